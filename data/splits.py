@@ -13,15 +13,20 @@ from data.records import Records, select_views
 from data.tasks import task_of
 
 
-def split_fold(records: Records, fold: str) -> tuple[Records, Records]:
-    """Split off fold k of n of the patients, for a `fold` 'k/n'; return (the others, the fold).
+def folds_of(patients: np.ndarray, parts: int) -> np.ndarray:  # [N] int64
+    """Return the fold of the patient of each image, from 0 to parts - 1.
 
-    The fold of a patient is a hash of the name modulo n. It depends neither on the seed nor on the
+    It is a hash of the name modulo the number of folds. It depends neither on the seed nor on the
     other patients, so two files that share some patients assign them to the same folds.
     """
+    codes, hashes = _patient_hashes(patients, 'fold')
+    return np.array([int.from_bytes(h, 'big') % parts for h in hashes], np.int64)[codes]
+
+
+def split_fold(records: Records, fold: str) -> tuple[Records, Records]:
+    """Split off fold k of n of the patients, for a `fold` 'k/n'; return (the others, the fold)."""
     part, parts = map(int, fold.split('/'))
-    codes, hashes = _patient_hashes(records.patient, 'fold')
-    is_scored = np.array([int.from_bytes(h, 'big') % parts == part for h in hashes], bool)[codes]
+    is_scored = folds_of(records.patient, parts) == part
     if is_scored.all() or not is_scored.any():
         raise ValueError(
             f'DATA.FOLD {fold} contains {is_scored.sum()} of the {len(records)} images of '

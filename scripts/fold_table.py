@@ -6,11 +6,14 @@ python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.c
 
 `join` writes P/ROW_seed0.csv.gz for each row and seed. It contains each image once, with the rank
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
-have no common scale. scripts/evaluate.py can also read these files. With --tune, rows that only
-differ in TRAIN.BASE_LR become one row: each fold takes the predictions of the row with the highest
-mean AUROC on the training patients whom its runs did not learn from, and P/tuning.csv lists the
-choices. These patients are those outside the share of the labels (EVAL.PREDICT_TRAIN) and, with
-EVAL.SELECT_ON last, the held-out patients.
+have no common scale. scripts/evaluate.py can also read these files. Files of other rows and seeds
+stay, so a sweep may run in parts.
+
+With --tune (both commands), rows that only differ in TRAIN.BASE_LR become one row: each fold takes
+the predictions of the row with the highest mean AUROC on the training patients whom its runs did
+not learn from. These patients are those outside the share of the labels (EVAL.PREDICT_TRAIN) and,
+with EVAL.SELECT_ON last, the held-out patients. `join` adds the AUROCs to P/tuning.csv, and `table`
+writes the choices to T/tuning.csv.
 
 `table` compares each row with
 all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR),
@@ -24,10 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.names import row_names
 from data.predictions import read_label_file, read_predictions
+from data.splits import folds_of
 from engine.run_record import SHOWN
 from evaluation.footnotes import Footnotes
 from evaluation.intervals import Resamples
@@ -43,7 +49,7 @@ from sweeps.files import (
     pixel_row,
     run_folder,
 )
-from sweeps.folds import Runs, save_ranks, tune
+from sweeps.folds import Runs, arms_of, choose_rates, compose, save_ranks, save_scores
 from sweeps.runner import folder_state
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
@@ -55,11 +61,13 @@ from sweeps.tables import (
     with_notes,
     write_table,
 )
+from system.files import replace_file
 from system.tool import tool
 
 FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
 )
+TUNING = 'tuning.csv'
 MEAN = 'mean'  # score: mean over the labels with enough cases
 
 
@@ -79,8 +87,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--output', type=Path, required=True, help='root of the run folders')
             add('--folds', type=int, required=True, help='the same as for ablate.py run')
             add('--seeds', type=int, default=3, help='seeds 0 to N - 1')
-            add('--tune', action='store_true', help='join rows that differ in TRAIN.BASE_LR alone')
+            add('--tune', action='store_true', help='also write the scores that choose a rate')
             continue
+        add('--tune', action='store_true', help='choose between rows that differ in TRAIN.BASE_LR')
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')
         add(
@@ -104,13 +113,14 @@ def join(args: argparse.Namespace) -> None:
         raise ValueError(f'--folds {args.folds} and --seeds {args.seeds} must be at least 1')
     sweep = load_sweep(args.sweep, args.scale)
     runs = finished_runs(sweep, args)
-    runs = tune(sweep, runs, folds=args.folds, save=args.save) if args.tune else runs
     for row in [row for row in sweep.rows if row.name in runs]:
         for seed, folders in runs[row.name].items():
             for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
                 files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
                 if kind == '' or files[0].is_file():
                     save_ranks(args.save / f'{name}_seed{seed}.csv.gz', files)
+    if args.tune:
+        save_scores(args.save / TUNING, sweep, runs)
 
 
 def finished_runs(sweep: Sweep, args: argparse.Namespace) -> dict[str, Runs]:
@@ -142,9 +152,12 @@ def finished_runs(sweep: Sweep, args: argparse.Namespace) -> dict[str, Runs]:
 def table(args: argparse.Namespace) -> None:
     """Write a table of each score as Markdown and CSV files."""
     sweep = load_sweep(args.sweep, args.scale)
+    chosen = tuned(sweep, args) if args.tune else {}
     rows = [name for name in args.row if not name.startswith(f'{PIXELS}_')]
     sweep = only_rows(sweep, rows) if rows else sweep
-    samples = read_samples(args, [row.name for row in sweep.rows])
+    replaced = {name for arm in arms_of(sweep) for name in arm[1:]} if args.tune else set()
+    names = [row.name for row in sweep.rows if row.name not in replaced]
+    samples = read_samples(args, names, chosen)
     if args.against and args.against not in samples:
         raise ValueError(f'--against must be among {[*samples]}, got {args.against!r}')
     pairs = compared_pairs(sweep, samples, args)
@@ -155,8 +168,29 @@ def table(args: argparse.Namespace) -> None:
         print(write_score(sweep, score, pairs, samples, args))
 
 
-def read_samples(args: argparse.Namespace, names: Sequence[str]) -> LongTable:
-    """Return the AUROCs of the joined predictions of all rows and seeds."""
+def tuned(sweep: Sweep, args: argparse.Namespace) -> dict[str, list[str]]:
+    """Write the choices of rates, and return row -> chosen row of each fold."""
+    file = args.predictions / TUNING
+    if not file.is_file():
+        raise ValueError(f'--tune needs {file}, which `join --tune` writes')
+    choices = choose_rates(sweep, pd.read_csv(file))
+    args.save.mkdir(parents=True, exist_ok=True)
+    text = choices.to_csv(index=False, float_format='%.4f')
+    replace_file(args.save / TUNING, text.encode())
+    taken = choices[choices['chosen']].sort_values('fold')
+    return taken.groupby('row')['candidate'].agg(list).to_dict()
+
+
+def read_samples(
+    args: argparse.Namespace, names: Sequence[str], chosen: Mapping[str, Sequence[str]]
+) -> LongTable:
+    """Return the AUROCs of the joined predictions of rows and seeds.
+
+    Args:
+        args: Arguments of the command.
+        names: Rows.
+        chosen: Row -> row whose predictions each fold takes, see `tuned`.
+    """
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     draws: Resamples | None = None
     for file in sorted(args.predictions.glob('*_seed*.csv.gz')):
@@ -165,6 +199,12 @@ def read_samples(args: argparse.Namespace, names: Sequence[str]) -> LongTable:
             continue
         predictions = read_predictions(file)
         labels = read_label_file(args.labels, labels=predictions.labels)
+        if name in chosen:
+            parts = [args.predictions / f'{row}_seed{seed}.csv.gz' for row in chosen[name]]
+            records = labels.records
+            place = row_names(records.path).get_indexer(row_names(predictions.names))
+            folds = folds_of(records.patient[place], len(parts))
+            predictions = compose([read_predictions(part) for part in parts], folds)
         cases, _ = match(predictions, labels, name=name, level='image')
         draws = draws or Resamples(cases.patient, resamples=args.resamples, seed=args.seed)
         weights, scores = draws.score_weights(cases.patient), {}

@@ -47,7 +47,7 @@ step '3/3 tuned settings and tables'
 $python scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
     --save "$out/predictions" --tune
 $python scripts/fold_table.py table "${sweep[@]}" --predictions "$out/predictions" \
-    --labels "$store/all.csv" --save "$out/results"
+    --labels "$store/all.csv" --save "$out/results" --tune
 echo
 cat "$out/results/simmim_mae_mean.md"
 if [ -n "${TRIAL:-}" ]; then echo '- TRIAL=1: these scores mean nothing.'; fi

@@ -1,6 +1,7 @@
 """Predictions of the folds of a cross-validated sweep: join them by rank, and tune by fold."""
 
 import gzip
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from system.files import replace_file
 
 LOGGER = logging.getLogger(__name__)
 RATE = 'TRAIN.BASE_LR'
+CHOOSING, MEAN_SCORE = ['row', 'seed', 'fold'], 'mean_auroc'  # columns of tuning.csv
 Runs = dict[int, list[Path]]  # seed -> run folder of each fold
 
 
@@ -51,49 +53,83 @@ def join_ranks(files: Sequence[Path]) -> Predictions:
     return replace(parts[0], names=names, probabilities=np.concatenate(ranks))
 
 
-def tune(sweep: Sweep, runs: Mapping[str, Runs], *, folds: int, save: Path) -> dict[str, Runs]:
-    """Return one row for all rows that differ in TRAIN.BASE_LR alone, and write save/tuning.csv.
-
-    In each fold, it has the runs of the row with the highest mean AUROC over the seeds on training
-    patients of the fold whom the runs did not learn from (`mean_score`). A patient is scored by a
-    rate that other patients chose, and these patients see the runs that are scored: a run that
-    fails is not chosen. The row has the name of the first of its rows.
-
-    Raises:
-        ValueError: If rows that are tuned together have not finished the same seeds.
-    """
+def arms_of(sweep: Sweep) -> list[list[str]]:
+    """Return the rows that differ in TRAIN.BASE_LR alone, for each such group of several rows."""
     arms: dict[tuple[str, ...], list[str]] = {}
-    for row in [row for row in sweep.rows if row.name in runs]:
+    for row in sweep.rows:
         options = {**row.options('finetune'), RATE: None}
         learned = row.pretrain_run if row.pretraining else ''
         arm = learned, str(row.configs['finetune']), row.subset, repr(sorted(options.items()))
         arms.setdefault(arm, []).append(row.name)
-    tuned: dict[str, Runs] = {}
+    return [names for names in arms.values() if len(names) > 1]
+
+
+def save_scores(path: Path, sweep: Sweep, runs: Mapping[str, Runs]) -> None:
+    """Add the `mean_score` of the runs between which a rate is chosen to a table.
+
+    It has the columns of `CHOOSING` and the score. Runs that it contains are replaced.
+    """
+    found = [
+        (row, seed, fold, mean_score(folder))
+        for row in itertools.chain(*arms_of(sweep))
+        for seed, folders in runs.get(row, {}).items()
+        for fold, folder in enumerate(folders)
+    ]
+    table = pd.DataFrame(found, columns=[*CHOOSING, MEAN_SCORE])
+    if path.is_file():
+        table = pd.concat([table, pd.read_csv(path)]).drop_duplicates(CHOOSING)
+    text = table.sort_values(CHOOSING).to_csv(index=False, float_format='%.6f')
+    replace_file(path, text.encode())
+
+
+def choose_rates(sweep: Sweep, table: pd.DataFrame) -> pd.DataFrame:
+    """Choose a rate for the rows that differ in TRAIN.BASE_LR alone, in each fold.
+
+    The best row of a fold has the highest mean AUROC over the seeds on training patients of the
+    fold whom the runs did not learn from (`mean_score`). A patient is scored by a rate that other
+    patients chose, and these patients see the runs that are scored: a run that fails is not chosen.
+
+    Args:
+        sweep: Sweep.
+        table: Scores by which rows are chosen, see `save_scores`.
+
+    Returns:
+        For each fold and candidate: row (the first candidate, whose name the chosen ones receive),
+        fold, candidate, mean_auroc and chosen. Rows without any run are left out.
+
+    Raises:
+        ValueError: If rows that are tuned together have not finished the same seeds.
+    """
+    seeds = table.groupby('row')['seed'].agg(set)
+    means = table.groupby(['row', 'fold'])[MEAN_SCORE].mean()
     choices = []
-    for names in arms.values():
-        first = names[0]
-        if unequal := [name for name in names if runs[name].keys() != runs[first].keys()]:
+    for first, *others in arms_of(sweep):
+        if not {first, *others} & {*seeds.index}:
+            continue
+        if unequal := [name for name in others if seeds.get(name) != seeds.get(first)]:
             raise ValueError(f'{first} and {unequal[0]} have not finished the same seeds')
-        tuned[first] = {seed: [] for seed in runs[first]}
-        for fold in range(folds):
-            scores = {
-                name: mean_score([folders[fold] for folders in runs[name].values()])
-                for name in names
-            }
+        for fold in means[first].index:
+            scores = {name: means[name, fold] for name in (first, *others)}
             best = max(scores, key=scores.get)
-            for seed, folders in runs[best].items():
-                tuned[first][seed].append(folders[fold])
             for name, score in scores.items():
-                choice = {'row': first, 'fold': fold, 'candidate': name, 'mean_auroc': score}
+                choice = {'row': first, 'fold': fold, 'candidate': name, MEAN_SCORE: score}
                 choices.append(choice | {'chosen': name == best})
-    save.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(choices).to_csv(index=False, float_format='%.4f')
-    replace_file(save / 'tuning.csv', table.encode())
-    return tuned
+    return pd.DataFrame(choices, columns=['row', 'fold', 'candidate', MEAN_SCORE, 'chosen'])
 
 
-def mean_score(folders: Sequence[Path]) -> float:
-    """Return the mean AUROC of runs over labels, on training patients whom they did not learn from.
+def compose(parts: Sequence[Predictions], folds: np.ndarray) -> Predictions:
+    """Take the predictions of each fold from its own file.
+
+    Args:
+        parts: Joined predictions of the row that each fold has chosen.
+        folds: Fold of each image, [N], in the order of the files, which all list the same images.
+    """
+    values = np.stack([part.probabilities for part in parts])  # [folds, N, K]
+    return replace(parts[0], probabilities=values[folds, np.arange(len(folds))])
+
+
+def mean_score(folder: Path) -> float:
+    """Return the mean AUROC of a run over labels, on training patients whom it did not learn from.
 
     These are the patients outside the share of the labels and, with EVAL.SELECT_ON 'last', the
     held-out patients. Labels with few cases of a class among them do not count.
@@ -101,18 +137,15 @@ def mean_score(folders: Sequence[Path]) -> float:
     Raises:
         ValueError: If there are no such patients, or all labels have few cases among them.
     """
-    scores = []
-    for folder in folders:
-        labels, probabilities, targets = _not_learned(folder)
-        few = labels_with_few_cases(count_classes(targets, labels))
-        counted = [label not in few for label in labels]
-        if not any(counted):
-            raise ValueError(
-                f'{folder}: no label has {FEW_CASES} cases of each class among the '
-                f'{len(targets)} training images that the run did not learn from'
-            )
-        scores.append(auroc_per_label(probabilities[:, counted], targets[:, counted]).mean())
-    return float(np.mean(scores))
+    labels, probabilities, targets = _not_learned(folder)
+    few = labels_with_few_cases(count_classes(targets, labels))
+    counted = [label not in few for label in labels]
+    if not any(counted):
+        raise ValueError(
+            f'{folder}: no label has {FEW_CASES} cases of each class among the '
+            f'{len(targets)} training images that the run did not learn from'
+        )
+    return float(auroc_per_label(probabilities[:, counted], targets[:, counted]).mean())
 
 
 def _not_learned(folder: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:

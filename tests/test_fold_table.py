@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -305,22 +306,39 @@ def test_tuning_takes_the_setting_that_is_best_on_patients_who_were_not_learned(
     folder = sweep.parent
     words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p', '--tune']
     assert run('join', '--sweep', sweep, *words) == 0
-    files = {path.name for path in (folder / 'p').iterdir()}
-    assert files == {'tuning.csv'} | {
-        f'{row}_seed{seed}.csv.gz'
-        for row in ('simmim_1', 'other_1', 'scratch_1')
-        for seed in range(2)
-    }
-    choices = pd.read_csv(folder / 'p/tuning.csv')
-    taken = ['simmim_low_1', 'simmim_1', 'simmim_1', *['other_1'] * FOLDS, *['scratch_1'] * FOLDS]
+    assert table_of(sweep, '--tune', '--resamples', 50) == 0
+    choices = pd.read_csv(folder / 't/tuning.csv')
+    taken = ['simmim_low_1', 'simmim_1', 'simmim_1']
     assert list(choices[choices['chosen']]['candidate']) == taken
-    table = pd.read_csv(folder / 'p/simmim_1_seed0.csv.gz').set_index('Path')
-    for part, name in enumerate(taken[:FOLDS]):
-        valid, _ = folds_of(folder, part)
-        own = values[name][part][np.isin(names(), valid)]
-        paths = np.array(names())[np.isin(names(), valid)]
-        wanted = (rankdata(own, axis=0) - 0.5) / len(own)
-        np.testing.assert_allclose(table.loc[paths, [*LABELS]], wanted, atol=1e-4)
+    table = pd.read_csv(folder / 't/mine_Edema.csv').set_index('row')
+    assert {*table.index} == {'simmim_1', 'other_1', 'scratch_1'}
+    ranks = np.empty(len(names()))
+    for part, name in enumerate(taken):
+        is_valid = np.isin(names(), folds_of(folder, part)[0])
+        ranks[is_valid] = (rankdata(values[name][part][is_valid, 0]) - 0.5) / is_valid.sum()
+    targets = pd.read_csv(folder / 'all.csv').set_index('Path')
+    wanted = roc_auc_score(targets.loc[names(), 'Edema'], ranks)
+    assert table.loc['simmim_1', 'value'] == pytest.approx(wanted, abs=1e-3)
+    scores = pd.read_csv(folder / 'p/tuning.csv')
+    assert {*scores['row']} == {'simmim_1', 'simmim_low_1'}
+
+
+def test_a_sweep_may_be_joined_in_parts(settings: tuple) -> None:
+    sweep, _ = settings
+    folder = sweep.parent
+    words = ['--sweep', sweep, '--output', folder, '--folds', FOLDS, '--tune', '--save']
+    assert run('join', *words, folder / 'whole', '--seeds', 2) == 0
+    assert run('join', *words, folder / 'parts', '--seeds', 1) == 0
+    for gone in (folder / 'simmim_finetune').glob('*_seed0_*'):
+        shutil.rmtree(gone)
+    assert run('join', *words, folder / 'parts', '--seeds', 2) == 0
+    files = {path.name: path.read_bytes() for path in (folder / 'whole').iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (folder / 'parts').iterdir()}
+
+
+def test_the_score_of_a_rate_is_that_of_patients_outside_the_share(settings: tuple) -> None:
+    sweep, values = settings
+    folder = sweep.parent
     targets = pd.read_csv(folder / 'all.csv').set_index('Path')
     config = config_of(folder, 1)
     train = read_split(config, 'train', LOGGER)
@@ -331,8 +349,8 @@ def test_tuning_takes_the_setting_that_is_best_on_patients_who_were_not_learned(
         roc_auc_score(targets.loc[others, label], noise_of(values, others, k))
         for k, label in enumerate(LABELS)
     ]
-    entry = choices[(choices['fold'] == 1) & (choices['candidate'] == 'scratch_1')]
-    assert entry['mean_auroc'].item() == pytest.approx(np.mean(scores), abs=1e-4)
+    run = folder / 'simmim_finetune/mine_scratch_1_seed0_fold1'
+    assert mean_score(run) == pytest.approx(np.mean(scores), abs=1e-4)
 
 
 @pytest.mark.parametrize(('select_on', 'fraction'), [('last', 0.34), ('last', 1), ('auto', 0.34)])
@@ -363,7 +381,7 @@ def test_held_out_patients_count_in_tuning_if_they_select_no_epoch(
         for k in range(len(LABELS))
         if min(targets[:, k].sum(), (1 - targets[:, k]).sum()) >= 5
     ]
-    assert scores and mean_score([run]) == pytest.approx(np.mean(scores), abs=1e-6)
+    assert scores and mean_score(run) == pytest.approx(np.mean(scores), abs=1e-6)
 
 
 def noise_of(values: dict, paths: np.ndarray, label: int) -> np.ndarray:
@@ -380,7 +398,12 @@ def test_tuning_needs_the_same_seeds_and_enough_cases(
     monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
     assert run('join', '--sweep', sweep, *words) == 2
     assert 'simmim_1_seed0_fold0' in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(fold_table, 'folder_state', state)
     (folder / 'simmim_finetune/mine_simmim_low_1_seed1_fold0').rename(folder / 'elsewhere')
-    assert run('join', '--sweep', sweep, *words) == 2
+    assert run('join', '--sweep', sweep, *words) == 0
+    assert table_of(sweep, '--tune') == 2
     assert 'simmim_low_1' in capsys.readouterr().err
-    assert not (folder / 'p').exists()
+    (folder / 'p/tuning.csv').unlink()
+    assert table_of(sweep, '--tune') == 2
+    assert 'tuning.csv' in capsys.readouterr().err

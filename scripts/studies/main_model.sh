@@ -2,8 +2,9 @@
 # Does SimMIM help the Swin, and would MAE help more? docs/studies/main_model.md has the design.
 #   bash scripts/studies/main_model.sh LABELLED UNLABELLED OUT
 # LABELLED: CheXpert's layout with one CSV file, all.csv. UNLABELLED: a folder of images.
-# PARTS='primary probes': only these parts. PARALLEL=2: runs at a time, one CPU core each.
-# About 24 core-hours in all (estimated). Run again after a stop, it resumes.
+# PARTS='primary probes': only these parts. SEED=3: only this seed. PARALLEL=2: runs at a time, one CPU
+# core each. About 24 core-hours in all (estimated). Run again after a stop, it resumes. Copy the
+# predictions of finished seeds to OUT/results/predictions, and the tables contain them.
 set -euo pipefail
 usage='usage: bash scripts/studies/main_model.sh LABELLED UNLABELLED OUT'
 labelled=$(cd "${1:?$usage}" && pwd)
@@ -21,10 +22,14 @@ variants='normalised hog ratio75 unit16 crops20 noise'
 # part NAME SEEDS 'METHOD ...' 'SHARE ...': run these rows if the part is wanted.
 part() {
     case " ${PARTS:-primary probes vit longer exploratory} " in *" $1 "*) ;; *) return 0 ;; esac
-    local method share rows=()
+    local method share rows=() seeds=(--seeds "$2")
+    if [ -n "${SEED:-}" ]; then
+        [ "$SEED" -lt "$2" ] || return 0
+        seeds=(--seed "$SEED")
+    fi
     for method in $3; do for share in $4; do rows+=("${method}_$share"); done; done
     echo "main_model: part $1"
-    $python scripts/ablate.py run "${sweep[@]}" --seeds "$2" --row "${rows[@]}" --folds 5 --keep best \
+    $python scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --row "${rows[@]}" --folds 5 --keep best \
         --parallel "${PARALLEL:-2}" --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
 }
 
@@ -40,7 +45,7 @@ part exploratory 3 "$(echo images{3000,1500}{,_low})" 1
 results=$out/results
 $python scripts/fold_table.py join "${sweep[@]}" --folds 5 --seeds 10 --tune --output "$out" --save "$results/predictions"
 table=("$python" scripts/fold_table.py table "${sweep[@]}" --predictions "$results/predictions"
-    --labels "$labelled/all.csv" --scores Pneumonia mean)
+    --labels "$labelled/all.csv" --scores Pneumonia mean --tune)
 "${table[@]}" --save "$results/primary" --row {swin,scratch_swin}_{1,0.1}
 "${table[@]}" --save "$results/secondary" --row \
     {swin,scratch_swin,{linear,attentive}_{,random_}swin,pixels}_{1,0.1} \
