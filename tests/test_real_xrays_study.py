@@ -49,14 +49,14 @@ def test_figures_show_a_study_that_is_not_finished(tmp_path: Path, rows: tuple[s
 def test_deviations_between_seeds_are_those_of_the_intervals() -> None:
     """Two seeds with differences -1 and 1 have the deviation sqrt(2)."""
     low, high = t_interval([-1.0, 1.0])
-    line = {'seeds': 2, 'seeds_low': low, 'seeds_high': high}
+    line = {'against': 'scratch_1', 'seeds': 2, 'seeds_low': low, 'seeds_high': high}
     rows = [{'row': 'mae_1', **line}, {'row': 'linear_mae_1', **line}, {'row': 'knn_mae_1'}]
     found = power.observed_deviations(pd.DataFrame(rows))
     assert found.to_dict() == pytest.approx({'fine-tuning': 2**0.5, 'linear': 2**0.5})
-    found = power.observed_deviations(pd.DataFrame(rows), ['mae_1'])
-    assert found.to_dict() == pytest.approx({'mae_1': 2**0.5})
+    found = power.observed_deviations(pd.DataFrame(rows), ['mae_1/scratch_1'])
+    assert found.to_dict() == pytest.approx({'mae_1/scratch_1': 2**0.5})
     with pytest.raises(ValueError, match='knn_mae_1'):
-        power.observed_deviations(pd.DataFrame(rows), ['knn_mae_1'])
+        power.observed_deviations(pd.DataFrame(rows), ['knn_mae_1/scratch_1'])
 
 
 def test_seeds_that_move_the_whole_model_hide_a_difference() -> None:

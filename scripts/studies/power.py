@@ -1,15 +1,15 @@
 """Simulate which differences in AUROC a study on 1,000 labelled X-rays can detect.
 
-python scripts/studies/power.py                                                   # real_xrays.md
-python scripts/studies/power.py --rows swin_1 swin_0.1 --seeds 10 --comparisons 2 # main_model.md
+python scripts/studies/power.py                                                       # real_xrays
+python scripts/studies/power.py --pairs swin_1/scratch_swin_1 --seeds 10 --comparisons 2  # main_model
 
 For each design it prints the share of trials that find a difference. The score of an image is
 normal: most of its variance is shared by two methods, and the rest is a method's own. Each seed
 moves the whole model: it changes the difference between the two methods on all images, with the
-standard deviation that the study docs/studies/real_xrays.md observed for the rows, or by default
-with the median of all rows of a mode. A difference is found if the intervals over images (DeLong)
-and over seeds (Student's t) exclude 0, the former with the level of the first step of Holm's
-correction.
+standard deviation that the study docs/studies/real_xrays.md observed for a pair of rows, or by
+default with the median of all pairs of a mode. A difference is found if the intervals over images
+(DeLong) and over seeds (Student's t) exclude 0, the former with the level of the first step of
+Holm's correction.
 """
 
 import argparse
@@ -34,28 +34,28 @@ DIFFERENCES = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('--rows', nargs='+', default=[], help='rows that state deviations; default: all, by mode')
+    add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='pairs; default: all, by mode')
     add('--seeds', nargs='+', type=int, default=[3, 10], help='numbers of seeds')
     add('--comparisons', nargs='+', type=int, default=[6, 123], help='sizes of the family of Holm')
     return parser.parse_args(argv)
 
 
-def observed_deviations(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.Series:
-    """Return standard deviations of a difference between seeds: of rows, or the median of a mode.
+def observed_deviations(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.Series:
+    """Return standard deviations of a difference between seeds: of pairs, or the median of a mode.
 
-    The table is the one of scripts/fold_table.py. Its intervals over seeds give the deviations. A
-    row that is compared with several others has the median.
+    The table is the one of scripts/fold_table.py. Its intervals over seeds give the deviations.
 
     Raises:
-        ValueError: If a row is not compared in the table.
+        ValueError: If the rows of a pair 'ROW/ROW' are not compared in the table.
     """
     compared = table[table['seeds_low'].notna()]
     half = (compared['seeds_high'] - compared['seeds_low']) / 2
     deviations = half * np.sqrt(compared['seeds']) / t.isf(LEVEL / 2, compared['seeds'] - 1)
-    if rows:
-        if unknown := [row for row in rows if row not in set(compared['row'])]:
-            raise ValueError(f'--rows must be compared in {TABLE}, got {unknown[0]!r}')
-        return deviations.groupby(compared['row']).median()[[*rows]]
+    if pairs:
+        deviations.index = compared['row'] + '/' + compared['against']
+        if unknown := [pair for pair in pairs if pair not in deviations]:
+            raise ValueError(f'--pairs: the rows must be compared in {TABLE}, got {unknown[0]!r}')
+        return deviations[[*pairs]]
     modes = compared['row'].str.extract('^(linear|knn)_')[0].fillna('fine-tuning')
     return deviations.groupby(modes).median()
 
@@ -104,9 +104,9 @@ def finds(
 
 def main(args: argparse.Namespace) -> int:
     rng = np.random.default_rng(0)
-    deviations = observed_deviations(pd.read_csv(TABLE), args.rows)
+    deviations = observed_deviations(pd.read_csv(TABLE), args.pairs)
     designs = [(500, 0.85, name) for name in deviations.index]
-    if not args.rows:
+    if not args.pairs:
         designs += [(500, 0.75, 'fine-tuning'), (96, 0.75, 'fine-tuning')]
     families = {'seeds': args.seeds, 'comparisons': args.comparisons}
     for positives, area, name in designs:
