@@ -59,8 +59,11 @@ def test_the_study_states_the_operations_of_its_methods() -> None:
     assert share == pytest.approx(expected | {'simmim_1': 1}, abs=0.005)
 
 
-def test_the_recipe_gives_mae_the_operations_of_simmim() -> None:
+@pytest.mark.parametrize(
+    'sweep, scale', [('comparison/simmim_mae.yaml', 'cpu'), ('studies/main_model.yaml', 'all')]
+)
+def test_mae_has_the_operations_of_simmim(sweep: str, scale: str) -> None:
     """To half an epoch."""
-    found = count(Path('comparison/simmim_mae.yaml'), 'cpu', ('simmim_0.1', 'mae_0.1'))
+    found = count(Path(sweep), scale, ('simmim_0.1', 'mae_0.1'))
     (each, epochs), (other, count_of_epochs) = found.values()
     assert count_of_epochs == pytest.approx(epochs * each / other, abs=0.5)

@@ -1,7 +1,7 @@
 """Simulate which differences in AUROC a study on 1,000 labelled X-rays can detect.
 
-python scripts/studies/power.py                                                       # real_xrays
-python scripts/studies/power.py --pairs swin_1/scratch_swin_1 --seeds 10 --comparisons 2  # main_model
+python scripts/studies/power.py  # real_xrays
+python scripts/studies/power.py --pairs swin_1/scratch_swin_1 --seeds 10 --comparisons 2
 
 For each design it prints the share of trials that find a difference. The score of an image is
 normal: most of its variance is shared by two methods, and the rest is a method's own. Each seed
