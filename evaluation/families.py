@@ -1,6 +1,6 @@
 """How each kind of predictions is scored: the scores of a split, and what selects a checkpoint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from config import Config
 from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
 from evaluation.classes import CLASS_METRICS, class_table, describe_classes
 from evaluation.metrics import (
+    SplitScores,
     describe_scores,
     labels_with_few_cases,
     score_table,
@@ -27,8 +28,6 @@ from evaluation.numbers import (
     selecting_numbers,
 )
 from models.outputs import OUTPUTS
-
-Scores = Mapping[str, Any]  # of a split, as in scores.json
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ class Family:
 
     measure: str
     table: Callable[..., dict[str, Any]]
-    describe: Callable[[Scores], str]
-    few: Callable[[Scores], dict[str, str]]
+    describe: Callable[[SplitScores], str]
+    few: Callable[[SplitScores], dict[str, str]]
     unit: str
     has_thresholds: bool
-    selecting: Callable[[Scores, str], tuple[str, ...]]
-    select: Callable[[Scores, str], float]
+    selecting: Callable[[SplitScores, str], tuple[str, ...]]
+    select: Callable[[SplitScores, str], float]
     logged: tuple[str, ...]
 
 

@@ -8,7 +8,7 @@ report, the CSV tables and the console output come from `METRICS`.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -368,6 +368,27 @@ def mean_defined(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else float('nan')
 
 
+class SplitScores(TypedDict, total=False):
+    """Scores of a checkpoint on a split, as in scores.json (split -> checkpoint -> scores).
+
+    Classes and numbers have further metrics, see `evaluation.classes` and `evaluation.numbers`.
+    """
+
+    level: str  # 'study' or 'image'
+    rows: int  # number of scored studies or images
+    mean_of_five: float  # NaN if one is undefined; missing if one of the five is no label
+    mean_of_defined: float
+    auroc: dict[str, float]  # NaN where undefined
+    positives: dict[str, int]
+    negatives: dict[str, int]
+    undefined: list[str]  # labels
+    loss: float
+    views: str
+    selected_on: str  # split that selected the checkpoint
+    selecting_images: int
+    selecting_labels: list[str]
+
+
 def score_table(
     probabilities: np.ndarray,
     targets: np.ndarray,
@@ -377,7 +398,7 @@ def score_table(
     level: str,
     aggregate: str = 'max',
     exclusive: bool = False,
-) -> dict[str, Any]:
+) -> SplitScores:
     """Compute the AUROC of every label and the means.
 
     Args:
@@ -390,9 +411,7 @@ def score_table(
         exclusive: Whether the labels are classes, see `study_level`.
 
     Returns:
-        `auroc` {label: area, NaN where undefined}, `positives` and `negatives` {label: number},
-        `mean_of_five` (NaN if one of the five is undefined; missing if one is not among the
-        labels), `mean_of_defined`, `undefined` [labels], `rows`, `level`.
+        The entries up to `undefined`.
     """
     if level == 'study':
         probabilities, targets, _ = study_level(
@@ -414,7 +433,7 @@ def score_table(
     }
 
 
-def selecting_labels(scores: Mapping[str, Any], rule: str) -> tuple[str, ...]:
+def selecting_labels(scores: SplitScores, rule: str) -> tuple[str, ...]:
     """Return the labels whose mean AUROC selects a checkpoint. Predictions do not change them.
 
     Args:

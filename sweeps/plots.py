@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from logger import read_metrics
+from sweeps.collected import Collected, CollectedRow
 from sweeps.comparison import MEANS, MISSING, is_compared, t_interval
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
 from sweeps.sweep_table import (
-    Collected,
     choose_scores,
     distinct_rows,
     known_scores,
@@ -320,7 +320,7 @@ def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path)
         axis.set_title(f'{axis.get_title()}\nrank {rank:.1f}, spread {spread:.2f}', fontsize=8)
 
 
-def _bars(row: Mapping[str, Any], score: str, *, is_single: bool) -> np.ndarray:
+def _bars(row: CollectedRow, score: str, *, is_single: bool) -> np.ndarray:
     """Return the lengths [2, 1] of an error bar over patients or seeds, NaN if it is unknown."""
     values = score_of(row, score)
     if is_single:
@@ -338,7 +338,7 @@ def _patient_bars(mean: float, part: Mapping[str, float | None] | None) -> np.nd
     return np.maximum([[mean - part['low']], [part['high'] - mean]], 0)
 
 
-def _method_style(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+def _method_style(number: int, row: CollectedRow) -> dict[str, Any]:
     """Return the style of the method with this number. Without pre-training, markers are open."""
     colour = COLOURS[number % len(COLOURS)]
     return {

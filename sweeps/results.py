@@ -12,6 +12,7 @@ from config import Config, value_at
 from data.masking import average_distance, mask_generator
 from engine.run_record import files_read, is_finished, read_record, without_home
 from logger import json_safe, read_metrics
+from sweeps.collected import Collected, CollectedRow, CollectedRun, CollectedSeed
 from sweeps.comparison import (
     ENDS,
     LongTable,
@@ -43,7 +44,6 @@ from sweeps.run_scores import (
     selection_figures,
     written_scores,
 )
-from sweeps.sweep_table import Collected
 from system.files import replace_file
 
 Rows = Mapping[str, Mapping[int, Scored]]  # name -> seed -> finished run
@@ -67,7 +67,7 @@ def collect(
     *,
     split: str = '',
     resamples: int | None = None,
-) -> dict[str, Any]:
+) -> Collected:
     """Collect all values that tables and figures of a sweep show, as JSON values.
 
     Args:
@@ -233,7 +233,7 @@ def _published(sweep: Sweep, scored: Mapping[str, Mapping[int, Scored]]) -> dict
 
 
 def _scored_runs(
-    row: Row, seeds: Sequence[Mapping[str, Any]], output: str | Path, kind: str = ''
+    row: Row, seeds: Sequence[CollectedSeed], output: str | Path, kind: str = ''
 ) -> dict[int, Scored]:
     """Return seed -> finished run of a row, given the entries of `_collect_seed`."""
     return {
@@ -261,7 +261,7 @@ def _pixel_sources(sweep: Sweep) -> list[Row]:
     return [*found.values()]
 
 
-def _collect_pixels(row: Row, collected: Mapping[str, Any], output: str | Path) -> dict[str, Any]:
+def _collect_pixels(row: Row, collected: CollectedRow, output: str | Path) -> CollectedRow:
     """Return a row with the logistic regressions on pixels that the runs of a row have scored."""
     entries = []
     for entry in collected['seeds']:
@@ -286,7 +286,7 @@ def _best_held_out(names: Sequence[str], scored: Mapping[str, Mapping[int, Score
 
 def _collect_row(
     sweep: Sweep, row: Row, seeds: Sequence[int], output: str | Path, reference: Config | None
-) -> dict[str, Any]:
+) -> CollectedRow:
     """Collect the facts about a row. Its held-out images are compared with the `reference`."""
     configs = [load_config(folder) for folder in _finished(row, 'simmim', seeds, output)]
     caveats = {caveat for config in configs for caveat in _l1_caveats(config, reference)}
@@ -305,7 +305,7 @@ def _collect_row(
     }
 
 
-def _collect_seed(row: Row, seed: int, output: str | Path, split: str) -> dict[str, Any]:
+def _collect_seed(row: Row, seed: int, output: str | Path, split: str) -> CollectedSeed:
     return {
         'seed': seed,
         'pretrain': _entry(run_folder(output, row.pretraining, row, seed), 'pretrain'),
@@ -318,7 +318,7 @@ def _finished(row: Row, stage: str, seeds: Sequence[int], output: str | Path) ->
     return [folder for folder in folders if folder and is_finished(folder)]
 
 
-def _entry(folder: Path | None, section: str, split: str = '') -> dict[str, Any] | None:
+def _entry(folder: Path | None, section: str, split: str = '') -> CollectedRun | None:
     """Collect state, values and provenance of a run; None if the row does not have the stage."""
     if folder is None:
         return None

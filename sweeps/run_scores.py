@@ -15,8 +15,9 @@ from data.reading import SCORED_SPLITS, scored_records
 from data.tasks import CLASSES, task_of
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
-from evaluation.metrics import METRICS, label_scores
+from evaluation.metrics import METRICS, SplitScores, label_scores
 from logger import read_metrics
+from sweeps.collected import RunFigures
 from sweeps.comparison import MEANS
 from sweeps.files import PIXELS, load_config, without_cache
 
@@ -32,7 +33,7 @@ class Scored(NamedTuple):
     """
 
     folder: Path
-    figures: dict[str, Any]
+    figures: RunFigures
     kind: str = ''
 
     @property
@@ -125,12 +126,7 @@ def read_scores(folder: Path, split: str = '') -> Scored:
         split: One of SPLITS, or '' for the first of them that was scored.
 
     Returns:
-        The run with `split`, `checkpoint`, `level`, `views`, `rows`, `positives` and `undefined`,
-        for a selected checkpoint with `selected_on` and `selecting_images`, if they are known,
-        with `thresholds` by label, and with `scores`: the AUROC by label and the MEANS, and the
-        other metrics of report.json as 'metric:label', such as 'f1:Edema' or 'f1:mean_of_five'.
-        `last` has the AUROCs of the last checkpoint, or is empty if that was not scored.
-        Undefined scores are None.
+        The run with its results up to `thresholds` in `RunFigures`.
 
     Raises:
         ValueError: If scores.json or report.json cannot be read. The message names the folder.
@@ -156,7 +152,7 @@ def read_scores(folder: Path, split: str = '') -> Scored:
     return Scored(folder, figures)
 
 
-def read_pixel_scores(folder: Path, split: str) -> dict[str, Any] | None:
+def read_pixel_scores(folder: Path, split: str) -> RunFigures | None:
     """Read the scores of the logistic regression on pixels of a run as in `read_scores`.
 
     The result is None if the run has not scored it.
@@ -165,14 +161,8 @@ def read_pixel_scores(folder: Path, split: str) -> dict[str, Any] | None:
     return scores and _protocol(split, PIXELS, scores) | {'scores': _areas(scores)}
 
 
-def selection_figures(folder: Path, checkpoint: str) -> dict[str, Any]:
-    """Return which epoch of a fine-tuning run was scored.
-
-    Returns:
-        `held_out`, the score of this checkpoint on the held-out patients, -inf if there is none;
-        `epochs`, the number of epochs, 0 for a probe; and `selected_epoch`, counted from 1, if one
-        was selected.
-    """
+def selection_figures(folder: Path, checkpoint: str) -> RunFigures:
+    """Return which epoch of a fine-tuning run was scored: `held_out` and the entries after it."""
     epochs = read_metrics(folder / 'metrics.jsonl')
     trained = [epoch for epoch in epochs if epoch['epoch'] >= 0]
     scored = {epoch['epoch'] + 1: epoch['score'] for epoch in trained if epoch.get('score')}
@@ -185,14 +175,11 @@ def selection_figures(folder: Path, checkpoint: str) -> dict[str, Any]:
     return figures | {'selected_epoch': max(scored, key=scored.get, default=None)}
 
 
-def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> RunFigures:
     """Compute the results of a pre-training run from the records of metrics.jsonl.
 
-    Returns:
-        `l1`, the final held-out L1 in grey levels under the masks that all runs share; `l1_mean`
-        and `l1_linear`, the same for the trivial predictors; `images`, the number of seen images;
-        and `seconds`, the number of epochs times the median epoch without evaluation. After a
-        resume, a record times only the rest of its epoch; its speed counts for the whole epoch.
+    `seconds` is the number of epochs times the median epoch without evaluation. After a resume, a
+    record times only the rest of its epoch; its speed counts for the whole epoch.
     """
     last, key = records[-1] if records else {}, 'reference_l1_grey'
     figures = {'l1': last.get(key)}
@@ -206,7 +193,7 @@ def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float
     return figures
 
 
-def _score_file(folder: Path) -> dict[str, Any]:
+def _score_file(folder: Path) -> dict[str, dict[str, SplitScores]]:
     """Read scores.json of a run: split -> checkpoint -> scores."""
     try:
         return dict(json.loads((folder / 'scores.json').read_bytes()))
@@ -214,7 +201,7 @@ def _score_file(folder: Path) -> dict[str, Any]:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
 
 
-def _protocol(split: str, checkpoint: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+def _protocol(split: str, checkpoint: str, scores: SplitScores) -> RunFigures:
     """Return what was scored and how, from a part of scores.json."""
     kept = ('level', 'views', 'rows', 'positives', 'undefined')
     selection = {key: scores[key] for key in ('selected_on', 'selecting_images') if key in scores}
@@ -222,7 +209,7 @@ def _protocol(split: str, checkpoint: str, scores: Mapping[str, Any]) -> dict[st
     return {'split': split, 'checkpoint': checkpoint} | own | selection
 
 
-def _areas(scores: Mapping[str, Any]) -> dict[str, float | None]:
+def _areas(scores: SplitScores) -> dict[str, float | None]:
     """Return the MEANS and the AUROC of each label from a part of scores.json."""
     return {name: scores[name] for name in MEANS if name in scores} | scores['auroc']
 

@@ -10,6 +10,7 @@ import pandas as pd
 from data.reading import TRAINING_LABELS
 from evaluation.footnotes import Footnotes
 from evaluation.metrics import METRICS, labels_with_few_cases
+from sweeps.collected import Collected, CollectedRow
 from sweeps.comparison import ENDS, MEANS, SIGNIFICANT, is_compared
 from sweeps.files import PIXELS, subset_size
 from sweeps.tables import (
@@ -25,8 +26,6 @@ from sweeps.tables import (
     with_notes,
     write_table,
 )
-
-Collected = Mapping[str, Any]  # see `sweeps.results.collect`
 
 SECTIONS = {'pretrain': 'pre-training', 'finetune': 'fine-tuning'}
 DIGITS = 6  # decimals of means and standard deviations in CSV files
@@ -141,7 +140,7 @@ def distinct_rows(collected: Collected) -> list[Mapping[str, Any]]:
     return [*found.values()]
 
 
-def _figures(row: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
+def _figures(row: CollectedRow, section: str) -> list[Mapping[str, Any]]:
     runs = [entry[section] for entry in row['seeds']]
     return [run['figures'] for run in runs if run and run['figures']]
 
@@ -150,7 +149,7 @@ def _all_scores(collected: Collected) -> list[Mapping[str, Any]]:
     return [figures for row in collected['rows'] for figures in _figures(row, 'finetune')]
 
 
-def score_of(row: Mapping[str, Any], score: str, kind: str = 'scores') -> pd.Series:
+def score_of(row: CollectedRow, score: str, kind: str = 'scores') -> pd.Series:
     """Return a score of a row for all seeds for which it is defined.
 
     `kind` is 'scores', or 'last' for the score of the last epoch.
@@ -159,7 +158,7 @@ def score_of(row: Mapping[str, Any], score: str, kind: str = 'scores') -> pd.Ser
     return pd.Series(values, dtype=float).dropna()
 
 
-def pretrain_figure(row: Mapping[str, Any], name: str) -> pd.Series:
+def pretrain_figure(row: CollectedRow, name: str) -> pd.Series:
     """Return one of `pretraining_figures` of a row for all seeds for which it is defined."""
     values = [figures.get(name) for figures in _figures(row, 'pretrain')]
     return pd.Series(values, dtype=float).dropna()
@@ -171,7 +170,7 @@ def _unfinished_stages(entry: Mapping[str, Any]) -> list[str]:
     return [f'{name} {r["state"]}' for name, r in runs.items() if r and r['state'] != 'finished']
 
 
-def count_finished(row: Mapping[str, Any]) -> int:
+def count_finished(row: CollectedRow) -> int:
     """Return the number of seeds whose stages are all finished."""
     return sum(not _unfinished_stages(entry) for entry in row['seeds'])
 
@@ -210,7 +209,7 @@ def score_title(collected: Collected, score: str) -> str:
     return f'{METRICS[name or "auroc"].title}, {label}'
 
 
-def row_title(collected: Collected, row: Mapping[str, Any]) -> str:
+def row_title(collected: Collected, row: CollectedRow) -> str:
     """Return the name or method of a row, with marks for the reference and other comparisons."""
     rows = {each['name']: each for each in collected['rows']}
     reference, key = rows[collected['reference']], 'method' if row['method'] else 'name'
@@ -334,9 +333,7 @@ def _problem_notes(collected: Collected) -> Iterator[str]:
         yield f'Runs of {stage} differ from the sweep file ({where}): {"; ".join(changes)}.'
 
 
-def _row_figures(
-    collected: Collected, row: Mapping[str, Any], scores: Sequence[str]
-) -> dict[str, Any]:
+def _row_figures(collected: Collected, row: CollectedRow, scores: Sequence[str]) -> dict[str, Any]:
     line = {'row': row['name'], 'run': row['run'], 'against': row['against']}
     if collected['subsets']:
         line |= {key: row[key] for key in ('method', 'subset', 'pretraining')}
@@ -370,7 +367,7 @@ def _row_figures(
 
 
 def _row_cells(
-    collected: Collected, row: Mapping[str, Any], scores: Sequence[str], footnotes: Footnotes
+    collected: Collected, row: CollectedRow, scores: Sequence[str], footnotes: Footnotes
 ) -> Iterator[tuple[str, str]]:
     """Yield title and text of each cell of a row."""
     yield collected['title'], row_title(collected, row)
@@ -406,7 +403,7 @@ def _row_cells(
         yield PUBLISHED, '' if value is None else str(value)
 
 
-def _comparison_cells(row: Mapping[str, Any], score: str, footnotes: Footnotes) -> Iterator[str]:
+def _comparison_cells(row: CollectedRow, score: str, footnotes: Footnotes) -> Iterator[str]:
     """Yield the difference with each interval and the verdict, with marks where one is missing."""
     part = row['compared'].get(score)
     if part is None:
@@ -421,12 +418,12 @@ def _comparison_cells(row: Mapping[str, Any], score: str, footnotes: Footnotes) 
     yield verdict_text(part, missing, footnotes)
 
 
-def _one_class(row: Mapping[str, Any], score: str) -> str:
+def _one_class(row: CollectedRow, score: str) -> str:
     undefined = sorted({name for f in _figures(row, 'finetune') for name in f['undefined']})
     return f'{score} is undefined, because labels have only one class: {", ".join(undefined)}.'
 
 
-def _few_cases(row: Mapping[str, Any], score: str) -> str:
+def _few_cases(row: CollectedRow, score: str) -> str:
     """Return the reason for a missing interval over patients."""
     if row['problem']:
         return f'{row["name"]}: {row["problem"]}.'
@@ -442,7 +439,7 @@ def _few_cases(row: Mapping[str, Any], score: str) -> str:
     )
 
 
-def _selection_figures(row: Mapping[str, Any]) -> dict[str, str]:
+def _selection_figures(row: CollectedRow) -> dict[str, str]:
     """Return epochs, selected epochs and selecting images of all seeds as text for a CSV file."""
     return {
         name: ' '.join(map(str, _known(row, name)))
@@ -450,7 +447,7 @@ def _selection_figures(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _checkpoint(row: Mapping[str, Any]) -> str:
+def _checkpoint(row: CollectedRow) -> str:
     """Describe the scored checkpoint, such as 'epoch 3, 9 of 12, selected on 82 images'."""
     epochs, selected = _known(row, 'epochs'), _known(row, 'selected_epoch')
     if not any(epochs):
@@ -465,7 +462,7 @@ def _checkpoint(row: Mapping[str, Any]) -> str:
     return f'{epoch}, selected on {counted or "unknown"} {split} images'
 
 
-def _last_epoch(row: Mapping[str, Any], score: str) -> str:
+def _last_epoch(row: CollectedRow, score: str) -> str:
     """Return the score of the last epoch of a row that has epochs."""
     if not any(_known(row, 'epochs')):
         return ''
@@ -473,7 +470,7 @@ def _last_epoch(row: Mapping[str, Any], score: str) -> str:
     return _with_sd(last, '.3f') if len(last) else 'not scored'
 
 
-def _known(row: Mapping[str, Any], name: str) -> list[Any]:
+def _known(row: CollectedRow, name: str) -> list[Any]:
     """Return a fact about each fine-tuning run of a row that has it."""
     values = [figures.get(name) for figures in _figures(row, 'finetune')]
     return [value for value in values if value is not None]
