@@ -200,9 +200,12 @@ def _stated_images(job: Job, totals: Mapping[str, int]) -> float:
 
 
 def measured_rate(finished: Sequence[Job]) -> float | None:
-    """Return the median images per second per GPU of finished runs, or None if unknown."""
+    """Return the median images per second per GPU of finished runs, or None if unknown.
+
+    Probes do not count: they have no epochs.
+    """
     rates = []
-    for job in finished:
+    for job in [job for job in finished if job.config.FINETUNE.MODE not in PROBES]:
         processes = (read_record(job.folder) or {}).get('processes', 1)
         for record in read_metrics(job.folder / 'metrics.jsonl'):
             if record.get('images_per_second'):

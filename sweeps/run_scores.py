@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from config import PROBES
 from data.labels import COMPETITION_LABELS
 from data.predictions import look_up, read_predictions
 from data.reading import SCORED_SPLITS, scored_records
@@ -163,7 +164,8 @@ def read_pixel_scores(folder: Path, split: str) -> RunFigures | None:
 
 def selection_figures(folder: Path, checkpoint: str) -> RunFigures:
     """Return which epoch of a fine-tuning run was scored: `held_out` and the entries after it."""
-    epochs = read_metrics(folder / 'metrics.jsonl')
+    is_probe = load_config(folder).FINETUNE.MODE in PROBES
+    epochs = [] if is_probe else read_metrics(folder / 'metrics.jsonl')
     trained = [epoch for epoch in epochs if epoch['epoch'] >= 0]
     scored = {epoch['epoch'] + 1: epoch['score'] for epoch in trained if epoch.get('score')}
     figures = {

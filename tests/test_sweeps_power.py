@@ -151,3 +151,6 @@ def test_the_speed_is_that_of_the_finished_runs(tmp_path) -> None:
     records = [{'epoch': n, 'images_per_second': rate} for n, rate in enumerate((90, 100, 400))]
     (job.folder / 'metrics.jsonl').write_text(''.join(f'{json.dumps(r)}\n' for r in records))
     assert measured_rate([job]) == 50
+    job.config.defrost()
+    job.config.FINETUNE.MODE = 'linear_probe'  # has no metrics.jsonl
+    assert measured_rate([job]) is None

@@ -365,9 +365,12 @@ def test_a_run_without_a_selection_shows_its_last_epoch(tmp_path):
     assert row['AUROC, mean of five: last epoch'] == row['AUROC, mean of five']
 
 
-def test_a_probe_has_no_epochs(tmp_path):
+def test_a_probe_has_no_epochs_and_no_metrics(tmp_path):
     made, sweep = two_rows(tmp_path)
-    (run_folder(made.output, 'finetune', sweep.rows[0], 0) / 'metrics.jsonl').write_text('')
+    folder = run_folder(made.output, 'finetune', sweep.rows[0], 0)
+    (folder / 'metrics.jsonl').unlink()
+    options = (folder / 'config.yaml').read_text()
+    (folder / 'config.yaml').write_text(options.replace('MODE: full', 'MODE: linear_probe'))
     row, _ = cells_of(sweep_markdown(collect(sweep, [0], made.output, resamples=2)))
     assert (row['checkpoint'], row['AUROC, mean of five: last epoch']) == ('no epochs', '')
 
