@@ -180,7 +180,7 @@ def test_a_console_that_takes_nothing_does_not_end_the_run(tmp_path, monkeypatch
 
 
 def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_path, monkeypatch):
-    pytest.importorskip('wandb', reason='needs the package wandb')
+    wandb = pytest.importorskip('wandb', reason='needs the package wandb')
     monkeypatch.setenv('WANDB_MODE', 'offline')
     Image.new('L', (4, 4)).save(tmp_path / 'map.png')
     (tmp_path / 'report.html').write_text('<p>report</p>')
@@ -191,6 +191,7 @@ def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_
         scalars.write_image('maps/edema', tmp_path / 'map.png', epoch)
         scalars.write_file(tmp_path / 'report.html')
         scalars.close()
+        wandb.teardown()  # as at the end of a process; until then, a file may lack its last records
 
     name = (tmp_path / 'wandb_id.txt').read_text()
     files = sorted((tmp_path / 'wandb').glob(f'offline-run-*/run-{name}.wandb'))
