@@ -12,6 +12,7 @@ from engine.loop import LossFunction, fit
 from engine.preflight import preflight
 from engine.run_record import Run
 from system.device import autocast, synchronized_time, to_device
+from system.files import checkpoint_name
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
 
@@ -67,6 +68,8 @@ def run_stage(
         train(model, loss_fn)
     else:
         fit(run, model, loaders['train'], loss_fn, after_epoch=after_epoch)
+        last = run.folder / checkpoint_name(config.TRAIN.EPOCHS - 1)
+        run.logger.info(f'next: fine-tune it with main_finetune.py --pretrained {last}')
     return 0
 
 

@@ -94,6 +94,9 @@ class FinalScores:
             self._score_floor()
         if is_main and run.config.REPORT.WRITE:
             run.logger.info(f'report in {self._write_report(models, sources)}')
+        if len(sources) == 1 and Path(sources[0]).is_file():
+            command = f'scripts/predict.py --checkpoint {sources[0]}'
+            run.logger.info(f'next: predict other images with {command}')
 
     def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
         self.values[split] = predict(self.run.config, self.run.device, models, loader)

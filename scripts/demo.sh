@@ -63,4 +63,4 @@ probe random "${options[@]}" REPORT.PIXEL_FLOOR True
 wait $!
 
 $python scripts/demo_table.py "$dir"
-echo "demo: done in $((SECONDS - start)) s; everything is in $dir"
+echo "demo: done in $((SECONDS - start)) s; open $runs/simmim_finetune/pretrained/report.html"
