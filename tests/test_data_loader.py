@@ -390,7 +390,8 @@ class Unsendable(Blocked):
 
 def test_a_worker_that_cannot_send_a_batch_ends_the_pass(capfd):
     loader = make_loader(Unsendable(), loader_config(4, workers=1), shuffle=False)
-    loader.multiprocessing_context, loader.collate_fn, loader.timeout = 'fork', list, 60
+    # PyTorch looks for workers that have ended when the time is up.
+    loader.multiprocessing_context, loader.collate_fn, loader.timeout = 'fork', list, 10
     with pytest.raises(RuntimeError, match='DataLoader worker .* exited'):
         next(iter(loader))
     assert 'Cannot allocate memory' in capfd.readouterr().err
