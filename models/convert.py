@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from models.families import likely_encoder
 from models.relative_position import resize_table
 from models.simmim import ImageTarget
 from models.timm_classifier import TimmClassifier
@@ -152,6 +153,7 @@ def convert(
 
     Raises:
         ValueError: If entries are missing, unknown or have another shape, and no rule allows it.
+            The message says which encoder the checkpoint is probably of.
     """
     own = model.state_dict()
     target = drop_buffers(strip_prefix(own))
@@ -159,13 +161,26 @@ def convert(
     kept = drop_buffers(strip_prefix(state))
     outside = [key for key in drop_buffers(state) if key.removeprefix(PREFIX) not in kept]
     report = Report(unused=outside)
-    kept = _spread_shared_table(kept, target, report)
-    kept = _resize_positions(kept, target, report)
-    kept = _fold_first_layer(kept, model, source_stats, target_stats, report)
-    stats = (source_stats, target_stats) if _predicts_pixels(model) else ()
-    kept = _convert_decoder(kept, target, stats, report)
-    kept = _select(kept, target, report)
+    try:
+        kept = _fit_entries(kept, model, target, (source_stats, target_stats), report)
+    except ValueError as error:
+        raise ValueError(f'{error}{likely_encoder(kept)}') from error
     return {key if key in own else PREFIX + key: kept[key] for key in kept}, report
+
+
+def _fit_entries(
+    state: State,
+    model: nn.Module,
+    target: State,
+    stats: tuple[Statistics, Statistics],
+    report: Report,
+) -> State:
+    """Return the entries that the model loads. `stats` are of the checkpoint and of the model."""
+    state = _spread_shared_table(state, target, report)
+    state = _resize_positions(state, target, report)
+    state = _fold_first_layer(state, model, *stats, report)
+    state = _convert_decoder(state, target, stats if _predicts_pixels(model) else (), report)
+    return _select(state, target, report)
 
 
 def is_contrastive(state: State) -> bool:
