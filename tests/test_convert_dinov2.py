@@ -1,5 +1,6 @@
 """Weights of DINOv2 from transformers and timm."""
 
+import json
 import re
 from pathlib import Path
 
@@ -151,3 +152,35 @@ def test_masked_pre_training_starts_with_dinov2s_mask_token(transformers, tmp_pa
     mask = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.6
     wanted = theirs(pixel_values=images(56), bool_masked_pos=mask.flatten(1)).last_hidden_state
     assert_same(ours(images(56), mask).flatten(2).transpose(1, 2), wanted[:, 1:])
+
+
+# The normalisation and the size of the images
+
+
+@pytest.mark.parametrize(
+    ('processor', 'noted', 'not_noted'),
+    [
+        (None, 'is assumed', 'pixels'),
+        ({'image_mean': [0.53] * 3, 'image_std': [0.26] * 3, 'size': 56}, '0.53', 'is assumed'),
+        ({'do_center_crop': True, 'crop_size': {'height': 518}, 'size': 56}, '518 pixels', '0.53'),
+        ({'size': {'shortest_edge': 518}}, '518 pixels', '0.53'),
+    ],
+)
+def test_the_log_states_the_normalisation_and_another_size_of_the_images(
+    processor: dict | None, noted: str, not_noted: str, transformers, tmp_path, log
+) -> None:
+    _, file = write_dinov2(transformers, 'Dinov2Model', tmp_path)
+    if processor is not None:
+        (tmp_path / 'preprocessor_config.json').write_text(json.dumps(processor))
+    started(vit(56, 1), file)
+    assert noted in log.text and not_noted not in log.text
+
+
+@pytest.mark.parametrize('processor', [[], {'image_mean': 0.5, 'image_std': ['a', 'b', 'c']}])
+def test_a_processor_with_other_contents_raises_an_error(
+    processor: object, transformers, tmp_path
+) -> None:
+    _, file = write_dinov2(transformers, 'Dinov2Model', tmp_path)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(processor))
+    with pytest.raises(ValueError, match='preprocessor_config.json'):
+        started(vit(56), file)
