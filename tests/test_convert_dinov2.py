@@ -164,6 +164,7 @@ def test_masked_pre_training_starts_with_dinov2s_mask_token(transformers, tmp_pa
         ({'image_mean': [0.53] * 3, 'image_std': [0.26] * 3, 'size': 56}, '0.53', 'is assumed'),
         ({'do_center_crop': True, 'crop_size': {'height': 518}, 'size': 56}, '518 pixels', '0.53'),
         ({'size': {'shortest_edge': 518}}, '518 pixels', '0.53'),
+        ({'size': {'shortest_edge': 56}}, 'is assumed', 'pixels'),
     ],
 )
 def test_the_log_states_the_normalisation_and_another_size_of_the_images(
@@ -176,7 +177,14 @@ def test_the_log_states_the_normalisation_and_another_size_of_the_images(
     assert noted in log.text and not_noted not in log.text
 
 
-@pytest.mark.parametrize('processor', [[], {'image_mean': 0.5, 'image_std': ['a', 'b', 'c']}])
+@pytest.mark.parametrize(
+    'processor',
+    [
+        [],
+        {'image_mean': 0.5, 'image_std': 0.5},
+        {'image_mean': [0.5] * 3, 'image_std': ['0.5'] * 3},
+    ],
+)
 def test_a_processor_with_other_contents_raises_an_error(
     processor: object, transformers, tmp_path
 ) -> None:

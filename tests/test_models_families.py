@@ -6,6 +6,7 @@ import torch
 from transfers import load, make_config
 from yacs.config import CfgNode
 
+from config import value_at
 from models import build_model
 from models.families import likely_encoder
 
@@ -24,7 +25,7 @@ def options_in(message: str) -> list[str]:
     'config',
     [
         make_config('swin', 1),
-        make_config('swin', 3, MODEL__SWIN__EMBED_DIM=32, MODEL__SWIN__WINDOW_SIZE=8),
+        make_config('swin', 3, MODEL__SWIN__WINDOW_SIZE=8, MODEL__SWIN__NUM_HEADS=[4, 8]),
         make_config('vit', 1),
         make_config('vit', 1, MODEL__VIT__USE_RPB=True, MODEL__VIT__USE_SHARED_RPB=False),
         make_config('vit', 1, **DINOV2),
@@ -45,7 +46,10 @@ def test_a_misfit_names_options_that_fit_the_file(config: CfgNode, tmp_path) -> 
                         DATA__IMG_SIZE=config.DATA.IMG_SIZE, MODEL__VIT__PATCH_SIZE=2)  # fmt: skip
     with pytest.raises(ValueError, match='looks like') as raised:
         load(state, wrong, build_model(wrong, is_pretrain=False), tmp_path)
-    wrong.merge_from_list(options_in(str(raised.value)))
+    options = options_in(str(raised.value))
+    wrong.merge_from_list(options)
+    for key in {*options[::2]} - {'MODEL.VIT.INIT_VALUES'}:  # a file has no initial values
+        assert value_at(wrong, key) == value_at(config, key), key
     load(state, wrong, build_model(wrong, is_pretrain=False), tmp_path)
 
 
@@ -70,6 +74,7 @@ def test_an_encoder_that_only_timm_has_gets_its_name_in_timm(name: str) -> None:
         {},
         {'stem.weight': torch.ones(1)},
         {'blocks.0.norm1.weight': torch.ones(4)},
+        {'blocks.0.norm1.weight': torch.ones(4), 'patch_embed.proj.weight': torch.ones(())},
         {'layers.0.blocks.0.norm1.weight': torch.ones(4), 'patch_embed.proj.weight': torch.ones(4)},
         {'layer1.0.conv1.weight': torch.ones(4)},
     ],
