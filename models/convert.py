@@ -5,7 +5,8 @@ torchvision and transformers. Keys are compared without the prefix `encoder.` of
 models. Keys that start with `decoder.` belong to the pre-training head.
 
 In transformers, Swin merges patches and numbers relative positions as here. Only the names differ,
-and queries, keys and values have separate matrices. ResNets get timm's names.
+and queries, keys and values have separate matrices. ResNets get timm's names. DINOv2 fits the ViT
+of this project, and with registers or gated MLPs it fits timm's ViT.
 """
 
 import re
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from models.families import likely_encoder
 from models.relative_position import resize_table
 from models.simmim import ImageTarget
 from models.timm_classifier import TimmClassifier
@@ -30,7 +32,8 @@ PREFIX = 'encoder.'
 DECODER = 'decoder.'
 TABLE = 'relative_position_bias_table'
 SHARED_TABLE = f'rel_pos_bias.{TABLE}'
-POSITIONS = ('absolute_pos_embed', 'pos_embed')
+ABSOLUTE = 'pos_embed'
+POSITIONS = ('absolute_pos_embed', ABSOLUTE)
 HEAD = 'head.'
 PATCH_WEIGHT = 'patch_embed.proj.weight'
 NORM, POOLED_NORM = ('norm.weight', 'norm.bias'), ('fc_norm.weight', 'fc_norm.bias')
@@ -42,9 +45,12 @@ MAE_DECODER = re.compile(r'^decoder_(embed|pos_embed|blocks|norm|pred)\b')
 OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
 AUXILIARY = 'AuxLogits.'  # Inception's second classifier, which is only used in training
 COUNTER = '.num_batches_tracked'  # unused counter of batch norm, which old files do not have
+# Layer scales of a block, here and in timm's ViT.
+OUR_SCALE, TIMM_SCALE = re.compile(r'\.gamma_([12])$'), re.compile(r'\.ls([12])\.gamma$')
+CLASS_TOKEN, MASK_TOKEN, REGISTERS = 'cls_token', 'mask_token', 'reg_token'
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # layers that do not transform their weights
 
-# First layers in transformers, without the model's prefix: Swin, ViT and BEiT; ResNet.
+# First layers in transformers, without the model's prefix: Swin, ViT, BEiT and DINOv2; ResNet.
 PATCHES = 'embeddings.patch_embeddings.projection.weight'
 RESNET_STEM = 'embedder.embedder.convolution.weight'
 NOT_USED = ('pooler.dense.', 'lm_head.')  # heads that do not exist in this project
@@ -83,7 +89,15 @@ NAMES = (
     ('fc_norm.', 'pooler.layernorm.'),
     ('head.', 'classifier.'),
 )
-# Names that are only read: ResNet, and MAE's decoder (`decoder_encoder` in transformers 5).
+# Names that are only read: DINOv2 (the weights in and out belong to gated MLPs), ResNet, and MAE's
+# decoder (`decoder_encoder` in transformers 5).
+DINOV2_BLOCK = (
+    *((name, name) for name in ('norm1.', 'norm2.', 'mlp.fc1.', 'mlp.fc2.')),
+    ('gamma_1', 'layer_scale1.lambda1'),
+    ('gamma_2', 'layer_scale2.lambda1'),
+    ('mlp.fc1.', 'mlp.weights_in.'),
+    ('mlp.fc2.', 'mlp.weights_out.'),
+)
 RESNET_BLOCK = (
     *((f'conv{k + 1}.', f'layer.{k}.convolution.') for k in range(3)),
     *((f'bn{k + 1}.', f'layer.{k}.normalization.') for k in range(3)),
@@ -99,6 +113,8 @@ NAMES_READ = (
         for a, b in RESNET_BLOCK
     ),
     ('head.', 'classifier.1.'),
+    (REGISTERS, 'embeddings.register_tokens'),
+    *(('blocks.{}.' + a, 'encoder.layer.{}.' + b) for a, b in DINOV2_BLOCK),
     *(('decoder.blocks.{}.' + a, 'decoder.decoder_layers.{}.' + b) for a, b in VIT_BLOCK),
     *(('decoder.blocks.{}.' + a, 'decoder.decoder_encoder.layer.{}.' + b) for a, b in VIT_BLOCK),
     ('decoder.', 'decoder.decoder_'),
@@ -152,6 +168,7 @@ def convert(
 
     Raises:
         ValueError: If entries are missing, unknown or have another shape, and no rule allows it.
+            The message says which encoder the checkpoint is probably of.
     """
     own = model.state_dict()
     target = drop_buffers(strip_prefix(own))
@@ -159,13 +176,28 @@ def convert(
     kept = drop_buffers(strip_prefix(state))
     outside = [key for key in drop_buffers(state) if key.removeprefix(PREFIX) not in kept]
     report = Report(unused=outside)
-    kept = _spread_shared_table(kept, target, report)
-    kept = _resize_positions(kept, target, report)
-    kept = _fold_first_layer(kept, model, source_stats, target_stats, report)
-    stats = (source_stats, target_stats) if _predicts_pixels(model) else ()
-    kept = _convert_decoder(kept, target, stats, report)
-    kept = _select(kept, target, report)
+    try:
+        kept = _fit_entries(kept, model, target, (source_stats, target_stats), report)
+    except ValueError as error:
+        raise ValueError(f'{error}{likely_encoder(kept)}') from error
     return {key if key in own else PREFIX + key: kept[key] for key in kept}, report
+
+
+def _fit_entries(
+    state: State,
+    model: nn.Module,
+    target: State,
+    stats: tuple[Statistics, Statistics],
+    report: Report,
+) -> State:
+    """Return the entries that the model loads. `stats` are of the checkpoint and of the model."""
+    state = _rename_layer_scales(state, target)
+    state = _add_class_position(state, target, report)
+    state = _spread_shared_table(state, target, report)
+    state = _resize_positions(state, target, report)
+    state = _fold_first_layer(state, model, *stats, report)
+    state = _convert_decoder(state, target, stats if _predicts_pixels(model) else (), report)
+    return _select(state, target, report)
 
 
 def is_contrastive(state: State) -> bool:
@@ -195,7 +227,7 @@ def to_huggingface(state: State) -> State:
 
 
 def is_huggingface(state: State) -> bool:
-    """Return whether the names are those of Swin, ViT, BEiT, MAE or ResNet in transformers."""
+    """Return whether the names are transformers' of Swin, ViT, BEiT, DINOv2, MAE or ResNet."""
     return _huggingface_prefix(state) is not None
 
 
@@ -213,7 +245,10 @@ def from_huggingface(state: State) -> tuple[State, list[str]]:
     bare = {key.removeprefix(prefix): key for key in state}
     unused = [key for name, key in bare.items() if name.startswith(NOT_USED)]
     kept = {name: state[key] for name, key in bare.items() if key not in unused}
-    return join_qkv({_renamed(name, back): value for name, value in kept.items()}), unused
+    renamed = {_renamed(name, back): value for name, value in kept.items()}
+    if MASK_TOKEN in renamed:
+        renamed[MASK_TOKEN] = renamed[MASK_TOKEN].reshape(1, 1, -1)  # DINOv2 stores [1, D]
+    return join_qkv(renamed), unused
 
 
 def split_qkv(state: State) -> State:
@@ -252,10 +287,13 @@ def first_weight(model: nn.Module) -> str:
     return f'{layer}.weight' if isinstance(layer, str) else ''
 
 
-def resize_position_embedding(embedding: Tensor, new_length: int) -> Tensor:
+def resize_position_embedding(
+    embedding: Tensor, new_length: int, *, antialias: bool = False
+) -> Tensor:
     """Resize position embeddings by bicubic interpolation, [1, L, D] -> [1, new_length, D].
 
-    The row of a class token, which comes before the grid, does not change.
+    The row of a class token, which comes before the grid, does not change. With `antialias`, each
+    cell of a smaller grid is a mean over the cells that it covers.
 
     Raises:
         ValueError: If the grid is not square.
@@ -270,7 +308,9 @@ def resize_position_embedding(embedding: Tensor, new_length: int) -> Tensor:
             f'{new_length}'
         )
     planes = grid.transpose(1, 2).unflatten(2, (side, side))  # [1, D, side, side]
-    planes = F.interpolate(planes, size=(new_side, new_side), mode='bicubic', align_corners=False)
+    planes = F.interpolate(
+        planes, (new_side, new_side), mode='bicubic', align_corners=False, antialias=antialias
+    )
     return torch.cat([first, planes.flatten(2).transpose(1, 2)], dim=1)
 
 
@@ -365,6 +405,38 @@ def _translate_mae(state: State, target: State) -> State:
     return renamed
 
 
+def _rename_layer_scales(state: State, target: State) -> State:
+    """Rename layer scales to the model's names, `gamma_1` (this project) or `ls1.gamma` (timm)."""
+    renamed = {}
+    for key, value in state.items():
+        others = (TIMM_SCALE.sub(r'.gamma_\1', key), OUR_SCALE.sub(r'.ls\1.gamma', key))
+        fits = (name for name in others if name in target and name not in state)
+        renamed[next(fits, key)] = value
+    return renamed
+
+
+def _add_class_position(state: State, target: State, report: Report) -> State:
+    """Add the position of the class token to the token if the model has positions of patches only.
+
+    An example is timm's DINOv2 with registers.
+    """
+    if not all(key in each for key in (CLASS_TOKEN, ABSOLUTE) for each in (state, target)):
+        return state
+    positions, token = state[ABSOLUTE], state[CLASS_TOKEN]
+    if _is_square(positions) or not _is_square(target[ABSOLUTE]):
+        return state
+    first, patches = positions[:, :1], positions[:, 1:]
+    if first.shape != token.shape or not _is_square(patches):
+        return state  # rejected later
+    report.remarks.append('the position of the class token was added to the token')
+    return state | {CLASS_TOKEN: token + first, ABSOLUTE: patches}
+
+
+def _is_square(positions: Tensor) -> bool:
+    """Return whether position embeddings [1, L, D] are a square grid without a class token."""
+    return positions.ndim == 3 and isqrt(positions.shape[1]) ** 2 == positions.shape[1]
+
+
 def _spread_shared_table(state: State, target: State, report: Report) -> State:
     """Add a ViT's shared bias table to the table of each block if the model shares none."""
     tables = [key for key in target if key.startswith('blocks.') and key.endswith(f'.{TABLE}')]
@@ -377,7 +449,10 @@ def _spread_shared_table(state: State, target: State, report: Report) -> State:
 
 
 def _resize_positions(state: State, target: State, report: Report) -> State:
-    """Resize bias tables and position embeddings to the model's window or grid."""
+    """Resize bias tables and position embeddings to the model's window or grid.
+
+    In DINOv2, the models with registers antialias the positions, and the others do not.
+    """
     resized = {}
     for key, value in state.items():
         new_shape = target[key].shape if key in target else value.shape
@@ -386,7 +461,8 @@ def _resize_positions(state: State, target: State, report: Report) -> State:
         if key.split('.')[-1] == TABLE:
             resized[key] = resize_table(value, len(target[key]))
         elif key.split('.')[-1] in POSITIONS and value.ndim == 3:
-            resized[key] = resize_position_embedding(value, new_shape[1])
+            antialias = REGISTERS in target
+            resized[key] = resize_position_embedding(value, new_shape[1], antialias=antialias)
     report.resized += resized
     return state | resized
 

@@ -1,6 +1,7 @@
 """Convert the weights of the PRETRAINED checkpoint for a model of this project."""
 
 import json
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,17 +44,26 @@ def fit_pretrained(
     if is_theirs:
         state, not_used = from_huggingface(state)
     channels = _input_channels(state, model)
+    notes = []
     if is_theirs:
-        trained = _processor_options(config.PRETRAINED, channels)
+        processor = _read_processor(config.PRETRAINED)
+        trained = _processor_options(processor, channels)
+        notes = _size_notes(processor, config.DATA.IMG_SIZE)
+    is_assumed = is_theirs and not trained
     if isinstance(model, TimmClassifier) and not trained and channels == 3:
         known = model.encoder.default_cfg  # the normalisation of timm's published weights
         trained = {key.upper(): list(known[key]) for key in ('mean', 'std') if known.get(key)}
     source_stats = _source_statistics(trained, channels)
+    if is_assumed:
+        notes.append(
+            f'{PROCESSOR} next to the weights states no normalisation: {source_stats} is assumed'
+        )
     by_image = 'image' in (config.DATA.NORMALIZE, trained.get('NORMALIZE'))
     if by_image:
         source_stats, target_stats = _neutral(source_stats), _neutral(target_stats)
     converted, report = convert(state, model, source_stats=source_stats, target_stats=target_stats)
     report.unused += not_used
+    report.remarks += notes
     if by_image and report.folded:
         report.remarks.append("DATA.NORMALIZE 'image': channels were folded without statistics")
     elif source_stats != target_stats and not report.folded:
@@ -69,8 +79,8 @@ def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:
     return None
 
 
-def _processor_options(path: str, channels: int | None) -> dict[str, list[float]]:
-    """Read MEAN and STD from transformers' image processor file next to the weights, if any."""
+def _read_processor(path: str) -> dict[str, Any]:
+    """Read transformers' image processor file next to the weights; {} if there is none."""
     file = local_path(path).with_name(PROCESSOR)
     if not file.is_file():
         return {}
@@ -78,15 +88,41 @@ def _processor_options(path: str, channels: int | None) -> dict[str, list[float]
         processor = json.loads(file.read_text('utf-8'))
     except ValueError as error:
         raise ValueError(f'{file} is not valid JSON ({error})') from error
+    if not isinstance(processor, dict):
+        raise ValueError(f'{file} must contain an object, got {type(processor).__name__}')
+    return processor
+
+
+def _processor_options(processor: dict[str, Any], channels: int | None) -> dict[str, list[float]]:
+    """Return MEAN and STD of an image processor; {} if it states none."""
     keys = {'MEAN': 'image_mean', 'STD': 'image_std'}
     if not processor.get('do_normalize', True) or any(
         key not in processor for key in keys.values()
     ):
         return {}
     for key in keys.values():
-        if len(processor[key]) != channels:
-            raise ValueError(f'{file}: {key} must have {channels} values, got {processor[key]}')
+        values = processor[key]
+        if (
+            not isinstance(values, list)
+            or len(values) != channels
+            or not all(map(_is_number, values))
+        ):
+            raise ValueError(f'{PROCESSOR}: {key} must have {channels} values, got {values}')
     return {option: processor[key] for option, key in keys.items()}
+
+
+def _size_notes(processor: dict[str, Any], img_size: int) -> list[str]:
+    """Return a remark if an image processor makes images of another size than the run."""
+    size = processor.get('crop_size' if processor.get('do_center_crop') else 'size')
+    if isinstance(size, dict):
+        size = size.get('height', size.get('shortest_edge'))
+    if not _is_number(size) or size == img_size:
+        return []
+    return [f'{PROCESSOR} makes images of {size} pixels, and DATA.IMG_SIZE is {img_size}']
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statistics:

@@ -49,6 +49,9 @@ PARAMETERS = {
     'finetune__swin_tiny__img192_window6__chexpert_100ep': 27_520_424,
     'finetune__vit_small__img224__chexpert_100ep': 21_456_110,
     'finetune__vit_tiny__img224__chexpert_20ep': 5_419_646,
+    # Dinov2Model of transformers: 86,580,480, less (37^2 - 16^2) x 768 positions, a mask token, 2
+    # channels of 768 x 14 x 14 and 12 x 768 biases of keys; and there is a head for 14 labels.
+    'finetune__rad_dino__img224__chexpert_30ep': 85_425_422,
     # torchvision's 25,557,032 and 7,978,856, less 2 channels of 64 x 7 x 7 and 986 labels.
     'finetune__resnet50__img224__chexpert_20ep': 23_530_446,
     'finetune__densenet121__img320__chexpert_3ep': 6_961_934,

@@ -1,0 +1,147 @@
+"""Recognise the encoder of a checkpoint by its names and shapes, for messages about a misfit."""
+
+import re
+from collections.abc import Callable
+from math import isqrt
+from typing import Any
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+PATCH_WEIGHT = 'patch_embed.proj.weight'
+TABLE = 'relative_position_bias_table'
+USUAL_HEAD = 64  # width of an attention head in nearly all published ViTs
+DINOV2_SIZES = {384: 'small', 768: 'base', 1024: 'large', 1536: 'giant'}
+# Blocks per stage. Bottleneck blocks have a third convolution.
+RESNETS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
+BOTTLENECKS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+DENSENETS = {(6, 12, 24, 16): 121, (6, 12, 32, 32): 169, (6, 12, 48, 32): 201}
+
+
+def likely_encoder(state: State) -> str:
+    """Describe the encoder that a checkpoint is probably of, and the options that select it.
+
+    Args:
+        state: State dict with the names of this project, timm or torchvision, without a prefix.
+
+    Returns:
+        The continuation of an error message. It is '' if the family is not known here.
+    """
+    for telltale, describe in FAMILIES.items():
+        if any(key.startswith(telltale) for key in state):
+            description, options = describe(state)
+            settings = ' '.join(f'{key} {value}' for key, value in options.items())
+            return f'. The file looks like a {description}: --opts {settings}' if settings else ''
+    return ''
+
+
+def _describe_swin(state: State) -> tuple[str, dict[str, Any]]:
+    """Describe a Swin. Its position tables have a column per head."""
+    depths = [
+        _count(state, rf'layers\.{stage}\.blocks\.(\d+)\.')
+        for stage in range(_count(state, r'layers\.(\d+)\.blocks\.'))
+    ]
+    tables = [state.get(f'layers.{stage}.blocks.0.attn.{TABLE}') for stage in range(len(depths))]
+    width, patch = _patch_embedding(state)
+    if not width or any(table is None or table.ndim != 2 for table in tables):
+        return '', {}
+    window = (isqrt(len(tables[0])) + 1) // 2
+    options = {
+        'MODEL.TYPE': 'swin',
+        'MODEL.SWIN.PATCH_SIZE': patch,
+        'MODEL.SWIN.EMBED_DIM': width,
+        'MODEL.SWIN.DEPTHS': _listed(depths),
+        'MODEL.SWIN.NUM_HEADS': _listed([table.shape[1] for table in tables]),
+        'MODEL.SWIN.WINDOW_SIZE': window,
+    }
+    return f'Swin of width {width}, depths {depths}, patch {patch} and window {window}', options
+
+
+def _describe_vit(state: State) -> tuple[str, dict[str, Any]]:
+    """Describe a ViT. A DINOv2 has layer scales and absolute positions."""
+    width, patch = _patch_embedding(state)
+    if not width:
+        return '', {}
+    depth = _count(state, r'blocks\.(\d+)\.')
+    is_scaled = 'blocks.0.gamma_1' in state or 'blocks.0.ls1.gamma' in state
+    has_positions = 'pos_embed' in state
+    is_dinov2 = is_scaled and has_positions
+    description = f'{"DINOv2 " * is_dinov2}ViT of width {width}, depth {depth} and patch {patch}'
+    if is_dinov2 and ('reg_token' in state or _is_gated(state)):
+        return _dinov2_of_timm(state, description, width, patch)
+    tables = [value for key, value in state.items() if key.endswith(TABLE) and value.ndim == 2]
+    options = {
+        'MODEL.TYPE': 'vit',
+        'MODEL.VIT.PATCH_SIZE': patch,
+        'MODEL.VIT.EMBED_DIM': width,
+        'MODEL.VIT.DEPTH': depth,
+        'MODEL.VIT.NUM_HEADS': tables[0].shape[1] if tables else max(1, width // USUAL_HEAD),
+        'MODEL.VIT.INIT_VALUES': 1.0 if is_scaled else None,
+        'MODEL.VIT.USE_APE': has_positions,
+        'MODEL.VIT.USE_RPB': f'blocks.0.attn.{TABLE}' in state,
+        'MODEL.VIT.USE_SHARED_RPB': f'rel_pos_bias.{TABLE}' in state,
+    }
+    return description + ('' if tables else ' (the number of heads is not stored)'), options
+
+
+def _dinov2_of_timm(
+    state: State, description: str, width: int, patch: int
+) -> tuple[str, dict[str, Any]]:
+    """Describe a DINOv2 with registers or gated MLPs, which only timm's ViT has."""
+    tokens = state.get('reg_token')
+    registers = tokens.shape[1] if tokens is not None and tokens.ndim == 3 else 0
+    size = DINOV2_SIZES.get(width, 'SIZE')
+    name = f'vit_{size}_patch{patch}_{f"reg{registers}_" if registers else ""}dinov2'
+    description += f' with {registers} registers' if registers else ' with gated MLPs'
+    return description, {'MODEL.TYPE': 'timm', 'MODEL.TIMM.NAME': name}
+
+
+def _describe_resnet(state: State) -> tuple[str, dict[str, Any]]:
+    blocks = tuple(_count(state, rf'layer{stage}\.(\d+)\.') for stage in (1, 2, 3, 4))
+    known = BOTTLENECKS if 'layer1.0.conv3.weight' in state else RESNETS
+    return _timm_model('ResNet', 'resnet', known.get(blocks))
+
+
+def _describe_densenet(state: State) -> tuple[str, dict[str, Any]]:
+    stages = (rf'features\.denseblock{stage}\.denselayer(\d+)\.' for stage in (1, 2, 3, 4))
+    return _timm_model(
+        'DenseNet', 'densenet', DENSENETS.get(tuple(_count(state, each) for each in stages))
+    )
+
+
+def _timm_model(family: str, name: str, layers: int | None) -> tuple[str, dict[str, Any]]:
+    if layers is None:
+        return '', {}
+    return f'{family}-{layers}', {'MODEL.TYPE': 'timm', 'MODEL.TIMM.NAME': f'{name}{layers}'}
+
+
+def _patch_embedding(state: State) -> tuple[int, int]:
+    """Return the width and the side of a patch; 0 and 0 without a patch embedding."""
+    weight = state.get(PATCH_WEIGHT)
+    return (0, 0) if weight is None or weight.ndim != 4 else (len(weight), weight.shape[-1])
+
+
+def _is_gated(state: State) -> bool:
+    """Return whether the first layer of an MLP is twice as wide as the input of the second."""
+    layers = [state.get(f'blocks.0.mlp.fc{number}.weight') for number in (1, 2)]
+    return all(layer is not None for layer in layers) and len(layers[0]) != layers[1].shape[-1]
+
+
+def _count(state: State, pattern: str) -> int:
+    """Return how many different numbers the pattern finds at the beginning of keys."""
+    return len({match[1] for key in state if (match := re.match(pattern, key))})
+
+
+def _listed(values: list[int]) -> str:
+    """Write a list without spaces, as a shell takes it."""
+    return f'[{",".join(map(str, values))}]'
+
+
+# The beginning of a key that every encoder of the family has, and the function that describes it.
+FAMILIES: dict[str, Callable[[State], tuple[str, dict[str, Any]]]] = {
+    'layers.0.blocks.0.': _describe_swin,
+    'blocks.0.': _describe_vit,
+    'layer1.0.': _describe_resnet,
+    'features.denseblock1.': _describe_densenet,
+}

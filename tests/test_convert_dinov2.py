@@ -1,0 +1,194 @@
+"""Weights of DINOv2 from transformers and timm."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from transfers import GREY, IMAGENET, LOGGER, make_config, make_model, randomise
+from yacs.config import CfgNode
+
+from models.pretrained import fit_pretrained
+from models.timm_classifier import find_layout
+from utils import load_pretrained
+
+PATCH = 14
+# What the ViT of this project needs for DINOv2.
+LAYOUT = {'MODEL__VIT__PATCH_SIZE': PATCH, 'MODEL__VIT__USE_APE': True,
+          'MODEL__VIT__USE_SHARED_RPB': False, 'MODEL__VIT__INIT_VALUES': 1.0}  # fmt: skip
+
+
+@pytest.fixture
+def transformers():
+    return pytest.importorskip('transformers', reason='needs requirements-export.txt')
+
+
+@pytest.fixture
+def small_timm(monkeypatch):
+    """Build timm's models with a width of 48, two blocks and four heads."""
+    create, sizes = timm.create_model, {'embed_dim': 48, 'depth': 2, 'num_heads': 4}
+    monkeypatch.setattr(timm, 'create_model', lambda name, **kept: create(name, **kept, **sizes))
+    find_layout.cache_clear()
+    yield
+    find_layout.cache_clear()
+
+
+def write_dinov2(transformers, kind: str, folder: Path, *, size: int = 56, **options: object):
+    """Write a DINOv2 of transformers with random weights; return it and its file."""
+    family = re.match(r'Dinov2(WithRegisters)?', kind)[0]
+    sizes = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4}
+    sizes |= {'image_size': size, 'patch_size': PATCH}
+    model = getattr(transformers, kind)(
+        getattr(transformers, f'{family}Config')(**(sizes | options))
+    )
+    randomise(model)
+    model.eval().save_pretrained(folder)
+    return model.double(), folder / 'model.safetensors'
+
+
+def vit(size: int, channels: int = 3, **options: object) -> CfgNode:
+    return make_config('vit', channels, DATA__IMG_SIZE=size, **(LAYOUT | options))
+
+
+def timm_vit(name: str, size: int) -> CfgNode:
+    return make_config('timm', 3, DATA__IMG_SIZE=size, MODEL__TIMM__NAME=name)
+
+
+def started(config: CfgNode, file: Path, *, is_pretrain: bool = False) -> torch.nn.Module:
+    """Build a model that starts from a file, in float64, so that rounding does not add up."""
+    model = make_model(config, seed=7, is_pretrain=is_pretrain)
+    config.PRETRAINED = str(file)
+    load_pretrained(config, model, LOGGER, fit_pretrained)
+    return model.double()
+
+
+def images(size: int, statistics: tuple = IMAGENET) -> torch.Tensor:
+    """Return grey X-rays as the channels that were normalised by these statistics."""
+    grey = torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(5))
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return ((grey - mean) / std).double()
+
+
+def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert wanted.std() > 0.3
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+# Features
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['Dinov2Model', 'Dinov2ForImageClassification'])
+@pytest.mark.parametrize(('size', 'channels'), [(56, 3), (42, 3), (84, 3), (56, 1)])
+def test_dinov2_of_transformers_gives_its_tokens_and_its_class_token(
+    kind: str, size: int, channels: int, transformers, tmp_path, log
+) -> None:
+    """The file has the positions of 4 x 4 patches, which are interpolated for 3 x 3 and 6 x 6."""
+    theirs, file = write_dinov2(transformers, kind, tmp_path)
+    ours = started(vit(size, channels), file)
+    x = images(size, IMAGENET if channels == 3 else GREY)
+    wanted = getattr(theirs, 'dinov2', theirs)(pixel_values=images(size))
+    assert_same(ours.encode(ours.patch_embed(x)), wanted.last_hidden_state)
+    assert_same(ours.forward_features(x), wanted.pooler_output)
+    assert re.search(r'new +2  head 2$', log.text, re.MULTILINE)
+
+
+def test_positions_of_the_same_grid_do_not_change(transformers, tmp_path) -> None:
+    _, file = write_dinov2(transformers, 'Dinov2Model', tmp_path)
+    positions = load_file(file)['embeddings.position_embeddings']
+    assert torch.equal(started(vit(56), file).float().pos_embed, positions)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ('kind', 'name', 'is_gated'),
+    [
+        ('Dinov2Model', 'vit_base_patch14_dinov2', False),
+        ('Dinov2Model', 'vit_giant_patch14_dinov2', True),
+        ('Dinov2WithRegistersModel', 'vit_base_patch14_reg4_dinov2', False),
+        ('Dinov2WithRegistersModel', 'vit_giant_patch14_reg4_dinov2', True),
+    ],
+)
+@pytest.mark.parametrize('size', [70, 42])
+@pytest.mark.usefixtures('small_timm')
+def test_dinov2_of_transformers_gives_its_features_in_timm(
+    kind: str, name: str, is_gated: bool, size: int, transformers, tmp_path, log
+) -> None:
+    """Only models with registers antialias the positions, of 5 x 5 patches here, for 3 x 3."""
+    options = {'size': 70, 'hidden_size': 48, 'use_swiglu_ffn': is_gated}
+    theirs, file = write_dinov2(transformers, kind, tmp_path, **options)
+    ours, x = started(timm_vit(name, size), file), images(size)
+    wanted = theirs(pixel_values=x)
+    assert_same(ours.encoder.forward_features(x), wanted.last_hidden_state)
+    assert_same(ours.forward_features(x), wanted.pooler_output)
+    assert re.search(r'new +2  head 2$', log.text, re.MULTILINE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['vit_base_patch14_dinov2', 'vit_base_patch14_reg4_dinov2'])
+@pytest.mark.usefixtures('small_timm')
+def test_dinov2_of_timm_gives_its_features(name: str, tmp_path) -> None:
+    theirs = timm.create_model(name, img_size=56, num_classes=0)
+    randomise(theirs)
+    save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
+    tokens = theirs.eval().double().forward_features(images(56))
+    ours = started(timm_vit(name, 56), tmp_path / 'model.safetensors')
+    assert_same(ours.encoder.forward_features(images(56)), tokens)
+    assert_same(ours.forward_features(images(56)), tokens[:, 0])
+    if 'reg4' in name:
+        return
+    ours = started(vit(56, MODEL__VIT__EMBED_DIM=48), tmp_path / 'model.safetensors')
+    assert_same(ours.encode(ours.patch_embed(images(56))), tokens)
+
+
+@torch.no_grad()
+def test_masked_pre_training_starts_with_dinov2s_mask_token(transformers, tmp_path) -> None:
+    theirs, file = write_dinov2(transformers, 'Dinov2Model', tmp_path)
+    config = vit(56, DATA__MASK_PATCH_SIZE=PATCH)
+    ours = started(config, file, is_pretrain=True).encoder
+    mask = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.6
+    wanted = theirs(pixel_values=images(56), bool_masked_pos=mask.flatten(1)).last_hidden_state
+    assert_same(ours(images(56), mask).flatten(2).transpose(1, 2), wanted[:, 1:])
+
+
+# The normalisation and the size of the images
+
+
+@pytest.mark.parametrize(
+    ('processor', 'noted', 'not_noted'),
+    [
+        (None, 'is assumed', 'pixels'),
+        ({'image_mean': [0.53] * 3, 'image_std': [0.26] * 3, 'size': 56}, '0.53', 'is assumed'),
+        ({'do_center_crop': True, 'crop_size': {'height': 518}, 'size': 56}, '518 pixels', '0.53'),
+        ({'size': {'shortest_edge': 518}}, '518 pixels', '0.53'),
+        ({'size': {'shortest_edge': 56}}, 'is assumed', 'pixels'),
+    ],
+)
+def test_the_log_states_the_normalisation_and_another_size_of_the_images(
+    processor: dict | None, noted: str, not_noted: str, transformers, tmp_path, log
+) -> None:
+    _, file = write_dinov2(transformers, 'Dinov2Model', tmp_path)
+    if processor is not None:
+        (tmp_path / 'preprocessor_config.json').write_text(json.dumps(processor))
+    started(vit(56, 1), file)
+    assert noted in log.text and not_noted not in log.text
+
+
+@pytest.mark.parametrize(
+    'processor',
+    [
+        [],
+        {'image_mean': 0.5, 'image_std': 0.5},
+        {'image_mean': [0.5] * 3, 'image_std': ['0.5'] * 3},
+    ],
+)
+def test_a_processor_with_other_contents_raises_an_error(
+    processor: object, transformers, tmp_path
+) -> None:
+    _, file = write_dinov2(transformers, 'Dinov2Model', tmp_path)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(processor))
+    with pytest.raises(ValueError, match='preprocessor_config.json'):
+        started(vit(56), file)

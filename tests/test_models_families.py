@@ -1,0 +1,83 @@
+"""Messages that name the encoder of a file, if the file does not fit the model."""
+
+import pytest
+import timm
+import torch
+from transfers import load, make_config
+from yacs.config import CfgNode
+
+from config import value_at
+from models import build_model
+from models.families import likely_encoder
+
+# The ViT of this project as a DINOv2: 4 x 4 patches, and the usual width of a head.
+DINOV2 = {'DATA__IMG_SIZE': 56, 'MODEL__VIT__PATCH_SIZE': 14, 'MODEL__VIT__USE_APE': True,
+          'MODEL__VIT__USE_SHARED_RPB': False, 'MODEL__VIT__INIT_VALUES': 1.0,
+          'MODEL__VIT__NUM_HEADS': 1}  # fmt: skip
+
+
+def options_in(message: str) -> list[str]:
+    """Return the words after --opts."""
+    return message.partition('--opts ')[2].split()
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        make_config('swin', 1),
+        make_config('swin', 3, MODEL__SWIN__WINDOW_SIZE=8, MODEL__SWIN__NUM_HEADS=[4, 8]),
+        make_config('vit', 1),
+        make_config('vit', 1, MODEL__VIT__USE_RPB=True, MODEL__VIT__USE_SHARED_RPB=False),
+        make_config('vit', 1, **DINOV2),
+        make_config('vit', 1, **(DINOV2 | {'MODEL__VIT__INIT_VALUES': None})),
+        make_config('timm', 3, MODEL__TIMM__NAME='resnet18'),
+    ],
+)  # fmt: skip
+def test_a_misfit_names_options_that_fit_the_file(config: CfgNode, tmp_path) -> None:
+    """The options of the message, in a config of another encoder, build a model of the file."""
+    with torch.device('meta'):
+        source = build_model(config, is_pretrain=False)
+    state = {
+        key: torch.ones_like(value, device='cpu') for key, value in source.state_dict().items()
+    }
+    if config.MODEL.TYPE == 'timm':  # as in a file of timm
+        state = {key.removeprefix('encoder.'): value for key, value in state.items()}
+    wrong = make_config('vit', config.MODEL.IN_CHANS, MODEL__VIT__EMBED_DIM=16,
+                        DATA__IMG_SIZE=config.DATA.IMG_SIZE, MODEL__VIT__PATCH_SIZE=2)  # fmt: skip
+    with pytest.raises(ValueError, match='looks like') as raised:
+        load(state, wrong, build_model(wrong, is_pretrain=False), tmp_path)
+    options = options_in(str(raised.value))
+    wrong.merge_from_list(options)
+    for key in {*options[::2]} - {'MODEL.VIT.INIT_VALUES'}:  # a file has no initial values
+        assert value_at(wrong, key) == value_at(config, key), key
+    load(state, wrong, build_model(wrong, is_pretrain=False), tmp_path)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('vit_small_patch14_reg4_dinov2', 'vit_large_patch14_reg4_dinov2'),
+        *('vit_giant_patch14_dinov2', 'vit_giant_patch14_reg4_dinov2'),
+        *('resnet34', 'resnet50', 'resnet152', 'densenet121', 'densenet201'),
+    ],
+)
+def test_an_encoder_that_only_timm_has_gets_its_name_in_timm(name: str) -> None:
+    """DINOv2 has registers or gated MLPs here."""
+    with torch.device('meta'):
+        state = timm.create_model(name).state_dict()
+    assert options_in(likely_encoder(state)) == ['MODEL.TYPE', 'timm', 'MODEL.TIMM.NAME', name]
+
+
+@pytest.mark.parametrize(
+    'state',
+    [
+        {},
+        {'stem.weight': torch.ones(1)},
+        {'blocks.0.norm1.weight': torch.ones(4)},
+        {'blocks.0.norm1.weight': torch.ones(4), 'patch_embed.proj.weight': torch.ones(())},
+        {'layers.0.blocks.0.norm1.weight': torch.ones(4), 'patch_embed.proj.weight': torch.ones(4)},
+        {'layer1.0.conv1.weight': torch.ones(4)},
+    ],
+)
+def test_an_unknown_file_has_no_suggestion(state: dict) -> None:
+    assert likely_encoder(state) == ''
