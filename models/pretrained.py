@@ -96,9 +96,9 @@ def _read_processor(path: str) -> dict[str, Any]:
 def _processor_options(processor: dict[str, Any], channels: int | None) -> dict[str, list[float]]:
     """Return MEAN and STD of an image processor; {} if it states none."""
     keys = {'MEAN': 'image_mean', 'STD': 'image_std'}
-    if not processor.get('do_normalize', True) or any(
-        key not in processor for key in keys.values()
-    ):
+    if not processor.get('do_normalize', True):  # pixels from 0 to 1
+        return {'MEAN': [0.0] * channels, 'STD': [1.0] * channels} if channels else {}
+    if any(key not in processor for key in keys.values()):
         return {}
     for key in keys.values():
         values = processor[key]

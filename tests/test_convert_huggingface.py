@@ -239,20 +239,25 @@ def test_mae_of_transformers_predicts_the_same_pixels(layers: str, transformers,
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('says', [True, False])
+@pytest.mark.parametrize(
+    'processor, statistics',
+    [
+        ({'do_normalize': True, 'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}, ([0.5] * 3,) * 2),
+        ({'do_normalize': False}, ([0.0] * 3, [1.0] * 3)),
+        (None, IMAGENET),
+    ],
+)
 def test_channels_are_folded_by_the_processor_s_statistics(
-    says: bool, transformers, tmp_path
+    processor: dict | None, statistics: tuple, transformers, tmp_path
 ) -> None:
-    """The ViT uses 0.5 and 0.5. Without the file, ImageNet's statistics are assumed."""
+    """Without the file, ImageNet's statistics are assumed."""
     theirs = transformers.ViTModel(vit_config(transformers.ViTConfig, 3))
     file = write_theirs(theirs, tmp_path)
-    half = ((0.5,) * 3,) * 2
-    if says:
-        text = json.dumps({'do_normalize': True, 'image_mean': half[0], 'image_std': half[1]})
-        (tmp_path / 'preprocessor_config.json').write_text(text)
+    if processor:
+        (tmp_path / 'preprocessor_config.json').write_text(json.dumps(processor))
     ours = started(make_config('vit', 1, **PLAIN), file)
     found = ours.encode(ours.patch_embed(grey_images(GREY)))
-    wanted = theirs(pixel_values=grey_images(half if says else IMAGENET)).last_hidden_state
+    wanted = theirs(pixel_values=grey_images(statistics)).last_hidden_state
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
