@@ -861,18 +861,6 @@ def _declare(options: dict[str, Any], node: CfgNode, section: str = '') -> None:
 _declare(_C, _DEFAULTS)
 
 
-def add_options(section: str, options: dict[str, Option]) -> None:
-    """Declare the options of a part in the module of the part, before a config is read.
-
-    Args:
-        section: Key of a new or existing section, such as 'MODEL.CONVNEXT'.
-        options: Options by name.
-    """
-    parent, _, name = section.rpartition('.')
-    node = value_at(_DEFAULTS, parent) if parent else _DEFAULTS
-    _declare(options, node.setdefault(name, CN()), f'{section}.')
-
-
 # Keys of SimMIM that are still accepted, with their replacements; None: the key has no effect. An
 # encoder's IN_CHANS only has an effect if MODEL.TYPE selects the encoder.
 LEGACY_KEYS = {
@@ -1193,7 +1181,10 @@ def _check_finetuning(config: Config) -> None:
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
     is_global = getattr(encoder, 'attends_globally', True)
     attends = config.MODEL.HEAD == 'attention'
-    methods = ['grad_cam', *(['attention'] if attends else ['rollout'] if is_global else [])]
+    head = REGISTRIES.get('MODEL.HEAD', {}).get(config.MODEL.HEAD)
+    takes_tokens = getattr(head, 'takes_tokens', attends)  # and no class token, which rollout needs
+    methods = ['grad_cam', *['attention'] * attends]
+    methods += ['rollout'] * (is_global and not takes_tokens)
     allowed = f'one of {methods} with this encoder and MODEL.HEAD {config.MODEL.HEAD!r}'
     require(config.REPORT.METHOD in methods, config, 'REPORT.METHOD', allowed)
     holds = not config.FINETUNE.MASK_RATIO or (is_global and config.FINETUNE.MODE not in PROBES)

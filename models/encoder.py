@@ -1,10 +1,8 @@
 """Base classes of all encoders, and the parts that encoders share.
 
-To add an encoder, write one file and import it in models/build.py. The file declares its options
-with `config.add_options` and registers a subclass of `PatchEncoder` (or of `Encoder`, if it cannot
-hide patches) under a value of MODEL.TYPE, which is listed in config.py:
-
-    add_options('MODEL.CONVNEXT', {'PATCH_SIZE': Own(4, 'Side of a token, in pixels.')})
+To add an encoder, write one file and import it in models/build.py. The file registers a subclass
+of `PatchEncoder` (or of `Encoder`, if it cannot hide patches) under a value of MODEL.TYPE. This
+value and the options of the encoder, such as MODEL.CONVNEXT.PATCH_SIZE, are lines of config.py:
 
     @ENCODERS.register('convnext')
     class ConvNeXt(PatchEncoder): ...
@@ -166,7 +164,8 @@ class PatchEncoder(Encoder):
 
         Tokens are in row-major order. Class tokens come first, if there are any. In masked
         pre-training, `hidden` [B, L] is True for hidden patches, whose tokens are mask tokens. A
-        convolutional encoder can use it to keep them from its features, as ConvNeXt V2 does.
+        convolutional encoder can use it to keep them from its features, as ConvNeXt V2 does. It
+        then needs a head that sees neighbouring tokens, because all hidden tokens are equal.
         """
 
     def init_normal_(self, tensor: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 python scripts/config_reference.py
 
-The text comes from the declarations in config.py and `add_options`. Building the documentation
+The text comes from the declarations in config.py. Building the documentation
 (mkdocs.yml) regenerates the page.
 """
 
@@ -13,9 +13,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import main_contrastive  # noqa: F401  (the mains import every part, which may add options)
-import main_finetune  # noqa: F401
-import main_simmim  # noqa: F401
 from config import FLAG_KEYS, LEGACY_KEYS, OPTIONS, Option, Own
 from engine.run_record import ROOT
 from system.files import replace_file

@@ -357,8 +357,10 @@ def _own_masks(config: Config) -> dict[str, float]:
 def _l1_caveats(config: Config, reference: Config) -> Iterator[str]:
     """Yield reasons why the held-out L1 of a run cannot be compared with the reference."""
     simmim = config.MODEL.SIMMIM
-    if config.MODEL.MAE.NORM_PIX_LOSS or simmim.TARGET != 'pixels':
+    if config.MODEL.MAE.NORM_PIX_LOSS or simmim.TARGET == 'patch_normalised':
         yield 'it predicts normalised patches and receives their mean and standard deviation'
+    elif simmim.TARGET != 'pixels':
+        yield f'it does not predict pixels (MODEL.SIMMIM.TARGET {simmim.TARGET})'
     if simmim.TARGET_SIZE not in (0, config.DATA.IMG_SIZE):
         yield 'it predicts one value for several pixels'
     if changed := _held_out_changes(config, reference):

@@ -10,7 +10,7 @@ from torch import nn
 from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_levels
 
 import config as config_module
-from config import OPTIONS, REGISTRIES, Own, add_options, default_config, encoder_node
+from config import OPTIONS, REGISTRIES, Own, default_config, encoder_node
 from models.build import build_model
 from models.classifier_heads import build_classifier_head
 from models.contrastive import ContrastiveMethod, build_contrastive, in_float32, mlp_head
@@ -108,9 +108,10 @@ def parts(monkeypatch):
     """Declare and register the parts for one test."""
     monkeypatch.setattr(config_module, 'OPTIONS', dict(OPTIONS))
     monkeypatch.setattr(config_module, '_DEFAULTS', default_config())
-    options = {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]}
+    options = {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]}  # lines of config.py
     options = {name: Own(default, f'{name} of the encoder.') for name, default in options.items()}
-    add_options('MODEL.SOME_ENCODER', options)
+    model = config_module._DEFAULTS.MODEL
+    config_module._declare({'SOME_ENCODER': options}, model, 'MODEL.')
     added = {
         'MODEL.TYPE': ('some_encoder', ConvNeXt),
         'CONTRASTIVE.METHOD': ('some_method', BarlowTwins),

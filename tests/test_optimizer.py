@@ -127,7 +127,8 @@ def step_with(optimizer, parameters, value):
 
 def in_two_groups(name, *pairs):
     """An optimizer of two tensors, of which one has weight decay."""
-    parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2)]
+    matrix = torch.linspace(-1, 1, 6).reshape(2, 3)
+    parameters = [torch.nn.Parameter(matrix.clone()) for _ in range(2)]
     groups = [
         {'params': [parameter], 'lr': 0.1, 'weight_decay': decay}
         for parameter, decay in zip(parameters, (0.05, 0.0), strict=True)
@@ -142,7 +143,7 @@ def test_an_optimizer_names_its_moments_and_resumes_exactly(name):
     for value in (0.5, -2.0):
         step_with(optimizer, parameters, value)
     state = optimizer.state[parameters[0]].values()
-    moments = [value for value in state if torch.is_tensor(value) and value.shape == (6,)]
+    moments = [value for value in state if torch.is_tensor(value) and value.shape == (2, 3)]
     assert len(moments) == OPTIMIZERS[name].moments
 
     saved = {
