@@ -19,9 +19,10 @@ from sweep_runs import (
     row_of,
 )
 
+from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.intervals import Resamples, bootstrap_p, holm
-from sweeps import sweep_table
+from sweeps import results, sweep_table
 from sweeps.comparison import SIGNIFICANT, enough_resamples, verdict
 from sweeps.files import ROOT, expected_config, load_sweep, run_folder
 from sweeps.results import BOOTSTRAP_SEED, collect, read_collected, save_collected
@@ -701,3 +702,22 @@ def test_methods_are_compared_on_the_same_labels(tmp_path):
     moco, simmim = (row_of(collected, name) for name in ('moco_0.1', 'simmim_0.1'))
     wanted = np.mean(scores_of(moco, 'Edema')) - np.mean(scores_of(simmim, 'Edema'))
     assert moco['compared']['Edema']['difference'] == pytest.approx(wanted, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        ([], []),
+        (['MODEL.SIMMIM.TARGET', 'patch_normalised'], ['normalised patches']),
+        (['MODEL.SIMMIM.TARGET', 'hog'], ['hog']),
+        (['MODEL.SIMMIM.TARGET_SIZE', 48], ['several pixels']),
+        (['EVAL.HOLDOUT_IMAGES', 3], ['EVAL.HOLDOUT_IMAGES']),
+    ],
+)
+def test_errors_of_other_targets_or_images_are_not_compared(options, words):
+    reference = default_config()
+    config = default_config()
+    config.merge_from_list(options)
+    caveats = [*results._l1_caveats(config, reference)]
+    assert len(caveats) == len(words)
+    assert all(word in caveat for word, caveat in zip(words, caveats, strict=True))
