@@ -9,10 +9,11 @@ from torch import nn
 
 from config import Config, check_config, default_config
 from models.build import build_model
+from models.convert import strip_prefix
 from models.encoder import ENCODERS, Encoder
 from models.pretrained import fit_pretrained
 from system.device import views_of
-from utils import name_damaged, read_checkpoint, trained_config
+from utils import check_fit, drop_buffers, name_damaged, read_checkpoint, trained_config
 
 
 @torch.no_grad()
@@ -26,7 +27,11 @@ def batch_features(
 
 
 def encoder_config(
-    checkpoint: str | Path, cfg: str = '', opts: Sequence[str] = (), *, tokens: bool = False
+    checkpoint: str | Path,
+    cfg: str | None = None,
+    opts: Sequence[str] = (),
+    *,
+    tokens: bool = False,
 ) -> Config:
     """Return the options of the encoder of a checkpoint and of its evaluation transform.
 
@@ -35,7 +40,7 @@ def encoder_config(
 
     Args:
         checkpoint: Checkpoint of this project or of another one.
-        cfg: YAML file of options; '' for the options that the checkpoint contains.
+        cfg: YAML file of options; None for the options that the checkpoint contains.
         opts: Pairs of key and value that change these options.
         tokens: Whether the tokens are wanted, and not the pooled features.
 
@@ -56,15 +61,22 @@ def encoder_config(
 
 
 def load_encoder(
-    config: Config, path: str | Path, device: torch.device
+    config: Config, path: str | Path, device: torch.device, *, is_own: bool
 ) -> tuple[nn.Module, list[str]]:
     """Build an encoder without a head, and load the weights of a checkpoint as a probe does.
 
     The shapes are compared on the meta device, so that the options of a downloaded or damaged
     checkpoint cannot allocate a huge model.
 
+    Args:
+        config: Result of `encoder_config`.
+        path: Checkpoint.
+        device: Where the encoder computes.
+        is_own: Whether the options are exactly those in the checkpoint, so that all shapes agree.
+            Otherwise position tables are resized.
+
     Returns:
-        The encoder in evaluation mode, and remarks about how its weights were converted.
+        The encoder in evaluation mode, and remarks about its weights and its features.
 
     Raises:
         ValueError: If the weights do not fit the encoder.
@@ -74,12 +86,17 @@ def load_encoder(
     with name_damaged(path), torch.device('meta'):
         without_memory = build_model(config, is_pretrain=False, num_outputs=0)
     try:
+        if is_own:
+            _check_shapes(checkpoint['model'], without_memory)
         state, report = fit_pretrained(config, checkpoint, without_memory)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
     model = build_model(config, is_pretrain=False, num_outputs=0)
     model.load_state_dict(state, strict=False)
-    return model.to(device).eval(), report.remarks
+    vit, remarks = config.MODEL.VIT, list(report.remarks)
+    if config.MODEL.TYPE == 'vit' and not vit.USE_MEAN_POOLING and config.MODEL.HEAD == 'linear':
+        remarks.append('the features are the class token (MODEL.VIT.USE_MEAN_POOLING False)')
+    return model.to(device).eval(), remarks
 
 
 def _own_config(checkpoint: str | Path) -> Config:
@@ -92,3 +109,10 @@ def _own_config(checkpoint: str | Path) -> Config:
     with name_damaged(checkpoint):
         check_config(config)
     return config
+
+
+def _check_shapes(state: dict[str, torch.Tensor], model: nn.Module) -> None:
+    """Raise a ValueError if an entry of the encoder has another shape in the checkpoint."""
+    own, given = drop_buffers(strip_prefix(model.state_dict())), strip_prefix(state)
+    shared = [key for key in own if key in given]
+    check_fit({key: given[key] for key in shared}, {key: own[key] for key in shared})
