@@ -1,13 +1,14 @@
 """Read the data set of a config."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import data.layouts  # noqa: F401 (modules of readers register their data sets)
 import data.mimic  # noqa: F401
 from config import Config, check_config, default_config, enlarged_side, put, register_check
-from data.chexpert import chexpert_tables
+from data.chexpert import chexpert_tables, read_csv, read_folder
 from data.datasets import DATASETS
 from data.records import Records, select_views
 from data.splits import split_fold, split_patients
@@ -73,10 +74,28 @@ def read_data_set(
     """Read all records of a split outside a run; all other options have their defaults."""
     config = default_config()
     options = {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels), 'TASK': task}
+    options['PREPROCESS'] = packed_steps(read_about(root)) if is_store(root) else []
     for name, value in options.items():
         put(config, f'DATA.{name}', value, '--dataset')
     check_config(config)
-    return read_split(config, split, logging.getLogger(__name__), labelled=bool(labels))
+    records = read_split(config, split, logging.getLogger(__name__), labelled=bool(labels))
+    if records is None:
+        raise ValueError(f'--split: the data set {dataset} in {root} has no split {split}')
+    return records
+
+
+def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
+    """Read the images of a folder, a packed store or a CSV file in CheXpert's layout, unlabelled.
+
+    With `dataset`, the folder or store contains this data set, and only the images of the split are
+    read.
+    """
+    if dataset:
+        return read_data_set(dataset, place, split)
+    if place.lower().endswith('.csv'):
+        folder, name = os.path.split(place)
+        return read_csv(folder or '.', name, labels=())
+    return read_folder(place, allow_all_images=True)
 
 
 def may_be_absent(config: Config, split: str) -> bool:
@@ -132,12 +151,7 @@ def data_root(config: Config, logger: logging.Logger) -> str:
     """
     data = config.DATA
     source = Path(data.DATA_PATH)
-    packed = packed_steps(read_about(source)) if is_store(source) else []
-    if packed and packed != data.PREPROCESS:
-        raise ValueError(
-            f'DATA.PREPROCESS must be {packed}, with which the store {source} was packed '
-            f'(scripts/pack.py --preprocess), got {data.PREPROCESS}'
-        )
+    require_packed_steps(config, source)
     if not data.CACHE_DIR:
         return data.DATA_PATH
     if not is_store(source):
@@ -151,6 +165,16 @@ def data_root(config: Config, logger: logging.Logger) -> str:
         return str(copy_store(source, target, logger) / part)
     except OSError as error:
         raise ValueError(f'DATA.CACHE_DIR: cannot copy {source} to {target}: {error}') from error
+
+
+def require_packed_steps(config: Config, source: str | Path) -> None:
+    """Raise a ValueError if a store was packed with other steps than DATA.PREPROCESS."""
+    packed = packed_steps(read_about(source)) if is_store(source) else []
+    if packed and packed != config.DATA.PREPROCESS:
+        raise ValueError(
+            f'DATA.PREPROCESS must be {packed}, with which the store {source} was packed '
+            f'(scripts/pack.py --preprocess), got {config.DATA.PREPROCESS}'
+        )
 
 
 def describe_images(data_path: str | Path) -> str:

@@ -16,6 +16,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from signal import SIGTERM, SIGUSR1
 from types import FrameType
@@ -41,6 +42,7 @@ from logger import ScalarLog, create_logger
 from system import distributed
 from system.device import autocast_dtype, describe_precision, local_device
 from system.files import replace_file
+from system.tool import tool
 from utils import check_exists
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
@@ -287,6 +289,27 @@ def explain(error: BaseException, *, trains: bool = True) -> tuple[int, str]:
         if _CONNECTION.search(text):
             return EXIT_OTHER_PROCESS, _GONE
     return EXIT_UNEXPECTED, f'unexpected {type(error).__name__}: {text.partition(chr(10))[0]}'
+
+
+def model_tool(main: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
+    """Return the `main` of a script that runs a model, as `system.tool.tool` does.
+
+    Errors that a worker of a loader reports, and a lack of memory, also become one line.
+    """
+
+    @tool
+    @wraps(main)
+    def run(args: Namespace) -> int:
+        try:
+            return main(args)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            code, text = explain(error)
+            if code == EXIT_UNEXPECTED:
+                raise
+            print(f'error: {text}', file=sys.stderr)  # noqa: T201
+            return code
+
+    return run
 
 
 def _reason(error: BaseException) -> str:

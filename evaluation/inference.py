@@ -62,16 +62,17 @@ def predict(
     return scores
 
 
-def require_finite(values: np.ndarray, dataset: Dataset) -> None:
+def require_finite(values: np.ndarray, dataset: Dataset, *, start: int = 0) -> None:
     """Raise a ValueError with the name of the first image whose output is not finite.
 
-    `values` [N, ...] has one row per image of the dataset, which has `records` or `paths`.
+    `values` [N, ...] has one row per image of the dataset, which has `records` or `paths`, from the
+    image at position `start` on.
     """
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if not bad.size:
         return
     records = getattr(dataset, 'records', None)
-    path = dataset.paths[bad[0]] if records is None else records.path[bad[0]]
+    path = (dataset.paths if records is None else records.path)[start + bad[0]]
     source = '' if records is None else f'{records.root / records.csv}: '
     raise ValueError(
         f'{source}the model returns NaN or infinity for {bad.size} of {len(values)} images, first '

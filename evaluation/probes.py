@@ -25,6 +25,7 @@ from data.loader import Loaders
 from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
 from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head
+from evaluation.features import batch_features
 from evaluation.inference import require_finite
 from evaluation.tuning import (
     INVERSE_PENALTIES,
@@ -39,7 +40,6 @@ from models.classifier_heads import build_classifier_head
 from models.losses import LABEL_LOSSES
 from models.outputs import SMALLEST_PROBABILITY
 from system import distributed
-from system.device import autocast, views_of
 from utils import load_pretrained
 
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200, 500, 1000)
@@ -107,7 +107,6 @@ def freeze_encoder(model: nn.Module) -> None:
         parameter.requires_grad_(name.startswith('head.'))
 
 
-@torch.no_grad()
 def extract_features(
     run: Run, model: nn.Module, loader: DataLoader, *, tokens: bool = False
 ) -> np.ndarray:
@@ -118,16 +117,13 @@ def extract_features(
             tokens do not fit into the memory.
     """
     model.eval()
-    dataset, compute, shape = loader.dataset, model.forward_features, (model.num_features,)
+    dataset, shape = loader.dataset, (model.num_features,)
     if tokens:
-        compute, shape = model.forward_tokens, (model.output_side**2, model.num_features)
+        shape = (model.output_side**2, model.num_features)
         _check_memory(4 * len(dataset) * math.prod(shape))
     features = np.zeros((len(dataset), *shape), np.float32)
     for images, _, index in loader:
-        (view,) = views_of(images, run.device)
-        with autocast(run.config, run.device):
-            values = compute(view).float().cpu().numpy()
-        features[index.cpu().numpy()] = values
+        features[index.cpu().numpy()] = batch_features(model, images, run.device, tokens=tokens)
     if distributed.world_size() > 1:  # each row is computed by one rank and is 0 on the others
         for start in range(0, len(features), EXCHANGED):
             part = torch.from_numpy(features[start : start + EXCHANGED])

@@ -16,21 +16,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from data.chexpert import read_folder
-from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_image
+from data.images import load_image
+from data.noted_images import ImageFiles, describe_notes, is_skipped
 from data.predictions import write_predictions
-from data.reading import read_data_set
+from data.reading import read_images
 from data.tasks import NUMBERS, task_of
 from data.transforms import EvalTransform
-from engine.launch import EXIT_UNEXPECTED, explain
+from engine.launch import model_tool
 from evaluation.inference import load_classifier, predict
 from evaluation.saliency import (
     NO_MAPS,
@@ -41,42 +40,11 @@ from evaluation.saliency import (
     read_view,
 )
 from models.outputs import OUTPUTS
-from system.device import local_device
+from system.device import local_device, named_device
 from system.files import LOADER_FILES, allow_open_files
 from utils import read_checkpoint, trained_config
 
 MOST_IMAGES = 128  # maximum default batch size
-SKIPPED = 'skipped: '  # prefix of the note about a skipped image
-COLOURED = 'coloured'  # note about a coloured image that is read as grey
-NAMED = 3  # maximum number of coloured images in a message
-
-
-class ImageFiles(Dataset):
-    """Data set of (model input, note about the image, index), one item per file.
-
-    With `skip_bad`, an unusable image is replaced by a grey ramp, and the note has the reason.
-    """
-
-    def __init__(self, paths: list[str], config: Config, *, skip_bad: bool) -> None:
-        self.paths = paths
-        self.transform = EvalTransform(config)
-        self.skip_bad = skip_bad
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, str, int]:
-        path, note = self.paths[index], ''
-        try:
-            image = load_image(path)
-            if colour_difference(path) > COLOUR_LEVELS:
-                note = COLOURED
-        except ValueError as error:
-            is_bad = isinstance(error, BadImageError)
-            if not self.skip_bad or not (is_bad or isinstance(error.__cause__, FileNotFoundError)):
-                raise
-            image, note = Image.linear_gradient('L'), f'{SKIPPED}{error}'
-        return self.transform(image, None), note, index
 
 
 class ImageLoader(DataLoader):
@@ -119,12 +87,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _device(text: str) -> torch.device:
-    gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
-    if text not in ('cpu', *gpus, *(['cuda'] if gpus else [])):
-        raise argparse.ArgumentTypeError(
-            f'must be cpu, cuda or cuda:N, got {text!r}; PyTorch finds {len(gpus)} GPUs'
-        )
-    return torch.device(text)
+    try:
+        return named_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def list_images(places: list[str], dataset: str = '', split: str = 'test') -> list[str]:
@@ -135,11 +101,8 @@ def list_images(places: list[str], dataset: str = '', split: str = 'test') -> li
     found = []
     for place in places:
         if os.path.isdir(place):
-            if dataset:
-                records = read_data_set(dataset, place, split)
-            else:
-                records = read_folder(place, allow_all_images=True)
-            found += [os.path.join(place, file) for file in records.file]
+            files = read_images(place, dataset, split).file
+            found += [os.path.join(place, file) for file in files]
         else:
             found.append(place)
     return list(dict.fromkeys(found))
@@ -180,12 +143,12 @@ def predict_images(args: argparse.Namespace) -> int:
     workers = min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers
     allow_open_files(workers, per_worker=LOADER_FILES)
     loader = ImageLoader(
-        ImageFiles(paths, config, skip_bad=args.skip_bad),
+        ImageFiles(paths, EvalTransform(config), skip_bad=args.skip_bad),
         batch_size=args.batch_size or min(data.BATCH_SIZE, MOST_IMAGES),
         num_workers=workers,
     )
     scores = predict(config, device, model, loader)
-    skipped = [note.startswith(SKIPPED) for note in loader.notes]
+    skipped = [is_skipped(note) for note in loader.notes]
     if all(skipped):
         raise ValueError(f'none of the {len(paths)} images can be used: {loader.notes[0]}')
     used = np.flatnonzero(~np.array(skipped))
@@ -207,12 +170,8 @@ def predict_images(args: argparse.Namespace) -> int:
     if args.maps:
         table = pd.DataFrame(predictions, paths_used, labels)
         write_figures(args, config, model, table, method)
-    for note in (note for note in loader.notes if note.startswith(SKIPPED)):
-        print(note, file=sys.stderr)
-    coloured = [paths[i] for i, note in enumerate(loader.notes) if note == COLOURED]
-    if coloured:
-        names = ', '.join(coloured[:NAMED]) + (' ...' if len(coloured) > NAMED else '')
-        print(f'warning: {len(coloured)} coloured image(s) read as grey: {names}', file=sys.stderr)
+    for line in describe_notes(loader.notes, paths):
+        print(line, file=sys.stderr)
     rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
     print(f'{args.output}: predictions for {len(used)} images{rest}. Not for clinical use.')
     return int(any(skipped))
@@ -259,15 +218,9 @@ def write_figures(
     print(f'{len(probabilities)} figures in {folder}')
 
 
+@model_tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        return predict_images(args)
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        code, text = explain(error)
-        if code == EXIT_UNEXPECTED:
-            raise
-        print(f'error: {text}', file=sys.stderr)
-        return code
+    return predict_images(args)
 
 
 if __name__ == '__main__':

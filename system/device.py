@@ -15,13 +15,27 @@ def local_device() -> torch.device:
 
     This also disables TF32, which PyTorch allows for convolutions by default.
     """
-    # PyTorch 2.6 only has these switches. Newer versions cannot read them once the newer are set.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    _disable_tf32()
     if not torch.cuda.is_available():
         return torch.device('cpu')
     device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
     torch.cuda.set_device(device)
     return device
+
+
+def named_device(name: str) -> torch.device:
+    """Return the device that a flag names, 'cpu', 'cuda' or 'cuda:N', and disable TF32.
+
+    Raises:
+        ValueError: If this machine does not have the device.
+    """
+    _disable_tf32()
+    gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+    if name not in ('cpu', *gpus, *(['cuda'] if gpus else [])):
+        raise ValueError(
+            f'--device must be cpu, cuda or cuda:N, got {name!r}; PyTorch finds {len(gpus)} GPUs'
+        )
+    return torch.device(name)
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -91,3 +105,8 @@ def synchronized_time(device: torch.device) -> float:
     if device.type == 'cuda':
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def _disable_tf32() -> None:
+    # PyTorch 2.6 only has these switches. Newer versions cannot read them once the newer are set.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

@@ -25,7 +25,7 @@ from data.images import BadImageError, full_size, load_image
 from data.mimic import read_mimic
 from data.packing import Settings, ShardWriter, pack, read_source
 from data.phantom import make_phantom
-from data.reading import data_root, read_split
+from data.reading import data_root, read_data_set, read_split
 from data.records import Records
 from data.store import copy_store, file_crc32, is_store, open_store, read_about, verify, write_json
 from data.transforms import EvalTransform
@@ -98,6 +98,7 @@ def test_preprocessing_is_computed_once_when_packing(root: Path, tmp_path: Path)
     assert np.array_equal(EvalTransform(same).pixels(image), wanted)
     with pytest.raises(ValueError, match='DATA.PREPROCESS'):
         read_split(other, 'valid', LOGGER)
+    assert len(read_data_set('chexpert', str(store), 'train')) > 0  # lists the images of a split
     with pytest.raises(ValueError, match='preprocess'):
         packed(root, store, Settings(16, preprocess=steps[::-1]))
 

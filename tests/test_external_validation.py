@@ -13,6 +13,7 @@ from tiny import load_script, run_script
 
 from data.labels import LABELS, shared_labels
 from data.layouts import open_layout
+from data.reading import read_data_set
 
 FINDINGS = [name for name in open_layout('nih').labels['names'] if name != 'No Finding']
 OPACITIES = ['Atelectasis', 'Consolidation', 'Edema', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia']
@@ -169,6 +170,11 @@ def test_the_images_of_a_split_are_predicted(nih) -> None:
     assert found == [f'{root}/images/{name}' for name in truth.index[:4]]
     Image.new('L', (20, 20)).save(root / 'x.png')
     assert len(list_images([str(root)])) == NUM_IMAGES + 1
+
+
+def test_a_split_that_a_data_set_lacks_is_an_error(nih) -> None:
+    with pytest.raises(ValueError, match='folder.* no split test'):
+        read_data_set('folder', str(nih[0]), 'test')
 
 
 def test_an_unknown_label_set_is_refused() -> None:

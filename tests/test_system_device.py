@@ -74,3 +74,14 @@ def test_float32_is_not_tf32_and_the_log_names_both(device, recwarn) -> None:
     assert describe_precision(config, cuda) == wanted.format('float32')
     assert torch.get_float32_matmul_precision() == 'highest'
     assert not recwarn.list
+
+
+def test_a_named_device_computes_without_tf32_as_the_default_does(device) -> None:
+    """The fixture restores the switches."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    for switch in switches:
+        switch.allow_tf32 = True
+    assert module.named_device('cpu') == CPU
+    assert not any(switch.allow_tf32 for switch in switches)
+    with pytest.raises(ValueError, match="'cuda:99'"):
+        module.named_device('cuda:99')

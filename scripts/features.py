@@ -1,0 +1,145 @@
+"""Write the features of a frozen encoder for each image of a data set. Not for clinical use.
+
+python scripts/features.py DATA --checkpoint C.pth --output OUT.npz [--tokens]
+
+The checkpoint is of any main script, or one that --pretrained of main_finetune.py accepts, with
+--cfg. The features are those of a probe. An interrupted call continues from the parts in OUT.parts.
+
+Exit code: 0; 1 if an image was skipped (--skip-bad); 2 if nothing was written.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from evaluation.feature_flags import TABLES, parse_args
+
+if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
+    parse_args(about=__doc__)
+
+import argparse
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from config import Config, config_text
+from data.noted_images import RecordImages, describe_notes, is_skipped
+from data.reading import read_images, require_packed_steps
+from data.records import Records
+from data.store import STORE_FILE, is_store, place_of
+from data.transforms import EvalTransform
+from engine.launch import model_tool
+from evaluation.feature_files import LOCK_FILE, Parts, write_npz, write_table
+from evaluation.features import batch_features, encoder_config, load_encoder
+from evaluation.inference import require_finite
+from system.device import local_device, named_device
+from system.downloads import local_path
+from system.files import LOADER_FILES, allow_open_files, locked, sha256
+
+MOST_IMAGES = 128  # maximum default batch size
+
+
+def describe_job(
+    args: argparse.Namespace, config: Config, records: Records, *, device: torch.device
+) -> dict[str, Any]:
+    """Return what determines the features: parts of another job are not used."""
+    images = hashlib.sha256(str(records.root.resolve()).encode(errors='surrogateescape'))
+    for file in records.file:
+        images.update(b'\0' + os.fsencode(file))
+    if is_store(records.root):
+        images.update(sha256(place_of(records.root)[0] / STORE_FILE).encode())
+    return {
+        'checkpoint': sha256(local_path(args.checkpoint)),
+        'images': images.hexdigest(),
+        'options': config_text(config),
+        'tokens': args.tokens,
+        'batch_size': args.batch_size or min(config.DATA.BATCH_SIZE, MOST_IMAGES),
+        'device': device.type,
+    }
+
+
+def compute_parts(
+    parts: Parts,
+    model: nn.Module,
+    images: RecordImages,
+    *,
+    device: torch.device,
+    tokens: bool,
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Compute and write the parts that are missing."""
+    todo = parts.missing()
+    by_part = {number: parts.batches(number, batch_size) for number in todo}
+    batches = [batch for number in todo for batch in by_part[number]]
+    allow_open_files(workers, per_worker=LOADER_FILES)
+    loader = iter(DataLoader(images, batch_sampler=batches, num_workers=workers))
+    done, total = len(images) - sum(map(len, batches)), len(images)
+    with tqdm(total=total, initial=done, desc='features', unit='image', disable=None) as bar:
+        for number in todo:
+            values, notes = [], []
+            for _ in by_part[number]:
+                pixels, about, _ = next(loader)
+                values.append(batch_features(model, pixels, device, tokens=tokens))
+                notes += about
+                bar.update(len(about))
+            features = np.concatenate(values)
+            require_finite(features, images, start=parts.images(number)[0])
+            parts.write(number, features, notes)
+
+
+def join_parts(parts: Parts, args: argparse.Namespace, records: Records) -> int:
+    """Write the output, report problems with images, and return the exit code."""
+    notes = parts.notes()
+    used = np.array([not is_skipped(note) for note in notes])
+    if not used.any():
+        raise ValueError(f'none of the {len(notes)} images can be used: {notes[0]}')
+    names = {name: getattr(records, name)[used] for name in ('path', 'patient', 'study')}
+    write = write_table if args.output.suffix.lower() in TABLES else write_npz
+    write(args.output, parts.features(), names)
+    parts.remove()
+    for line in describe_notes(notes, records.path):
+        print(line, file=sys.stderr)
+    rest = '' if used.all() else f'; {(~used).sum()} were skipped'
+    kind = 'tokens' if args.tokens else 'features'
+    print(f'{args.output}: {kind} of {used.sum()} images{rest}. Not for clinical use.')
+    return int(not used.all())
+
+
+@model_tool
+def main(args: argparse.Namespace) -> int:
+    device = named_device(args.device) if args.device else local_device()
+    records = read_images(args.data, args.dataset, args.split)
+    config = encoder_config(args.checkpoint, args.cfg, args.opts, tokens=args.tokens)
+    require_packed_steps(config, records.root)
+    job = describe_job(args, config, records, device=device)
+    is_own = not (args.cfg or args.opts)
+    model, remarks = load_encoder(config, args.checkpoint, device, is_own=is_own)
+    for remark in remarks:
+        print(f'note: {remark}')
+    workers = config.DATA.NUM_WORKERS if args.num_workers is None else args.num_workers
+    transform = EvalTransform(config, test_time_views=False)
+    folder = args.output.with_suffix('.parts')
+    with locked(folder / LOCK_FILE, wait=False):
+        parts = Parts(folder, len(records), job)
+        compute_parts(
+            parts,
+            model,
+            RecordImages(records, transform, skip_bad=args.skip_bad),
+            device=device,
+            tokens=args.tokens,
+            batch_size=job['batch_size'],
+            workers=min(workers, os.cpu_count()),
+        )
+        return join_parts(parts, args, records)
+
+
+if __name__ == '__main__':
+    sys.exit(main(parse_args(about=__doc__)))

@@ -1,0 +1,488 @@
+"""scripts/features.py: the features of a probe, in the order of the images, whole or continued."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from packed_data import packed
+from PIL import Image
+from tiny import MAE, ROOT, SWIN, VIT, finished_run, load_script, tiny_config
+from transfers import write_run
+
+from data.packing import Settings
+from evaluation import feature_files, probes
+from models.timm_classifier import TimmClassifier
+
+NAMES = ('path', 'patient', 'study')
+WHOLE = {'TEST': {'CROP': False}}  # the evaluation transform of the fine-tuning runs of tests
+TIMM = {'TYPE': 'timm', 'IN_CHANS': 1, 'TIMM': {'NAME': 'test_resnet'}}
+POOLS = ['MODEL.VIT.USE_MEAN_POOLING', True]
+NATIVE = Settings(size=None, square=False)
+
+
+@pytest.fixture(scope='module')
+def script():
+    return load_script('features')
+
+
+@pytest.fixture(scope='module')
+def features(script) -> Callable[..., int]:
+    def run(*words: object) -> int:
+        place, *flags = map(str, words)
+        return script.main(script.parse_args([place, '--num-workers', '0', *flags]))
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp('swin'), 'simmim', **WHOLE)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_files, 'PART_IMAGES', 7)
+
+
+def pooled(model: dict) -> dict:
+    return model | {'VIT': model['VIT'] | {'USE_MEAN_POOLING': True}}
+
+
+def read(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def probe_features(
+    checkpoint: Path, data: Path, folder: Path, mode: str = 'linear_probe', **options: object
+) -> tuple[np.ndarray, list[str]]:
+    """Return what a probe of the checkpoint computes for its training images, and their paths."""
+    kept, compute = [], probes.extract_features
+
+    def keep(run, model, loader, **tokens):
+        kept.append((compute(run, model, loader, **tokens), list(loader.dataset.records.path)))
+        return kept[0][0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, 'extract_features', keep)
+        patch.setattr('evaluation.attentive.EPOCHS', 1)
+        sections = {'FINETUNE': {'MODE': mode}, **options}
+        finished_run('finetune', data, folder, '--pretrained', str(checkpoint), **sections)
+    return kept[0]
+
+
+@pytest.mark.parametrize(
+    ('stage', 'model', 'opts'),
+    [
+        ('simmim', SWIN, []),
+        ('simmim', VIT, []),
+        ('simmim', VIT, POOLS),
+        ('simmim', MAE, []),
+        ('contrastive', SWIN, []),
+        ('finetune', VIT, []),
+    ],
+    ids=['swin', 'vit', 'vit, pooled', 'mae', 'contrastive', 'fine-tuned'],
+)
+def test_the_features_are_those_of_a_linear_probe(
+    stage: str,
+    model: dict,
+    opts: list[object],
+    features,
+    small_parts,
+    phantom: Path,
+    tmp_path: Path,
+    capsys,
+) -> None:
+    """In several parts and batches, of other sizes than the probe's."""
+    checkpoint = write_run(tmp_path, stage, model, **WHOLE)
+    words = ['--checkpoint', checkpoint, '--output', tmp_path / 'f.npz', '--batch-size', 3]
+    assert features(phantom / 'train.csv', *words, *(['--opts', *opts] if opts else [])) == 0
+    has_note = 'USE_MEAN_POOLING' in capsys.readouterr().out
+    assert has_note == (model['TYPE'] == 'vit' and not opts)
+    found = read(tmp_path / 'f.npz')
+    model = pooled(model) if opts else model
+    want, paths = probe_features(checkpoint, phantom, tmp_path / 'run', model=model)
+    assert 0 < len(paths) < len(found['path'])
+    rows = pd.Index(found['path']).get_indexer(paths)
+    assert (rows >= 0).all() and want.std(axis=0).min() > 1e-4
+    np.testing.assert_allclose(found['features'][rows], want, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_those_of_an_attentive_probe(features, phantom: Path, tmp_path: Path) -> None:
+    """The head of the probe takes normalised tokens, although the classifier pools."""
+    checkpoint = write_run(tmp_path, 'simmim', VIT, **WHOLE)
+    words = ['--checkpoint', checkpoint, '--output', tmp_path / 't.npz', '--tokens', '--opts']
+    assert features(phantom / 'train.csv', *words, *POOLS) == 0
+    found = read(tmp_path / 't.npz')
+    model = pooled(VIT) | {'HEAD': 'attention'}
+    want, paths = probe_features(
+        checkpoint, phantom, tmp_path / 'run', 'attentive_probe', model=model
+    )
+    assert want.shape[1:] == (16, 16)
+    rows = pd.Index(found['path']).get_indexer(paths)
+    np.testing.assert_allclose(found['features'][rows], want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_of_the_tokens_is_the_pooled_feature_of_a_swin(
+    features, pretrained: Path, phantom: Path, tmp_path: Path
+) -> None:
+    words = [phantom / 'valid', '--checkpoint', pretrained]
+    assert features(*words, '--output', tmp_path / 'f.npz') == 0
+    assert features(*words, '--output', tmp_path / 't.npz', '--tokens') == 0
+    pooled, tokens = (read(tmp_path / f'{name}.npz')['features'] for name in 'ft')
+    assert tokens.shape == (len(pooled), 8 * 8, 16) and tokens.dtype == np.float32
+    assert tokens.std(axis=1).min() > 1e-4
+    np.testing.assert_allclose(tokens.mean(axis=1), pooled, rtol=1e-4, atol=1e-6)
+
+
+def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(
+    features, pretrained: Path, phantom: Path, tmp_path: Path
+) -> None:
+    store = packed(phantom, tmp_path / 'store', NATIVE)
+    places = {'table': [phantom / 'train.csv'], 'stored': [store / 'train.csv']}
+    places |= {'split': [phantom, '--dataset', 'chexpert', '--split', 'train']}
+    places |= {'folder': [phantom], 'store': [store]}
+    found = {}
+    for name, place in places.items():
+        words = ['--checkpoint', pretrained, '--output', tmp_path / f'{name}.npz']
+        assert features(*place, *words, '--batch-size', 1) == 0
+        found[name] = read(tmp_path / f'{name}.npz')
+    for name in ('stored', 'split'):
+        for key, values in found['table'].items():
+            np.testing.assert_array_equal(found[name][key], values)
+    for key, values in found['folder'].items():
+        np.testing.assert_array_equal(found['store'][key], values)
+    files = [path.partition('/')[2] for path in found['table']['path']]
+    rows = pd.Index(found['folder']['path']).get_indexer(files)
+    assert (rows >= 0).all() and len(rows) < len(found['folder']['path'])
+    np.testing.assert_array_equal(found['folder']['features'][rows], found['table']['features'])
+    np.testing.assert_array_equal(found['folder']['patient'][rows], found['table']['patient'])
+
+
+def test_a_store_that_was_packed_with_other_steps_is_refused(
+    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
+) -> None:
+    store = packed(phantom, tmp_path / 'store', replace(NATIVE, preprocess=['equalize']))
+    words = [store / 'valid.csv', '--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
+    assert features(*words) == 2
+    assert 'DATA.PREPROCESS' in capsys.readouterr().err
+    steps = ['--opts', 'DATA.PREPROCESS', "['equalize']"]
+    assert features(*words, *steps) == 0
+    assert features(phantom / 'valid.csv', *words[1:-1], tmp_path / 'g.npz', *steps) == 0
+    stored, files = (read(tmp_path / f'{name}.npz')['features'] for name in 'fg')
+    np.testing.assert_allclose(stored, files, atol=1e-5)
+
+
+def test_the_rows_have_the_order_and_the_names_of_the_table(
+    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
+) -> None:
+    """In NPZ and CSV files, whose features have the same bits."""
+    words = [phantom / 'valid.csv', '--checkpoint', pretrained, '--output']
+    assert features(*words, tmp_path / 'new' / 'f.npz') == 0
+    assert 'Not for clinical use' in capsys.readouterr().out
+    assert features(*words, tmp_path / 'f.csv') == 0
+    found, table = read(tmp_path / 'new' / 'f.npz'), pd.read_csv(tmp_path / 'f.csv', dtype=str)
+    paths = pd.read_csv(phantom / 'valid.csv').Path
+    parts = paths.str.split('/', expand=True)
+    assert list(table.columns) == [*NAMES, *(f'f{k}' for k in range(16))]
+    for names in (found, table):
+        assert list(names['path']) == list(paths)
+        assert list(names['patient']) == list(parts[2])
+        assert list(names['study']) == list(paths.str.rpartition('/')[0])
+    columns = table.drop(columns=[*NAMES]).to_numpy(np.float32)
+    np.testing.assert_array_equal(columns, found['features'])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['f.csv', 'new']
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['f.npz']
+
+
+class Killed(BaseException):
+    """Ends the script like a signal: nothing catches it."""
+
+
+def kill_at(script, call: int) -> object:
+    """Return a context in which the script ends at a batch."""
+    patch, compute, calls = pytest.MonkeyPatch(), script.batch_features, []
+
+    def compute_or_die(*arguments: object, **options: object) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return compute(*arguments, **options)
+
+    patch.setattr(script, 'batch_features', compute_or_die)
+    return patch
+
+
+@pytest.mark.parametrize('kind', ['npz', 'csv', 'tokens'])
+def test_a_killed_and_continued_call_writes_the_same_bytes(
+    kind: str, script, features, small_parts, pretrained: Path, phantom: Path, tmp_path: Path
+) -> None:
+    """In the first call two parts of seven images in batches of three are complete."""
+    name = 'f.csv' if kind == 'csv' else 'f.npz'
+    more = ['--tokens'] if kind == 'tokens' else []
+    words = [phantom / 'train.csv', '--checkpoint', pretrained, '--batch-size', 3, *more]
+    whole, output = tmp_path / 'whole' / name, tmp_path / 'two' / name
+    assert features(*words, '--output', whole) == 0
+    patch = kill_at(script, 3 * 2 + 2)
+    with pytest.raises(Killed):
+        features(*words, '--output', output)
+    patch.undo()
+    parts = tmp_path / 'two' / 'f.parts'
+    assert [path.name for path in sorted(parts.glob('*.npz'))] == ['000000.npz', '000001.npz']
+    assert not output.exists()
+    before = (parts / '000000.npz').stat().st_ino
+    patch = kill_at(script, 3 + 2)
+    with pytest.raises(Killed):
+        features(*words, '--output', output)
+    patch.undo()
+    assert (parts / '000000.npz').stat().st_ino == before, 'complete parts are kept'
+    assert (parts / '000002.npz').exists()
+    assert features(*words, '--output', output) == 0
+    assert output.read_bytes() == whole.read_bytes()
+    assert not parts.exists()
+
+
+def test_parts_of_another_checkpoint_list_or_option_are_refused(
+    script, features, small_parts, pretrained: Path, phantom: Path, tmp_path: Path, capsys
+) -> None:
+    output = ['--output', tmp_path / 'f.npz']
+    own, table = ['--checkpoint', pretrained], phantom / 'train.csv'
+    patch = kill_at(script, 2)
+    with pytest.raises(Killed):
+        features(table, *own, '--batch-size', 7, *output)
+    patch.undo()
+    other = write_run(tmp_path / 'other', 'simmim', **WHOLE)
+    saved = torch.load(other, weights_only=True)
+    saved['model']['encoder.norm.bias'] += 1
+    torch.save(saved, tmp_path / 'other.pth')
+    calls = {
+        'checkpoint': [table, '--checkpoint', tmp_path / 'other.pth', '--batch-size', 7],
+        'images': [phantom / 'valid.csv', *own, '--batch-size', 7],
+        'options': [table, *own, '--batch-size', 7, '--opts', 'TEST.CROP', True],
+        'tokens': [table, *own, '--batch-size', 7, '--tokens'],
+        'batch_size': [table, *own, '--batch-size', 5],
+    }
+    for name, words in calls.items():
+        assert features(*words, *output) == 2, name
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith('error: ') and name in line and 'f.parts' in line
+    assert features(table, *own, '--batch-size', 7, *output) == 0
+
+
+def test_a_folder_with_other_files_is_not_taken_for_parts(
+    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / 'f.parts').mkdir()
+    (tmp_path / 'f.parts' / 'thesis.txt').write_text('mine')
+    words = [phantom / 'valid.csv', '--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
+    assert features(*words) == 2
+    assert 'thesis.txt' in capsys.readouterr().err
+    assert (tmp_path / 'f.parts' / 'thesis.txt').read_text() == 'mine'
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    """A folder of ten images, of which one is no image and one is coloured."""
+    folder, rng = tmp_path / 'images', np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(10):
+        shape = (40, 40, 3) if number == 8 else (40, 40)
+        Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8)).save(folder / f'{number}.png')
+    (folder / '3.png').write_bytes(b'no image')
+    return folder
+
+
+def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
+    features, small_parts, pretrained: Path, faulty: Path, tmp_path: Path, capsys
+) -> None:
+    words = [faulty, '--checkpoint', pretrained, '--output', tmp_path / 'f.npz', '--batch-size', 2]
+    assert features(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and '3.png' in line
+    assert not (tmp_path / 'f.npz').exists()
+    assert features(*words, '--skip-bad') == 1
+    skipped, warning = capsys.readouterr().err.splitlines()
+    assert skipped.startswith('skipped: ') and '3.png' in skipped
+    assert warning.startswith('warning: 1 ') and '8.png' in warning
+    found = read(tmp_path / 'f.npz')
+    assert list(found['path']) == [f'{number}.png' for number in range(10) if number != 3]
+    assert len(found['features']) == 9
+    (faulty / '3.png').unlink()
+    assert features(*words) == 0
+    assert list(read(tmp_path / 'f.npz')['path']) == list(found['path'])
+    np.testing.assert_allclose(read(tmp_path / 'f.npz')['features'], found['features'], atol=1e-6)
+
+
+def test_an_image_that_was_repaired_after_an_interruption_is_not_skipped(
+    script, features, small_parts, pretrained: Path, faulty: Path, tmp_path: Path
+) -> None:
+    words = [faulty, '--checkpoint', pretrained, '--batch-size', 2, '--skip-bad']
+    patch = kill_at(script, 5)
+    with pytest.raises(Killed):
+        features(*words, '--output', tmp_path / 'f.npz')
+    patch.undo()
+    assert (tmp_path / 'f.parts' / '000000.npz').is_file()
+    (faulty / '3.png').write_bytes((faulty / '4.png').read_bytes())
+    assert features(*words, '--output', tmp_path / 'f.npz') == 0
+    assert len(read(tmp_path / 'f.npz')['features']) == 10
+
+
+def test_the_first_image_whose_features_are_not_finite_is_named(
+    script,
+    features,
+    small_parts,
+    pretrained: Path,
+    faulty: Path,
+    tmp_path: Path,
+    monkeypatch,
+    capsys,
+) -> None:
+    (faulty / '3.png').unlink()
+    compute = script.batch_features
+
+    def overflow(model, pixels: torch.Tensor, device, *, tokens: bool) -> np.ndarray:
+        values = compute(model, pixels, device, tokens=tokens)
+        return (
+            np.where(np.arange(len(values))[:, None] > 0, np.nan, values)
+            if len(pixels) == 2
+            else values
+        )
+
+    monkeypatch.setattr(script, 'batch_features', overflow)
+    words = [faulty, '--checkpoint', pretrained, '--output', tmp_path / 'f.npz', '--batch-size', 7]
+    assert features(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert '9.png' in line and not (tmp_path / 'f.npz').exists()
+
+
+def test_a_file_without_options_needs_a_config_of_its_encoder(
+    features, phantom: Path, tmp_path: Path, capsys
+) -> None:
+    """The weights of timm, and then exactly as --pretrained loads them."""
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', TIMM)
+    theirs = TimmClassifier('test_resnet', img_size=32, in_chans=3, num_classes=0).encoder
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    words = [phantom / 'valid.csv', '--checkpoint', tmp_path / 'timm.pth']
+    words += ['--output', tmp_path / 'f.npz']
+    assert features(*words) == 2
+    assert '--cfg' in (error := capsys.readouterr().err) and 'timm.pth' in error
+    assert features(*words, '--cfg', cfg) == 0
+    assert 'from 3 to 1 channels' in capsys.readouterr().out
+    want, paths = probe_features(tmp_path / 'timm.pth', phantom, tmp_path / 'run', model=TIMM)
+    assert features(phantom / 'train.csv', *words[1:], '--cfg', cfg) == 0
+    found = read(tmp_path / 'f.npz')
+    rows = pd.Index(found['path']).get_indexer(paths)
+    np.testing.assert_allclose(found['features'][rows], want, rtol=1e-4, atol=1e-6)
+    assert features(*words, '--cfg', cfg, '--tokens') == 2
+    assert '--tokens' in (error := capsys.readouterr().err) and 'timm' in error
+
+
+def test_weights_of_another_encoder_are_refused(
+    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
+) -> None:
+    words = [phantom / 'valid.csv', '--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
+    assert features(*words, '--opts', 'MODEL.SWIN.EMBED_DIM', 16) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and pretrained.name in line
+
+
+@pytest.mark.parametrize(
+    ('model', 'key', 'value'),
+    [
+        (VIT, 'MODEL.VIT.DEPTH', 200_000),
+        (VIT, 'DATA.IMG_SIZE', 8192),
+        (SWIN, 'MODEL.SWIN.EMBED_DIM', 2**40),
+        (SWIN, 'MODEL.SWIN.WINDOW_SIZE', 8),
+        (SWIN, 'MODEL.TYPE', 'other'),
+    ],
+)
+def test_options_of_a_checkpoint_that_do_not_fit_its_weights_are_refused(
+    model, key, value, features, phantom: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """Such a file comes from elsewhere; nothing of the size that it asks for is built."""
+    saved = torch.load(write_run(tmp_path, 'simmim', model), weights_only=True)
+    options = node = yaml.safe_load(saved['config'])
+    *sections, name = key.split('.')
+    for section in sections:
+        node = node[section]
+    node[name] = value
+    torch.save(saved | {'config': yaml.safe_dump(options)}, tmp_path / 'bad.pth')
+    monkeypatch.setattr('models.convert.resize_position_embedding', None)
+    monkeypatch.setattr('models.convert.resize_table', None)
+    words = ['--checkpoint', tmp_path / 'bad.pth', '--output', tmp_path / 'f.npz']
+    assert features(phantom / 'valid.csv', *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and 'bad.pth' in line
+
+
+def test_a_table_without_rows_is_an_error(
+    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
+) -> None:
+    header = (phantom / 'valid.csv').read_text().splitlines()[0]
+    (tmp_path / 'empty.csv').write_text(f'{header}\n')
+    words = ['--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
+    assert features(tmp_path / 'empty.csv', *words) == 2
+    assert 'empty.csv' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('words', 'named'),
+    [
+        (['--output', 'f.txt'], '--output'),
+        (['--output', 'f.csv', '--tokens'], '--tokens'),
+        (['--output', 'f.parquet'], 'pyarrow'),
+        (['--output', 'f.npz', '--batch-size', '0'], '--batch-size'),
+    ],
+)
+def test_flags_that_cannot_work_are_refused(words, named, script, monkeypatch, capsys) -> None:
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        script.parse_args(['DATA', '--checkpoint', 'c.pth', *words])
+    assert stop.value.code == 2 and named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_parquet_table_has_the_columns_of_the_csv_file(
+    features, pretrained: Path, phantom: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip('pyarrow')
+    words = [phantom / 'valid.csv', '--checkpoint', pretrained, '--output']
+    assert features(*words, tmp_path / 'f.csv') == features(*words, tmp_path / 'f.parquet') == 0
+    kinds = {f'f{k}': np.float32 for k in range(16)}
+    want = pd.read_csv(tmp_path / 'f.csv', dtype=kinds)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / 'f.parquet'), want, check_dtype=False)
+
+
+def test_help_does_not_import_torch() -> None:
+    command = [sys.executable, '-X', 'importtime', 'scripts/features.py', '--help']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and '--tokens' in done.stdout
+    imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
+    assert 'argparse' in imported and 'torch' not in imported
+
+
+def test_the_examples_of_the_page_run_on_the_file(
+    features, pretrained: Path, phantom: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    page = (ROOT / 'docs' / 'howto' / 'features.md').read_text(encoding='utf-8')
+    classify, plane, _ = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'DIR').symlink_to(phantom)
+    words = ['--checkpoint', pretrained, '--output', 'output/features.npz']
+    assert features('DIR/train.csv', *words) == 0
+    names: dict[str, object] = {}
+    exec(classify, names)
+    assert 0 <= float(capsys.readouterr().out.split('AUROC')[1]) <= 1
+    patient, folds = names['patient'], names['folds']
+    for learn, score in folds.split(names['x'], groups=patient):
+        assert not {*patient[learn]} & {*patient[score]}
+    exec(plane, names)
+    assert Image.open('output/plane.png').width > 100
+    names['plt'].close()
