@@ -9,7 +9,7 @@ from torch import nn
 
 from config import Config, check_config, default_config
 from models.build import build_model
-from models.convert import strip_prefix
+from models.convert import shared_keys
 from models.encoder import ENCODERS, Encoder
 from models.pretrained import fit_pretrained
 from system.device import views_of
@@ -113,6 +113,9 @@ def _own_config(checkpoint: str | Path) -> Config:
 
 def _check_shapes(state: dict[str, torch.Tensor], model: nn.Module) -> None:
     """Raise a ValueError if an entry of the encoder has another shape in the checkpoint."""
-    own, given = drop_buffers(strip_prefix(model.state_dict())), strip_prefix(state)
+    own, given = (
+        {name: entries[key] for name, key in shared_keys(entries).items()}
+        for entries in (drop_buffers(model.state_dict()), state)
+    )
     shared = [key for key in own if key in given]
     check_fit({key: given[key] for key in shared}, {key: own[key] for key in shared})

@@ -2,7 +2,8 @@
 
 Supported sources are checkpoints of this project and of SimMIM (either stage), MAE, timm,
 torchvision and transformers. Keys are compared without the prefix `encoder.` of pre-training
-models. Keys that start with `decoder.` belong to the pre-training head.
+models. Keys that start with `decoder.` belong to the pre-training head. Other keys outside the
+encoder belong to the method of pre-training and are not used.
 
 In transformers, Swin merges patches and numbers relative positions as here. Only the names differ,
 and queries, keys and values have separate matrices. ResNets get timm's names. DINOv2 fits the ViT
@@ -171,16 +172,18 @@ def convert(
             The message says which encoder the checkpoint is probably of.
     """
     own = model.state_dict()
-    target = drop_buffers(strip_prefix(own))
+    keys = shared_keys(own)
+    target = drop_buffers({name: own[key] for name, key in keys.items()})
     state = _renamed_state(state, model, target)
-    kept = drop_buffers(strip_prefix(state))
-    outside = [key for key in drop_buffers(state) if key.removeprefix(PREFIX) not in kept]
-    report = Report(unused=outside)
+    shared = shared_keys(state)
+    kept = drop_buffers({name: state[key] for name, key in shared.items()})
+    outside = state.keys() - shared.values()
+    report = Report(unused=[key for key in drop_buffers(state) if key in outside])
     try:
         kept = _fit_entries(kept, model, target, (source_stats, target_stats), report)
     except ValueError as error:
         raise ValueError(f'{error}{likely_encoder(kept)}') from error
-    return {key if key in own else PREFIX + key: kept[key] for key in kept}, report
+    return {keys[name]: value for name, value in kept.items()}, report
 
 
 def _fit_entries(
@@ -200,25 +203,17 @@ def _fit_entries(
     return _select(state, target, report)
 
 
-def is_contrastive(state: State) -> bool:
-    """Return whether a state dict is from contrastive pre-training, which stores `step`."""
-    return 'step' in state and any(key.startswith(PREFIX) for key in state)
+def shared_keys(state: State) -> dict[str, str]:
+    """Return the keys of encoder, decoder and head, by their names without the prefix `encoder.`.
 
-
-def strip_prefix(state: State) -> State:
-    """Remove the prefix `encoder.`. A state dict without this prefix does not change.
-
-    The projectors and momentum encoders of contrastive pre-training are removed.
-
-    Raises:
-        ValueError: If any other checkpoint has keys outside encoder, decoder and head.
+    Other modules of pre-training, such as projectors, predictors and averaged encoders, are left
+    out. If no key has the prefix, all entries are the encoder's.
     """
     if not any(key.startswith(PREFIX) for key in state):
-        return dict(state)
-    inside = {key: state[key] for key in state if key.startswith((PREFIX, DECODER, HEAD))}
-    if not is_contrastive(state):
-        check_fit(state, inside)
-    return {key.removeprefix(PREFIX): value for key, value in inside.items()}
+        return {key: key for key in state}
+    return {
+        key.removeprefix(PREFIX): key for key in state if key.startswith((PREFIX, DECODER, HEAD))
+    }
 
 
 def to_huggingface(state: State) -> State:

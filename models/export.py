@@ -27,15 +27,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from config import Config, enlarged_side, pixel_statistics, value_at
+from config import Config, check_config, enlarged_side, pixel_statistics, value_at
 from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
 from models.build import build_saved_model
-from models.contrastive import METHODS
-from models.convert import PREFIX, is_contrastive, to_huggingface
+from models.contrastive import METHODS, build_contrastive
+from models.convert import PREFIX, to_huggingface
 from models.encoder import ENCODERS, Encoder
 from models.simmim import PRETRAINING
 from system.downloads import PROCESSOR
-from utils import drop_buffers, load_model_state, read_checkpoint, trained_config
+from utils import (
+    drop_buffers,
+    load_model_state,
+    name_damaged,
+    read_checkpoint,
+    trained_config,
+)
 
 State = dict[str, Tensor]
 Run = Callable[[Tensor], Tensor]  # images [B, C, S, S] to outputs
@@ -116,13 +122,14 @@ class Format(NamedTuple):
 def load_source(path: str | Path, logger: logging.Logger) -> Source:
     """Load the model of a checkpoint from any training stage, or raise a ValueError."""
     state, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
-    stage = 'contrastive' if is_contrastive(state) else 'simmim'
-    stage = 'finetune' if 'head.weight' in state else stage
-    config = trained_config(path, stage)
+    config = trained_config(path)
     if config is None:
         raise ValueError(
             f'{path} is not a checkpoint of main_simmim.py, main_contrastive.py or main_finetune.py'
         )
+    with name_damaged(path):
+        stage = _stage(config, state)
+        check_config(config, stage)
     config.MODEL.ATTENTION = 'eager'  # every format supports the operations of eager attention
     config.TRAIN.USE_CHECKPOINT = False
     kind = {'is_pretrain': stage == 'simmim'}
@@ -143,6 +150,21 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
     encoder = model.encoder if gives == 'tokens' else model
     network = Tokens(encoder) if gives == 'tokens' else model
     return Source(config, encoder, network.eval(), outputs, gives)
+
+
+def _stage(config: Config, state: State) -> str:
+    """Return the stage of the run that wrote the weights.
+
+    Contrastive pre-training writes the modules of CONTRASTIVE.METHOD. Options do not tell it from
+    masked pre-training, because every run has the options of both.
+    """
+    if 'head.weight' in state:
+        return 'finetune'
+    check_config(config)
+    with torch.device('meta'):  # no memory is needed
+        method = build_contrastive(config, total_steps=1)
+    modules = {key.split('.')[0] for key in method.state_dict()}
+    return 'contrastive' if modules == {key.split('.')[0] for key in state} else 'simmim'
 
 
 def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float:

@@ -62,7 +62,7 @@ class MaskedModel(nn.Module, ABC):
         patch_size: Side in pixels of one mask entry.
         target: What `predict` predicts; None for a method that predicts nothing of an image, such
             as features of another network. Such a method needs `held_out_features`.
-        encoder: Encoder without a head.
+        encoder: Encoder without a head. Fine-tuning and exports use only this part.
     """
 
     title: ClassVar[str]

@@ -1,22 +1,34 @@
-"""A new encoder, contrastive method, head and loss need one file, and a name in config.py."""
+"""New encoders, methods, heads and losses need one file, and a name in config.py."""
 
+import copy
+import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from timm.layers import PatchEmbed
-from tiny import finished_run
+from tiny import SWIN, finished_run
 from torch import nn
-from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_levels
+from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_levels, load
 
 import config as config_module
 from config import OPTIONS, REGISTRIES, Own, default_config, encoder_node
 from models.build import build_model
 from models.classifier_heads import build_classifier_head
-from models.contrastive import ContrastiveMethod, build_contrastive, in_float32, mlp_head
-from models.encoder import PatchEncoder, run_block
+from models.contrastive import (
+    ContrastiveMethod,
+    build_contrastive,
+    cosine_momentum,
+    in_float32,
+    mlp_head,
+    update_average_,
+)
+from models.encoder import ENCODERS, PatchEncoder, masked_version, run_block
+from models.export import load_source, model_card
 from models.pretrained import fit_pretrained
-from utils import load_pretrained
+from models.simmim import MaskedModel
+from utils import load_pretrained, read_checkpoint
 
 
 class Block(nn.Module):
@@ -90,6 +102,51 @@ def cross_correlation_loss(z1, z2):
     return error.square().sum()
 
 
+class FeaturePrediction(MaskedModel):
+    """Predict the features of an averaged encoder, without a target in the image."""
+
+    title, section, target = 'Feature prediction', 'MODEL.SOME_MASKED', None
+
+    def __init__(self, encoder, *, total_steps, momentum):
+        super().__init__()
+        self.in_chans, self.patch_size = encoder.in_chans, encoder.patch_size
+        self.total_steps, self.first_momentum = total_steps, momentum
+        self.encoder, self.averaged = encoder, copy.deepcopy(encoder).requires_grad_(False)
+        self.predictor = nn.Linear(encoder.num_features, encoder.num_features)
+        self.norm = nn.LayerNorm(encoder.num_features)  # the encoder has one of the same name
+        self.register_buffer(self.counter, torch.zeros((), dtype=torch.int64))
+
+    counter = 'updates'
+
+    @classmethod
+    def from_config(cls, config, *, total_steps=1):
+        encoder = ENCODERS[config.MODEL.TYPE]
+        arguments = encoder.constructor_arguments(config)
+        momentum = config.MODEL.SOME_MASKED.MOMENTUM
+        return cls(masked_version(encoder)(**arguments), total_steps=total_steps, momentum=momentum)
+
+    @classmethod
+    def check_options(cls, config):
+        pass
+
+    def forward(self, x, mask):
+        predictions = self.predictor(self.norm(self.encoder(x, mask).flatten(2).transpose(1, 2)))
+        return (predictions - self.averaged.forward_tokens(x)).square().mean()
+
+    def held_out_features(self, x):
+        return self.encoder.forward_tokens(x).mean(dim=1)
+
+    def begin_step(self):
+        count = getattr(self, self.counter)
+        start, steps = self.first_momentum, self.total_steps
+        momentum = cosine_momentum(count, total_steps=steps, start=start)
+        update_average_(self.averaged, self.encoder, momentum)
+        count += 1
+
+    def encoder_loaded(self):
+        self.averaged.load_state_dict(self.encoder.state_dict())
+
+
 class TwoStepHead(nn.Module):
     """A head whose children have names."""
 
@@ -110,10 +167,12 @@ def parts(monkeypatch):
     monkeypatch.setattr(config_module, '_DEFAULTS', default_config())
     options = {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]}  # lines of config.py
     options = {name: Own(default, f'{name} of the encoder.') for name, default in options.items()}
-    model = config_module._DEFAULTS.MODEL
-    config_module._declare({'SOME_ENCODER': options}, model, 'MODEL.')
+    masked = {'MOMENTUM': Own(0.9, 'First momentum.', within='[0, 1)')}
+    sections = {'SOME_ENCODER': options, 'SOME_MASKED': masked}
+    config_module._declare(sections, config_module._DEFAULTS.MODEL, 'MODEL.')
     added = {
         'MODEL.TYPE': ('some_encoder', ConvNeXt),
+        'MODEL.PRETRAIN': ('some_masked', FeaturePrediction),
         'CONTRASTIVE.METHOD': ('some_method', BarlowTwins),
         'MODEL.SIMMIM.HEAD': ('some_head', TwoStepHead),
         'LOSS.NAME': ('some_loss', lambda options, targets: squared_loss),
@@ -183,3 +242,53 @@ def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
     assert all(p.grad is not None for p in model.parameters())
     assert model.projector[-1].out_features == 8
     assert BarlowTwins.options() == ['METHOD', 'DIM', 'BLUR', 'WEAK_VIEW']
+
+
+@pytest.mark.parametrize('counter', ['updates', pytest.param('step', marks=pytest.mark.slow)])
+def test_a_masked_method_without_target_is_trained_loaded_and_exported(
+    counter, phantom, tmp_path, monkeypatch
+):
+    """The name of its counter does not matter, nor that a module is named like the encoder's."""
+    monkeypatch.setattr(FeaturePrediction, 'counter', counter)
+    model, once = SWIN | {'PRETRAIN': 'some_masked'}, {'EPOCHS': 1}
+    learned = finished_run('simmim', phantom, tmp_path / 'first', model=model, TRAIN=once)
+    last = json.loads((learned / 'metrics.jsonl').read_text().splitlines()[-1])
+    assert {'holdout_loss', 'holdout_feature_spread', 'holdout_effective_rank'} <= last.keys()
+    checkpoint = learned / 'ckpt_epoch_0.pth'
+    state = read_checkpoint(checkpoint)['model']
+    assert state[counter] > 0
+
+    weights = ['--pretrained', str(checkpoint)]
+    tuned = finished_run('finetune', phantom, tmp_path, *weights, TRAIN=once)
+    log = (tuned / 'log_rank0.txt').read_text()
+    assert re.search(rf'unused .* {counter} 1, averaged \d+, predictor 2, norm 2', log)
+
+    copies = []
+    encoder_loaded = FeaturePrediction.encoder_loaded
+
+    def spy(self):
+        encoder_loaded(self)
+        copies.append({key: value.clone() for key, value in self.averaged.state_dict().items()})
+
+    monkeypatch.setattr(FeaturePrediction, 'encoder_loaded', spy)
+    finished_run('simmim', phantom, tmp_path / 'second', *weights, model=model, TRAIN=once)
+    [copied] = copies
+    assert all(torch.equal(value, state[f'encoder.{key}']) for key, value in copied.items())
+
+    source = load_source(checkpoint, LOGGER)
+    card = model_card(source, has_processor=False)
+    assert source.gives == 'tokens' and 'pre-trained by Feature prediction;' in card
+    assert '| MODEL.SOME_MASKED.MOMENTUM | 0.9 |' in card and 'CONTRASTIVE' not in card
+
+
+def test_only_the_encoder_of_a_masked_method_is_loaded(tmp_path):
+    """The method's own `norm` and `averaged` stay new, though the encoder has a `norm` too."""
+    config = make_config()
+    config.MODEL.PRETRAIN = 'some_masked'
+    source, model = build_model(config), build_model(config)
+    nn.init.ones_(source.encoder.norm.bias)
+    load(source.state_dict(), config, model, tmp_path)
+    loaded = model.encoder.state_dict()
+    assert all(torch.equal(loaded[k], value) for k, value in source.encoder.state_dict().items())
+    assert not model.norm.bias.any() and not model.averaged.norm.bias.any()
+    assert not torch.equal(model.predictor.weight, source.predictor.weight)

@@ -134,7 +134,6 @@ def refused(state, config, tmp_path, message, *, is_pretrain=True):
     'change, message',
     [
         ({'encoder.extra.weight': torch.ones(1)}, r'extra\.weight'),
-        ({'strange.encoder.x': torch.ones(1)}, r'strange\.encoder\.x'),
         ({'encoder.norm.bias': torch.ones(5)}, r'norm\.bias'),
         ({'encoder.norm.weight': None}, r'norm\.weight'),
     ],
