@@ -1013,6 +1013,10 @@ Check = Callable[[Any, str | None], None]
 CHECKS: list[Check] = []  # filled when a module with `register_check` is imported
 
 
+class OptionError(ValueError):
+    """An option has a wrong value. The message names the option, the value and the allowed ones."""
+
+
 class Registry(dict):
     """Maps the values that an option allows to the parts that they select.
 
@@ -1028,6 +1032,9 @@ class Registry(dict):
         super().__init__()
         self.key = key
         REGISTRIES[key] = self
+
+    def __missing__(self, name: str) -> Any:
+        raise OptionError(f'{self.key} must be one of the registered {[*self]}, got {name!r}')
 
     def register(self, name: str) -> Callable[[Any], Any]:
         """Return a decorator that adds a part under a name."""
@@ -1079,9 +1086,9 @@ def check_config(config: Config, stage: str | None = None) -> None:
 
 
 def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
-    """Raise a ValueError with the key, its value and the allowed values, unless `holds` is true."""
+    """Raise an OptionError with the key, value and allowed values, unless `holds` is true."""
     if not holds:
-        raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
+        raise OptionError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
 
 
 def is_inside(value: Any, interval: str) -> bool:

@@ -16,7 +16,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from config import CHECKPOINT_GLOBALS, Config, check_config, config_from_text, flat_options
+from config import (
+    CHECKPOINT_GLOBALS,
+    Config,
+    OptionError,
+    check_config,
+    config_from_text,
+    flat_options,
+)
 from system import distributed
 from system.downloads import is_url, local_path, log_download
 from system.files import (
@@ -186,6 +193,8 @@ def name_damaged(source: str | Path) -> Iterator[None]:
     except Exception as error:  # contents can be wrong in any way
         if isinstance(error, ValueError) and str(source) in str(error):
             raise
+        if isinstance(error, OptionError):
+            raise ValueError(f'{source}: {error!s:.1000}') from error
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise ValueError(f'{source}: the contents are damaged ({reason:.300})') from error
 

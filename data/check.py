@@ -28,7 +28,7 @@ from data.packing import start_worker
 from data.records import Records, open_images
 from data.sources import source_configs
 from data.table import Fault, ignore
-from data.tasks import CLASSES, NUMBERS, task_of
+from data.tasks import CLASSES, task_of
 from system.files import allow_open_files
 
 LOOKS = ['file', 'split', 'patient', 'digest', 'thumbnail']  # columns of `Checked.looks`
@@ -205,7 +205,7 @@ def check_data(
             continue
         if records is not None and len(records):
             splits[split] = records
-            if dataset.labelled and labelled and task.kind != NUMBERS:
+            if dataset.labelled and labelled and not task.cells.numbers:
                 _check_labels(split, records, findings, blank=config.DATA.BLANK)
             if dataset.labelled and labelled and task.kind == CLASSES:
                 try:

@@ -13,7 +13,7 @@ class _DataSets(Registry):
 
     def __missing__(self, name: str) -> 'DataSet':
         if not name.endswith(LAYOUT_SUFFIX):
-            raise KeyError(name)
+            return super().__missing__(name)
         return self['nih']  # all layouts have the same reader
 
 

@@ -24,7 +24,7 @@ from data.labels import (
 )
 from data.records import Records, select_views
 from data.splits import split_holdout, training_records
-from data.tasks import NUMBERS, task_of
+from data.tasks import task_of
 from system.files import replace_files
 
 # Kinds of cells of the CSV file, with colours by Okabe and Ito for colour-blind readers.
@@ -267,8 +267,8 @@ def _png(figure: Any) -> bytes:
 def _read_sets(config: Config) -> dict[str, Records]:
     """Read the splits that exist, and BOTH if patients are held out."""
     data, sets, dataset = config.DATA, {}, DATASETS[config.DATA.DATASET]
-    holds = task_of(config).kind != NUMBERS
-    require(holds, config, 'DATA.TASK', "another task than 'regression': only labels are counted")
+    allowed = 'a task whose columns are not numbers, because only the marks of labels are counted'
+    require(not task_of(config).cells.numbers, config, 'DATA.TASK', allowed)
     splits = dataset.splits(config) if dataset.splits else ('train', 'valid', 'test')
     options = {'labels': task_of(config).columns, 'look_up': 'none'}
     options['optional'] = dataset.splits is None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Registry, load_yaml
+from config import OptionError, Registry, load_yaml
 
 NO_FINDING = 'No Finding'
 LABELS = (
@@ -266,6 +266,6 @@ def _fill_blank(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndar
 
 
 def check_name(key: str, name: str, allowed: Sequence[str] | Mapping[str, object]) -> None:
-    """Raise a ValueError that names the option if a name is unknown."""
+    """Raise an OptionError that names the option if a name is unknown."""
     if name not in allowed:
-        raise ValueError(f'{key} must be one of {", ".join(allowed)}, got {name!r}')
+        raise OptionError(f'{key} must be one of {", ".join(allowed)}, got {name!r}')

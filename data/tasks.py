@@ -53,6 +53,7 @@ class Task(ABC):
         has_policies: Whether uncertain labels have policies in training and are never scored, and
             whether images without a target are kept (class attribute).
         takes_names: Whether DATA.LABELS chooses the labels (class attribute).
+        least_names: Smallest number of names in DATA.LABELS (class attribute).
     """
 
     names: tuple[str, ...] = ()
@@ -66,6 +67,7 @@ class Task(ABC):
     losses: ClassVar[tuple[str, ...]] = ('bce', 'weighted_bce', 'focal', 'asymmetric')
     has_policies: ClassVar[bool] = False
     takes_names: ClassVar[bool] = False
+    least_names: ClassVar[int] = 0
 
     @property
     @abstractmethod
@@ -199,6 +201,7 @@ class SingleLabel(Task):
     kind = CLASSES
     losses = ('cross_entropy', 'weighted_cross_entropy')
     takes_names = True
+    least_names = 2
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -242,6 +245,7 @@ class Regression(Task):
     kind = NUMBERS
     losses = ('l1', 'l2')
     takes_names = True
+    least_names = 1
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -291,9 +295,8 @@ def check_label_options(config: Config, stage: str | None) -> None:
     of_task = f'with DATA.TASK {data.TASK!r}'
     holds = task.takes_names or not data.LABELS
     require(holds, config, 'DATA.LABELS', f'[] {of_task}')
-    least = {CLASSES: 2, NUMBERS: 1}.get(task.kind, 0)
-    allowed = f'at least {least} name{"s" * (least > 1)} {of_task}'
-    require(len(data.LABELS) >= least, config, 'DATA.LABELS', allowed)
+    allowed = f'at least {task.least_names} name{"s" * (task.least_names > 1)} {of_task}'
+    require(len(data.LABELS) >= task.least_names, config, 'DATA.LABELS', allowed)
     holds = not data.LABEL_COLUMN or (task.kind == CLASSES and data.DATASET == 'chexpert')
     allowed = "'' unless DATA.TASK is 'single_label' and DATA.DATASET is 'chexpert'"
     require(holds, config, 'DATA.LABEL_COLUMN', allowed)

@@ -1,4 +1,8 @@
-"""How each kind of predictions is scored: the scores of a split, and what selects a checkpoint."""
+"""What each kind of predictions needs in evaluation: its scores, its selection and its probe.
+
+To add a kind of predictions, add one instance of `Family` to FAMILIES under the `kind` of its task.
+How outputs become predictions is in `models.outputs`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,12 +31,13 @@ from evaluation.numbers import (
     number_table,
     selecting_numbers,
 )
+from evaluation.tuning import LinearFit, fit_logistic, fit_ridge, fit_softmax
 from models.outputs import OUTPUTS
 
 
 @dataclass(frozen=True)
 class Family:
-    """The metrics of one kind of predictions.
+    """The metrics and the linear model of one kind of predictions.
 
     Attributes:
         measure: What the mean over labels selects a checkpoint by; higher is better.
@@ -45,6 +50,8 @@ class Family:
         selecting: Function (scores, EVAL.SELECT) -> labels that select a checkpoint.
         select: Function (scores, EVAL.SELECT) -> selecting score, NaN if there is none.
         logged: Scores that are written for each epoch.
+        fit_linear: Function that fits a linear model of features, such as
+            `evaluation.tuning.fit_logistic`. Its outputs are scores (`models.outputs.Outputs`).
     """
 
     measure: str
@@ -56,6 +63,7 @@ class Family:
     selecting: Callable[[SplitScores, str], tuple[str, ...]]
     select: Callable[[SplitScores, str], float]
     logged: tuple[str, ...]
+    fit_linear: LinearFit
 
 
 OF_AUROC = {
@@ -69,12 +77,17 @@ OF_AUROC = {
 MEANS_AND_AREAS = ('mean_of_five', 'mean_of_defined', 'auroc')
 FAMILIES = {
     FINDINGS: Family(
-        table=score_table, describe=describe_scores, logged=MEANS_AND_AREAS, **OF_AUROC
+        table=score_table,
+        describe=describe_scores,
+        logged=MEANS_AND_AREAS,
+        fit_linear=fit_logistic,
+        **OF_AUROC,
     ),
     CLASSES: Family(
         table=class_table,
         describe=describe_classes,
         logged=(*CLASS_METRICS, *MEANS_AND_AREAS),
+        fit_linear=fit_softmax,
         **OF_AUROC,
     ),
     NUMBERS: Family(
@@ -87,12 +100,13 @@ FAMILIES = {
         selecting=selecting_numbers,
         select=number_selection_score,
         logged=tuple(NUMBER_METRICS),
+        fit_linear=fit_ridge,
     ),
 }
 
 
 def family_of(config: Config) -> Family:
-    """Return the metrics of the task of a config."""
+    """Return the metrics and the linear model of the task of a config."""
     return FAMILIES[task_of(config).kind]
 
 

@@ -6,8 +6,7 @@ from sklearn.decomposition import PCA
 
 from config import Config
 from data.loader import XrayDataset, make_loader
-from data.tasks import FINDINGS
-from evaluation.tuning import LINEAR_FITS, Choice
+from evaluation.tuning import Choice, LinearFit, fit_logistic
 from system import distributed
 
 # Side of the images, and largest number of training images and of principal components.
@@ -49,9 +48,9 @@ def pixel_floor(
     patients: np.ndarray,
     test: np.ndarray,
     *,
-    kind: str = FINDINGS,
+    fit_linear: LinearFit = fit_logistic,
 ) -> tuple[np.ndarray, int, list[Choice]]:
-    """Fit the linear model of a kind of task on principal components, with its own C.
+    """Fit a linear model on principal components, with its own C.
 
     The number of components is at most half the number of images, and components without variance
     are dropped. There is no whitening, because it would amplify noise. The components keep where
@@ -59,11 +58,10 @@ def pixel_floor(
 
     Args:
         train: Pixels of the training images in [0, 1], [N, P].
-        targets: Targets [N, K], NaN where unknown, as in `evaluation.tuning.LINEAR_FITS`. For
-            findings, values above 1 (a third class) count as unknown.
+        targets: Targets [N, K], NaN where unknown, as `fit_linear` takes them.
         patients: Patients of the training images, [N].
         test: Pixels of the images to score, [M, P].
-        kind: Kind of the predictions of the task (`data.tasks`).
+        fit_linear: The linear model of the kind of predictions (`evaluation.families.Family`).
 
     Returns:
         Scores [M, K] (`models.outputs.Outputs`), which are logits of 0 for a finding without both
@@ -73,8 +71,7 @@ def pixel_floor(
     reduced = components.fit_transform(train)
     variances = components.explained_variance_
     kept = int((variances > np.finfo(variances.dtype).eps * variances[:1]).sum())
-    known = np.where(targets > 1, np.nan, targets) if kind == FINDINGS else targets
-    weight, bias, choices = LINEAR_FITS[kind](reduced[:, :kept], known, patients)
+    weight, bias, choices = fit_linear(reduced[:, :kept], targets, patients)
     return components.transform(test)[:, :kept] @ weight.T + bias, kept, choices
 
 

@@ -25,14 +25,16 @@ from data.loader import Loaders
 from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
 from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head
+from evaluation.families import family_of
 from evaluation.features import batch_features
 from evaluation.inference import require_finite
 from evaluation.tuning import (
     INVERSE_PENALTIES,
-    LINEAR_FITS,
     Choice,
+    LinearFit,
     choose,
     choose_lowest,
+    fit_logistic,
     log_choices,
     patient_folds,
 )
@@ -186,7 +188,8 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         probe = KnnClassifier(model, features, targets, counts, of_classes=task.kind == CLASSES)
         probe, grid = probe.to(run.device), NUM_NEIGHBOURS
     else:
-        head = fit_linear_head(*known, kind=task.kind) if is_main else None
+        fit = family_of(config).fit_linear
+        head = fit_linear_head(*known, fit_linear=fit) if is_main else None
         weight, bias, choices = distributed.broadcast(head)
         with torch.no_grad():
             model.head.weight.copy_(torch.from_numpy(weight))
@@ -197,16 +200,21 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
 
 
 def fit_linear_head(
-    features: np.ndarray, targets: np.ndarray, patients: np.ndarray, *, kind: str = FINDINGS
+    features: np.ndarray,
+    targets: np.ndarray,
+    patients: np.ndarray,
+    *,
+    fit_linear: LinearFit = fit_logistic,
 ) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
-    """Fit the linear model of a kind of task on standardised features; return it as a linear layer.
+    """Fit a linear model on standardised features and return it as a linear layer.
 
-    Arguments are as in `evaluation.tuning.fit_logistic`. Returns weight [K, F] and bias [K] for the
+    Arguments are as in `evaluation.tuning.fit_logistic`. `fit_linear` is the linear model of the
+    kind of predictions (`evaluation.families.Family`). Returns weight [K, F] and bias [K] for the
     original features in float32, and the choice of C for each label.
     """
     scaler = StandardScaler()
     standard = scaler.fit_transform(features.astype(np.float64))
-    weight, bias, choices = LINEAR_FITS[kind](standard, targets, patients)
+    weight, bias, choices = fit_linear(standard, targets, patients)
     weight = weight / scaler.scale_
     return weight.astype(np.float32), (bias - weight @ scaler.mean_).astype(np.float32), choices
 

@@ -116,12 +116,12 @@ class FinalScores:
         if not distributed.is_main():
             return
         test = np.concatenate([*pixels.values()])
-        kind = self.task.kind
-        found, count, choices = pixel_floor(train, targets, patients, test, kind=kind)
+        fit = self.family.fit_linear
+        found, count, choices = pixel_floor(train, targets, patients, test, fit_linear=fit)
         chosen = dict(zip(self.task.labels, choices, strict=True))
         chosen = log_choices(logger, 'pixels', chosen, INVERSE_PENALTIES)
         self.floor = {'images': len(train), 'components': count, 'chosen': chosen}
-        model = 'ridge' if kind == NUMBERS else 'logistic'
+        model = 'ridge' if self.task.kind == NUMBERS else 'logistic'
         about = f'{model} regression on pixels ({count} components of {len(train)} images)'
         ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
         for split, values in zip(pixels, np.split(found, ends), strict=True):

@@ -9,13 +9,11 @@ lowest loss then belongs to the strongest penalty, whatever ranks best.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression, Ridge
-
-from data.tasks import CLASSES, FINDINGS, NUMBERS
 
 INVERSE_PENALTIES = tuple(10.0**power for power in range(-6, 5))  # C of LogisticRegression
 PLAIN_INVERSE_PENALTY = 0.01  # for labels that a cross-validation cannot tune
@@ -30,6 +28,12 @@ class Choice:
 
     value: float
     loss: float
+
+
+# From features [N, F], targets [N, K] and patients [N] to weight [K, F], bias [K] and K choices.
+LinearFit = Callable[
+    [np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, list[Choice]]
+]
 
 
 def patient_folds(targets: np.ndarray, patients: np.ndarray) -> np.ndarray:  # [N] int
@@ -110,13 +114,15 @@ def fit_logistic(
     Args:
         features: Features [N, F].
         targets: Targets in [0, 1], [N, K], NaN where unknown. A soft target y counts as a positive
-            with weight y and a negative with weight 1 - y.
+            with weight y and a negative with weight 1 - y. Values above 1 (a third class) count
+            as unknown.
         patients: Patient of each image, [N].
 
     Returns:
         Weight [K, F], bias [K] and the chosen C of each label. Weight and bias are zero for a label
         without both classes.
     """
+    targets = np.where(targets > 1, np.nan, targets)
     features, fold = features.astype(np.float64), patient_folds(targets, patients)
     weight, bias = np.zeros((targets.shape[1], features.shape[1])), np.zeros(targets.shape[1])
     choices = []
@@ -209,10 +215,6 @@ def fit_ridge(
         model = Ridge(1 / choices[k].value).fit(features[known], standard[known])
         weight[k], bias[k] = spread * model.coef_, bias[k] + spread * model.intercept_
     return weight, bias, choices
-
-
-# Linear model of each kind of task.
-LINEAR_FITS = {FINDINGS: fit_logistic, CLASSES: fit_softmax, NUMBERS: fit_ridge}
 
 
 def log_choices(

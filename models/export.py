@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from config import Config, check_config, enlarged_side, pixel_statistics, value_at
-from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
+from data.tasks import NUMBERS, task_of
 from models.build import build_saved_model
 from models.contrastive import METHODS, build_contrastive
 from models.convert import PREFIX, to_huggingface
 from models.encoder import ENCODERS, Encoder
+from models.outputs import OUTPUTS
 from models.simmim import PRETRAINING
 from system.downloads import PROCESSOR
 from utils import (
@@ -59,13 +60,6 @@ HUGGINGFACE_OUTPUTS = {
     'tokens': 'last_hidden_state',
     'features': 'pooler_output',
 }
-# Names of kinds of predictions in transformers, and what makes predictions of the outputs.
-PROBLEM_TYPES = {
-    FINDINGS: 'multi_label_classification',
-    CLASSES: 'single_label_classification',
-    NUMBERS: 'regression',
-}
-ACTIVATIONS = {FINDINGS: 'sigmoid', CLASSES: 'softmax', NUMBERS: 'none'}
 CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
 FOLDER_FILES = {CONFIG, WEIGHTS, CARD, PROCESSOR}
 EXAMPLES = 2  # batch size for tracing; a program traced with one image would accept only one
@@ -240,7 +234,7 @@ def facts(source: Source) -> dict[str, Any]:
 
 
 def _activation(source: Source) -> str:
-    return ACTIVATIONS[task_of(source.config).kind]
+    return OUTPUTS[task_of(source.config).kind].activation
 
 
 def interpolation(source: Source) -> Any:
@@ -518,7 +512,7 @@ def _label_config(source: Source) -> dict[str, Any]:
             'outputs per label; use another format'
         )
     return {
-        'problem_type': PROBLEM_TYPES[task_of(source.config).kind],
+        'problem_type': OUTPUTS[task_of(source.config).kind].problem_type,
         'id2label': {str(k): label for k, label in enumerate(source.outputs)},
         'label2id': {label: k for k, label in enumerate(source.outputs)},
     }

@@ -1,6 +1,7 @@
 """How the outputs of a classifier become predictions, for each kind of task.
 
-To add a kind of predictions, register one instance of `Outputs` under the `kind` of its task.
+To add a kind of predictions, add one instance of `Outputs` to OUTPUTS under the `kind` of its task,
+and an entry to `evaluation.families.FAMILIES`.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ class Outputs:
         inverse: Predictions -> scores.
         loss: Plain loss of scores [B, K] and targets [B, K].
         loss_name: Name of the plain loss.
+        activation: Name in exports of the function from outputs to predictions, or 'none'.
+        problem_type: Name of the kind in transformers.
     """
 
     scores: Callable[[torch.Tensor, int], torch.Tensor]
@@ -38,6 +41,8 @@ class Outputs:
     inverse: Callable[[np.ndarray], np.ndarray]
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     loss_name: str
+    activation: str
+    problem_type: str
 
     def mean(self, scores: Sequence[np.ndarray]) -> np.ndarray:
         """Return the score of the mean prediction. A single score does not change."""
@@ -61,6 +66,8 @@ OUTPUTS = {
         inverse=_logit,
         loss=masked_bce,
         loss_name='binary cross-entropy',
+        activation='sigmoid',
+        problem_type='multi_label_classification',
     ),
     CLASSES: Outputs(
         scores=lambda outputs, num_labels: outputs.log_softmax(dim=1),
@@ -68,6 +75,8 @@ OUTPUTS = {
         inverse=_log,
         loss=masked_cross_entropy,
         loss_name='cross-entropy',
+        activation='softmax',
+        problem_type='single_label_classification',
     ),
     NUMBERS: Outputs(
         scores=lambda outputs, num_labels: outputs,
@@ -75,5 +84,7 @@ OUTPUTS = {
         inverse=lambda numbers: numbers,
         loss=partial(masked_error, power=1, scale=torch.ones(1)),
         loss_name='absolute error',
+        activation='none',
+        problem_type='regression',
     ),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from grades import GRADES, add, allow
 from PIL import Image
 from tiny import run_script
 
@@ -194,6 +195,15 @@ def test_wrong_calls_end_with_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_task_that_no_module_registers_is_named(clean: Path, monkeypatch, capsys) -> None:
+    allow(monkeypatch)
+    words = ['--data-path', clean, '--opts', 'DATA.TASK', GRADES]
+    assert run_script('check_data', *words) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and "DATA.TASK must be one of the registered ['obs" in error
+    assert f'got {GRADES!r}' in error
+
+
 def test_a_folder_of_images_and_a_damaged_store(
     spoilt: Path, tmp_path: Path, check: Callable
 ) -> None:
@@ -259,6 +269,18 @@ def test_labels_of_one_class_are_all_named(
         values = pd.to_numeric(table[label]).fillna(0)
         for name, value in (('positive', 1), ('negative', 0)):
             assert ((name, label) in found) == (not (values == value).any()), label
+
+
+@pytest.mark.parametrize('task', ['regression', GRADES])
+def test_numbers_are_not_checked_as_marks(
+    spoilt: Path, tmp_path: Path, check: Callable, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    add(monkeypatch)
+    for name in ('train.csv', 'valid.csv'):
+        table = read_text(spoilt / name).assign(Edema='2')
+        table.to_csv(spoilt / name, index=False)
+    check(spoilt, 'DATA.TASK', task, 'DATA.LABELS', "['Edema']")
+    assert read_text(tmp_path / 'lists' / 'problems.csv').empty
 
 
 def test_what_was_found_is_listed_if_a_worker_is_killed(clean: Path, check, monkeypatch) -> None:

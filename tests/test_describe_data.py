@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, row, write
+from grades import GRADES, add
 from tiny import config_with, run_script
 
 from config import Config
@@ -225,6 +226,15 @@ def test_the_script_saves_tables_and_a_figure(
     capsys.readouterr()
     assert run('--opts', 'EVAL.GROUPS', "['Race']") == 2
     assert 'EVAL.GROUPS' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('task', ['regression', GRADES])
+def test_numbers_are_refused_and_not_counted_as_marks(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    add(monkeypatch)
+    with pytest.raises(ValueError, match=f'DATA.TASK must be .* not numbers.* got {task!r}'):
+        build_description(options(mixed, DATA__TASK=task, DATA__LABELS=['Edema']))
 
 
 def test_mimic_is_found_and_counted_without_its_images(tmp_path: Path) -> None:

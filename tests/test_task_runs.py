@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from grades import GRADES, STEPS, add, allow
 from tiny import LABELS_DECIDE, VIT, arguments, finished_run, run_script, tiny_config
 from xray_splits import LOGGER, write_split
 
+from data.tasks import TASKS
+from evaluation.families import FAMILIES
 from models.export import export, facts, load_source
+from models.outputs import OUTPUTS
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 NAMES = ('Normal', 'Pneumonia', 'Covid')
@@ -26,6 +30,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patient = table['Path'].str.extract(r'patient(\d+)')[0].astype(int)
         table['Finding'] = [NAMES[i % 3] for i in patient]
         table['Age'] = [20 + 7 * (i % 10) for i in patient]
+        table['Oedema'] = [i % (STEPS + 1) for i in patient]
         table.to_csv(root / f'{split}.csv', index=False)
     return root
 
@@ -98,6 +103,47 @@ def test_predictions_and_exports_are_in_the_units_of_the_labels(labelled, tmp_pa
     source = load_source(checkpoint, LOGGER)
     assert export(source, 'torch_export', tmp_path / 'm.pt2', overwrite=False) < 1e-4
     assert facts(source)['activation'] == 'none'
+
+
+def test_each_kind_has_outputs_and_a_family() -> None:
+    assert {task.kind for task in TASKS.values()} == {*OUTPUTS} == {*FAMILIES}
+
+
+@pytest.mark.parametrize('mode', ['full', 'linear_probe'])
+def test_a_new_kind_needs_a_task_outputs_and_a_family(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, capsys
+) -> None:
+    """Runs, probes, the pixel floor, the report, predictions, and exports know it."""
+    steps = [f'Oedema from {k}' for k in range(1, STEPS + 1)]
+    with monkeypatch.context() as patch:
+        add(patch)
+        folder = run(labelled, tmp_path, ['DATA.TASK', GRADES, 'DATA.LABELS', "['Oedema']"], mode)
+        table = pd.read_csv(folder / 'predictions_valid.csv')[steps]
+        assert (np.diff(table, axis=1) <= 0).all()
+        scores = json.loads((folder / 'scores.json').read_text())['valid']
+        assert {*scores['pixel_floor']['auroc']} == {*steps}
+        report = json.loads((folder / 'report.json').read_text())
+        assert [part['label'] for part in report['sets'][-1]['labels']] == steps
+        if mode == 'linear_probe':
+            return
+        source = load_source(folder / 'ckpt_best.pth', LOGGER)
+        assert facts(source)['activation'] == 'sigmoid'
+        words = [labelled / 'valid', '--checkpoint', folder / 'ckpt_best.pth', '--num-workers', 0]
+        assert run_script('predict', *words, '--output', tmp_path / 'p.csv') == 0
+        assert (np.diff(pd.read_csv(tmp_path / 'p.csv')[steps], axis=1) <= 0).all()
+    capsys.readouterr()
+    allowed = "DATA.TASK must be one of ['observations', 'any_finding', "
+    assert run_script('predict', *words, '--output', tmp_path / 'q.csv') == 2
+    unknown = capsys.readouterr().err
+    allow(monkeypatch)
+    assert run_script('predict', *words, '--output', tmp_path / 'q.csv') == 2
+    unregistered = capsys.readouterr().err
+    for error, text in (
+        (unknown, allowed),
+        (unregistered, allowed.replace('[', 'the registered [')),
+    ):
+        assert error.count('\n') == 1 and text in error and f'got {GRADES!r}' in error
+        assert 'damaged' not in error and 'ckpt_best.pth' in error
 
 
 def test_data_with_several_classes_per_image_are_an_error_of_the_check(labelled, tmp_path, refused):

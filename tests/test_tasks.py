@@ -297,7 +297,7 @@ def test_the_linear_probe_of_numbers_is_scikit_learns() -> None:
     assert choice.loss < 0.1
     weight, bias, (choice,) = fit_ridge(features, np.full_like(targets, 7), patients)
     assert (bias, np.abs(weight).max()) == (7, 0) and np.isnan(choice.loss)
-    standard = fit_linear_head(3 * features + 1, targets, patients, kind=NUMBERS)
+    standard = fit_linear_head(3 * features + 1, targets, patients, fit_linear=fit_ridge)
     np.testing.assert_allclose((3 * features + 1) @ standard[0].T + standard[1], 50, atol=40)
 
 
