@@ -157,7 +157,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         'Task': args.task,
         'Blank labels': args.blank,
         'Resamples': args.resamples,
-        'Seed': args.seed,
+        'Seed of the resamples': args.seed,
     }
     if TASKS[args.task].kind == NUMBERS:
         if args.thresholds_from:
