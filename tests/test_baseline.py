@@ -17,6 +17,7 @@ from sweeps.files import ROOT, load_sweep, only_subsets
 SWEEP = ROOT / 'scripts/comparison/baseline.yaml'
 
 
+@pytest.mark.slow
 def test_the_table_has_the_difference_to_the_pixels_by_share_of_labels(tmp_path) -> None:
     made, shares = MadeRuns(tmp_path), ['0.1', '1']
     sweep = only_subsets(load_sweep(SWEEP), shares)

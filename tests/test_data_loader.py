@@ -388,6 +388,7 @@ class Unsendable(Blocked):
         raise RuntimeError('unable to mmap 32 bytes: Cannot allocate memory (12)')
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_send_a_batch_ends_the_pass(capfd):
     loader = make_loader(Unsendable(), loader_config(4, workers=1), shuffle=False)
     # PyTorch looks for workers that have ended when the time is up.

@@ -230,6 +230,7 @@ def test_the_record_names_the_tables_and_images_of_each_source(run, phantoms):
     assert describe_data(config, loaders)['images'] == len(files) == data['images']
 
 
+@pytest.mark.slow
 def test_check_reports_a_run_on_sources_as_ready(phantoms, tmp_path):
     assert run_main('simmim', argv(phantoms, tmp_path, '--check')) == 0
     log = (run_folder(tmp_path, 'simmim') / 'log_rank0.txt').read_text()

@@ -421,6 +421,7 @@ def changed(content: dict) -> Iterator[tuple[str, dict]]:
                 yield name, content | {name: wrong}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['store.json', 'packing.json'])
 def test_an_entry_of_another_type_is_refused_and_the_file_named(
     root: Path, store: Path, tmp_path: Path, name: str

@@ -28,6 +28,7 @@ def test_a_part_that_fails_is_named_and_stops_no_other(monkeypatch, tmp_path, ca
     assert '| c: vit 128 | ours | 3 (2 to 4) | 1.50 (1.00 to 2.00) | 1.0 | 60 |' in table
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_is_stopped(tmp_path) -> None:
     assert '5 s' in gpu_check.run_part('f: waiting for data', tmp_path, 5)['error']
 

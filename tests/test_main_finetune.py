@@ -113,6 +113,7 @@ def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
     assert all(('score' in record) == (reason == 'images') for record in records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['full', 'linear_probe'])
 def test_the_check_names_labels_with_few_held_out_cases(
     mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys

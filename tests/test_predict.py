@@ -152,6 +152,7 @@ def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_
     assert output.read_text() == 'before'
 
 
+@pytest.mark.slow
 def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
     run, phantom, predict, tmp_path, capsys
 ):

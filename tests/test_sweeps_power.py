@@ -63,6 +63,7 @@ def test_the_difference_over_seeds_is_found_as_often_as_promised() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_budget_counts_runs_images_and_checkpoints(phantom, tmp_path, capsys) -> None:
     more = ['--images-per-second', '100', '--finetune-opts', 'DATA.CACHE_DIR', str(tmp_path / 'c')]
     assert in_process('budget', SWEEP, tmp_path / 'o', phantom, *more) == 0
@@ -135,6 +136,7 @@ def test_the_time_counts_all_images_and_the_start_of_each_run(
     assert float(re.search(r'about ([\d.]+)', lines[1])[1]) >= minutes  # and the held-out images
 
 
+@pytest.mark.slow
 def test_the_time_is_unknown_if_a_run_cannot_start(phantom, tmp_path) -> None:
     job = jobs_of(SWEEP, tmp_path, phantom, 1)[0]
     job.arguments[job.arguments.index('--data-path') + 1] = str(tmp_path / 'nowhere')

@@ -90,6 +90,7 @@ def test_a_run_learns_numbers(labelled: Path, tmp_path: Path, mode: str) -> None
     assert part['scores']['mae']['value'] == pytest.approx(scores['selected']['mae']['Age'])
 
 
+@pytest.mark.slow
 def test_predictions_and_exports_are_in_the_units_of_the_labels(labelled, tmp_path) -> None:
     folder = run(labelled, tmp_path, AGES)
     checkpoint, output = folder / 'ckpt_best.pth', tmp_path / 'p.csv'

@@ -117,6 +117,7 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_file(tmp_path, monkeypa
     assert set(values[:renamed]) == {old} and set(values[renamed:]) == {2.0}
 
 
+@pytest.mark.slow
 def test_an_error_at_any_moment_leaves_the_old_or_the_new_file(tmp_path, monkeypatch) -> None:
     values, number, calls = [], 0, 1
 
