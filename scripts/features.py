@@ -76,14 +76,14 @@ def compute_parts(
     workers: int,
 ) -> None:
     """Compute and write the parts that are missing."""
-    todo = parts.missing()
-    by_part = {number: parts.batches(number, batch_size) for number in todo}
-    batches = [batch for number in todo for batch in by_part[number]]
+    numbers = parts.missing()
+    by_part = {number: parts.batches(number, batch_size) for number in numbers}
+    batches = [batch for number in numbers for batch in by_part[number]]
     allow_open_files(workers, per_worker=LOADER_FILES)
     loader = iter(DataLoader(images, batch_sampler=batches, num_workers=workers))
     done, total = len(images) - sum(map(len, batches)), len(images)
     with tqdm(total=total, initial=done, desc='features', unit='image', disable=None) as bar:
-        for number in todo:
+        for number in numbers:
             values, notes = [], []
             for _ in by_part[number]:
                 pixels, about, _ = next(loader)

@@ -5,18 +5,7 @@
 # PARTS='primary probes': only these parts. SEED=3: only this seed. PARALLEL=2: runs at a time, one CPU
 # core each. About 28 core-hours in all (estimated). Run again after a stop, it resumes. Copy the
 # predictions of finished seeds to OUT/results/predictions, and the tables contain them.
-set -euo pipefail
-usage='usage: bash scripts/studies/main_model.sh LABELLED UNLABELLED OUT'
-labelled=$(cd "${1:?$usage}" && pwd)
-unlabelled=$(cd "${2:?$usage}" && pwd)
-out=${3:?$usage}
-case $out in /*) ;; *) out=$PWD/$out ;; esac
-cd "$(dirname "$0")/../.."
-. scripts/setup.sh
-setup requirements.txt
-python=.venv/bin/python
-export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
-sweep=(--sweep scripts/studies/main_model.yaml --scale all)
+. "$(dirname "$0")/prepare.sh"
 variants='normalised hog ratio75 unit16 crops20 noise'
 
 # part NAME SEEDS 'METHOD ...' 'SHARE ...': run these rows if the part is wanted.
@@ -33,8 +22,6 @@ part() {
         --parallel "${PARALLEL:-2}" --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
 }
 
-$python scripts/pack.py --data-path "$labelled" --csv all.csv --output "$out/labelled" --size 64
-$python scripts/pack.py --data-path "$unlabelled" --output "$out/unlabelled" --size 64
 part primary 10 "$(echo {,scratch_}swin{,_low,_high})" '1 0.1'
 part probes 5 "$(echo {linear,attentive}_{,random_}swin)" '1 0.1'
 part vit 5 "$(echo {mae,simmim,scratch}{,_low,_high} {linear,attentive}_{mae,simmim,random})" '1 0.1'

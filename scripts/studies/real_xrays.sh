@@ -4,22 +4,9 @@
 # LABELLED: CheXpert's layout with one CSV file, all.csv. UNLABELLED: a folder of images.
 # ROWS='simmim scratch': only rows of these methods. SEEDS=3: number of seeds.
 # Two runs at a time on two CPU cores; about eight hours in all. Run again after a stop, it resumes.
-set -euo pipefail
-usage='usage: bash scripts/studies/real_xrays.sh LABELLED UNLABELLED OUT'
-labelled=$(cd "${1:?$usage}" && pwd)
-unlabelled=$(cd "${2:?$usage}" && pwd)
-out=${3:?$usage}
-case $out in /*) ;; *) out=$PWD/$out ;; esac
-cd "$(dirname "$0")/../.."
-. scripts/setup.sh
-setup requirements.txt
-python=.venv/bin/python
-export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two runs share two cores
-sweep=(--sweep scripts/studies/real_xrays.yaml --scale all)
+. "$(dirname "$0")/prepare.sh"
 seeds=(--seeds "${SEEDS:-3}")
 
-$python scripts/pack.py --data-path "$labelled" --csv all.csv --output "$out/labelled" --size 64
-$python scripts/pack.py --data-path "$unlabelled" --output "$out/unlabelled" --size 64
 methods=${ROWS:-$($python scripts/ablate.py list "${sweep[@]}" | sed -n 's/^\([a-z0-9_]*\)_1 .*/\1/p')}
 rows=()
 for method in $methods; do
