@@ -194,8 +194,8 @@ def figure_name(row: int, path: str) -> str:
 def true_labels(config: Config, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return path -> label -> 1, 0 or NaN (not scored) of the images of --dataset.
 
-    The labels are those of the run that trained the model, read by its options. A data set without
-    one of them gives no labels, and a warning.
+    The labels of the model are read with the options of its run. If the data set lacks one of
+    them, there are no labels, and a warning.
     """
     found, config = {}, config.clone()
     for place in args.images if args.dataset else ():

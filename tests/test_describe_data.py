@@ -36,7 +36,7 @@ KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': '
 
 
 def options(root: Path, **changes: object) -> Config:
-    return config_with(DATA__DATA_PATH=str(root), DATA__DATASET='chexpert', **changes)
+    return config_with(DATA__DATA_PATH=str(root), **{'DATA__DATASET': 'chexpert', **changes})
 
 
 def cells_of(rng: np.random.Generator, share: tuple[float, ...] = (0.2, 0.2, 0.3, 0.3)) -> dict:
