@@ -1,13 +1,12 @@
 """Describe a data set: splits, labels by group, and training targets."""
 
-import io
 import json
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,16 @@ import pandas as pd
 from config import Config, require
 from data.chexpert import csv_names
 from data.datasets import DATASETS
-from data.groups import group_columns, standard_groups
+from data.figures import (
+    EVERYTHING,
+    KINDS,
+    encode_figure,
+    plot_examples,
+    plot_groups,
+    plot_labels,
+    plot_steps,
+)
+from data.groups import UNKNOWN, add_demographics, group_columns, read_demographics, standard_groups
 from data.labels import (
     NEGATIVE,
     POSITIVE,
@@ -27,15 +35,11 @@ from data.splits import split_holdout, training_records
 from data.tasks import task_of
 from system.files import replace_files
 
-# Kinds of cells of the CSV file, with colours by Okabe and Ito for colour-blind readers.
-KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', 'blank': '#DDDDDD'}
-# Colours and markers of groups.
-GROUP_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#000000', '#E69F00')
-GROUP_MARKERS = 'os^DvP*'
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BY_RANK = ('blank', 'negative', 'uncertain', 'positive')  # a study has its highest-ranked cell
 TARGETS = ('positive', 'negative', 'soft', 'third class', 'left out')
-EVERYTHING = 'All'  # name of the column and group of counts over a whole split
-UNKNOWN = 'unknown'
 BOTH = 'train + holdout'  # name of the training CSV before patients are held out
 RACE = 'PRIMARY_RACE'  # column of CheXpert's demographics file
 TABLES = ('splits', 'counts', 'targets', 'ages')
@@ -57,9 +61,11 @@ def build_description(config: Config) -> Description:
 
     The images need not exist, unless a CSV file has a column `Study` in place of `Path`.
     """
-    sets, counts = _read_sets(config), []
-    demographics = config.DATA.DEMOGRAPHICS
-    further = config.EVAL.GROUPS or ([RACE] if demographics else [])
+    counts, demographics = [], config.DATA.DEMOGRAPHICS
+    sets = {
+        name: add_demographics(records, demographics) for name, records in read_sets(config).items()
+    }
+    further = config.EVAL.GROUPS or _race(next(iter(sets.values())), demographics)
     for name, records in sets.items():
         groups = standard_groups(records, config.EVAL.AGE_BANDS)
         groups |= group_columns(records, further, demographics=demographics)
@@ -71,6 +77,8 @@ def build_description(config: Config) -> Description:
     targets, notes = _count_all_targets(config, splits), [_describe_shared(splits)]
     if len(targets):
         notes.append(_describe_targets(config))
+    if demographics:
+        notes.append(f'sex and age come from {demographics} where the data set has neither')
     return Description(count_splits(splits), counts, targets, ages, notes)
 
 
@@ -158,8 +166,19 @@ def format_description(description: Description) -> str:
     return '\n\n'.join([*parts, '\n'.join(description.notes)])
 
 
-def save_description(description: Description, folder: str | Path) -> None:
-    """Write the tables as CSV files and JSON, labels.png and groups.png; all or none of them."""
+def save_description(
+    description: Description, folder: str | Path, figures: Mapping[str, 'Figure'] | None = None
+) -> list[str]:
+    """Write the tables as CSV files and JSON, and the figures as PNG and SVG; all or none of them.
+
+    Args:
+        description: Tables, which are also drawn as the figures `labels` and `groups`.
+        folder: Folder, which is created.
+        figures: Further figures by name.
+
+    Returns:
+        Names of the files.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tables = {name: getattr(description, name) for name in TABLES}
@@ -167,104 +186,32 @@ def save_description(description: Description, folder: str | Path) -> None:
     contents = {name: table.to_dict('records') for name, table in tables.items()}
     contents['notes'] = description.notes
     files['description.json'] = json.dumps(contents, indent=1) + '\n'
-    files |= {'labels.png': plot_labels(description), 'groups.png': plot_groups(description)}
+    counts = description.counts
+    drawn = {
+        'labels': plot_labels(description.splits, counts),
+        'groups': plot_groups(counts, description.ages),
+    }
+    for name, figure in (drawn | dict(figures or {})).items():
+        files |= {f'{name}{suffix}': data for suffix, data in encode_figure(figure).items()}
     replace_files({folder / name: data for name, data in files.items()})
+    return list(files)
 
 
-def plot_labels(description: Description) -> bytes:
-    """Plot the kinds of cells of each label in % of the images, one panel per split; return PNG."""
-    splits, counts = description.splits, description.counts
-    figure = _new_figure(3 + 2.6 * len(splits), 5.6)
-    axes = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
-    counts = counts[(counts['column'] == EVERYTHING) & (counts['level'] == 'image')]
-    for axis, split in zip(axes, splits.itertuples(), strict=True):
-        table = counts[counts['split'] == split.split].set_index('label')
-        left = 0
-        for kind, colour in KINDS.items():
-            share = 100 * table[kind] / split.images
-            style = {'color': colour, 'edgecolor': 'white', 'linewidth': 0.5, 'label': kind}
-            axis.barh(table.index, share, left=left, **style)
-            left = left + share
-        for label, positive in table['positive'].items():
-            axis.text(102, label, f'{positive:,}', va='center', fontsize=8)
-        axis.set_title(f'{split.split}\n{split.images:,} images, number positive', fontsize=10)
-        axis.set(xlim=(0, 100), xlabel='% of images')
-        axis.spines[['top', 'right']].set_visible(False)
-    axes[0].invert_yaxis()
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc='outside upper center', ncols=len(KINDS), frameon=False)
-    return _png(figure)
+def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
+    """Return figures of the first split: examples of each label, and the steps of DATA.PREPROCESS.
+
+    Args:
+        config: Run configuration. DATA.VIEWS selects the images, and SEED those that are drawn.
+        count: Number of images for each label, and of images with their steps.
+    """
+    records = select_views(next(iter(read_sets(config).values())), config.DATA.VIEWS)
+    figures = {'examples': plot_examples(records, count, config.SEED)}
+    if steps := config.DATA.PREPROCESS:
+        figures['preprocess'] = plot_steps(records, steps, count, config.SEED)
+    return figures
 
 
-def plot_groups(description: Description) -> bytes:
-    """Plot age by sex, images by group and labels by group of the first split; return a PNG."""
-    counts, ages = description.counts, description.ages
-    split = counts['split'].iloc[0]
-    counts = counts[(counts['split'] == split) & (counts['level'] == 'image')]
-    tables = dict(list(counts.groupby('column', sort=False)))
-    images = tables.pop(EVERYTHING)[[*KINDS]].iloc[0].sum()
-    sizes = {column: _group_sizes(table) for column, table in tables.items()}
-    counted = [column for column in tables if column not in ('Sex', 'Age')]
-    figure = _new_figure(4 * len(tables), 9.5)
-    figure.suptitle(f'{split}: {images:,} images')
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.7))
-    first, *others = top.subplots(1, 1 + len(counted), squeeze=False)[0]
-    _plot_ages(first, ages[ages['split'] == split])
-    for axis, column in zip(others, counted, strict=True):
-        axis.barh(sizes[column].index, sizes[column], color=GROUP_COLOURS[0])
-        axis.set(title=_title(column, tables[column]), xlabel='images')
-        axis.invert_yaxis()
-    axes = bottom.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-    for axis, (column, table) in zip(axes, tables.items(), strict=True):
-        positive = table.pivot(index='label', columns='group', values='positive')
-        for number, (group, size) in enumerate(sizes[column].items()):
-            share = 100 * positive.loc[table['label'].unique(), group] / size
-            style = {'color': GROUP_COLOURS[number], 'alpha': 0.8, 'label': f'{group} ({size:,})'}
-            axis.plot(share, share.index, GROUP_MARKERS[number], **style)
-        axis.set(title=_title(column, table), xlabel='% of images positive', xlim=(0, None))
-        axis.grid(axis='y', color='0.9')
-        axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.1), frameon=False, fontsize=8)
-    axes[0].invert_yaxis()
-    for axis in (first, *others, *axes):
-        axis.spines[['top', 'right']].set_visible(False)
-    return _png(figure)
-
-
-def _plot_ages(axis: Any, ages: pd.DataFrame) -> None:
-    """Plot the number of images by age, in bands of 5 years, with a bar for each sex."""
-    bands = ages.assign(age=ages['age'] // 5 * 5).groupby(['sex', 'age'])['images'].sum()
-    for number, (sex, images) in enumerate(bands.groupby('sex')):
-        years = images.index.get_level_values('age') + 1.6 * number + 0.9
-        axis.bar(years, images, width=1.6, color=GROUP_COLOURS[number], label=sex)
-    axis.set(title='Age by sex', xlabel='years' if len(ages) else 'unknown', ylabel='images')
-    if len(ages):
-        axis.legend(frameon=False)
-
-
-def _group_sizes(table: pd.DataFrame) -> pd.Series:
-    """Return the number of images of the largest groups, one for each marker of a figure."""
-    sizes = table.drop_duplicates('group').set_index('group')[[*KINDS]].sum(axis=1)
-    return sizes[sizes.index.isin(sizes.nlargest(len(GROUP_MARKERS)).index)]
-
-
-def _title(column: str, table: pd.DataFrame) -> str:
-    number, shown = table['group'].nunique(), len(GROUP_MARKERS)
-    return f'{column}: {shown} largest of {number} groups' if number > shown else column
-
-
-def _new_figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout='constrained')
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150)
-    return buffer.getvalue()
-
-
-def _read_sets(config: Config) -> dict[str, Records]:
+def read_sets(config: Config) -> dict[str, Records]:
     """Read the splits that exist, and BOTH if patients are held out."""
     data, sets, dataset = config.DATA, {}, DATASETS[config.DATA.DATASET]
     allowed = 'a task whose columns are not numbers, because only the marks of labels are counted'
@@ -304,6 +251,12 @@ def _count_all_targets(config: Config, splits: Mapping[str, Records]) -> pd.Data
         table.insert(0, 'split', name)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _race(records: Records, demographics: str) -> list[str]:
+    """Return the column of CheXpert's demographics that is counted by default, if it exists."""
+    has_race = demographics and RACE in read_demographics(records, demographics)
+    return [RACE] if has_race else []
 
 
 def _describe_targets(config: Config) -> str:

@@ -1,15 +1,19 @@
 """Groups of patients and images, for scores by group."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from data.records import Records
+from data.records import SEXES, Records
 from data.table import KEYS, Table
 
-PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
+UNKNOWN = 'unknown'  # name of the group of images that are in no group
+SUBJECT = 'subject_id'  # of MIMIC-IV: the number of a patient without the p of the folder's name
+PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id', SUBJECT)
+SEX_COLUMNS = ('GENDER', 'gender', 'SEX', 'Sex')
+AGE_COLUMNS = ('AGE_AT_CXR', 'anchor_age', 'AGE', 'Age')
 STANDARD_GROUPS = ('Sex', 'Age', 'View')
 MOST_GROUPS = 50  # in one column
 
@@ -64,7 +68,7 @@ def group_columns(
         return {name: np.array([], object) for name in columns}
     found, own, more = {}, _own_cells(records), pd.DataFrame()
     if demographics and not set(columns) <= set(own):
-        more = _read_demographics(records, records.root / demographics)
+        more = read_demographics(records, demographics).cells
     for name in columns:
         if name in (*STANDARD_GROUPS, *KEYS, *records.label_names):
             names = ', '.join(STANDARD_GROUPS)
@@ -88,22 +92,48 @@ def group_columns(
     return found
 
 
+def read_demographics(records: Records, name: str) -> Table:
+    """Read the demographics file in the folder of the records; its patients become 'patient'."""
+    file = records.root / name
+    table = Table(file)
+    table.require(PATIENT_COLUMNS)
+    key = next(column for column in PATIENT_COLUMNS if column in table)
+    example = records.patient[0]
+    if key == SUBJECT and example.startswith('p'):
+        table.cells[key] = 'p' + table[key].str.removeprefix('p')
+    if not table[key].str.startswith(example.rstrip('0123456789')).any():
+        raise ValueError(f'{file}: no cell of the column {key!r} is a patient such as {example}')
+    table.cells = table.cells.rename(columns={key: 'patient'})
+    return table
+
+
+def add_demographics(records: Records, demographics: str) -> Records:
+    """Return records with the sex and age of the demographics file, if they have neither.
+
+    The columns are the first of SEX_COLUMNS and AGE_COLUMNS that exist. MIMIC-CXR-JPG states
+    neither, and the file `patients.csv` of MIMIC-IV states `gender` and `anchor_age`.
+    """
+    is_known = (records.sex != 'Unknown').any() or not np.isnan(records.age).all()
+    if not demographics or is_known or not len(records):
+        return records
+    table, found = read_demographics(records, demographics), {}
+    if sex := [column for column in SEX_COLUMNS if column in table]:
+        cells = SEXES | {'F': 'Female', 'M': 'Male'}
+        table.cells[sex[0]] = table.map(sex[0], cells, 'value of the sex', dtype=object)
+        sexes = _by_patient(table.cells, sex[0], demographics).reindex(records.patient)
+        found['sex'] = sexes.fillna('Unknown').to_numpy(object)
+    if age := [column for column in AGE_COLUMNS if column in table]:
+        table.cells[age[0]] = table.numbers(age[0], 'value of the age')
+        ages = _by_patient(table.cells, age[0], demographics).reindex(records.patient)
+        found['age'] = ages.to_numpy(float)
+    return replace(records, **found)
+
+
 def _own_cells(records: Records) -> pd.DataFrame:
     """Return the cells of the CSV file for each record; no column for a folder of images."""
     if not records.csv:
         return pd.DataFrame()
     return Table(records.root / records.csv).cells.loc[records.row]
-
-
-def _read_demographics(records: Records, file: Path) -> pd.DataFrame:
-    """Read the demographics file and name its column of patients 'patient'."""
-    table = Table(file)
-    table.require(PATIENT_COLUMNS)
-    key = next(column for column in PATIENT_COLUMNS if column in table)
-    example = records.patient[0]
-    if not table[key].str.startswith(example.rstrip('0123456789')).any():
-        raise ValueError(f'{file}: no cell of the column {key!r} is a patient such as {example}')
-    return table.cells.rename(columns={key: 'patient'})
 
 
 def _by_patient(table: pd.DataFrame, column: str, file: str) -> pd.Series:

@@ -244,7 +244,7 @@ def describe_images(data_path: str | Path) -> str:
     if size is None:
         form = 'at their own sizes'
     elif about['settings']['square']:
-        form = f'squeezed to {size} x {size} px'
+        form = f'as squares of {size} x {size} px'
     return ', '.join([f'packed {form}', bits, *steps])
 
 

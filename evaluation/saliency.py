@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from config import Config, Registry
+from data.figures import FONT, NOT_FOR_CLINICAL_USE, SMALL, encode_figure, new_figure, show_image
 from data.labels import file_name
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
@@ -22,12 +23,14 @@ from evaluation.cases import Cases, choose_cases
 from models.build import build_model
 from models.encoder import MAP_CELLS, Encoder, eager_attention
 from models.losses import positive_logits
-from system.files import atomic_writer
+from system.files import atomic_writer, replace_files
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey
 OPACITY = 0.75  # opacity at importance 1; the opacity at importance 0 is 0
 CHECKED_IMAGES = 8
 FOLDER = 'maps'
+# Words and styles of true labels; other values are not scored.
+TRUE_WORDS = {1: ('positive', {'weight': 'bold'}), 0: ('negative', {})}
 SIGNAL = 0.01  # smallest range of values of a map with a signal
 SMALLEST = torch.finfo(torch.float32).tiny  # avoids 0 / 0 in maps of zeros
 METHODS = Registry('REPORT.METHOD')
@@ -222,52 +225,70 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
 
 def plot_prediction(
     path: str | Path,
-    image: np.ndarray,
+    images: Mapping[str, Image.Image | np.ndarray],
     maps: Mapping[str, np.ndarray],
     probabilities: Mapping[str, float],
     *,
-    cells: int,
-    method: str = 'grad_cam',
+    title: str,
+    truth: Mapping[str, float] | None = None,
 ) -> None:
-    """Plot an X-ray, maps of some labels, their overlays, and the probabilities of all labels.
+    """Plot an X-ray, maps of some labels over it, and all probabilities, as PNG and SVG.
 
     Args:
-        path: PNG file to write. The folder is created.
-        image: X-ray, [S, S] uint8.
-        maps: Label -> map in [0, 1], [S, S]. Each map is a row of the figure.
+        path: Path of the files without suffix. The folder is created.
+        images: Title -> image: the original, and as the model sees it, [S, S] uint8.
+        maps: Label -> map in [0, 1], [S, S]. Each label is a row: the map, and the map over the
+            last image.
         probabilities: Label -> probability. The labels with maps are highlighted.
-        cells: Side of the grid of the maps before they were enlarged, see `map_cells`.
-        method: Name in METHODS.
+        title: Title of the maps.
+        truth: Label -> 1, 0, or NaN where the label is not scored; None if it is not known.
     """
-    from matplotlib.figure import Figure
-
-    height = max(2.5 * len(maps), 0.25 * len(probabilities), 2.5)
-    figure = Figure(figsize=(12, height + 0.5), dpi=110, layout='constrained')
-    title = f'{METHODS[method].title}, {cells} x {cells} cells'
-    names = [('image', f'{label}: {title}', f'{label}: overlay', 'probability') for label in maps]
-    axes = figure.subplot_mosaic(names, width_ratios=(1, 1.1, 1, 1))
-    for name, axis in axes.items():
-        axis.set_title(name, fontsize=9)
-        axis.set_axis_off()
-    for (_, heat, overlay, _), saliency in zip(names, maps.values(), strict=True):
-        shown = axes[heat].imshow(saliency, cmap=COLOUR_MAP, vmin=0, vmax=1)
-        bar = figure.colorbar(shown, ax=axes[heat], ticks=(0, 0.5, 1), fraction=0.05, pad=0.03)
-        bar.set_label('relative importance (0 to 1)', fontsize=7)
-        axes[overlay].imshow(image, cmap='gray', vmin=0, vmax=255)
-        axes[overlay].imshow(saliency, cmap=_transparent_colours(), vmin=0, vmax=1)
-    axes['image'].imshow(image, cmap='gray', vmin=0, vmax=255)
-    bars = axes['probability']
-    bars.set_axis_on()
-    colours = ['#D55E00' if label in maps else '#0072B2' for label in probabilities]
-    drawn = bars.barh([*probabilities], [*probabilities.values()], color=colours)
-    bars.bar_label(drawn, fmt='%.3f', padding=2, fontsize=8)
-    bars.set(xlim=(0, 1.15), xticks=(0, 0.5, 1))
-    bars.invert_yaxis()
-    bars.spines[['top', 'right']].set_visible(False)
-    figure.supxlabel('Not for clinical use.', fontsize=7)
+    bars_height = 0.6 + 0.2 * len(probabilities)
+    heights = [2.6] * (1 + len(maps)) + [bars_height]
+    figure = new_figure(0.3 + sum(heights))
+    *rows, last = figure.subfigures(len(heights), 1, height_ratios=heights)
+    for axis, (name, image) in zip(rows[0].subplots(1, 2), images.items(), strict=True):
+        show_image(axis, image)
+        axis.set_title(name, fontsize=FONT)
+    for row, (label, saliency) in zip(rows[1:], maps.items(), strict=True):
+        heat, overlay = row.subplots(1, 2)
+        row.suptitle(f'{label}: {title}', fontsize=FONT)
+        shown = heat.imshow(saliency, cmap=COLOUR_MAP, vmin=0, vmax=1)
+        heat.set_axis_off()
+        bar = row.colorbar(shown, ax=heat, ticks=(0, 0.5, 1), location='left', pad=0.03)
+        bar.set_label('relative importance', fontsize=SMALL)
+        bar.ax.tick_params(labelsize=SMALL)
+        show_image(overlay, image)
+        overlay.imshow(saliency, cmap=_transparent_colours(), vmin=0, vmax=1)
+    _plot_probabilities(last.subplots(), probabilities, set(maps), truth)
+    figure.supxlabel(NOT_FOR_CLINICAL_USE, fontsize=SMALL)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(path) as file:
-        figure.savefig(file, format='png')
+    files = encode_figure(figure)
+    replace_files({Path(f'{path}{suffix}'): data for suffix, data in files.items()})
+
+
+def _plot_probabilities(
+    axis: Any,
+    probabilities: Mapping[str, float],
+    highlighted: set[str],
+    truth: Mapping[str, float] | None,
+) -> None:
+    """Plot a bar for each label, and its true value next to the number."""
+    colours = ['#D55E00' if label in highlighted else '#0072B2' for label in probabilities]
+    drawn = axis.barh([*probabilities], [*probabilities.values()], color=colours)
+    axis.bar_label(drawn, fmt='%.3f', padding=2, fontsize=SMALL)
+    axis.set(xlim=(0, 1.15), xticks=(0, 0.5, 1))
+    axis.set_title('probability', fontsize=FONT)
+    axis.tick_params(labelsize=SMALL)
+    axis.invert_yaxis()
+    axis.spines[['top', 'right']].set_visible(False)
+    if truth is None:
+        return
+    axis.set_xlim(0, 1.6)
+    axis.set_title('probability, and the true label on the right', fontsize=FONT)
+    for row, label in enumerate(probabilities):
+        word, style = TRUE_WORDS.get(truth[label], ('not scored', {'color': '0.5'}))
+        axis.text(1.25, row, word, va='center', fontsize=SMALL, **style)
 
 
 def _transparent_colours() -> Any:

@@ -1,6 +1,8 @@
-"""Count labels, ages and groups of a data set without reading images.
+"""Count labels, ages and groups of a data set, and draw figures of them.
 
 python scripts/describe_data.py --data-path DIR --output FOLDER [--cfg configs/... --opts KEY VALUE]
+
+No image is read without --examples.
 """
 
 import argparse
@@ -10,9 +12,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
-from data.describe import TABLES, build_description, format_description, save_description
+from data.describe import build_description, format_description, plot_images, save_description
 from data.reading import detect_dataset
 from system.tool import tool
+
+MOST_EXAMPLES = 16
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -22,9 +26,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--data-path', required=True, metavar='DIR', help='folder of the data set, or a store')
     add('--output', required=True, metavar='FOLDER', help='folder for tables and figures')
+    add('--examples', type=int, metavar='N',
+        help='also show N images of each label, and N before and after each step of '
+        'DATA.PREPROCESS')  # fmt: skip
     add('--cfg', metavar='FILE', help='YAML file of options (default: the default options)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='pairs of key and value')
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.examples is not None and not 1 <= args.examples <= MOST_EXAMPLES:
+        parser.error(f'--examples must be from 1 to {MOST_EXAMPLES}, got {args.examples}')
+    return args
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -41,11 +51,12 @@ def read_config(args: argparse.Namespace) -> Config:
 
 @tool
 def main(args: argparse.Namespace) -> int:
-    description = build_description(read_config(args))
+    config = read_config(args)
+    description = build_description(config)
     print(format_description(description))
-    save_description(description, args.output)
-    names = ', '.join((*TABLES, 'labels.png', 'groups.png', 'description.json'))
-    print(f'\nsaved in {args.output}: {names}')
+    figures = plot_images(config, args.examples) if args.examples else {}
+    names = save_description(description, args.output, figures)
+    print(f'\nsaved in {args.output}: {", ".join(names)}')
     return 0
 
 

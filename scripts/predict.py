@@ -22,16 +22,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config
+from config import Config, put
 from data.images import load_image
 from data.noted_images import ImageFiles, describe_notes, is_skipped
 from data.predictions import write_predictions
-from data.reading import read_images
+from data.reading import read_images, read_split
 from data.tasks import NUMBERS, task_of
 from data.transforms import EvalTransform
 from engine.launch import model_tool
 from evaluation.inference import load_classifier, predict
 from evaluation.saliency import (
+    METHODS,
     NO_MAPS,
     label_maps,
     lacks_maps,
@@ -183,11 +184,32 @@ def maps_folder(output: Path) -> Path:
 
 
 def figure_name(row: int, path: str) -> str:
-    """Return the file name of the figure of a row: its number, and the end of the image's path.
+    """Return the name of the figure of a row: its number, and the end of the image's path.
 
     In CheXpert and MIMIC-CXR the last three parts of a path are patient, study and view.
     """
-    return '_'.join([f'{row:04d}', *os.path.splitext(path)[0].split('/')[-3:]]) + '.png'
+    return '_'.join([f'{row:04d}', *os.path.splitext(path)[0].split('/')[-3:]])
+
+
+def true_labels(config: Config, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return path -> label -> 1, 0 or NaN (not scored) of the images of --dataset.
+
+    The labels of the model are read with the options of its run. If the data set lacks one of
+    them, there are no labels, and a warning.
+    """
+    found, config = {}, config.clone()
+    for place in args.images if args.dataset else ():
+        options = {'DATASET': args.dataset, 'DATA_PATH': place, 'FOLD': '', 'CACHE_DIR': ''}
+        for name, value in options.items():
+            put(config, f'DATA.{name}', value, '--dataset')
+        task = task_of(config)
+        try:
+            records = read_split(config, args.split, logging.getLogger('predict'))
+            paths = [os.path.join(place, file) for file in records.file]
+            found |= pd.DataFrame(task.scored(records), paths, task.labels).to_dict('index')
+        except ValueError as error:
+            print(f'warning: the figures show no true labels: {error}', file=sys.stderr)
+    return found
 
 
 def write_figures(
@@ -197,25 +219,30 @@ def write_figures(
     probabilities: pd.DataFrame,
     method: str,
 ) -> None:
-    """Write a figure per image with maps of the labels in --maps and all probabilities."""
-    folder = maps_folder(args.output)
+    """Write a figure per image: the image, maps of the labels in --maps, and all probabilities."""
+    folder, truth = maps_folder(args.output), true_labels(config, args)
     view, device = EvalTransform(config), next(model.parameters()).device
     bar = tqdm(probabilities.iterrows(), 'maps', len(probabilities), unit='image', disable=None)
     for number, (path, row) in enumerate(bar, start=1):
-        grey, image = read_view(view, load_image(path))
+        original = load_image(path)
+        grey, image = read_view(view, original)
         image, maps = image.to(device), {}
         for label in args.maps:
             found = label_maps(config, model, image, row.index.get_loc(label), method=method)
             maps[label] = found[0].cpu().numpy()
+        cells = map_cells(model, image, method)
         plot_prediction(
             folder / figure_name(number, path),
-            grey,
+            {
+                f'original, {original.width} x {original.height} px': original,
+                f'as the model sees it, {len(grey)} x {len(grey)} px': grey,
+            },
             maps,
             dict(row),
-            cells=map_cells(model, image, method),
-            method=method,
+            title=f'{METHODS[method].title}, {cells} x {cells} cells',
+            truth=truth.get(path),
         )
-    print(f'{len(probabilities)} figures in {folder}')
+    print(f'{len(probabilities)} figures, each as PNG and SVG, in {folder}')
 
 
 @model_tool

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -12,26 +13,30 @@ import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, row, write
 from grades import GRADES, add
+from matplotlib.figure import Figure
+from PIL import Image
 from tiny import config_with, run_script
 
 from config import Config
 from data.describe import (
-    KINDS,
     TABLES,
     TARGETS,
     build_description,
     format_description,
-    plot_groups,
+    read_sets,
 )
+from data.figures import KINDS, encode_figure, plot_examples, plot_groups, plot_labels, plot_steps
 from data.labels import LABELS
 from data.phantom import make_phantom
+from data.preprocess import apply_steps
+from data.records import Records
 
 K = len(LABELS)
 KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': 'blank'}
 
 
 def options(root: Path, **changes: object) -> Config:
-    return config_with(DATA__DATA_PATH=str(root), DATA__DATASET='chexpert', **changes)
+    return config_with(DATA__DATA_PATH=str(root), **{'DATA__DATASET': 'chexpert', **changes})
 
 
 def cells_of(rng: np.random.Generator, share: tuple[float, ...] = (0.2, 0.2, 0.3, 0.3)) -> dict:
@@ -138,11 +143,10 @@ def test_stanfords_demographics_file_gives_race(mixed: Path) -> None:
     assert set(groups['group']) == {'White', 'unknown'}
 
 
-def test_the_figure_of_groups_shows_the_counts(mixed: Path, monkeypatch) -> None:
+def test_the_figure_of_groups_shows_the_counts(mixed: Path) -> None:
     """Ages, images by view, and the prevalence of each label by sex, against pandas."""
-    monkeypatch.setattr('data.describe._png', lambda figure: figure)
     description = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.0))
-    ages, views, by_sex, *_ = plot_groups(description).axes
+    ages, views, by_sex, *_ = plot_groups(description.counts, description.ages).axes
     table = pd.read_csv(mixed / 'train.csv')
     heights = [bar.get_height() for group in ages.containers for bar in group]
     assert sum(heights) == (table['Age'] > 0).sum()
@@ -157,8 +161,8 @@ def test_the_figure_of_groups_shows_the_counts(mixed: Path, monkeypatch) -> None
     expected = 100 * (female[labels] == 1).mean()
     assert list(line.get_ydata()) == labels
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), expected)
-    unknown = replace(description, ages=description.ages[:0])
-    assert not plot_groups(unknown).axes[0].patches
+    unknown = plot_groups(description.counts, description.ages[:0])
+    assert unknown.axes[0].get_title() == 'Images by view'
 
 
 # ---- training targets
@@ -222,7 +226,9 @@ def test_the_script_saves_tables_and_a_figure(
         with open(out / f'{name}.csv', newline='') as file:
             rows = list(csv.DictReader(file))
         assert rows == [{k: str(v) for k, v in record.items()} for record in saved[name]]
-    assert (out / 'labels.png').stat().st_size > 10_000
+    for name in ('labels', 'groups'):
+        assert (out / f'{name}.png').stat().st_size > 10_000
+        assert '<svg' in (out / f'{name}.svg').read_text()
     capsys.readouterr()
     assert run('--opts', 'EVAL.GROUPS', "['Race']") == 2
     assert 'EVAL.GROUPS' in capsys.readouterr().err
@@ -292,3 +298,134 @@ def test_labels_without_a_mention_are_named_once_a_table(tmp_path: Path) -> None
             name not in ('Edema', 'Fracture') for name in LABELS
         ]
     assert set(description.counts['label']) == set(LABELS)
+
+
+# ---- figures
+
+
+def images_of(figure: Figure) -> list[tuple[str, np.ndarray]]:
+    """Return the title and the pixels of each image of a figure."""
+    shown = [axis for axis in figure.axes if axis.images]
+    return [
+        (axis.get_title(loc='left').replace('\n', ' '), np.asarray(axis.images[0].get_array()))
+        for axis in shown
+    ]
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Records]:
+    """Images whose lowest rows have a grey level of 10 times the number of the patient."""
+    root = tmp_path_factory.mktemp('pictures')
+    rows = []
+    for patient in range(1, 8):
+        for study in (1, 2):
+            path = image_path(patient, study, folder='X/train').replace('.jpg', '.png')
+            labels = {
+                'Edema': '1.0' if patient % 2 else '',
+                'Fracture': '1.0' if patient == 2 else '0',
+            }
+            rows.append(row(path, **labels))
+            pixels = np.full((40, 30), 10 * patient, np.uint8)
+            pixels[:20] += np.uint8(study)
+            file = root / path.partition('/')[2]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    write(root / 'train.csv', rows, HEADER)
+    records = next(iter(read_sets(options(root, DATA__HOLDOUT_FRACTION=0.0)).values()))
+    return root, records
+
+
+def test_examples_are_positive_images_of_different_patients(pictures) -> None:
+    shown = images_of(plot_examples(pictures[1], 3, seed=0))
+    assert [title for title, _ in shown] == ['Edema', '', '', 'Fracture']
+    patients = [int(pixels[-1, 0]) // 10 for _, pixels in shown]
+    assert set(patients[:3]) < {1, 3, 5, 7} and len(set(patients[:3])) == 3
+    assert patients[3] == 2
+    again = images_of(plot_examples(pictures[1], 3, seed=0))
+    assert all((a == b).all() for (_, a), (_, b) in zip(shown, again, strict=True))
+    with pytest.raises(ValueError, match='--examples'):
+        plot_examples(replace(pictures[1], labels=0 * pictures[1].labels), 3, seed=0)
+
+
+def test_each_step_is_applied_to_the_result_of_the_steps_before(pictures) -> None:
+    steps = ['equalize', 'denoise']
+    shown = images_of(plot_steps(pictures[1], steps, 2, seed=0))
+    names = ['original', '1. equalize', '2. denoise']
+    assert [title for title, _ in shown] == 2 * names
+    for k in (0, 3):
+        original = Image.fromarray(shown[k][1])
+        for number in (1, 2):
+            expected = np.asarray(apply_steps(original, steps[:number]))
+            np.testing.assert_array_equal(shown[k + number][1], expected)
+
+
+def test_figures_are_reproducible_and_name_no_patient(pictures) -> None:
+    first, second = (encode_figure(plot_examples(pictures[1], 2, seed=1)) for _ in range(2))
+    assert first == second and set(first) == {'.png', '.svg'}
+    svg = first['.svg'].decode()
+    assert 'Not for clinical use' in svg
+    texts = re.findall(r'<text[^>]*>([^<]*)</text>', svg)
+    assert 'Edema' in texts and not re.search(r'patient\d|study\d|view\d', svg)
+
+
+def test_images_are_only_read_for_examples(pictures, tmp_path: Path, capsys) -> None:
+    words = ['--data-path', pictures[0], '--output', tmp_path / 'out', '--examples', 1]
+    steps = ['--opts', 'DATA.PREPROCESS', "['equalize']"]
+    assert run_script('describe_data', *words, *steps) == 0
+    names = {path.name for path in (tmp_path / 'out').glob('*.*g')}
+    figures = ('labels', 'groups', 'examples', 'preprocess')
+    assert names == {f'{name}.{suffix}' for name in figures for suffix in ('png', 'svg')}
+    assert 'preprocess.svg' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run_script('describe_data', *words[:-1], 0)
+    assert '--examples' in capsys.readouterr().err
+
+
+def test_steps_of_a_store_that_was_packed_with_them_are_refused(pictures, tmp_path: Path) -> None:
+    words = ['--data-path', pictures[0], '--output', tmp_path / 'store', '--size', 32]
+    assert run_script('pack', *words, '--preprocess', 'equalize') == 0
+    config = options(tmp_path / 'store', DATA__PREPROCESS=['equalize'])
+    records = next(iter(read_sets(config).values()))
+    assert len(images_of(plot_examples(records, 1, seed=0))) == 2
+    with pytest.raises(ValueError, match='DATA.PREPROCESS'):
+        plot_steps(records, ['equalize'], 1, seed=0)
+
+
+def test_mimic_has_sex_and_age_by_its_demographics(tmp_path: Path) -> None:
+    sizes = {'num_train': 12, 'num_valid': 3, 'num_test': 3, 'size': 32}
+    make_phantom(tmp_path, layout='mimic-cxr', **sizes)
+    (metadata,) = tmp_path.glob('*-metadata.csv.gz')
+    subjects = sorted(set(pd.read_csv(metadata)['subject_id']))
+    table = pd.DataFrame({'subject_id': subjects, 'anchor_age': range(30, 30 + len(subjects))})
+    table['gender'] = ['F', 'M'] * (len(subjects) // 2)
+    table.to_csv(tmp_path / 'patients.csv', index=False)
+    changes = {'DATA__DATASET': 'mimic-cxr', 'DATA__HOLDOUT_FRACTION': 0.0}
+    without = build_description(options(tmp_path, **changes))
+    assert not len(without.ages)
+    titles = [axis.get_title() for axis in plot_groups(without.counts, without.ages).axes]
+    assert titles == ['Images by view', 'Prevalence by view']
+    found = build_description(options(tmp_path, DATA__DEMOGRAPHICS='patients.csv', **changes))
+    ages = found.ages[found.ages['split'] == 'train']
+    images = pd.read_csv(metadata).merge(table)
+    (split,) = tmp_path.glob('*-split.csv.gz')
+    images = images[images['dicom_id'].isin(pd.read_csv(split).query('split == "train"').dicom_id)]
+    sexes = images['gender'].map({'F': 'Female', 'M': 'Male'})
+    expected = Counter(zip(sexes, images['anchor_age'], strict=True))
+    assert {(row.sex, row.age): row.images for row in ages.itertuples()} == dict(expected)
+    titles = [axis.get_title() for axis in plot_groups(found.counts, found.ages).axes]
+    assert titles[0] == 'Age by sex' and 'Prevalence by sex' in titles
+    table['gender'] = 'W'
+    table.to_csv(tmp_path / 'patients.csv', index=False)
+    with pytest.raises(ValueError, match='patients.csv.*gender'):
+        build_description(options(tmp_path, DATA__DEMOGRAPHICS='patients.csv', **changes))
+
+
+def test_a_panel_shows_the_cells_of_its_split(mixed: Path) -> None:
+    found = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.0))
+    axes = plot_labels(found.splits, found.counts).axes
+    table = pd.read_csv(mixed / 'valid.csv')
+    assert axes[1].get_title() == f'valid: {len(table)} images'
+    widths = [bar.get_width() for bar in axes[1].containers[0]]
+    np.testing.assert_allclose(widths, 100 * (table[list(LABELS)] == 1).mean())
+    texts = [int(text.get_text()) for text in axes[1].texts]
+    assert texts == (table[list(LABELS)] == 1).sum().tolist()

@@ -1,5 +1,6 @@
 """The documentation: links, files, options and examples exist, and the site builds."""
 
+import json
 import logging
 import math
 import re
@@ -31,7 +32,7 @@ PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *SITE]
 FENCED = re.compile(r'^```.*?^```', re.M | re.S)
 FOLDERS = 'configs|data|docs|engine|evaluation|models|notebooks|scripts|sweeps|tests'
 FILE = re.compile(rf'`((?:{FOLDERS})/[\w./-]+)`')
-LINK = re.compile(r'\]\(([^)\s]+)\)')
+LINK = re.compile(r'\]\(([^)\s]+)\)|^\[[^]]+\]: (\S+)', re.M)  # also definitions of references
 
 
 def prose(path: Path) -> str:
@@ -46,7 +47,7 @@ def anchors(path: Path) -> set[str]:
 def broken_links(path: Path) -> list[str]:
     """Return the relative links whose file or heading does not exist."""
     broken = []
-    for link in LINK.findall(prose(path)):
+    for link in map(''.join, LINK.findall(prose(path))):
         file, _, anchor = link.partition('#')
         target = (path.parent / file).resolve() if file else path
         is_there = target.is_file() and (not anchor or anchor in anchors(target))
@@ -207,9 +208,20 @@ def test_the_page_of_options_lists_every_key() -> None:
 
 
 @pytest.mark.slow
-def test_the_site_builds_without_warnings(tmp_path, monkeypatch, caplog) -> None:
+def test_the_site_builds_without_warnings_and_is_searched_from_disk(
+    tmp_path, monkeypatch, caplog
+) -> None:
     monkeypatch.setenv('NO_MKDOCS_2_WARNING', '1')
-    settings = load_config(str(ROOT / 'mkdocs.yml'), site_dir=str(tmp_path / 'site'))
-    build(settings)
+    monkeypatch.chdir(ROOT)
+    site = tmp_path / 'site'
+    build(load_config('mkdocs.yml', site_dir=str(site)))
     assert [record for record in caplog.records if record.levelname in ('WARNING', 'ERROR')] == []
-    assert (tmp_path / 'site' / 'index.html').is_file()
+    # A page from disk may not fetch the index, so that a script beside the page contains it.
+    name, _, index = (site / 'search' / 'search_index.js').read_text().partition(' = ')
+    found = {entry['location']: entry['text'] for entry in json.loads(index)['docs']}
+    assert name == 'var __index' and 'torchrun' in found['howto/chexpert.html']
+    for file in ('index.html', 'howto/chexpert.html', 'contributing.html'):
+        page = site / file
+        scripts = re.findall(r'<script[^>]* src="([^"]+)"', page.read_text())
+        assert any('iframe-worker' in script for script in scripts)
+        assert all((page.parent / script).is_file() for script in scripts)

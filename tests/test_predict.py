@@ -79,11 +79,12 @@ def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
 ):
     shown, draw = [], predict.script.plot_prediction
 
-    def record(path: Path, *parts: Any, cells: int, method: str) -> None:
+    def record(path: Path, *parts: Any, title: str, truth: None) -> None:
         shown.append((path, *parts))
-        assert (cells, method) == (8, 'grad_cam')  # the last stage of the Swin at 32 px
+        assert title == 'Grad-CAM, 8 x 8 cells'  # the last stage of the Swin at 32 px
+        assert truth is None
         if len(shown) == 1:
-            draw(path, *parts, cells=cells, method=method)
+            draw(path, *parts, title=title, truth=truth)
 
     monkeypatch.setattr(predict.script, 'plot_prediction', record)
     images = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:2]
@@ -91,13 +92,16 @@ def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
     assert predict(*images, *words, '--maps', 'Pleural Effusion', 'Edema') == 0
     assert [path.parent for path, *_ in shown] == [tmp_path / 'p_maps'] * 2
     places = ['_'.join(image.with_suffix('').parts[-3:]) for image in images]
-    names = [f'0001_{places[0]}.png', f'0002_{places[1]}.png']
+    names = [f'0001_{places[0]}', f'0002_{places[1]}']
     assert [path.name for path, *_ in shown] == names and 'patient' in names[0]
-    assert Image.open(shown[0][0]).width > 1000
+    assert Image.open(f'{shown[0][0]}.png').width > 1000
+    assert Path(f'{shown[0][0]}.svg').read_text().count('<image') >= 6
     table, config = pd.read_csv(tmp_path / 'p.csv'), trained_config(checkpoint_of(run))
     model = load_classifier(config, checkpoint_of(run), torch.device('cpu'), logging.getLogger())
     view = EvalTransform(config, test_time_views=False)
-    for row, image, (_, grey, maps, probabilities) in zip(range(2), images, shown, strict=True):
+    for row, image, (_, pictures, maps, probabilities) in zip(range(2), images, shown, strict=True):
+        original, grey = pictures.values()
+        assert original == load_image(image) and original.size != grey.shape
         assert list(maps) == ['Pleural Effusion', 'Edema'] and grey.shape == (32, 32)
         np.testing.assert_allclose(list(probabilities.values()), values_of(tmp_path / 'p.csv')[row])
         assert list(probabilities) == table.columns.tolist()[1:]
@@ -114,6 +118,36 @@ def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
     shutil.rmtree(tmp_path / 'p_maps')
     assert predict(*images, *words, '--maps', 'Oedema') == 2
     assert '--maps' in (error := capsys.readouterr().err) and 'Oedema' in error
+
+
+def test_figures_of_a_data_set_have_its_true_labels(
+    run, phantom, predict, tmp_path, monkeypatch, capsys
+):
+    shown = {}
+    monkeypatch.setattr(
+        predict.script,
+        'plot_prediction',
+        lambda path, *parts, truth, **rest: shown.update({path.name[5:]: truth}),
+    )
+    words = [phantom, '--dataset', 'chexpert', '--split', 'valid', '--checkpoint']
+    words += [checkpoint_of(run), '--num-workers', 0, '--maps', 'Edema', '--output']
+    assert predict(*words, tmp_path / 'p.csv') == 0
+    table = pd.read_csv(phantom / 'valid.csv').set_index('Path')
+    assert len(shown) == len(table) and table['Edema'].nunique() == 2
+    for path, row in table.iterrows():
+        truth = shown['_'.join(Path(path).with_suffix('').parts[-3:])]
+        assert list(truth) == list(LABELS)
+        for label in LABELS:
+            assert truth[label] == (row[label] == 1)
+    shown.clear()
+    folder = tmp_path / phantom.name
+    folder.mkdir()
+    table.drop(columns='Edema').to_csv(folder / 'valid.csv')
+    shutil.copytree(phantom / 'valid', folder / 'valid')
+    words[0] = folder
+    assert predict(*words, tmp_path / 'q.csv') == 0
+    assert set(shown.values()) == {None}
+    assert 'Edema' in capsys.readouterr().err
 
 
 def test_folders_are_searched_sorted_and_names_stay_as_given(
