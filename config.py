@@ -433,6 +433,12 @@ _C.MODEL.MAE.NORM_PIX_LOSS = Own(
 _C.TRAIN = Section()
 _C.TRAIN.START_EPOCH = Option(0, 'Always 0. A resumed run continues where its checkpoint ended.')
 _C.TRAIN.EPOCHS = Option(300, 'Number of epochs, including warm-up.', within='[1, inf)')
+_C.TRAIN.PATIENCE = Own(
+    0,
+    'Fine-tuning: validations in a row without a better selecting score after which training '
+    'ends; 0: never. The learning rates keep the schedule of EPOCHS.',
+    within='[0, inf)',
+)
 _C.TRAIN.WARMUP_EPOCHS = Option(20, 'Epochs of linear warm-up.', within='[0, inf)')
 _C.TRAIN.WEIGHT_DECAY = Option(
     0.05,
@@ -1124,6 +1130,9 @@ def check_config(config: Config, stage: str | None = None) -> None:
     _check_schedule(config)
     if stage == 'finetune':
         _check_finetuning(config)
+    elif stage:
+        allowed = '0 in pre-training, where no score selects an epoch'
+        require(config.TRAIN.PATIENCE == 0, config, 'TRAIN.PATIENCE', allowed)
     for key, parts in REGISTRIES.items():
         value = value_at(config, key)
         for name in value if isinstance(value, list) else [value]:
@@ -1225,6 +1234,9 @@ def _check_schedule(config: Config) -> None:
 def _check_finetuning(config: Config) -> None:
     for key, works in CHEXPERT_VALUES.items():
         require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
+    selects = config.EVAL.SELECT_ON != 'last' and config.FINETUNE.MODE not in PROBES
+    holds = config.TRAIN.PATIENCE == 0 or selects
+    require(holds, config, 'TRAIN.PATIENCE', "0 with EVAL.SELECT_ON 'last' and with a probe")
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
     needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
     holds = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout

@@ -417,6 +417,11 @@ def _describe_training(trained: Config | None, names: Names, select_on: str) -> 
     if is_probe:
         return rows | {'Grid chosen on': 'training patients, by cross-validation'}
     selected = 'not selected: the last epoch' if select_on == 'last' else select_on
+    if patience := trained.TRAIN.PATIENCE:
+        rows['Early stopping'] = (
+            f'after {patience} validations without a better score, at most {trained.TRAIN.EPOCHS} '
+            'epochs'
+        )
     return rows | {'Loss': trained.LOSS.NAME, 'Selected on': selected}
 
 
