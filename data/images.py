@@ -38,7 +38,7 @@ MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 FULL_RANGE_BITS = (8, 10, 12, 14, 16)
 # Keys in Image.info. They are tuples, because files can set keys that are strings.
-FULL_SIZE, PACKED_STEPS = ('full size',), ('packed steps',)
+FULL_SIZE, PACKED_STEPS, FILE_NAME = ('full size',), ('packed steps',), ('file name',)
 
 # Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
@@ -124,6 +124,8 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
         raise BadImageError(f'image {path} cannot be read: {error}') from error
     if fault := _fault(image):
         raise BadImageError(f'image {path} cannot be used: {fault}')
+    if root:
+        image.info[FILE_NAME] = os.path.relpath(path, root)
     return image
 
 

@@ -44,6 +44,7 @@ class Records:
     ap_pa: np.ndarray  # [N] 'AP', 'PA', 'LL', 'RL', ''
     labels: np.ndarray | None  # [N, K] float32: 1, 0, -1 uncertain, NaN blank
     label_names: tuple[str, ...] = LABELS  # [K]
+    image_root: Path | None = None  # folder or store with the images if it is not root
 
     def __len__(self) -> int:
         return len(self.row)

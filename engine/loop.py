@@ -305,6 +305,8 @@ def _optimizer_step(run: Run, state: TrainState, *, first_batch: int) -> None:
     state.scaler.unscale_(state.optimizer)
     limit = run.config.TRAIN.CLIP_GRAD or math.inf
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    if run.config.TRAIN.CLIP_VALUE:
+        nn.utils.clip_grad_value_(state.model.parameters(), run.config.TRAIN.CLIP_VALUE)
     if state.skipped.must_skip(run.config, None if state.scaler.is_enabled() else norm):
         state.skipped.skip(run.config, run.logger, _not_finite(run, state, first_batch))
     else:
