@@ -19,6 +19,7 @@ class RunFigures(TypedDict, total=False):
     undefined: list[str]
     selected_on: str
     selecting_images: int
+    mask_ratio: float  # EVAL.MASK_RATIO; absent if the scores use all patches
     # AUROC by label, the means (`sweeps.comparison.MEANS`), and other metrics as 'metric:label'.
     scores: dict[str, float | None]
     last: dict[str, float | None]  # AUROCs of the last checkpoint; {} if it was not scored

@@ -154,6 +154,8 @@ def read_scores(folder: Path, split: str = '') -> Scored:
 
 
 def read_pixel_scores(folder: Path, split: str) -> RunFigures | None:
+        if ratio := load_config(folder).EVAL.MASK_RATIO:
+            figures['mask_ratio'] = ratio
     """Read the scores of the logistic regression on pixels of a run as in `read_scores`.
 
     The result is None if the run has not scored it.
