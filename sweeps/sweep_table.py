@@ -30,6 +30,7 @@ from sweeps.tables import (
 SECTIONS = {'pretrain': 'pre-training', 'finetune': 'fine-tuning'}
 DIGITS = 6  # decimals of means and standard deviations in CSV files
 PUBLISHED = 'published, context only'
+FEW = '*'  # mark of a group with few cases
 DROPPING = '†'  # mark of a row whose scoring drops patches
 INTERNAL = (
     'Internal: held-out training patients who did not select checkpoints or thresholds, with '
@@ -253,6 +254,14 @@ def subset_title(collected: Collected, subset: str) -> str:
     if collected['subsets'] == 'shares':
         return f'{100 * float(subset):g} %'
     return 'all images' if subset == 'all' else f'{int(subset):,} images'
+
+
+def group_title(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the name of a group with its number of patients, and a mark if it has few cases."""
+    patients = sorted({cell['patients'] for cell in cells})
+    number = ' to '.join(f'{count:,}' for count in dict.fromkeys([patients[0], patients[-1]]))
+    mark = f' {FEW}' if any(cell['few'] for cell in cells) else ''
+    return f'{cells[0]["group"]}, {number} patients{mark}'
 
 
 def _score_notes(collected: Collected) -> Iterator[str]:

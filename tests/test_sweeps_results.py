@@ -25,8 +25,8 @@ from evaluation.intervals import Resamples, bootstrap_p, holm
 from sweeps import results, sweep_table
 from sweeps.comparison import SIGNIFICANT, enough_resamples, verdict
 from sweeps.files import ROOT, expected_config, load_config, load_sweep, run_folder
-from sweeps.results import BOOTSTRAP_SEED, collect, read_collected, save_collected
-from sweeps.run_scores import pretraining_figures
+from sweeps.results import collect, read_collected, save_collected
+from sweeps.run_scores import BOOTSTRAP_SEED, pretraining_figures
 from sweeps.sweep_table import (
     known_scores,
     notes,
