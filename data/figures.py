@@ -18,8 +18,8 @@ from PIL import Image
 from data.groups import UNKNOWN
 from data.images import PACKED_STEPS
 from data.labels import POSITIVE
-from data.preprocess import apply_steps
-from data.records import Records, open_images
+from data.preprocess import Preprocess, apply_steps
+from data.records import Records, images_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ def plot_examples(records: Records, count: int, seed: int) -> 'Figure':
     Raises:
         ValueError: If no label has a positive image, or if an image cannot be read.
     """
-    read = open_images(records.root).reader(records.file)
+    read = images_of(records).reader(records.file)
     blocks = []
     for label, values in zip(records.label_names, records.labels.T, strict=True):
         chosen = _choose(records, np.flatnonzero(values == POSITIVE), count, seed)
@@ -167,7 +167,7 @@ def plot_examples(records: Records, count: int, seed: int) -> 'Figure':
     return figure
 
 
-def plot_steps(records: Records, steps: Sequence[str], count: int, seed: int) -> 'Figure':
+def plot_steps(records: Records, preprocess: Preprocess, count: int, seed: int) -> 'Figure':
     """Show `count` random images before and after each step of DATA.PREPROCESS.
 
     Each step is applied to the result of the steps before it.
@@ -175,7 +175,7 @@ def plot_steps(records: Records, steps: Sequence[str], count: int, seed: int) ->
     Raises:
         ValueError: If the images were packed with the steps, or if an image cannot be read.
     """
-    read = open_images(records.root).reader(records.file)
+    read, steps = images_of(records).reader(records.file), preprocess.steps
     blocks = []
     for index in _choose(records, np.arange(len(records)), count, seed).tolist():
         image = read(index)
@@ -186,7 +186,7 @@ def plot_steps(records: Records, steps: Sequence[str], count: int, seed: int) ->
             )
         panels = [Panel(image, 'original')]
         for number, step in enumerate(steps, start=1):
-            image = apply_steps(image, [step])
+            image = apply_steps(image, [step], preprocess.setup)
             panels.append(Panel(image, f'{number}. {step}'))
         blocks.append(panels)
     figure = _plot_grid(blocks, 1 + len(steps))
