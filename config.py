@@ -99,6 +99,8 @@ class Section(dict):
 PROBES = ('linear_probe', 'knn', 'attentive_probe')
 VIEWS = ('frontal', 'lateral', 'all')
 FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
+STEPS = ('equalize', 'equalize_cv', 'clahe', 'denoise', 'non_local_means')
+STEPS += ('resize', 'lung_crop', 'lung_multiply')
 LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
 
 _C = Section()
@@ -217,7 +219,18 @@ _C.DATA.SAMPLER = Own(
 _C.DATA.PREPROCESS = Own(
     [],
     "Processing steps applied to every image first, in order, such as ['equalize']; []: none.",
-    one_of=('equalize', 'clahe', 'denoise', 'non_local_means'),
+    one_of=STEPS,
+)
+_C.DATA.PREPROCESS_SIZE = Own(
+    0,
+    "Side in pixels of the squares that the step 'resize' makes; 0: IMG_SIZE. For a packed store "
+    'it must be the size of the store.',
+    within='[0, 8192]',
+)
+_C.DATA.LUNG_MASKS = Own(
+    '',
+    "Folder of the masks for the steps 'lung_crop' and 'lung_multiply', under the names of the "
+    "images in DATA_PATH with any suffix; '': no masks, or they are already applied in the store.",
 )
 _C.DATA.DEMOGRAPHICS = Own(
     '', "CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none."
@@ -420,6 +433,12 @@ _C.MODEL.MAE.NORM_PIX_LOSS = Own(
 _C.TRAIN = Section()
 _C.TRAIN.START_EPOCH = Option(0, 'Always 0. A resumed run continues where its checkpoint ended.')
 _C.TRAIN.EPOCHS = Option(300, 'Number of epochs, including warm-up.', within='[1, inf)')
+_C.TRAIN.PATIENCE = Own(
+    0,
+    'Fine-tuning: validations in a row without a better selecting score after which training '
+    'ends; 0: never. The learning rates keep the schedule of EPOCHS.',
+    within='[0, inf)',
+)
 _C.TRAIN.WARMUP_EPOCHS = Option(20, 'Epochs of linear warm-up.', within='[0, inf)')
 _C.TRAIN.WEIGHT_DECAY = Option(
     0.05,
@@ -446,6 +465,11 @@ _C.TRAIN.MIN_LR = Option(
 )
 _C.TRAIN.CLIP_GRAD = Option(
     5.0, 'Maximum 2-norm of the gradient; 0: no clipping.', within='[0, inf)'
+)
+_C.TRAIN.CLIP_VALUE = Own(
+    0.0,
+    'Maximum absolute value of each element of the gradient, after CLIP_GRAD; 0: no limit.',
+    within='[0, inf)',
 )
 _C.TRAIN.AUTO_RESUME = Option(
     True, 'Whether to resume from the newest checkpoint in the run folder.'
@@ -510,6 +534,11 @@ _C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = Own(
     False,
     "'cosine': whether the cosine begins at the end of the warm-up, as in MAE, and not at step 0.",
 )
+_C.TRAIN.LR_SCHEDULER.CYCLE_MOMENTUM = Own(
+    False,
+    "'onecycle': whether the momentum (SGD) or the first of BETAS falls from 0.95 to 0.85 during "
+    "the warm-up and rises again, as in PyTorch's OneCycleLR.",
+)
 _C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = Option(
     30, "'step': epochs between two drops.", within='[1, inf)'
 )
@@ -543,6 +572,7 @@ _C.AUG.COLOR_JITTER = Option(
     'Brightness and contrast jitter; 0: none. Not for SimMIM and MAE, nor with AUTO_AUGMENT.',
     within='[0, inf)',
 )
+_C.AUG.JITTER_CONTRAST = Own(True, 'Whether COLOR_JITTER changes the contrast, too.')
 _C.AUG.AUTO_AUGMENT = Option(
     'rand-m9-mstd0.5-inc1',
     "timm's augmentation policy as in SimMIM. It must be 'none' for the CheXpert labels.",
@@ -626,6 +656,18 @@ _C.EVAL.VIEWS = Own(
     '', "Views to evaluate: 'frontal', 'lateral' or 'all'; '': as DATA.VIEWS.", one_of=('', *VIEWS)
 )
 _C.EVAL.LEVEL = Own('study', "Unit of evaluation: 'study' or 'image'.", one_of=('study', 'image'))
+_C.EVAL.PREPROCESS = Own(
+    None,
+    'Steps for the scored images in fine-tuning and for predictions, as in DATA.PREPROCESS, such '
+    "as ['resize']; None: DATA.PREPROCESS.",
+    one_of=STEPS,
+    or_none=list,
+)
+_C.EVAL.DATA_PATH = Own(
+    '',
+    'Fine-tuning: folder or packed store from which the scored images are read, under the same '
+    "names as in DATA.DATA_PATH, such as images without DATA.PREPROCESS; '': DATA.DATA_PATH.",
+)
 _C.EVAL.AGGREGATE = Own(
     'max', "Probability of a study: the 'max' or 'mean' over its images.", one_of=('max', 'mean')
 )
@@ -765,6 +807,12 @@ _C.CONTRASTIVE.LOCAL_SIZE = Own(
 )
 _C.CONTRASTIVE.BLUR = Own(0.5, 'Probability that a view is blurred.', within='[0, 1]')
 _C.CONTRASTIVE.WEAK_VIEW = Own(False, 'Whether the second view is only cropped and flipped.')
+_C.CONTRASTIVE.FIRST_CROP_AREA = Own(
+    [],
+    'Area of the crop of the first view [low, high] as a share of the image, such as [1.0, 1.0] '
+    'for the whole image; []: as for the second view.',
+    within='[0, 1]',
+)
 
 _C.FINETUNE = Section()
 _C.FINETUNE.MODE = Own(
@@ -978,6 +1026,12 @@ def pixel_statistics(config: CfgNode) -> tuple[tuple[float, ...], tuple[float, .
     return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
 
 
+def scored_steps(config: CfgNode) -> list[str]:
+    """Return the steps for scored images: EVAL.PREPROCESS, or DATA.PREPROCESS if it is None."""
+    steps = config.EVAL.PREPROCESS
+    return config.DATA.PREPROCESS if steps is None else steps
+
+
 def enlarged_side(size: int) -> int:
     """Return the short side in pixels of the images from which TEST.CROP cuts the centre."""
     return int(256 / 224 * size)
@@ -1076,6 +1130,9 @@ def check_config(config: Config, stage: str | None = None) -> None:
     _check_schedule(config)
     if stage == 'finetune':
         _check_finetuning(config)
+    elif stage:
+        allowed = '0 in pre-training, where no score selects an epoch'
+        require(config.TRAIN.PATIENCE == 0, config, 'TRAIN.PATIENCE', allowed)
     for key, parts in REGISTRIES.items():
         value = value_at(config, key)
         for name in value if isinstance(value, list) else [value]:
@@ -1136,10 +1193,11 @@ def _check_data_options(config: Config) -> None:
     are_numbers = part.isdecimal() and parts.isdecimal()
     holds = not data.FOLD or (are_numbers and int(part) < int(parts) > 1)
     require(holds, config, 'DATA.FOLD', "empty, or 'k/n' with k from 0 to n - 1, such as '0/5'")
-    for key, off in (('CROP_AREA', []), ('SCALE', []), ('CUTMIX_MINMAX', None)):
-        pair = config.AUG[key]
+    pairs = {'AUG.CROP_AREA': [], 'AUG.SCALE': [], 'AUG.CUTMIX_MINMAX': None}
+    for key, off in {**pairs, 'CONTRASTIVE.FIRST_CROP_AREA': []}.items():
+        pair = value_at(config, key)
         holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
-        require(holds, config, f'AUG.{key}', f'[low, high] with 0 < low <= high, or {off}')
+        require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
     operations = config.AUG.RANDAUGMENT
     holds = not operations or (
         len(operations) == 2
@@ -1165,6 +1223,9 @@ def _check_schedule(config: Config) -> None:
         latest = min(latest, steps[0])
     allowed = f'at most {latest}, the number of epochs or the epoch of the first drop'
     require(train.WARMUP_EPOCHS <= latest, config, 'TRAIN.WARMUP_EPOCHS', allowed)
+    holds = schedule.NAME == 'onecycle' or not schedule.CYCLE_MOMENTUM
+    allowed = "False unless TRAIN.LR_SCHEDULER.NAME is 'onecycle'"
+    require(holds, config, 'TRAIN.LR_SCHEDULER.CYCLE_MOMENTUM', allowed)
     holds = train.WEIGHT_DECAY_END is None or train.WEIGHT_DECAY > 0
     allowed = 'above 0 with TRAIN.WEIGHT_DECAY_END, which weights without weight decay ignore'
     require(holds, config, 'TRAIN.WEIGHT_DECAY', allowed)
@@ -1173,6 +1234,9 @@ def _check_schedule(config: Config) -> None:
 def _check_finetuning(config: Config) -> None:
     for key, works in CHEXPERT_VALUES.items():
         require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
+    selects = config.EVAL.SELECT_ON != 'last' and config.FINETUNE.MODE not in PROBES
+    holds = config.TRAIN.PATIENCE == 0 or selects
+    require(holds, config, 'TRAIN.PATIENCE', "0 with EVAL.SELECT_ON 'last' and with a probe")
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
     needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
     holds = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout
@@ -1213,6 +1277,7 @@ def selecting_split(config: Config, num_images: int) -> str:
 FREE_OPTIONS = (
     *('OUTPUT', 'MODEL.NAME', 'TAG', 'PRETRAINED', 'MODEL.RESUME', 'TRAIN.AUTO_RESUME'),
     *('TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS'),
+    *('DATA.LUNG_MASKS',),
     *('DATA.PIN_MEMORY', 'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'SAVE_FREQ'),
     *('TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS'),
     *('TRAIN.SAVE_EVERY_MINUTES', 'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE'),
@@ -1226,7 +1291,7 @@ PATIENT_OPTIONS = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
 OUTPUT_OPTIONS = ('DATA.TASK', 'DATA.LABELS')
 # Options that decide which score selects the checkpoint.
 SELECTION_OPTIONS = ('EVAL.SELECT', 'EVAL.SELECT_ON', 'EVAL.LEVEL', 'EVAL.AGGREGATE', 'EVAL.VIEWS')
-SELECTION_OPTIONS += ('EVAL.TTA', 'EVAL.TTA_FLIP', 'DATA.VIEWS', 'DATA.BLANK')
+SELECTION_OPTIONS += ('EVAL.TTA', 'EVAL.TTA_FLIP', 'EVAL.PREPROCESS', 'DATA.VIEWS', 'DATA.BLANK')
 
 
 def config_text(config: CfgNode) -> str:

@@ -1,4 +1,7 @@
-"""Learning rates, scaled with the effective batch size, and weight decay, scheduled per batch."""
+"""Learning rates, weight decay and momentum, scheduled per batch.
+
+Learning rates are scaled with the effective batch size.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,6 +14,8 @@ from system import distributed
 
 REFERENCE_BATCH = 512  # effective batch size for which the config gives the learning rates
 LINEAR_END = 0.01  # final learning rate of the linear schedule, as a share of the base rate
+
+MOMENTA = 0.95, 0.85  # of CYCLE_MOMENTUM, with the lowest and with the highest rate
 
 Rate = Callable[[int, float], float]  # (batch of the run, base rate) -> learning rate
 # Each schedule is a function (config, batches per epoch, MIN_LR) -> Rate after the warm-up.
@@ -34,7 +39,7 @@ def scaled_lr(config: Config, world_size: int) -> ScaledLR:
 
 
 class Scheduler:
-    """Sets learning rate and weight decay of every parameter group as functions of the batch.
+    """Sets rate, weight decay and momentum of every parameter group as functions of the batch.
 
     There is no state to save. The base rate of a group is its `lr` at construction, which already
     includes the factor of its layer.
@@ -44,28 +49,39 @@ class Scheduler:
         rate: Function (batch, base rate) -> learning rate after the batch.
         decay: Function of the batch -> weight decay after the batch, for the groups with weight
             decay. None keeps it constant.
+        momentum: Function of the batch -> momentum, or first of the betas. None keeps it constant.
     """
 
     def __init__(
-        self, optimizer: Optimizer, rate: Rate, decay: Callable[[int], float] | None = None
+        self,
+        optimizer: Optimizer,
+        rate: Rate,
+        decay: Callable[[int], float] | None = None,
+        momentum: Callable[[int], float] | None = None,
     ) -> None:
         self.optimizer = optimizer
-        self.rate, self.decay = rate, decay
+        self.rate, self.decay, self.momentum = rate, decay, momentum
         self.base_rates = [group['lr'] for group in optimizer.param_groups]
         self.decayed = [group for group in optimizer.param_groups if group['weight_decay'] > 0]
         self.step_update(0)
 
     def step_update(self, step: int) -> None:
-        """Set rates and weight decay of all groups after batch `step` of the run, from 0 on."""
+        """Set the values of all groups after batch `step` of the run, from 0 on."""
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group['lr'] = self.rate(step, base)
         for group in self.decayed if self.decay else ():
             group['weight_decay'] = self.decay(step)
+        for group in self.optimizer.param_groups if self.momentum else ():
+            if 'betas' in group:
+                group['betas'] = (self.momentum(step), *group['betas'][1:])
+            else:
+                group['momentum'] = self.momentum(step)
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int) -> Scheduler:
     """Build the schedules of TRAIN.LR_SCHEDULER and TRAIN.WEIGHT_DECAY_END.
 
+    With CYCLE_MOMENTUM the momentum falls while the rate rises, and rises while the rate falls.
     All parameter groups share the start of the warm-up and the minimum. Weight decay follows half a
     cosine over the whole run, as in DINO (Caron et al. 2021, arXiv:2104.14294).
     """
@@ -86,8 +102,17 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
         total = int(config.TRAIN.EPOCHS * n_iter_per_epoch)
         return end if step >= total else _half_cosine(start, end, step, total)
 
+    def momentum(step: int) -> float:
+        high, low = MOMENTA
+        if step < warmup_steps:
+            return _half_cosine(high, low, step, warmup_steps)
+        return onecycle(config, n_iter_per_epoch, high)(step, low)
+
     is_constant = config.TRAIN.WEIGHT_DECAY_END is None
-    return Scheduler(optimizer, rate, None if is_constant else weight_decay)
+    cycles = config.TRAIN.LR_SCHEDULER.CYCLE_MOMENTUM
+    return Scheduler(
+        optimizer, rate, None if is_constant else weight_decay, momentum if cycles else None
+    )
 
 
 @SCHEDULES.register('cosine')

@@ -97,6 +97,11 @@ class Selection:
             score_name = several if len(self.labels) > 1 else f'{measure} of {self.labels[0]}'
             self.name = f'{self.split} {score_name}'
             self.about = f'the {self.name} selects the epoch'
+        if config.TRAIN.PATIENCE and not self.name:
+            raise ValueError(
+                f'TRAIN.PATIENCE {config.TRAIN.PATIENCE} needs a score that selects the epoch, but '
+                f'{self.about}. Set it to 0, or hold out more patients and set EVAL.SELECT_ON'
+            )
 
     def _warn(self, few: Mapping[str, str], selects: bool) -> str:
         if not few:
@@ -148,7 +153,7 @@ def finetune(
     run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction, selection: Selection
 ) -> None:
     """Train the classifier and score its last and its selected checkpoint."""
-    config, logger, final = run.config, run.logger, FinalScores(run, loaders)
+    logger, final = run.logger, FinalScores(run, loaders)
     logger.info(selection.about)
     if selection.split == 'valid':
         logger.warning('EVAL.SELECT_ON valid: valid selects the epoch, so its scores are too high')
@@ -157,7 +162,7 @@ def finetune(
     )
     model = state.module
     final.score('last', [model])
-    source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
+    source, best = checkpoint_name(state.epoch - 1), run.folder / BEST_CHECKPOINT
     saved = read_checkpoint(best) if best.exists() else {}
     # A file with another score is of epochs that were discarded when the run resumed.
     is_of_this_run = saved.get('best_score') == state.best_score

@@ -43,6 +43,7 @@ class ViewsTransform:
     strength at 224 px and the same share of the side at other sizes. MoCo-CXR (Sowrirajan et al.
     2021, arXiv:2010.05352) uses flips and rotations only.
 
+    CONTRASTIVE.FIRST_CROP_AREA changes the crops of the first view, for example to the whole image.
     With CONTRASTIVE.WEAK_VIEW, the second view is only cropped and flipped. In BYOL, the two views
     differ in the probabilities of blur (1 and 0.1) and of solarisation (0 and 0.2) instead.
 
@@ -56,12 +57,14 @@ class ViewsTransform:
         self.preprocess = Preprocess(config)
         self.hflip = config.AUG.HFLIP
         self.filter = FILTERS[config.DATA.PRETRAIN_INTERPOLATION][0]
-        self.jitter = config.AUG.COLOR_JITTER
+        self.jitter, self.jitters_contrast = config.AUG.COLOR_JITTER, config.AUG.JITTER_CONTRAST
         self.blur = options.BLUR
         self.warp = RandomWarp(config)
         self.normalize = Normalize(config)
         num_global, num_local = num_views
-        self.views = num_global * [(size, tuple(config.AUG.CROP_AREA) or GLOBAL_AREA)]
+        area = tuple(config.AUG.CROP_AREA) or GLOBAL_AREA
+        first = tuple(options.FIRST_CROP_AREA) or area
+        self.views = [(size, first), *(num_global - 1) * [(size, area)]]
         self.views += num_local * [(options.LOCAL_SIZE or size, tuple(options.LOCAL_CROP_AREA))]
         self.weak = [options.WEAK_VIEW and number == 1 for number in range(len(self.views))]
 
@@ -92,6 +95,7 @@ class ViewsTransform:
         if self.jitter:
             low, high = max(0.0, 1 - self.jitter), 1 + self.jitter
             brightness, contrast = (low + (high - low) * u for u in (brightness, contrast))
+            contrast = contrast if self.jitters_contrast else 1.0
             pixels = jitter(pixels, brightness=brightness, contrast=contrast)
         if blur < self.blur:
             low, high = BLUR_SIGMA

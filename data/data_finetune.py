@@ -16,7 +16,7 @@ from data.labels import count_uncertain
 from data.loader import Loaders, XrayDataset, bad_images, inverse_frequency_weights, make_loader
 from data.names import row_names
 from data.predictions import Predictions, look_up, read_predictions
-from data.reading import may_be_absent, read_split
+from data.reading import may_be_absent, read_split, scored_images
 from data.records import Records, select_views
 from data.splits import (
     describe_subset,
@@ -103,6 +103,7 @@ def _eval_loader(
     config: Config, split: str, records: Records, logger: logging.Logger
 ) -> DataLoader:
     records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
+    records = scored_images(config, records, logger)
     task = task_of(config)
     targets, remark = task.scored(records), ''
     if task.has_policies:

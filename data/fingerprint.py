@@ -83,6 +83,8 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
         yield STORE_FILE, place_of(root)[0] / STORE_FILE
     if is_pretrain:
         return
+    if config.EVAL.DATA_PATH and is_store(config.EVAL.DATA_PATH):
+        yield 'EVAL.DATA_PATH', place_of(config.EVAL.DATA_PATH)[0] / STORE_FILE
     demographics = root / data.DEMOGRAPHICS
     if config.EVAL.GROUPS and demographics.is_file():
         yield data.DEMOGRAPHICS, demographics

@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from config import Config, default_config
 from data.chexpert import read_csv, read_folder
 from data.datasets import DATASETS
-from data.images import BadImageError, load_image
+from data.images import BadImageError, full_size, load_image
 from data.mimic import named_images
-from data.preprocess import apply_steps
+from data.preprocess import Setup, apply_steps, squeezed
 from data.records import SCORED_FILES
 from data.store import (
     BAD_FILE,
@@ -57,7 +56,6 @@ from data.store import (
 )
 from system.files import allow_open_files, locked, replace_file
 
-RESAMPLE = Image.Resampling.BICUBIC
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
 TABLES = (*SCORED_FILES, 'test.csv')
 PARTIAL_INDEX_FILE = 'packing.npy'
@@ -213,13 +211,14 @@ def encode(
     path: str | os.PathLike[str], settings: Settings, root: str | os.PathLike[str] = ''
 ) -> Encoded:
     """Read an image and convert it to its stored form; see `load_image` for the errors."""
-    image = apply_steps(load_image(path, root), settings.preprocess)
-    full_width, full_height = image.size
+    setup = Setup(settings.size, settings.lung_masks)
+    image = apply_steps(load_image(path, root), settings.preprocess, setup)
+    full_height, full_width = full_size(image)
     size, short = settings.size, min(image.size)
     if settings.square:
-        image = image.resize((size, size), RESAMPLE)
+        image = squeezed(image, (size, size))
     elif size is not None and short > size:
-        image = image.resize([round(side * size / short) for side in image.size], RESAMPLE)
+        image = squeezed(image, tuple(round(side * size / short) for side in image.size))
     pixels = np.asarray(image)
     if image.mode == 'L':
         form = BYTES

@@ -1,17 +1,29 @@
-"""Apply the steps of DATA.PREPROCESS, which change the grey levels of whole images.
+"""Apply the steps of DATA.PREPROCESS to whole images: grey levels, size and lung masks.
 
 The steps are applied first, in the order of the option. `scripts/pack.py --preprocess` applies them
 when a store is packed, so that slow steps are computed once. They are then not applied again.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from config import Config, Registry
-from data.images import PACKED_STEPS
+from config import Config, Registry, register_check, require, scored_steps, value_at
+from data.images import (
+    FILE_NAME,
+    FULL_SIZE,
+    MIN_SIDE,
+    PACKED_STEPS,
+    BadImageError,
+    full_size,
+    load_image,
+)
+from data.names import IMAGE_SUFFIXES
 
 CLAHE_CLIP_LIMIT = 2.0  # limit of a histogram bin, relative to a flat histogram
 CLAHE_TILES = (8, 8)
@@ -19,54 +31,183 @@ MEDIAN_SIDE = 3
 # OpenCV's defaults: filter strength, and sides of the compared patches and of the searched area.
 NON_LOCAL_MEANS = {'h': 3, 'templateWindowSize': 7, 'searchWindowSize': 21}
 
-# Name -> function(image) -> image. Steps except 'denoise' are defined for 256 levels, so they round
-# 16-bit images.
-PREPROCESS = Registry('DATA.PREPROCESS')
+RESIZE_FILTER = Image.Resampling.BICUBIC
+# Steps that need the image's own shape or change it, in the only order in which masks fit. In a
+# store they must be packed.
+LUNG_STEPS = ('lung_multiply', 'lung_crop')
+SHAPE_STEPS = (*LUNG_STEPS, 'resize')
+MASK_LEVEL = 128  # grey level from which a pixel of a mask with such levels is inside
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the steps that change the shape need.
+
+    Attributes:
+        size: Side in pixels of the squares that 'resize' makes.
+        lung_masks: Folder of the masks, or ''.
+    """
+
+    size: int | None = None
+    lung_masks: str = ''
+
+
+# Name -> function(image, setup) -> image. Steps on grey levels except 'denoise' are defined for 256
+# levels, so they round 16-bit images.
+Step = Callable[[Image.Image, Setup], Image.Image]
+PREPROCESS: dict[str, Step] = Registry('DATA.PREPROCESS')
 
 
 class Preprocess:
-    """Applies the steps of DATA.PREPROCESS to an image, unless it was packed with them."""
+    """Applies the steps of DATA.PREPROCESS to an image, except those it was packed with.
 
-    def __init__(self, config: Config) -> None:
-        self.steps = config.DATA.PREPROCESS
+    Args:
+        config: Run configuration.
+        is_scored: Whether EVAL.PREPROCESS takes the place of DATA.PREPROCESS.
+    """
+
+    def __init__(self, config: Config, *, is_scored: bool = False) -> None:
+        self.steps = scored_steps(config) if is_scored else config.DATA.PREPROCESS
+        self.setup = Setup(resized_side(config), config.DATA.LUNG_MASKS)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return image if image.info.get(PACKED_STEPS) else apply_steps(image, self.steps)
+        packed = image.info.get(PACKED_STEPS) or []
+        return apply_steps(image, self.steps[len(packed) :], self.setup)
 
 
-def apply_steps(image: Image.Image, steps: Sequence[str]) -> Image.Image:
+def apply_steps(image: Image.Image, steps: Sequence[str], setup: Setup) -> Image.Image:
     """Apply steps, which are names in PREPROCESS, one after another."""
     for name in steps:
-        image = PREPROCESS[name](image)
+        image = PREPROCESS[name](image, setup)
     return image
 
 
+def resized_side(config: Config) -> int:
+    """Return the side in pixels of the squares that the step 'resize' makes."""
+    return config.DATA.PREPROCESS_SIZE or config.DATA.IMG_SIZE
+
+
+@register_check
+def check_steps(config: Config, stage: str | None) -> None:
+    """Refuse an order of steps in which a mask would not fit the image, and masks of sources."""
+    for key in ('DATA.PREPROCESS', 'EVAL.PREPROCESS'):
+        steps = value_at(config, key) or []
+        shaping = [name for name in steps if name in SHAPE_STEPS]
+        holds = shaping == [name for name in SHAPE_STEPS if name in shaping]
+        allowed = f'in the order {SHAPE_STEPS}, with each of these steps at most once'
+        require(holds, config, key, allowed)
+        holds = not config.DATA.SOURCES or not {*LUNG_STEPS}.intersection(steps)
+        require(holds, config, key, 'without lung masks with DATA.SOURCES')
+    holds = not (config.EVAL.DATA_PATH and config.REPORT.PIXEL_FLOOR)
+    require(holds, config, 'REPORT.PIXEL_FLOOR', 'False with EVAL.DATA_PATH')
+
+
 @PREPROCESS.register('equalize')
-def equalize(image: Image.Image) -> Image.Image:
-    """Make all grey levels about equally frequent."""
+def equalize(image: Image.Image, setup: Setup) -> Image.Image:
+    """Make all grey levels about equally frequent, by Pillow's rule."""
     return _like(image, np.asarray(ImageOps.equalize(Image.fromarray(_to_8_bit(image)))))
 
 
+@PREPROCESS.register('equalize_cv')
+def equalize_cv(image: Image.Image, setup: Setup) -> Image.Image:
+    """Make all grey levels about equally frequent, by OpenCV's rule (needs OpenCV).
+
+    The darkest level becomes 0 and the brightest 255. Pillow's rule rounds other steps.
+    """
+    return _like(image, _opencv().equalizeHist(_to_8_bit(image)))
+
+
 @PREPROCESS.register('clahe')
-def clahe(image: Image.Image) -> Image.Image:
+def clahe(image: Image.Image, setup: Setup) -> Image.Image:
     """Equalise the histogram of each tile, with limited contrast (needs OpenCV)."""
     filter_ = _opencv().createCLAHE(clipLimit=CLAHE_CLIP_LIMIT, tileGridSize=CLAHE_TILES)
     return _like(image, filter_.apply(_to_8_bit(image)))
 
 
 @PREPROCESS.register('denoise')
-def denoise(image: Image.Image) -> Image.Image:
+def denoise(image: Image.Image, setup: Setup) -> Image.Image:
     """Replace each pixel by the median of its 3 x 3 neighbourhood (needs OpenCV)."""
     return _like(image, _opencv().medianBlur(np.asarray(image), MEDIAN_SIDE))
 
 
 @PREPROCESS.register('non_local_means')
-def non_local_means(image: Image.Image) -> Image.Image:
+def non_local_means(image: Image.Image, setup: Setup) -> Image.Image:
     """Replace each pixel by a mean over similar patches around it (slow; needs OpenCV).
 
     Source: Buades et al. 2011, Non-Local Means Denoising, doi:10.5201/ipol.2011.bcm_nlm.
     """
     return _like(image, _opencv().fastNlMeansDenoising(_to_8_bit(image), **NON_LOCAL_MEANS))
+
+
+@PREPROCESS.register('resize')
+def resize(image: Image.Image, setup: Setup) -> Image.Image:
+    """Make the image a square. Crops are still drawn on its own height and width."""
+    square = squeezed(image, (setup.size, setup.size))
+    square.info[FULL_SIZE] = full_size(image)
+    return square
+
+
+@PREPROCESS.register('lung_crop')
+def lung_crop(image: Image.Image, setup: Setup) -> Image.Image:
+    """Cut out the bounding box of the mask."""
+    mask = _mask_of(image, setup.lung_masks)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE:
+        raise BadImageError(
+            f'the lung mask of {image.info[FILE_NAME]} in {setup.lung_masks} must be at least '
+            f'{MIN_SIDE} pixels wide and high, got {box[2] - box[0]} x {box[3] - box[1]}'
+        )
+    return image.crop(box)
+
+
+@PREPROCESS.register('lung_multiply')
+def lung_multiply(image: Image.Image, setup: Setup) -> Image.Image:
+    """Make all pixels outside the mask black."""
+    pixels = np.asarray(image)
+    return _like(image, pixels * _mask_of(image, setup.lung_masks).astype(pixels.dtype))
+
+
+def squeezed(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize an image to a width and height, with grey levels in [0, 255]."""
+    resized = image.resize(size, RESIZE_FILTER)
+    if image.mode == 'L':
+        return resized
+    return _like(resized, np.clip(np.asarray(resized), 0, 255))  # bicubic may overshoot
+
+
+def _mask_of(image: Image.Image, folder: str) -> np.ndarray:  # [H, W] bool
+    """Read the mask of an image: the file below the folder with its name and any image suffix.
+
+    Pixels with at least MASK_LEVEL are inside. If all levels of the mask are lower, such as 0 and
+    1, all pixels above 0 are.
+
+    Raises:
+        BadImageError: If there is not exactly one such file, if it cannot be read, if it has
+            another size than the image, or if all its pixels are equal.
+    """
+    name = image.info.get(FILE_NAME)
+    if not name or not folder:
+        raise ValueError(
+            f'the steps {" and ".join(LUNG_STEPS)} need the masks of the images below '
+            f'DATA.DATA_PATH in the folder DATA.LUNG_MASKS, got {folder!r} for {name or "an image"}'
+        )
+    stem = Path(folder) / os.path.splitext(name)[0]
+    found = [path for suffix in IMAGE_SUFFIXES if (path := Path(f'{stem}{suffix}')).is_file()]
+    if len(found) != 1:
+        got = ', '.join(path.name for path in found) or 'none'
+        raise BadImageError(
+            f'image {name} needs one lung mask {stem} with a suffix of {", ".join(IMAGE_SUFFIXES)} '
+            f'(DATA.LUNG_MASKS), got {got}'
+        )
+    mask = load_image(found[0], folder)
+    if mask.size != image.size:
+        raise BadImageError(
+            f'the lung mask {found[0]} must be as large as the image {name}, '
+            f'{image.width} x {image.height} pixels, got {mask.width} x {mask.height}'
+        )
+    levels = np.asarray(mask)
+    return levels >= MASK_LEVEL if levels.max() >= MASK_LEVEL else levels > 0
 
 
 def _to_8_bit(image: Image.Image) -> np.ndarray:
@@ -86,7 +227,7 @@ def _opencv() -> ModuleType:
         import cv2
     except ImportError as error:
         raise ValueError(
-            "DATA.PREPROCESS 'clahe', 'denoise' and 'non_local_means' need OpenCV: "
+            "DATA.PREPROCESS 'clahe', 'denoise', 'equalize_cv' and 'non_local_means' need OpenCV: "
             f'pip install opencv-python-headless ({error})'
         ) from error
     cv2.setNumThreads(0)

@@ -3,14 +3,24 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import data.layouts  # noqa: F401 (modules of readers register their data sets)
 import data.mimic  # noqa: F401
-from config import Config, check_config, default_config, enlarged_side, put, register_check
+from config import (
+    Config,
+    check_config,
+    default_config,
+    enlarged_side,
+    put,
+    register_check,
+    scored_steps,
+)
 from data.chexpert import chexpert_tables, read_csv, read_folder
 from data.datasets import DATASETS
-from data.records import Records, select_views
+from data.preprocess import LUNG_STEPS, SHAPE_STEPS, resized_side
+from data.records import Records, existing_records, open_images, select_views
 from data.splits import split_fold, split_patients
 from data.store import (
     BAD_FILE,
@@ -22,6 +32,7 @@ from data.store import (
     place_of,
     read_about,
 )
+from data.table import refuse
 from data.tasks import task_of
 from system.files import NETWORK_SYSTEMS, file_system
 
@@ -74,7 +85,10 @@ def read_data_set(
     """Read all records of a split outside a run; all other options have their defaults."""
     config = default_config()
     options = {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels), 'TASK': task}
-    options['PREPROCESS'] = packed_steps(read_about(root)) if is_store(root) else []
+    if is_store(root):
+        about = read_about(root)
+        options['PREPROCESS'] = packed_steps(about)
+        options['PREPROCESS_SIZE'] = about['settings']['size'] or 0
     for name, value in options.items():
         put(config, f'DATA.{name}', value, '--dataset')
     check_config(config)
@@ -147,7 +161,7 @@ def data_root(config: Config, logger: logging.Logger) -> str:
 
     Raises:
         ValueError: If DATA.CACHE_DIR is set but DATA.DATA_PATH is not a store, if the copy fails,
-            or if the store was packed with other steps than DATA.PREPROCESS.
+            or if the images do not fit DATA.PREPROCESS (see `require_packed_steps`).
     """
     data = config.DATA
     source = Path(data.DATA_PATH)
@@ -167,14 +181,56 @@ def data_root(config: Config, logger: logging.Logger) -> str:
         raise ValueError(f'DATA.CACHE_DIR: cannot copy {source} to {target}: {error}') from error
 
 
-def require_packed_steps(config: Config, source: str | Path) -> None:
-    """Raise a ValueError if a store was packed with other steps than DATA.PREPROCESS."""
-    packed = packed_steps(read_about(source)) if is_store(source) else []
-    if packed and packed != config.DATA.PREPROCESS:
+def require_packed_steps(config: Config, source: str | Path, key: str = 'DATA.PREPROCESS') -> None:
+    """Raise a ValueError if the images of a folder or store do not fit the steps of an option.
+
+    A store must be packed with the first steps. The other steps are applied when an image is read,
+    except those that change the shape, which must be packed, for 'resize' to the size of the run.
+    """
+    steps = scored_steps(config) if key == 'EVAL.PREPROCESS' else config.DATA.PREPROCESS
+    if not is_store(source):
+        masks, needs_masks = config.DATA.LUNG_MASKS, {*LUNG_STEPS}.intersection(steps)
+        if needs_masks and not (masks and Path(masks).is_dir()):
+            raise ValueError(f'DATA.LUNG_MASKS must be a folder with {key} {steps}, got {masks!r}')
+        return
+    settings = read_about(source)['settings']
+    packed = settings['preprocess']
+    if packed != steps[: len(packed)]:
+        hint = ', or EVAL.DATA_PATH another store' if key == 'EVAL.PREPROCESS' else ''
         raise ValueError(
-            f'DATA.PREPROCESS must be {packed}, with which the store {source} was packed '
-            f'(scripts/pack.py --preprocess), got {config.DATA.PREPROCESS}'
+            f'{key} must begin with {packed}, with which the store {source} was packed '
+            f'(scripts/pack.py --preprocess){hint}, got {steps}'
         )
+    if missing := [name for name in SHAPE_STEPS if name in steps[len(packed) :]]:
+        raise ValueError(
+            f'{key} {missing[0]!r} changes the shape of the images, so the store {source} must be '
+            f'packed with it: scripts/pack.py --preprocess, got {packed}'
+        )
+    if 'resize' in packed and settings['size'] != resized_side(config):
+        raise ValueError(
+            f'DATA.PREPROCESS_SIZE (0: DATA.IMG_SIZE) must be {settings["size"]}, the size of the '
+            f'store {source}, got {resized_side(config)}'
+        )
+
+
+def scored_images(config: Config, records: Records, logger: logging.Logger) -> Records:
+    """Let the records of scored images read them from EVAL.DATA_PATH, for EVAL.PREPROCESS.
+
+    Raises:
+        ValueError: If an image is missing there, or if that folder or store does not fit
+            EVAL.PREPROCESS.
+    """
+    place = config.EVAL.DATA_PATH or config.DATA.DATA_PATH
+    require_packed_steps(config, place, 'EVAL.PREPROCESS')
+    if not config.EVAL.DATA_PATH:
+        return records
+    own = config.clone()
+    own.defrost()
+    own.DATA.DATA_PATH, own.DATA.PREPROCESS = place, scored_steps(config)
+    root = data_root(own, logger)
+    logger.info(f'the scored images are read from {place} (EVAL.DATA_PATH)')
+    existing_records(records, open_images(root), 'all', refuse)
+    return replace(records, image_root=Path(root))
 
 
 def describe_images(data_path: str | Path) -> str:

@@ -44,6 +44,7 @@ class Records:
     ap_pa: np.ndarray  # [N] 'AP', 'PA', 'LL', 'RL', ''
     labels: np.ndarray | None  # [N, K] float32: 1, 0, -1 uncertain, NaN blank
     label_names: tuple[str, ...] = LABELS  # [K]
+    image_root: Path | None = None  # folder or store with the images if it is not root
 
     def __len__(self) -> int:
         return len(self.row)
@@ -142,8 +143,8 @@ def add_studies(table: Table) -> None:
     good = parts['image'].str.len() > 1 if table.key == 'Path' else parts['image'] == ''
     image = '/IMAGE.jpg' if table.key == 'Path' else ''
     problem = f'is not of the form FOLDER/patient00001/study1{image}'
-    table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
     table.cells = table.cells.assign(study=parts['study'], patient=parts['patient'])
+    table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
 
 
 def existing_records(

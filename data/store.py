@@ -85,7 +85,9 @@ class Settings:
         keep_16bit: Whether to keep more than 8 bits instead of rounding to 8 bits.
         shard_bytes: Largest size of a file of pixels.
         image_suffix: Suffix of the image files (DATA.IMAGE_SUFFIX).
-        preprocess: Steps of DATA.PREPROCESS that are applied before resizing.
+        preprocess: Steps of DATA.PREPROCESS that are applied. The image is resized afterwards,
+            unless 'resize' is one of them.
+        lung_masks: DATA.LUNG_MASKS.
     """
 
     size: int | None
@@ -94,6 +96,7 @@ class Settings:
     shard_bytes: int = 10**9
     image_suffix: str = ''
     preprocess: list[str] = field(default_factory=list)
+    lung_masks: str = ''
 
 
 class Signature(TypedDict):

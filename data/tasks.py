@@ -317,7 +317,9 @@ def check_label_options(config: Config, stage: str | None) -> None:
     require(holds, config, 'EVAL.SELECT', "'auto' or 'all' if not all of the five are learned")
     if task.third_class.any():
         because = 'with a policy for which uncertain is a third class'
-        require(config.LOSS.NAME == 'bce', config, 'LOSS.NAME', f"'bce' {because}")
+        holds = config.LOSS.NAME in ('bce', 'focal')
+        require(holds, config, 'LOSS.NAME', f"'bce' or 'focal' {because}")
+        require(config.LOSS.ALPHA is None, config, 'LOSS.ALPHA', f'None {because}')
         holds = config.FINETUNE.MODE not in PROBES
         require(holds, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
     if task.kind != FINDINGS:

@@ -153,7 +153,7 @@ class TrainTransform(RandomCrop):
         aug = config.AUG
         self.warp = RandomWarp(config)
         self.randaugment = RandAugment(config)
-        self.jitter = aug.COLOR_JITTER
+        self.jitter, self.jitters_contrast = aug.COLOR_JITTER, aug.JITTER_CONTRAST
         self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
@@ -161,6 +161,7 @@ class TrainTransform(RandomCrop):
         pixels = self.randaugment(pixels, rng)
         if self.jitter:
             brightness, contrast = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, size=2)
+            contrast = contrast if self.jitters_contrast else 1.0
             pixels = jitter(pixels, brightness=brightness, contrast=contrast)
         normalized = self.normalize(pixels)[0]
         erase(normalized, rng, **self.erasing)
@@ -178,14 +179,15 @@ class EvalTransform:
     Args:
         config: Run configuration.
         interpolation: Name in FILTERS. The default is DATA.INTERPOLATION.
-        test_time_views: If False, there is one view, and EVAL.TTA and EVAL.TTA_FLIP are ignored.
+        test_time_views: If False, there is one view as in training, and EVAL.TTA, EVAL.TTA_FLIP
+            and EVAL.PREPROCESS are ignored.
     """
 
     def __init__(
         self, config: Config, interpolation: str | None = None, *, test_time_views: bool = True
     ) -> None:
         self.size = config.DATA.IMG_SIZE
-        self.preprocess = Preprocess(config)
+        self.preprocess = Preprocess(config, is_scored=test_time_views)
         self.crop = config.TEST.CROP
         self.five_crops = test_time_views and config.EVAL.TTA == 'crops'
         self.mirror = test_time_views and config.EVAL.TTA_FLIP

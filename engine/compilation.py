@@ -23,8 +23,9 @@ PAYS_FROM = 4e16
 class Compiled(nn.Module):
     """Compiles a model at the first call if the run is long enough.
 
-    The model is used uncompiled if compilation fails. Evaluation uses `TrainState.module`, which is
-    never compiled.
+    The model is used uncompiled if compilation fails, but a lack of memory of the GPU is raised,
+    because the uncompiled model needs more. Evaluation uses `TrainState.module`, which is never
+    compiled.
 
     Args:
         module: Model, or DistributedDataParallel around the model.
@@ -69,6 +70,8 @@ class Compiled(nn.Module):
             compiled = torch.compile(self.module, mode=self._mode(device), dynamic=False)
             with _restoring(self.module, device):
                 compiled(*inputs).sum().backward()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # compilers raise any error, and the run works without them
             problem = in_one_line(error)
         failed = torch.tensor(float(bool(problem)), device=device)

@@ -47,6 +47,8 @@ def fit(
 ) -> TrainState:
     """Train for TRAIN.EPOCHS epochs, starting from a checkpoint or pre-trained weights if given.
 
+    With TRAIN.PATIENCE the training may end earlier.
+
     Args:
         run: Run.
         model: Model on any device.
@@ -60,12 +62,14 @@ def fit(
     Raises:
         Preempted: If a signal asked the run to stop, after a checkpoint was saved.
     """
-    train, logger = run.config.TRAIN, run.logger
+    config, train, logger = run.config, run.config.TRAIN, run.logger
     state = begin(run, model, loader)
     wrap_model(run, state)
     run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
     if state.epoch == train.EPOCHS:
         logger.warning(f'all {state.epoch} epochs are already trained: nothing is left to do')
+    elif state.is_done(config):
+        logger.warning('TRAIN.PATIENCE has already ended the training: nothing is left to do')
     start = time.perf_counter()
     with (
         Interruptions(train.SAVE_EVERY_MINUTES, train.RANK_TIMEOUT_MINUTES) as interruptions,
@@ -74,18 +78,24 @@ def fit(
         if state.epoch == state.batch == 0:
             with state.clock.between_epochs():
                 run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.module, -1)})
-        while state.epoch < train.EPOCHS:
+        while not state.is_done(config):
             figures = train_one_epoch(run, state, loader, loss_fn, saver)
             with state.clock.between_epochs():
                 done, held_out = state.epoch + 1, {}
-                if done % run.config.EVAL.EVERY == 0 or done == train.EPOCHS:
+                if done % config.EVAL.EVERY == 0 or done == train.EPOCHS:
                     held_out = after_epoch(run, state.module, state.epoch)
                 run.scalars.write_epoch({'epoch': state.epoch, **figures, **held_out})
-                score = held_out.get('score', -math.inf) if selects_by else -math.inf
-                saver.after_epoch(state, score)
+                saver.after_epoch(state, held_out.get('score') if selects_by else None)
             state.next_epoch()
             _log_epoch(run, state, figures['loss'], held_out, selects_by)
         saver.close()
+    if state.epoch < train.EPOCHS:
+        run.record.ended_early(state.epoch)
+        logger.info(
+            f'the training ends after epoch {state.epoch} of {train.EPOCHS}: in '
+            f'{state.num_not_better} validations the {selects_by} was not above '
+            f'{state.best_score:.4f} (TRAIN.PATIENCE {train.PATIENCE})'
+        )
     distributed.barrier()  # all ranks can now read the files of rank 0
     logger.info(f'Training time {timedelta(seconds=int(time.perf_counter() - start))}')
     return state
@@ -121,7 +131,7 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
         load_pretrained(config, whole, logger, run.fit_weights)
         if hasattr(model, 'encoder_loaded'):
             model.encoder_loaded()
-    run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)
+    run.record.begin(checkpoint, done=state.is_done(config))
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
         f'{num_parameters:,} parameters; {len(loader)} batches of {config.DATA.BATCH_SIZE} per '
@@ -305,6 +315,8 @@ def _optimizer_step(run: Run, state: TrainState, *, first_batch: int) -> None:
     state.scaler.unscale_(state.optimizer)
     limit = run.config.TRAIN.CLIP_GRAD or math.inf
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    if run.config.TRAIN.CLIP_VALUE:
+        nn.utils.clip_grad_value_(state.model.parameters(), run.config.TRAIN.CLIP_VALUE)
     if state.skipped.must_skip(run.config, None if state.scaler.is_enabled() else norm):
         state.skipped.skip(run.config, run.logger, _not_finite(run, state, first_batch))
     else:
@@ -341,7 +353,7 @@ def _log_epoch(
     if held_out:
         key = 'score' if selects_by else next(iter(held_out))
         parts.append(f'{selects_by or key.replace("_", " ")} {held_out[key]:.4f}')
-    parts += [_time_left(run, state)] if state.epoch < run.config.TRAIN.EPOCHS else []
+    parts += [] if state.is_done(run.config) else [_time_left(run, state)]
     run.logger.info(f'epoch {state.epoch} of {run.config.TRAIN.EPOCHS}: {", ".join(parts)}')
 
 

@@ -152,7 +152,7 @@ class Preflight:
             found, advice = f'starts from {config.PRETRAINED or "random weights"}', ''
             if state.epoch or state.batch:
                 found = f'resumes from {state.source}: {state.epoch} of {epochs} epochs are done'
-                if state.epoch >= epochs:
+                if state.is_done(config):
                     advice = 'nothing is left to train: raise TRAIN.EPOCHS or choose another --tag'
             elif not config.PRETRAINED and not self.run.is_pretrain:
                 advice = 'choose a pre-trained encoder with --pretrained'

@@ -84,6 +84,7 @@ class RunRecord:
             return
         earlier = _known_record(self.folder) if checkpoint else {}
         first = self.facts | earlier
+        first.pop('ended_early', None)  # the training may continue now
         if not checkpoint:
             first['pretrained'] = weights_checksum(self.pretrained)
             if is_url(self.pretrained):
@@ -109,6 +110,11 @@ class RunRecord:
         if changes := run_changes(first, now):
             self.logger.warning(f'changed since the first start: {"; ".join(changes)}')
         self._write()
+
+    def ended_early(self, epochs: int) -> None:
+        """Record that TRAIN.PATIENCE ended the training after this number of epochs."""
+        if self.contents:
+            self.contents['ended_early'] = epochs
 
     def finish(self) -> None:
         """Mark the run as finished, including all its files. `close` writes the record."""

@@ -58,18 +58,18 @@ class Saver:
         if self.stops:
             self._stop(state)
 
-    def after_epoch(self, state: TrainState, score: float) -> None:
+    def after_epoch(self, state: TrainState, score: float | None) -> None:
         """Save ckpt_best.pth and the checkpoint of the epoch if they are due.
+
+        `score` is None if no score of this epoch can select it.
 
         Raises:
             Preempted: If the run was asked to stop.
         """
         config, epoch = self.run.config, state.epoch
-        is_best = score > state.best_score
-        if is_best:  # never for NaN: no later score would exceed it
-            state.best_score = score
+        is_best = score is not None and state.add_score(score)
         stops, _ = self.interruptions.due(wait=True)
-        is_last = epoch + 1 == config.TRAIN.EPOCHS
+        is_last = epoch + 1 == config.TRAIN.EPOCHS or state.ends_early(config)
         if stops or is_last or epoch % config.SAVE_FREQ == 0:
             self._save(state, checkpoint_name(epoch), finished=True, best=is_best)
         elif is_best:

@@ -107,6 +107,7 @@ class TrainState:
     epoch: int = 0
     batch: int = 0  # finished batches of the current epoch
     best_score: float = -math.inf
+    num_not_better: int = 0  # validations since the one with the best score
     source: str = ''  # checkpoint that training resumed from
     compares_images: bool = False  # whether the loss compares the images of a batch
     progress: Progress = field(default_factory=Progress)
@@ -137,6 +138,24 @@ class TrainState:
         """Return the number of finished optimizer steps of the current epoch."""
         return math.ceil(self.batch / self.accumulation)
 
+    def add_score(self, score: float) -> bool:
+        """Take note of the score of a validation, and return whether it is the best so far."""
+        is_best = score > self.best_score  # never for NaN: no later score would exceed it
+        self.best_score = score if is_best else self.best_score
+        self.num_not_better = 0 if is_best else self.num_not_better + 1
+        return is_best
+
+    def ends_early(self, config: Config) -> bool:
+        """Return whether TRAIN.PATIENCE ends the training after the current validation."""
+        return 0 < config.TRAIN.PATIENCE <= self.num_not_better
+
+    def is_done(self, config: Config) -> bool:
+        """Return, between two epochs, whether nothing is left to train.
+
+        An epoch that has begun is always trained to its end and validated.
+        """
+        return self.epoch >= config.TRAIN.EPOCHS or (self.batch == 0 and self.ends_early(config))
+
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.progress = self.epoch + 1, 0, self.progress.next_epoch()
 
@@ -155,7 +174,11 @@ class TrainState:
             'accumulation': self.accumulation,
             'finished': finished,
             'best_score': self.best_score,
-            'progress': {**self.progress.numbers(), 'num_skipped': self.skipped.count},
+            'progress': {
+                **self.progress.numbers(),
+                'num_skipped': self.skipped.count,
+                'num_not_better': self.num_not_better,
+            },
             'rng': rng,
             'config': config_text(config),
         }
@@ -175,6 +198,7 @@ class TrainState:
             self.best_score = saved['best_score']
             progress = dict(saved['progress'])
             self.skipped.count = progress.pop('num_skipped', 0)
+            self.num_not_better = progress.pop('num_not_better', 0)
             self.progress = Progress(**progress)
             self._set_position(saved, config)
             self._compare_images(saved, config, logger)
@@ -204,7 +228,7 @@ class TrainState:
         for line in changes:
             logger.warning(f'changed since the checkpoint: {line}')
         if any(line.startswith(SELECTION_OPTIONS) for line in changes):
-            self.best_score = -math.inf
+            self.best_score, self.num_not_better = -math.inf, 0
             logger.warning(
                 'another score selects the checkpoint now, so earlier epochs no longer count'
             )

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from config import PATIENT_OPTIONS, PROBES, Config, encoder_name, value_at
+from config import PATIENT_OPTIONS, PROBES, Config, encoder_name, scored_steps, value_at
 from data.groups import group_columns, standard_groups
 from data.labels import UNCERTAIN
 from data.loader import Loaders, XrayDataset
@@ -148,7 +148,7 @@ class FinalScores:
             'task': config.DATA.TASK,
             'views': config.EVAL.VIEWS or config.DATA.VIEWS,
             'trained_views': self.trained_views,
-            'preprocess': config.DATA.PREPROCESS,
+            'preprocess': scored_steps(config),
             'test_time_views': describe_views(config),
             'code': code_version(),
         }
@@ -371,7 +371,7 @@ def _describe_run(
     checkpoint = ', '.join(names.file(source) for source in sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     data_set = f'{data.DATASET}{labeller}'
-    steps = ', '.join(data.PREPROCESS) or 'none'
+    steps = ', '.join(scored_steps(config)) or 'none'
     return {
         'Task': data.TASK,
         **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
@@ -381,7 +381,7 @@ def _describe_run(
         **training,
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         **({'Blank labels': data.BLANK} if task_of(config).has_policies else {}),
-        'Images': describe_images(data.DATA_PATH),
+        'Images': describe_images(config.EVAL.DATA_PATH or data.DATA_PATH),
         'Pixels': f'preprocessing {steps}, normalised by {data.NORMALIZE}',
         **({'Threshold rule': config.EVAL.THRESHOLD} if family.has_thresholds else {}),
         'Test-time views': describe_views(config),
@@ -417,6 +417,11 @@ def _describe_training(trained: Config | None, names: Names, select_on: str) -> 
     if is_probe:
         return rows | {'Grid chosen on': 'training patients, by cross-validation'}
     selected = 'not selected: the last epoch' if select_on == 'last' else select_on
+    if patience := trained.TRAIN.PATIENCE:
+        rows['Early stopping'] = (
+            f'after {patience} validations without a better score, at most {trained.TRAIN.EPOCHS} '
+            'epochs'
+        )
     return rows | {'Loss': trained.LOSS.NAME, 'Selected on': selected}
 
 

@@ -72,7 +72,7 @@ class ContrastiveMethod(nn.Module, ABC):
     def options(cls) -> list[str]:
         """Return the options of section CONTRASTIVE that the method reads."""
         own = {name.upper() for name in signature(cls).parameters}
-        own |= {'METHOD', 'BLUR', 'WEAK_VIEW', *cls.view_options}
+        own |= {'METHOD', 'BLUR', 'WEAK_VIEW', 'FIRST_CROP_AREA', *cls.view_options}
         return [key for key in default_config().CONTRASTIVE if key in own]
 
     @classmethod

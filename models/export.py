@@ -27,7 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from config import Config, check_config, enlarged_side, pixel_statistics, value_at
+from config import Config, check_config, enlarged_side, pixel_statistics, scored_steps, value_at
 from data.tasks import NUMBERS, task_of
 from models.build import build_saved_model
 from models.contrastive import METHODS, build_contrastive
@@ -223,7 +223,7 @@ def facts(source: Source) -> dict[str, Any]:
         'mean': list(mean),
         'std': list(std),
         'normalize': config.DATA.NORMALIZE,
-        'preprocess': config.DATA.PREPROCESS,
+        'preprocess': scored_steps(config),
         'interpolation': interpolation(source).name.lower(),
         'centre_crop': config.TEST.CROP,
         'outputs': list(source.outputs) or source.gives,
@@ -521,7 +521,7 @@ def _label_config(source: Source) -> dict[str, Any]:
 def _processor_config(source: Source) -> dict[str, Any]:
     """Return a config of CLIP's processor for images as in evaluation; {} if not supported."""
     config = source.config
-    if config.DATA.PREPROCESS or config.DATA.NORMALIZE != 'dataset':
+    if scored_steps(config) or config.DATA.NORMALIZE != 'dataset':
         return {}
     size = config.DATA.IMG_SIZE
     square = {'height': size, 'width': size}

@@ -37,7 +37,8 @@ def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
     """
     third_class = task_of(config).third_class
     if third_class.any():
-        return partial(masked_multiclass, multiclass=torch.from_numpy(third_class))
+        gamma = config.LOSS.GAMMA if config.LOSS.NAME == 'focal' else 0.0
+        return partial(masked_multiclass, multiclass=torch.from_numpy(third_class), gamma=gamma)
     return LABEL_LOSSES[config.LOSS.NAME](config.LOSS, targets)
 
 
@@ -140,7 +141,22 @@ def masked_asymmetric(
     """
     if alpha is None and gamma_pos == gamma_neg == clip == 0:
         return masked_bce(logits, targets)
-    logits, soft = logits.float(), targets.float().nan_to_num()
+    gammas = {'gamma_pos': gamma_pos, 'gamma_neg': gamma_neg}
+    soft = targets.float().nan_to_num()
+    losses = _asymmetric_losses(logits.float(), soft, **gammas, clip=clip, alpha=alpha)
+    return _over_known(losses, targets)
+
+
+def _asymmetric_losses(
+    logits: torch.Tensor,
+    soft: torch.Tensor,
+    *,
+    gamma_pos: float,
+    gamma_neg: float,
+    clip: float = 0.0,
+    alpha: float | None = None,
+) -> torch.Tensor:  # [B, K]
+    """Compute the asymmetric loss of each target, see `masked_asymmetric`."""
     # The slope of a power can be infinite at 0, so values are at least TINY.
     missed = (-logits).sigmoid().clamp(min=TINY)  # 1 - p
     shifted = (logits.sigmoid() - clip).clamp(min=TINY)  # q
@@ -150,25 +166,35 @@ def masked_asymmetric(
     negative = shifted**gamma_neg * log_rest
     if alpha is not None:
         positive, negative = alpha * positive, (1 - alpha) * negative
-    return _over_known(-soft * positive - (1 - soft) * negative, targets)
+    return -soft * positive - (1 - soft) * negative
 
 
 def masked_multiclass(
-    outputs: torch.Tensor, targets: torch.Tensor, *, multiclass: torch.Tensor
+    outputs: torch.Tensor, targets: torch.Tensor, *, multiclass: torch.Tensor, gamma: float = 0.0
 ) -> torch.Tensor:
-    """Compute cross-entropy for labels with three classes and binary cross-entropy for the others.
+    """Compute the focal loss of labels with three classes, and the binary one of the others.
+
+    The focal loss of three classes is -(1 - p)^gamma log(p), where p is the softmax of the true
+    class. With gamma 0 it is the cross-entropy.
 
     Args:
         outputs: Outputs of the model, [B, 3K], see `positive_logits`.
         targets: Targets, [B, K], NaN where unknown. They are 0, 1 or 2 (uncertain) for labels with
             three classes, and in [0, 1] for the others.
         multiclass: Mask of the labels with three classes, [K] bool.
+        gamma: Exponent, at least 0.
+
+    Source: Lin et al. 2017, arXiv:1708.02002.
     """
     outputs, clean = outputs.float(), targets.float().nan_to_num()
     three = F.cross_entropy(outputs.reshape(-1, 3), clean.long().flatten(), reduction='none')
-    two = F.binary_cross_entropy_with_logits(
-        positive_logits(outputs, targets.shape[1]), clean, reduction='none'
-    )
+    logits = positive_logits(outputs, targets.shape[1])
+    if gamma:
+        # The slope of a power can be infinite at 0, so values are at least TINY.
+        three = (-torch.expm1(-three)).clamp(min=TINY) ** gamma * three
+        two = _asymmetric_losses(logits, clean, gamma_pos=gamma, gamma_neg=gamma)
+    else:
+        two = F.binary_cross_entropy_with_logits(logits, clean, reduction='none')
     multiclass = multiclass.to(outputs.device, non_blocking=True)
     return _over_known(torch.where(multiclass, three.view_as(two), two), targets)
 

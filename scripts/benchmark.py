@@ -218,12 +218,18 @@ def separate_biases() -> Iterator[None]:
         yield
 
 
-def our_steps(config: Config, stage: str, steps: int) -> Case:
-    """Return a case of steps of the training loop as configured."""
+def our_steps(
+    config: Config,
+    stage: str,
+    steps: int,
+    change: Callable[[nn.Module], nn.Module] = lambda model: model,
+) -> Case:
+    """Return a case of steps of the training loop as configured, with a change of the model."""
 
     @cache
     def begin() -> tuple:
-        return begin_run(config, stage), random_batch(config, stage, local_device()), count()
+        run = begin_run(config, stage, change=change)
+        return run, random_batch(config, stage, local_device()), count()
 
     def train() -> int:
         (run, state, loss_fn), batch, numbers = begin()
@@ -235,13 +241,16 @@ def our_steps(config: Config, stage: str, steps: int) -> Case:
 
 
 def begin_run(
-    config: Config, stage: str, num_batches: int = 10**5
+    config: Config,
+    stage: str,
+    num_batches: int = 10**5,
+    change: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> tuple[Run, TrainState, loop.LossFunction]:
     """Begin a run without data for `loop.train_one_batch`."""
     folder = Path(tempfile.mkdtemp())
     run = Run(config, stage, folder, local_device(), LOGGER, ScalarLog(folder, enabled=False))
     model, loss_fn = build_task(config, stage)
-    state = loop.begin(run, model.train(), range(num_batches))
+    state = loop.begin(run, change(model).train(), range(num_batches))
     loop.wrap_model(run, state)
     return run, state, loss_fn
 

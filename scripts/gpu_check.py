@@ -1,23 +1,31 @@
-"""Check and measure this project on one GPU: bash scripts/gpu_check.sh [OUT].
+"""Check and measure this project on one GPU, in calls of at most 9 minutes.
 
-Each part runs in its own process with a time limit, and a failed part does not stop the others. The
-checks run first, several at a time, while the compiler fills its cache. Then the measurements run
-one at a time. On a CPU everything is tiny. OUT/gpu_check.json and OUT/gpu_check.md are updated
-after each part.
+bash scripts/gpu_check.sh OUT --only a b f g h i j    checks, while the compiler fills its cache
+bash scripts/gpu_check.sh OUT --only c d e            steps, which find the compiled code in OUT
+bash scripts/gpu_check.sh OUT --only s                steps with other attention and memory format
+
+Each part runs in its own process with a time limit, and a failed part does not stop the others.
+Checks run several at a time, as far as the memory of the GPU allows, and measurements run alone. On
+a CPU everything is tiny. OUT/gpu_check.json and OUT/gpu_check.md are updated after each part, and
+keep the parts of earlier calls at the same commit on the same machine.
 """
 
 import argparse
 import contextlib
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +40,7 @@ from data.phantom import make_phantom
 from engine.run_record import ROOT, code_version, environment
 from logger import read_metrics
 from scripts import benchmark
-from system.files import locked, replace_file
+from system.files import replace_file
 
 ON_GPU = torch.cuda.is_available()
 TINY = 'swin_nano__demo/simmim_pretrain__swin_nano__img64_window4__demo'
@@ -62,7 +70,12 @@ CONFIGS = {  # name -> (config on a GPU, config on a CPU)
         TINY,
     ),
 }
-LARGEST = 512  # batch with which the published step of Swin-B needs 51 GiB
+# Estimated memory of a step on a GPU. Swin-B and ViT-B: measured with the published code on an H200
+# (docs/explanation/speed.md). The others are estimated from their number of tokens or pixels.
+GIB_PER_IMAGE = {'swin': 0.101, 'vit': 0.114, 'finetune': 0.138, 'mae': 0.06, 'contrastive': 0.2}
+GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
+GIB_OF_TESTS = 6.0
+SECONDS_PER_PART = 50 if ON_GPU else 10  # left to each of the parts that run alone
 # A run that is compiled although it is short.
 MAIN = """
 import sys
@@ -111,31 +124,78 @@ def run_steps(folder: Path, name: str, batch_size: int) -> dict:
     if (name, batch_size) == ('swin', 128):
         config = benchmark.training_config(args, [])
         cases['transformers'] = benchmark.published_steps(config, 'simmim', 1, HuggingFaceSwin)
-    rows = benchmark.measure(cases, repeats=5 if ON_GPU else 1)
+    return measure(cases)
+
+
+def run_variants(folder: Path, name: str) -> dict:
+    """Measure our steps with the other kinds of attention, or with channels last."""
+    args = training_args(name, 128)
+    cases = benchmark.training_cases(args)
+    if name == 'contrastive':
+        config = benchmark.training_config(args, [])
+        build = partial(nn.Module.to, memory_format=torch.channels_last)
+        cases['channels last'] = benchmark.our_steps(config, args.stage, args.steps, build)
+    else:
+        for attention in ('eager', 'sdpa'):
+            config = benchmark.training_config(args, ['MODEL.ATTENTION', attention])
+            cases[attention] = benchmark.our_steps(config, args.stage, args.steps)
+    return measure(cases)
+
+
+def measure(cases: dict[str, benchmark.Case]) -> dict:
+    """Measure the cases in turns, and say what the steps of 'ours' computed with."""
+    with recorded(benchmark.LOGGER) as lines:
+        rows = benchmark.measure(cases, repeats=5 if ON_GPU else 1)
     found = {'rows': rows, 'waits_for_gpu': waits_for_gpu(cases['ours'])}
-    return found | {'kernels': {key: kernels(case) for key, case in cases.items()}}
+    operators = {key: kernels(case) for key, case in cases.items()}
+    attention = {
+        key: sorted({name for name, _ in each if 'scaled_dot_product' in name}) or ['eager']
+        for key, each in operators.items()
+    }
+    found['values'] = {
+        'attention': attention,
+        'compiled': any(' was compiled ' in x for x in lines),
+    }
+    return found | {'log': lines, 'kernels': {key: each[:12] for key, each in operators.items()}}
+
+
+@contextlib.contextmanager
+def recorded(logger: logging.Logger) -> Iterator[list[str]]:
+    """Collect the messages of a logger: the precision and whether the model was compiled."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def compile_steps(folder: Path, name: str, batch_size: int) -> dict:
-    """Fill the compiler's cache. The largest batches take turns, because two may not fit."""
-    is_large = batch_size == LARGEST
-    lock = locked(folder.parent / 'large.lock', wait=True)
-    with lock if is_large else contextlib.nullcontext():
-        start = time.perf_counter()
+    """Fill the compiler's cache."""
+    start = time.perf_counter()
+    with recorded(benchmark.LOGGER) as lines:
         benchmark.training_cases(training_args(name, batch_size))['ours']()
-        return {'values': {'first turn, s': time.perf_counter() - start}}
+    return {'values': {'first turn, s': time.perf_counter() - start}, 'log': lines}
 
 
 def kernels(case: benchmark.Case) -> list[tuple[str, float]]:
-    """Return the slowest kernels (operators on a CPU) and their shares of the time."""
-    kind, key = ('CUDA', 'device') if ON_GPU else ('CPU', 'cpu')
-    activity = getattr(torch.profiler.ProfilerActivity, kind)
-    with torch.profiler.profile(activities=[activity]) as profile:
+    """Return kernels (operators on a CPU), the slowest first, and their shares of the time.
+
+    Operators that launch kernels follow with a share of 0.
+    """
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] * ON_GPU
+    with torch.profiler.profile(activities=kinds) as profile:
         case()
-    times = {e.key[:80]: getattr(e, f'self_{key}_time_total') for e in profile.key_averages()}
-    most = sorted(times, key=times.get, reverse=True)[:12]
+    key = f'self_{"device" if ON_GPU else "cpu"}_time_total'
+    times = {each.key[:80]: getattr(each, key) for each in profile.key_averages()}
     total = sum(times.values()) or 1.0  # without a profiler of the GPU there are no kernels
-    return [(name, times[name] / total) for name in most]
+    return [(name, times[name] / total) for name in sorted(times, key=times.get, reverse=True)]
 
 
 def waits_for_gpu(case: benchmark.Case) -> str:
@@ -189,8 +249,23 @@ def wait_for_data(folder: Path) -> dict:
     return {'values': {'share of time': waited / whole, 'images/s of epochs': rates}}
 
 
-def parts() -> tuple[dict[str, Callable], dict[str, Callable]]:
-    """Return the parts that run in parallel, and the parts that run alone."""
+@dataclass(frozen=True)
+class Part:
+    """One check or measurement.
+
+    Attributes:
+        run: Receives a folder and returns the result.
+        gib: Memory of the GPU that it needs at most, estimated.
+        alone: Whether it runs alone, because it measures time.
+    """
+
+    run: Callable[[Path], dict]
+    gib: float
+    alone: bool = False
+
+
+def parts() -> dict[str, Part]:
+    """Return all parts by name, those with the largest memory first."""
     runs, golden = 'tests/test_gpu_runs.py', ['models', 'training'] if ON_GPU else ['training']
     golden = [f'tests/test_parity_{name}.py' for name in golden]
     tests = {
@@ -201,27 +276,50 @@ def parts() -> tuple[dict[str, Callable], dict[str, Callable]]:
         'h: SIGTERM and resume': [runs, '-k', 'stopped'],
         'i: two processes': [runs, '-k', 'two_processes'],
     }
-    steps = [('c', 'swin', 128), ('c', 'vit', 128), ('d', 'finetune', 128), ('e', 'mae', 128)]
-    steps += [('e', 'contrastive', 128)]
-    if ON_GPU:
-        steps += [('c', name, size) for size in (256, LARGEST) for name in ('swin', 'vit')]
-    together, alone = {}, {}
-    for letter, name, size in sorted(steps, key=lambda step: step[2] != LARGEST):
-        if ON_GPU:  # the largest first, because they take turns
-            part = partial(compile_steps, name=name, batch_size=size)
-            together[f'{letter}: compile {name} {size}'] = part
-    together |= {name: partial(run_tests, words=words) for name, words in tests.items()}
+    steps = [('c', name, size) for size in (512, 256, 128) for name in ('swin', 'vit')]
+    steps += [('d', 'finetune', 128), ('e', 'mae', 128), ('e', 'contrastive', 128)]
+    found = {}
     for letter, name, size in steps:
-        alone[f'{letter}: {name} {size}'] = partial(run_steps, name=name, batch_size=size)
-    alone['f: waiting for data'] = wait_for_data
-    return together, alone
+        gib = GIB_OF_PROCESS + GIB_PER_IMAGE[name] * size
+        named = {'name': name, 'batch_size': size}
+        found[f'j: compile {name} {size}'] = Part(partial(compile_steps, **named), gib)
+        found[f'{letter}: {name} {size}'] = Part(partial(run_steps, **named), gib, alone=True)
+    for name, words in tests.items():
+        found[name] = Part(partial(run_tests, words=words), GIB_OF_TESTS)
+    for name in ('swin', 'vit', 'contrastive'):
+        gib = GIB_OF_PROCESS + GIB_PER_IMAGE[name] * 128
+        found[f's: {name}'] = Part(partial(run_variants, name=name), gib, alone=True)
+    return found | {'f: waiting for data': Part(wait_for_data, 16.0, alone=True)}
+
+
+class Memory:
+    """Memory that parts of several threads take and give back."""
+
+    def __init__(self, gib: float) -> None:
+        self.gib = self.free = self.least = gib
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, gib: float) -> Iterator[None]:
+        """Wait until so much is free."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= gib)
+            self.free -= gib
+            self.least = min(self.least, self.free)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += gib
+                self.changed.notify_all()
 
 
 def run_part(name: str, root: Path, seconds: float) -> dict:
     """Run a part in a separate process and return the result."""
-    folder, start = Path(tempfile.mkdtemp(dir=root)), time.monotonic()
+    start = time.monotonic()
     if seconds < 5:
-        return {'error': 'no time was left'}
+        return {'error': 'no time was left', 'seconds': 0.0}
+    folder = Path(tempfile.mkdtemp())
     command = ['timeout', '--kill-after=5', f'{seconds:.0f}', sys.executable, __file__]
     command += ['--part', name, '--output', str(folder)]
     cache = {'TORCHINDUCTOR_CACHE_DIR': str(root / 'compiled')}
@@ -234,7 +332,34 @@ def run_part(name: str, root: Path, seconds: float) -> dict:
         found = {'error': log.read()[-6000:] + late}
     if (folder / 'result.json').is_file():
         found = json.loads((folder / 'result.json').read_text('utf-8'))
+    shutil.rmtree(folder)
     return found | {'seconds': time.monotonic() - start}
+
+
+def run_parts(names: list[str], root: Path, *, minutes: float, gib: float) -> Iterator[tuple]:
+    """Run parts within a time and a memory, and yield the name and result of each.
+
+    Parts that run together leave `SECONDS_PER_PART` to each part that runs alone, and so does each
+    of these to its successors.
+    """
+    start, all_parts, memory = time.monotonic(), parts(), Memory(gib)
+    alone = [name for name in names if all_parts[name].alone]
+    together = [name for name in names if name not in alone]
+
+    def run(name: str) -> dict:
+        part, later = all_parts[name], len(alone)
+        if part.alone:
+            later -= alone.index(name) + 1
+        if part.gib > gib:
+            return {'error': f'needs {part.gib:.0f} GiB of {gib:.0f}', 'seconds': 0.0}
+        with memory.take(part.gib):
+            begun = time.monotonic() - start
+            found = run_part(name, root, 60 * minutes - SECONDS_PER_PART * later - begun)
+        return found | {'begun': begun, 'gib': part.gib}
+
+    for group, workers in ((together, 5 if ON_GPU else 2), (alone, 1)):
+        with ThreadPoolExecutor(workers) as pool:
+            yield from zip(group, pool.map(run, group), strict=True)
 
 
 def table(found: dict) -> str:
@@ -268,38 +393,48 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', required=True, type=Path, metavar='OUT', help='output folder')
     add('--only', nargs='+', default=[''], metavar='X', help='letters of parts, such as a c')
     late = 'time limit; parts that have not begun by then are skipped'
-    add('--minutes', default=9.2, type=float, metavar='N', help=late)
+    add('--minutes', default=9.0, type=float, metavar='N', help=late)
+    most = 'memory for parts that run at a time (default: what is free on the GPU)'
+    add('--memory', type=float, metavar='GIB', help=most)
     add('--part', help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
+def free_gib() -> float:
+    """Return the free memory of the GPU in GiB, without a reserve of 3 %; unlimited on a CPU."""
+    return 0.97 * torch.cuda.mem_get_info()[0] / 2**30 if ON_GPU else float('inf')
+
+
+def earlier(path: Path, found: dict) -> dict:
+    """Return the parts of an earlier call at the same commit on the same machine."""
+    before = json.loads(path.read_text('utf-8')) if path.is_file() else {}
+    same = all(before.get(key) == found[key] for key in ('commit', 'environment'))
+    return before['parts'] if same else {}
+
+
 def main(args: argparse.Namespace) -> int:
-    together, alone = parts()
     if args.part:
-        result = (together | alone)[args.part](args.output)
+        result = parts()[args.part].run(args.output)
         replace_file(args.output / 'result.json', json.dumps(result))
         return 0
     args.output.mkdir(parents=True, exist_ok=True)
     query = ['nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader']
     gpus = subprocess.check_output(query, text=True).splitlines() if ON_GPU else []
-    found = {'commit': code_version(), 'date': time.strftime('%Y-%m-%d'), 'parts': {}}
+    found = {'commit': code_version(), 'date': time.strftime('%Y-%m-%d')}
     found['environment'] = environment(gpus=gpus, threads=torch.get_num_threads())
-    end = time.monotonic() + 60 * args.minutes
-    with tempfile.TemporaryDirectory() as root:
-        for group, share, workers in ((together, 0.6, 5 if ON_GPU else 2), (alone, 0.2, 1)):
-            names = [name for name in group if name.startswith(tuple(args.only))]
-
-            def run(name: str, limit: float = 60 * args.minutes * share) -> dict:
-                return run_part(name, Path(root), min(limit, end - time.monotonic()))
-
-            with ThreadPoolExecutor(workers) as pool:
-                for name, part in zip(names, pool.map(run, names), strict=True):
-                    found['parts'][name] = part
-                    replace_file(args.output / 'gpu_check.json', json.dumps(found, indent=1))
-                    replace_file(args.output / 'gpu_check.md', table(found))
-                    print(f'{name}: {part["seconds"]:.0f} s', flush=True)
+    path = args.output / 'gpu_check.json'
+    found['parts'] = earlier(path, found)
+    names = [name for name in parts() if name.startswith(tuple(args.only))]
+    gib = args.memory or free_gib()
+    failed = False
+    for name, part in run_parts(names, args.output.resolve(), minutes=args.minutes, gib=gib):
+        failed |= bool(part.get('error'))
+        found['parts'][name] = part
+        replace_file(path, json.dumps(found, indent=1))
+        replace_file(args.output / 'gpu_check.md', table(found))
+        print(f'{name}: {part["seconds"]:.0f} s', flush=True)
     print(table(found))
-    return int(any(part.get('error') for part in found['parts'].values()))
+    return int(failed)
 
 
 if __name__ == '__main__':

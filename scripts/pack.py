@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import OPTIONS, check_config, default_config, put
 from data.packing import Settings, Source, join_sources, pack, read_source
-from data.preprocess import PREPROCESS
+from data.preprocess import LUNG_STEPS, PREPROCESS
 from data.sources import source_configs
 from data.store import BAD_FILE, verify
 from system.tool import tool
@@ -46,6 +46,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     steps = 'apply these steps of DATA.PREPROCESS, in this order'
     add('--preprocess', nargs='+', default=[], choices=[*PREPROCESS], metavar='STEP',
         help=f'{steps}: {", ".join(PREPROCESS)}')  # fmt: skip
+    masks = 'DATA.LUNG_MASKS: folder of the masks for the steps lung_crop and lung_multiply'
+    add('--lung-masks', default='', metavar='DIR', help=masks)
     names = 'pack the images of these CSV files instead of train.csv, valid.csv and test.csv'
     add('--csv', nargs='+', default=[], metavar='FILE', help=names)
     add('--all-images', action='store_true', help='also pack images that no CSV file names')
@@ -57,6 +59,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error('give either --data-path or --sources, or --verify')
     if args.sources and (args.csv or args.all_images or args.dataset):
         parser.error('--csv, --all-images and --dataset cannot be combined with --sources')
+    if bool(args.lung_masks) != bool({*LUNG_STEPS}.intersection(args.preprocess)):
+        parser.error(f'--lung-masks is needed for, and only for, the steps {", ".join(LUNG_STEPS)}')
+    if args.lung_masks and args.sources:
+        parser.error('--lung-masks cannot be combined with --sources')
     names = OPTIONS['DATA.DATASET']
     if args.dataset and not names.allows(args.dataset):
         parser.error(f'--dataset must be {names.allowed}')
@@ -115,6 +121,14 @@ def settings(args: argparse.Namespace) -> Settings:
     if not re.fullmatch(r'native|[1-9]\d*', args.size):
         raise ValueError(f"--size must be a number of pixels or 'native', got {args.size!r}")
     native = args.size == 'native'
+    if 'resize' in args.preprocess and (native or args.keep_aspect):
+        raise ValueError(
+            '--preprocess resize makes squares: --size must be a number of pixels, without '
+            f'--keep-aspect, got {args.size}'
+        )
+    config = default_config()
+    put(config, 'DATA.PREPROCESS', args.preprocess, '--preprocess')
+    check_config(config)  # the order of the steps
     return Settings(
         size=None if native else int(args.size),
         square=not (native or args.keep_aspect),
@@ -122,6 +136,7 @@ def settings(args: argparse.Namespace) -> Settings:
         shard_bytes=args.shard_size,
         image_suffix=args.image_suffix,
         preprocess=args.preprocess,
+        lung_masks=args.lung_masks,
     )
 
 

@@ -222,6 +222,24 @@ def kept_checkpoints(stage: str, config: Config) -> int:
     return min(saved, config.SAVE_KEEP or saved) + (stage == 'finetune')
 
 
+def check_models(jobs: Sequence[Job]) -> None:
+    """Refuse options that the models and methods of the runs do not support.
+
+    `sweeps.files.plan` makes all checks that need no PyTorch.
+
+    Raises:
+        ValueError: At the first problem. The message names the run and the option.
+    """
+    first = {(job.stage, job.run): job for job in reversed(jobs)}  # a seed changes nothing here
+    entries = [[job.name, job.stage, config_text(job.config)] for job in reversed(first.values())]
+    command = [sys.executable, '-m', 'sweeps.model_checks']
+    done = subprocess.run(
+        command, cwd=ROOT, input=json.dumps(entries), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(done.stderr.strip().splitlines()[-1])
+
+
 def checkpoint_sizes(jobs: Sequence[Job]) -> list[int]:
     """Return the size of a checkpoint of each run in bytes."""
     models = [(job.stage, job.config.MODEL.dump(), job.config.CONTRASTIVE.dump()) for job in jobs]

@@ -126,6 +126,33 @@ def test_a_weak_second_view_is_only_cropped_and_flipped(data_path) -> None:
     assert torch.equal(strong, others[0]) and not torch.allclose(second, others[1], atol=0.1)
 
 
+def test_the_first_view_can_be_the_whole_image_and_only_blurred(data_path) -> None:
+    options = ['AUG.HFLIP', 0.0, 'AUG.COLOR_JITTER', 0.0, 'CONTRASTIVE.BLUR', 1.0]
+    options += ['CONTRASTIVE.METHOD', 'byol', 'CONTRASTIVE.WEAK_VIEW', True]
+    plain, whole = (
+        views_transform(config_of(data_path, *options, 'CONTRASTIVE.FIRST_CROP_AREA', area))
+        for area in ([], [1.0, 1.0])
+    )
+    first, second = whole(noise(0), sample_rng(3, 5, 0))
+    pixels = noise(0).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    strength = sample_rng(3, 5, 0).random(PER_VIEW)[26]
+    want = blurred(np.asarray(pixels, np.float64), (0.1 + 1.9 * strength) * SIZE / 224)
+    np.testing.assert_allclose(first[0].numpy(), (want / 255 - 0.503) / 0.292, atol=2e-5)
+    others = plain(noise(0), sample_rng(3, 5, 0))
+    assert torch.equal(second, others[1]) and not torch.allclose(first, others[0], atol=0.1)
+
+
+def test_views_can_change_in_brightness_alone(data_path) -> None:
+    off = ['CONTRASTIVE.BLUR', 0.0, 'AUG.HFLIP', 0.0]
+    transform = views_transform(config_of(data_path, *off, 'AUG.JITTER_CONTRAST', False))
+    view = transform(noise(0), sample_rng(3, 5, 0))[0]
+    uniforms = sample_rng(3, 5, 0).random(PER_VIEW)
+    box = box_by_hand(uniforms, 150, 120, 0.3, 1.0)
+    pixels = noise(0).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    want = np.clip(np.asarray(pixels, np.float64) * (0.6 + 0.8 * uniforms[23]), 0, 255)
+    np.testing.assert_allclose(view[0].numpy(), (want / 255 - 0.503) / 0.292, atol=2e-5)
+
+
 def test_images_are_those_of_pre_training(data_path) -> None:
     config = config_of(data_path, 'DATA.TRAIN_IMAGES', 20)
     masked = build_loader(config, LOGGER, is_pretrain=True)

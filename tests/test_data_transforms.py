@@ -22,7 +22,7 @@ from config import check_config, pixel_statistics
 from data.images import FULL_SIZE
 from data.loader import sample_rng
 from data.masking import MaskGenerator
-from data.preprocess import PREPROCESS, apply_steps
+from data.preprocess import PREPROCESS, Setup, apply_steps
 from data.transforms import (
     FILTERS,
     RANDAUGMENT,
@@ -41,6 +41,7 @@ from data.transforms import (
     warp_matrix,
 )
 
+SETUP = Setup()
 BILINEAR = FILTERS['bilinear'][0]
 
 
@@ -72,12 +73,19 @@ def blobs(size: int = 192) -> np.ndarray:  # [size, size] float32
 def test_equalizing_equals_torchvisions_on_tensors():
     image = xray(320, 390)
     wanted = F.equalize(torch.from_numpy(np.array(image))[None])[0]
-    assert np.array_equal(PREPROCESS['equalize'](image), wanted)
+    assert np.array_equal(PREPROCESS['equalize'](image, SETUP), wanted)
+
+
+def test_equalizing_by_opencvs_rule_equals_opencv():
+    image = xray(320, 390)
+    got = np.asarray(PREPROCESS['equalize_cv'](image, SETUP))
+    assert np.array_equal(got, cv2.equalizeHist(np.asarray(image)))
+    assert not np.array_equal(got, PREPROCESS['equalize'](image, SETUP))
 
 
 def test_denoising_takes_the_median_of_3_x_3_pixels():
     for pixels in (np.asarray(xray()), np.asarray(xray(), np.float32) / np.float32(1.7)):
-        got = np.asarray(PREPROCESS['denoise'](Image.fromarray(pixels)))
+        got = np.asarray(PREPROCESS['denoise'](Image.fromarray(pixels), SETUP))
         assert got.dtype == pixels.dtype
         assert np.array_equal(got, ndimage.median_filter(pixels, 3, mode='nearest'))
 
@@ -93,16 +101,16 @@ def test_steps_are_applied_in_their_order():
     }
     assert not np.array_equal(*wanted.values())
     for steps, pixels in wanted.items():
-        assert np.array_equal(apply_steps(image, steps), pixels)
+        assert np.array_equal(apply_steps(image, steps, SETUP), pixels)
 
 
-@pytest.mark.parametrize('name', ['equalize', 'clahe', 'non_local_means'])
+@pytest.mark.parametrize('name', ['equalize', 'equalize_cv', 'clahe', 'non_local_means'])
 def test_a_16_bit_image_is_rounded_to_the_256_levels_of_a_histogram(name):
     levels = np.asarray(xray(), np.float32)
     offsets = np.random.RandomState(1).uniform(-0.49, 0.49, levels.shape).astype(np.float32)
     fine = Image.fromarray((levels + offsets).clip(0, 255))
     assert fine.mode == 'F'
-    assert np.array_equal(PREPROCESS[name](fine), PREPROCESS[name](xray()))
+    assert np.array_equal(PREPROCESS[name](fine, SETUP), PREPROCESS[name](xray(), SETUP))
 
 
 @pytest.mark.parametrize('names', [['equalize'], ['denoise', 'clahe']])
@@ -112,7 +120,7 @@ def test_every_transform_begins_with_the_preprocessing_of_the_whole_image(names)
     image = xray()
     image.info[FULL_SIZE] = (120, 110)
     for kind, rest in (*kinds, (HoldoutTransform, masks)):
-        changed = apply_steps(image.copy(), names)
+        changed = apply_steps(image.copy(), names, SETUP)
         assert changed.info[FULL_SIZE] == (120, 110)
         wanted = kind(make_config(), *rest)(changed, rng())
         got = kind(make_config(DATA__PREPROCESS=names), *rest)(image, rng())
@@ -343,6 +351,18 @@ def test_randaugment_applies_as_many_operations_as_asked_after_the_warp():
 def test_randaugment_needs_two_whole_numbers(value):
     with pytest.raises(ValueError, match='AUG.RANDAUGMENT'):
         check_config(make_config(AUG__RANDAUGMENT=value))
+
+
+def test_finetuning_can_change_the_brightness_alone():
+    keys = {'AUG__COLOR_JITTER': 0.3, 'AUG__CROP_AREA': [1.0, 1.0], 'AUG__HFLIP': 0.0}
+    config = make_config(**keys, AUG__JITTER_CONTRAST=False, DATA__INTERPOLATION='bilinear')
+    image, rng = TrainTransform(config)(xray(), sample_rng(5, 2, 0)), sample_rng(5, 2, 0)
+    draw_crop(rng, 90, 110, area=(1.0, 1.0))
+    rng.random()
+    brightness = rng.uniform(0.7, 1.3)
+    pixels = np.asarray(xray().resize((64, 64), BILINEAR), np.float32)
+    wanted = (np.clip(pixels * brightness, 0, 255) / 255 - 0.503) / 0.292
+    np.testing.assert_allclose(image[0], wanted, atol=1e-5)
 
 
 def test_jitter_equals_torchvisions_on_tensors():

@@ -76,6 +76,18 @@ def test_accumulation_clips_once_logs_the_mean_and_uses_the_rest(tmp_path):
     assert updates == [1, 3, 4]
 
 
+def test_elements_of_the_gradient_are_clipped_after_its_norm(tmp_path):
+    x = np.array([[4.0, -2.0, 0.5]])
+    _, state, _ = one_epoch(
+        tmp_path, [(torch.tensor(x).float(),)], TRAIN__CLIP_GRAD=2.0, TRAIN__CLIP_VALUE=1.0
+    )
+    weight = np.array([1.0, 2.0, 3.0])
+    gradient = 2 * x[0] * (x[0] @ weight)
+    gradient = np.clip(gradient * 2 / np.linalg.norm(gradient), -1, 1)
+    assert np.abs(gradient).max() == 1 > np.abs(gradient).min()
+    np.testing.assert_allclose(state.model.weight[0].detach(), weight - 0.1 * gradient, rtol=1e-5)
+
+
 class Wrapped(nn.Module):
     """Stands for DistributedDataParallel and records which forward passes exchange gradients."""
 

@@ -87,6 +87,16 @@ def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(monkeypatch) -> N
     assert all(map(torch.equal, *gradients))
 
 
+def test_a_lack_of_memory_is_not_taken_for_a_failed_compilation(monkeypatch) -> None:
+    def call(*_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(torch, 'compile', lambda *_, **__: call)
+    compiled = Compiled(nn.Linear(3, 4), 'max', num_images=1, graphs=True, logger=LOGGER)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled(torch.randn(5, 3))
+
+
 def test_trying_a_step_restores_random_state_gradients_and_statistics() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     model[0].bias.requires_grad_(False)  # like the weights of a momentum encoder

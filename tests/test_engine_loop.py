@@ -164,7 +164,9 @@ def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.parametrize(('stage', 'model'), [('simmim', MAE), ('finetune', VIT)])
 def test_each_stage_resumes_bit_for_bit(stage, model, phantom, tmp_path) -> None:
-    cfg = tiny_config(tmp_path / 'run.yaml', stage, model, TRAIN={'SAVE_EVERY_STEPS': 2})
+    schedule = {'NAME': 'onecycle', 'CYCLE_MOMENTUM': True}
+    train = {'SAVE_EVERY_STEPS': 2, 'LR_SCHEDULER': schedule}
+    cfg = tiny_config(tmp_path / 'run.yaml', stage, model, TRAIN=train)
     assert run_main(stage, arguments(cfg, phantom, tmp_path / 'whole')) == 0
     whole = run_folder(tmp_path / 'whole', stage)
     stop = str(whole / 'ckpt_epoch_1_step_2.pth')

@@ -1,6 +1,8 @@
 """scripts/gpu_check.py: parts that fail stop no other, and a CPU runs it at tiny sizes."""
 
 import json
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -28,31 +30,105 @@ def test_a_part_that_fails_is_named_and_stops_no_other(monkeypatch, tmp_path, ca
     assert '| c: vit 128 | ours | 3 (2 to 4) | 1.50 (1.00 to 2.00) | 1.0 | 60 |' in table
 
 
+def test_a_later_call_keeps_the_parts_of_an_earlier_one(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(gpu_check, 'run_part', lambda *_: {'rows': [ROW], 'seconds': 2.0})
+    for letter, commit, kept in (('d', 'abc', 'd'), ('a', 'abc', 'ad'), ('a', 'def', 'a')):
+        monkeypatch.setattr(gpu_check, 'code_version', lambda commit=commit: commit)
+        args = gpu_check.parse_args(['--output', str(tmp_path), '--only', letter])
+        assert gpu_check.main(args) == 0
+        parts = json.loads((tmp_path / 'gpu_check.json').read_text())['parts']
+        assert {name[0] for name in parts} == {*kept}
+
+
+class Clock:
+    """Time that passes only when every thread of the parts waits for it or for memory."""
+
+    def __init__(self) -> None:
+        self.now, self.ends, self.changed = 0.0, [], threading.Condition()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        with self.changed:
+            end = self.now + seconds
+            self.ends.append(end)
+            while self.now < end:
+                self.changed.wait(0.02)  # others may join, which begin at the same time
+                self.now = max(self.now, min(self.ends))
+            self.ends.remove(end)
+            self.changed.notify_all()
+
+
+@pytest.mark.parametrize('gib', [78, 139])
+@pytest.mark.parametrize('calls', [['abfghij', 'cde', 's'], ['abcdefghijs']])
+def test_every_call_keeps_within_memory_and_time(monkeypatch, tmp_path, gib, calls) -> None:
+    """On one H100 or H200, with parts that take all the time that they may take."""
+    monkeypatch.setattr(gpu_check, 'ON_GPU', True)
+    monkeypatch.setattr(gpu_check, 'SECONDS_PER_PART', 50)
+    every = gpu_check.parts()
+    for letters in calls:
+        clock = Clock()
+        monkeypatch.setattr(gpu_check.time, 'monotonic', clock.monotonic)
+
+        def run_part(name: str, root: Path, seconds: float, clock: Clock = clock) -> dict:
+            if seconds < 5:
+                return {'error': 'no time was left', 'seconds': 0.0}
+            taken = min(seconds, 120 if name[0] == 'j' else 400)
+            clock.sleep(taken)
+            return {'seconds': taken}
+
+        monkeypatch.setattr(gpu_check, 'run_part', run_part)
+        names = [name for name in every if name[0] in letters]
+        found = dict(gpu_check.run_parts(names, tmp_path, minutes=9, gib=gib))
+        assert {*found} == {*names}
+        spans = [
+            (part['begun'], part['begun'] + part['seconds'], part['gib']) for part in found.values()
+        ]
+        assert max(end for _, end, _ in spans) <= 9 * 60
+        for begun, _, _ in spans:
+            assert sum(g for start, end, g in spans if start <= begun < end) <= gib
+        if len(calls) > 1:  # each measurement has the time it needs
+            assert all(found[name]['seconds'] >= 50 for name in names if every[name].alone)
+
+
+def test_a_part_that_does_not_fit_is_not_started(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(gpu_check, 'run_part', lambda *_: {'seconds': 1.0})
+    names = ['c: swin 512', 'c: swin 128']
+    found = dict(gpu_check.run_parts(names, tmp_path, minutes=9, gib=40))
+    assert found['c: swin 512']['error'] == 'needs 54 GiB of 40'
+    assert 'error' not in found['c: swin 128']
+
+
 @pytest.mark.slow
 def test_a_part_that_takes_too_long_is_stopped(tmp_path) -> None:
     assert '5 s' in gpu_check.run_part('f: waiting for data', tmp_path, 5)['error']
 
 
-def test_on_a_gpu_every_measured_step_is_compiled_before(monkeypatch) -> None:
-    monkeypatch.setattr(gpu_check, 'ON_GPU', True)
-    together, alone = gpu_check.parts()
-    compiled = [name.replace('compile ', '') for name in together if 'compile' in name]
-    assert {*compiled, 'f: waiting for data'} == {*alone}
-    assert compiled[:2] == ['c: swin 512', 'c: vit 512']
+def test_every_measured_step_is_compiled_in_the_call_before() -> None:
+    parts = gpu_check.parts()
+    compiled = {name.removeprefix('j: compile ') for name in parts if name[0] == 'j'}
+    assert compiled == {name[3:] for name in parts if name[0] in 'cde'}
+    assert [name for name in parts if parts[name].gib > 50] == [
+        f'{kind} {model} 512' for model in ('swin', 'vit') for kind in ('j: compile', 'c:')
+    ]
 
 
 @pytest.mark.slow
 def test_parts_run_without_a_gpu_and_say_so(tmp_path) -> None:
     """Measurements of each stage; the other parts are tests that run here by themselves."""
-    args = gpu_check.parse_args(
-        ['--output', str(tmp_path), '--only', 'c: swin', 'd', 'e', '--minutes', '30']
-    )
+    only = ['c: swin 128', 'd', 'e', 's: contrastive']
+    args = gpu_check.parse_args(['--output', str(tmp_path), '--only', *only, '--minutes', '30'])
     assert gpu_check.main(args) == 0
     parts = json.loads((tmp_path / 'gpu_check.json').read_text())['parts']
-    assert len(parts) == 4
+    assert len(parts) == 5
     for part in parts.values():
         assert [row['case'] for row in part['rows']][:2] == ['published', 'ours']
         assert all(row['images_per_second'] > 0 for row in part['rows'])
         assert 0 < part['kernels']['ours'][0][1] < 1
+        assert part['values']['attention']['ours'] == ['eager']
+        assert part['values']['compiled'] is False
+        assert any('precision' in line for line in part['log'])
     assert parts['c: swin 128']['rows'][2]['case'] == 'transformers'
+    assert parts['s: contrastive']['rows'][2]['case'] == 'channels last'
     assert 'no GPU' in (tmp_path / 'gpu_check.md').read_text()

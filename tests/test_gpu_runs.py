@@ -125,29 +125,39 @@ def difference(first: Path, second: Path, epochs: int) -> float:
     return float(max(gaps) / max(value.double().abs().max() for value in want.values()))
 
 
-def test_a_run_that_is_stopped_and_resumed_ends_like_others(
-    small, tmp_path, record_property
-) -> None:
-    """With compiled steps, and next to the distance of two runs that were not stopped."""
-    epochs = 6 if ON_GPU else 2
-    opts = ['TRAIN.EPOCHS', epochs, 'DATA.BATCH_SIZE', 8, 'MODEL.DROP_PATH_RATE', 0.1]
-    opts += ['PRINT_FREQ', 1]
-    others = ['again'] if ON_GPU else []
-    for name in ('whole', *others):
-        train(command(small, tmp_path / name, *opts))
-    stopped = command(small, tmp_path / 'stopped', *opts)
-    log = folder_of(tmp_path / 'stopped') / 'log_rank0.txt'
-    with (tmp_path / 'console.txt').open('w') as console:
-        process = subprocess.Popen(stopped, cwd=ROOT, stdout=console, stderr=console)
+def stop_in_the_second_epoch(command: list[str], output: Path) -> None:
+    log = folder_of(output) / 'log_rank0.txt'
+    with (output.parent / f'{output.name}.txt').open('w') as console:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=console, stderr=console)
         while process.poll() is None and not (log.exists() and 'Train: [1/' in log.read_text()):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 75
-    train(stopped)
-    whole, names = tmp_path / 'whole', [*others, 'stopped']
-    found = {name: difference(whole, tmp_path / name, epochs) for name in names}
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_like_others(
+    small, tmp_path, record_property
+) -> None:
+    """With compiled steps. On a GPU, next to the distances of whole runs from each other.
+
+    Rounding in another order makes these distances chaotic, so three of each kind are averaged.
+    """
+    epochs, times = (6, 3) if ON_GPU else (2, 1)
+    opts = ['TRAIN.EPOCHS', epochs, 'DATA.BATCH_SIZE', 8, 'MODEL.DROP_PATH_RATE', 0.1]
+    opts += ['PRINT_FREQ', 1]
+    whole, found = tmp_path / 'whole', {'again': [], 'stopped': []}
+    train(command(small, whole, *opts))
+    for i in range(times):
+        again, stopped = (tmp_path / f'{name}{i}' for name in found)
+        if ON_GPU:
+            train(command(small, again, *opts))
+            found['again'].append(difference(whole, again, epochs))
+        stop_in_the_second_epoch(command(small, stopped, *opts), stopped)
+        train(command(small, stopped, *opts))
+        found['stopped'].append(difference(whole, stopped, epochs))
     record_property('difference from whole', json.dumps(found))
-    assert found['stopped'] <= 2 * found.get('again', 0) + (1e-6 if ON_GPU else 0)
+    apart = sum(found['again']) / times
+    assert sum(found['stopped']) / times <= 2 * apart + (1e-6 if ON_GPU else 0)
 
 
 def test_two_processes_on_one_device_train_like_one(small, tmp_path, record_property) -> None:

@@ -25,6 +25,8 @@ OPTIONS = {
     'asymmetric-root': (*ASYMMETRIC, 0.2, 'LOSS.GAMMA_POS', 0.5, 'LOSS.GAMMA_NEG', 0.25),
     'multiclass': ('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'multiclass', 'Fracture': 'multiclass'}),
 }
+OPTIONS['multiclass-focal'] = (*OPTIONS['multiclass'], *FOCAL, 2.0)
+OPTIONS['multiclass-focal-root'] = (*OPTIONS['multiclass'], *FOCAL, 0.5)
 every_loss = pytest.mark.parametrize('name', OPTIONS)
 
 
@@ -50,7 +52,7 @@ def make_targets(num_images: int, seed: int = 9) -> torch.Tensor:
 
 def make_outputs(name: str, num_images: int) -> torch.Tensor:
     torch.manual_seed(num_images)
-    return 3 * torch.randn(num_images, 42 if name == 'multiclass' else 14)
+    return 3 * torch.randn(num_images, 42 if name.startswith('multiclass') else 14)
 
 
 def test_equals_torch_on_the_known_entries_rescaled() -> None:
@@ -207,6 +209,28 @@ def test_labels_with_three_classes_use_cross_entropy_and_others_two_outputs():
     others = [k for k in range(14) if k not in three]
     assert (slopes[:, others, 2] == 0).all()
     assert ((slopes[:, three, 2] != 0) == ~targets[:, three].isnan()).all()
+
+
+def test_focal_loss_of_three_classes_is_that_of_the_softmax():
+    """(1 - p)^2 -log(p): for logits log(1, 2, 5), p is 1/8, 2/8 and 5/8."""
+    focal = build(*OPTIONS['multiclass'], *FOCAL, 2.0)
+    outputs = torch.tensor([1.0, 2.0, 5.0]).log().repeat(3, 14)
+    targets = torch.full((3, 14), NAN)
+    targets[:, LABELS.index('Edema')] = torch.tensor([0.0, 1.0, 2.0])
+    wanted = sum((1 - p) ** 2 * -math.log(p) for p in (1 / 8, 2 / 8, 5 / 8)) / (3 * 14)
+    assert focal(outputs, targets).item() == pytest.approx(wanted, rel=1e-6)
+    # The other labels have the focal loss of two classes, p = 2/3 of positive and negative.
+    targets[:, LABELS.index('Edema')], targets[:, 0] = NAN, torch.tensor([1.0, 0.0, NAN])
+    wanted = (math.log(3 / 2) / 9 + 4 / 9 * math.log(3)) / (3 * 14)
+    assert focal(outputs, targets).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_focal_loss_of_three_classes_with_exponent_0_is_the_cross_entropy():
+    outputs, targets = make_outputs('multiclass', 20), make_targets(20).round()
+    losses = [
+        build(*OPTIONS['multiclass'], *more)(outputs, targets) for more in ((), (*FOCAL, 0.0))
+    ]
+    assert torch.equal(*losses)
 
 
 def test_positive_logits_are_the_softmax_over_positive_and_negative():

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
@@ -98,6 +99,45 @@ def test_one_cycle_is_that_of_torch(scale, warmup_epochs):
     got = rate_at(config, steps, base)
     assert got == pytest.approx(rates_of_torch(theirs, total), rel=1e-12)
     assert rate_at(config, [total, 2 * total], base) == [3e-7, 3e-7]
+
+
+@pytest.mark.parametrize('kind', [torch.optim.AdamW, torch.optim.SGD])
+def test_the_momentum_of_one_cycle_is_that_of_torch(kind):
+    total, warmup, base = 80, 30, 5e-3
+    given = {} if kind is torch.optim.AdamW else {'momentum': 0.9, 'nesterov': True}
+
+    def momentum(optimizer):
+        group = optimizer.param_groups[0]
+        return group['betas'][0] if 'betas' in group else group['momentum']
+
+    ours, other = (kind([torch.nn.Parameter(torch.zeros(1))], lr=base, **given) for _ in range(2))
+    theirs = OneCycleLR(
+        other, max_lr=base, total_steps=total + 1, pct_start=(warmup + 1) / (total + 1)
+    )
+    rates = {'WARMUP_LR': base / 25, 'MIN_LR': base / 25e4, 'LR_SCHEDULER__NAME': 'onecycle'}
+    rates |= {'EPOCHS': 8, 'WARMUP_EPOCHS': 3, 'LR_SCHEDULER__CYCLE_MOMENTUM': True}
+    scheduler = build_scheduler(make_config(**rates), ours, 10)
+    found, wanted = [], []
+    for step in range(total):
+        scheduler.step_update(step)
+        found.append((ours.param_groups[0]['lr'], momentum(ours)))
+        wanted.append((other.param_groups[0]['lr'], momentum(other)))
+        other.step()
+        theirs.step()
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert found[0][1] == pytest.approx(0.95) and found[warmup][1] == pytest.approx(0.85)
+    if 'betas' in ours.param_groups[0]:
+        assert ours.param_groups[0]['betas'][1] == 0.999
+    scheduler.step_update(3 * total)
+    assert momentum(ours) == 0.95
+
+
+def test_the_momentum_is_constant_by_default_and_cycles_with_one_cycle_alone():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], betas=(0.8, 0.9))
+    build_scheduler(make_config(LR_SCHEDULER__NAME='onecycle'), optimizer, 10).step_update(40)
+    assert optimizer.param_groups[0]['betas'] == (0.8, 0.9)
+    with pytest.raises(ValueError, match='CYCLE_MOMENTUM'):
+        check_config(make_config(LR_SCHEDULER__CYCLE_MOMENTUM=True))
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,27 @@ import numpy as np
 import pytest
 import torch
 from mistakes import edit, linked
-from tiny import MAE, SWIN, VIT, arguments, finished_run, run_folder, run_main, tiny_config
+from tiny import (
+    MAE,
+    SWIN,
+    VIT,
+    arguments,
+    finished_run,
+    run_folder,
+    run_main,
+    tiny_config,
+    torchrun,
+)
 
 import main_finetune
 from config import check_config, default_config
 from engine import stage
+from engine.run_record import read_record
 from evaluation import metrics
+from logger import read_metrics
 from models.vision_transformer import Block, draw_kept
+from sweeps.run_scores import selection_figures
+from sweeps.runner import folder_state
 from utils import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
@@ -111,6 +125,99 @@ def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
     assert ('Edema (' in log.split('last epoch is used')[0]) == (reason == 'cases')
     records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     assert all(('score' in record) == (reason == 'images') for record in records)
+
+
+PATIENT = {'EPOCHS': 5, 'WARMUP_EPOCHS': 1}
+
+
+@pytest.mark.slow
+def test_training_ends_after_validations_without_a_better_score(
+    phantom: Path, tmp_path: Path, scores: list[float], capsys: pytest.CaptureFixture
+) -> None:
+    """Epochs count from 0: the score of epoch 1 is the best, and epochs 2 and 3 are not better."""
+    more = ('--opts', 'TRAIN.PATIENCE', '2', 'REPORT.WRITE', 'True', 'REPORT.MAPS', '0')
+    scores += [0.6, 0.7, 0.7, math.nan, 0.9]
+    options = {'model': VIT, 'TRAIN': PATIENT}
+    folder = finished_run('finetune', phantom, tmp_path / 'early', *more, **options)
+    assert scores == [0.9]
+    assert scored(folder) == 'ckpt_best.pth'
+    assert read_checkpoint(folder / 'ckpt_best.pth')['epoch'] == 1
+    assert not (folder / 'ckpt_epoch_4.pth').exists()
+    assert 'after epoch 4 of 5' in ' '.join(capsys.readouterr().out.split())
+    assert 'after 2 validations without a better score' in (folder / 'report.html').read_text()
+    # The rates are those of a run without early stopping.
+    scores[:] = [0.5] * 5
+    whole = finished_run('finetune', phantom, tmp_path / 'whole', **options)
+    rates = [record.get('lr') for record in read_metrics(whole / 'metrics.jsonl')]
+    assert [r.get('lr') for r in read_metrics(folder / 'metrics.jsonl')] == rates[:5]
+    assert read_record(folder)['ended_early'] == 4
+    assert 'ended_early' not in read_record(whole)
+    # A sweep counts the run as finished, and the same command trains nothing.
+    assert folder_state(folder) == 'finished'
+    figures = selection_figures(folder, 'selected')
+    assert (figures['selected_epoch'], figures['epochs']) == (2, 4)
+    before = (folder / 'scores.json').read_bytes()
+    finished_run('finetune', phantom, tmp_path / 'early', *more, **options)
+    assert (folder / 'scores.json').read_bytes() == before
+    assert read_record(folder)['ended_early'] == 4
+    assert not (folder / 'ckpt_epoch_4.pth').exists()
+
+
+def test_validations_without_a_better_score_are_counted_over_a_restart(
+    phantom: Path, tmp_path: Path, scores: list[float]
+) -> None:
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN=PATIENT | {'PATIENCE': 3})
+    scores += [0.6, 0.5]
+    # It fails in the third validation, for which there is no score.
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 1
+    folder = run_folder(tmp_path, 'finetune')
+    assert not (folder / 'ckpt_epoch_2.pth').exists()
+    scores += [0.55, 0.4, 0.3]
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 0
+    assert scores == [0.3]
+    assert (folder / 'ckpt_epoch_3.pth').exists()
+    assert read_record(folder)['ended_early'] == 4
+
+
+@pytest.mark.slow
+def test_all_ranks_end_early(phantom: Path, tmp_path: Path) -> None:
+    """With a rate of almost 0 no epoch is better than the first one.
+
+    Epochs without a validation do not count.
+    """
+    train = {'EPOCHS': 9, 'WARMUP_EPOCHS': 0, 'BASE_LR': 1e-12, 'MIN_LR': 0.0, 'PATIENCE': 2}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN=train)
+    argv = arguments(cfg, phantom, tmp_path, '--batch-size', '2', '--opts', 'EVAL.EVERY', '2')
+    done = torchrun('finetune', argv, processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_record(run_folder(tmp_path, 'finetune'))['ended_early'] == 6
+
+
+@pytest.mark.parametrize('options', [
+    ['stage', 'simmim'],
+    ['EVAL.SELECT_ON', 'last'],
+    ['FINETUNE.MODE', 'linear_probe'],
+])  # fmt: skip
+def test_patience_is_refused_where_no_score_selects(options: list[str], tmp_path: Path) -> None:
+    config, stage_name = default_config(), 'finetune'
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN={'PATIENCE': 2})
+    config.merge_from_file(str(cfg))
+    check_config(config, 'finetune')
+    if options[0] == 'stage':
+        stage_name = options[1]
+    else:
+        config.merge_from_list(options)
+    with pytest.raises(ValueError, match=r'TRAIN\.PATIENCE must be 0'):
+        check_config(config, stage_name)
+
+
+def test_patience_with_too_few_images_for_a_selection_is_refused(
+    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0, 'PATIENCE': 2}
+    cfg = tiny_config(tmp_path / 'r.yaml', 'finetune', VIT, TRAIN=train, EVAL={'SELECT_ON': 'auto'})
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 2
+    assert 'TRAIN.PATIENCE 2' in ' '.join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

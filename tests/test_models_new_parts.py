@@ -241,7 +241,7 @@ def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
     assert model.projector[-1].out_features == 8
-    assert BarlowTwins.options() == ['METHOD', 'DIM', 'BLUR', 'WEAK_VIEW']
+    assert BarlowTwins.options() == ['METHOD', 'DIM', 'BLUR', 'WEAK_VIEW', 'FIRST_CROP_AREA']
 
 
 @pytest.mark.parametrize('counter', ['updates', pytest.param('step', marks=pytest.mark.slow)])

@@ -25,6 +25,7 @@ from sweeps.budget import (
     kept_checkpoints,
     measured_rate,
 )
+from sweeps.files import ROOT
 from sweeps.power import (
     AREA,
     POWER,
@@ -97,6 +98,18 @@ def test_runs_are_listed_with_their_hours_without_the_data(tmp_path, capsys) -> 
         assert re.search(rf'mine_simmim{name} seed 0 .* {seconds / 3600:.2f} GPU', shown)
     assert f'GPU hours: {sum(hours) / 3600:.1f}, computed, not measured' in shown
     assert 'reference.yaml: SEED 0 DATA.TRAIN_FRACTION 0.1 TRAIN.EPOCHS 60 EVAL.EVERY 2' in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['--list', '--slurm'])
+def test_options_that_the_model_refuses_are_refused_before_any_run(
+    tmp_path, capsys, command
+) -> None:
+    sweep = str(ROOT / 'scripts/studies/contrastive.yaml')
+    words = ['run', '--sweep', sweep, '--scale', 'tiny', '--seeds', '1', '--row', 'resnet50_1']
+    words += ['--output', str(tmp_path), '--data-path', str(tmp_path), command]
+    assert run_script('ablate', *words, '--finetune-opts', 'MODEL.HEAD', 'attention') == 2
+    assert re.search('resnet50_1.*MODEL.HEAD', capsys.readouterr().err)
 
 
 def test_runs_are_listed_without_the_data_if_nothing_is_stated_about_it(tmp_path, capsys) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Called by the .sbatch files: run a command on every node of the job. If a signal stopped the run
-# after it was saved (code 75), requeue the job. Any other code ends the job.
+# Called by the .sbatch files: run a command on every node of the job. Requeue the job if a signal
+# stopped the run after it was saved (code 75), or if a process was aborted (SIGABRT, code 134), as
+# NCCL does when it lost another process. Any other code ends the job.
 #   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
 # Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CPU_ONLY (1: train
 # on the CPU; without it a node without GPUs ends the job with code 2), CACHE_DIR (default
@@ -59,16 +60,20 @@ setsid --wait srun --nodes="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none --
     ${gpus:+--gpus-per-node="$gpus"} \
     --kill-on-bad-exit=0 --wait=120 bash scripts/slurm/launch.sh "$@"
 code=$?
-[ "$code" -eq 75 ] || exit "$code"
+case $code in
+    75) ended='stopped and saved' ;;
+    134) ended='aborted (SIGABRT), probably by NCCL, which lost another process' ;;
+    *) exit "$code" ;;
+esac
 
 # A job that was cancelled, or that Slurm requeues by itself, is no longer running.
 state=$(squeue --noheader --jobs "$job" --format %T)
 if [ "$state" != RUNNING ]; then
-    echo "slurm: stopped and not requeued, because the job is ${state:-gone}"
+    echo "slurm: $ended, and not requeued, because the job is ${state:-gone}"
 elif [ "$requeued" -ge "${MAX_REQUEUES:-50}" ]; then
-    echo "slurm: stopped and not requeued, because it was requeued $requeued times (MAX_REQUEUES)"
+    echo "slurm: $ended, and not requeued, because it was requeued $requeued times (MAX_REQUEUES)"
 else
-    echo "slurm: stopped and saved; the job is requeued and resumes"
+    echo "slurm: $ended; the job is requeued and resumes"
     scontrol requeue "$job" || echo 'slurm: requeue failed; the same sbatch command resumes the run'
 fi
 exit "$code"

@@ -123,13 +123,14 @@ esac
     ('environment', 'requeued'),
     [
         ({'CODE': '75'}, '7'),
+        ({'CODE': '134'}, '7'),
         ({'CODE': '75', 'SLURM_ARRAY_JOB_ID': '5', 'SLURM_ARRAY_TASK_ID': '2'}, '5_2'),
         ({'CODE': '75', 'SLURM_RESTART_COUNT': '50'}, None),
         ({'CODE': '75', 'STATE': 'COMPLETING'}, None),
         ({'CODE': '2'}, None),
     ],
 )
-def test_a_job_is_queued_again_if_it_was_stopped_and_still_runs(
+def test_a_job_is_queued_again_if_it_was_stopped_or_aborted_and_still_runs(
     environment: dict[str, str], requeued: str | None, tmp_path: Path
 ) -> None:
     for name in ('srun', 'squeue', 'scontrol'):
