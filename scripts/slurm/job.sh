@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Called by the .sbatch files: run a command on every node of the job. If a signal stopped the run
-# after it was saved (code 75), requeue the job. Any other code ends the job.
+# (code 75), requeue the job. Any other code ends the job.
 #   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
 # Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CPU_ONLY (1: train
 # on the CPU; without it a node without GPUs ends the job with code 2), CACHE_DIR (default
 # $SLURM_TMPDIR), MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, MAX_REQUEUES (default 50),
 # TORCHINDUCTOR_CACHE_DIR (default in the home folder, where a requeued job finds its compiled code).
+{ # bash reads the whole block before it runs it: an edit of this file breaks no running job
 set -uo pipefail
 
 script=${1-}
@@ -68,7 +69,8 @@ if [ "$state" != RUNNING ]; then
 elif [ "$requeued" -ge "${MAX_REQUEUES:-50}" ]; then
     echo "slurm: stopped and not requeued, because it was requeued $requeued times (MAX_REQUEUES)"
 else
-    echo "slurm: stopped and saved; the job is requeued and resumes"
+    echo "slurm: stopped by a signal; the job is requeued and resumes from its last checkpoint"
     scontrol requeue "$job" || echo 'slurm: requeue failed; the same sbatch command resumes the run'
 fi
 exit "$code"
+}
