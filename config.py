@@ -258,6 +258,11 @@ _C.DATA.LEAVE_OUT = Own(
     'Pre-training: CSV file whose column `file` lists images to exclude, such as the '
     "duplicates that check_data.py finds between DATA.SOURCES; '': none.",
 )
+_C.DATA.ALLOW_LINKS = Own(
+    '',
+    'Folder to which links in the data folder may lead, an absolute path such as '
+    "'/shared/xrays'; '': links may only lead to other places in the data folder.",
+)
 _C.DATA.ALLOW_ALL_IMAGES = Own(
     False,
     "Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on "
@@ -664,6 +669,12 @@ _C.EVAL.TTA = Own(
 _C.EVAL.TTA_FLIP = Own(
     False, 'Whether predictions are averaged over the image and the mirrored image.'
 )
+_C.EVAL.MASK_RATIO = Own(
+    0.0,
+    "Share of the patch tokens of a ViT that scoring drops at random, as transformers' "
+    'ViTMAEModel does; an image always keeps the same patches. 0: scores use all patches.',
+    within='[0, 1)',
+)
 _C.EVAL.ENSEMBLE = Own(
     [], 'Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.'
 )
@@ -776,7 +787,7 @@ _C.FINETUNE.MODE = Own(
 _C.FINETUNE.MASK_RATIO = Own(
     0.0,
     "Share of the patch tokens of a ViT that each training step drops, as MAE's encoder "
-    'does in pre-training. Evaluation uses all tokens.',
+    'does in pre-training. Scoring uses all tokens, unless EVAL.MASK_RATIO is set.',
     within='[0, 1)',
 )
 
@@ -1194,9 +1205,10 @@ def _check_finetuning(config: Config) -> None:
     methods += ['rollout'] * (is_global and not takes_tokens)
     allowed = f'one of {methods} with this encoder and MODEL.HEAD {config.MODEL.HEAD!r}'
     require(config.REPORT.METHOD in methods, config, 'REPORT.METHOD', allowed)
-    holds = not config.FINETUNE.MASK_RATIO or (is_global and config.FINETUNE.MODE not in PROBES)
     allowed = "0 with a probe and for an encoder other than 'vit'"
-    require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
+    for key in DROPPING_OPTIONS:
+        holds = not value_at(config, key) or (is_global and config.FINETUNE.MODE not in PROBES)
+        require(holds, config, key, allowed)
 
 
 def selecting_split(config: Config, num_images: int) -> str:
@@ -1213,8 +1225,8 @@ def selecting_split(config: Config, num_images: int) -> str:
 FREE_OPTIONS = (
     *('OUTPUT', 'MODEL.NAME', 'TAG', 'PRETRAINED', 'MODEL.RESUME', 'TRAIN.AUTO_RESUME'),
     *('TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS'),
-    *('DATA.PIN_MEMORY', 'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'SAVE_FREQ'),
-    *('TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS'),
+    *('DATA.ALLOW_LINKS', 'DATA.PIN_MEMORY', 'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE'),
+    *('SAVE_FREQ', 'TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS'),
     *('TRAIN.SAVE_EVERY_MINUTES', 'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE'),
     *('CHECK_MODE', 'LOGGER'),
 )
@@ -1222,11 +1234,13 @@ FREE_OPTIONS = (
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
 # Options that decide which patients train the model, choose a checkpoint and are scored.
 PATIENT_OPTIONS = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
+# Shares of the patches that a classifier drops in training and in scoring.
+DROPPING_OPTIONS = ('FINETUNE.MASK_RATIO', 'EVAL.MASK_RATIO')
 # Options that decide what each output of a classifier means.
 OUTPUT_OPTIONS = ('DATA.TASK', 'DATA.LABELS')
 # Options that decide which score selects the checkpoint.
 SELECTION_OPTIONS = ('EVAL.SELECT', 'EVAL.SELECT_ON', 'EVAL.LEVEL', 'EVAL.AGGREGATE', 'EVAL.VIEWS')
-SELECTION_OPTIONS += ('EVAL.TTA', 'EVAL.TTA_FLIP', 'DATA.VIEWS', 'DATA.BLANK')
+SELECTION_OPTIONS += ('EVAL.TTA', 'EVAL.TTA_FLIP', 'EVAL.MASK_RATIO', 'DATA.VIEWS', 'DATA.BLANK')
 
 
 def config_text(config: CfgNode) -> str:

@@ -33,7 +33,8 @@ KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', '
 GROUP_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#000000', '#E69F00')
 GROUP_MARKERS = 'os^DvP*'
 BY_RANK = ('blank', 'negative', 'uncertain', 'positive')  # a study has its highest-ranked cell
-TARGETS = ('positive', 'negative', 'soft', 'third class', 'left out')
+TARGETS = ('positive', 'negative', 'soft', 'third class')
+SHARES = {'positive': 'positive share', 'negative': 'negative share'}  # of all but the left out
 EVERYTHING = 'All'  # name of the column and group of counts over a whole split
 UNKNOWN = 'unknown'
 BOTH = 'train + holdout'  # name of the training CSV before patients are held out
@@ -47,7 +48,8 @@ class Description:
 
     splits: pd.DataFrame  # split, images, studies, patients, shares of these, views
     counts: pd.DataFrame  # split, level, column, group, label, then KINDS
-    targets: pd.DataFrame  # split, label, policy, then TARGETS; see `_count_all_targets`
+    # split, label, policy, then SHARES, TARGETS and 'left out'; see `_count_all_targets`
+    targets: pd.DataFrame
     ages: pd.DataFrame  # split, sex, age in years, number of images, without unknown ages
     notes: list[str]
 
@@ -134,17 +136,22 @@ def count_ages(records: Records) -> pd.DataFrame:
 
 
 def count_targets(config: Config, records: Records) -> pd.DataFrame:
-    """Count the targets of each label over the images of a split."""
+    """Count the targets of each label over the images of a split.
+
+    Shares are those of the images with a target; without any they are NaN.
+    """
     task = task_of(config)
     # The predictions do not matter, because soft targets are only counted.
     targets = task.learned(records, np.full(records.labels.shape, 0.5))
     kinds = (targets == 1, targets == 0, targets == UNCERTAIN_CLASS, np.isnan(targets))
     positive, negative, third_class, left_out = (kind.sum(axis=0) for kind in kinds)
     soft = len(targets) - positive - negative - third_class - left_out
-    counts = (positive, negative, soft, third_class, left_out)
+    counts = dict(zip(TARGETS, (positive, negative, soft, third_class), strict=True))
     policies = [task.policies.get(label, 'none') for label in task.labels]
-    names = {'label': task.labels, 'policy': policies}
-    return pd.DataFrame(names | dict(zip(TARGETS, counts, strict=True)))
+    table = pd.DataFrame({'label': task.labels, 'policy': policies} | counts)
+    for kind, title in SHARES.items():
+        table[title] = table[kind] / table[[*TARGETS]].sum(axis=1)
+    return table.assign(**{'left out': left_out})
 
 
 def format_description(description: Description) -> str:

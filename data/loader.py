@@ -419,7 +419,7 @@ def inverse_frequency_weights(targets: np.ndarray) -> np.ndarray:
 
 def image_reader(records: Records) -> Callable[[int], Image.Image]:
     """Return a function that reads the image of a record by its position."""
-    return open_images(records.root).reader(records.file)
+    return open_images(records.root, links=records.links).reader(records.file)
 
 
 def bad_images(config: Config, logger: logging.Logger, source: str = '') -> BadImages | None:

@@ -75,7 +75,7 @@ class RecordImages(NotedImages):
         super().__init__(transform, skip_bad=skip_bad)
         self.records = records
         self.read = image_reader(records)
-        self.source = open_images(records.root)
+        self.source = open_images(records.root, links=records.links)
 
     def __len__(self) -> int:
         return len(self.records)
