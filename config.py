@@ -895,7 +895,9 @@ _C.LOGGER = Own(
 _C.PRINT_FREQ = Option(10, 'Batches between two log lines.', within='[1, inf)')
 _C.SEED = Option(0, 'Seed of all random numbers.', within='[0, 9.2e18]')
 _C.EVAL_MODE = Option(False, 'Whether to only evaluate.')
-_C.THROUGHPUT_MODE = Option(False, 'Whether to only measure the throughput in images per second.')
+_C.THROUGHPUT_MODE = Option(
+    False, 'Whether to only measure the throughput in images per second, and the hours of the run.'
+)
 _C.CHECK_MODE = Own(False, 'Whether to only check everything that the run needs.')
 _C.PRETRAINED = Option(
     '', "Checkpoint whose weights the run starts from, a path or a URL (https://, hf://); '': none."
@@ -940,7 +942,7 @@ FLAGS = {
     'output': ('OUTPUT', 'root of all run folders; this run writes to OUTPUT/MODEL.NAME/TAG'),
     'tag': ('TAG', 'last part of the run folder'),
     'eval': ('EVAL_MODE', 'only evaluate'),
-    'throughput': ('THROUGHPUT_MODE', 'only measure images per second'),
+    'throughput': ('THROUGHPUT_MODE', 'only measure images per second and the hours of the run'),
     'check': ('CHECK_MODE', 'only check everything that the run needs'),
 }
 FLAG_KEYS = {flag: key for flag, (key, _) in FLAGS.items()}

@@ -158,8 +158,27 @@ class Preflight:
                 advice = 'choose a pre-trained encoder with --pretrained'
             self.add('weights', found, advice)
             return state
+        return self.random_weights()
+
+    def random_weights(self) -> TrainState:
+        """Begin without a checkpoint, whatever the config names."""
         nothing = {'MODEL.RESUME': '', 'PRETRAINED': '', 'TRAIN.AUTO_RESUME': False}
-        return begin(_with_options(self.run, nothing), self.model, loader)
+        return begin(_with_options(self.run, nothing), self.model, self.loaders[self.main])
+
+    def training_time(self) -> str:
+        """Time training steps on one batch, and describe the time of the whole run.
+
+        Every rank must call it. The weights are discarded.
+        """
+        state, batch = self.random_weights(), next(iter(self.loaders[self.main]))
+        wrap_model(self.run, state)
+        self._step(state, batch)
+        step = max(distributed.gather(self._seconds(lambda: self._step(state, batch), NUM_STEPS)))
+        rate, epochs = len(batch[0]) * distributed.world_size() / step, self.config.TRAIN.EPOCHS
+        return (
+            f'training {rate:,.1f} images/s: {duration(epochs * state.num_batches * step)} for '
+            f'{epochs} epochs from a measured step, without reading and validation'
+        )
 
     def measure(self, state: TrainState) -> float:
         """Try a step, time steps and loader, and return the estimated seconds of the run or NaN."""

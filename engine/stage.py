@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from config import Config
 from engine.loop import LossFunction, fit
-from engine.preflight import preflight
+from engine.preflight import Preflight, preflight
 from engine.run_record import Run
 from system.device import autocast, synchronized_time, to_device
 from system.files import checkpoint_name
@@ -61,6 +61,9 @@ def run_stage(
         inputs = example() if example else next(iter(loaders['train']))
         rate = throughput(config, model, inputs, run.device)
         run.logger.info(f'throughput {rate:.1f} images/s')
+        if loss_fn is not None:
+            run.logger.info(Preflight(run, model, loaders, loss_fn).training_time())
+            run.logger.info('--check also tests reading, validation, memory and disk')
         return 0
     if config.CHECK_MODE:
         return preflight(run, model, loaders, loss_fn, findings() if findings else ())

@@ -1,5 +1,6 @@
 """The tables of a sweep, from its results: all rows, by label, and next to published scores."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -305,7 +306,8 @@ def _selection_notes(collected: Collected) -> Iterator[str]:
         yield (
             'Scores and differences are those of the checkpoint in the column of that name. The '
             'score of the last epoch shows what its selection changes; few held-out images select '
-            'almost by chance.'
+            'almost by chance. The held-out score is that of the patients who select the epoch. It '
+            'may also choose a row, such as a learning rate, but it is too high to be a result.'
         )
 
 
@@ -381,7 +383,7 @@ def _row_figures(collected: Collected, row: CollectedRow, scores: Sequence[str])
         'hidden_percent': row['hidden_percent'],
         'held_out_l1_caveat': row['l1_caveat'],
     }
-    values = {'held_out_l1_grey': pretrain_figure(row, 'l1')}
+    values = {'held_out_l1_grey': pretrain_figure(row, 'l1'), 'held_out_score': _held_out(row)}
     values |= {score: score_of(row, score) for score in scores}
     for name, seeds in values.items():
         line |= {
@@ -422,6 +424,7 @@ def _row_cells(
         yield 'held-out L1 (grey levels)', f'{l1} *' if row['l1_caveat'] else l1
     if _has_selection(collected):
         yield 'checkpoint', _checkpoint(row)
+        yield 'held-out score', _with_sd(_held_out(row), '.3f')
     for score in scores:
         title = score_title(collected, score)
         yield title, _with_sd(score_of(row, score), '.3f')
@@ -496,6 +499,11 @@ def _checkpoint(row: CollectedRow) -> str:
     split = 'valid' if 'valid' in _known(row, 'selected_on') else 'held-out'
     epoch = f'epoch {", ".join(map(str, selected))} of {total}'
     return f'{epoch}, selected on {counted or "unknown"} {split} images'
+
+
+def _held_out(row: CollectedRow) -> pd.Series:
+    """Return the held-out score of each seed whose epochs have one."""
+    return pd.Series([v for v in _known(row, 'held_out') if v > -math.inf], dtype=float)
 
 
 def _last_epoch(row: CollectedRow, score: str) -> str:

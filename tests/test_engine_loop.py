@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from one_epoch import five_batches, one_epoch
-from tiny import MAE, SWIN, VIT, arguments, config_with, run_folder, run_main, tiny_config, torchrun
+from tiny import (
+    DEADLINE,
+    MAE,
+    SWIN,
+    VIT,
+    arguments,
+    config_with,
+    run_folder,
+    run_main,
+    start_torchrun,
+    tiny_config,
+    torchrun,
+)
 
 import main_simmim
 from config import default_config
@@ -221,6 +234,31 @@ def assert_close(got: object, want: object, key: str) -> None:
         assert got is None, key
     else:
         assert got == pytest.approx(want, abs=1e-5, rel=1e-5), key
+
+
+@pytest.mark.slow
+def test_two_nodes_equal_one_node_with_two_processes(phantom, tmp_path) -> None:
+    """The commands of docs/howto/slurm.md, one for each node, on one machine."""
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', EVAL={'HOLDOUT_IMAGES': 2})
+    two = tmp_path / 'nodes'
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    meeting = ['--nnodes', '2', '--master_addr', '127.0.0.1', '--master_port', port]
+    argv = arguments(cfg, phantom, two, '--batch-size', '2')
+    nodes = [
+        start_torchrun('simmim', argv, [*meeting, '--node_rank', str(k), '--nproc_per_node', '1'])
+        for k in range(2)
+    ]
+    for node in nodes:
+        out, err = node.communicate(timeout=DEADLINE)
+        assert node.returncode == 0, out + err
+    one = tmp_path / 'one'
+    done = torchrun('simmim', arguments(cfg, phantom, one, '--batch-size', '2'), processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = run_folder(one, 'simmim'), run_folder(two, 'simmim')
+    assert_same_weights(final_state(two), final_state(one))
+    assert last_metrics(two) == last_metrics(one)
 
 
 @pytest.mark.slow

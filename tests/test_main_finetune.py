@@ -333,7 +333,7 @@ def test_dropping_patches_is_refused_where_it_cannot_work(
 
 @pytest.mark.parametrize('mode', ['full', 'linear_probe'])
 def test_throughput_is_measured_on_a_training_batch(
-    mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     """A process may have no validation images, and the others fewer than DATA.BATCH_SIZE."""
     data = linked(phantom, tmp_path / 'CheXpert-phantom')
@@ -345,7 +345,11 @@ def test_throughput_is_measured_on_a_training_batch(
         return 1.0
 
     monkeypatch.setattr(stage, 'throughput', measure)
+    monkeypatch.setattr(stage.Preflight, '_seconds', lambda self, work, repeats: 0.5)
     options = {'FINETUNE': {'MODE': mode}, 'EVAL': {'TTA': 'crops'}}
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, **options)
     assert run_main('finetune', [*arguments(cfg, data, tmp_path / 'out'), '--throughput']) == 0
     assert shapes == [(4, 1, 32, 32)]
+    # 2 epochs of 7 steps of 4 images, each in half a second. A probe is not trained.
+    hours = 'training 8.0 images/s: 7 s for 2 epochs'
+    assert (hours in ' '.join(capsys.readouterr().out.split())) == (mode == 'full')

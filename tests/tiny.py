@@ -109,14 +109,17 @@ def finished_run(
 
 def torchrun(stage: str, argv: list[str], processes: int) -> subprocess.CompletedProcess:
     """The same over several processes (gloo on the CPU)."""
-    command = [
-        sys.executable, '-m', 'torch.distributed.run', '--standalone',
-        '--nproc_per_node', str(processes), SCRIPTS[stage], *argv,
-    ]  # fmt: skip
+    node = start_torchrun(stage, argv, ['--standalone', '--nproc_per_node', str(processes)])
+    out, err = node.communicate(timeout=300)
+    return subprocess.CompletedProcess(node.args, node.returncode, out, err)
+
+
+def start_torchrun(stage: str, argv: list[str], flags: list[str]) -> subprocess.Popen:
+    """Start torchrun with its own flags, for the processes of one node."""
+    command = [sys.executable, '-m', 'torch.distributed.run', *flags, SCRIPTS[stage], *argv]
     env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    return subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
 
 
 def wait_until(condition: Callable[[], object], what: str = 'the condition') -> None:
