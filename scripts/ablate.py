@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.run_record import is_finished
-from sweeps.budget import check_models, describe_budget, describe_time, epochs_for
+from sweeps.budget import check_runs, describe_budget, describe_time, epochs_for
 from sweeps.comparison import is_compared
 from sweeps.files import (
     ROOT,
@@ -232,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.data_path:
         raise ValueError('run needs --data-path, the root folder of the data')
     jobs = jobs_of(args)
-    check_models(jobs)
+    check_runs(jobs)
     if args.row is None and args.job is None and not args.folds:
         print_power(args, jobs)
     if args.slurm is not None:
@@ -440,7 +440,7 @@ def refuse_folds(sweep: Sweep, seeds: Sequence[int], output: Path) -> None:
 def budget(args: argparse.Namespace) -> int:
     """Print the cost of the plan, or with --list every run."""
     jobs, scale, logger = jobs_of(args), sweep_of(args).scale, logging.getLogger(__name__)
-    check_models(jobs)
+    check_runs(jobs)
     for line in describe_budget(jobs, args.images_per_second, scale, logger, each=args.list):
         print(line)
     if args.data_path and not args.folds:

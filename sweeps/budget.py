@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from config import PROBES, Config, config_text
-from data.reading import read_split
+from data.reading import read_split, require_packed_steps
 from data.records import Records
 from data.splits import pretrain_records, split_patients, training_records
 from engine.run_record import read_record
@@ -222,15 +222,21 @@ def kept_checkpoints(stage: str, config: Config) -> int:
     return min(saved, config.SAVE_KEEP or saved) + (stage == 'finetune')
 
 
-def check_models(jobs: Sequence[Job]) -> None:
-    """Refuse options that the models and methods of the runs do not support.
+def check_runs(jobs: Sequence[Job]) -> None:
+    """Refuse options that the models and methods of the runs or their stores do not support.
 
-    `sweeps.files.plan` makes all checks that need no PyTorch.
+    `sweeps.files.plan` makes all checks that need neither PyTorch nor the data.
 
     Raises:
         ValueError: At the first problem. The message names the run and the option.
     """
     first = {(job.stage, job.run): job for job in reversed(jobs)}  # a seed changes nothing here
+    for job in first.values():
+        if path := job.config.DATA.DATA_PATH:
+            require_packed_steps(job.config, path)
+            scored = job.stage == 'finetune' and (job.config.EVAL.DATA_PATH or path)
+            if scored:
+                require_packed_steps(job.config, scored, 'EVAL.PREPROCESS')
     entries = [[job.name, job.stage, config_text(job.config)] for job in reversed(first.values())]
     command = [sys.executable, '-m', 'sweeps.model_checks']
     done = subprocess.run(

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from packed_data import make_data, packed
 from scipy.special import ndtri
 from scipy.stats import ttest_1samp
 from sweep_commands import SWEEP, in_process, jobs_of
@@ -110,6 +111,15 @@ def test_options_that_the_model_refuses_are_refused_before_any_run(tmp_path) -> 
     ablate = [sys.executable, 'scripts/ablate.py', *words]  # this process knows the models
     done = subprocess.run(ablate, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and re.search('resnet50_1.*MODEL.HEAD', done.stderr)
+
+
+def test_a_store_without_the_images_of_a_row_is_refused_before_any_run(tmp_path, capsys) -> None:
+    store = packed(make_data(tmp_path / 'data'), tmp_path / 'store')
+    sweep = methods_file(tmp_path, scales={'tiny': {'methods': ['simmim'], 'seeds': 1}})
+    words = ['run', '--sweep', sweep, '--scale', 'tiny', '--output', tmp_path / 'runs', '--list']
+    words += ['--data-path', store, '--finetune-opts', 'EVAL.PREPROCESS', "['resize']"]
+    assert run_script('ablate', *words) == 2
+    assert 'EVAL.PREPROCESS' in capsys.readouterr().err
 
 
 def test_runs_are_listed_without_the_data_if_nothing_is_stated_about_it(tmp_path, capsys) -> None:
