@@ -90,7 +90,7 @@ class Kept:
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         if _address(tensor) not in self.own:
             self.storages[_address(tensor)] = tensor.untyped_storage()
-        return tensor
+        return tensor.detach()  # an output that kept itself would never be freed
 
     def hooks(self) -> Any:
         return torch.autograd.graph.saved_tensors_hooks(self.add, lambda tensor: tensor)

@@ -1,6 +1,8 @@
 """scripts/memory_table.py: the bytes that autograd keeps, and the largest batch."""
 
 import argparse
+import gc
+import weakref
 
 import pytest
 import torch
@@ -86,6 +88,23 @@ def test_memory_is_linear_in_the_images_and_less_with_recomputation(
     bytes_of_weights = 4 * found.parameters
     # Weights, gradients and moments; buffers and tensors without images are a small part.
     assert found.fixed == pytest.approx((2 + moments) * bytes_of_weights, rel=0.3)
+
+
+class Noting(nn.Module):
+    """Tanh, which keeps its output, and a weak reference to it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output = x.tanh()
+        self.noted = weakref.ref(output)
+        return output
+
+
+def test_no_tensor_outlives_the_count() -> None:
+    """A graph that kept its own output would fill the memory, row by row."""
+    tanh = Noting()
+    kept(nn.Sequential(nn.Linear(4, 3), tanh))
+    gc.collect()
+    assert tanh.noted() is None
 
 
 def test_the_largest_batch_fills_seven_eighths_of_a_card() -> None:

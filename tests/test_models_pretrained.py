@@ -1,10 +1,12 @@
 """Conversion of weights from other models, stages and numbers of channels."""
 
 import logging
+import re
 
 import pytest
 import torch
 from golden_cases import fill
+from tiny import ROOT
 from transfers import (
     GREY,
     IMAGENET,
@@ -117,6 +119,27 @@ def test_official_finetuned_swin_loads_into_both_stages(tmp_path):
     features = official.forward_features(grey_images(IMAGENET))
     visible = torch.zeros(2, 8, 8, dtype=torch.int64)
     assert_same(pretraining.encoder(grey_images(GREY), visible).mean((2, 3)), features)
+
+
+@torch.no_grad()
+def test_the_recipe_of_the_page_renames_the_entries_of_an_own_swin(tmp_path, monkeypatch):
+    page = (ROOT / 'docs/howto/imagenet_weights.md').read_text(encoding='utf-8')
+    (recipe,) = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
+    source = make_model(make_config('swin', 1), is_pretrain=False)
+    own = {
+        f'backbone.{key}'.replace('layers.', 'stages.').replace('attn.', 'self_attn.'): value
+        for key, value in source.state_dict().items()
+    }
+    target = make_model(make_config('swin', 1), seed=2, is_pretrain=False)
+    with pytest.raises(ValueError, match='PRETRAINED'):
+        load(own, make_config('swin', 1), target, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    torch.save(own, 'own.pth')
+    exec(recipe, {})  # noqa: S102
+    renamed = torch.load('renamed.pth', weights_only=True)['model']
+    load(renamed, make_config('swin', 1), target, tmp_path)
+    images = grey_images(GREY)
+    assert_same(target.forward_features(images), source.forward_features(images))
 
 
 # Errors
