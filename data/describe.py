@@ -30,6 +30,7 @@ from data.labels import (
     UNCERTAIN,
     UNCERTAIN_CLASS,
 )
+from data.preprocess import Preprocess
 from data.records import Records, select_views
 from data.splits import split_holdout, training_records
 from data.tasks import task_of
@@ -206,8 +207,8 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
     """
     records = select_views(next(iter(read_sets(config).values())), config.DATA.VIEWS)
     figures = {'examples': plot_examples(records, count, config.SEED)}
-    if steps := config.DATA.PREPROCESS:
-        figures['preprocess'] = plot_steps(records, steps, count, config.SEED)
+    if config.DATA.PREPROCESS:
+        figures['preprocess'] = plot_steps(records, Preprocess(config), count, config.SEED)
     return figures
 
 

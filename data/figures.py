@@ -18,7 +18,7 @@ from PIL import Image
 from data.groups import UNKNOWN
 from data.images import PACKED_STEPS
 from data.labels import POSITIVE
-from data.preprocess import apply_steps
+from data.preprocess import Preprocess, apply_steps
 from data.records import Records, open_images
 
 if TYPE_CHECKING:
@@ -167,29 +167,29 @@ def plot_examples(records: Records, count: int, seed: int) -> 'Figure':
     return figure
 
 
-def plot_steps(records: Records, steps: Sequence[str], count: int, seed: int) -> 'Figure':
+def plot_steps(records: Records, preprocess: Preprocess, count: int, seed: int) -> 'Figure':
     """Show `count` random images before and after each step of DATA.PREPROCESS.
 
     Each step is applied to the result of the steps before it.
 
     Raises:
-        ValueError: If the images were packed with the steps, or if an image cannot be read.
+        ValueError: If the images were packed with steps, or if an image cannot be read.
     """
     read = open_images(records.root).reader(records.file)
     blocks = []
     for index in _choose(records, np.arange(len(records)), count, seed).tolist():
         image = read(index)
-        if image.info.get(PACKED_STEPS):
+        if packed := image.info.get(PACKED_STEPS):
             raise ValueError(
-                f'--examples: the store {records.root} was packed with the steps {[*steps]} of '
+                f'--examples: the store {records.root} was packed with the steps {packed} of '
                 'DATA.PREPROCESS, so that the images before them are not known; use the image files'
             )
         panels = [Panel(image, 'original')]
-        for number, step in enumerate(steps, start=1):
-            image = apply_steps(image, [step])
+        for number, step in enumerate(preprocess.steps, start=1):
+            image = apply_steps(image, [step], preprocess.setup)
             panels.append(Panel(image, f'{number}. {step}'))
         blocks.append(panels)
-    figure = _plot_grid(blocks, 1 + len(steps))
+    figure = _plot_grid(blocks, 1 + len(preprocess.steps))
     figure.supxlabel(
         f'Each step follows the one before it.\n{NOT_FOR_CLINICAL_USE}', fontsize=SMALL
     )

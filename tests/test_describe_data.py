@@ -28,7 +28,7 @@ from data.describe import (
 from data.figures import KINDS, encode_figure, plot_examples, plot_groups, plot_labels, plot_steps
 from data.labels import LABELS
 from data.phantom import make_phantom
-from data.preprocess import apply_steps
+from data.preprocess import Preprocess, apply_steps
 from data.records import Records
 
 K = len(LABELS)
@@ -348,14 +348,16 @@ def test_examples_are_positive_images_of_different_patients(pictures) -> None:
 
 
 def test_each_step_is_applied_to_the_result_of_the_steps_before(pictures) -> None:
-    steps = ['equalize', 'denoise']
-    shown = images_of(plot_steps(pictures[1], steps, 2, seed=0))
-    names = ['original', '1. equalize', '2. denoise']
+    steps = ['equalize', 'denoise', 'resize']
+    config = options(pictures[0], DATA__PREPROCESS=steps, DATA__PREPROCESS_SIZE=24)
+    preprocess = Preprocess(config)
+    shown = images_of(plot_steps(pictures[1], preprocess, 2, seed=0))
+    names = ['original', '1. equalize', '2. denoise', '3. resize']
     assert [title for title, _ in shown] == 2 * names
-    for k in (0, 3):
+    for k in (0, 4):
         original = Image.fromarray(shown[k][1])
-        for number in (1, 2):
-            expected = np.asarray(apply_steps(original, steps[:number]))
+        for number in (1, 2, 3):
+            expected = np.asarray(apply_steps(original, steps[:number], preprocess.setup))
             np.testing.assert_array_equal(shown[k + number][1], expected)
 
 
@@ -388,7 +390,7 @@ def test_steps_of_a_store_that_was_packed_with_them_are_refused(pictures, tmp_pa
     records = next(iter(read_sets(config).values()))
     assert len(images_of(plot_examples(records, 1, seed=0))) == 2
     with pytest.raises(ValueError, match='DATA.PREPROCESS'):
-        plot_steps(records, ['equalize'], 1, seed=0)
+        plot_steps(records, Preprocess(config), 1, seed=0)
 
 
 def test_mimic_has_sex_and_age_by_its_demographics(tmp_path: Path) -> None:
