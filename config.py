@@ -271,6 +271,11 @@ _C.DATA.LEAVE_OUT = Own(
     'Pre-training: CSV file whose column `file` lists images to exclude, such as the '
     "duplicates that check_data.py finds between DATA.SOURCES; '': none.",
 )
+_C.DATA.ALLOW_LINKS = Own(
+    '',
+    'Folder to which links in the data folder may lead, an absolute path such as '
+    "'/shared/xrays'; '': links may only lead to other places in the data folder.",
+)
 _C.DATA.ALLOW_ALL_IMAGES = Own(
     False,
     "Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on "
@@ -706,6 +711,12 @@ _C.EVAL.TTA = Own(
 _C.EVAL.TTA_FLIP = Own(
     False, 'Whether predictions are averaged over the image and the mirrored image.'
 )
+_C.EVAL.MASK_RATIO = Own(
+    0.0,
+    "Share of the patch tokens of a ViT that scoring drops at random, as transformers' "
+    'ViTMAEModel does; an image always keeps the same patches. 0: scores use all patches.',
+    within='[0, 1)',
+)
 _C.EVAL.ENSEMBLE = Own(
     [], 'Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.'
 )
@@ -824,7 +835,7 @@ _C.FINETUNE.MODE = Own(
 _C.FINETUNE.MASK_RATIO = Own(
     0.0,
     "Share of the patch tokens of a ViT that each training step drops, as MAE's encoder "
-    'does in pre-training. Evaluation uses all tokens.',
+    'does in pre-training. Scoring uses all tokens, unless EVAL.MASK_RATIO is set.',
     within='[0, 1)',
 )
 
@@ -942,9 +953,27 @@ GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Classes in the checkpoints of SimMIM and MAE that the safe loader must accept.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
-# libyaml reads a config about ten times as fast as the loader in Python.
-YAML_LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 YAML_LENGTH, YAML_DEPTH = 250_000, 20  # largest file in characters, and deepest nesting
+
+
+class _UniqueKeys:
+    """Refuses a key that a mapping of YAML has twice; PyYAML alone drops the first value."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value) for key, _ in node.value]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f'line {node.start_mark.line + 1}: {twice!r} occurs twice')
+        return super().construct_mapping(node, deep)
+
+
+# libyaml reads a config about ten times as fast as the loader in Python.
+class YamlLoader(_UniqueKeys, getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
+    """Reads YAML as plain values."""
+
+
+class _TextLoader(_UniqueKeys, yaml.BaseLoader):
+    """Reads the values of YAML as text."""
 
 
 def default_config() -> Config:
@@ -1258,9 +1287,10 @@ def _check_finetuning(config: Config) -> None:
     methods += ['rollout'] * (is_global and not takes_tokens)
     allowed = f'one of {methods} with this encoder and MODEL.HEAD {config.MODEL.HEAD!r}'
     require(config.REPORT.METHOD in methods, config, 'REPORT.METHOD', allowed)
-    holds = not config.FINETUNE.MASK_RATIO or (is_global and config.FINETUNE.MODE not in PROBES)
     allowed = "0 with a probe and for an encoder other than 'vit'"
-    require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
+    for key in DROPPING_OPTIONS:
+        holds = not value_at(config, key) or (is_global and config.FINETUNE.MODE not in PROBES)
+        require(holds, config, key, allowed)
 
 
 def selecting_split(config: Config, num_images: int) -> str:
@@ -1277,7 +1307,7 @@ def selecting_split(config: Config, num_images: int) -> str:
 FREE_OPTIONS = (
     *('OUTPUT', 'MODEL.NAME', 'TAG', 'PRETRAINED', 'MODEL.RESUME', 'TRAIN.AUTO_RESUME'),
     *('TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS'),
-    *('DATA.LUNG_MASKS',),
+    *('DATA.LUNG_MASKS', 'DATA.ALLOW_LINKS'),
     *('DATA.PIN_MEMORY', 'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'SAVE_FREQ'),
     *('TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS'),
     *('TRAIN.SAVE_EVERY_MINUTES', 'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE'),
@@ -1287,11 +1317,14 @@ FREE_OPTIONS = (
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
 # Options that decide which patients train the model, choose a checkpoint and are scored.
 PATIENT_OPTIONS = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
+# Shares of the patches that a classifier drops in training and in scoring.
+DROPPING_OPTIONS = ('FINETUNE.MASK_RATIO', 'EVAL.MASK_RATIO')
 # Options that decide what each output of a classifier means.
 OUTPUT_OPTIONS = ('DATA.TASK', 'DATA.LABELS')
 # Options that decide which score selects the checkpoint.
 SELECTION_OPTIONS = ('EVAL.SELECT', 'EVAL.SELECT_ON', 'EVAL.LEVEL', 'EVAL.AGGREGATE', 'EVAL.VIEWS')
-SELECTION_OPTIONS += ('EVAL.TTA', 'EVAL.TTA_FLIP', 'EVAL.PREPROCESS', 'DATA.VIEWS', 'DATA.BLANK')
+SELECTION_OPTIONS += ('EVAL.TTA', 'EVAL.TTA_FLIP', 'EVAL.PREPROCESS', 'EVAL.MASK_RATIO')
+SELECTION_OPTIONS += ('DATA.VIEWS', 'DATA.BLANK')
 
 
 def config_text(config: CfgNode) -> str:
@@ -1346,10 +1379,10 @@ def load_yaml(text: str, *, as_text: bool = False) -> Any:
         as_text: Whether to leave all values as text, so that `yes` and `1.0` stay as written.
 
     Raises:
-        ValueError: If the text is not YAML, is too long or too deep, or contains aliases or Python
-            objects.
+        ValueError: If the text is not YAML, is too long or too deep, or contains aliases, Python
+            objects or a key that occurs twice in a mapping.
     """
-    loader, depth = yaml.BaseLoader if as_text else YAML_LOADER, 0
+    loader, depth = _TextLoader if as_text else YamlLoader, 0
     if len(text) > YAML_LENGTH:
         raise ValueError(f'{len(text):,} characters of YAML; {YAML_LENGTH:,} are allowed')
     try:

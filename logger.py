@@ -12,6 +12,7 @@ import copy
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import textwrap
@@ -260,6 +261,8 @@ class ScalarLog:
             with open(self.path, 'ab', buffering=0) as file:
                 while self._waiting:
                     self._waiting = self._waiting[file.write(self._waiting) :]
+                # A power failure could otherwise spare a checkpoint and lose its record.
+                os.fsync(file.fileno())
         except OSError as error:
             if not self._has_warned:
                 self._has_warned = True

@@ -34,7 +34,7 @@ from logger import DETAIL
 from models import build_model
 from models.losses import build_label_loss
 from models.pretrained import fit_pretrained
-from models.vision_transformer import draw_kept
+from models.vision_transformer import draw_kept, num_patches
 from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
@@ -48,13 +48,13 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     loss_fn = build_label_loss(run.config, loader.dataset.targets)
     is_frozen = run.config.FINETUNE.MODE == 'last_layer'
     ratio = run.config.FINETUNE.MASK_RATIO
-    num_patches = (run.config.DATA.IMG_SIZE // run.config.MODEL.VIT.PATCH_SIZE) ** 2
+    count = num_patches(run.config)
 
     def batch_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         images, targets, _ = batch
         if is_frozen:
             model.eval()
-        inputs = (images, draw_kept(images, num_patches, ratio)) if ratio else (images,)
+        inputs = (images, draw_kept(images, count, ratio)) if ratio else (images,)
         return loss_fn(model(*inputs), targets)
 
     return batch_loss

@@ -214,7 +214,7 @@ def check_data(
                     findings.add(Fault('several classes', str(error)))
     if not splits:
         return Checked({}, 0, 0.0, pd.DataFrame(columns=LOOKS))
-    images = open_images(root, ignore)  # faults of links have been reported
+    images = open_images(root, ignore, config.DATA.ALLOW_LINKS)  # link faults have been reported
     named = pd.concat(
         pd.DataFrame({'file': part.file, 'patient': part.patient, 'split': split, 'csv': part.csv})
         for split, part in splits.items()

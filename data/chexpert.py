@@ -12,6 +12,7 @@ import pandas as pd
 
 from config import Config
 from data.datasets import register_dataset
+from data.image_source import ImageSource
 from data.labels import LABELS, MARKS, Cells
 from data.names import IMAGE_SUFFIXES, PATIENT_PART, STUDY
 from data.records import (
@@ -31,7 +32,7 @@ SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 
 
 def read_csv(
-    data_path: str | Path,
+    data_path: str | Path | ImageSource,
     csv_name: str,
     *,
     image_suffix: str = '',
@@ -48,7 +49,8 @@ def read_csv(
     image.
 
     Args:
-        data_path: Folder of the CSV file and the images, or a packed store of this folder.
+        data_path: Folder of the CSV file and the images, a packed store of this folder, or the
+            images of one of them (`open_images`).
         csv_name: Name of the CSV file in `data_path`.
         image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Names of the labels; may be empty.
@@ -57,13 +59,15 @@ def read_csv(
         look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
     """
-    root = Path(data_path)
+    is_open = isinstance(data_path, ImageSource)
+    images = data_path if is_open else open_images(data_path, on_fault)
+    root = images.path
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
     if not any(root.glob('*.csv')):
         hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
     table = Table(root / csv_name, on_fault, hint)
     table.require(KEYS, labels=[cells.column] if labels and cells.column else labels)
-    key, images = table.key, open_images(root, on_fault)
+    key = table.key
     inside = [not {'', '.', '..'} & set(path.split('/')) for path in table[key]]
     problem = 'must be a relative path without ..'
     table.keep(key, inside, 'path that leaves the folder', problem)
@@ -73,7 +77,7 @@ def read_csv(
     table.keep_first(key, 'duplicate path', table['file'])
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = records_of(table, labels, cells)
+    records = replace(records_of(table, labels, cells), links=images.links)
     problem = 'has neither a view nor a name like view1_frontal.jpg'
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
@@ -87,14 +91,15 @@ def read_csv(
 
 
 def read_folder(
-    data_path: str | Path, *, allow_all_images: bool, on_fault: OnFault = refuse
+    data_path: str | Path, *, allow_all_images: bool, on_fault: OnFault = refuse, links: str = ''
 ) -> Records:
     """List every image below a folder or in a packed store, sorted, as records without labels.
 
     Images that were left out when the store was packed are excluded. Unless `allow_all_images` is
     set, a folder with train.csv or valid.csv is a fault, because it holds images that are scored.
+    `Folder` explains `links`.
     """
-    root, images = Path(data_path), open_images(data_path, on_fault)
+    root, images = Path(data_path), open_images(data_path, on_fault, links)
     files, scored = images.scan()
     for file in () if allow_all_images else scored:
         detail = (
@@ -121,6 +126,7 @@ def read_folder(
         age=np.full(size, np.nan),
         ap_pa=np.full(size, '', object),
         labels=None,
+        links=images.links,
     )
     if not images.left_out:
         return records
@@ -142,7 +148,8 @@ def _read_chexpert(
             logger.warning(f'{csv_name} does not exist, so only test is scored')
         return None
     options['cells'] = task_of(config).cells
-    return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
+    images = open_images(root, options.get('on_fault', refuse), config.DATA.ALLOW_LINKS)
+    return read_csv(images, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
 
 # 'imagenet' is SimMIM's name for a folder of images.
@@ -152,7 +159,9 @@ def _read_unlabelled(
 ) -> Records | None:
     if split != 'train':
         return None
-    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
+    data = config.DATA
+    allowed = {'allow_all_images': data.ALLOW_ALL_IMAGES, 'links': data.ALLOW_LINKS}
+    return read_folder(root, on_fault=on_fault, **allowed)
 
 
 def csv_names(config: Config) -> dict[str, str]:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BY_RANK = ('blank', 'negative', 'uncertain', 'positive')  # a study has its highest-ranked cell
-TARGETS = ('positive', 'negative', 'soft', 'third class', 'left out')
+TARGETS = ('positive', 'negative', 'soft', 'third class')
+SHARES = {'positive': 'positive share', 'negative': 'negative share'}  # of all but the left out
 BOTH = 'train + holdout'  # name of the training CSV before patients are held out
 RACE = 'PRIMARY_RACE'  # column of CheXpert's demographics file
 TABLES = ('splits', 'counts', 'targets', 'ages')
@@ -52,7 +53,8 @@ class Description:
 
     splits: pd.DataFrame  # split, images, studies, patients, shares of these, views
     counts: pd.DataFrame  # split, level, column, group, label, then KINDS
-    targets: pd.DataFrame  # split, label, policy, then TARGETS; see `_count_all_targets`
+    # split, label, policy, then SHARES, TARGETS and 'left out'; see `_count_all_targets`
+    targets: pd.DataFrame
     ages: pd.DataFrame  # split, sex, age in years, number of images, without unknown ages
     notes: list[str]
 
@@ -143,17 +145,22 @@ def count_ages(records: Records) -> pd.DataFrame:
 
 
 def count_targets(config: Config, records: Records) -> pd.DataFrame:
-    """Count the targets of each label over the images of a split."""
+    """Count the targets of each label over the images of a split.
+
+    Shares are those of the images with a target; without any they are NaN.
+    """
     task = task_of(config)
     # The predictions do not matter, because soft targets are only counted.
     targets = task.learned(records, np.full(records.labels.shape, 0.5))
     kinds = (targets == 1, targets == 0, targets == UNCERTAIN_CLASS, np.isnan(targets))
     positive, negative, third_class, left_out = (kind.sum(axis=0) for kind in kinds)
     soft = len(targets) - positive - negative - third_class - left_out
-    counts = (positive, negative, soft, third_class, left_out)
+    counts = dict(zip(TARGETS, (positive, negative, soft, third_class), strict=True))
     policies = [task.policies.get(label, 'none') for label in task.labels]
-    names = {'label': task.labels, 'policy': policies}
-    return pd.DataFrame(names | dict(zip(TARGETS, counts, strict=True)))
+    table = pd.DataFrame({'label': task.labels, 'policy': policies} | counts)
+    for kind, title in SHARES.items():
+        table[title] = table[kind] / table[[*TARGETS]].sum(axis=1)
+    return table.assign(**{'left out': left_out})
 
 
 def format_description(description: Description) -> str:

@@ -19,7 +19,7 @@ from data.groups import UNKNOWN
 from data.images import PACKED_STEPS
 from data.labels import POSITIVE
 from data.preprocess import Preprocess, apply_steps
-from data.records import Records, open_images
+from data.records import Records, images_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ def plot_examples(records: Records, count: int, seed: int) -> 'Figure':
     Raises:
         ValueError: If no label has a positive image, or if an image cannot be read.
     """
-    read = open_images(records.root).reader(records.file)
+    read = images_of(records).reader(records.file)
     blocks = []
     for label, values in zip(records.label_names, records.labels.T, strict=True):
         chosen = _choose(records, np.flatnonzero(values == POSITIVE), count, seed)
@@ -173,23 +173,23 @@ def plot_steps(records: Records, preprocess: Preprocess, count: int, seed: int) 
     Each step is applied to the result of the steps before it.
 
     Raises:
-        ValueError: If the images were packed with steps, or if an image cannot be read.
+        ValueError: If the images were packed with the steps, or if an image cannot be read.
     """
-    read = open_images(records.root).reader(records.file)
+    read, steps = images_of(records).reader(records.file), preprocess.steps
     blocks = []
     for index in _choose(records, np.arange(len(records)), count, seed).tolist():
         image = read(index)
-        if packed := image.info.get(PACKED_STEPS):
+        if image.info.get(PACKED_STEPS):
             raise ValueError(
-                f'--examples: the store {records.root} was packed with the steps {packed} of '
+                f'--examples: the store {records.root} was packed with the steps {[*steps]} of '
                 'DATA.PREPROCESS, so that the images before them are not known; use the image files'
             )
         panels = [Panel(image, 'original')]
-        for number, step in enumerate(preprocess.steps, start=1):
+        for number, step in enumerate(steps, start=1):
             image = apply_steps(image, [step], preprocess.setup)
             panels.append(Panel(image, f'{number}. {step}'))
         blocks.append(panels)
-    figure = _plot_grid(blocks, 1 + len(preprocess.steps))
+    figure = _plot_grid(blocks, 1 + len(steps))
     figure.supxlabel(
         f'Each step follows the one before it.\n{NOT_FOR_CLINICAL_USE}', fontsize=SMALL
     )

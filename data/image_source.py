@@ -14,10 +14,12 @@ class ImageSource(ABC):
     Attributes:
         path: Root.
         left_out: File -> reason, for images that could not be read when a store was packed.
+        links: Other folder to which links below the root may lead (DATA.ALLOW_LINKS), or ''.
     """
 
     path: Path
     left_out: Mapping[str, str]
+    links: str = ''
 
     @abstractmethod
     def exists(self, file: str) -> bool:

@@ -84,7 +84,9 @@ class BadImageError(ValueError):
     """Raised for a damaged or unusable image, for which reading it again does not help."""
 
 
-def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Image.Image:
+def load_image(
+    path: str | PathLike[str], root: str | PathLike[str] = '', links: str = ''
+) -> Image.Image:
     """Read an image as one channel of grey levels.
 
     Colour becomes ITU-R 601 luma, transparency is put on black, and an EXIF rotation is applied.
@@ -95,6 +97,7 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
     Args:
         path: Path of an image file.
         root: Folder that no link in the path may leave; '' allows any link.
+        links: Another folder to which links may lead (DATA.ALLOW_LINKS); '' for none.
 
     Returns:
         Image of mode 'L' for 8 bits, or of mode 'F' with grey levels in [0, 255], not rounded, for
@@ -108,7 +111,7 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
             system error.
     """
     if root:
-        refuse_link_out(root, path)
+        refuse_link_out(root, path, links)
     try:
         data = _read_regular(path)
         if os.fspath(path).lower().endswith(DICOM_SUFFIXES):
@@ -176,13 +179,25 @@ def read_dicom(data: bytes) -> Image.Image:
         raise ValueError(f'the file is damaged ({type(error).__name__})') from None
 
 
-def refuse_link_out(root: str | PathLike[str], path: str | PathLike[str]) -> None:
-    """Raise a BadImageError if a link in a path below a folder leaves the folder."""
-    if not os.path.join(os.path.realpath(path), '').startswith(_real_root(os.fspath(root))):
-        raise BadImageError(
-            f'{path} is a link that leaves the data root {root}; copy or hard-link the images, '
-            'or make the whole data folder the link'
-        )
+def refuse_link_out(root: str | PathLike[str], path: str | PathLike[str], links: str = '') -> None:
+    """Raise a BadImageError if a link in a path below a folder leaves the folder and `links`.
+
+    What counts is the place where the last of several links leads.
+    """
+    real = os.path.realpath(path)
+    if is_below(root, real) or (links and is_below(links, real)):
+        return
+    allowed = f' or to DATA.ALLOW_LINKS {links}' if links else ''
+    raise BadImageError(
+        f'{path} is a link to {real}, but links may only lead to the data root {root}{allowed}: '
+        'set DATA.ALLOW_LINKS to a folder that contains the images, copy or hard-link the images, '
+        'or make the whole data folder the link'
+    )
+
+
+def is_below(root: str | PathLike[str], real: str) -> bool:
+    """Return whether a path without links is a folder, or lies in it."""
+    return os.path.join(real, '').startswith(_real_root(os.fspath(root)))
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
 from data.images import BadImageError
-from data.records import Records, open_images
+from data.records import Records, images_of
 from data.store import BAD_FILE
 from data.table import Fault
 from system import distributed
@@ -419,7 +419,7 @@ def inverse_frequency_weights(targets: np.ndarray) -> np.ndarray:
 
 def image_reader(records: Records) -> Callable[[int], Image.Image]:
     """Return a function that reads the image of a record by its position."""
-    return open_images(records.image_root or records.root).reader(records.file)
+    return images_of(records).reader(records.file)
 
 
 def bad_images(config: Config, logger: logging.Logger, source: str = '') -> BadImages | None:

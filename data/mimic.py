@@ -75,8 +75,9 @@ def read_mimic(
     columns['AP/PA'] = np.where(view == 'frontal', position[place >= 0], '')
     table.cells = table.cells.assign(path=image + '.jpg', file=image + suffix, **columns)
     values = labels_of(of_studies, labels, task_of(config).cells)[place[place >= 0]]
-    records = replace(records_of(table, ()), labels=values, label_names=tuple(labels))
-    images = open_images(root, on_fault)
+    images = open_images(root, on_fault, config.DATA.ALLOW_LINKS)
+    own = {'labels': values, 'label_names': tuple(labels), 'links': images.links}
+    records = replace(records_of(table, ()), **own)
     if optional and look_up != 'none' and not images.exists(records.file[0]):
         return None
     if logger is not None:

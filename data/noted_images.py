@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_image
 from data.loader import image_reader
-from data.records import Records, open_images
+from data.records import Records, images_of
 
 SKIPPED = 'skipped: '  # prefix of the note about a skipped image
 COLOURED = 'coloured'  # note about a coloured image that is read as grey
@@ -75,7 +75,7 @@ class RecordImages(NotedImages):
         super().__init__(transform, skip_bad=skip_bad)
         self.records = records
         self.read = image_reader(records)
-        self.source = open_images(records.root)
+        self.source = images_of(records)
 
     def __len__(self) -> int:
         return len(self.records)

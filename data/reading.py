@@ -229,7 +229,7 @@ def scored_images(config: Config, records: Records, logger: logging.Logger) -> R
     own.DATA.DATA_PATH, own.DATA.PREPROCESS = place, scored_steps(config)
     root = data_root(own, logger)
     logger.info(f'the scored images are read from {place} (EVAL.DATA_PATH)')
-    existing_records(records, open_images(root), 'all', refuse)
+    existing_records(records, open_images(root, links=records.links), 'all', refuse)
     return replace(records, image_root=Path(root))
 
 

@@ -322,8 +322,9 @@ def _reason(error: BaseException) -> str:
     if text.startswith('Caught '):  # raised in a worker of the loader
         text = _WORKER.split(text)[-1].strip()
     if text.startswith(LOST_WORKER):
-        text += (
-            '. If the machine ran out of memory (see dmesg), use fewer workers: DATA.NUM_WORKERS'
+        text = (
+            f'{text.rstrip(".")}. If the machine ran out of memory (see dmesg), use fewer workers: '
+            'DATA.NUM_WORKERS'
         )
     elif isinstance(error, OSError) and error.filename is None and frames:
         text += f' ({place.name}, line {frames[-1].lineno})'

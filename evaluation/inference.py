@@ -10,12 +10,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from data.loader import sample_rng
 from data.tasks import task_of
 from models.build import build_saved_model
 from models.outputs import OUTPUTS
+from models.vision_transformer import num_kept, num_patches
 from system import distributed
 from system.device import autocast, views_of
 from utils import load_model_state, read_checkpoint
+
+MASK_SEED = 0  # of the patches that EVAL.MASK_RATIO drops; the same for all runs
 
 
 def load_classifier(
@@ -40,18 +44,20 @@ def predict(
 ) -> np.ndarray:  # [N, K]
     """Compute the scores [N, K] of a split (`Outputs`) in the order of the records, on every rank.
 
-    For several models or several test-time views, they are the scores of the mean prediction. A
-    score that is not finite raises a ValueError that names the image.
+    For several models or several test-time views, they are the scores of the mean prediction. With
+    EVAL.MASK_RATIO all of them read the patches of `kept_patches`. A score that is not finite
+    raises a ValueError that names the image.
     """
     models = [models] if isinstance(models, nn.Module) else models
     for model in models:
         model.eval()
     num_labels, parts, kind = config.MODEL.NUM_CLASSES, [], OUTPUTS[task_of(config).kind]
     for images, _, index in loader:
-        outputs = []
+        outputs, kept = [], kept_patches(config, loader.dataset, index.cpu().numpy())
+        inputs = () if kept is None else (kept.to(device),)
         for view in views_of(images, device):
             with autocast(config, device):
-                outputs += [model(view) for model in models]
+                outputs += [model(view, *inputs) for model in models]
         scores = [kind.scores(output.float(), num_labels).cpu().numpy() for output in outputs]
         parts.append((index.cpu().numpy(), kind.mean(scores)))
     scores = np.full((len(loader.dataset), num_labels), np.nan, np.float32)
@@ -60,6 +66,27 @@ def predict(
             scores[index] = values
     require_finite(scores, loader.dataset)
     return scores
+
+
+def kept_patches(config: Any, dataset: Dataset, index: np.ndarray) -> torch.Tensor | None:
+    """Draw the positions [B, V] of the patches that scoring reads; None if it reads all of them.
+
+    They only depend on the row of an image in its CSV file, and not on the seed of the run, the
+    batch or the process. All models therefore see the same patches of an image.
+
+    Args:
+        config: Options of the run, of which EVAL.MASK_RATIO is the share that is dropped.
+        dataset: Data set with `records`.
+        index: Positions of the images in the data set, [B].
+    """
+    ratio, count = config.EVAL.MASK_RATIO, num_patches(config)
+    if not ratio:
+        return None
+    orders = [
+        sample_rng(MASK_SEED, 0, int(row)).permutation(count)
+        for row in dataset.records.sample[index]
+    ]
+    return torch.from_numpy(np.stack(orders)[:, : num_kept(count, ratio)])
 
 
 def require_finite(values: np.ndarray, dataset: Dataset, *, start: int = 0) -> None:

@@ -268,6 +268,11 @@ class FinalScores:
             warnings.append(INTERNAL)
         if fold := config.DATA.FOLD:
             warnings.append(f'valid: part {fold} of the training patients, with {TRAINING_LABELS}')
+        if config.EVAL.MASK_RATIO:
+            warnings.append(
+                f'scores drop {100 * config.EVAL.MASK_RATIO:g} % of the patches of each image '
+                '(EVAL.MASK_RATIO); saliency maps use all'
+            )
         if config.REPORT.MAPS and lacks_maps(model, config.REPORT.METHOD):
             warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
         return warnings
@@ -336,7 +341,9 @@ def check_scoring(run: Run, path: str | Path) -> None:
 def describe_views(config: Config) -> str:
     """Describe the test-time views of an image that are averaged."""
     views = 'one view' if config.EVAL.TTA == 'none' else config.EVAL.TTA
-    return f'{views}, each also mirrored' if config.EVAL.TTA_FLIP else views
+    views = f'{views}, each also mirrored' if config.EVAL.TTA_FLIP else views
+    ratio = config.EVAL.MASK_RATIO
+    return f'{views}, {100 * ratio:g} % of the patches dropped at random' if ratio else views
 
 
 def _present(loaders: dict[str, DataLoader | None]) -> dict[str, DataLoader]:

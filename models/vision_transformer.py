@@ -14,7 +14,7 @@ from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 from torch.nn import functional as F
 
-from config import require
+from config import DROPPING_OPTIONS, require, value_at
 from models.classifier_heads import CLASSIFIER_HEADS, build_classifier_head
 from models.encoder import (
     ENCODERS,
@@ -198,13 +198,8 @@ class VisionTransformer(PatchEncoder):
         allowed = 'False with USE_APE or with an EMBED_DIM that is not a multiple of 4'
         require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
         if stage == 'finetune':
-            holds = not (config.FINETUNE.MASK_RATIO and (vit.USE_RPB or vit.USE_SHARED_RPB))
-            allowed = '0 with MODEL.VIT.USE_RPB or USE_SHARED_RPB, which need the whole grid'
-            require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
-            patches = (config.DATA.IMG_SIZE // vit.PATCH_SIZE) ** 2
-            allowed = f'such that 1 or more of the {patches} patches remain'
-            holds = num_kept(patches, config.FINETUNE.MASK_RATIO) > 0
-            require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
+            for key in DROPPING_OPTIONS:
+                _check_dropping(config, key)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -310,6 +305,21 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
 def _grid_index(grid_size: int) -> torch.Tensor:
     """Return the bias table's row for each query and key, with the class token first."""
     return gen_relative_position_index((grid_size, grid_size), class_token=True)
+
+
+def _check_dropping(config: Any, key: str) -> None:
+    """Refuse to drop patches of an encoder that needs them all, and to drop all patches."""
+    vit, ratio = config.MODEL.VIT, value_at(config, key)
+    holds = not (ratio and (vit.USE_RPB or vit.USE_SHARED_RPB))
+    allowed = '0 with MODEL.VIT.USE_RPB or USE_SHARED_RPB, which need the whole grid'
+    require(holds, config, key, allowed)
+    allowed = f'such that 1 or more of the {num_patches(config)} patches remain'
+    require(num_kept(num_patches(config), ratio) > 0, config, key, allowed)
+
+
+def num_patches(config: Any) -> int:
+    """Return the number of patches of an image."""
+    return (config.DATA.IMG_SIZE // config.MODEL.VIT.PATCH_SIZE) ** 2
 
 
 def draw_kept(images: torch.Tensor, num_patches: int, mask_ratio: float) -> torch.Tensor:

@@ -43,12 +43,22 @@ from sweeps.files import (
     run_folder,
     without_cache,
 )
-from sweeps.plots import plot_curves, plot_labels, plot_losses, plot_masks, plot_subsets, plot_sweep
+from sweeps.plots import (
+    plot_curves,
+    plot_labels,
+    plot_losses,
+    plot_masks,
+    plot_subgroups,
+    plot_subsets,
+    plot_sweep,
+)
 from sweeps.power import count_cases, describe_power
 from sweeps.results import collect, read_collected, save_collected
 from sweeps.run_scores import SPLITS
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
+from sweeps.subgroups import collect_subgroups, write_subgroup_table
 from sweeps.sweep_table import (
+    choose_scores,
     known_scores,
     write_label_table,
     write_published_table,
@@ -112,6 +122,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             'for both (default: from finished runs, or as in the scale)')  # fmt: skip
     parsers['plot'].add_argument('--subset', metavar='S', help='share or number of labelled '
         'images for the figure by label (default: the largest)')  # fmt: skip
+    parsers['table'].add_argument('--subgroups', nargs='*', metavar='COLUMN', help='also write a '
+        'table and a figure by sex, age, view, and these columns or those of EVAL.GROUPS, for the '
+        'first AUROC of --scores')  # fmt: skip
+    parsers['table'].add_argument('--demographics', type=_path, metavar='FILE', help='.csv or '
+        '.xlsx file with these columns by patient (default: DATA.DEMOGRAPHICS)')  # fmt: skip
     parsers['table'].add_argument(
         '--save', type=Path, metavar='FOLDER', help='also write the results as JSON'
     )
@@ -435,6 +450,8 @@ def budget(args: argparse.Namespace) -> int:
 
 def table(args: argparse.Namespace) -> int:
     results = collected(args)
+    if args.subgroups is not None:
+        results = with_subgroups(args, results)
     if args.save is not None:
         save_collected(results, args.save)
     scores = args.scores or sweep_of(args).scores or None
@@ -446,9 +463,33 @@ def table(args: argparse.Namespace) -> int:
     published = results['published']
     if published and any(isinstance(value, list) for value in published['values'].values()):
         paths.append(write_published_table(results, sweep_of(args).scores, args.output))
+    if args.subgroups is not None:
+        paths.append(write_subgroup_table(results, args.output))
+        for suffix in ('.png', '.pdf'):
+            plot_subgroups(paths[-1].with_suffix(suffix), results)
     for path in paths:
         print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
     return 0
+
+
+def with_subgroups(args: argparse.Namespace, results: dict) -> dict:
+    """Return the results of a sweep with those by subgroup, unless they come from a file."""
+    if args.source is not None:
+        if 'subgroups' not in results:
+            raise ValueError(f'--from {args.source} has no subgroups: use table --subgroups --save')
+        if args.subgroups or args.demographics:
+            raise ValueError('columns of --subgroups and --demographics cannot be used with --from')
+        return results
+    sweep = sweep_of(args)
+    scores = [*filter(is_compared, choose_scores(results, args.scores or sweep.scores or None))]
+    if not scores:
+        raise ValueError('--subgroups compares rows by AUROC: give a mean or a label in --scores')
+    found = collect_subgroups(
+        *(results, sweep, args.output, scores[0]),
+        further=args.subgroups,
+        demographics=str(args.demographics or ''),
+    )
+    return results | {'subgroups': found}
 
 
 def plot(args: argparse.Namespace) -> int:

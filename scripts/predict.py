@@ -115,6 +115,13 @@ def read_config(path: str) -> Config:
     config = trained_config(path, 'finetune') if is_classifier else None
     if config is None:
         raise ValueError(f'{path} is not a fine-tuned checkpoint of main_finetune.py')
+    if config.EVAL.MASK_RATIO:
+        print(
+            f'all patches are read, although the run was scored with EVAL.MASK_RATIO '
+            f'{config.EVAL.MASK_RATIO}',
+            file=sys.stderr,
+        )
+        put(config, 'EVAL.MASK_RATIO', 0.0, path)
     return config
 
 

@@ -164,9 +164,8 @@ def _faults(path: Path, place: Place) -> Iterator[str]:
         if not any(_matches(row, pattern) for row in sweep.rows):
             yield f'no row of {path.name} is named {pattern!r} at the scale {place.scale}'
     if place.weights is not None:
-        for row in sweep.rows:
-            if _is_chosen(row, place):
-                yield from _compared(f'weights of {row.name}', row.weights, place.weights)
+        values = {row.name: row.weights for row in sweep.rows if _is_chosen(row, place)}
+        yield from _first('weights', values, place.weights)
     settings = vars(sweep) | {'seeds': sweep.scale.seeds}
     for key, stated in place.sweep.items():
         yield from _compared(f'{key} of {path.name}', settings.get(key), stated)
@@ -183,15 +182,21 @@ def _option_faults(path: Path, place: Place, section: str) -> Iterator[str]:
         if key not in OPTIONS:
             yield f'{section}: {key} is not an option'
             continue
-        for run in runs:
-            value = value_at(run.config, key)
-            yield from _compared(f'{key} in {section} of {run.row.name}', value, stated)
+        values = {run.row.name: value_at(run.config, key) for run in runs}
+        yield from _first(f'{key} in {section}', values, stated)
 
 
 def _compared(what: str, value: Any, stated: Any) -> Iterator[str]:
     value = list(value) if isinstance(value, tuple) else value
     if (type(value), value) != (type(stated), stated):
         yield f'{what} is {value!r}, not {stated!r}'
+
+
+def _first(what: str, values: Mapping[str, Any], stated: Any) -> Iterator[str]:
+    """Yield the fault of the first row with another value, and the number of such rows."""
+    faults = [fault for row in values for fault in _compared(f'of {row}', values[row], stated)]
+    if faults:
+        yield f'{what} {faults[0]} (wrong in {len(faults)} of {len(values)} rows)'
 
 
 def _is_chosen(row: Row, place: Place) -> bool:

@@ -19,6 +19,7 @@ class RunFigures(TypedDict, total=False):
     undefined: list[str]
     selected_on: str
     selecting_images: int
+    mask_ratio: float  # EVAL.MASK_RATIO; absent if the scores use all patches
     # AUROC by label, the means (`sweeps.comparison.MEANS`), and other metrics as 'metric:label'.
     scores: dict[str, float | None]
     last: dict[str, float | None]  # AUROCs of the last checkpoint; {} if it was not scored
@@ -70,7 +71,19 @@ class CollectedRow(TypedDict, total=False):
     compared: dict[str, dict[str, Any]]  # score -> result of `sweeps.comparison.compare_rows`
 
 
-class Collected(TypedDict):
+class Subgroups(TypedDict):
+    """The rows of a sweep by subgroup (`sweeps.subgroups.collect_subgroups`)."""
+
+    score: str
+    split: str
+    resamples: int
+    # For each group and each row next to one that it is compared with: `row`, `against` or '',
+    # `column`, `group`, numbers of `cases`, `patients` and `labels`, `few` (a class with few cases,
+    # or ''), and the results of `summarise` and `compare_rows` of `sweeps.comparison`.
+    cells: list[dict[str, Any]]
+
+
+class Collected(TypedDict, total=False):
     """Everything that is shown of a sweep."""
 
     sweep: str
@@ -83,3 +96,4 @@ class Collected(TypedDict):
     resamples: int
     differences_from_files: list[dict[str, Any]]
     rows: list[CollectedRow]
+    subgroups: Subgroups  # only after `table --subgroups`

@@ -5,7 +5,7 @@ then its value in each resample of the patients. All rows share the resamples, s
 are paired. R is 0 where the patients of a run cannot be resampled.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ REACH = 5  # factor by which the smallest possible corrected p-value is below SI
 ENDS = ('low', 'high')  # of an interval
 
 Seeds = Mapping[int, Mapping[str, np.ndarray]]  # seed -> score -> [1 + R]
-LongTable = Mapping[str, Seeds]
+LongTable = Mapping[Hashable, Seeds]
 
 
 def enough_resamples(num_comparisons: int) -> int:
@@ -54,7 +54,7 @@ def summarise(row: Seeds, score: str) -> dict[str, Any]:
 
 
 def compare_rows(
-    table: LongTable, pairs: Sequence[tuple[str, str]], score: str
+    table: LongTable, pairs: Sequence[tuple[Hashable, Hashable]], score: str
 ) -> list[dict[str, Any] | None]:
     """Compare pairs of rows by a score over the seeds that both have.
 

@@ -19,12 +19,15 @@ from matplotlib.lines import Line2D
 
 from logger import read_metrics
 from sweeps.collected import Collected, CollectedRow
-from sweeps.comparison import MEANS, MISSING, is_compared, t_interval
+from sweeps.comparison import ENDS, MEANS, MISSING, is_compared, t_interval
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
 from sweeps.sweep_table import (
     choose_scores,
     distinct_rows,
+    dropping_notes,
+    group_title,
     known_scores,
+    method_title,
     row_title,
     score_of,
     score_title,
@@ -52,6 +55,7 @@ STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text sta
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
 LONG_NAME = 16  # method names of this length only leave room for three columns in the legend
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
+LONG_ROW = 24  # row names of this length leave room for a single column of panels
 LOSS, L1 = 'holdout_loss', 'holdout_l1_grey'
 SPREAD, RANK = 'holdout_feature_spread', 'holdout_effective_rank'
 TRAIN_LOSS = 'loss'
@@ -77,11 +81,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
         for place, row in enumerate(rows):
             _draw_difference(axis, place, rows, row['compared'].get(score))
-        names = [row_title(collected, row) for row in rows]
-        if collected['subsets']:
-            subsets = [subset_title(collected, row['subset']) for row in rows]
-            names = [f'{name}, {subset}' for name, subset in zip(names, subsets, strict=True)]
-        axis.set_yticks(range(len(rows)), names)
+        axis.set_yticks(range(len(rows)), _row_titles(collected, rows))
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.grid(axis='x')
         axis.set_ylabel(collected['title'])
@@ -97,7 +97,98 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         base = next(row for row in collected['rows'] if row['name'] == collected['reference'])
         name = base['method'] or base['name']
         note = f'Right of 0: better than the row in brackets, or than {name}.'
-        add_note(figure, f'{note} {NOT_FOR_CLINICAL_USE}')
+        add_note(figure, ' '.join([note, NOT_FOR_CLINICAL_USE, *dropping_notes(collected)]))
+
+
+def plot_subgroups(path: str | Path, collected: Collected) -> None:
+    """Draw the paired differences of all rows in each group, with a panel for each column.
+
+    The differences are those of `sweeps.subgroups`, with intervals over patients.
+    """
+    found = collected['subgroups']
+    cells = [cell for cell in found['cells'] if cell['against']]
+    names = [*dict.fromkeys(cell['column'] for cell in cells)]
+    rows = [row for row in collected['rows'] if row['against']]
+    rows = [row for row in rows if any(_is_of(cell, row) for cell in cells)]
+    if not rows:
+        raise ValueError(f'{path}: no row of the sweep can be compared in a subgroup')
+    grouped = {name: _by_group(cells, name) for name in names}
+    titles = _row_titles(collected, rows)
+    # Panels share the names of the rows at the left, unless these need half of the page.
+    across = 2 if len(names) > 1 and max(map(len, titles)) < LONG_ROW else 1
+    lines = math.ceil(len(names) / across)
+    most = max(map(len, grouped.values()))
+    height = 0.9 + lines * (0.7 + len(rows) * (0.1 + 0.1 * most))
+    with drawing(path, height) as figure:
+        panels = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False)
+        for axis in panels.ravel()[len(names) :]:
+            axis.set_axis_off()
+        for axis, (name, groups) in zip(panels.ravel(), grouped.items(), strict=False):
+            _draw_groups(axis, rows, groups)
+            style = {'loc': 'lower left', 'bbox_to_anchor': (-0.02, 1), 'ncols': 2, 'fontsize': 6.5}
+            style |= {'alignment': 'left', 'columnspacing': 1, 'handletextpad': 0.2}
+            axis.legend(title=name, **style)
+            axis.tick_params(labelbottom=True)
+        panels[0, 0].set_yticks(range(len(rows)), titles)
+        panels[0, 0].set_ylim(len(rows) - 0.5, -0.5)
+        base = next(row for row in collected['rows'] if row['name'] == collected['reference'])
+        note = f'Paired difference in {score_title(collected, found["score"])}; right of 0: better '
+        note += f'than the row in brackets, or than {method_title(base)}. Bars: 95 % over '
+        note += "patients. Filled: significant after Holm's correction. *: few cases."
+        add_note(figure, ' '.join([note, NOT_FOR_CLINICAL_USE, *dropping_notes(collected)]))
+
+
+def _row_titles(collected: Collected, rows: Sequence[CollectedRow]) -> list[str]:
+    """Return the names of rows, with their subset of the labels if the sweep has subsets."""
+    names = [row_title(collected, row) for row in rows]
+    if not collected['subsets']:
+        return names
+    subsets = [subset_title(collected, row['subset']) for row in rows]
+    return [f'{name}, {subset}' for name, subset in zip(names, subsets, strict=True)]
+
+
+def _is_of(cell: Mapping[str, Any], row: CollectedRow) -> bool:
+    return (cell['row'], cell['against']) == (row['name'], row['against'])
+
+
+def _by_group(
+    cells: Sequence[Mapping[str, Any]], column: str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the cells of a column of subgroups by the name of the group."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if cell['column'] == column:
+            found.setdefault(cell['group'], []).append(cell)
+    return found
+
+
+def _draw_groups(
+    axis: Axes,
+    rows: Sequence[CollectedRow],
+    groups: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Draw the differences of all rows in the groups of a column, one below the other."""
+    axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
+    step = 0.8 / len(groups)
+    for number, cells in enumerate(groups.values()):
+        # The first colour, black, is that of everyone in other figures.
+        style = {'color': COLOURS[1 + number % (len(COLOURS) - 1)]}
+        marker = {'marker': MARKERS[number % len(MARKERS)], 'markersize': 4, 'linestyle': ''}
+        for place, row in enumerate(rows):
+            part = next((cell for cell in cells if _is_of(cell, row)), {})
+            if part.get('difference') is None:
+                continue
+            y = place - 0.4 + step * (number + 0.5)
+            ends = [part['over_patients'][end] for end in ENDS]
+            if None not in ends:
+                axis.plot(ends, [y, y], linewidth=1.2, zorder=2, **style)
+            is_clear = part['verdict'] in ('above', 'below')
+            fill = style['color'] if is_clear else 'white'
+            axis.plot(part['difference'], y, markerfacecolor=fill, zorder=3, **marker, **style)
+        axis.plot([], [], markerfacecolor='white', label=group_title(cells), **marker, **style)
+    for place in range(1, len(rows)):
+        axis.axhline(place - 0.5, color=LIGHT, linewidth=0.8, zorder=0)
+    axis.grid(axis='x')
 
 
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
@@ -356,13 +447,14 @@ def _add_method_legend(
 ) -> None:
     """Add a legend above the figure, and a note that explains the bars below."""
     handles = [Line2D([], [], **_method_style(number, row)) for number, row in enumerate(rows)]
-    names = [row['method'] for row in rows]
+    names = [method_title(row) for row in rows]
     columns = 4 if max(map(len, names)) < LONG_NAME else 3
     style = {'ncols': columns, 'loc': 'outside upper center', 'title': collected['title']}
     figure.legend(handles, names, **style)
     is_pretrained = all(row['pretraining'] for row in rows)
     open_ones = '' if is_pretrained else 'Open markers: not pre-trained. '
-    add_note(figure, f'{bars} {open_ones}{NOT_FOR_CLINICAL_USE}')
+    notes = [bars, f'{open_ones}{NOT_FOR_CLINICAL_USE}', *dropping_notes(collected)]
+    add_note(figure, ' '.join(notes))
 
 
 def add_note(figure: Figure, text: str) -> None:

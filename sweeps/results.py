@@ -35,21 +35,21 @@ from sweeps.files import (
     training_changes,
 )
 from sweeps.run_scores import (
+    BOOTSTRAP_SEED,
     PIXEL_FILES,
+    PROTOCOL,
     Scored,
     ScoredPatients,
     pretraining_figures,
     read_pixel_scores,
     read_scores,
+    scored_runs,
     selection_figures,
     written_scores,
 )
 from system.files import replace_file
 
 Rows = Mapping[str, Mapping[int, Scored]]  # name -> seed -> finished run
-BOOTSTRAP_SEED = 0
-# Runs are scored on the same cases, and can be compared, only if these values agree.
-PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
 DIGITS = 6  # significant digits of saved values
 NUM_MASKS, MASK_SEED = 200, 0  # masks for the mean distance to a visible pixel
 # Options that decide which images are held out and how they are read.
@@ -92,11 +92,11 @@ def collect(
     for row in sweep.rows:
         rows[row.name] = _collect_row(sweep, row, seeds, output, reference)
         rows[row.name]['seeds'] = [_collect_seed(row, seed, output, split) for seed in seeds]
-        scored[row.name] = _scored_runs(row, rows[row.name]['seeds'], output)
+        scored[row.name] = scored_runs(row, rows[row.name]['seeds'], output)
     for row in _pixel_sources(sweep):
         rows[pixel_row(row)] = _collect_pixels(row, rows[row.name], output)
         seeds_of_row = rows[pixel_row(row)]['seeds']
-        scored[pixel_row(row)] = _scored_runs(row, seeds_of_row, output, kind=PIXEL_FILES)
+        scored[pixel_row(row)] = scored_runs(row, seeds_of_row, output, kind=PIXEL_FILES)
     pairs = [pair for row in sweep.rows for pair in _pairs(row, scored)]
     pairs += [(name, '') for name in rows if name not in dict(pairs)]
     subsets = [row.subset for row in sweep.rows]
@@ -230,19 +230,6 @@ def _published(sweep: Sweep, scored: Mapping[str, Mapping[int, Scored]]) -> dict
         name for runs in scored.values() for s in runs.values() for name in s.figures['positives']
     }
     return None if label and learned and label not in learned else sweep.published
-
-
-def _scored_runs(
-    row: Row, seeds: Sequence[CollectedSeed], output: str | Path, kind: str = ''
-) -> dict[int, Scored]:
-    """Return seed -> finished run of a row, given the entries of `_collect_seed`."""
-    return {
-        entry['seed']: Scored(
-            run_folder(output, 'finetune', row, entry['seed']), entry['finetune']['figures'], kind
-        )
-        for entry in seeds
-        if entry['finetune']['figures']
-    }
 
 
 def _pairs(row: Row, scored: Mapping[str, Mapping[int, Scored]]) -> list[tuple[str, str]]:

@@ -18,13 +18,18 @@ from evaluation.cases import Cases
 from evaluation.intervals import Resamples
 from evaluation.metrics import METRICS, SplitScores, label_scores
 from logger import read_metrics
-from sweeps.collected import RunFigures
+from sweeps.collected import CollectedSeed, RunFigures
 from sweeps.comparison import MEANS
-from sweeps.files import PIXELS, load_config, without_cache
+from sweeps.files import PIXELS, Row, load_config, run_folder, without_cache
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
 PIXEL_FILES, PIXEL_SCORES = '_pixels', 'pixel_floor'  # kind of predictions, key in scores.json
 TOLERANCE = 1e-4  # allowed difference of a recomputed AUROC; predictions have 9 digits
+
+
+BOOTSTRAP_SEED = 0
+# Runs are scored on the same cases, and can be compared, only if these values agree.
+PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
 
 
 class Scored(NamedTuple):
@@ -40,6 +45,19 @@ class Scored(NamedTuple):
     @property
     def predictions(self) -> Path:
         return self.folder / f'predictions_{self.figures["split"]}{self.kind}.csv'
+
+
+def scored_runs(
+    row: Row, seeds: Sequence[CollectedSeed], output: str | Path, kind: str = ''
+) -> dict[int, Scored]:
+    """Return seed -> finished run of a row, given the entries of `_collect_seed`."""
+    return {
+        entry['seed']: Scored(
+            run_folder(output, 'finetune', row, entry['seed']), entry['finetune']['figures'], kind
+        )
+        for entry in seeds
+        if entry['finetune']['figures']
+    }
 
 
 def written_scores(run: Scored) -> dict[str, np.ndarray]:
@@ -61,7 +79,7 @@ class ScoredPatients:
 
     def __init__(self, run: Scored, resamples: int, seed: int) -> None:
         config, split = without_cache(load_config(run.folder)), run.figures['split']
-        self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
+        self.config, self.level, self.aggregate = config, config.EVAL.LEVEL, config.EVAL.AGGREGATE
         self.task = task_of(config)
         self.labels = self.task.labels
         self.records = scored_records(config, split, logging.getLogger(__name__))
@@ -76,7 +94,8 @@ class ScoredPatients:
         Raises:
             ValueError: If the scores were not computed from the predictions in the run folder.
         """
-        cases, thresholds = self._cases(run.predictions), run.figures.get('thresholds', {})
+        cases = self.images(run.predictions).at_level(self.level, self.aggregate)
+        thresholds = run.figures.get('thresholds', {})
         weights, samples = self.resamples.score_weights(cases.patient), {}
         for label in cases.labels:
             options = {'threshold': thresholds.get(label), 'weights': weights}
@@ -99,7 +118,12 @@ class ScoredPatients:
             samples[score] = np.append(written, samples.get(score, written)[1:])
         return samples
 
-    def _cases(self, file: Path) -> Cases:
+    def images(self, file: Path) -> Cases:
+        """Read the predictions of a run as cases with one row per image.
+
+        Raises:
+            ValueError: If the file does not have a prediction for each image.
+        """
         predictions, records = read_predictions(file, labels=self.labels), self.records
         probabilities = look_up(predictions, records.path, self.labels)
         if len(predictions.names) != len(records.path) or np.isnan(probabilities).any():
@@ -116,7 +140,7 @@ class ScoredPatients:
             probabilities=probabilities,
             targets=self.targets,
             exclusive=self.task.kind == CLASSES,
-        ).at_level(self.level, self.aggregate)
+        )
 
 
 def read_scores(folder: Path, split: str = '') -> Scored:
@@ -148,6 +172,8 @@ def read_scores(folder: Path, split: str = '') -> Scored:
         figures['last'] = _areas(table[split]['last']) if table[split].get('last') else {}
         labels = report['labels'] if report else []
         figures['thresholds'] = {entry['label']: entry.get('threshold') for entry in labels}
+        if ratio := load_config(folder).EVAL.MASK_RATIO:
+            figures['mask_ratio'] = ratio
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
     return Scored(folder, figures)

@@ -30,6 +30,8 @@ from sweeps.tables import (
 SECTIONS = {'pretrain': 'pre-training', 'finetune': 'fine-tuning'}
 DIGITS = 6  # decimals of means and standard deviations in CSV files
 PUBLISHED = 'published, context only'
+FEW = '*'  # mark of a group with few cases
+DROPPING = '†'  # mark of a row whose scoring drops patches
 INTERNAL = (
     'Internal: held-out training patients who did not select checkpoints or thresholds, with '
     f'{TRAINING_LABELS}.'
@@ -66,7 +68,8 @@ def write_published_table(collected: Collected, scores: Sequence[str], folder: P
     figures, cells, footnotes = [], [], Footnotes()
     for row in distinct_rows(collected):
         line = {'row': row['name']}
-        cell = {collected['title']: row['method'], 'labels': subset_title(collected, row['subset'])}
+        cell = {collected['title']: method_title(row)}
+        cell |= {'labels': subset_title(collected, row['subset'])}
         published = collected['published']['values'].get(row['name'], [None] * len(scores))
         for score, other in zip(scores, published, strict=True):
             own, title = score_of(row, score).mean(), score_title(collected, score)
@@ -79,7 +82,7 @@ def write_published_table(collected: Collected, scores: Sequence[str], folder: P
         figures.append(line)
         cells.append(cell)
     about = collected['published']
-    reasons = ''.join(f'{line}\n\n' for line in footnotes.take())
+    reasons = ''.join(f'{line}\n\n' for line in [*footnotes.take(), *dropping_notes(collected)])
     text = (
         f'{markdown_table(cells)}\n{reasons}Mean over the finished seeds, with the 95 % '
         f'percentile interval over patients of that mean. {PUBLISHED.capitalize()}: '
@@ -98,12 +101,14 @@ def write_label_table(collected: Collected, folder: Path) -> Path:
         {'label': label} | {f'{method}_mean': seeds.mean() for method, seeds in scores.items()}
         for label, scores in values.items()
     ]
+    titles = {row['method']: method_title(row) for row in rows}
     cells = [
         {f'AUROC, labelled: {subset_title(collected, most)}': score_title(collected, label)[7:]}
-        | {method: _with_sd(seeds, '.3f') for method, seeds in scores.items()}
+        | {titles[method]: _with_sd(seeds, '.3f') for method, seeds in scores.items()}
         for label, scores in values.items()
     ]
-    return write_table(folder, f'{collected["sweep"]}_labels', figures, markdown_table(cells))
+    text = with_notes(cells, dropping_notes(collected))
+    return write_table(folder, f'{collected["sweep"]}_labels', figures, text)
 
 
 def notes(collected: Collected) -> list[str]:
@@ -113,6 +118,7 @@ def notes(collected: Collected) -> list[str]:
         *_training_notes(collected),
         *_l1_notes(collected),
         *_selection_notes(collected),
+        *dropping_notes(collected),
         'Mean ± standard deviation over the finished seeds. Differences are paired by seed, with '
         "the reference unless another row is named. Over seeds: 95 % interval by Student's t. Over "
         'patients: 95 % percentile interval of the difference of the means over seeds, with '
@@ -213,12 +219,34 @@ def row_title(collected: Collected, row: CollectedRow) -> str:
     """Return the name or method of a row, with marks for the reference and other comparisons."""
     rows = {each['name']: each for each in collected['rows']}
     reference, key = rows[collected['reference']], 'method' if row['method'] else 'name'
-    other = rows[row['against']][key] if row['against'] else ''
     marks = ['reference'] if row[key] == reference[key] else []
     has_others = sum(each['name'] == row['name'] for each in collected['rows']) > 1
-    if other and (has_others or other != reference[key]):
-        marks.append(f'against {other}')
-    return f'{row[key]} ({", ".join(marks)})' if marks else row[key]
+    other = rows[row['against']] if row['against'] else None
+    if other and (has_others or other[key] != reference[key]):
+        marks.append(f'against {method_title(other)}')
+    return f'{method_title(row)} ({", ".join(marks)})' if marks else method_title(row)
+
+
+def method_title(row: CollectedRow) -> str:
+    """Return the method or name of a row, with a mark if scoring drops patches."""
+    return (row['method'] or row['name']) + f' {DROPPING}' * bool(_mask_ratios(row))
+
+
+def dropping_notes(collected: Collected) -> list[str]:
+    """Return the note that explains the mark of rows whose scoring drops patches."""
+    rows = distinct_rows(collected)
+    shares = ', '.join(
+        f'{row["name"]} {", ".join(f"{100 * ratio:g} %" for ratio in sorted(ratios))}'
+        for row in rows
+        if (ratios := _mask_ratios(row))
+    )
+    note = f'{DROPPING} Scored with a share of the patches dropped (EVAL.MASK_RATIO): {shares}.'
+    return [note] if shares else []
+
+
+def _mask_ratios(row: CollectedRow) -> set[float]:
+    """Return the shares of the patches that the scoring of a row drops; empty if it uses all."""
+    return {figures.get('mask_ratio', 0) for figures in _figures(row, 'finetune')} - {0}
 
 
 def subset_title(collected: Collected, subset: str) -> str:
@@ -226,6 +254,14 @@ def subset_title(collected: Collected, subset: str) -> str:
     if collected['subsets'] == 'shares':
         return f'{100 * float(subset):g} %'
     return 'all images' if subset == 'all' else f'{int(subset):,} images'
+
+
+def group_title(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the name of a group with its number of patients, and a mark if it has few cases."""
+    patients = sorted({cell['patients'] for cell in cells})
+    number = ' to '.join(f'{count:,}' for count in dict.fromkeys([patients[0], patients[-1]]))
+    mark = f' {FEW}' if any(cell['few'] for cell in cells) else ''
+    return f'{cells[0]["group"]}, {number} patients{mark}'
 
 
 def _score_notes(collected: Collected) -> Iterator[str]:

@@ -351,3 +351,24 @@ def test_links_must_stay_in_the_data_root(tmp_path):
             refuse_link_out(root, path)
     with pytest.raises(BadImageError, match='away'):
         load_image(root / 'away.png', root)
+
+
+def test_links_may_lead_to_one_more_folder_but_not_through_it(tmp_path):
+    root, shared, elsewhere = (tmp_path / name for name in ('data', 'shared', 'elsewhere'))
+    for folder in (root, shared, elsewhere, tmp_path / 'shared2'):
+        folder.mkdir()
+        GREY.save(folder / 'x.png')
+    (root / 'a.png').symlink_to(shared / 'x.png')
+    (root / 'b').symlink_to(shared)
+    (elsewhere / 'chain.png').symlink_to(shared / 'x.png')
+    (root / 'chain.png').symlink_to(elsewhere / 'chain.png')  # its last link leads to `shared`
+    for name in ('x.png', 'a.png', 'b/x.png', 'chain.png'):
+        load_image(root / name, root, str(shared))
+    (shared / 'out.png').symlink_to(elsewhere / 'x.png')
+    (root / 'c.png').symlink_to(elsewhere / 'x.png')
+    (root / 'sibling.png').symlink_to(tmp_path / 'shared2' / 'x.png')
+    outside = ('b/out.png', 'c.png', 'sibling.png', 'b/../elsewhere/x.png', '../elsewhere/x.png')
+    for name in outside:
+        with pytest.raises(BadImageError, match='DATA.ALLOW_LINKS') as error:
+            load_image(root / name, root, str(shared))
+        assert str(shared) in str(error.value)

@@ -289,6 +289,30 @@ def test_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
         read_csv(root, 'train.csv')
 
 
+def test_links_to_the_allowed_folder_are_followed_once(tmp_path: Path) -> None:
+    touch(tmp_path, 'shared/p/x.png', 'shared/q/deep/y.png', 'root/a.png', 'elsewhere/z.png')
+    root, shared = tmp_path / 'root', tmp_path / 'shared'
+    (root / 'one.png').symlink_to(shared / 'p' / 'x.png')
+    (root / 'p').symlink_to(shared / 'p')
+    (root / 'q').symlink_to(shared / 'q')
+    (root / 'same').symlink_to(root / 'q')  # q is listed, and q comes first
+    (shared / 'q' / 'deep' / 'up').symlink_to(shared / 'q')  # a circle
+    (shared / 'q' / 'back').symlink_to(root)
+    records = read_folder(root, allow_all_images=False, links=str(shared))
+    assert records.file.tolist() == ['a.png', 'one.png', 'p/x.png', 'q/deep/y.png']
+    assert records.links == str(shared)
+    (shared / 'q' / 'out.png').symlink_to(tmp_path / 'elsewhere' / 'z.png')
+    with pytest.raises(ValueError, match='DATA.ALLOW_LINKS'):
+        read_folder(root, allow_all_images=False, links=str(shared))
+
+
+@pytest.mark.parametrize('links', ['shared', '{}/absent', '{}/root/../shared', '{}/root/a.png'])
+def test_the_allowed_folder_of_links_must_exist_and_be_absolute(tmp_path: Path, links: str) -> None:
+    touch(tmp_path, 'shared/x.png', 'root/a.png')
+    with pytest.raises(ValueError, match='DATA.ALLOW_LINKS'):
+        read_folder(tmp_path / 'root', allow_all_images=False, links=links.format(tmp_path))
+
+
 # ---- Views, hold-out and subsets
 
 

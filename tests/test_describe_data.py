@@ -15,7 +15,7 @@ from csv_files import HEADER, image_path, row, write
 from grades import GRADES, add
 from matplotlib.figure import Figure
 from PIL import Image
-from tiny import config_with, run_script
+from tiny import ROOT, config_with, run_script
 
 from config import Config
 from data.describe import (
@@ -179,10 +179,12 @@ def test_targets_of_the_images_that_are_trained_on(mixed: Path) -> None:
         rows = [cells for cells in csv.DictReader(file) if cells['Frontal/Lateral'] == 'Frontal']
     for label in LABELS:
         counts = Counter(KIND_OF_CELL[cells[label]] for cells in rows)
-        expected = dict.fromkeys(TARGETS, 0) | {k: counts[k] for k in ('positive', 'negative')}
+        expected = dict.fromkeys([*TARGETS, 'left out'], 0)
+        expected |= {k: counts[k] for k in ('positive', 'negative')}
         expected['soft' if label == 'Edema' else 'third class'] = counts['uncertain']
         expected['negative' if label == 'No Finding' else 'left out'] += counts['blank']
-        assert {name: table.loc[label, name] for name in TARGETS} == expected, label
+        kinds = [*TARGETS, 'left out']
+        assert {name: table.loc[label, name] for name in kinds} == expected, label
 
 
 def test_targets_of_a_binary_task(mixed: Path) -> None:
@@ -260,6 +262,30 @@ def test_mimic_is_found_and_counted_without_its_images(tmp_path: Path) -> None:
     assert {(r['split'], r['label']) for r in saved['targets']} == {
         (split, 'Any Finding') for split in ('train', 'holdout', 'valid', 'test')
     }
+
+
+def test_the_label_table_of_a_study_counts_the_targets_of_each_split(tmp_path: Path) -> None:
+    sizes = {'num_train': 60, 'num_valid': 20, 'num_test': 3, 'size': 32}
+    make_phantom(tmp_path / 'data', layout='mimic-cxr', **sizes)
+    words = ['--data-path', tmp_path / 'data', '--output', tmp_path / 'out', '--cfg']
+    words += [ROOT / 'configs/study_mae_resnet/simmim_finetune__resnet18__img224__mae_resnet.yaml']
+    assert run_script('describe_data', *words, '--opts', 'DATA.HOLDOUT_FRACTION', '0') == 0
+    found = pd.read_csv(tmp_path / 'out' / 'targets.csv').set_index('split')
+    split, metadata, labels = (
+        pd.read_csv(next((tmp_path / 'data').glob(f'mimic-cxr-*-{kind}.csv*')))
+        for kind in ('split', 'metadata', 'negbio')
+    )
+    images = split.merge(metadata[['dicom_id', 'ViewPosition']]).merge(labels)
+    images = images[images['ViewPosition'].isin(['AP', 'PA'])]
+    findings = [label for label in LABELS if label != 'No Finding']
+    for own, name in (('train', 'train'), ('valid', 'validate'), ('test', 'test')):
+        part = images[images['split'] == name]
+        positive = (part[findings] == 1).any(axis=1).sum()
+        negative = ((part['No Finding'] == 1) & ~(part[findings] == 1).any(axis=1)).sum()
+        assert found.loc[own, ['positive', 'negative']].tolist() == [positive, negative]
+        share = positive / (positive + negative)
+        assert found.loc[own, 'positive share'] == pytest.approx(share)
+        assert found.loc[own, 'negative share'] == pytest.approx(1 - share)
 
 
 def test_a_folder_without_labels_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -348,16 +374,17 @@ def test_examples_are_positive_images_of_different_patients(pictures) -> None:
 
 
 def test_each_step_is_applied_to_the_result_of_the_steps_before(pictures) -> None:
-    steps = ['equalize', 'denoise', 'resize']
-    config = options(pictures[0], DATA__PREPROCESS=steps, DATA__PREPROCESS_SIZE=24)
-    preprocess = Preprocess(config)
+    preprocess = Preprocess(
+        options(pictures[0], DATA__PREPROCESS=['equalize', 'denoise', 'resize'])
+    )
     shown = images_of(plot_steps(pictures[1], preprocess, 2, seed=0))
     names = ['original', '1. equalize', '2. denoise', '3. resize']
     assert [title for title, _ in shown] == 2 * names
     for k in (0, 4):
         original = Image.fromarray(shown[k][1])
         for number in (1, 2, 3):
-            expected = np.asarray(apply_steps(original, steps[:number], preprocess.setup))
+            steps = preprocess.steps[:number]
+            expected = np.asarray(apply_steps(original, steps, preprocess.setup))
             np.testing.assert_array_equal(shown[k + number][1], expected)
 
 

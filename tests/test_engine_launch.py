@@ -91,7 +91,7 @@ def raised(error):
         (ValueError('DATA.X: must be 1'), 2, 'DATA.X: must be 1'),
         (FileNotFoundError(2, 'No such file', 'a.jpg'), 2, 'a.jpg'),
         (torch.OutOfMemoryError('CUDA out of memory.'), 2, 'CUDA out of memory.'),
-        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'pid 7'),
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'Killed. If'),
         (RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'), 2, 'DATA.NUM_WORKERS'),
         (RuntimeError(NOT_DETERMINISTIC), 2, 'TRAIN.DETERMINISTIC: x_backward'),
         (RuntimeError(GLOO + 'Read error: Connection reset by peer'), 3, 'log_rank'),

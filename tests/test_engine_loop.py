@@ -131,15 +131,15 @@ def test_no_checkpoint_is_saved_after_a_non_finite_loss(phantom, tmp_path, monke
 def whole(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The config and run folder of a run with a checkpoint after every step."""
     root = tmp_path_factory.mktemp('whole')
-    cfg = tiny_config(
-        root / 'run.yaml', 'simmim', TRAIN={'SAVE_EVERY_STEPS': 1}, EVAL={'HOLDOUT_IMAGES': 2}
-    )
+    schedule = {'NAME': 'onecycle', 'CYCLE_MOMENTUM': True}
+    train = {'SAVE_EVERY_STEPS': 1, 'LR_SCHEDULER': schedule}
+    cfg = tiny_config(root / 'run.yaml', 'simmim', TRAIN=train, EVAL={'HOLDOUT_IMAGES': 2})
     assert run_main('simmim', arguments(cfg, phantom, root)) == 0
     return cfg, run_folder(root, 'simmim')
 
 
 def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path, monkeypatch) -> None:
-    """In the middle of an epoch, with accumulation, drop path, masks and a shorter last step."""
+    """Mid-epoch, with accumulation, drop path, cycled momentum, masks and a shorter last step."""
     cfg, folder = whole
     step, calls = loop._optimizer_step, []
 
@@ -164,9 +164,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.parametrize(('stage', 'model'), [('simmim', MAE), ('finetune', VIT)])
 def test_each_stage_resumes_bit_for_bit(stage, model, phantom, tmp_path) -> None:
-    schedule = {'NAME': 'onecycle', 'CYCLE_MOMENTUM': True}
-    train = {'SAVE_EVERY_STEPS': 2, 'LR_SCHEDULER': schedule}
-    cfg = tiny_config(tmp_path / 'run.yaml', stage, model, TRAIN=train)
+    cfg = tiny_config(tmp_path / 'run.yaml', stage, model, TRAIN={'SAVE_EVERY_STEPS': 2})
     assert run_main(stage, arguments(cfg, phantom, tmp_path / 'whole')) == 0
     whole = run_folder(tmp_path / 'whole', stage)
     stop = str(whole / 'ckpt_epoch_1_step_2.pth')

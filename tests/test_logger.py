@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import sys
 
@@ -141,6 +142,16 @@ def test_metrics_wait_for_space_and_keep_their_order(tmp_path, monkeypatch, log)
     assert [r['epoch'] for r in read_metrics(scalars.path)] == list(range(6))
     (warning,) = log.messages
     assert str(scalars.path) in warning and 'No space left' in warning
+
+
+def test_a_record_is_on_disk_before_the_checkpoint_of_its_epoch_is_written(tmp_path, monkeypatch):
+    scalars, synchronised = ScalarLog(tmp_path), []
+    monkeypatch.setattr(module.os, 'fsync', lambda file: synchronised.append(os.fstat(file)))
+    scalars.write_epoch({'epoch': 0, 'loss': 1.0})
+    (status,) = synchronised
+    assert os.path.samestat(status, scalars.path.stat())
+    assert status.st_size == scalars.path.stat().st_size > 0
+    scalars.close()
 
 
 def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, log):

@@ -1,6 +1,7 @@
 """main_finetune.py: the selected checkpoint is the run's own, and chosen by valid scores."""
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -23,11 +24,17 @@ from tiny import (
 
 import main_finetune
 from config import check_config, default_config
+from data.loader import XrayDataset, sample_rng
+from data.predictions import read_predictions
+from data.reading import scored_records
+from data.transforms import EvalTransform
 from engine import stage
 from engine.run_record import read_record
 from evaluation import metrics
+from evaluation.inference import load_classifier
 from logger import read_metrics
 from models.vision_transformer import Block, draw_kept
+from sweeps.files import load_config
 from sweeps.run_scores import selection_figures
 from sweeps.runner import folder_state
 from utils import read_checkpoint
@@ -259,6 +266,41 @@ def test_fine_tuning_drops_patches_in_training_alone(
     assert (folder / 'predictions_test_eval.csv').read_text() == trained
 
 
+def test_scoring_drops_the_same_patches_in_every_batch_and_run(
+    phantom: Path, tmp_path: Path
+) -> None:
+    """The predictions are those of a model whose other patches are removed by hand."""
+    options = {'FINETUNE': {'MASK_RATIO': 0.5}, 'TRAIN': {'EPOCHS': 1}, 'EVAL': {'MASK_RATIO': 0.7}}
+    options['EVAL']['SELECT_ON'] = 'last'
+    model = {key: value for key, value in MAE.items() if key != 'PRETRAIN'}
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options)
+    argv = arguments(cfg, phantom, tmp_path / 'out')
+    assert run_main('finetune', argv) == 0
+    folder = run_folder(tmp_path / 'out', 'finetune')
+    trained = read_predictions(folder / 'predictions_test.csv').probabilities
+    more = ['DATA.BATCH_SIZE', '3', 'DATA.NUM_WORKERS', '1', 'SEED', '7', 'REPORT.WRITE', 'True']
+    assert run_main('finetune', [*argv, '--eval', '--opts', *more]) == 0
+    again = read_predictions(folder / 'predictions_test_eval.csv').probabilities
+    np.testing.assert_allclose(again, trained, rtol=1e-5)
+    assert 'EVAL.MASK_RATIO' in (folder / 'report_eval' / 'report.html').read_text()
+    config = load_config(folder)
+    encoder = load_classifier(
+        config, folder / 'ckpt_epoch_0.pth', torch.device('cpu'), logging.getLogger()
+    ).eval()
+    records = scored_records(config, 'test', logging.getLogger())
+    dataset = XrayDataset(records, EvalTransform(config), seed=0)
+    for place in (0, 5):
+        row = records.sample[place]
+        kept = sorted(sample_rng(0, 0, int(row)).permutation(16)[:4])  # 12 of 16 are dropped
+        with torch.no_grad():
+            tokens = encoder.patch_embed(dataset[0, place][None]) + encoder.pos_embed[:, 1:]
+            x = torch.cat([encoder.cls_token + encoder.pos_embed[:, :1], tokens[:, kept]], dim=1)
+            for block in encoder.blocks:
+                x = block(x)
+            wanted = encoder.head(encoder.norm(x)[:, 0]).sigmoid()[0]
+        np.testing.assert_allclose(trained[place], wanted, rtol=1e-4)
+
+
 @pytest.mark.parametrize('ratio, kept', [(0.25, 147), (0.5, 98), (0.75, 49)])
 def test_each_image_keeps_patches_of_its_own(ratio: float, kept: int) -> None:
     places = draw_kept(torch.empty(3, 1, 224, 224), 196, ratio)
@@ -267,6 +309,7 @@ def test_each_image_keeps_patches_of_its_own(ratio: float, kept: int) -> None:
     assert len({tuple(sorted(row)) for row in places.tolist()}) == 3
 
 
+@pytest.mark.parametrize('section', ['FINETUNE', 'EVAL'])
 @pytest.mark.parametrize(
     'model, mode, ratio',
     [
@@ -278,13 +321,13 @@ def test_each_image_keeps_patches_of_its_own(ratio: float, kept: int) -> None:
     ],
 )
 def test_dropping_patches_is_refused_where_it_cannot_work(
-    model: dict, mode: str, ratio: float, tmp_path: Path
+    model: dict, mode: str, ratio: float, section: str, tmp_path: Path
 ) -> None:
     """A Swin, a ViT with relative positions, probes, and a ratio that leaves none of 16 patches."""
     config = default_config()
-    options = {'FINETUNE': {'MASK_RATIO': ratio, 'MODE': mode}}
+    options = {'FINETUNE': {'MODE': mode}, section: {'MASK_RATIO': ratio}}
     config.merge_from_file(tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options))
-    with pytest.raises(ValueError, match=r'FINETUNE\.MASK_RATIO'):
+    with pytest.raises(ValueError, match=rf'{section}\.MASK_RATIO'):
         check_config(config, 'finetune')
 
 

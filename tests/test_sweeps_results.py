@@ -19,18 +19,19 @@ from sweep_runs import (
     row_of,
 )
 
-from config import default_config
+from config import config_text, default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.intervals import Resamples, bootstrap_p, holm
 from sweeps import results, sweep_table
 from sweeps.comparison import SIGNIFICANT, enough_resamples, verdict
-from sweeps.files import ROOT, expected_config, load_sweep, run_folder
-from sweeps.results import BOOTSTRAP_SEED, collect, read_collected, save_collected
-from sweeps.run_scores import pretraining_figures
+from sweeps.files import ROOT, expected_config, load_config, load_sweep, run_folder
+from sweeps.results import collect, read_collected, save_collected
+from sweeps.run_scores import BOOTSTRAP_SEED, pretraining_figures
 from sweeps.sweep_table import (
     known_scores,
     notes,
     sweep_markdown,
+    write_label_table,
     write_published_table,
     write_sweep_table,
 )
@@ -721,3 +722,23 @@ def test_errors_of_other_targets_or_images_are_not_compared(options, words):
     caveats = [*results._l1_caveats(config, reference)]
     assert len(caveats) == len(words)
     assert all(word in caveat for word, caveat in zip(words, caveats, strict=True))
+
+
+def test_rows_that_are_scored_with_dropped_patches_are_marked_in_all_tables(tmp_path):
+    made, sweep = two_rows(tmp_path)
+    folder = run_folder(made.output, 'finetune', sweep.rows[0], 0)
+    config = load_config(folder)
+    config.EVAL.MASK_RATIO = 0.75
+    (folder / 'config.yaml').write_text(config_text(config))
+    collected = collect(sweep, [0], made.output, resamples=DRAWS)
+    text = sweep_markdown(collected)
+    assert '| 0.1 † |' in text and '| 0.6 † |' not in text and '† ' in text
+    assert 'EVAL.MASK_RATIO): 0.1 75 %.' in text
+    published = collected | {'published': {'source': '', 'measure': '', 'note': '', 'values': {}}}
+    published['subsets'] = 'images'
+    for row in published['rows']:
+        row |= {'subset': 'all', 'method': row['name']}
+    table = write_published_table(published, ['mean_of_defined'], tmp_path).read_text()
+    assert '| 0.1 † |' in table and 'EVAL.MASK_RATIO): 0.1 75 %.' in table
+    labels = write_label_table(published, tmp_path).read_text()
+    assert '| 0.1 † |' in labels and 'EVAL.MASK_RATIO): 0.1 75 %.' in labels

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Called by the .sbatch files: run a command on every node of the job. Requeue the job if a signal
-# stopped the run after it was saved (code 75), or if a process was aborted (SIGABRT, code 134), as
+# stopped the run (code 75), or if a process was aborted (SIGABRT, code 134), as
 # NCCL does when it lost another process. Any other code ends the job.
 #   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
 # Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CPU_ONLY (1: train
 # on the CPU; without it a node without GPUs ends the job with code 2), CACHE_DIR (default
 # $SLURM_TMPDIR), MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, MAX_REQUEUES (default 50),
 # TORCHINDUCTOR_CACHE_DIR (default in the home folder, where a requeued job finds its compiled code).
+{ # bash reads the whole block before it runs it: an edit of this file breaks no running job
 set -uo pipefail
 
 script=${1-}
@@ -61,7 +62,7 @@ setsid --wait srun --nodes="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none --
     --kill-on-bad-exit=0 --wait=120 bash scripts/slurm/launch.sh "$@"
 code=$?
 case $code in
-    75) ended='stopped and saved' ;;
+    75) ended='stopped by a signal' ;;
     134) ended='aborted (SIGABRT), probably by NCCL, which lost another process' ;;
     *) exit "$code" ;;
 esac
@@ -73,7 +74,8 @@ if [ "$state" != RUNNING ]; then
 elif [ "$requeued" -ge "${MAX_REQUEUES:-50}" ]; then
     echo "slurm: $ended, and not requeued, because it was requeued $requeued times (MAX_REQUEUES)"
 else
-    echo "slurm: $ended; the job is requeued and resumes"
+    echo "slurm: $ended; the job is requeued and resumes from its last checkpoint"
     scontrol requeue "$job" || echo 'slurm: requeue failed; the same sbatch command resumes the run'
 fi
 exit "$code"
+}

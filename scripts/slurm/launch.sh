@@ -3,6 +3,7 @@
 #   bash scripts/slurm/launch.sh [--plain] SCRIPT.py ARGUMENTS...
 # The exit code is the code of the processes. SIGTERM is only sent to the processes: torchrun would
 # kill them 30 s after receiving SIGTERM, in the middle of a long step or of saving.
+{ # bash reads the whole block before it runs it: an edit of this file breaks no running job
 set -uo pipefail
 trap 'exit 75' TERM USR1 # no process has started yet
 
@@ -78,3 +79,4 @@ do :; done
 # 128 + SIGTERM: the processes received the signal before they could handle it, with nothing to save.
 [ "$asked:$code" != yes:143 ] || code=75
 exit "$code"
+}

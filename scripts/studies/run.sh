@@ -7,6 +7,7 @@
 # OUT: output folder (default output/studies/NAME_SCALE). The same command resumes after a stop.
 # SEEDS=3: number of seeds (default: as in the scale). PROCESSES=8: GPUs per run.
 # PRETRAIN_OPTS, FINETUNE_OPTS: other options of all runs as 'KEY VALUE ...'.
+# TABLE_OPTS: options of ablate.py table, such as '--subgroups' (the default of simmim.sh).
 # PHANTOM: options of scripts/make_phantom.py (default: see below).
 set -euo pipefail
 usage='usage: bash scripts/studies/NAME.sh full|small|tiny [DATA|--list] [OUT]'
@@ -42,6 +43,7 @@ if [ -z "$data" ]; then
     exit 2
 fi
 $python scripts/ablate.py run "${run[@]}" --data-path "$data" --keep best
-$python scripts/ablate.py table "${sweep[@]}" --save "$out/results"
+# shellcheck disable=SC2086 # several words
+$python scripts/ablate.py table "${sweep[@]}" --save "$out/results" ${TABLE_OPTS:-}
 $python scripts/ablate.py plot "${sweep[@]}"
 echo "$name, $scale: done in $(((SECONDS - start + 30) / 60)) min; everything is in $out"

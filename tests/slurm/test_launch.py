@@ -1,6 +1,7 @@
 """What job.sh and launch.sh do, seen by programs that stand for Slurm, Python and torchrun."""
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -111,12 +112,27 @@ def test_torchrun_ends_with_the_code_of_the_first_failure(
 SLURM = """\
 #!/usr/bin/env bash
 case "${0##*/} $1" in
-    srun*) exit "$CODE" ;;
+    srun*) [ -z "${EDIT-}" ] || echo false >"$EDIT"; exit "$CODE" ;;
     squeue*) echo "$STATE" ;;
     'scontrol requeue') echo "$2" >"$0.requeued" ;;
     'scontrol show') echo node0 ;;
 esac
 """
+
+
+def run_job(folder: Path, root: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run job.sh of a repository with programs in `folder` that stand for Slurm's."""
+    for name in ('srun', 'squeue', 'scontrol'):
+        (folder / name).write_text(SLURM)
+        (folder / name).chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if not key.startswith('SLURM')}
+    env |= {'PATH': f'{folder}:{env["PATH"]}', 'STATE': 'RUNNING', 'PYTHON': '/bin/true'}
+    env |= {'SLURM_JOB_ID': '7', 'SLURM_JOB_NODELIST': 'node0'}
+    command = ['bash', 'scripts/slurm/job.sh', 'main_simmim.py']
+    return subprocess.run(
+        command, cwd=root, env=env | environment, text=True, capture_output=True, timeout=20,
+        check=False,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -133,18 +149,17 @@ esac
 def test_a_job_is_queued_again_if_it_was_stopped_or_aborted_and_still_runs(
     environment: dict[str, str], requeued: str | None, tmp_path: Path
 ) -> None:
-    for name in ('srun', 'squeue', 'scontrol'):
-        (tmp_path / name).write_text(SLURM)
-        (tmp_path / name).chmod(0o755)
-    env = {key: value for key, value in os.environ.items() if not key.startswith('SLURM')}
-    env |= {'PATH': f'{tmp_path}:{env["PATH"]}', 'STATE': 'RUNNING', 'PYTHON': '/bin/true'}
-    env |= {'SLURM_JOB_ID': '7', 'SLURM_JOB_NODELIST': 'node0'}
-    command = ['bash', 'scripts/slurm/job.sh', 'main_simmim.py']
-    done = subprocess.run(
-        command, cwd=ROOT, env=env | environment, text=True, capture_output=True, timeout=20,
-        check=False,
-    )  # fmt: skip
+    done = run_job(tmp_path, ROOT, **environment)
     assert done.returncode == int(environment['CODE']), done.stderr
     asked = tmp_path / 'scontrol.requeued'
     assert (asked.read_text().strip() if asked.exists() else None) == requeued
     assert ('not requeued' in done.stdout) == (done.returncode == 75 and requeued is None)
+
+
+def test_a_script_that_is_edited_while_a_job_runs_still_queues_it_again(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / 'scripts/slurm', tmp_path / 'scripts/slurm')
+    (tmp_path / 'main_simmim.py').touch()
+    script = tmp_path / 'scripts/slurm/job.sh'
+    done = run_job(tmp_path, tmp_path, CODE='75', EDIT=str(script))
+    assert script.read_text() == 'false\n' and done.returncode == 75, done.stderr
+    assert (tmp_path / 'scontrol.requeued').read_text().strip() == '7'

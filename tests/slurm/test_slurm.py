@@ -174,7 +174,7 @@ def test_a_cancelled_job_is_not_queued_again(cluster: Cluster, tmp_path: Path) -
     cluster.run('scancel', job)
     facts = cluster.end_of(job)
     assert (facts['JobState'], facts['Restarts']) == ('CANCELLED', '0')
-    assert 'stopped and saved, and not requeued' in cluster.text(job)
+    assert 'stopped by a signal, and not requeued' in cluster.text(job)
 
 
 def test_only_the_stopped_task_of_an_array_is_queued_again(
