@@ -147,9 +147,7 @@ def open_layout(name: str) -> Layout:
     demand(layout.majority_vote in ('true', 'false'), 'majority_vote', 'true or false')
     for key, names in (('table', layout.tables), ('splits', layout.lists)):
         holds = all(_is_pattern(name) for name in names.values() if name)
-        allowed = (
-            f'paths below the data folder of at most {LONGEST} characters, with one ** at most'
-        )
+        allowed = f'paths below the data folder, with {LONGEST} characters and one ** at most'
         demand(holds, key, allowed)
     holds = IMAGE.fullmatch(layout.image) is not None
     demand(holds, 'image', 'a path with {columns}, and * for folders before them')
@@ -222,8 +220,7 @@ def read_layout(
         Records in the order of the table. `path` and `file` are the image files, relative to the
         data folder. None if an optional split is absent, or if no row can be used.
     """
-    layout, root = open_layout(config.DATA.DATASET), Path(root)
-    images = open_images(root, on_fault, config.DATA.ALLOW_LINKS)
+    layout, root, images = open_layout(config.DATA.DATASET), Path(root), open_images(root, on_fault)
     own = split if split in layout.tables else ''
     is_there = {part: not name or any(root.glob(name)) for part, name in layout.tables.items()}
     if optional and not (split in layout.split_names and is_there[own]):
@@ -273,7 +270,6 @@ def read_layout(
         **_describe(layout, table),
         labels=values,
         label_names=tuple(labels),
-        links=images.links,
     )
     if optional and not images.exists(records.file[0]):
         return None
