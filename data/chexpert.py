@@ -61,7 +61,7 @@ def read_csv(
     """
     is_open = isinstance(data_path, ImageSource)
     images = data_path if is_open else open_images(data_path, on_fault)
-    root = images.path
+    root = images.folder
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
     if not any(root.glob('*.csv')):
         hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'

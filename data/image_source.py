@@ -21,6 +21,11 @@ class ImageSource(ABC):
     left_out: Mapping[str, str]
     links: str = ''
 
+    @property
+    def folder(self) -> Path:
+        """Folder of the tables."""
+        return self.path
+
     @abstractmethod
     def exists(self, file: str) -> bool:
         """Return whether an image file or a folder exists."""

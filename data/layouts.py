@@ -220,7 +220,8 @@ def read_layout(
         Records in the order of the table. `path` and `file` are the image files, relative to the
         data folder. None if an optional split is absent, or if no row can be used.
     """
-    layout, root, images = open_layout(config.DATA.DATASET), Path(root), open_images(root, on_fault)
+    layout, root = open_layout(config.DATA.DATASET), Path(root)
+    images = open_images(root, on_fault, config.DATA.ALLOW_LINKS)
     own = split if split in layout.tables else ''
     is_there = {part: not name or any(root.glob(name)) for part, name in layout.tables.items()}
     if optional and not (split in layout.split_names and is_there[own]):
@@ -270,6 +271,7 @@ def read_layout(
         **_describe(layout, table),
         labels=values,
         label_names=tuple(labels),
+        links=images.links,
     )
     if optional and not images.exists(records.file[0]):
         return None
@@ -555,7 +557,8 @@ def _locate(pattern: str, files: pd.Series, images: ImageSource, on_fault: OnFau
         if places.setdefault(name, file) != file:
             detail = f'{images.path}: {file} and {places[name]} have the same name'
             on_fault(Fault('image in two folders', detail, file=file))
-    return wanted.map(places).fillna(files)
+    found = [places.get(name, file) for name, file in zip(wanted, files, strict=True)]
+    return pd.Series(found, index=files.index, dtype=object)
 
 
 def _describe(layout: Layout, table: Table) -> dict[str, np.ndarray]:

@@ -170,7 +170,11 @@ class Store(ImageSource):
         self._checked = np.full(len(self.names), -1, np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (str(self.path / self.source),)
+        return open_store, (str(self.folder),)
+
+    @property
+    def folder(self) -> Path:
+        return self.path / self.source
 
     @property
     def files(self) -> list[str]:

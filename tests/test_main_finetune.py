@@ -325,7 +325,8 @@ def test_dropping_patches_is_refused_where_it_cannot_work(
 ) -> None:
     """A Swin, a ViT with relative positions, probes, and a ratio that leaves none of 16 patches."""
     config = default_config()
-    options = {'FINETUNE': {'MODE': mode}, section: {'MASK_RATIO': ratio}}
+    options = {'FINETUNE': {'MODE': mode}, 'EVAL': {}}
+    options[section]['MASK_RATIO'] = ratio
     config.merge_from_file(tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options))
     with pytest.raises(ValueError, match=rf'{section}\.MASK_RATIO'):
         check_config(config, 'finetune')
