@@ -51,6 +51,10 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
 PNG_PASSES += ((0, 1, 1, 2),)
 
+COMPRESSION, DEFLATE = 259, (8, 32946)  # tag of a TIFF, and its values with checksums
+TIFF_PIXEL_BYTES = 16  # at most, with the rows and columns of tiles beyond the image
+TIFF_PLACES = (273, 324), (279, 325)  # tags of the offsets of strips and tiles, and of their sizes
+
 PYDICOM = "pip install 'pydicom>=3.0'"
 DECODERS = (
     'pip install pyjpegls for JPEG-LS; pylibjpeg with pylibjpeg-openjpeg for HTJ2K, or with '
@@ -231,6 +235,11 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
         return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
     if image.format == 'PNG':
         _refuse_missing_rows(data, compressed)
+    image.load()  # has the better messages about damage
+    if image.format == 'JPEG' and image.mode in ('L', 'RGB'):
+        _refuse_damaged_jpeg(data)
+    elif image.format == 'TIFF' and image.tag_v2.get(COMPRESSION) in DEFLATE:
+        _refuse_damaged_strips(data, image)
     if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
         raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
     ImageOps.exif_transpose(image, in_place=True)
@@ -304,6 +313,29 @@ def _refuse_missing_rows(data: bytes, compressed: bytes) -> None:
     found = len(zlib.decompressobj().decompress(compressed, needed))
     if found < needed:
         raise ValueError(f'rows are missing: {found:,} bytes of pixels instead of {needed:,}')
+
+
+def _refuse_damaged_jpeg(data: bytes) -> None:
+    """Refuse a JPEG whose pixels break a rule of the format, of which libjpeg only warns.
+
+    Pillow ignores the warnings and invents the pixels; kornia-rs does not.
+    """
+    try:
+        if decode_image_jpegturbo is not None:
+            decode_image_jpegturbo(data, 'rgb')
+    except Exception:
+        raise ValueError('the compressed pixels are damaged') from None
+
+
+def _refuse_damaged_strips(data: bytes, image: Image.Image) -> None:
+    """Refuse a deflated TIFF whose pixels do not fit their checksums, which libtiff ignores."""
+    most = image.width * image.height * TIFF_PIXEL_BYTES
+    starts, sizes = ([n for tag in tags for n in image.tag_v2.get(tag, ())] for tags in TIFF_PLACES)
+    for start, size in zip(starts, sizes, strict=True):
+        inflater = zlib.decompressobj()
+        most -= len(inflater.decompress(data[start : start + size], most + 1))
+        if most < 0 or not inflater.eof:
+            raise ValueError('the deflated pixels are damaged')
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
@@ -412,7 +444,7 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
     """Decode the stored values; the bits above the stored bits are undefined."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder, pixel_array
-    from pydicom.uid import JPEGExtended12Bit, RLELossless
+    from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 
     syntax, plugin = dataset.file_meta.TransferSyntaxUID, ''
     try:
@@ -432,6 +464,8 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
             raise _DicomError('the compressed frame is truncated')
         if syntax != RLELossless and (fault := _fault_of_scans(frame)):
             raise _DicomError(fault)
+        if syntax == JPEGBaseline8Bit:
+            _refuse_damaged_jpeg(frame)
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
     pixels = pixel_array(dataset, index=0, **options)
     if pixels.shape[:2] != (dataset.Rows, dataset.Columns):

@@ -253,6 +253,13 @@ def test_files_that_are_cut_off_are_refused(path, share):
     refusal(write(path, RAMP, **options))
 
 
+def test_a_frame_without_its_last_pixels_is_refused(path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    frame, options = jpeg(pixels), {'syntax': 'JPEGBaseline8Bit'}
+    levels(write(path, pixels, **options, data=[frame]))
+    refusal(write(path, pixels, **options, data=[frame[:-1000] + images.JPEG_END]))
+
+
 def test_files_that_take_minutes_or_all_memory_are_refused(path, monkeypatch):
     monkeypatch.setattr(images, 'DEFLATED_BYTES', 2**16)
     syntax = 'DeflatedExplicitVRLittleEndian'

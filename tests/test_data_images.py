@@ -149,6 +149,32 @@ def test_damaged_files_are_read_or_refused_as_by_pillow(kind, monkeypatch):
     assert accepted > 1 if kind == 'JPEG' else accepted < 3  # PNG has checksums
 
 
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', ['grey', 'colour', 'rotated'])
+def test_jpegs_with_damage_of_which_libjpeg_warns_are_refused(kind):
+    image = GREY.convert('RGB') if kind == 'colour' else GREY
+    whole = encode(image, 'JPEG', **({'exif': quarter_turn()} if kind == 'rotated' else {}))
+    assert outcome(whole)[1]
+    pixels = whole.index(images.JPEG_SCAN) + 16
+    middle, end = (pixels + len(whole)) // 2, whole[-2:]
+    for damaged in (whole[:middle] + end, whole[:-2] + whole[pixels:middle] + end):
+        assert outcome(damaged) == ('ValueError', b'')
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('deep', [False, True])
+def test_deflated_tiffs_are_refused_if_their_checksum_differs(deep):
+    image = DEEP if deep else GREY
+    whole = encode(image, 'TIFF', compression='tiff_adobe_deflate')
+    plain = encode(image, 'TIFF')
+    assert outcome(whole) == outcome(plain)
+    with Image.open(BytesIO(whole)) as opened:
+        start, size = opened.tag_v2[273][0], opened.tag_v2[279][0]
+    for place in range(start, start + size, size // 40):
+        damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+        assert not outcome(damaged)[1]
+
+
 @pytest.mark.parametrize('damage', ['cut off', 'other kind', 'other contents'])
 def test_damage_after_the_pixels_of_a_png_does_not_hide_the_rotation(damage):
     whole = encode(GREY, 'PNG', exif=quarter_turn())
