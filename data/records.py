@@ -142,8 +142,8 @@ def add_studies(table: Table) -> None:
     good = parts['image'].str.len() > 1 if table.key == 'Path' else parts['image'] == ''
     image = '/IMAGE.jpg' if table.key == 'Path' else ''
     problem = f'is not of the form FOLDER/patient00001/study1{image}'
-    table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
     table.cells = table.cells.assign(study=parts['study'], patient=parts['patient'])
+    table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
 
 
 def existing_records(

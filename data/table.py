@@ -9,7 +9,6 @@ import csv
 import gzip
 import io
 import re
-import sys
 import warnings
 import zipfile
 import zlib
@@ -25,7 +24,7 @@ import pandas as pd
 KEYS = ('Path', 'Study')  # column that names the image or the study of a row
 IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
 NUMBER = re.compile(r'-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
-LARGEST = sys.float_info.max  # number that is not infinite
+LARGEST = float(np.finfo(np.float32).max)  # labels have 32 bits, and none may become infinite
 SHOWN = 100  # number of characters of a cell in a message
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error, csv.Error)  # what damaged files raise
 # A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
@@ -282,12 +281,15 @@ def _read_excel(file: Path) -> list[list[str]]:
             width = len(_trimmed(next(sheet.iter_rows(values_only=True), ())))
             width, limit = max(width, 1), min(MAX_ROWS, MAX_CELLS // max(width, 1))
             rows = sheet.iter_rows(max_col=width, values_only=True)
-            cells = [[_text(cell) for cell in row] for row in islice(rows, limit + 1)]
+            cells = [
+                [*map(_text, row)] if row.count(None) < len(row) else []
+                for row in islice(rows, limit + 1)
+            ]
     except Exception as error:  # a damaged file makes openpyxl raise almost anything
         raise ValueError(' '.join(f'{type(error).__name__}: {error}'.split())) from error
     if len(cells) > limit:
         raise ValueError(f'it has more than {limit:,} rows of {width:,} cells')
-    return [row + [''] * (width - len(row)) for row in cells]
+    return [row and row + [''] * (width - len(row)) for row in cells]
 
 
 def _trimmed(row: Sequence[Any]) -> Sequence[Any]:

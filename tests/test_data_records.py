@@ -488,6 +488,24 @@ def test_an_excel_file_reads_like_the_csv_file(
             group_columns(grouped, columns, demographics=file.name)
 
 
+def test_rows_of_zeros_in_an_excel_file_are_rows_and_empty_ones_are_not(tmp_path: Path) -> None:
+    rows = [[0, 0, 0], [None] * 3, [False, '', None], [None] * 3, ['x', None, 1.5]]
+    pd.DataFrame(rows, columns=['a', 'b', 'c']).to_excel(tmp_path / 'x.xlsx', index=False)
+    table = Table(tmp_path / 'x.xlsx')
+    assert table.cells.to_numpy().tolist() == [['0'] * 3, ['False', '', ''], ['x', '', '1.5']]
+    assert table.row.tolist() == [0, 2, 4]
+
+
+def test_a_table_without_a_usable_path_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / 'train.csv').write_text('Path,Sex\n1,Male\n0,Female\n')
+    faults = []
+    assert not len(read_csv(tmp_path, 'train.csv', labels=(), on_fault=faults.append))
+    assert [(fault.kind, fault.row) for fault in faults] == [
+        ('form of a path', 2),
+        ('form of a path', 3),
+    ]
+
+
 def test_columns_and_demographics_that_do_not_fit_are_refused(
     grouped: Records, tmp_path: Path
 ) -> None:

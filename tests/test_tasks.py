@@ -89,10 +89,11 @@ def test_numbers_may_be_negative_and_age_zero_is_unknown(tmp_path: Path) -> None
     assert task.columns == ('Index',)
     found = task.scored(read_csv(tmp_path, 'train.csv', labels=task.columns, cells=task.cells))
     np.testing.assert_array_equal(found, np.float32([[-1.5, 61], [NAN, NAN], [20, 20]]))
-    table['Index'] = ['high', '1', '2']
-    table.to_csv(tmp_path / 'train.csv', index=False)
-    with pytest.raises(ValueError, match="row 2.*'Index'.*high.*numbers"):
-        read_csv(tmp_path, 'train.csv', labels=task.columns, cells=task.cells)
+    for cell in ('high', '1e39', '-1e999'):  # a label has 32 bits
+        table['Index'] = [cell, '1', '3e38']
+        table.to_csv(tmp_path / 'train.csv', index=False)
+        with pytest.raises(ValueError, match=f"row 2.*'Index'.*{cell}.*numbers"):
+            read_csv(tmp_path, 'train.csv', labels=task.columns, cells=task.cells)
 
 
 @pytest.mark.parametrize(
