@@ -146,8 +146,9 @@ def open_layout(name: str) -> Layout:
     layout = Layout(file, **given)
     demand(layout.majority_vote in ('true', 'false'), 'majority_vote', 'true or false')
     for key, names in (('table', layout.tables), ('splits', layout.lists)):
-        holds = all(is_below(name) and len(name) <= LONGEST for name in names.values() if name)
-        demand(holds, key, f'paths below the data folder of at most {LONGEST} characters')
+        holds = all(_is_pattern(name) for name in names.values() if name)
+        allowed = f'paths below the data folder of at most {LONGEST} characters, with one ** at most'
+        demand(holds, key, allowed)
     holds = IMAGE.fullmatch(layout.image) is not None
     demand(holds, 'image', 'a path with {columns}, and * for folders before them')
     if not layout.table:
@@ -177,6 +178,11 @@ def _lists_of_cells(key: str, mapping: dict[str, Any]) -> dict[str, Any]:
     if key == 'where':
         return mapping
     return {name: cells for name, cells in mapping.items() if name not in NOT_CELLS}
+
+
+def _is_pattern(name: str) -> bool:
+    """Return whether files below a folder can be found by a pattern in little time."""
+    return is_below(name) and len(name) <= LONGEST and name.count('**') <= 1
 
 
 def _refuse_unknown(place: str, keys: Iterable[str], allowed: Sequence[str]) -> None:
@@ -322,9 +328,12 @@ def _table_of_paths(layout: Layout, images: ImageSource, on_fault: OnFault) -> T
 
     An image whose path does not have the form of the layout is a fault.
     """
-    texts, names = COLUMN.split(layout.image)[::2], COLUMN.findall(layout.image)
-    parts = [f'{re.escape(text)}([^/]+?)' for text in texts[:-1]] + [re.escape(texts[-1])]
-    form = re.compile(f'{"".join(parts)}{SUFFIX_PATTERN}?')
+    names = COLUMN.findall(layout.image)
+    start, *texts, end = map(re.escape, COLUMN.split(layout.image)[::2])
+    # A lookahead finds the first place of the text after a column and is never tried again; this
+    # finds the same as a plain pattern, which would take years for some names.
+    columns = (f'(?=(?P<c{i}>[^/]+?){text})(?P=c{i}){text}' for i, text in enumerate(texts))
+    form = re.compile(f'{start}{"".join(columns)}([^/]+?){end}{SUFFIX_PATTERN}?')
     files = images.below()
     found = {file: match for file in files if (match := form.fullmatch(file))}
     others = [file for file in files if file not in found]

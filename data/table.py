@@ -306,8 +306,9 @@ def _text(cell: Any) -> str:
 
 
 def find_file(root: Path, *patterns: str, hint: str) -> Path:
-    """Find the one file in a folder that matches one of the patterns."""
-    found = sorted(file for pattern in patterns for file in root.glob(pattern))
+    """Find the one regular file in a folder that matches one of the patterns."""
+    matches = (file for pattern in patterns for file in root.glob(pattern))
+    found = sorted(file for file in matches if file.is_file())
     if len(found) != 1:
         names = ', '.join(file.name for file in found) or 'none'
         wanted = ' or '.join(patterns)

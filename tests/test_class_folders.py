@@ -148,3 +148,16 @@ def test_a_run_learns_the_classes_of_folders(folders, tmp_path, few_cases_select
     record = json.loads((folder / 'run.json').read_text())
     assert [*record['data']['files']] == ['DATA.DATASET'], 'the layout'
     assert 'single_label' in config_text(config)
+
+
+def test_a_name_with_many_ways_to_be_divided_is_soon_divided_or_refused(tmp_path: Path) -> None:
+    text = "image: '{a}{b}-{c}-{d}-{e}-{f}-{g}-{h}-end'\nviews: frontal\nlabels: {column: a}"
+    config = config_of(tmp_path, text, LABELS=['x', '-'])
+    for name in ('xy----2---3-4-5-6-7', '-' * 200):
+        root, faults = tmp_path / name[:20], []
+        root.mkdir()
+        for end in ('-end', '-'):
+            (root / f'{name}{end}.png').touch()
+        records = read_layout(config, root, 'train', labels=['x', '-'], on_fault=faults.append)
+        assert records.file.tolist() == [f'{name}-end.png']
+        assert 'path of another form' in [fault.kind for fault in faults]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,6 +269,19 @@ def test_a_missing_label_or_split_names_what_there_is(tmp_path: Path) -> None:
         read(tmp_path, 'nih', 'train')
 
 
+@pytest.mark.parametrize('kind', ['pipe', 'device'])
+def test_a_list_that_is_no_regular_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    file = nih(tmp_path) / 'train_val_list.txt'
+    file.unlink()
+    if kind == 'pipe':
+        os.mkfifo(file)
+        os.close(os.open(file, os.O_RDWR | os.O_NONBLOCK))
+    else:
+        file.symlink_to('/dev/zero')
+    with pytest.raises(ValueError, match=r'train_val_list\.txt'):
+        read(tmp_path, 'nih', 'train')
+
+
 @pytest.mark.parametrize(
     ('old', 'new', 'key'),
     [
@@ -296,6 +310,7 @@ def test_a_missing_label_or_split_names_what_there_is(tmp_path: Path) -> None:
         ('lateral: [lat]', 'lateral: {lat: a}', 'views'),
         ('table: export.csv', 'table: ../other/export.csv', 'table'),
         ('table: export.csv', 'table: /etc/hostname', 'table'),
+        ('table: export.csv', "table: '**/**/**/export.csv'", 'table'),
         ('{column: part, train: [a, b], valid: c, test: d}', '{train: a/../../b.txt}', 'splits'),
         ('patient: who', 'patient: &a who\nstudy: *a', 'quotes'),
     ],
