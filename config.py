@@ -894,9 +894,27 @@ GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Classes in the checkpoints of SimMIM and MAE that the safe loader must accept.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
-# libyaml reads a config about ten times as fast as the loader in Python.
-YAML_LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 YAML_LENGTH, YAML_DEPTH = 250_000, 20  # largest file in characters, and deepest nesting
+
+
+class _UniqueKeys:
+    """Refuses a key that a mapping of YAML has twice; PyYAML alone drops the first value."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value) for key, _ in node.value]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f'line {node.start_mark.line + 1}: {twice!r} occurs twice')
+        return super().construct_mapping(node, deep)
+
+
+# libyaml reads a config about ten times as fast as the loader in Python.
+class YamlLoader(_UniqueKeys, getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
+    """Reads YAML as plain values."""
+
+
+class _TextLoader(_UniqueKeys, yaml.BaseLoader):
+    """Reads the values of YAML as text."""
 
 
 def default_config() -> Config:
@@ -1281,10 +1299,10 @@ def load_yaml(text: str, *, as_text: bool = False) -> Any:
         as_text: Whether to leave all values as text, so that `yes` and `1.0` stay as written.
 
     Raises:
-        ValueError: If the text is not YAML, is too long or too deep, or contains aliases or Python
-            objects.
+        ValueError: If the text is not YAML, is too long or too deep, or contains aliases, Python
+            objects or a key that occurs twice in a mapping.
     """
-    loader, depth = yaml.BaseLoader if as_text else YAML_LOADER, 0
+    loader, depth = _TextLoader if as_text else YamlLoader, 0
     if len(text) > YAML_LENGTH:
         raise ValueError(f'{len(text):,} characters of YAML; {YAML_LENGTH:,} are allowed')
     try:

@@ -454,6 +454,8 @@ def copy_store(
 
 def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
     """Copy a file and check its size and CRC-32; the target is never incomplete."""
+    if problem := _file_problem(source, size, None):  # opening a pipe would wait for ever
+        raise ValueError(problem)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(source, 'rb') as reader, atomic_writer(target) as writer:

@@ -86,7 +86,7 @@ def _read_processor(path: str) -> dict[str, Any]:
         return {}
     try:
         processor = json.loads(file.read_text('utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{file} is not valid JSON ({error})') from error
     if not isinstance(processor, dict):
         raise ValueError(f'{file} must contain an object, got {type(processor).__name__}')
@@ -130,7 +130,10 @@ def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statist
     config = default_config()
     config.MODEL.IN_CHANS = channels or config.MODEL.IN_CHANS
     config.DATA.MEAN, config.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])
-    return Statistics(*pixel_statistics(config))
+    stats = Statistics(*pixel_statistics(config))
+    if not all(map(_is_number, stats.mean + stats.std)) or min(stats.std) <= 0:
+        raise ValueError(f'the weights were trained with an impossible normalisation: {stats!s:.200}')
+    return stats
 
 
 def _neutral(stats: Statistics) -> Statistics:

@@ -22,8 +22,8 @@ import data.sources  # noqa: F401 (registers the checks of data sets and labels)
 from config import (
     FREE_OPTIONS,
     VIEWS,
-    YAML_LOADER,
     Config,
+    YamlLoader,
     build_parser,
     config_text,
     default_config,
@@ -296,13 +296,10 @@ def _selected(section: Any, chosen: Any, where: str) -> dict[str, dict]:
     return found
 
 
-class _NamesAsWritten(YAML_LOADER):
+class _NamesAsWritten(YamlLoader):
     """Reads names as text, because plain YAML reads 1000_0.25 as 10000.25 and no as False."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
-        names = [key.value for key, _ in node.value]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f'{twice[0]!r} occurs twice')
         for key, value in node.value:
             if key.value != '<<':
                 key.tag = self.DEFAULT_SCALAR_TAG

@@ -25,6 +25,7 @@ from config import (
     default_config,
     flat_options,
     get_config,
+    load_yaml,
     selecting_split,
     value_at,
 )
@@ -387,6 +388,14 @@ def test_saved_options_are_read_without_keys_that_no_longer_exist() -> None:
     assert (config.SEED, config.DATA.UNCERTAIN_BY_LABEL) == (7, {'Edema': 'zeros'})
     with pytest.raises(ValueError):
         config_from_text('7')
+
+
+@pytest.mark.parametrize('as_text', [False, True])
+@pytest.mark.parametrize('text', ['a: 1\nb: 2\na: 1\n', 'DATA:\n  X: {k: 1, l: [2], k: 3}\n'])
+def test_a_key_that_occurs_twice_in_yaml_is_refused(text: str, as_text: bool) -> None:
+    with pytest.raises(ValueError, match="line.*'[ak]'"):
+        load_yaml(text, as_text=as_text)
+    assert load_yaml('a: {k: 1}\nb: {k: 1}\n', as_text=as_text).keys() == {'a', 'b'}
 
 
 def test_yaml_that_fills_the_memory_is_refused() -> None:

@@ -270,7 +270,19 @@ def test_a_processor_that_does_not_fit_the_weights_raises_an_error(tmp_path) -> 
     )
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / 'model.safetensors')
     grey = json.dumps({'image_mean': [0.5], 'image_std': [0.5]})
-    for text in (grey, '{'):
+    for text in (grey, '{', '[' * 100_000):
         (tmp_path / 'preprocessor_config.json').write_text(text)
         with pytest.raises(ValueError, match='preprocessor_config.json'):
             started(make_config('vit', 3, **PLAIN), tmp_path / 'model.safetensors')
+
+
+@pytest.mark.parametrize('std', [[0.2, 0.0, 0.2], [0.2, -0.2, 0.2]])
+def test_channels_are_not_folded_by_an_impossible_deviation(std: list, tmp_path: Path) -> None:
+    state = to_huggingface(
+        make_model(make_config('vit', 3, **PLAIN), is_pretrain=False).state_dict()
+    )
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / 'model.safetensors')
+    processor = json.dumps({'image_mean': [0.5] * 3, 'image_std': std})
+    (tmp_path / 'preprocessor_config.json').write_text(processor)
+    with pytest.raises(ValueError, match='normalisation'):
+        started(make_config('vit', 1, **PLAIN), tmp_path / 'model.safetensors')

@@ -494,5 +494,6 @@ def test_a_pipe_in_a_store_is_not_waited_for(store: Path, tmp_path: Path) -> Non
     os.mkfifo(file)
     about['files'][file.name] = [0, 0]
     write_json(foreign / 'store.json', about)
-    with pytest.raises(ValueError, match='train.csv'):
-        open_store(foreign)
+    for use in (open_store, lambda path: copy_store(path, tmp_path / 'copy')):
+        with pytest.raises(ValueError, match='train.csv'):
+            use(foreign)

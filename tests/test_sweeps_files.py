@@ -193,7 +193,7 @@ def test_names_are_taken_as_written(tmp_path: Path) -> None:
     sweep = load_sweep(file_with_rows(tmp_path, rows))
     names = [(row.name, row.against) for row in sweep.rows]
     assert names == [('1000_0.25', ()), ('no', ('0.30', '1.0')), ('0.30', ()), ('1.0', ('0.30',))]
-    with pytest.raises(ValueError, match=r"mine\.yaml: 'a' occurs twice"):
+    with pytest.raises(ValueError, match=r"mine\.yaml: line 9: 'a' occurs twice"):
         load_sweep(file_with_rows(tmp_path, '  a: {}\n  a: {}\n'))
 
 
