@@ -113,6 +113,8 @@ def locked(path: str | Path, *, wait: bool) -> Iterator[bool]:
     path, has_locks = Path(path), True
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'ab') as file:  # closing the file releases the lock
+        # Workers outlive a killed process by seconds and must not hold its lock.
+        os.register_at_fork(after_in_child=file.close)
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
 from packed_data import make_data, packed
@@ -9,7 +10,7 @@ from packed_data import make_data, packed
 from config import default_config
 from data.reading import log_store
 from system import files
-from system.files import atomic_writer, file_system, replace_file, replace_files
+from system.files import atomic_writer, file_system, locked, replace_file, replace_files
 
 
 @pytest.mark.parametrize('last', ['a', 'z'])
@@ -70,3 +71,22 @@ def test_a_store_on_a_network_drive_gives_a_warning_unless_it_is_copied(mounts, 
         found = [text for text in caplog.messages if 'DATA.CACHE_DIR' in text]
         assert len(found) == warns
         assert all(str(far) in text for text in found)
+
+
+def test_a_forked_worker_does_not_keep_the_lock_of_a_process_that_died(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with locked(tmp_path / 'run.lock', wait=False):
+        if not (worker := os.fork()):
+            os.close(writer)
+            os.read(reader, 1)  # until the parent closes its end
+            os._exit(0)
+        with pytest.raises(ValueError, match='another process'):
+            with locked(tmp_path / 'run.lock', wait=False):
+                pass
+    try:
+        with locked(tmp_path / 'run.lock', wait=False) as has_locks:
+            assert has_locks
+    finally:
+        os.close(writer)
+        os.waitpid(worker, 0)
+        os.close(reader)
