@@ -147,7 +147,7 @@ def open_layout(name: str) -> Layout:
     demand(layout.majority_vote in ('true', 'false'), 'majority_vote', 'true or false')
     for key, names in (('table', layout.tables), ('splits', layout.lists)):
         holds = all(_is_pattern(name) for name in names.values() if name)
-        allowed = f'paths below the data folder of at most {LONGEST} characters, with one ** at most'
+        allowed = f'paths below the data folder, with {LONGEST} characters and one ** at most'
         demand(holds, key, allowed)
     holds = IMAGE.fullmatch(layout.image) is not None
     demand(holds, 'image', 'a path with {columns}, and * for folders before them')

@@ -13,8 +13,10 @@ from data.labels import LABELS
 from data.names import row_names
 from data.records import Records, add_studies, records_of, select_views
 from data.table import KEYS, LARGEST, Table
-from data.tasks import FINDINGS, NUMBERS, TASKS, make_task
+from data.tasks import CLASSES, FINDINGS, NUMBERS, TASKS, make_task
 from system.files import replace_files
+
+SUM_ERROR = 0.01  # of the probabilities of all classes, which may be rounded to few digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,8 @@ def read_predictions(
 
     Raises:
         ValueError: If a name occurs twice (see `normalise_name`), if a cell is not a number from 0
-            to 1, or if the file has no such columns.
+            to 1, if the probabilities of all classes do not add up to 1, or if the file has no such
+            columns.
     """
     table = Table(path)
     source = table.file.with_suffix('.json')
@@ -117,6 +120,10 @@ def read_predictions(
     if kind == NUMBERS:
         options = {'least': -LARGEST, 'can_be_empty': allow_empty}
     columns = [table.numbers(label, 'value of a prediction', **options) for label in labels]
+    if kind == CLASSES and len(labels) == len(known):
+        away = np.abs(np.sum(columns, axis=0) - 1)
+        problem = f'has probabilities of {", ".join(labels)} whose sum is not 1'
+        table.check(table.key, ~(away > SUM_ERROR), 'value of a prediction', problem)
     return Predictions(
         file=table.file,
         key=table.key,

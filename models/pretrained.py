@@ -132,7 +132,9 @@ def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statist
     config.DATA.MEAN, config.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])
     stats = Statistics(*pixel_statistics(config))
     if not all(map(_is_number, stats.mean + stats.std)) or min(stats.std) <= 0:
-        raise ValueError(f'the weights were trained with an impossible normalisation: {stats!s:.200}')
+        raise ValueError(
+            f'the weights were trained with an impossible normalisation: {stats!s:.200}'
+        )
     return stats
 
 

@@ -80,6 +80,20 @@ def test_a_bad_file_is_refused_by_row_and_column(text, parts, tmp_path):
         assert part in str(error.value)
 
 
+def test_probabilities_of_classes_add_up_to_one(tmp_path):
+    file = tmp_path / 'p.csv'
+    for cells, is_good in (('0.333,0.333,0.333', True), ('0.4,0.4,0.4', False), ('0,0,0', False)):
+        file.write_text(f'Path,a,b,c\n{image(1)},1,0,0\n{image(2)},{cells}\n')
+        options = {'task': 'single_label', 'labels': ('a', 'b', 'c')}
+        if is_good:
+            read_predictions(file, **options)
+        else:
+            with pytest.raises(ValueError, match='p.csv, row 3.*a, b, c'):
+                read_predictions(file, **options)
+        read_predictions(file, task='single_label', labels=('a', 'b', 'c', 'd'))  # without d
+        read_predictions(file, labels=('a', 'b', 'c'))  # findings
+
+
 def test_a_damaged_description_of_predictions_is_named(tmp_path):
     file = csv_of(tmp_path / 'p.csv', {'Path': [image(1)], 'Edema': [0.5]})
     for text in ('{"task": ', '[]', '{"labels": [{"id": 1}]}', '{"labels": "My label"}'):
