@@ -573,7 +573,7 @@ def _reason(error: Exception) -> str:
             'and plain values are loaded.'
         )
     # PyTorch's own messages advise to switch off the safe loader.
-    detail = f' ({error})'
+    detail = f' ({error!s:.300})'  # it may quote any name in the file
     if isinstance(error, pickle.UnpicklingError):
         detail = ''
     elif 'weights_only' in detail:

@@ -90,7 +90,7 @@ def test_probabilities_of_classes_add_up_to_one(tmp_path):
         else:
             with pytest.raises(ValueError, match='p.csv, row 3.*a, b, c'):
                 read_predictions(file, **options)
-        read_predictions(file, task='single_label', labels=('a', 'b'))  # not all classes
+        read_predictions(file, task='single_label', labels=('a', 'b', 'c', 'd'))  # without d
         read_predictions(file, labels=('a', 'b', 'c'))  # findings
 
 

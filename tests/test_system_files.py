@@ -74,12 +74,14 @@ def test_a_store_on_a_network_drive_gives_a_warning_unless_it_is_copied(mounts, 
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_a_process_that_died(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
+    (reader, writer), (ready, started) = os.pipe(), os.pipe()
     with locked(tmp_path / 'run.lock', wait=False):
         if not (worker := os.fork()):
             os.close(writer)
+            os.write(started, b'.')
             os.read(reader, 1)  # until the parent closes its end
             os._exit(0)
+        os.read(ready, 1)
         with pytest.raises(ValueError, match='another process'):
             with locked(tmp_path / 'run.lock', wait=False):
                 pass
@@ -89,4 +91,5 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_process_that_died(tmp_path:
     finally:
         os.close(writer)
         os.waitpid(worker, 0)
-        os.close(reader)
+        for end in (reader, ready, started):
+            os.close(end)

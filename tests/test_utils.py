@@ -1,6 +1,7 @@
 """Checkpoints: atomic writes, checksums, the safe loader, which file a run resumes from."""
 
 import contextlib
+import json
 import logging
 import os
 import pickle
@@ -459,3 +460,12 @@ def test_entries_that_are_no_weights_are_refused_in_one_line(change, tmp_path):
         load_model_state(model, read_checkpoint(path)['model'], str(path), LOGGER)
     assert '\n' not in str(caught.value)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_message_about_a_damaged_file_does_not_quote_a_whole_name(tmp_path):
+    header = json.dumps({'x' * 100_000: {'dtype': 'F32', 'shape': [1], 'data_offsets': [4, 8]}})
+    path = tmp_path / 'c.safetensors'
+    path.write_bytes(len(header).to_bytes(8, 'little') + header.encode() + bytes(8))
+    with pytest.raises(ValueError, match=path.name) as caught:
+        read_checkpoint(path)
+    assert len(str(caught.value)) < 1000
