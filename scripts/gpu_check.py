@@ -40,6 +40,7 @@ from data.phantom import make_phantom
 from engine.run_record import ROOT, code_version, environment
 from logger import read_metrics
 from scripts import benchmark
+from system.device import describe_precision, local_device
 from system.files import replace_file
 
 ON_GPU = torch.cuda.is_available()
@@ -124,7 +125,7 @@ def run_steps(folder: Path, name: str, batch_size: int) -> dict:
     if (name, batch_size) == ('swin', 128):
         config = benchmark.training_config(args, [])
         cases['transformers'] = benchmark.published_steps(config, 'simmim', 1, HuggingFaceSwin)
-    return measure(cases)
+    return measure(cases, benchmark.training_config(args, []))
 
 
 def run_variants(folder: Path, name: str) -> dict:
@@ -139,11 +140,11 @@ def run_variants(folder: Path, name: str) -> dict:
         for attention in ('eager', 'sdpa'):
             config = benchmark.training_config(args, ['MODEL.ATTENTION', attention])
             cases[attention] = benchmark.our_steps(config, args.stage, args.steps)
-    return measure(cases)
+    return measure(cases, benchmark.training_config(args, []))
 
 
-def measure(cases: dict[str, benchmark.Case]) -> dict:
-    """Measure the cases in turns, and say what the steps of 'ours' computed with."""
+def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
+    """Measure the cases in turns, and say with what the steps of 'ours' computed."""
     with recorded(benchmark.LOGGER) as lines:
         rows = benchmark.measure(cases, repeats=5 if ON_GPU else 1)
     found = {'rows': rows, 'waits_for_gpu': waits_for_gpu(cases['ours'])}
@@ -152,16 +153,15 @@ def measure(cases: dict[str, benchmark.Case]) -> dict:
         key: sorted({name for name, _ in each if 'scaled_dot_product' in name}) or ['eager']
         for key, each in operators.items()
     }
-    found['values'] = {
-        'attention': attention,
-        'compiled': any(' was compiled ' in x for x in lines),
-    }
+    compiled = any(' was compiled ' in line for line in lines)
+    precision = describe_precision(config, local_device())
+    found['values'] = {'attention': attention, 'compiled': compiled, 'precision': precision}
     return found | {'log': lines, 'kernels': {key: each[:12] for key, each in operators.items()}}
 
 
 @contextlib.contextmanager
 def recorded(logger: logging.Logger) -> Iterator[list[str]]:
-    """Collect the messages of a logger: the precision and whether the model was compiled."""
+    """Collect the messages of a logger, such as whether the model was compiled."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())

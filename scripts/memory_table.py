@@ -1,6 +1,6 @@
 """Compute the GPU memory of training steps and the largest batch for cards of several sizes.
 
-python scripts/memory_table.py [--cfg FILE ...] [--cards 16 24 40 80] [--opts KEY VALUE ...]
+python scripts/memory_table.py [--cfg CFG] [--cards 16 24 40 80] [--opts KEY VALUE]
 
 Nothing is measured on a GPU. The fixed part is computed from the sizes of the weights, gradients
 and moments of the optimizer. The rest is counted: the forward pass and loss of 2 and of 4 random
@@ -171,11 +171,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    root = Path(__file__).resolve().parents[1] / 'configs'
-    files = [root / f'{name}.yaml' for name in CONFIGS]
     add = parser.add_argument
-    add('--cfg', nargs='+', type=Path, default=files, metavar='FILE', help='YAML files of runs '
-        '(default: one of each encoder and stage)')  # fmt: skip
+    add('--cfg', metavar='FILE', help='YAML file of a run (default: one of each encoder and stage)')
     add('--cards', nargs='+', type=float, default=[16, 24, 40, 80], metavar='GB',
         help='memory of the cards (default: 16 24 40 80)')  # fmt: skip
     add('--opts', default=[], nargs='+', action='extend', metavar='KEY VALUE', help='options')
@@ -184,7 +181,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def rows_of(args: argparse.Namespace) -> Iterator[list[str]]:
     """Yield a row of the table for each file."""
-    for path in tqdm(args.cfg, unit='config', disable=None):
+    root = Path(__file__).resolve().parents[1] / 'configs'
+    files = [Path(args.cfg)] if args.cfg else [root / f'{name}.yaml' for name in CONFIGS]
+    for path in tqdm(files, unit='config', disable=None):
         kind, name, *_ = [*path.stem.split('__'), '']
         if kind not in STAGES:
             raise ValueError(f'--cfg {path}: the name must begin with one of {[*STAGES]}')

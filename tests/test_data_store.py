@@ -405,7 +405,7 @@ def test_a_store_that_names_files_outside_its_folder_is_refused(
 
 
 WRONG = [None, [], {}, 'x', 1.5, True, [1], [[1]], {'x': [1]}, [['a', 'b', 'c']]]
-HAVE_DEFAULTS = ('square', 'keep_16bit', 'shard_bytes', 'image_suffix', 'preprocess')
+HAVE_DEFAULTS = ('square', 'keep_16bit', 'shard_bytes', 'image_suffix', 'preprocess', 'lung_masks')
 
 
 def changed(content: dict) -> Iterator[tuple[str, dict]]:

@@ -122,4 +122,4 @@ def test_a_row_has_a_column_for_each_card(tmp_path) -> None:
     assert row[:2] == ['mine, 32 px', 'simmim']
     assert len(row) == 7
     with pytest.raises(ValueError, match='--cfg'):
-        next(rows_of(argparse.Namespace(**vars(args) | {'cfg': [tmp_path / 'other.yaml']})))
+        next(rows_of(argparse.Namespace(**vars(args) | {'cfg': 'other.yaml'})))
