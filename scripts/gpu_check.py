@@ -154,7 +154,7 @@ def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
         for key, each in operators.items()
     }
     compiled = any(' was compiled ' in line for line in lines)
-    precision = describe_precision(config, local_device())
+    precision = describe_precision(config, local_device()).removeprefix('precision ')
     found['values'] = {'attention': attention, 'compiled': compiled, 'precision': precision}
     return found | {'log': lines, 'kernels': {key: each[:12] for key, each in operators.items()}}
 
