@@ -4,15 +4,15 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from system.tool import Paragraphs
+
 TABLES = ('.csv', '.parquet')  # formats with a column for each feature
 SUFFIXES = ('.npz', *TABLES)
 
 
 def parse_args(arguments: list[str] | None = None, *, about: str = '') -> argparse.Namespace:
     """Parse the flags; `about` is what --help says about the script."""
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=about, formatter_class=Paragraphs)
     add = parser.add_argument
     place = "folder of images, packed store, or CSV file in CheXpert's layout"
     add('data', metavar='DATA', help=place)

@@ -56,7 +56,7 @@ from optimizer import build_optimizer
 from sweeps.comparison import t_interval
 from system.device import local_device, synchronized_time, to_device
 from system.files import replace_file
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 LOGGER = logging.getLogger('benchmark')
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -89,9 +89,7 @@ class PublishedDataset(Dataset):
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     commands = parser.add_subparsers(dest='command', required=True)
     add = commands.add_parser('input', help='images per second of each input pipeline').add_argument
     add('--data-path', required=True, metavar='DIR', help='folder with train.csv and images')

@@ -22,13 +22,11 @@ from data.datasets import DATASETS
 from data.reading import detect_dataset, may_be_absent
 from data.sources import source_configs
 from system.files import replace_file
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('--data-path', required=True, metavar='DIR', help='folder of the data set, or a store')
     findings = 'list of the findings (problems.csv)'

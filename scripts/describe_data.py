@@ -14,15 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config, check_config, default_config, put
 from data.describe import build_description, format_description, plot_images, save_description
 from data.reading import detect_dataset
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 MOST_EXAMPLES = 16
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('--data-path', required=True, metavar='DIR', help='folder of the data set, or a store')
     add('--output', required=True, metavar='FOLDER', help='folder for tables and figures')

@@ -60,16 +60,14 @@ from evaluation.report import (
     scores_table,
     write_report,
 )
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 # Possible values of `fit_held_out`.
 LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add, default = parser.add_argument, default_config()
 
     def choice(flag: str, key: str, value: str, text: str) -> None:

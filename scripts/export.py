@@ -18,13 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.export import FORMATS, export, load_source
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('checkpoint', metavar='CHECKPOINT', help='checkpoint of any main script')
     add('--to', required=True, choices=FORMATS, help='format of the export')

@@ -62,7 +62,7 @@ from sweeps.tables import (
     write_table,
 )
 from system.files import replace_file
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
@@ -72,9 +72,7 @@ MEAN = 'mean'  # score: mean over the labels with enough cases
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     commands = parser.add_subparsers(dest='command', required=True)
     for name, function in (('join', join), ('table', table)):
         command = commands.add_parser(name)

@@ -13,13 +13,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.phantom import LAYOUTS, contact_sheet, make_phantom
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     number = {'type': int, 'metavar': 'N'}
     add('--output', required=True, metavar='DIR', help='new or empty folder')

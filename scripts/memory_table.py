@@ -31,7 +31,7 @@ from models import encoder
 from optimizer import optimizer_kind
 from scripts.benchmark import build_task, random_batch
 from system.device import autocast
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 CONFIGS = (
     'swin_tiny__chexpert_100ep/simmim_pretrain__swin_tiny__img192_window6__chexpert_100ep',
@@ -168,9 +168,7 @@ def _address(tensor: torch.Tensor) -> int:
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('--cfg', metavar='FILE', help='YAML file of a run (default: one of each encoder and stage)')
     add('--cards', nargs='+', type=float, default=[16, 24, 40, 80], metavar='GB',

@@ -21,15 +21,13 @@ from data.packing import Settings, Source, join_sources, pack, read_source
 from data.preprocess import LUNG_STEPS, PREPROCESS
 from data.sources import source_configs
 from data.store import BAD_FILE, verify
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('--data-path', metavar='DIR', help='folder of the data set')
     add('--sources', metavar='FILE', help='YAML file with DATA.SOURCES to pack')

@@ -43,6 +43,7 @@ from evaluation.saliency import (
 from models.outputs import OUTPUTS
 from system.device import local_device, named_device
 from system.files import LOADER_FILES, allow_open_files
+from system.tool import Paragraphs
 from utils import read_checkpoint, trained_config
 
 MOST_IMAGES = 128  # maximum default batch size
@@ -62,9 +63,7 @@ class ImageLoader(DataLoader):
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders are searched recursively')
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')

@@ -17,13 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.pseudo_labels import KEEP
 from sweeps.pseudo_labels import TABLE, Rounds
-from system.tool import tool
+from system.tool import Paragraphs, tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('--cfg', required=True, metavar='FILE', help='YAML file of fine-tuning')
     add('--data-path', required=True, metavar='DIR', help='root folder of the data')

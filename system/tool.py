@@ -1,11 +1,22 @@
 """Command-line tools: a mistake of the user becomes one line and an exit code."""
 
 import sys
-from argparse import Namespace
+from argparse import HelpFormatter, Namespace
 from collections.abc import Callable
 from functools import wraps
+from textwrap import fill
 
 EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+
+
+class Paragraphs(HelpFormatter):
+    """Wraps the paragraphs of a description, except those that begin with a command or a flag."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return '\n\n'.join(
+            part if part.startswith(('python ', '--')) else fill(part, width)
+            for part in text.strip().split('\n\n')
+        )
 
 
 def tool(main: Callable[[Namespace], int | None]) -> Callable[[Namespace], int]:

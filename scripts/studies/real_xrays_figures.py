@@ -21,6 +21,7 @@ from logger import read_metrics
 from sweeps.plots import COLOURS, MARKERS, add_note, drawing
 from sweeps.tables import NOT_FOR_CLINICAL_USE
 from system.files import replace_file
+from system.tool import Paragraphs
 
 SHARES = ('0.1', '0.5', '1')
 MODES = {'': 'Fine-tuning', 'linear_': 'Linear probe', 'knn_': 'k-NN'}
@@ -148,9 +149,7 @@ def draw_epochs(path: Path, scores: pd.DataFrame, runs: pd.DataFrame, score: str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     parser.add_argument('--output', type=Path, help='root folder of the runs to add')
     parser.add_argument('--results', type=Path, required=True, help='folder of the results')
     args = parser.parse_args()
