@@ -126,7 +126,9 @@ def save_collected(collected: Collected, folder: str | Path) -> Path:
     """Write the results of a sweep to `<sweep>.json`, for later tables and figures."""
     path = Path(folder) / f'{collected["sweep"]}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(collected, indent=1, ensure_ascii=False) + '\n').encode())
+    replace_file(
+        path, (json.dumps(collected, ensure_ascii=False, separators=(',', ':')) + '\n').encode()
+    )
     return path
 
 

@@ -312,8 +312,8 @@ def _selection_notes(collected: Collected) -> Iterator[str]:
 
 
 def _has_selection(collected: Collected) -> bool:
-    """Return whether the runs have epochs. Older files of results do not say so."""
-    return any(figures.get('epochs') for figures in _all_scores(collected))
+    """Return whether a score chose the epoch of a run. Older files of results do not say so."""
+    return any(figures.get('selected_epoch') is not None for figures in _all_scores(collected))
 
 
 def _has_l1(collected: Collected) -> bool:
@@ -422,8 +422,9 @@ def _row_cells(
         l1 = _with_sd(pretrain_figure(row, 'l1'), '.2f')
         l1 = l1 if row['pretraining'] == 'simmim' else 'none'
         yield 'held-out L1 (grey levels)', f'{l1} *' if row['l1_caveat'] else l1
-    if _has_selection(collected):
+    if any(figures.get('epochs') for figures in _all_scores(collected)):
         yield 'checkpoint', _checkpoint(row)
+    if _has_selection(collected):
         yield 'held-out score', _with_sd(_held_out(row), '.3f')
     for score in scores:
         title = score_title(collected, score)
