@@ -23,6 +23,7 @@ from models.convert import Statistics, convert
 from sweeps.files import (
     ROOT,
     batch_counts,
+    comparable_rows,
     expected_config,
     load_sweep,
     only_rows,
@@ -419,6 +420,21 @@ def test_a_bad_methods_file_is_refused(changes: dict, key: str, tmp_path: Path) 
     with pytest.raises(ValueError, match=r'mine\.yaml') as caught:
         load_sweep(methods_file(tmp_path, **changes))
     assert key in str(caught.value)
+
+
+COMPARED = [*SWEEPS.values(), *METHODS.values()]
+COMPARED += [load_sweep(path, scale) for path, scale in STUDIES]
+
+
+@pytest.mark.parametrize('sweep', COMPARED, ids=lambda sweep: sweep.name)
+def test_every_pretrained_row_is_compared_with_another_one(sweep) -> None:
+    """A row that another row names in `against` loses the comparison with the reference."""
+    reference = sweep.reference.method or sweep.reference.name
+    assert not [
+        row.name
+        for row in sweep.rows
+        if row.pretraining and not comparable_rows(row) and (row.method or row.name) != reference
+    ]
 
 
 PAIRS = {
