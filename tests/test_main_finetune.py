@@ -301,6 +301,23 @@ def test_scoring_drops_the_same_patches_in_every_batch_and_run(
         np.testing.assert_allclose(trained[place], wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_two_processes_drop_the_same_patches_in_scoring_as_one(
+    phantom: Path, tmp_path: Path
+) -> None:
+    options = {'TRAIN': {'EPOCHS': 1}, 'EVAL': {'MASK_RATIO': 0.5, 'SELECT_ON': 'last'}}
+    model = {key: value for key, value in MAE.items() if key != 'PRETRAIN'}
+    folder = finished_run('finetune', phantom, tmp_path, model=model, **options)
+    argv = [*arguments(tmp_path / 'finetune.yaml', phantom, tmp_path), '--eval']
+    done = torchrun('finetune', argv, processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (
+        read_predictions(folder / f'predictions_test{name}.csv').probabilities
+        for name in ('', '_eval')
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
 @pytest.mark.parametrize('ratio, kept', [(0.25, 147), (0.5, 98), (0.75, 49)])
 def test_each_image_keeps_patches_of_its_own(ratio: float, kept: int) -> None:
     places = draw_kept(torch.empty(3, 1, 224, 224), 196, ratio)
