@@ -177,6 +177,9 @@ def test_an_unknown_key_is_an_error_that_suggests_a_similar_key(tmp_path, cfg) -
         load(written)
     with pytest.raises(ValueError, match='IMG_SIZE .*--opts.*DATA.IMG_SIZE'):
         load(cfg, '--opts', 'IMG_SIZE', '192')
+    with pytest.raises(ValueError, match='did you mean') as caught:
+        load(cfg, '--opts', 'SAVE_EVERY_STEPS', '3')
+    assert str(caught.value).count('TRAIN.SAVE_EVERY_STEPS') == 1
     with pytest.raises(ValueError, match='--opts.*SEED'):
         load(cfg, '--opts', 'TAG', 'x', 'SEED')
 
