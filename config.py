@@ -1072,13 +1072,7 @@ def mask_units(config: CfgNode) -> tuple[int, int]:
     """Return the number of mask units of an image and the number of hidden ones."""
     data = config.DATA
     units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
-    return units, num_hidden(units, data.MASK_RATIO, data.MASK_TYPE)
-
-
-def num_hidden(units: int, mask_ratio: float, mask_type: str) -> int:
-    """Return the number of hidden mask units. The attribute `ratio` of a mask type comes first."""
-    draw = REGISTRIES.get('DATA.MASK_TYPE', {}).get(mask_type)
-    return math.ceil(units * getattr(draw, 'ratio', mask_ratio))
+    return units, math.ceil(units * data.MASK_RATIO)
 
 
 # Checks ------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Scheduler:
         for group in self.optimizer.param_groups if self.momentum else ():
             if 'betas' in group:
                 group['betas'] = (self.momentum(step), *group['betas'][1:])
-            else:
+            if 'momentum' in group:  # Muon has both
                 group['momentum'] = self.momentum(step)
 
 

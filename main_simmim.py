@@ -100,12 +100,12 @@ class HeldOutReconstruction:
         for batch in self.loaders['holdout']:
             images, masks = to_device(batch[:2], run.device)
             with autocast(run.config, run.device):
-                losses.append(float(model(images, masks)))
+                losses.append(float(model(images, masks)) * len(images))
                 rows.append(model.held_out_features(images).float().cpu())
         gathered = distributed.gather((losses, torch.cat(rows)))
-        losses = sum((each for each, _ in gathered), [])
         z = torch.cat([each for _, each in gathered])
-        return held_out_figures(run, sum(losses) / len(losses), z, epoch)
+        loss = sum(sum(each) for each, _ in gathered) / len(z)
+        return held_out_figures(run, loss, z, epoch)
 
     def _sums(
         self, run: Run, model: nn.Module, loader: DataLoader

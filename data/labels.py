@@ -62,6 +62,22 @@ class UncertainImages:
     seed: int  # SEED of the config
     predictions: np.ndarray | None  # [n] probabilities, for policies that need them
 
+    def uniform(self) -> np.ndarray:
+        """Draw one number in [0, 1) per image, [n], which depends only on the seed, row and label.
+
+        Row r takes the r-th number of the stream of its label. The 3 in the counter separates
+        these streams from those in data/loader.py.
+        """
+        if not len(self.rows):
+            return np.empty(0)
+        known = self.label in LABELS
+        number = (
+            LABELS.index(self.label) if known else len(LABELS) + zlib.crc32(self.label.encode())
+        )
+        key = [self.seed, number]
+        bits = np.random.Philox(key=key, counter=[0, 0, 3, 0]).random_raw(int(self.rows.max()) + 1)
+        return (bits[self.rows] >> np.uint64(11)) * 2.0**-53
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -126,13 +142,13 @@ def ignore(images: UncertainImages) -> float:
 @register_policy('zeros_smooth')
 def zeros_smooth(images: UncertainImages) -> np.ndarray:
     """Draw targets from [0, 0.3] (Pham et al. 2019, arXiv:1911.06475, U-Zeros+LSR)."""
-    return 0.3 * _uniform(images)
+    return 0.3 * images.uniform()
 
 
 @register_policy('ones_smooth')
 def ones_smooth(images: UncertainImages) -> np.ndarray:
     """Draw targets from [0.55, 0.85] (Pham et al. 2019, arXiv:1911.06475, U-Ones+LSR)."""
-    return 0.55 + (0.85 - 0.55) * _uniform(images)
+    return 0.55 + (0.85 - 0.55) * images.uniform()
 
 
 @register_policy('multiclass', third_class=True)
@@ -242,21 +258,6 @@ def count_uncertain(labels: np.ndarray, names: Sequence[str] = LABELS) -> dict[s
     """Count the uncertain labels, which evaluation excludes; labels without any are not listed."""
     counts = (labels == UNCERTAIN).sum(axis=0)
     return {label: int(count) for label, count in zip(names, counts, strict=True) if count}
-
-
-def _uniform(images: UncertainImages) -> np.ndarray:
-    """Draw one number in [0, 1) per image, [n], which depends only on the seed, row and label.
-
-    Row r takes the r-th number of the stream of its label. The 3 in the counter separates these
-    streams from those in data/loader.py.
-    """
-    if not len(images.rows):
-        return np.empty(0)
-    label = images.label
-    number = LABELS.index(label) if label in LABELS else len(LABELS) + zlib.crc32(label.encode())
-    key = [images.seed, number]
-    bits = np.random.Philox(key=key, counter=[0, 0, 3, 0]).random_raw(int(images.rows.max()) + 1)
-    return (bits[images.rows] >> np.uint64(11)) * 2.0**-53
 
 
 def _fill_blank(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from config import Config, Registry, encoder_node, num_hidden
+from config import Config, Registry, encoder_node
 
 BLOCK_MIN_SHARE = 16 / 196  # BEiT's smallest block has 16 of 14 x 14 patches
 BLOCK_ASPECT = (0.3, 1 / 0.3)
@@ -18,8 +18,7 @@ BLOCK_ASPECT = (0.3, 1 / 0.3)
 Rng = np.random.Generator | np.random.RandomState
 
 # Name -> function(rng, side, count). The function returns the flat indices of exactly `count`
-# hidden units on a grid of side x side units. The count follows from DATA.MASK_RATIO, or from the
-# attribute `ratio` of the function if its ratio is fixed.
+# hidden units on a grid of side x side units. The count follows from DATA.MASK_RATIO.
 MASKS = Registry('DATA.MASK_TYPE')
 
 
@@ -60,7 +59,7 @@ class MaskGenerator:
             raise ValueError(f'DATA.MASK_TYPE must be one of {list(MASKS)}, got {mask_type!r}')
         self.rand_size = input_size // mask_patch_size
         self.scale = mask_patch_size // model_patch_size
-        self.count = num_hidden(self.rand_size**2, mask_ratio, mask_type)
+        self.count = math.ceil(self.rand_size**2 * mask_ratio)
         if not 1 <= self.count < self.rand_size**2:
             raise ValueError(
                 f'DATA.MASK_RATIO {mask_ratio} hides {self.count} of {self.rand_size**2} units of '

@@ -57,5 +57,5 @@ def add(patch: pytest.MonkeyPatch) -> None:
     """Add all that a new kind needs: a task, the outputs and the family."""
     allow(patch)
     patch.setitem(TASKS, GRADES, Grades)
-    patch.setitem(OUTPUTS, GRADES, replace(OUTPUTS[FINDINGS], scores=in_order))
+    patch.setitem(OUTPUTS, GRADES, replace(OUTPUTS[FINDINGS], scores=in_order, activation='none'))
     patch.setitem(FAMILIES, GRADES, FAMILIES[FINDINGS])

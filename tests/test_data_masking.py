@@ -7,7 +7,6 @@ import pytest
 from golden_cases import case_id, cases, recorded
 from scipy.stats import chisquare
 
-from config import default_config, mask_units
 from data.data_simmim import reference_mask_patch
 from data.masking import MASKS, MaskGenerator, average_distance
 
@@ -26,7 +25,6 @@ def units(generator: MaskGenerator, count: int, seed: int = 0) -> np.ndarray:
 def test_hides_exactly_the_rounded_up_share_in_whole_units(mask_type, size, unit, patch, ratio):
     generator = MaskGenerator(size, unit, patch, ratio, mask_type)
     scale = unit // patch
-    ratio = getattr(MASKS[mask_type], 'ratio', ratio)
     hidden = math.ceil((size // unit) ** 2 * ratio)
     rng = np.random.default_rng(3)
     for _ in range(5):
@@ -78,20 +76,6 @@ def _alike_neighbours(masks: np.ndarray) -> float:
 def test_block_hides_coherent_regions():
     block = _alike_neighbours(units(MaskGenerator(192, 8, 8, 0.6, 'block'), 300))
     assert block > 0.75  # 0.6^2 + 0.4^2 = 0.52 for independent units
-
-
-def test_a_mask_type_may_have_a_fixed_ratio(monkeypatch):
-    def checkerboard(rng, side, count):
-        return np.flatnonzero(np.indices((side, side)).sum(axis=0) % 2)
-
-    checkerboard.ratio = 0.5
-    monkeypatch.setitem(MASKS, 'checkerboard', checkerboard)
-    mask = MaskGenerator(64, 16, 8, 0.9, 'checkerboard')()
-    assert mask.sum() == 8 * 4
-    config = default_config()
-    config.merge_from_list(['DATA.IMG_SIZE', 64, 'DATA.MASK_PATCH_SIZE', 16])
-    config.DATA.MASK_TYPE = 'checkerboard'
-    assert mask_units(config) == (16, 8)
 
 
 @pytest.mark.parametrize(

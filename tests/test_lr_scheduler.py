@@ -101,6 +101,17 @@ def test_one_cycle_is_that_of_torch(scale, warmup_epochs):
     assert rate_at(config, [total, 2 * total], base) == [3e-7, 3e-7]
 
 
+def test_both_momenta_of_a_group_are_cycled():
+    group = {'params': [torch.nn.Parameter(torch.zeros(1))], 'momentum': 0.9}
+    optimizer = torch.optim.AdamW([group], lr=1e-3)
+    schedule = {'LR_SCHEDULER__NAME': 'onecycle', 'LR_SCHEDULER__CYCLE_MOMENTUM': True}
+    build_scheduler(make_config(**schedule, EPOCHS=8, WARMUP_EPOCHS=3), optimizer, 10).step_update(
+        9
+    )
+    group = optimizer.param_groups[0]
+    assert group['momentum'] == group['betas'][0] < 0.95
+
+
 @pytest.mark.parametrize('kind', [torch.optim.AdamW, torch.optim.SGD])
 def test_the_momentum_of_one_cycle_is_that_of_torch(kind):
     total, warmup, base = 80, 30, 5e-3

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_
 
 import config as config_module
 from config import OPTIONS, REGISTRIES, Own, default_config, encoder_node
+from main_simmim import HeldOutReconstruction
 from models.build import build_model
 from models.classifier_heads import build_classifier_head
 from models.contrastive import (
@@ -279,6 +281,22 @@ def test_a_masked_method_without_target_is_trained_loaded_and_exported(
     card = model_card(source, has_processor=False)
     assert source.gives == 'tokens' and 'pre-trained by Feature prediction;' in card
     assert '| MODEL.SOME_MASKED.MOMENTUM | 0.9 |' in card and 'CONTRASTIVE' not in card
+
+
+def test_the_held_out_loss_of_a_masked_method_is_a_mean_over_images():
+    class Brightness(nn.Module):
+        target = None
+
+        def forward(self, images, masks):
+            return images.mean()
+
+        def held_out_features(self, images):
+            return images.flatten(1)
+
+    batches = [(torch.zeros(16, 1, 2, 2), torch.zeros(16)), (torch.ones(1, 1, 2, 2), torch.ones(1))]
+    score = HeldOutReconstruction(SimpleNamespace(holdout=batches, reference=None))
+    run = SimpleNamespace(config=default_config(), device=torch.device('cpu'), logger=LOGGER)
+    assert score(run, Brightness(), -1)['holdout_loss'] == pytest.approx(1 / 17)
 
 
 def test_only_the_encoder_of_a_masked_method_is_loaded(tmp_path):
