@@ -1,5 +1,6 @@
 """Read PNG, JPEG, DICOM and other image files as one channel of grey levels."""
 
+import contextlib
 import logging
 import os
 import re
@@ -51,8 +52,9 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
 PNG_PASSES += ((0, 1, 1, 2),)
 
-COMPRESSION, DEFLATE = 259, (8, 32946)  # tag of a TIFF, and its values with checksums
+COMPRESSION, PLAIN, DEFLATE = 259, 1, (8, 32946)  # tag of a TIFF, and values that are checked
 TIFF_PIXEL_BYTES = 16  # at most, with the rows and columns of tiles beyond the image
+TIFF_BITS, TIFF_PLANES, TIFF_ROWS = 258, 284, 273  # tags; the last one is absent with tiles
 TIFF_PLACES = (273, 324), (279, 325)  # tags of the offsets of strips and tiles, and of their sizes
 
 PYDICOM = "pip install 'pydicom>=3.0'"
@@ -76,6 +78,8 @@ GREY = ('MONOCHROME1', 'MONOCHROME2')
 COLOURS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
 JPEG_SCAN, JPEG_END = b'\xff\xda', b'\xff\xd9'
 DICOM_PREAMBLE = 132  # bytes before the header
+PIXEL_DATA = 0x7FE00010
+VALUE_BYTES = 2**18  # of another element; a table of 65,536 entries has half of it
 DEFLATED_BYTES = 2**28  # largest data set of a deflated file
 WHOLE = 1e-6  # grey levels this close to whole numbers count as whole numbers
 
@@ -168,8 +172,10 @@ def read_dicom(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
+            warnings.filterwarnings('error', message='The decoded RLE segment')
             _refuse_large_deflated(data)
             dataset = dcmread(BytesIO(data), specific_tags=TAGS)
+            _refuse_large_values(dataset)
             return _dicom_image(dataset)
     except InvalidDicomError:
         raise ValueError('the file is not a DICOM file') from None
@@ -253,9 +259,11 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
     if image.format == 'PNG':
         _refuse_missing_rows(data, compressed)
     image.load()  # has the better messages about damage
-    if image.format == 'JPEG' and image.mode in ('L', 'RGB'):
+    if image.format == 'JPEG' and image.mode == 'CMYK':
+        raise ValueError('damage of a CMYK JPEG cannot be noticed; save the image as grey')
+    if image.format == 'JPEG':
         _refuse_damaged_jpeg(data)
-    elif image.format == 'TIFF' and image.tag_v2.get(COMPRESSION) in DEFLATE:
+    elif image.format == 'TIFF' and image.tag_v2.get(COMPRESSION) in (PLAIN, *DEFLATE):
         _refuse_damaged_strips(data, image)
     if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
         raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
@@ -345,14 +353,28 @@ def _refuse_damaged_jpeg(data: bytes) -> None:
 
 
 def _refuse_damaged_strips(data: bytes, image: Image.Image) -> None:
-    """Refuse a deflated TIFF whose pixels do not fit their checksums, which libtiff ignores."""
-    most = image.width * image.height * TIFF_PIXEL_BYTES
-    starts, sizes = ([n for tag in tags for n in image.tag_v2.get(tag, ())] for tags in TIFF_PLACES)
+    """Refuse a TIFF whose pixels fit neither their checksums nor its size, unnoticed by libtiff.
+
+    Tiles have bytes beyond the image, so only the number of bytes in strips is known.
+    """
+    tags, most = image.tag_v2, image.width * image.height * TIFF_PIXEL_BYTES
+    starts, sizes = ([n for tag in names for n in tags.get(tag, ())] for names in TIFF_PLACES)
+    total = 0
     for start, size in zip(starts, sizes, strict=True):
+        if tags.get(COMPRESSION) == PLAIN:
+            total += size
+            continue
         inflater = zlib.decompressobj()
-        most -= len(inflater.decompress(data[start : start + size], most + 1))
-        if most < 0 or not inflater.eof:
+        total += len(inflater.decompress(data[start : start + size], most - total + 1))
+        if total > most or not inflater.eof:
             raise ValueError('the deflated pixels are damaged')
+    bits = tags.get(TIFF_BITS, (1,))
+    rows = (
+        bits if tags.get(TIFF_PLANES) == 2 else (sum(bits),)
+    )  # bits of a pixel in each kind of row
+    needed = image.height * sum(-(-image.width * bit // 8) for bit in rows)
+    if TIFF_ROWS in tags and image.mode != 'YCbCr' and total != needed:
+        raise ValueError(f'it has {total:,} bytes of pixels instead of {needed:,}')
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
@@ -427,6 +449,14 @@ def _refuse_large_deflated(data: bytes) -> None:
         raise _DicomError(f'the deflated data set has more than {DEFLATED_BYTES:,} bytes')
 
 
+def _refuse_large_values(dataset: 'Dataset') -> None:
+    """Refuse an element with so many values that they take minutes or all memory."""
+    for tag in dataset.keys():
+        element = dataset.get_item(tag)  # sequences have been read, and the rest has a length
+        if tag != PIXEL_DATA and getattr(element, 'length', 0) > VALUE_BYTES:
+            raise _DicomError(f'the element {tag} has more than {VALUE_BYTES:,} bytes')
+
+
 def _dicom_image(dataset: 'Dataset') -> Image.Image:
     if 'PixelData' not in dataset:
         raise _DicomError('the file has no pixel data, or ends before them')
@@ -461,6 +491,7 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
     """Decode the stored values; the bits above the stored bits are undefined."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.pixels.utils import get_expected_length
     from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 
     syntax, plugin = dataset.file_meta.TransferSyntaxUID, ''
@@ -483,11 +514,18 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
             raise _DicomError(fault)
         if syntax == JPEGBaseline8Bit:
             _refuse_damaged_jpeg(frame)
+        with contextlib.suppress(UnidentifiedImageError, OSError, SyntaxError):  # not all are read
+            size = Image.open(BytesIO(frame)).size
+            _refuse_other_shape(dataset, size[::-1])
+    elif dataset.PixelData[get_expected_length(dataset) :].rstrip(b'\0'):
+        raise _DicomError('it has more pixels than the header states')
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
-    pixels = pixel_array(dataset, index=0, **options)
-    if pixels.shape[:2] != (dataset.Rows, dataset.Columns):
-        raise _DicomError(f'the shape of the frame {pixels.shape} differs from the header')
-    return pixels
+    return pixel_array(dataset, index=0, **options)
+
+
+def _refuse_other_shape(dataset: 'Dataset', shape: tuple[int, int]) -> None:
+    if shape != (dataset.Rows, dataset.Columns):
+        raise _DicomError(f'the shape of the frame {shape} differs from the header')
 
 
 def _grey_levels(dataset: 'Dataset', codes: np.ndarray, *, inverted: bool) -> np.ndarray:
@@ -590,6 +628,7 @@ def _looked_up(item: 'Dataset', values: np.ndarray) -> tuple[np.ndarray, tuple[i
     pydicom's apply_modality_lut and apply_voi_lut (3.0) are not used: the first reads tables of 8
     or 16 bits only, and the second cuts the values to the bits of the table's entries.
     """
+    _refuse_large_values(item)
     count, first, bits = item.LUTDescriptor
     count, data = count % 2**16 or 2**16, item.LUTData
     if isinstance(data, bytes):

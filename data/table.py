@@ -257,7 +257,12 @@ def _read_rows(file: Path) -> list[list[str]]:
     with (gzip.open if file.suffix == '.gz' else open)(file, 'rb') as opened:
         data = opened.read(limit + 1)
     _refuse_bomb(len(data), limit)
-    return list(csv.reader(io.StringIO(data.decode('utf-8-sig'), newline='')))
+    reader = csv.reader(io.StringIO(data.decode('utf-8-sig'), newline=''), strict=True)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        hint = 'a cell may lack its closing quote'
+        raise ValueError(f'line {reader.line_num}: {error}; {hint}') from error
 
 
 def _refuse_bomb(size: int, limit: int) -> None:

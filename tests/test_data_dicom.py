@@ -275,6 +275,35 @@ def test_files_that_take_minutes_or_all_memory_are_refused(path, monkeypatch):
     assert '8193 x 8193' in refusal(path)
 
 
+@pytest.mark.parametrize('syntax', [*NATIVE, 'JPEGBaseline8Bit', 'JPEG2000Lossless', 'RLELossless'])
+@pytest.mark.parametrize('shape', [(48, 64), (64, 48), (128, 32)])
+def test_pixels_of_another_shape_than_the_header_are_refused(path, syntax, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    options = {'syntax': 'ExplicitVRLittleEndian' if syntax not in NATIVE else syntax}
+    if syntax == 'JPEGBaseline8Bit':
+        options = {'syntax': syntax, 'data': [jpeg(pixels)]}
+    write(path, pixels, **options)
+    dataset = pydicom.dcmread(path)
+    if syntax in ('JPEG2000Lossless', 'RLELossless'):
+        dataset.compress(getattr(uid, syntax))
+    dataset.save_as(path)
+    levels(path)
+    dataset.Rows, dataset.Columns = shape
+    dataset.save_as(path)
+    if shape == (128, 32) and syntax in (*NATIVE, 'RLELossless'):
+        return  # as many pixels, and nothing else states the shape
+    refusal(path)
+
+
+@pytest.mark.parametrize('keyword', ['NumberOfFrames', 'WindowCenter', 'RescaleSlope'])
+def test_millions_of_values_in_one_element_are_refused(path, keyword):
+    write(path, SQUARE, syntax='ImplicitVRLittleEndian')
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(keyword, 'UN', b'1\\' * 200_000)
+    dataset.save_as(path, implicit_vr=True, little_endian=True)
+    assert 'more than 262,144 bytes' in refusal(path)
+
+
 def test_every_file_that_comes_with_pydicom_is_read_or_refused():
     read, compared = 0, 0
     for path in BUNDLED.rglob('*'):

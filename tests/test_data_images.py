@@ -63,7 +63,6 @@ def quarter_turn() -> Image.Exif:
 PNG = encode(GREY, 'PNG')
 UNUSUAL = {
     'colour JPEG': encode(GREY.convert('RGB'), 'JPEG'),
-    'CMYK JPEG': encode(GREY.convert('CMYK'), 'JPEG'),
     'rotated JPEG': encode(GREY, 'JPEG', exif=quarter_turn()),
     'colour PNG': encode(GREY.convert('RGB'), 'PNG'),
     'palette': encode(GREY.convert('P'), 'PNG'),
@@ -175,6 +174,19 @@ def test_deflated_tiffs_are_refused_if_their_checksum_differs(deep):
         assert not outcome(damaged)[1]
 
 
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('compression', ['raw', 'tiff_adobe_deflate'])
+@pytest.mark.parametrize('image', [GREY, DEEP, GREY.convert('RGB'), GREY.convert('1')])
+def test_tiffs_of_another_size_than_their_pixels_are_refused(image, compression):
+    whole = encode(image, 'TIFF', compression=compression)
+    assert outcome(whole)[1]
+    for tag, side in ((256, image.width), (257, image.height)):
+        entries = [struct.pack('<HHII', tag, kind, 1, side) for kind in (3, 4)]  # short and long
+        [entry] = [whole.index(entry) for entry in entries if entry in whole]
+        changed = whole[: entry + 8] + struct.pack('<I', side - 8) + whole[entry + 12 :]
+        assert outcome(changed) == ('ValueError', b'')
+
+
 @pytest.mark.parametrize('damage', ['cut off', 'other kind', 'other contents'])
 def test_damage_after_the_pixels_of_a_png_does_not_hide_the_rotation(damage):
     whole = encode(GREY, 'PNG', exif=quarter_turn())
@@ -259,6 +271,7 @@ BAD = {
     'a format that starts a program': encode(GREY, 'EPS'),
     'PNG that is cut off': PNG[:1500],
     'JPEG that is cut off': encode(GREY, 'JPEG')[:900],
+    'CMYK JPEG, whose damage goes unnoticed': encode(GREY.convert('CMYK'), 'JPEG'),
     'black': encode(Image.new('L', (75, 61)), 'PNG'),
     'black in colour': encode(Image.new('RGB', (75, 61)), 'JPEG'),
     'one 16-bit level': encode(Image.fromarray(np.full((61, 75), 65535, np.uint16)), 'PNG'),

@@ -83,6 +83,17 @@ def test_byte_order_mark_windows_line_ends_and_empty_lines_do_not_matter(tmp_pat
     assert records.row.tolist() == [0, 2]
 
 
+def test_a_quote_that_is_not_closed_loses_no_row(tmp_path: Path) -> None:
+    write(tmp_path / 'train.csv', [row(image_path(number)) for number in range(1, 6)])
+    lines = (tmp_path / 'train.csv').read_text().splitlines()
+    lines = [
+        f'{line},{note}' for line, note in zip(lines, ['Note', '', '"open', *' abc'], strict=False)
+    ]
+    (tmp_path / 'train.csv').write_text('\n'.join(lines))
+    with pytest.raises(ValueError, match='train.csv.*line 6.*quote'):
+        read_csv(tmp_path, 'train.csv')
+
+
 # ---- CheXpert: which file a path means
 
 
