@@ -962,7 +962,8 @@ class _UniqueKeys:
     """Refuses a key that a mapping of YAML has twice; PyYAML alone drops the first value."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
-        names = [str(key.value) for key, _ in node.value]
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()  # else refused below
+        names = [str(key.value) for key, _ in pairs]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f'line {node.start_mark.line + 1}: {twice!r} occurs twice')

@@ -560,8 +560,13 @@ def _are_weights(values: object) -> bool:
 
 
 def _has_values(tensor: Tensor) -> bool:
-    """Return whether a tensor is neither sparse nor on the meta device."""
-    return tensor.layout == torch.strided and not tensor.is_meta
+    """Return whether the file holds a value for each entry of a tensor.
+
+    A sparse tensor, or one value that stands for millions, could fill the memory.
+    """
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _reason(error: Exception) -> str:

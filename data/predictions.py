@@ -103,7 +103,7 @@ def read_predictions(
         views = str(about.get('trained_views', ''))
         if not (isinstance(own, list) and all(isinstance(label, str) for label in own)):
             raise TypeError(f'labels must be a list of names, got {own!r:.100}')
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         if task:
             raise ValueError(f'{source} does not describe predictions: {error}') from error
         found, own, views = None, [], ''  # an unrelated file has this name

@@ -243,7 +243,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
 
 

@@ -451,9 +451,9 @@ def _resize_positions(state: State, target: State, report: Report) -> State:
     resized = {}
     for key, value in state.items():
         new_shape = target[key].shape if key in target else value.shape
-        if value.shape == new_shape or value.shape[-1] != new_shape[-1]:
+        if value.shape == new_shape or value.shape[-1:] != new_shape[-1:]:
             continue  # another width or number of heads is rejected later
-        if key.split('.')[-1] == TABLE:
+        if key.split('.')[-1] == TABLE and value.ndim == 2:
             resized[key] = resize_table(value, len(target[key]))
         elif key.split('.')[-1] in POSITIONS and value.ndim == 3:
             antialias = REGISTERS in target

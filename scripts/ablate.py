@@ -65,7 +65,7 @@ from sweeps.sweep_table import (
     write_sweep_table,
 )
 from system.files import replace_file
-from system.tool import tool
+from system.tool import at_least, tool
 
 DEFAULT_SEEDS = 3
 QUOTES = ('"', "'")
@@ -156,10 +156,7 @@ def _path(text: str) -> Path:
     return Path(text).absolute()
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, got {text!r}')
-    return int(text)
+_count = at_least(1)
 
 
 def _rate(text: str) -> float:

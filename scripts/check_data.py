@@ -22,7 +22,7 @@ from data.datasets import DATASETS
 from data.reading import detect_dataset, may_be_absent
 from data.sources import source_configs
 from system.files import replace_file
-from system.tool import Paragraphs, tool
+from system.tool import Paragraphs, at_least, tool
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -33,7 +33,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', default='problems.csv', type=Path, metavar='FILE', help=findings)
     names = 'list of images that are also in another split or source, for DATA.LEAVE_OUT'
     add('--duplicates', type=Path, metavar='FILE', help=names)
-    add('--workers', default=os.cpu_count(), type=int, metavar='N', help='number of processes')
+    add(
+        '--workers',
+        default=os.cpu_count(),
+        type=at_least(1),
+        metavar='N',
+        help='number of processes',
+    )
     add('--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML config (default options)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options of DATA, in pairs')
     return parser.parse_args(arguments)

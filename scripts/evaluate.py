@@ -60,7 +60,7 @@ from evaluation.report import (
     scores_table,
     write_report,
 )
-from system.tool import Paragraphs, tool
+from system.tool import Paragraphs, at_least, tool
 
 # Possible values of `fit_held_out`.
 LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
@@ -104,8 +104,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     choice('--blank', 'DATA.BLANK', default.DATA.BLANK, 'value of a label that is not mentioned')
     choice('--threshold', 'EVAL.THRESHOLD', default.EVAL.THRESHOLD, 'rule for thresholds')
     add('--sensitivity', type=float, default=default.EVAL.SENSITIVITY, help='target of this rule')
-    add('--resamples', type=int, default=default.EVAL.RESAMPLES, help='resamples of the patients')
-    add('--seed', type=int, default=default.SEED, help='seed of the resamples (%(default)s)')
+    add(
+        '--resamples',
+        type=at_least(0),
+        default=default.EVAL.RESAMPLES,
+        help='resamples of the patients',
+    )
+    add(
+        '--seed', type=at_least(0), default=default.SEED, help='seed of the resamples (%(default)s)'
+    )
     add('--groups', nargs='+', default=[], metavar='COLUMN', help='more columns for subgroups')
     add('--demographics', type=Path, metavar='FILE', help='.csv or .xlsx file with these columns')
     add(
@@ -359,8 +366,8 @@ def read_thresholds(
             report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
             entry = _set_of(report, cases.name, place, len(sets))
             parts = {part['label']: part for part in entry['labels']}
-            then = entry['level'], entry['aggregate'], entry['views']
-        except (ValueError, KeyError, TypeError) as error:
+            then = tuple(str(entry[key]) for key in ('level', 'aggregate', 'views'))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f'{file} is not a report.json for {cases.name}: {error!r}') from error
         chosen = {label: parts.get(label, {}) for label in cases.labels}
         missing = tuple(label for label in cases.labels if label not in parts)

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -49,7 +48,15 @@ from sweeps.files import (
     pixel_row,
     run_folder,
 )
-from sweeps.folds import Runs, arms_of, choose_rates, compose, save_ranks, save_scores
+from sweeps.folds import (
+    Runs,
+    arms_of,
+    choose_rates,
+    compose,
+    read_scores,
+    save_ranks,
+    save_scores,
+)
 from sweeps.runner import folder_state
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
@@ -62,7 +69,7 @@ from sweeps.tables import (
     write_table,
 )
 from system.files import replace_file
-from system.tool import Paragraphs, tool
+from system.tool import Paragraphs, at_least, tool
 
 FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
@@ -100,8 +107,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         add('--scores', nargs='+', default=[], help="labels, or 'mean'; default: all")
         add('--cases', type=int, default=FEW_CASES, metavar='N',
             help='positives and negatives that a label in the mean needs')  # fmt: skip
-        add('--resamples', type=int, default=10_000, help='number of resamples of the patients')
-        add('--seed', type=int, default=0, help='seed of the resamples')
+        add(
+            '--resamples',
+            type=at_least(0),
+            default=10_000,
+            help='number of resamples of the patients',
+        )
+        add('--seed', type=at_least(0), default=0, help='seed of the resamples')
     return parser.parse_args(argv)
 
 
@@ -171,7 +183,7 @@ def tuned(sweep: Sweep, args: argparse.Namespace) -> dict[str, list[str]]:
     file = args.predictions / TUNING
     if not file.is_file():
         raise ValueError(f'--tune needs {file}, which `join --tune` writes')
-    choices = choose_rates(sweep, pd.read_csv(file))
+    choices = choose_rates(sweep, read_scores(file))
     args.save.mkdir(parents=True, exist_ok=True)
     text = choices.to_csv(index=False, float_format='%.4f')
     replace_file(args.save / TUNING, text.encode())
@@ -191,11 +203,17 @@ def read_samples(
     """
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     draws: Resamples | None = None
+    labels_of: dict[frozenset[str], Path] = {}
     for file in sorted(args.predictions.glob('*_seed*.csv.gz')):
         name, _, seed = file.name.removesuffix('.csv.gz').rpartition('_seed')
         if name not in names and not name.startswith(f'{PIXELS}_'):
             continue
+        if not seed.isdecimal():
+            raise ValueError(f'{file}: the name must end in _seed, a number and .csv.gz')
         predictions = read_predictions(file)
+        labels_of.setdefault(frozenset(predictions.labels), file)
+        if len(labels_of) > 1:
+            raise ValueError('{} and {} have different labels'.format(*labels_of.values()))
         labels = read_label_file(args.labels, labels=predictions.labels)
         if name in chosen:
             parts = [args.predictions / f'{row}_seed{seed}.csv.gz' for row in chosen[name]]

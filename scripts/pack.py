@@ -21,7 +21,7 @@ from data.packing import Settings, Source, join_sources, pack, read_source
 from data.preprocess import LUNG_STEPS, PREPROCESS
 from data.sources import source_configs
 from data.store import BAD_FILE, verify
-from system.tool import Paragraphs, tool
+from system.tool import Paragraphs, at_least, tool
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
@@ -52,7 +52,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--csv', nargs='+', default=[], metavar='FILE', help=names)
     add('--all-images', action='store_true', help='also pack images that no CSV file names')
     add('--skip-bad', action='store_true', help='leave out damaged images and list them')
-    add('--workers', default=os.cpu_count(), type=int, metavar='N', help='number of processes')
+    add(
+        '--workers',
+        default=os.cpu_count(),
+        type=at_least(1),
+        metavar='N',
+        help='number of processes',
+    )
     add('--verify', action='store_true', help='check every byte of a store instead of packing')
     args = parser.parse_args(arguments)
     if args.verify == bool(args.data_path or args.sources):

@@ -233,6 +233,9 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
             path.stem, content, chosen.options
         )
         names = [row.name for row in rows]
+        scores = content.get('scores') or []
+        if not (isinstance(scores, list) and all(isinstance(score, str) for score in scores)):
+            raise ValueError(f'scores must be a list of names, got {scores!r:.100}')
         published = content.get('published') or None
         if published:
             _check_keys(
@@ -253,7 +256,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         reference=next(row for row in rows if row.name == reference),
         published=published,
         subsets='' if is_ablation else _subset_kind(content),
-        scores=tuple(content.get('scores') or ()),
+        scores=tuple(scores),
         split=str(content.get('split', '')),
         scale=chosen,
     )
@@ -300,7 +303,7 @@ class _NamesAsWritten(YamlLoader):
     """Reads names as text, because plain YAML reads 1000_0.25 as 10000.25 and no as False."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
-        for key, value in node.value:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             if key.value != '<<':
                 key.tag = self.DEFAULT_SCALAR_TAG
             if key.value in NAMED_BY:

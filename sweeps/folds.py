@@ -64,6 +64,20 @@ def arms_of(sweep: Sweep) -> list[list[str]]:
     return [names for names in arms.values() if len(names) > 1]
 
 
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read the table of `save_scores`.
+
+    Raises:
+        ValueError: If it cannot be read or lacks a column.
+    """
+    try:
+        return pd.read_csv(path)[[*CHOOSING, MEAN_SCORE]]
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f'{path} must have columns {CHOOSING} and {MEAN_SCORE}: {error}'
+        ) from error
+
+
 def save_scores(path: Path, sweep: Sweep, runs: Mapping[str, Runs]) -> None:
     """Add the `mean_score` of the runs between which a rate is chosen to a table.
 
@@ -77,7 +91,7 @@ def save_scores(path: Path, sweep: Sweep, runs: Mapping[str, Runs]) -> None:
     ]
     table = pd.DataFrame(found, columns=[*CHOOSING, MEAN_SCORE])
     if path.is_file():
-        table = pd.concat([table, pd.read_csv(path)]).drop_duplicates(CHOOSING)
+        table = pd.concat([table, read_scores(path)]).drop_duplicates(CHOOSING)
     text = table.sort_values(CHOOSING).to_csv(index=False, float_format='%.6f')
     replace_file(path, text.encode())
 

@@ -1,7 +1,7 @@
 """Command-line tools: a mistake of the user becomes one line and an exit code."""
 
 import sys
-from argparse import HelpFormatter, Namespace
+from argparse import ArgumentTypeError, HelpFormatter, Namespace
 from collections.abc import Callable
 from functools import wraps
 from textwrap import fill
@@ -17,6 +17,17 @@ class Paragraphs(HelpFormatter):
             part if part.startswith(('python ', '--')) else fill(part, width)
             for part in text.strip().split('\n\n')
         )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a type of argparse: whole numbers from `least`, which is 0 or above."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise ArgumentTypeError(f'must be a whole number from {least}, got {text!r}')
+        return int(text)
+
+    return number
 
 
 def tool(main: Callable[[Namespace], int | None]) -> Callable[[Namespace], int]:

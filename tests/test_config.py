@@ -185,7 +185,14 @@ def test_an_unknown_key_is_an_error_that_suggests_a_similar_key(tmp_path, cfg) -
 
 
 @pytest.mark.parametrize(
-    'text', ['- 1', 'TAG: !!python/object/apply:os.getcwd []', 'BASE: x.yaml', 'BASE: [no.yaml]']
+    'text',
+    [
+        '- 1',
+        'TAG: !!python/object/apply:os.getcwd []',
+        'BASE: x.yaml',
+        'BASE: [no.yaml]',
+        'TRAIN: !!map [1, 2]',
+    ],  # fmt: skip
 )
 def test_a_file_that_is_not_a_config_is_named(tmp_path, text) -> None:
     path = write(tmp_path, 'run.yaml', text)

@@ -53,6 +53,14 @@ def test_columns_in_any_order_give_the_same(tmp_path):
         assert read.probabilities[:, k].tolist() == columns[label].tolist()
 
 
+def test_an_unrelated_file_next_to_predictions_is_ignored(tmp_path):
+    (tmp_path / 'p.csv').write_text('Path,Edema\na,0.5\n')
+    (tmp_path / 'p.json').write_text('[' * 200_000)
+    assert read_predictions(tmp_path / 'p.csv').labels == ('Edema',)
+    with pytest.raises(ValueError, match='p.json'):
+        read_predictions(tmp_path / 'p.csv', task='multi_label')
+
+
 @pytest.mark.parametrize(
     'text, parts',
     [

@@ -20,7 +20,7 @@ from data.splits import split_patients, training_records
 from evaluation import metrics
 from evaluation.intervals import holm
 from scripts import fold_table
-from sweeps.folds import mean_score, save_ranks
+from sweeps.folds import mean_score, read_scores, save_ranks
 
 LOGGER = logging.getLogger('fold_table')
 LABELS = ('Edema', 'Pneumonia')
@@ -142,6 +142,25 @@ def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
     with pytest.raises(ValueError, match='patient00000') as caught:
         save_ranks(sweep.parent / 'x.csv.gz', files)
     assert 'fold0' in str(caught.value) and not (sweep.parent / 'x.csv.gz').exists()
+
+
+@pytest.mark.parametrize(
+    ('name', 'part'), [('pixels_1_seedx', '_seed'), ('pixels_1_seed2', 'different labels')]
+)
+def test_a_file_of_another_table_is_named(name, part, joined: tuple, capsys) -> None:
+    file = joined[0].parent / f'p/{name}.csv.gz'
+    with gzip.open(file, 'wt') as opened:
+        opened.write('Path,Fracture\nx,0.5\n')
+    assert table_of(joined[0]) == 2
+    error = capsys.readouterr().err
+    assert file.name in error and part in error
+
+
+@pytest.mark.parametrize('text', ['', 'a,b\n1,2\n'])
+def test_a_bad_table_of_scores_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / 'tuning.csv').write_text(text)
+    with pytest.raises(ValueError, match='tuning.csv .*mean_auroc'):
+        read_scores(tmp_path / 'tuning.csv')
 
 
 @pytest.mark.parametrize('option', ['--folds', '--seeds'])

@@ -162,6 +162,7 @@ def test_weights_may_be_named_by_an_address() -> None:
         ({'rows': {'a': {}, 'b': {'against_best_of': 'c', 'pretrain': 'none'}}}, 'against_best_of'),
         ({'rows': {'a': {}, 'b': {'against': 'pixels', 'pretrain': 'none'}}}, 'pixels'),
         ({'rows': {'a/b': {}}}, 'a/b'),
+        ({'scores': 5}, 'scores'),
         ({'reference': {'pretrain': PRETRAIN, 'finetune': FINETUNE, 'row': 'c'}}, 'c'),
         ({'reference': {'finetune': FINETUNE}}, 'row l2'),
         (

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from system.tool import Paragraphs
+from system.tool import Paragraphs, at_least
 
 COMMAND = (
     'python scripts/pack.py --data-path CheXpert-v1.0-small --output CheXpert-256 --size 256 --x'
@@ -20,3 +20,10 @@ def test_paragraphs_are_wrapped_and_commands_are_not(monkeypatch: pytest.MonkeyP
     assert shown[1].split() == ['word'] * 31
     assert 60 < max(len(line) for line in shown[1].splitlines()) <= 80
     assert shown[2:4] == [COMMAND, FLAGS]
+
+
+@pytest.mark.parametrize('text', ['0', '-5', '1.5', '', 'x'])
+def test_a_number_below_the_least_is_refused(text: str) -> None:
+    assert at_least(1)('1') == 1 and at_least(0)('0') == 0
+    with pytest.raises(argparse.ArgumentTypeError, match='from 1'):
+        at_least(1)(text)

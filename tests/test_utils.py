@@ -448,8 +448,9 @@ def test_changed_weights_without_a_digest_are_refused_at_every_byte(tmp_path: Pa
         lambda weights: {name: weight > 0 for name, weight in weights.items()},
         lambda weights: {name: weight.to(torch.int8) for name, weight in weights.items()},
         lambda weights: weights | {'more\nlines': torch.zeros(1)},
+        lambda weights: weights | {'bias': torch.zeros(1).expand(3)},
     ],
-    ids=['no names', 'meta', 'sparse', 'bool', 'int8', 'two lines'],
+    ids=['no names', 'meta', 'sparse', 'bool', 'int8', 'two lines', 'repeated'],
 )
 def test_entries_that_are_no_weights_are_refused_in_one_line(change, tmp_path):
     model = torch.nn.Linear(2, 3)
