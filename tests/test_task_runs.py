@@ -128,7 +128,7 @@ def test_a_new_kind_needs_a_task_outputs_and_a_family(
         if mode == 'linear_probe':
             return
         source = load_source(folder / 'ckpt_best.pth', LOGGER)
-        assert facts(source)['activation'] == 'sigmoid'
+        assert facts(source)['activation'] == 'none'
         words = [labelled / 'valid', '--checkpoint', folder / 'ckpt_best.pth', '--num-workers', 0]
         assert run_script('predict', *words, '--output', tmp_path / 'p.csv') == 0
         assert (np.diff(pd.read_csv(tmp_path / 'p.csv')[steps], axis=1) <= 0).all()
