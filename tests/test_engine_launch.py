@@ -139,6 +139,12 @@ def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(
     assert not is_locked(folder)
 
 
+def test_a_config_of_fine_tuning_in_pretraining_is_warned_of(argv, capfd):
+    for name, warns in (('simmim_pretrain', False), ('simmim_finetune', True)):
+        assert launch('simmim', lambda run: None, [*argv, '--opts', 'MODEL.NAME', name]) == 0
+        assert ('is --cfg right?' in capfd.readouterr().out) == warns
+
+
 @pytest.mark.parametrize('mode', ['--eval', '--throughput', '--check'])
 def test_what_does_not_train_resumes_nothing_and_leaves_nothing_if_refused(
     mode, argv, folder, capfd
