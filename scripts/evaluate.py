@@ -104,15 +104,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     choice('--blank', 'DATA.BLANK', default.DATA.BLANK, 'value of a label that is not mentioned')
     choice('--threshold', 'EVAL.THRESHOLD', default.EVAL.THRESHOLD, 'rule for thresholds')
     add('--sensitivity', type=float, default=default.EVAL.SENSITIVITY, help='target of this rule')
-    add(
-        '--resamples',
-        type=at_least(0),
-        default=default.EVAL.RESAMPLES,
-        help='resamples of the patients',
-    )
-    add(
-        '--seed', type=at_least(0), default=default.SEED, help='seed of the resamples (%(default)s)'
-    )
+    whole = at_least(0)
+    add('--resamples', type=whole, default=default.EVAL.RESAMPLES, help='resamples of the patients')
+    add('--seed', type=whole, default=default.SEED, help='seed of the resamples (%(default)s)')
     add('--groups', nargs='+', default=[], metavar='COLUMN', help='more columns for subgroups')
     add('--demographics', type=Path, metavar='FILE', help='.csv or .xlsx file with these columns')
     add(
@@ -124,8 +118,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not 0 < args.sensitivity <= 1:
         parser.error('--sensitivity must be above 0 and at most 1')
-    if args.resamples < 0:
-        parser.error(f'--resamples must be 0 or greater, got {args.resamples}')
     if args.dataset and not TASKS[args.task].takes_names:
         parser.error(f'--dataset needs a --task that takes DATA.LABELS, not {args.task}')
     if args.demographics and not args.groups:
@@ -366,7 +358,9 @@ def read_thresholds(
             report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
             entry = _set_of(report, cases.name, place, len(sets))
             parts = {part['label']: part for part in entry['labels']}
-            then = tuple(str(entry[key]) for key in ('level', 'aggregate', 'views'))
+            then = entry['level'], entry['aggregate'], entry['views']
+            if not all(isinstance(name, str) for name in then):
+                raise TypeError(f'level, aggregate and views must be names, got {then!r:.100}')
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f'{file} is not a report.json for {cases.name}: {error!r}') from error
         chosen = {label: parts.get(label, {}) for label in cases.labels}

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from grades import GRADES, add, allow
 from PIL import Image
-from tiny import run_script
+from tiny import load_script, run_script
 
 import data.check
 from data.check import look_at
@@ -193,6 +193,13 @@ def test_wrong_calls_end_with_2(
     assert run_script('check_data', *words) == 2
     assert part in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_no_workers_are_refused(capsys: pytest.CaptureFixture) -> None:
+    for script in ('check_data', 'pack'):
+        with pytest.raises(SystemExit):
+            load_script(script).parse_args(['--data-path', 'd', '--output', 'o', '--workers', '0'])
+        assert '--workers: must be' in capsys.readouterr().err
 
 
 def test_a_task_that_no_module_registers_is_named(clean: Path, monkeypatch, capsys) -> None:

@@ -177,8 +177,9 @@ def test_resuming_with_other_code_or_data_is_one_warning(tmp_path, monkeypatch, 
     assert (record['starts'][1]['code'], record['starts'][1]['data']) == ('decaf', 'b')
 
 
-def test_a_damaged_record_is_replaced(tmp_path, monkeypatch):
-    (tmp_path / 'run.json').write_text('{"stage": "simm')
+@pytest.mark.parametrize('text', ['{"stage": "simm', '[' * 10**5], ids=['short', 'deep'])
+def test_a_damaged_record_is_replaced(text, tmp_path, monkeypatch):
+    (tmp_path / 'run.json').write_text(text)
     with pytest.raises(ValueError, match=r'run\.json'):
         read_record(tmp_path)
     assert not is_finished(tmp_path)

@@ -123,10 +123,11 @@ def test_thresholds_come_from_other_patients(files, tmp_path):
     assert any('study, max' in line and 'study, mean' in line for line in again['warnings'])
 
     report = json.loads((tmp_path / 'first/report.json').read_text())
+    level = json.dumps({**report, 'sets': [{**report['sets'][0], 'level': 5}]})
     for part in report['sets'][0]['labels']:
         part['threshold'] = None
-    for document in (report, {'sets': []}):
-        (tmp_path / 'other.json').write_text(json.dumps(document))
+    for text in (json.dumps(report), '{"sets": []}', level, '[' * 10**5):
+        (tmp_path / 'other.json').write_text(text)
         words = ['--output', tmp_path / 'x', '--thresholds-from', tmp_path / 'other.json']
         assert run_script('evaluate', *files, *words) == 2
 
@@ -328,7 +329,12 @@ def test_mistakes_are_reported_and_write_nothing(flag, value, part, files, tmp_p
 
 
 @pytest.mark.parametrize(
-    'words, part', [(['--resamples', '-1'], '--resamples'), (['--demographics', 'd'], '--groups')]
+    'words, part',
+    [
+        (['--resamples', '-1'], '--resamples'),
+        (['--seed', '-1'], '--seed'),
+        (['--demographics', 'd'], '--groups'),
+    ],
 )
 def test_flags_that_cannot_work_are_refused(words, part, files, tmp_path, capsys):
     with pytest.raises(SystemExit):

@@ -159,6 +159,7 @@ def refused(state, config, tmp_path, message, *, is_pretrain=True):
         ({'encoder.extra.weight': torch.ones(1)}, r'extra\.weight'),
         ({'encoder.norm.bias': torch.ones(5)}, r'norm\.bias'),
         ({'encoder.norm.weight': None}, r'norm\.weight'),
+        ({f'encoder.layers.0.blocks.0.attn.{TABLE}': torch.tensor(1.0)}, TABLE),
     ],
 )
 def test_unknown_entries_stop_the_run(change, message, tmp_path):
