@@ -369,10 +369,9 @@ def _refuse_damaged_strips(data: bytes, image: Image.Image) -> None:
         if total > most or not inflater.eof:
             raise ValueError('the deflated pixels are damaged')
     bits = tags.get(TIFF_BITS, (1,))
-    rows = (
-        bits if tags.get(TIFF_PLANES) == 2 else (sum(bits),)
-    )  # bits of a pixel in each kind of row
-    needed = image.height * sum(-(-image.width * bit // 8) for bit in rows)
+    if tags.get(TIFF_PLANES) != 2:  # the channels of a pixel are together
+        bits = (sum(bits),)
+    needed = image.height * sum(-(-image.width * bit // 8) for bit in bits)
     if TIFF_ROWS in tags and image.mode != 'YCbCr' and total != needed:
         raise ValueError(f'it has {total:,} bytes of pixels instead of {needed:,}')
 
@@ -514,18 +513,14 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
             raise _DicomError(fault)
         if syntax == JPEGBaseline8Bit:
             _refuse_damaged_jpeg(frame)
-        with contextlib.suppress(UnidentifiedImageError, OSError, SyntaxError):  # not all are read
-            size = Image.open(BytesIO(frame)).size
-            _refuse_other_shape(dataset, size[::-1])
+        with contextlib.suppress(OSError, SyntaxError):  # Pillow does not read every kind of frame
+            width, height = Image.open(BytesIO(frame), formats=('JPEG', 'JPEG2000')).size
+            if (height, width) != (dataset.Rows, dataset.Columns):
+                raise _DicomError(f'the frame has {width} x {height} pixels, unlike the header')
     elif dataset.PixelData[get_expected_length(dataset) :].rstrip(b'\0'):
         raise _DicomError('it has more pixels than the header states')
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
     return pixel_array(dataset, index=0, **options)
-
-
-def _refuse_other_shape(dataset: 'Dataset', shape: tuple[int, int]) -> None:
-    if shape != (dataset.Rows, dataset.Columns):
-        raise _DicomError(f'the shape of the frame {shape} differs from the header')
 
 
 def _grey_levels(dataset: 'Dataset', codes: np.ndarray, *, inverted: bool) -> np.ndarray:

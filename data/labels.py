@@ -70,10 +70,8 @@ class UncertainImages:
         """
         if not len(self.rows):
             return np.empty(0)
-        known = self.label in LABELS
-        number = (
-            LABELS.index(self.label) if known else len(LABELS) + zlib.crc32(self.label.encode())
-        )
+        label, number = self.label, len(LABELS)
+        number = LABELS.index(label) if label in LABELS else number + zlib.crc32(label.encode())
         key = [self.seed, number]
         bits = np.random.Philox(key=key, counter=[0, 0, 3, 0]).random_raw(int(self.rows.max()) + 1)
         return (bits[self.rows] >> np.uint64(11)) * 2.0**-53

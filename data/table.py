@@ -26,7 +26,7 @@ IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
 NUMBER = re.compile(r'-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
 LARGEST = float(np.finfo(np.float32).max)  # labels have 32 bits, and none may become infinite
 SHOWN = 100  # number of characters of a cell in a message
-UNREADABLE = (ValueError, OSError, EOFError, zlib.error, csv.Error)  # what damaged files raise
+UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what damaged files raise
 # A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
 MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
 MAX_ROWS, MAX_CELLS = 2**20, 2**23  # of an Excel file, with the empty ones before its cells

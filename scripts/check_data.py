@@ -33,13 +33,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', default='problems.csv', type=Path, metavar='FILE', help=findings)
     names = 'list of images that are also in another split or source, for DATA.LEAVE_OUT'
     add('--duplicates', type=Path, metavar='FILE', help=names)
-    add(
-        '--workers',
-        default=os.cpu_count(),
-        type=at_least(1),
-        metavar='N',
-        help='number of processes',
-    )
+    number = {'type': at_least(1), 'metavar': 'N', 'help': 'number of processes'}
+    add('--workers', default=os.cpu_count(), **number)
     add('--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML config (default options)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options of DATA, in pairs')
     return parser.parse_args(arguments)

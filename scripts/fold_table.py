@@ -107,13 +107,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         add('--scores', nargs='+', default=[], help="labels, or 'mean'; default: all")
         add('--cases', type=int, default=FEW_CASES, metavar='N',
             help='positives and negatives that a label in the mean needs')  # fmt: skip
-        add(
-            '--resamples',
-            type=at_least(0),
-            default=10_000,
-            help='number of resamples of the patients',
-        )
-        add('--seed', type=at_least(0), default=0, help='seed of the resamples')
+        whole = at_least(0)
+        add('--resamples', type=whole, default=10_000, help='number of resamples of the patients')
+        add('--seed', type=whole, default=0, help='seed of the resamples')
     return parser.parse_args(argv)
 
 

@@ -52,13 +52,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--csv', nargs='+', default=[], metavar='FILE', help=names)
     add('--all-images', action='store_true', help='also pack images that no CSV file names')
     add('--skip-bad', action='store_true', help='leave out damaged images and list them')
-    add(
-        '--workers',
-        default=os.cpu_count(),
-        type=at_least(1),
-        metavar='N',
-        help='number of processes',
-    )
+    number = {'type': at_least(1), 'metavar': 'N', 'help': 'number of processes'}
+    add('--workers', default=os.cpu_count(), **number)
     add('--verify', action='store_true', help='check every byte of a store instead of packing')
     args = parser.parse_args(arguments)
     if args.verify == bool(args.data_path or args.sources):
