@@ -14,7 +14,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 try:
     from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
@@ -52,7 +52,7 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
 PNG_PASSES += ((0, 1, 1, 2),)
 
-COMPRESSION, PLAIN, DEFLATE = 259, 1, (8, 32946)  # tag of a TIFF, and values that are checked
+COMPRESSION, PLAIN, DEFLATE = 259, 1, (8, 32946)  # tag of a TIFF, and values that are read
 TIFF_PIXEL_BYTES = 16  # at most, with the rows and columns of tiles beyond the image
 TIFF_BITS, TIFF_PLANES, TIFF_ROWS = 258, 284, 273  # tags; the last one is absent with tiles
 TIFF_PLACES = (273, 324), (279, 325)  # tags of the offsets of strips and tiles, and of their sizes
@@ -263,7 +263,7 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
         raise ValueError('damage of a CMYK JPEG cannot be noticed; save the image as grey')
     if image.format == 'JPEG':
         _refuse_damaged_jpeg(data)
-    elif image.format == 'TIFF' and image.tag_v2.get(COMPRESSION) in (PLAIN, *DEFLATE):
+    elif image.format == 'TIFF':
         _refuse_damaged_strips(data, image)
     if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
         raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
@@ -353,15 +353,22 @@ def _refuse_damaged_jpeg(data: bytes) -> None:
 
 
 def _refuse_damaged_strips(data: bytes, image: Image.Image) -> None:
-    """Refuse a TIFF whose pixels fit neither their checksums nor its size, unnoticed by libtiff.
+    """Refuse a TIFF whose pixels do not fit their checksums or its size, unnoticed by libtiff.
 
     Tiles have bytes beyond the image, so only the number of bytes in strips is known.
     """
     tags, most = image.tag_v2, image.width * image.height * TIFF_PIXEL_BYTES
+    compression = tags.get(COMPRESSION, PLAIN)
+    if compression not in (PLAIN, *DEFLATE):
+        kind = TiffImagePlugin.COMPRESSION_INFO.get(compression, compression)
+        raise ValueError(
+            f'damage of a TIFF with compression {kind} cannot be noticed; save the image without '
+            'compression, deflated, or as PNG'
+        )
     starts, sizes = ([n for tag in names for n in tags.get(tag, ())] for names in TIFF_PLACES)
     total = 0
     for start, size in zip(starts, sizes, strict=True):
-        if tags.get(COMPRESSION) == PLAIN:
+        if compression == PLAIN:
             total += size
             continue
         inflater = zlib.decompressobj()

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ SHOWN = 100  # number of characters of a cell in a message
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what damaged files raise
 # A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
 MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
+EXCEL_ROW = re.compile(rb"""<(?:\w+:)?row\s(?:[^>]*\s)?r=["'](\d+)["']""")  # of the XML of a sheet
 MAX_ROWS, MAX_CELLS = 2**20, 2**23  # of an Excel file, with the empty ones before its cells
 
 
@@ -285,6 +286,7 @@ def _read_excel(file: Path) -> list[list[str]]:
             sheet.reset_dimensions()  # the file states them, and they may be wrong
             width = len(_trimmed(next(sheet.iter_rows(values_only=True), ())))
             width, limit = max(width, 1), min(MAX_ROWS, MAX_CELLS // max(width, 1))
+            _refuse_exchanged_rows(archive.read(sheet._worksheet_path))
             rows = sheet.iter_rows(max_col=width, values_only=True)
             cells = [
                 [*map(_text, row)] if row.count(None) < len(row) else []
@@ -295,6 +297,13 @@ def _read_excel(file: Path) -> list[list[str]]:
     if len(cells) > limit:
         raise ValueError(f'it has more than {limit:,} rows of {width:,} cells')
     return [row and row + [''] * (width - len(row)) for row in cells]
+
+
+def _refuse_exchanged_rows(sheet: bytes) -> None:
+    """Refuse a sheet whose rows do not ascend, of which openpyxl would skip some."""
+    numbers = [int(number) for number in EXCEL_ROW.findall(sheet)]
+    if any(later <= earlier for earlier, later in pairwise(numbers)):
+        raise ValueError('its rows are not in the order of their numbers; save it again')
 
 
 def _trimmed(row: Sequence[Any]) -> Sequence[Any]:

@@ -418,7 +418,7 @@ def _add_class_position(state: State, target: State, report: Report) -> State:
     if not all(key in each for key in (CLASS_TOKEN, ABSOLUTE) for each in (state, target)):
         return state
     positions, token = state[ABSOLUTE], state[CLASS_TOKEN]
-    if _is_square(positions) or not _is_square(target[ABSOLUTE]):
+    if positions.ndim != 3 or _is_square(positions) or not _is_square(target[ABSOLUTE]):
         return state
     first, patches = positions[:, :1], positions[:, 1:]
     if first.shape != token.shape or not _is_square(patches):

@@ -144,7 +144,7 @@ def read_collected(folder: str | Path, sweep_name: str) -> dict[str, Any]:
         is_known = found['sweep'] == sweep_name and 'subsets' in found
         if not is_known or not all({'seeds', 'l1_caveat'} <= {*row} for row in found['rows']):
             raise ValueError(f'it does not contain results of {sweep_name} from table --save')
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read: {error!r}') from error
     return found
 

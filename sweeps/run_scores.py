@@ -23,6 +23,8 @@ from sweeps.comparison import MEANS
 from sweeps.files import PIXELS, Row, load_config, run_folder, without_cache
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
+# What JSON of another form raises, also if its parts are nested too deeply.
+MALFORMED = (ValueError, AttributeError, KeyError, TypeError, RecursionError)
 PIXEL_FILES, PIXEL_SCORES = '_pixels', 'pixel_floor'  # kind of predictions, key in scores.json
 TOLERANCE = 1e-4  # allowed difference of a recomputed AUROC; predictions have 9 digits
 
@@ -174,7 +176,7 @@ def read_scores(folder: Path, split: str = '') -> Scored:
         figures['thresholds'] = {entry['label']: entry.get('threshold') for entry in labels}
         if ratio := load_config(folder).EVAL.MASK_RATIO:
             figures['mask_ratio'] = ratio
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
     return Scored(folder, figures)
 
@@ -225,7 +227,7 @@ def _score_file(folder: Path) -> dict[str, dict[str, SplitScores]]:
     """Read scores.json of a run: split -> checkpoint -> scores."""
     try:
         return dict(json.loads((folder / 'scores.json').read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
 
 

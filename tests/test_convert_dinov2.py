@@ -144,6 +144,15 @@ def test_dinov2_of_timm_gives_its_features(name: str, tmp_path) -> None:
     assert_same(ours.encode(ours.patch_embed(images(56))), tokens)
 
 
+@pytest.mark.usefixtures('small_timm')
+def test_positions_of_another_form_are_named(tmp_path) -> None:
+    theirs = timm.create_model('vit_base_patch14_reg4_dinov2', img_size=56, num_classes=0)
+    state = theirs.state_dict() | {'pos_embed': torch.ones(5)}
+    save_file(state, tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError, match='pos_embed'):
+        started(timm_vit('vit_base_patch14_reg4_dinov2', 56), tmp_path / 'model.safetensors')
+
+
 @torch.no_grad()
 def test_masked_pre_training_starts_with_dinov2s_mask_token(transformers, tmp_path) -> None:
     theirs, file = write_dinov2(transformers, 'Dinov2Model', tmp_path)

@@ -271,6 +271,11 @@ BAD = {
     'a format that starts a program': encode(GREY, 'EPS'),
     'PNG that is cut off': PNG[:1500],
     'JPEG that is cut off': encode(GREY, 'JPEG')[:900],
+    **{
+        f'TIFF with {name}, whose damage goes unnoticed': encode(GREY, 'TIFF', compression=name)
+        for name in ('tiff_lzw', 'packbits', 'jpeg')
+    },
+    'TIFF with fax': encode(GREY.convert('1'), 'TIFF', compression='group4'),
     'CMYK JPEG, whose damage goes unnoticed': encode(GREY.convert('CMYK'), 'JPEG'),
     'black': encode(Image.new('L', (75, 61)), 'PNG'),
     'black in colour': encode(Image.new('RGB', (75, 61)), 'JPEG'),

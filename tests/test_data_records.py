@@ -513,11 +513,12 @@ def test_an_excel_file_reads_like_the_csv_file(
     far = '<row r="999999999"><c r="A999999999"><v>1</v></c></row></sheetData>'
     long = rewritten(file, 'sheet1', lambda text: text.replace('</sheetData>', far))
     wide = rewritten(file, 'sheet1', lambda text: re.sub('r="[A-C]([0-9])"', r'r="XFD\1"', text))
+    back = rewritten(file, 'sheet1', lambda text: re.sub(r'(<row r=")2', r'\g<1>3', text, count=1))
     bomb = rewritten(file, 'sheet1', lambda text: text + ' ' * 2**22)
     whole = file.read_bytes()
     monkeypatch.setattr(data.table, 'MAX_ROWS', 2**10)
     monkeypatch.setattr(data.table, 'MAX_CELLS', 2**15)
-    for damaged in (b'no archive', whole[:-40], broken.getvalue(), types, long, wide, bomb):
+    for damaged in (b'no archive', whole[:-40], broken.getvalue(), types, long, wide, back, bomb):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=r'demo\.xlsx'):
             group_columns(grouped, columns, demographics=file.name)

@@ -40,6 +40,7 @@ STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.7': 1.01, '0.8': 0.1}
 REFERENCE = {'pretrain': 'simmim', 'finetune': 'finetune'}  # section -> stage
 DRAWS = 200
 NAN = float('nan')
+DEEP = '[' * 100_000  # JSON that is nested too deeply
 
 
 @pytest.fixture(scope='module')
@@ -459,10 +460,12 @@ def test_the_problem_names_the_run_that_keeps_rows_from_being_compared(tmp_path)
     assert str(folder) in row['problem'] and row['compared']['Edema']['verdict'] == 'n/a'
 
 
-def test_a_damaged_file_of_a_finished_run_is_named(tmp_path):
+@pytest.mark.parametrize('name', ['report.json', 'scores.json'])
+@pytest.mark.parametrize('content', ['x', DEEP])
+def test_a_damaged_file_of_a_finished_run_is_named(name, content, tmp_path):
     made, sweep = two_rows(tmp_path)
     folder = run_folder(made.output, 'finetune', sweep.reference, 0)
-    (folder / 'scores.json').write_text('x')
+    (folder / name).write_text(content)
     with pytest.raises(ValueError, match=str(folder)):
         collect(sweep, [0], made.output)
 
@@ -559,8 +562,9 @@ def test_saved_results_give_the_same_table(five, tmp_path):
 
 def test_a_file_that_is_not_of_saved_results_is_named(five, tmp_path):
     older = {key: value for key, value in five.items() if key != 'subsets'}
-    for content in ({}, [], older, five | {'sweep': 'other'}, five | {'rows': [{}]}):
-        (tmp_path / 'swept.json').write_text(json.dumps(content))
+    others = [{}, [], older, five | {'sweep': 'other'}, five | {'rows': [{}]}]
+    for content in (*map(json.dumps, others), DEEP):
+        (tmp_path / 'swept.json').write_text(content)
         with pytest.raises(ValueError, match='swept.json'):
             read_collected(tmp_path, 'swept')
 
