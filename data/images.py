@@ -34,7 +34,7 @@ PROBES = 16  # number of pixels that are compared before all pixels are
 
 DICOM_SUFFIXES = ('.dcm', '.dicom')
 # Formats that Pillow may recognise by their contents. Other formats can start programs (EPS).
-FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'PPM', 'WEBP', 'JPEG2000')
+FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
 MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 FULL_RANGE_BITS = (8, 10, 12, 14, 16)
@@ -258,6 +258,8 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
         return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
     if image.format == 'PNG':
         _refuse_missing_rows(data, compressed)
+    if image.format == 'BMP':
+        _refuse_other_size(data, image)
     image.load()  # has the better messages about damage
     if image.format == 'JPEG' and image.mode == 'CMYK':
         raise ValueError('damage of a CMYK JPEG cannot be noticed; save the image as grey')
@@ -338,6 +340,16 @@ def _refuse_missing_rows(data: bytes, compressed: bytes) -> None:
     found = len(zlib.decompressobj().decompress(compressed, needed))
     if found < needed:
         raise ValueError(f'rows are missing: {found:,} bytes of pixels instead of {needed:,}')
+
+
+def _refuse_other_size(data: bytes, image: Image.Image) -> None:
+    """Refuse a BMP whose pixels do not fit its size, or are compressed, without a checksum."""
+    [(codec, _, start, options)] = image.tile
+    if codec != 'raw':
+        raise ValueError('damage of a compressed BMP cannot be noticed; save the image as PNG')
+    needed = options[1] * image.height  # bytes in a row and rows; up to 3 bytes may follow
+    if not 0 <= len(data) - start - needed < 4:
+        raise ValueError(f'it has {len(data) - start:,} bytes of pixels instead of {needed:,}')
 
 
 def _refuse_damaged_jpeg(data: bytes) -> None:

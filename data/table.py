@@ -260,10 +260,25 @@ def _read_rows(file: Path) -> list[list[str]]:
     _refuse_bomb(len(data), limit)
     reader = csv.reader(io.StringIO(data.decode('utf-8-sig'), newline=''), strict=True)
     try:
-        return list(reader)
+        rows = list(reader)
     except csv.Error as error:
         hint = 'a cell may lack its closing quote'
         raise ValueError(f'line {reader.line_num}: {error}; {hint}') from error
+    if reader.line_num > len(rows):
+        _refuse_swallowed_rows(rows)
+    return rows
+
+
+def _refuse_swallowed_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Refuse a cell with a line that looks like a row: an open quote and a later one hide rows."""
+    width = max(len(rows[0]), 2)
+    for number, row in enumerate(rows, 1):
+        for name, cell in zip(rows[0], row, strict=False):
+            if any(len(line.split(',')) >= width for line in cell.splitlines()[1:]):
+                raise ValueError(
+                    f'row {number}: a line of the cell in column {name!r:.{SHOWN}} looks like a '
+                    'row; a cell may lack its closing quote, or write the text on one line'
+                )
 
 
 def _refuse_bomb(size: int, limit: int) -> None:

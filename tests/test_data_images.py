@@ -276,6 +276,13 @@ BAD = {
         for name in ('tiff_lzw', 'packbits', 'jpeg')
     },
     'TIFF with fax': encode(GREY.convert('1'), 'TIFF', compression='group4'),
+    'BMP of another height than its pixels': (
+        encode(GREY, 'BMP').replace(struct.pack('<ii', *GREY.size), struct.pack('<ii', 75, 59))
+    ),
+    'compressed BMP': (
+        encode(GREY, 'BMP').replace(struct.pack('<HI', 8, 0), struct.pack('<HI', 8, 1), 1)
+    ),
+    'a format that is not read': encode(GREY, 'GIF'),
     'CMYK JPEG, whose damage goes unnoticed': encode(GREY.convert('CMYK'), 'JPEG'),
     'black': encode(Image.new('L', (75, 61)), 'PNG'),
     'black in colour': encode(Image.new('RGB', (75, 61)), 'JPEG'),
