@@ -25,8 +25,8 @@ def build_loader(
     """
     if not (config.DATA.DATA_PATH or config.DATA.SOURCES):
         raise ValueError('DATA.DATA_PATH is empty: give the folder of the data with --data-path')
-    if config.CHECK_MODE:  # its table reports the number of workers
-        warnings.filterwarnings('ignore', message='This DataLoader will create')
+    # PyTorch warns at each pass; the table of --check reports the number of workers once.
+    warnings.filterwarnings('ignore', message='This DataLoader will create')
     for own in source_configs(config).values():
         log_store(own, logger)
     if num_views:

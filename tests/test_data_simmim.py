@@ -29,6 +29,11 @@ def test_pretraining_batches(data_path):
     assert none.holdout is None and none.reference is None
 
 
+def test_pytorch_does_not_warn_of_the_workers_at_each_pass(data_path, recwarn):
+    build_loader(make_config(data_path, 'DATA.NUM_WORKERS', 64), LOGGER, is_pretrain=True)
+    assert not [w for w in recwarn if 'worker' in str(w.message)]
+
+
 @pytest.mark.parametrize('seed', [0, 7])
 def test_held_out_masks_are_fixed_whatever_the_seed(data_path, seed):
     config = make_config(data_path, 'SEED', seed, 'DATA.MASK_TYPE', 'block')
