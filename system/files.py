@@ -24,9 +24,10 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has
 
 
 def is_below(name: str) -> bool:
-    """Return whether a name is a path below a folder: relative, and without '..'."""
+    """Return whether a name is a path below a folder: relative, without '..' and null bytes."""
     path = PurePath(name)
-    return bool(path.parts) and not path.is_absolute() and '..' not in path.parts
+    is_inside = not path.is_absolute() and '..' not in path.parts
+    return bool(path.parts) and is_inside and '\0' not in name
 
 
 def file_system(path: str | Path) -> str:

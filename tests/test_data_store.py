@@ -388,7 +388,7 @@ def test_a_run_reads_the_copy_in_cache_dir(store: Path, root: Path, tmp_path: Pa
         data_root(config, LOGGER)
 
 
-@pytest.mark.parametrize('name', ['../../victim/x', '/etc/hostname', 'a/../../b', ''])
+@pytest.mark.parametrize('name', ['../../victim/x', '/etc/hostname', 'a/../../b', 'a\0b', ''])
 @pytest.mark.parametrize('entry', ['files', 'shards', 'sources'])
 def test_a_store_that_names_files_outside_its_folder_is_refused(
     store: Path, tmp_path: Path, entry: str, name: str
