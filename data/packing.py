@@ -322,7 +322,7 @@ class ShardWriter:
         """Read the index up to the last complete shard; None if the file is damaged."""
         try:
             index = np.load(self.folder / PARTIAL_INDEX_FILE)
-        except (OSError, ValueError, EOFError):
+        except Exception:  # a damaged file makes NumPy raise almost anything
             return None
         return index if (index.dtype, index.shape) == (ENTRY, self.index.shape) else None
 
