@@ -1,13 +1,15 @@
-"""Join the folds of a cross-validated sweep, and write a table from the joined predictions.
+"""Join the folds of a cross-validated sweep, and write tables and figures from them.
 
 python scripts/ablate.py run --sweep F --output D --data-path DATA --folds 5 --unlabelled IMAGES
 python scripts/fold_table.py join --sweep F --output D --folds 5 --seeds 3 --save P
 python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.csv --save T
+python scripts/fold_table.py figure --table T/F_Pneumonia.csv --save F.png
 
 `join` writes P/ROW_seed0.csv.gz for each row and seed. It contains each image once, with the rank
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
-have no common scale. scripts/evaluate.py can also read these files. Files of other rows and seeds
-stay, so a sweep may run in parts.
+have no common scale. scripts/evaluate.py can also read these files. It also adds the seed, minutes
+and commit of each run to P/runs.csv. Files of other rows and seeds stay, so a sweep may run in
+parts.
 
 With --tune (both commands), rows that only differ in TRAIN.BASE_LR become one row: each fold takes
 the predictions of the row with the highest mean AUROC on the training patients whom its runs did
@@ -18,6 +20,9 @@ writes the choices to T/tuning.csv.
 `table` compares each row with
 all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR),
 and with all in `against_best_of`, because the joined predictions have no held-out scores.
+
+`figure` draws the differences of such a table, or only those of some pairs. The verdicts stay those
+of the table.
 """
 
 import argparse
@@ -27,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -55,8 +61,10 @@ from sweeps.folds import (
     compose,
     read_scores,
     save_ranks,
+    save_runs,
     save_scores,
 )
+from sweeps.plots import Difference, plot_differences
 from sweeps.runner import folder_state
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
@@ -75,16 +83,23 @@ FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
 )
 TUNING = 'tuning.csv'
+DRAWN = ('row', 'against', 'score', 'difference', 'by_seed', 'verdict')  # columns
+NOISE = {'over_seeds': 'seeds', 'over_patients': 'patients'}  # name of its columns in the CSV file
 MEAN = 'mean'  # score: mean over the labels with enough cases
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     commands = parser.add_subparsers(dest='command', required=True)
-    for name, function in (('join', join), ('table', table)):
+    for name, function in (('join', join), ('table', table), ('figure', figure)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
         add = command.add_argument
+        if name == 'figure':
+            add('--table', type=Path, required=True, help='CSV file that `table` wrote')
+            add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='pairs; default: all')
+            add('--save', type=Path, required=True, help='.png, .pdf or .svg file')
+            continue
         add('--sweep', type=Path, required=True, help='sweep file')
         add('--scale', default='', help='scale of the sweep')
         add('--save', type=Path, required=True, help='output folder')
@@ -119,12 +134,17 @@ def join(args: argparse.Namespace) -> None:
         raise ValueError(f'--folds {args.folds} and --seeds {args.seeds} must be at least 1')
     sweep = load_sweep(args.sweep, args.scale)
     runs = finished_runs(sweep, args)
+    used = []  # run folders
     for row in [row for row in sweep.rows if row.name in runs]:
         for seed, folders in runs[row.name].items():
+            if row.pretraining:
+                used.append(run_folder(args.output, row.pretraining, row, seed))
+            used += folders
             for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
                 files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
                 if kind == '' or files[0].is_file():
                     save_ranks(args.save / f'{name}_seed{seed}.csv.gz', files)
+    save_runs(args.save / 'runs.csv', used)
     if args.tune:
         save_scores(args.save / TUNING, sweep, runs)
 
@@ -298,16 +318,53 @@ def comparison(
     titles = ('difference', 'over seeds', 'over patients', 'verdict')
     if part is None:
         return {}, dict.fromkeys(titles, '')
-    figures, cells = {'difference': part['difference']}, [shown(part['difference'], '+.3f')]
+    by_seed = ' '.join(f'{value:.6f}' for value in part['by_seed'])
+    figures = {'difference': part['difference'], 'by_seed': by_seed}
+    cells = [shown(part['difference'], '+.3f')]
     missing = missing_intervals(part, FEW_RESAMPLES)
-    for noise in ('over_seeds', 'over_patients'):
-        figures |= {f'{noise[5:]}_{end}': part[noise][end] for end in ENDS}
+    for noise, name in NOISE.items():
+        figures |= {f'{name}_{end}': part[noise][end] for end in ENDS}
         text = interval_text(part[noise], '+.3f')
         cells.append(text or missing_value(footnotes, [missing[noise]]))
     figures |= {key: part['over_patients'][key] for key in ('p', 'p_holm')}
     figures['verdict'] = part['verdict']
     cells.append(verdict_text(part, missing, footnotes))
     return figures, dict(zip(titles, cells, strict=True))
+
+
+def figure(args: argparse.Namespace) -> None:
+    """Draw the differences of a table of `table`."""
+    # A verdict may be 'n/a'.
+    found = pd.read_csv(args.table, keep_default_na=False, na_values=[''], dtype={'by_seed': str})
+    columns = [*DRAWN, *(f'{noise}_{end}' for noise in NOISE.values() for end in ENDS)]
+    if missing := [name for name in columns if name not in found]:
+        raise ValueError(
+            f'{args.table} must be a table of `fold_table.py table` in which rows are compared: '
+            f'it lacks {missing}'
+        )
+    found = found[found['difference'].notna()]
+    if found.empty:
+        raise ValueError(f'{args.table} has no known difference')
+    found.index = found['row'] + '/' + found['against']
+    if unknown := [pair for pair in args.pairs if pair not in found.index]:
+        raise ValueError(f'--pairs must be among {[*found.index]}, got {unknown[0]!r}')
+    parts = [_part(line) for _, line in found.loc[args.pairs or found.index].iterrows()]
+    seeds = max(part['seeds'] for part in parts)
+    note = 'Right of 0: better than the row in brackets. Names end in the share of the labels.'
+    plot_differences(
+        args.save,
+        [Difference(part['title'], part, seeds) for part in parts],
+        score=f'AUROC, {found["score"].iloc[0]}',
+        notes=[note, NOT_FOR_CLINICAL_USE],
+    )
+
+
+def _part(line: pd.Series) -> dict[str, Any]:
+    """Return a line of a table as a result of `sweeps.comparison.compare_rows`, with a `title`."""
+    by_seed = [float(value) for value in line['by_seed'].split()]
+    ends = {noise: {end: line[f'{name}_{end}'] for end in ENDS} for noise, name in NOISE.items()}
+    part = {'by_seed': by_seed, 'seeds': len(by_seed), **ends, **line[['difference', 'verdict']]}
+    return part | {'title': f'{line["row"]} ({line["against"]})'}
 
 
 @tool

@@ -64,11 +64,11 @@ def compare_rows(
         score: Score of the table.
 
     Returns:
-        A comparison for each pair, or None without a row or a seed to compare with: `difference`,
-        the mean of the differences by seed; `seeds`; `over_seeds`, the `low` and `high` of
-        Student's t interval; `over_patients`, those of the percentile interval, with `p`
-        (`bootstrap_p`) and `p_holm`, corrected over all pairs; and `verdict`. NaN marks unknown
-        values.
+        A comparison for each pair, or None without a row or a seed to compare with: `by_seed`, the
+        differences in the order of the seeds; `difference`, their mean; `seeds`, their number;
+        `over_seeds`, the `low` and `high` of Student's t interval; `over_patients`, those of the
+        percentile interval, with `p` (`bootstrap_p`) and `p_holm`, corrected over all pairs; and
+        `verdict`. NaN marks unknown values.
     """
     compared = [_compare(table[name], table.get(against, {}), score) for name, against in pairs]
     parts = [part for part in compared if part]
@@ -109,7 +109,7 @@ def t_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 def _compare(row: Seeds, other: Seeds, score: str) -> dict[str, Any] | None:
     """Compare two rows without correction; None if they have no common seed with this score."""
-    seeds = [seed for seed in row if score in row[seed] and score in other.get(seed, {})]
+    seeds = sorted(seed for seed in row if score in row[seed] and score in other.get(seed, {}))
     if not seeds:
         return None
     own, base = (_samples([each[seed] for seed in seeds], score) for each in (row, other))
@@ -119,6 +119,7 @@ def _compare(row: Seeds, other: Seeds, score: str) -> dict[str, Any] | None:
     return {
         'difference': float(by_seed.mean()),
         'seeds': len(seeds),
+        'by_seed': by_seed.tolist(),
         'over_seeds': _bounds(t_interval(by_seed)),
         'over_patients': _bounds(interval(over_patients)) | {'p': bootstrap_p(over_patients)},
     }

@@ -1,10 +1,14 @@
-"""Predictions of the folds of a cross-validated sweep: join them by rank, and tune by fold."""
+"""Predictions of the folds of a cross-validated sweep: join them by rank, and tune by fold.
+
+Also the list of its runs with their seeds, minutes and commits.
+"""
 
 import gzip
 import itertools
+import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +21,9 @@ from data.reading import read_split
 from data.records import select_views
 from data.splits import split_patients, unlabelled_records
 from data.tasks import task_of
+from engine.run_record import is_finished
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
+from logger import read_metrics
 from sweeps.files import Sweep, load_config, without_cache
 from system.files import replace_file
 
@@ -51,6 +57,33 @@ def join_ranks(files: Sequence[Path]) -> Predictions:
         raise ValueError(f'{name} is in two of the folds that begin with {files[0]}')
     ranks = [(rankdata(part.probabilities, axis=0) - 0.5) / len(part.names) for part in parts]
     return replace(parts[0], names=names, probabilities=np.concatenate(ranks))
+
+
+def save_runs(path: Path, folders: Iterable[Path]) -> None:
+    """Add the finished ones of some run folders to a table. It stays sorted by name.
+
+    A line contains the name of the run, its code version, seed, minutes and training images. For
+    SimMIM and MAE it also contains the held-out L1 error in grey levels under the masks of the run,
+    and the error of linear interpolation.
+    """
+    known = pd.read_csv(path).to_dict('records') if path.is_file() else []
+    lines = {line['run']: line for line in known}
+    for folder in filter(is_finished, folders):
+        record = json.loads((folder / 'run.json').read_text())
+        metrics = folder / 'metrics.jsonl'  # probes have none
+        last = read_metrics(metrics)[-1] if metrics.is_file() else {}
+        lines[folder.name] = {
+            'run': folder.name,
+            'code': record['code'],
+            'seed': record['seed'],
+            'minutes': round(record['seconds'] / 60, 2),
+            'images': record['data']['images'],
+            'holdout_l1_grey': last.get('holdout_l1_grey'),
+            'linear': last.get('holdout_l1_grey_linear'),
+        }
+    if lines:
+        runs = pd.DataFrame([lines[name] for name in sorted(lines)])
+        replace_file(path, runs.to_csv(index=False, float_format='%.4g').encode())
 
 
 def arms_of(sweep: Sweep) -> list[list[str]]:

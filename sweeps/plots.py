@@ -8,6 +8,7 @@ unknown format, score or subset raises a ValueError.
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ BARS = {
 POINT = {'marker': 'o', 'markersize': 5, 'color': COLOURS[0], 'markerfacecolor': 'white'}
 CLEAR = {'color': SIGNIFICANT_COLOUR, 'markerfacecolor': SIGNIFICANT_COLOUR}
 UNKNOWN = {'marker': 'x', 'color': GREY}
+BY_SEED = {'marker': '.', 'markersize': 4, 'color': GREY, 'linestyle': ''}
 WIDTH = 6.3  # text width of an A4 page in inches
 STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays selectable
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
@@ -76,28 +78,77 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         raise ValueError(f'--scores: rows are compared by AUROC only, got {score!r}')
     # With subsets, rows that are only compared with would repeat for each of them.
     rows = [row for row in collected['rows'] if row['against'] or not collected['subsets']]
-    with drawing(path, 1.1 + 0.28 * len(rows)) as figure:
+    titles = _row_titles(collected, rows)
+    differences = [
+        Difference(title, row['compared'].get(score), len(row['seeds']), _reason(row, rows))
+        for title, row in zip(titles, rows, strict=True)
+    ]
+    base = next(row for row in collected['rows'] if row['name'] == collected['reference'])
+    note = f'the row in brackets, or than {base["method"] or base["name"]}'
+    notes = [f'Right of 0: better than {note}.', NOT_FOR_CLINICAL_USE, *dropping_notes(collected)]
+    title = score_title(collected, score)
+    plot_differences(path, differences, score=title, title=collected['title'], notes=notes)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A line of a figure of differences.
+
+    Attributes:
+        title: Name of the line.
+        part: Result of `sweeps.comparison.compare_rows`, or None.
+        seeds: Number of seeds that the reader expects. Fewer are noted.
+        reason: Why there is no `part`.
+    """
+
+    title: str
+    part: Mapping[str, Any] | None
+    seeds: int
+    reason: str = ''
+
+
+def plot_differences(
+    path: str | Path,
+    differences: Sequence[Difference],
+    *,
+    score: str,
+    title: str = '',
+    notes: Sequence[str],
+) -> None:
+    """Draw paired differences in a score, with those of each seed and both intervals.
+
+    `title` stands left of the names of the lines, and `notes` below the figure.
+    """
+    parts = [each.part for each in differences if each.part]
+    with drawing(path, 1.1 + 0.28 * len(differences)) as figure:
         axis = figure.subplots()
         axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
-        for place, row in enumerate(rows):
-            _draw_difference(axis, place, rows, row['compared'].get(score))
-        axis.set_yticks(range(len(rows)), _row_titles(collected, rows))
-        axis.set_ylim(len(rows) - 0.5, -0.5)
+        for place, each in enumerate(differences):
+            _draw_difference(axis, place, each)
+        axis.set_yticks(range(len(differences)), [each.title for each in differences])
+        axis.set_ylim(len(differences) - 0.5, -0.5)
         axis.grid(axis='x')
-        axis.set_ylabel(collected['title'])
+        axis.set_ylabel(title)
         # Long row names leave a narrow axis, so the label is aligned to the right.
-        axis.set_xlabel(f'paired difference in {score_title(collected, score)}', loc='right')
+        axis.set_xlabel(f'paired difference in {score}', loc='right')
         points = {'significant': CLEAR, 'not significant': {}}
-        if any(row['compared'].get(score, {}).get('verdict') == MISSING for row in rows):
+        if any(part['verdict'] == MISSING for part in parts):
             points['no verdict'] = UNKNOWN
         handles = [Line2D([], [], **style) for style in BARS.values()]
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
+        if any(part.get('by_seed') for part in parts):
+            handles.append(Line2D([], [], label='one seed', **BY_SEED))
         figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
-        base = next(row for row in collected['rows'] if row['name'] == collected['reference'])
-        name = base['method'] or base['name']
-        note = f'Right of 0: better than the row in brackets, or than {name}.'
-        add_note(figure, ' '.join([note, NOT_FOR_CLINICAL_USE, *dropping_notes(collected)]))
+        add_note(figure, ' '.join(notes))
+
+
+def _reason(row: CollectedRow, rows: Sequence[CollectedRow]) -> str:
+    """Return why a row that is not compared is not."""
+    if row['against']:
+        return 'no finished run to compare'
+    is_base = any(other['against'] == row['name'] for other in rows)
+    return 'reference of other rows' if is_base else 'not compared'
 
 
 def plot_subgroups(path: str | Path, collected: Collected) -> None:
@@ -360,27 +411,24 @@ def _epochs(folder: Path) -> list[dict[str, Any]]:
     return read_metrics(file) if file.is_file() else []
 
 
-def _draw_difference(
-    axis: Axes, place: int, rows: Sequence[Mapping[str, Any]], part: Mapping[str, Any] | None
-) -> None:
-    """Draw the difference of a row at height `place` with the known intervals."""
-    row = rows[place]
+def _draw_difference(axis: Axes, place: int, difference: Difference) -> None:
+    """Draw a difference at height `place` with the known intervals and seeds."""
+    part = difference.part
     if part is None:
-        is_base = any(other['against'] == row['name'] for other in rows)
-        reason = 'reference of other rows' if is_base else 'not compared'
-        reason = 'no finished run to compare' if row['against'] else reason
         style = {'fontsize': 7, 'color': GREY, 'va': 'center'}
         style |= {'bbox': {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1}}
-        axis.text(0.01, place, reason, transform=axis.get_yaxis_transform(), **style)
+        axis.text(0.01, place, difference.reason, transform=axis.get_yaxis_transform(), **style)
         return
     for noise, style in BARS.items():
         ends = [part[noise]['low'], part[noise]['high']]
         if None not in ends:
             axis.plot(ends, [place] * 2, solid_capstyle='butt', zorder=2, **style)
+    if by_seed := part.get('by_seed'):  # results of earlier versions have none
+        axis.plot(by_seed, [place + 0.3] * len(by_seed), zorder=2, **BY_SEED)
     style = CLEAR if part['verdict'] in ('above', 'below') else {}
     style = UNKNOWN if part['verdict'] == MISSING else style
     axis.plot(part['difference'], place, linestyle='', zorder=3, **POINT | style)
-    if part['seeds'] < len(row['seeds']):
+    if part['seeds'] < difference.seeds:
         note = {'xytext': (0, 5), 'textcoords': 'offset points', 'ha': 'center'}
         axis.annotate(f'{part["seeds"]} seeds', (part['difference'], place), fontsize=6, **note)
 

@@ -1,6 +1,7 @@
 """The table of a cross-validated sweep: joined ranks, differences and intervals."""
 
 import gzip
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from sweeps.folds import mean_score, read_scores, save_ranks
 LOGGER = logging.getLogger('fold_table')
 LABELS = ('Edema', 'Pneumonia')
 FOLDS, PER_FOLD = 3, 40
+ENDS = ('seeds_low', 'seeds_high', 'patients_low', 'patients_high')  # columns
 
 
 def draw(folder: Path) -> tuple[Path, np.ndarray]:
@@ -77,9 +79,13 @@ def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.nd
                 if name == 'scratch_1':
                     write_run(folder, np.full_like(targets, 0.5), part, '_pixels')
     monkeypatch.setattr(fold_table, 'folder_state', state)
-    arguments = ['--output', tmp_path, '--folds', FOLDS, '--seeds', 2, '--save', tmp_path / 'p']
-    assert run('join', '--sweep', sweep, *arguments) == 0
+    assert run('join', '--sweep', sweep, *words_of(tmp_path)) == 0
     return sweep, targets, values
+
+
+def words_of(folder: Path) -> list[object]:
+    """Arguments of `join` that write to the folder p."""
+    return ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p']
 
 
 def run(*words: object) -> int:
@@ -180,6 +186,69 @@ def test_a_join_in_which_every_run_misses_a_fold_names_them(joined: tuple, capsy
     assert 'simmim_1 seed 0 (fold 3/4 not started)' in out
     assert str(folder) in error and '3/4 not started' in error
     assert not (folder / 'none').exists()
+
+
+def test_joined_runs_are_listed_and_those_of_earlier_parts_stay(joined: tuple) -> None:
+    folder = joined[0].parent
+    runs = folder / 'p/runs.csv'
+    runs.write_text('run,code,seed,minutes,images\nearlier,abc,0,2.5,30\n')
+    for name in ('simmim_pretrain/mine_simmim_seed1', 'simmim_finetune/mine_scratch_1_seed0_fold2'):
+        record = {'code': 'abc', 'seed': 1, 'seconds': 90, 'data': {'images': 5700}}
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record | {'finished': '2026-01-01T00:00:00'})
+        (folder / name / 'run.json').write_text(text)
+    (folder / 'simmim_pretrain/mine_simmim_seed1/metrics.jsonl').write_text(
+        '{"epoch": 0, "holdout_l1_grey": 20}\n{"epoch": 4, "holdout_l1_grey": 17.5}\n'
+    )
+    for _ in range(2):
+        assert run('join', '--sweep', joined[0], *words_of(folder)) == 0
+    table = pd.read_csv(runs, index_col='run')
+    names = ['earlier', 'mine_scratch_1_seed0_fold2', 'mine_simmim_seed1']
+    assert table.index.tolist() == names and table['minutes'].tolist() == [2.5, 1.5, 1.5]
+    assert table['holdout_l1_grey'].tolist()[-1] == 17.5
+
+
+def test_the_figure_has_the_differences_of_the_table(joined: tuple, monkeypatch) -> None:
+    folder, drawn = joined[0].parent, []
+    assert table_of(joined[0], '--against', 'pixels_1', '--scores', 'Edema', resamples=50) == 0
+    file, page = folder / 't/mine_Edema.csv', folder / 'new/figure.png'
+    plot = fold_table.plot_differences
+    monkeypatch.setattr(
+        fold_table, 'plot_differences', lambda *a, **k: (drawn.append(a[1]), plot(*a, **k))
+    )
+    assert run('figure', '--table', file, '--save', page) == 0
+    pairs = ['scratch_1/pixels_1']
+    assert run('figure', '--table', file, '--save', page, '--pairs', *pairs) == 0
+    assert page.stat().st_size > 10_000
+    every, (chosen,) = drawn
+    assert [each.title for each in every] == ['simmim_1 (pixels_1)', 'scratch_1 (pixels_1)']
+    line = pd.read_csv(file).set_index('row').loc['scratch_1']
+    assert chosen.part['difference'] == pytest.approx(np.mean(chosen.part['by_seed']), abs=1e-6)
+    assert chosen.part['over_seeds'] == {'low': line['seeds_low'], 'high': line['seeds_high']}
+    assert chosen.part['over_patients']['low'] == line['patients_low']
+    assert chosen.part['verdict'] == line['verdict']
+
+
+def test_a_figure_of_unknown_pairs_and_other_tables_is_refused(joined: tuple, capsys) -> None:
+    folder = joined[0].parent
+    assert table_of(joined[0], '--scores', 'Edema') == 0
+    words = ['figure', '--table', folder / 't/mine_Edema.csv', '--save', folder / 'f.png']
+    assert run(*words, '--pairs', 'moco_1/simmim_1') == 2
+    error = capsys.readouterr().err
+    assert 'moco_1/simmim_1' in error and "['scratch_1/simmim_1']" in error
+    assert run(*words[:2], folder / 'all.csv', *words[3:]) == 2
+    error = capsys.readouterr().err
+    assert 'all.csv' in error and 'by_seed' in error
+    assert run(*words[:4], folder / 'f.xyz') == 2
+    assert 'xyz' in capsys.readouterr().err
+    assert table_of(joined[0], '--scores', 'Edema', '--row', 'simmim_1') == 0
+    assert run(*words) == 2
+    assert 'compared' in capsys.readouterr().err
+    line = dict.fromkeys([*fold_table.DRAWN, *ENDS]) | {'row': 'simmim_1', 'against': 'scratch_1'}
+    pd.DataFrame([line]).to_csv(folder / 't/mine_Edema.csv')
+    assert run(*words) == 2
+    assert 'no known difference' in capsys.readouterr().err
+    assert not (folder / 'f.png').exists()
 
 
 def test_joined_files_do_not_depend_on_the_time(joined: tuple) -> None:
@@ -323,7 +392,7 @@ def test_tuning_takes_the_setting_that_is_best_on_patients_who_were_not_learned(
     """In fold 0 the first setting is only right about patients whom it scores."""
     sweep, values = settings
     folder = sweep.parent
-    words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p', '--tune']
+    words = [*words_of(folder), '--tune']
     assert run('join', '--sweep', sweep, *words) == 0
     assert table_of(sweep, '--tune', '--resamples', 50) == 0
     choices = pd.read_csv(folder / 't/tuning.csv')
@@ -413,7 +482,7 @@ def test_tuning_needs_the_same_seeds_and_enough_cases(
 ) -> None:
     sweep, _ = settings
     folder = sweep.parent
-    words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p', '--tune']
+    words = [*words_of(folder), '--tune']
     monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
     assert run('join', '--sweep', sweep, *words) == 2
     assert 'simmim_1_seed0_fold0' in capsys.readouterr().err

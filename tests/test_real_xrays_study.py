@@ -1,6 +1,5 @@
 """Figures and power of the cross-validated study, from tables of made-up scores."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +9,6 @@ import pytest
 from scripts.studies import power
 from scripts.studies import real_xrays_figures as figures
 from sweeps.comparison import t_interval
-
-
-def write_run(folder: Path, error: float) -> None:
-    """Write the files of a finished pre-training."""
-    folder.mkdir(parents=True)
-    record = {'code': 'abc1234', 'seed': 0, 'seconds': 90, 'data': {'images': 5700}}
-    (folder / 'run.json').write_text(json.dumps(record | {'finished': '2026-01-01T00:00:00'}))
-    line = {'epoch': 4, 'holdout_l1_grey': error, 'holdout_l1_grey_linear': 39.7}
-    (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
-
-
-def test_runs_of_earlier_parts_stay_in_the_list(tmp_path: Path) -> None:
-    write_run(tmp_path / 'first/simmim_pretrain/real_xrays_simmim_seed0', 17.5)
-    write_run(tmp_path / 'second/simmim_pretrain/real_xrays_epochs5_seed0', 28.0)
-    write_run(tmp_path / 'second/simmim_pretrain/real_xrays_swin_seed0', 12.0)
-    (tmp_path / 'second/simmim_pretrain/real_xrays_swin_seed0/metrics.jsonl').unlink()
-    for part in ('first', 'second', 'second'):
-        figures.record_runs(tmp_path / part, tmp_path / 'results')
-    runs = pd.read_csv(tmp_path / 'results/runs.csv', index_col='run')
-    names = ('epochs5', 'simmim', 'swin')
-    assert runs.index.tolist() == [f'real_xrays_{name}_seed0' for name in names]
-    assert runs['holdout_l1_grey'][:2].tolist() == [28.0, 17.5]
-    assert runs.loc['real_xrays_simmim_seed0', 'minutes'] == 1.5
 
 
 @pytest.mark.parametrize('rows', [('simmim_0.1', 'scratch_0.1'), ('linear_epochs5_1', 'pixels_1')])

@@ -25,6 +25,8 @@ def test_rows_are_compared_by_the_seeds_that_both_have() -> None:
     paired = np.mean([table['a'][n]['Edema'] - table['b'][n]['Edema'] for n in (1, 2)], axis=0)
     assert (first['seeds'], last['seeds']) == (2, 3)
     assert first['difference'] == pytest.approx(paired[0])
+    by_seed = [table['a'][n]['Edema'][0] - table['b'][n]['Edema'][0] for n in (1, 2)]
+    assert first['by_seed'] == pytest.approx(by_seed)
     ends = [first['over_patients'][end] for end in ('low', 'high')]
     assert ends == pytest.approx(np.percentile(paired[1:], [2.5, 97.5]))
     assert first['over_patients']['p'] == pytest.approx(bootstrap_p(paired[1:]))

@@ -63,7 +63,7 @@ def test_the_figure_shows_paired_differences_with_both_intervals(figures, tmp_pa
     collected = read_collected(ROOT / 'docs/results/nih1000', 'mask_ratio')
     row = row_of(collected, '0.9')
     part = row['compared']['Pneumonia']
-    part |= {'verdict': 'below', 'seeds': 2}
+    part |= {'verdict': 'below', 'seeds': 2, 'by_seed': [0.01, 0.02]}
     plot_sweep(tmp_path / 'new' / 'figure.png', collected, 'Pneumonia')
     (axis,) = figures[0].axes
     names = [text.get_text() for text in axis.get_yticklabels()]
@@ -73,7 +73,8 @@ def test_the_figure_shows_paired_differences_with_both_intervals(figures, tmp_pa
     assert [x for x, _ in zero] == [0, 0]
     ends = [[[part[noise][end], 5] for end in ('low', 'high')]
             for noise in ('over_patients', 'over_seeds')]  # fmt: skip
-    assert drawn[-3:] == [*ends, [[part['difference'], 5]]] and len(drawn) == 3 * 5
+    by_seed = [[0.01, 5.3], [0.02, 5.3]]
+    assert drawn[-4:] == [*ends, by_seed, [[part['difference'], 5]]] and len(drawn) == 3 * 5 + 1
     faces = [line.get_markerfacecolor() for line in axis.lines if line.get_marker() == 'o']
     assert faces == ['white'] * 4 + [SIGNIFICANT_COLOUR]
     assert '2 seeds' in [text.get_text() for text in axis.texts]

@@ -1,13 +1,11 @@
-"""Record the runs of docs/studies/real_xrays.md, and draw its figures.
+"""Draw the figures of docs/studies/real_xrays.md.
 
-python scripts/studies/real_xrays_figures.py --output OUT --results docs/results/real_xrays
+python scripts/studies/real_xrays_figures.py --results docs/results/real_xrays
 
-Finished runs below OUT are added to runs.csv in the folder of results, so that the study can be run
-in parts. The figures show runs.csv and the tables that scripts/fold_table.py wrote to that folder.
+They show the tables that scripts/fold_table.py wrote to the folder of results.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,11 +14,8 @@ from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.run_record import is_finished
-from logger import read_metrics
 from sweeps.plots import COLOURS, MARKERS, add_note, drawing
 from sweeps.tables import NOT_FOR_CLINICAL_USE
-from system.files import replace_file
 from system.tool import Paragraphs
 
 SHARES = ('0.1', '0.5', '1')
@@ -47,37 +42,6 @@ ENCODERS = {
 EPOCHS = {0: ('scratch', 'linear_random'), 5: ('epochs5', 'linear_epochs5')}
 EPOCHS |= {20: ('epochs20', 'linear_epochs20'), 60: ('simmim', 'linear_simmim')}
 EPOCHS |= {150: ('epochs150', 'linear_epochs150')}
-
-
-def record_runs(output: Path, results: Path) -> pd.DataFrame:
-    """Add the finished runs below `output` to runs.csv, and return all lines.
-
-    A line contains the name of the run, its code version, seed, minutes and training images. For
-    SimMIM it also contains the held-out L1 error in grey levels under the masks of the run, and the
-    error of linear interpolation.
-    """
-    file = results / 'runs.csv'
-    known = pd.read_csv(file, index_col='run') if file.is_file() else pd.DataFrame()
-    lines = {}
-    for path in sorted(output.glob('*/*/run.json')) if output else []:
-        if not is_finished(path.parent):
-            continue
-        record = json.loads(path.read_text())
-        metrics = path.parent / 'metrics.jsonl'  # probes have none
-        last = read_metrics(metrics)[-1] if metrics.is_file() else {}
-        lines[path.parent.name] = {
-            'code': record['code'],
-            'seed': record['seed'],
-            'minutes': round(record['seconds'] / 60, 2),
-            'images': record['data']['images'],
-            'holdout_l1_grey': last.get('holdout_l1_grey'),
-            'linear': last.get('holdout_l1_grey_linear'),
-        }
-    found = pd.DataFrame.from_dict(lines, orient='index').rename_axis('run')
-    runs = pd.concat([known[~known.index.isin(found.index)], found]).sort_index()
-    results.mkdir(parents=True, exist_ok=True)
-    replace_file(file, runs.to_csv(float_format='%.4g').encode())
-    return runs
 
 
 def draw_shares(path: Path, scores: pd.DataFrame, score: str, titles: dict[str, str]) -> None:
@@ -150,10 +114,9 @@ def draw_epochs(path: Path, scores: pd.DataFrame, runs: pd.DataFrame, score: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
-    parser.add_argument('--output', type=Path, help='root folder of the runs to add')
     parser.add_argument('--results', type=Path, required=True, help='folder of the results')
     args = parser.parse_args()
-    runs = record_runs(args.output, args.results)
+    runs = pd.read_csv(args.results / 'predictions/runs.csv', index_col='run')
     for score in ('Pneumonia', 'mean'):
         scores = pd.read_csv(args.results / f'real_xrays_{score}.csv')
         scores = scores.drop_duplicates('row').set_index('row')
