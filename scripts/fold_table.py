@@ -347,7 +347,7 @@ def figure(args: argparse.Namespace) -> None:
         raise ValueError(f'{args.table} has no known difference')
     found.index = found['row'] + '/' + found['against']
     if unknown := [pair for pair in args.pairs if pair not in found.index]:
-        raise ValueError(f'--pairs must be among {[*found.index]}, got {unknown[0]!r}')
+        raise ValueError(f'--pairs: {args.table} does not compare {unknown[0]!r}')
     parts = [_part(line) for _, line in found.loc[args.pairs or found.index].iterrows()]
     seeds = max(part['seeds'] for part in parts)
     note = 'Right of 0: better than the row in brackets. Names end in the share of the labels.'

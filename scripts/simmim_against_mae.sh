@@ -48,7 +48,9 @@ $python scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
     --save "$out/predictions" --tune
 $python scripts/fold_table.py table "${sweep[@]}" --predictions "$out/predictions" \
     --labels "$store/all.csv" --save "$out/results" --tune
+$python scripts/fold_table.py figure --table "$out/results/simmim_mae_mean.csv" \
+    --save "$out/results/simmim_mae_mean.png"
 echo
 cat "$out/results/simmim_mae_mean.md"
 if [ -n "${TRIAL:-}" ]; then echo '- TRIAL=1: these scores mean nothing.'; fi
-echo "simmim_against_mae: done in $(((SECONDS - start + 30) / 60)) min; other labels: $out/results"
+echo "simmim_against_mae: done in $(((SECONDS - start + 30) / 60)) min; figure and other labels: $out/results"

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,14 +88,19 @@ def save_runs(path: Path, folders: Iterable[Path]) -> None:
 
 
 def arms_of(sweep: Sweep) -> list[list[str]]:
-    """Return the rows that differ in TRAIN.BASE_LR alone, for each such group of several rows."""
-    arms: dict[tuple[str, ...], list[str]] = {}
+    """Return the rows that differ in TRAIN.BASE_LR alone, for each such group of several rows.
+
+    Of rows that do not differ at all, for example because a share sets the epochs of both, only the
+    first is returned.
+    """
+    arms: dict[tuple[str, ...], dict[Any, str]] = {}  # arm -> rate -> row
     for row in sweep.rows:
+        rate = row.options('finetune').get(RATE)
         options = {**row.options('finetune'), RATE: None}
         learned = row.pretrain_run if row.pretraining else ''
         arm = learned, str(row.configs['finetune']), row.subset, repr(sorted(options.items()))
-        arms.setdefault(arm, []).append(row.name)
-    return [names for names in arms.values() if len(names) > 1]
+        arms.setdefault(arm, {}).setdefault(rate, row.name)
+    return [[*names.values()] for names in arms.values() if len(names) > 1]
 
 
 def read_scores(path: Path) -> pd.DataFrame:

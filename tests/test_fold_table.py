@@ -21,7 +21,8 @@ from data.splits import split_patients, training_records
 from evaluation import metrics
 from evaluation.intervals import holm
 from scripts import fold_table
-from sweeps.folds import mean_score, read_scores, save_ranks
+from sweeps.files import load_sweep
+from sweeps.folds import arms_of, mean_score, read_scores, save_ranks
 
 LOGGER = logging.getLogger('fold_table')
 LABELS = ('Edema', 'Pneumonia')
@@ -235,7 +236,7 @@ def test_a_figure_of_unknown_pairs_and_other_tables_is_refused(joined: tuple, ca
     words = ['figure', '--table', folder / 't/mine_Edema.csv', '--save', folder / 'f.png']
     assert run(*words, '--pairs', 'moco_1/simmim_1') == 2
     error = capsys.readouterr().err
-    assert 'moco_1/simmim_1' in error and "['scratch_1/simmim_1']" in error
+    assert 'moco_1/simmim_1' in error and 'mine_Edema.csv' in error
     assert run(*words[:2], folder / 'all.csv', *words[3:]) == 2
     error = capsys.readouterr().err
     assert 'all.csv' in error and 'by_seed' in error
@@ -475,6 +476,19 @@ def test_held_out_patients_count_in_tuning_if_they_select_no_epoch(
 def noise_of(values: dict, paths: np.ndarray, label: int) -> np.ndarray:
     place = {name: row for row, name in enumerate(names())}
     return values['scratch_1'][1][[place[path] for path in paths], label]
+
+
+def test_rows_that_do_not_differ_are_one_candidate(tmp_path: Path) -> None:
+    """A share sets the epochs of both rows, so they are the same with this share."""
+    sweep = methods_file(tmp_path)
+    content = yaml.safe_load(sweep.read_text())
+    simmim = content['methods']['simmim']
+    low = simmim | {'finetune_options': {'TRAIN.BASE_LR': 0.001}}
+    long = simmim | {'schedule': {'TRAIN.EPOCHS': 60}}
+    content['methods'] |= {'simmim_low': low, 'long': long}
+    sweep.write_text(yaml.safe_dump(content, sort_keys=False))
+    arms = arms_of(load_sweep(sweep))
+    assert arms == [['simmim_0.1', 'simmim_low_0.1'], ['simmim_1', 'simmim_low_1']]
 
 
 def test_tuning_needs_the_same_seeds_and_enough_cases(

@@ -29,14 +29,5 @@ part longer 3 "$(echo scratch{60,120}{,_low})" 1
 for name in swin20 $variants epochs150; do part exploratory 3 "$name ${name}_low ${name}_high attentive_$name" 1; done
 part exploratory 3 "$(echo images{3000,1500}{,_low,_high})" 1
 
-results=$out/results
-$python scripts/fold_table.py join "${sweep[@]}" --folds 5 --seeds 10 --tune --output "$out" --save "$results/predictions"
-table=("$python" scripts/fold_table.py table "${sweep[@]}" --predictions "$results/predictions"
-    --labels "$labelled/all.csv" --scores Pneumonia mean --tune)
-"${table[@]}" --save "$results/primary" --row {swin,scratch_swin}_{1,0.1}
-"${table[@]}" --save "$results/secondary" --row \
-    {swin,scratch_swin,{linear,attentive}_{,random_}swin,pixels}_{1,0.1} \
-    {mae,simmim,scratch,{linear,attentive}_{mae,simmim,random}}_{1,0.1} scratch{60,120}_1
-# shellcheck disable=SC2086 # several words
-"${table[@]}" --save "$results/exploratory" --row swin_1 scratch_swin_1 attentive_swin_1 \
-    $(for name in swin20 $variants epochs150; do echo "${name}_1 attentive_${name}_1"; done) images{3000,1500}_1
+$python scripts/fold_table.py join "${sweep[@]}" --folds 5 --seeds 10 --tune --output "$out" --save "$out/results/predictions"
+bash scripts/studies/main_model_tables.sh "$out/results/predictions" "$labelled/all.csv" "$out/results"

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Tables and figures of docs/studies/main_model.md from the joined predictions.
+#   bash scripts/studies/main_model_tables.sh PREDICTIONS LABELS RESULTS
+# PREDICTIONS: docs/results/main_model/predictions, or a folder that fold_table.py join wrote.
+# LABELS: CSV file with the labels of all images. PYTHON: default .venv/bin/python.
+set -euo pipefail
+usage='usage: bash scripts/studies/main_model_tables.sh PREDICTIONS LABELS RESULTS'
+predictions=$(realpath "${1:?$usage}")
+labels=$(realpath "${2:?$usage}")
+results=$(realpath -m "${3:?$usage}")
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-.venv/bin/python}
+variants='normalised hog ratio75 unit16 crops20 noise'
+table=("$python" scripts/fold_table.py table --sweep scripts/studies/main_model.yaml --scale all
+    --predictions "$predictions" --labels "$labels" --scores Pneumonia mean --tune)
+
+# draw TABLE NAME ROW/ROW ...: draw these differences from a table of Pneumonia.
+draw() {
+    $python scripts/fold_table.py figure --table "$results/$1/main_model_Pneumonia.csv" \
+        --save "$results/$2.png" --pairs "${@:3}"
+}
+
+"${table[@]}" --save "$results/primary" --row {swin,scratch_swin}_{1,0.1}
+draw primary primary swin_{1/scratch_swin_1,0.1/scratch_swin_0.1}
+"${table[@]}" --save "$results/secondary" --row \
+    {swin,scratch_swin,{linear,attentive}_{,random_}swin,pixels}_{1,0.1} \
+    {mae,simmim,scratch,{linear,attentive}_{mae,simmim,random}}_{1,0.1} scratch{60,120}_1
+draw secondary vit mae_{1/simmim_1,0.1/simmim_0.1} \
+    linear_mae_{1/linear_simmim_1,0.1/linear_simmim_0.1} attentive_mae_{1/attentive_simmim_1,0.1/attentive_simmim_0.1} \
+    simmim_{1/scratch_1,0.1/scratch_0.1} scratch{60,120}_1/{scratch,simmim}_1
+draw secondary pixels {,scratch_,linear_,attentive_}swin_{1/pixels_1,0.1/pixels_0.1} \
+    {mae,simmim,scratch}_{1/pixels_1,0.1/pixels_0.1} scratch{60,120}_1/pixels_1
+
+# shellcheck disable=SC2046 # several words
+"${table[@]}" --save "$results/exploratory" --row swin_1 scratch_swin_1 attentive_swin_1 \
+    $(for name in swin20 $variants epochs150; do echo "${name}_1 attentive_${name}_1"; done) images{3000,1500}_1
+# shellcheck disable=SC2046 # several words
+draw exploratory exploratory $(for name in $variants; do echo "${name}_1/swin20_1"; done) \
+    images{3000,1500}_1/swin20_1 {swin20,epochs150}_1/swin_1 \
+    $(for name in $variants; do echo "attentive_${name}_1/attentive_swin20_1"; done) \
+    attentive_{swin20,epochs150}_1/attentive_swin_1
