@@ -63,7 +63,7 @@ def join_ranks(files: Sequence[Path]) -> Predictions:
 def save_runs(path: Path, folders: Iterable[Path]) -> None:
     """Add the finished ones of some run folders to a table. It stays sorted by name.
 
-    A line contains the name of the run, its code version, seed, minutes and training images. For
+    A line contains the name of the run, its code version, seed, minutes and images of its data. For
     SimMIM and MAE it also contains the held-out L1 error in grey levels under the masks of the run,
     and the error of linear interpolation.
     """
