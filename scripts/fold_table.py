@@ -17,9 +17,9 @@ not learn from. These patients are those outside the share of the labels (EVAL.P
 with EVAL.SELECT_ON last, the held-out patients. `join` adds the AUROCs to P/tuning.csv, and `table`
 writes the choices to T/tuning.csv.
 
-`table` compares each row with
-all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR),
-and with all in `against_best_of`, because the joined predictions have no held-out scores.
+`table` compares each row with all rows in `against`, in which `pixels` is the logistic regression
+on pixels (REPORT.PIXEL_FLOOR), and with all in `against_best_of`, because the joined predictions
+have no held-out scores.
 
 `figure` draws the differences of such a table, or only those of some pairs. The verdicts stay those
 of the table.
