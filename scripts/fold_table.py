@@ -334,8 +334,12 @@ def comparison(
 
 def figure(args: argparse.Namespace) -> None:
     """Draw the differences of a table of `table`."""
-    # A verdict may be 'n/a'.
-    found = pd.read_csv(args.table, keep_default_na=False, na_values=[''], dtype={'by_seed': str})
+    options = {'keep_default_na': False, 'na_values': ['']}  # a verdict may be 'n/a'
+    options['converters'] = {'by_seed': lambda text: [float(word) for word in text.split()]}
+    try:
+        found = pd.read_csv(args.table, **options)
+    except ValueError as error:
+        raise ValueError(f'{args.table} is no table of `fold_table.py table`: {error}') from error
     columns = [*DRAWN, *(f'{noise}_{end}' for noise in NOISE.values() for end in ENDS)]
     if missing := [name for name in columns if name not in found]:
         raise ValueError(
@@ -361,10 +365,9 @@ def figure(args: argparse.Namespace) -> None:
 
 def _part(line: pd.Series) -> dict[str, Any]:
     """Return a line of a table as a result of `sweeps.comparison.compare_rows`, with a `title`."""
-    by_seed = [float(value) for value in line['by_seed'].split()]
     ends = {noise: {end: line[f'{name}_{end}'] for end in ENDS} for noise, name in NOISE.items()}
-    part = {'by_seed': by_seed, 'seeds': len(by_seed), **ends, **line[['difference', 'verdict']]}
-    return part | {'title': f'{line["row"]} ({line["against"]})'}
+    part = {'title': f'{line["row"]} ({line["against"]})', 'seeds': len(line['by_seed'])}
+    return part | ends | {**line[['difference', 'by_seed', 'verdict']]}
 
 
 @tool

@@ -240,6 +240,9 @@ def test_a_figure_of_unknown_pairs_and_other_tables_is_refused(joined: tuple, ca
     assert run(*words[:2], folder / 'all.csv', *words[3:]) == 2
     error = capsys.readouterr().err
     assert 'all.csv' in error and 'by_seed' in error
+    (folder / 'empty.csv').touch()
+    assert run(*words[:2], folder / 'empty.csv', *words[3:]) == 2
+    assert 'empty.csv' in capsys.readouterr().err
     assert run(*words[:4], folder / 'f.xyz') == 2
     assert 'xyz' in capsys.readouterr().err
     assert table_of(joined[0], '--scores', 'Edema', '--row', 'simmim_1') == 0
