@@ -127,7 +127,7 @@ def plot_differences(
             _draw_difference(axis, place, each)
         axis.set_yticks(range(len(differences)), [each.title for each in differences])
         axis.set_ylim(len(differences) - 0.5, -0.5)
-        axis.locator_params(axis='x', nbins=6)
+        axis.locator_params(axis='x', nbins=8)
         axis.grid(axis='x')
         axis.set_ylabel(title)
         # Long row names leave a narrow axis, so the label is aligned to the right.
