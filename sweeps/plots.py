@@ -140,7 +140,8 @@ def plot_differences(
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         if any(part.get('by_seed') for part in parts):
             handles.append(Line2D([], [], label='one seed', **BY_SEED))
-        figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
+        columns = 5 if len(handles) <= 5 else 3
+        figure.legend(handles=handles, loc='outside upper center', ncols=columns, columnspacing=1)
         add_note(figure, ' '.join(notes))
 
 
