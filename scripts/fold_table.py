@@ -11,7 +11,7 @@ have no common scale. scripts/evaluate.py can also read these files. It also add
 and commit of each run to P/runs.csv. Files of other rows and seeds stay, so a sweep may run in
 parts.
 
-With --tune (both commands), rows that only differ in TRAIN.BASE_LR become one row: each fold takes
+With --tune, rows that only differ in TRAIN.BASE_LR become one row: each fold takes
 the predictions of the row with the highest mean AUROC on the training patients whom its runs did
 not learn from. These patients are those outside the share of the labels (EVAL.PREDICT_TRAIN) and,
 with EVAL.SELECT_ON last, the held-out patients. `join` adds the AUROCs to P/tuning.csv, and `table`

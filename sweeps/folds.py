@@ -67,14 +67,12 @@ def save_runs(path: Path, folders: Iterable[Path]) -> None:
     SimMIM and MAE it also contains the held-out L1 error in grey levels under the masks of the run,
     and the error of linear interpolation.
     """
-    known = pd.read_csv(path).to_dict('records') if path.is_file() else []
-    lines = {line['run']: line for line in known}
+    lines = pd.read_csv(path, index_col='run').to_dict('index') if path.is_file() else {}
     for folder in filter(is_finished, folders):
         record = json.loads((folder / 'run.json').read_text())
         metrics = folder / 'metrics.jsonl'  # probes have none
         last = read_metrics(metrics)[-1] if metrics.is_file() else {}
         lines[folder.name] = {
-            'run': folder.name,
             'code': record['code'],
             'seed': record['seed'],
             'minutes': round(record['seconds'] / 60, 2),
@@ -83,8 +81,8 @@ def save_runs(path: Path, folders: Iterable[Path]) -> None:
             'linear': last.get('holdout_l1_grey_linear'),
         }
     if lines:
-        runs = pd.DataFrame([lines[name] for name in sorted(lines)])
-        replace_file(path, runs.to_csv(index=False, float_format='%.4g').encode())
+        runs = pd.DataFrame.from_dict(lines, orient='index').rename_axis('run').sort_index()
+        replace_file(path, runs.to_csv(float_format='%.4g').encode())
 
 
 def arms_of(sweep: Sweep) -> list[list[str]]:
