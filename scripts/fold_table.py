@@ -7,14 +7,14 @@ python scripts/fold_table.py figure --table T/F_Pneumonia.csv --save F.png
 
 `join` writes P/ROW_seed0.csv.gz for each row and seed. It contains each image once, with the rank
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
-have no common scale. scripts/evaluate.py can also read these files. It also adds the seed, minutes
-and commit of each run to P/runs.csv. Files of other rows and seeds stay, so a sweep may run in
-parts.
+have no common scale. scripts/evaluate.py can also read these files. `join` also adds the seed,
+minutes and commit of each run to P/runs.csv. Files of other rows and seeds stay, so a sweep may run
+in parts.
 
-With --tune, rows that only differ in TRAIN.BASE_LR become one row: each fold takes
-the predictions of the row with the highest mean AUROC on the training patients whom its runs did
-not learn from. These patients are those outside the share of the labels (EVAL.PREDICT_TRAIN) and,
-with EVAL.SELECT_ON last, the held-out patients. `join` adds the AUROCs to P/tuning.csv, and `table`
+With --tune, rows that only differ in TRAIN.BASE_LR become one row: each fold takes the predictions
+of the row with the highest mean AUROC on the training patients whom its runs did not learn from.
+These patients are those outside the share of the labels (EVAL.PREDICT_TRAIN) and, with
+EVAL.SELECT_ON last, the held-out patients. `join` adds the AUROCs to P/tuning.csv, and `table`
 writes the choices to T/tuning.csv.
 
 `table` compares each row with all rows in `against`, in which `pixels` is the logistic regression
