@@ -39,8 +39,8 @@ from logger import json_safe, read_metrics
 from models.classifier_heads import scales
 from models.outputs import OUTPUTS
 from system import distributed
-from system.files import BEST_CHECKPOINT, replace_file
-from utils import trained_config
+from system.files import BEST_CHECKPOINT, checkpoint_position, replace_file
+from utils import read_checkpoint, trained_config
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
@@ -57,7 +57,7 @@ class FinalScores:
         self.suffix = '_eval' if run.config.EVAL_MODE else ''
         self.loaders = loaders
         self.scored = _present({name: getattr(loaders, name) for name in SCORED_SPLITS})
-        self.trained_views = ''
+        self.trained: Config | None = None  # options of the training of the scored model
         self.table: dict[str, dict[str, Any]] = {}
         self.values: dict[str, np.ndarray] = {}  # scores of the images, see `Outputs`
         self.floor: dict[str, Any] = {}  # numbers of images and components of the pixel baseline
@@ -83,8 +83,7 @@ class FinalScores:
         others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
         for split, loader in others.items():  # in the same order on all ranks
             self._predict(split, models, loader)
-        trained = _training_config(run, sources)
-        self.trained_views = trained.DATA.VIEWS if trained else ''
+        self.trained = _training_config(run, sources)
         is_main = distributed.is_main()
         if is_main:
             found = {s: self.outputs.predictions(self.values[s]) for s in self.scored | others}
@@ -147,7 +146,7 @@ class FinalScores:
             'run': f'{config.MODEL.NAME}/{config.TAG}',
             'task': config.DATA.TASK,
             'views': config.EVAL.VIEWS or config.DATA.VIEWS,
-            'trained_views': self.trained_views,
+            'trained_views': self.trained.DATA.VIEWS if self.trained else '',
             'preprocess': scored_steps(config),
             'test_time_views': describe_views(config),
             'code': code_version(),
@@ -173,7 +172,7 @@ class FinalScores:
         datasets = {name: loader.dataset for name, loader in (others | self.scored).items()}
         sets = [self._cases(name) for name in self.scored]
 
-        trained = _training_config(run, sources)
+        trained = self.trained
         select_on = _selected_on(trained or config, sources[0])
         training = _describe_training(trained, names, select_on)
         training |= _describe_effort(run.folder, select_on, sources, train, self.family.measure)
@@ -182,9 +181,9 @@ class FinalScores:
             'patients': {
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
-            'warnings': self._warnings(trained, select_on, models[0]),
+            'warnings': self._warnings(select_on, models[0]),
         }
-        extras = {'training': self._training_curves(select_on, sources)}
+        extras = {'training': self._training_curves(sources)}
         thumbnails, protocol = {}, _protocol(config)
         if self.task.kind == NUMBERS:
             baseline = self._means_of(train.dataset.targets) if train else None
@@ -242,12 +241,13 @@ class FinalScores:
         """Return label -> mean of its known targets [N, K]."""
         return dict(zip(self.task.labels, scales(targets)[0].tolist(), strict=True))
 
-    def _training_curves(self, select_on: str, sources: list[str]) -> dict[str, Any] | None:
+    def _training_curves(self, sources: list[str]) -> dict[str, Any] | None:
         """Return losses and selection score by epoch, if the model was trained in this folder."""
         records = _epochs(self.run.folder, sources)
         if not records:
             return None
-        split = 'holdout' if select_on == 'last' else select_on
+        select_on = (self.trained or self.run.config).EVAL.SELECT_ON
+        split = 'valid' if select_on == 'valid' else 'holdout'  # that of `Selection`
         names = {
             'Training loss': 'loss',
             f'Loss on {split} ({self.outputs.loss_name})': f'{split}_loss',
@@ -259,9 +259,9 @@ class FinalScores:
         ]
         return {'epochs': [record['epoch'] for record in records], 'curves': curves}
 
-    def _warnings(self, trained: Config | None, select_on: str, model: nn.Module) -> list[str]:
+    def _warnings(self, select_on: str, model: nn.Module) -> list[str]:
         """Return what a reader of the report must know about its scores."""
-        config, warnings = self.run.config, []
+        config, trained, warnings = self.run.config, self.trained, []
         if trained and trained.FINETUNE.MODE not in PROBES and select_on == 'valid':
             warnings.append(SELECTED_ON_VALID)
         if 'internal' in self.scored:
@@ -399,9 +399,11 @@ def _describe_run(
 
 def _selected_on(trained: Config, source: str) -> str:
     """Return the split that selected a checkpoint, or 'last'."""
-    chosen = trained.EVAL.SELECT_ON
+    name, chosen = Path(source).name, trained.EVAL.SELECT_ON
+    if checkpoint_position(name):
+        return 'last'  # also if no label had enough cases to select a checkpoint
     if chosen == 'auto':
-        chosen = 'holdout' if Path(source).name == BEST_CHECKPOINT else 'last'
+        chosen = 'holdout' if name == BEST_CHECKPOINT else 'last'
     return chosen
 
 
@@ -440,12 +442,11 @@ def _describe_effort(
     if train is not None:
         images = train.dataset.records
         rows['Training images'] = f'{len(images)} of {len(set(images.patient))} patients'
-    scored = [record for record in records if record.get('score') is not None]
-    if scored and Path(sources[0]).name == BEST_CHECKPOINT:
-        best = max(scored, key=lambda record: record['score'])
+    if records and Path(sources[0]).name == BEST_CHECKPOINT:
+        best = read_checkpoint(sources[0])
         rows['Selected epoch'] = (
             f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean {measure} '
-            f'{best["score"]:.4f} on {select_on}'
+            f'{best["best_score"]:.4f} on {select_on}'
         )
     if records:
         seconds = sum(record['seconds'] for record in records)

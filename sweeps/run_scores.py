@@ -195,7 +195,8 @@ def selection_figures(folder: Path, checkpoint: str) -> RunFigures:
     is_probe = load_config(folder).FINETUNE.MODE in PROBES
     epochs = [] if is_probe else read_metrics(folder / 'metrics.jsonl')
     trained = [epoch for epoch in epochs if epoch['epoch'] >= 0]
-    scored = {epoch['epoch'] + 1: epoch['score'] for epoch in trained if epoch.get('score')}
+    scores = {epoch['epoch'] + 1: epoch.get('score') for epoch in trained}
+    scored = {epoch: score for epoch, score in scores.items() if score is not None}
     figures = {
         'held_out': max(scored.values(), default=-np.inf),
         'epochs': max((epoch['epoch'] + 1 for epoch in trained), default=0),

@@ -22,9 +22,10 @@ from data.phantom import make_phantom
 from data.predictions import read_predictions
 from data.reading import SCORED_SPLITS
 from evaluation import run_report
-from evaluation.run_report import FinalScores, check_scoring
+from evaluation.run_report import SELECTED_ON_VALID, FinalScores, check_scoring
 from logger import read_metrics
 from system.files import sha256
+from utils import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
@@ -224,6 +225,32 @@ def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(
     assert again['training'] == first['training']
     (epoch,) = (row['value'] for row in again['run'] if row['name'] == 'Selected epoch')
     assert epoch.endswith('on valid')
+    assert SELECTED_ON_VALID in again['warnings']
+
+    regular = ['--eval', '--resume', str(folder / 'ckpt_epoch_0.pth')]
+    finished_run('finetune', phantom, tmp_path, *regular, EVAL=evaluation, **options)
+    last = json.loads((folder / 'report_eval' / 'report.json').read_text())
+    rows = {row['name']: row['value'] for row in last['run']}
+    assert rows['Selected on'] == 'not selected: the last epoch' and 'Selected epoch' not in rows
+    assert SELECTED_ON_VALID not in last['warnings'] and last['training'] == first['training']
+
+
+@pytest.mark.slow
+def test_epochs_before_a_change_of_the_selecting_score_are_not_called_selected(
+    phantom: Path, tmp_path: Path
+) -> None:
+    options = {'REPORT': {'WRITE': True, 'MAPS': 0}, 'EVAL': {'RESAMPLES': 0}}
+    options['TRAIN'] = {'EPOCHS': 2, 'WARMUP_EPOCHS': 0}
+    folder = finished_run('finetune', phantom, tmp_path, **options)
+    epoch = read_checkpoint(folder / 'ckpt_best.pth')['epoch']
+    records = read_metrics(folder / 'metrics.jsonl')
+    other = next(r for r in records if r['epoch'] == 1 - epoch)
+    other['score'] = 2  # by the score that selected before
+    (folder / 'metrics.jsonl').write_text(''.join(f'{json.dumps(r)}\n' for r in records))
+    finished_run('finetune', phantom, tmp_path, '--eval', **options)
+    report = json.loads((folder / 'report_eval' / 'report.json').read_text())
+    (row,) = (row['value'] for row in report['run'] if row['name'] == 'Selected epoch')
+    assert row.startswith(f'{epoch + 1} of 2')
 
 
 @pytest.mark.slow
