@@ -21,7 +21,7 @@ from data.datasets import register_dataset
 from data.image_source import ImageSource
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.names import IMAGE_SUFFIXES
-from data.records import VIEWS_HINT, Records, existing_records, open_images
+from data.records import VIEWS_HINT, Records, existing_records, is_skipped, open_images
 from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse
 from data.tasks import task_of
 from system.files import is_below
@@ -218,7 +218,8 @@ def read_layout(
 
     Returns:
         Records in the order of the table. `path` and `file` are the image files, relative to the
-        data folder. None if an optional split is absent, or if no row can be used.
+        data folder. None if an optional split is absent, if its images are (see `is_skipped`), or
+        if no row can be used.
     """
     layout, root = open_layout(config.DATA.DATASET), Path(root)
     images = open_images(root, on_fault, config.DATA.ALLOW_LINKS)
@@ -273,13 +274,14 @@ def read_layout(
         label_names=tuple(labels),
         links=images.links,
     )
-    if optional and not images.exists(records.file[0]):
+    options = {'look_up': look_up, 'on_fault': on_fault, 'logger': logger}
+    if optional and is_skipped(records, images, split, **options):
         return None
     if logger is not None:
         unknown = f'{(records.view == "").sum()} are neither frontal nor lateral'
         source = records.csv or layout.file.name
         logger.info(f'{source}, {split}: {len(records)} images; {unknown}')
-    return existing_records(records, images, look_up, on_fault, logger)
+    return existing_records(records, images, **options)
 
 
 def _read_rows(

@@ -11,7 +11,7 @@ import pandas as pd
 from config import OPTIONS, Config
 from data.datasets import register_dataset
 from data.labels import LABELS
-from data.records import Records, existing_records, labels_of, open_images, records_of
+from data.records import Records, existing_records, is_skipped, labels_of, open_images, records_of
 from data.table import IDS, OnFault, Table, find_file, refuse
 from data.tasks import task_of
 
@@ -42,8 +42,7 @@ def read_mimic(
 
     Returns:
         Records in the order of the split file; `row` is the 0-based row of this file. None for an
-        optional split whose first image does not exist (unless no image is looked up), or if no row
-        can be used.
+        optional split without its images (see `is_skipped`), or if no row can be used.
     """
     split, suffix = MIMIC_SPLITS[split], config.DATA.IMAGE_SUFFIX or '.jpg'
     table, metadata, of_studies = (Table(file, on_fault) for file in _mimic_tables(config, root))
@@ -78,7 +77,8 @@ def read_mimic(
     images = open_images(root, on_fault, config.DATA.ALLOW_LINKS)
     own = {'labels': values, 'label_names': tuple(labels), 'links': images.links}
     records = replace(records_of(table, ()), **own)
-    if optional and look_up != 'none' and not images.exists(records.file[0]):
+    options = {'look_up': look_up, 'on_fault': on_fault, 'logger': logger}
+    if optional and is_skipped(records, images, split, **options):
         return None
     if logger is not None:
         logger.info(
@@ -86,7 +86,7 @@ def read_mimic(
             f'{of_studies.file.name}; {(place < 0).sum()} images have none, '
             f'{(records.view == "").sum()} are neither frontal nor lateral'
         )
-    return existing_records(records, images, look_up, on_fault, logger)
+    return existing_records(records, images, **options)
 
 
 def named_images(config: Config, root: Path) -> set[str]:

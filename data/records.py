@@ -171,6 +171,34 @@ def add_studies(table: Table) -> None:
     table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
 
 
+def is_skipped(
+    records: Records,
+    images: ImageSource,
+    split: str,
+    *,
+    look_up: str,
+    on_fault: OnFault,
+    logger: logging.Logger | None = None,
+) -> bool:
+    """Return whether an optional split is skipped for lack of its images, and warn if it is.
+
+    With `look_up` 'first' the first image decides; with 'all', every image must be missing. The
+    arguments are those of `existing_records`.
+    """
+    files = records.file[:1] if look_up == 'first' else records.file
+    if look_up == 'none' or any(map(images.exists, files)):
+        return False
+    what = 'its first image does not exist'
+    if look_up == 'all':
+        what = f'none of its {len(files):,} images exists'
+    detail = f'the split {split!r} is skipped and not scored, because {what} below {images.path}'
+    csv_file = str(records.root / records.csv) if records.csv else ''
+    on_fault(Fault('missing split', detail, csv_file, file=files[0], severity='warning'))
+    if logger is not None:
+        logger.warning(f'{records.csv}: {detail}' if records.csv else detail)
+    return True
+
+
 def existing_records(
     records: Records,
     images: ImageSource,

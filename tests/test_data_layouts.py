@@ -237,6 +237,24 @@ def test_every_fault_is_collected_and_its_row_left_out(tmp_path: Path) -> None:
     assert records.row.tolist() == [0, 2] and records.labels.tolist() == [[0], [1]]
 
 
+def test_missing_images_of_an_optional_split_are_reported(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    root, faults = nih(tmp_path), []
+    image = root / 'images_012/images/00000003_000.png'
+    image.unlink()
+    assert read(root, 'nih', 'test', optional=True, logger=LOGGER) is None
+    assert "Data_Entry_2017_v2020.csv: the split 'test' is skipped" in log.text
+    assert len(read(root, 'nih', 'test', optional=True, look_up='none')) == 2
+    options = {'optional': True, 'look_up': 'all', 'on_fault': faults.append}
+    assert read(root, 'nih', 'test', **options).row.tolist() == [4]
+    assert [(fault.kind, fault.row) for fault in faults] == [('missing image', 5)]
+    image.with_name('00000003_001.png').unlink()
+    faults.clear()
+    assert read(root, 'nih', 'test', **options) is None
+    assert [(fault.kind, fault.severity) for fault in faults] == [('missing split', 'warning')]
+
+
 def test_missing_labels_are_listed_in_their_order(tmp_path: Path) -> None:
     faults, labels = [], tuple(f'Finding {number}' for number in range(9))
     read(nih(tmp_path), 'nih', 'train', labels, on_fault=faults.append)

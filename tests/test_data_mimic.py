@@ -190,3 +190,31 @@ def test_a_missing_image_folder_or_label_file_is_named(tmp_path: Path) -> None:
     for path, labeller in ((root / 'nowhere', 'chexpert'), (root, 'visual')):
         with pytest.raises(ValueError, match=f'{path}.*DATA.DATA_PATH, DATA.LABELLER'):
             read(path, 'train', labeller=labeller)
+
+
+@pytest.mark.parametrize('num_missing', [1, 2])
+def test_missing_images_of_an_optional_split_are_reported(
+    tmp_path: Path, log: pytest.LogCaptureFixture, num_missing: int
+) -> None:
+    files, faults = tables(), []
+    files['split'].append(['tt_2', '59999999', '19999999', 'test'])
+    files['metadata'].append(['tt_2', '19999999', '59999999', '3056', 'AP', ''])
+    root = write(tmp_path, files)
+    images = [root / f'files/p19/p19999999/s59999999/{name}.jpg' for name in ('tt_1', 'tt_2')]
+    images[1].touch()
+    for image in images[:num_missing]:
+        image.unlink()
+    options = {'optional': True, 'logger': logging.getLogger('mimic')}
+    assert read(root, 'test', **options) is None
+    (warning,) = [entry for entry in log.records if entry.levelname == 'WARNING']
+    message = warning.getMessage()
+    assert "split 'test'" in message and 'mimic-cxr-2.0.0-split.csv' in message
+    assert '19999999' not in message
+    records = read(root, 'test', optional=True, look_up='all', on_fault=faults.append)
+    found = [(fault.kind, fault.severity, fault.row) for fault in faults]
+    if num_missing == 1:
+        assert found == [('missing image', 'error', 10)]
+        assert records.file.tolist() == ['files/p19/p19999999/s59999999/tt_2.jpg']
+    else:
+        assert found == [('missing split', 'warning', None)] and records is None
+    assert len(read(root, 'test', optional=True, look_up='none')) == 2
