@@ -217,8 +217,8 @@ def scored_images(config: Config, records: Records, logger: logging.Logger) -> R
     """Let the records of scored images read them from EVAL.DATA_PATH, for EVAL.PREPROCESS.
 
     Raises:
-        ValueError: If an image is missing there, or if that folder or store does not fit
-            EVAL.PREPROCESS.
+        ValueError: If an image is missing there or was left out when it was packed, or if that
+            folder or store does not fit EVAL.PREPROCESS.
     """
     place = config.EVAL.DATA_PATH or config.DATA.DATA_PATH
     require_packed_steps(config, place, 'EVAL.PREPROCESS')
@@ -229,7 +229,12 @@ def scored_images(config: Config, records: Records, logger: logging.Logger) -> R
     own.DATA.DATA_PATH, own.DATA.PREPROCESS = place, scored_steps(config)
     root = data_root(own, logger)
     logger.info(f'the scored images are read from {place} (EVAL.DATA_PATH)')
-    existing_records(records, open_images(root, links=records.links), 'all', refuse)
+    images = open_images(root, links=records.links)
+    if missing := len(records) - len(existing_records(records, images, 'all', refuse)):
+        raise ValueError(
+            f'EVAL.DATA_PATH {place}: {missing} of {len(records)} scored images could not be read '
+            f'when the store was packed (see {images.path / BAD_FILE}); every one must be there'
+        )
     return replace(records, image_root=Path(root))
 
 

@@ -285,3 +285,12 @@ def test_images_that_the_second_folder_lacks_are_an_error(root, tmp_path):
     config = config_of(root, [], 'EVAL.DATA_PATH', str(other), 'DATA.HOLDOUT_FRACTION', 0.3)
     with pytest.raises(ValueError, match='patient'):
         build_loader_finetune(config, LOGGER)
+
+
+def test_images_that_the_second_store_left_out_are_an_error(root, tmp_path):
+    other = make_data(tmp_path / 'other')
+    (other / file_of(5)).write_bytes(b'damaged')
+    store = packed(other, tmp_path / 'store', skip_bad=True)
+    config = config_of(root, [], 'EVAL.DATA_PATH', str(store))
+    with pytest.raises(ValueError, match=r'EVAL\.DATA_PATH .*store.*1 of 2 .*bad_images\.csv'):
+        build_loader_finetune(config, LOGGER)
