@@ -156,25 +156,29 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         'Resamples': args.resamples,
         'Seed of the resamples': args.seed,
     }
-    if TASKS[args.task].kind == NUMBERS:
-        if args.thresholds_from:
-            raise ValueError('--thresholds-from is for labels, and numbers have no threshold')
+    is_numbers = TASKS[args.task].kind == NUMBERS
+    if is_numbers and args.thresholds_from:
+        raise ValueError('--thresholds-from is for labels, and numbers have no threshold')
+    compare = compare_number_sets if is_numbers else compare_sets
+    comparisons = compare(sets, protocol, name=args.labels.stem)
+    compared = {(entry['a'], entry['b']) for entry in comparisons}
+    for pair in combinations([cases.name for cases in sets], 2):
+        if pair not in compared:
+            names_of_pair = ' and '.join(pair)
+            warnings.append(
+                f'{names_of_pair} are not compared, because their rows or labels differ'
+            )
+    if is_numbers:
         document = build_number_document(
             sets,
             protocol,
             run=run | {'Code': code_version()},
             warnings=list(dict.fromkeys(warnings)),
-            extras={'comparisons': compare_number_sets(sets, protocol, name=args.labels.stem)},
+            extras={'comparisons': comparisons},
         )
         rename_images(document, names)
         return document
     fitted, source, notes = fit_thresholds(args, sets, protocol, names=names)
-    comparisons = compare_sets(sets, protocol, name=args.labels.stem)
-    compared = {(entry['a'], entry['b']) for entry in comparisons}
-    for pair in combinations([cases.name for cases in sets], 2):
-        if pair not in compared:
-            names_of_pair = ' and '.join(pair)
-            notes.append(f'{names_of_pair} are not compared, because their rows or labels differ')
     document = build_document(
         sets,
         fitted,

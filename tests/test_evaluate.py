@@ -181,7 +181,11 @@ def test_several_files_are_compared_and_each_has_its_thresholds(files, tmp_path)
     assert five['low'] > 0
 
 
-def test_files_with_different_rows_are_not_compared(files, tmp_path):
+@pytest.mark.parametrize(
+    ('words', 'part'),
+    [([], 'sets'), (['--task', 'regression', '--label-names', *FIVE], 'numbers')],
+)
+def test_files_with_different_rows_are_not_compared(files, tmp_path, words, part):
     """For one study, one of the models predicts only a lateral image."""
     paths = []
     for model, last in (('a', 'frontal'), ('b', 'lateral')):
@@ -190,10 +194,11 @@ def test_files_with_different_rows_are_not_compared(files, tmp_path):
         table['Path'] = table['Study'] + '/view1_frontal.jpg'
         table.loc[7, 'Path'] = f'{table.Study[7]}/view1_{last}.jpg'
         table.drop(columns='Study').to_csv(paths[-1], index=False)
-    report = evaluate(tmp_path, '--predictions', *paths, *files[2:], '--views', 'frontal')
+    words = [*files[2:], '--views', 'frontal', *words]
+    report = evaluate(tmp_path, '--predictions', *paths, *words)
     assert report['comparisons'] == []
     assert any(line.startswith('a and b ') for line in report['warnings'])
-    assert [entry['rows'] for entry in report['sets']] == [NUM_STUDIES, NUM_STUDIES - 1]
+    assert [entry['rows'] for entry in report[part]] == [NUM_STUDIES, NUM_STUDIES - 1]
 
 
 def test_thresholds_come_from_a_report_of_several_models(files, tmp_path, capsys):
