@@ -154,9 +154,9 @@ def _calibration(
     }
     if not np.isnan(temperature):
         scaled = apply_temperature(probabilities, temperature)
-        scores = label_scores(scaled, targets, threshold=None, weights=weights)
-        calibration = {name: scores[name] for name in METRICS if METRICS[name].is_calibration}
-        found['scaled'] = summaries(calibration)
+        names = [name for name, entry in METRICS.items() if entry.is_calibration]
+        scores = label_scores(scaled, targets, threshold=None, weights=weights, names=names)
+        found['scaled'] = summaries(scores)
         found['calibration']['scaled'] = reliability_curve(scaled, targets)
     return found
 

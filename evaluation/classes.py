@@ -5,60 +5,42 @@ write one function and decorate it with `@class_metric`. It receives confusion m
 true classes in the rows and decisions in the columns, and returns [R] values, NaN where undefined.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from evaluation.cases import Cases
-from evaluation.metrics import describe_scores, score_table, study_level, summaries
+from evaluation.metrics import (
+    Metric,
+    adds_to,
+    describe_scores,
+    ratio,
+    score_table,
+    study_level,
+    summaries,
+)
 
-
-@dataclass(frozen=True)
-class ClassMetric:
-    """One entry of CLASS_METRICS; a higher value is better."""
-
-    name: str  # key in scores.json and report.json
-    title: str
-    explanation: str  # the report shows it as tooltip of the title
-    compute: Callable[[np.ndarray], np.ndarray]
-
-
-CLASS_METRICS: dict[str, ClassMetric] = {}
-
-
-def class_metric(title: str) -> Callable[[Callable], Callable]:
-    """Decorate a function to add it to CLASS_METRICS under its name.
-
-    The first line of the function's docstring explains the metric in the report.
-    """
-
-    def register(function: Callable[[np.ndarray], np.ndarray]) -> Callable:
-        name, explanation = function.__name__, (function.__doc__ or title).splitlines()[0]
-        assert name not in CLASS_METRICS, f'the metric {name!r} is registered twice'
-        CLASS_METRICS[name] = ClassMetric(name, title, explanation, function)
-        return function
-
-    return register
+CLASS_METRICS: dict[str, Metric] = {}
+class_metric = adds_to(CLASS_METRICS)
 
 
 @class_metric('Accuracy')
 def accuracy(confusion: np.ndarray) -> np.ndarray:
     """Share of the cases whose class is decided correctly."""
-    return _ratio(_diagonal(confusion).sum(axis=1), confusion.sum(axis=(1, 2)))
+    return ratio(_diagonal(confusion).sum(axis=1), confusion.sum(axis=(1, 2)))
 
 
 @class_metric('Balanced accuracy')
 def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
     """Mean, over the classes with cases, of the share of their cases that is decided correctly."""
-    return _mean(_ratio(_diagonal(confusion), confusion.sum(axis=2)))
+    return _mean(ratio(_diagonal(confusion), confusion.sum(axis=2)))
 
 
 @class_metric('Macro F1')
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
     """Mean of the F1 of each class over the classes with cases or decisions."""
-    return _mean(_ratio(2 * _diagonal(confusion), confusion.sum(axis=2) + confusion.sum(axis=1)))
+    return _mean(ratio(2 * _diagonal(confusion), confusion.sum(axis=2) + confusion.sum(axis=1)))
 
 
 def confusion_matrices(
@@ -126,11 +108,6 @@ def _diagonal(confusion: np.ndarray) -> np.ndarray:  # [R, K]
     return np.diagonal(confusion, axis1=1, axis2=2)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    shape = np.broadcast(numerator, denominator).shape
-    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator > 0)
-
-
 def _mean(values: np.ndarray) -> np.ndarray:  # [R, K] -> [R]
     """Average the values that are not NaN."""
-    return _ratio(np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1))
+    return ratio(np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1))

@@ -7,7 +7,7 @@ from scipy.stats import rankdata
 
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
-from evaluation.intervals import Resamples, bootstrap_p, delong_test, holm
+from evaluation.intervals import Resamples, add_holm, bootstrap_p, delong_test
 from evaluation.metrics import headline_labels, label_scores, summary
 
 
@@ -30,17 +30,16 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
         `difference`, `p_bootstrap` and `same`.
     """
     labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
-    places = {path: row for row, path in enumerate(b.path)}
-    b = b.select(np.array([places[path] for path in a.path], dtype=int))
+    b = b.in_order_of(a.path)
     weights = Resamples(a.patient, resamples=resamples, seed=seed).score_weights(a.patient)
     entries, differences = {}, {}
     for label in labels:
         (of_a, targets), (of_b, _) = a.of_label(label), b.of_label(label)
         areas = [
-            label_scores(values, targets, threshold=None, weights=weights)['auroc']
+            label_scores(values, targets, threshold=None, weights=weights, names=['auroc'])
             for values in (of_a, of_b)
         ]
-        differences[label] = areas[0] - areas[1]
+        differences[label] = areas[0]['auroc'] - areas[1]['auroc']
         entries[label] = {
             'n': int((~np.isnan(targets)).sum()),
             'positives': int((targets == 1).sum()),
@@ -48,9 +47,7 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
             'p_delong': _p_delong(of_a, of_b, targets, a.patient),
             'same': likeness(of_a, of_b, targets),
         }
-    p_values = [entry['p_bootstrap'] for entry in entries.values()]
-    for entry, adjusted in zip(entries.values(), holm(p_values), strict=True):
-        entry['p_holm'] = float(adjusted)
+    add_holm(entries.values())
     counted = headline_labels(labels)
     key = 'five' if counted == COMPETITION_LABELS else 'labels_with_both_classes'
     means = {'five': None}

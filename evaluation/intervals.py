@@ -8,7 +8,8 @@ Sources: DeLong et al. 1988, Biometrics 44(3), 837-845; computed by midranks as 
 IEEE Signal Processing Letters 21(11), 1389-1393.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
@@ -87,6 +88,13 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     steps = np.arange(order.size, 0, -1) * adjusted[order]
     adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
     return adjusted
+
+
+def add_holm(entries: Collection[dict[str, Any]]) -> None:
+    """Add `p_holm` to entries: their `p_bootstrap`, adjusted over the entries."""
+    adjusted = holm([entry['p_bootstrap'] for entry in entries])
+    for entry, value in zip(entries, adjusted, strict=True):
+        entry['p_holm'] = float(value)
 
 
 def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float]:

@@ -81,13 +81,14 @@ class Tally:
 
 @dataclass(frozen=True)
 class Metric:
-    """One entry of METRICS.
+    """One entry of METRICS, CLASS_METRICS or NUMBER_METRICS.
 
     Attributes:
-        name: Key in report.json and column in the CSV tables.
+        name: Key in scores.json and report.json, and column in the CSV tables.
         title: Column heading in the report.
         explanation: One sentence that the report shows as tooltip of the heading.
-        compute: Function from a `Tally` to values [R], NaN where the metric is undefined.
+        compute: Function to values [R], NaN where the metric is undefined. Its arguments are those
+            of the dictionary: in METRICS it receives a `Tally`.
         needs_threshold: Whether the metric scores decisions at a threshold.
         higher_is_better: Whether a higher value is better.
         is_calibration: Whether the metric is also reported after temperature scaling.
@@ -97,30 +98,43 @@ class Metric:
     name: str
     title: str
     explanation: str
-    compute: Callable[[Tally], np.ndarray]
+    compute: Callable[..., np.ndarray]
     needs_threshold: bool = False
     higher_is_better: bool = True
     is_calibration: bool = False
     in_summary: bool = False
 
 
-METRICS: dict[str, Metric] = {}
+def adds_to(metrics: dict[str, Metric]) -> Callable[..., Callable[[Callable], Callable]]:
+    """Return a decorator that adds a function to `metrics` under its name.
 
-
-def metric(title: str, **options: bool) -> Callable[[Callable], Callable]:
-    """Decorate a function to add it to METRICS under its name, with these flags of `Metric`.
-
-    The first line of the function's docstring explains the metric in the report.
+    Its arguments are the title and flags of `Metric`. The first line of the function's docstring
+    explains the metric in the report.
     """
 
-    def register(function: Callable[[Tally], np.ndarray]) -> Callable[[Tally], np.ndarray]:
-        explanation = (function.__doc__ or title).splitlines()[0]
-        name = function.__name__
-        assert name not in METRICS, f'the metric {name!r} is registered twice'
-        METRICS[name] = Metric(name, title, explanation, function, **options)
-        return function
+    def decorator(title: str, **flags: bool) -> Callable[[Callable], Callable]:
+        def register(function: Callable) -> Callable:
+            explanation = (function.__doc__ or title).splitlines()[0]
+            name = function.__name__
+            assert name not in metrics, f'the metric {name!r} is registered twice'
+            metrics[name] = Metric(name, title, explanation, function, **flags)
+            return function
 
-    return register
+        return register
+
+    return decorator
+
+
+METRICS: dict[str, Metric] = {}
+metric = adds_to(METRICS)
+
+
+def ratio(
+    numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray | bool = True
+) -> np.ndarray:
+    """Divide where it is defined and the denominator is positive, and return NaN elsewhere."""
+    found = np.full(np.broadcast(numerator, denominator).shape, np.nan)
+    return np.divide(numerator, denominator, out=found, where=defined & (denominator > 0))
 
 
 @metric('AUROC', in_summary=True)
@@ -129,7 +143,7 @@ def auroc(tally: Tally) -> np.ndarray:
     false = np.cumsum(tally.negative[:, ::-1], axis=1)[:, ::-1]
     # A positive loses to each negative with a higher probability, and half to each tied negative.
     lost = np.einsum('rg,rg->r', tally.positive, false - tally.negative / 2)
-    return 1 - _ratio(lost, tally.num_positive * tally.num_negative, tally.has_both_classes)
+    return 1 - ratio(lost, tally.num_positive * tally.num_negative)
 
 
 @metric('Average precision', in_summary=True)
@@ -139,34 +153,34 @@ def average_precision(tally: Tally) -> np.ndarray:
     found = true + np.cumsum(tally.negative[:, ::-1], axis=1)[:, ::-1]
     at_each = true / np.where(found > 0, found, 1)
     total = np.einsum('rg,rg->r', tally.positive, at_each)
-    return _ratio(total, tally.num_positive, tally.has_both_classes)
+    return ratio(total, tally.num_positive, tally.has_both_classes)
 
 
 @metric('Recall (sensitivity)', needs_threshold=True, in_summary=True)
 def recall(tally: Tally) -> np.ndarray:
     """Share of the positive cases that are predicted positive."""
-    return _ratio(tally.true_positives, tally.num_positive, tally.num_positive > 0)
+    return ratio(tally.true_positives, tally.num_positive)
 
 
 @metric('Specificity', needs_threshold=True, in_summary=True)
 def specificity(tally: Tally) -> np.ndarray:
     """Share of the negative cases that are predicted negative."""
     right = tally.num_negative - tally.false_positives
-    return _ratio(right, tally.num_negative, tally.num_negative > 0)
+    return ratio(right, tally.num_negative)
 
 
 @metric('Precision', needs_threshold=True)
 def precision(tally: Tally) -> np.ndarray:
     """Share of the cases predicted positive that are positive."""
     called = tally.true_positives + tally.false_positives
-    return _ratio(tally.true_positives, called, tally.has_both_classes & (called > 0))
+    return ratio(tally.true_positives, called, tally.has_both_classes)
 
 
 @metric('F1', needs_threshold=True)
 def f1(tally: Tally) -> np.ndarray:
     """Harmonic mean of precision and recall."""
     called = tally.true_positives + tally.false_positives
-    return _ratio(2 * tally.true_positives, called + tally.num_positive, tally.has_both_classes)
+    return ratio(2 * tally.true_positives, called + tally.num_positive, tally.has_both_classes)
 
 
 @metric('Cohen\N{RIGHT SINGLE QUOTATION MARK}s kappa', needs_threshold=True)
@@ -174,20 +188,20 @@ def kappa(tally: Tally) -> np.ndarray:
     """Agreement between decisions and labels, corrected for chance."""
     called = tally.true_positives + tally.false_positives
     by_chance = called * tally.num_negative + (tally.num_cases - called) * tally.num_positive
-    return 1 - _ratio(tally.num_wrong * tally.num_cases, by_chance, tally.has_both_classes)
+    return 1 - ratio(tally.num_wrong * tally.num_cases, by_chance, tally.has_both_classes)
 
 
 @metric('Accuracy', needs_threshold=True)
 def accuracy(tally: Tally) -> np.ndarray:
     """Share of correct decisions."""
-    return _ratio(tally.num_cases - tally.num_wrong, tally.num_cases, tally.num_cases > 0)
+    return ratio(tally.num_cases - tally.num_wrong, tally.num_cases)
 
 
 @metric('Brier score', higher_is_better=False, is_calibration=True)
 def brier(tally: Tally) -> np.ndarray:
     """Mean squared difference between probability and label (0 or 1)."""
     squares = tally.positive @ (1 - tally.values) ** 2 + tally.negative @ tally.values**2
-    return _ratio(squares, tally.num_cases, tally.num_cases > 0)
+    return ratio(squares, tally.num_cases)
 
 
 @metric('ECE', higher_is_better=False, is_calibration=True)
@@ -200,7 +214,7 @@ def ece(tally: Tally) -> np.ndarray:
     slot = (row + calibration_bins(mass)).ravel()
     gaps = np.bincount(slot, gap, minlength=row.size * CALIBRATION_BINS)
     error = np.abs(gaps).reshape(-1, CALIBRATION_BINS).sum(axis=1)
-    return _ratio(error, tally.num_cases, tally.num_cases > 0)
+    return ratio(error, tally.num_cases)
 
 
 def label_scores(
@@ -505,7 +519,3 @@ def headline_labels(defined: Iterable[str]) -> tuple[str, ...]:
     """Return the labels of the headline score: the five tasks if all are defined, else all."""
     defined = tuple(defined)
     return COMPETITION_LABELS if set(COMPETITION_LABELS) <= set(defined) else defined
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full(len(defined), np.nan), where=defined)

@@ -7,19 +7,22 @@ the units of the label, and `targets` are the true numbers, NaN where the label 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from evaluation.cases import Cases
 from evaluation.charts import significant
-from evaluation.intervals import Resamples, bootstrap_p, holm
+from evaluation.intervals import Resamples, add_holm, bootstrap_p
 from evaluation.metrics import (
     CHUNK,
+    Metric,
     Protocol,
+    adds_to,
     few_in_all,
     mean_defined,
+    ratio,
     summaries,
     summary,
 )
@@ -30,43 +33,8 @@ SHOWN_POINTS = 1000  # largest number of points in a scatter plot
 SHOWN_ERRORS = 3  # number of the largest errors of each sign that the report lists for a label
 
 
-@dataclass(frozen=True)
-class NumberMetric:
-    """One entry of NUMBER_METRICS.
-
-    Attributes:
-        name: Key in report.json and column in the CSV tables.
-        title: Column heading in the report.
-        explanation: One sentence that the report shows as tooltip of the heading.
-        compute: Function from predictions [N], targets [N] and weights [R, N] to values [R], NaN
-            where the metric is undefined.
-        higher_is_better: Whether a higher value is better.
-    """
-
-    name: str
-    title: str
-    explanation: str
-    compute: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-    higher_is_better: bool = True
-
-
-NUMBER_METRICS: dict[str, NumberMetric] = {}
-
-
-def number_metric(title: str, **options: bool) -> Callable[[Callable], Callable]:
-    """Decorate a function to add it to NUMBER_METRICS under its name, with flags of `NumberMetric`.
-
-    The first line of the function's docstring explains the metric in the report.
-    """
-
-    def register(function: Callable) -> Callable:
-        explanation = (function.__doc__ or title).splitlines()[0]
-        name = function.__name__
-        assert name not in NUMBER_METRICS, f'the metric {name!r} is registered twice'
-        NUMBER_METRICS[name] = NumberMetric(name, title, explanation, function, **options)
-        return function
-
-    return register
+NUMBER_METRICS: dict[str, Metric] = {}
+number_metric = adds_to(NUMBER_METRICS)
 
 
 @number_metric('MAE', higher_is_better=False)
@@ -86,7 +54,7 @@ def r2(predicted: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.nda
     """Coefficient of determination: 1 is perfect, and 0 is as good as the mean of these targets."""
     unexplained = weights @ (predicted - target) ** 2
     total = _products(target, target, weights)
-    return 1 - _ratio(unexplained, total, _varies(target, weights))
+    return 1 - ratio(unexplained, total, _varies(target, weights))
 
 
 @number_metric('Correlation')
@@ -95,7 +63,7 @@ def correlation(predicted: np.ndarray, target: np.ndarray, weights: np.ndarray) 
     spread = _products(predicted, predicted, weights) * _products(target, target, weights)
     defined = _varies(predicted, weights) & _varies(target, weights)
     root = np.sqrt(np.maximum(spread, 0))
-    return np.clip(_ratio(_products(predicted, target, weights), root, defined), -1, 1)
+    return np.clip(ratio(_products(predicted, target, weights), root, defined), -1, 1)
 
 
 def mean_error(predicted: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -115,7 +83,7 @@ def number_scores(
         predicted: Predicted numbers, [N]. All metrics are NaN if one with a target is NaN.
         targets: True numbers, [N], NaN where the label is not scored.
         weights: Non-negative weights, [R, N]. None means a single row of ones.
-        functions: Name -> function as in `NumberMetric`, by default all of NUMBER_METRICS.
+        functions: Name -> function like `mae`, by default all of NUMBER_METRICS.
 
     Returns:
         Values [R] for each name, NaN where the metric is undefined.
@@ -280,27 +248,11 @@ def compare_numbers(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[st
         `score` is 'MAE'. `labels` contains the common labels with targets: `n`, `difference` (MAE
         of a minus MAE of b; below 0, the first model is better), `p_bootstrap`, `p_holm` and
         `same` ('identical' or ''). `means` is empty, because labels have different units.
-
-    Raises:
-        ValueError: If the models predict different rows, or have no label in common.
     """
-    if len(a) != len(b) or set(a.path) != set(b.path):
-        common = len(set(a.path) & set(b.path))
-        raise ValueError(
-            f'{a.name} ({len(a)} rows) and {b.name} ({len(b)} rows) have {common} rows in common, '
-            'but a comparison requires predictions of the same rows'
-        )
-    labels = [label for label in a.labels if label in b.labels]
-    if not labels:
-        raise ValueError(
-            f'{a.name} ({", ".join(a.labels)}) and {b.name} ({", ".join(b.labels)}) have no label '
-            'in common'
-        )
-    places = {path: row for row, path in enumerate(b.path)}
-    b = b.select(np.array([places[path] for path in a.path], dtype=int))
+    b = b.in_order_of(a.path)
     weights = Resamples(a.patient, resamples=resamples, seed=seed).score_weights(a.patient)
-    entries = {}
-    for label in labels:
+    entries, shared = {}, [label for label in a.labels if label in b.labels]
+    for label in shared:
         (of_a, targets), (of_b, _) = a.of_label(label), b.of_label(label)
         known = ~np.isnan(targets)
         if known.any():
@@ -312,9 +264,7 @@ def compare_numbers(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[st
                 'p_bootstrap': bootstrap_p(difference[1:]),
                 'same': 'identical' if np.array_equal(of_a[known], of_b[known]) else '',
             }
-    p_values = [entry['p_bootstrap'] for entry in entries.values()]
-    for entry, adjusted in zip(entries.values(), holm(p_values), strict=True):
-        entry['p_holm'] = float(adjusted)
+    add_holm(entries.values())
     return {'a': a.name, 'b': b.name, 'score': 'MAE', 'labels': entries, 'means': {}}
 
 
@@ -404,12 +354,12 @@ def _study_means(
     totals, counts = np.zeros((2, *means.shape))
     np.add.at(totals, study, np.nan_to_num(targets))
     np.add.at(counts, study, ~np.isnan(targets))
-    return means, _ratio(totals, counts, counts > 0), names
+    return means, ratio(totals, counts), names
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:  # [R]
     total = weights.sum(axis=1)
-    return _ratio(weights @ values, total, total > 0)
+    return ratio(weights @ values, total)
 
 
 def _products(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:  # [R]
@@ -419,7 +369,7 @@ def _products(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray: 
     """
     a, b = a - a.mean(), b - b.mean()
     total = weights.sum(axis=1)
-    shift = _ratio((weights @ a) * (weights @ b), total, total > 0)
+    shift = ratio((weights @ a) * (weights @ b), total)
     return weights @ (a * b) - shift
 
 
@@ -428,9 +378,3 @@ def _varies(values: np.ndarray, weights: np.ndarray) -> np.ndarray:  # [R] bool
     counted = weights > 0
     highest = np.where(counted, values, -np.inf).max(axis=1)
     return highest > np.where(counted, values, np.inf).min(axis=1)
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    """Divide where it is defined and the denominator is positive, and return NaN elsewhere."""
-    found = np.full(np.shape(numerator), np.nan)
-    return np.divide(numerator, denominator, out=found, where=defined & (denominator > 0))

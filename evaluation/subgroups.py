@@ -92,7 +92,10 @@ def _describe_group(
         targets = rows.targets[:, k]
         positives, negatives = (int((targets == value).sum()) for value in (1, 0))
         standard = label_scores(
-            *rows.of_label(label), threshold=None, weights=weights * shares[:, k]
+            *rows.of_label(label),
+            threshold=None,
+            weights=weights * shares[:, k],
+            names=['auroc'],
         )
         labels[label] = {
             'n': positives + negatives,

@@ -253,14 +253,6 @@ def test_a_comparison_is_the_paired_difference_in_mae():
     assert (same['same'], same['difference']['value']) == ('identical', 0)
 
 
-def test_a_comparison_refuses_different_rows_and_labels():
-    a = at_study_level(some_numbers('a'), 'study')
-    with pytest.raises(ValueError, match='198 rows in common'):
-        compare_numbers(a, a.select(np.arange(1, 199)), resamples=0, seed=0)
-    with pytest.raises(ValueError, match='Weight'):
-        compare_numbers(a, replace(a, labels=('Weight', 'Height')), resamples=0, seed=0)
-
-
 def make_document(**options) -> dict:
     models = [some_numbers('small'), some_numbers('large', error=4, seed=1)]
     extras = {'comparisons': compare_number_sets(models, PROTOCOL, name='test')}
