@@ -8,7 +8,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -377,23 +377,8 @@ def load_pretrained(
     if before != config.DATA.PREPROCESS:
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
-    seen = []
-    if trained and trained['DATASET'] != config.DATA.DATASET:
-        logger.info(
-            f'{path} was trained on DATA.DATASET {trained["DATASET"]}, {trained["DATA_PATH"]}. If '
-            'these images show patients who are held out or scored here, their scores are too high.'
-        )
-    elif trained:
-        if trained['HOLDOUT_FRACTION'] < config.DATA.HOLDOUT_FRACTION:
-            seen.append('HOLDOUT_FRACTION')
-        if config.DATA.FOLD not in ('', trained['FOLD']):
-            seen.append('FOLD')
-    for key in seen:
-        logger.warning(
-            f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has '
-            f'{config.DATA[key]!r}. If it was trained on the same data set, it has seen some of '
-            'the patients that are now held out or scored, and their scores are too high.'
-        )
+    if trained:
+        _report_seen_patients(path, trained, config.DATA, logger)
 
 
 def data_options(checkpoint: dict) -> dict[str, Any]:
@@ -449,6 +434,37 @@ def check_fit(
 
 
 # Private helpers
+
+
+def _report_seen_patients(
+    path: str, trained: Mapping[str, Any], data: Mapping[str, Any], logger: logging.Logger
+) -> None:
+    """Log that weights may have seen patients of this run; both mappings are DATA sections."""
+    names = _names_of_data_sets(trained)
+    if names.isdisjoint(_names_of_data_sets(data)):
+        logger.info(
+            f'{path} was trained on DATA.DATASET {", ".join(sorted(names))}, '
+            f'{trained["DATA_PATH"]}. If these images show patients who are held out or scored '
+            'here, their scores are too high.'
+        )
+        return
+    seen = []
+    if trained['HOLDOUT_FRACTION'] < data['HOLDOUT_FRACTION']:
+        seen.append('HOLDOUT_FRACTION')
+    if trained['FOLD'] != data['FOLD'] and (data['FOLD'] or data['HOLDOUT_FRACTION']):
+        seen.append('FOLD')
+    for key in seen:
+        logger.warning(
+            f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has '
+            f'{data[key]!r}. If it was trained on the same data set, it has seen some of '
+            'the patients that are now held out or scored, and their scores are too high.'
+        )
+
+
+def _names_of_data_sets(data: Mapping[str, Any]) -> set[str]:
+    """Return the data sets of DATA.SOURCES or, without sources, DATA.DATASET."""
+    sources = {str(entry.get('dataset')) for entry in data['SOURCES'] if isinstance(entry, dict)}
+    return sources or {data['DATASET']}
 
 
 def _readable(paths: list[Path], logger: logging.Logger) -> Iterator[tuple[Path, Config | None]]:

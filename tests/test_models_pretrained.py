@@ -187,7 +187,8 @@ def test_a_smaller_earlier_hold_out_or_another_fold_gives_a_warning(tmp_path, lo
             own=True,
         )
         assert sum('HOLDOUT_FRACTION' in message for message in log.messages) == warned
-    for before, now, warned in (('0/5', '1/5', 1), ('0/5', '0/5', 1), ('', '0/5', 2)):
+    folds = (('0/5', '1/5', 1), ('0/5', '0/5', 1), ('', '0/5', 2), ('0/5', '', 3))
+    for before, now, warned in folds:
         configs = (make_config('swin', 1, DATA__FOLD=fold) for fold in (before, now))
         transfer(*configs, tmp_path, own=True)
         assert sum('DATA.FOLD' in message for message in log.messages) == warned
@@ -200,6 +201,20 @@ def test_weights_trained_on_another_kind_of_data_give_no_warning(tmp_path, log):
     transfer(before, now, tmp_path, own=True)
     assert not [record for record in log.records if record.levelno >= logging.WARNING]
     assert any('folder, others' in message for message in log.messages)
+
+
+@pytest.mark.parametrize('names, warned', [(['chexpert', 'nih'], 1), (['nih', 'folder'], 0)])
+def test_the_data_sets_of_sources_are_compared(names, warned, tmp_path, log):
+    """With sources DATA.DATASET is not used, so only their data sets show who was seen."""
+    sources = [{'name': name, 'dataset': name, 'path': name} for name in names]
+    before = make_config('swin', 1, DATA__SOURCES=sources)
+    now = make_config('swin', 1, DATA__DATASET='chexpert', DATA__FOLD='0/5')
+    transfer(before, now, tmp_path, own=True)
+    warnings = [entry for entry in log.records if entry.levelno >= logging.WARNING]
+    assert len(warnings) == warned
+    asked = [message for message in log.messages if 'trained on DATA.DATASET' in message]
+    assert len(asked) == 1 - warned
+    assert all('nih' in message and 'folder' in message for message in asked)
 
 
 # ViT's position tables
