@@ -1513,9 +1513,9 @@ def _merge_file(config: Config, path: Path, parents: tuple[Path, ...] = ()) -> N
 def _merge(config: Config, options: dict[str, Any], source: str) -> None:
     # Legacy keys are kept, because a later source may select their encoder.
     legacy = config.__dict__.setdefault('_legacy', {})
+    legacy |= {key: value for key, value in options.items() if LEGACY_KEYS.get(key)}
     if any(key in LEGACY_KEYS.values() for key in options):
         legacy.clear()
-    legacy |= {key: value for key, value in options.items() if LEGACY_KEYS.get(key)}
     for key, value in _with_current_keys(legacy | options, config.MODEL.TYPE).items():
         put(config, key, value, source)
 

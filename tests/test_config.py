@@ -228,6 +228,16 @@ def test_a_legacy_key_sets_the_channels_of_the_selected_encoder(tmp_path, encode
     assert config.MODEL.IN_CHANS == 3
 
 
+def test_a_legacy_key_next_to_the_current_key_never_counts(tmp_path) -> None:
+    write(tmp_path, 'both.yaml', 'MODEL: {TYPE: swin, IN_CHANS: 3, SWIN: {IN_CHANS: 1}}')
+    config = default_config()
+    for _ in range(2):
+        config.merge_from_file(str(tmp_path / 'both.yaml'))
+        assert config.MODEL.IN_CHANS == 3
+        config.merge_from_list([])
+        assert config.MODEL.IN_CHANS == 3
+
+
 def test_a_legacy_key_of_a_base_file_counts_when_a_later_file_selects_its_encoder(tmp_path) -> None:
     write(tmp_path, 'base.yaml', 'MODEL: {VIT: {IN_CHANS: 1}}')
     path = write(tmp_path, 'run.yaml', 'BASE: [base.yaml]\nMODEL: {TYPE: vit}')
