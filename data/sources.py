@@ -23,7 +23,10 @@ from data.table import Fault, Table, refuse
 LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
 # Key of an entry -> check of the value, and allowed values. Keys outside LIMITS are required.
 RULES = {
-    'name': (lambda v: re.fullmatch(r'[A-Za-z0-9_-]+', str(v)), 'made of letters, digits, - and _'),
+    'name': (
+        lambda v: isinstance(v, str) and re.fullmatch(r'[A-Za-z0-9_-]+', v),
+        'text made of letters, digits, - and _ (a number needs quotes)',
+    ),
     'dataset': (OPTIONS['DATA.DATASET'].allows, OPTIONS['DATA.DATASET'].allowed),
     'path': (lambda v: isinstance(v, str) and v, 'a folder'),
     'share': (lambda v: type(v) in (int, float) and 0 < v <= 1, 'a number in (0, 1]'),
