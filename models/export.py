@@ -234,6 +234,8 @@ def facts(source: Source) -> dict[str, Any]:
 
 
 def _activation(source: Source) -> str:
+    if len(source.outputs) > len(task_of(source.config).labels):  # THREE_OUTPUTS of each label
+        return 'softmax over negative and positive'
     return OUTPUTS[task_of(source.config).kind].activation
 
 

@@ -94,10 +94,12 @@ def _read_processor(path: str) -> dict[str, Any]:
 
 
 def _processor_options(processor: dict[str, Any], channels: int | None) -> dict[str, list[float]]:
-    """Return MEAN and STD of an image processor; {} if it states none."""
+    """Return MEAN and STD of an image processor; {} if it or the channels are unknown."""
     keys = {'MEAN': 'image_mean', 'STD': 'image_std'}
+    if channels is None:  # weights of another model, which `fit_pretrained` refuses by name
+        return {}
     if not processor.get('do_normalize', True):  # pixels from 0 to 1
-        return {'MEAN': [0.0] * channels, 'STD': [1.0] * channels} if channels else {}
+        return {'MEAN': [0.0] * channels, 'STD': [1.0] * channels}
     if any(key not in processor for key in keys.values()):
         return {}
     for key in keys.values():

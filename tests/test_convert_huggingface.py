@@ -276,6 +276,19 @@ def test_a_processor_that_does_not_fit_the_weights_raises_an_error(tmp_path) -> 
             started(make_config('vit', 3, **PLAIN), tmp_path / 'model.safetensors')
 
 
+def test_weights_of_another_family_are_named_despite_their_processor(tmp_path) -> None:
+    state = to_huggingface(
+        make_model(make_config('vit', 3, **PLAIN), is_pretrain=False).state_dict()
+    )
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / 'model.safetensors')
+    processor = json.dumps({'image_mean': [0.5] * 3, 'image_std': [0.5] * 3})
+    (tmp_path / 'preprocessor_config.json').write_text(processor)
+    other = make_config('timm', 3, MODEL__TIMM__NAME='resnet18')
+    other.PRETRAINED = str(tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError, match='looks like'):
+        load_pretrained(other, build_model(other, is_pretrain=False), LOGGER, fit_pretrained)
+
+
 @pytest.mark.parametrize('std', [[0.2, 0.0, 0.2], [0.2, -0.2, 0.2]])
 def test_channels_are_not_folded_by_an_impossible_deviation(std: list, tmp_path: Path) -> None:
     state = to_huggingface(

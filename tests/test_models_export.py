@@ -209,6 +209,7 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(tmp_path):
     assert list(path.parent.iterdir()) == [path]  # the file contains the weights
     about = json.loads(session.get_modelmeta().custom_metadata_map['simmim'])
     assert about['outputs'] == list(source.outputs) and about['input_size'] == [1, 32, 32]
+    assert about['activation'] == 'softmax over negative and positive'
 
 
 @slow
