@@ -584,12 +584,7 @@ def _number_warnings(entry: dict[str, Any]) -> Iterator[str]:
     """Report labels without targets, without R², with few cases, and small groups."""
     few = [f'{part["label"]} ({part["n"]})' for part in entry['labels'] if part['few']]
     no_r2 = [part['label'] for part in entry['labels'] if np.isnan(part['scores']['r2']['value'])]
-    small = [
-        f'{group["group"]} ({column["column"]})'
-        for column in entry['groups']
-        for group in column['groups']
-        if group['labels'] and all(part['few'] for part in group['labels'].values())
-    ]
+    small = _small_groups(entry)
     if entry['undefined']:
         yield f'labels without targets are not scored: {", ".join(entry["undefined"])}'
     if no_r2:
@@ -598,6 +593,16 @@ def _number_warnings(entry: dict[str, Any]) -> Iterator[str]:
         yield f'fewer than {FEW_CASES} cases: {", ".join(few)}'
     if small:
         yield f'groups with fewer than {FEW_CASES} cases for every label: {", ".join(small)}'
+
+
+def _small_groups(entry: dict[str, Any]) -> list[str]:
+    """Return the groups of a set with few cases of every label."""
+    return [
+        f'{group["group"]} ({column["column"]})'
+        for column in entry['groups']
+        for group in column['groups']
+        if group['labels'] and all(part['few'] for part in group['labels'].values())
+    ]
 
 
 def _shows_order(auroc: dict[str, Any]) -> bool:
@@ -615,12 +620,7 @@ def _label_warnings(
         for key in ('few', 'few_held_out')
     )
     unset = [part['label'] for part in entry['labels'] if np.isnan(part['threshold'])]
-    small = [
-        f'{group["group"]} ({column["column"]})'
-        for column in entry['groups']
-        for group in column['groups']
-        if group['labels'] and all(part['few'] for part in group['labels'].values())
-    ]
+    small = _small_groups(entry)
     if undefined:
         yield f'labels without both classes are not scored: {", ".join(undefined)}'
     if few:
