@@ -102,7 +102,7 @@ class Table:
         return len(self.cells)
 
     def __getitem__(self, column: str) -> pd.Series:
-        return self.cells.get(column, pd.Series('', self.cells.index, object))
+        return self.cells[column] if column in self else pd.Series('', self.cells.index, object)
 
     @property
     def key(self) -> str:
