@@ -38,7 +38,8 @@ def read_pixels(
     parts = [part for of_rank in distributed.gather(parts) for part in of_rank]
     pixels, targets, index = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(index, kind='stable')
-    patients = dataset.records.patient[rows]
+    # Another image may stand for one that cannot be read, so the rows are those of `index`.
+    patients = small.records.patient[index[order]]
     return pixels[order].astype(np.float32) / 255, targets[order], patients
 
 

@@ -207,10 +207,11 @@ def test_the_pixel_floor_leaves_out_unknown_targets_and_a_third_class() -> None:
 def test_pixels_are_copied_so_that_no_tensor_of_a_worker_stays_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The last image replaces the second, which cannot be read, and brings its own patient."""
     refs = []
 
     def loader(dataset, config, shuffle):
-        for place in range(3):
+        for place in (0, 2, 2):
             batch = [torch.full((1, 4), place), torch.zeros(1, 2), torch.tensor([place])]
             refs.extend(map(weakref.ref, batch))
             yield batch
@@ -218,13 +219,14 @@ def test_pixels_are_copied_so_that_no_tensor_of_a_worker_stays_open(
             assert all(ref() is None for ref in refs[:-3])
 
     monkeypatch.setattr(module, 'make_loader', loader)
-    monkeypatch.setattr(module, 'XrayDataset', MagicMock())
     dataset = MagicMock(targets=np.zeros((3, 2)))
     dataset.__len__.return_value = 3
     dataset.records.patient = np.array(['a', 'b', 'c'])
+    dataset.records.select.return_value = dataset.records
+    monkeypatch.setattr(module, 'XrayDataset', MagicMock(return_value=dataset))
     pixels, _, of = module.read_pixels(default_config(), dataset)
-    np.testing.assert_allclose(pixels[:, 0] * 255, range(3), atol=1e-5)
-    assert of.tolist() == ['a', 'b', 'c']
+    np.testing.assert_allclose(pixels[:, 0] * 255, [0, 2, 2], atol=1e-5)
+    assert of.tolist() == ['a', 'c', 'c']
 
 
 def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
