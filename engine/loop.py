@@ -169,7 +169,7 @@ def train_one_epoch(
     state: TrainState,
     loader: DataLoader,
     loss_fn: LossFunction,
-    saver: Saver | None = None,
+    saver: Saver,
 ) -> dict[str, Any]:
     """Train from the current batch of `state` to the end of the epoch.
 
@@ -197,7 +197,7 @@ def train_one_epoch(
             train_one_batch(run, state, batch, loss_fn, i)
             _log_batch(run, state, i, bar)
             ends_step = state.batch % state.accumulation == 0 or i + 1 == state.num_batches
-            if ends_step and saver and saver.is_due(state):
+            if ends_step and saver.is_due(state):
                 flush_metrics(run, state)  # a non-finite loss must not be saved
                 saver.save_step(state)
     seconds = time.perf_counter() - clock.start

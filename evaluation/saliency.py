@@ -27,7 +27,7 @@ from system.files import atomic_writer, replace_files
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey
 OPACITY = 0.75  # opacity at importance 1; the opacity at importance 0 is 0
-CHECKED_IMAGES = 8
+CHECKED_IMAGES, RANDOM_MODELS = 8, 5  # in the check against random weights
 FOLDER = 'maps'
 # Words and styles of true labels; other values are not scored.
 TRUE_WORDS = {1: ('positive', {'weight': 'bold'}), 0: ('negative', {})}
@@ -172,7 +172,6 @@ def randomised_check(
     images: torch.Tensor,
     make_maps: Callable[[nn.Module, torch.Tensor], torch.Tensor],
     *,
-    copies: int = 5,
     seed: int = 0,
 ) -> float:
     """Compare the maps of a model with the maps of the same architecture with random weights.
@@ -185,18 +184,17 @@ def randomised_check(
         make_model: Function that builds the same model with random weights.
         images: Images, [B, C, S, S].
         make_maps: Function from model and images to maps [B, S, S].
-        copies: Number of random models.
         seed: Seed of the random weights. The global random state does not change.
 
     Returns:
-        Spearman's rank correlation, averaged over random models and images. The similarity of two
-        constant maps is 1, and that of a constant map and any other map is 0.
+        Spearman's rank correlation, averaged over RANDOM_MODELS random models and the images. The
+        similarity of two constant maps is 1, and that of a constant map and any other map is 0.
 
     Source: Adebayo et al. 2018, arXiv:1810.03292 (all layers randomised).
     """
     maps = make_maps(model, images).flatten(1).cpu().numpy()
     similarities = []
-    for copy in range(copies):
+    for copy in range(RANDOM_MODELS):
         with torch.random.fork_rng():
             torch.manual_seed(seed + copy)
             random_model = make_model().to(images.device)
@@ -407,16 +405,17 @@ def _check_maps(
     method = config.REPORT.METHOD
     indices = np.linspace(0, len(dataset) - 1, min(CHECKED_IMAGES, len(dataset))).astype(int)
     images = torch.cat([read_view(view, dataset.image(index))[1] for index in indices])
+    images = images.to(next(model.parameters()).device)
     similarity = randomised_check(
         model,
         lambda: build_model(config, is_pretrain=False, num_outputs=len(model.head.weight)),
-        images.to(next(model.parameters()).device),
+        images,
         lambda any_model, batch: label_maps(config, any_model, batch, 0, method=method),
         seed=config.SEED,
     )
     return {
         'method': METHODS[method].title,
-        'cells': map_cells(model, images[:1].to(next(model.parameters()).device), method),
+        'cells': map_cells(model, images[:1], method),
         'similarity': similarity,
         'note': (
             'the mean rank correlation with maps of the same model with random weights, over '

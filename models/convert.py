@@ -21,22 +21,18 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from models.families import likely_encoder
+from models.families import PATCH_WEIGHT, TABLE, State, likely_encoder
 from models.relative_position import resize_table
 from models.simmim import ImageTarget
 from models.timm_classifier import TimmClassifier
 from utils import check_fit, drop_buffers
 
-State = dict[str, Tensor]
-
 PREFIX = 'encoder.'
 DECODER = 'decoder.'
-TABLE = 'relative_position_bias_table'
 SHARED_TABLE = f'rel_pos_bias.{TABLE}'
 ABSOLUTE = 'pos_embed'
 POSITIONS = ('absolute_pos_embed', ABSOLUTE)
 HEAD = 'head.'
-PATCH_WEIGHT = 'patch_embed.proj.weight'
 NORM, POOLED_NORM = ('norm.weight', 'norm.bias'), ('fc_norm.weight', 'fc_norm.bias')
 MAY_BE_NEW = (DECODER, HEAD, *POOLED_NORM, 'mask_token')
 MAE_TOKEN = 'decoder.mask_token'
