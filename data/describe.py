@@ -30,9 +30,11 @@ from data.labels import (
     UNCERTAIN,
     UNCERTAIN_CLASS,
 )
+from data.layouts import SPLITS
 from data.preprocess import Preprocess
+from data.reading import read_part
 from data.records import Records, select_views
-from data.splits import split_holdout, training_records
+from data.splits import split_patients, training_records
 from data.tasks import task_of
 from system.files import replace_files
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 BY_RANK = ('blank', 'negative', 'uncertain', 'positive')  # a study has its highest-ranked cell
 TARGETS = ('positive', 'negative', 'soft', 'third class')
 SHARES = {'positive': 'positive share', 'negative': 'negative share'}  # of all but the left out
-BOTH = 'train + holdout'  # name of the training CSV before patients are held out
+BOTH = 'train + holdout'  # name of the training patients before some are held out
 RACE = 'PRIMARY_RACE'  # column of CheXpert's demographics file
 TABLES = ('splits', 'counts', 'targets', 'ages')
 
@@ -220,20 +222,20 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
 
 
 def read_sets(config: Config) -> dict[str, Records]:
-    """Read the splits that exist, and BOTH if patients are held out."""
+    """Read the splits of a run that exist, and BOTH if patients are held out."""
     data, sets, dataset = config.DATA, {}, DATASETS[config.DATA.DATASET]
     allowed = 'a task whose columns are not numbers, because only the marks of labels are counted'
     require(not task_of(config).cells.numbers, config, 'DATA.TASK', allowed)
-    splits = dataset.splits(config) if dataset.splits else ('train', 'valid', 'test')
     options = {'labels': task_of(config).columns, 'look_up': 'none'}
-    options['optional'] = dataset.splits is None
-    for split in splits if dataset.labelled else ():
-        records = dataset.read(config, data.DATA_PATH, split, **options)
+    for split in SPLITS if dataset.labelled else ():
+        optional = dataset.splits is None or split not in dataset.splits(config)
+        records = read_part(config, data.DATA_PATH, split, optional=optional, **options)
         if records is None:
             continue
         if split == 'train' and data.HOLDOUT_FRACTION:
-            sets[BOTH] = records
-            sets['train'], sets['holdout'] = split_holdout(records, data.HOLDOUT_FRACTION)
+            names = ('train', 'holdout', 'internal')
+            parts = zip(names, split_patients(config, records), strict=True)
+            sets |= {BOTH: records} | {name: part for name, part in parts if len(part)}
         else:
             sets[split] = records
     if not sets:

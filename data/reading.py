@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import data.layouts  # noqa: F401 (modules of readers register their data sets)
 import data.mimic  # noqa: F401
@@ -69,11 +70,16 @@ def read_split(
     With `labelled=False` no labels are read, and their columns may be missing. With DATA.FOLD,
     valid is this fold of the training patients, and train are the other training patients.
     """
-    root, dataset = data_root(config, logger), DATASETS[config.DATA.DATASET]
     labels = task_of(config).columns if labelled else ()
+    options = {'labels': labels, 'optional': optional, 'logger': logger}
+    return read_part(config, data_root(config, logger), split, **options)
+
+
+def read_part(config: Config, root: str, split: str, **options: Any) -> Records | None:
+    """Read a split from a folder or store with the options of `read_layout`; see `read_split`."""
     fold = config.DATA.FOLD if split in ('train', 'valid') else ''
-    part = 'train' if fold else split
-    records = dataset.read(config, root, part, labels=labels, optional=optional, logger=logger)
+    read = DATASETS[config.DATA.DATASET].read
+    records = read(config, root, 'train' if fold else split, **options)
     if not fold or records is None:
         return records
     return split_fold(records, fold)[split == 'valid']

@@ -19,6 +19,7 @@ from tiny import ROOT, config_with, run_script
 
 from config import Config
 from data.describe import (
+    BOTH,
     TABLES,
     TARGETS,
     build_description,
@@ -30,6 +31,7 @@ from data.labels import LABELS
 from data.phantom import make_phantom
 from data.preprocess import Preprocess, apply_steps
 from data.records import Records
+from data.splits import folds_of, split_patients
 
 K = len(LABELS)
 KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': 'blank'}
@@ -121,6 +123,29 @@ def test_shares_of_the_splits(mixed: Path) -> None:
     for unit in ('images', 'studies'):
         np.testing.assert_allclose(table[f'of all {unit}'], table[unit] / table[unit].sum())
     assert (table['frontal'] + table['lateral'] == table['images']).all()
+
+
+def test_the_sets_are_those_of_a_run_with_folds_and_an_internal_split(mixed: Path) -> None:
+    whole = read_sets(options(mixed, DATA__HOLDOUT_FRACTION=0.0))['train']
+    shares = {'DATA__HOLDOUT_FRACTION': 0.3, 'EVAL__INTERNAL_SHARE': 0.5}
+    config = options(mixed, DATA__FOLD='1/3', **shares)
+    is_scored = folds_of(whole.patient, 3) == 1
+    parts = split_patients(config, whole.select(~is_scored))
+    expected = dict(zip(('train', 'holdout', 'internal'), parts, strict=True))
+    expected['valid'] = whole.select(is_scored)
+    sets = read_sets(config)
+    assert list(sets) == [BOTH, *expected, 'test']
+    for name, records in expected.items():
+        assert len(records) and sets[name].path.tolist() == records.path.tolist()
+
+
+def test_a_fold_is_counted_as_valid_if_the_layout_has_no_such_split(tmp_path: Path) -> None:
+    make_phantom(tmp_path, num_train=9, num_valid=1, num_test=3, size=40, layout='nih')
+    changes = {'DATA__DATASET': 'nih', 'DATA__LABELS': ['Edema']}
+    whole = read_sets(options(tmp_path, **changes, DATA__HOLDOUT_FRACTION=0.0))
+    sets = read_sets(options(tmp_path, **changes, DATA__FOLD='0/3', DATA__HOLDOUT_FRACTION=0.0))
+    assert list(whole) == ['train', 'test'] and list(sets) == ['train', 'valid', 'test']
+    assert len(sets['train']) + len(sets['valid']) == len(whole['train'])
 
 
 def test_ages_by_sex_agree_with_a_loop_over_the_rows(mixed: Path) -> None:
