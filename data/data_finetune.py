@@ -179,7 +179,8 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
     labels = task.labels
     predictions = read_predictions(file, task=data.TASK, allow_empty=True, labels=labels)
     unlabelled = unlabelled_records(config, records)
-    own, wanted = row_names(predictions.names), row_names(unlabelled.path, predictions.key)
+    names = (predictions.names, unlabelled.path)
+    own, wanted = (row_names(part, predictions.key) for part in names)
     _refuse_row(
         predictions,
         ~own.isin(wanted),

@@ -1,9 +1,10 @@
 """Load batches of records, with one dataset, batch sampler and DataLoader for every stage.
 
 The batch sampler passes (epoch, index) to the workers. A sample depends only on SEED, the epoch and
-the row of the CSV (with DATA.SOURCES also on the name of the source), so neither the number of
-workers or ranks nor a restart changes a sample. If an epoch can contain an image several times, the
-number of previous occurrences is passed as well.
+the number of the image (`Records.sample`, the row of a CSV with a column Path; with DATA.SOURCES
+also on the name of the source), so neither the number of workers or ranks nor a restart changes a
+sample. If an epoch can contain an image several times, the number of previous occurrences is passed
+as well.
 """
 
 import csv
@@ -370,9 +371,10 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
 def sample_rng(seed: int, epoch: int, index: int, occurrence: int = 0) -> np.random.Generator:
     """Return the generator of one sample, which no worker, rank or restart changes.
 
-    The generator is counter-based (Philox). Its key is the seed and the epoch. The row of the image
-    in the CSV (index) and the number of previous occurrences of the image in the epoch are part of
-    the counter. The order of draws is fixed: crop, flip, mask, then augmentations of fine-tuning.
+    The generator is counter-based (Philox). Its key is the seed and the epoch. The number of the
+    image (`Records.sample`, the argument `index`) and of its previous occurrences in the epoch are
+    part of the counter. The order of draws is fixed: crop, flip, mask, then augmentations of
+    fine-tuning.
     """
     return _generator(seed, epoch, SAMPLE, index, occurrence)
 

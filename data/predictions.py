@@ -91,7 +91,7 @@ def read_predictions(
         labels: Names of further labels (DATA.LABELS).
 
     Raises:
-        ValueError: If a name occurs twice (see `normalise_name`), if a cell is not a number from 0
+        ValueError: If a name occurs twice (see `row_names`), if a cell is not a number from 0
             to 1, if the probabilities of all classes do not add up to 1, or if the file has no such
             columns.
     """
@@ -147,13 +147,14 @@ def look_up(
 
     Args:
         predictions: Predictions of a model.
-        paths: Paths [N] of images, which are matched by `normalise_name`.
+        paths: Paths [N] of images, which are matched by `row_names`.
         labels: Names [K] of labels.
 
     Returns:
         Probabilities [N, K], NaN for a missing row or column.
     """
-    rows = row_names(predictions.names).get_indexer(row_names(paths, predictions.key))
+    key = predictions.key
+    rows = row_names(predictions.names, key).get_indexer(row_names(paths, key))
     found = np.full((len(paths), len(labels)), np.nan)
     for k, label in enumerate(labels):
         if label in predictions.labels:
@@ -201,6 +202,6 @@ def read_label_file(
 
 def _check_names(table: Table) -> None:
     """Report empty names, and names that are equal after normalisation."""
-    names = row_names(table[table.key]).to_numpy()
+    names = row_names(table[table.key], table.key).to_numpy()
     table.check(table.key, names != '', 'form of a path', 'is not a name')
     table.keep_first(table.key, 'duplicate path', names)

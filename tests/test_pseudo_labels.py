@@ -96,6 +96,16 @@ def test_the_labels_outside_the_subset_are_never_learned(tmp_path: Path) -> None
     np.testing.assert_array_equal(first.records.labels, second.records.labels)
 
 
+def test_a_file_of_studies_may_name_images_without_a_folder_of_a_patient(tmp_path: Path) -> None:
+    root, file = tmp_path / 'nih', tmp_path / 'p.csv'
+    make_phantom(root, num_train=20, num_valid=3, num_test=3, size=32, seed=0, layout='nih')
+    findings = ['DATA.DATASET', 'nih', 'DATA.LABELS', ['Edema'], 'MODEL.NUM_CLASSES', 1]
+    labelled, _, others = parts_of(root, *findings)
+    pd.DataFrame({'Study': others.path, 'Edema': 1.0}).to_csv(file, index=False)
+    targets = loaders_of(root, *findings, 'DATA.PSEUDO_LABELS', str(file)).train.dataset.targets
+    assert len(others) > 3 and targets[len(labelled) :].tolist() == [[1.0]] * len(others)
+
+
 def test_a_binary_task_takes_its_own_column(tmp_path: Path) -> None:
     root, task = files(tmp_path), ['DATA.TASK', 'any_finding', 'MODEL.NUM_CLASSES', 1]
     labelled, _, others = parts_of(root, *task)
