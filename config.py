@@ -1069,13 +1069,6 @@ def enlarged_side(size: int) -> int:
     return int(256 / 224 * size)
 
 
-def mask_units(config: CfgNode) -> tuple[int, int]:
-    """Return the number of mask units of an image and the number of hidden ones."""
-    data = config.DATA
-    units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
-    return units, math.ceil(units * data.MASK_RATIO)
-
-
 # Checks ------------------------------------------------------------------------------------------
 
 FEW_TRAINING_IMAGES = 200  # with fewer, EVAL.SELECT_ON 'auto' chooses no checkpoint

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import default_config, mask_units, require
+from config import default_config, require
+from data.masking import mask_generator
 from models.encoder import ENCODERS, check_mask, run_block
 from models.simmim import LOSSES, PRETRAINING, TARGETS, MaskedModel, pixel_loss, repeat
 from models.vision_transformer import Block, VisionTransformer, select_tokens, sincos_positions
@@ -61,10 +62,11 @@ class MAE(MaskedModel):
         # MAE does not pool, so the encoder ends with a norm even if the classifier will pool.
         arguments = VisionTransformer.constructor_arguments(config)
         encoder = VisionTransformer(**arguments | {'use_mean_pooling': False, 'num_classes': 0})
-        units, hidden = mask_units(config)
+        masks = mask_generator(config)
+        units = masks.rand_size**2
         return cls(
             encoder,
-            num_visible=encoder.grid_size**2 * (units - hidden) // units,
+            num_visible=encoder.grid_size**2 * (units - masks.count) // units,
             attention=config.MODEL.ATTENTION,
             **{key.lower(): value for key, value in config.MODEL.MAE.items()},
         )
