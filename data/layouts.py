@@ -21,7 +21,7 @@ from data.datasets import register_dataset
 from data.image_source import ImageSource
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.names import IMAGE_SUFFIXES
-from data.records import VIEWS_HINT, Records, existing_records, is_skipped, open_images
+from data.records import VIEWS_HINT, Records, existing_records, lacks_images, open_images
 from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse
 from data.tasks import task_of
 from system.files import is_below
@@ -218,7 +218,7 @@ def read_layout(
 
     Returns:
         Records in the order of the table. `path` and `file` are the image files, relative to the
-        data folder. None if an optional split is absent, if its images are (see `is_skipped`), or
+        data folder. None if an optional split is absent, if its images are (see `lacks_images`), or
         if no row can be used.
     """
     layout, root = open_layout(config.DATA.DATASET), Path(root)
@@ -275,7 +275,7 @@ def read_layout(
         links=images.links,
     )
     options = {'look_up': look_up, 'on_fault': on_fault, 'logger': logger}
-    if optional and is_skipped(records, images, split, **options):
+    if optional and lacks_images(records, images, split, **options):
         return None
     if logger is not None:
         unknown = f'{(records.view == "").sum()} are neither frontal nor lateral'

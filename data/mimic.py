@@ -11,7 +11,7 @@ import pandas as pd
 from config import OPTIONS, Config
 from data.datasets import register_dataset
 from data.labels import LABELS
-from data.records import Records, existing_records, is_skipped, labels_of, open_images, records_of
+from data.records import Records, existing_records, labels_of, lacks_images, open_images, records_of
 from data.table import IDS, OnFault, Table, find_file, refuse
 from data.tasks import task_of
 
@@ -42,7 +42,7 @@ def read_mimic(
 
     Returns:
         Records in the order of the split file; `row` is the 0-based row of this file. None for an
-        optional split without its images (see `is_skipped`), or if no row can be used.
+        optional split without its images (see `lacks_images`), or if no row can be used.
     """
     split, suffix = MIMIC_SPLITS[split], config.DATA.IMAGE_SUFFIX or '.jpg'
     table, metadata, of_studies = (Table(file, on_fault) for file in _mimic_tables(config, root))
@@ -78,7 +78,7 @@ def read_mimic(
     own = {'labels': values, 'label_names': tuple(labels), 'links': images.links}
     records = replace(records_of(table, ()), **own)
     options = {'look_up': look_up, 'on_fault': on_fault, 'logger': logger}
-    if optional and is_skipped(records, images, split, **options):
+    if optional and lacks_images(records, images, split, **options):
         return None
     if logger is not None:
         logger.info(

@@ -171,7 +171,7 @@ def add_studies(table: Table) -> None:
     table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
 
 
-def is_skipped(
+def lacks_images(
     records: Records,
     images: ImageSource,
     split: str,
