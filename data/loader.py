@@ -165,7 +165,7 @@ class XrayDataset(Dataset):
         bad_images: BadImages | None = None,
     ) -> None:
         self.records = records
-        self.image = image_reader(records)
+        self.image = images_of(records).reader(records.file)
         self.transform = transform
         self.seed = seed
         self.targets = targets
@@ -417,11 +417,6 @@ def inverse_frequency_weights(targets: np.ndarray) -> np.ndarray:
     unknown = num_known == 0
     weights[unknown] = 1.0 if unknown.all() else weights[~unknown].mean()
     return weights
-
-
-def image_reader(records: Records) -> Callable[[int], Image.Image]:
-    """Return a function that reads the image of a record by its position."""
-    return images_of(records).reader(records.file)
 
 
 def bad_images(config: Config, logger: logging.Logger, source: str = '') -> BadImages | None:

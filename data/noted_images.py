@@ -8,7 +8,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_image
-from data.loader import image_reader
 from data.records import Records, images_of
 
 SKIPPED = 'skipped: '  # prefix of the note about a skipped image
@@ -74,8 +73,8 @@ class RecordImages(NotedImages):
     def __init__(self, records: Records, transform: Callable, *, skip_bad: bool) -> None:
         super().__init__(transform, skip_bad=skip_bad)
         self.records = records
-        self.read = image_reader(records)
         self.source = images_of(records)
+        self.read = self.source.reader(records.file)
 
     def __len__(self) -> int:
         return len(self.records)

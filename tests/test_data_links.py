@@ -8,9 +8,9 @@ import pytest
 from tiny import run_script
 from xray_splits import LOGGER, make_config
 
-from data.loader import image_reader
 from data.phantom import make_phantom
 from data.reading import read_split
+from data.records import images_of
 from data.store import read_about
 
 
@@ -37,7 +37,7 @@ def test_images_behind_links_are_read_if_they_are_allowed(linked: Linked) -> Non
     options = ['DATA.DATASET', linked.layout, 'DATA.LABELS', ['Edema'], 'DATA.ALLOW_LINKS']
     records = read_split(make_config(linked.root, *options, str(linked.shared)), 'train', LOGGER)
     assert records.links == str(linked.shared)
-    pixels = np.asarray(image_reader(records.select(np.arange(2)))(1))
+    pixels = np.asarray(images_of(records).reader(records.file)(1))
     assert pixels.std() > 0
     with pytest.raises(ValueError, match='DATA.ALLOW_LINKS'):
         read_split(make_config(linked.root, *options, ''), 'train', LOGGER)
