@@ -260,7 +260,6 @@ def count_uncertain(labels: np.ndarray, names: Sequence[str] = LABELS) -> dict[s
 
 
 def _fill_blank(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:
-    check_name('DATA.BLANK', blank, BLANKS)
     values = [NEGATIVE if name == NO_FINDING else BLANKS[blank] for name in names]
     return np.where(np.isnan(labels), np.array(values, np.float32), labels)
 

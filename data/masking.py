@@ -55,8 +55,6 @@ class MaskGenerator:
                 f'DATA.MASK_PATCH_SIZE must be a multiple of the model patch {model_patch_size}, '
                 f'got {mask_patch_size}'
             )
-        if mask_type not in MASKS:
-            raise ValueError(f'DATA.MASK_TYPE must be one of {list(MASKS)}, got {mask_type!r}')
         self.rand_size = input_size // mask_patch_size
         self.scale = mask_patch_size // model_patch_size
         self.count = math.ceil(self.rand_size**2 * mask_ratio)
