@@ -31,7 +31,6 @@ from system.files import (
     atomic_writer,
     checkpoint_position,
     checksum_file,
-    find_newest_checkpoint,
     newest_first,
     replace_file,
     sha256,
@@ -492,7 +491,7 @@ def _own_checkpoint(folder: Path) -> Path | None:
     A run that resumes from an older checkpoint discards the epochs after it. The best checkpoint
     may also be later than the newest regular one, because SAVE_FREQ does not apply to it.
     """
-    best, newest = folder / BEST_CHECKPOINT, find_newest_checkpoint(folder)
+    best, newest = folder / BEST_CHECKPOINT, next(iter(newest_first(folder)), None)
     if not best.exists() or newest is None:
         return best if best.exists() else newest
     try:

@@ -176,11 +176,6 @@ def newest_first(folder: str | Path) -> list[Path]:
     return sorted(filter(found.get, found), key=found.get, reverse=True)
 
 
-def find_newest_checkpoint(folder: str | Path) -> Path | None:
-    """Return the checkpoint with the greatest (epoch, step), or None if there is none."""
-    return next(iter(newest_first(folder)), None)
-
-
 def checksum_file(path: Path) -> Path:
     """Return the path of the checksum file of a file, in the format of `sha256sum`."""
     return path.with_name(f'{path.name}.sha256')

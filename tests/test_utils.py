@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 import system.files
 from config import config_text, default_config
 from models import build_model
-from system.files import checkpoint_name, checksum_file, find_newest_checkpoint
+from system.files import checkpoint_name, checksum_file, newest_first
 from utils import (
     checkpoint_to_evaluate,
     checkpoint_to_resume,
@@ -184,10 +184,10 @@ def test_names_and_the_newest_by_epoch_and_step(tmp_path) -> None:
         (tmp_path / name).write_bytes(b'')
         os.utime(tmp_path / name, (1e9 + age, 1e9 + age))
     for name in reversed(ALL):
-        assert find_newest_checkpoint(tmp_path).name == name
+        assert newest_first(tmp_path)[0].name == name
         (tmp_path / name).unlink()
-    assert find_newest_checkpoint(tmp_path) is None  # never ckpt_best.pth
-    assert find_newest_checkpoint(tmp_path / 'absent') is None
+    assert newest_first(tmp_path) == []  # never ckpt_best.pth
+    assert newest_first(tmp_path / 'absent') == []
 
 
 @pytest.mark.parametrize(
