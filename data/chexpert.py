@@ -17,14 +17,12 @@ from data.labels import LABELS, MARKS, Cells
 from data.names import IMAGE_SUFFIXES, PATIENT_PART, STUDY
 from data.records import (
     DESCRIPTION,
-    Folder,
     Records,
     add_studies,
     existing_records,
     open_images,
     records_of,
 )
-from data.store import Store
 from data.table import KEYS, Fault, OnFault, Table, refuse
 from data.tasks import task_of
 
@@ -170,7 +168,7 @@ def csv_names(config: Config) -> dict[str, str]:
     return {'train': data.TRAIN_CSV, 'valid': data.VALID_CSV, 'test': data.TEST_CSV}
 
 
-def _files_of(paths: pd.Series, images: Store | Folder, suffix: str) -> pd.Series:
+def _files_of(paths: pd.Series, images: ImageSource, suffix: str) -> pd.Series:
     """Return the file of each path: the path itself, or without its first folder.
 
     The first folder, such as CheXpert-v1.0-small, is removed from all paths or from none, depending
@@ -184,7 +182,7 @@ def _files_of(paths: pd.Series, images: Store | Folder, suffix: str) -> pd.Serie
     return whole if num_found[1] > num_found[0] else shorter
 
 
-def _add_images(table: Table, images: Store | Folder, image_suffix: str) -> None:
+def _add_images(table: Table, images: ImageSource, image_suffix: str) -> None:
     """Replace each row of a study by one row per image with its path and file."""
     suffixes = (image_suffix.lower(),) if image_suffix else IMAGE_SUFFIXES
     found = [
