@@ -21,13 +21,12 @@ REFERENCE_MASK_RATIO = 0.6
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders train, holdout and reference of pre-training (see data.Loaders)."""
     train, holdout = read_sources(config, logger)
-    transform = PretrainTransform(config, mask_generator(config))
-    train = training_dataset(train, transform, config, logger)
+    masks = mask_generator(config)
+    train = training_dataset(train, PretrainTransform(config, masks), config, logger)
     reference = reference_mask_generator(config)
     if reference is None:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
         logger.info(f'no reference score: masks of {unit} px do not fit the image or its patches')
-    masks = mask_generator(config)
     held_out = _holdout_loader(config, holdout, masks)
     is_same = reference is not None and vars(reference) == vars(masks)
     return Loaders(
