@@ -274,8 +274,7 @@ class InverseSwin(nn.Sequential):
         cell: int = 1,
         use_checkpoint: bool = False,
     ) -> None:
-        stride = encoder.stride
-        side = encoder.grid_size * encoder.patch_size // stride
+        stride, side = encoder.stride, encoder.output_side
         patches = inverse_patches(stride)
         widest_first = list(zip(self.widths, self.depths, self.num_heads, strict=True))[::-1]
         layers = [nn.Conv2d(encoder.num_features, self.widths[-1], 1)]
@@ -350,7 +349,6 @@ class SimMIM(MaskedModel):
         super().__init__()
         self.in_chans = encoder.in_chans
         self.patch_size = encoder.patch_size
-        self.encoder_stride = encoder.stride
         self.loss = LOSSES[loss]
         self.loss_pixels = loss_pixels
         self.target = TARGETS[target](encoder.in_chans, cell=target_cell, unit=mask_patch_size)

@@ -20,8 +20,7 @@ def seeded(kind: str, channels: int = 1, **options: object) -> nn.Module:
 
 def features_of(stride: int, channels: int, side: int) -> SimpleNamespace:
     """Return the properties that a head reads from an encoder with 1024 features."""
-    sizes = {'grid_size': side, 'patch_size': stride}
-    return SimpleNamespace(num_features=1024, stride=stride, in_chans=channels, **sizes)
+    return SimpleNamespace(num_features=1024, stride=stride, in_chans=channels, output_side=side)
 
 
 def batch(model: nn.Module, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
