@@ -159,6 +159,29 @@ def detect_dataset(config: Config) -> str:
     return 'chexpert' if chexpert_tables(config, root) else 'folder'
 
 
+def config_of_data(data_path: str, cfg: str | None, opts: list[str]) -> Config:
+    """Return the config of a data set; unless DATA.DATASET is given, detect it from the files.
+
+    Args:
+        data_path: Folder or store (`--data-path`).
+        cfg: YAML file of options (`--cfg`), if any.
+        opts: Further options, key and value in turn (`--opts`).
+
+    Raises:
+        ValueError: If the folder does not exist, or an option is wrong.
+    """
+    config = default_config()
+    if cfg:
+        config.merge_from_file(cfg)
+    config.merge_from_list(opts)
+    put(config, 'DATA.DATA_PATH', data_path, '--data-path')
+    if not Path(data_path).is_dir():
+        raise ValueError(f'--data-path is not a folder: {data_path}')
+    config.DATA.DATASET = detect_dataset(config)
+    check_config(config)
+    return config
+
+
 def data_root(config: Config, logger: logging.Logger) -> str:
     """Return the folder to read: DATA.DATA_PATH, or the copy of this store in DATA.CACHE_DIR.
 

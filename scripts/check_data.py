@@ -16,10 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, check_config, default_config, put
+from config import Config, default_config
 from data.check import Checked, Findings, check_data, check_sources, list_duplicates
 from data.datasets import DATASETS
-from data.reading import detect_dataset, may_be_absent
+from data.reading import config_of_data, may_be_absent
 from data.sources import source_configs
 from system.files import replace_file
 from system.tool import Paragraphs, at_least, tool
@@ -35,25 +35,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--duplicates', type=Path, metavar='FILE', help=names)
     number = {'type': at_least(1), 'metavar': 'N', 'help': 'number of processes'}
     add('--workers', default=os.cpu_count(), **number)
-    add('--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML config (default options)')
+    add('--cfg', metavar='FILE', help='YAML config (default options)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options of DATA, in pairs')
     return parser.parse_args(arguments)
-
-
-def read_config(args: argparse.Namespace) -> Config:
-    """Return the config; unless DATA.DATASET is given, detect the data set from the files."""
-    config = default_config()
-    if 'cfg' in args:
-        config.merge_from_file(args.cfg)
-    config.merge_from_list(args.opts)
-    put(config, 'DATA.DATA_PATH', args.data_path, '--data-path')
-    root = Path(args.data_path)
-    if not root.is_dir():
-        raise ValueError(f'--data-path is not a folder: {root}')
-    if not config.DATA.SOURCES:
-        config.DATA.DATASET = detect_dataset(config)
-    check_config(config)
-    return config
 
 
 def summary(config: Config, checked: dict[str, Checked], findings: Findings) -> str:
@@ -71,7 +55,7 @@ def summary(config: Config, checked: dict[str, Checked], findings: Findings) -> 
 @tool
 def main(args: argparse.Namespace) -> int:
     findings = Findings()
-    config = read_config(args)
+    config = config_of_data(args.data_path, args.cfg, args.opts)
     tables = {args.output: findings.table}
     for own in source_configs(config).values():
         for flag, file in (('--output', args.output), ('--duplicates', args.duplicates)):

@@ -11,9 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, check_config, default_config, put
 from data.describe import build_description, format_description, plot_images, save_description
-from data.reading import detect_dataset
+from data.reading import config_of_data
 from system.tool import Paragraphs, tool
 
 MOST_EXAMPLES = 16
@@ -35,21 +34,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_config(args: argparse.Namespace) -> Config:
-    """Return the config; unless DATA.DATASET is given, detect the data set from the files."""
-    config = default_config()
-    if args.cfg:
-        config.merge_from_file(args.cfg)
-    config.merge_from_list(args.opts)
-    put(config, 'DATA.DATA_PATH', args.data_path, '--data-path')
-    config.DATA.DATASET = detect_dataset(config)
-    check_config(config)
-    return config
-
-
 @tool
 def main(args: argparse.Namespace) -> int:
-    config = read_config(args)
+    config = config_of_data(args.data_path, args.cfg, args.opts)
     description = build_description(config)
     print(format_description(description))
     figures = plot_images(config, args.examples) if args.examples else {}
