@@ -179,11 +179,17 @@ def table(args: argparse.Namespace) -> None:
     """Write a table of each score as Markdown and CSV files."""
     sweep = load_sweep(args.sweep, args.scale)
     chosen = tuned(sweep, args) if args.tune else {}
+    replaced = {name: arm[0] for arm in arms_of(sweep) for name in arm[1:]} if args.tune else {}
+    if candidates := [name for name in args.row if name in replaced]:
+        name = candidates[0]
+        raise ValueError(f'--row: with --tune, {name} is a rate of {replaced[name]}: name that row')
     rows = [name for name in args.row if not name.startswith(f'{PIXELS}_')]
     sweep = only_rows(sweep, rows) if rows else sweep
-    replaced = {name for arm in arms_of(sweep) for name in arm[1:]} if args.tune else set()
     names = [row.name for row in sweep.rows if row.name not in replaced]
     samples = read_samples(args, names, chosen)
+    if untuned := [name for name in samples if name in {*replaced.values()} - chosen.keys()]:
+        file = args.predictions / TUNING
+        raise ValueError(f'{file} has no scores of {untuned[0]}, which `join --tune` adds')
     if args.against and args.against not in samples:
         raise ValueError(f'--against must be among {[*samples]}, got {args.against!r}')
     pairs = compared_pairs(sweep, samples, args)
@@ -203,7 +209,7 @@ def tuned(sweep: Sweep, args: argparse.Namespace) -> dict[str, list[str]]:
     args.save.mkdir(parents=True, exist_ok=True)
     text = choices.to_csv(index=False, float_format='%.4f')
     replace_file(args.save / TUNING, text.encode())
-    taken = choices[choices['chosen']].sort_values('fold')
+    taken = choices[choices['chosen'].astype(bool)].sort_values('fold')
     return taken.groupby('row')['candidate'].agg(list).to_dict()
 
 
@@ -335,6 +341,7 @@ def comparison(
 def figure(args: argparse.Namespace) -> None:
     """Draw the differences of a table of `table`."""
     options = {'keep_default_na': False, 'na_values': ['']}  # a verdict may be 'n/a'
+    options['dtype'] = {'row': str, 'against': str}
     options['converters'] = {'by_seed': lambda text: [float(word) for word in text.split()]}
     try:
         found = pd.read_csv(args.table, **options)

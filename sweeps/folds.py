@@ -67,7 +67,8 @@ def save_runs(path: Path, folders: Iterable[Path]) -> None:
     SimMIM and MAE it also contains the held-out L1 error in grey levels under the masks of the run,
     and the error of linear interpolation.
     """
-    lines = pd.read_csv(path, index_col='run').to_dict('index') if path.is_file() else {}
+    known = {'dtype': {'code': str}}  # a commit may look like a number
+    lines = pd.read_csv(path, index_col='run', **known).to_dict('index') if path.is_file() else {}
     for folder in filter(is_finished, folders):
         record = json.loads((folder / 'run.json').read_text())
         metrics = folder / 'metrics.jsonl'  # probes have none
@@ -88,15 +89,15 @@ def save_runs(path: Path, folders: Iterable[Path]) -> None:
 def arms_of(sweep: Sweep) -> list[list[str]]:
     """Return the rows that differ in TRAIN.BASE_LR alone, for each such group of several rows.
 
-    Of rows that do not differ at all, for example because a share sets the epochs of both, only the
-    first is returned.
+    They start from the same pre-training or weights. Of rows that do not differ at all, for example
+    because a share sets the epochs of both, only the first is returned.
     """
     arms: dict[tuple[str, ...], dict[Any, str]] = {}  # arm -> rate -> row
     for row in sweep.rows:
         rate = row.options('finetune').get(RATE)
         options = {**row.options('finetune'), RATE: None}
-        learned = row.pretrain_run if row.pretraining else ''
-        arm = learned, str(row.configs['finetune']), row.subset, repr(sorted(options.items()))
+        start = row.pretrain_run, row.learns_from
+        arm = *start, str(row.configs['finetune']), row.subset, repr(sorted(options.items()))
         arms.setdefault(arm, {}).setdefault(rate, row.name)
     return [[*names.values()] for names in arms.values() if len(names) > 1]
 
@@ -108,7 +109,7 @@ def read_scores(path: Path) -> pd.DataFrame:
         ValueError: If it cannot be read or lacks a column.
     """
     try:
-        return pd.read_csv(path)[[*CHOOSING, MEAN_SCORE]]
+        return pd.read_csv(path, dtype={'row': str})[[*CHOOSING, MEAN_SCORE]]
     except (ValueError, KeyError) as error:
         raise ValueError(
             f'{path} must have columns {CHOOSING} and {MEAN_SCORE}: {error}'
@@ -173,8 +174,14 @@ def compose(parts: Sequence[Predictions], folds: np.ndarray) -> Predictions:
 
     Args:
         parts: Joined predictions of the row that each fold has chosen.
-        folds: Fold of each image, [N], in the order of the files, which all list the same images.
+        folds: Fold of each image, [N], in the order of the files.
+
+    Raises:
+        ValueError: If the files list other images.
     """
+    for part in parts:
+        if not np.array_equal(part.names, parts[0].names):
+            raise ValueError(f'{parts[0].file} and {part.file} must list the same images')
     values = np.stack([part.probabilities for part in parts])  # [folds, N, K]
     return replace(parts[0], probabilities=values[folds, np.arange(len(folds))])
 

@@ -192,9 +192,9 @@ def test_a_join_in_which_every_run_misses_a_fold_names_them(joined: tuple, capsy
 def test_joined_runs_are_listed_and_those_of_earlier_parts_stay(joined: tuple) -> None:
     folder = joined[0].parent
     runs = folder / 'p/runs.csv'
-    runs.write_text('run,code,seed,minutes,images\nearlier,abc,0,2.5,30\n')
+    runs.write_text('run,code,seed,minutes,images\nearlier,0071e23,0,2.5,30\n')
     for name in ('simmim_pretrain/mine_simmim_seed1', 'simmim_finetune/mine_scratch_1_seed0_fold2'):
-        record = {'code': 'abc', 'seed': 1, 'seconds': 90, 'data': {'images': 5700}}
+        record = {'code': '71e5123', 'seed': 1, 'seconds': 90, 'data': {'images': 5700}}
         (folder / name).mkdir(parents=True, exist_ok=True)
         text = json.dumps(record | {'finished': '2026-01-01T00:00:00'})
         (folder / name / 'run.json').write_text(text)
@@ -203,7 +203,8 @@ def test_joined_runs_are_listed_and_those_of_earlier_parts_stay(joined: tuple) -
     )
     for _ in range(2):
         assert run('join', '--sweep', joined[0], *words_of(folder)) == 0
-    table = pd.read_csv(runs, index_col='run')
+    table = pd.read_csv(runs, index_col='run', dtype={'code': str})
+    assert table['code'].tolist() == ['0071e23', '71e5123', '71e5123']  # and not numbers
     names = ['earlier', 'mine_scratch_1_seed0_fold2', 'mine_simmim_seed1']
     assert table.index.tolist() == names and table['minutes'].tolist() == [2.5, 1.5, 1.5]
     assert table['holdout_l1_grey'].tolist()[-1] == 17.5
@@ -492,6 +493,47 @@ def test_rows_that_do_not_differ_are_one_candidate(tmp_path: Path) -> None:
     sweep.write_text(yaml.safe_dump(content, sort_keys=False))
     arms = arms_of(load_sweep(sweep))
     assert arms == [['simmim_0.1', 'simmim_low_0.1'], ['simmim_1', 'simmim_low_1']]
+
+
+def test_rows_from_other_weights_are_no_rates_of_each_other(tmp_path: Path) -> None:
+    sweep = methods_file(tmp_path)
+    content = yaml.safe_load(sweep.read_text())
+    scratch = content['methods']['scratch']
+    low = {'finetune_options': scratch['finetune_options'] | {'TRAIN.BASE_LR': 0.001}}
+    own = {'imagenet': scratch | {'weights': 'IMAGENET'}}
+    own |= {'imagenet_low': own['imagenet'] | low, 'scratch_low': scratch | low}
+    content['methods'] |= own
+    sweep.write_text(yaml.safe_dump(content, sort_keys=False))
+    arms = [arm for arm in arms_of(load_sweep(sweep)) if arm[0].endswith('_1')]
+    assert arms == [['scratch_1', 'scratch_low_1'], ['imagenet_1', 'imagenet_low_1']]
+
+
+def test_a_row_without_scores_of_its_rates_is_not_shown_as_tuned(settings: tuple, capsys) -> None:
+    sweep, _ = settings
+    scores = sweep.parent / 'p/tuning.csv'
+    assert run('join', '--sweep', sweep, *words_of(sweep.parent), '--tune') == 0
+    assert table_of(sweep, '--tune', '--row', 'simmim_low_1') == 2
+    assert 'simmim_low_1 is a rate of simmim_1' in capsys.readouterr().err
+    scores.write_text(scores.read_text().splitlines()[0])
+    for more in ([], ['--row', 'simmim_1']):
+        assert table_of(sweep, '--tune', *more) == 2
+        error = capsys.readouterr().err
+        assert 'tuning.csv' in error and 'simmim_1' in error
+
+
+def test_predictions_of_other_images_are_not_composed(settings: tuple, capsys) -> None:
+    sweep, _ = settings
+    file = sweep.parent / 'p/simmim_low_1_seed0.csv.gz'
+    assert run('join', '--sweep', sweep, *words_of(sweep.parent), '--tune') == 0
+    table = pd.read_csv(file)
+    table.iloc[::-1].to_csv(file, index=False)
+    assert table_of(sweep, '--tune') == 2
+    assert file.name in capsys.readouterr().err
+
+
+def test_names_of_rows_may_be_numbers(tmp_path: Path) -> None:
+    (tmp_path / 'tuning.csv').write_text('row,seed,fold,mean_auroc\n3.125e-4,0,1,0.5\n')
+    assert read_scores(tmp_path / 'tuning.csv')['row'].tolist() == ['3.125e-4']
 
 
 def test_tuning_needs_the_same_seeds_and_enough_cases(
