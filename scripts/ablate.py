@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
     if args.estimate:
         print_time(jobs, len(slots))
     logs = None if len(args.row or ()) == 1 else args.output / LOGS
-    return Runner(jobs, slots, args.processes, logs, _say, args.keep).run()
+    return Runner(jobs, slots, logs, _say, args.keep).run()
 
 
 def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
@@ -294,7 +294,7 @@ def _slots(args: argparse.Namespace) -> list[dict[str, str]]:
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     gpus = visible.split(',') if visible else [str(i) for i in range(count)]
     most, size = len(gpus) // args.processes, args.processes
-    wanted = args.parallel or (1 if args.row else most)
+    wanted = args.parallel or (1 if len(args.row or ()) == 1 else most)
     if most < 1 or (wanted > most and size > 1):
         raise ValueError(
             f'--parallel {wanted} with --processes {size} needs {wanted * size} GPUs, but there '
@@ -446,6 +446,8 @@ def budget(args: argparse.Namespace) -> int:
 
 
 def table(args: argparse.Namespace) -> int:
+    if args.demographics and args.subgroups is None:
+        raise ValueError('--demographics needs --subgroups')
     results = collected(args)
     if args.subgroups is not None:
         results = with_subgroups(args, results)

@@ -56,19 +56,21 @@ def describe_budget(
         ValueError: If the data cannot be read.
     """
     states = {job.folder: folder_state(job.folder) for job in jobs}
-    finished = [job for job in jobs if states[job.folder] == 'finished']
-    yield f'{len(jobs)} runs, {len(finished)} of them already finished'
+    finished = sum(state == 'finished' for state in states.values())
+    yield f'{len(jobs)} runs, {finished} of them already finished'
     images, stage_hours = images_of(jobs, scale, logger), []
     for place, section in enumerate(('pretrain', 'finetune')):
         members = [job for job in jobs if SECTIONS[job.stage] == section]
-        left = [job for job in members if job not in finished]
-        measured = None if given else measured_rate([job for job in members if job in finished])
+        left = [job for job in members if states[job.folder] != 'finished']
+        ended = [job for job in members if states[job.folder] == 'finished']
+        measured = None if given else measured_rate(ended)
         stated = given or scale.images_per_second or (math.nan,)
         rate = measured or stated[min(place, len(stated) - 1)]
         if each:
-            for job in members:
-                hours = images[job.folder] / rate / 3600
-                yield from _describe_run(jobs.index(job), job, states[job.folder], hours)
+            for number, job in enumerate(jobs):
+                if SECTIONS[job.stage] == section:
+                    hours = images[job.folder] / rate / 3600
+                    yield from _describe_run(number, job, states[job.folder], hours)
         total = sum(images[job.folder] for job in left)
         hours = total / rate / 3600
         line = f'{section}: {len(left)} runs left'
@@ -238,12 +240,7 @@ def check_runs(jobs: Sequence[Job]) -> None:
             if scored:
                 require_packed_steps(job.config, scored, 'EVAL.PREPROCESS')
     entries = [[job.name, job.stage, config_text(job.config)] for job in reversed(first.values())]
-    command = [sys.executable, '-m', 'sweeps.model_checks']
-    done = subprocess.run(
-        command, cwd=ROOT, input=json.dumps(entries), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ValueError(done.stderr.strip().splitlines()[-1])
+    _with_torch('sweeps.model_checks', entries)
 
 
 def checkpoint_sizes(jobs: Sequence[Job]) -> list[int]:
@@ -251,14 +248,28 @@ def checkpoint_sizes(jobs: Sequence[Job]) -> list[int]:
     models = [(job.stage, job.config.MODEL.dump(), job.config.CONTRASTIVE.dump()) for job in jobs]
     first = {model: job for model, job in zip(models[::-1], jobs[::-1], strict=True)}
     texts = [[job.stage, config_text(job.config)] for job in first.values()]
-    command = [sys.executable, '-m', 'sweeps.checkpoint_size']
+    sizes = json.loads(_with_torch('sweeps.checkpoint_size', texts).splitlines()[-1])
+    sizes = dict(zip(first, sizes, strict=True))
+    return [sizes[model] for model in models]
+
+
+def _with_torch(module: str, entries: Sequence[Sequence[str]]) -> str:
+    """Run a module in a process of its own, because this one does not import torch.
+
+    Returns:
+        The output.
+
+    Raises:
+        ValueError: If it fails. The message is the last line of its errors.
+    """
+    command, text = [sys.executable, '-m', module], json.dumps(entries)
     done = subprocess.run(
-        command, cwd=ROOT, input=json.dumps(texts), capture_output=True, text=True, check=False
+        command, cwd=ROOT, input=text, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ValueError(f'the models cannot be built: {done.stderr.strip().splitlines()[-1]}')
-    sizes = dict(zip(first, json.loads(done.stdout.splitlines()[-1]), strict=True))
-    return [sizes[model] for model in models]
+        lines = done.stderr.strip().splitlines()
+        raise ValueError(lines[-1] if lines else f'{module} ended with code {done.returncode}')
+    return done.stdout
 
 
 def _describe_disk(jobs: Sequence[Job]) -> Iterator[str]:

@@ -744,7 +744,9 @@ def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:
     rows = {row.name: row for row in sweep.rows}
     if others := [name for name in names if name not in rows]:
         raise ValueError(f'--row must be of {[*rows]} of {sweep.path}, got {others[0]!r}')
-    kept = {*names, *(rows[name].learns_from for name in names)}
+    kept = {*names}
+    for row in reversed(sweep.rows):  # a row learns from an earlier one
+        kept |= {row.learns_from} if row.name in kept else set()
     return replace(sweep, rows=tuple(row for row in sweep.rows if row.name in kept))
 
 

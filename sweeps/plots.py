@@ -84,7 +84,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         for title, row in zip(titles, rows, strict=True)
     ]
     base = next(row for row in collected['rows'] if row['name'] == collected['reference'])
-    note = f'the row in brackets, or than {base["method"] or base["name"]}'
+    note = f'the row in brackets, or than {method_title(base)}'
     notes = [f'Right of 0: better than {note}.', NOT_FOR_CLINICAL_USE, *dropping_notes(collected)]
     title = score_title(collected, score)
     plot_differences(path, differences, score=title, title=collected['title'], notes=notes)
@@ -314,7 +314,7 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
         methods.setdefault(row['method'], []).append(row)
     sizes = sorted({subset_size(row['subset']) for row in collected['rows']})
     known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]
-    places = dict(zip(sizes, [*known, ALL_IMAGES * known[-1]], strict=False))
+    places = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
     is_single = len(collected['seeds']) == 1
     with drawing(path, 4.2) as figure:
         axis = figure.subplots()
@@ -363,13 +363,14 @@ def plot_masks(
     with drawing(path, 3.8) as figure:
         axis = figure.subplots()
         for number, (name, points) in enumerate(lines.items()):
-            style = {'color': COLOURS[number % len(COLOURS)], 'marker': MARKERS[number], 'ms': 4}
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             points = sorted(points, key=lambda point: point[0])
-            axis.plot(*zip(*(point[:2] for point in points), strict=True), label=name, **style)
+            places = zip(*(point[:2] for point in points), strict=True)
+            axis.plot(*places, label=name, color=colour, marker=marker, ms=4)
             for distance, mean, bars, ratio in points:
-                axis.errorbar(distance, mean, yerr=bars, color=style['color'], linewidth=0.6)
+                axis.errorbar(distance, mean, yerr=bars, color=colour, linewidth=0.6)
                 note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 7}
-                axis.annotate(f'{ratio:g}', (distance, mean), color=style['color'], **note)
+                axis.annotate(f'{ratio:g}', (distance, mean), color=colour, **note)
         axis.set_xscale('log', base=2)
         axis.xaxis.set_major_formatter('{x:g}')
         axis.grid(axis='y')

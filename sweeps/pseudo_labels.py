@@ -182,7 +182,7 @@ class Rounds:
                 file.replace(self.output / file.name)
 
     def _run(self, job: Job) -> int:
-        code = Runner([job], [{}], self.processes, self.output / LOGS, self.say).run()
+        code = Runner([job], [{}], self.output / LOGS, self.say).run()
         if not code:
             self.jobs.append(job)
         return code

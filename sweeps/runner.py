@@ -123,7 +123,6 @@ class Runner:
     Args:
         jobs: Jobs in an order in which every job comes after the jobs that it needs.
         slots: Environment variables of each slot.
-        processes: Number of processes of each job. Above 1, torchrun starts the job.
         logs: Folder for the output of the runs; None to print to the terminal.
         say: Function that receives each line about the progress.
         keep: 'all', or 'best' to call `remove_checkpoints` for finished runs.
@@ -131,7 +130,6 @@ class Runner:
 
     jobs: Sequence[Job]
     slots: Sequence[dict[str, str]]
-    processes: int
     logs: Path | None
     say: Callable[[str], None]
     keep: str = 'all'
@@ -211,9 +209,9 @@ class Runner:
     def _launch(self, job: Job) -> None:
         slot = next(i for i in range(len(self.slots)) if i not in self.running)
         launcher = [os.environ.get('PYTHON', sys.executable)]
-        if self.processes > 1:
+        if job.processes > 1:
             launcher += ['-m', 'torch.distributed.run', '--standalone']
-            launcher += ['--nproc_per_node', str(self.processes)]
+            launcher += ['--nproc_per_node', str(job.processes)]
         with contextlib.ExitStack() as stack:
             log = self.logs and stack.enter_context(open(self._log(job), 'ab'))
             process = subprocess.Popen(
@@ -274,9 +272,9 @@ class Runner:
 
     def _forward_signal(self) -> None:
         """Send SIGTERM to the processes of all runs."""
-        for _, process, _ in self.running.values():
+        for job, process, _ in self.running.values():
             # torchrun would kill its workers after 30 s, so they receive the signal directly.
-            workers = _children(process.pid) if self.processes > 1 else []
+            workers = _children(process.pid) if job.processes > 1 else []
             for number in workers or [process.pid]:
                 with contextlib.suppress(ProcessLookupError):  # the process has ended
                     if process.poll() is None:

@@ -314,12 +314,13 @@ def test_mistakes_are_reported_before_anything_runs(more, key, tmp_path, capsys,
     ('parallel', 'processes', 'gpus'),
     [(None, 1, ['0', '1']), (5, 1, ['0', '1', '0', '1', '0']), (1, 2, ['0,1']), (2, 2, None)],
 )
-def test_runs_of_one_gpu_share_what_there_is(parallel, processes, gpus, monkeypatch) -> None:
+@pytest.mark.parametrize('row', [None, ['a', 'b']])
+def test_runs_of_one_gpu_share_what_there_is(parallel, processes, gpus, row, monkeypatch) -> None:
     ablate = load_script('ablate')
     counted = subprocess.CompletedProcess([], 0, stdout='2\n')
     monkeypatch.setattr(ablate.subprocess, 'run', lambda *_, **__: counted)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    args = argparse.Namespace(parallel=parallel, processes=processes, row=None)
+    args = argparse.Namespace(parallel=parallel, processes=processes, row=row)
     if gpus is None:
         with pytest.raises(ValueError):
             ablate._slots(args)

@@ -1,6 +1,7 @@
 """Sweep files: rows, plans of runs, what is refused, and the files generated from them."""
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -131,6 +132,10 @@ def test_some_rows_of_a_sweep_bring_those_that_they_learn_from() -> None:
     assert {row.name for row in sweep.rows} == {'self_train', 'zeros', 'ignore'}
     with pytest.raises(ValueError, match='none'):
         only_rows(sweep, ['zeros', 'none'])
+    first, second, third = sweep.rows
+    second = replace(second, learns_from=first.name)
+    chain = (first, second, replace(third, learns_from=second.name))
+    assert only_rows(replace(sweep, rows=chain), [third.name]).rows == chain
 
 
 def test_some_subsets_keep_the_method_of_the_reference(tmp_path: Path) -> None:

@@ -128,6 +128,12 @@ def test_the_figure_of_shares_shows_means_with_seed_intervals(methods, figures, 
             assert sorted(point[2][:, 1]) == pytest.approx(interval, abs=1e-5)
 
 
+def test_a_figure_may_have_a_single_subset(methods, figures, tmp_path):
+    rows = [row | {'subset': 'all'} for row in methods['rows'] if row['subset'] == '1']
+    plot_subsets(tmp_path / 'all.png', methods | {'rows': rows})
+    assert [text.get_text() for text in figures[0].axes[0].get_xticklabels()] == ['all']
+
+
 def test_with_one_seed_the_figure_of_shares_shows_intervals_over_patients(
     methods, figures, tmp_path
 ):

@@ -88,6 +88,13 @@ def test_a_budget_counts_runs_images_and_checkpoints(phantom, tmp_path, capsys) 
     assert kept_checkpoints('finetune', config) == 4
 
 
+def test_a_check_that_is_killed_without_a_word_is_named(tmp_path, monkeypatch) -> None:
+    killed = subprocess.CompletedProcess([], -9, stdout='', stderr='')
+    monkeypatch.setattr(budget.subprocess, 'run', lambda *_, **__: killed)
+    with pytest.raises(ValueError, match='-9'):
+        checkpoint_sizes(jobs_of(SWEEP, tmp_path / 'o', tmp_path, 1)[:1])
+
+
 def test_runs_are_listed_with_their_hours_without_the_data(tmp_path, capsys) -> None:
     scale = {'training_images': {'frontal': 10_000, 'all': 1}, 'images_per_second': [20, 10]}
     path = methods_file(tmp_path, scales={'full': scale | {'methods': ['simmim'], 'seeds': 1}})

@@ -174,7 +174,7 @@ def test_a_damaged_run_is_reported_and_the_others_run(tmp_path: Path) -> None:
     spoil += f'open({str(damaged)!r} + "/config.yaml", "w")\n'
     jobs = [made_job(tmp_path / 'runs/a', spoil + FINISH), made_job(damaged, FINISH)]
     jobs.append(made_job(last, FINISH))
-    runner = Runner(jobs, [{}], 1, tmp_path / 'logs', lambda line: None)
+    runner = Runner(jobs, [{}], tmp_path / 'logs', lambda line: None)
     assert runner.run() == 1
     assert len(runner.failed) == 1 and f'{damaged}/config.yaml' in runner.failed[0]
     assert (runner.done, is_finished(last), is_finished(damaged)) == (2, True, False)
@@ -185,7 +185,7 @@ def test_what_needs_a_failed_run_is_not_run(tmp_path: Path) -> None:
     arguments = ['-c', FINISH.format(folder=str(second))]
     needing = Job('finetune', 'b', 0, second, arguments, default_config(), needs=(first,))
     jobs = [made_job(first, 'raise SystemExit(2)'), needing]
-    runner = Runner(jobs, [{}, {}], 1, tmp_path / 'logs', lambda line: None)
+    runner = Runner(jobs, [{}, {}], tmp_path / 'logs', lambda line: None)
     assert runner.run() == 1
     assert len(runner.failed) == 2 and str(first) in runner.failed[1]
     assert not second.exists()
@@ -196,7 +196,7 @@ def test_a_signal_after_the_last_run_stops_nothing(waiting: int, code: int, tmp_
     stop = 'import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\n'
     jobs = [made_job(tmp_path / 'runs/0', FINISH + stop)]
     jobs += [made_job(tmp_path / f'runs/{i + 1}', FINISH) for i in range(waiting)]
-    runner = Runner(jobs, [{}], 1, tmp_path / 'logs', lambda line: None)
+    runner = Runner(jobs, [{}], tmp_path / 'logs', lambda line: None)
     assert runner.run() == code
     assert is_finished(jobs[0].folder)
 
@@ -224,7 +224,7 @@ def test_of_a_finished_run_only_what_later_steps_read_is_kept(
         (job.folder / name).touch()
         (job.folder / f'{name}.sha256').touch()
     for _ in range(2):  # it stays finished
-        assert Runner([job], [{}], 1, tmp_path / 'logs', lambda line: None, 'best').run() == 0
+        assert Runner([job], [{}], tmp_path / 'logs', lambda line: None, 'best').run() == 0
     assert {path.name for path in job.folder.glob('ckpt_*')} == {kept, f'{kept}.sha256'}
 
 
@@ -232,7 +232,7 @@ def test_an_unfinished_run_keeps_its_checkpoints(tmp_path: Path) -> None:
     job = made_job(tmp_path / 'runs/a', 'raise SystemExit(2)')
     job.folder.mkdir(parents=True)
     (job.folder / 'ckpt_epoch_1.pth').touch()
-    assert Runner([job], [{}], 1, tmp_path / 'logs', lambda line: None, 'best').run() == 1
+    assert Runner([job], [{}], tmp_path / 'logs', lambda line: None, 'best').run() == 1
     assert (job.folder / 'ckpt_epoch_1.pth').exists()
 
 
@@ -245,7 +245,7 @@ def test_an_error_of_the_runner_leaves_no_process_behind(tmp_path: Path) -> None
             raise OSError('the pipe is closed')
 
     before = signal.getsignal(signal.SIGTERM)
-    runner = Runner(jobs, [{}, {}], 1, tmp_path / 'logs', say)
+    runner = Runner(jobs, [{}, {}], tmp_path / 'logs', say)
     with pytest.raises(OSError, match='the pipe is closed'):
         runner.run()
     assert [process.returncode for _, process, _ in runner.running.values()] == [75, 75]
@@ -266,7 +266,7 @@ def test_the_epochs_of_running_jobs_are_reported(tmp_path: Path, monkeypatch) ->
             wait_until(lambda: all((job.folder / 'ready').exists() for job in jobs))
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert Runner(jobs, [{}, {}], 1, tmp_path / 'logs', say).run() == EXIT_PREEMPTED
+    assert Runner(jobs, [{}, {}], tmp_path / 'logs', say).run() == EXIT_PREEMPTED
     epochs = jobs[0].config.TRAIN.EPOCHS
     assert f'running pretrain a seed 0: epoch 5 of {epochs}' in lines
     assert 'running pretrain b seed 0: not begun' in lines
@@ -303,5 +303,5 @@ def test_a_stop_reaches_every_process_of_a_run(tmp_path: Path, monkeypatch) -> N
             os.kill(os.getpid(), signal.SIGTERM)
 
     job = Job('simmim', 'a', 0, folder, [str(folder)], default_config(), processes=2)
-    assert Runner([job], [{}], 2, tmp_path / 'logs', say).run() == EXIT_PREEMPTED
+    assert Runner([job], [{}], tmp_path / 'logs', say).run() == EXIT_PREEMPTED
     assert {path.name for path in folder.iterdir()} == {'ready0', 'ready1', 'saved0', 'saved1'}

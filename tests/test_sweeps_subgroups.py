@@ -156,6 +156,9 @@ def test_the_option_writes_and_stores_the_subgroups(
     assert ablate.main(ablate.parse_args([*words, *again])) == 0
     name = 'swept_subgroups.md'
     assert 'Asian' in (output / name).read_text()
+    capsys.readouterr()
+    assert ablate.main(ablate.parse_args([*words[:-1], *race[1:], *saved])) == 2
+    assert '--demographics' in capsys.readouterr().err
     assert (tmp_path / 'again' / name).read_text() == (output / name).read_text()
     assert ablate.main(ablate.parse_args([*words, *race, *again])) == 2
     file = tmp_path / 'swept.json'
