@@ -296,7 +296,7 @@ class Memory:
     """Memory that parts of several threads take and give back."""
 
     def __init__(self, gib: float) -> None:
-        self.gib = self.free = self.least = gib
+        self.gib = self.free = gib
         self.changed = threading.Condition()
 
     @contextlib.contextmanager
@@ -305,7 +305,6 @@ class Memory:
         with self.changed:
             self.changed.wait_for(lambda: self.free >= gib)
             self.free -= gib
-            self.least = min(self.least, self.free)
         try:
             yield
         finally:

@@ -30,6 +30,7 @@ from engine.loop import LossFunction
 from models import encoder
 from optimizer import optimizer_kind
 from scripts.benchmark import build_task, random_batch
+from sweeps.files import MODEL_NAMES
 from system.device import autocast
 from system.tool import Paragraphs, tool
 
@@ -52,11 +53,7 @@ CONFIGS = (
     'resnet50__chexpert_20ep/simmim_finetune__resnet50__img224__chexpert_20ep',
     'densenet121__chexpert_3ep/simmim_finetune__densenet121__img320__chexpert_3ep',
 )
-STAGES = {
-    'simmim_pretrain': 'simmim',
-    'contrastive_pretrain': 'contrastive',
-    'simmim_finetune': 'finetune',
-}  # by the beginning of a file name
+STAGES = {name: stage for stage, name in MODEL_NAMES.items()}  # by the beginning of a file name
 COUNTED = 2, 4  # images; batch norm and contrastive losses need two
 # The published code has a peak of 100 MiB per image for Swin-B, and the count is 87.
 TEMPORARY = 1.15  # factor for tensors that exist only for a moment

@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import OPTIONS, Config, load_yaml, value_at
 from engine.run_record import ROOT
 from sweeps.files import SECTIONS, Row, Sweep, expected_config, load_sweep
+from sweeps.sweep_table import SECTIONS as STAGE_WORDS
 from system.files import replace_file
 from system.tool import tool
 
 FACTS = ROOT / 'docs/studies/elements.yaml'
 PAGE = ROOT / 'docs/studies/elements.md'
 SCALES = ('full', 'small', 'tiny')
-STAGE_WORDS = {'pretrain': 'pre-training', 'finetune': 'fine-tuning'}
 SILENT = 'not stated'  # value of a document that says nothing about an element
 VERDICTS = {
     'same': 'the value of the documents; what they leave open is named',
