@@ -96,7 +96,8 @@ def arms_of(sweep: Sweep) -> list[list[str]]:
     for row in sweep.rows:
         rate = row.options('finetune').get(RATE)
         options = {**row.options('finetune'), RATE: None}
-        start = row.pretrain_run, row.learns_from
+        learned = row.pretrain_run if row.pretraining else ''
+        start = learned, row.weights, row.learns_from
         arm = *start, str(row.configs['finetune']), row.subset, repr(sorted(options.items()))
         arms.setdefault(arm, {}).setdefault(rate, row.name)
     return [[*names.values()] for names in arms.values() if len(names) > 1]

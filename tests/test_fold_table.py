@@ -21,7 +21,7 @@ from data.splits import split_patients, training_records
 from evaluation import metrics
 from evaluation.intervals import holm
 from scripts import fold_table
-from sweeps.files import load_sweep
+from sweeps.files import ROOT, load_sweep
 from sweeps.folds import arms_of, mean_score, read_scores, save_ranks
 
 LOGGER = logging.getLogger('fold_table')
@@ -506,6 +506,8 @@ def test_rows_from_other_weights_are_no_rates_of_each_other(tmp_path: Path) -> N
     sweep.write_text(yaml.safe_dump(content, sort_keys=False))
     arms = [arm for arm in arms_of(load_sweep(sweep)) if arm[0].endswith('_1')]
     assert arms == [['scratch_1', 'scratch_low_1'], ['imagenet_1', 'imagenet_low_1']]
+    shares = [[f'scratch_{share}', f'scratch_low_rate_{share}'] for share in ('0.1', '1')]
+    assert arms_of(load_sweep(ROOT / 'scripts/ablations/nano/pretraining.yaml')) == shares
 
 
 def test_a_row_without_scores_of_its_rates_is_not_shown_as_tuned(settings: tuple, capsys) -> None:
