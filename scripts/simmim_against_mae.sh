@@ -30,8 +30,15 @@ step() { echo; echo "== $1 [$(((SECONDS - start) / 60)) min so far]"; }
 step '1/3 packing the images at 64 px'
 store=$out/labelled images=$unlabelled
 $python scripts/pack.py --data-path "$labelled" --output "$store" --size 64 --skip-bad
-cat "$store/train.csv" > "$store/all.csv"
-if [ -f "$store/valid.csv" ]; then tail -n +2 "$store/valid.csv" >> "$store/all.csv"; fi
+tables=("$store/train.csv")
+if [ -f "$store/valid.csv" ]; then tables+=("$store/valid.csv"); fi
+$python - "${tables[@]}" "$store/all.csv" << 'END' # by the names of the columns, which may have another order
+import sys
+import pandas as pd
+*tables, joined = sys.argv[1:]
+parts = [pd.read_csv(table, dtype=str, keep_default_na=False) for table in tables]
+pd.concat(parts).to_csv(joined, index=False)
+END
 if [ ! -f "$unlabelled/store.json" ]; then
     images=$out/unlabelled
     $python scripts/pack.py --data-path "$unlabelled" --output "$images" --size 64 --skip-bad
