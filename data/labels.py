@@ -163,7 +163,7 @@ def self_train(images: UncertainImages) -> np.ndarray:
         first = int(np.argmin(allowed))
         raise ValueError(
             f'DATA.SELF_TRAIN_PREDICTIONS: {images.label} is uncertain in row '
-            f'{images.rows[first] + 2} of the training CSV (with a column Study: in its image '
+            f'{images.rows[first] + 2} of the training CSV (or, if it lists studies, in its image '
             f'{images.rows[first] + 1}) and needs a prediction from 0 to 1, got '
             f'{images.predictions[first]}'
         )
