@@ -15,7 +15,7 @@ from csv_files import HEADER, image_path, row, write
 from grades import GRADES, add
 from matplotlib.figure import Figure
 from PIL import Image
-from tiny import ROOT, config_with, run_script
+from tiny import config_with, run_script
 
 from config import Config
 from data.describe import (
@@ -225,6 +225,8 @@ def test_targets_of_a_binary_task(mixed: Path) -> None:
             cells['Pleural Effusion'] != '1.0' and cells['No Finding'] == '1.0' for cells in rows
         )
         assert (found['positive'], found['negative']) == (positive, negative)
+        assert found['positive share'] == pytest.approx(positive / (positive + negative))
+        assert found['negative share'] == pytest.approx(negative / (positive + negative))
         rest = len(rows) - positive - negative
         assert rest > 0 and found['soft'] == 0
         # Images that say nothing are no training images, and are not scored.
@@ -287,30 +289,6 @@ def test_mimic_is_found_and_counted_without_its_images(tmp_path: Path) -> None:
     assert {(r['split'], r['label']) for r in saved['targets']} == {
         (split, 'Any Finding') for split in ('train', 'holdout', 'valid', 'test')
     }
-
-
-def test_the_label_table_of_a_study_counts_the_targets_of_each_split(tmp_path: Path) -> None:
-    sizes = {'num_train': 60, 'num_valid': 20, 'num_test': 3, 'size': 32}
-    make_phantom(tmp_path / 'data', layout='mimic-cxr', **sizes)
-    words = ['--data-path', tmp_path / 'data', '--output', tmp_path / 'out', '--cfg']
-    words += [ROOT / 'configs/study_mae_resnet/simmim_finetune__resnet18__img224__mae_resnet.yaml']
-    assert run_script('describe_data', *words, '--opts', 'DATA.HOLDOUT_FRACTION', '0') == 0
-    found = pd.read_csv(tmp_path / 'out' / 'targets.csv').set_index('split')
-    split, metadata, labels = (
-        pd.read_csv(next((tmp_path / 'data').glob(f'mimic-cxr-*-{kind}.csv*')))
-        for kind in ('split', 'metadata', 'negbio')
-    )
-    images = split.merge(metadata[['dicom_id', 'ViewPosition']]).merge(labels)
-    images = images[images['ViewPosition'].isin(['AP', 'PA'])]
-    findings = [label for label in LABELS if label != 'No Finding']
-    for own, name in (('train', 'train'), ('valid', 'validate'), ('test', 'test')):
-        part = images[images['split'] == name]
-        positive = (part[findings] == 1).any(axis=1).sum()
-        negative = ((part['No Finding'] == 1) & ~(part[findings] == 1).any(axis=1)).sum()
-        assert found.loc[own, ['positive', 'negative']].tolist() == [positive, negative]
-        share = positive / (positive + negative)
-        assert found.loc[own, 'positive share'] == pytest.approx(share)
-        assert found.loc[own, 'negative share'] == pytest.approx(1 - share)
 
 
 def test_a_folder_without_labels_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -109,9 +109,6 @@ def test_every_measured_step_is_compiled_in_the_call_before() -> None:
     parts = gpu_check.parts()
     compiled = {name.removeprefix('j: compile ') for name in parts if name[0] == 'j'}
     assert compiled == {name[3:] for name in parts if name[0] in 'cde'}
-    assert [name for name in parts if parts[name].gib > 50] == [
-        f'{kind} {model} 512' for model in ('swin', 'vit') for kind in ('j: compile', 'c:')
-    ]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from config import OPTIONS, load_yaml
+from config import load_yaml
 from scripts.study_elements import (
     FACTS,
     PAGE,
@@ -23,7 +23,6 @@ from scripts.study_elements import (
 )
 
 STUDIES = {study.name: study for study in read_studies()}
-NAMED = re.compile(r'\b[A-Z_]+(?:\.[A-Z_]+)+\b')
 
 
 def with_place(study: str, place: Place) -> Study:
@@ -42,13 +41,6 @@ def test_options_have_the_stated_values_in_the_runs_of_the_study(name) -> None:
     assert wrong_values(STUDIES[name]) == []
     places = [place for element in STUDIES[name].all_elements for place in element.where]
     assert sum(len(place.pretrain) + len(place.finetune) for place in places) > 30
-
-
-@pytest.mark.parametrize('name', STUDIES)
-def test_options_that_the_texts_name_exist(name) -> None:
-    texts = [f'{e.document} {e.here} {e.why}' for e in STUDIES[name].all_elements]
-    named = [key for text in texts for key in NAMED.findall(text)]
-    assert [key for key in named if key not in OPTIONS] == []
 
 
 @pytest.mark.parametrize(

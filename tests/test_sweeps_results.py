@@ -131,14 +131,6 @@ def test_seed_intervals_equal_those_of_a_paired_t_test(five):
             assert (found['low'], found['high']) == expected
 
 
-def test_p_values_are_adjusted_over_the_rows(five):
-    rows = [row for row in five['rows'] if row['compared']]
-    parts = [row['compared']['mean_of_five']['over_patients'] for row in rows]
-    adjusted = holm([part['p'] for part in parts])
-    assert [part['p_holm'] for part in parts] == pytest.approx(adjusted, abs=1e-5)
-    assert any(part['p_holm'] > part['p'] for part in parts)
-
-
 def test_draws_suffice_for_every_row_to_be_significant():
     samples = np.linspace(0.01, 0.02, enough_resamples(35))
     assert holm([bootstrap_p(samples)] * 35)[0] < SIGNIFICANT / 4
