@@ -233,7 +233,9 @@ _C.DATA.LUNG_MASKS = Own(
     "images in DATA_PATH with any suffix; '': no masks, or they are already applied in the store.",
 )
 _C.DATA.DEMOGRAPHICS = Own(
-    '', "CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none."
+    '',
+    'CSV or .xlsx file in DATA_PATH with columns per patient, such as race, and also sex and age '
+    "for a data set that has neither; '': none.",
 )
 _C.DATA.LABELLER = Own(
     'chexpert', "Label file of MIMIC-CXR: 'chexpert' or 'negbio'.", one_of=('chexpert', 'negbio')

@@ -11,7 +11,7 @@ import pandas as pd
 from torch.utils.data import DataLoader
 
 from config import PROBES, Config
-from data.groups import group_columns
+from data.groups import all_groups
 from data.labels import count_uncertain
 from data.loader import Loaders, XrayDataset, bad_images, inverse_frequency_weights, make_loader
 from data.names import row_names
@@ -95,7 +95,7 @@ def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLo
     records = read_split(config, split, logger, optional=may_be_absent(config, split))
     if records is None:
         return None
-    group_columns(records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS)
+    all_groups(records, config.EVAL.AGE_BANDS, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
     return _eval_loader(config, split, records, logger)
 
 

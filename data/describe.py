@@ -23,7 +23,7 @@ from data.figures import (
     plot_labels,
     plot_steps,
 )
-from data.groups import UNKNOWN, add_demographics, group_columns, read_demographics, standard_groups
+from data.groups import UNKNOWN, add_demographics, all_groups, read_demographics
 from data.labels import (
     NEGATIVE,
     POSITIVE,
@@ -72,8 +72,7 @@ def build_description(config: Config) -> Description:
     }
     further = config.EVAL.GROUPS or _race(next(iter(sets.values())), demographics)
     for name, records in sets.items():
-        groups = standard_groups(records, config.EVAL.AGE_BANDS)
-        groups |= group_columns(records, further, demographics=demographics)
+        groups = all_groups(records, config.EVAL.AGE_BANDS, further, demographics)
         counts.append(count_labels(records, groups).assign(split=name))
     counts = pd.concat(counts)[['split', 'level', 'column', 'group', 'label', *KINDS]]
     ages = pd.concat({name: count_ages(records) for name, records in sets.items()}, names=['split'])

@@ -86,7 +86,7 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
     if config.EVAL.DATA_PATH and is_store(config.EVAL.DATA_PATH):
         yield 'EVAL.DATA_PATH', place_of(config.EVAL.DATA_PATH)[0] / STORE_FILE
     demographics = root / data.DEMOGRAPHICS
-    if config.EVAL.GROUPS and demographics.is_file():
+    if demographics.is_file():
         yield data.DEMOGRAPHICS, demographics
     if task_of(config).needs_predictions:
         yield 'DATA.SELF_TRAIN_PREDICTIONS', Path(data.SELF_TRAIN_PREDICTIONS)

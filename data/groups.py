@@ -18,6 +18,18 @@ STANDARD_GROUPS = ('Sex', 'Age', 'View')
 MOST_GROUPS = 50  # in one column
 
 
+def all_groups(
+    records: Records, age_bands: Sequence[int], columns: Sequence[str], demographics: str = ''
+) -> dict[str, np.ndarray]:
+    """Return the `standard_groups` and `group_columns` of images.
+
+    Sex and age come from the demographics file if the records have neither (`add_demographics`).
+    """
+    records = add_demographics(records, demographics)
+    more = group_columns(records, columns, demographics=demographics)
+    return standard_groups(records, age_bands) | more
+
+
 def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.ndarray]:
     """Return the sex, age band and view of each image as text, '' if unknown.
 

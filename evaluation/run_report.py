@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from config import PATIENT_OPTIONS, PROBES, Config, encoder_name, scored_steps, value_at
-from data.groups import group_columns, standard_groups
+from data.groups import all_groups
 from data.labels import UNCERTAIN
 from data.loader import Loaders, XrayDataset
 from data.predictions import write_predictions
@@ -282,9 +282,8 @@ class FinalScores:
         config, dataset = self.run.config, getattr(self.loaders, name).dataset
         records, groups = dataset.records, {}
         if name in SCORED_SPLITS:
-            groups = standard_groups(records, config.EVAL.AGE_BANDS) | group_columns(
-                records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS
-            )
+            options = config.EVAL.AGE_BANDS, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS
+            groups = all_groups(records, *options)
         is_uncertain = records.labels == UNCERTAIN if self.task.has_policies else None
         return Cases(
             name=name,

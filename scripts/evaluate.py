@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import OPTIONS, config_from_text, default_config
-from data.groups import group_columns, standard_groups
+from data.groups import all_groups
 from data.labels import label_set, shared_labels
 from data.predictions import (
     LabelTable,
@@ -206,8 +206,7 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
-        further = group_columns(records, args.groups, demographics=demographics)
-        return standard_groups(records, default_config().EVAL.AGE_BANDS) | further
+        return all_groups(records, default_config().EVAL.AGE_BANDS, args.groups, demographics)
 
     sets, warnings, lacking = [], [], {}
     for given, name in zip(files, set_names(args), strict=True):

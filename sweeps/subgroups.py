@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.groups import group_columns, standard_groups
+from data.groups import all_groups
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
@@ -142,10 +142,11 @@ class _Reader:
         """Read the labels and groups of the cases that a run was scored on."""
         patients = self.patients[cases] = ScoredPatients(run, 0, BOOTSTRAP_SEED)
         records, config, (further, demographics) = patients.records, patients.config, self.columns
-        groups = standard_groups(records, config.EVAL.AGE_BANDS) | group_columns(
+        groups = all_groups(
             records,
+            config.EVAL.AGE_BANDS,
             further or config.EVAL.GROUPS,
-            demographics=demographics or config.DATA.DEMOGRAPHICS,
+            demographics or config.DATA.DEMOGRAPHICS,
         )
         self.groups[cases] = groups
         count = sum(1 for _ in _members(groups, len(records))) - 1

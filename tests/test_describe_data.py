@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import shutil
 from collections import Counter
@@ -27,9 +28,11 @@ from data.describe import (
     read_sets,
 )
 from data.figures import KINDS, encode_figure, plot_examples, plot_groups, plot_labels, plot_steps
+from data.groups import all_groups
 from data.labels import LABELS
 from data.phantom import make_phantom
 from data.preprocess import Preprocess, apply_steps
+from data.reading import read_split
 from data.records import Records
 from data.splits import folds_of, split_patients
 
@@ -446,6 +449,10 @@ def test_mimic_has_sex_and_age_by_its_demographics(tmp_path: Path) -> None:
     assert {(row.sex, row.age): row.images for row in ages.itertuples()} == dict(expected)
     titles = [axis.get_title() for axis in plot_groups(found.counts, found.ages).axes]
     assert titles[0] == 'Age by sex' and 'Prevalence by sex' in titles
+    records = read_split(options(tmp_path, **changes), 'train', logging.getLogger())
+    groups = all_groups(records, [0, 35], [], 'patients.csv')  # of a report
+    assert Counter(groups['Sex']) == Counter(sexes)
+    assert (groups['Age'] == '0-34').sum() == (images['anchor_age'] < 35).sum() > 0
     table['gender'] = 'W'
     table.to_csv(tmp_path / 'patients.csv', index=False)
     with pytest.raises(ValueError, match='patients.csv.*gender'):
