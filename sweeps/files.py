@@ -632,9 +632,8 @@ def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[
         stage: Stage of the run.
     """
     processes = record.get('processes', 1)
-    if stage == 'contrastive':  # a run may resume with more or fewer processes
-        for start in record.get('starts', []):
-            processes = start.get('processes', processes)
+    for start in record.get('starts', []):  # the options are those of the last one that trained
+        processes = start.get('processes', processes)
     batch = config.DATA.BATCH_SIZE * processes
     counts = {'images per step': batch * max(config.TRAIN.ACCUMULATION_STEPS, 1)}
     return counts | ({'images compared at once': batch} if stage == 'contrastive' else {})

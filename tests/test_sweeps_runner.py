@@ -18,6 +18,8 @@ from sweeps.runner import Runner, progress, state_of
 from system.files import sha256
 
 FINISHED = {'finished': '2026-01-01T00:00:00+00:00'}
+# The start after the end of the training trained nothing, so it has no processes.
+RESUMED_ON_TWO = {'processes': 1, 'starts': [{'processes': 1}, {'processes': 2}, {}]}
 
 
 def write_run(job: Job, record: dict) -> None:
@@ -118,6 +120,9 @@ def test_a_finetuning_belongs_to_the_checkpoint_of_its_pretraining(tmp_path: Pat
         ('contrastive', (256, 1), {}, (64, 4), 1, 'images compared at once'),
         ('contrastive', (256, 1), {}, (128, 2), 2, ''),
         ('simmim', (64, 4), {}, (64, 2), 1, 'images per step'),
+        ('simmim', (64, 1), RESUMED_ON_TWO, (64, 2), 1, ''),
+        ('simmim', (64, 1), RESUMED_ON_TWO, (64, 1), 1, 'images per step'),
+        ('finetune', (64, 1), RESUMED_ON_TWO, (64, 2), 2, ''),
     ],
 )
 def test_a_run_with_other_batches_is_another_run(
@@ -125,16 +130,16 @@ def test_a_run_with_other_batches_is_another_run(
 ) -> None:
     sweep = load_sweep(methods_file(tmp_path))
 
-    def pretraining(size: int, steps: int, gpus: int) -> Job:
+    def job_with(size: int, steps: int, gpus: int) -> Job:
         words = ['DATA.BATCH_SIZE', str(size), 'TRAIN.ACCUMULATION_STEPS', str(steps)]
-        given = {each: words for each in ('simmim', 'contrastive')}
-        given |= {'finetune': ['DATA.BATCH_SIZE', '64', 'TRAIN.ACCUMULATION_STEPS', '2']}
+        given = {'finetune': ['DATA.BATCH_SIZE', '64', 'TRAIN.ACCUMULATION_STEPS', '2']}
+        given |= {'simmim': words, 'contrastive': words, stage: words}
         folders = {'data': '', 'output': str(tmp_path)}
         jobs = plan(sweep, seeds=[0], gpus=gpus, options=given, **folders)
         return next(job for job in jobs if job.stage == stage)
 
-    write_run(pretraining(*before, 1), record | FINISHED)
-    job = pretraining(*now, gpus)
+    write_run(job_with(*before, 1), record | FINISHED)
+    job = job_with(*now, gpus)
     if key:
         with pytest.raises(ValueError, match=key):
             state_of(job)
