@@ -37,8 +37,9 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.names import row_names
-from data.predictions import read_label_file, read_predictions
+from data.predictions import Predictions, read_label_file, read_predictions
 from data.splits import folds_of
+from data.table import Table
 from engine.run_record import SHOWN
 from evaluation.footnotes import Footnotes
 from evaluation.intervals import Resamples
@@ -232,7 +233,7 @@ def read_samples(
             continue
         if not seed.isdecimal():
             raise ValueError(f'{file}: the name must end in _seed, a number and .csv.gz')
-        predictions = read_predictions(file)
+        predictions = read_joined(file)
         labels_of.setdefault(frozenset(predictions.labels), file)
         if len(labels_of) > 1:
             raise ValueError('{} and {} have different labels'.format(*labels_of.values()))
@@ -242,7 +243,7 @@ def read_samples(
             records = labels.records
             place = row_names(records.path).get_indexer(row_names(predictions.names))
             folds = folds_of(records.patient[place], len(parts))
-            predictions = compose([read_predictions(part) for part in parts], folds)
+            predictions = compose([read_joined(part) for part in parts], folds)
         cases, _ = match(predictions, labels, name=name, level='image')
         draws = draws or Resamples(cases.patient, resamples=args.resamples, seed=args.seed)
         weights, scores = draws.score_weights(cases.patient), {}
@@ -258,6 +259,11 @@ def read_samples(
     if not found:
         raise ValueError(f'{args.predictions} has no predictions of the rows of {args.sweep}')
     return found
+
+
+def read_joined(file: Path) -> Predictions:
+    """Read a file of `join`, whose columns are labels, also those that only DATA.LABELS names."""
+    return read_predictions(file, labels=[*Table(file).cells])
 
 
 def compared_pairs(

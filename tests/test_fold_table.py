@@ -140,6 +140,20 @@ def test_the_table_has_the_differences_of_scikit_learn(joined: tuple) -> None:
     assert 'scratch_1' in page and 'Not for clinical use' in page
 
 
+def test_labels_of_ones_own_are_in_the_table_and_in_the_mean(joined: tuple) -> None:
+    sweep, targets, values = joined
+    folder = sweep.parent
+    for file in [folder / 'all.csv', *folder.glob('simmim_finetune/*/predictions_valid*')]:
+        file.write_text(file.read_text().replace('Pneumonia', 'TB'))
+    assert run('join', '--sweep', sweep, *words_of(folder)) == 0
+    assert table_of(sweep) == 0
+    ranks = [fold_ranks(values['simmim_1', seed]) for seed in range(2)]
+    areas = [[roc_auc_score(targets[:, k], r[:, k]) for r in ranks] for k in range(2)]
+    for score, wanted in (('Edema', areas[0]), ('TB', areas[1]), ('mean', areas)):
+        table = pd.read_csv(folder / f't/mine_{score}.csv').set_index('row')
+        assert table.loc['simmim_1', 'value'] == pytest.approx(np.mean(wanted), abs=1e-3)
+
+
 def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
     sweep, targets, _ = joined
     folder = sweep.parent / 'simmim_finetune/mine_simmim_1_seed0_fold2'
