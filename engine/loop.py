@@ -86,6 +86,7 @@ def fit(
                     held_out = after_epoch(run, state.module, state.epoch)
                 run.scalars.write_epoch({'epoch': state.epoch, **figures, **held_out})
                 saver.after_epoch(state, held_out.get('score') if selects_by else None)
+            run.record.save()
             state.next_epoch()
             _log_epoch(run, state, figures['loss'], held_out, selects_by)
         saver.close()
@@ -189,8 +190,9 @@ def train_one_epoch(
     config, epoch = run.config, state.epoch
     state.model.train()
     loader.batch_sampler.set_epoch(epoch, first_batch=state.batch)
-    clock = state.clock
+    clock, progress = state.clock, state.progress
     clock.start_epoch()
+    before, waited = progress.seconds, progress.data_seconds
     with _progress_bar(run, state) as bar:
         for i, batch in enumerate(loader, start=state.batch):
             clock.data_ready()
@@ -199,16 +201,18 @@ def train_one_epoch(
             ends_step = state.batch % state.accumulation == 0 or i + 1 == state.num_batches
             if ends_step and saver.is_due(state):
                 flush_metrics(run, state)  # a non-finite loss must not be saved
+                progress.seconds = before + time.perf_counter() - clock.start
+                progress.data_seconds = waited + clock.data_seconds
                 saver.save_step(state)
-    seconds = time.perf_counter() - clock.start
+    seconds = before + time.perf_counter() - clock.start
     run.logger.debug(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')
-    images = clock.batches * config.DATA.BATCH_SIZE * distributed.world_size()
+    images = state.batch * config.DATA.BATCH_SIZE * distributed.world_size()
     figures = {
         'loss': state.progress.mean_loss(),
         'grad_norm': state.progress.mean_norm(),
         'lr': shown_rate(run, state),
         'images_per_second': images / seconds,
-        'data_seconds': clock.data_seconds,
+        'data_seconds': waited + clock.data_seconds,
         'seconds': seconds,
     }
     if config.TRAIN.ON_NAN == 'skip':

@@ -27,7 +27,7 @@ from config import (
 )
 from logger import ScalarLog
 from system.downloads import describe_weights, is_url
-from system.files import checksum_file, locked, replace_file, sha256
+from system.files import BEST_CHECKPOINT, checksum_file, locked, replace_file, sha256
 
 if TYPE_CHECKING:  # scripts that only read records do not need torch
     import torch
@@ -78,7 +78,8 @@ class RunRecord:
         Args:
             checkpoint: Checkpoint that the run resumes from; None for a new run.
             done: Whether all epochs are already trained. In this case a finished run stays
-                finished, and config.yaml keeps the options of the training.
+                finished, and config.yaml keeps the options of the training, with those of the new
+                scores.
         """
         if 'data' not in self.facts:
             return
@@ -96,7 +97,7 @@ class RunRecord:
             'resumed_from': shown_checkpoint(self.folder, checkpoint) if checkpoint else None,
         }
         if done:
-            self.options = ''
+            self.options = self._options_of_scores()
         else:
             start['processes'] = self.facts['processes']
             start |= {key: self.facts['environment'].get(key) for key in HARDWARE}
@@ -111,18 +112,28 @@ class RunRecord:
             self.logger.warning(f'changed since the first start: {"; ".join(changes)}')
         self._write()
 
+    def _options_of_scores(self) -> str:
+        """Return the options of the training with those of the present scores and report."""
+        file = self.folder / OPTIONS_FILE
+        if not file.is_file():
+            return self.options
+        trained, now = config_from_text(file.read_text('utf-8')), config_from_text(self.options)
+        for section in REPORTED_SECTIONS:
+            trained[section] = now[section]
+        return config_text(trained)
+
     def ended_early(self, epochs: int) -> None:
         """Record that TRAIN.PATIENCE ended the training after this number of epochs."""
         if self.contents:
             self.contents['ended_early'] = epochs
 
     def finish(self) -> None:
-        """Mark the run as finished, including all its files. `close` writes the record."""
+        """Mark the run as finished, including all its files. `save` writes the record."""
         if self.contents:
             self.contents['finished'] = _now()
 
-    def close(self) -> None:
-        """Write the record with the time since the start, however the run ended."""
+    def save(self) -> None:
+        """Write the record with the time since the start, after each epoch and at the end."""
         if self.contents:
             self.contents['seconds'] = self.seconds_before + time.monotonic() - self.start_time
             self._write()
@@ -161,7 +172,7 @@ class Run:
     def close(self) -> None:
         """Write the remaining metrics and the record."""
         self.scalars.close()
-        self.record.close()
+        self.record.save()
 
 
 def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -192,10 +203,21 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     stay the same.
 
     Raises:
-        ValueError: If the folder contains another run, or its config.yaml cannot be read.
+        ValueError: If the folder contains another run or checkpoints that this run would not
+            resume from, or its config.yaml cannot be read.
     """
     path, finished = folder / OPTIONS_FILE, is_finished(folder)
-    resumes = config.TRAIN.AUTO_RESUME and any(folder.glob('ckpt_epoch_*.pth'))
+    has_regular, reason = any(folder.glob('ckpt_epoch_*.pth')), ''
+    if has_regular and not config.TRAIN.AUTO_RESUME:
+        reason = 'TRAIN.AUTO_RESUME is False'
+    elif finished and not has_regular and (folder / BEST_CHECKPOINT).exists():
+        reason = f'only {BEST_CHECKPOINT} was kept'
+    if reason and not config.MODEL.RESUME:
+        raise ValueError(
+            f'{folder} has checkpoints from which this run would not resume, because {reason}: '
+            'choose another --tag, or score the run with --eval'
+        )
+    resumes = config.TRAIN.AUTO_RESUME and has_regular
     if not path.is_file() or not (finished or resumes):
         return
     try:
@@ -226,7 +248,8 @@ def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
     first = next(iter(record.get('starts', [])), {})
     if first.get('resumed_from'):
         return []
-    if Path(given).is_file() or (is_probe and not given):
+    starts_anew = not given and not config.MODEL.RESUME and record.get('pretrained')
+    if Path(given).is_file() or (is_probe and not given) or starts_anew:
         return run_changes(record, {'pretrained': weights_checksum(given)})
     is_other = is_url(given) and before != given
     return [f'PRETRAINED: {before or "none"} -> {given}'] if is_other else []

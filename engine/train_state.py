@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from config import (
     OUTPUT_OPTIONS,
+    PATIENT_OPTIONS,
     SELECTION_OPTIONS,
     Config,
     config_changes,
@@ -40,6 +41,8 @@ class Progress:
     loss_ema: float = math.nan
     last_loss: float = math.nan
     last_norm: float = math.nan
+    seconds: float = 0.0  # of this epoch before the last resume
+    data_seconds: float = 0.0  # part of them that waited for data
     waiting_losses: list[Tensor] = field(default_factory=list)
     # (number of waiting losses up to the end of the step, norm of the step)
     waiting_norms: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -187,8 +190,9 @@ class TrainState:
         """Resume from a checkpoint. Learning rates, weight decay and epochs come from the config.
 
         Raises:
-            ValueError: If the model, the meaning of its outputs, the batches of an unfinished
-                epoch, or the number of images that the loss compares have changed.
+            ValueError: If the model, the meaning of its outputs, the patients who are held out or
+                scored, the batches of an unfinished epoch, or the number of images that the loss
+                compares have changed.
         """
         self.source = source
         with name_damaged(source):
@@ -216,8 +220,11 @@ class TrainState:
     def _compare_options(self, saved: dict, config: Config, logger: logging.Logger) -> None:
         """Log changed options, and forget the best score if another score selects now.
 
+        The selection of a run that has nothing left to train stays as it is.
+
         Raises:
-            ValueError: If the outputs of the model now have another meaning.
+            ValueError: If the outputs of the model now have another meaning, or if other patients
+                would be held out or scored.
         """
         changes = config_changes(saved['config'], config_text(config))
         if other := [line for line in changes if line.startswith(OUTPUT_OPTIONS)]:
@@ -225,9 +232,15 @@ class TrainState:
                 f'{self.source} was trained with other labels ({"; ".join(other)}): choose another '
                 '--tag, or start from its weights with --pretrained'
             )
+        if other := [line for line in changes if line.startswith(PATIENT_OPTIONS)]:
+            raise ValueError(
+                f'{self.source} may have learned from patients who would be held out or scored now '
+                f'({"; ".join(other)}): use the same values'
+            )
         for line in changes:
             logger.warning(f'changed since the checkpoint: {line}')
-        if any(line.startswith(SELECTION_OPTIONS) for line in changes):
+        is_changed = any(line.startswith(SELECTION_OPTIONS) for line in changes)
+        if is_changed and not self.is_done(config):
             self.best_score, self.num_not_better = -math.inf, 0
             logger.warning(
                 'another score selects the checkpoint now, so earlier epochs no longer count'

@@ -53,7 +53,9 @@ def squares(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
     return (model(batch[0]) ** 2).mean()
 
 
-def one_epoch(tmp_path, batches, loss_fn=squares, *, rate=0.1, wrap=lambda model: model, **keys):
+def one_epoch(
+    tmp_path, batches, loss_fn=squares, *, rate=0.1, wrap=lambda model: model, seconds=0.0, **keys
+):
     """Train a linear layer (weights 1, 2, 3; SGD) for epoch 7; returns (figures, state, steps)."""
     config = config_with(**keys)
     model = Noting()
@@ -66,6 +68,7 @@ def one_epoch(tmp_path, batches, loss_fn=squares, *, rate=0.1, wrap=lambda model
         wrap(model), optimizer, scheduler, scaler, len(batches),
         accumulation=max(1, config.TRAIN.ACCUMULATION_STEPS), epoch=7,
     )  # fmt: skip
+    state.progress.seconds = seconds
     logger = logging.getLogger('one_epoch')
     scalars = ScalarLog(tmp_path, enabled=False)
     run = Run(config, 'simmim', tmp_path, torch.device('cpu'), logger, scalars)

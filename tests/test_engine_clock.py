@@ -64,3 +64,10 @@ def test_lines_of_training_have_the_rest_of_the_run_and_fit_into_100_columns(tmp
     for record in lines:
         assert re.search(r'\teta [\d:]+ \(\d+ s left\) lr ', record.message)
         assert ' s left, ' in record.short and len(record.short) <= 91
+
+
+def test_an_epoch_counts_its_seconds_before_a_resume(tmp_path) -> None:
+    """And its speed is that of all its batches, of DATA.BATCH_SIZE images."""
+    figures, state, _ = one_epoch(tmp_path, five_batches(), seconds=1000.0, DATA__BATCH_SIZE=4)
+    assert 1000 < figures['seconds'] < 1100
+    assert figures['images_per_second'] * figures['seconds'] == pytest.approx(5 * 4)

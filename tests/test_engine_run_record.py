@@ -139,7 +139,7 @@ class Process:
         self.seconds += seconds
         if finish:
             self.record.finish()
-        self.record.close()
+        self.record.save()
 
 
 def test_a_run_in_three_starts(tmp_path, monkeypatch, log):
@@ -197,7 +197,7 @@ def test_a_full_disk_is_a_warning_and_the_files_are_written_later(tmp_path, monk
         assert str(tmp_path / name) in message
     assert list(tmp_path.iterdir()) == []
     process.record.finish()
-    process.record.close()
+    process.record.save()
     assert is_finished(tmp_path)
     assert (tmp_path / 'config.yaml').read_text() == process.record.options
 
@@ -265,7 +265,8 @@ def test_a_run_that_started_from_other_weights_is_refused(tmp_path):
         (folder / 'run.json').write_text(json.dumps(record | {'finished': finished}))
         refuse_another_run(folder, started)
         refuse_another_run(folder, moved)
-        for another in (changed, address):
+        refuse_another_run(folder, config_of('MODEL.RESUME', str(folder / 'ckpt_epoch_0.pth')))
+        for another in (changed, address, config_of()):
             with pytest.raises(ValueError, match='PRETRAINED'):
                 refuse_another_run(folder, another)
         (folder / 'config.yaml').write_text(config_text(address))
@@ -279,6 +280,17 @@ def test_a_run_that_started_from_other_weights_is_refused(tmp_path):
     resumed = record | {'finished': None, 'starts': [{'resumed_from': '/else/a.pth'}]}
     (folder / 'run.json').write_text(json.dumps(resumed))
     refuse_another_run(folder, changed)  # what that checkpoint started from is not known
+
+
+def test_a_run_does_not_begin_again_next_to_checkpoints(tmp_path):
+    (tmp_path / 'config.yaml').write_text(config_text(config_of()))
+    anew = ('TRAIN.AUTO_RESUME', False)
+    refuse_another_run(tmp_path, config_of(*anew))
+    (tmp_path / 'ckpt_epoch_0.pth').touch()
+    refuse_another_run(tmp_path, config_of())
+    refuse_another_run(tmp_path, config_of(*anew, 'MODEL.RESUME', 'a.pth'))
+    with pytest.raises(ValueError, match='AUTO_RESUME'):
+        refuse_another_run(tmp_path, config_of(*anew))
 
 
 # Runs

@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from data.predictions import read_predictions
 from data.reading import scored_records
 from data.transforms import EvalTransform
 from engine import stage
-from engine.run_record import read_record
+from engine.run_record import RunRecord, read_record
 from evaluation import metrics
 from evaluation.inference import load_classifier
 from logger import read_metrics
@@ -168,6 +169,49 @@ def test_training_ends_after_validations_without_a_better_score(
     assert (folder / 'scores.json').read_bytes() == before
     assert read_record(folder)['ended_early'] == 4
     assert not (folder / 'ckpt_epoch_4.pth').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('patience', [0, 1])
+def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
+    patience: int, phantom: Path, tmp_path: Path, scores: list[float]
+) -> None:
+    """Also if other options of the selecting score are given."""
+    scores += [0.6, 0.5]
+    train = {'EPOCHS': 5 if patience else 2, 'WARMUP_EPOCHS': 0, 'PATIENCE': patience}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN=train)
+    argv = arguments(cfg, phantom, tmp_path)
+    with patch.object(RunRecord, 'save', autospec=True, side_effect=RunRecord.save) as save:
+        assert run_main('finetune', argv) == 0
+    assert save.call_count == 3  # after each epoch and at the end: a kill loses little time
+    folder = run_folder(tmp_path, 'finetune')
+    kept = ('ckpt_best.pth', 'metrics.jsonl')
+    before = {name: (folder / name).read_bytes() for name in kept}
+    new = ('EVAL.TTA_FLIP', 'True', 'EVAL.LEVEL', 'image')
+    assert run_main('finetune', [*argv, '--opts', *new]) == 0
+    assert {name: (folder / name).read_bytes() for name in kept} == before
+    found = json.loads((folder / 'scores.json').read_text())
+    assert {*found['test']} == {'last', 'selected'}
+    assert found['test']['selected']['level'] == load_config(folder).EVAL.LEVEL == 'image'
+    # Without its regular checkpoints, as after --keep best, the run would begin again.
+    for path in folder.glob('ckpt_epoch_*'):
+        path.unlink()
+    for more in ([], ['--opts', 'TRAIN.EPOCHS', '6']):
+        assert run_main('finetune', [*argv, *more]) == 2
+    assert {name: (folder / name).read_bytes() for name in kept} == before
+
+
+@pytest.mark.parametrize('option', ['DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE'])
+def test_a_checkpoint_of_other_patients_is_not_resumed_from(
+    option: str, phantom: Path, tmp_path: Path, scores: list[float], capsys
+) -> None:
+    scores += [0.6, 0.5, 0.4]
+    folder = finetune(phantom, tmp_path / 'out')
+    value = {'DATA.FOLD': '1/2'}.get(option, '0.5')
+    cfg = tiny_config(tmp_path / 'r.yaml', 'finetune', VIT, TRAIN={'EPOCHS': 5, 'WARMUP_EPOCHS': 0})
+    more = ['--tag', 'again', '--resume', str(folder / 'ckpt_epoch_0.pth'), '--opts', option, value]
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'out', *more)) == 2
+    assert f'{option}: ' in ' '.join(capsys.readouterr().out.split())
 
 
 def test_validations_without_a_better_score_are_counted_over_a_restart(
