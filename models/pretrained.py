@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from config import Config, default_config, pixel_statistics
+from config import OUTPUT_OPTIONS, Config, default_config, pixel_statistics, value_at
 from models.convert import (
+    HEAD,
     PREFIX,
     Report,
     Statistics,
@@ -45,10 +46,19 @@ def fit_pretrained(
         state, not_used = from_huggingface(state)
     channels = _input_channels(state, model)
     notes = []
+    head = [key for key in state if key.startswith(HEAD)]
+    own = {key: trained.get(key.partition('.')[2], value_at(config, key)) for key in OUTPUT_OPTIONS}
+    if head and any(value_at(config, key) != own[key] for key in own):
+        not_used = [*not_used, *head]
+        state = {key: value for key, value in state.items() if key not in head}
+        notes.append(f'the head of the checkpoint is not used, because it is of {own}')
+    before = trained.get('NORMALIZE', 'dataset')
+    if trained and before != config.DATA.NORMALIZE:
+        notes.append(f'DATA.NORMALIZE is {config.DATA.NORMALIZE!r}, was {before!r}')
     if is_theirs:
         processor = _read_processor(config.PRETRAINED)
         trained = _processor_options(processor, channels)
-        notes = _size_notes(processor, config.DATA.IMG_SIZE)
+        notes += _size_notes(processor, config.DATA.IMG_SIZE)
     is_assumed = is_theirs and not trained
     if isinstance(model, TimmClassifier) and not trained and channels == 3:
         known = model.encoder.default_cfg  # the normalisation of timm's published weights

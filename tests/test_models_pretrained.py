@@ -217,6 +217,28 @@ def test_the_data_sets_of_sources_are_compared(names, warned, tmp_path, log):
     assert all('nih' in message and 'folder' in message for message in asked)
 
 
+@pytest.mark.parametrize(
+    ('labels', 'loaded'), [(['Edema', 'Fracture'], True), (['Fracture', 'Edema'], False)]
+)
+def test_the_head_of_other_labels_is_not_used(labels, loaded, tmp_path, log):
+    """Also if it has as many outputs."""
+    options = {'MODEL__NUM_CLASSES': 2, 'DATA__LABELS': ['Edema', 'Fracture']}
+    configs = (make_config('swin', 1, **options), make_config('swin', 1, **options))
+    configs[1].DATA.LABELS = labels
+    new = make_model(configs[1], seed=2, is_pretrain=False).head.weight.clone()
+    source, target = transfer(*configs, tmp_path, stages=(False, False), own=True)
+    wanted = source.head.weight if loaded else new
+    assert torch.equal(target.head.weight, wanted)
+    assert ('head of the checkpoint is not used' in log.text) == (not loaded)
+
+
+@pytest.mark.parametrize(('before', 'now'), [('image', 'dataset'), ('dataset', 'image')])
+def test_another_kind_of_normalisation_is_reported(before, now, tmp_path, log):
+    configs = (make_config('swin', 1, DATA__NORMALIZE=kind) for kind in (before, now))
+    transfer(*configs, tmp_path, own=True)
+    assert f'DATA.NORMALIZE is {now!r}, was {before!r}' in log.text
+
+
 # ViT's position tables
 
 
