@@ -199,7 +199,8 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
     task = args.task if TASKS[args.task].kind != FINDINGS else ''
     files = [read_predictions(file, task=task, labels=predicted) for file in args.predictions]
     if args.dataset:
-        labels = labels_of_data_set(args, wanted or files[0].labels)
+        given = dict.fromkeys(label for part in files for label in part.labels)
+        labels = labels_of_data_set(args, names, wanted or tuple(given))
         files = [relative_to(predictions, args.labels) for predictions in files]
     else:
         labels = read_labels(args, args.labels, names, files, wanted)
@@ -252,12 +253,12 @@ def _view_warnings(cases: Cases, predictions: Predictions, trained: str) -> list
     ]
 
 
-def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> LabelTable:
+def labels_of_data_set(args: argparse.Namespace, names: Names, labels: Sequence[str]) -> LabelTable:
     """Read the labels of a split of --dataset."""
     records = read_data_set(args.dataset, str(args.labels), args.split, labels, task=args.task)
     records = select_views(records, args.views)
     targets = make_task(args.task, names=tuple(labels), blank=args.blank).scored(records)
-    file = args.labels / records.csv
+    file = Path(names.file(args.labels / records.csv))
     return LabelTable(file, 'Path', args.task, args.views, records, tuple(labels), targets, ())
 
 

@@ -80,6 +80,34 @@ def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path, nih) -> No
     assert all(name in note for name in left) and 'Pneumothorax' not in note
 
 
+def test_the_labels_of_several_models_do_not_depend_on_their_order(tmp_path: Path, nih) -> None:
+    root, truth = nih
+    scores = pd.DataFrame(np.random.default_rng(1).random(truth.shape), columns=FINDINGS)
+    scores.insert(0, 'Path', [f'{root}/images/{name}' for name in truth.index])
+    labels = {'a': ['Edema', 'Pneumonia'], 'b': ['Atelectasis', 'Edema']}
+    for name, own in labels.items():
+        scores[['Path', *own]].to_csv(tmp_path / f'{name}.csv', index=False)
+    for order in ('ab', 'ba'):
+        files = [tmp_path / f'{name}.csv' for name in order]
+        words = ['--predictions', *files, '--labels', root, '--dataset', 'nih', '--level', 'image']
+        found = report(tmp_path / 'out', *words)['sets']
+        scored = {part['name']: {label['label'] for label in part['labels']} for part in found}
+        assert scored == {name: {*own} for name, own in labels.items()}
+
+
+def test_an_anonymised_report_does_not_state_the_folder_of_the_data_set(tmp_path, nih) -> None:
+    root, truth = nih
+    scores = pd.DataFrame({'Path': [f'{root}/images/{name}' for name in truth.index]})
+    more = pd.DataFrame({'Path': ['other.png']})
+    pd.concat([scores, more]).assign(Edema=0.5).to_csv(tmp_path / 'model.csv', index=False)
+    words = ['--predictions', tmp_path / 'model.csv', '--labels', root, '--dataset', 'nih']
+    found = report(tmp_path / 'out', *words, '--level', 'image', '--anonymise')
+    (line,) = [line for line in found['warnings'] if 'have no labelled row' in line]
+    assert 'Data_Entry_2017.csv' in line
+    for page in (tmp_path / 'out').glob('report*'):
+        assert str(tmp_path) not in page.read_text()
+
+
 def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     paths = [
