@@ -34,12 +34,15 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
 
     With EVAL_MODE there is no train, and no holdout if the training CSV is absent.
     """
-    parts = {}
+    data, task, parts, teacher = config.DATA, task_of(config), {}, None
+    if task.needs_predictions and not config.EVAL_MODE:
+        file = data.SELF_TRAIN_PREDICTIONS
+        teacher = read_predictions(file, task=data.TASK, labels=data.LABELS)
     everything = read_split(config, 'train', logger, optional=config.EVAL_MODE)
     if everything is not None:
         train_records, *held_out = split_patients(config, everything)
         if not config.EVAL_MODE:
-            parts = _training_loaders(config, train_records, logger)
+            parts = _training_loaders(config, train_records, teacher, logger)
         if config.EVAL.PREDICT_TRAIN:
             parts['whole'] = _eval_loader(config, 'all training', train_records, logger)
         for split, records in zip(('holdout', 'internal'), held_out, strict=True):
@@ -47,18 +50,23 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
                 parts[split] = _eval_loader(config, split, records, logger)
     valid, test = (_scored_loader(config, split, logger) for split in ('valid', 'test'))
     loaders = Loaders(valid=valid, test=test, **parts)
-    if task_of(config).kind != NUMBERS:
-        _warn_of_one_class(logger, loaders, task_of(config).labels)
+    if task.kind != NUMBERS:
+        _warn_of_one_class(logger, loaders, task.labels)
+    if teacher:
+        _warn_of_teacher(logger, loaders, teacher)
     return loaders
 
 
 def _training_loaders(
-    config: Config, everything: Records, logger: logging.Logger
+    config: Config, everything: Records, teacher: Predictions | None, logger: logging.Logger
 ) -> dict[str, DataLoader]:
     """Build `train` or, for probes, `plain`."""
     data = config.DATA
     records = training_records(config, everything)
-    targets = _training_targets(config, records)
+    predictions = None
+    if teacher:
+        predictions = look_up(teacher, records.path, records.label_names).astype(np.float32)
+    targets = task_of(config).learned(records, predictions)
     unused = np.isnan(targets).sum()
     remark = f'{unused} labels are ignored' if unused else ''
     _log_split(logger, 'train', records, remark, subset=describe_subset(config))
@@ -80,14 +88,6 @@ def _training_loaders(
     )
     weights = inverse_frequency_weights(targets) if data.SAMPLER == 'weighted' else None
     return {'train': make_loader(dataset, config, shuffle=True, weights=weights)}
-
-
-def _training_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
-    data, task, predictions = config.DATA, task_of(config), None
-    if task.needs_predictions:
-        file = read_predictions(data.SELF_TRAIN_PREDICTIONS, task=data.TASK, labels=data.LABELS)
-        predictions = look_up(file, records.path, records.label_names).astype(np.float32)
-    return task.learned(records, predictions)
 
 
 def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLoader | None:
@@ -145,6 +145,20 @@ def _warn_of_one_class(logger: logging.Logger, loaders: Loaders, labels: tuple[s
     if found:
         logger.warning(
             f'labels with one class in a split are not learned or scored there: {"; ".join(found)}'
+        )
+
+
+def _warn_of_teacher(logger: logging.Logger, loaders: Loaders, teacher: Predictions) -> None:
+    """Log how many scored images the model that predicted the uncertain labels may have seen."""
+    known = row_names(teacher.names, teacher.key)
+    splits = {name: getattr(loaders, name) for name in ('holdout', 'internal', 'valid', 'test')}
+    scored = {name: loader.dataset.records.path for name, loader in splits.items() if loader}
+    counts = {name: row_names(path, teacher.key).isin(known).sum() for name, path in scored.items()}
+    if found := [f'{count} images of {name}' for name, count in counts.items() if count]:
+        logger.warning(
+            f'DATA.SELF_TRAIN_PREDICTIONS has predictions of {", ".join(found)}. If its model '
+            'learned from them, the scores of this run are too high: give both the same '
+            'DATA.FOLD and DATA.HOLDOUT_FRACTION'
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from config import build_parser, get_config
+from config import build_parser, get_config, selecting_split
 from data.predictions import look_up, read_predictions, write_predictions
 from data.reading import read_split
 from data.records import Records, select_views
@@ -68,6 +68,8 @@ class Rounds:
         say: Function that receives each line about the progress.
         jobs: Finished runs: the rounds, and then the run on all labels.
         best: Number of the best round.
+        select_on: EVAL.SELECT_ON of all runs, which the number of real labels decides if it is
+            'auto'.
         reason: Reason why there are no further rounds.
 
     Raises:
@@ -86,6 +88,7 @@ class Rounds:
     say: Callable[[str], None] = print
     jobs: list[Job] = field(default_factory=list, init=False)
     best: int = field(default=0, init=False)
+    select_on: str = field(default='', init=False)
     reason: str = field(default='not the last', init=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +104,7 @@ class Rounds:
         self.train, self.held_out, _ = split_patients(self.config, everything)
         self.unlabelled = unlabelled_records(self.config, self.train)
         self.real_images = len(training_records(self.config, self.train))
+        self.select_on = selecting_split(self.config, self.real_images)
 
     def run(self, rounds: int) -> int:
         """Run round 0 and at most `rounds` further rounds, and return the last exit code."""
@@ -204,6 +208,8 @@ class Rounds:
         arguments = ['--cfg', self.cfg, '--data-path', self.data, '--output', str(self.output)]
         arguments += ['--pretrained', self.pretrained] if self.pretrained else []
         arguments += ['--tag', tag, '--opts', *self.options]
+        # Pseudo-labels do not decide whether a checkpoint is selected, so runs stay comparable.
+        changes = changes | ({'EVAL.SELECT_ON': self.select_on} if self.select_on else {})
         arguments += [word for pair in changes.items() for word in pair]
         if self.equal_steps:
             train = get_config(build_parser('finetune').parse_args(arguments)).TRAIN

@@ -49,6 +49,22 @@ def test_no_policy_touches_what_is_scored(data_path, tmp_path):
         assert not same, f'{one} and {other} train on the same targets'
 
 
+@pytest.mark.parametrize('scored', [True, False])
+def test_a_teacher_that_may_have_seen_scored_patients_is_named(data_path, tmp_path, log, scored):
+    file = tmp_path / 'p.csv'
+    given = ['DATA.UNCERTAIN', 'self_train', 'DATA.SELF_TRAIN_PREDICTIONS', str(file)]
+    config = make_config(data_path, *given)
+    predictions = pd.read_csv(data_path / 'train.csv')[['Path', *LABELS]]
+    predictions = predictions.assign(**dict.fromkeys(LABELS, 0.3))
+    predictions.to_csv(file, index=False)
+    held_out = build_loader(config, LOGGER, is_pretrain=False).holdout.dataset.records.path
+    log.clear()
+    if not scored:
+        predictions[~predictions['Path'].isin(held_out)].to_csv(file, index=False)
+    build_loader(config, LOGGER, is_pretrain=False)
+    assert (f'predictions of {len(held_out)} images of holdout' in log.text) == scored
+
+
 def test_views_are_chosen_for_training_and_scoring_apart(data_path):
     config = make_config(data_path, 'DATA.VIEWS', 'frontal', 'EVAL.VIEWS', 'all')
     loaders = build_loader(config, LOGGER, is_pretrain=False)

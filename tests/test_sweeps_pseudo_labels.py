@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from tiny import VIT, run_script, tiny_config
 from warm_python import warm_python
 
+from config import FEW_TRAINING_IMAGES
 from data.labels import LABELS
 from engine.run_record import RECORD_FILE, read_record
 from logger import read_metrics
@@ -194,6 +195,16 @@ def test_means_that_the_labels_do_not_have_are_left_out(monkeypatch: pytest.Monk
     }
     assert rows[1]['valid_mean_of_defined_minus_round0_high'] == 0
     assert 'valid_mean_of_defined_minus_round0' not in rows[0]
+
+
+def test_real_labels_decide_for_all_runs_whether_a_checkpoint_is_selected(
+    cfg: Path, phantom: Path, tmp_path: Path
+) -> None:
+    options = [*OPTIONS, 'EVAL.SELECT_ON', 'auto']
+    rounds = Rounds(str(cfg), str(phantom), tmp_path, options=options)
+    assert rounds.real_images < FEW_TRAINING_IMAGES
+    jobs = rounds.round(0), rounds.round(1, growth=9.0), rounds.all_labels(growth=9.0)
+    assert [job.config.EVAL.SELECT_ON for job in jobs] == ['last'] * 3
 
 
 def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(
