@@ -22,7 +22,8 @@ class Interruptions:
 
     SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) request a stop after the current step. A second SIGINT
     stops immediately. With several ranks, a request takes effect one step later on all of them, so
-    that no step waits for communication.
+    that no step waits for communication. A request after the last step is raised as a signal at the
+    end, with the handlers from before.
 
     Args:
         save_minutes: Minutes between two saves by the clock of rank 0, or 0 for none.
@@ -45,11 +46,19 @@ class Interruptions:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        if self.group is not None and error is None:
-            self._finish()
+        stops = False
+        try:
+            if error is None:
+                stops, _ = self.due(wait=True)
+        finally:
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
+        if error is not None:
+            return
+        if self.group is not None:
             dist.destroy_process_group(self.group)
+        if stops or self.signal:  # it came after the last step, so it stops what follows
+            signal.raise_signal(signal.Signals[self.signal or 'SIGTERM'])
 
     def saved(self) -> None:
         """Restart the time until the next save."""

@@ -21,7 +21,7 @@ from mistakes import config_of
 from tiny import ROOT, arguments, run_folder
 
 from engine import launch as module
-from engine.interruptions import Preempted
+from engine.interruptions import Interruptions, Preempted
 from engine.launch import Failures, Terminated, explain, launch
 from engine.run_record import is_locked
 from system import distributed
@@ -76,6 +76,12 @@ def raising(error):
     return main
 
 
+def stopped_after_training(run):
+    with Interruptions():
+        os.kill(os.getpid(), signal.SIGTERM)  # while the last checkpoint is written
+    raise AssertionError('it went on')
+
+
 def raised(error):
     with contextlib.suppress(type(error)):
         raise error
@@ -123,6 +129,7 @@ def test_each_error_has_an_exit_code_and_one_line(error, code, part):
         (raising(ValueError('DATA.X: 1')), 2, 'ERROR DATA.X: 1'),
         (raising(KeyError('bug')), 1, "ERROR unexpected KeyError: 'bug'"),
         (lambda run: os.kill(os.getpid(), signal.SIGTERM), 75, 'ERROR stopped by SIGTERM'),
+        (stopped_after_training, 75, 'ERROR stopped by SIGTERM'),
     ],
 )
 def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(

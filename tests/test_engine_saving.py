@@ -11,13 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from mistakes import no_space
 from test_engine_loop import assert_same_weights, final_state
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
+from torch import multiprocessing
 
 import main_finetune
 from engine import interruptions, saving
-from engine.interruptions import Interruptions
+from engine.interruptions import Interruptions, Preempted
 from engine.launch import EXIT_PREEMPTED
 from engine.saving import CheckpointWriter
 from utils import read_checkpoint, save_checkpoint
@@ -132,12 +134,42 @@ def test_old_checkpoints_are_removed_once_the_new_one_exists(tmp_path, disk) -> 
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
-    with Interruptions() as requests:
+    with pytest.raises(KeyboardInterrupt), Interruptions() as requests:
         assert requests.due(wait=False) == (False, False)
         os.kill(os.getpid(), signal.SIGINT)
         assert requests.due(wait=False) == (True, False)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail('it went on')
+
+
+def after_the_last_step(rank: int, folder: Path) -> None:
+    """Rank 1 receives a signal. Each rank that stops makes a file."""
+    store = f'file://{folder / "store"}'
+    dist.init_process_group('gloo', init_method=store, rank=rank, world_size=2)
+    signal.signal(signal.SIGTERM, lambda *_: (folder / f'stopped{rank}').touch())
+    with Interruptions() as requests:
+        assert requests.due(wait=True) == (False, False)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert not (folder / f'stopped{rank}').exists()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_last_step_stops_all_ranks(tmp_path) -> None:
+    multiprocessing.spawn(after_the_last_step, (tmp_path,), nprocs=2)
+    assert sorted(path.name for path in tmp_path.glob('stopped*')) == ['stopped0', 'stopped1']
+
+
+def test_a_signal_that_has_stopped_the_training_is_not_raised_again() -> None:
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append('again'))
+    with pytest.raises(Preempted, match='saved'), Interruptions() as requests:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requests.due(wait=True) == (True, False)
+        raise Preempted('saved')
+    signal.signal(signal.SIGTERM, before)
+    assert received == []
 
 
 def test_checkpoints_are_saved_by_the_clock(monkeypatch) -> None:
