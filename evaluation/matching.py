@@ -90,8 +90,9 @@ def share_labels(
     """Reduce predictions and labels to the findings that both contain.
 
     The probability of a finding with several labels is their maximum. The finding is present if one
-    of these labels is present. Otherwise it is not scored if one of these labels is not scored. The
-    last result is a note that lists the remaining labels.
+    of these labels is present. Otherwise it is not scored if one of these labels is not scored, and
+    it is uncertain if one of them is uncertain. The last result is a note that lists the remaining
+    labels.
 
     Raises:
         ValueError: If there is no common finding.
@@ -107,12 +108,16 @@ def share_labels(
             f'({", ".join(table.labels)}) have no finding in common'
         )
     marks = np.where(np.isnan(table.targets), UNCERTAIN, table.targets)
-    probabilities, values = [], []
+    probabilities, targets, values = [], [], []
     for label in both:
         columns = [predictions.labels.index(name) for name in label.predicted]
         probabilities.append(predictions.probabilities[:, columns].max(axis=1))
-        values.append(any_of(marks[:, [table.labels.index(name) for name in label.labelled]]))
-    names, values = tuple(label.name for label in both), np.stack(values, axis=1)
+        combined = any_of(marks[:, [table.labels.index(name) for name in label.labelled]])
+        targets.append(np.where(combined == UNCERTAIN, np.float32(np.nan), combined))
+        columns = [table.records.label_names.index(name) for name in label.labelled]
+        is_uncertain = (table.records.labels[:, columns] == UNCERTAIN).any(axis=1)
+        values.append(np.where(is_uncertain, combined, targets[-1]))
+    names = tuple(label.name for label in both)
     predicted = {name for label in both for name in label.predicted}
     labelled = {name for label in both for name in label.labelled}
     left_out = (
@@ -124,9 +129,9 @@ def share_labels(
         replace(predictions, labels=names, probabilities=np.stack(probabilities, axis=1)),
         replace(
             table,
-            records=replace(table.records, labels=values, label_names=names),
+            records=replace(table.records, labels=np.stack(values, axis=1), label_names=names),
             labels=names,
-            targets=np.where(values == UNCERTAIN, np.float32(np.nan), values),
+            targets=np.stack(targets, axis=1),
             missing=(),
         ),
         note.format(predictions.file, *left_out),

@@ -7,10 +7,10 @@ import pytest
 from test_data_predictions import PREFIX, csv_of, image, study
 
 from data.groups import standard_groups
-from data.labels import LABELS
+from data.labels import LABELS, SharedLabel
 from data.predictions import read_label_file, read_predictions
 from evaluation.cases import Cases
-from evaluation.matching import match
+from evaluation.matching import match, share_labels
 
 NAN = float('nan')
 SCORES = [0.9, 0.8, 0.7, 0.6, 0.4, 0.4]
@@ -209,3 +209,21 @@ def test_only_the_labels_of_both_files_are_scored(tmp_path):
     assert 'Edema, Fracture' in refusal(files[0], other)
     other = csv_of(tmp_path / 'o.csv', {'Path': [image(77)], 'Edema': [1]})
     assert image(77) in refusal(files[0], other)
+
+
+@pytest.mark.parametrize('blank, target', [('ignore', NAN), ('negative', 0)])
+def test_blank_labels_of_a_common_finding_are_not_uncertain(blank, target, tmp_path):
+    """The finding has two labels; a blank one is unknown with DATA.BLANK ignore."""
+    paths = [image(i) for i in range(8)]
+    marks = {'Mass': ['', '', '-1', '0', '', '1', '-1', '-1']}
+    marks |= {'Nodule': ['', '0', '', '0', '1', '-1', '0', '-1']}
+    labels = csv_of(tmp_path / 'l.csv', {'Path': paths} | marks)
+    table = read_label_file(labels, blank=blank, labels=('Mass', 'Nodule'))
+    scores = {'Path': paths, 'Lung Lesion': [0.5] * 8}
+    predictions = read_predictions(csv_of(tmp_path / 'p.csv', scores))
+    shared = [SharedLabel('Lung Lesion', ('Lung Lesion',), ('Mass', 'Nodule'))]
+    predictions, table, _ = share_labels(predictions, table, shared)
+    cases, _ = match(predictions, table, name='it', level='image')
+    np.testing.assert_array_equal(cases.targets[:, 0], [target, target, NAN, 0, 1, 1, NAN, NAN])
+    assert cases.count_uncertain() == {'Lung Lesion': 3}
+    assert cases.select(np.arange(2)).count_uncertain() == {}  # blank or absent
