@@ -199,7 +199,9 @@ _C.DATA.PSEUDO_LABELS = Own(
     '', "CSV file of pseudo-labels for training patients outside the subset; '': none."
 )
 _C.DATA.BLANK = Own(
-    'negative', 'Training target of a label that is not mentioned.', one_of=('negative', 'ignore')
+    'negative',
+    'Target of a label that is not mentioned, in training and scoring.',
+    one_of=('negative', 'ignore'),
 )
 _C.DATA.TRAIN_FRACTION = Own(
     1.0,
@@ -1270,6 +1272,10 @@ def _check_finetuning(config: Config) -> None:
         head = 'attention' if config.FINETUNE.MODE == 'attentive_probe' else 'linear'
         allowed = f'{head!r} with FINETUNE.MODE {config.FINETUNE.MODE!r}'
         require(config.MODEL.HEAD == head, config, 'MODEL.HEAD', allowed)
+        holds = config.DATA.SAMPLER == 'uniform'
+        require(
+            holds, config, 'DATA.SAMPLER', "'uniform' with a probe, which reads each image once"
+        )
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
     is_global = getattr(encoder, 'attends_globally', True)
     attends = config.MODEL.HEAD == 'attention'

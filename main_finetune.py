@@ -195,6 +195,8 @@ def main(run: Run) -> int:
         model = build_model(config, is_pretrain=False).to(run.device)
         if config.FINETUNE.MODE == 'last_layer':
             freeze_encoder(model)
+            if not (config.PRETRAINED or config.MODEL.RESUME or config.EVAL_MODE):
+                run.logger.warning('--pretrained is not given, so the encoder stays random')
         if loaders.train is not None and task_of(config).kind == NUMBERS:
             model.head.set_units(loaders.train.dataset.targets)
         return model, None if is_probe else label_loss(run, loaders.train)

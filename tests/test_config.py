@@ -345,7 +345,8 @@ def test_selection_on_held_out_patients_needs_some() -> None:
 def test_a_probe_needs_held_out_patients_and_does_not_resume() -> None:
     probe = ['FINETUNE.MODE', 'linear_probe', 'EVAL.SELECT_ON', 'valid']
     check_config(chexpert(*probe), 'finetune')
-    for key, value in (('DATA.HOLDOUT_FRACTION', 0), ('MODEL.RESUME', 'x.pth')):
+    refused = {'DATA.HOLDOUT_FRACTION': 0, 'MODEL.RESUME': 'x.pth', 'DATA.SAMPLER': 'weighted'}
+    for key, value in refused.items():
         with pytest.raises(ValueError, match=key):
             check_config(chexpert(*probe, key, value), 'finetune')
         check_config(chexpert(*probe, key, value, 'EVAL_MODE', True), 'finetune')

@@ -305,6 +305,8 @@ def test_fine_tuning_drops_patches_in_training_alone(
     assert run_main('finetune', argv) == 0
     assert tokens == {True: {1 + 4}, False: {1 + 16}}
     folder = run_folder(tmp_path / 'out', 'finetune')
+    log = (folder / 'log_rank0.txt').read_text()
+    assert ('the encoder stays random' in log) == (mode == 'last_layer')
     trained = (folder / 'predictions_test.csv').read_text()
     assert run_main('finetune', [*argv, '--eval', '--opts', 'FINETUNE.MASK_RATIO', '0']) == 0
     assert (folder / 'predictions_test_eval.csv').read_text() == trained
