@@ -46,6 +46,10 @@ INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABE
 THUMBNAIL_PX = 112
 PIXELS = 'ridge regression on pixels'
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
+AVERAGED = (
+    'saliency maps are those of the first checkpoint and of one view of the image, while the '
+    'probabilities below them are means over all checkpoints and test-time views'
+)
 
 
 class FinalScores:
@@ -181,7 +185,7 @@ class FinalScores:
             'patients': {
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
-            'warnings': self._warnings(select_on, models[0]),
+            'warnings': self._warnings(models[0], sources),
         }
         extras = {'training': self._training_curves(sources)}
         thumbnails, protocol = {}, _protocol(config)
@@ -259,10 +263,10 @@ class FinalScores:
         ]
         return {'epochs': [record['epoch'] for record in records], 'curves': curves}
 
-    def _warnings(self, select_on: str, model: nn.Module) -> list[str]:
+    def _warnings(self, model: nn.Module, sources: list[str]) -> list[str]:
         """Return what a reader of the report must know about its scores."""
-        config, trained, warnings = self.run.config, self.trained, []
-        if trained and trained.FINETUNE.MODE not in PROBES and select_on == 'valid':
+        config, warnings = self.run.config, []
+        if self._is_selected_on_valid(sources):
             warnings.append(SELECTED_ON_VALID)
         if 'internal' in self.scored:
             warnings.append(INTERNAL)
@@ -275,7 +279,19 @@ class FinalScores:
             )
         if config.REPORT.MAPS and lacks_maps(model, config.REPORT.METHOD):
             warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
+        elif config.REPORT.MAPS and self.task.kind != NUMBERS and _is_averaged(config, sources):
+            warnings.append(AVERAGED)
         return warnings
+
+    def _is_selected_on_valid(self, sources: list[str]) -> bool:
+        """Return whether the split valid selected one of the scored checkpoints."""
+        configs = [self.trained] if len(sources) == 1 else map(trained_config, sources)
+        return any(
+            trained
+            and trained.FINETUNE.MODE not in PROBES
+            and _selected_on(trained, source) == 'valid'
+            for trained, source in zip(configs, sources, strict=True)
+        )
 
     def _cases(self, name: str) -> Cases:
         """Return the cases of a split, with groups if the split is scored."""
@@ -396,14 +412,19 @@ def _describe_run(
     }
 
 
+def _is_averaged(config: Config, sources: list[str]) -> bool:
+    """Return whether a probability is a mean over several checkpoints or views of an image."""
+    return len(sources) > 1 or config.EVAL.TTA != 'none' or config.EVAL.TTA_FLIP
+
+
 def _selected_on(trained: Config, source: str) -> str:
-    """Return the split that selected a checkpoint, or 'last'."""
+    """Return the split that selected a checkpoint, 'last', or 'unknown' if it was renamed."""
     name, chosen = Path(source).name, trained.EVAL.SELECT_ON
-    if checkpoint_position(name):
+    if chosen == 'last' or checkpoint_position(name):
         return 'last'  # also if no label had enough cases to select a checkpoint
-    if chosen == 'auto':
-        chosen = 'holdout' if name == BEST_CHECKPOINT else 'last'
-    return chosen
+    if chosen == 'valid':  # also if renamed, so that a report rather warns too often
+        return chosen
+    return 'holdout' if name == BEST_CHECKPOINT else 'unknown'
 
 
 def _describe_training(trained: Config | None, names: Names, select_on: str) -> dict[str, str]:

@@ -236,6 +236,34 @@ def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(
 
 
 @pytest.mark.slow
+def test_reports_of_ensembles_and_of_renamed_checkpoints_state_what_is_known(
+    phantom: Path, tmp_path: Path
+) -> None:
+    evaluation = {'SELECT_ON': 'valid', 'RESAMPLES': 0}
+    options = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}}
+    folder = finished_run('finetune', phantom, tmp_path, EVAL=evaluation, **options)
+    best, renamed = folder / 'ckpt_best.pth', tmp_path / 'renamed.pth'
+    saved = read_checkpoint(best)
+    text = saved['config'].replace('SELECT_ON: valid', 'SELECT_ON: auto')
+    torch.save(saved | {'config': text}, renamed)
+
+    def evaluated(*checkpoints: Path, **more: object) -> tuple[dict, bool, bool]:
+        """Return the run details, and whether the report warns of selection and of maps."""
+        words = ['--eval', '--opts', 'EVAL.ENSEMBLE', str([*map(str, checkpoints)])]
+        finished_run('finetune', phantom, tmp_path, *words, EVAL=evaluation | more, **options)
+        report = json.loads((folder / 'report_eval' / 'report.json').read_text())
+        rows, warnings = {row['name']: row['value'] for row in report['run']}, report['warnings']
+        return rows, SELECTED_ON_VALID in warnings, any('saliency' in line for line in warnings)
+
+    assert evaluated(renamed, best)[1:] == (True, True)
+    assert evaluated(folder / 'ckpt_epoch_0.pth', renamed)[1:] == (False, True)
+    rows, *warned = evaluated(renamed)
+    assert rows['Selected on'] == 'unknown' and warned == [False, False]
+    for key, value in {'TTA': 'crops', 'TTA_FLIP': True}.items():
+        assert evaluated(best, **{key: value})[1:] == (True, True)
+
+
+@pytest.mark.slow
 def test_epochs_before_a_change_of_the_selecting_score_are_not_called_selected(
     phantom: Path, tmp_path: Path
 ) -> None:
