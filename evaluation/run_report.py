@@ -441,6 +441,8 @@ def _describe_training(trained: Config | None, names: Names, select_on: str) -> 
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
         **({'Uncertain labels in training': policy} if task_of(trained).has_policies else {}),
     }
+    if data.FOLD:
+        rows['Trained on'] += f', without fold {data.FOLD}'
     if data.PSEUDO_LABELS:
         rows['Trained on'] += f', and pseudo-labels of {names.file(data.PSEUDO_LABELS)}'
     if is_probe:

@@ -263,6 +263,16 @@ def test_reports_of_ensembles_and_of_renamed_checkpoints_state_what_is_known(
         assert evaluated(best, **{key: value})[1:] == (True, True)
 
 
+def test_the_overview_names_the_fold_that_was_left_out(phantom: Path, tmp_path: Path) -> None:
+    data = {'FOLD': '1/3', 'TRAIN_IMAGES': 0}
+    options = {'REPORT': {'WRITE': True, 'MAPS': 0}, 'EVAL': {'RESAMPLES': 0}}
+    options |= {'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, 'DATA': data}
+    folder = finished_run('finetune', phantom, tmp_path, **options)
+    report = json.loads((folder / 'report.json').read_text())
+    rows = {row['name']: row['value'] for row in report['run']}
+    assert rows['Trained on'] == '100 % of the patients, without fold 1/3'
+
+
 @pytest.mark.slow
 def test_epochs_before_a_change_of_the_selecting_score_are_not_called_selected(
     phantom: Path, tmp_path: Path
