@@ -13,7 +13,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -66,9 +66,12 @@ EXAMPLES = 2  # batch size for tracing; a program traced with one image would ac
 MOST_IMAGES = 65535  # largest batch of a traced program; PyTorch 2.6 requires a limit
 # Options in the model card, in addition to the options of the stage.
 SHARED_OPTIONS = (
-    'MODEL.NAME TAG DATA.DATASET DATA.VIEWS DATA.TRAIN_FRACTION DATA.TRAIN_IMAGES TRAIN.EPOCHS '
-    'TRAIN.OPTIMIZER.NAME TRAIN.BASE_LR TRAIN.WEIGHT_DECAY SEED'
+    'MODEL.NAME TAG DATA.SOURCES DATA.DATASET DATA.VIEWS DATA.FOLD DATA.TRAIN_FRACTION '
+    'DATA.TRAIN_IMAGES TRAIN.EPOCHS TRAIN.OPTIMIZER.NAME TRAIN.BASE_LR TRAIN.WEIGHT_DECAY SEED'
 ).split()
+# Options that do nothing with DATA.SOURCES, and options that are only in the card if they are set.
+OF_ONE_DATA_SET = ('DATA.DATASET', 'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES')
+IF_SET = ('DATA.SOURCES', 'DATA.FOLD')
 FINE_TUNING_OPTIONS = (
     'DATA.TASK DATA.LABELS DATA.UNCERTAIN DATA.UNCERTAIN_BY_LABEL DATA.BLANK LOSS.NAME '
     'FINETUNE.MODE TRAIN.LAYER_DECAY'
@@ -274,7 +277,7 @@ def model_card(source: Source, *, has_processor: bool) -> str:
         gives=source.gives,
         activation=_activation(source),
         method=method,
-        options=[(key, _option(config, key)) for key in (*SHARED_OPTIONS, *keys, 'PRETRAINED')],
+        options=[(key, _option(config, key)) for key in _shown_options(config, keys)],
         has_processor=has_processor,
         short_side=enlarged_side(config.DATA.IMG_SIZE),
     )
@@ -553,9 +556,18 @@ def _trace(source: Source) -> ExportedProgram:
     return torch.export.export(source.network, (images,), dynamic_shapes=shapes, strict=True)
 
 
+def _shown_options(config: Config, keys: Sequence[str]) -> list[str]:
+    """Return the keys of the options in the model card; `keys` are those of the stage."""
+    hidden = [key for key in IF_SET if not value_at(config, key)]
+    hidden += OF_ONE_DATA_SET if config.DATA.SOURCES else ()
+    return [key for key in (*SHARED_OPTIONS, *keys, 'PRETRAINED') if key not in hidden]
+
+
 def _option(config: Config, key: str) -> object:
-    """Return the value of an option for the model card, with only the name of a path."""
+    """Return the value of an option for the model card, with only the name of a path or none."""
     value = value_at(config, key)
     if key == 'PRETRAINED':
         return PurePath(value).name or 'nothing'
+    if key == 'DATA.SOURCES':
+        return [{name: entry[name] for name in entry if name != 'path'} for entry in value]
     return dict(value) if isinstance(value, dict) else value
