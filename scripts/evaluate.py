@@ -152,7 +152,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         'Predictions': '; '.join(f'{cases.name}: {names.file(file)}' for cases, file in files),
         'Labels': names.file(args.labels),
         'Task': args.task,
-        'Blank labels': args.blank,
+        **({'Blank labels': args.blank} if TASKS[args.task].has_policies else {}),
         'Resamples': args.resamples,
         'Seed of the resamples': args.seed,
     }

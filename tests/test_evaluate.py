@@ -347,6 +347,16 @@ def test_flags_that_cannot_work_are_refused(words, part, files, tmp_path, capsys
     assert part in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    'words, stated', [([], True), (['--task', 'regression', '--label-names', *FIVE], False)]
+)
+def test_the_value_of_blank_labels_is_stated_where_blank_ones_are_filled(
+    files, tmp_path, words, stated
+):
+    run = evaluate(tmp_path, *files, *words)['run']
+    assert ('Blank labels' in [row['name'] for row in run]) == stated
+
+
 def test_an_anonymised_report_names_no_patient(files, tmp_path):
     paths = [write_predictions(tmp_path / m / 'p.csv', TRUTH, NAMES, extra=3) for m in 'ab']
     words = ['--predictions', *paths, *files[2:], '--thresholds-from', *paths, files[3]]
