@@ -16,6 +16,7 @@ class RunFigures(TypedDict, total=False):
     views: str
     rows: int  # number of scored studies or images
     positives: dict[str, int]
+    negatives: dict[str, int] | None  # None in runs of older versions
     undefined: list[str]
     selected_on: str
     selecting_images: int

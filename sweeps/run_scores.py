@@ -31,7 +31,7 @@ TOLERANCE = 1e-4  # allowed difference of a recomputed AUROC; predictions have 9
 
 BOOTSTRAP_SEED = 0
 # Runs are scored on the same cases, and can be compared, only if these values agree.
-PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
+PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives', 'negatives')
 
 
 class Scored(NamedTuple):
@@ -236,7 +236,7 @@ def _protocol(split: str, checkpoint: str, scores: SplitScores) -> RunFigures:
     """Return what was scored and how, from a part of scores.json."""
     kept = ('level', 'views', 'rows', 'positives', 'undefined')
     selection = {key: scores[key] for key in ('selected_on', 'selecting_images') if key in scores}
-    own = {key: scores[key] for key in kept}
+    own = {key: scores[key] for key in kept} | {'negatives': scores.get('negatives')}
     return {'split': split, 'checkpoint': checkpoint} | own | selection
 
 

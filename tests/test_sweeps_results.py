@@ -414,14 +414,16 @@ def test_too_few_cases_are_the_reason_for_a_missing_interval(tmp_path):
     assert 'Fracture' in footnotes_of(text)['note 1']
 
 
-def test_rows_scored_on_other_cases_are_not_compared(tmp_path):
+@pytest.mark.parametrize('key, value', [('views', 'all'), ('negatives', {'Edema': 3})])
+def test_rows_scored_on_other_cases_are_not_compared(key, value, tmp_path):
+    """With DATA.BLANK ignore, a label has other negatives in as many rows."""
     made, sweep = two_rows(tmp_path)
     file = run_folder(made.output, 'finetune', sweep.rows[0], 0) / 'scores.json'
     scores = json.loads(file.read_text())
-    scores['test']['selected']['views'] = 'all'
+    scores['test']['selected'][key] = value
     file.write_text(json.dumps(scores))
     row = row_of(collect(sweep, [0], made.output), '0.1')
-    assert row['compared'] == {} and 'views' in row['problem']
+    assert row['compared'] == {} and f'({key})' in row['problem']
 
 
 def test_without_the_labels_only_seeds_are_compared(tmp_path):
