@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Called by the .sbatch files: run a command on every node of the job. Requeue the job if a signal
-# stopped the run (code 75), or if a process was aborted (SIGABRT, code 134), as
-# NCCL does when it lost another process. Any other code ends the job.
+# stopped the run (code 75, or 143 before Python handles signals), or if a process was aborted
+# (SIGABRT, code 134), as NCCL does when it lost another process. Any other code ends the job.
 #   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
 # Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CPU_ONLY (1: train
 # on the CPU; without it a node without GPUs ends the job with code 2), CACHE_DIR (default
@@ -62,7 +62,7 @@ setsid --wait srun --nodes="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none --
     --kill-on-bad-exit=0 --wait=120 bash scripts/slurm/launch.sh "$@"
 code=$?
 case $code in
-    75) ended='stopped by a signal' ;;
+    75 | 143) ended='stopped by a signal' ;;
     134) ended='aborted (SIGABRT), probably by NCCL, which lost another process' ;;
     *) exit "$code" ;;
 esac

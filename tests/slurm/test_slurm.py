@@ -57,7 +57,8 @@ esac
 bash -c "${WORKER-true}" &
 wait "$!"
 """
-WAIT = 'trap "exit 75" TERM; touch {ready}; for _ in {{1..1000}}; do sleep 0.05; done'
+SET_UP = 'touch {ready}; for _ in {{1..1000}}; do sleep 0.05; done'
+WAIT = f'trap "exit 75" TERM; {SET_UP}'
 
 
 class Cluster:
@@ -177,12 +178,13 @@ def test_a_cancelled_job_is_not_queued_again(cluster: Cluster, tmp_path: Path) -
     assert 'stopped by a signal, and not requeued' in cluster.text(job)
 
 
+@pytest.mark.parametrize('work', [SET_UP, WAIT])
 def test_only_the_stopped_task_of_an_array_is_queued_again(
-    cluster: Cluster, tmp_path: Path
+    work: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     ready = tmp_path / 'ready'
     worker = f'[ $SLURM_ARRAY_TASK_ID = 1 ] && [ ! -e {ready} ] || exit 0; '
-    worker += WAIT.format(ready=ready)
+    worker += work.format(ready=ready)
     array = cluster.submit('--array=0,1', 'scripts/slurm/array.sbatch', WORKER=worker)
     wait_until(ready.exists, 'the task')
     cluster.run('scancel', '--signal=TERM', f'{array}_1')
