@@ -37,7 +37,7 @@ COLUMNS = 100  # width of the console; a terminal may be narrower
 # them. If `extra` also has the key 'short', the console shows this text instead of the message.
 DETAIL = {'is_detail': True}
 WRITERS = Registry('LOGGER')
-WANDB_ID = 'wandb_id.txt'  # file in the run folder
+WANDB_ID = 'wandb_id.txt'  # file in the run folder with the id and the name of the run
 WANDB_SECONDS = 30  # longest wait for the last uploads; a preempted run has little time
 
 
@@ -126,22 +126,25 @@ class TensorBoard(Writer):
 class WeightsAndBiases(Writer):
     """Curves, images, options and report at Weights & Biases, with its package `wandb`.
 
-    A resumed run continues, because the run folder keeps its id. The environment variables of wandb
-    apply, such as WANDB_PROJECT. WANDB_MODE=offline sends nothing.
+    A resumed run continues, because the run folder keeps its id. In a copy of the folder with
+    another TAG, a run has a new id. The environment variables of wandb apply, such as
+    WANDB_PROJECT. WANDB_MODE=offline sends nothing.
     """
 
     def __init__(self, folder: Path, config: Config, logger: logging.Logger) -> None:
         import wandb
 
-        path = folder / WANDB_ID
-        if not path.exists():
-            replace_file(path, uuid4().hex)
+        path, name = folder / WANDB_ID, f'{config.MODEL.NAME}/{config.TAG}'
+        known = path.read_text('utf-8').splitlines() if path.exists() else []
+        if not known or known[1:] not in ([name], []):  # earlier versions wrote no name
+            known = [uuid4().hex, name]
+            replace_file(path, '\n'.join(known))
         self.wandb = wandb
         self.run = wandb.init(
-            id=path.read_text('utf-8'),
+            id=known[0],
             resume='allow',
             dir=str(folder),
-            name=f'{config.MODEL.NAME}/{config.TAG}',
+            name=name,
             config=load_yaml(config_text(config)),
             settings=wandb.Settings(console='off'),
         )

@@ -6,7 +6,10 @@ import logging
 import math
 import os
 import re
+import shutil
 import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -204,7 +207,7 @@ def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_
         scalars.close()
         wandb.teardown()  # as at the end of a process; until then, a file may lack its last records
 
-    name = (tmp_path / 'wandb_id.txt').read_text()
+    name = (tmp_path / 'wandb_id.txt').read_text().split()[0]
     files = sorted((tmp_path / 'wandb').glob(f'offline-run-*/run-{name}.wandb'))
     assert len(files) == 2, 'both have the id of the run'
     for epoch, file in enumerate(files):
@@ -214,6 +217,28 @@ def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_
         sent = b''.join(data[start + 7 : start + 2**15] for start in range(0, len(data), 2**15))
         assert all(text in sent for text in (b'epoch/loss', f'{0.5 + epoch}'.encode(), b'0.75'))
         assert b'epoch/maps/edema' in sent and b'report.html' in sent and b'DATA_PATH' in sent
+
+
+def test_a_copied_run_folder_has_an_id_of_its_own_at_weights_and_biases(tmp_path, monkeypatch):
+    started = []
+    program = SimpleNamespace(
+        init=lambda **options: started.append(options['id']) or MagicMock(offline=True),
+        Settings=lambda **options: None,
+    )
+    monkeypatch.setitem(sys.modules, 'wandb', program)
+
+    def start(tag):
+        config = config_with(LOGGER=['wandb'], TAG=tag)
+        ScalarLog(tmp_path / tag, config=config).close()
+        return started.pop()
+
+    (tmp_path / 'first').mkdir()
+    own = start('first')
+    shutil.copytree(tmp_path / 'first', tmp_path / 'second')
+    other = start('second')
+    assert [start('first'), start('second')] == [own, other] and own != other
+    (tmp_path / 'first/wandb_id.txt').write_text(own)  # as earlier versions wrote it
+    assert start('first') == own
 
 
 def test_a_program_that_is_missing_or_fails(tmp_path, monkeypatch, log):
