@@ -238,6 +238,9 @@ def read_samples(
         if len(labels_of) > 1:
             raise ValueError('{} and {} have different labels'.format(*labels_of.values()))
         labels = read_label_file(args.labels, labels=predictions.labels)
+        if labels.missing and not found:
+            absent = ', '.join(labels.missing)
+            print(f'{args.labels} has no column {absent}: not scored', file=sys.stderr)
         if name in chosen:
             parts = [args.predictions / f'{row}_seed{seed}.csv.gz' for row in chosen[name]]
             records = labels.records

@@ -209,8 +209,7 @@ def selection_figures(folder: Path, checkpoint: str) -> RunFigures:
 def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> RunFigures:
     """Compute the results of a pre-training run from the records of metrics.jsonl.
 
-    `seconds` is the number of epochs times the median epoch without evaluation. After a resume, a
-    record times only the rest of its epoch; its speed counts for the whole epoch.
+    `seconds` is the number of epochs times the median epoch without evaluation.
     """
     last, key = records[-1] if records else {}, 'reference_l1_grey'
     figures = {'l1': last.get(key)}

@@ -154,6 +154,13 @@ def test_labels_of_ones_own_are_in_the_table_and_in_the_mean(joined: tuple) -> N
         assert table.loc['simmim_1', 'value'] == pytest.approx(np.mean(wanted), abs=1e-3)
 
 
+def test_labels_without_a_column_are_named_once(joined: tuple, capsys) -> None:
+    file = joined[0].parent / 'all.csv'
+    pd.read_csv(file).drop(columns='Edema').to_csv(file, index=False)
+    assert table_of(joined[0]) == 0
+    assert capsys.readouterr().err.count(f'{file} has no column Edema') == 1
+
+
 def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
     sweep, targets, _ = joined
     folder = sweep.parent / 'simmim_finetune/mine_simmim_1_seed0_fold2'
