@@ -47,7 +47,7 @@ from utils import check_exists
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
 FAILURE_FILE = 'failure_rank{rank}.json'
-ALIVE_FILE = 'alive_rank{rank}.txt'  # holds the host
+ALIVE_FILE = 'alive_rank{rank}.txt'  # holds the host; `rank` also has the time of the start
 
 POLL_SECONDS = 2  # interval at which a process looks for failures of others
 SILENT_POLLS = 150  # polls (5 minutes) without a sign of life of another process
@@ -79,8 +79,9 @@ class Failures:
 
     A process that fails only because another one is gone writes no file, so the earliest file
     contains the cause. A process or node that dies silently is noticed because its file
-    `alive_rank<r>.txt` is no longer touched. All ranks must create this object at the same time.
-    `clear` removes the files of an earlier run.
+    `alive_rank<r>_<start>.txt` is no longer touched. Other runs in the folder, such as an
+    evaluation, have other files. All ranks must create this object at the same time. `clear`
+    removes the files of an earlier run.
     """
 
     def __init__(self, folder: Path, *, clear: bool) -> None:
@@ -88,11 +89,11 @@ class Failures:
         for name in (FAILURE_FILE, ALIVE_FILE) if clear else ():
             for path in folder.glob(name.format(rank='*')):
                 path.unlink(missing_ok=True)
-        self.alive = folder / ALIVE_FILE.format(rank=distributed.rank())
         self.polls, self.signs = 0, {}  # rank -> its last sign of life, and our poll that saw it
         self.watcher, self.ended = None, threading.Event()
         # Distinguishes this run from others in the folder, such as an evaluation.
         self.run = distributed.broadcast(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}')
+        self.alive = self._alive_file(distributed.rank())
 
     def record(self, message: str) -> None:
         """Write the reason of a failure to a file for the other processes."""
@@ -155,7 +156,7 @@ class Failures:
         with contextlib.suppress(OSError):
             os.utime(self.alive)
         for rank in (0,) if distributed.rank() else range(1, distributed.world_size()):
-            path = self.folder / ALIVE_FILE.format(rank=rank)
+            path = self._alive_file(rank)
             try:
                 host, sign = path.read_text('utf-8'), path.stat().st_mtime_ns
             except OSError:  # the process has not begun or has ended
@@ -167,6 +168,9 @@ class Failures:
             elif self.polls - seen >= SILENT_POLLS:
                 return f'rank {rank} on host {host}'
         return ''
+
+    def _alive_file(self, rank: int) -> Path:
+        return self.folder / ALIVE_FILE.format(rank=f'{rank}_{self.run.split()[-1]}')
 
     def _elsewhere(self) -> list[dict[str, Any]]:
         records = []

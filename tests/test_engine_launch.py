@@ -179,7 +179,7 @@ def test_a_process_without_signs_of_life_is_noticed(rank, watched, other, tmp_pa
     monkeypatch.setattr(distributed, 'world_size', lambda: 3)
     monkeypatch.setattr(module, 'SILENT_POLLS', 3)
     failures = Failures(tmp_path, clear=True)
-    path = tmp_path / module.ALIVE_FILE.format(rank=watched)
+    path = failures._alive_file(watched)
     assert [failures._silent() for _ in range(5)] == [''] * 5  # it has not begun
     path.write_text('node7')
     for second in range(5):
@@ -188,9 +188,19 @@ def test_a_process_without_signs_of_life_is_noticed(rank, watched, other, tmp_pa
     path.unlink()
     assert failures._silent() == ''
     path.write_text('node7')
-    (tmp_path / module.ALIVE_FILE.format(rank=other)).write_text('node8')
+    failures._alive_file(other).write_text('node8')
     found = [failures._silent() for _ in range(4)]
     assert found[:3] == [''] * 3 and f'rank {watched}' in found[3] and 'node7' in found[3]
+
+
+def test_the_end_of_an_evaluation_leaves_the_signs_of_life_of_a_training(tmp_path):
+    training, evaluation = (Failures(tmp_path, clear=clear) for clear in (True, False))
+    for failures in (training, evaluation):
+        failures.watch(logging.getLogger('watched'))
+    evaluation.close()
+    assert training.alive.exists()
+    training.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_does_not_notice_the_failure_of_another_is_ended(tmp_path, monkeypatch, log):
