@@ -78,5 +78,11 @@ while
 do :; done
 # 128 + SIGTERM: the processes received the signal before they could handle it, with nothing to save.
 [ "$asked:$code" != yes:143 ] || code=75
+# torchrun waits 300 s for rank 0, whose report may take longer, and srun ends the job 120 s after the
+# first node. Until torchrun ends on the first node, its port is open.
+while [ "$code" = 0 ] && [ "$number" -gt 0 ] &&
+    (: <>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do
+    sleep 2
+done
 exit "$code"
 }

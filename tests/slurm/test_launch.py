@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,22 @@ def test_a_signal_is_for_the_processes_alone(program: Path, tmp_path: Path) -> N
     os.kill(run.pid, signal.SIGTERM)
     assert run.wait(20) == 75
     assert not Path(f'{program}.killed').exists()
+
+
+@pytest.mark.parametrize('code', [0, 2])
+def test_another_node_that_is_done_waits_for_the_first(code: int, program: Path) -> None:
+    """The report of rank 0 may take long. torchrun's port is open on the first node until then."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        server.settimeout(20)
+        node = {'SLURM_NNODES': '2', 'SLURM_NODEID': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
+        node |= {'MASTER_PORT': str(server.getsockname()[1]), 'CODE': str(code)}
+        run = start(program, 'main_simmim.py', **node)
+        if code == 0:  # it looks again and again
+            for _ in range(2):
+                server.accept()[0].close()
+        else:
+            assert run.wait(20) == code
+    assert run.wait(20) == code
 
 
 @pytest.mark.parametrize(
