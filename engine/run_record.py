@@ -354,6 +354,14 @@ def is_data_of(trained: Config, folder: Path, data_path: str) -> bool:
     )
 
 
+def processes_of(record: Mapping[str, Any]) -> int:
+    """Return the number of processes of the last start that trained, as config.yaml assumes."""
+    processes = record.get('processes', 1)
+    for start in record.get('starts', []):
+        processes = start.get('processes', processes)
+    return processes
+
+
 def weights_checksum(path: str) -> str | None:
     """Return the SHA-256 of pre-trained weights, or None if the file does not exist."""
     if is_url(path):

@@ -27,7 +27,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import build_parser, get_config
-from engine.run_record import OPTIONS_FILE, RECORD_FILE, ROOT, read_record, run_changes
+from engine.run_record import (
+    OPTIONS_FILE,
+    RECORD_FILE,
+    ROOT,
+    processes_of,
+    read_record,
+    run_changes,
+)
 from logger import read_metrics
 from system.files import BEST_CHECKPOINT, checkpoint_name
 from system.tool import tool
@@ -77,6 +84,8 @@ def reproduce(args: argparse.Namespace, output: Path) -> int:
     changes = run_changes(record, read_record(folder))
     if len({(start.get('code'), start.get('data')) for start in record['starts']}) > 1:
         changes.append('the original run resumed with other code or data')
+    if len({start['processes'] for start in record['starts'] if 'processes' in start}) > 1:
+        changes.append('the original run resumed with another number of processes')
     for change in changes:
         print(f'changed: {change}')
     if not changes:
@@ -98,7 +107,7 @@ def repeat_flags(args: argparse.Namespace, record: dict[str, Any], output: Path)
 
 def repeat(record: dict[str, Any], flags: list[str]) -> None:
     """Run the main script with the number of processes and threads of the original run."""
-    command, processes = [sys.executable], record['processes']
+    command, processes = [sys.executable], processes_of(record)
     if processes > 1:
         command += ['-m', 'torch.distributed.run', '--standalone']
         command += ['--nproc_per_node', str(processes)]

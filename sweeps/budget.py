@@ -18,7 +18,7 @@ from config import PROBES, Config, config_text
 from data.reading import read_split, require_packed_steps
 from data.records import Records
 from data.splits import pretrain_records, split_patients, training_records
-from engine.run_record import read_record
+from engine.run_record import processes_of, read_record
 from logger import read_metrics
 from sweeps.files import ROOT, SECTIONS, Job, Scale, without_cache
 from sweeps.runner import folder_state
@@ -208,7 +208,7 @@ def measured_rate(finished: Sequence[Job]) -> float | None:
     """
     rates = []
     for job in [job for job in finished if job.config.FINETUNE.MODE not in PROBES]:
-        processes = (read_record(job.folder) or {}).get('processes', 1)
+        processes = processes_of(read_record(job.folder) or {})
         for record in read_metrics(job.folder / 'metrics.jsonl'):
             if record.get('images_per_second'):
                 rates.append(record['images_per_second'] / processes)

@@ -34,7 +34,7 @@ from config import (
     value_at,
 )
 from data.tasks import NUMBERS, task_of
-from engine.run_record import OPTIONS_FILE, ROOT, run_changes
+from engine.run_record import OPTIONS_FILE, ROOT, processes_of, run_changes
 from system.downloads import is_url
 from system.files import checkpoint_name
 
@@ -631,10 +631,7 @@ def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[
         record: Contents of run.json with `processes` and `starts`; {} for one process.
         stage: Stage of the run.
     """
-    processes = record.get('processes', 1)
-    for start in record.get('starts', []):  # the options are those of the last one that trained
-        processes = start.get('processes', processes)
-    batch = config.DATA.BATCH_SIZE * processes
+    batch = config.DATA.BATCH_SIZE * processes_of(record)
     counts = {'images per step': batch * max(config.TRAIN.ACCUMULATION_STEPS, 1)}
     return counts | ({'images compared at once': batch} if stage == 'contrastive' else {})
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import VIT, finished_run, run_folder, run_main
 
-from engine.run_record import read_record
+from engine.run_record import processes_of, read_record
 from scripts import reproduce
 from utils import read_checkpoint, save_checkpoint
 
@@ -74,6 +74,17 @@ def test_a_repeated_run_is_identical_and_leaves_the_first_one_alone(
     assert read_record(again)['starts'][0]['resumed_from'] is None
     code, output = result(capsys, folder, '--output', tmp_path / 'again')
     assert code == 2 and '--output' in output, 'the folder is taken'
+
+
+def test_a_run_is_repeated_with_the_processes_of_its_options(folder, copied, capsys):
+    """config.yaml is that of the last start that trained."""
+
+    def resume(record):
+        record['starts'] += [record['starts'][0] | {'processes': 2}, {'code': 'c', 'data': 'd'}]
+
+    rewrite(folder / 'run.json', resume)
+    assert processes_of(read_record(folder)) == 2
+    assert 'another number of processes' in result(capsys, folder)[1]
 
 
 def test_a_weight_a_metric_and_a_score_that_differ(folder, copied, capsys):
