@@ -304,7 +304,7 @@ def write_score(
         own = summarise(samples[row], score)
         line = {'row': row, 'labels': subsets.get(row, row.removeprefix(f'{PIXELS}_'))}
         line |= {'seeds': own['seeds'], 'score': score, **own, 'against': other}
-        compared_figures, compared_cells = comparison(part, footnotes)
+        compared_figures, compared_cells = comparison(part, own['seeds'], footnotes)
         figures.append(line | compared_figures)
         sd = f' ± {own["sd"]:.3f}' if own['seeds'] > 1 else ''
         interval = interval_text(own, '.3f') or missing_value(footnotes, [FEW_RESAMPLES])
@@ -327,15 +327,19 @@ def write_score(
 
 
 def comparison(
-    part: Mapping[str, Any] | None, footnotes: Footnotes
+    part: Mapping[str, Any] | None, seeds: int, footnotes: Footnotes
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the columns of a comparison in the CSV file, and its cells."""
+    """Return the columns of a comparison in the CSV file, and its cells.
+
+    The cell of a difference states its seeds if the row has more, `seeds`.
+    """
     titles = ('difference', 'over seeds', 'over patients', 'verdict')
     if part is None:
         return {}, dict.fromkeys(titles, '')
     by_seed = ' '.join(f'{value:.6f}' for value in part['by_seed'])
     figures = {'difference': part['difference'], 'by_seed': by_seed}
-    cells = [shown(part['difference'], '+.3f')]
+    paired = f' ({part["seeds"]} of {seeds} seeds)' if part['seeds'] != seeds else ''
+    cells = [shown(part['difference'], '+.3f') + paired]
     missing = missing_intervals(part, FEW_RESAMPLES)
     for noise, name in NOISE.items():
         figures |= {f'{name}_{end}': part[noise][end] for end in ENDS}

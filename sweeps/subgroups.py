@@ -55,7 +55,7 @@ def collect_subgroups(
     """Score and compare the rows of a sweep in each group, from their stored predictions.
 
     The groups are those of `data.groups`. In a group, a mean is that of its labels with both
-    classes there. Rows whose predictions cannot be compared (`problem`) are left out.
+    classes there. Comparisons that the table of the sweep refuses (`problem`) are left out.
 
     Args:
         collected: Results of the sweep.
@@ -70,10 +70,12 @@ def collect_subgroups(
     """
     rows = {row['name']: row for row in distinct_rows(collected)}
     runs = {row.name: scored_runs(row, rows[row.name]['seeds'], output) for row in sweep.rows}
-    runs = {name: seeds for name, seeds in runs.items() if seeds and not rows[name]['problem']}
+    usable = [row for row in collected['rows'] if not row['problem']]
+    names = {row['name'] for row in usable}
+    runs = {name: seeds for name, seeds in runs.items() if seeds and name in names}
     pairs = [
         (row['name'], row['against'] if row['against'] in runs else '')
-        for row in collected['rows']
+        for row in usable
         if row['name'] in runs
     ]
     splits = {str(run.figures['split']) for seeds in runs.values() for run in seeds.values()}

@@ -125,7 +125,7 @@ def notes(collected: Collected) -> list[str]:
         'patients: 95 % percentile interval of the difference of the means over seeds, with '
         f'{collected["resamples"]} paired resamples of the patients. Verdict: above or '
         'below if both intervals exclude 0 and the bootstrap p-value over patients, after '
-        f"Holm's correction over the comparisons of the table, is below {SIGNIFICANT}; not "
+        f"Holm's correction over the comparisons of the same score, is below {SIGNIFICANT}; not "
         'significant after correction if both intervals exclude 0 but the p-value is not below; '
         'inside the noise if an interval includes 0.',
         *_problem_notes(collected),
@@ -467,15 +467,19 @@ def _few_cases(row: CollectedRow, score: str) -> str:
     """Return the reason for a missing interval over patients."""
     if row['problem']:
         return f'{row["name"]}: {row["problem"]}.'
-    figures, reason = _figures(row, 'finetune')[0], ''
-    positives = {score: figures['positives'].get(score)}
+    figures, labels, reason = _figures(row, 'finetune')[0], [score], ''
+    positives, negatives = figures['positives'], figures.get('negatives') or {}
     if score in MEANS:
-        positives = {k: n for k, n in figures['positives'].items() if k not in figures['undefined']}
+        labels = [name for name in positives if name not in figures['undefined']]
         reason = ' for every label'
-    label = min(positives, key=lambda name: min(positives[name], figures['rows'] - positives[name]))
+    counts = {
+        name: (positives[name], negatives.get(name, figures['rows'] - positives[name]))
+        for name in labels
+    }
+    label = min(counts, key=lambda name: min(counts[name]))
     return (
         f'Too few cases: fewer than 95 % of the resamples have positives and negatives{reason}. '
-        f'{label} has {positives[label]} positives among {figures["rows"]} cases.'
+        f'{label} has {counts[label][0]} positives and {counts[label][1]} negatives.'
     )
 
 

@@ -312,6 +312,12 @@ def test_rows_without_a_common_seed_are_not_compared(joined: tuple) -> None:
     assert table['against'].isna().all() and {*table['seeds']} == {1, 2}
 
 
+def test_a_difference_over_some_of_the_seeds_says_so(joined: tuple) -> None:
+    (joined[0].parent / 'p/scratch_1_seed1.csv.gz').unlink()
+    assert table_of(joined[0], '--against', 'scratch_1') == 0
+    assert ' (1 of 2 seeds) |' in (joined[0].parent / 't/mine_mean.md').read_text()
+
+
 def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tuple) -> None:
     sweep, targets, values = joined
     folder = sweep.parent

@@ -23,9 +23,10 @@ def test_figures_show_a_study_that_is_not_finished(tmp_path: Path, rows: tuple[s
 
 
 def test_deviations_between_seeds_are_those_of_the_intervals() -> None:
-    """Two seeds with differences -1 and 1 have the deviation sqrt(2)."""
+    """Two seeds with differences -1 and 1 have the deviation sqrt(2); the row has more seeds."""
     low, high = t_interval([-1.0, 1.0])
-    line = {'against': 'scratch_1', 'seeds': 2, 'seeds_low': low, 'seeds_high': high}
+    line = {'against': 'scratch_1', 'seeds': 9, 'seeds_low': low, 'seeds_high': high}
+    line['by_seed'] = '-1.0 1.0'
     rows = [{'row': 'mae_1', **line}, {'row': 'linear_mae_1', **line}, {'row': 'knn_mae_1'}]
     found = power.observed_deviations(pd.DataFrame(rows))
     assert found.to_dict() == pytest.approx({'fine-tuning': 2**0.5, 'linear': 2**0.5})

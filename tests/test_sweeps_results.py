@@ -408,7 +408,8 @@ def test_too_few_cases_are_the_reason_for_a_missing_interval(tmp_path):
     assert row['AUROC, Edema: verdict'] == 'n/a (note 1)'
     assert row['AUROC, Edema: difference (95 % over patients)'].endswith('(note 1)')
     positives = int(made.scores(made.probabilities(1, 0))['positives']['Edema'])
-    assert f'Edema has {positives} positives' in reasons['note 1']
+    negatives = int(made.scores(made.probabilities(1, 0))['negatives']['Edema'])
+    assert f'Edema has {positives} positives and {negatives} negatives' in reasons['note 1']
     text = sweep_markdown(collected, ['Fracture'])  # has no positive
     assert cells_of(text)[0]['AUROC, Fracture: verdict'] == 'n/a (note 1)'
     assert 'Fracture' in footnotes_of(text)['note 1']

@@ -98,6 +98,21 @@ def test_a_cell_is_the_score_of_scikit_learn_with_the_resamples_of_patients(
     assert found['p'] == pytest.approx(bootstrap_p(difference[1:]))
 
 
+@pytest.mark.parametrize('others', [[], ['0.6']])
+def test_a_comparison_that_the_table_refuses_is_not_made_in_groups(
+    finished: Finished, others: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other comparisons of the row are."""
+    monkeypatch.setattr('sweeps.subgroups.enough_resamples', lambda count: DRAWS)
+    entries = {row['name']: row for row in finished.collected['rows']}
+    refused = entries['0.1'] | {'against': '0.8', 'problem': 'other cases'}
+    allowed = [entries['0.1'] | {'against': name} for name in others]
+    collected = finished.collected | {'rows': [refused, *allowed, entries['0.6'], entries['0.8']]}
+    found = collect_subgroups(collected, finished.sweep, finished.made.output, 'Edema')
+    pairs = {(c['row'], c['against']) for c in found['cells'] if c['row'] == '0.1'}
+    assert pairs == {('0.1', name) for name in others} | {('0.1', '') for _ in others}
+
+
 def test_p_values_are_corrected_over_all_rows_and_groups(finished: Finished) -> None:
     cells = [c for c in finished.collected['subgroups']['cells'] if c.get('verdict')]
     names = {(cell['column'], cell['group']) for cell in cells}

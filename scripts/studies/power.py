@@ -49,8 +49,9 @@ def observed_deviations(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.Se
         ValueError: If the rows of a pair 'ROW/ROW' are not compared in the table.
     """
     compared = table[table['seeds_low'].notna()]
+    seeds = compared['by_seed'].str.split().str.len()
     half = (compared['seeds_high'] - compared['seeds_low']) / 2
-    deviations = half * np.sqrt(compared['seeds']) / t.isf(LEVEL / 2, compared['seeds'] - 1)
+    deviations = half * np.sqrt(seeds) / t.isf(LEVEL / 2, seeds - 1)
     if pairs:
         deviations.index = compared['row'] + '/' + compared['against']
         if unknown := [pair for pair in pairs if pair not in deviations]:
