@@ -36,6 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='pairs; default: all, by mode')
     add('--seeds', nargs='+', type=int, default=[3, 10], help='numbers of seeds')
+    add('--differences', nargs='+', type=float, default=DIFFERENCES, help='true differences')
     add('--comparisons', nargs='+', type=int, default=[6, 123], help='sizes of the family of Holm')
     return parser.parse_args(argv)
 
@@ -115,14 +116,15 @@ def main(args: argparse.Namespace) -> int:
         options = {'area': area, 'moves': deviations[name], **families}
         trials = [
             [finds(rng, targets, difference=each, **options) for _ in range(TRIALS)]
-            for each in DIFFERENCES
+            for each in args.differences
         ]
         shares = np.mean(trials, axis=1)  # [differences, seeds, comparisons]
         print(f'{positives} positives, AUROC {area}, {name} (SD of seeds {deviations[name]:.4f})')
         for s, seeds in enumerate(args.seeds):
             for c, number in enumerate(args.comparisons):
                 enough = np.flatnonzero(shares[:, s, c] >= POWER)
-                least = f'{DIFFERENCES[enough[0]]:g}' if enough.size else f'above {DIFFERENCES[-1]}'
+                most = max(args.differences)
+                least = f'{args.differences[enough[0]]:g}' if enough.size else f'above {most:g}'
                 found = ' '.join(f'{share:.2f}' for share in shares[:, s, c])
                 print(f'  {seeds} seeds, {number} comparisons: {least} ({found})')
     return 0
