@@ -27,7 +27,7 @@ from evaluation.intervals import components, variance_of_mean
 
 TABLE = Path(__file__).resolve().parents[2] / 'docs/results/real_xrays/real_xrays_Pneumonia.csv'
 SHARED, OWN = 5 / 6, 1 / 6  # of the variance of a score
-TRIALS, LEVEL, POWER = 400, 0.05, 0.8
+LEVEL, POWER = 0.05, 0.8
 DIFFERENCES = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
 
 
@@ -37,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='pairs; default: all, by mode')
     add('--seeds', nargs='+', type=int, default=[3, 10], help='numbers of seeds')
     add('--differences', nargs='+', type=float, default=DIFFERENCES, help='true differences')
+    add('--trials', type=int, default=400, help='simulated studies for each difference')
     add('--comparisons', nargs='+', type=int, default=[6, 123], help='sizes of the family of Holm')
     return parser.parse_args(argv)
 
@@ -115,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
         targets = np.repeat([1.0, 0.0], [positives, 1000 - positives])
         options = {'area': area, 'moves': deviations[name], **families}
         trials = [
-            [finds(rng, targets, difference=each, **options) for _ in range(TRIALS)]
+            [finds(rng, targets, difference=each, **options) for _ in range(args.trials)]
             for each in args.differences
         ]
         shares = np.mean(trials, axis=1)  # [differences, seeds, comparisons]
