@@ -250,11 +250,19 @@ class TrainState:
         """Warn if the effective batch size has changed.
 
         Raises:
-            ValueError: If the number of images that the loss compares has changed.
+            ValueError: If the number of images that the loss compares has changed, or for the
+                methods that compare images the number of batches per step.
         """
         size, before = load_yaml(saved['config'])['DATA']['BATCH_SIZE'], len(saved['rng'])
         processes = distributed.world_size()
         old, new = size * before, config.DATA.BATCH_SIZE * processes
+        before_step, now_step = saved['accumulation'], self.accumulation
+        if self.compares_images and old == new and before_step != now_step:
+            raise ValueError(
+                f'{self.source} had {before_step} batches per step, and now there are {now_step}. '
+                'The momentum follows the number of steps: keep --accumulation-steps, or choose '
+                'another --tag.'
+            )
         if self.compares_images and old != new:
             raise ValueError(
                 f'{self.source}: the loss compared the images of {before} process(es) x {size} '

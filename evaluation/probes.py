@@ -194,6 +194,9 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         with torch.no_grad():
             model.head.weight.copy_(torch.from_numpy(weight))
             model.head.bias.copy_(torch.from_numpy(bias))
+            if model.head.has_units:  # the weights already give the units of the labels
+                model.head.mean.zero_()
+                model.head.std.fill_(1)
         probe, grid = model, INVERSE_PENALTIES
     chosen = dict(zip(task.labels, choices, strict=True))
     return probe, log_choices(run.logger, config.FINETUNE.MODE, chosen, grid)

@@ -215,6 +215,9 @@ def test_another_number_of_images_between_epochs_is_logged_or_refused(tmp_path, 
     if compares:
         with pytest.raises(ValueError, match=r'x.pth.* 2 process.* x 4 .* 1 x 4'):
             state._compare_images(saved, config, logger)
+        config.DATA.BATCH_SIZE, state.accumulation = 8, 1
+        with pytest.raises(ValueError, match=r'x.pth.* 2 batches per step.* 1'):
+            state._compare_images(saved, config, logger)
         return
     state._compare_images(saved, config, logger)
     config.DATA.BATCH_SIZE = 8

@@ -39,8 +39,8 @@ SINGLE = ['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES]), 'DATA.LABEL
 AGES = ['DATA.TASK', 'regression', 'DATA.LABELS', "['Age']"]
 
 
-def run(data: Path, folder: Path, opts: list[str], mode: str = 'full') -> Path:
-    words = ['--opts', *opts, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '20', 'REPORT.MAPS', '1']
+def run(data: Path, folder: Path, opts: list[str], mode: str = 'full', *more: str) -> Path:
+    words = [*more, '--opts', *opts, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '20', 'REPORT.MAPS', '1']
     words += ['TRAIN.EPOCHS', '1', 'REPORT.PIXEL_FLOOR', 'True']
     given = {'TRAIN_IMAGES': 0, 'VIEWS': 'all'}
     sections = {'DATA': given, 'REPORT': {'WRITE': True}, 'MODEL': LABELS_DECIDE}
@@ -98,6 +98,9 @@ def test_predictions_and_exports_are_in_the_units_of_the_labels(labelled, tmp_pa
     assert run_script('predict', *words, '--num-workers', 0) == 0
     found = pd.read_csv(output)['Age'].sort_values().to_numpy()
     wanted = pd.read_csv(folder / 'predictions_valid.csv')['Age'].sort_values().to_numpy()
+    # The units of the checkpoint must not be applied to a head that is fitted to the labels.
+    probe = run(labelled, tmp_path / 'p', AGES, 'linear_probe', '--pretrained', str(checkpoint))
+    assert 20 < pd.read_csv(probe / 'predictions_valid.csv')['Age'].mean() < 90
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
     options = ['--num-workers', 0, '--maps', 'Age']
     assert run_script('predict', *words[:-1], tmp_path / 'q.csv', *options) == 2
