@@ -40,8 +40,8 @@ AGES = ['DATA.TASK', 'regression', 'DATA.LABELS', "['Age']"]
 
 
 def run(data: Path, folder: Path, opts: list[str], mode: str = 'full', *more: str) -> Path:
-    words = [*more, '--opts', *opts, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '20', 'REPORT.MAPS', '1']
-    words += ['TRAIN.EPOCHS', '1', 'REPORT.PIXEL_FLOOR', 'True']
+    words = [*more, '--opts', *opts, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '20']
+    words += ['REPORT.MAPS', '1', 'TRAIN.EPOCHS', '1', 'REPORT.PIXEL_FLOOR', 'True']
     given = {'TRAIN_IMAGES': 0, 'VIEWS': 'all'}
     sections = {'DATA': given, 'REPORT': {'WRITE': True}, 'MODEL': LABELS_DECIDE}
     return finished_run('finetune', data, folder, *words, model=FINE, **sections)
