@@ -3,7 +3,7 @@
 #   bash scripts/studies/main_model.sh LABELLED UNLABELLED OUT
 # LABELLED: CheXpert's layout with one CSV file, all.csv. UNLABELLED: a folder of images.
 # PARTS='primary probes': only these parts. SEED=3: only this seed. PARALLEL=2: runs at a time, one CPU
-# core each. About 28 core-hours in all (estimated). Run again after a stop, it resumes. Copy the
+# core each. About 30 core-hours in all (estimated). Run again after a stop, it resumes. Copy the
 # predictions of finished seeds to OUT/results/predictions, and the tables contain them.
 . "$(dirname "$0")/prepare.sh"
 variants='normalised hog ratio75 unit16 crops20 noise'
@@ -24,7 +24,7 @@ part() {
 
 part primary 10 "$(echo {,scratch_}swin{,_low,_high})" '1 0.1'
 part probes 5 "$(echo {linear,attentive}_{,random_}swin)" '1 0.1'
-part vit 5 "$(echo {mae,simmim,scratch}{,_low,_high} {linear,attentive}_{mae,simmim,random})" '1 0.1'
+part vit 5 "$(echo {mae,mae0,simmim,scratch}{,_low,_high} {linear,attentive}_{mae,mae0,simmim,random})" '1 0.1'
 part longer 3 "$(echo scratch{60,120}{,_low})" 1
 for name in swin20 $variants epochs150; do part exploratory 3 "$name ${name}_low ${name}_high attentive_$name" 1; done
 part exploratory 3 "$(echo images{3000,1500}{,_low,_high})" 1

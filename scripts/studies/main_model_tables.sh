@@ -24,10 +24,11 @@ draw() {
 draw primary primary swin_{1/scratch_swin_1,0.1/scratch_swin_0.1}
 "${table[@]}" --save "$results/secondary" --row \
     {swin,scratch_swin,{linear,attentive}_{,random_}swin,pixels}_{1,0.1} \
-    {mae,simmim,scratch,{linear,attentive}_{mae,simmim,random}}_{1,0.1} scratch{60,120}_1
+    {mae,mae0,simmim,scratch,{linear,attentive}_{mae,mae0,simmim,random}}_{1,0.1} scratch{60,120}_1
 draw secondary vit mae_{1/simmim_1,0.1/simmim_0.1} \
     linear_mae_{1/linear_simmim_1,0.1/linear_simmim_0.1} attentive_mae_{1/attentive_simmim_1,0.1/attentive_simmim_0.1} \
-    simmim_{1/scratch_1,0.1/scratch_0.1} scratch{60,120}_1/{scratch,simmim}_1
+    simmim_{1/scratch_1,0.1/scratch_0.1} mae_{1/mae0_1,0.1/mae0_0.1} mae0_{1/scratch_1,0.1/scratch_0.1} \
+    scratch{60,120}_1/{scratch,simmim}_1
 draw secondary pixels {,scratch_,linear_,attentive_}swin_{1/pixels_1,0.1/pixels_0.1} \
     {mae,simmim,scratch}_{1/pixels_1,0.1/pixels_0.1} scratch{60,120}_1/pixels_1
 
