@@ -5,7 +5,7 @@ from typing import Any
 
 from evaluation.intervals import LEVEL
 
-UNDEFINED = 'more than 5 of 100 resamples leave the score undefined'
+UNDEFINED = 'more than 5 of 100 resamples leave the score undefined, or all have the same score'
 CAUSES = {  # of missing intervals, by the name of the part
     'means': 'a label of the mean has none',
     'delong': 'the variance is 0 or undefined',

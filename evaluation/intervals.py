@@ -53,10 +53,11 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """Compute the 95 % percentile interval of bootstrap replicates [R].
 
     Replicates are NaN where the score is undefined. The interval is NaN if fewer than 95 % are
-    defined.
+    defined, and if all are equal, for example for perfectly separated classes: this does not mean
+    that the score is certain.
     """
     defined = values[~np.isnan(values)]
-    if not defined.size or defined.size / len(values) < 0.95:
+    if not defined.size or defined.size / len(values) < 0.95 or np.ptp(defined) == 0:
         return float('nan'), float('nan')
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)

@@ -81,7 +81,8 @@ from system.files import replace_file
 from system.tool import Paragraphs, at_least, tool
 
 FEW_RESAMPLES = (
-    'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
+    'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label, '
+    'or all have the same score.'
 )
 TUNING = 'tuning.csv'
 DRAWN = ('row', 'against', 'score', 'difference', 'by_seed', 'verdict')  # columns

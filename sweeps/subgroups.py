@@ -237,8 +237,8 @@ def _notes(collected: Collected) -> Iterator[str]:
         f'{title}, on {found["split"]}: mean over the finished seeds, with the 95 % interval over '
         f'patients of that mean ({found["resamples"]:,} resamples). In a group, a mean is that of '
         'the labels with both classes there. Where no interval is shown, a class is absent in more '
-        'than 5 of 100 resamples. A study is scored in a group of a view by its images '
-        'of this view.'
+        'than 5 of 100 resamples, or all have the same score. A study is scored in a group of a '
+        'view by its images of this view.'
     )
     yield (
         'Differences are paired by seed and patient, with their 95 % interval over patients. '

@@ -86,7 +86,8 @@ def test_predictions_that_are_the_same_or_in_the_same_order_are_named():
     one, two = (cases.with_labels([True, True, False]) for cases in (a, b))
     mean = compare(one, two, resamples=50, seed=0)['means']['labels_with_both_classes']
     assert mean['same'] == 'same order of cases'
-    assert mean['difference'] == dict.fromkeys(('value', 'low', 'high'), 0.0)
+    assert mean['difference']['value'] == 0
+    assert np.isnan([mean['difference']['low'], mean['p_bootstrap']]).all()
 
 
 def test_rows_are_matched_by_path_and_labels_by_name():
@@ -127,10 +128,11 @@ def test_a_label_of_one_class_is_left_out_of_the_comparison_and_its_mean():
 
 def test_bootstrap_p_worked_by_hand():
     assert bootstrap_p(np.array([0.1] * 17 + [-0.1] * 2)) == pytest.approx(2 * 3 / 20)
-    assert bootstrap_p(np.array([-0.1] * 19)) == pytest.approx(2 * 1 / 20)
+    assert bootstrap_p(np.linspace(-0.2, -0.1, 19)) == pytest.approx(2 * 1 / 20)
+    assert np.isnan(bootstrap_p(np.full(19, -0.1)))  # no interval
     assert bootstrap_p(np.array([0.0] * 3 + [0.1] * 16)) == pytest.approx(2 * 4 / 20)
     assert bootstrap_p(np.array([0.1, -0.1])) == 1.0
-    assert bootstrap_p(np.array([0.1] * 19 + [NAN])) == pytest.approx(2 * 1 / 20)
+    assert bootstrap_p(np.array([0.1] * 18 + [0.2, NAN])) == pytest.approx(2 * 1 / 20)
     assert np.isnan(bootstrap_p(np.array([0.1] * 18 + [NAN] * 2)))
 
 

@@ -53,6 +53,9 @@ def test_an_interval_contains_the_middle_95_percent_of_the_defined_values():
     values[950] = np.nan
     assert np.isnan(interval(values)).all()
     assert np.isnan(interval(np.array([]))).all()
+    perfect = np.full(1000, np.nan)
+    perfect[:980] = 1.0  # separated classes in each resample that has both
+    assert np.isnan(interval(perfect)).all()
 
 
 def test_repeated_images_of_a_patient_do_not_narrow_the_interval():
