@@ -55,6 +55,7 @@ PNG_PASSES += ((0, 1, 1, 2),)
 COMPRESSION, PLAIN, DEFLATE = 259, 1, (8, 32946)  # tag of a TIFF, and values that are read
 TIFF_PIXEL_BYTES = 16  # at most, with the rows and columns of tiles beyond the image
 TIFF_BITS, TIFF_PLANES, TIFF_ROWS = 258, 284, 273  # tags; the last one is absent with tiles
+TIFF_GREY, WHITE_IS_ZERO = 262, 0  # tag of the meaning of grey levels, and a value
 TIFF_PLACES = (273, 324), (279, 325)  # tags of the offsets of strips and tiles, and of their sizes
 
 PYDICOM = "pip install 'pydicom>=3.0'"
@@ -397,6 +398,10 @@ def _refuse_damaged_strips(data: bytes, image: Image.Image) -> None:
 
 def _to_grey(image: Image.Image) -> Image.Image:
     if image.mode in MODES_16_BIT:
+        # Pillow neither applies a transparent level nor inverts 16 bits.
+        inverted = image.format == 'TIFF' and image.tag_v2.get(TIFF_GREY) == WHITE_IS_ZERO
+        if inverted or image.has_transparency_data:
+            raise ValueError('16-bit grey must be saved with 0 as black and without transparency')
         return _from_16_bit(np.asarray(image))
     if image.mode not in MODES_8_BIT:
         raise ValueError(f'pixels of mode {image.mode!r} are neither 8-bit nor 16-bit grey')

@@ -293,6 +293,12 @@ BAD = {
     'floats': encode(Image.fromarray(np.asarray(GREY, np.float32)), 'TIFF'),
     '16-bit colour': png(2, 3),
     '16-bit alpha': png(4, 2),
+    'a transparent 16-bit level': encode(DEEP, 'PNG', transparency=3),
+    '16 bits with 0 as white': (
+        encode(DEEP, 'TIFF').replace(
+            struct.pack('<HHII', 262, 3, 1, 1), struct.pack('<HHII', 262, 3, 1, 0)
+        )
+    ),
 }
 
 
