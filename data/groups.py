@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from data.records import SEXES, Records
+from data.records import OLDEST, SEXES, Records
 from data.table import KEYS, Table
 
 UNKNOWN = 'unknown'  # name of the group of images that are in no group
@@ -135,7 +135,7 @@ def add_demographics(records: Records, demographics: str) -> Records:
         sexes = _by_patient(table.cells, sex[0], demographics).reindex(records.patient)
         found['sex'] = sexes.fillna('Unknown').to_numpy(object)
     if age := [column for column in AGE_COLUMNS if column in table]:
-        table.cells[age[0]] = table.numbers(age[0], 'value of the age')
+        table.cells[age[0]] = table.numbers(age[0], 'value of the age', most=OLDEST)
         ages = _by_patient(table.cells, age[0], demographics).reindex(records.patient)
         found['age'] = ages.to_numpy(float)
     return replace(records, **found)

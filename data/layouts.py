@@ -21,7 +21,7 @@ from data.datasets import register_dataset
 from data.image_source import ImageSource
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.names import IMAGE_SUFFIXES
-from data.records import VIEWS_HINT, Records, existing_records, lacks_images, open_images
+from data.records import OLDEST, VIEWS_HINT, Records, existing_records, lacks_images, open_images
 from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse
 from data.tasks import task_of
 from system.files import is_below
@@ -42,7 +42,6 @@ SEXES = {'f': 'Female', 'female': 'Female', 'm': 'Male', 'male': 'Male'}
 SEXES |= dict.fromkeys(('', 'u', 'unknown', 'o', 'other', 'none', 'nan'), 'Unknown')
 AGE = re.compile(r'(\d+(?:\.\d*)?) ?([YMWD]?)(?: or more|\+)?', re.ASCII)  # 61, 061Y, 85 or more
 PER_YEAR = {'': 1.0, 'Y': 1.0, 'M': 12.0, 'W': 52.18, 'D': 365.25}
-OLDEST = 120  # years; a greater age, such as NIH's 412, is a typing error and counts as unknown
 COLUMN = re.compile(r'\{([^{}]+)\}')
 IMAGE = re.compile(r'([^{]*\*/)?[^*]*\{[^{}*]+\}[^*]*')  # folders with *, then columns
 SUFFIX_PATTERN = rf'(?i:{"|".join(map(re.escape, IMAGE_SUFFIXES))})'
@@ -580,5 +579,6 @@ def _describe(layout: Layout, table: Table) -> dict[str, np.ndarray]:
 
 
 def _years(match: re.Match[str]) -> float:
+    # A greater age, such as NIH's 412, is a typing error and counts as unknown.
     years = float(match[1]) / PER_YEAR[match[2]]
     return years if years <= OLDEST else np.nan

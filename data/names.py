@@ -13,7 +13,7 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *DICOM_SUFFI
 STUDY = re.compile(
     r'\A(?P<study>(?:.*?/)?(?P<patient>patient\d+|p\d+)/(?:study|s)\d+)(?=/|\Z)(?P<image>.*)'
 )
-PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|[^/]*\Z')  # or the name of the file
+PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|(?<![^/])[^/]*\Z')  # or the name of the file
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
 VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)

@@ -19,6 +19,7 @@ from data.store import BAD_FILE, is_store, open_store
 from data.table import LARGEST, Fault, OnFault, Table, refuse
 
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
+OLDEST = 120  # years; the highest age of a patient
 SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
@@ -271,7 +272,7 @@ def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Rec
         **{name: table[name].to_numpy(object) for name in names},
         view=np.where(view == '', views_in_names(table['path']), view),
         sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
-        age=table.numbers('Age', 'value of the age'),
+        age=table.numbers('Age', 'value of the age', most=OLDEST),
         ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
         labels=labels_of(table, labels, cells),
         label_names=tuple(labels),

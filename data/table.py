@@ -29,7 +29,7 @@ SHOWN = 100  # number of characters of a cell in a message
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what damaged files raise
 # A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
 MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
-EXCEL_ROW = re.compile(rb"""<(?:\w+:)?row\s(?:[^>]*\s)?r=["'](\d+)["']""")  # of the XML of a sheet
+EXCEL_ROW = re.compile(rb"""<(?:\w+:)?row\s(?:[^<>]*\s)?r=["'](\d+)["']""")  # of the XML of a sheet
 MAX_ROWS, MAX_CELLS = 2**20, 2**23  # of an Excel file, with the empty ones before its cells
 
 

@@ -22,6 +22,7 @@ from config import default_config
 from data.chexpert import read_csv, read_folder
 from data.groups import MOST_GROUPS, group_columns, standard_groups
 from data.labels import LABELS
+from data.names import PATIENT_AND_BELOW
 from data.records import Records, select_views
 from data.splits import split_holdout, split_patients, take_subset
 from data.table import Table
@@ -216,6 +217,7 @@ def test_bad_study_is_refused(tmp_path: Path, name: str, place: str) -> None:
         ('Sex', 'male'),
         ('Age', '-1'),
         ('Age', '1e999'),
+        ('Age', '1954'),  # a year of birth
         ('Edema', '2.0'),
         ('Path', '../train/patient00001/study1/view1_frontal.jpg'),
         ('Path', '/etc/patient00001/study1/view1_frontal.jpg'),
@@ -527,6 +529,12 @@ def test_an_excel_file_reads_like_the_csv_file(
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=r'demo\.xlsx'):
             group_columns(grouped, columns, demographics=file.name)
+
+
+def test_long_names_and_sheets_of_unclosed_rows_are_searched_once() -> None:
+    """With quadratic time, this test would take hours."""
+    assert PATIENT_AND_BELOW.sub('', 'a' * 10**6 + '/view1.jpg') == 'a' * 10**6 + '/'
+    data.table._refuse_exchanged_rows(b'<row ' * 10**6)
 
 
 def test_rows_of_zeros_in_an_excel_file_are_rows_and_empty_ones_are_not(tmp_path: Path) -> None:
