@@ -392,7 +392,7 @@ def _describe_run(
     data, family = config.DATA, family_of(config)
     checkpoint = ', '.join(names.file(source) for source in sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
-    data_set = f'{data.DATASET}{labeller}'
+    data_set = f'{names.file(data.DATASET)}{labeller}'
     steps = ', '.join(scored_steps(config)) or 'none'
     return {
         'Task': data.TASK,

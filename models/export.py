@@ -7,6 +7,7 @@ Swin's patch merging and relative positions have the same order in SimMIM, timm 
 Only the names differ, and in timm patch merging belongs to the next stage.
 """
 
+import html
 import importlib.util
 import json
 import logging
@@ -26,6 +27,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from config import Config, check_config, enlarged_side, pixel_statistics, scored_steps, value_at
 from data.tasks import NUMBERS, task_of
@@ -269,7 +271,9 @@ def model_card(source: Source, *, has_processor: bool) -> str:
         part = PRETRAINING[config.MODEL.PRETRAIN]
         method, keys = part.title, ['MODEL.PRETRAIN', *part.options()]
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, finalize=_literal
+    )
     return environment.get_template('model_card.md.j2').render(
         config=config,
         facts=facts(source),
@@ -553,7 +557,11 @@ def _trace(source: Source) -> ExportedProgram:
     shapes = ({0: Dim('batch', max=MOST_IMAGES)},)
     images = example_images(source, EXAMPLES)
     # With strict=False, a length such as len(tokens) would become a constant.
-    return torch.export.export(source.network, (images,), dynamic_shapes=shapes, strict=True)
+    program = torch.export.export(source.network, (images,), dynamic_shapes=shapes, strict=True)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop('stack_trace', None)  # the paths of the source code on this machine
+    return program
 
 
 def _shown_options(config: Config, keys: Sequence[str]) -> list[str]:
@@ -563,11 +571,25 @@ def _shown_options(config: Config, keys: Sequence[str]) -> list[str]:
     return [key for key in (*SHARED_OPTIONS, *keys, 'PRETRAINED') if key not in hidden]
 
 
+def _literal(value: object) -> str:
+    """Return a value, which may come from a foreign file, as one line without markup."""
+    text = html.escape(' '.join(str(value).split()), quote=False)
+    return text.replace('|', '&#124;').replace('`', '&#96;')
+
+
 def _option(config: Config, key: str) -> object:
     """Return the value of an option for the model card, with only the name of a path or none."""
     value = value_at(config, key)
-    if key == 'PRETRAINED':
+    if key in ('PRETRAINED', 'DATA.DATASET'):  # a data set may be the path of its layout
         return PurePath(value).name or 'nothing'
     if key == 'DATA.SOURCES':
-        return [{name: entry[name] for name in entry if name != 'path'} for entry in value]
+        names = [PurePath(entry['dataset']).name for entry in value]
+        return [
+            {
+                name: data_set if name == 'dataset' else entry[name]
+                for name in entry
+                if name != 'path'
+            }
+            for entry, data_set in zip(value, names, strict=True)
+        ]
     return dict(value) if isinstance(value, dict) else value

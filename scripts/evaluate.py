@@ -150,7 +150,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     files = zip(sets, args.predictions, strict=True)
     run = {
         'Predictions': '; '.join(f'{cases.name}: {names.file(file)}' for cases, file in files),
-        'Labels': names.file(args.labels),
+        'Labels': describe_labels(args, names),
         'Task': args.task,
         **({'Blank labels': args.blank} if TASKS[args.task].has_policies else {}),
         'Resamples': args.resamples,
@@ -160,7 +160,8 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     if is_numbers and args.thresholds_from:
         raise ValueError('--thresholds-from is for labels, and numbers have no threshold')
     compare = compare_number_sets if is_numbers else compare_sets
-    comparisons = compare(sets, protocol, name=args.labels.stem)
+    name = args.split if args.dataset else args.labels.stem
+    comparisons = compare(sets, protocol, name=name)
     compared = {(entry['a'], entry['b']) for entry in comparisons}
     for pair in combinations([cases.name for cases in sets], 2):
         if pair not in compared:
@@ -189,6 +190,14 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     )
     rename_images(document, names)
     return document
+
+
+def describe_labels(args: argparse.Namespace, names: Names) -> str:
+    """Return the label file, or the data set without its folder if names are hashed."""
+    if not args.dataset:
+        return names.file(args.labels)
+    data_set = f'{names.file(args.dataset)}, {args.split}'
+    return data_set if args.anonymise else f'{args.labels} ({data_set})'
 
 
 def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], list[str]]:

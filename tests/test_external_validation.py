@@ -1,6 +1,7 @@
 """A model with one label set is scored on the common findings of another data set."""
 
 import json
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -96,16 +97,20 @@ def test_the_labels_of_several_models_do_not_depend_on_their_order(tmp_path: Pat
 
 
 def test_an_anonymised_report_does_not_state_the_folder_of_the_data_set(tmp_path, nih) -> None:
-    root, truth = nih
+    _, truth = nih
+    root = tmp_path / 'Dr. Miller'
+    root.symlink_to(nih[0])
     scores = pd.DataFrame({'Path': [f'{root}/images/{name}' for name in truth.index]})
     more = pd.DataFrame({'Path': ['other.png']})
     pd.concat([scores, more]).assign(Edema=0.5).to_csv(tmp_path / 'model.csv', index=False)
-    words = ['--predictions', tmp_path / 'model.csv', '--labels', root, '--dataset', 'nih']
+    files = [tmp_path / 'model.csv', tmp_path / 'other.csv']
+    shutil.copy(*files)
+    words = ['--predictions', *files, '--labels', root, '--dataset', 'nih']
     found = report(tmp_path / 'out', *words, '--level', 'image', '--anonymise')
-    (line,) = [line for line in found['warnings'] if 'have no labelled row' in line]
+    line, _ = [line for line in found['warnings'] if 'have no labelled row' in line]
     assert 'Data_Entry_2017.csv' in line
     for page in (tmp_path / 'out').glob('report*'):
-        assert str(tmp_path) not in page.read_text()
+        assert str(tmp_path) not in page.read_text() and 'Miller' not in page.read_text()
 
 
 def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Exports: timm, transformers, onnxruntime and torch.export compute the same outputs."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,21 @@ def test_the_card_lists_the_sources_of_pretraining_or_the_fold_that_was_left_out
     assert 'DATA.SOURCES' not in rows
 
 
+def test_the_card_shows_the_text_of_a_foreign_checkpoint_literally_and_no_paths(tmp_path):
+    layout = '/home/someone/clinic.yaml'
+    sources = [{'dataset': layout, 'name': 'a', 'path': 'x'}]
+    tag = 'a\n# Approved\n<img src=x> | `b`'
+    source = load_run(tmp_path, 'simmim', DATA={'DATASET': layout})
+    source.config.defrost()
+    source.config.TAG = tag
+    rows, text = card_rows(source)
+    assert rows['TAG'] == 'a # Approved &lt;img src=x&gt; &#124; &#96;b&#96;'
+    source.config.DATA.SOURCES = sources
+    rows, more = card_rows(source)
+    assert "'dataset': 'clinic.yaml'" in rows['DATA.SOURCES']
+    assert 'someone' not in text + more and 'clinic.yaml' in text
+
+
 @pytest.mark.parametrize('trained, scored', [(['equalize'], []), ([], ['equalize'])])
 def test_the_card_states_the_steps_of_scored_images(trained, scored, tmp_path):
     sections = {'DATA': {'PREPROCESS': trained, 'NORMALIZE': 'image'}}
@@ -227,6 +243,7 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(tmp_path):
     for count in (1, 5):
         assert_outputs(compute(example_images(source, count).numpy()), source, count)
     assert list(path.parent.iterdir()) == [path]  # the file contains the weights
+    assert b'swin_transformer.py' not in path.read_bytes()  # no paths of source code
     about = json.loads(session.get_modelmeta().custom_metadata_map['simmim'])
     assert about['outputs'] == list(source.outputs) and about['input_size'] == [1, 32, 32]
     assert about['activation'] == 'softmax over negative and positive'
@@ -241,6 +258,10 @@ def test_a_program_of_torch_export_computes_the_same_for_any_number_of_images(tm
         with torch.no_grad():
             assert_outputs(program(example_images(source, count)).numpy(), source, count)
     assert json.loads(extra['simmim.json'])['std'] == [0.292]
+    with zipfile.ZipFile(path) as archive:  # no paths of source code
+        assert not any(
+            b'vision_transformer.py' in archive.read(name) for name in archive.namelist()
+        )
 
 
 @slow

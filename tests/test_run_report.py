@@ -22,6 +22,7 @@ from data.phantom import make_phantom
 from data.predictions import read_predictions
 from data.reading import SCORED_SPLITS
 from evaluation import run_report
+from evaluation.report import Names
 from evaluation.run_report import SELECTED_ON_VALID, FinalScores, check_scoring
 from logger import read_metrics
 from system.files import sha256
@@ -184,6 +185,14 @@ def test_a_failure_of_the_pixel_floor_keeps_the_scores(
     with pytest.raises(OSError, match='disk'):
         final.write([], ['one', 'other'])
     assert json.loads((tmp_path / 'scores.json').read_text()) == final.table
+
+
+def test_an_anonymised_report_names_a_layout_without_its_folder(tmp_path: Path) -> None:
+    config = default_config()
+    config.DATA.DATASET = '/home/someone/clinic.yaml'
+    config.REPORT.ANONYMISE = True
+    rows = run_report._describe_run(config, ['/home/someone/a.pth'], {}, Names(tmp_path))
+    assert rows['Data'] == 'clinic.yaml' and 'someone' not in str(rows)
 
 
 @pytest.mark.slow
