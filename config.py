@@ -10,6 +10,7 @@ Keys, defaults and meanings are SimMIM's. `Own` declares a key that SimMIM does 
 import argparse
 import difflib
 import math
+import re
 from ast import literal_eval
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -979,6 +980,24 @@ class YamlLoader(_UniqueKeys, getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
     """Reads YAML as plain values."""
 
 
+def _as_number(node_kind: str) -> Callable[[YamlLoader, yaml.ScalarNode], Any]:
+    """Return a constructor that leaves numbers as text which only YAML 1.1 reads as others.
+
+    It reads 0100 as 64 and 1:40 as 100. As text they are refused where a number is expected.
+    """
+
+    def construct(loader: YamlLoader, node: yaml.ScalarNode) -> Any:
+        text = loader.construct_scalar(node)
+        is_other = ':' in text or (node_kind == 'int' and re.match(r'[-+]?0[\d_]', text))
+        return text if is_other else getattr(loader, f'construct_yaml_{node_kind}')(node)
+
+    return construct
+
+
+for _kind in ('int', 'float'):
+    YamlLoader.add_constructor(f'tag:yaml.org,2002:{_kind}', _as_number(_kind))
+
+
 class _TextLoader(_UniqueKeys, yaml.BaseLoader):
     """Reads the values of YAML as text."""
 
@@ -1407,7 +1426,11 @@ def _read_options(text: str) -> dict[str, Any]:
     options = load_yaml(text)
     if not isinstance(options, dict):
         raise ValueError(f'options must be a mapping of keys to values, got {options!r:.100}')
-    return dict(_flatten(options))
+    flat = dict(pairs := [*_flatten(options)])
+    if len(flat) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f'{next(key for key in flat if keys.count(key) > 1)} is given twice')
+    return flat
 
 
 def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
@@ -1460,7 +1483,9 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
     typed = _current_value(key, _as_type(value, kind))
     if kind is dict and isinstance(typed, dict):
         typed = CN(dict(typed), new_allowed=True)
-    elif not (_has_type(typed, kind) or (typed is None and OPTIONS[key].or_none)):
+    elif not (
+        _has_type(typed, kind) or (typed is None and key in OPTIONS and OPTIONS[key].or_none)
+    ):
         allowed = 'a section of keys' if kind is CfgNode else kind.__name__
         got = f'{value!r:.100} ({type(value).__name__})'
         raise ValueError(f'{key} in {source} must be {allowed}, got {got}')

@@ -146,15 +146,18 @@ class WeightsAndBiases(Writer):
             dir=str(folder),
             name=name,
             config=load_yaml(config_text(config)),
-            settings=wandb.Settings(console='off'),
+            # Nothing about the computer, the command line or the repository is sent.
+            settings=wandb.Settings(
+                console='off', host='hidden', disable_git=True, x_disable_meta=True
+            ),
         )
         for kind in ('epoch', 'step'):
             self.run.define_metric(f'{kind}/*', step_metric=kind)
         if not self.run.offline:
             logger.warning(
-                f'LOGGER wandb sends options, metrics, reconstructions and maps of X-rays, and the '
-                f'report to {self.run.url}. If your data must not leave your institution, set '
-                'WANDB_MODE=offline'
+                f'LOGGER wandb sends options with their paths, metrics, reconstructions and maps '
+                f'of X-rays, and the report to {self.run.url}. If your data must not leave your '
+                'institution, set WANDB_MODE=offline'
             )
 
     def write_scalars(self, scalars: dict[str, float], step: int) -> None:

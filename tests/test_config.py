@@ -155,11 +155,14 @@ def test_a_value_is_read_the_same_from_opts_and_from_yaml(tmp_path, cfg, key, te
     [
         ('TRAIN.EPOCHS', 'many'),
         ('TRAIN.EPOCHS', '10.5'),
+        ('TRAIN.EPOCHS', '0100'),  # YAML 1.1 reads 64
+        ('TRAIN.EPOCHS', '1:40'),  # 100
         ('TRAIN.EPOCHS', 'True'),
         ('TRAIN.BASE_LR', '1e999'),
         ('MODEL.SWIN.DEPTHS', '2'),
         ('DATA.IMG_SIZE', 'None'),
         ('DATA', '7'),
+        ('DATA', 'null'),
     ],
 )
 def test_a_value_of_the_wrong_type_names_key_and_source(tmp_path, cfg, key, text) -> None:
@@ -192,6 +195,7 @@ def test_an_unknown_key_is_an_error_that_suggests_a_similar_key(tmp_path, cfg) -
         'BASE: x.yaml',
         'BASE: [no.yaml]',
         'TRAIN: !!map [1, 2]',
+        'DATA: {IMG_SIZE: 224}\nDATA.IMG_SIZE: 192',
     ],  # fmt: skip
 )
 def test_a_file_that_is_not_a_config_is_named(tmp_path, text) -> None:

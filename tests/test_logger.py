@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -217,6 +218,7 @@ def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_
         sent = b''.join(data[start + 7 : start + 2**15] for start in range(0, len(data), 2**15))
         assert all(text in sent for text in (b'epoch/loss', f'{0.5 + epoch}'.encode(), b'0.75'))
         assert b'epoch/maps/edema' in sent and b'report.html' in sent and b'DATA_PATH' in sent
+        assert b'pytest' not in sent and socket.gethostname().encode() not in sent
 
 
 def test_a_copied_run_folder_has_an_id_of_its_own_at_weights_and_biases(tmp_path, monkeypatch):
