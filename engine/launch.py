@@ -232,7 +232,7 @@ def setup_run(args: Namespace, process: Process) -> None:
             in use, or contains another run, or if the checkpoint to start from does not exist.
     """
     config = get_config(args)
-    _set_determinism(config.TRAIN.DETERMINISTIC)
+    set_determinism(config.TRAIN.DETERMINISTIC)
     device = local_device()
     distributed.init_process_group(device, config.TRAIN.RANK_TIMEOUT_MINUTES)
     seed = config.SEED + distributed.rank()
@@ -361,7 +361,8 @@ def _facts(args: Namespace, config: Config, device: torch.device) -> dict[str, A
     }
 
 
-def _set_determinism(wanted: bool) -> None:
+def set_determinism(wanted: bool) -> None:
+    """Choose deterministic operations, or else the fastest convolutions of cuDNN."""
     if wanted:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read when CUDA starts
     torch.use_deterministic_algorithms(wanted)

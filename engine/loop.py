@@ -150,10 +150,15 @@ def wrap_model(run: Run, state: TrainState) -> None:
     # Compiling gains little on a CPU: docs/explanation/speed.md.
     if how == 'none' or (how == 'auto' and run.device.type == 'cpu'):
         return
+    exchanged = ''  # by the processes in the forward pass
+    if any(isinstance(part, nn.SyncBatchNorm) for part in state.model.modules()):
+        exchanged = 'statistics of batch norms'
     if run.stage == 'contrastive' and processes > 1:
+        exchanged = 'features'
+    if exchanged:
         logger.info(
-            'TRAIN.COMPILE: the model is not compiled, because contrastive pre-training in several '
-            'processes exchanges features in the forward pass'
+            f'TRAIN.COMPILE: the model is not compiled, because the processes exchange {exchanged} '
+            'in the forward pass'
         )
         return
     state.model = Compiled(

@@ -103,7 +103,8 @@ class Preflight:
             yield
         except ERRORS as error:
             code, message = explain(error)
-            if code == EXIT_OTHER_PROCESS:
+            lacks_memory = isinstance(error, torch.OutOfMemoryError)  # the others wait for this one
+            if code == EXIT_OTHER_PROCESS or (lacks_memory and distributed.world_size() > 1):
                 raise
             self.add(check, message, advice, problem=True)
 
@@ -195,6 +196,7 @@ class Preflight:
                 step = self._seconds(lambda: self._step(state, batch), NUM_STEPS) / size
                 forward = step
                 if self.loss_fn is not None:
+                    self._forward(state, batch)  # the first one takes longer
                     forward = self._seconds(lambda: self._forward(state, batch), NUM_STEPS) / size
                 times = step, forward, self._read_seconds(self.loaders[self.main])
         measured = distributed.gather(times)
@@ -226,9 +228,11 @@ class Preflight:
         if is_contrastive:
             advice = 'use more processes with a smaller --batch-size, or --use-checkpoint'
         try:
-            self._step(state, first_images(batch, size))
+            for _ in range(2):  # from the second step on, the optimizer has its averages
+                self._step(state, first_images(batch, size))
         except torch.OutOfMemoryError:
-            self.add('memory', f'a step of {size} images does not fit', advice, problem=True)
+            found = f'a step of {size} images without compilation does not fit'
+            self.add('memory', found, advice, problem=True)
             return 0
         if self.run.device.type == 'cuda':
             peak = torch.cuda.max_memory_allocated()
@@ -341,10 +345,10 @@ class Preflight:
 
     @torch.no_grad()
     def _forward(self, state: TrainState, batch: Batch) -> None:
-        """Compute the loss of a batch as in validation."""
-        state.model.eval()
+        """Compute the loss of a batch as in validation, whose model is not compiled."""
+        state.module.eval()
         with autocast(self.config, self.run.device):
-            self.loss_fn(state.model, to_device(batch, self.run.device))
+            self.loss_fn(state.module, to_device(batch, self.run.device))
 
     def _seconds(self, work: Callable[[], None], repeats: int = 1) -> float:
         start = synchronized_time(self.run.device)

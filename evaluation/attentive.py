@@ -45,12 +45,12 @@ def fit_attention_head(
     Returns:
         The head, and the rate with its out-of-fold loss.
     """
-    fold, given = patient_folds(targets, patients), torch.from_numpy(tokens)
-    known = torch.from_numpy(targets)
+    fold, known = patient_folds(targets, patients), torch.from_numpy(targets)
+    given = _on(device, torch.from_numpy(tokens))
 
-    def train(rows: np.ndarray, rate: float) -> nn.Module:
+    def train(used: np.ndarray, rate: float) -> nn.Module:
         options = {'loss_fn': loss_fn, 'rate': rate, 'device': device, 'seed': seed}
-        return _train(make_head, given[rows], known[rows], **options)
+        return _train(make_head, given, known.to(given.device), np.flatnonzero(used), **options)
 
     losses = []
     for rate in RATES:
@@ -58,7 +58,7 @@ def fit_attention_head(
         for number in np.unique(fold):
             own = fold == number
             if not own.all():
-                outputs[own] = _predict(train(~own, rate), given[own], device)
+                outputs[own] = _predict(train(~own, rate), given, np.flatnonzero(own), device)
         losses.append(loss_fn(outputs, known).item())
     best = int(np.argmin(losses))
     return train(np.ones(len(targets), bool), RATES[best]), Choice(RATES[best], losses[best])
@@ -68,6 +68,7 @@ def _train(
     make_head: Callable[[], nn.Module],
     tokens: Tensor,
     targets: Tensor,
+    used: np.ndarray,
     *,
     loss_fn: LabelLoss,
     rate: float,
@@ -77,13 +78,14 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = make_head().to(device).train()
-    order = torch.Generator().manual_seed(seed)
+    order, rows = torch.Generator().manual_seed(seed), torch.from_numpy(used)
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-    steps = EPOCHS * -(-len(tokens) // BATCH_SIZE)
+    steps = EPOCHS * -(-len(rows) // BATCH_SIZE)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(tokens), generator=order).split(BATCH_SIZE):
-            loss = loss_fn(head(tokens[rows].to(device).float()), targets[rows].to(device))
+        drawn = rows[torch.randperm(len(rows), generator=order)].to(tokens.device)
+        for at in drawn.split(BATCH_SIZE):
+            loss = loss_fn(head(tokens[at].to(device).float()), targets[at].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -92,5 +94,18 @@ def _train(
 
 
 @torch.no_grad()
-def _predict(head: nn.Module, tokens: Tensor, device: torch.device) -> Tensor:  # [N, K]
-    return torch.cat([head(batch.to(device).float()).cpu() for batch in tokens.split(BATCH_SIZE)])
+def _predict(
+    head: nn.Module, tokens: Tensor, used: np.ndarray, device: torch.device
+) -> Tensor:  # [N, K]
+    parts = torch.from_numpy(used).to(tokens.device).split(BATCH_SIZE)
+    return torch.cat([head(tokens[rows].to(device).float()).cpu() for rows in parts])
+
+
+def _on(device: torch.device, tokens: Tensor) -> Tensor:
+    """Move all tokens to a GPU if they need at most half of its free memory.
+
+    Otherwise each step copies its tokens, and the GPU waits for them.
+    """
+    if device.type != 'cuda' or tokens.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return tokens
+    return tokens.to(device)

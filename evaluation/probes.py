@@ -96,9 +96,11 @@ class KnnClassifier(nn.Module):
         nearest = similarity.topk(max(counts), dim=1)  # the nearest first
         weights = ((nearest.values - 1) / KNN_TEMPERATURE).exp()[..., None]  # [B, k, 1]
         targets = self.targets[nearest.indices]  # [B, k, K]
-        last = [count - 1 for count in counts]
-        votes = (weights * targets.nan_to_num()).cumsum(dim=1)[:, last]  # [B, G, K]
-        total = (weights * ~targets.isnan()).cumsum(dim=1)[:, last]
+        parts = weights * targets.nan_to_num(), weights * ~targets.isnan()  # [B, k, K]
+        # On a GPU, a cumulative sum is not deterministic.
+        votes, total = (
+            torch.stack([part[:, :count].sum(1) for count in counts], 1) for part in parts
+        )  # [B, G, K]
         share = torch.where(total > 0, votes / total, 0.5).double()
         return torch.logit(share, eps=SMALLEST_PROBABILITY).swapaxes(0, 1)
 

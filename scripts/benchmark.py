@@ -44,6 +44,7 @@ from data.build import build_loader
 from data.data_contrastive import ViewsTransform
 from data.masking import mask_generator
 from engine import loop
+from engine.launch import set_determinism
 from engine.preflight import endless_batches
 from engine.run_record import Run
 from engine.train_state import TrainState
@@ -173,11 +174,12 @@ def published_steps(
     @cache
     def begin() -> tuple:
         device = local_device()
+        set_determinism(config.TRAIN.DETERMINISTIC)
         model, loss_fn = build_task(config, stage)
         model = (build(config) if build else model).to(device).train()
         optimizer = build_optimizer(config, model, LOGGER, stage != 'finetune')
         if isinstance(optimizer, AdamW):
-            optimizer = AdamW(optimizer.param_groups, fused=False)
+            optimizer = AdamW([group | {'fused': None} for group in optimizer.param_groups])
         scaler = torch.amp.GradScaler(enabled=device.type == 'cuda')
         return model, loss_fn, optimizer, scaler, random_batch(config, stage, device)
 
@@ -246,6 +248,7 @@ def begin_run(
 ) -> tuple[Run, TrainState, loop.LossFunction]:
     """Begin a run without data for `loop.train_one_batch`."""
     folder = Path(tempfile.mkdtemp())
+    set_determinism(config.TRAIN.DETERMINISTIC)
     run = Run(config, stage, folder, local_device(), LOGGER, ScalarLog(folder, enabled=False))
     model, loss_fn = build_task(config, stage)
     state = loop.begin(run, change(model).train(), range(num_batches))

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 
 from config import Config
 from data.packing import Settings, pack, read_source
@@ -193,7 +194,12 @@ def kernels(case: benchmark.Case) -> list[tuple[str, float]]:
     with torch.profiler.profile(activities=kinds) as profile:
         case()
     key = f'self_{"device" if ON_GPU else "cpu"}_time_total'
-    times = {each.key[:80]: getattr(each, key) for each in profile.key_averages()}
+    kind = DeviceType.CUDA if ON_GPU else DeviceType.CPU
+    # Without the kernels that an operator launches, which are events of their own.
+    times = {
+        each.key[:80]: getattr(each, key) * (each.device_type == kind)
+        for each in profile.key_averages()
+    }
     total = sum(times.values()) or 1.0  # without a profiler of the GPU there are no kernels
     return [(name, times[name] / total) for name in sorted(times, key=times.get, reverse=True)]
 

@@ -14,11 +14,20 @@ def local_device() -> torch.device:
     """Select the CUDA device of this process (torchrun's LOCAL_RANK), or the CPU without CUDA.
 
     This also disables TF32, which PyTorch allows for convolutions by default.
+
+    Raises:
+        ValueError: If this computer has fewer GPUs than processes.
     """
     _disable_tf32()
     if not torch.cuda.is_available():
         return torch.device('cpu')
-    device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+    number, gpus = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+    if number >= gpus:
+        raise ValueError(
+            f'process {number} of this computer has no GPU, because PyTorch finds {gpus}: start '
+            f'torchrun with --nproc_per_node {gpus}'
+        )
+    device = torch.device('cuda', number)
     torch.cuda.set_device(device)
     return device
 

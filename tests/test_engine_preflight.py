@@ -13,6 +13,7 @@ import main_simmim
 from config import default_config
 from data.chexpert import read_csv
 from engine import loop, preflight
+from engine.compilation import Compiled
 from models import build_model
 
 ROW = re.compile(r'(ok|warning|problem) +(\w[\w: ]*?)  +(\S.*)')
@@ -167,3 +168,17 @@ def test_the_tried_step_waits_for_no_other_process(phantom, tmp_path, check, mon
     code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
     assert code == 0 and not problems(rows)
     assert order == ['try', 'wrap']
+
+
+def test_validation_is_timed_without_compilation(phantom, tmp_path, check, monkeypatch):
+    """In evaluation, the model would be compiled a second time."""
+    called = []
+
+    def forward(compiled: Compiled, *inputs: torch.Tensor) -> torch.Tensor:
+        called.append(compiled.training)
+        return compiled.module(*inputs)
+
+    monkeypatch.setattr(Compiled, 'forward', forward)
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', TRAIN={'COMPILE': 'max'})
+    code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
+    assert code == 0 and 'validation' in rows['time'][1] and called and all(called)

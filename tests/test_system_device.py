@@ -85,3 +85,11 @@ def test_a_named_device_computes_without_tf32_as_the_default_does(device) -> Non
     assert not any(switch.allow_tf32 for switch in switches)
     with pytest.raises(ValueError, match="'cuda:99'"):
         module.named_device('cuda:99')
+
+
+def test_a_process_without_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    with pytest.raises(ValueError, match='--nproc_per_node 2'):
+        module.local_device()
