@@ -28,19 +28,19 @@ store=$data images=$unlabelled # a store needs no packing
 step '1/3 packing the images at 80 px'
 if [ ! -f "$data/store.json" ]; then
     store=$out/store
-    $python scripts/pack.py --data-path "$data" --output "$store" --size 80 --skip-bad
+    "$python" scripts/pack.py --data-path "$data" --output "$store" --size 80 --skip-bad
 fi
 if [ -n "$unlabelled" ] && [ ! -f "$unlabelled/store.json" ]; then
     images=$out/unlabelled
-    $python scripts/pack.py --data-path "$unlabelled" --output "$images" --size 80 --skip-bad
+    "$python" scripts/pack.py --data-path "$unlabelled" --output "$images" --size 80 --skip-bad
 fi
 
 step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
-$python scripts/ablate.py run "${sweep[@]}" --data-path "$store" \
+"$python" scripts/ablate.py run "${sweep[@]}" --data-path "$store" \
     ${images:+--unlabelled "$images"} --parallel 2 --estimate --images-seen 30000 \
     --pretrain-opts "${PRETRAIN_OPTS:-}" --finetune-opts REPORT.WRITE False "${FINETUNE_OPTS:-}"
 
 step '3/3 table and figures'
-$python scripts/ablate.py table "${sweep[@]}" --save "$out"
-$python scripts/ablate.py plot "${sweep[@]}"
+"$python" scripts/ablate.py table "${sweep[@]}" --save "$out"
+"$python" scripts/ablate.py plot "${sweep[@]}"
 echo "baseline: done in $(((SECONDS - start + 30) / 60)) min"

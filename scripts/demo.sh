@@ -59,7 +59,7 @@ options=(--opts SEED "$seed" FINETUNE.MODE linear_probe DATA.TRAIN_FRACTION 1.0)
 weights=$(ls "$runs"/simmim_pretrain/demo/ckpt_epoch_*.pth | sort -V | tail -n 1)
 step "3/3 linear probes of frozen features: pre-trained and random, side by side (about 1 minute)"
 probe pretrained --pretrained "$weights" "${options[@]}" &
-probe random "${options[@]}" REPORT.PIXEL_FLOOR True
+probe random "${options[@]}" REPORT.PIXEL_FLOOR True || { wait; exit 1; }
 wait $!
 
 $python scripts/demo_table.py "$dir"

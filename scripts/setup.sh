@@ -1,14 +1,8 @@
 # Other scripts source this file. `setup REQUIREMENTS_FILE` creates .venv and installs the file, once.
-# PYTHON is the interpreter (default python3, 3.10 to 3.13).
+# PYTHON is the interpreter of a new .venv (default python3, 3.10 to 3.13).
 
 setup() {
     local requirements=$1 python=${PYTHON:-python3} stamp sum
-    "$python" - <<'PY' || return 1
-import sys
-if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-    sys.exit(f'error: Python 3.10 to 3.13 is needed, but {sys.executable} is '
-             f'{sys.version.split()[0]}: choose another with PYTHON=...')
-PY
     stamp=.venv/.installed-${requirements%.txt}
     sum=$(cat requirements*.txt | cksum)
     # requirements-dev.txt also installs requirements.txt.
@@ -18,7 +12,15 @@ PY
     fi
     local start=$SECONDS
     echo "set-up: installing $requirements into .venv (2 to 10 minutes, once; PyTorch is large)"
-    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv || return 1
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        "$python" - <<'PY' || return 1
+import sys
+if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+    sys.exit(f'error: Python 3.10 to 3.13 is needed, but {sys.executable} is '
+             f'{sys.version.split()[0]}: choose another with PYTHON=...')
+PY
+        "$python" -m venv --clear .venv || return 1
+    fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" || return 1
     echo "$sum" >"$stamp"
     echo "set-up: done in $((SECONDS - start)) s"

@@ -19,9 +19,9 @@ python=${PYTHON:-python}
 export OMP_NUM_THREADS=1 # two runs share two cores
 sweep=(--sweep scripts/comparison/simmim_mae.yaml --scale cpu)
 seeds=(--seeds "${SEEDS:-5}" --folds "${FOLDS:-5}")
-pretrain=() finetune=()
+pretrain='' finetune=''
 if [ -n "${TRIAL:-}" ]; then
-    pretrain=(TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0) finetune=(TRAIN.EPOCHS 2 TRAIN.WARMUP_EPOCHS 0)
+    pretrain='TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0' finetune='TRAIN.EPOCHS 2 TRAIN.WARMUP_EPOCHS 0'
 fi
 start=$SECONDS
 
@@ -29,10 +29,10 @@ step() { echo; echo "== $1 [$(((SECONDS - start) / 60)) min so far]"; }
 
 step '1/3 packing the images at 64 px'
 store=$out/labelled images=$unlabelled
-$python scripts/pack.py --data-path "$labelled" --output "$store" --size 64 --skip-bad
+"$python" scripts/pack.py --data-path "$labelled" --output "$store" --size 64 --skip-bad
 tables=("$store/train.csv")
 if [ -f "$store/valid.csv" ]; then tables+=("$store/valid.csv"); fi
-$python - "${tables[@]}" "$store/all.csv" << 'END' # by the names of the columns, which may have another order
+"$python" - "${tables[@]}" "$store/all.csv" << 'END' # by the names of the columns, which may have another order
 import sys
 import pandas as pd
 *tables, joined = sys.argv[1:]
@@ -41,21 +41,21 @@ pd.concat(parts).to_csv(joined, index=False)
 END
 if [ ! -f "$unlabelled/store.json" ]; then
     images=$out/unlabelled
-    $python scripts/pack.py --data-path "$unlabelled" --output "$images" --size 64 --skip-bad
+    "$python" scripts/pack.py --data-path "$unlabelled" --output "$images" --size 64 --skip-bad
 fi
 
 step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
-$python scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --output "$out" --data-path "$store" \
+"$python" scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --output "$out" --data-path "$store" \
     --unlabelled "$images" --parallel 2 --estimate --keep best \
-    --pretrain-opts "${pretrain[@]}" "${PRETRAIN_OPTS:-}" \
-    --finetune-opts "${finetune[@]}" "${FINETUNE_OPTS:-}"
+    --pretrain-opts "$pretrain" "${PRETRAIN_OPTS:-}" \
+    --finetune-opts "$finetune" "${FINETUNE_OPTS:-}"
 
 step '3/3 tuned settings and tables'
-$python scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
+"$python" scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
     --save "$out/predictions" --tune
-$python scripts/fold_table.py table "${sweep[@]}" --predictions "$out/predictions" \
+"$python" scripts/fold_table.py table "${sweep[@]}" --predictions "$out/predictions" \
     --labels "$store/all.csv" --save "$out/results" --tune
-$python scripts/fold_table.py figure --table "$out/results/simmim_mae_mean.csv" \
+"$python" scripts/fold_table.py figure --table "$out/results/simmim_mae_mean.csv" \
     --save "$out/results/simmim_mae_mean.png"
 echo
 cat "$out/results/simmim_mae_mean.md"

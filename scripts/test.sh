@@ -16,7 +16,7 @@ echo "tests: running (a few minutes on 2 cores)"
 parallel=(-n auto --maxprocesses 8 --dist worksteal)
 if [[ " $* " == *' --all '* ]]; then
     .venv/bin/python -m pytest "${parallel[@]}" -m 'not (slow and alone)' "$@"
-    .venv/bin/python -m pytest -m 'slow and alone' "$@"
+    .venv/bin/python -m pytest -m 'slow and alone' "$@" || [ $? = 5 ] # 5: no such test was chosen
 else
     .venv/bin/python -m pytest "${parallel[@]}" "$@"
 fi

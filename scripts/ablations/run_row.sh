@@ -8,6 +8,9 @@ usage='usage: bash SCRIPT DATA OUTPUT [GPUS]'
 data=$(realpath "${3:?$usage}")
 output=${4:?$usage}
 case $output in /*) ;; *) output=$PWD/$output ;; esac
+for weights in $(compgen -v | grep '_WEIGHTS$'); do # paths of checkpoints, or addresses
+    case ${!weights} in /* | *://*) ;; *) export "$weights=$PWD/${!weights}" ;; esac
+done
 cd "$(dirname "$0")/../.."
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
 exec "${PYTHON:-python}" scripts/ablate.py run --sweep "$1" --row "$2" --data-path "$data" \

@@ -54,13 +54,18 @@ END
 # then kill the processes of all nodes while they save.
 trap '' TERM
 # A job with --exclusive owns all GPUs of its nodes, but a step only gets the GPUs that it requests.
-gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE-}}
+gpus=${SLURM_GPUS_ON_NODE-}
+# Without a request of this job, the variable may be that of the job in which sbatch was called.
+if scontrol show job "$SLURM_JOB_ID" | grep -q 'TresPerNode=.*gpu'; then
+    gpus=${SLURM_GPUS_PER_NODE:-$gpus}
+fi
 # Each node gets all CPUs and variables of the job. After a failure, the other nodes end by themselves
 # and report the reason.
 setsid --wait srun --nodes="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
     ${gpus:+--gpus-per-node="$gpus"} \
     --kill-on-bad-exit=0 --wait=120 bash scripts/slurm/launch.sh "$@"
 code=$?
+[ "$code" -lt 200 ] || code=$((code - 200)) # see `end` in launch.sh
 case $code in
     75 | 143) ended='stopped by a signal' ;;
     134) ended='aborted (SIGABRT), probably by NCCL, which lost another process' ;;
@@ -68,7 +73,10 @@ case $code in
 esac
 
 # A job that was cancelled, or that Slurm requeues by itself, is no longer running.
-state=$(squeue --noheader --jobs "$job" --format %T)
+for _ in 1 2 3 4 5; do
+    state=$(squeue --noheader --jobs "$job" --format %T) && break
+    sleep "${WAIT:-15}" # the controller may be busy
+done
 if [ "$state" != RUNNING ]; then
     echo "slurm: $ended, and not requeued, because the job is ${state:-gone}"
 elif [ "$requeued" -ge "${MAX_REQUEUES:-50}" ]; then

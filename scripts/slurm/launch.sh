@@ -8,16 +8,22 @@ set -uo pipefail
 trap 'exit 75' TERM USR1 # no process has started yet
 
 name=${SLURMD_NODENAME:-$(hostname)} nodes=${SLURM_NNODES:-1} number=${SLURM_NODEID:-0}
+# srun returns the highest code of all nodes. A failure often aborts the other nodes with 134, and must
+# come before it, so that the job is not requeued: job.sh subtracts the 200.
+end() {
+    if [ "$nodes" -gt 1 ] && { [ "$1" = 1 ] || [ "$1" = 2 ]; }; then exit $(($1 + 200)); fi
+    exit "$1"
+}
 if [ -n "${CPU_ONLY-}" ]; then
     gpus=0
     export CUDA_VISIBLE_DEVICES=''
 else
-    gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || exit 1
+    gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || end 1
     if [ "$gpus" -lt "${SLURM_GPUS_ON_NODE:-1}" ]; then
         echo "error: $name: PyTorch sees $gpus GPUs and Slurm assigned ${SLURM_GPUS_ON_NODE:-none}." \
             "Request GPUs with sbatch --gpus-per-node=N, check the driver, and check that $PYTHON has" \
             "a PyTorch for CUDA, or train on the CPU with CPU_ONLY=1." >&2
-        exit 2
+        end 2
     fi
 fi
 has="$(env -u OMP_NUM_THREADS nproc) CPUs, $gpus GPUs"
@@ -84,5 +90,5 @@ while [ "$code" = 0 ] && [ "$number" -gt 0 ] &&
     (: <>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do
     sleep 2
 done
-exit "$code"
+end "$code"
 }

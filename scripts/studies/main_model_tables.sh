@@ -16,7 +16,7 @@ table=("$python" scripts/fold_table.py table --sweep scripts/studies/main_model.
 
 # draw TABLE NAME ROW/ROW ...: draw these differences from a table of Pneumonia.
 draw() {
-    $python scripts/fold_table.py figure --table "$results/$1/main_model_Pneumonia.csv" \
+    "$python" scripts/fold_table.py figure --table "$results/$1/main_model_Pneumonia.csv" \
         --save "$results/$2.png" --pairs "${@:3}"
 }
 

@@ -11,6 +11,7 @@ cd "$(dirname "$0")/../.."
 . scripts/setup.sh
 setup requirements.txt
 python=.venv/bin/python
+export PYTHON=$PWD/$python # starts the runs
 export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # runs share the CPU cores
 sweep=(--sweep "scripts/studies/$study.yaml" --scale all)
 $python scripts/pack.py --data-path "$labelled" --csv all.csv --output "$out/labelled" --size 64

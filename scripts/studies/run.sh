@@ -17,11 +17,15 @@ data=${3:-}
 out=${4:-}
 [ -z "$data" ] || [ "$data" = --list ] || data=$(cd "$data" && pwd)
 case $out in '' | /*) ;; *) out=$PWD/$out ;; esac
+for weights in $(compgen -v | grep '_WEIGHTS$'); do # paths of checkpoints, or addresses
+    case ${!weights} in /* | *://*) ;; *) export "$weights=$PWD/${!weights}" ;; esac
+done
 cd "$(dirname "$0")/../.."
 out=${out:-$PWD/output/studies/${name}_$scale}
 . scripts/setup.sh
 setup requirements.txt
 python=.venv/bin/python
+export PYTHON=$PWD/$python # starts the runs
 sweep=(--sweep "scripts/studies/$name.yaml" --scale "$scale" --output "$out" ${SEEDS:+--seeds "$SEEDS"})
 run=("${sweep[@]}" ${PROCESSES:+--processes "$PROCESSES"} --pretrain-opts "${PRETRAIN_OPTS:-}"
     --finetune-opts "${FINETUNE_OPTS:-}")

@@ -151,7 +151,9 @@ def _is_idle(processes: list[subprocess.Popen]) -> bool:
 
 @pytest.mark.parametrize(('options', 'processes'), [([], 2), (['--gpus-per-node=1'], 1)])
 def test_a_whole_node_uses_its_gpus(options: list[str], processes: int, cluster: Cluster) -> None:
-    job = cluster.submit(*options, 'scripts/slurm/node.sbatch', 'main_simmim.py')
+    # As if sbatch is called in a job that has another number of GPUs.
+    around = {'SLURM_GPUS_PER_NODE': str(3 - processes)}
+    job = cluster.submit(*options, 'scripts/slurm/node.sbatch', 'main_simmim.py', **around)
     assert cluster.end_of(job)['JobState'] == 'COMPLETED', cluster.text(job)
     assert f'{processes} GPUs, {processes} process(es)' in cluster.text(job)
 
