@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from golden_cases import case_id, cases, recorded
+from scipy.ndimage import label
 from scipy.stats import chisquare
 
 from data.data_simmim import reference_mask_patch
@@ -134,3 +135,10 @@ def test_masks_are_as_recorded(case):
     if inputs['mode'] == 'exact':
         assert np.array_equal(got, arrays['masks'])
         assert np.array_equal(_masks(case, np.random.RandomState(inputs['seed'])), got)
+
+
+def test_no_block_is_smaller_than_beits_smallest():
+    """16 of 14 x 14 units are one block, to which rounding may add a second."""
+    masks = units(MaskGenerator(224, 16, 16, 16 / 196, 'block'), 200)
+    regions = [label(mask)[1] for mask in masks]
+    assert max(regions) <= 3 and np.mean(regions) < 1.7

@@ -24,6 +24,7 @@ from data.transforms import TrainTransform
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import pack as pack_script  # noqa: E402
+import torch
 
 BICUBIC = Image.Resampling.BICUBIC
 SIZE = 16
@@ -294,3 +295,15 @@ def test_images_that_the_second_store_left_out_are_an_error(root, tmp_path):
     config = config_of(root, [], 'EVAL.DATA_PATH', str(store))
     with pytest.raises(ValueError, match=r'EVAL\.DATA_PATH .*store.*1 of 2 .*bad_images\.csv'):
         build_loader_finetune(config, LOGGER)
+
+
+def test_a_probe_learns_from_images_with_the_steps_of_training(tmp_path):
+    root = make_data(tmp_path / 'data')
+    options = ('DATA.IMG_SIZE', 16, 'DATA.MASK_PATCH_SIZE', 4, 'FINETUNE.MODE', 'linear_probe')
+    options = (*options, 'DATA.PREPROCESS', ['equalize'])
+    plain = [
+        build_loader_finetune(make_config(root, *options, *more), LOGGER).plain
+        for more in ((), ('EVAL.PREPROCESS', []))
+    ]
+    first, second = ([sample[0] for sample in samples_of(loader, 0)] for loader in plain)
+    assert all(map(torch.equal, first, second))

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, message, read, row, touch, write
+from tiny import config_with
 
 import data.table
 from config import default_config
@@ -24,7 +25,13 @@ from data.groups import MOST_GROUPS, group_columns, standard_groups
 from data.labels import LABELS
 from data.names import PATIENT_AND_BELOW
 from data.records import Records, select_views
-from data.splits import split_holdout, split_patients, take_subset
+from data.splits import (
+    split_holdout,
+    split_patients,
+    take_subset,
+    training_records,
+    unlabelled_records,
+)
 from data.table import Table
 
 # ---- CheXpert: what is read
@@ -567,3 +574,12 @@ def test_columns_and_demographics_that_do_not_fit_are_refused(
     rows = [row(image_path(i), Site=f's{i:03d}') for i in range(MOST_GROUPS + 1)]
     with pytest.raises(ValueError, match="EVAL.GROUPS.*'Site'"):
         groups_of(read(tmp_path / 'many', rows, ['Site', *HEADER]), ['Site'])
+
+
+@pytest.mark.parametrize('images', [1, 4, 9])
+def test_no_image_of_a_labelled_patient_counts_as_unlabelled(records, images):  # noqa: F811
+    """Also if DATA.TRAIN_IMAGES takes only some of the patient's images."""
+    config = config_with(DATA__TRAIN_IMAGES=images, DATA__VIEWS='all')
+    labelled = training_records(config, records)
+    left = set(records.patient) - set(labelled.patient)
+    assert set(unlabelled_records(config, records).patient) == left

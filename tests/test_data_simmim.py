@@ -87,3 +87,10 @@ def test_a_folder_of_images_is_split_and_loaded(tmp_path):
         levels.add(round(float(image.mean() * scale + offset), 2))
     files = loaders.holdout.dataset.records.file
     assert levels == {20 * int(Path(file).stem) for file in files}
+
+
+def test_held_out_images_of_pretraining_have_the_views_of_training(data_path):
+    config = make_config(data_path, 'DATA.VIEWS', 'frontal')
+    loaders = build_loader(config, LOGGER, is_pretrain=True)
+    for loader in (loaders.train, loaders.holdout, loaders.reference):
+        assert set(loader.dataset.records.view) == {'frontal'}

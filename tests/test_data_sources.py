@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_data_loader import assert_same
@@ -15,6 +16,7 @@ from data.build import build_loader
 from data.chexpert import read_csv
 from data.fingerprint import describe_data
 from data.loader import sample_rng, source_seed
+from data.masking import MaskGenerator
 from data.phantom import make_phantom
 from data.sources import check_sources
 from data.splits import split_holdout
@@ -303,3 +305,27 @@ def test_an_image_that_cannot_be_used_is_listed_with_its_source(drive, tmp_path)
     assert len(samples_of(loader, 0)) == 20
     (listed,) = (tmp_path / 'out').rglob('bad_images.csv')
     assert f'loose/{bad}' in listed.read_text()
+
+
+def test_held_out_masks_of_a_source_do_not_depend_on_its_name(drive):
+    loaders = loaders_of(drive, HERE, THERE)
+    generator = MaskGenerator(64, 16, 4, 0.6)
+    keys = [index for batch in loaders.holdout.batch_sampler for _, index in batch]
+    samples = samples_of(loaders.holdout, 0)
+    for index, (_, mask, _, _) in zip(keys, samples, strict=True):
+        name, place = loaders.holdout.dataset.place(index)
+        row = int(loaders.holdout.dataset.parts[name].records.sample[place])
+        assert np.array_equal(mask, generator(sample_rng(0, 0, row)))
+
+
+def test_seeds_draw_other_images_of_a_limited_source(drive):
+    limited = HERE | {'images': 6}
+    drawn = {
+        tuple(
+            loaders_of(drive, limited, options=('SEED', seed))
+            .train.dataset.parts['here']
+            .records.file
+        )
+        for seed in range(4)
+    }
+    assert len(drawn) > 1

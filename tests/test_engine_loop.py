@@ -33,6 +33,7 @@ from tiny import (
 import main_simmim
 from config import default_config
 from engine import loop
+from engine.loop import total_steps
 from engine.parallel import wrap_parallel
 from engine.skipping import SkippedSteps
 from engine.train_state import Progress
@@ -205,7 +206,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
 
 
 @pytest.mark.parametrize('compares', [False, True])
-def test_another_number_of_images_between_epochs_is_logged_or_refused(tmp_path, log, compares):
+def test_another_number_of_images_between_epochs_is_logged_or_refused(
+    tmp_path: Path, log, compares
+) -> None:
     """The checkpoint is of two processes, of 4 images each and 2 batches per step."""
     _, state, _ = one_epoch(tmp_path, five_batches(), TRAIN__ACCUMULATION_STEPS=2)
     config, state.compares_images, state.source = default_config(), compares, 'x.pth'
@@ -351,3 +354,35 @@ def test_a_clock_that_is_set_back_gives_no_negative_times(phantom, tmp_path, mon
     assert 'Training time 0:0' in (folder / 'log_rank0.txt').read_text()
     for record in read_metrics(folder / 'metrics.jsonl')[1:]:
         assert record['seconds'] > 0 and record['images_per_second'] > 0
+
+
+def test_gradients_are_clipped_in_their_own_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient scaler, as for float16, changes no step."""
+    scaler, keys = torch.amp.GradScaler, {'TRAIN__CLIP_GRAD': 0.5}
+    _, want, _ = one_epoch(tmp_path, five_batches(), **keys)
+    monkeypatch.setattr(torch.amp, 'GradScaler', lambda *_, **__: scaler('cpu', init_scale=2.0**10))
+    _, got, _ = one_epoch(tmp_path, five_batches(), **keys)
+    assert got.scaler.is_enabled()
+    torch.testing.assert_close(got.module.weight, want.module.weight)
+
+
+def test_a_shorter_last_group_is_a_mean_over_its_batches(tmp_path: Path) -> None:
+    """Five batches in steps of three and two equal two batches of 12 and 8 images."""
+    batches = [batch for (batch,) in five_batches()]
+    joined = [(torch.cat(batches[:3]),), (torch.cat(batches[3:]),)]
+    _, got, steps = one_epoch(tmp_path, five_batches(), TRAIN__ACCUMULATION_STEPS=3)
+    _, want, _ = one_epoch(tmp_path, joined)
+    torch.testing.assert_close(got.module.weight, want.module.weight)
+    assert steps == [2, 4]
+
+
+def test_the_steps_of_a_run_count_accumulated_batches_once() -> None:
+    config = config_with(TRAIN__EPOCHS=4, TRAIN__ACCUMULATION_STEPS=2)
+    assert total_steps(config, range(5)) == 4 * 3
+
+
+def test_the_first_of_equal_scores_is_the_best(tmp_path: Path) -> None:
+    _, state, _ = one_epoch(tmp_path, five_batches())
+    assert [state.add_score(score) for score in (0.5, 0.5, 0.6)] == [True, False, True]

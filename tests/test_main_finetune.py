@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -16,12 +17,14 @@ from tiny import (
     SWIN,
     VIT,
     arguments,
+    config_with,
     finished_run,
     run_folder,
     run_main,
     tiny_config,
     torchrun,
 )
+from torch import nn
 
 import main_finetune
 from config import check_config, default_config
@@ -417,3 +420,20 @@ def test_throughput_is_measured_on_a_training_batch(
     # 2 epochs of 7 steps of 4 images, each in half a second. A probe is not trained.
     hours = 'training 8.0 images/s: 7 s for 2 epochs'
     assert (hours in ' '.join(capsys.readouterr().out.split())) == (mode == 'full')
+
+
+@pytest.mark.parametrize('mode', ['full', 'last_layer'])
+def test_a_frozen_encoder_drops_nothing(mode: str) -> None:
+    modes = []
+
+    class Model(nn.Module):
+        def forward(self, images):
+            modes.append(self.training)
+            return images
+
+    config = config_with(FINETUNE__MODE=mode, MODEL__NUM_CLASSES=2)
+    loader = SimpleNamespace(dataset=SimpleNamespace(targets=np.zeros((4, 2), np.float32)))
+    loss_fn = main_finetune.label_loss(SimpleNamespace(config=config), loader)
+    batch = torch.zeros(4, 2), torch.zeros(4, 2), torch.arange(4)
+    assert loss_fn(Model().train(), batch).item() > 0
+    assert modes == [mode == 'full']

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_mae import mae_config
 from tiny import MAE, ROOT, arguments, finished_run, run_folder, run_main
+from torch import nn
 
 import main_simmim
-from config import check_config, get_config
+from config import check_config, default_config, get_config
 from logger import read_metrics
 from lr_scheduler import scaled_lr
 from models import build_model
@@ -129,3 +131,16 @@ def test_equal_masks_are_evaluated_once_and_only_in_validated_epochs(
     assert ['loss' in r for r in records] == [False] + [True] * 4
     assert len(evaluated) == 3
     assert records[-1]['reference_l1_grey'] == records[-1]['holdout_l1_grey']
+
+
+def test_held_out_images_are_reconstructed_in_evaluation_mode() -> None:
+    class Model(nn.Module):
+        patch_size, target = 2, None
+
+        def predict(self, x, mask):
+            assert not self.training
+            return x
+
+    batch = torch.zeros(2, 1, 4, 4), torch.ones(2, 2, 2), torch.ones(2, 1), torch.zeros(2, 1)
+    run = SimpleNamespace(config=default_config(), device=torch.device('cpu'))
+    assert len([*main_simmim.reconstruct(run, Model().train(), [batch])]) == 2

@@ -3,6 +3,8 @@ import logging
 
 import pytest
 import torch
+from tiny import config_with
+from torch import nn
 
 from config import config_text, default_config
 from models import build_model
@@ -167,3 +169,13 @@ def test_lamb_moves_by_the_norm_of_the_weights():
     step_with(optimizer, parameters, 1e3)  # no gradient is clipped
     moved = (parameters[0] - before).norm().item()
     assert moved == pytest.approx(0.1 * before.norm().item(), rel=1e-5)
+
+
+def test_adamw_has_the_options_of_the_config():
+    config = config_with(TRAIN__OPTIMIZER__EPS=1e-6, TRAIN__OPTIMIZER__BETAS=(0.8, 0.95))
+    model = nn.Linear(2, 2)
+    model.no_weight_decay = model.no_weight_decay_keywords = set
+    optimizer = build_optimizer(config, model, LOGGER, is_pretrain=True)
+    assert {(group['eps'], tuple(group['betas'])) for group in optimizer.param_groups} == {
+        (1e-6, (0.8, 0.95))
+    }

@@ -5,6 +5,7 @@ import pytest
 from cases import NAN, make_cases
 from sklearn.metrics import roc_auc_score
 
+from data.labels import NO_FINDING
 from evaluation.intervals import Resamples
 from evaluation.metrics import Protocol
 from evaluation.subgroups import score_groups, standard_weights
@@ -113,3 +114,14 @@ def test_the_gap_is_between_the_best_and_the_worst_group():
     gap = gaps['label 0']
     assert [gap['best'], gap['worst']] == [max(areas, key=areas.get), min(areas, key=areas.get)]
     assert gap['gap']['value'] == pytest.approx(max(areas.values()) - min(areas.values()))
+
+
+def test_underdiagnosis_is_the_share_of_ill_patients_called_healthy():
+    """One of four patients with a finding has No Finding at the threshold."""
+    probabilities = np.array([[0.9], [0.1], [0.2], [0.3], [0.8], [0.7]])
+    targets = np.array([[0.0], [0], [0], [0], [1], [1]])
+    groups = {'Sex': np.array(['Female'] * 6, object)}
+    cases = make_cases(probabilities, targets, labels=(NO_FINDING,), groups=groups)
+    resamples = Resamples(cases.patient, resamples=0, seed=0)
+    (column,) = score_groups(cases, np.array([0.5]), Protocol(level='image'), resamples)
+    assert column['groups'][0]['underdiagnosis']['value'] == 0.25

@@ -59,3 +59,17 @@ def test_a_missing_verdict_has_the_marks_of_all_reasons() -> None:
     undefined = {'a': {n: {'Edema': np.array([np.nan])} for n in range(3)}, 'b': seeds(0.5)}
     (part,) = compare_rows(undefined, [('a', 'b')], 'Edema')
     assert missing_intervals(part, 'few cases') == dict.fromkeys(missing, 'few cases')
+
+
+def test_the_largest_of_several_p_values_is_not_corrected() -> None:
+    """Holm multiplies the smallest of three by 3, and the largest by 1."""
+    rng = np.random.default_rng(0)
+    table = {
+        name: {0: {'Edema': mean + rng.normal(scale=0.02, size=201)}}
+        for name, mean in (('base', 0.7), ('a', 0.71), ('b', 0.73), ('c', 0.8))
+    }
+    pairs = [(name, 'base') for name in 'abc']
+    parts = [part['over_patients'] for part in compare_rows(table, pairs, 'Edema')]
+    p_values = [part['p'] for part in parts]
+    assert len({*p_values}) == 3
+    assert [part['p_holm'] for part in parts] == pytest.approx(holm(p_values))

@@ -745,3 +745,18 @@ def test_rows_that_are_scored_with_dropped_patches_are_marked_in_all_tables(tmp_
     assert '| 0.1 † |' in table and 'EVAL.MASK_RATIO): 0.1 75 %.' in table
     labels = write_label_table(published, tmp_path).read_text()
     assert '| 0.1 † |' in labels and 'EVAL.MASK_RATIO): 0.1 75 %.' in labels
+
+
+def test_the_best_row_is_that_of_the_mean_over_seeds(tmp_path):
+    rows = {'all': {'against_best_of': ['low', 'none']}}
+    rows |= {
+        name: {'pretrain': 'none', 'finetune': {'TRAIN.LAYER_DECAY': decay}}
+        for name, decay in (('low', 0.9), ('none', 1.0))
+    }
+    made, sweep = MadeRuns(tmp_path), load_sweep(ablation_file(tmp_path, rows))
+    for row, scores in zip(sweep.rows, ((0.5, 0.5), (0.9, 0.5), (0.75, 0.75)), strict=True):
+        for seed, score in enumerate(scores):
+            made.add(row, seed)
+            folder = run_folder(made.output, 'finetune', row, seed)
+            (folder / 'metrics.jsonl').write_text(json.dumps({'epoch': 0, 'score': score}))
+    assert collect(sweep, [0, 1], made.output, resamples=2)['rows'][0]['against'] == 'none'

@@ -20,9 +20,10 @@ from sklearn.metrics import (
 from sklearn.utils.class_weight import compute_class_weight
 from tiny import LABELS_DECIDE, VIT, config_with, tiny_config
 from torch.nn import functional as F
-from xray_splits import write_split
+from xray_splits import LOGGER, make_config, write_split
 
 from config import get_config
+from data.build import build_loader
 from data.chexpert import read_csv
 from data.labels import Cells
 from data.tasks import CLASSES, NUMBERS, make_task
@@ -316,3 +317,12 @@ def test_neighbours_of_classes_share_their_number_and_vote_probabilities(device)
     np.testing.assert_allclose(shares, np.exp(scores), atol=1e-6)
     known = ~np.isnan(targets[:, 0])
     assert log_loss(targets[known], shares[known]) < np.log(3)
+
+
+@pytest.mark.parametrize('images', [4, 7])
+def test_a_number_of_images_counts_those_with_a_target(data_path: Path, images: int) -> None:
+    """Of 32 images, some have neither Pleural Effusion nor No Finding."""
+    options = ('DATA.TASK', 'effusion', 'MODEL.NUM_CLASSES', 1, 'DATA.UNCERTAIN', 'ones')
+    options += ('DATA.TRAIN_IMAGES', images, 'DATA.BATCH_SIZE', 2)
+    train = build_loader(make_config(data_path, *options), LOGGER, is_pretrain=False).train.dataset
+    assert len(train) == images and not np.isnan(train.targets).any()

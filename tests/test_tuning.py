@@ -4,9 +4,11 @@ import logging
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss
 
+from evaluation.attentive import fit_attention_head
 from evaluation.tuning import (
     FOLDS,
     INVERSE_PENALTIES,
@@ -14,9 +16,13 @@ from evaluation.tuning import (
     Choice,
     choose,
     fit_logistic,
+    fit_ridge,
+    fit_softmax,
     log_choices,
     patient_folds,
 )
+from models.classifier_heads import AttentionHead
+from models.losses import masked_bce
 
 NAN = float('nan')
 
@@ -126,3 +132,58 @@ def test_a_value_at_the_edge_of_the_grid_that_was_chosen_gives_a_warning(
     assert (record.levelno == logging.WARNING) == bool(warns)
     assert 'knn' in record.message and 'Edema' in record.message
     assert chosen == {'Edema': choice[0]}
+
+
+def test_the_rate_of_an_attention_head_is_chosen_on_other_patients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Random labels of few images: other patients are predicted no better than by chance."""
+    monkeypatch.setattr('evaluation.attentive.RATES', (1e-2,))
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(40, 4, 16)).astype(np.float32)
+    targets = rng.permutation(np.arange(40) % 2)[:, None].astype(np.float32)
+    names = np.arange(40).astype(str)
+    options = {'loss_fn': masked_bce, 'device': torch.device('cpu')}
+    _, choice = fit_attention_head(lambda: AttentionHead(16, 1), tokens, targets, names, **options)
+    assert choice.loss > np.log(2)
+
+
+def few_numbers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 30))
+    return (
+        features,
+        features[:, :1] + rng.normal(size=(60, 1)),
+        np.repeat(np.arange(30), 2).astype(str),
+    )
+
+
+def test_ridge_has_the_penalty_with_the_lowest_error_on_other_patients() -> None:
+    features, targets, patients = few_numbers()
+    fold, standard = patient_folds(targets, patients), (targets - targets.mean()) / targets.std()
+    errors = []
+    for penalty in INVERSE_PENALTIES:
+        predicted = np.empty_like(standard)
+        for own in (fold == number for number in range(FOLDS)):
+            model = Ridge(1 / penalty).fit(features[~own], standard[~own])
+            predicted[own] = model.predict(features[own]).reshape(-1, 1)
+        errors.append(np.mean((predicted - standard) ** 2))
+    _, _, (choice,) = fit_ridge(features, targets, patients)
+    assert choice.value == INVERSE_PENALTIES[np.argmin(errors)]
+    assert choice.loss == pytest.approx(min(errors))
+
+
+def test_softmax_has_the_penalty_with_the_lowest_log_loss_on_other_patients() -> None:
+    features, numbers, patients = few_numbers()
+    classes = np.digitize(features[:, 0] + numbers[:, 0], [-0.9, 0.9])
+    targets = np.eye(3)[classes]
+    fold, losses = patient_folds(targets, patients), []
+    for penalty in INVERSE_PENALTIES:
+        chances = np.empty((60, 3))
+        for own in (fold == number for number in range(FOLDS)):
+            model = LogisticRegression(C=penalty, tol=1e-8, max_iter=10_000)
+            chances[own] = model.fit(features[~own], classes[~own]).predict_proba(features[own])
+        losses.append(log_loss(classes, chances))
+    _, _, choices = fit_softmax(features, targets, patients)
+    assert {choice.value for choice in choices} == {INVERSE_PENALTIES[np.argmin(losses)]}
+    assert choices[0].loss == pytest.approx(min(losses), abs=1e-4)
