@@ -62,7 +62,6 @@ def studies(folder: Path, data: Path, split: str) -> pd.DataFrame:
     return table.groupby(table.index.str.rsplit('/', n=1).str[0]).max()
 
 
-@pytest.mark.slow
 def test_scores_are_those_of_the_prediction_files(finished: Path, many: Path) -> None:
     report = json.loads((finished / 'report.json').read_text())
     assert [part['name'] for part in report['sets']] == ['valid', 'test']
@@ -89,7 +88,6 @@ def test_scores_are_those_of_the_prediction_files(finished: Path, many: Path) ->
     assert areas['Lung Opacity']['low'] < areas['Lung Opacity']['value']
 
 
-@pytest.mark.slow
 def test_thresholds_are_youdens_on_the_held_out_patients(finished: Path, many: Path) -> None:
     report = json.loads((finished / 'report.json').read_text())
     table = studies(finished, many, 'holdout')
@@ -106,7 +104,6 @@ def test_thresholds_are_youdens_on_the_held_out_patients(finished: Path, many: P
     assert chosen > 5
 
 
-@pytest.mark.slow
 def test_the_log_ends_with_the_report_and_the_next_command(finished: Path) -> None:
     log = ' '.join((finished / 'log_rank0.txt').read_text().split())
     assert str(finished / 'report.html') in log
