@@ -1345,6 +1345,14 @@ SELECTION_OPTIONS += ('DATA.VIEWS', 'DATA.BLANK', 'DATA.LABELLER', 'DATA.VALID_C
 SELECTION_OPTIONS += ('DATA.PREPROCESS', 'EVAL.DATA_PATH', 'TEST.CROP')
 
 
+def architecture_options(config: CfgNode) -> tuple[str, ...]:
+    """Return the beginnings of options whose weights may fit another model by their shapes.
+
+    With another number of heads, for example, the same weights compute something else.
+    """
+    return 'MODEL.TYPE', 'MODEL.HEAD', f'MODEL.{config.MODEL.TYPE.upper()}.'
+
+
 def config_text(config: CfgNode) -> str:
     """Return the options as YAML that repeats the run if used as --cfg. BASE is already merged."""
     plain = config.clone()

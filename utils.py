@@ -368,22 +368,22 @@ def load_pretrained(
     log_download(path, logger)
     try:
         state, report = convert(config, checkpoint, model)
-        trained = data_options(checkpoint)
+        trained = saved_options(checkpoint)
     except ValueError as error:
         raise ValueError(f'PRETRAINED {path}: {error}') from error
     model.load_state_dict(state, strict=False)
-    before = trained.get('PREPROCESS', [])
+    before = trained.DATA.PREPROCESS if trained else []
     if before != config.DATA.PREPROCESS:
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
     if trained:
-        _report_seen_patients(path, trained, config.DATA, logger)
+        _report_seen_patients(path, trained.DATA, config.DATA, logger)
 
 
-def data_options(checkpoint: dict) -> dict[str, Any]:
-    """Return the DATA section of a checkpoint's config, or {} for files of other projects."""
+def saved_options(checkpoint: dict) -> Config | None:
+    """Return the options in a checkpoint, or None for files of other projects."""
     text = checkpoint.get('config')
-    return dict(config_from_text(text).DATA) if isinstance(text, str) else {}
+    return config_from_text(text) if isinstance(text, str) else None
 
 
 def drop_buffers(state: dict[str, Tensor]) -> dict[str, Tensor]:

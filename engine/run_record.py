@@ -21,6 +21,7 @@ from config import (
     PROBES,
     REPORTED_SECTIONS,
     Config,
+    architecture_options,
     config_changes,
     config_from_text,
     config_text,
@@ -198,9 +199,9 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     """Refuse to start a run in the folder of another run, before anything is written.
 
     A run may resume with other options, and a finished run may be trained for more epochs, as long
-    as the pre-trained weights, the PATIENT_OPTIONS and the OUTPUT_OPTIONS stay the same. If a
-    finished run is started without more epochs, all options that change the trained model must
-    stay the same.
+    as the pre-trained weights, the architecture, the PATIENT_OPTIONS and the OUTPUT_OPTIONS stay
+    the same. If a finished run is started without more epochs, all options that change the trained
+    model must stay the same.
 
     Raises:
         ValueError: If the folder contains another run or checkpoints that this run would not
@@ -226,7 +227,7 @@ def refuse_another_run(folder: Path, config: Config) -> None:
         raise ValueError(f'{path} cannot be read ({error}): restore or remove the file') from error
     changes = _changed_options(config_text(before), config_text(config))
     if not finished or config.TRAIN.EPOCHS > before.TRAIN.EPOCHS:
-        kept = (*PATIENT_OPTIONS, *OUTPUT_OPTIONS)
+        kept = (*PATIENT_OPTIONS, *OUTPUT_OPTIONS, *architecture_options(config))
         changes = [line for line in changes if line.startswith(kept)]
     changes = weights_changes(folder, config, before.PRETRAINED) + changes
     if changes:

@@ -14,6 +14,7 @@ from config import (
     PATIENT_OPTIONS,
     SELECTION_OPTIONS,
     Config,
+    architecture_options,
     config_changes,
     config_text,
     load_yaml,
@@ -223,7 +224,7 @@ class TrainState:
         The selection of a run that has nothing left to train stays as it is.
 
         Raises:
-            ValueError: If the outputs of the model now have another meaning, or if other patients
+            ValueError: If the model or the meaning of its outputs has changed, or if other patients
                 would be held out or scored.
         """
         changes = config_changes(saved['config'], config_text(config))
@@ -236,6 +237,11 @@ class TrainState:
             raise ValueError(
                 f'{self.source} may have learned from patients who would be held out or scored now '
                 f'({"; ".join(other)}): use the same values'
+            )
+        if other := [line for line in changes if line.startswith(architecture_options(config))]:
+            raise ValueError(
+                f'{self.source} has the weights of another model ({"; ".join(other)}): choose '
+                'another --tag'
             )
         for line in changes:
             logger.warning(f'changed since the checkpoint: {line}')

@@ -11,7 +11,17 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from config import PATIENT_OPTIONS, PROBES, Config, encoder_name, scored_steps, value_at
+from config import (
+    PATIENT_OPTIONS,
+    PROBES,
+    Config,
+    architecture_options,
+    config_changes,
+    config_text,
+    encoder_name,
+    scored_steps,
+    value_at,
+)
 from data.groups import all_groups
 from data.labels import UNCERTAIN
 from data.loader import Loaders, XrayDataset
@@ -338,6 +348,12 @@ def check_scoring(run: Run, path: str | Path) -> None:
             f'{path} was trained with {", ".join(changes)}, so --eval would score or hold out '
             'patients that trained the model or selected the checkpoint. Use the values of the '
             'training. DATA.FOLD may be empty if --data-path is another data set'
+        )
+    changes = config_changes(config_text(trained), config_text(config))
+    if other := [line for line in changes if line.startswith(architecture_options(config))]:
+        raise ValueError(
+            f'{path} has the weights of another model ({"; ".join(other)}): use the options of the '
+            'training'
         )
     keys = 'TASK LABELS TRAIN_CSV FOLD HOLDOUT_FRACTION'
     keys += ' MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'

@@ -41,6 +41,7 @@ MAE_DECODER = re.compile(r'^decoder_(embed|pos_embed|blocks|norm|pred)\b')
 # torchvision's published DenseNet files have `denselayer1.norm.1.` instead of `denselayer1.norm1.`.
 OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
 AUXILIARY = 'AuxLogits.'  # Inception's second classifier, which is only used in training
+DOWNSAMPLING = re.compile(r'^layers\.(\d+)\.downsample\.')
 COUNTER = '.num_batches_tracked'  # unused counter of batch norm, which old files do not have
 # Layer scales of a block, here and in timm's ViT.
 OUR_SCALE, TIMM_SCALE = re.compile(r'\.gamma_([12])$'), re.compile(r'\.ls([12])\.gamma$')
@@ -150,7 +151,12 @@ class Report:
 
 
 def convert(
-    state: State, model: nn.Module, *, source_stats: Statistics, target_stats: Statistics
+    state: State,
+    model: nn.Module,
+    *,
+    source_stats: Statistics,
+    target_stats: Statistics,
+    other_head: str,
 ) -> tuple[State, Report]:
     """Convert the state dict of a checkpoint to one that the model can load.
 
@@ -159,6 +165,8 @@ def convert(
         model: Model that will load the result.
         source_stats: Pixel normalisation with which the checkpoint was trained.
         target_stats: Pixel normalisation that the model will use.
+        other_head: Description of the checkpoint's classifier, if its outputs mean something else
+            than the model's; else ''.
 
     Returns:
         State dict with the model's keys, and the report.
@@ -175,6 +183,12 @@ def convert(
     kept = drop_buffers({name: state[key] for name, key in shared.items()})
     outside = state.keys() - shared.values()
     report = Report(unused=[key for key in drop_buffers(state) if key in outside])
+    head = [key for key in kept if key.startswith(HEAD) and other_head]
+    if head:
+        kept = {key: value for key, value in kept.items() if key not in head}
+        report.unused += head
+        remark = f'the head of the checkpoint is not used, because it is of {other_head}'
+        report.remarks.append(remark)
     try:
         kept = _fit_entries(kept, model, target, (source_stats, target_stats), report)
     except ValueError as error:
@@ -362,7 +376,7 @@ def _columns(statistics: Statistics) -> tuple[Tensor, Tensor]:
 def _renamed_state(state: State, model: nn.Module, target: State) -> State:
     """Rename the entries of MAE, timm and torchvision. Other names do not change."""
     if not isinstance(model, TimmClassifier):
-        return _translate_mae(state, target)
+        return _move_downsampling(_translate_mae(state, target))
     if any(key.startswith(PREFIX) for key in state):
         return state
     classifier = model.layout.classifier
@@ -394,6 +408,17 @@ def _translate_mae(state: State, target: State) -> State:
             parts = {MAE_TOKEN if has_decoder and key == 'mask_token' else key: value}
         renamed |= {MAE_DECODER.sub(r'decoder.\1', name): part for name, part in parts.items()}
     return renamed
+
+
+def _move_downsampling(state: State) -> State:
+    """Rename the downsampling of timm's Swin. It begins a stage, and ours ends the one before."""
+    stages = {int(match[1]) for match in map(DOWNSAMPLING.match, state) if match}
+    if 0 in stages:
+        return state
+    return {
+        DOWNSAMPLING.sub(lambda match: f'layers.{int(match[1]) - 1}.downsample.', key): value
+        for key, value in state.items()
+    }
 
 
 def _rename_layer_scales(state: State, target: State) -> State:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from config import OUTPUT_OPTIONS, Config, default_config, pixel_statistics, value_at
 from models.convert import (
-    HEAD,
     PREFIX,
     Report,
     Statistics,
@@ -19,7 +18,9 @@ from models.convert import (
 )
 from models.timm_classifier import TimmClassifier
 from system.downloads import PROCESSOR, local_path
-from utils import data_options
+from utils import saved_options
+
+HEAD_OPTIONS = (*OUTPUT_OPTIONS, 'MODEL.HEAD')
 
 
 def fit_pretrained(
@@ -40,18 +41,14 @@ def fit_pretrained(
         ValueError: If entries are missing or do not fit.
     """
     state, target_stats = checkpoint['model'], Statistics(*pixel_statistics(config))
-    trained, not_used = data_options(checkpoint), []
+    options, not_used = saved_options(checkpoint), []
+    trained = dict(options.DATA) if options else {}
+    _check_heads(options, config)
     is_theirs = is_huggingface(state)
     if is_theirs:
         state, not_used = from_huggingface(state)
     channels = _input_channels(state, model)
     notes = []
-    head = [key for key in state if key.startswith(HEAD)]
-    own = {key: trained.get(key.partition('.')[2], value_at(config, key)) for key in OUTPUT_OPTIONS}
-    if head and any(value_at(config, key) != own[key] for key in own):
-        not_used = [*not_used, *head]
-        state = {key: value for key, value in state.items() if key not in head}
-        notes.append(f'the head of the checkpoint is not used, because it is of {own}')
     before = trained.get('NORMALIZE', 'dataset')
     if trained and before != config.DATA.NORMALIZE:
         notes.append(f'DATA.NORMALIZE is {config.DATA.NORMALIZE!r}, was {before!r}')
@@ -71,7 +68,13 @@ def fit_pretrained(
     by_image = 'image' in (config.DATA.NORMALIZE, trained.get('NORMALIZE'))
     if by_image:
         source_stats, target_stats = _neutral(source_stats), _neutral(target_stats)
-    converted, report = convert(state, model, source_stats=source_stats, target_stats=target_stats)
+    converted, report = convert(
+        state,
+        model,
+        source_stats=source_stats,
+        target_stats=target_stats,
+        other_head=_other_head(options, config),
+    )
     report.unused += not_used
     report.remarks += notes
     if by_image and report.folded:
@@ -79,6 +82,25 @@ def fit_pretrained(
     elif source_stats != target_stats and not report.folded:
         report.remarks.append(f'the normalisation changes from {source_stats} to {target_stats}')
     return converted, report
+
+
+def _other_head(before: Config | None, now: Config) -> str:
+    """Describe the head of a checkpoint if its outputs are not those of the run; else ''."""
+    if before is None:  # of another project
+        return 'unknown labels'
+    own = {key: value_at(before, key) for key in HEAD_OPTIONS}
+    return str(own) if own != {key: value_at(now, key) for key in HEAD_OPTIONS} else ''
+
+
+def _check_heads(before: Config | None, now: Config) -> None:
+    """Raise a ValueError if attention would compute something else with the same weights."""
+    if before is None or before.MODEL.TYPE != now.MODEL.TYPE:
+        return  # the names of the entries show another type
+    section = now.MODEL.TYPE.upper()
+    old, new = (dict(config.MODEL).get(section, {}) for config in (before, now))
+    for name in ('NUM_HEADS', 'QK_SCALE'):
+        if old.get(name) != new.get(name):
+            raise ValueError(f'MODEL.{section}.{name} was {old.get(name)}, not {new.get(name)}')
 
 
 def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:

@@ -67,7 +67,9 @@ def test_an_exported_folder_gives_the_checkpoint_s_weights_back(name: str, tmp_p
     found = found.encoder if is_pretrain else found
     expected = source.encoder.state_dict()
     for key, value in found.state_dict().items():
-        if key in expected and key != 'mask_token':
+        if key.startswith('head.'):  # transformers' files do not say what the labels mean
+            assert not torch.equal(value, expected[key]) or key == 'head.bias'
+        elif key in expected and key != 'mask_token':
             assert torch.equal(value, expected[key]), key
         else:
             assert key == 'mask_token' or key.endswith(('q_bias', 'v_bias')), key

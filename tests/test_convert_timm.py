@@ -9,6 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+from timm.models.swin_transformer import SwinTransformer
 from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images
 from yacs.config import CfgNode
 
@@ -73,9 +74,11 @@ def test_torchvisions_weights_give_torchvisions_logits(name: str, tmp_path, log)
     theirs = with_statistics(getattr(torchvision.models, name)(weights=None))
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
     ours = started(make_config(name, labels=1000), tmp_path / 'file.pth')
+    assert re.search(r'new +2  head 2$', log.text, re.MULTILINE)
+    assert re.search(r'unused +2  head 2$', log.text, re.MULTILINE), 'of unknown labels'
+    *_, classifier = theirs.children()
+    ours.head.load_state_dict(classifier.state_dict())
     torch.testing.assert_close(ours(images()), theirs(images()), rtol=1e-4, atol=1e-4)
-    assert re.search(r'new +0$', log.text, re.MULTILINE)
-    assert re.search(r'unused +0$', log.text, re.MULTILINE)
 
 
 @pytest.mark.parametrize('name', ['test_vit', 'test_efficientnet'])
@@ -174,3 +177,33 @@ def test_channels_that_cannot_be_converted_raise_an_error(tmp_path) -> None:
     torch.save(make_timm('test_nfnet').state_dict(), tmp_path / 'file.pth')
     with pytest.raises(ValueError, match=r'file.pth: .*MODEL.IN_CHANS'):
         started(make_config('test_nfnet', 1), tmp_path / 'file.pth')
+
+
+# Files of timm for this project's own models
+
+
+@torch.no_grad()
+def test_timms_swin_gives_the_same_features(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    sizes = {'embed_dim': 24, 'depths': (2, 2), 'num_heads': (2, 4), 'window_size': 4}
+    swin = SwinTransformer(img_size=32, **sizes, num_classes=14, global_pool='avg').eval()
+    save_file(swin.state_dict(), tmp_path / 'swin.safetensors')
+    config = make_config('', labels=14)
+    config.MODEL.TYPE = 'swin'
+    for key, value in sizes.items():
+        config.MODEL.SWIN[key.upper()] = list(value) if isinstance(value, tuple) else value
+    model = started(config, tmp_path / 'swin.safetensors')
+    x = images()
+    wanted = swin.forward_head(swin.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(model.forward_features(x), wanted)
+    assert not torch.equal(model.head.weight, swin.head.fc.weight), 'of unknown labels'
+
+
+@torch.no_grad()
+def test_the_classifier_of_another_project_is_not_used(tmp_path: Path) -> None:
+    """Also if it has as many outputs, because the file does not name their labels."""
+    resnet = make_timm('resnet10t', num_classes=14)
+    torch.save({'model': resnet.state_dict()}, tmp_path / 'resnet.pth')
+    model = started(make_config('resnet10t'), tmp_path / 'resnet.pth')
+    assert not torch.equal(model.head.weight, resnet.fc.weight)
+    assert torch.equal(model.state_dict()['encoder.conv1.0.weight'], resnet.conv1[0].weight)

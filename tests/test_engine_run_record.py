@@ -243,8 +243,9 @@ def test_a_finished_run_may_be_trained_longer(tmp_path):
             refuse_another_run(tmp_path, config_of(*pairs))
     (tmp_path / 'run.json').write_text('{"finished": null}')
     refuse_another_run(tmp_path, config_of('SEED', 4))
-    with pytest.raises(ValueError, match='INTERNAL_SHARE'):
-        refuse_another_run(tmp_path, config_of(*other))
+    for pairs in (other, ('MODEL.SWIN.QK_SCALE', 2.0)):
+        with pytest.raises(ValueError, match=pairs[0]):
+            refuse_another_run(tmp_path, config_of(*pairs))
 
 
 def test_a_run_that_started_from_other_weights_is_refused(tmp_path):

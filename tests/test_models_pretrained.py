@@ -20,6 +20,7 @@ from transfers import (
     transfer,
 )
 
+from config import config_text
 from models.convert import resize_position_embedding
 
 SHARED = f'rel_pos_bias.{TABLE}'
@@ -237,6 +238,28 @@ def test_another_kind_of_normalisation_is_reported(before, now, tmp_path, log):
     configs = (make_config('swin', 1, DATA__NORMALIZE=kind) for kind in (before, now))
     transfer(*configs, tmp_path, own=True)
     assert f'DATA.NORMALIZE is {now!r}, was {before!r}' in log.text
+
+
+def test_other_attention_heads_are_refused(tmp_path):
+    """They have the same weights, and the features would be others."""
+    options = {'MODEL__VIT__USE_SHARED_RPB': False, 'MODEL__VIT__USE_APE': True}
+    before, now = (make_config('vit', 1, **options) for _ in range(2))
+    now.MODEL.VIT.NUM_HEADS = 1
+    with pytest.raises(ValueError, match=r'MODEL\.VIT\.NUM_HEADS was .*, not 1'):
+        transfer(before, now, tmp_path, own=True)
+
+
+def test_another_kind_of_head_is_not_used(tmp_path, log):
+    """Also if it has as many weights."""
+    options = {'MODEL__NUM_CLASSES': 2, 'DATA__LABELS': ['Edema', 'Fracture']}
+    before, now = (make_config('swin', 1, **options) for _ in range(2))
+    before.MODEL.HEAD = 'a_head_of_mine'
+    source = make_model(now, is_pretrain=False)
+    extra = {'config': config_text(before)}
+    target = make_model(now, seed=2, is_pretrain=False)
+    load(source.state_dict(), now, target, tmp_path, **extra)
+    assert not torch.equal(target.head.weight, source.head.weight)
+    assert 'a_head_of_mine' in log.text
 
 
 # ViT's position tables

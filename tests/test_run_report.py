@@ -364,6 +364,8 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
         ('DATA.HOLDOUT_FRACTION', 0.3),
         ('EVAL.INTERNAL_SHARE', 0.5),
         ('DATA.FOLD', '0/5'),
+        ('MODEL.HEAD', 'attention'),
+        ('MODEL.SWIN.NUM_HEADS', [2, 6, 12, 24]),
     )
     for key, value in mistakes:
         with pytest.raises(ValueError, match=key):
