@@ -375,7 +375,8 @@ def figure(args: argparse.Namespace) -> None:
         raise ValueError(f'--pairs: {args.table} does not compare {unknown[0]!r}')
     parts = [_part(line) for _, line in found.loc[args.pairs or found.index].iterrows()]
     seeds = max(part['seeds'] for part in parts)
-    note = 'Right of 0: better than the row in brackets. Names end in the share of the labels.'
+    note = 'Right of 0: better than the row in brackets. Names end in the share of the labels. '
+    note += f'{seeds} seed{"s" * (seeds != 1)}, unless a number is shown.'
     plot_differences(
         args.save,
         [Difference(part['title'], part, seeds) for part in parts],

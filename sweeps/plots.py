@@ -127,10 +127,9 @@ def plot_differences(
             _draw_difference(axis, place, each)
         axis.set_yticks(range(len(differences)), [each.title for each in differences])
         axis.set_ylim(len(differences) - 0.5, -0.5)
-        axis.locator_params(axis='x', nbins=8)
+        axis.locator_params(axis='x', nbins=5)  # names may leave a narrow axis
         axis.grid(axis='x')
         axis.set_ylabel(title)
-        # Long row names leave a narrow axis, so the label is aligned to the right.
         axis.set_xlabel(f'paired difference in {score}', loc='right')
         points = {'significant': CLEAR, 'not significant': {}}
         if any(part['verdict'] == MISSING for part in parts):
