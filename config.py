@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from yacs.config import CfgNode
@@ -118,7 +118,7 @@ _C.DATA.DATA_PATH = Option(
 _C.DATA.CACHE_DIR = Own(
     '', "Folder on each node's local disk to which a packed store is copied; '': no copy."
 )
-_C.DATA.DATASET = Own(
+_C.DATA.DATASET = Option(
     'imagenet',
     "Layout of DATA_PATH, or a YAML file that describes it, such as 'mine.yaml'. 'folder' "
     "and 'imagenet' are trees of unlabelled images.",
@@ -452,7 +452,10 @@ _C.TRAIN.PATIENCE = Own(
 _C.TRAIN.WARMUP_EPOCHS = Option(20, 'Epochs of linear warm-up.', within='[0, inf)')
 _C.TRAIN.WEIGHT_DECAY = Option(
     0.05,
-    'Weight decay. It is not applied to biases, norms, position tables and special tokens.',
+    'Weight decay. It is not applied to biases, norms, layer scales, absolute positions, class '
+    "tokens, the mask tokens of Swin and MAE, and the Swin's position tables outside masked "
+    "pre-training. As in SimMIM, the ViT's position tables decay, and in masked pre-training so do "
+    "the Swin's and the ViT's mask token.",
     within='[0, inf)',
 )
 _C.TRAIN.WEIGHT_DECAY_END = Own(
@@ -1041,6 +1044,21 @@ def fit_to_task(config: Config, stage: str | None) -> None:
         config.LOSS.NAME = task.losses[0]
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose error names what replaces the flags of other projects."""
+
+    def error(self, message: str) -> NoReturn:
+        _, _, unknown = message.partition('unrecognized arguments: ')
+        for flag in [word.partition('=')[0] for word in unknown.split() if word.startswith('--')]:
+            name = flag.removeprefix('--').replace('-', '_')
+            keys = [key for key in OPTIONS if key.rpartition('.')[2].lower() == name]
+            if name in FLAGS:
+                message += f'; {flag} is --{name.replace("_", "-")} here'
+            elif keys:
+                message += f'; {flag} is an option here: --opts {" or ".join(keys)} VALUE'
+        super().error(message)
+
+
 def build_parser(stage: str) -> argparse.ArgumentParser:
     """Build the parser of a stage: 'simmim', 'contrastive' or 'finetune'. Absent flags are None."""
     title = {
@@ -1048,7 +1066,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
         'contrastive': 'Contrastive pre-training',
         'finetune': 'Fine-tuning and evaluation',
     }[stage]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=f'{title}. Start it with python, or with torchrun for several processes.',
         allow_abbrev=False,
     )

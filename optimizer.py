@@ -108,6 +108,8 @@ def param_groups(
             for (_, decays), params in groups.items()
         ]
     top = model.get_num_layers() + 1
+    if outside := {layer for layer, _ in groups} - {*range(top + 1)}:
+        raise ValueError(f'get_layer_id returns {outside}, and layers are numbered from 0 to {top}')
     return [
         {
             'group_name': f'layer_{layer}_{"decay" if decays else "no_decay"}',

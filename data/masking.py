@@ -63,6 +63,7 @@ class MaskGenerator:
                 f'DATA.MASK_RATIO {mask_ratio} hides {self.count} of {self.rand_size**2} units of '
                 f'{mask_patch_size} pixels; it must hide at least one and leave one visible'
             )
+        self.mask_type = mask_type
         self.hidden_units: Callable[..., np.ndarray] = MASKS[mask_type]
 
     def __call__(self, rng: Rng | None = None) -> np.ndarray:
@@ -73,6 +74,11 @@ class MaskGenerator:
         side, scale = self.rand_size, self.scale
         mask = np.zeros(side**2, dtype=np.int64)
         mask[self.hidden_units(np.random if rng is None else rng, side, self.count)] = 1
+        if mask.sum() != self.count:
+            raise ValueError(
+                f'DATA.MASK_TYPE {self.mask_type!r} hides {mask.sum()} units instead of '
+                f'{self.count}: its function must return the indices of that many units'
+            )
         mask = mask.reshape(side, side)
         return mask.repeat(scale, axis=0).repeat(scale, axis=1)
 

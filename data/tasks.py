@@ -309,9 +309,8 @@ def check_label_options(config: Config, stage: str | None) -> None:
         return
     allowed = f'left out, or {len(task.labels)}, the number of labels of DATA.TASK and DATA.LABELS'
     require(config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed)
-    of_others = {name for other in TASKS.values() for name in other.losses} - {*task.losses}
     allowed = f'one of {", ".join(map(repr, task.losses))} {of_task}'
-    require(config.LOSS.NAME not in of_others, config, 'LOSS.NAME', allowed)
+    require(config.LOSS.NAME in task.losses, config, 'LOSS.NAME', allowed)
     holds = config.EVAL.SELECT != 'five' or set(COMPETITION_LABELS) <= set(task.labels)
     require(holds, config, 'EVAL.SELECT', "'auto' or 'all' if not all of the five are learned")
     if task.third_class.any():

@@ -590,7 +590,7 @@ def _select(state: State, target: State, report: Report) -> State:
         {key: tensors[key].shape for key in tensors if key.startswith(HEAD)}
         for tensors in (state, target)
     )
-    if head != own:  # another kind of head, or other labels
+    if head != own:  # a pre-training model has none
         report.unused += head
         state = {key: value for key, value in state.items() if key not in head}
     left = [key for key in state if key not in target]

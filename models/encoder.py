@@ -162,7 +162,7 @@ class PatchEncoder(Encoder):
     def encode(self, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Encode patch tokens [B, L, D] to normalised output tokens [B, l, F].
 
-        Tokens are in row-major order. Class tokens come first, if there are any. In masked
+        Tokens are in row-major order. A class token comes first, if there is one. In masked
         pre-training, `hidden` [B, L] is True for hidden patches, whose tokens are mask tokens. A
         convolutional encoder can use it to keep them from its features, as ConvNeXt V2 does. It
         then needs a head that sees neighbouring tokens, because all hidden tokens are equal.
@@ -181,7 +181,21 @@ class PatchEncoder(Encoder):
         return self.encode(self.patch_embed(x)).mean(dim=1)
 
     def forward_tokens(self, x: Tensor) -> Tensor:
-        return self.encode(self.patch_embed(x))[:, -(self.output_side**2) :]
+        return self.encode_patches(self.patch_embed(x))
+
+    def encode_patches(self, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Encode patch tokens as `encode`, and leave out the class token, [B, L, D] -> [B, l, F].
+
+        Raises:
+            ValueError: If the number of tokens does not fit `stride`.
+        """
+        side, tokens = self.output_side, self.encode(tokens, hidden)
+        if tokens.shape[1] not in (side**2, side**2 + 1):
+            raise ValueError(
+                f'{type(self).__name__}.encode returns {tokens.shape[1]} tokens, and with stride '
+                f'{self.stride} it must return {side} x {side} tokens, after a class token or none'
+            )
+        return tokens[:, -(side**2) :]
 
     def no_weight_decay(self) -> set[str]:
         return {'mask_token'}
@@ -211,9 +225,8 @@ class MaskedEncoder:
         tokens = self.patch_embed(x)  # [B, L, D]
         hidden = mask.flatten(1).bool()
         tokens = torch.where(hidden.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
-        side = self.output_side
-        tokens = self.encode(tokens, hidden)[:, -(side**2) :]  # without class tokens
-        return tokens.transpose(1, 2).unflatten(2, (side, side))
+        tokens = self.encode_patches(tokens, hidden)
+        return tokens.transpose(1, 2).unflatten(2, (self.output_side, self.output_side))
 
 
 def check_mask(mask: Tensor, grid_size: int) -> None:

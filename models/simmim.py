@@ -99,6 +99,9 @@ class MaskedModel(nn.Module, ABC):
             return
         if ENCODERS[config.MODEL.TYPE].hides_patches:
             mask_generator(config)  # checks the sizes
+            stride = ENCODERS[config.MODEL.TYPE].stride_of(config)
+            allowed = f'a multiple of {stride}, the side of an output token'
+            require(config.DATA.IMG_SIZE % stride == 0, config, 'DATA.IMG_SIZE', allowed)
             cls.check_options(config)
         else:
             names = [name for name, encoder in ENCODERS.items() if encoder.hides_patches]

@@ -100,7 +100,13 @@ def test_another_kind_of_head_is_new(options: dict) -> None:
     linear, attention = built(options), built(options, 'attention')
     for source, target in ((linear, attention), (attention, linear)):
         stats = Statistics((0.5,), (0.25,))
-        state, report = convert(source.state_dict(), target, source_stats=stats, target_stats=stats)
+        state, report = convert(
+            source.state_dict(),
+            target,
+            source_stats=stats,
+            target_stats=stats,
+            other_head="{'MODEL.HEAD': 'another'}",
+        )
         heads = {key for key in target.state_dict() if key.startswith('head.')}
         assert heads <= {*report.new} and not heads & {*state}
         assert {key for key in source.state_dict() if key.startswith('head.')} <= {*report.unused}

@@ -112,6 +112,16 @@ def test_each_flag_overrides_opts(cfg, flag) -> None:
     assert str(value_at(config, FLAG_KEYS[flag])) == (word[0] if word else 'True')
 
 
+def test_a_flag_of_another_project_names_what_replaces_it(cfg, capsys) -> None:
+    words = ['--cfg', str(cfg), '--batch_size', '8', '--epochs=20', '--accum_iter', '2']
+    with pytest.raises(SystemExit):
+        build_parser('simmim').parse_args(words)
+    error = capsys.readouterr().err
+    assert '--batch_size is --batch-size here' in error
+    assert '--epochs is an option here: --opts TRAIN.EPOCHS VALUE' in error
+    assert error.endswith('VALUE\n'), 'nothing replaces --accum_iter'
+
+
 def test_a_flag_that_is_0_counts_and_one_that_is_absent_does_not(tmp_path) -> None:
     cfg = write(tmp_path, 'run.yaml', 'TAG: x\nTRAIN: {ACCUMULATION_STEPS: 4}\nAMP_OPT_LEVEL: O0')
     config = load(cfg, '--accumulation-steps', '0')

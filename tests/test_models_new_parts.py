@@ -15,6 +15,7 @@ from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_
 
 import config as config_module
 from config import OPTIONS, REGISTRIES, Own, default_config, encoder_node
+from data.tasks import Observations
 from main_simmim import HeldOutReconstruction
 from models.build import build_model
 from models.classifier_heads import build_classifier_head
@@ -30,6 +31,7 @@ from models.encoder import ENCODERS, PatchEncoder, masked_version, run_block
 from models.export import load_source, model_card
 from models.pretrained import fit_pretrained
 from models.simmim import MaskedModel
+from optimizer import param_groups
 from utils import load_pretrained, read_checkpoint
 
 
@@ -183,6 +185,7 @@ def parts(monkeypatch):
         option = OPTIONS[key]
         config_module.OPTIONS[key] = replace(option, one_of=(*option.one_of, name))
         REGISTRIES[key].register(name)(part)
+    monkeypatch.setattr(Observations, 'losses', (*Observations.losses, 'some_loss'))
     yield
     for key, (name, _) in added.items():
         del REGISTRIES[key][name]
@@ -232,6 +235,41 @@ def test_a_head_with_named_children_is_folded_between_channels(tmp_path):
         wanted = in_grey_levels(rgb.reconstruct(grey_images(IMAGENET), mask), IMAGENET)
         found = in_grey_levels(grey.reconstruct(grey_images(GREY), mask), GREY)
     assert_same(found, wanted)
+
+
+def test_an_encoder_with_another_stride_than_it_says_is_refused():
+    config = make_config()
+    model = build_model(config)
+    images, mask = torch.zeros(1, 3, 32, 32), torch.zeros(1, 8, 8, dtype=torch.int64)
+    for stride in (4, 16):
+        model.encoder.stride = stride
+        with pytest.raises(ValueError, match=f'returns 16 tokens, and with stride {stride} '):
+            model.encoder(images, mask)
+
+
+def test_an_image_that_output_tokens_do_not_fill_is_refused():
+    config = make_config()
+    config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE = 36, 4
+    with pytest.raises(config_module.OptionError, match=r'IMG_SIZE must be a multiple of 8'):
+        config_module.check_config(config, 'simmim')
+
+
+def test_layers_outside_the_model_are_refused(monkeypatch):
+    model = build_model(make_config(), is_pretrain=False)
+    monkeypatch.setattr(ConvNeXt, 'get_layer_id', lambda self, name: 7)
+    with pytest.raises(ValueError, match=r'returns \{7\}, and layers are numbered from 0 to 3'):
+        param_groups(model, weight_decay=0.0, base_lr=1e-3, layer_decay=0.8)
+
+
+def test_a_loss_that_the_task_does_not_name_is_refused():
+    """A loss for observations would learn from ages without an error."""
+    config = make_config()
+    config.DATA.TASK, config.DATA.LABELS = 'regression', ['Age']
+    config.MODEL.NUM_CLASSES, config.LOSS.NAME = 1, 'some_loss'
+    for key, value in config_module.CHEXPERT_VALUES.items():
+        config_module.put(config, key, value, 'the test')
+    with pytest.raises(config_module.OptionError, match=r"LOSS\.NAME must be one of 'l1', 'l2' "):
+        config_module.check_config(config, 'finetune')
 
 
 def test_a_new_method_trains_a_new_encoder_and_logs_its_options():

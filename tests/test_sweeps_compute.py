@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from config import build_parser, get_config
-from sweeps.compute import gflop_per_image
+from sweeps.compute import flop_counter, gflop_per_image
 from sweeps.files import ROOT, expected_config, load_sweep
 
 METHODS = ('mae', 'moco', 'simclr', 'byol', 'swav')
@@ -37,6 +39,23 @@ def test_a_vit_has_the_operations_of_the_formula() -> None:
     block = 12 * tokens * width**2 + 2 * tokens**2 * width
     expected = 2 * (3 * 4 * block + (3 + 2) * 64 * tokens * width) / 1e9
     assert gflop_per_image(config, 'simmim') == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    'layer',
+    [
+        nn.Conv2d(8, 4, 3, stride=2),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 16, (3, 1), groups=2),
+        nn.ConvTranspose2d(8, 4, 2, stride=2),
+    ],
+)
+def test_the_gradients_of_a_convolution_are_twice_its_forward_pass(layer: nn.Module) -> None:
+    with flop_counter() as forward:
+        outputs = layer(torch.zeros(2, 8, 6, 6, requires_grad=True))
+    with flop_counter() as backward:
+        outputs.sum().backward()
+    assert backward.get_total_flops() == 2 * forward.get_total_flops() > 0
 
 
 def test_methods_at_the_same_compute_have_the_operations_of_simmim() -> None:
