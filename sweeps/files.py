@@ -27,6 +27,7 @@ from config import (
     build_parser,
     config_text,
     default_config,
+    encoder_node,
     fit_to_task,
     get_config,
     put,
@@ -455,6 +456,7 @@ def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
     linked = []
     for row in rows:
         _check_compared(row, rows)
+        _check_encoder(row)
         stage = row.pretraining
         start = str((row.configs.get(stage), row.changes.get(stage), row.weights))
         default = () if row.name in compared_with else (defaults[row.name],)
@@ -496,6 +498,30 @@ def _check_compared(row: Row, rows: Sequence[Row]) -> None:
             f'row {row.name}: against {PIXELS} needs REPORT.PIXEL_FLOOR True in a row with the '
             'same labels, which then scores the logistic regression on pixels'
         )
+
+
+def _check_encoder(row: Row) -> None:
+    """Refuse a row whose fine-tuning cannot load its pre-trained encoder."""
+    if not row.pretraining:
+        return
+    before, after = (_encoder(expected_config(row, stage)) for stage in row.stages)
+    for key, value in before.items():
+        if after.get(key, value) != value:
+            raise ValueError(
+                f'row {row.name}: pre-training and fine-tuning must have the same {key}, '
+                f'got {value!r} and {after[key]!r}'
+            )
+
+
+def _encoder(config: Config) -> dict[str, Any]:
+    """Return the options of an encoder that decide which weights it loads."""
+    own = {'MODEL.TYPE': config.MODEL.TYPE}
+    options = encoder_node(config)
+    return own | {
+        f'MODEL.{config.MODEL.TYPE.upper()}.{key}': options[key]
+        for key in ('EMBED_DIM', 'DEPTH', 'DEPTHS', 'NUM_HEADS', 'PATCH_SIZE', 'NAME')
+        if key in options
+    }
 
 
 def _names(names: Any) -> tuple[str, ...]:

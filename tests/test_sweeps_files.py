@@ -48,6 +48,9 @@ STUDIES = [
 FINETUNE = str(reference_files()['finetune'])
 PRETRAIN = str(reference_files()['simmim'])
 SMALL_BATCH = {'DATA.BATCH_SIZE': 2}
+BOTH = {'pretrain': PRETRAIN, 'finetune': FINETUNE}
+OTHER_TYPE = BOTH | {'pretrain_options': {'MODEL.TYPE': 'vit'}}
+OTHER_WIDTH = BOTH | {'pretrain_options': {'MODEL.SWIN.EMBED_DIM': 999}}
 GENERATOR = load_script('make_ablations')
 
 
@@ -420,6 +423,8 @@ def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) ->
             {'methods': methods(b={'finetune': FINETUNE, 'finetune_options': SMALL_BATCH})},
             'images per step',
         ),
+        ({'methods': methods(b=OTHER_TYPE)}, "same MODEL.TYPE, got 'vit' and 'swin'"),
+        ({'methods': methods(b=OTHER_WIDTH)}, 'same MODEL.SWIN.EMBED_DIM, got 999 and'),
     ],
 )
 def test_a_bad_methods_file_is_refused(changes: dict, key: str, tmp_path: Path) -> None:
