@@ -197,7 +197,13 @@ class TrainState:
         """
         self.source = source
         with name_damaged(source):
-            load_model_state(self.module, saved['model'], source, logger)
+            try:
+                load_model_state(self.module, saved['model'], source, logger)
+            except ValueError as error:
+                raise ValueError(
+                    f'{error}. To start from the encoder of another model, such as a pre-trained '
+                    'one, use --pretrained instead of --resume'
+                ) from error
             name = config.TRAIN.OPTIMIZER.NAME
             load_moments(saved, self.optimizer, self.scaler, name=name, source=source)
             self.best_score = saved['best_score']

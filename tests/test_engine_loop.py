@@ -202,7 +202,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
     path, saved = tmp_path / 'given.pth', read_checkpoint(folder / 'ckpt_epoch_0_step_1.pth')
     save_checkpoint(path, {'model': saved['model']} if kind == 'weights alone' else saved)
     argv = arguments(cfg, phantom, tmp_path, '--resume', str(path), *more.get(kind, []))
-    refused('simmim', argv, path)
+    refused('simmim', argv, path, '--pretrained' if kind == 'other model' else '')
 
 
 @pytest.mark.parametrize('compares', [False, True])
