@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, add_holm, bootstrap_p, delong_test
-from evaluation.metrics import headline_labels, label_scores, summary
+from evaluation.metrics import few_cases, headline_labels, label_scores, summary
 
 
 def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -23,11 +23,12 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
 
     Returns:
         Entry of the report's `comparisons` without its `set`. `a` and `b` are the names. `labels`
-        contains the common labels with both classes: `n`, `positives`, `difference` (AUROC of a
-        minus AUROC of b), `p_bootstrap`, `p_holm` (`p_bootstrap` adjusted over the labels),
-        `p_delong` (not adjusted; NaN unless each patient has one row) and `same` (of `likeness`).
+        contains the common labels with both classes: `n`, `positives`, `few` (of `few_cases`),
+        `difference` (AUROC of a minus AUROC of b), `p_bootstrap`, `p_holm` (`p_bootstrap` adjusted
+        over the labels), `p_delong` (not adjusted; NaN unless each patient has one row) and `same`
+        (of `likeness`).
         `means` contains `five`, or `labels_with_both_classes` if one of the five labels is missing:
-        `difference`, `p_bootstrap` and `same`.
+        `difference`, `p_bootstrap`, `same` and `few`, the names of its labels with few cases.
     """
     labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
     b = b.in_order_of(a.path)
@@ -40,9 +41,11 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
             for values in (of_a, of_b)
         ]
         differences[label] = areas[0]['auroc'] - areas[1]['auroc']
+        positives, negatives = (int((targets == value).sum()) for value in (1, 0))
         entries[label] = {
-            'n': int((~np.isnan(targets)).sum()),
-            'positives': int((targets == 1).sum()),
+            'n': positives + negatives,
+            'positives': positives,
+            'few': few_cases(positives, negatives),
             **_summary(differences[label]),
             'p_delong': _p_delong(of_a, of_b, targets, a.patient),
             'same': likeness(of_a, of_b, targets),
@@ -55,6 +58,7 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
         kinds = {entries[label]['same'] for label in counted}
         means[key] = _summary(np.mean([differences[label] for label in counted], axis=0))
         means[key]['same'] = '' if '' in kinds else min(kinds - {'identical'}, default='identical')
+        means[key]['few'] = ', '.join(label for label in counted if entries[label]['few'])
     return {'a': a.name, 'b': b.name, 'labels': entries, 'means': means}
 
 

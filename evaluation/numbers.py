@@ -245,9 +245,10 @@ def compare_numbers(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[st
 
     Returns:
         Entry of the report's `comparisons` without its `set`, as of `evaluation.compare.compare`.
-        `score` is 'MAE'. `labels` contains the common labels with targets: `n`, `difference` (MAE
-        of a minus MAE of b; below 0, the first model is better), `p_bootstrap`, `p_holm` and
-        `same` ('identical' or ''). `means` is empty, because labels have different units.
+        `score` is 'MAE'. `labels` contains the common labels with targets: `n`, `few` (of
+        `few_in_all`), `difference` (MAE of a minus MAE of b; below 0, the first model is better),
+        `p_bootstrap`, `p_holm` and `same` ('identical' or ''). `means` is empty, because labels have
+        different units.
     """
     b = b.in_order_of(a.path)
     weights = Resamples(a.patient, resamples=resamples, seed=seed).score_weights(a.patient)
@@ -260,6 +261,7 @@ def compare_numbers(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[st
             difference = np.subtract(*(scores['mae'] for scores in of_each))
             entries[label] = {
                 'n': int(known.sum()),
+                'few': few_in_all(int(known.sum())),
                 'difference': summary(difference),
                 'p_bootstrap': bootstrap_p(difference[1:]),
                 'same': 'identical' if np.array_equal(of_a[known], of_b[known]) else '',

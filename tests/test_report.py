@@ -393,6 +393,22 @@ def test_equal_predictions_are_shown_as_identical(tmp_path: Path) -> None:
     assert row.startswith('Edema')
 
 
+def test_a_comparison_marks_few_cases(tmp_path: Path) -> None:
+    labels = ('Edema', 'Fracture')
+    models = [some_cases(name, seed=i, labels=labels) for i, name in enumerate('ab')]
+    for model in models:
+        model.targets[7:, 1] = 0
+        model.targets[:7, 1] = 1
+    page = written_page(tmp_path, make_comparison(models))
+    of_label = [text for text in page.texts('tr') if text.startswith('Fracture')]
+    difference, *_ = [text for text in of_label if text.startswith('Fracturep ')]
+    table, *_ = [text for text in of_label if text.startswith('Fracture\n')]
+    assert difference.count('▲\xa0few: 7 positives') == 1
+    assert table.count('▲\xa0few: 7 positives') == len(models)
+    assert any('▲\xa0few: Fracture' in text for text in page.texts('tr'))
+    assert 'Hollow: few cases' in ' '.join(page.texts('p'))
+
+
 def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: Path) -> None:
     models = [some_cases(name, seed=i) for i, name in enumerate(('one', 'two', 'three'))]
     document = make_comparison(models)
