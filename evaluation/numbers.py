@@ -247,8 +247,8 @@ def compare_numbers(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[st
         Entry of the report's `comparisons` without its `set`, as of `evaluation.compare.compare`.
         `score` is 'MAE'. `labels` contains the common labels with targets: `n`, `few` (of
         `few_in_all`), `difference` (MAE of a minus MAE of b; below 0, the first model is better),
-        `p_bootstrap`, `p_holm` and `same` ('identical' or ''). `means` is empty, because labels have
-        different units.
+        `p_bootstrap`, `p_holm` and `same` ('identical' or ''). `means` is empty, because labels
+        have different units.
     """
     b = b.in_order_of(a.path)
     weights = Resamples(a.patient, resamples=resamples, seed=seed).score_weights(a.patient)

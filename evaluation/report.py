@@ -29,6 +29,7 @@ from data.labels import COMPETITION_LABELS
 from data.names import normalise_name
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
+from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
 from evaluation.classes import CLASS_METRICS
 from evaluation.compare import compare
@@ -630,6 +631,14 @@ def _label_warnings(
             f'thresholds and temperatures chosen on fewer than {FEW_CASES} held-out cases of one '
             f'class are not reliable: {", ".join(few_held_out)}'
         )
+    for bound, reason in zip(
+        TEMPERATURES, ('separate the classes', 'carry no signal'), strict=True
+    ):
+        if at_bound := [part['label'] for part in entry['labels'] if part['temperature'] == bound]:
+            yield (
+                f'the temperature is {bound:g}, the end of its range, because the held-out '
+                f'probabilities {reason}: {", ".join(at_bound)}'
+            )
     for label, titles in _left_out(entry).items():
         yield f'the means of {", ".join(titles)} leave out {label}, which has no value'
     one_class = [label for label in unset if label not in missing]

@@ -281,6 +281,18 @@ def test_few_cases_and_patients_in_two_splits_give_warnings(tmp_path: Path) -> N
     assert chosen.startswith(LABELS[2])
 
 
+def test_a_temperature_at_the_end_of_its_range_gives_a_warning() -> None:
+    holdout = some_cases('holdout', seed=5)
+    for column, sign in enumerate((1, -1)):
+        holdout.probabilities[:, column] = 0.5 + sign * (holdout.targets[:, column] - 0.5) / 2
+    document = build_document([some_cases()], holdout, PROTOCOL, run={})
+    warnings = [line for line in document['warnings'] if 'the end of its range' in line]
+    assert [re.search(r'is (\S+),.*: (.*)', line).groups() for line in warnings] == [
+        ('0.01', LABELS[0]),
+        ('100', LABELS[1]),
+    ]
+
+
 def test_a_full_disk_leaves_the_earlier_report_as_it_was(tmp_path: Path, full_disk) -> None:
     old, new = (
         build_document([some_cases(seed=seed)], None, PROTOCOL, run={}) for seed in range(2)
