@@ -533,7 +533,10 @@ _C.TRAIN.DETERMINISTIC = Own(
     False, 'Whether to use only deterministic algorithms, which are slower.'
 )
 _C.TRAIN.RANK_TIMEOUT_MINUTES = Own(
-    30.0, 'Minutes that a process waits for the others before it fails.', within='(0, inf)'
+    30.0,
+    'Minutes that a process waits for the others before it fails. There is no limit while one '
+    'process fits a probe.',
+    within='(0, inf)',
 )
 
 _C.TRAIN.LR_SCHEDULER = Section()

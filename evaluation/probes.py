@@ -177,22 +177,23 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
     features = extract_features(run, model, loaders.plain, tokens=takes_tokens)
     dataset = loaders.plain.dataset
     known = features, dataset.targets, dataset.records.patient
-    targets, is_main = dataset.targets, distributed.is_main()
+    targets = dataset.targets
     if takes_tokens:
-        found = _fit_attention(run, model, known) if is_main else (None, None)
-        state, choice = distributed.broadcast(found)
+        state, choice = distributed.run_on_main(lambda: _fit_attention(run, model, known))
         model.head.load_state_dict(state)
         probe, grid, choices = model, RATES, [choice] * targets.shape[1]
     elif config.FINETUNE.MODE == 'knn':
-        chosen = choose_neighbours(*known, run.device, kind=task.kind) if is_main else None
-        choices = distributed.broadcast(chosen)
+        choices = distributed.run_on_main(
+            lambda: choose_neighbours(*known, run.device, kind=task.kind)
+        )
         counts = [choice.value for choice in choices]
         probe = KnnClassifier(model, features, targets, counts, of_classes=task.kind == CLASSES)
         probe, grid = probe.to(run.device), NUM_NEIGHBOURS
     else:
         fit = family_of(config).fit_linear
-        head = fit_linear_head(*known, fit_linear=fit) if is_main else None
-        weight, bias, choices = distributed.broadcast(head)
+        weight, bias, choices = distributed.run_on_main(
+            lambda: fit_linear_head(*known, fit_linear=fit)
+        )
         with torch.no_grad():
             model.head.weight.copy_(torch.from_numpy(weight))
             model.head.bias.copy_(torch.from_numpy(bias))

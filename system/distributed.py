@@ -4,17 +4,22 @@ When one process of a run fails, the others end within 40 s. The broken connecti
 in the next collective operation, `launch.Failures.watch` notices the recorded failure on all nodes,
 and torchrun kills the other processes of its node 30 s after asking them to stop. If a process or
 its node dies silently, `launch.Failures` notices it after 5 minutes. If a process hangs but lives,
-the others wait for TRAIN.RANK_TIMEOUT_MINUTES.
+the others wait for TRAIN.RANK_TIMEOUT_MINUTES, and without a limit during `run_on_main`.
 """
 
 import os
 import time
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from threadpoolctl import threadpool_limits
+
+T = TypeVar('T')
+NO_LIMIT = timedelta(days=365)
 
 
 def init_process_group(device: torch.device, timeout_minutes: float) -> None:
@@ -76,6 +81,23 @@ def broadcast(value: Any) -> Any:
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def run_on_main(function: Callable[[], T]) -> T:
+    """Return the result of a long computation of rank 0 on every rank.
+
+    The others wait as long as it takes. Rank 0 uses the threads of all processes of its node.
+    """
+    if not dist.is_initialized():
+        return function()
+    group, values = dist.new_group(backend='gloo', timeout=NO_LIMIT), [None]
+    if is_main():
+        threads = torch.get_num_threads() * int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+        with threadpool_limits(threads):
+            values = [function()]
+    dist.broadcast_object_list(values, src=0, group=group)
+    dist.destroy_process_group(group)
     return values[0]
 
 
