@@ -16,7 +16,7 @@ unlabelled=${UNLABELLED:+$(realpath "$UNLABELLED")}
 cd "$(dirname "$0")/.."
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
 python=${PYTHON:-python}
-export OMP_NUM_THREADS=1 # two runs share two cores
+export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two runs share two cores
 read -ra shares <<<"${SHARES:-0.01 0.1 1}"
 sweep=(--sweep scripts/comparison/baseline.yaml --output "$out" --seeds "${SEEDS:-1}"
     --subsets "${shares[@]}")

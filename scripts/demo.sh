@@ -16,7 +16,7 @@ seed=${SEED:-0}
 . scripts/setup.sh
 setup requirements.txt
 python=.venv/bin/python
-export OMP_NUM_THREADS=1 # two processes share two cores
+export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two processes share two cores
 images=$dir/CheXpert-phantom
 data=$dir/store
 runs=$dir/runs

@@ -16,7 +16,7 @@ case $out in /*) ;; *) out=$PWD/$out ;; esac
 cd "$(dirname "$0")/.."
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
 python=${PYTHON:-python}
-export OMP_NUM_THREADS=1 # two runs share two cores
+export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two runs share two cores
 sweep=(--sweep scripts/comparison/simmim_mae.yaml --scale cpu)
 seeds=(--seeds "${SEEDS:-5}" --folds "${FOLDS:-5}")
 pretrain='' finetune=''
