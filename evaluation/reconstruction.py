@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.interpolate import griddata
+from scipy.ndimage import binary_dilation
 
 from system.files import atomic_writer
 
@@ -28,10 +29,13 @@ def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 def linear_interpolation(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Fill the `hidden` pixels by linear interpolation on a triangulation of the visible pixels.
 
-    Pixels outside the convex hull get the value of the nearest visible pixel.
+    Pixels outside the convex hull get the value of the nearest visible pixel. A Delaunay triangle
+    that contains hidden pixels only has corners that touch hidden pixels, so visible pixels further
+    away than two pixels are left out. (Those that touch hidden ones may all lie on one line.)
     """
-    visible, wanted = np.argwhere(~hidden), np.argwhere(hidden)
-    values = image[:, ~hidden].T  # [V, C]
+    edge = binary_dilation(hidden, np.ones((5, 5))) & ~hidden
+    visible, wanted = np.argwhere(edge), np.argwhere(hidden)
+    values = image[:, edge].T  # [V, C]
     filled = griddata(visible, values, wanted, method='linear')
     outside = np.isnan(filled[:, 0])
     if outside.any():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.interpolate import griddata
 
 from evaluation.reconstruction import (
     Reconstruction,
@@ -24,6 +25,19 @@ def test_linear_interpolation_restores_a_plane(hidden):
     image = np.stack([2 * x - 3 * y + 1, y])
     damaged = np.where(hidden, 99.0, image)
     np.testing.assert_allclose(linear_interpolation(damaged, hidden), image, atol=1e-9)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_linear_interpolation_equals_that_of_all_visible_pixels(seed: int) -> None:
+    """Points of a grid have several Delaunay triangulations, with one interpolation of y² + x²."""
+    hidden = pixel_mask(np.random.default_rng(seed).random((6, 6)) < 0.6, 4)
+    points = np.argwhere(np.ones_like(hidden))
+    image = (points**2.0).sum(axis=1).reshape(1, *hidden.shape)
+    visible = ~hidden.ravel()
+    wanted = griddata(points[visible], image.ravel()[visible], points, method='linear')
+    filled, inside = linear_interpolation(image, hidden).ravel(), ~np.isnan(wanted)
+    assert inside.sum() > visible.sum()
+    np.testing.assert_allclose(filled[inside], wanted[inside], rtol=0, atol=1e-9)
 
 
 def test_pixels_outside_the_hull_get_the_nearest_visible_pixel():
