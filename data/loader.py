@@ -39,7 +39,7 @@ HINT = 'scripts/check_data.py finds all such images; DATA.BAD_IMAGE skip replace
 # The first entries of Philox counters. Streams with different entries never overlap.
 SAMPLE, ORDER, WEIGHTED, REPLACEMENT = 0, 1, 2, 4
 HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks and views
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS
 
 

@@ -1,16 +1,17 @@
 """Requests to stop or to save during training, on which all ranks agree."""
 
+import contextlib
 import os
 import signal
 import time
 from datetime import timedelta
-from signal import SIGINT, SIGTERM, SIGUSR1
+from signal import SIGINT
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-STOP_SIGNALS = (SIGTERM, SIGUSR1, SIGINT)  # Slurm sends SIGUSR1 or SIGTERM with --signal
+from system.tool import STOP_SIGNALS
 
 
 class Preempted(Exception):  # noqa: N818 (not an error: the run resumes later)
@@ -20,8 +21,8 @@ class Preempted(Exception):  # noqa: N818 (not an error: the run resumes later)
 class Interruptions:
     """Collects requests to stop or to save during training, on which all ranks agree.
 
-    SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) request a stop after the current step. A second SIGINT
-    stops immediately. With several ranks, a request takes effect one step later on all of them, so
+    SIGTERM, SIGUSR1, SIGHUP and SIGINT (Ctrl-C) request a stop after the current step. A second
+    SIGINT stops immediately. With several ranks, a request takes effect one step later on all of them, so
     that no step waits for communication. A request after the last step is raised as a signal at the
     end, with the handlers from before.
 
@@ -42,7 +43,7 @@ class Interruptions:
         if dist.is_initialized():
             # A separate group on the CPU does not wait for the device or the gradients.
             self.group = dist.new_group(backend='gloo', timeout=self.timeout)
-        self.before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self.before = {number: signal.signal(number, self._receive) for number in (*STOP_SIGNALS, SIGINT)}
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -89,7 +90,8 @@ class Interruptions:
         if not self.signal:
             self.signal = signal.Signals(number).name
             # The signal may have interrupted the logger, so the message does not use it.
-            os.write(2, f'{self.signal}: stopping after this step, then saving\n'.encode())
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, f'{self.signal}: stopping after this step, then saving\n'.encode())
 
     def _start(self, requests: list[bool]) -> None:
         flags = torch.tensor(requests, dtype=torch.uint8)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from signal import SIGTERM, SIGUSR1
 from types import FrameType
 from typing import Any
 
@@ -42,7 +41,7 @@ from logger import ScalarLog, create_logger
 from system import distributed
 from system.device import autocast_dtype, describe_precision, local_device
 from system.files import replace_file
-from system.tool import tool
+from system.tool import STOP_SIGNALS, tool
 from utils import check_exists
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
@@ -192,14 +191,14 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
     args = build_parser(stage).parse_args(argv)
     args.command = sys.argv if argv is None else [f'main_{stage}.py', *argv]
     process = Process()
-    with _handled(_terminate, SIGTERM, SIGUSR1):
+    with _handled(_terminate, *STOP_SIGNALS):
         try:
             setup_run(args, process)
             return _finish(process, main)
         except (Exception, Terminated) as error:
             # torchrun sends SIGTERM after another process failed. The handler of the loader raises
             # whenever a worker ends.
-            ignored = _handled(signal.SIG_IGN, SIGTERM, SIGUSR1)
+            ignored = _handled(signal.SIG_IGN, *STOP_SIGNALS)
             with ignored, _handled(signal.SIG_DFL, signal.SIGCHLD):
                 return _fail(process, error)
         finally:
@@ -387,7 +386,7 @@ def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
         code = main(run) or 0
         run.record.finish()
     except Preempted as stop:
-        with _handled(signal.SIG_IGN, SIGTERM, SIGUSR1):  # the state is already saved
+        with _handled(signal.SIG_IGN, *STOP_SIGNALS):  # the state is already saved
             distributed.barrier()  # torchrun ends all processes soon after the first one exits
         run.logger.warning(str(stop))
         code = EXIT_PREEMPTED

@@ -25,6 +25,7 @@ from engine.run_record import (
 )
 from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
 from system.files import BEST_CHECKPOINT, checkpoint_name, checksum_file, newest_first, sha256
+from system.tool import STOP_SIGNALS
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 300  # between two lines about the epochs of running jobs
@@ -259,7 +260,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _on_signals(self) -> Iterator[None]:
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        numbers = (*STOP_SIGNALS, signal.SIGINT)
         before = {number: signal.signal(number, self._stop) for number in numbers}
         try:
             yield

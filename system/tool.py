@@ -1,5 +1,6 @@
 """Command-line tools: a mistake of the user becomes one line and an exit code."""
 
+import signal
 import sys
 from argparse import ArgumentTypeError, HelpFormatter, Namespace
 from collections.abc import Callable
@@ -7,6 +8,10 @@ from functools import wraps
 from textwrap import fill
 
 EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+# Slurm sends SIGUSR1 or SIGTERM with --signal. A closed terminal sends SIGHUP, which nohup ignores.
+STOP_SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    STOP_SIGNALS.append(signal.SIGHUP)
 
 
 class Paragraphs(HelpFormatter):

@@ -10,12 +10,13 @@ from runs import Started, assert_same_weights, log_lines, started, tiny_argument
 from tiny import SCRIPTS, run_folder, wait_until
 
 from logger import read_metrics
+from system.tool import STOP_SIGNALS
 from utils import newest_good, read_checkpoint
 
 pytestmark = pytest.mark.slow
 EPOCHS = 8
 LAST = f'ckpt_epoch_{EPOCHS - 1}.pth'
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGKILL, *STOP_SIGNALS, signal.SIGINT)
 
 
 def start(folder, data, console):
