@@ -147,7 +147,7 @@ class Preflight:
         config, epochs, loader = self.config, self.config.TRAIN.EPOCHS, self.loaders[self.main]
         # A probe never resumes from a checkpoint.
         resumes = config.TRAIN.AUTO_RESUME and self.loss_fn is not None
-        own = {'CHECK_MODE': False, 'TRAIN.AUTO_RESUME': resumes}
+        own, state = {'CHECK_MODE': False, 'TRAIN.AUTO_RESUME': resumes}, None
         with self.attempt('weights', 'choose another --pretrained or --resume, or another --tag'):
             state = begin(_with_options(self.run, own), self.model, loader)
             found, advice = f'starts from {config.PRETRAINED or "random weights"}', ''
@@ -158,8 +158,8 @@ class Preflight:
             elif not config.PRETRAINED and not self.run.is_pretrain:
                 advice = 'choose a pre-trained encoder with --pretrained'
             self.add('weights', found, advice)
-            return state
-        return self.random_weights()
+        # `begin` exchanges values, so all processes begin again if one has failed.
+        return self.random_weights() if None in distributed.gather(state and True) else state
 
     def random_weights(self) -> TrainState:
         """Begin without a checkpoint, whatever the config names."""

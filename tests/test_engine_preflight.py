@@ -137,6 +137,31 @@ def test_weights_disk_output_and_loss_are_all_reported(phantom, tmp_path, check,
     assert str(weights) in rows['weights'][1]
 
 
+def test_all_processes_begin_again_if_another_one_cannot_load_the_weights(
+    phantom, tmp_path, check, monkeypatch
+):
+    """`begin` exchanges values, so a process that begins again alone would wait for ever."""
+    begun = []
+
+    def noting(run, *others):
+        begun.append(run.config.PRETRAINED)
+        return begin(run, *others)
+
+    begin = preflight.begin
+    monkeypatch.setattr(preflight, 'begin', noting)
+    monkeypatch.setattr(
+        preflight.distributed,
+        'gather',
+        lambda value: [value, None] if value is True else [value],  # True: the weights are loaded
+    )
+    cfg, weights = tiny_config(tmp_path / 'run.yaml', 'simmim'), tmp_path / 'encoder.pth'
+    config = default_config()
+    config.merge_from_file(cfg)
+    torch.save({'model': build_model(config, is_pretrain=True).state_dict()}, weights)
+    check('simmim', arguments(cfg, phantom, tmp_path / 'out', '--pretrained', str(weights)))
+    assert begun == [str(weights), '']
+
+
 def test_a_batch_that_does_not_fit_into_memory(phantom, tmp_path, check, monkeypatch):
     def loss(model, batch):
         raise torch.OutOfMemoryError('CUDA out of memory.')
