@@ -22,9 +22,9 @@ class Interruptions:
     """Collects requests to stop or to save during training, on which all ranks agree.
 
     SIGTERM, SIGUSR1, SIGHUP and SIGINT (Ctrl-C) request a stop after the current step. A second
-    SIGINT stops immediately. With several ranks, a request takes effect one step later on all of them, so
-    that no step waits for communication. A request after the last step is raised as a signal at the
-    end, with the handlers from before.
+    SIGINT stops immediately. With several ranks, a request takes effect one step later on all of
+    them, so that no step waits for communication. A request after the last step is raised as a
+    signal at the end, with the handlers from before.
 
     Args:
         save_minutes: Minutes between two saves by the clock of rank 0, or 0 for none.
@@ -43,7 +43,9 @@ class Interruptions:
         if dist.is_initialized():
             # A separate group on the CPU does not wait for the device or the gradients.
             self.group = dist.new_group(backend='gloo', timeout=self.timeout)
-        self.before = {number: signal.signal(number, self._receive) for number in (*STOP_SIGNALS, SIGINT)}
+        self.before = {
+            number: signal.signal(number, self._receive) for number in (*STOP_SIGNALS, SIGINT)
+        }
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

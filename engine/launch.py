@@ -25,9 +25,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config import Config, build_parser, config_text, get_config
+from config import PROBES, Config, build_parser, config_text, get_config
 from engine.interruptions import Preempted
 from engine.run_record import (
+    EXIT_NOT_KEPT,
     EXIT_PREEMPTED,
     Run,
     RunRecord,
@@ -186,7 +187,8 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
     Returns:
         Exit code: the code of `main` or 0; 1 for an unexpected error, whose traceback is logged; 2
         for a mistake of the user; 3 if another process failed or does not answer; 75 if a signal
-        stopped the run after its state was saved.
+        stopped the run after its state was saved; 76 if a signal stopped a run that keeps nothing,
+        such as a probe.
     """
     args = build_parser(stage).parse_args(argv)
     args.command = sys.argv if argv is None else [f'main_{stage}.py', *argv]
@@ -279,12 +281,16 @@ def setup_run(args: Namespace, process: Process) -> None:
         faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
 
 
-def explain(error: BaseException, *, trains: bool = True) -> tuple[int, str]:
-    """Return the exit code for an error and a one-line message."""
+def explain(error: BaseException, *, resumes: bool = True) -> tuple[int, str]:
+    """Return the exit code for an error and a one-line message.
+
+    `resumes` is whether the same command would continue the run.
+    """
     text = _reason(error)
     if isinstance(error, Terminated):
-        again = 'resumes' if trains else 'begins again'
-        return EXIT_PREEMPTED, f'stopped by {text} outside training: the same command {again}'
+        if resumes:
+            return EXIT_PREEMPTED, f'stopped by {text} outside training: the same command resumes'
+        return EXIT_NOT_KEPT, f'stopped by {text}: the same command begins again'
     if isinstance(error, MISTAKES) or text.startswith((LOST_WORKER, NO_MEMORY)):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
@@ -400,9 +406,10 @@ def _fail(process: Process, error: BaseException) -> int:
     """Report why this process or another process of the run failed, and return the exit code."""
     run = process.run
     trains = run is None or _trains(run.config)
-    code, message = explain(error, trains=trains)
+    resumes = trains and (run is None or run.config.FINETUNE.MODE not in PROBES)
+    code, message = explain(error, resumes=resumes)
     if run is not None and distributed.world_size() > 1:
-        if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED):
+        if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED, EXIT_NOT_KEPT):
             process.failures.record(message)
         elif first := process.failures.first_elsewhere():
             code, message = EXIT_OTHER_PROCESS, first

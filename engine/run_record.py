@@ -37,6 +37,7 @@ RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
 LOCK_FILE = 'run.lock'
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
+EXIT_NOT_KEPT = 76  # stopped by a signal, and the same command begins again
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 3  # maximum number of differences in an error message
 HARDWARE = ('gpus', 'cpu', 'threads')  # facts about the environment recorded at each start

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from engine.run_record import (
+    EXIT_NOT_KEPT,
     EXIT_PREEMPTED,
     OPTIONS_FILE,
     SHOWN,
@@ -138,9 +139,14 @@ class Runner:
     broken: set[Path] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
     signal: str = ''
+    stopped: set[int] = field(default_factory=set)  # exit codes of stopped runs
 
     def run(self) -> int:
-        """Run all jobs, and return 0, 1 if jobs failed, or 75 if the sweep was stopped."""
+        """Run all jobs, and return the exit code.
+
+        It is 0, 1 if jobs failed, 75 if the sweep was stopped, and 76 if it was stopped and this
+        call has neither finished a run nor brought one forward.
+        """
         if self.logs is not None:
             self.logs.mkdir(parents=True, exist_ok=True)
         states = [(job, state_of(job)) for job in self.jobs]
@@ -159,7 +165,8 @@ class Runner:
         if self.signal and self.waiting:
             left = len(self.waiting)
             self.say(f'stopped by {self.signal}, {left} runs left: the same command resumes them')
-            return EXIT_PREEMPTED
+            nothing_kept = self.stopped == {EXIT_NOT_KEPT} and not self.done
+            return EXIT_NOT_KEPT if nothing_kept else EXIT_PREEMPTED
         return 1 if self.failed else 0
 
     def _run_waiting(self) -> None:
@@ -241,7 +248,8 @@ class Runner:
                 self.done += 1
                 self._remove_checkpoints(job)
                 self.say(f'finished {job.name}: {seconds:.0f} s [{self.done}/{self.total}]')
-            elif code == EXIT_PREEMPTED or self.signal:
+            elif code in (EXIT_PREEMPTED, EXIT_NOT_KEPT) or self.signal:
+                self.stopped.add(code)
                 self.signal = self.signal or 'a signal to the run'
                 self.waiting.append(job)
                 self.say(f'stopped {job.name} after {seconds:.0f} s')

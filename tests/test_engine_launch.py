@@ -162,7 +162,7 @@ def test_what_does_not_train_resumes_nothing_and_leaves_nothing_if_refused(
 
     assert launch('simmim', raising(ValueError('no checkpoint')), [*argv, mode]) == 2
     assert 'no checkpoint' in capfd.readouterr().out and not folder.parent.exists()
-    assert launch('simmim', stop, [*argv, mode]) == 75
+    assert launch('simmim', stop, [*argv, mode]) == 76
     last = log_of(folder).splitlines()[-1]
     assert 'SIGTERM' in last and 'resumes' not in last
     assert launch('simmim', raising(ValueError('no checkpoint')), [*argv, mode]) == 2

@@ -166,6 +166,7 @@ signal.signal(signal.SIGTERM, stop)
 (folder / 'ready{rank}').touch()
 time.sleep(60)
 """
+PROBE = WAIT.replace('75', '76')
 
 
 def made_job(folder: Path, code: str) -> Job:
@@ -194,6 +195,25 @@ def test_what_needs_a_failed_run_is_not_run(tmp_path: Path) -> None:
     assert runner.run() == 1
     assert len(runner.failed) == 2 and str(first) in runner.failed[1]
     assert not second.exists()
+
+
+@pytest.mark.parametrize(
+    ('scripts', 'slots', 'code'),
+    [([PROBE], 1, 76), ([PROBE, WAIT], 2, 75), ([FINISH, PROBE], 1, 75)],
+)
+def test_a_stop_that_kept_nothing_has_its_own_code(
+    scripts: list[str], slots: int, code: int, tmp_path: Path, monkeypatch
+) -> None:
+    """A Slurm job does not requeue itself after it."""
+    jobs = [made_job(tmp_path / f'runs/{i}', script) for i, script in enumerate(scripts)]
+    monkeypatch.setattr('sweeps.runner.REPORT_SECONDS', 0)
+
+    def say(line: str) -> None:
+        if line.startswith(f'running {jobs[-1].name}'):
+            wait_until(lambda: all((job.folder / 'ready').exists() for job in jobs[-slots:]))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert Runner(jobs, [{}] * slots, tmp_path / 'logs', say).run() == code
 
 
 @pytest.mark.parametrize(('waiting', 'code'), [(0, 0), (1, EXIT_PREEMPTED)])

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Called by the .sbatch files: run a command on every node of the job. Requeue the job if a signal
 # stopped the run (code 75, or 143 before Python handles signals), or if a process was aborted
-# (SIGABRT, code 134), as NCCL does when it lost another process. Any other code ends the job.
+# (SIGABRT, code 134), as NCCL does when it lost another process. Any other code ends the job, also 76:
+# a probe or --eval was stopped, and would begin again. So does an abort in the first 10 minutes.
 #   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
 # Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CPU_ONLY (1: train
 # on the CPU; without it a node without GPUs ends the job with code 2), CACHE_DIR (default
@@ -68,7 +69,17 @@ code=$?
 [ "$code" -lt 200 ] || code=$((code - 200)) # see `end` in launch.sh
 case $code in
     75 | 143) ended='stopped by a signal' ;;
-    134) ended='aborted (SIGABRT), probably by NCCL, which lost another process' ;;
+    76)
+        echo "slurm: stopped by a signal, and not requeued, because this run keeps nothing: raise --time"
+        exit 76
+        ;;
+    134)
+        ended='aborted (SIGABRT), probably by NCCL, which lost another process'
+        if [ "$SECONDS" -lt "${ABORT_SECONDS:-600}" ]; then
+            echo "slurm: $ended, and not requeued, because this was in its first $SECONDS s"
+            exit 134
+        fi
+        ;;
     *) exit "$code" ;;
 esac
 

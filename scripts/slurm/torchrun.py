@@ -8,7 +8,7 @@ import sys
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
-EXIT_PREEMPTED = 75  # the process was asked to stop and has saved, which is not a failure
+STOPPED = 75, 76  # the process was asked to stop, which is not a failure
 
 
 def exit_code() -> int:
@@ -16,7 +16,7 @@ def exit_code() -> int:
         main()
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
-        if code != EXIT_PREEMPTED:
+        if code not in STOPPED:
             print(error, file=sys.stderr)
         return code if code > 0 else 128 - code  # a negative code is the signal that killed it
     return 0

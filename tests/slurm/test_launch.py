@@ -109,7 +109,8 @@ def test_another_node_that_is_done_waits_for_the_first(code: int, program: Path)
 
 
 @pytest.mark.parametrize(
-    ('exitcode', 'code', 'shown'), [(2, 2, True), (75, 75, False), (-15, 143, True)]
+    ('exitcode', 'code', 'shown'),
+    [(2, 2, True), (75, 75, False), (76, 76, False), (-15, 143, True)],
 )
 def test_torchrun_ends_with_the_code_of_the_first_failure(
     exitcode: int, code: int, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: object
@@ -159,7 +160,9 @@ def run_job(folder: Path, root: Path, **environment: str) -> subprocess.Complete
     ('environment', 'requeued'),
     [
         ({'CODE': '75'}, '7'),
-        ({'CODE': '134'}, '7'),
+        ({'CODE': '76'}, None),
+        ({'CODE': '134'}, None),
+        ({'CODE': '134', 'ABORT_SECONDS': '0'}, '7'),
         ({'CODE': '143'}, '7'),
         ({'CODE': '75', 'SLURM_ARRAY_JOB_ID': '5', 'SLURM_ARRAY_TASK_ID': '2'}, '5_2'),
         ({'CODE': '75', 'SLURM_RESTART_COUNT': '50'}, None),
