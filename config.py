@@ -263,7 +263,8 @@ _C.DATA.STD = Own(
 )
 _C.DATA.NORMALIZE = Own(
     'dataset',
-    "Statistics that normalise an image: 'dataset' (MEAN, STD) or 'image' (its own).",
+    "Statistics that normalise an image: 'dataset' (MEAN, STD) or 'image' (its own, before random "
+    'changes of brightness and contrast).',
     one_of=('dataset', 'image'),
 )
 _C.DATA.MASK_TYPE = Own(

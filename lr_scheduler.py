@@ -62,16 +62,18 @@ class Scheduler:
         self.optimizer = optimizer
         self.rate, self.decay, self.momentum = rate, decay, momentum
         self.base_rates = [group['lr'] for group in optimizer.param_groups]
-        self.decayed = [group for group in optimizer.param_groups if group['weight_decay'] > 0]
+        self.decays = [group['weight_decay'] > 0 for group in optimizer.param_groups]
         self.step_update(0)
 
     def step_update(self, step: int) -> None:
         """Set the values of all groups after batch `step` of the run, from 0 on."""
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group['lr'] = self.rate(step, base)
-        for group in self.decayed if self.decay else ():
-            group['weight_decay'] = self.decay(step)
-        for group in self.optimizer.param_groups if self.momentum else ():
+        groups = self.optimizer.param_groups  # resuming replaces them
+        for group, decays in zip(groups, self.decays, strict=True) if self.decay else ():
+            if decays:
+                group['weight_decay'] = self.decay(step)
+        for group in groups if self.momentum else ():
             if 'betas' in group:
                 group['betas'] = (self.momentum(step), *group['betas'][1:])
             if 'momentum' in group:  # Muon has both

@@ -74,7 +74,7 @@ class ViewsTransform:
             self._view(image, rng, size, area, weak=weak)
             for (size, area), weak in zip(self.views, self.weak, strict=True)
         )
-        return tuple(torch.from_numpy(self.normalize(view)[0]) for view in views)
+        return tuple(torch.from_numpy(self.normalize(*view)[0]) for view in views)
 
     def _view(
         self,
@@ -84,14 +84,15 @@ class ViewsTransform:
         area: tuple[float, float],
         *,
         weak: bool,
-    ) -> np.ndarray:  # [size, size]
+    ) -> tuple[np.ndarray, np.ndarray]:  # [size, size], twice
+        """Return a view, and the same without changes of brightness, contrast and sharpness."""
         box = draw_crop(rng, *full_size(image), area=area)
         flip, brightness, contrast, blur, strength = rng.random(5)
         pixels = resized_crop(image, box, size, self.filter)
         pixels = pixels[:, ::-1] if flip < self.hflip else pixels
         if weak:
-            return pixels
-        pixels = self.warp(pixels, rng)
+            return pixels, pixels
+        pixels = before = self.warp(pixels, rng)
         if self.jitter:
             low, high = max(0.0, 1 - self.jitter), 1 + self.jitter
             brightness, contrast = (low + (high - low) * u for u in (brightness, contrast))
@@ -101,7 +102,7 @@ class ViewsTransform:
             low, high = BLUR_SIGMA
             sigma = (low + (high - low) * strength) * size / BLUR_SIZE
             pixels = ndimage.gaussian_filter(pixels, sigma, truncate=BLUR_REACH)  # mirrored edges
-        return pixels
+        return pixels, before
 
 
 class HoldoutViewsTransform:

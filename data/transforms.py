@@ -82,19 +82,24 @@ class Normalize:
         self.offset = np.float32(255) * np.array(mean, np.float32)  # [C]
         self.scale = np.float32(255) * np.array(std, np.float32)  # [C]
 
-    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(
+        self, pixels: np.ndarray, before: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Normalise one image.
 
         Args:
             pixels: float32 [H, W] in grey levels.
+            before: The same without random changes of brightness and contrast, which 'image' would
+                undo with the statistics of `pixels`; None if there are none.
 
         Returns:
             image [C, H, W], scale [C], offset [C]. image * scale + offset restores the grey levels.
         """
         offset, scale = self.offset, self.scale
         if self.by_image:
-            offset = np.full_like(offset, pixels.mean())
-            scale = np.full_like(scale, max(pixels.std(), 1))
+            before = pixels if before is None else before
+            offset = np.full_like(offset, before.mean())
+            scale = np.full_like(scale, max(before.std(), 1))
         image = np.empty((len(offset), *pixels.shape), np.float32)
         np.subtract(pixels, offset[:, None, None], out=image)
         image /= scale[:, None, None]
@@ -157,13 +162,13 @@ class TrainTransform(RandomCrop):
         self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        pixels = self.warp(self.cut(*self.draw(image, rng), rng), rng)
-        pixels = self.randaugment(pixels, rng)
+        before = self.warp(self.cut(*self.draw(image, rng), rng), rng)
+        pixels = self.randaugment(before, rng)
         if self.jitter:
             brightness, contrast = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, size=2)
             contrast = contrast if self.jitters_contrast else 1.0
             pixels = jitter(pixels, brightness=brightness, contrast=contrast)
-        normalized = self.normalize(pixels)[0]
+        normalized = self.normalize(pixels, before)[0]
         erase(normalized, rng, **self.erasing)
         return torch.from_numpy(normalized)
 

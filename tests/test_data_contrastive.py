@@ -111,6 +111,14 @@ def test_small_crops_follow_the_views_for_swav_alone(data_path, local_size, size
         assert torch.equal(view, same)
 
 
+def test_normalising_by_the_image_does_not_undo_jitter(data_path) -> None:
+    options = ('CONTRASTIVE.BLUR', 0.0, 'DATA.NORMALIZE', 'image', 'AUG.COLOR_JITTER')
+    for strength, is_changed in ((0.0, False), (0.4, True)):
+        transform = views_transform(config_of(data_path, *options, strength))
+        for view in transform(noise(0), sample_rng(0, 0, 0)):
+            assert (abs(view.mean()) > 0.01) == is_changed, strength
+
+
 def test_a_weak_second_view_is_only_cropped_and_flipped(data_path) -> None:
     options = ['AUG.ROTATION', 10.0, 'CONTRASTIVE.METHOD', 'byol', 'CONTRASTIVE.WEAK_VIEW']
     both, weak = (views_transform(config_of(data_path, *options, each)) for each in (False, True))

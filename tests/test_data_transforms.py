@@ -201,6 +201,24 @@ def test_normalising_by_the_image_gives_mean_0_and_deviation_1():
     assert (EvalTransform(config)(flat, sample_rng(0, 0, 0)) == 0).all()
 
 
+def dark() -> Image.Image:
+    """An X-ray with levels up to 85, so that jitter clips nothing."""
+    return Image.fromarray(np.asarray(xray()) // 3)
+
+
+def test_normalising_by_the_image_does_not_undo_jitter():
+    keys = {'DATA__NORMALIZE': 'image', 'AUG__JITTER_CONTRAST': False}
+    plain, jittered = (TrainTransform(make_config(AUG__COLOR_JITTER=s, **keys)) for s in (0, 0.4))
+    for index in range(5):
+        original = plain(dark(), sample_rng(0, 0, index))
+        changed = jittered(dark(), sample_rng(0, 0, index))
+        brightness = changed.std(correction=0).item()  # the original has the deviation 1
+        assert 0.6 <= brightness <= 1.4 and abs(brightness - 1) > 1e-3
+        shift = changed - brightness * original  # by the mean, in deviations
+        np.testing.assert_allclose(shift, shift.mean(), atol=1e-4)
+        assert shift.mean().sign() == np.sign(brightness - 1)
+
+
 @pytest.mark.parametrize('normalize, channels', [('dataset', 3), ('image', 1)])
 def test_held_out_values_turn_back_into_grey_levels(normalize, channels):
     config = make_config(channels, DATA__NORMALIZE=normalize)
