@@ -86,7 +86,10 @@ def _training_loaders(
         targets=targets,
         bad_images=bad_images(config, logger),
     )
-    weights = inverse_frequency_weights(targets) if data.SAMPLER == 'weighted' else None
+    weights = None
+    if data.SAMPLER == 'weighted':
+        one_hot = task_of(config).kind == CLASSES
+        weights = inverse_frequency_weights(targets, one_hot=one_hot)
     return {'train': make_loader(dataset, config, shuffle=True, weights=weights)}
 
 

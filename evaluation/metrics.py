@@ -171,9 +171,13 @@ def specificity(tally: Tally) -> np.ndarray:
 
 @metric('Precision', needs_threshold=True)
 def precision(tally: Tally) -> np.ndarray:
-    """Share of the cases predicted positive that are positive."""
+    """Share of the cases predicted positive that are positive; 0 if there are none.
+
+    If it were undefined, a model that never predicts a difficult label would have a higher mean.
+    scikit-learn counts 0, too.
+    """
     called = tally.true_positives + tally.false_positives
-    return ratio(tally.true_positives, called, tally.has_both_classes)
+    return ratio(tally.true_positives, np.where(called > 0, called, 1), tally.has_both_classes)
 
 
 @metric('F1', needs_threshold=True)

@@ -181,6 +181,12 @@ def test_weights_are_the_mean_of_inverse_class_sizes_over_known_labels():
     np.testing.assert_allclose(inverse_frequency_weights(targets), [*want, np.mean(want)])
 
 
+def test_each_class_is_drawn_equally_often():
+    classes = np.repeat([0, 1, 2], [90, 7, 3])
+    weights = inverse_frequency_weights(np.eye(3)[classes], one_hot=True)
+    np.testing.assert_allclose(np.bincount(classes, weights), 1)
+
+
 def test_draws_are_in_proportion_to_the_weights():
     drawn = np.concatenate([weighted_order(0, epoch, WEIGHTS) for epoch in range(2000)])
     counts = np.bincount(drawn, minlength=23)

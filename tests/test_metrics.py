@@ -166,7 +166,7 @@ def test_each_row_of_weights_can_be_undefined():
     np.testing.assert_array_equal(scores['auroc'], [0.5, NAN, NAN, 1])
     np.testing.assert_array_equal(scores['specificity'], [0.5, 0.5, NAN, 1])
     nothing_called = label_scores(p, y, threshold=0.8)
-    assert np.isnan(nothing_called['precision'][0])
+    assert nothing_called['precision'][0] == 0
     assert nothing_called['f1'][0] == nothing_called['recall'][0] == 0
 
 
