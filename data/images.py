@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from system.files import read_patiently
+
 try:
     from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
 except ImportError:  # Pillow then reads everything
@@ -118,7 +120,7 @@ def load_image(
     if root:
         refuse_link_out(root, path, links)
     try:
-        data = _read_regular(path)
+        data = read_patiently(lambda: _read_regular(path))
         if os.fspath(path).lower().endswith(DICOM_SUFFIXES):
             image = read_dicom(data)
         else:

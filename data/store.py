@@ -41,7 +41,14 @@ from tqdm import tqdm
 
 from data.image_source import ImageSource
 from data.images import FULL_RANGE_BITS, FULL_SIZE, PACKED_STEPS, BadImageError
-from system.files import BLOCK_BYTES, atomic_writer, is_below, locked, replace_file
+from system.files import (
+    BLOCK_BYTES,
+    atomic_writer,
+    is_below,
+    locked,
+    read_patiently,
+    replace_file,
+)
 
 VERSION = 2
 STORE_FILE = 'store.json'
@@ -252,10 +259,17 @@ class Store(ImageSource):
         dtype = DTYPES[form]
         size = height * width * dtype.itemsize
         file = self.path / self.about['shards'][shard]
+
+        def read() -> tuple[int, bytes]:
+            try:
+                descriptor = self._descriptor(shard, file)
+                return os.fstat(descriptor).st_mtime_ns, os.pread(descriptor, size, offset)
+            except OSError:
+                self._shards.pop(shard, None)  # it may be stale
+                raise
+
         try:
-            descriptor = self._descriptor(shard, file)
-            modified = os.fstat(descriptor).st_mtime_ns
-            data = os.pread(descriptor, size, offset)
+            modified, data = read_patiently(read)
         except OSError as error:
             raise ValueError(f'{file} cannot be read: {error.strerror}') from error
         is_checked = self._checked[position] == modified

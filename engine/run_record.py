@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # scripts that only read records do not need torch
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
 LOCK_FILE = 'run.lock'
+LOCK_ATTEMPTS = 20
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 EXIT_NOT_KEPT = 76  # stopped by a signal, and the same command begins again
 ROOT = Path(__file__).resolve().parents[1]
@@ -282,13 +283,23 @@ def is_finished(folder: str | Path) -> bool:
     return _known_record(folder).get('finished') is not None
 
 
-def run_lock(folder: Path) -> contextlib.AbstractContextManager[bool]:
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[bool]:
     """Lock a run folder against other runs, see `system.files.locked`.
 
     Raises:
         ValueError: If another run is writing to the folder.
     """
-    return locked(folder / LOCK_FILE, wait=False)
+    with contextlib.ExitStack() as stack:
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                is_safe = stack.enter_context(locked(folder / LOCK_FILE, wait=False))
+                break
+            except ValueError:  # `is_locked` holds the lock for a moment
+                if attempt + 1 == LOCK_ATTEMPTS:
+                    raise
+                time.sleep(0.1)
+        yield is_safe
 
 
 def is_locked(folder: str | Path) -> bool:

@@ -48,6 +48,7 @@ NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200, 500, 1000)
 PLAIN_NUM_NEIGHBOURS = 50  # for labels that a cross-validation cannot tune
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 EXCHANGED = 1024  # images whose features the processes exchange at a time
+MIB = 2**20
 QUERIES = 256  # number of images that are compared with all training images at a time
 
 
@@ -139,10 +140,12 @@ def extract_features(
 def _check_memory(needed: int) -> None:
     """Raise a ValueError if the tokens of all images would fill most of the machine's memory."""
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    given = MIB * int(os.environ.get('SLURM_MEM_PER_NODE', 0))  # to a job with --mem
+    memory = min(memory, given or memory)
     if needed * int(os.environ.get('LOCAL_WORLD_SIZE', '1')) > memory / 2:
         raise ValueError(
             f'FINETUNE.MODE attentive_probe keeps {needed / 1e9:.1f} GB of tokens in memory per '
-            f'process, and this machine has {memory / 1e9:.1f} GB: use fewer labelled images '
+            f'process, and {memory / 1e9:.1f} GB are available: use fewer labelled images '
             '(DATA.TRAIN_IMAGES), or FINETUNE.MODE last_layer with MODEL.HEAD attention'
         )
 

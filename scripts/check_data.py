@@ -10,7 +10,6 @@ finding. The exit code is 0 without errors, 1 with errors, and 2 if the check fa
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from data.datasets import DATASETS
 from data.reading import config_of_data, may_be_absent
 from data.sources import source_configs
 from system.files import replace_file
-from system.tool import Paragraphs, at_least, tool
+from system.tool import Paragraphs, at_least, tool, usable_cpus
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     names = 'list of images that are also in another split or source, for DATA.LEAVE_OUT'
     add('--duplicates', type=Path, metavar='FILE', help=names)
     number = {'type': at_least(1), 'metavar': 'N', 'help': 'number of processes'}
-    add('--workers', default=os.cpu_count(), **number)
+    add('--workers', default=usable_cpus(), **number)
     add('--cfg', metavar='FILE', help='YAML config (default options)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options of DATA, in pairs')
     return parser.parse_args(arguments)

@@ -42,6 +42,7 @@ from evaluation.inference import require_finite
 from system.device import local_device, named_device
 from system.downloads import local_path
 from system.files import LOADER_FILES, allow_open_files, locked, sha256
+from system.tool import usable_cpus
 
 MOST_IMAGES = 128  # maximum default batch size
 
@@ -136,7 +137,7 @@ def main(args: argparse.Namespace) -> int:
             device=device,
             tokens=args.tokens,
             batch_size=job['batch_size'],
-            workers=min(workers, os.cpu_count()),
+            workers=min(workers, usable_cpus()),
         )
         return join_parts(parts, args, records)
 

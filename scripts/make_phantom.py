@@ -5,7 +5,6 @@ python scripts/make_phantom.py --output demo_output/CheXpert-phantom --train 700
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.phantom import LAYOUTS, contact_sheet, make_phantom
-from system.tool import Paragraphs, tool
+from system.tool import Paragraphs, tool, usable_cpus
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,7 +26,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--test', default=300, **number, help='test patients, 1.2 images each (300)')
     add('--seed', default=0, **number, help='seed of the data set (0)')
     add('--size', default=390, **number, help='long side of the images in pixels (390)')
-    add('--workers', default=os.cpu_count(), **number, help='number of processes')
+    add('--workers', default=usable_cpus(), **number, help='number of processes')
     add('--contact-sheet', metavar='FILE.png', help='overview of the first images')
     args = parser.parse_args(arguments)
     if args.layout != 'chexpert' and args.contact_sheet:

@@ -9,7 +9,6 @@ interrupted, the same command resumes it. With --sources, STORE/<name> is the pa
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from data.packing import Settings, Source, join_sources, pack, read_source
 from data.preprocess import LUNG_STEPS, PREPROCESS
 from data.sources import source_configs
 from data.store import BAD_FILE, verify
-from system.tool import Paragraphs, at_least, tool
+from system.tool import Paragraphs, at_least, tool, usable_cpus
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
@@ -53,7 +52,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--all-images', action='store_true', help='also pack images that no CSV file names')
     add('--skip-bad', action='store_true', help='leave out damaged images and list them')
     number = {'type': at_least(1), 'metavar': 'N', 'help': 'number of processes'}
-    add('--workers', default=os.cpu_count(), **number)
+    add('--workers', default=usable_cpus(), **number)
     add('--verify', action='store_true', help='check every byte of a store instead of packing')
     args = parser.parse_args(arguments)
     if args.verify == bool(args.data_path or args.sources):

@@ -43,7 +43,7 @@ from evaluation.saliency import (
 from models.outputs import OUTPUTS
 from system.device import local_device, named_device
 from system.files import LOADER_FILES, allow_open_files
-from system.tool import Paragraphs
+from system.tool import Paragraphs, usable_cpus
 from utils import read_checkpoint, trained_config
 
 MOST_IMAGES = 128  # maximum default batch size
@@ -150,7 +150,7 @@ def predict_images(args: argparse.Namespace) -> int:
     if args.maps and lacks_maps(model, method):
         raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')
     data, workers = config.DATA, args.num_workers
-    workers = min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers
+    workers = min(data.NUM_WORKERS, usable_cpus()) if workers is None else workers
     allow_open_files(workers, per_worker=LOADER_FILES)
     loader = ImageLoader(
         ImageFiles(paths, EvalTransform(config), skip_bad=args.skip_bad),

@@ -1,5 +1,6 @@
 """Command-line tools: a mistake of the user becomes one line and an exit code."""
 
+import os
 import signal
 import sys
 from argparse import ArgumentTypeError, HelpFormatter, Namespace
@@ -22,6 +23,11 @@ class Paragraphs(HelpFormatter):
             part if part.startswith(('python ', '--')) else fill(part, width)
             for part in text.strip().split('\n\n')
         )
+
+
+def usable_cpus() -> int:
+    """Return the number of CPU cores that this process may use, such as those of a Slurm job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def at_least(least: int) -> Callable[[str], int]:

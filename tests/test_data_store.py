@@ -1,5 +1,6 @@
 """The packed store: the same records and images as the folder, resumable, every change is found."""
 
+import errno
 import json
 import logging
 import os
@@ -498,3 +499,21 @@ def test_a_pipe_in_a_store_is_not_waited_for(store: Path, tmp_path: Path) -> Non
     for use in (open_store, lambda path: copy_store(path, tmp_path / 'copy')):
         with pytest.raises(ValueError, match='train.csv'):
             use(foreign)
+
+
+def test_a_stale_file_is_opened_again(store: Path, tmp_path: Path, monkeypatch) -> None:
+    """As after a restart of the server of a network drive."""
+    opened, stale = open_store(copied(store, tmp_path / 'copy')), []
+    wanted, pread = np.asarray(opened.image(1)), os.pread
+
+    def fail_once(descriptor: int, *others: int) -> bytes:
+        if not stale:
+            stale.append(descriptor)
+            raise OSError(errno.ESTALE, 'Stale file handle')
+        assert descriptor not in stale
+        return pread(descriptor, *others)
+
+    monkeypatch.setattr(os, 'pread', fail_once)
+    monkeypatch.setattr('system.files.PAUSES', (0,))
+    np.testing.assert_array_equal(np.asarray(opened.image(1)), wanted)
+    assert stale

@@ -149,8 +149,13 @@ def test_an_attention_head_finds_what_the_mean_of_the_tokens_hides(monkeypatch) 
     assert all(map(torch.equal, head.parameters(), again.parameters()))
 
 
-def test_tokens_that_would_fill_the_memory_are_refused(phantom, tmp_path, monkeypatch, refused):
-    monkeypatch.setattr(probes.os, 'sysconf', lambda name: 100)
+@pytest.mark.parametrize('of', ['machine', 'job'])
+def test_tokens_that_would_fill_the_memory_are_refused(of, phantom, tmp_path, monkeypatch, refused):
+    if of == 'machine':
+        monkeypatch.setattr(probes.os, 'sysconf', lambda name: 100)
+    else:
+        monkeypatch.setattr(probes, 'MIB', 1000)
+        monkeypatch.setenv('SLURM_MEM_PER_NODE', '10')
     section = {'MODE': 'attentive_probe'}
     model = SWIN | {'HEAD': 'attention'}
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', model, FINETUNE=section)
