@@ -1,22 +1,23 @@
 """Read PNG, JPEG, DICOM and other image files as one channel of grey levels."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
 import stat
 import struct
+import time
 import warnings
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
-
-from system.files import read_patiently
 
 try:
     from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
@@ -26,12 +27,16 @@ except ImportError:  # Pillow then reads everything
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+T = TypeVar('T')
+
 MAX_BYTES = 2**30  # largest image file; the DICOM file of an X-ray has at most some hundred MB
 MIN_SIDE = 16  # in pixels
 MAX_ASPECT = 10  # long side / short side; a chest is about as wide as it is high
 MAX_PIXELS = 2**26  # twice those of the largest X-rays; a few kilobytes can decode to any number
 MAX_SCANS = 100  # of a JPEG, as in libtiff; usual are 1 to 10, and each may cost a whole decoding
 COLOUR_LEVELS = 8  # difference between channels that JPEG compression of grey images can cause
+UNSTEADY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # also of a network drive for a moment
+PAUSES = (1, 4, 10)  # seconds before a file on such a drive is read again
 PROBES = 16  # number of pixels that are compared before all pixels are
 
 DICOM_SUFFIXES = ('.dcm', '.dicom')
@@ -227,6 +232,18 @@ def colour_difference(path: str | PathLike[str]) -> int:
         red, green, blue = image.convert('RGB').split()
     pairs = ((red, green), (green, blue))
     return max(ImageChops.difference(*pair).getextrema()[1] for pair in pairs)
+
+
+def read_patiently(read: Callable[[], T]) -> T:
+    """Return the result of a function, called again if a network drive does not answer."""
+    for seconds in PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in UNSTEADY:
+                raise
+        time.sleep(seconds)
+    return read()
 
 
 def _read_regular(path: str | PathLike[str]) -> bytes:

@@ -40,15 +40,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.image_source import ImageSource
-from data.images import FULL_RANGE_BITS, FULL_SIZE, PACKED_STEPS, BadImageError
-from system.files import (
-    BLOCK_BYTES,
-    atomic_writer,
-    is_below,
-    locked,
-    read_patiently,
-    replace_file,
-)
+from data.images import FULL_RANGE_BITS, FULL_SIZE, PACKED_STEPS, BadImageError, read_patiently
+from system.files import BLOCK_BYTES, atomic_writer, is_below, locked, replace_file
 
 VERSION = 2
 STORE_FILE = 'store.json'

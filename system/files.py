@@ -7,11 +7,10 @@ import os
 import re
 import resource
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 BLOCK_BYTES = 2**22  # bytes read at a time
 BEST_CHECKPOINT = 'ckpt_best.pth'  # a run never resumes from it automatically
@@ -21,9 +20,6 @@ LOADER_FILES = 16  # open files per worker of a training and a validation loader
 MANY_FILES = 4096  # limit that is set where the system permits it
 MOUNTS = Path('/proc/mounts')
 NETWORK_SYSTEMS = ('nfs', 'nfs4', 'lustre', 'gpfs', 'beegfs', 'cifs')
-T = TypeVar('T')
-UNSTEADY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # also of a network drive for a moment
-PAUSES = (1, 4, 10)  # seconds before a file on such a drive is read again
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has no locks
 
 
@@ -52,18 +48,6 @@ def sha256(path: str | Path) -> str:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def read_patiently(read: Callable[[], T]) -> T:
-    """Return the result of a function, called again if a network drive does not answer."""
-    for seconds in PAUSES:
-        try:
-            return read()
-        except OSError as error:
-            if error.errno not in UNSTEADY:
-                raise
-        time.sleep(seconds)
-    return read()
 
 
 @contextmanager

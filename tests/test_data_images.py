@@ -1,9 +1,11 @@
 """Image files: which grey levels they give, and which are refused."""
 
+import errno
 import os
 import re
 import struct
 import zlib
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 from xray_splits import xray
 
 from data import images
-from data.images import BadImageError, load_image, refuse_link_out
+from data.images import BadImageError, load_image, read_patiently, refuse_link_out
 
 GREY = xray(61, 75)
 DEEP = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 250 + 3)  # 16 bits
@@ -403,3 +405,22 @@ def test_links_may_lead_to_one_more_folder_but_not_through_it(tmp_path):
         with pytest.raises(BadImageError, match='DATA.ALLOW_LINKS') as error:
             load_image(root / name, root, str(shared))
         assert str(shared) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('number', 'failures', 'calls'), [(errno.ESTALE, 2, 3), (errno.EIO, 9, 4), (errno.ENOENT, 9, 1)]
+)
+def test_a_read_that_fails_for_a_moment_is_repeated(number, failures, calls, monkeypatch) -> None:
+    """Three times, and only after errors that a network drive may have for a moment."""
+    pauses, made = [], []
+    monkeypatch.setattr(images.time, 'sleep', pauses.append)
+
+    def read() -> str:
+        made.append(number)
+        if len(made) <= failures:
+            raise OSError(number, os.strerror(number))
+        return 'read'
+
+    with pytest.raises(OSError) if failures >= calls else nullcontext():
+        assert read_patiently(read) == 'read'
+    assert len(made) == calls and pauses == [*images.PAUSES][: calls - 1]

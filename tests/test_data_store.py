@@ -514,6 +514,6 @@ def test_a_stale_file_is_opened_again(store: Path, tmp_path: Path, monkeypatch) 
         return pread(descriptor, *others)
 
     monkeypatch.setattr(os, 'pread', fail_once)
-    monkeypatch.setattr('system.files.PAUSES', (0,))
+    monkeypatch.setattr('data.images.PAUSES', (0,))
     np.testing.assert_array_equal(np.asarray(opened.image(1)), wanted)
     assert stale

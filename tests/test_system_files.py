@@ -1,9 +1,7 @@
 """Writing files: atomically, and several files together, also on a full disk; file systems."""
 
-import errno
 import logging
 import os
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,14 +10,7 @@ from packed_data import make_data, packed
 from config import default_config
 from data.reading import log_store
 from system import files
-from system.files import (
-    atomic_writer,
-    file_system,
-    locked,
-    read_patiently,
-    replace_file,
-    replace_files,
-)
+from system.files import atomic_writer, file_system, locked, replace_file, replace_files
 
 
 @pytest.mark.parametrize('last', ['a', 'z'])
@@ -102,22 +93,3 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_process_that_died(tmp_path:
         os.waitpid(worker, 0)
         for end in (reader, ready, started):
             os.close(end)
-
-
-@pytest.mark.parametrize(
-    ('number', 'failures', 'calls'), [(errno.ESTALE, 2, 3), (errno.EIO, 9, 4), (errno.ENOENT, 9, 1)]
-)
-def test_a_read_that_fails_for_a_moment_is_repeated(number, failures, calls, monkeypatch) -> None:
-    """Three times, and only after errors that a network drive may have for a moment."""
-    pauses, made = [], []
-    monkeypatch.setattr(files.time, 'sleep', pauses.append)
-
-    def read() -> str:
-        made.append(number)
-        if len(made) <= failures:
-            raise OSError(number, os.strerror(number))
-        return 'read'
-
-    with pytest.raises(OSError) if failures >= calls else nullcontext():
-        assert read_patiently(read) == 'read'
-    assert len(made) == calls and pauses == [*files.PAUSES][: calls - 1]
