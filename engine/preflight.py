@@ -159,7 +159,7 @@ class Preflight:
                 advice = 'choose a pre-trained encoder with --pretrained'
             self.add('weights', found, advice)
         # `begin` exchanges values, so all processes begin again if one has failed.
-        return self.random_weights() if None in distributed.gather(state and True) else state
+        return state if all(distributed.gather(state is not None)) else self.random_weights()
 
     def random_weights(self) -> TrainState:
         """Begin without a checkpoint, whatever the config names."""

@@ -152,7 +152,7 @@ def test_all_processes_begin_again_if_another_one_cannot_load_the_weights(
     monkeypatch.setattr(
         preflight.distributed,
         'gather',
-        lambda value: [value, None] if value is True else [value],  # True: the weights are loaded
+        lambda value: [value, False] if value is True else [value],  # True: the weights are loaded
     )
     cfg, weights = tiny_config(tmp_path / 'run.yaml', 'simmim'), tmp_path / 'encoder.pth'
     config = default_config()

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Called by the .sbatch files: run a command on every node of the job. Requeue the job if a signal
 # stopped the run (code 75, or 143 before Python handles signals), or if a process was aborted
-# (SIGABRT, code 134), as NCCL does when it lost another process. Any other code ends the job, also 76:
-# a probe or --eval was stopped, and would begin again. So does an abort in the first 10 minutes.
+# (SIGABRT, code 134) after its first 10 minutes, as NCCL does when it lost another process. Any other
+# code ends the job, also 76: a probe or --eval was stopped, and would begin again.
 #   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
 # Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CPU_ONLY (1: train
 # on the CPU; without it a node without GPUs ends the job with code 2), CACHE_DIR (default
