@@ -172,12 +172,10 @@ def trained_config(path: str | Path, stage: str | None = None) -> Config | None:
     Returns:
         The options, or None for a checkpoint without options, such as SimMIM's own.
     """
-    text = read_checkpoint(path).get('config')
-    if not isinstance(text, str):
-        return None
+    checkpoint = read_checkpoint(path)
     with name_damaged(path):
-        config = config_from_text(text)
-        if stage:
+        config = saved_options(checkpoint)
+        if config is not None and stage:
             check_config(config, stage)
         return config
 

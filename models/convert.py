@@ -17,8 +17,7 @@ from math import isqrt
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from models.families import PATCH_WEIGHT, TABLE, State, likely_encoder
@@ -303,20 +302,17 @@ def resize_position_embedding(
     Raises:
         ValueError: If the grid is not square.
     """
-    new_side = isqrt(new_length)
-    num_first = new_length - new_side**2
-    first, grid = embedding[:, :num_first], embedding[:, num_first:]
-    side = isqrt(grid.shape[1])
-    if side**2 != grid.shape[1]:
+    side = isqrt(new_length)
+    num_first = new_length - side**2
+    old_length = embedding.shape[1]
+    if isqrt(old_length - num_first) ** 2 != old_length - num_first:
         raise ValueError(
-            f'position embeddings must be a square grid, got {embedding.shape[1]} rows instead of '
+            f'position embeddings must be a square grid, got {old_length} rows instead of '
             f'{new_length}'
         )
-    planes = grid.transpose(1, 2).unflatten(2, (side, side))  # [1, D, side, side]
-    planes = F.interpolate(
-        planes, (new_side, new_side), mode='bicubic', align_corners=False, antialias=antialias
+    return resample_abs_pos_embed(
+        embedding, [side, side], num_prefix_tokens=num_first, antialias=antialias
     )
-    return torch.cat([first, planes.flatten(2).transpose(1, 2)], dim=1)
 
 
 def fold_input(

@@ -86,10 +86,9 @@ def print_several(files: list[Path]) -> None:
     results = [json.loads(file.read_text()) for file in files]
     names = [*results[0]['test']]
     rows = []
-    for file, result in zip(files, results, strict=True):
+    for result in results:
         _, *errors = result['held_out_l1_grey'].values()
-        seed = str(result.get('seed', file.stem))  # early files do not contain it
-        row = {'seed': seed}
+        row = {'seed': str(result['seed'])}
         row['held-out L1: after, mean, linear'] = ', '.join(f'{error:.1f}' for error in errors)
         row |= {name: shown(result['test'][name][SCORE], '.4f') for name in names}
         rows.append(row)
