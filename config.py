@@ -1597,6 +1597,8 @@ def _find(config: CfgNode, key: str, source: str) -> Any:
 
 def _suggestion(config: CfgNode, key: str) -> str:
     known = [name for name, _ in _flatten(config)]
-    close = [name for name in known if name.split('.')[-1] == key.split('.')[-1]]
-    close += [name for name in difflib.get_close_matches(key, known) if name not in close]
-    return f'; did you mean {" or ".join(close[:2])}?' if close else ''
+    close = {name for name in known if name.split('.')[-1] == key.split('.')[-1]}
+    close |= {*difflib.get_close_matches(key, known)}
+    ratios = {name: difflib.SequenceMatcher(None, key, name).ratio() for name in sorted(close)}
+    best = sorted(ratios, key=ratios.get, reverse=True)[:2]
+    return f'; did you mean {" or ".join(best)}?' if best else ''

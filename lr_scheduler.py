@@ -68,16 +68,16 @@ class Scheduler:
     def step_update(self, step: int) -> None:
         """Set the values of all groups after batch `step` of the run, from 0 on."""
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group['lr'] = self.rate(step, base)
+            group['lr'] = float(self.rate(step, base))  # no checkpoint can contain NumPy's numbers
         groups = self.optimizer.param_groups  # resuming replaces them
         for group, decays in zip(groups, self.decays, strict=True) if self.decay else ():
             if decays:
-                group['weight_decay'] = self.decay(step)
+                group['weight_decay'] = float(self.decay(step))
         for group in groups if self.momentum else ():
             if 'betas' in group:
-                group['betas'] = (self.momentum(step), *group['betas'][1:])
+                group['betas'] = (float(self.momentum(step)), *group['betas'][1:])
             if 'momentum' in group:  # Muon has both
-                group['momentum'] = self.momentum(step)
+                group['momentum'] = float(self.momentum(step))
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int) -> Scheduler:
@@ -90,19 +90,25 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
     name = config.TRAIN.LR_SCHEDULER.NAME
     rates = scaled_lr(config, distributed.world_size())
     warmup_steps = int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch)
+    total_steps = int(config.TRAIN.EPOCHS * n_iter_per_epoch)
     decay = SCHEDULES[name](config, n_iter_per_epoch, rates.min)
 
     def rate(step: int, base: float) -> float:
         if step >= warmup_steps:
-            return decay(step, base)
+            value = decay(step, base)
+            if step < total_steps and not 0 <= value < math.inf:
+                raise ValueError(
+                    f'the schedule {name!r} (TRAIN.LR_SCHEDULER.NAME) gives the learning rate '
+                    f'{value:g} at batch {step}; it must be a finite number, at least 0'
+                )
+            return value
         if name == 'onecycle':
             return _half_cosine(rates.warmup, base, step, warmup_steps)
         return rates.warmup + step * (base - rates.warmup) / warmup_steps
 
     def weight_decay(step: int) -> float:
         start, end = config.TRAIN.WEIGHT_DECAY, config.TRAIN.WEIGHT_DECAY_END
-        total = int(config.TRAIN.EPOCHS * n_iter_per_epoch)
-        return end if step >= total else _half_cosine(start, end, step, total)
+        return end if step >= total_steps else _half_cosine(start, end, step, total_steps)
 
     def momentum(step: int) -> float:
         high, low = MOMENTA

@@ -160,6 +160,7 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
             yield Reconstruction(*item, target_of)
 
 
+@torch.no_grad()
 def _target_of(target: Target, image: np.ndarray) -> np.ndarray:
     return target.of(torch.from_numpy(image)[None])[0].numpy()
 

@@ -75,8 +75,9 @@ def build_optimizer(
             f'{group.get("group_name", "group")}: {len(group["params"])} tensors, '
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
-    logger.info(_describe(options.NAME.lower(), groups))
-    return optimizer_kind(config).build(groups, options)
+    optimizer = optimizer_kind(config).build(groups, options)
+    logger.info(_describe(options.NAME.lower(), optimizer.param_groups))
+    return optimizer
 
 
 def param_groups(

@@ -210,8 +210,24 @@ def training_targets(
             raise ValueError(f'DATA.SELF_TRAIN_PREDICTIONS must name a file for {name!r}')
         predicted = predictions[which, k] if policy.needs_predictions else None
         images = UncertainImages(names[k], rows[which], seed, predicted)
-        targets[which, k] = policy.targets(images)
+        targets[which, k] = _checked(policy.targets(images), name, policy)
     return targets
+
+
+def _checked(values: np.ndarray | float, name: str, policy: Policy) -> np.ndarray | float:
+    """Return the targets of a policy, or raise ValueError if a loss cannot use them."""
+    found = np.asarray(np.nan if values is None else values, float)
+    usable = np.isnan(found) | ((found >= 0) & (found <= 1))
+    if policy.third_class:
+        usable |= found == UNCERTAIN_CLASS
+    if values is None or not usable.all():
+        bad = None if values is None else found[~usable].flat[0]
+        third = f', or {UNCERTAIN_CLASS:g}' if policy.third_class else ''
+        raise ValueError(
+            f'the policy {name!r} (DATA.UNCERTAIN) must return targets from 0 to 1{third}, or NaN '
+            f'to leave out a label, got {bad}'
+        )
+    return values
 
 
 def any_of(values: np.ndarray) -> np.ndarray:  # [..., S] -> [...] float32

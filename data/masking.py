@@ -73,11 +73,14 @@ class MaskGenerator:
         """
         side, scale = self.rand_size, self.scale
         mask = np.zeros(side**2, dtype=np.int64)
-        mask[self.hidden_units(np.random if rng is None else rng, side, self.count)] = 1
+        units = np.asarray(self.hidden_units(np.random if rng is None else rng, side, self.count))
+        if units.dtype.kind in 'iu' and units.size and 0 <= units.min() <= units.max() < side**2:
+            mask[units] = 1
         if mask.sum() != self.count:
             raise ValueError(
                 f'DATA.MASK_TYPE {self.mask_type!r} hides {mask.sum()} units instead of '
-                f'{self.count}: its function must return the indices of that many units'
+                f'{self.count}: its function must return the indices of that many units, whole '
+                f'numbers from 0 to {side**2 - 1}'
             )
         mask = mask.reshape(side, side)
         return mask.repeat(scale, axis=0).repeat(scale, axis=1)

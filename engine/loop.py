@@ -262,9 +262,14 @@ def flush_metrics(run: Run, state: TrainState) -> None:
         batch = first_waiting + bad
         start = batch - batch % state.accumulation
         state.scheduler.step_update(max(0, state.epoch * state.num_batches + start - 1))
+        advice = 'Lower TRAIN.BASE_LR, raise TRAIN.WARMUP_EPOCHS, or use --amp-opt-level O0.'
+        if state.epoch == start == 0:
+            advice = (
+                'No step was made before, so check the images, the target and the loss, or use '
+                '--amp-opt-level O0.'
+            )
         raise FloatingPointError(
-            f'{_not_finite(run, state, batch)}; no checkpoint contains these weights. Lower '
-            'TRAIN.BASE_LR, raise TRAIN.WARMUP_EPOCHS, or use --amp-opt-level O0.'
+            f'{_not_finite(run, state, batch)}; no checkpoint contains these weights. {advice}'
         )
 
 

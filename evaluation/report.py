@@ -52,13 +52,17 @@ NOT_COMPARABLE = (
     'These scores are valid for the images, label rules and views of this report. Published scores '
     'use other splits, views or label policies, or ensembles. They are context, not a comparison. '
     "Labels that a program extracted from reports, as for CheXpert's training patients, give "
-    'scores that must not be compared with scores on labels by radiologists. Differences smaller '
-    'than the intervals show nothing. A score from one hospital does not apply to another '
-    'hospital. Not for clinical use.'
+    'scores that must not be compared with scores on labels by radiologists. Whether one of two '
+    'models is better needs their paired difference on the same cases. A score from one hospital '
+    'does not apply to another hospital. Not for clinical use.'
 )
 NO_HELD_OUT = (
     'there are no held-out training patients, so thresholds and temperatures cannot be chosen, and '
     'all scores that require them are n/a'
+)
+NO_PATIENTS = (
+    'the data name no patients, so each image counts as a patient: if patients have several '
+    'images, the intervals are too narrow and splits may share patients'
 )
 NO_RESAMPLES = (
     'there are no intervals and no p-values of the bootstrap, because the number of resamples is 0'
@@ -184,6 +188,7 @@ def build_document(
         'warnings': [
             *warnings,
             *_leak_warnings(patients or {}),
+            *([NO_PATIENTS] if any(map(_has_no_patients, sets)) else []),
             *([NO_HELD_OUT] if holdout is None else []),
             *([] if protocol.resamples else [NO_RESAMPLES]),
             *_set_lines(scored, label_warnings),
@@ -507,6 +512,11 @@ def _headline(scored: dict[str, Any], has_intervals: bool) -> dict[str, Any]:
     } | described
 
 
+def _has_no_patients(cases: Cases) -> bool:
+    """Return whether the names of the images stand for the patients (`data.layouts`)."""
+    return len(cases) > 0 and all(map(str.endswith, cases.path, cases.patient))
+
+
 def _leak_warnings(patients: Mapping[str, Sequence[str]]) -> list[str]:
     lines = []
     for (one, names), (other, others) in combinations(patients.items(), 2):
@@ -804,6 +814,7 @@ def _render(
         floor=report['pixel_floor'],
         names=[*names],
         means=MEAN_ROWS,
+        same_labels=len({frozenset(_defined_labels(entry)) for entry in report['sets']}) == 1,
         maps=_maps_by_label(folder, report['maps']),
         thumbnails={key: _data_uri(image) for key, image in thumbnails.items()},
         style=Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),
@@ -824,6 +835,13 @@ def _render(
         few_cases=FEW_CASES,
         few_labels=_few_labels,
     )
+
+
+def _defined_labels(entry: dict) -> list[str]:
+    """Return the labels of a set that have an AUROC."""
+    return [
+        part['label'] for part in entry['labels'] if part['scores']['auroc']['value'] is not None
+    ]
 
 
 def _main_first(report: dict) -> list[dict]:

@@ -131,8 +131,9 @@ def _gaps(
 ) -> dict[str, dict[str, Any]]:
     """Find the groups with the highest and lowest AUROC for each label, and the difference.
 
-    The interval of the difference uses the same resamples for both groups. The groups are selected
-    as extremes, so a gap above 0 is expected even if all groups are equal.
+    The groups are selected as extremes, so a gap above 0 is expected even if all groups are equal.
+    Among more than two groups it has no interval, because one that excludes 0 would be common. The
+    interval of two groups uses the same resamples for both.
     """
     gaps = {}
     labels = {group['group']: group['labels'] for group in groups}
@@ -145,7 +146,9 @@ def _gaps(
                 'best': best,
                 'worst': worst,
                 'few': any(labels[name][label]['few'] for name in (best, worst)),
-                'gap': summary(of_group[best] - of_group[worst]),
+                'gap': summary(
+                    (of_group[best] - of_group[worst])[: None if len(defined) == 2 else 1]
+                ),
             }
     return gaps
 

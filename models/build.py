@@ -17,7 +17,7 @@ import models.timm_classifier
 import models.vision_transformer  # noqa: F401
 from config import require
 from data.tasks import NUMBERS, task_of
-from models.classifier_heads import CLASSIFIER_HEADS
+from models.classifier_heads import CLASSIFIER_HEADS, ClassifierHead
 from models.encoder import ENCODERS
 from models.losses import count_outputs
 from models.simmim import PRETRAINING
@@ -46,6 +46,11 @@ def build_model(
         return PRETRAINING[config.MODEL.PRETRAIN].from_config(config, total_steps=total_steps)
     num_outputs = count_outputs(config) if num_outputs is None else num_outputs
     model = encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
+    if num_outputs and not isinstance(model.head, ClassifierHead) and config.MODEL.HEAD == 'linear':
+        raise ValueError(
+            f'MODEL.TYPE {config.MODEL.TYPE!r} must build its head with '
+            'models.classifier_heads.build_classifier_head'
+        )
     holds = not num_outputs or type(model.head) is CLASSIFIER_HEADS[config.MODEL.HEAD]
     require(holds, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}")
     if num_outputs and task_of(config).kind == NUMBERS:

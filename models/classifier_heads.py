@@ -68,6 +68,11 @@ class ClassifierHead(nn.Module, ABC):
             return self._in_units(self.logits(inputs.to(self.weight.dtype)))
 
     def _in_units(self, outputs: Tensor) -> Tensor:
+        if outputs.shape[1:] != self.weight.shape[:1]:
+            raise ValueError(
+                f'{type(self).__name__}.logits must return [B, {len(self.weight)}], one value for '
+                f'each row of its weight, got {[*outputs.shape]}'
+            )
         return outputs.float() * self.std + self.mean if self.has_units else outputs
 
 

@@ -178,7 +178,7 @@ class PatchEncoder(Encoder):
         return self.grid_size * self.patch_size // self.stride
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.encode(self.patch_embed(x)).mean(dim=1)
+        return self.forward_tokens(x).mean(dim=1)
 
     def forward_tokens(self, x: Tensor) -> Tensor:
         return self.encode_patches(self.patch_embed(x))

@@ -8,7 +8,8 @@ keywords `channels`, `cell` and `use_checkpoint`, and returns a module that maps
 first, as for nn.PixelShuffle, so that models/convert.py can convert the number of channels. A head
 that upsamples in several stages also has a static method `output_patch(stride)`, which returns the
 side in pixels of one position in the last stage. A loss has the signature of
-torch.nn.functional.l1_loss.
+torch.nn.functional.l1_loss and returns the error of each value, because it is called with
+reduction='none': the mean over hidden pixels is computed here.
 """
 
 import math
@@ -424,13 +425,19 @@ def pixel_loss(
         error: One of LOSSES.
 
     Raises:
-        ValueError: If predictions and targets have different shapes, which would be broadcast.
+        ValueError: If predictions, targets and errors have different shapes, which would be
+            broadcast.
     """
     if predictions.shape != targets.shape:
         shapes = f'{[*predictions.shape]} and {[*targets.shape]}'
         raise ValueError(f'predictions and targets must have one shape, got {shapes}')
     weight = weight.float()
     errors = error(predictions.float(), targets.float(), reduction='none')
+    if errors.shape != targets.shape:
+        raise ValueError(
+            "MODEL.SIMMIM.LOSS must return the error of each value with reduction='none', "
+            f'{[*targets.shape]}, got {[*errors.shape]}'
+        )
     return (errors * weight).sum() / (weight.sum() + 1e-5) / targets.shape[1]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from evaluation.intervals import bootstrap_p, holm, interval
+from evaluation.metrics import few_cases
 
 MEANS = ('mean_of_five', 'mean_of_defined')  # scores that are means over labels
 MISSING = 'n/a'
@@ -19,6 +20,8 @@ SIGNIFICANT = 0.05
 LEAST_RESAMPLES = 1000
 REACH = 5  # factor by which the smallest possible corrected p-value is below SIGNIFICANT
 ENDS = ('low', 'high')  # of an interval
+CLEAR_VERDICTS = ('above', 'below')
+EQUAL = 1e-9  # a smaller range of differences over the seeds is rounding
 
 Seeds = Mapping[int, Mapping[str, np.ndarray]]  # seed -> score -> [1 + R]
 LongTable = Mapping[Hashable, Seeds]
@@ -99,9 +102,22 @@ def verdict(part: Mapping[str, Any]) -> str:
     return 'above' if part['difference'] > 0 else 'below'
 
 
+def few_of_label(figures: Mapping[str, Any], score: str) -> str:
+    """Return `few_cases` of the scored cases of a run for the AUROC of a label; '' for a mean."""
+    if score not in figures['positives']:
+        return ''
+    positives = figures['positives'][score]
+    negatives = (figures.get('negatives') or {}).get(score, figures['rows'] - positives)
+    return few_cases(positives, negatives)
+
+
 def t_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Compute the 95 % interval of the mean by Student's t. For a single value it is NaN."""
-    if len(differences) < 2:
+    """Compute the 95 % interval of the mean by Student's t.
+
+    It is NaN for a single value, and if all values are equal: rows that do not depend on the seed,
+    such as probes of given weights, show nothing about other seeds.
+    """
+    if len(differences) < 2 or np.ptp(differences) < EQUAL:
         return float('nan'), float('nan')
     half = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
     return float(np.mean(differences) - half), float(np.mean(differences) + half)

@@ -14,11 +14,14 @@ from engine.run_record import files_read, is_finished, read_record, without_home
 from logger import json_safe, read_metrics
 from sweeps.collected import Collected, CollectedRow, CollectedRun, CollectedSeed
 from sweeps.comparison import (
+    CLEAR_VERDICTS,
     ENDS,
+    MISSING,
     LongTable,
     Seeds,
     compare_rows,
     enough_resamples,
+    few_of_label,
     is_compared,
     summarise,
 )
@@ -163,7 +166,7 @@ def compare_runs(
         {`problem`, `over_patients`, `compared`} for each pair. `problem` is the reason why there is
         no comparison or no interval over patients, or ''. `over_patients` has the interval of the
         row's own mean over the seeds, by score. `compared` has the result of `compare_rows` by
-        score. NaN marks unknown values.
+        score; a label with few cases has no verdict above or below. NaN marks unknown values.
     """
     table, problems = _long_table(rows, pairs, resamples)
     found, comparable = [], []
@@ -180,9 +183,13 @@ def compare_runs(
     runs = [run for seeds in rows.values() for run in seeds.values()]
     scores = dict.fromkeys(score for run in runs for score in run.figures['scores'])
     for score in filter(is_compared, scores):
-        for entry, part in zip(found, compare_rows(table, comparable, score), strict=True):
+        parts = compare_rows(table, comparable, score)
+        for entry, part, (name, _) in zip(found, parts, comparable, strict=True):
             if part and not np.isnan(part['difference']):
                 entry['compared'][score] = part
+                is_few = any(few_of_label(run.figures, score) for run in rows[name].values())
+                if is_few and part['verdict'] in CLEAR_VERDICTS:
+                    part['verdict'] = MISSING
     return found
 
 

@@ -187,7 +187,10 @@ def read_pixel_scores(folder: Path, split: str) -> RunFigures | None:
     The result is None if the run has not scored it.
     """
     scores = _score_file(folder)[split].get(PIXEL_SCORES)
-    return scores and _protocol(split, PIXELS, scores) | {'scores': _areas(scores)}
+    if not scores:
+        return None
+    facts = {'images': scores['images'], 'scores': _areas(scores)}
+    return _protocol(split, PIXELS, scores) | facts
 
 
 def selection_figures(folder: Path, checkpoint: str) -> RunFigures:

@@ -54,8 +54,9 @@ def collect_subgroups(
 ) -> Subgroups:
     """Score and compare the rows of a sweep in each group, from their stored predictions.
 
-    The groups are those of `data.groups`. In a group, a mean is that of its labels with both
-    classes there. Comparisons that the table of the sweep refuses (`problem`) are left out.
+    The groups are those of `data.groups`. In a group, the mean of all labels is that of its labels
+    with both classes there. Groups in which a label of the mean of five lacks a class, and
+    comparisons that the table of the sweep refuses (`problem`), are left out.
 
     Args:
         collected: Results of the sweep.
@@ -169,7 +170,7 @@ def _members(groups: Mapping[str, np.ndarray], size: int) -> Iterator[tuple[Grou
 def _score(
     rows: Cases, score: str, patients: ScoredPatients
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Return the AUROC of a group [1 + R], None without a label, and facts about its cases."""
+    """Return the AUROC of a group [1 + R], None if it is undefined, and facts about its cases."""
     wanted = {MEANS[0]: COMPETITION_LABELS, MEANS[1]: rows.labels}.get(score, (score,))
     both = dict(zip(rows.labels, rows.has_both_classes(), strict=True))
     labels = [label for label in wanted if both.get(label)]
@@ -184,7 +185,7 @@ def _score(
         'labels': len(labels),
         'few': min(few, key=few.get, default=''),
     }
-    if not labels:
+    if not labels or (score == MEANS[0] and len(labels) < len(wanted)):
         return None, facts
     options = {'threshold': None, 'names': ('auroc',)}
     options['weights'] = patients.resamples.score_weights(rows.patient)
@@ -235,8 +236,8 @@ def _notes(collected: Collected) -> Iterator[str]:
     count = sum(bool(cell.get('verdict')) for cell in cells)
     yield (
         f'{title}, on {found["split"]}: mean over the finished seeds, with the 95 % interval over '
-        f'patients of that mean ({found["resamples"]:,} resamples). In a group, a mean is that of '
-        'the labels with both classes there. Where no interval is shown, a class is absent in more '
+        f'patients of that mean ({found["resamples"]:,} resamples). {_about_mean(found)}'
+        'Where no interval is shown, a class is absent in more '
         'than 5 of 100 resamples, or all have the same score. A study is scored in a group of a '
         'view by its images of this view.'
     )
@@ -255,6 +256,20 @@ def _notes(collected: Collected) -> Iterator[str]:
         yield f'{FEW} Fewer than {FEW_CASES} cases of a class. {"; ".join(few)}.'
     yield from dropping_notes(collected)
     yield NOT_FOR_CLINICAL_USE
+
+
+def _about_mean(found: Subgroups) -> str:
+    """Say which labels a mean contains in a group; '' for a label."""
+    if found['score'] == MEANS[0]:
+        return 'Groups in which one of the five labels lacks a class are left out. '
+    if found['score'] == MEANS[1]:
+        counts = {f'{cell["column"]} {cell["group"]}': cell['labels'] for cell in found['cells']}
+        named = ', '.join(f'{group}: {count}' for group, count in counts.items())
+        return (
+            f'In a group, the mean contains only the labels with both classes there ({named}). '
+            'Means over different labels cannot be compared. '
+        )
+    return ''
 
 
 def _figures(cell: Mapping[str, Any]) -> dict[str, Any]:

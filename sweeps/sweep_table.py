@@ -10,9 +10,9 @@ import pandas as pd
 
 from data.reading import TRAINING_LABELS
 from evaluation.footnotes import Footnotes
-from evaluation.metrics import METRICS, labels_with_few_cases
+from evaluation.metrics import FEW_CASES, METRICS, labels_with_few_cases
 from sweeps.collected import Collected, CollectedRow
-from sweeps.comparison import ENDS, MEANS, SIGNIFICANT, is_compared
+from sweeps.comparison import ENDS, MEANS, MISSING, SIGNIFICANT, few_of_label, is_compared
 from sweeps.files import PIXELS, subset_size
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
@@ -103,12 +103,16 @@ def write_label_table(collected: Collected, folder: Path) -> Path:
         for label, scores in values.items()
     ]
     titles = {row['method']: method_title(row) for row in rows}
-    cells = [
-        {f'AUROC, labelled: {subset_title(collected, most)}': score_title(collected, label)[7:]}
-        | {titles[method]: _with_sd(seeds, '.3f') for method, seeds in scores.items()}
-        for label, scores in values.items()
-    ]
-    text = with_notes(cells, dropping_notes(collected))
+    known = [figures for row in rows for figures in _figures(row, 'finetune')]
+    cells = []
+    for label, scores in values.items():
+        few = next(filter(None, (few_of_label(figures, label) for figures in known)), '')
+        name = score_title(collected, label)[7:] + (f' ({few})' if few else '')
+        cell = {f'AUROC, labelled: {subset_title(collected, most)}': name}
+        cells.append(cell | {titles[m]: _with_sd(seeds, '.3f') for m, seeds in scores.items()})
+    about = 'Mean ± standard deviation over the finished seeds, without intervals over patients.'
+    notes_below = [*_score_notes(collected), about, *dropping_notes(collected)]
+    text = with_notes(cells, [*notes_below, NOT_FOR_CLINICAL_USE])
     return write_table(folder, f'{collected["sweep"]}_labels', figures, text)
 
 
@@ -271,12 +275,25 @@ def _score_notes(collected: Collected) -> Iterator[str]:
         rows = 'studies' if f['level'] == 'study' else 'images'
         kind = f'Scores on {f["split"]}: {f["rows"]} {rows}, {f["views"]} views'
         model = f'{f["checkpoint"]} checkpoint'
-        model = 'logistic regression on pixels' if f['checkpoint'] == PIXELS else model
-        kinds[f'{kind}, {model}'] = f['undefined']
-    for kind, undefined in kinds.items():
+        model = _describe_pixels(collected) if f['checkpoint'] == PIXELS else model
+        kinds[f'{kind}, {model}'] = f
+    for kind, f in kinds.items():
+        undefined = f['undefined']
         missing = f' Labels without both classes: {", ".join(undefined)}.' if undefined else ''
+        few = {label: few_of_label(f, label) for label in f['positives'] if label not in undefined}
+        named = ', '.join(f'{label} {text}' for label, text in few.items() if text)
+        missing += f' Few cases, which make a score unreliable: {named}.' if named else ''
         about = f' {INTERNAL}' if 'on internal' in kind else ''
         yield f'{kind}. Higher is better.{missing}{about}'
+
+
+def _describe_pixels(collected: Collected) -> str:
+    """Describe the baseline. Older files of results do not contain its number of images."""
+    known = [
+        f['images'] for f in _all_scores(collected) if f['checkpoint'] == PIXELS and 'images' in f
+    ]
+    images = f' of at most {max(known):,} training images' if known else ''
+    return f'logistic regression on pixels{images}'
 
 
 def _training_notes(collected: Collected) -> Iterator[str]:
@@ -455,6 +472,11 @@ def _comparison_cells(row: CollectedRow, score: str, footnotes: Footnotes) -> It
         mark = footnotes.mark(missing[noise]) if noise in missing else ''
         text = mark or interval_text(part[noise], '+.3f')
         yield f'{shown(part["difference"], "+.3f")} ({text})'
+    if part['verdict'] == MISSING and not missing:
+        missing['verdict'] = (
+            f'{score} has only {few_of_label(_figures(row, "finetune")[0], score)} in the scored '
+            f'cases. Fewer than {FEW_CASES} cases of a class cannot show a difference.'
+        )
     yield verdict_text(part, missing, footnotes)
 
 

@@ -12,6 +12,7 @@ from system.files import replace_files
 
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 ONE_SEED = 'A single seed has no interval over seeds, so it cannot show a difference.'
+EQUAL_SEEDS = 'The difference is the same for all seeds, so there is no interval over seeds.'
 Bounds = Mapping[str, float | None]  # `low` and `high` of an interval; None and NaN are unknown
 
 
@@ -72,9 +73,10 @@ def missing_value(footnotes: Footnotes, reasons: Iterable[str]) -> str:
 def missing_intervals(part: Mapping[str, Any], few_cases: str) -> dict[str, str]:
     """Return the reason for each unknown interval of a comparison (`sweeps.comparison`).
 
-    `few_cases` is the reason unless it is a single seed.
+    `few_cases` is the reason for seeds with undefined scores, and for patients.
     """
-    reasons = {'over_seeds': ONE_SEED if part['seeds'] == 1 else few_cases}
+    of_seeds = EQUAL_SEEDS if shown(part['difference'], '') != MISSING else few_cases
+    reasons = {'over_seeds': ONE_SEED if part['seeds'] == 1 else of_seeds}
     reasons['over_patients'] = few_cases
     return {noise: text for noise, text in reasons.items() if not interval_text(part[noise], '')}
 

@@ -151,7 +151,7 @@ class MadeRuns:
         folder = run_folder(self.output, 'finetune', row, seed)
         probabilities, file = self.probabilities(strength, seed), folder / 'scores.json'
         scores = json.loads(file.read_text())
-        scores['test']['pixel_floor'] = self.scores(probabilities)
+        scores['test']['pixel_floor'] = self.scores(probabilities) | {'images': 1234}
         file.write_text(json.dumps(scores))
         options = {'paths': self.paths, 'labels': LABELS, 'source': {}}
         write_predictions(folder / 'predictions_test_pixels.csv', probabilities, **options)

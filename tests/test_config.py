@@ -193,6 +193,8 @@ def test_an_unknown_key_is_an_error_that_suggests_a_similar_key(tmp_path, cfg) -
     with pytest.raises(ValueError, match='did you mean') as caught:
         load(cfg, '--opts', 'SAVE_EVERY_STEPS', '3')
     assert str(caught.value).count('TRAIN.SAVE_EVERY_STEPS') == 1
+    with pytest.raises(ValueError, match=r'did you mean TRAIN.OPTIMIZER.NAME or'):
+        load(cfg, '--opts', 'TRAIN.OPTIMISER.NAME', 'sgd')
     with pytest.raises(ValueError, match='--opts.*SEED'):
         load(cfg, '--opts', 'TAG', 'x', 'SEED')
 

@@ -359,7 +359,7 @@ def test_parts_of_a_layout_without_effect_are_reported(tmp_path: Path) -> None:
     found = faults_of(tmp_path, text, EXPORT, 'effusion')
     severities = dict.fromkeys(('unknown view', 'rows without a label', 'unused rename'), 'warning')
     assert {kind: each for kind, (each, _) in found.items()} == severities | {
-        'unknown patients': 'note'
+        'unknown patients': 'warning'
     }
     detail = found['rows without a label'][1]
     assert "'effusion; enlarged heart' (rows: 1)" in detail and '3 of 5' in detail

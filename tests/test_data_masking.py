@@ -144,9 +144,12 @@ def test_no_block_is_smaller_than_beits_smallest():
     assert max(regions) <= 3 and np.mean(regions) < 1.7
 
 
-@pytest.mark.parametrize('hidden', [[], [0, 0, 1], np.arange(16) < 3])
+@pytest.mark.parametrize(
+    'hidden',
+    [[], [0, 0, 1], np.arange(16) < 10, np.arange(10) - 1, np.arange(10) + 7, np.arange(10.0)],
+)
 def test_a_mask_of_another_number_of_units_is_refused(hidden, monkeypatch):
     """A function of one's own may return too few units, or the mask instead of its indices."""
-    monkeypatch.setitem(MASKS, 'mine', lambda rng, side, count: np.asarray(hidden, int))
+    monkeypatch.setitem(MASKS, 'mine', lambda rng, side, count: np.asarray(hidden))
     with pytest.raises(ValueError, match=r"'mine' hides \d units instead of 10"):
         MaskGenerator(64, 16, 4, 0.6, 'mine')()

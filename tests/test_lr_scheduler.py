@@ -5,7 +5,7 @@ from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import OneCycleLR
 
 from config import check_config, default_config
-from lr_scheduler import build_scheduler, scaled_lr
+from lr_scheduler import SCHEDULES, Scheduler, build_scheduler, scaled_lr
 
 BATCHES = 625  # per epoch
 
@@ -180,3 +180,22 @@ def test_weight_decay_follows_half_a_cosine_where_there_is_any():
     refused = make_config(WEIGHT_DECAY=0.0, WEIGHT_DECAY_END=0.4)
     with pytest.raises(ValueError, match='TRAIN.WEIGHT_DECAY'):
         check_config(refused)
+
+
+@pytest.mark.parametrize('value', [-1e-9, np.nan, np.inf])
+def test_a_rate_that_cannot_be_used_is_refused(value, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, 'cosine', lambda *_: lambda step, base: value)
+    config = make_config(EPOCHS=2, WARMUP_EPOCHS=1)
+    scheduler = build_scheduler(config, make_optimizer(1.0, 1.0), BATCHES)
+    with pytest.raises(ValueError, match=rf"'cosine' .*SCHEDULER.NAME.* at batch {BATCHES};"):
+        scheduler.step_update(BATCHES)
+    scheduler.step_update(2 * BATCHES)  # after the run
+
+
+def test_the_numbers_of_a_schedule_are_read_by_torch(tmp_path):
+    """A checkpoint with NumPy's numbers could not be loaded."""
+    optimizer, number = make_optimizer(1.0, 1.0), np.float64(0.5)
+    Scheduler(optimizer, lambda *_: number, lambda _: number, lambda _: number)
+    torch.save(optimizer.state_dict(), tmp_path / 'saved.pth')
+    loaded = torch.load(tmp_path / 'saved.pth', weights_only=True)
+    assert [group['lr'] for group in loaded['param_groups']] == [0.5, 0.5]

@@ -254,6 +254,21 @@ def test_an_image_that_output_tokens_do_not_fill_is_refused():
         config_module.check_config(config, 'simmim')
 
 
+def test_an_encoder_with_a_head_of_its_own_is_named(monkeypatch):
+    monkeypatch.setitem(globals(), 'build_classifier_head', nn.Linear)
+    with pytest.raises(
+        ValueError, match=r"'some_encoder' must build its head with .*classifier_head"
+    ):
+        build_model(make_config(), is_pretrain=False)
+
+
+def test_pooled_features_leave_out_the_class_token(monkeypatch):
+    model = build_model(make_config(), is_pretrain=False)
+    tokens, token = torch.rand(1, 16, 8), torch.full((1, 1, 8), 100.0)
+    monkeypatch.setattr(model, 'encode', lambda *_: torch.cat([token, tokens], dim=1))
+    assert_same(model.forward_features(torch.zeros(1, 3, 32, 32)), tokens.mean(dim=1))
+
+
 def test_layers_outside_the_model_are_refused(monkeypatch):
     model = build_model(make_config(), is_pretrain=False)
     monkeypatch.setattr(ConvNeXt, 'get_layer_id', lambda self, name: 7)

@@ -442,6 +442,22 @@ def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: 
     assert {'curve series-0', 'curve series-1'} <= set(styles)
 
 
+def test_models_with_other_labels_have_no_mean_side_by_side(tmp_path: Path) -> None:
+    one = some_cases('a', seed=1, labels=('Edema', 'Fracture', 'Pneumonia'))
+    for labels, shown in ((one.labels, True), (('Edema', 'Fracture'), False)):
+        other = some_cases('b', seed=2, labels=labels)
+        page = written_page(tmp_path, make_comparison([one, other]))
+        table = next(text for text in page.texts('table') if 'AUROC of each model' in text)
+        assert ('Mean of the labels' in table) == shown
+
+
+def test_data_without_patients_give_a_warning(tmp_path: Path) -> None:
+    cases = some_cases()
+    assert not any('name no patients' in line for line in make_comparison([cases])['warnings'])
+    cases = replace(cases, patient=cases.path.copy())
+    assert any('name no patients' in line for line in make_comparison([cases])['warnings'])
+
+
 def test_worst_errors_have_small_images_and_empty_maps_say_so(tmp_path: Path) -> None:
     cases = some_cases(labels=('Edema',))
     (tmp_path / 'maps').mkdir()

@@ -229,3 +229,18 @@ def test_a_reconstruction_of_another_shape_is_not_broadcast(channels):
     image, weight = torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
     with pytest.raises(ValueError, match=rf'\[2, {channels}, 8, 8\]'):
         pixel_loss(image[:, :channels], image, weight)
+
+
+def charbonnier(predictions, targets, reduction='mean'):
+    """A loss whose author forgot `reduction`."""
+    return (predictions - targets).square().add(1e-6).sqrt().mean()
+
+
+@pytest.mark.parametrize(
+    'error', [charbonnier, lambda *a, **k: charbonnier(*a) * torch.ones(2, 8, 8)]
+)
+def test_a_loss_that_averages_itself_is_refused(error):
+    """It would also count visible pixels."""
+    image, weight = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"MODEL.SIMMIM.LOSS .* reduction='none', \[2, 1, 8, 8\]"):
+        pixel_loss(image, image, weight, error)

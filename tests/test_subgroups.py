@@ -116,6 +116,16 @@ def test_the_gap_is_between_the_best_and_the_worst_group():
     assert gap['gap']['value'] == pytest.approx(max(areas.values()) - min(areas.values()))
 
 
+@pytest.mark.parametrize('groups', [2, 3])
+def test_only_the_gap_of_two_groups_has_an_interval(groups):
+    """The largest of several differences excludes 0 too often, also between equal groups."""
+    cases = two_sexes({}).select(np.arange(0, 4000, 10))
+    cases.groups['Site'] = np.array([f'{i % groups}' for i in range(400)], object)
+    resamples = Resamples(cases.patient, resamples=20, seed=0)
+    _, gaps = by_group(cases, column='Site', resamples=resamples)
+    assert np.isnan(gaps['label 0']['gap']['low']) == (groups > 2)
+
+
 def test_underdiagnosis_is_the_share_of_ill_patients_called_healthy():
     """One of four patients with a finding has No Finding at the threshold."""
     probabilities = np.array([[0.9], [0.1], [0.2], [0.3], [0.8], [0.7]])

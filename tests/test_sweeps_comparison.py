@@ -5,7 +5,7 @@ import pytest
 
 from evaluation.footnotes import Footnotes
 from evaluation.intervals import bootstrap_p, holm
-from sweeps.comparison import compare_rows, summarise
+from sweeps.comparison import compare_rows, few_of_label, summarise
 from sweeps.tables import missing_intervals, verdict_text
 
 RESAMPLES = 200
@@ -73,3 +73,24 @@ def test_the_largest_of_several_p_values_is_not_corrected() -> None:
     p_values = [part['p'] for part in parts]
     assert len({*p_values}) == 3
     assert [part['p_holm'] for part in parts] == pytest.approx(holm(p_values))
+
+
+def test_rows_that_do_not_depend_on_the_seed_have_no_verdict() -> None:
+    """Patients alone would decide, although other seeds were never tried."""
+    values = 0.05 + np.random.default_rng(0).normal(scale=0.005, size=1 + RESAMPLES)
+    table = {name: {n: {'Edema': mean + values * k} for n in range(3)} for name, mean, k in
+             (('a', 0.8, 1), ('b', 0.7, 0))}  # fmt: skip
+    (part,) = compare_rows(table, [('a', 'b')], 'Edema')
+    assert part['over_patients']['low'] > 0 and np.isnan(part['over_seeds']['low'])
+    missing = missing_intervals(part, 'few cases')
+    assert part['verdict'] == 'n/a' and 'the same for all seeds' in missing['over_seeds']
+
+
+@pytest.mark.parametrize('negatives', [None, {'Edema': 25}])
+def test_few_cases_are_those_of_the_rarer_class(negatives: dict | None) -> None:
+    figures = {'positives': {'Edema': 4, 'Fracture': 20}, 'negatives': negatives, 'rows': 45}
+    assert few_of_label(figures, 'Edema') == '4 positives'
+    assert few_of_label(figures | {'rows': 24}, 'mean_of_five') == ''
+    if negatives is None:
+        assert few_of_label(figures, 'Fracture') == ''
+        assert few_of_label(figures | {'rows': 24}, 'Fracture') == '4 negatives'

@@ -308,7 +308,9 @@ def test_a_row_is_compared_with_the_pixels(tmp_path):
     assert part['difference'] == pytest.approx(drawn[0], abs=1e-5)
     found = [part['over_patients'][end] for end in ('low', 'high')]
     assert found == pytest.approx(np.percentile(drawn[1:], [2.5, 97.5]), abs=1e-5)
-    lines = cells_of(sweep_markdown(collected))
+    text = sweep_markdown(collected)
+    assert 'logistic regression on pixels of at most 1,234 training images' in text
+    lines = cells_of(text)
     assert [line['Method'] for line in lines][1:] == [
         'simmim (against pixels)', 'scratch (reference)', 'pixels'
     ]  # fmt: skip
@@ -413,6 +415,23 @@ def test_too_few_cases_are_the_reason_for_a_missing_interval(tmp_path):
     text = sweep_markdown(collected, ['Fracture'])  # has no positive
     assert cells_of(text)[0]['AUROC, Fracture: verdict'] == 'n/a (note 1)'
     assert 'Fracture' in footnotes_of(text)['note 1']
+
+
+def test_a_label_with_few_cases_has_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr('sweeps.comparison.SIGNIFICANT', 0.3)  # so that few resamples are enough
+    made, sweep = two_rows(tmp_path, seeds=(0, 1, 2))
+    positives = made.targets.sum(axis=0)
+    label = LABELS[int(np.argmin(np.where(positives, positives, np.inf)))]
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', int(positives[LABELS.index(label)]) + 1)
+    collected = collect(sweep, SEEDS, made.output, resamples=DRAWS)
+    compared = row_of(collected, '0.1')['compared']
+    assert verdict(compared[label]) == 'above' and compared[label]['verdict'] == 'n/a'
+    assert compared['mean_of_five']['verdict'] == 'above'
+    text = sweep_markdown(collected, [label])
+    assert cells_of(text)[0][f'AUROC, {label}: verdict'] == 'n/a (note 1)'
+    few = f'{positives[LABELS.index(label)]:.0f} positives'
+    assert f'{label} has only {few}' in footnotes_of(text)['note 1']
+    assert f'Few cases, which make a score unreliable: {label} {few}' in text
 
 
 @pytest.mark.parametrize('key, value', [('views', 'all'), ('negatives', {'Edema': 3})])

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,13 @@ from sklearn.metrics import roc_auc_score
 from sweep_runs import MadeRuns, make_sweep
 from tiny import load_script
 
-from data.labels import LABELS
+from data.labels import COMPETITION_LABELS, LABELS
+from evaluation.cases import Cases
 from evaluation.intervals import Resamples, bootstrap_p, holm
 from sweeps.plots import plot_subgroups
 from sweeps.results import collect
 from sweeps.run_scores import BOOTSTRAP_SEED
-from sweeps.subgroups import collect_subgroups, write_subgroup_table
+from sweeps.subgroups import _score, collect_subgroups, write_subgroup_table
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
@@ -186,3 +188,14 @@ def test_the_option_writes_and_stores_the_subgroups(
     bad = [*words[:3], '--scores', 'f1:Edema', '--subgroups', *saved]
     assert ablate.main(ablate.parse_args(bad)) == 2
     assert '--scores' in capsys.readouterr().err
+
+
+def test_a_mean_of_five_is_not_that_of_fewer_labels() -> None:
+    names = np.array(['a', 'b'], object)
+    targets = np.array([[0, 0, 0, 0, 0], [1, 1, 1, 1, 0]], float)
+    rows = Cases('test', COMPETITION_LABELS, names, names, names, np.full((2, 5), 0.5), targets)
+    patients = SimpleNamespace(resamples=Resamples(rows.patient, resamples=2, seed=0))
+    samples, facts = _score(rows, 'mean_of_five', patients)
+    assert samples is None and facts['labels'] == 4
+    samples, _ = _score(rows, 'mean_of_defined', patients)
+    assert samples[0] == 0.5
