@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,8 +232,9 @@ def read_layout(
             f'{layout.file} has no split {split}, only {", ".join(layout.split_names)}: describe '
             "it there, or choose patients to score by DATA.FOLD, such as '0/5'"
         )
+    of_rows = partial(refuse, logger=logger) if on_fault is refuse else on_fault
     tables = {
-        part: _read_rows(layout, root, images, part=part, labels=labels, on_fault=on_fault)
+        part: _read_rows(layout, root, images, part=part, labels=labels, on_fault=of_rows)
         for part in layout.tables
         if part == own or is_there[part]
     }

@@ -8,6 +8,7 @@ and the readers return the rows that can be used.
 import csv
 import gzip
 import io
+import logging
 import re
 import warnings
 import zipfile
@@ -52,10 +53,12 @@ class Fault:
 OnFault = Callable[[Fault], None]
 
 
-def refuse(fault: Fault) -> None:
-    """Raise an error for a fault; warnings and notes are ignored."""
+def refuse(fault: Fault, logger: logging.Logger | None = None) -> None:
+    """Raise an error for a fault. Warnings are logged if there is a logger; notes are ignored."""
     if fault.severity == 'error':
         raise ValueError(str(fault))
+    if fault.severity == 'warning' and logger is not None:
+        logger.warning(str(fault))
 
 
 def ignore(fault: Fault) -> None:

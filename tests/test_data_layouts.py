@@ -357,10 +357,8 @@ def test_parts_of_a_layout_without_effect_are_reported(tmp_path: Path) -> None:
     text = MINE.replace('patient: who\n', '').replace('separator: ;', "separator: '|'")
     text = text.replace('[pa]', '[PA]').replace('normal:', 'Normal:')
     found = faults_of(tmp_path, text, EXPORT, 'effusion')
-    severities = dict.fromkeys(('unknown view', 'rows without a label', 'unused rename'), 'warning')
-    assert {kind: each for kind, (each, _) in found.items()} == severities | {
-        'unknown patients': 'warning'
-    }
+    kinds = {'unknown view', 'rows without a label', 'unused rename', 'unknown patients'}
+    assert {kind: each for kind, (each, _) in found.items()} == dict.fromkeys(kinds, 'warning')
     detail = found['rows without a label'][1]
     assert "'effusion; enlarged heart' (rows: 1)" in detail and '3 of 5' in detail
     assert "'pa' (rows: 3), 'oblique'" in found['unknown view'][1]
@@ -644,3 +642,13 @@ def test_a_list_of_images_that_is_not_text_is_named(tmp_path):
     config.DATA.DATASET = str(file)
     with pytest.raises(ValueError, match=r'list\.txt'):
         read_layout(config, tmp_path, 'train')
+
+
+def test_warnings_about_a_layout_are_logged_when_a_run_reads_it(tmp_path: Path, caplog) -> None:
+    """A run with a wrong separator would otherwise learn from half of the labels."""
+    text = MINE.replace('patient: who\n', '').replace('separator: ;', "separator: '|'")
+    text = text.replace('normal:', 'Normal:')
+    layout, logger = described(tmp_path, text), logging.getLogger('layouts')
+    read(tmp_path, layout, 'train', ('effusion',), logger=logger)
+    assert "'effusion; enlarged heart' (rows: 1)" in caplog.text
+    assert 'has no key patient' in caplog.text
