@@ -9,6 +9,7 @@ UNDEFINED = 'more than 5 of 100 resamples leave the score undefined, or all have
 CAUSES = {  # of missing intervals, by the name of the part
     'means': 'a label of the mean has none',
     'delong': 'the variance is 0 or undefined',
+    'gap': f'the best and the worst were picked among more than two groups, or {UNDEFINED}',
 }
 
 
