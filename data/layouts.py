@@ -383,9 +383,8 @@ def _report_gaps(layout: Layout, table: Table) -> None:
     """Report that patients or views are unknown, and cells of the view column without a meaning."""
     if not layout.patient:
         detail = f'{layout.file} has no key patient, so each image counts as its own patient'
-        table.fault(
-            'unknown patients', f'{detail} and splits may share patients', severity='warning'
-        )
+        detail += ' and splits may share patients'
+        table.fault('unknown patients', detail, severity='warning')
     if not layout.view and layout.views not in [*VIEWS]:
         detail = f'{layout.file} has no key view, so no image is frontal: give the column, or'
         table.fault('unknown view', f'{detail} {VIEWS_HINT}', severity='warning')

@@ -142,13 +142,12 @@ def _gaps(
         defined = [name for name, area in of_group.items() if not np.isnan(area[0])]
         if len(defined) > 1:
             worst, *_, best = sorted(defined, key=lambda name: of_group[name][0])
+            gap = of_group[best] - of_group[worst]
             gaps[label] = {
                 'best': best,
                 'worst': worst,
                 'few': any(labels[name][label]['few'] for name in (best, worst)),
-                'gap': summary(
-                    (of_group[best] - of_group[worst])[: None if len(defined) == 2 else 1]
-                ),
+                'gap': summary(gap if len(defined) == 2 else gap[:1]),
             }
     return gaps
 

@@ -32,7 +32,7 @@ class RunFigures(TypedDict, total=False):
     l1: float | None  # held-out L1 in grey levels under the masks that all runs share
     l1_mean: float | None  # of the mean of the visible pixels
     l1_linear: float | None  # of linear interpolation
-    images: int  # number of images that were seen; of the pixels, that the baseline learned from
+    images: int  # number of images that were seen, or fitted by the baseline on pixels
     seconds: float
 
 
