@@ -54,9 +54,17 @@ def squares(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
 
 
 def one_epoch(
-    tmp_path, batches, loss_fn=squares, *, rate=0.1, wrap=lambda model: model, seconds=0.0, **keys
+    tmp_path,
+    batches,
+    loss_fn=squares,
+    *,
+    rate=0.1,
+    wrap=lambda model: model,
+    seconds=0.0,
+    epoch=7,
+    **keys,
 ):
-    """Train a linear layer (weights 1, 2, 3; SGD) for epoch 7; returns (figures, state, steps)."""
+    """Train a linear layer (weights 1, 2, 3; SGD) for an epoch; returns (figures, state, steps)."""
     config = config_with(**keys)
     model = Noting()
     with torch.no_grad():
@@ -66,7 +74,7 @@ def one_epoch(
     scaler = torch.amp.GradScaler('cpu', enabled=False)
     state = TrainState(
         wrap(model), optimizer, scheduler, scaler, len(batches),
-        accumulation=max(1, config.TRAIN.ACCUMULATION_STEPS), epoch=7,
+        accumulation=max(1, config.TRAIN.ACCUMULATION_STEPS), epoch=epoch,
     )  # fmt: skip
     state.progress.seconds = seconds
     logger = logging.getLogger('one_epoch')
@@ -74,7 +82,7 @@ def one_epoch(
     run = Run(config, 'simmim', tmp_path, torch.device('cpu'), logger, scalars)
     saver = SimpleNamespace(is_due=lambda state: False)
     figures = train_one_epoch(run, state, Batches(batches), loss_fn, saver)
-    return figures, state, [step - 7 * len(batches) for step in updates]
+    return figures, state, [step - epoch * len(batches) for step in updates]
 
 
 def five_batches() -> list[tuple[torch.Tensor]]:

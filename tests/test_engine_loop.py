@@ -74,6 +74,16 @@ def test_a_non_finite_loss_stops_with_its_epoch_and_batch(tmp_path, bad, print_f
         one_epoch(tmp_path, batches, rate=2.5e-5, PRINT_FREQ=print_freq)
 
 
+@pytest.mark.parametrize(
+    'epoch, batch, advice', [(0, 1, 'check the images'), (0, 2, 'BASE_LR'), (1, 0, 'BASE_LR')]
+)
+def test_the_rate_is_not_blamed_before_the_first_step(tmp_path, epoch, batch, advice) -> None:
+    batches = five_batches()
+    batches[batch] = (torch.full((4, 3), math.nan),)
+    with pytest.raises(FloatingPointError, match=advice):
+        one_epoch(tmp_path, batches, epoch=epoch, PRINT_FREQ=1, TRAIN__ACCUMULATION_STEPS=2)
+
+
 def infinite_gradient(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
     """Its value is finite, and for batches of sevens its gradient is 0 * inf."""
     loss = (model(batch[0]) ** 2).mean()

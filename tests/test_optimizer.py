@@ -179,3 +179,18 @@ def test_adamw_has_the_options_of_the_config():
     assert {(group['eps'], tuple(group['betas'])) for group in optimizer.param_groups} == {
         (1e-6, (0.8, 0.95))
     }
+
+
+def test_the_log_describes_the_groups_of_the_built_optimizer(monkeypatch, caplog):
+    """An optimizer of one's own may not keep the groups that it is given."""
+
+    def build(groups, options):
+        return torch.optim.SGD([p for group in groups for p in group['params']], lr=1e-3)
+
+    monkeypatch.setitem(OPTIMIZERS, 'sgd', OPTIMIZERS['sgd']._replace(build=build))
+    model = nn.Linear(2, 2)
+    model.no_weight_decay = model.no_weight_decay_keywords = set
+    caplog.set_level(logging.INFO)
+    config = config_with(TRAIN__OPTIMIZER__NAME='sgd', TRAIN__WEIGHT_DECAY=0.3)
+    build_optimizer(config, model, logging.getLogger('groups'), is_pretrain=True)
+    assert '2 tensors in 1 group' in caplog.text and '0.3' not in caplog.text

@@ -764,6 +764,7 @@ def test_rows_that_are_scored_with_dropped_patches_are_marked_in_all_tables(tmp_
     assert '| 0.1 † |' in table and 'EVAL.MASK_RATIO): 0.1 75 %.' in table
     labels = write_label_table(published, tmp_path).read_text()
     assert '| 0.1 † |' in labels and 'EVAL.MASK_RATIO): 0.1 75 %.' in labels
+    assert 'Few cases' in labels and ' positives) |' in labels and 'clinical' in labels
 
 
 def test_the_best_row_is_that_of_the_mean_over_seeds(tmp_path):
