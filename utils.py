@@ -375,7 +375,35 @@ def load_pretrained(
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
     if trained:
-        _report_seen_patients(path, trained.DATA, config.DATA, logger)
+        for line in seen_patients(path, trained.DATA, config.DATA):
+            logger.warning(line)
+        names = _names_of_data_sets(trained.DATA)
+        if names.isdisjoint(_names_of_data_sets(config.DATA)):
+            logger.info(
+                f'{path} was trained on DATA.DATASET {", ".join(sorted(names))}, '
+                f'{trained.DATA.DATA_PATH}. If these images show patients who are held out or '
+                'scored here, their scores are too high.'
+            )
+
+
+def seen_patients(path: str, trained: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    """Return warnings that the weights in a file may have seen patients of this run.
+
+    `trained` and `data` are the DATA options of the training of the weights and of this run.
+    """
+    if _names_of_data_sets(trained).isdisjoint(_names_of_data_sets(data)):
+        return []
+    seen = []
+    if trained['HOLDOUT_FRACTION'] < data['HOLDOUT_FRACTION']:
+        seen.append('HOLDOUT_FRACTION')
+    if trained['FOLD'] != data['FOLD'] and (data['FOLD'] or data['HOLDOUT_FRACTION']):
+        seen.append('FOLD')
+    return [
+        f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has {data[key]!r}. If '
+        'it was trained on the same data set, it has seen some of the patients that are now held '
+        'out or scored, and their scores are too high.'
+        for key in seen
+    ]
 
 
 def saved_options(checkpoint: dict) -> Config | None:
@@ -431,31 +459,6 @@ def check_fit(
 
 
 # Private helpers
-
-
-def _report_seen_patients(
-    path: str, trained: Mapping[str, Any], data: Mapping[str, Any], logger: logging.Logger
-) -> None:
-    """Log that weights may have seen patients of this run; both mappings are DATA sections."""
-    names = _names_of_data_sets(trained)
-    if names.isdisjoint(_names_of_data_sets(data)):
-        logger.info(
-            f'{path} was trained on DATA.DATASET {", ".join(sorted(names))}, '
-            f'{trained["DATA_PATH"]}. If these images show patients who are held out or scored '
-            'here, their scores are too high.'
-        )
-        return
-    seen = []
-    if trained['HOLDOUT_FRACTION'] < data['HOLDOUT_FRACTION']:
-        seen.append('HOLDOUT_FRACTION')
-    if trained['FOLD'] != data['FOLD'] and (data['FOLD'] or data['HOLDOUT_FRACTION']):
-        seen.append('FOLD')
-    for key in seen:
-        logger.warning(
-            f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has '
-            f'{data[key]!r}. If it was trained on the same data set, it has seen some of '
-            'the patients that are now held out or scored, and their scores are too high.'
-        )
 
 
 def _names_of_data_sets(data: Mapping[str, Any]) -> set[str]:

@@ -50,7 +50,7 @@ from models.classifier_heads import scales
 from models.outputs import OUTPUTS
 from system import distributed
 from system.files import BEST_CHECKPOINT, checkpoint_position, replace_file
-from utils import read_checkpoint, trained_config
+from utils import read_checkpoint, seen_patients, trained_config
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
@@ -195,7 +195,7 @@ class FinalScores:
             'patients': {
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
-            'warnings': self._warnings(models[0], sources),
+            'warnings': self._warnings(models[0], sources, names),
         }
         extras = {'training': self._training_curves(sources)}
         thumbnails, protocol = {}, _protocol(config)
@@ -273,10 +273,12 @@ class FinalScores:
         ]
         return {'epochs': [record['epoch'] for record in records], 'curves': curves}
 
-    def _warnings(self, model: nn.Module, sources: list[str]) -> list[str]:
+    def _warnings(self, model: nn.Module, sources: list[str], names: Names) -> list[str]:
         """Return what a reader of the report must know about its scores."""
-        config, warnings = self.run.config, []
-        if self._is_selected_on_valid(sources):
+        config = self.run.config
+        configs = [self.trained] if len(sources) == 1 else [*map(trained_config, sources)]
+        warnings = _seen_patients(configs, config, names)
+        if _are_selected_on_valid(configs, sources):
             warnings.append(SELECTED_ON_VALID)
         if 'internal' in self.scored:
             warnings.append(INTERNAL)
@@ -292,16 +294,6 @@ class FinalScores:
         elif config.REPORT.MAPS and self.task.kind != NUMBERS and _is_averaged(config, sources):
             warnings.append(AVERAGED)
         return warnings
-
-    def _is_selected_on_valid(self, sources: list[str]) -> bool:
-        """Return whether the split valid selected one of the scored checkpoints."""
-        configs = [self.trained] if len(sources) == 1 else map(trained_config, sources)
-        return any(
-            trained
-            and trained.FINETUNE.MODE not in PROBES
-            and _selected_on(trained, source) == 'valid'
-            for trained, source in zip(configs, sources, strict=True)
-        )
 
     def _cases(self, name: str) -> Cases:
         """Return the cases of a split, with groups if the split is scored."""
@@ -399,6 +391,27 @@ def _training_config(run: Run, sources: list[str]) -> Config | None:
     if sources[0] in PROBES:
         return run.config
     return trained_config(sources[0]) if len(sources) == 1 else None
+
+
+def _seen_patients(configs: list[Config | None], config: Config, names: Names) -> list[str]:
+    """Return warnings that the weights in PRETRAINED of a training may have seen scored patients.
+
+    A file that no longer exists gives no warning. The log of the training has it.
+    """
+    lines = {}
+    for path in {trained.PRETRAINED: None for trained in configs if trained}:
+        before = trained_config(path) if Path(path).is_file() else None
+        if before:
+            lines |= dict.fromkeys(seen_patients(names.file(path), before.DATA, config.DATA))
+    return [*lines]
+
+
+def _are_selected_on_valid(configs: list[Config | None], sources: list[str]) -> bool:
+    """Return whether the split valid selected one of the scored checkpoints."""
+    return any(
+        trained and trained.FINETUNE.MODE not in PROBES and _selected_on(trained, source) == 'valid'
+        for trained, source in zip(configs, sources, strict=True)
+    )
 
 
 def _describe_run(

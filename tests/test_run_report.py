@@ -280,6 +280,26 @@ def test_the_overview_names_the_fold_that_was_left_out(phantom: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_the_report_warns_of_weights_that_have_seen_scored_patients(
+    phantom: Path, tmp_path: Path
+) -> None:
+    """Weights of another fold, also with --eval; the folder of the weights is not in the report."""
+    options = {'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, 'EVAL': {'RESAMPLES': 0}}
+    options['REPORT'] = {'WRITE': True, 'MAPS': 0, 'ANONYMISE': True}
+    earlier = {'FOLD': '1/3', 'TRAIN_IMAGES': 0}
+    folder = finished_run('finetune', phantom, tmp_path, DATA=earlier, **options)
+    words = ['--pretrained', str(folder / 'ckpt_epoch_0.pth'), '--tag']
+    for tag, fold, number in (('other', '2/3', 1), ('same', '1/3', 0)):
+        later = options | {'DATA': {'FOLD': fold, 'TRAIN_IMAGES': 0}}
+        for part, more in (('', []), ('report_eval', ['--eval'])):
+            finished_run('finetune', phantom, tmp_path, *words, tag, *more, **later)
+            text = (folder.with_name(tag) / part / 'report.json').read_text()
+            found = [line for line in json.loads(text)['warnings'] if 'DATA.FOLD' in line]
+            assert len(found) == number and str(tmp_path) not in text
+            assert all(line.startswith('ckpt_epoch_0.pth was trained') for line in found)
+
+
+@pytest.mark.slow
 def test_epochs_before_a_change_of_the_selecting_score_are_not_called_selected(
     phantom: Path, tmp_path: Path
 ) -> None:
