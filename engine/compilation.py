@@ -31,8 +31,7 @@ class Compiled(nn.Module):
         module: Model, or DistributedDataParallel around the model.
         how: TRAIN.COMPILE, 'auto' or 'max'.
         num_images: Number of images that this process trains on in the whole run.
-        graphs: Whether CUDA graphs are possible, because each gradient comes from a single backward
-            pass.
+        graphs: Whether CUDA graphs are possible on a GPU, because there is only one process.
         logger: Receives one line about the decision.
     """
 
@@ -69,7 +68,10 @@ class Compiled(nn.Module):
         try:
             compiled = torch.compile(self.module, mode=self._mode(device), dynamic=False)
             with _restoring(self.module, device):
-                compiled(*inputs).sum().backward()
+                for _ in range(3 if self.graphs else 1):  # the second records CUDA graphs
+                    self.module.zero_grad(set_to_none=True)
+                    compiled(*inputs).sum().backward()
+                learned = [each for each in self.module.parameters() if each.grad is not None]
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers raise any error, and the run works without them
@@ -79,14 +81,18 @@ class Compiled(nn.Module):
             problem = problem or 'compilation failed in another process'
             self.logger.warning(f'TRAIN.COMPILE {self.how}: the model is not compiled: {problem}')
             return self.module
+        for parameter in learned * self.graphs:  # a graph may overwrite gradients that it returns
+            parameter.grad = torch.zeros_like(parameter)
         seconds = time.perf_counter() - start
         self.logger.info(f'TRAIN.COMPILE {self.how}: the model was compiled in {seconds:.0f} s')
         return compiled
 
     def _mode(self, device: torch.device) -> str:
         """Return the mode of torch.compile."""
-        if self.how == 'auto' or device.type != 'cuda':
+        if device.type != 'cuda':
             return 'default'
+        if self.how == 'auto':
+            return 'reduce-overhead' if self.graphs else 'default'
         return 'max-autotune' if self.graphs else 'max-autotune-no-cudagraphs'
 
 

@@ -165,7 +165,7 @@ def wrap_model(run: Run, state: TrainState) -> None:
         state.model,
         how,
         num_images=config.TRAIN.EPOCHS * state.num_batches * config.DATA.BATCH_SIZE,
-        graphs=state.accumulation == processes == 1,
+        graphs=processes == 1,
         logger=logger,
     )
 
@@ -338,7 +338,8 @@ def _optimizer_step(run: Run, state: TrainState, *, first_batch: int) -> None:
         state.progress.waiting_losses += state.skipped.losses  # held back with TRAIN.ON_NAN 'skip'
         state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
     state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
+    # While gradients accumulate, they stay outside of the memory of CUDA graphs (`Compiled`).
+    state.optimizer.zero_grad(set_to_none=state.accumulation == 1)
 
 
 def _not_finite(run: Run, state: TrainState, batch: int) -> str:

@@ -20,6 +20,7 @@ from models.encoder import (
     run_block,
 )
 from models.relative_position import gather_biases
+from models.window_kernel import is_used, window_attention
 
 OTHER_REGION = -100.0  # added to logits between tokens that are only neighbours after the shift
 
@@ -96,6 +97,9 @@ class WindowAttention(nn.Module):
             mask: Mask that is added to the logits, [windows, N, N]. None for unshifted windows.
         """
         B, H, _, C = x.shape
+        if self.attention == 'auto' and is_used(x, self.window_size, C // self.num_heads):
+            x = window_attention(self.qkv(x.flatten(1, 2)), bias, mask, self.shift, self.scale)
+            return self.proj_drop(self.proj(x))
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         qkv = self.qkv(window_partition(x, self.window_size))  # [B * windows, N, 3C]

@@ -183,7 +183,7 @@ def published_steps(
         scaler = torch.amp.GradScaler(enabled=device.type == 'cuda')
         return model, loss_fn, optimizer, scaler, random_batch(config, stage, device)
 
-    def train() -> int:
+    def train(steps: int = steps) -> int:
         model, loss_fn, optimizer, scaler, batch = begin()
         on_gpu = batch[0].is_cuda
         for _ in range(steps):
@@ -231,7 +231,7 @@ def our_steps(
         run = begin_run(config, stage, change=change)
         return run, random_batch(config, stage, local_device()), count()
 
-    def train() -> int:
+    def train(steps: int = steps) -> int:
         (run, state, loss_fn), batch, numbers = begin()
         for _ in range(steps):
             loop.train_one_batch(run, state, batch, loss_fn, next(numbers))
@@ -309,12 +309,15 @@ def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
             seconds = synchronized_time(device) - start
             if turn:
                 rates[name].append(images / seconds)
-                peaks[name] = torch.cuda.max_memory_allocated() - before + own[name]
+                peak = torch.cuda.max_memory_allocated() - before + own[name]
+                peaks[name] = max(peak, peaks[name])
             else:
                 firsts[name], own[name] = seconds, torch.cuda.memory_allocated() - before
+                peaks[name] = torch.cuda.max_memory_allocated() - before
     rows = []
     for name, found in rates.items():
         ratios = np.divide(found, rates[PUBLISHED])
+        interval = np.exp(t_interval(np.log(ratios))) if name != PUBLISHED else np.ones(2)
         rows.append(
             {
                 'case': name,
@@ -322,7 +325,7 @@ def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
                 'lowest': min(found),
                 'highest': max(found),
                 'ratio': float(np.median(ratios)),
-                'ratio_interval': np.exp(t_interval(np.log(ratios))).tolist(),
+                'ratio_interval': interval.tolist(),
                 'first_turn_seconds': firsts[name],
                 'peak_gib': peaks[name] / 2**30,
             }

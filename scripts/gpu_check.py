@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -75,9 +75,10 @@ CONFIGS = {  # name -> (config on a GPU, config on a CPU)
 # Estimated memory of a step on a GPU. Swin-B and ViT-B: measured with the published code on an H200
 # (docs/explanation/speed.md). The others are estimated from their number of tokens or pixels.
 GIB_PER_IMAGE = {'swin': 0.101, 'vit': 0.114, 'finetune': 0.138, 'mae': 0.06, 'contrastive': 0.2}
+OTHER_ATTENTION = {'swin': ['eager', 'sdpa'], 'vit': ['eager']}  # than that of 'auto'
+FUSED = ('scaled_dot_product', 'fmha', 'flash', 'window_attention')  # names of kernels of attention
 GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
-GIB_OF_TESTS = 6.0
-SECONDS_PER_PART = 50 if ON_GPU else 10  # left to each of the parts that run alone
+SECONDS_PER_PART = 70 if ON_GPU else 10  # left to each of the parts that run alone
 # A run that is compiled although it is short.
 MAIN = """
 import sys
@@ -133,14 +134,13 @@ def run_variants(folder: Path, name: str) -> dict:
     """Measure our steps with the other kinds of attention, or with channels last."""
     args = training_args(name, 128)
     cases = benchmark.training_cases(args)
+    for attention in OTHER_ATTENTION.get(name, []):
+        config = benchmark.training_config(args, ['MODEL.ATTENTION', attention])
+        cases[attention] = benchmark.our_steps(config, args.stage, args.steps)
     if name == 'contrastive':
         config = benchmark.training_config(args, [])
         build = partial(nn.Module.to, memory_format=torch.channels_last)
         cases['channels last'] = benchmark.our_steps(config, args.stage, args.steps, build)
-    else:
-        for attention in ('eager', 'sdpa'):
-            config = benchmark.training_config(args, ['MODEL.ATTENTION', attention])
-            cases[attention] = benchmark.our_steps(config, args.stage, args.steps)
     return measure(cases, benchmark.training_config(args, []))
 
 
@@ -149,15 +149,20 @@ def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
     with recorded(benchmark.LOGGER) as lines:
         rows = benchmark.measure(cases, repeats=5 if ON_GPU else 1)
     found = {'rows': rows, 'waits_for_gpu': waits_for_gpu(cases['ours'])}
-    operators = {key: kernels(case) for key, case in cases.items()}
+    operators = {key: kernels(partial(case, 2)) for key, case in cases.items()}
     attention = {
-        key: sorted({name for name, _ in each if 'scaled_dot_product' in name}) or ['eager']
+        key: sorted({name for name in each if any(word in name for word in FUSED)}) or ['eager']
         for key, each in operators.items()
     }
     compiled = any(' was compiled ' in line for line in lines)
     precision = describe_precision(config, local_device()).removeprefix('precision ')
     found['values'] = {'attention': attention, 'compiled': compiled, 'precision': precision}
-    return found | {'log': lines, 'kernels': {key: each[:12] for key, each in operators.items()}}
+    found |= {'log': lines, 'kernels': {}, 'kernel_milliseconds_per_step': {}}
+    for key, times in operators.items():
+        whole = sum(times.values()) or 1.0  # without a profiler of the GPU there are no kernels
+        found['kernels'][key] = [(name, time / whole) for name, time in times.items()][:12]
+        found['kernel_milliseconds_per_step'][key] = whole / 2 / 1000
+    return found
 
 
 @contextlib.contextmanager
@@ -176,32 +181,29 @@ def recorded(logger: logging.Logger) -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-def compile_steps(folder: Path, name: str, batch_size: int) -> dict:
+def compile_steps(folder: Path, name: str, batch_size: int, opts: Sequence = ()) -> dict:
     """Fill the compiler's cache."""
     start = time.perf_counter()
     with recorded(benchmark.LOGGER) as lines:
-        benchmark.training_cases(training_args(name, batch_size))['ours']()
+        benchmark.training_cases(training_args(name, batch_size, *opts))['ours'](1)
     return {'values': {'first turn, s': time.perf_counter() - start}, 'log': lines}
 
 
-def kernels(case: benchmark.Case) -> list[tuple[str, float]]:
-    """Return kernels (operators on a CPU), the slowest first, and their shares of the time.
-
-    Operators that launch kernels follow with a share of 0.
-    """
+def kernels(case: benchmark.Case) -> dict[str, float]:
+    """Return kernels (operators on a CPU) and their microseconds, the slowest first."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] * ON_GPU
     with torch.profiler.profile(activities=kinds) as profile:
         case()
     key = f'self_{"device" if ON_GPU else "cpu"}_time_total'
     kind = DeviceType.CUDA if ON_GPU else DeviceType.CPU
-    # Without the kernels that an operator launches, which are events of their own.
+    # Without annotations such as "Optimizer.step", which contain kernels.
     times = {
-        each.key[:80]: getattr(each, key) * (each.device_type == kind)
+        each.key[:80]: getattr(each, key)
         for each in profile.key_averages()
+        if each.device_type == kind and not each.is_user_annotation
     }
-    total = sum(times.values()) or 1.0  # without a profiler of the GPU there are no kernels
-    return [(name, times[name] / total) for name in sorted(times, key=times.get, reverse=True)]
+    return {name: times[name] for name in sorted(times, key=times.get, reverse=True)}
 
 
 def waits_for_gpu(case: benchmark.Case) -> str:
@@ -275,12 +277,15 @@ def parts() -> dict[str, Part]:
     runs, golden = 'tests/test_gpu_runs.py', ['models', 'training'] if ON_GPU else ['training']
     golden = [f'tests/test_parity_{name}.py' for name in golden]
     tests = {
-        'a: GPU tests': ['-m', 'gpu', 'tests/test_gpu_steps.py'],
-        'b: recorded numbers': [*golden, '-k', 'gives_recorded or short_training'],
-        'b: loss curves': [runs, '-k', 'float32'],
-        'g: waiting for the GPU': [runs, '-k', 'waits'],
-        'h: SIGTERM and resume': [runs, '-k', 'stopped'],
-        'i: two processes': [runs, '-k', 'two_processes'],
+        'a: GPU tests': (
+            2.0,
+            ['-m', 'gpu', 'tests/test_gpu_steps.py', 'tests/test_window_kernel.py'],
+        ),
+        'b: recorded numbers': (2.0, [*golden, '-k', 'gives_recorded or short_training']),
+        'b: loss curves': (7.0, [runs, '-k', 'float32']),
+        'g: waiting for the GPU': (6.0, [runs, '-k', 'waits']),
+        'h: SIGTERM and resume': (8.0, [runs, '-k', 'stopped']),
+        'i: two processes': (3.0, [runs, '-k', 'two_processes']),
     }
     steps = [('c', name, size) for size in (512, 256, 128) for name in ('swin', 'vit')]
     steps += [('d', 'finetune', 128), ('e', 'mae', 128), ('e', 'contrastive', 128)]
@@ -290,8 +295,14 @@ def parts() -> dict[str, Part]:
         named = {'name': name, 'batch_size': size}
         found[f'j: compile {name} {size}'] = Part(partial(compile_steps, **named), gib)
         found[f'{letter}: {name} {size}'] = Part(partial(run_steps, **named), gib, alone=True)
-    for name, words in tests.items():
-        found[name] = Part(partial(run_tests, words=words), GIB_OF_TESTS)
+    for name, kinds in OTHER_ATTENTION.items():
+        gib = GIB_OF_PROCESS + GIB_PER_IMAGE[name] * 128
+        for kind in kinds:
+            opts = ['MODEL.ATTENTION', kind]
+            compiling = partial(compile_steps, name=name, batch_size=128, opts=opts)
+            found[f'j: compile {name} {kind}'] = Part(compiling, gib)
+    for name, (gib, words) in tests.items():
+        found[name] = Part(partial(run_tests, words=words), gib)
     for name in ('swin', 'vit', 'contrastive'):
         gib = GIB_OF_PROCESS + GIB_PER_IMAGE[name] * 128
         found[f's: {name}'] = Part(partial(run_variants, name=name), gib, alone=True)
@@ -362,7 +373,7 @@ def run_parts(names: list[str], root: Path, *, minutes: float, gib: float) -> It
             found = run_part(name, root, 60 * minutes - SECONDS_PER_PART * later - begun)
         return found | {'begun': begun, 'gib': part.gib}
 
-    for group, workers in ((together, 5 if ON_GPU else 2), (alone, 1)):
+    for group, workers in ((together, 10 if ON_GPU else 2), (alone, 1)):
         with ThreadPoolExecutor(workers) as pool:
             yield from zip(group, pool.map(run, group), strict=True)
 

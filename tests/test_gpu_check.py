@@ -109,7 +109,10 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path) -> None:
 def test_every_measured_step_is_compiled_in_the_call_before() -> None:
     parts = gpu_check.parts()
     compiled = {name.removeprefix('j: compile ') for name in parts if name[0] == 'j'}
-    assert compiled == {name[3:] for name in parts if name[0] in 'cde'}
+    variants = {
+        f'{name} {kind}' for name, kinds in gpu_check.OTHER_ATTENTION.items() for kind in kinds
+    }
+    assert compiled == variants | {name[3:] for name in parts if name[0] in 'cde'}
 
 
 @pytest.mark.slow
