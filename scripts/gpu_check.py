@@ -78,7 +78,7 @@ GIB_PER_IMAGE = {'swin': 0.101, 'vit': 0.114, 'finetune': 0.138, 'mae': 0.06, 'c
 OTHER_ATTENTION = {'swin': ['eager', 'sdpa'], 'vit': ['eager']}  # than that of 'auto'
 FUSED = ('scaled_dot_product', 'fmha', 'flash', 'window_attention')  # names of kernels of attention
 GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
-SECONDS_PER_PART = 70 if ON_GPU else 10  # left to each of the parts that run alone
+SECONDS_PER_PART = 65 if ON_GPU else 10  # left to each of the parts that run alone
 # A run that is compiled although it is short.
 MAIN = """
 import sys
