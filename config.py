@@ -344,7 +344,7 @@ _C.MODEL.LABEL_SMOOTHING = Option(
 )
 _C.MODEL.ATTENTION = Own(
     'auto',
-    "Attention: 'eager', 'sdpa' (fused), or 'auto' for the faster of the two.",
+    "Attention: 'eager' (plain operations), 'sdpa' (PyTorch's fused kernels) or 'auto' (fastest).",
     one_of=('auto', 'eager', 'sdpa'),
 )
 

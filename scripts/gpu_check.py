@@ -76,7 +76,8 @@ CONFIGS = {  # name -> (config on a GPU, config on a CPU)
 # (docs/explanation/speed.md). The others are estimated from their number of tokens or pixels.
 GIB_PER_IMAGE = {'swin': 0.101, 'vit': 0.114, 'finetune': 0.138, 'mae': 0.06, 'contrastive': 0.2}
 OTHER_ATTENTION = {'swin': ['eager', 'sdpa'], 'vit': ['eager']}  # than that of 'auto'
-FUSED = ('scaled_dot_product', 'fmha', 'flash', 'window_attention')  # names of kernels of attention
+# Names of kernels of fused attention, and of the operator on a CPU, begin with these.
+FUSED = ('aten::scaled_dot_product', 'fmha', 'void pytorch_flash', 'cudnn', 'window_attention')
 GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
 SECONDS_PER_PART = 65 if ON_GPU else 10  # left to each of the parts that run alone
 # A run that is compiled although it is short.
@@ -151,7 +152,7 @@ def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
     found = {'rows': rows, 'waits_for_gpu': waits_for_gpu(cases['ours'])}
     operators = {key: kernels(partial(case, 2)) for key, case in cases.items()}
     attention = {
-        key: sorted({name for name in each if any(word in name for word in FUSED)}) or ['eager']
+        key: sorted({word for word in FUSED for name in each if name.startswith(word)}) or ['eager']
         for key, each in operators.items()
     }
     compiled = any(' was compiled ' in line for line in lines)

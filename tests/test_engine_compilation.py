@@ -87,6 +87,26 @@ def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(monkeypatch) -> N
     assert all(map(torch.equal, *gradients))
 
 
+def test_gradients_accumulate_outside_of_cuda_graphs(monkeypatch) -> None:
+    """A graph is recorded in the second step and replayed in the third; then zeros are in place."""
+    model, calls = nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4)]), []
+
+    def call(inputs: torch.Tensor) -> torch.Tensor:
+        calls.append(inputs)
+        return model[0](inputs)
+
+    monkeypatch.setattr(torch, 'compile', lambda *_, **__: call)
+    compiled = Compiled(model, 'max', num_images=1, graphs=True, logger=LOGGER)
+    images = torch.randn(5, 3)
+    loss = compiled(images).sum()
+    assert len(calls) == 4
+    places = [parameter.grad for parameter in model[0].parameters()]
+    assert not torch.cat([each.flatten() for each in places]).any()
+    loss.backward()
+    torch.testing.assert_close(places[0], images.sum(0).expand(4, 3))
+    assert all(parameter.grad is None for parameter in model[1].parameters())
+
+
 def test_a_lack_of_memory_is_not_taken_for_a_failed_compilation(monkeypatch) -> None:
     def call(*_: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError('CUDA out of memory')
