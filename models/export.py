@@ -65,7 +65,7 @@ HUGGINGFACE_OUTPUTS = {
 CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
 FOLDER_FILES = {CONFIG, WEIGHTS, CARD, PROCESSOR}
 EXAMPLES = 2  # batch size for tracing; a program traced with one image would accept only one
-MOST_IMAGES = 65535  # largest batch of a traced program; PyTorch 2.6 requires a limit
+MOST_IMAGES = 65535  # largest batch of a traced program; some versions of PyTorch require a limit
 # Options in the model card, in addition to the options of the stage.
 SHARED_OPTIONS = (
     'MODEL.NAME TAG DATA.SOURCES DATA.DATASET DATA.VIEWS DATA.FOLD DATA.TRAIN_FRACTION '

@@ -117,5 +117,5 @@ def synchronized_time(device: torch.device) -> float:
 
 
 def _disable_tf32() -> None:
-    # PyTorch 2.6 only has these switches. Newer versions cannot read them once the newer are set.
+    # PyTorch 2.8 only has these switches. Newer versions cannot read them once the newer are set.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
