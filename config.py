@@ -344,7 +344,7 @@ _C.MODEL.LABEL_SMOOTHING = Option(
 )
 _C.MODEL.ATTENTION = Own(
     'auto',
-    "Attention: 'eager' (plain operations), 'sdpa' (PyTorch's fused kernels) or 'auto' (fastest).",
+    "Attention: 'eager' (plain), 'sdpa' (fused) or 'auto' (by model and device).",
     one_of=('auto', 'eager', 'sdpa'),
 )
 

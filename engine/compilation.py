@@ -15,8 +15,8 @@ from system.files import in_one_line
 
 # TRAIN.COMPILE 'auto' compiles if a process trains with at least this many FLOPs. They take 8
 # minutes at the 82 TFLOP/s that the published way reaches on an H100 (Swin-B, batch 128). Compiling
-# takes about a minute there, and compiled steps take less than half of the time. The decision
-# depends only on the config, so that a run computes in the same way after a restart.
+# takes one to three minutes there, and compiled steps take a third to a half of the time. The
+# decision depends only on the config, so that a run computes in the same way after a restart.
 PAYS_FROM = 4e16
 
 
@@ -24,8 +24,8 @@ class Compiled(nn.Module):
     """Compiles a model at the first call if the run is long enough.
 
     The model is used uncompiled if compilation fails, but a lack of memory of the GPU is raised,
-    because the uncompiled model needs more. Evaluation uses `TrainState.module`, which is never
-    compiled.
+    because the uncompiled model usually needs more. Evaluation uses `TrainState.module`, which is
+    never compiled.
 
     Args:
         module: Model, or DistributedDataParallel around the model.
@@ -33,6 +33,10 @@ class Compiled(nn.Module):
         num_images: Number of images that this process trains on in the whole run.
         graphs: Whether CUDA graphs are possible on a GPU, because there is only one process.
         logger: Receives one line about the decision.
+
+    Attributes:
+        keeps_gradients: Whether gradients that accumulate must stay where they are, because CUDA
+            graphs are used.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Compiled(nn.Module):
         self.graphs = graphs
         self.logger = logger
         self.call: Callable[..., torch.Tensor] | None = None
+        self.keeps_gradients = False
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         if self.call is None:
@@ -63,12 +68,12 @@ class Compiled(nn.Module):
         return flops >= PAYS_FROM
 
     def _compile(self, inputs: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
-        """Compile and try a forward and backward pass. All processes make the same decision."""
+        """Compile and try forward and backward passes. All processes make the same decision."""
         start, problem, device = time.perf_counter(), '', inputs[0].device
         try:
             compiled = torch.compile(self.module, mode=self._mode(device), dynamic=False)
             with _restoring(self.module, device):
-                for _ in range(3 if self.graphs else 1):  # the second records CUDA graphs
+                for _ in range(3 if self.graphs else 1):  # warm up, record graphs, replay them
                     self.module.zero_grad(set_to_none=True)
                     compiled(*inputs).sum().backward()
                 learned = [each for each in self.module.parameters() if each.grad is not None]
@@ -81,8 +86,10 @@ class Compiled(nn.Module):
             problem = problem or 'compilation failed in another process'
             self.logger.warning(f'TRAIN.COMPILE {self.how}: the model is not compiled: {problem}')
             return self.module
-        for parameter in learned * self.graphs:  # a graph may overwrite gradients that it returns
-            parameter.grad = torch.zeros_like(parameter)
+        if self.graphs:  # a graph overwrites its results, so gradients are added to other tensors
+            self.keeps_gradients = True
+            for parameter in learned:
+                parameter.grad = torch.zeros_like(parameter)
         seconds = time.perf_counter() - start
         self.logger.info(f'TRAIN.COMPILE {self.how}: the model was compiled in {seconds:.0f} s')
         return compiled
@@ -125,7 +132,7 @@ def restore_buffers(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
 
 @contextlib.contextmanager
 def _restoring(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore buffers, random state and gradients after a forward and backward pass."""
+    """Restore buffers, random state and gradients after forward and backward passes."""
     copies = copy_buffers(module)
     is_parallel = isinstance(module, DistributedDataParallel)
     no_sync = module.no_sync() if is_parallel else contextlib.nullcontext()

@@ -338,8 +338,8 @@ def _optimizer_step(run: Run, state: TrainState, *, first_batch: int) -> None:
         state.progress.waiting_losses += state.skipped.losses  # held back with TRAIN.ON_NAN 'skip'
         state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
     state.scaler.update()
-    # While gradients accumulate, they stay outside of the memory of CUDA graphs (`Compiled`).
-    state.optimizer.zero_grad(set_to_none=state.accumulation == 1)
+    in_place = state.accumulation > 1 and getattr(state.model, 'keeps_gradients', False)
+    state.optimizer.zero_grad(set_to_none=not in_place)
 
 
 def _not_finite(run: Run, state: TrainState, batch: int) -> str:

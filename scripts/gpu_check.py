@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,7 +78,13 @@ CONFIGS = {  # name -> (config on a GPU, config on a CPU)
 GIB_PER_IMAGE = {'swin': 0.101, 'vit': 0.114, 'finetune': 0.138, 'mae': 0.06, 'contrastive': 0.2}
 OTHER_ATTENTION = {'swin': ['eager', 'sdpa'], 'vit': ['eager']}  # than that of 'auto'
 # Names of kernels of fused attention, and of the operator on a CPU, begin with these.
-FUSED = ('aten::scaled_dot_product', 'fmha', 'void pytorch_flash', 'cudnn', 'window_attention')
+FUSED = (
+    'aten::scaled_dot_product',
+    'fmha',
+    'void pytorch_flash',
+    'cudnn_generated_fort_native_sdpa',
+    'window_attention',
+)
 GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
 SECONDS_PER_PART = 65 if ON_GPU else 10  # left to each of the parts that run alone
 # A run that is compiled although it is short.
@@ -160,9 +167,10 @@ def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
     found['values'] = {'attention': attention, 'compiled': compiled, 'precision': precision}
     found |= {'log': lines, 'kernels': {}, 'kernel_milliseconds_per_step': {}}
     for key, times in operators.items():
-        whole = sum(times.values()) or 1.0  # without a profiler of the GPU there are no kernels
-        found['kernels'][key] = [(name, time / whole) for name, time in times.items()][:12]
-        found['kernel_milliseconds_per_step'][key] = whole / 2 / 1000
+        whole = sum(times.values())  # 0 without a profiler of the GPU
+        shares = [(name, time / (whole or 1.0)) for name, time in times.items()]
+        found['kernels'][key] = shares[:12]
+        found['kernel_milliseconds_per_step'][key] = whole / 2 / 1000 or None
     return found
 
 
@@ -199,12 +207,11 @@ def kernels(case: benchmark.Case) -> dict[str, float]:
     key = f'self_{"device" if ON_GPU else "cpu"}_time_total'
     kind = DeviceType.CUDA if ON_GPU else DeviceType.CPU
     # Without annotations such as "Optimizer.step", which contain kernels.
-    times = {
-        each.key[:80]: getattr(each, key)
-        for each in profile.key_averages()
-        if each.device_type == kind and not each.is_user_annotation
-    }
-    return {name: times[name] for name in sorted(times, key=times.get, reverse=True)}
+    times = Counter()
+    for each in profile.key_averages():
+        if each.device_type == kind and not each.is_user_annotation:
+            times[each.key[:80]] += getattr(each, key)
+    return dict(times.most_common())
 
 
 def waits_for_gpu(case: benchmark.Case) -> str:

@@ -100,7 +100,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(data: Path, output: Path, *opts: object) -> list[str]:
-    """A pre-training in float32, so that a difference shows."""
+    """A short pre-training of a small Swin."""
     cfg = f'configs/{TINY}.yaml'
     opts = [*opts, 'TRAIN.WARMUP_EPOCHS', 0, 'TRAIN.ACCUMULATION_STEPS', 1, 'DATA.NUM_WORKERS', 0]
     words = ['--cfg', cfg, '--data-path', data, '--output', output, '--tag', 'x', '--opts', *opts]
