@@ -59,10 +59,10 @@ def losses(*opts: object, seed: int = 0) -> torch.Tensor:
 def test_losses_are_as_near_to_float32_as_those_of_eager_bfloat16(
     monkeypatch, record_property
 ) -> None:
-    """The spread of eager bfloat16 is its distance from float32, step by step, over two seeds."""
+    """The spread of eager bfloat16 is its distance from float32, step by step, over three seeds."""
     monkeypatch.setattr(compilation, 'PAYS_FROM', 0)
     curves, apart = {}, {'eager': [], 'ours': []}
-    for seed in range(2 if ON_GPU else 1):
+    for seed in range(3 if ON_GPU else 1):
         exact = losses(*EAGER, 'AMP_OPT_LEVEL', 'O0', seed=seed)
         found = {'eager': losses(*EAGER, 'AMP_ON_CPU', 'always', seed=seed)}
         found['ours'] = losses('AMP_ON_CPU', 'always', seed=seed)

@@ -17,7 +17,7 @@ from scripts.gpu_check import kernels, waits_for_gpu
 from system.device import local_device, to_device
 
 pytestmark = pytest.mark.gpu
-COMPILED = 'auto' if torch.cuda.is_available() else 'none'  # which takes a minute on a CPU
+COMPILED = ['auto', 'max'] if torch.cuda.is_available() else ['none']  # minutes on a CPU
 WIDE_SWIN = SWIN | {'SWIN': SWIN['SWIN'] | {'EMBED_DIM': 16}}  # the kernel for windows needs this
 MODELS = {'swin': WIDE_SWIN, 'vit': VIT, 'mae': MAE}
 
@@ -70,7 +70,7 @@ def short_runs_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize('model', MODELS)
-@pytest.mark.parametrize('compiled', ['none', COMPILED])
+@pytest.mark.parametrize('compiled', ['none', COMPILED[0]])
 def test_no_step_waits_for_the_device(compiled: str, model: str, tmp_path) -> None:
     step = training(tmp_path, MODELS[model], **{'TRAIN.COMPILE': compiled})
     for _ in range(4):
@@ -81,7 +81,9 @@ def test_no_step_waits_for_the_device(compiled: str, model: str, tmp_path) -> No
 
 
 @pytest.mark.parametrize('accumulation', [1, 2])
-@pytest.mark.parametrize('fast', [{'MODEL.ATTENTION': 'sdpa'}, {'TRAIN.COMPILE': COMPILED}])
+@pytest.mark.parametrize(
+    'fast', [{'MODEL.ATTENTION': 'sdpa'}, *({'TRAIN.COMPILE': how} for how in COMPILED)]
+)
 def test_fast_steps_learn_like_plain_ones(fast: dict, accumulation: int, tmp_path) -> None:
     losses = []
     for changes in ({'MODEL.ATTENTION': 'eager', 'TRAIN.COMPILE': 'none'}, fast):
