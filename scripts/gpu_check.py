@@ -65,8 +65,8 @@ CONFIGS = {  # name -> (config on a GPU, config on a CPU)
         'vit_nano__methods_demo/simmim_pretrain__vit_nano__img64__mae_demo',
     ),
     'contrastive': (
-        'resnet18__contrastive_100ep/contrastive_pretrain__resnet18__img224__moco_100ep',
-        'resnet18__demo/contrastive_pretrain__resnet18__img64__moco_demo',
+        'resnet18__contrastive_100ep/contrastive_pretrain__resnet18__img224__simclr_100ep',
+        'resnet18__demo/contrastive_pretrain__resnet18__img64__simclr_demo',
     ),
     'small': (
         'swin_tiny__chexpert_100ep/simmim_pretrain__swin_tiny__img192_window6__chexpert_100ep',
