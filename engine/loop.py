@@ -150,16 +150,15 @@ def wrap_model(run: Run, state: TrainState) -> None:
     # Compiling gains little on a CPU: docs/explanation/speed.md.
     if how == 'none' or (how == 'auto' and run.device.type == 'cpu'):
         return
-    exchanged = ''  # by the processes in the forward pass
+    reason = ''
     if any(isinstance(part, nn.SyncBatchNorm) for part in state.model.modules()):
-        exchanged = 'statistics of batch norms'
-    if run.stage == 'contrastive' and processes > 1:
-        exchanged = 'features'
-    if exchanged:
-        logger.info(
-            f'TRAIN.COMPILE: the model is not compiled, because the processes exchange {exchanged} '
-            'in the forward pass'
-        )
+        reason = 'the processes exchange statistics of batch norms in the forward pass'
+    elif run.stage == 'contrastive' and processes > 1:
+        reason = 'the processes exchange features in the forward pass'
+    elif getattr(state.module, 'bn_groups', 1) > 1:  # each is another copy of the encoder's graph
+        reason = 'batch norm in groups (CONTRASTIVE.BN_GROUPS) would take minutes to compile'
+    if reason:
+        logger.info(f'TRAIN.COMPILE: the model is not compiled, because {reason}')
         return
     state.model = Compiled(
         state.model,

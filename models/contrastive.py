@@ -264,9 +264,8 @@ class MoCo(MomentumMethod):
         """Project images in groups with separate batch norm statistics."""
         if self.bn_groups == 1 or not self.training:
             return project(images)
-        order = torch.arange(len(images), device=images.device)
-        if shuffle:  # Inductor of torch 2.8 to 2.11 fails at torch.randperm
-            order = torch.rand(len(images), device=images.device).argsort()
+        draw = torch.randperm if shuffle else torch.arange
+        order = draw(len(images), device=images.device)
         groups = images[order].chunk(self.bn_groups)
         return torch.cat([project(group) for group in groups])[order.argsort()]
 

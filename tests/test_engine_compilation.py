@@ -1,5 +1,6 @@
 """Compiled steps: same numbers, compiled once, and runs that continue."""
 
+import argparse
 import logging
 
 import pytest
@@ -11,6 +12,7 @@ from config import build_parser, get_config
 from engine import compilation
 from engine.compilation import PAYS_FROM, Compiled, training_flops
 from models import build_model
+from scripts import benchmark
 from utils import read_checkpoint
 
 CPU = torch.device('cpu')
@@ -85,6 +87,16 @@ def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(monkeypatch) -> N
         loss.backward()
         gradients.append([parameter.grad for parameter in layers.parameters()])
     assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize(('groups', 'is_compiled'), [(1, True), (8, False)])
+def test_groups_of_batch_norm_are_not_compiled(groups: int, is_compiled: bool) -> None:
+    """Each group would be another copy of the encoder in the graph."""
+    cfg = 'configs/resnet18__demo/contrastive_pretrain__resnet18__img64__moco_demo.yaml'
+    opts = ['TRAIN.COMPILE', 'max', 'CONTRASTIVE.BN_GROUPS', groups]
+    args = argparse.Namespace(cfg=cfg, stage='contrastive', batch_size=16, opts=opts)
+    _, state, _ = benchmark.begin_run(benchmark.training_config(args, []), 'contrastive')
+    assert isinstance(state.model, Compiled) == is_compiled
 
 
 def test_gradients_accumulate_outside_of_cuda_graphs(monkeypatch) -> None:
