@@ -31,7 +31,7 @@ class Compiled(nn.Module):
         module: Model, or DistributedDataParallel around the model.
         how: TRAIN.COMPILE, 'auto' or 'max'.
         num_images: Number of images that this process trains on in the whole run.
-        graphs: Whether CUDA graphs are possible on a GPU, because there is only one process.
+        graphs: Whether CUDA graphs are possible: on a GPU, in one process.
         logger: Receives one line about the decision.
 
     Attributes:
@@ -75,7 +75,9 @@ class Compiled(nn.Module):
             with _restoring(self.module, device):
                 for _ in range(3 if self.graphs else 1):  # warm up, record graphs, replay them
                     self.module.zero_grad(set_to_none=True)
-                    compiled(*inputs).sum().backward()
+                    outputs = compiled(*inputs)  # kept for backward, as in training
+                    outputs.sum().backward()
+                    del outputs
                 learned = [each for each in self.module.parameters() if each.grad is not None]
         except torch.OutOfMemoryError:
             raise

@@ -164,7 +164,7 @@ def wrap_model(run: Run, state: TrainState) -> None:
         state.model,
         how,
         num_images=config.TRAIN.EPOCHS * state.num_batches * config.DATA.BATCH_SIZE,
-        graphs=processes == 1,
+        graphs=processes == 1 and run.device.type == 'cuda',
         logger=logger,
     )
 

@@ -293,6 +293,7 @@ class InverseSwin(nn.Sequential):
                 drop_path=[0.0] * depth,
                 is_last=True,  # no patch merging
                 use_checkpoint=use_checkpoint,
+                attention=getattr(encoder, 'attention', 'auto'),
             )
             layers.append(_OnGrid(stage))
         to_cells = _to_cells(dim, patches[-1] // cell, channels)

@@ -256,6 +256,7 @@ class SwinTransformer(PatchEncoder):
         self.embed_dim = embed_dim
         self.num_features = embed_dim * 2**last
         self.depths = list(depths)
+        self.attention = attention
 
         norm_layer = nn.LayerNorm if patch_norm else None
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, norm_layer)

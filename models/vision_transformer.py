@@ -150,6 +150,7 @@ class VisionTransformer(PatchEncoder):
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
+        self.attention = attention
         self.patch_size = self.stride = patch_size
         self.embed_dim = self.num_features = embed_dim
         self.keeps = checkpoint_keeps if use_checkpoint else None

@@ -63,7 +63,7 @@ LOGGER = logging.getLogger('benchmark')
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PUBLISHED = 'published'
 
-Case = Callable[[], int]  # processes some images and returns their number
+Case = Callable[..., int]  # processes images (of N steps, in training) and returns their number
 
 
 class PublishedDataset(Dataset):
@@ -218,17 +218,12 @@ def separate_biases() -> Iterator[None]:
         yield
 
 
-def our_steps(
-    config: Config,
-    stage: str,
-    steps: int,
-    change: Callable[[nn.Module], nn.Module] = lambda model: model,
-) -> Case:
-    """Return a case of steps of the training loop as configured, with a change of the model."""
+def our_steps(config: Config, stage: str, steps: int) -> Case:
+    """Return a case of steps of the training loop as configured."""
 
     @cache
     def begin() -> tuple:
-        run = begin_run(config, stage, change=change)
+        run = begin_run(config, stage)
         return run, random_batch(config, stage, local_device()), count()
 
     def train(steps: int = steps) -> int:
@@ -241,17 +236,14 @@ def our_steps(
 
 
 def begin_run(
-    config: Config,
-    stage: str,
-    num_batches: int = 10**5,
-    change: Callable[[nn.Module], nn.Module] = lambda model: model,
+    config: Config, stage: str, num_batches: int = 10**5
 ) -> tuple[Run, TrainState, loop.LossFunction]:
     """Begin a run without data for `loop.train_one_batch`."""
     folder = Path(tempfile.mkdtemp())
     set_determinism(config.TRAIN.DETERMINISTIC)
     run = Run(config, stage, folder, local_device(), LOGGER, ScalarLog(folder, enabled=False))
     model, loss_fn = build_task(config, stage)
-    state = loop.begin(run, change(model).train(), range(num_batches))
+    state = loop.begin(run, model.train(), range(num_batches))
     loop.wrap_model(run, state)
     return run, state, loss_fn
 
@@ -293,9 +285,9 @@ def random_batch(config: Config, stage: str, device: torch.device) -> tuple[torc
 def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
     """Measure each case, with its ratio to the published code, as medians over repeats.
 
-    The first turn builds, compiles and warms up, and only its duration is reported. Memory that
-    other cases hold is subtracted. `ratio_interval` is the 95 % interval of the geometric mean of
-    the ratios, by Student's t.
+    The first turn builds, compiles and warms up. Its duration is reported, and it counts for the
+    peak of the memory, from which the memory of other cases is subtracted. `ratio_interval` is the
+    95 % interval of the geometric mean of the ratios, by Student's t.
     """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     rates, firsts, own, peaks = {name: [] for name in cases}, {}, {}, {}

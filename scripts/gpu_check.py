@@ -2,7 +2,7 @@
 
 bash scripts/gpu_check.sh OUT --only a b f g h i j    checks, while the compiler fills its cache
 bash scripts/gpu_check.sh OUT --only c d e            steps, which find the compiled code in OUT
-bash scripts/gpu_check.sh OUT --only s                steps with other attention and memory format
+bash scripts/gpu_check.sh OUT --only s                steps with other kinds of attention
 
 Each part runs in its own process with a time limit, and a failed part does not stop the others.
 Checks run several at a time, as far as the memory of the GPU allows, and measurements run alone. On
@@ -73,7 +73,7 @@ CONFIGS = {  # name -> (config on a GPU, config on a CPU)
         TINY,
     ),
 }
-# Memory of a step on a GPU, from peaks of the published code (docs/explanation/speed.md).
+# Memory of a step on a GPU, from peaks of the published way (docs/explanation/speed.md).
 GIB_PER_IMAGE = {'swin': 0.101, 'vit': 0.114, 'finetune': 0.138, 'mae': 0.08, 'contrastive': 0.08}
 OTHER_ATTENTION = {'swin': ['eager', 'sdpa'], 'vit': ['eager']}  # than that of 'auto'
 # Names of kernels of fused attention, and of the operator on a CPU, begin with these.
@@ -85,7 +85,8 @@ FUSED = (
     'window_attention',
 )
 GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
-SECONDS_PER_PART = 65 if ON_GPU else 10  # left to each of the parts that run alone
+SECONDS_ON_GPU = 65
+SECONDS_PER_PART = SECONDS_ON_GPU if ON_GPU else 10  # left to each of the parts that run alone
 # A run that is compiled although it is short.
 MAIN = """
 import sys
@@ -133,21 +134,19 @@ def run_steps(folder: Path, name: str, batch_size: int) -> dict:
     cases = benchmark.training_cases(args)
     if (name, batch_size) == ('swin', 128):
         config = benchmark.training_config(args, [])
-        cases['transformers'] = benchmark.published_steps(config, 'simmim', 1, HuggingFaceSwin)
+        cases['transformers'] = benchmark.published_steps(
+            config, 'simmim', args.steps, HuggingFaceSwin
+        )
     return measure(cases, benchmark.training_config(args, []))
 
 
 def run_variants(folder: Path, name: str) -> dict:
-    """Measure our steps with the other kinds of attention, or with channels last."""
+    """Measure our steps with the other kinds of attention."""
     args = training_args(name, 128)
     cases = benchmark.training_cases(args)
-    for attention in OTHER_ATTENTION.get(name, []):
+    for attention in OTHER_ATTENTION[name]:
         config = benchmark.training_config(args, ['MODEL.ATTENTION', attention])
         cases[attention] = benchmark.our_steps(config, args.stage, args.steps)
-    if name == 'contrastive':
-        config = benchmark.training_config(args, [])
-        build = partial(nn.Module.to, memory_format=torch.channels_last)
-        cases['channels last'] = benchmark.our_steps(config, args.stage, args.steps, build)
     return measure(cases, benchmark.training_config(args, []))
 
 
@@ -162,6 +161,7 @@ def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
         for key, each in operators.items()
     }
     compiled = any(' was compiled ' in line for line in lines)
+    compiled &= not any(' is not compiled' in line for line in lines)
     precision = describe_precision(config, local_device()).removeprefix('precision ')
     found['values'] = {'attention': attention, 'compiled': compiled, 'precision': precision}
     found |= {'log': lines, 'kernels': {}, 'kernel_milliseconds_per_step': {}}
@@ -300,26 +300,30 @@ def parts() -> dict[str, Part]:
         'g: waiting for the GPU': (6.0, [runs, '-k', 'waits']),
         'h: SIGTERM and resume': (8.0, [runs, '-k', 'stopped']),
         'i: two processes': (3.0, [runs, '-k', 'two_processes']),
+        'a: contrastive steps': (3.0, [runs, '-k', 'contrastive_steps']),
     }
-    steps = [('c', name, size) for size in (512, 256, 128) for name in ('swin', 'vit')]
+    steps = [('c', name, size) for size in (256, 128) for name in ('swin', 'vit')]
     steps += [('d', 'finetune', 128), ('e', 'mae', 128), ('e', 'contrastive', 128)]
     found = {}
+
+    def gib(name: str, size: int, cases: int) -> float:
+        return GIB_OF_PROCESS + GIB_PER_IMAGE[name] * size * cases
+
     for letter, name, size in steps:
-        gib = GIB_OF_PROCESS + GIB_PER_IMAGE[name] * size
         named = {'name': name, 'batch_size': size}
-        found[f'j: compile {name} {size}'] = Part(partial(compile_steps, **named), gib)
-        found[f'{letter}: {name} {size}'] = Part(partial(run_steps, **named), gib, alone=True)
+        compiling = Part(partial(compile_steps, **named), gib(name, size, 1))
+        found[f'j: compile {name} {size}'] = compiling
+        measuring = partial(run_steps, **named)
+        found[f'{letter}: {name} {size}'] = Part(measuring, gib(name, size, 2), alone=True)
     for name, kinds in OTHER_ATTENTION.items():
-        gib = GIB_OF_PROCESS + GIB_PER_IMAGE[name] * 128
         for kind in kinds:
             opts = ['MODEL.ATTENTION', kind]
             compiling = partial(compile_steps, name=name, batch_size=128, opts=opts)
-            found[f'j: compile {name} {kind}'] = Part(compiling, gib)
-    for name, (gib, words) in tests.items():
-        found[name] = Part(partial(run_tests, words=words), gib)
-    for name in ('swin', 'vit', 'contrastive'):
-        gib = GIB_OF_PROCESS + GIB_PER_IMAGE[name] * 128
-        found[f's: {name}'] = Part(partial(run_variants, name=name), gib, alone=True)
+            found[f'j: compile {name} {kind}'] = Part(compiling, gib(name, 128, 1))
+        measuring, cases = partial(run_variants, name=name), 2 + len(kinds)
+        found[f's: {name}'] = Part(measuring, gib(name, 128, cases), alone=True)
+    for name, (memory, words) in tests.items():
+        found[name] = Part(partial(run_tests, words=words), memory)
     return found | {'f: waiting for data': Part(wait_for_data, 16.0, alone=True)}
 
 

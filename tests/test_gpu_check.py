@@ -1,10 +1,12 @@
 """scripts/gpu_check.py: parts that fail stop no other, and a CPU runs it at tiny sizes."""
 
 import json
+import re
 import threading
 from pathlib import Path
 
 import pytest
+from tiny import ROOT
 
 from scripts import gpu_check
 from system.device import cpu_computes_bfloat16
@@ -66,7 +68,7 @@ class Clock:
 def test_every_call_keeps_within_memory_and_time(monkeypatch, tmp_path, gib, calls) -> None:
     """On one H100 or H200, with parts that take all the time that they may take."""
     monkeypatch.setattr(gpu_check, 'ON_GPU', True)
-    monkeypatch.setattr(gpu_check, 'SECONDS_PER_PART', 50)
+    monkeypatch.setattr(gpu_check, 'SECONDS_PER_PART', gpu_check.SECONDS_ON_GPU)
     every = gpu_check.parts()
     for letters in calls:
         clock = Clock()
@@ -90,20 +92,31 @@ def test_every_call_keeps_within_memory_and_time(monkeypatch, tmp_path, gib, cal
         for begun, _, _ in spans:
             assert sum(g for start, end, g in spans if start <= begun < end) <= gib
         if len(calls) > 1:  # each measurement has the time it needs
-            assert all(found[name]['seconds'] >= 50 for name in names if every[name].alone)
+            alone = [found[name]['seconds'] for name in names if every[name].alone]
+            assert min(alone) >= gpu_check.SECONDS_ON_GPU
 
 
 def test_a_part_that_does_not_fit_is_not_started(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(gpu_check, 'run_part', lambda *_: {'seconds': 1.0})
-    names = ['c: swin 512', 'c: swin 128']
+    names = ['c: swin 256', 'c: swin 128']
     found = dict(gpu_check.run_parts(names, tmp_path, minutes=9, gib=40))
-    assert found['c: swin 512']['error'] == 'needs 54 GiB of 40'
+    assert found['c: swin 256']['error'] == 'needs 54 GiB of 40'
     assert 'error' not in found['c: swin 128']
 
 
 @pytest.mark.slow
 def test_a_part_that_takes_too_long_is_stopped(tmp_path) -> None:
     assert '5 s' in gpu_check.run_part('f: waiting for data', tmp_path, 5)['error']
+
+
+def test_every_test_of_whole_runs_is_in_a_part() -> None:
+    source = (ROOT / 'tests/test_gpu_runs.py').read_text('utf-8')
+    tests = re.findall(r'^def test_(\w+)', source, re.MULTILINE)
+    runs = [getattr(part.run, 'keywords', {}) for part in gpu_check.parts().values()]
+    words = [each['words'] for each in runs if 'words' in each]
+    chosen = [each[-1] for each in words if 'tests/test_gpu_runs.py' in each]
+    assert len(tests) == len(chosen) == 5
+    assert all(sum(word in test for word in chosen) == 1 for test in tests)
 
 
 def test_every_measured_step_is_compiled_in_the_call_before() -> None:
@@ -118,11 +131,11 @@ def test_every_measured_step_is_compiled_in_the_call_before() -> None:
 @pytest.mark.slow
 def test_parts_run_without_a_gpu_and_say_so(tmp_path) -> None:
     """Measurements of each stage; the other parts are tests that run here by themselves."""
-    only = ['c: swin 128', 'd', 'e', 's: contrastive']
+    only = ['c: swin 128', 'd', 'e']
     args = gpu_check.parse_args(['--output', str(tmp_path), '--only', *only, '--minutes', '30'])
     assert gpu_check.main(args) == 0
     parts = json.loads((tmp_path / 'gpu_check.json').read_text())['parts']
-    assert len(parts) == 5
+    assert len(parts) == 4
     for part in parts.values():
         assert [row['case'] for row in part['rows']][:2] == ['published', 'ours']
         assert all(row['images_per_second'] > 0 for row in part['rows'])
@@ -131,5 +144,4 @@ def test_parts_run_without_a_gpu_and_say_so(tmp_path) -> None:
         assert part['values']['compiled'] is False
         assert ('autocast' in part['values']['precision']) == cpu_computes_bfloat16()
     assert parts['c: swin 128']['rows'][2]['case'] == 'transformers'
-    assert parts['s: contrastive']['rows'][2]['case'] == 'channels last'
     assert 'no GPU' in (tmp_path / 'gpu_check.md').read_text()

@@ -88,6 +88,7 @@ def test_fast_steps_learn_like_plain_ones(fast: dict, accumulation: int, tmp_pat
     losses = []
     for changes in ({'MODEL.ATTENTION': 'eager', 'TRAIN.COMPILE': 'none'}, fast):
         plain = {'TRAIN.COMPILE': 'none', 'TRAIN.ACCUMULATION_STEPS': accumulation}
+        plain |= {'TRAIN.WARMUP_EPOCHS': 0}
         step = training(tmp_path, WIDE_SWIN, **plain | changes)
         losses.append([step().item() for _ in range(20)])
     is_compiled = torch.cuda.is_available() and 'TRAIN.COMPILE' in fast
@@ -96,4 +97,4 @@ def test_fast_steps_learn_like_plain_ones(fast: dict, accumulation: int, tmp_pat
         step()
     assert ('cudaGraphLaunch' in {event.key for event in profile.key_averages()}) == is_compiled
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    assert sum(losses[0][-2:]) < sum(losses[0][:2])
+    assert all(sum(each[-2:]) < 0.9 * sum(each[:2]) for each in losses)
