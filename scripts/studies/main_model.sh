@@ -3,7 +3,7 @@
 #   bash scripts/studies/main_model.sh LABELLED UNLABELLED OUT
 # LABELLED: CheXpert's layout with one CSV file, all.csv. UNLABELLED: a folder of images.
 # PARTS='primary probes': only these parts. SEED=3: only this seed. PARALLEL=2: runs at a time, one CPU
-# core each. About 30 core-hours in all (estimated). Run again after a stop, it resumes. Copy the
+# core each. About 40 core-hours in all. Run again after a stop, it resumes. Copy the
 # predictions of finished seeds to OUT/results/predictions, and the tables contain them.
 . "$(dirname "$0")/prepare.sh"
 variants='normalised hog ratio75 unit16 crops20 noise'
