@@ -10,7 +10,7 @@ variants='normalised hog ratio75 unit16 crops20 noise'
 
 # part NAME SEEDS 'METHOD ...' 'SHARE ...': run these rows if the part is wanted.
 part() {
-    case " ${PARTS:-primary probes vit longer exploratory} " in *" $1 "*) ;; *) return 0 ;; esac
+    case " ${PARTS:-primary probes vit longer exploratory start} " in *" $1 "*) ;; *) return 0 ;; esac
     local method share rows=() seeds=(--seeds "$2")
     if [ -n "${SEED:-}" ]; then
         [ "$SEED" -lt "$2" ] || return 0
@@ -28,6 +28,10 @@ part vit 5 "$(echo {mae,mae0,simmim,scratch}{,_low,_high} {linear,attentive}_{ma
 part longer 3 "$(echo scratch{60,120}{,_low})" 1
 for name in swin20 $variants epochs150; do part exploratory 3 "$name ${name}_low ${name}_high attentive_$name" 1; done
 part exploratory 3 "$(echo images{3000,1500}{,_low,_high})" 1
+for seed in ${SEED:-0 1 2 3 4}; do
+    weights=$out/simmim_pretrain/main_model_mae0_seed$seed/ckpt_epoch_0.pth
+    SEED=$seed MAE0_WEIGHTS=$weights part start 5 "$(echo {,linear_,attentive_}simmim0 simmim0_{low,high})" 1
+done
 
 $python scripts/fold_table.py join "${sweep[@]}" --folds 5 --seeds 10 --tune --output "$out" --save "$out/results/predictions"
 bash scripts/studies/main_model_tables.sh "$out/results/predictions" "$labelled/all.csv" "$out/results"
