@@ -31,6 +31,8 @@ draw secondary vit simmim_{1/scratch_1,0.1/scratch_0.1} mae_{1/mae0_1,0.1/mae0_0
     scratch{60,120}_1/{scratch,simmim}_1
 draw secondary pixels {,scratch_,linear_,attentive_}swin_{1/pixels_1,0.1/pixels_0.1} \
     {mae,simmim,scratch}_{1/pixels_1,0.1/pixels_0.1} scratch{60,120}_1/pixels_1
+"${table[@]}" --save "$results/start" --row {,linear_,attentive_}{mae,simmim,simmim0}_1
+draw start start simmim0_1/{mae,simmim}_1 linear_simmim0_1/linear_{mae,simmim}_1 attentive_simmim0_1/attentive_{mae,simmim}_1
 
 # shellcheck disable=SC2046 # several words
 "${table[@]}" --save "$results/exploratory" --row swin_1 scratch_swin_1 attentive_swin_1 \
