@@ -11,8 +11,9 @@ results=$(realpath -m "${3:?$usage}")
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 variants='normalised hog ratio75 unit16 crops20 noise'
-table=("$python" scripts/fold_table.py table --sweep scripts/studies/main_model.yaml --scale all
-    --predictions "$predictions" --labels "$labels" --scores Pneumonia mean --tune)
+fixed=("$python" scripts/fold_table.py table --sweep scripts/studies/main_model.yaml --scale all
+    --predictions "$predictions" --labels "$labels" --scores Pneumonia)
+table=("${fixed[@]}" mean --tune)
 
 # draw TABLE NAME ROW/ROW ...: draw these differences from a table of Pneumonia.
 draw() {
@@ -22,6 +23,7 @@ draw() {
 
 "${table[@]}" --save "$results/primary" --row {swin,scratch_swin}_{1,0.1}
 draw primary primary swin_{1/scratch_swin_1,0.1/scratch_swin_0.1}
+"${fixed[@]}" --save "$results/fixed_rates" --row {,scratch_}swin{_low,,_high}_1
 "${table[@]}" --save "$results/secondary" --row \
     {swin,scratch_swin,{linear,attentive}_{,random_}swin,pixels}_{1,0.1} \
     {mae,mae0,simmim,scratch,{linear,attentive}_{mae,mae0,simmim,random}}_{1,0.1} scratch{60,120}_1
