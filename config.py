@@ -277,11 +277,6 @@ _C.DATA.LEAVE_OUT = Own(
     'Pre-training: CSV file whose column `file` lists images to exclude, such as the '
     "duplicates that check_data.py finds between DATA.SOURCES; '': none.",
 )
-_C.DATA.ALLOW_LINKS = Own(
-    '',
-    'Folder to which links in the data folder may lead, an absolute path such as '
-    "'/shared/xrays'; '': links may only lead to other places in the data folder.",
-)
 _C.DATA.ALLOW_ALL_IMAGES = Own(
     False,
     "Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on "
@@ -1346,8 +1341,8 @@ def selecting_split(config: Config, num_images: int) -> str:
 FREE_OPTIONS = (
     *('OUTPUT', 'MODEL.NAME', 'TAG', 'PRETRAINED', 'MODEL.RESUME', 'TRAIN.AUTO_RESUME'),
     *('TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS'),
-    *('DATA.LUNG_MASKS', 'DATA.ALLOW_LINKS'),
-    *('DATA.PIN_MEMORY', 'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'SAVE_FREQ'),
+    *('DATA.LUNG_MASKS', 'DATA.PIN_MEMORY'),
+    *('DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'SAVE_FREQ'),
     *('TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS'),
     *('TRAIN.SAVE_EVERY_MINUTES', 'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE'),
     *('CHECK_MODE', 'LOGGER'),

@@ -27,7 +27,7 @@ from data.labels import evaluation_targets
 from data.packing import start_worker
 from data.records import Records, open_images
 from data.sources import source_configs
-from data.table import Fault, ignore
+from data.table import Fault
 from data.tasks import CLASSES, task_of
 from system.files import allow_open_files
 
@@ -214,7 +214,7 @@ def check_data(
                     findings.add(Fault('several classes', str(error)))
     if not splits:
         return Checked({}, 0, 0.0, pd.DataFrame(columns=LOOKS))
-    images = open_images(root, ignore, config.DATA.ALLOW_LINKS)  # link faults have been reported
+    images = open_images(root)
     named = pd.concat(
         pd.DataFrame({'file': part.file, 'patient': part.patient, 'split': split, 'csv': part.csv})
         for split, part in splits.items()

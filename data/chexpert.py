@@ -25,12 +25,13 @@ from data.records import (
 )
 from data.table import KEYS, Fault, OnFault, Table, refuse
 from data.tasks import task_of
+from system.files import is_below
 
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 
 
 def read_csv(
-    data_path: str | Path | ImageSource,
+    data_path: str | Path,
     csv_name: str,
     *,
     image_suffix: str = '',
@@ -47,8 +48,7 @@ def read_csv(
     image.
 
     Args:
-        data_path: Folder of the CSV file and the images, a packed store of this folder, or the
-            images of one of them (`open_images`).
+        data_path: Folder of the CSV file and the images, or a packed store of this folder.
         csv_name: Name of the CSV file in `data_path`.
         image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Names of the labels; may be empty.
@@ -57,8 +57,7 @@ def read_csv(
         look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
     """
-    is_open = isinstance(data_path, ImageSource)
-    images = data_path if is_open else open_images(data_path, on_fault)
+    images = open_images(data_path)
     root = images.folder
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
     if not any(root.glob('*.csv')):
@@ -66,7 +65,7 @@ def read_csv(
     table = Table(root / csv_name, on_fault, hint)
     table.require(KEYS, labels=[cells.column] if labels and cells.column else labels)
     key = table.key
-    inside = [not {'', '.', '..'} & set(path.split('/')) for path in table[key]]
+    inside = [is_below(path) for path in table[key]]
     problem = 'must be a relative path without ..'
     table.keep(key, inside, 'path that leaves the folder', problem)
     add_studies(table)
@@ -75,7 +74,7 @@ def read_csv(
     table.keep_first(key, 'duplicate path', table['file'])
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = replace(records_of(table, labels, cells), links=images.links)
+    records = records_of(table, labels, cells)
     problem = 'has neither a view nor a name like view1_frontal.jpg'
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
@@ -89,15 +88,14 @@ def read_csv(
 
 
 def read_folder(
-    data_path: str | Path, *, allow_all_images: bool, on_fault: OnFault = refuse, links: str = ''
+    data_path: str | Path, *, allow_all_images: bool, on_fault: OnFault = refuse
 ) -> Records:
     """List every image below a folder or in a packed store, sorted, as records without labels.
 
     Images that were left out when the store was packed are excluded. Unless `allow_all_images` is
     set, a folder with train.csv or valid.csv is a fault, because it holds images that are scored.
-    `Folder` explains `links`.
     """
-    root, images = Path(data_path), open_images(data_path, on_fault, links)
+    root, images = Path(data_path), open_images(data_path)
     files, scored = images.scan()
     for file in () if allow_all_images else scored:
         detail = (
@@ -124,7 +122,6 @@ def read_folder(
         age=np.full(size, np.nan),
         ap_pa=np.full(size, '', object),
         labels=None,
-        links=images.links,
     )
     if not images.left_out:
         return records
@@ -146,8 +143,7 @@ def _read_chexpert(
             logger.warning(f'{csv_name} does not exist, so only test is scored')
         return None
     options['cells'] = task_of(config).cells
-    images = open_images(root, options.get('on_fault', refuse), config.DATA.ALLOW_LINKS)
-    return read_csv(images, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
+    return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
 
 # 'imagenet' is SimMIM's name for a folder of images.
@@ -157,9 +153,7 @@ def _read_unlabelled(
 ) -> Records | None:
     if split != 'train':
         return None
-    data = config.DATA
-    allowed = {'allow_all_images': data.ALLOW_ALL_IMAGES, 'links': data.ALLOW_LINKS}
-    return read_folder(root, on_fault=on_fault, **allowed)
+    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
 
 
 def csv_names(config: Config) -> dict[str, str]:

@@ -14,12 +14,10 @@ class ImageSource(ABC):
     Attributes:
         path: Root.
         left_out: File -> reason, for images that could not be read when a store was packed.
-        links: Other folder to which links below the root may lead (DATA.ALLOW_LINKS), or ''.
     """
 
     path: Path
     left_out: Mapping[str, str]
-    links: str = ''
 
     @property
     def folder(self) -> Path:
@@ -48,10 +46,6 @@ class ImageSource(ABC):
 
         A store answers for all files at once, so only those that it lacks remain.
         """
-
-    @abstractmethod
-    def is_inside(self, file: str, csv: str = '', row: int | None = None) -> bool:
-        """Return whether a path stays below the root when links are followed; if not, report it."""
 
     @abstractmethod
     def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:

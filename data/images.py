@@ -11,7 +11,6 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
 from io import BytesIO
 from os import PathLike
 from typing import TYPE_CHECKING, TypeVar
@@ -96,9 +95,7 @@ class BadImageError(ValueError):
     """Raised for a damaged or unusable image, for which reading it again does not help."""
 
 
-def load_image(
-    path: str | PathLike[str], root: str | PathLike[str] = '', links: str = ''
-) -> Image.Image:
+def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Image.Image:
     """Read an image as one channel of grey levels.
 
     Colour becomes ITU-R 601 luma, transparency is put on black, and an EXIF rotation is applied.
@@ -108,22 +105,18 @@ def load_image(
 
     Args:
         path: Path of an image file.
-        root: Folder that no link in the path may leave; '' allows any link.
-        links: Another folder to which links may lead (DATA.ALLOW_LINKS); '' for none.
+        root: Folder of the data set. The image then knows its path below it (FILE_NAME).
 
     Returns:
         Image of mode 'L' for 8 bits, or of mode 'F' with grey levels in [0, 255], not rounded, for
         more bits.
 
     Raises:
-        BadImageError: If the file is damaged, is not a regular file, is larger than MAX_BYTES,
-            leaves the root, or is useless for training (one grey level, tiny, huge, or a narrow
-            strip).
+        BadImageError: If the file is damaged, is not a regular file, is larger than MAX_BYTES, or
+            is useless for training (one grey level, tiny, huge, or a narrow strip).
         ValueError: If the file is missing or cannot be read at the moment. The `__cause__` is the
             system error.
     """
-    if root:
-        refuse_link_out(root, path, links)
     try:
         data = read_patiently(lambda: _read_regular(path))
         if os.fspath(path).lower().endswith(DICOM_SUFFIXES):
@@ -191,27 +184,6 @@ def read_dicom(data: bytes) -> Image.Image:
         raise
     except Exception as error:  # a damaged file makes pydicom raise almost anything
         raise ValueError(f'the file is damaged ({type(error).__name__})') from None
-
-
-def refuse_link_out(root: str | PathLike[str], path: str | PathLike[str], links: str = '') -> None:
-    """Raise a BadImageError if a link in a path below a folder leaves the folder and `links`.
-
-    What counts is the place where the last of several links leads.
-    """
-    real = os.path.realpath(path)
-    if is_below(root, real) or (links and is_below(links, real)):
-        return
-    allowed = f' or to DATA.ALLOW_LINKS {links}' if links else ''
-    raise BadImageError(
-        f'{path} is a link to {real}, but links may only lead to the data root {root}{allowed}: '
-        'set DATA.ALLOW_LINKS to a folder that contains the images, copy or hard-link the images, '
-        'or make the whole data folder the link'
-    )
-
-
-def is_below(root: str | PathLike[str], real: str) -> bool:
-    """Return whether a path without links is a folder, or lies in it."""
-    return os.path.join(real, '').startswith(_real_root(os.fspath(root)))
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:
@@ -460,11 +432,6 @@ def _fault_of_size(width: int, height: int) -> str:
         f'{width} x {height} pixels; sides must have at least {MIN_SIDE} pixels, none may be '
         f'longer than {MAX_ASPECT} times the other, and {MAX_PIXELS:,} pixels are allowed'
     )
-
-
-@lru_cache(maxsize=8)
-def _real_root(root: str) -> str:
-    return os.path.join(os.path.realpath(root), '')
 
 
 # DICOM. Modality, window and inversion are applied to a table of all 65,536 stored values instead

@@ -222,7 +222,7 @@ def read_layout(
         if no row can be used.
     """
     layout, root = open_layout(config.DATA.DATASET), Path(root)
-    images = open_images(root, on_fault, config.DATA.ALLOW_LINKS)
+    images = open_images(root)
     own = split if split in layout.tables else ''
     is_there = {part: not name or any(root.glob(name)) for part, name in layout.tables.items()}
     if optional and not (split in layout.split_names and is_there[own]):
@@ -273,7 +273,6 @@ def read_layout(
         **_describe(layout, table),
         labels=values,
         label_names=tuple(labels),
-        links=images.links,
     )
     options = {'look_up': look_up, 'on_fault': on_fault, 'logger': logger}
     if optional and lacks_images(records, images, split, **options):
@@ -320,7 +319,7 @@ def _read_rows(
     table.cells = table.cells.assign(**{NAME: name, PATIENT: patient, SPLIT: split})
     columns = COLUMN.findall(layout.image)
     table.titles[NAME] = f'column{"s" * (len(columns) > 1)} {", ".join(map(repr, columns))}'
-    inside = [not {'', '.', '..'} & set(text.split('/')) for text in name.fillna('')]
+    inside = [is_below(text) for text in name.fillna('')]
     table.keep(NAME, inside, 'name of an image', 'is no path below the folder')
     has_patient = (table[PATIENT] != '').to_numpy(bool)
     table.keep(layout.patient, has_patient, 'missing patient', 'names no patient')

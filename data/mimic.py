@@ -74,9 +74,8 @@ def read_mimic(
     columns['AP/PA'] = np.where(view == 'frontal', position[place >= 0], '')
     table.cells = table.cells.assign(path=image + '.jpg', file=image + suffix, **columns)
     values = labels_of(of_studies, labels, task_of(config).cells)[place[place >= 0]]
-    images = open_images(root, on_fault, config.DATA.ALLOW_LINKS)
-    own = {'labels': values, 'label_names': tuple(labels), 'links': images.links}
-    records = replace(records_of(table, ()), **own)
+    images = open_images(root)
+    records = replace(records_of(table, ()), labels=values, label_names=tuple(labels))
     options = {'look_up': look_up, 'on_fault': on_fault, 'logger': logger}
     if optional and lacks_images(records, images, split, **options):
         return None

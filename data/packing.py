@@ -73,7 +73,6 @@ class Source:
     files: list[str]  # sorted image files, relative to the root
     tables: dict[str, Path]  # path of CSV and Excel files by the name in the store
     scored: dict[str, bool]  # whether `read_folder` refuses to train on all images, by source
-    links: str = ''  # other folder to which links may lead (DATA.ALLOW_LINKS)
 
     def place(self, file: str) -> tuple[Path, str]:
         """Return the folder of a file and its name in this folder."""
@@ -152,14 +151,13 @@ def read_source(
     image_suffix: str = '',
     all_images: bool = False,
     dataset: str = '',
-    links: str = '',
 ) -> Source:
     """List the files of a folder to pack.
 
     All CSV and Excel files directly in the folder are packed, and the images that they name: images
     of a layout (`dataset`), of MIMIC-CXR-JPG, or of the CSV files in `csv_names` (by default
     train.csv, valid.csv and test.csv). Without such files, or with `all_images`, all images below
-    the folder are packed. Links may also lead to the folder `links` (DATA.ALLOW_LINKS).
+    the folder are packed.
     """
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
@@ -173,8 +171,6 @@ def read_source(
             raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
     config = default_config()
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
-    config.DATA.ALLOW_LINKS = links
-    images = open_images(root, links=links)
     named, scored = set(), any(name in tables for name in SCORED_FILES)
     if dataset and DATASETS[dataset].splits:
         named, own_tables, scored = _read_layout(config, root)
@@ -183,11 +179,11 @@ def read_source(
         named |= named_images(config, root)
     else:
         for name in csv_names or [name for name in TABLES if name in tables]:
-            named.update(read_csv(images, name, image_suffix=image_suffix, labels=()).file)
+            named.update(read_csv(root, name, image_suffix=image_suffix, labels=()).file)
     if all_images or not named:
-        named.update(read_folder(root, allow_all_images=all_images, links=links).file)
-        scored = scored or bool(images.scan()[1])
-    return Source({'': root}, sorted(named, key=os.fsencode), tables, {'': scored}, links)
+        named.update(read_folder(root, allow_all_images=all_images).file)
+        scored = scored or bool(open_images(root).scan()[1])
+    return Source({'': root}, sorted(named, key=os.fsencode), tables, {'': scored})
 
 
 def _read_layout(config: Config, root: Path) -> tuple[set[str], dict[str, Path], bool]:
@@ -208,19 +204,15 @@ def join_sources(sources: dict[str, Source]) -> Source:
         ),
         {f'{n}/{t}': path for n, source in sources.items() for t, path in source.tables.items()},
         {name: source.scored[''] for name, source in sources.items()},
-        next(iter(sources.values())).links,
     )
 
 
 def encode(
-    path: str | os.PathLike[str],
-    settings: Settings,
-    root: str | os.PathLike[str] = '',
-    links: str = '',
+    path: str | os.PathLike[str], settings: Settings, root: str | os.PathLike[str] = ''
 ) -> Encoded:
     """Read an image and convert it to its stored form; see `load_image` for the errors."""
     setup = Setup(settings.size, settings.lung_masks)
-    image = apply_steps(load_image(path, root, links), settings.preprocess, setup)
+    image = apply_steps(load_image(path, root), settings.preprocess, setup)
     full_height, full_width = full_size(image)
     size, short = settings.size, min(image.size)
     if settings.square:
@@ -424,7 +416,7 @@ def _encode_all(
 ) -> Iterator[Encoded | str]:
     """Yield the encoded files in order, or the reason why an image is damaged."""
     places = [source.place(file) for file in files]
-    encode_chunk = partial(_encode_chunk, settings, source.links)
+    encode_chunk = partial(_encode_chunk, settings)
     if workers == 1:
         for place in places:
             yield from encode_chunk([place])
@@ -446,13 +438,11 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_chunk(
-    settings: Settings, links: str, places: Sequence[tuple[Path, str]]
-) -> list[Encoded | str]:
+def _encode_chunk(settings: Settings, places: Sequence[tuple[Path, str]]) -> list[Encoded | str]:
     encoded: list[Encoded | str] = []
     for root, file in places:
         try:
-            encoded.append(encode(root / file, settings, root, links))
+            encoded.append(encode(root / file, settings, root))
         except BadImageError as error:
             encoded.append(str(error))
     return encoded

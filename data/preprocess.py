@@ -200,7 +200,7 @@ def _mask_of(image: Image.Image, folder: str) -> np.ndarray:  # [H, W] bool
             f'image {name} needs one lung mask {stem} with a suffix of {", ".join(IMAGE_SUFFIXES)} '
             f'(DATA.LUNG_MASKS), got {got}'
         )
-    mask = load_image(found[0], folder)
+    mask = load_image(found[0])
     if mask.size != image.size:
         raise BadImageError(
             f'the lung mask {found[0]} must be as large as the image {name}, '

@@ -258,7 +258,7 @@ def scored_images(config: Config, records: Records, logger: logging.Logger) -> R
     own.DATA.DATA_PATH, own.DATA.PREPROCESS = place, scored_steps(config)
     root = data_root(own, logger)
     logger.info(f'the scored images are read from {place} (EVAL.DATA_PATH)')
-    images = open_images(root, links=records.links)
+    images = open_images(root)
     if missing := len(records) - len(existing_records(records, images, 'all', refuse)):
         raise ValueError(
             f'EVAL.DATA_PATH {place}: {missing} of {len(records)} scored images could not be read '

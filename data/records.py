@@ -12,11 +12,11 @@ import pandas as pd
 from PIL import Image
 
 from data.image_source import ImageSource
-from data.images import colour_difference, is_below, load_image, refuse_link_out
+from data.images import colour_difference, load_image
 from data.labels import BLANK, CELLS, LABELS, MARKS, Cells
 from data.names import IMAGE_SUFFIXES, PATIENT_AND_BELOW, STUDY, views_in_names
 from data.store import BAD_FILE, is_store, open_store
-from data.table import LARGEST, Fault, OnFault, Table, refuse
+from data.table import LARGEST, Fault, OnFault, Table
 
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
 OLDEST = 120  # years; the highest age of a patient
@@ -46,7 +46,6 @@ class Records:
     labels: np.ndarray | None  # [N, K] float32: 1, 0, -1 uncertain, NaN blank
     label_names: tuple[str, ...] = LABELS  # [K]
     image_root: Path | None = None  # folder or store with the images if it is not root
-    links: str = ''  # other folder to which links may lead (DATA.ALLOW_LINKS)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -59,20 +58,12 @@ class Records:
 
 
 class Folder(ImageSource):
-    """The image files below a folder; links that leave it and the folder `links` are faults."""
+    """The image files below a folder; links in it are followed."""
 
     left_out: Mapping[str, str] = {}
 
-    def __init__(self, root: str | Path, on_fault: OnFault = refuse, links: str = '') -> None:
-        is_plain = os.path.isabs(links) and '..' not in Path(links).parts
-        if links and not (is_plain and os.path.isdir(links)):
-            raise ValueError(
-                f'DATA.ALLOW_LINKS must be the absolute path, without .., of a folder that exists, '
-                f'got {links!r}'
-            )
+    def __init__(self, root: str | Path) -> None:
         self.path = Path(root)
-        self.links = links
-        self.on_fault = on_fault
 
     def exists(self, file: str) -> bool:
         return os.path.exists(self.path / file)
@@ -80,38 +71,31 @@ class Folder(ImageSource):
     def below(self, place: str = '', suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
         """List the files below a folder that have one of the suffixes, sorted, as paths below root.
 
-        Hidden files and folders are ignored. Links within the root are ignored, too, because their
-        targets are listed. Links to the folder `links` are followed. If several lead to one folder,
-        it is listed below the first. Any other link that leaves the root is a fault.
+        Hidden files and folders are ignored. So are links to other places below the root, because
+        their targets are listed. If several links lead to one folder, it is listed below the first.
         """
         if not self.path.is_dir():
             raise ValueError(f'DATA.DATA_PATH is not a folder: {self.path}')
-        files, places, seen = [], [place] if self.is_inside(place) else [], set()
+        root, files, places = Path(os.path.realpath(self.path)), [], [place]
+        seen = set()  # links may form a circle
         while places:
             place = places.pop()
-            if self.links:
-                real = os.path.realpath(self.path / place)
-                if real in seen:
-                    continue
-                seen.add(real)
+            folder = os.stat(self.path / place)
+            if (folder.st_dev, folder.st_ino) in seen:
+                continue
+            seen.add((folder.st_dev, folder.st_ino))
             with os.scandir(self.path / place) as found:
                 entries = [entry for entry in found if not entry.name.startswith('.')]
             for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
                 file = f'{place}/{entry.name}' if place else entry.name
-                is_wanted = entry.name.lower().endswith(suffixes)
-                if entry.is_symlink() and not self._follows(file, is_wanted):
+                is_link = entry.is_symlink()
+                if is_link and Path(os.path.realpath(entry)).is_relative_to(root):
                     continue
                 if entry.is_dir():
                     places.append(file)
-                elif is_wanted and entry.is_file():
+                elif entry.name.lower().endswith(suffixes) and entry.is_file():
                     files.append(file)
         return sorted(files)
-
-    def _follows(self, file: str, is_wanted: bool) -> bool:
-        """Return whether a link leads to images outside the root; report it if it must not."""
-        if not (is_wanted or os.path.isdir(self.path / file)) or not self.is_inside(file):
-            return False
-        return not is_below(self.path, os.path.realpath(self.path / file))
 
     def scan(self) -> tuple[list[str], list[str]]:
         files = self.below(suffixes=(*IMAGE_SUFFIXES, *SCORED_FILES))
@@ -121,18 +105,10 @@ class Folder(ImageSource):
     def to_look_up(self, files: Sequence[str], wanted: np.ndarray) -> np.ndarray:
         return np.flatnonzero(wanted)
 
-    def is_inside(self, file: str, csv: str = '', row: int | None = None) -> bool:
-        try:
-            refuse_link_out(self.path, self.path / file, self.links)
-        except ValueError as error:
-            self.on_fault(Fault('link that leaves the folder', str(error), csv, row, file))
-            return False
-        return True
-
     def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:
         # One block of memory, which workers share; they would copy a list of strings.
         names = np.array([os.fsencode(file) for file in files], bytes)
-        return partial(_read_file, self.path, names, self.links)
+        return partial(_read_file, self.path, names)
 
     def colour_difference(self, file: str) -> float:
         return colour_difference(self.path / file)
@@ -152,14 +128,14 @@ def select_views(records: Records, views: str) -> Records:
     return records.select(keep)
 
 
-def open_images(root: str | Path, on_fault: OnFault = refuse, links: str = '') -> ImageSource:
+def open_images(root: str | Path) -> ImageSource:
     """Open the images of a data set: a packed store or a folder, see `Folder`."""
-    return open_store(root) if is_store(root) else Folder(root, on_fault, links)
+    return open_store(root) if is_store(root) else Folder(root)
 
 
 def images_of(records: Records) -> ImageSource:
     """Open the images of the records."""
-    return open_images(records.image_root or records.root, links=records.links)
+    return open_images(records.image_root or records.root)
 
 
 def add_studies(table: Table) -> None:
@@ -234,8 +210,6 @@ def existing_records(
             detail = f'the image {images.path / file} does not exist {hint}'
             on_fault(Fault('missing image', detail, *place))
             keep[position] = False
-        else:
-            keep[position] = images.is_inside(file, *place[:2])
     left_out = sum(file in images.left_out for file in records.file) if images.left_out else 0
     if logger is not None and left_out:
         logger.warning(
@@ -279,5 +253,5 @@ def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Rec
     )
 
 
-def _read_file(root: Path, files: np.ndarray, links: str, position: int) -> Image.Image:
-    return load_image(root / os.fsdecode(files[position]), root, links)
+def _read_file(root: Path, files: np.ndarray, position: int) -> Image.Image:
+    return load_image(root / os.fsdecode(files[position]), root)

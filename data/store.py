@@ -214,9 +214,6 @@ class Store(ImageSource):
     def to_look_up(self, files: Sequence[str], wanted: np.ndarray) -> np.ndarray:
         return np.flatnonzero(self.position(files) < 0)
 
-    def is_inside(self, file: str, csv: str = '', row: int | None = None) -> bool:
-        return True
-
     def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:
         return partial(_read_packed, self, self.position(files))
 

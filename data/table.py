@@ -61,10 +61,6 @@ def refuse(fault: Fault, logger: logging.Logger | None = None) -> None:
         logger.warning(str(fault))
 
 
-def ignore(fault: Fault) -> None:
-    """Ignore a fault that has already been reported."""
-
-
 class Table:
     """The text cells of a CSV file (.csv, .csv.gz or .xlsx).
 

@@ -40,8 +40,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     shard = 'largest size of a file of pixels (1GB)'
     add('--shard-size', default='1GB', type=_bytes, metavar='N', help=shard)
     add('--image-suffix', default='', metavar='.png', help='DATA.IMAGE_SUFFIX')
-    links = 'DATA.ALLOW_LINKS, a folder to which links may lead'
-    add('--allow-links', default='', metavar='DIR', help=links)
     steps = 'apply these steps of DATA.PREPROCESS, in this order'
     add('--preprocess', nargs='+', default=[], choices=[*PREPROCESS], metavar='STEP',
         help=f'{steps}: {", ".join(PREPROCESS)}')  # fmt: skip
@@ -99,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
 
 def read(args: argparse.Namespace) -> Source:
     """List the files to pack, of one data set or of all data sets in DATA.SOURCES."""
-    options = {'image_suffix': args.image_suffix, 'links': args.allow_links}
+    options = {'image_suffix': args.image_suffix}
     if not args.sources:
         options |= {'csv_names': args.csv, 'all_images': args.all_images}
         return read_source(args.data_path, dataset=args.dataset, **options)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, put
-from data.images import load_image, refuse_link_out
+from data.images import load_image
 from data.noted_images import ImageFiles, describe_notes, is_skipped
 from data.predictions import write_predictions
 from data.reading import read_images, read_split
@@ -97,15 +97,12 @@ def list_images(places: list[str], dataset: str = '', split: str = 'test') -> li
     """List the given image files and the images in folders, each only once.
 
     With `dataset`, folders contain this data set, and only the images of the split are listed.
-    Links that lead out of a folder are refused (`refuse_link_out`).
     """
     found = []
     for place in places:
         if os.path.isdir(place):
-            files = [os.path.join(place, file) for file in read_images(place, dataset, split).file]
-            for file in files:
-                refuse_link_out(place, file)
-            found += files
+            files = read_images(place, dataset, split).file
+            found += [os.path.join(place, file) for file in files]
         else:
             found.append(place)
     return list(dict.fromkeys(found))

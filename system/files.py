@@ -9,7 +9,7 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import BinaryIO
 
 BLOCK_BYTES = 2**22  # bytes read at a time
@@ -24,10 +24,12 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has
 
 
 def is_below(name: str) -> bool:
-    """Return whether a name is a path below a folder: relative, without '..' and null bytes."""
-    path = PurePath(name)
-    is_inside = not path.is_absolute() and '..' not in path.parts
-    return bool(path.parts) and is_inside and '\0' not in name
+    """Return whether a name in a foreign file is a path below a folder.
+
+    It must be relative and have no empty part, `.` or `..`. Links are not looked at: those in a
+    data folder are followed.
+    """
+    return not {'', '.', '..'} & set(name.split('/')) and '\0' not in name
 
 
 def file_system(path: str | Path) -> str:

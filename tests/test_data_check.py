@@ -89,9 +89,6 @@ def test_every_planted_fault_is_found_and_nothing_else(
         file = path.partition('/')[2] if kind == 'missing image' else path
         expected.append((kind, 'train.csv', len(train) + 1, file))
     files = train['Path'].str.partition('/')[2]
-    outside = shutil.move(spoilt / files[6], tmp_path / 'outside.jpg')
-    (spoilt / files[6]).symlink_to(outside)
-    expected.append(('link that leaves the folder', 'train.csv', 8, files[6]))
     (spoilt / files[7]).write_bytes((spoilt / files[7]).read_bytes()[:300])
     Image.fromarray(np.full((80, 80), 130, np.uint8)).save(spoilt / files[8])
     Image.fromarray(np.arange(6400).astype(np.uint8).reshape(80, 80) % 9).save(spoilt / files[9])
@@ -214,13 +211,11 @@ def test_a_task_that_no_module_registers_is_named(clean: Path, monkeypatch, caps
 def test_a_folder_of_images_and_a_damaged_store(
     spoilt: Path, tmp_path: Path, check: Callable
 ) -> None:
-    (spoilt / 'x.png').symlink_to(tmp_path / 'lists')
     shutil.copy(min(spoilt.rglob('*.jpg')), spoilt / 'zzz.png')
     (spoilt / 'valid.csv').unlink()
     found = check(spoilt, 'DATA.DATASET', 'folder')
     assert found == [
         ('folder with scores', '', None, 'train.csv'),
-        ('link that leaves the folder', '', None, 'x.png'),
         ('same pixels', '', None, 'zzz.png'),
     ]
     store = tmp_path / 'store'

@@ -1,65 +1,56 @@
-"""Data sets behind links: all tools read them if DATA.ALLOW_LINKS names the images' folder."""
+"""Links in a data folder are followed; the text of a path may not leave the folder."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from tiny import run_script
 from xray_splits import LOGGER, make_config
 
+from data.chexpert import read_folder
 from data.phantom import make_phantom
 from data.reading import read_split
 from data.records import images_of
 from data.store import read_about
+from system.files import is_below
 
 
-class Linked(NamedTuple):
-    layout: str
-    root: Path  # folder with the tables and links to the images
-    shared: Path  # folder with the images
-
-
-@pytest.fixture(scope='module', params=['chexpert', 'mimic-cxr', 'nih'])
-def linked(request, tmp_path_factory: pytest.TempPathFactory) -> Linked:
-    root, shared = (tmp_path_factory.mktemp(name) for name in ('root', 'shared'))
+@pytest.mark.parametrize('layout', ['chexpert', 'mimic-cxr', 'nih'])
+def test_images_behind_links_are_read_and_packed(layout: str, tmp_path: Path) -> None:
+    root, shared = tmp_path / 'root', tmp_path / 'shared'
+    root.mkdir()
     sizes = {'num_train': 6, 'num_valid': 3, 'num_test': 3, 'size': 32, 'seed': 1}
-    make_phantom(shared / 'all', layout=request.param, **sizes)
-    for place in (shared / 'all').iterdir():
-        if place.is_dir():
-            (root / place.name).symlink_to(place)
-        else:
-            place.rename(root / place.name)
-    return Linked(request.param, root, shared)
-
-
-def test_images_behind_links_are_read_if_they_are_allowed(linked: Linked) -> None:
-    options = ['DATA.DATASET', linked.layout, 'DATA.LABELS', ['Edema'], 'DATA.ALLOW_LINKS']
-    records = read_split(make_config(linked.root, *options, str(linked.shared)), 'train', LOGGER)
-    assert records.links == str(linked.shared)
-    pixels = np.asarray(images_of(records).reader(records.file)(1))
-    assert pixels.std() > 0
-    with pytest.raises(ValueError, match='DATA.ALLOW_LINKS'):
-        read_split(make_config(linked.root, *options, ''), 'train', LOGGER)
-    with pytest.raises(ValueError, match='DATA.ALLOW_LINKS'):
-        read_split(make_config(linked.root, *options, linked.root.name), 'train', LOGGER)
-
-
-def test_tools_read_images_behind_links(
-    linked: Linked, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    dataset = ['--dataset', 'nih'] if linked.layout == 'nih' else []
-    words = ['--data-path', linked.root, '--size', 16, '--workers', 1, *dataset, '--output']
-    assert run_script('pack', *words, tmp_path / 'refused') == 2
-    assert 'DATA.ALLOW_LINKS' in capsys.readouterr().err
-    assert run_script('pack', *words, tmp_path / 'packed', '--allow-links', linked.shared) == 0
+    make_phantom(shared, layout=layout, **sizes)
+    for place in shared.iterdir():
+        (root / place.name).symlink_to(place)  # folders of images, and tables
+    config = make_config(root, 'DATA.DATASET', layout, 'DATA.LABELS', ['Edema'])
+    records = read_split(config, 'train', LOGGER)
+    assert np.asarray(images_of(records).reader(records.file)(1)).std() > 0
+    words = ['--data-path', root, '--size', 16, '--workers', 1, '--output', tmp_path / 'packed']
+    assert run_script('pack', *words, *(['--dataset', 'nih'] if layout == 'nih' else [])) == 0
     assert read_about(tmp_path / 'packed')['left_out'] == {}
-    words = ['--data-path', linked.root, '--workers', 1, '--output', tmp_path / 'problems.csv']
-    options = ['DATA.DATASET', linked.layout, 'DATA.LABELS', "['Edema']", 'DATA.FOLD', '0/2']
-    words += ['--opts', *options, 'DATA.ALLOW_LINKS']
-    assert run_script('check_data', *words, linked.shared) == 0
-    assert run_script('check_data', *words, '') == 1
-    assert 'DATA.ALLOW_LINKS' in (tmp_path / 'problems.csv').read_text()
-    words = ['--data-path', linked.root, '--output', tmp_path / 'counts', '--opts']
-    words += [*options, 'DATA.ALLOW_LINKS', linked.shared]
-    assert run_script('describe_data', *words) == 0
+
+
+def test_a_folder_to_which_links_lead_is_listed_once(tmp_path: Path) -> None:
+    root, shared = tmp_path / 'root', tmp_path / 'shared'
+    for file in ('shared/p/x.png', 'shared/q/deep/y.png', 'root/a.png', 'root/own/b.png'):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    (root / 'one.png').symlink_to(shared / 'p' / 'x.png')
+    (root / 'p').symlink_to(shared / 'p')
+    (root / 'q').symlink_to(shared / 'q')
+    (root / 'again').symlink_to(root / 'own')  # which is listed itself
+    (shared / 'q' / 'deep' / 'up').symlink_to(shared / 'q')  # a circle
+    (shared / 'q' / 'back').symlink_to(root)
+    (root / 'gone.png').symlink_to(shared / 'gone.png')
+    files = ['a.png', 'one.png', 'own/b.png', 'p/x.png', 'q/deep/y.png']
+    assert read_folder(root, allow_all_images=False).file.tolist() == files
+
+
+OUTSIDE = ['', '/etc/x', '..', '../x', 'a/../x', 'a/..', './x', 'a//x', 'a\0']
+
+
+@pytest.mark.parametrize('name', OUTSIDE)
+def test_a_path_that_leaves_its_folder_is_refused_by_its_text(name: str) -> None:
+    """Tables, layouts and stores call this; their own tests look at the messages."""
+    assert not is_below(name) and is_below('a/..b/x..png')

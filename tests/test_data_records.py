@@ -296,48 +296,6 @@ def test_folder_with_scored_images_is_refused_unless_allowed(tmp_path: Path, nam
     assert read_folder(tmp_path, allow_all_images=True).file.tolist() == ['a.png']
 
 
-def test_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, 'outside/x.png', 'root/a.png')
-    root = tmp_path / 'root'
-    for link, target in (('b.png', 'outside/x.png'), ('c', 'outside')):
-        (root / link).symlink_to(tmp_path / target)
-        with pytest.raises(ValueError, match=str(root / link)):
-            read_folder(root, allow_all_images=False)
-        (root / link).unlink()
-    (tmp_path / 'alias').symlink_to(root)
-    assert read_folder(tmp_path / 'alias', allow_all_images=False).file.tolist() == ['a.png']
-    csv_rows = [row('root/patient00001/study1/view1_frontal.png')]
-    (root / 'patient00001').symlink_to(tmp_path / 'outside')
-    touch(tmp_path, 'outside/study1/view1_frontal.png')
-    write(root / 'train.csv', csv_rows)
-    with pytest.raises(ValueError, match='link'):
-        read_csv(root, 'train.csv')
-
-
-def test_links_to_the_allowed_folder_are_followed_once(tmp_path: Path) -> None:
-    touch(tmp_path, 'shared/p/x.png', 'shared/q/deep/y.png', 'root/a.png', 'elsewhere/z.png')
-    root, shared = tmp_path / 'root', tmp_path / 'shared'
-    (root / 'one.png').symlink_to(shared / 'p' / 'x.png')
-    (root / 'p').symlink_to(shared / 'p')
-    (root / 'q').symlink_to(shared / 'q')
-    (root / 'same').symlink_to(root / 'q')  # q is listed, and q comes first
-    (shared / 'q' / 'deep' / 'up').symlink_to(shared / 'q')  # a circle
-    (shared / 'q' / 'back').symlink_to(root)
-    records = read_folder(root, allow_all_images=False, links=str(shared))
-    assert records.file.tolist() == ['a.png', 'one.png', 'p/x.png', 'q/deep/y.png']
-    assert records.links == str(shared)
-    (shared / 'q' / 'out.png').symlink_to(tmp_path / 'elsewhere' / 'z.png')
-    with pytest.raises(ValueError, match='DATA.ALLOW_LINKS'):
-        read_folder(root, allow_all_images=False, links=str(shared))
-
-
-@pytest.mark.parametrize('links', ['shared', '{}/absent', '{}/root/../shared', '{}/root/a.png'])
-def test_the_allowed_folder_of_links_must_exist_and_be_absolute(tmp_path: Path, links: str) -> None:
-    touch(tmp_path, 'shared/x.png', 'root/a.png')
-    with pytest.raises(ValueError, match='DATA.ALLOW_LINKS'):
-        read_folder(tmp_path / 'root', allow_all_images=False, links=links.format(tmp_path))
-
-
 # ---- Views, hold-out and subsets
 
 

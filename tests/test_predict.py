@@ -150,16 +150,6 @@ def test_figures_of_a_data_set_have_its_true_labels(
     assert 'Edema' in capsys.readouterr().err
 
 
-def test_links_of_a_data_set_may_not_lead_out_of_its_folder(predict, phantom, tmp_path):
-    folder, outside = tmp_path / phantom.name, tmp_path / 'outside.jpg'
-    shutil.copytree(phantom, folder)
-    last = sorted((folder / 'valid').rglob('*.jpg'))[-1]
-    shutil.move(last, outside)
-    last.symlink_to(outside)
-    with pytest.raises(ValueError, match=f'{last}.* is a link to .*outside'):
-        predict.script.list_images([str(folder)], 'chexpert', 'valid')
-
-
 def test_folders_are_searched_sorted_and_names_stay_as_given(
     run, phantom, predict, tmp_path, monkeypatch
 ):
