@@ -529,7 +529,7 @@ _C.TRAIN.DETERMINISTIC = Own(
     False, 'Whether to use only deterministic algorithms, which are slower.'
 )
 _C.TRAIN.RANK_TIMEOUT_MINUTES = Own(
-    30.0,
+    10.0,
     'Minutes that a process waits for the others before it fails. There is no limit while one '
     'process fits a probe.',
     within='(0, inf)',

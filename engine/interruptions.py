@@ -31,7 +31,7 @@ class Interruptions:
         timeout_minutes: Minutes that a rank waits for the others.
     """
 
-    def __init__(self, save_minutes: float = 0.0, timeout_minutes: float = 30.0) -> None:
+    def __init__(self, save_minutes: float = 0.0, timeout_minutes: float = 10.0) -> None:
         self.timeout = timedelta(minutes=timeout_minutes)
         self.signal = ''  # first signal that this process received
         self.save_seconds = save_minutes * 60

@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from argparse import Namespace
@@ -41,18 +40,14 @@ from engine.run_record import (
 from logger import ScalarLog, create_logger
 from system import distributed
 from system.device import autocast_dtype, describe_precision, local_device
-from system.files import replace_file
 from system.tool import STOP_SIGNALS, tool
 from utils import check_exists
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
-FAILURE_FILE = 'failure_rank{rank}.json'
-ALIVE_FILE = 'alive_rank{rank}.txt'  # holds the host; `rank` also has the time of the start
-
-POLL_SECONDS = 2  # interval at which a process looks for failures of others
-SILENT_POLLS = 150  # polls (5 minutes) without a sign of life of another process
-GRACE_SECONDS = 15  # time for a process to end by itself after another one failed
-LOOK_SECONDS = 5  # time for the record of a failure to appear after a broken connection
+CAUSE_KEY = 'cause'  # key of the first failure in the store of the process group
+CAUSE_SECONDS = (
+    5  # time before a process that another one ended also ends: torchrun shows the first
+)
 
 MISTAKES = (ValueError, FloatingPointError, OSError, torch.OutOfMemoryError)
 NO_MEMORY = 'not enough main memory'
@@ -72,113 +67,6 @@ _SILENT = 'another process of this run did not answer within TRAIN.RANK_TIMEOUT_
 
 class Terminated(BaseException):
     """Raised when a signal stops a process outside training. The text is the signal's name."""
-
-
-class Failures:
-    """Shares the failures of a run's processes through files `failure_rank<r>.json`.
-
-    A process that fails only because another one is gone writes no file, so the earliest file
-    contains the cause. A process or node that dies silently is noticed because its file
-    `alive_rank<r>_<start>.txt` is no longer touched. Other runs in the folder, such as an
-    evaluation, have other files. All ranks must create this object at the same time. `clear`
-    removes the files of an earlier run.
-    """
-
-    def __init__(self, folder: Path, *, clear: bool) -> None:
-        self.folder, self.own = folder, folder / FAILURE_FILE.format(rank=distributed.rank())
-        for name in (FAILURE_FILE, ALIVE_FILE) if clear else ():
-            for path in folder.glob(name.format(rank='*')):
-                path.unlink(missing_ok=True)
-        self.polls, self.signs = 0, {}  # rank -> its last sign of life, and our poll that saw it
-        self.watcher, self.ended = None, threading.Event()
-        # Distinguishes this run from others in the folder, such as an evaluation.
-        self.run = distributed.broadcast(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}')
-        self.alive = self._alive_file(distributed.rank())
-
-    def record(self, message: str) -> None:
-        """Write the reason of a failure to a file for the other processes."""
-        record = {'run': self.run, 'time': time.time(), 'rank': distributed.rank()}
-        record |= {'host': socket.gethostname(), 'message': message}
-        with contextlib.suppress(OSError):  # the folder may be the cause; the log has the message
-            replace_file(self.own, json.dumps(record))
-
-    def first_elsewhere(self) -> str:
-        """Return the earliest failure of another process; '' if none appears in LOOK_SECONDS."""
-        end = time.monotonic() + LOOK_SECONDS
-        while not (records := self._elsewhere()):
-            if time.monotonic() > end:
-                return ''
-            time.sleep(0.1)
-        first = min(records, key=lambda record: record['time'])
-        return f'rank {first["rank"]} on host {first["host"]} failed first: {first["message"]}'
-
-    def watch(self, logger: logging.Logger) -> None:
-        """Start a thread that ends this process after another one failed or fell silent.
-
-        torchrun only ends the processes of its own node, and a process that waits for its GPU may
-        not notice a broken connection.
-        """
-        with contextlib.suppress(OSError):  # nobody waits for signs that never began
-            self.alive.write_text(socket.gethostname(), encoding='utf-8')
-        self.watcher = threading.Thread(target=self._watch, args=(logger,), daemon=True)
-        self.watcher.start()
-
-    def close(self) -> None:
-        """End the thread and the signs of life."""
-        if self.watcher is not None:
-            self.ended.set()
-            self.watcher.join()
-            self.alive.unlink(missing_ok=True)
-
-    def _watch(self, logger: logging.Logger) -> None:
-        message = ''
-        while not message:
-            if self.ended.wait(POLL_SECONDS):
-                return
-            if silent := self._silent():
-                message = f'{silent} gave no sign of life for {SILENT_POLLS * POLL_SECONDS} s'
-                self.record(message)
-            elif self._elsewhere():
-                time.sleep(GRACE_SECONDS)
-                message = self.first_elsewhere()
-        _report_to_torchrun(message)
-        logger.error(message)
-        os._exit(EXIT_OTHER_PROCESS)
-
-    def _silent(self) -> str:
-        """Give a sign of life, and return the rank and host of a process that gives none, or ''.
-
-        Rank 0 watches the others, and they watch rank 0. A sign needs no disk space and comes from
-        this thread, also while the process compiles, validates or saves. Polls of this process are
-        counted, not seconds: a suspended job or a folder that is slow for all is no failure.
-        """
-        self.polls += 1
-        with contextlib.suppress(OSError):
-            os.utime(self.alive)
-        for rank in (0,) if distributed.rank() else range(1, distributed.world_size()):
-            path = self._alive_file(rank)
-            try:
-                host, sign = path.read_text('utf-8'), path.stat().st_mtime_ns
-            except OSError:  # the process has not begun or has ended
-                self.signs.pop(rank, None)
-                continue
-            last, seen = self.signs.get(rank, (None, 0))
-            if sign != last:
-                self.signs[rank] = sign, self.polls
-            elif self.polls - seen >= SILENT_POLLS:
-                return f'rank {rank} on host {host}'
-        return ''
-
-    def _alive_file(self, rank: int) -> Path:
-        return self.folder / ALIVE_FILE.format(rank=f'{rank}_{self.run.split()[-1]}')
-
-    def _elsewhere(self) -> list[dict[str, Any]]:
-        records = []
-        for path in self.folder.glob(FAILURE_FILE.format(rank='*')):
-            with contextlib.suppress(OSError, ValueError):  # the file was just removed
-                if path != self.own:
-                    records.append(json.loads(path.read_bytes()))
-        return [record for record in records if record.get('run') == self.run]
 
 
 def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None = None) -> int:
@@ -212,7 +100,7 @@ class Process:
     """Holds the resources of this process during a run."""
 
     run: Run | None = None
-    failures: Failures | None = None
+    store: dist.Store | None = None
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     made_folder: bool = False
 
@@ -235,7 +123,7 @@ def setup_run(args: Namespace, process: Process) -> None:
     config = get_config(args)
     set_determinism(config.TRAIN.DETERMINISTIC)
     device = local_device()
-    distributed.init_process_group(device, config.TRAIN.RANK_TIMEOUT_MINUTES)
+    process.store = distributed.init_process_group(device, config.TRAIN.RANK_TIMEOUT_MINUTES)
     seed = config.SEED + distributed.rank()
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -271,13 +159,11 @@ def setup_run(args: Namespace, process: Process) -> None:
         problem = str(error)
     if problems := [text for text in distributed.gather(problem) if text]:
         raise ValueError(problems[0])
-    process.failures = Failures(folder, clear=writes)
     facts = _facts(args, config, device)
     record = RunRecord(folder, facts, logger) if writes else RunRecord()
     process.run = Run(config, args.stage, folder, device, logger, scalars, record)
     _log_start(process.run)
     if distributed.world_size() > 1:
-        process.failures.watch(logger)
         faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
 
 
@@ -398,7 +284,6 @@ def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
         code = EXIT_PREEMPTED
     process.close()
     distributed.destroy_process_group()
-    process.failures.close()
     return code
 
 
@@ -408,11 +293,8 @@ def _fail(process: Process, error: BaseException) -> int:
     trains = run is None or _trains(run.config)
     resumes = trains and (run is None or run.config.FINETUNE.MODE not in PROBES)
     code, message = explain(error, resumes=resumes)
-    if run is not None and distributed.world_size() > 1:
-        if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED, EXIT_NOT_KEPT):
-            process.failures.record(message)
-        elif first := process.failures.first_elsewhere():
-            code, message = EXIT_OTHER_PROCESS, first
+    if process.store is not None:
+        code, message = _with_cause(process.store, code, message)
     _report_to_torchrun(message)
     unexpected = code == EXIT_UNEXPECTED
     if run is not None:
@@ -427,6 +309,22 @@ def _fail(process: Process, error: BaseException) -> int:
     if code == EXIT_MISTAKE and not trains and process.made_folder:
         _remove_logs(run.folder)
     return code
+
+
+def _with_cause(store: dist.Store, code: int, message: str) -> tuple[int, str]:
+    """Tell the other processes why this one failed, or learn from them which one failed first.
+
+    torchrun holds the store, so it also answers after a process has ended.
+    """
+    with contextlib.suppress(RuntimeError):  # without torchrun, the store ends with rank 0
+        if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED, EXIT_NOT_KEPT):
+            place = f'rank {distributed.rank()} on host {socket.gethostname()}'
+            store.compare_set(CAUSE_KEY, '', f'{place} failed first: {message}')
+            return code, message
+        time.sleep(CAUSE_SECONDS)
+        if store.check([CAUSE_KEY]):
+            return EXIT_OTHER_PROCESS, store.get(CAUSE_KEY).decode()
+    return code, message
 
 
 def _trains(config: Config) -> bool:

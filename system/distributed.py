@@ -1,10 +1,9 @@
 """Process group: rank, number of processes and collective operations, also for a single process.
 
-When one process of a run fails, the others end within 40 s. The broken connection raises an error
-in the next collective operation, `launch.Failures.watch` notices the recorded failure on all nodes,
-and torchrun kills the other processes of its node 30 s after asking them to stop. If a process or
-its node dies silently, `launch.Failures` notices it after 5 minutes. If a process hangs but lives,
-the others wait for TRAIN.RANK_TIMEOUT_MINUTES, and without a limit during `run_on_main`.
+When one process of a run fails, the others end within 40 s: the broken connection raises an error
+in the next collective operation, and torchrun kills the other processes of its node 30 s after
+asking them to stop. If a process hangs, or its node dies silently, the others wait for
+TRAIN.RANK_TIMEOUT_MINUTES, and without a limit during `run_on_main`.
 """
 
 import os
@@ -22,21 +21,25 @@ T = TypeVar('T')
 NO_LIMIT = timedelta(days=365)
 
 
-def init_process_group(device: torch.device, timeout_minutes: float) -> None:
+def init_process_group(device: torch.device, timeout_minutes: float) -> dist.Store | None:
     """Join the process group that torchrun's environment describes, if there is one.
 
     Args:
         device: Device of this process. CUDA uses NCCL and the CPU gloo.
         timeout_minutes: Minutes after which a collective operation raises an error.
+
+    Returns:
+        The key-value store of the group, or None without a group.
     """
     if 'WORLD_SIZE' not in os.environ or dist.is_initialized():
-        return
+        return None
     backend = 'nccl' if device.type == 'cuda' else 'gloo'
     timeout = timedelta(minutes=timeout_minutes)
     store, number, size = next(dist.rendezvous('env://', timeout=timeout))
     if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
         store = dist.PrefixStore(_agree_on_prefix(store, number, size, timeout), store)
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
+    return store
 
 
 def destroy_process_group() -> None:

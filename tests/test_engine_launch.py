@@ -3,14 +3,11 @@
 import contextlib
 import errno
 import fcntl
-import json
-import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -22,7 +19,7 @@ from tiny import ROOT, arguments, run_folder
 
 from engine import launch as module
 from engine.interruptions import Interruptions, Preempted
-from engine.launch import Failures, Terminated, explain, launch
+from engine.launch import Terminated, explain, launch
 from engine.run_record import is_locked
 from system import distributed
 
@@ -172,54 +169,15 @@ def test_what_does_not_train_resumes_nothing_and_leaves_nothing_if_refused(
 # Several processes
 
 
-@pytest.mark.parametrize('rank, watched, other', [(0, 1, 2), (2, 0, 1)])
-def test_a_process_without_signs_of_life_is_noticed(rank, watched, other, tmp_path, monkeypatch):
-    """Rank 0 watches the others, and they watch rank 0; one that has ended is not missed."""
-    monkeypatch.setattr(distributed, 'rank', lambda: rank)
-    monkeypatch.setattr(distributed, 'world_size', lambda: 3)
-    monkeypatch.setattr(module, 'SILENT_POLLS', 3)
-    failures = Failures(tmp_path, clear=True)
-    path = failures._alive_file(watched)
-    assert [failures._silent() for _ in range(5)] == [''] * 5  # it has not begun
-    path.write_text('node7')
-    for second in range(5):
-        os.utime(path, (second, second))
-        assert failures._silent() == ''
-    path.unlink()
-    assert failures._silent() == ''
-    path.write_text('node7')
-    failures._alive_file(other).write_text('node8')
-    found = [failures._silent() for _ in range(4)]
-    assert found[:3] == [''] * 3 and f'rank {watched}' in found[3] and 'node7' in found[3]
-
-
-def test_the_end_of_an_evaluation_leaves_the_signs_of_life_of_a_training(tmp_path):
-    training, evaluation = (Failures(tmp_path, clear=clear) for clear in (True, False))
-    for failures in (training, evaluation):
-        failures.watch(logging.getLogger('watched'))
-    evaluation.close()
-    assert training.alive.exists()
-    training.close()
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_process_that_does_not_notice_the_failure_of_another_is_ended(tmp_path, monkeypatch, log):
-    ended, codes = threading.Event(), []
-    monkeypatch.setattr(module, 'POLL_SECONDS', 0.01)
-    monkeypatch.setattr(module, 'GRACE_SECONDS', 0)
-    monkeypatch.setattr(os, '_exit', lambda code: (codes.append(code), ended.set()))
-    (tmp_path / 'failure_rank1.json').write_text('{"rank": 1}')  # of an earlier version
-    failures = Failures(tmp_path, clear=False)
-    failures.watch(logging.getLogger('watched'))
-    failures.record('its own')
-    other = {'run': 'another', 'time': 0, 'rank': 1, 'host': 'b', 'message': 'no memory'}
-    (tmp_path / 'failure_rank1.json').write_text(json.dumps(other))
-    assert not ended.wait(0.2)
-    (tmp_path / 'failure_rank1.json').write_text(json.dumps(other | {'run': failures.run}))
-    assert ended.wait(10) and codes == [3]
-    assert log.messages == ['rank 1 on host b failed first: no memory']
-    Failures(tmp_path, clear=True)
-    assert not list(tmp_path.iterdir())
+def test_the_first_of_two_failures_is_the_cause(monkeypatch):
+    monkeypatch.setattr(module, 'CAUSE_SECONDS', 0)
+    store = dist.HashStore()
+    assert module._with_cause(store, 3, 'connection closed') == (3, 'connection closed')
+    assert module._with_cause(store, 2, 'no memory') == (2, 'no memory')
+    assert module._with_cause(store, 1, 'a bug') == (1, 'a bug')
+    for code in (3, 75, 76):
+        got, message = module._with_cause(store, code, 'connection closed')
+        assert got == 3 and 'rank 0' in message and message.endswith('no memory')
 
 
 def test_each_start_of_a_group_agrees_on_a_prefix_of_its_own():

@@ -60,8 +60,8 @@ gpus=${SLURM_GPUS_ON_NODE-}
 if scontrol show job "$SLURM_JOB_ID" | grep -q 'TresPerNode=.*gpu'; then
     gpus=${SLURM_GPUS_PER_NODE:-$gpus}
 fi
-# Each node gets all CPUs and variables of the job. After a failure, the other nodes end by themselves
-# and report the reason.
+# Each node gets all CPUs and variables of the job. After a failure, the other nodes report the reason,
+# and srun ends those that still wait after 120 s.
 setsid --wait srun --nodes="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
     ${gpus:+--gpus-per-node="$gpus"} \
     --kill-on-bad-exit=0 --wait=120 bash scripts/slurm/launch.sh "$@"

@@ -33,7 +33,6 @@ def hang() -> None:
 
 FAULTS = {
     'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
-    'stop': lambda: os.kill(os.getpid(), signal.SIGSTOP),
     'fail': fail,
     'hang': hang,
     'slow': lambda: time.sleep(3),
@@ -63,6 +62,4 @@ if __name__ == '__main__':
     main_simmim.reconstruction_loss = with_faults(
         main_simmim.reconstruction_loss, json.loads(sys.argv[1])
     )
-    if '"stop"' in sys.argv[1]:
-        launch.SILENT_POLLS = 3
     sys.exit(launch.launch('simmim', main_simmim.main, sys.argv[2:]))

@@ -73,9 +73,9 @@ def ranks(folder: Path, argv: list[str], *faults: dict) -> list[Started]:
     return [Started(command, folder / f'console_{e["RANK"]}.txt', **e) for e in environments]
 
 
-def torchrun(folder: Path, argv: list[str], *faults: dict) -> Started:
-    """The same two processes started by torchrun, which restarts them once if one fails."""
-    flags = ['--standalone', '--nproc_per_node', '2', '--max-restarts', '1']
+def torchrun(folder: Path, argv: list[str], *faults: dict, restarts: int) -> Started:
+    """The same two processes started by torchrun, which restarts them if one fails."""
+    flags = ['--standalone', '--nproc_per_node', '2', '--max-restarts', str(restarts)]
     command = ['-m', 'torch.distributed.run', *flags, str(MAIN), json.dumps(faults), *argv]
     return Started(command, folder / 'console.txt')
 
