@@ -14,7 +14,7 @@ import re
 from ast import literal_eval
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
@@ -49,6 +49,7 @@ class Option:
         or_none: Type of the values of an option that may also be None.
         suffix: Text that ends in this suffix, such as the path of a file, is allowed, too.
         any_case: Whether names may also be written in upper case.
+        affects: One or more of EFFECTS. None: what the section affects, or else 'weights'.
     """
 
     default: Any
@@ -58,6 +59,7 @@ class Option:
     or_none: type | None = None
     suffix: str = ''
     any_case: bool = False
+    affects: str | tuple[str, ...] | None = None
 
     @property
     def kind(self) -> type:
@@ -92,9 +94,31 @@ class Own(Option):
 class Section(dict):
     """Options and sections by name, which are also attributes."""
 
-    __getattr__ = dict.__getitem__
+    def __init__(self, affects: str = 'weights') -> None:
+        """`affects` is what its options affect unless they say otherwise."""
+        super().__init__()
+        self.__dict__['affects'] = affects
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(f'the options have no section or option {name}') from error
+
     __setattr__ = dict.__setitem__
 
+
+# What a changed option changes. Resuming, sweeps, reports and exports ask for these effects.
+EFFECTS = {
+    'weights': 'the trained weights',
+    'model': 'what a model with the same weights computes',
+    'outputs': 'what each output of a classifier means',
+    'patients': 'which patients train the model, choose a checkpoint and are scored',
+    'selection': 'which checkpoint is chosen',
+    'scores': 'evaluation and the report',
+    'nothing': 'neither weights nor scores: paths, division of work, saving and printing',
+}
+TRAINED = ('weights', 'model', 'outputs', 'patients')  # effects on the trained model
 
 # Modes that fit a classifier on features of a frozen encoder.
 PROBES = ('linear_probe', 'knn', 'attentive_probe')
@@ -107,16 +131,24 @@ LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
 _C = Section()
 
 _C.BASE = Option(
-    [''], 'YAML files that are merged before this one, in order, as paths relative to its folder.'
+    [''],
+    'YAML files that are merged before this one, in order, as paths relative to its folder.',
+    affects='nothing',
 )
 
 _C.DATA = Section()
-_C.DATA.BATCH_SIZE = Option(128, 'Images per process and forward pass.', within='[1, inf)')
+_C.DATA.BATCH_SIZE = Option(
+    128, 'Images per process and forward pass.', within='[1, inf)', affects='nothing'
+)
 _C.DATA.DATA_PATH = Option(
-    '', "Root folder of the CSV files and images, or of a tree of images ('folder')."
+    '',
+    "Root folder of the CSV files and images, or of a tree of images ('folder').",
+    affects='nothing',
 )
 _C.DATA.CACHE_DIR = Own(
-    '', "Folder on each node's local disk to which a packed store is copied; '': no copy."
+    '',
+    "Folder on each node's local disk to which a packed store is copied; '': no copy.",
+    affects='nothing',
 )
 _C.DATA.DATASET = Option(
     'imagenet',
@@ -148,10 +180,15 @@ _C.DATA.INTERPOLATION = Option(
     one_of=('random', *FILTERS),
 )
 _C.DATA.PIN_MEMORY = Option(
-    True, 'Whether batches are placed in page-locked memory, which makes copies to a GPU faster.'
+    True,
+    'Whether batches are placed in page-locked memory, which makes copies to a GPU faster.',
+    affects='nothing',
 )
 _C.DATA.NUM_WORKERS = Option(
-    8, 'Loader processes per training process; 0 loads in the training process.', within='[0, inf)'
+    8,
+    'Loader processes per training process; 0 loads in the training process.',
+    within='[0, inf)',
+    affects='nothing',
 )
 _C.DATA.MASK_PATCH_SIZE = Option(
     32,
@@ -161,23 +198,32 @@ _C.DATA.MASK_PATCH_SIZE = Option(
 _C.DATA.MASK_RATIO = Option(0.6, 'Share of the mask units that are hidden.', within='(0, 1)')
 _C.DATA.TRAIN_CSV = Own('train.csv', 'Training labels, a file in DATA_PATH.')
 _C.DATA.VALID_CSV = Own(
-    'valid.csv', "Validation labels; may be absent if TEST_CSV is another file than 'test.csv'."
+    'valid.csv',
+    "Validation labels; may be absent if TEST_CSV is another file than 'test.csv'.",
+    affects=('weights', 'selection'),
 )
 _C.DATA.TEST_CSV = Own('test.csv', 'Test labels; this file may be absent.')
 _C.DATA.IMAGE_SUFFIX = Own(
     '', "Suffix of the image files if it differs from the CSV's, such as '.png'; '': the CSV's."
 )
-_C.DATA.VIEWS = Own('frontal', "Views to train on: 'frontal', 'lateral' or 'all'.", one_of=VIEWS)
+_C.DATA.VIEWS = Own(
+    'frontal',
+    "Views to train on: 'frontal', 'lateral' or 'all'.",
+    one_of=VIEWS,
+    affects=('weights', 'selection'),
+)
 _C.DATA.TASK = Own(
     'observations',
     "What fine-tuning learns: 'observations': each label on its own; 'any_finding' and 'effusion': "
     "one finding against No Finding; 'single_label': the class of an image; 'regression': numbers.",
     one_of=('observations', 'any_finding', 'effusion', 'single_label', 'regression'),
+    affects='outputs',
 )
 _C.DATA.LABELS = Own(
     [],
     "Columns of the CSV files that are the labels of 'observations' ([]: all 14), the classes of "
     "'single_label', or the numbers of 'regression' ('Age': the age of the patients).",
+    affects='outputs',
 )
 _C.DATA.LABEL_COLUMN = Own(
     '',
@@ -194,7 +240,9 @@ _C.DATA.UNCERTAIN_BY_LABEL = Own(
     'whole mapping.',
 )
 _C.DATA.SELF_TRAIN_PREDICTIONS = Own(
-    '', "'self_train': CSV file with predictions of the training images by a run with 'ignore'."
+    '',
+    "'self_train': CSV file with predictions of the training images by a run with 'ignore'.",
+    affects='nothing',
 )
 _C.DATA.PSEUDO_LABELS = Own(
     '', "CSV file of pseudo-labels for training patients outside the subset; '': none."
@@ -203,6 +251,7 @@ _C.DATA.BLANK = Own(
     'negative',
     'Target of a label that is not mentioned, in training and scoring.',
     one_of=('negative', 'ignore'),
+    affects=('weights', 'selection'),
 )
 _C.DATA.TRAIN_FRACTION = Own(
     1.0,
@@ -223,17 +272,20 @@ _C.DATA.PREPROCESS = Own(
     [],
     "Processing steps applied to every image first, in order, such as ['equalize']; []: none.",
     one_of=STEPS,
+    affects=('weights', 'selection'),
 )
 _C.DATA.PREPROCESS_SIZE = Own(
     0,
     "Side in pixels of the squares that the step 'resize' makes; 0: IMG_SIZE. For a packed store "
     'it must be the size of the store.',
     within='[0, 8192]',
+    affects=('weights', 'selection'),
 )
 _C.DATA.LUNG_MASKS = Own(
     '',
     "Folder of the masks for the steps 'lung_crop' and 'lung_multiply', under the names of the "
     "images in DATA_PATH with any suffix; '': no masks, or they are already applied in the store.",
+    affects='nothing',
 )
 _C.DATA.DEMOGRAPHICS = Own(
     '',
@@ -241,15 +293,22 @@ _C.DATA.DEMOGRAPHICS = Own(
     "for a data set that has neither; '': none.",
 )
 _C.DATA.LABELLER = Own(
-    'chexpert', "Label file of MIMIC-CXR: 'chexpert' or 'negbio'.", one_of=('chexpert', 'negbio')
+    'chexpert',
+    "Label file of MIMIC-CXR: 'chexpert' or 'negbio'.",
+    one_of=('chexpert', 'negbio'),
+    affects=('weights', 'selection'),
 )
 _C.DATA.HOLDOUT_FRACTION = Own(
-    0.02, 'Share of the training patients that all stages hold out.', within='[0, 1)'
+    0.02,
+    'Share of the training patients that all stages hold out.',
+    within='[0, 1)',
+    affects='patients',
 )
 _C.DATA.FOLD = Own(
     '',
     "Cross-validation: 'k/n' excludes fold k (from 0) of n folds of the training patients "
     "from all stages and scores it as the split valid instead of VALID_CSV; '': no folds.",
+    affects='patients',
 )
 _C.DATA.MEAN = Own(
     [],
@@ -304,11 +363,13 @@ _C.MODEL.TYPE = Option(
     "Encoder: 'swin' (options in MODEL.SWIN), 'vit' (MODEL.VIT) or, not in SimMIM, 'timm' "
     '(MODEL.TIMM).',
     one_of=('swin', 'vit', 'timm'),
+    affects='model',
 )
 _C.MODEL.HEAD = Own(
     'linear',
     "Head of the classifier: 'linear' on pooled features, or 'attention' on all tokens (not timm).",
     one_of=('linear', 'attention'),
+    affects='model',
 )
 _C.MODEL.PRETRAIN = Own(
     'simmim', "Method of main_simmim.py: 'simmim', or 'mae' (ViT only).", one_of=('simmim', 'mae')
@@ -316,9 +377,12 @@ _C.MODEL.PRETRAIN = Own(
 _C.MODEL.NAME = Option(
     'swin_tiny_patch4_window7_224',
     'Name of the folder below OUTPUT and of the logger; it does not select a model.',
+    affects='nothing',
 )
 _C.MODEL.RESUME = Option(
-    '', "Checkpoint to resume from, a path or a URL; '': the newest in the run folder."
+    '',
+    "Checkpoint to resume from, a path or a URL; '': the newest in the run folder.",
+    affects='nothing',
 )
 _C.MODEL.NUM_CLASSES = Option(
     1000,
@@ -343,7 +407,7 @@ _C.MODEL.ATTENTION = Own(
     one_of=('auto', 'eager', 'sdpa'),
 )
 
-_C.MODEL.SWIN = Section()
+_C.MODEL.SWIN = Section(affects='model')
 _C.MODEL.SWIN.PATCH_SIZE = Option(4, 'Side of a token, in pixels.', within='[1, inf)')
 _C.MODEL.SWIN.EMBED_DIM = Option(
     96, 'Width of the first stage. Every further stage doubles it.', within='[1, inf)'
@@ -363,7 +427,7 @@ _C.MODEL.SWIN.QK_SCALE = Option(
 _C.MODEL.SWIN.APE = Option(False, 'Whether an absolute position embedding is added.')
 _C.MODEL.SWIN.PATCH_NORM = Option(True, 'Whether the patch embedding ends with a LayerNorm.')
 
-_C.MODEL.VIT = Section()
+_C.MODEL.VIT = Section(affects='model')
 _C.MODEL.VIT.PATCH_SIZE = Option(16, 'Side of a token, in pixels.', within='[1, inf)')
 _C.MODEL.VIT.EMBED_DIM = Option(768, 'Width of the tokens.', within='[1, inf)')
 _C.MODEL.VIT.DEPTH = Option(12, 'Number of blocks.', within='[1, 200]')
@@ -390,7 +454,7 @@ _C.MODEL.VIT.USE_SHARED_RPB = Option(
 )
 _C.MODEL.VIT.USE_SINCOS = Own(False, 'Whether fixed sine-cosine positions are added, as in MAE.')
 
-_C.MODEL.TIMM = Section()
+_C.MODEL.TIMM = Section(affects='model')
 _C.MODEL.TIMM.NAME = Own(
     'resnet50',
     "Name of a timm model, such as 'resnet50', 'densenet121' or 'vit_small_patch16_224'.",
@@ -437,7 +501,9 @@ _C.MODEL.MAE.NORM_PIX_LOSS = Own(
 )
 
 _C.TRAIN = Section()
-_C.TRAIN.START_EPOCH = Option(0, 'Always 0. A resumed run continues where its checkpoint ended.')
+_C.TRAIN.START_EPOCH = Option(
+    0, 'Always 0. A resumed run continues where its checkpoint ended.', affects='nothing'
+)
 _C.TRAIN.EPOCHS = Option(300, 'Number of epochs, including warm-up.', within='[1, inf)')
 _C.TRAIN.PATIENCE = Own(
     0,
@@ -481,10 +547,15 @@ _C.TRAIN.CLIP_VALUE = Own(
     within='[0, inf)',
 )
 _C.TRAIN.AUTO_RESUME = Option(
-    True, 'Whether to resume from the newest checkpoint in the run folder.'
+    True,
+    'Whether to resume from the newest checkpoint in the run folder.',
+    affects='nothing',
 )
 _C.TRAIN.ACCUMULATION_STEPS = Option(
-    0, 'Batches over which gradients are accumulated; 0 and 1: no accumulation.', within='[0, inf)'
+    0,
+    'Batches over which gradients are accumulated; 0 and 1: no accumulation.',
+    within='[0, inf)',
+    affects='nothing',
 )
 _C.TRAIN.USE_CHECKPOINT = Option(
     False, 'Whether blocks are recomputed in the backward pass, which saves memory.'
@@ -510,10 +581,16 @@ _C.TRAIN.LAYER_DECAY = Option(
     within='(0, 1]',
 )
 _C.TRAIN.SAVE_EVERY_STEPS = Own(
-    0, 'Optimizer steps between two checkpoints within an epoch; 0: none.', within='[0, inf)'
+    0,
+    'Optimizer steps between two checkpoints within an epoch; 0: none.',
+    within='[0, inf)',
+    affects='nothing',
 )
 _C.TRAIN.SAVE_EVERY_MINUTES = Own(
-    0.0, 'Minutes between two checkpoints within an epoch; 0: none.', within='[0, inf)'
+    0.0,
+    'Minutes between two checkpoints within an epoch; 0: none.',
+    within='[0, inf)',
+    affects='nothing',
 )
 _C.TRAIN.ON_NAN = Own(
     'stop',
@@ -533,6 +610,7 @@ _C.TRAIN.RANK_TIMEOUT_MINUTES = Own(
     'Minutes that a process waits for the others before it fails. There is no limit while one '
     'process fits a probe.',
     within='(0, inf)',
+    affects='nothing',
 )
 
 _C.TRAIN.LR_SCHEDULER = Section()
@@ -651,37 +729,51 @@ _C.AUG.RANDAUGMENT = Own(
     [], 'Fine-tuning: RandAugment as [number of operations, magnitude from 0 to 30]; []: none.'
 )
 
-_C.TEST = Section()
+_C.TEST = Section(affects='scores')
 _C.TEST.CROP = Option(
     True,
     'Evaluation: resize to 256/224 of the input and crop the centre; False: resize the '
     'whole image.',
+    affects=('selection', 'scores'),
 )
 
-_C.EVAL = Section()
+_C.EVAL = Section(affects='scores')
 _C.EVAL.EVERY = Own(
     1,
     'Epochs between two validations. The last epoch is always validated.',
     within='[1, inf)',
 )
 _C.EVAL.VIEWS = Own(
-    '', "Views to evaluate: 'frontal', 'lateral' or 'all'; '': as DATA.VIEWS.", one_of=('', *VIEWS)
+    '',
+    "Views to evaluate: 'frontal', 'lateral' or 'all'; '': as DATA.VIEWS.",
+    one_of=('', *VIEWS),
+    affects=('selection', 'scores'),
 )
-_C.EVAL.LEVEL = Own('study', "Unit of evaluation: 'study' or 'image'.", one_of=('study', 'image'))
+_C.EVAL.LEVEL = Own(
+    'study',
+    "Unit of evaluation: 'study' or 'image'.",
+    one_of=('study', 'image'),
+    affects=('selection', 'scores'),
+)
 _C.EVAL.PREPROCESS = Own(
     None,
     'Steps for the scored images in fine-tuning and for predictions, as in DATA.PREPROCESS, such '
     "as ['resize']; None: DATA.PREPROCESS.",
     one_of=STEPS,
     or_none=list,
+    affects=('selection', 'scores'),
 )
 _C.EVAL.DATA_PATH = Own(
     '',
     'Fine-tuning: folder or packed store from which the scored images are read, under the same '
     "names as in DATA.DATA_PATH, such as images without DATA.PREPROCESS; '': DATA.DATA_PATH.",
+    affects=('selection', 'scores'),
 )
 _C.EVAL.AGGREGATE = Own(
-    'max', "Probability of a study: the 'max' or 'mean' over its images.", one_of=('max', 'mean')
+    'max',
+    "Probability of a study: the 'max' or 'mean' over its images.",
+    one_of=('max', 'mean'),
+    affects=('selection', 'scores'),
 )
 _C.EVAL.SELECT_ON = Own(
     'auto',
@@ -690,12 +782,14 @@ _C.EVAL.SELECT_ON = Own(
     "images, else 'last', because otherwise more labelled images would choose the epoch "
     'than train the model.',
     one_of=('auto', 'holdout', 'valid', 'last'),
+    affects=('selection', 'scores'),
 )
 _C.EVAL.INTERNAL_SHARE = Own(
     0.0,
     "Share of the held-out patients that form the split 'internal', which is only scored "
     'and chooses no checkpoint, threshold or probe. Its labels are the training labels.',
     within='[0, 1)',
+    affects=('patients', 'scores'),
 )
 _C.EVAL.SELECT = Own(
     'auto',
@@ -704,6 +798,7 @@ _C.EVAL.SELECT = Own(
     ' or negatives among the patients that choose are left out; without any other, the last'
     ' epoch is used.',
     one_of=('auto', 'five', 'all'),
+    affects=('selection', 'scores'),
 )
 _C.EVAL.HOLDOUT_IMAGES = Own(
     256,
@@ -714,15 +809,19 @@ _C.EVAL.TTA = Own(
     'none',
     "Test-time augmentation: 'none', or 'crops' (mean over centre and corner crops).",
     one_of=('none', 'crops'),
+    affects=('selection', 'scores'),
 )
 _C.EVAL.TTA_FLIP = Own(
-    False, 'Whether predictions are averaged over the image and the mirrored image.'
+    False,
+    'Whether predictions are averaged over the image and the mirrored image.',
+    affects=('selection', 'scores'),
 )
 _C.EVAL.MASK_RATIO = Own(
     0.0,
     "Share of the patch tokens of a ViT that scoring drops at random, as transformers' "
     'ViTMAEModel does; an image always keeps the same patches. 0: scores use all patches.',
     within='[0, 1)',
+    affects=('selection', 'scores'),
 )
 _C.EVAL.ENSEMBLE = Own(
     [], 'Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.'
@@ -846,7 +945,7 @@ _C.FINETUNE.MASK_RATIO = Own(
     within='[0, 1)',
 )
 
-_C.REPORT = Section()
+_C.REPORT = Section(affects='scores')
 _C.REPORT.WRITE = Own(True, 'Whether fine-tuning and --eval write report.html and its data.')
 _C.REPORT.MAPS = Own(
     2,
@@ -886,32 +985,40 @@ _C.OUTPUT = Option(
     'output',
     "Root of all run folders; a run writes to OUTPUT/MODEL.NAME/TAG. SimMIM's flag has this"
     ' default.',
+    affects='nothing',
 )
-_C.TAG = Option('default', 'Last part of the run folder.')
-_C.SAVE_FREQ = Option(1, 'Epochs between two checkpoints.', within='[1, inf)')
+_C.TAG = Option('default', 'Last part of the run folder.', affects='nothing')
+_C.SAVE_FREQ = Option(1, 'Epochs between two checkpoints.', within='[1, inf)', affects='nothing')
 _C.SAVE_KEEP = Own(
     0,
     'Number of newest checkpoints that are kept in addition to the best one; 0: all.',
     within='[0, inf)',
+    affects='nothing',
 )
 _C.LOGGER = Own(
     ['tensorboard'],
     "Programs that show the metrics: 'tensorboard', 'wandb' (Weights & Biases), both, or [].",
     one_of=('tensorboard', 'wandb'),
+    affects='nothing',
 )
-_C.PRINT_FREQ = Option(10, 'Batches between two log lines.', within='[1, inf)')
+_C.PRINT_FREQ = Option(10, 'Batches between two log lines.', within='[1, inf)', affects='nothing')
 _C.SEED = Option(0, 'Seed of all random numbers.', within='[0, 9.2e18]')
-_C.EVAL_MODE = Option(False, 'Whether to only evaluate.')
+_C.EVAL_MODE = Option(False, 'Whether to only evaluate.', affects='nothing')
 _C.THROUGHPUT_MODE = Option(
-    False, 'Whether to only measure the throughput in images per second, and the hours of the run.'
+    False,
+    'Whether to only measure the throughput in images per second, and the hours of the run.',
+    affects='nothing',
 )
-_C.CHECK_MODE = Own(False, 'Whether to only check everything that the run needs.')
+_C.CHECK_MODE = Own(
+    False, 'Whether to only check everything that the run needs.', affects='nothing'
+)
 _C.PRETRAINED = Option(
-    '', "Checkpoint whose weights the run starts from, a path or a URL (https://, hf://); '': none."
+    '',
+    "Checkpoint whose weights the run starts from, a path or a URL (https://, hf://); '': none.",
+    affects='nothing',
 )
 
 OPTIONS: dict[str, Option] = {}  # by dotted key
-_DEFAULTS = Config()
 
 
 def _declare(options: dict[str, Any], node: CfgNode, section: str = '') -> None:
@@ -919,14 +1026,21 @@ def _declare(options: dict[str, Any], node: CfgNode, section: str = '') -> None:
     for name, entry in options.items():
         key = f'{section}{name}'
         if isinstance(entry, Option):
-            OPTIONS[key] = entry
+            affects = (
+                getattr(options, 'affects', 'weights') if entry.affects is None else entry.affects
+            )
+            OPTIONS[key] = replace(
+                entry, affects=(affects,) if isinstance(affects, str) else affects
+            )
             node[name] = CN(new_allowed=True) if entry.default == {} else entry.default
         else:
             node[name] = CN()
             _declare(entry, node[name], f'{key}.')
 
 
-_declare(_C, _DEFAULTS)
+_defaults = Config()
+_declare(_C, _defaults)
+_C = _defaults  # from here on the node of default values, as in SimMIM
 
 
 # Keys of SimMIM that are still accepted, with their replacements; None: the key has no effect. An
@@ -1006,7 +1120,7 @@ class _TextLoader(_UniqueKeys, yaml.BaseLoader):
 
 def default_config() -> Config:
     """Return an unfrozen copy of the default options."""
-    return _DEFAULTS.clone()
+    return _C.clone()
 
 
 def get_config(args: argparse.Namespace) -> Config:
@@ -1037,9 +1151,9 @@ def fit_to_task(config: Config, stage: str | None) -> None:
     task = REGISTRIES.get('DATA.TASK', {}).get(config.DATA.TASK)
     if stage != 'finetune' or task is None:
         return
-    if config.MODEL.NUM_CLASSES == _DEFAULTS.MODEL.NUM_CLASSES:
+    if config.MODEL.NUM_CLASSES == _C.MODEL.NUM_CLASSES:
         config.MODEL.NUM_CLASSES = len(task(names=tuple(config.DATA.LABELS)).labels)
-    if config.LOSS.NAME == _DEFAULTS.LOSS.NAME:
+    if config.LOSS.NAME == _C.LOSS.NAME:
         config.LOSS.NAME = task.losses[0]
 
 
@@ -1337,37 +1451,13 @@ def selecting_split(config: Config, num_images: int) -> str:
 
 # Options as text ---------------------------------------------------------------------------------
 
-# Options that do not change the trained model: paths, division of work, saving and printing.
-FREE_OPTIONS = (
-    *('OUTPUT', 'MODEL.NAME', 'TAG', 'PRETRAINED', 'MODEL.RESUME', 'TRAIN.AUTO_RESUME'),
-    *('TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS'),
-    *('DATA.LUNG_MASKS', 'DATA.PIN_MEMORY'),
-    *('DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'SAVE_FREQ'),
-    *('TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS'),
-    *('TRAIN.SAVE_EVERY_MINUTES', 'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE'),
-    *('CHECK_MODE', 'LOGGER'),
-)
-# Sections that only affect evaluation and the report.
-REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
-# Options that decide which patients train the model, choose a checkpoint and are scored.
-PATIENT_OPTIONS = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
 # Shares of the patches that a classifier drops in training and in scoring.
 DROPPING_OPTIONS = ('FINETUNE.MASK_RATIO', 'EVAL.MASK_RATIO')
-# Options that decide what each output of a classifier means.
-OUTPUT_OPTIONS = ('DATA.TASK', 'DATA.LABELS')
-# Options that decide which score selects the checkpoint.
-SELECTION_OPTIONS = ('EVAL.SELECT', 'EVAL.SELECT_ON', 'EVAL.LEVEL', 'EVAL.AGGREGATE', 'EVAL.VIEWS')
-SELECTION_OPTIONS += ('EVAL.TTA', 'EVAL.TTA_FLIP', 'EVAL.PREPROCESS', 'EVAL.MASK_RATIO')
-SELECTION_OPTIONS += ('DATA.VIEWS', 'DATA.BLANK', 'DATA.LABELLER', 'DATA.VALID_CSV')
-SELECTION_OPTIONS += ('DATA.PREPROCESS', 'EVAL.DATA_PATH', 'TEST.CROP')
 
 
-def architecture_options(config: CfgNode) -> tuple[str, ...]:
-    """Return the beginnings of options whose weights may fit another model by their shapes.
-
-    With another number of heads, for example, the same weights compute something else.
-    """
-    return 'MODEL.TYPE', 'MODEL.HEAD', f'MODEL.{config.MODEL.TYPE.upper()}.'
+def options_that_affect(*effects: str) -> list[str]:
+    """Return the keys of the options with one of these effects (see EFFECTS)."""
+    return [key for key, option in OPTIONS.items() if {*option.affects} & {*effects}]
 
 
 def config_text(config: CfgNode) -> str:
@@ -1392,16 +1482,35 @@ def config_from_text(text: str) -> Config:
     return config
 
 
-def config_changes(before: str, after: str) -> list[str]:
+def config_changes(before: str, after: str, *effects: str) -> list[str]:
     """List the options that differ between two texts of `config_text` as 'KEY: old -> new'.
 
     An option that did not exist yet when a text was written counts as having its default value.
+    Options of encoders that MODEL.TYPE does not select are left out.
+
+    Args:
+        before: Text of the options.
+        after: Text of the other options.
+        effects: Only options with one of these effects (see EFFECTS); none: all options. An option
+            that no longer exists affects the weights.
     """
     old, new = flat_options(before), flat_options(after)
-    added = {key: value for key, value in _flatten(_DEFAULTS) if key in old or key in new}
+    added = {key: value for key, value in _flatten(_C) if key in old or key in new}
     old, new = {**added, **old}, {**added, **new}
+    used = {old.get('MODEL.TYPE'), new.get('MODEL.TYPE')}
+    encoders = OPTIONS['MODEL.TYPE'].one_of if None not in used else ()
+    idle = tuple(f'MODEL.{name.upper()}.' for name in encoders if name not in used)
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f'{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}' for key in keys]
+    return [
+        f'{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}'
+        for key in keys
+        if not key.startswith(idle) and _has_effect(key, effects)
+    ]
+
+
+def _has_effect(key: str, effects: tuple[str, ...]) -> bool:
+    own = OPTIONS[key].affects if key in OPTIONS else ('weights',)
+    return not effects or bool({*own} & {*effects})
 
 
 def flat_options(text: str) -> dict[str, Any]:
@@ -1410,7 +1519,7 @@ def flat_options(text: str) -> dict[str, Any]:
     Raises:
         ValueError: If the text is not a mapping.
     """
-    options = _with_current_keys(_read_options(text), _DEFAULTS.MODEL.TYPE)
+    options = _with_current_keys(_read_options(text), _C.MODEL.TYPE)
     return {key: _current_value(key, value) for key, value in options.items()}
 
 

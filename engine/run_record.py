@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import (
-    FREE_OPTIONS,
-    OUTPUT_OPTIONS,
-    PATIENT_OPTIONS,
     PROBES,
-    REPORTED_SECTIONS,
+    TRAINED,
     Config,
-    architecture_options,
     config_changes,
     config_from_text,
     config_text,
+    options_that_affect,
+    put,
+    value_at,
 )
 from logger import ScalarLog
 from system.downloads import describe_weights, is_url
@@ -121,8 +120,8 @@ class RunRecord:
         if not file.is_file():
             return self.options
         trained, now = config_from_text(file.read_text('utf-8')), config_from_text(self.options)
-        for section in REPORTED_SECTIONS:
-            trained[section] = now[section]
+        for key in options_that_affect('scores'):
+            put(trained, key, value_at(now, key), OPTIONS_FILE)
         return config_text(trained)
 
     def ended_early(self, epochs: int) -> None:
@@ -201,9 +200,9 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     """Refuse to start a run in the folder of another run, before anything is written.
 
     A run may resume with other options, and a finished run may be trained for more epochs, as long
-    as the pre-trained weights, the architecture, the PATIENT_OPTIONS and the OUTPUT_OPTIONS stay
-    the same. If a finished run is started without more epochs, all options that change the trained
-    model must stay the same.
+    as the pre-trained weights and the options that affect the model, the patients and the outputs
+    stay the same. If a finished run is started without more epochs, all options that change the
+    trained model must stay the same.
 
     Raises:
         ValueError: If the folder contains another run or checkpoints that this run would not
@@ -227,10 +226,9 @@ def refuse_another_run(folder: Path, config: Config) -> None:
         before = config_from_text(path.read_text('utf-8'))
     except ValueError as error:
         raise ValueError(f'{path} cannot be read ({error}): restore or remove the file') from error
-    changes = _changed_options(config_text(before), config_text(config))
-    if not finished or config.TRAIN.EPOCHS > before.TRAIN.EPOCHS:
-        kept = (*PATIENT_OPTIONS, *OUTPUT_OPTIONS, *architecture_options(config))
-        changes = [line for line in changes if line.startswith(kept)]
+    continues = not finished or config.TRAIN.EPOCHS > before.TRAIN.EPOCHS
+    kept = ('model', 'outputs', 'patients') if continues else TRAINED
+    changes = config_changes(config_text(before), config_text(config), *kept)
     changes = weights_changes(folder, config, before.PRETRAINED) + changes
     if changes:
         raise ValueError(
@@ -403,13 +401,7 @@ def _known_record(folder: str | Path) -> dict[str, Any]:
 
 def _changed_options(before: str, now: str) -> list[str]:
     """List the differences in options that change the trained model."""
-    lines = {line.partition(':')[0]: line for line in config_changes(before, now)}
-    return [
-        line
-        for key, line in lines.items()
-        if key in PATIENT_OPTIONS
-        or (key not in FREE_OPTIONS and key.partition('.')[0] not in REPORTED_SECTIONS)
-    ]
+    return config_changes(before, now, *TRAINED)
 
 
 def _changed_data(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from config import (
-    OUTPUT_OPTIONS,
-    PATIENT_OPTIONS,
-    SELECTION_OPTIONS,
     Config,
-    architecture_options,
     config_changes,
     config_text,
     load_yaml,
@@ -233,26 +230,25 @@ class TrainState:
             ValueError: If the model or the meaning of its outputs has changed, or if other patients
                 would be held out or scored.
         """
-        changes = config_changes(saved['config'], config_text(config))
-        if other := [line for line in changes if line.startswith(OUTPUT_OPTIONS)]:
+        changes = partial(config_changes, saved['config'], config_text(config))
+        if other := changes('outputs'):
             raise ValueError(
                 f'{self.source} was trained with other labels ({"; ".join(other)}): choose another '
                 '--tag, or start from its weights with --pretrained'
             )
-        if other := [line for line in changes if line.startswith(PATIENT_OPTIONS)]:
+        if other := changes('patients'):
             raise ValueError(
                 f'{self.source} may have learned from patients who would be held out or scored now '
                 f'({"; ".join(other)}): use the same values'
             )
-        if other := [line for line in changes if line.startswith(architecture_options(config))]:
+        if other := changes('model'):
             raise ValueError(
                 f'{self.source} has the weights of another model ({"; ".join(other)}): choose '
                 'another --tag'
             )
-        for line in changes:
+        for line in changes():
             logger.warning(f'changed since the checkpoint: {line}')
-        is_changed = any(line.startswith(SELECTION_OPTIONS) for line in changes)
-        if is_changed and not self.is_done(config):
+        if changes('selection') and not self.is_done(config):
             self.best_score, self.num_not_better = -math.inf, 0
             logger.warning(
                 'another score selects the checkpoint now, so earlier epochs no longer count'

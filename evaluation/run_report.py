@@ -12,10 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from config import (
-    PATIENT_OPTIONS,
     PROBES,
     Config,
-    architecture_options,
     config_changes,
     config_text,
     encoder_name,
@@ -328,7 +326,8 @@ def check_scoring(run: Run, path: str | Path) -> None:
     config, trained = run.config, trained_config(path, 'finetune')
     if trained is None:
         return
-    options = {key: (value_at(trained, key), value_at(config, key)) for key in PATIENT_OPTIONS}
+    keys = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
+    options = {key: (value_at(trained, key), value_at(config, key)) for key in keys}
     (old_fold, fold), (old_holdout, holdout), (old_share, share) = options.values()
     is_other_fold = fold != old_fold and (
         fold or is_data_of(trained, Path(path).parent, config.DATA.DATA_PATH)
@@ -341,8 +340,7 @@ def check_scoring(run: Run, path: str | Path) -> None:
             'patients that trained the model or selected the checkpoint. Use the values of the '
             'training. DATA.FOLD may be empty if --data-path is another data set'
         )
-    changes = config_changes(config_text(trained), config_text(config))
-    if other := [line for line in changes if line.startswith(architecture_options(config))]:
+    if other := config_changes(config_text(trained), config_text(config), 'model'):
         raise ValueError(
             f'{path} has the weights of another model ({"; ".join(other)}): use the options of the '
             'training'

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from config import OUTPUT_OPTIONS, Config, default_config, pixel_statistics, value_at
+from config import Config, default_config, options_that_affect, pixel_statistics, value_at
 from models.convert import (
     PREFIX,
     Report,
@@ -20,7 +20,7 @@ from models.timm_classifier import TimmClassifier
 from system.downloads import PROCESSOR, local_path
 from utils import saved_options
 
-HEAD_OPTIONS = (*OUTPUT_OPTIONS, 'MODEL.HEAD')
+HEAD_OPTIONS = (*options_that_affect('outputs'), 'MODEL.HEAD')
 
 
 def fit_pretrained(

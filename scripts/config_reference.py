@@ -26,6 +26,11 @@ Options come from these defaults, the `BASE` files of the YAML file, the YAML fi
 `--opts KEY VALUE ...` and the other flags. Each source overrides the previous ones. Keys, types and
 combinations are checked before anything is built.
 
+**Affects** says what changes with an option: `weights`, the `model` (what the same weights
+compute), the `outputs` of a classifier, the `patients` who train, select and are scored, the
+`selection` of a checkpoint, `scores`, or `nothing` of these. A run resumes with the same model,
+outputs and patients.
+
 **Own** marks a key that SimMIM does not have. All other defaults are SimMIM's and suit ImageNet.
 The YAML files in `configs/` set values for X-rays.
 
@@ -51,7 +56,7 @@ def options_page() -> str:
 
 
 def _option_table(keys: list[str]) -> str:
-    rows = ['| key | default | allowed | meaning |', '| --- | --- | --- | --- |']
+    rows = ['| key | default | allowed | affects | meaning |', '| --- ' * 5 + '|']
     for key in keys:
         option = OPTIONS[key]
         mark = ' **own**' if isinstance(option, Own) else ''
@@ -59,6 +64,7 @@ def _option_table(keys: list[str]) -> str:
             f'`{key}`{mark}',
             f'`{option.default!r}`',
             _allowed(option),
+            ', '.join(option.affects),
             _escaped(option.meaning),
         ]
         rows.append(f'| {" | ".join(cells)} |')

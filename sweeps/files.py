@@ -20,7 +20,7 @@ import yaml
 
 import data.sources  # noqa: F401 (registers the checks of data sets and labels)
 from config import (
-    FREE_OPTIONS,
+    TRAINED,
     VIEWS,
     Config,
     YamlLoader,
@@ -30,6 +30,7 @@ from config import (
     encoder_node,
     fit_to_task,
     get_config,
+    options_that_affect,
     put,
     require,
     value_at,
@@ -640,12 +641,9 @@ def _parsed(file: Path, changed_ns: int) -> Config:
 
 def option_changes(before: Config, after: Config) -> list[str]:
     """List the changed options that affect the trained model (`engine.run_record.run_changes`)."""
-    same = after.clone()
-    same.defrost()
-    for key in ('BASE', *FREE_OPTIONS):  # BASE is already merged
-        put(same, key, value_at(before, key), 'before')
-    if same == before:  # comparing texts is slow
-        return []
+    trained = options_that_affect(*TRAINED)
+    if all(value_at(before, key) == value_at(after, key) for key in trained):
+        return []  # comparing texts is slow
     return run_changes({'options': config_text(before)}, {'options': config_text(after)})
 
 

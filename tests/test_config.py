@@ -12,6 +12,8 @@ import main_contrastive  # noqa: F401  (the mains fill all registries)
 import main_finetune  # noqa: F401
 import main_simmim  # noqa: F401
 from config import (
+    _C,
+    EFFECTS,
     FLAG_KEYS,
     LEGACY_KEYS,
     OPTIONS,
@@ -418,6 +420,42 @@ def test_changes_between_two_texts_are_listed_by_key() -> None:
     fold = config_changes(older, config_text(changed('DATA.FOLD', '0/5')))
     assert fold == ["DATA.FOLD: '' -> 0/5"]
     assert flat_options(before)['TRAIN.OPTIMIZER.NAME'] == 'adamw'
+
+
+@pytest.mark.parametrize(
+    'key, value, effects',
+    [
+        ('SAVE_FREQ', 5, {'nothing'}),
+        ('TRAIN.EPOCHS', 5, {'weights'}),
+        ('MODEL.SWIN.WINDOW_SIZE', 6, {'model'}),
+        ('MODEL.VIT.DEPTH', 6, set()),  # MODEL.TYPE is 'swin'
+        ('DATA.HOLDOUT_FRACTION', 0.1, {'patients'}),
+        ('DATA.LABELS', ['Edema'], {'outputs'}),
+        ('DATA.BLANK', 'ignore', {'weights', 'selection'}),
+        ('EVAL.LEVEL', 'image', {'selection', 'scores'}),
+        ('EVAL.INTERNAL_SHARE', 0.5, {'patients', 'scores'}),
+        ('REPORT.MAPS', 0, {'scores'}),
+    ],
+)
+def test_a_change_is_listed_for_what_it_affects(key: str, value: object, effects: set[str]) -> None:
+    texts = config_text(default_config()), config_text(changed(key, value))
+    assert {effect for effect in EFFECTS if config_changes(*texts, effect)} == effects
+
+
+def test_an_option_that_no_longer_exists_affects_the_weights() -> None:
+    text = config_text(default_config())
+    assert config_changes(f'{text}GONE: 1\n', text, 'weights') == ['GONE: 1 -> None']
+    assert config_changes(f'{text}GONE: 1\n', text, 'scores') == []
+
+
+def test_every_option_affects_something_known() -> None:
+    assert all({*option.affects} <= {*EFFECTS} for option in OPTIONS.values())
+
+
+def test_the_defaults_can_be_imported_as_in_simmim() -> None:
+    config = _C.clone()
+    config.TRAIN.EPOCHS = 1
+    assert _C.TRAIN.EPOCHS == 300 and not hasattr(_C, 'GONE')
 
 
 def test_saved_options_are_read_without_keys_that_no_longer_exist() -> None:

@@ -191,10 +191,11 @@ def test_the_navigation_lists_every_page_once() -> None:
 
 
 def test_the_page_shows_an_option_as_it_is_declared(monkeypatch) -> None:
-    option = Own(4, 'Side of a token, in pixels.', within='[1, inf)')
+    option = Own(4, 'Side of a token, in pixels.', within='[1, inf)', affects=('model',))
     monkeypatch.setitem(OPTIONS, 'MODEL.CONVNEXT.PATCH_SIZE', option)
     assert '## `MODEL.CONVNEXT`' in options_page()
-    row = '| `MODEL.CONVNEXT.PATCH_SIZE` **own** | `4` | `[1, inf)` | Side of a token, in pixels. |'
+    cells = '`MODEL.CONVNEXT.PATCH_SIZE` **own**', '`4`', '`[1, inf)`', 'model', option.meaning
+    row = f'| {" | ".join(cells)} |'
     assert row in options_page().splitlines()
 
 

@@ -168,12 +168,12 @@ class TwoStepHead(nn.Module):
 def parts(monkeypatch):
     """Declare and register the parts for one test."""
     monkeypatch.setattr(config_module, 'OPTIONS', dict(OPTIONS))
-    monkeypatch.setattr(config_module, '_DEFAULTS', default_config())
+    monkeypatch.setattr(config_module, '_C', default_config())
     options = {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]}  # lines of config.py
     options = {name: Own(default, f'{name} of the encoder.') for name, default in options.items()}
     masked = {'MOMENTUM': Own(0.9, 'First momentum.', within='[0, 1)')}
     sections = {'SOME_ENCODER': options, 'SOME_MASKED': masked}
-    config_module._declare(sections, config_module._DEFAULTS.MODEL, 'MODEL.')
+    config_module._declare(sections, config_module._C.MODEL, 'MODEL.')
     added = {
         'MODEL.TYPE': ('some_encoder', ConvNeXt),
         'MODEL.PRETRAIN': ('some_masked', FeaturePrediction),
