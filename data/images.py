@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import stat
-import struct
 import time
 import warnings
 import zlib
@@ -16,12 +15,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
-
-try:
-    from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
-except ImportError:  # Pillow then reads everything
-    decode_image_jpegturbo = decode_image_png_u8 = decode_image_png_u16 = None
+from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -41,7 +36,7 @@ PROBES = 16  # number of pixels that are compared before all pixels are
 DICOM_SUFFIXES = ('.dcm', '.dicom')
 # Formats that Pillow may recognise by their contents. Other formats can start programs (EPS).
 FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
-MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
+MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'YCbCr')
 MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 FULL_RANGE_BITS = (8, 10, 12, 14, 16)
 # Keys in Image.info. They are tuples, because files can set keys that are strings.
@@ -50,19 +45,7 @@ FULL_SIZE, PACKED_STEPS, FILE_NAME = ('full size',), ('packed steps',), ('file n
 # Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
 
-PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-PNG_HEADER = struct.Struct('>IIBBBBB')  # width, height, bits, colour, two constants, interlacing
-PNG_CHUNK = struct.Struct('>I4s')  # size of the contents, kind
-PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-# First column and row of each pass of an interlaced image, and the steps between pixels.
-PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
-PNG_PASSES += ((0, 1, 1, 2),)
-
-COMPRESSION, PLAIN, DEFLATE = 259, 1, (8, 32946)  # tag of a TIFF, and values that are read
-TIFF_PIXEL_BYTES = 16  # at most, with the rows and columns of tiles beyond the image
-TIFF_BITS, TIFF_PLANES, TIFF_ROWS = 258, 284, 273  # tags; the last one is absent with tiles
 TIFF_GREY, WHITE_IS_ZERO = 262, 0  # tag of the meaning of grey levels, and a value
-TIFF_PLACES = (273, 324), (279, 325)  # tags of the offsets of strips and tiles, and of their sizes
 
 PYDICOM = "pip install 'pydicom>=3.0'"
 DECODERS = (
@@ -199,7 +182,7 @@ def colour_difference(path: str | PathLike[str]) -> int:
     if str(path).lower().endswith(DICOM_SUFFIXES):
         return 0
     with Image.open(path, formats=FORMATS) as image:
-        if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr'):
+        if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'YCbCr'):
             return 0
         red, green, blue = image.convert('RGB').split()
     pairs = ((red, green), (green, blue))
@@ -242,23 +225,21 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
     """Decode a file whose header has been read (`image`)."""
     if getattr(image, 'is_animated', False):
         raise ValueError('the file holds several images; write each image to its own file')
+    if image.mode not in (*MODES_8_BIT, *MODES_16_BIT):
+        raise ValueError(f'pixels of mode {image.mode!r} are neither 8-bit nor 16-bit grey')
+    if image.format == 'BMP' and image.tile[0][0] != 'raw':
+        raise ValueError('compressed BMPs take minutes to read; save the image as PNG')
     if image.format == 'JPEG' and (fault := _fault_of_scans(data)):
         raise ValueError(fault)
-    compressed = _checked_png(data) if image.format == 'PNG' else b''
+    if image.format == 'PNG':
+        # All checksums: decoders ignore those after the pixels, where the rotation may be.
+        _open(data).verify()
     pixels = _decode_plain(data, image)
     if pixels is not None:
         return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
-    if image.format == 'PNG':
-        _refuse_missing_rows(data, compressed)
-    if image.format == 'BMP':
-        _refuse_other_size(data, image)
     image.load()  # has the better messages about damage
-    if image.format == 'JPEG' and image.mode == 'CMYK':
-        raise ValueError('damage of a CMYK JPEG cannot be noticed; save the image as grey')
     if image.format == 'JPEG':
         _refuse_damaged_jpeg(data)
-    elif image.format == 'TIFF':
-        _refuse_damaged_strips(data, image)
     if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
         raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
     ImageOps.exif_transpose(image, in_place=True)
@@ -272,7 +253,7 @@ def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:
     decode the file: if the file is unusual, or damaged, because Pillow's messages are better.
     """
     plain = not image.info.get('interlace') and 'transparency' not in image.info
-    if decode_image_png_u8 is None or not plain or any(m in data for m in ROTATION_MARKERS):
+    if not plain or any(m in data for m in ROTATION_MARKERS):
         return None
     shape = image.height, image.width
     bits = data[24] if image.format == 'PNG' else 8  # Pillow widens 2 and 4 bits to mode 'L'
@@ -294,97 +275,15 @@ def _fault_of_scans(data: bytes) -> str:
     return f'it has {count:,} scans; {MAX_SCANS} are allowed' if count > MAX_SCANS else ''
 
 
-def _checked_png(data: bytes) -> bytes:
-    """Return the compressed pixels of a PNG after checking all chunks.
-
-    Decoders ignore damage in chunks after the pixels, where the rotation may be.
-
-    Raises:
-        ValueError: If the CRC-32 of a chunk differs, or if the file ends before the last chunk.
-
-    Source: ISO/IEC 15948 (PNG), section 5.3 (chunks).
-    """
-    place, kind, pixels = len(PNG_SIGNATURE), b'', []
-    while kind != b'IEND':
-        if place + 12 > len(data):
-            raise ValueError('the end of the file is missing')
-        before, (size, kind) = kind, PNG_CHUNK.unpack_from(data, place)
-        body = data[place + 4 : place + 8 + size]  # with the kind, which the CRC-32 covers
-        crc = data[place + 8 + size : place + 12 + size]
-        if crc != zlib.crc32(body).to_bytes(4, 'big'):
-            raise ValueError(f'the CRC-32 of a chunk {kind!r} differs')
-        if kind == b'IDAT' and (before == kind or not pixels):  # Pillow ignores later ones
-            pixels.append(body[4:])
-        place += 12 + size
-    return b''.join(pixels)
-
-
-def _refuse_missing_rows(data: bytes, compressed: bytes) -> None:
-    """Refuse a PNG that lacks rows, which Pillow does not notice.
-
-    Source: ISO/IEC 15948 (PNG), sections 8.2 (interlacing) and 10.1 (zlib).
-    """
-    width, height, bits, colour, _, _, interlaced = PNG_HEADER.unpack_from(data, 16)
-    needed = 0
-    for x, y, across, down in PNG_PASSES if interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - x) // across), -(-(height - y) // down)
-        needed += rows * (1 + -(-columns * bits * PNG_CHANNELS[colour] // 8)) if columns else 0
-    found = len(zlib.decompressobj().decompress(compressed, needed))
-    if found < needed:
-        raise ValueError(f'rows are missing: {found:,} bytes of pixels instead of {needed:,}')
-
-
-def _refuse_other_size(data: bytes, image: Image.Image) -> None:
-    """Refuse a BMP whose pixels do not fit its size, or are compressed, without a checksum."""
-    [(codec, _, start, options)] = image.tile
-    if codec != 'raw':
-        raise ValueError('damage of a compressed BMP cannot be noticed; save the image as PNG')
-    needed = options[1] * image.height  # bytes in a row and rows; up to 3 bytes may follow
-    if not 0 <= len(data) - start - needed < 4:
-        raise ValueError(f'it has {len(data) - start:,} bytes of pixels instead of {needed:,}')
-
-
 def _refuse_damaged_jpeg(data: bytes) -> None:
     """Refuse a JPEG whose pixels break a rule of the format, of which libjpeg only warns.
 
     Pillow ignores the warnings and invents the pixels; kornia-rs does not.
     """
     try:
-        if decode_image_jpegturbo is not None:
-            decode_image_jpegturbo(data, 'rgb')
+        decode_image_jpegturbo(data, 'rgb')
     except Exception:
         raise ValueError('the compressed pixels are damaged') from None
-
-
-def _refuse_damaged_strips(data: bytes, image: Image.Image) -> None:
-    """Refuse a TIFF whose pixels do not fit their checksums or its size, unnoticed by libtiff.
-
-    Tiles have bytes beyond the image, so only the number of bytes in strips is known.
-    """
-    tags, most = image.tag_v2, image.width * image.height * TIFF_PIXEL_BYTES
-    compression = tags.get(COMPRESSION, PLAIN)
-    if compression not in (PLAIN, *DEFLATE):
-        kind = TiffImagePlugin.COMPRESSION_INFO.get(compression, compression)
-        raise ValueError(
-            f'damage of a TIFF with compression {kind} cannot be noticed; save the image without '
-            'compression, deflated, or as PNG'
-        )
-    starts, sizes = ([n for tag in names for n in tags.get(tag, ())] for names in TIFF_PLACES)
-    total = 0
-    for start, size in zip(starts, sizes, strict=True):
-        if compression == PLAIN:
-            total += size
-            continue
-        inflater = zlib.decompressobj()
-        total += len(inflater.decompress(data[start : start + size], most - total + 1))
-        if total > most or not inflater.eof:
-            raise ValueError('the deflated pixels are damaged')
-    bits = tags.get(TIFF_BITS, (1,))
-    if tags.get(TIFF_PLANES) != 2:  # the channels of a pixel are together
-        bits = (sum(bits),)
-    needed = image.height * sum(-(-image.width * bit // 8) for bit in bits)
-    if TIFF_ROWS in tags and image.mode != 'YCbCr' and total != needed:
-        raise ValueError(f'it has {total:,} bytes of pixels instead of {needed:,}')
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
@@ -394,8 +293,6 @@ def _to_grey(image: Image.Image) -> Image.Image:
         if inverted or image.has_transparency_data:
             raise ValueError('16-bit grey must be saved with 0 as black and without transparency')
         return _from_16_bit(np.asarray(image))
-    if image.mode not in MODES_8_BIT:
-        raise ValueError(f'pixels of mode {image.mode!r} are neither 8-bit nor 16-bit grey')
     if image.has_transparency_data:
         black = Image.new('RGBA', image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image.convert('RGBA'))

@@ -85,32 +85,9 @@ def test_without_the_fast_decoder_the_image_is_the_same(kind, monkeypatch):
     image, options = PLAIN.get(kind, (None, {}))
     data = UNUSUAL[kind] if image is None else encode(image, kind, **options)
     usual = outcome(data)
-    monkeypatch.setattr(images, 'decode_image_png_u8', None)
+    monkeypatch.setattr(images, '_decode_plain', lambda *_: None)
     assert outcome(data) == usual
     assert usual[0].startswith('F' if image is DEEP else 'L')
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
-
-
-@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16'])
-@pytest.mark.parametrize('size', [(1, 1), (3, 9), (30, 20)])
-def test_whole_pngs_are_read_and_those_without_the_last_row_are_refused(mode, size):
-    rng = np.random.default_rng(0)
-    pixels = Image.fromarray(rng.integers(0, 255, (size[1], size[0]), np.uint8))
-    image = DEEP.crop((0, 0, *size)) if mode == 'I;16' else pixels.convert(mode)
-    whole = encode(image, 'PNG')
-    images._refuse_missing_rows(whole, images._checked_png(whole))
-    body = zlib.decompress(whole[(at := whole.index(b'IDAT') + 4) : at + whole_size(whole, at)])
-    start = whole[: at - 8]
-    for kept in (body, body[:-1]):
-        data = start + png_chunk(b'IDAT', zlib.compress(kept)) + png_chunk(b'IEND', b'')
-        if kept is body:
-            assert np.array_equal(np.asarray(decode(data)), np.asarray(decode(whole)))
-        else:
-            with pytest.raises(ValueError):
-                decode(data)
 
 
 def whole_size(data: bytes, at: int) -> int:
@@ -144,10 +121,10 @@ def test_damaged_files_are_read_or_refused_as_by_pillow(kind, monkeypatch):
     for place, value in rng.integers([0, 0], [len(whole), 256], (200, 2)).tolist():
         damaged.append(whole[:place] + bytes([value]) + whole[place + 1 :])
     got = [outcome(data) for data in damaged]
-    monkeypatch.setattr(images, 'decode_image_png_u8', None)
+    monkeypatch.setattr(images, '_decode_plain', lambda *_: None)
     assert got == [outcome(data) for data in damaged]
-    accepted = sum(bool(pixels) for _, pixels in got)
-    assert accepted > 1 if kind == 'JPEG' else accepted < 3  # PNG has checksums
+    changed = [each for each in got if each[1] and each != outcome(whole)]
+    assert len(changed) > 1 if kind == 'JPEG' else not changed  # PNG has checksums
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -162,31 +139,11 @@ def test_jpegs_with_damage_of_which_libjpeg_warns_are_refused(kind):
         assert outcome(damaged) == ('ValueError', b'')
 
 
-@pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('deep', [False, True])
-def test_deflated_tiffs_are_refused_if_their_checksum_differs(deep):
-    image = DEEP if deep else GREY
-    whole = encode(image, 'TIFF', compression='tiff_adobe_deflate')
+@pytest.mark.parametrize('compression', ['tiff_lzw', 'packbits', 'tiff_adobe_deflate'])
+@pytest.mark.parametrize('image', [GREY, DEEP])
+def test_compressed_tiffs_have_the_same_pixels(image, compression):
     plain = encode(image, 'TIFF')
-    assert outcome(whole) == outcome(plain)
-    with Image.open(BytesIO(whole)) as opened:
-        start, size = opened.tag_v2[273][0], opened.tag_v2[279][0]
-    for place in range(start, start + size, size // 40):
-        damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
-        assert not outcome(damaged)[1]
-
-
-@pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('compression', ['raw', 'tiff_adobe_deflate'])
-@pytest.mark.parametrize('image', [GREY, DEEP, GREY.convert('RGB'), GREY.convert('1')])
-def test_tiffs_of_another_size_than_their_pixels_are_refused(image, compression):
-    whole = encode(image, 'TIFF', compression=compression)
-    assert outcome(whole)[1]
-    for tag, side in ((256, image.width), (257, image.height)):
-        entries = [struct.pack('<HHII', tag, kind, 1, side) for kind in (3, 4)]  # short and long
-        [entry] = [whole.index(entry) for entry in entries if entry in whole]
-        changed = whole[: entry + 8] + struct.pack('<I', side - 8) + whole[entry + 12 :]
-        assert outcome(changed) == ('ValueError', b'')
+    assert outcome(encode(image, 'TIFF', compression=compression)) == outcome(plain)
 
 
 @pytest.mark.parametrize('damage', ['cut off', 'other kind', 'other contents'])
@@ -203,7 +160,7 @@ def test_damage_after_the_pixels_of_a_png_does_not_hide_the_rotation(damage):
         'other kind': late.replace(b'eXIf', b'eXIg'),
         'other contents': late[:-14] + bytes([late[-14] ^ 1]) + late[-13:],
     }
-    assert outcome(damaged[damage]) == ('ValueError', b'')
+    assert not outcome(damaged[damage])[1]
 
 
 # Grey levels
@@ -273,19 +230,14 @@ BAD = {
     'a format that starts a program': encode(GREY, 'EPS'),
     'PNG that is cut off': PNG[:1500],
     'JPEG that is cut off': encode(GREY, 'JPEG')[:900],
-    **{
-        f'TIFF with {name}, whose damage goes unnoticed': encode(GREY, 'TIFF', compression=name)
-        for name in ('tiff_lzw', 'packbits', 'jpeg')
-    },
-    'TIFF with fax': encode(GREY.convert('1'), 'TIFF', compression='group4'),
-    'BMP of another height than its pixels': (
-        encode(GREY, 'BMP').replace(struct.pack('<ii', *GREY.size), struct.pack('<ii', 75, 59))
-    ),
+    'TIFF that is cut off': encode(GREY, 'TIFF')[:-100],
+    'deflated TIFF that is cut off': encode(GREY, 'TIFF', compression='tiff_adobe_deflate')[:-100],
+    'BMP that is cut off': encode(GREY, 'BMP')[:-100],
     'compressed BMP': (
         encode(GREY, 'BMP').replace(struct.pack('<HI', 8, 0), struct.pack('<HI', 8, 1), 1)
     ),
     'a format that is not read': encode(GREY, 'GIF'),
-    'CMYK JPEG, whose damage goes unnoticed': encode(GREY.convert('CMYK'), 'JPEG'),
+    'CMYK JPEG': encode(GREY.convert('CMYK'), 'JPEG'),
     'black': encode(Image.new('L', (75, 61)), 'PNG'),
     'black in colour': encode(Image.new('RGB', (75, 61)), 'JPEG'),
     'one 16-bit level': encode(Image.fromarray(np.full((61, 75), 65535, np.uint16)), 'PNG'),
