@@ -592,16 +592,6 @@ _C.TRAIN.SAVE_EVERY_MINUTES = Own(
     within='[0, inf)',
     affects='nothing',
 )
-_C.TRAIN.ON_NAN = Own(
-    'stop',
-    "Non-finite loss or gradient: 'stop' ends the run, 'skip' skips the optimizer step.",
-    one_of=('stop', 'skip'),
-)
-_C.TRAIN.NAN_LIMIT = Own(
-    10,
-    "With ON_NAN 'skip', the run stops after more than this many skipped steps.",
-    within='[0, inf)',
-)
 _C.TRAIN.DETERMINISTIC = Own(
     False, 'Whether to use only deterministic algorithms, which are slower.'
 )

@@ -184,11 +184,9 @@ def train_one_epoch(
 
     Returns:
         Values for metrics.jsonl: loss, grad_norm, lr, images_per_second, data_seconds and seconds.
-        With TRAIN.ON_NAN 'skip' also skipped_steps, counted over the whole run.
 
     Raises:
         FloatingPointError: If a loss is not finite or, without a gradient scaler, a gradient norm.
-            With TRAIN.ON_NAN 'skip' only after more than TRAIN.NAN_LIMIT skipped steps.
         Preempted: If a signal asked the run to stop (see `Saver`).
     """
     config, epoch = run.config, state.epoch
@@ -211,7 +209,7 @@ def train_one_epoch(
     seconds = before + time.perf_counter() - clock.start
     run.logger.debug(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')
     images = state.batch * config.DATA.BATCH_SIZE * distributed.world_size()
-    figures = {
+    return {
         'loss': state.progress.mean_loss(),
         'grad_norm': state.progress.mean_norm(),
         'lr': shown_rate(run, state),
@@ -219,30 +217,19 @@ def train_one_epoch(
         'data_seconds': waited + clock.data_seconds,
         'seconds': seconds,
     }
-    if config.TRAIN.ON_NAN == 'skip':
-        figures['skipped_steps'] = state.skipped.count
-    return figures
 
 
 def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, i: int) -> None:
-    """Run forward and backward passes of batch `i`, and the optimizer step after the last batch.
-
-    Raises:
-        FloatingPointError: After more than TRAIN.NAN_LIMIT skipped steps.
-    """
+    """Run forward and backward passes of batch `i`, and the optimizer step after the last batch."""
     start = i - i % state.accumulation
     size = min(state.accumulation, state.num_batches - start)
-    if i == start:
-        state.skipped.begin_step(run.config, state.module)
-        if hasattr(state.module, 'begin_step'):
-            state.module.begin_step()
+    if i == start and hasattr(state.module, 'begin_step'):
+        state.module.begin_step()
     ends_step = i + 1 == start + size
     loss = _backward(run, state, batch, loss_fn, group_size=size, exchange=ends_step)
-    is_held = run.config.TRAIN.ON_NAN == 'skip'  # the loss counts once the step is made
-    losses = state.skipped.losses if is_held else state.progress.waiting_losses
-    losses.append(loss)
+    state.progress.waiting_losses.append(loss)
     if ends_step:
-        _optimizer_step(run, state, first_batch=start)
+        _optimizer_step(run, state)
         state.scheduler.step_update(state.epoch * state.num_batches + i)
     state.batch = i + 1
 
@@ -268,7 +255,9 @@ def flush_metrics(run: Run, state: TrainState) -> None:
                 '--amp-opt-level O0.'
             )
         raise FloatingPointError(
-            f'{_not_finite(run, state, batch)}; no checkpoint contains these weights. {advice}'
+            f'the loss or its gradient is not finite in epoch {state.epoch}, batch {batch}, with '
+            f'learning rate {shown_rate(run, state):.4e}; no checkpoint contains these weights. '
+            f'{advice}'
         )
 
 
@@ -323,30 +312,21 @@ def _backward(
     return loss.detach().clone()  # CUDA graphs overwrite the loss in the next forward pass
 
 
-def _optimizer_step(run: Run, state: TrainState, *, first_batch: int) -> None:
-    """Clip the gradients, make or skip the optimizer step and clear the gradients."""
+def _optimizer_step(run: Run, state: TrainState) -> None:
+    """Clip the gradients, make the optimizer step and clear the gradients.
+
+    A gradient scaler skips steps that overflow.
+    """
     state.scaler.unscale_(state.optimizer)
     limit = run.config.TRAIN.CLIP_GRAD or math.inf
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
     if run.config.TRAIN.CLIP_VALUE:
         nn.utils.clip_grad_value_(state.model.parameters(), run.config.TRAIN.CLIP_VALUE)
-    if state.skipped.must_skip(run.config, None if state.scaler.is_enabled() else norm):
-        state.skipped.skip(run.config, run.logger, _not_finite(run, state, first_batch))
-    else:
-        state.scaler.step(state.optimizer)
-        state.progress.waiting_losses += state.skipped.losses  # held back with TRAIN.ON_NAN 'skip'
-        state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
+    state.scaler.step(state.optimizer)
     state.scaler.update()
+    state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
     in_place = state.accumulation > 1 and getattr(state.model, 'keeps_gradients', False)
     state.optimizer.zero_grad(set_to_none=not in_place)
-
-
-def _not_finite(run: Run, state: TrainState, batch: int) -> str:
-    """Describe a step that is not finite by the place of a batch in it."""
-    return (
-        f'the loss or its gradient is not finite in epoch {state.epoch}, batch {batch}, with '
-        f'learning rate {shown_rate(run, state):.4e}'
-    )
 
 
 def _time_left(run: Run, state: TrainState) -> str:

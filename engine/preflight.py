@@ -333,9 +333,7 @@ class Preflight:
         """Make a training step, or compute the features for a probe."""
         if self.loss_fn is not None:
             state.model.train()
-            # With 'skip' a non-finite loss would not be reported.
-            run = _with_options(self.run, {'TRAIN.ON_NAN': 'stop'})
-            train_one_batch(run, replace(state, accumulation=1), batch, self.loss_fn, 0)
+            train_one_batch(self.run, replace(state, accumulation=1), batch, self.loss_fn, 0)
             return
         with torch.no_grad():
             model = state.module.eval()

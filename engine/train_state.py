@@ -18,7 +18,6 @@ from config import (
 )
 from engine.clock import Clock
 from engine.compilation import Compiled
-from engine.skipping import SkippedSteps
 from system import distributed
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
@@ -113,7 +112,6 @@ class TrainState:
     compares_images: bool = False  # whether the loss compares the images of a batch
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
-    skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
     @property
     def parallel(self) -> DistributedDataParallel | None:
@@ -175,11 +173,7 @@ class TrainState:
             'accumulation': self.accumulation,
             'finished': finished,
             'best_score': self.best_score,
-            'progress': {
-                **self.progress.numbers(),
-                'num_skipped': self.skipped.count,
-                'num_not_better': self.num_not_better,
-            },
+            'progress': {**self.progress.numbers(), 'num_not_better': self.num_not_better},
             'rng': rng,
             'config': config_text(config),
         }
@@ -205,7 +199,7 @@ class TrainState:
             load_moments(saved, self.optimizer, self.scaler, name=name, source=source)
             self.best_score = saved['best_score']
             progress = dict(saved['progress'])
-            self.skipped.count = progress.pop('num_skipped', 0)
+            progress.pop('num_skipped', None)  # of earlier versions
             self.num_not_better = progress.pop('num_not_better', 0)
             self.progress = Progress(**progress)
             self._set_position(saved, config)

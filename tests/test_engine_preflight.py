@@ -129,7 +129,7 @@ def test_weights_disk_output_and_loss_are_all_reported(phantom, tmp_path, check,
     weights = tmp_path / 'half.pth'
     weights.write_bytes(b'half a file')
     data = {'MEAN': [0.5], 'STD': [1e-38]}
-    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', DATA=data, TRAIN={'ON_NAN': 'skip'})
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', DATA=data)
     argv = arguments(cfg, phantom, tmp_path / 'out', '--pretrained', str(weights))
     code, verdict, rows = check('simmim', argv)
     assert code == 1 and '4 problem' in verdict
