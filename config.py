@@ -215,14 +215,14 @@ _C.DATA.VIEWS = Own(
 _C.DATA.TASK = Own(
     'observations',
     "What fine-tuning learns: 'observations': each label on its own; 'any_finding' and 'effusion': "
-    "one finding against No Finding; 'single_label': the class of an image; 'regression': numbers.",
-    one_of=('observations', 'any_finding', 'effusion', 'single_label', 'regression'),
+    "one finding against No Finding; 'single_label': the class of an image.",
+    one_of=('observations', 'any_finding', 'effusion', 'single_label'),
     affects='outputs',
 )
 _C.DATA.LABELS = Own(
     [],
-    "Columns of the CSV files that are the labels of 'observations' ([]: all 14), the classes of "
-    "'single_label', or the numbers of 'regression' ('Age': the age of the patients).",
+    "Columns of the CSV files that are the labels of 'observations' ([]: all 14) or the classes of "
+    "'single_label'.",
     affects='outputs',
 )
 _C.DATA.LABEL_COLUMN = Own(
@@ -839,12 +839,11 @@ _C.EVAL.AGE_BANDS = Own(
 _C.LOSS = Section()
 _C.LOSS.NAME = Own(
     'bce',
-    "Loss of fine-tuning. 'bce' to 'asymmetric' are for labels learned on their own; the next two "
-    "are for 'single_label' (default 'cross_entropy'), and 'l1' and 'l2' are for 'regression' "
-    "(default 'l1').",
+    "Loss of fine-tuning. 'bce' to 'asymmetric' are for labels learned on their own, and the other "
+    "two are for 'single_label' (default 'cross_entropy').",
     one_of=(
         *('bce', 'weighted_bce', 'focal', 'asymmetric'),
-        *('cross_entropy', 'weighted_cross_entropy', 'l1', 'l2'),
+        *('cross_entropy', 'weighted_cross_entropy'),
     ),
 )
 _C.LOSS.GAMMA = Own(2.0, "'focal': exponent.", within='[0, inf)')

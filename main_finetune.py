@@ -20,14 +20,18 @@ from torch.utils.data import DataLoader
 from data.build import build_loader
 from data.fingerprint import describe_data
 from data.loader import Loaders
-from data.tasks import NUMBERS, task_of
 from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.run_record import Run
 from engine.stage import run_stage
 from evaluation.families import family_of, score
 from evaluation.inference import load_classifier, predict
-from evaluation.metrics import FEW_CASES
+from evaluation.metrics import (
+    FEW_CASES,
+    labels_with_few_cases,
+    selecting_labels,
+    selection_score,
+)
 from evaluation.probes import build_probe, freeze_encoder
 from evaluation.run_report import FinalScores, check_scoring
 from logger import DETAIL
@@ -67,7 +71,7 @@ class Selection:
         split: Split that is scored, 'holdout' or 'valid'.
         loader: Loader of the split; None if no patients are held out.
         family: Metrics of the task.
-        labels: Labels whose mean is the score, see `Family.selecting`.
+        labels: Labels whose mean AUROC is the score, see `selecting_labels`.
         name: What the selecting score is, such as 'holdout mean AUROC of 3 labels'. It is '' if the
             last epoch is used.
         about: What selects the epoch, in one sentence.
@@ -82,9 +86,9 @@ class Selection:
         if self.loader is not None:
             targets = self.loader.dataset.targets
             counts = score(config, np.zeros(targets.shape, np.float32), self.loader)
-            self.labels = self.family.selecting(counts, config.EVAL.SELECT)
+            self.labels = selecting_labels(counts, config.EVAL.SELECT)
             selects = chosen != 'last' and config.FINETUNE.MODE not in PROBES
-            self.warning = self._warn(self.family.few(counts), selects)
+            self.warning = self._warn(labels_with_few_cases(counts), selects)
         if config.FINETUNE.MODE in PROBES:
             self.about = 'a probe has no epochs'
         elif chosen == 'last':
@@ -92,9 +96,8 @@ class Selection:
         elif not self.labels:
             self.about = f'no label has enough cases in {self.split}: the last epoch is used'
         else:
-            measure = self.family.measure
-            several = f'mean {measure} of {len(self.labels)} labels'
-            score_name = several if len(self.labels) > 1 else f'{measure} of {self.labels[0]}'
+            several = f'mean AUROC of {len(self.labels)} labels'
+            score_name = several if len(self.labels) > 1 else f'AUROC of {self.labels[0]}'
             self.name = f'{self.split} {score_name}'
             self.about = f'the {self.name} selects the epoch'
         if config.TRAIN.PATIENCE and not self.name:
@@ -106,14 +109,13 @@ class Selection:
     def _warn(self, few: Mapping[str, str], selects: bool) -> str:
         if not few:
             return ''
-        effects = ['do not select an epoch'] if selects else []
-        if self.family.has_thresholds:
-            effects.append('have no reliable threshold')
+        effects = 'have no reliable threshold'
+        if selects:
+            effects = f'do not select an epoch and {effects}'
         named = ', '.join(f'{label} ({number})' for label, number in few.items())
-        about = f' Such labels {" and ".join(effects)}.' if effects else ''
         return (
-            f'{self.split} has fewer than {FEW_CASES} {self.family.unit}: {named}.{about} '
-            'DATA.HOLDOUT_FRACTION holds out more patients'
+            f'{self.split} has fewer than {FEW_CASES} cases of one class: {named}. '
+            f'Such labels {effects}. DATA.HOLDOUT_FRACTION holds out more patients'
         )
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
@@ -124,7 +126,7 @@ class Selection:
         line = f'{self.split}: {self.family.describe(scores)}'
         run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
         keys = [key for key in ('loss', *self.family.logged) if key in scores]
-        selecting = self.family.select(scores, run.config.EVAL.SELECT) if self.labels else None
+        selecting = selection_score(scores, run.config.EVAL.SELECT) if self.labels else None
         found = {f'{self.split}_{key}': scores[key] for key in keys}
         return found | ({} if selecting is None else {'score': selecting})
 
@@ -197,8 +199,6 @@ def main(run: Run) -> int:
             freeze_encoder(model)
             if not (config.PRETRAINED or config.MODEL.RESUME or config.EVAL_MODE):
                 run.logger.warning('--pretrained is not given, so the encoder stays random')
-        if loaders.train is not None and task_of(config).kind == NUMBERS:
-            model.head.set_units(loaders.train.dataset.targets)
         return model, None if is_probe else label_loss(run, loaders.train)
 
     def train(model: nn.Module, loss_fn: LossFunction | None) -> None:

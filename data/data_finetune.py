@@ -25,7 +25,7 @@ from data.splits import (
     unlabelled_records,
 )
 from data.table import Fault, refuse
-from data.tasks import CLASSES, NUMBERS, task_of
+from data.tasks import CLASSES, task_of
 from data.transforms import EvalTransform, TrainTransform
 
 
@@ -50,8 +50,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
                 parts[split] = _eval_loader(config, split, records, logger)
     valid, test = (_scored_loader(config, split, logger) for split in ('valid', 'test'))
     loaders = Loaders(valid=valid, test=test, **parts)
-    if task.kind != NUMBERS:
-        _warn_of_one_class(logger, loaders, task.labels)
+    _warn_of_one_class(logger, loaders, task.labels)
     if teacher:
         _warn_of_teacher(logger, loaders, teacher)
     return loaders

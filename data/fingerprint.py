@@ -15,7 +15,7 @@ from data.layouts import open_layout
 from data.loader import Loaders
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store, place_of
-from data.tasks import NUMBERS, task_of
+from data.tasks import task_of
 from system.files import sha256
 
 
@@ -54,15 +54,9 @@ def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
 
 
 def _count_targets(config: Config, targets: np.ndarray) -> dict[str, Any]:
-    """Count training images, and their positive (from 0.5 to 1) and negative targets by label.
-
-    Numbers are neither positive nor negative, so only the known ones are counted.
-    """
-    task = task_of(config)
-    labels = task.labels
+    """Count training images, and their positive (from 0.5 to 1) and negative targets by label."""
+    labels = task_of(config).labels
     sides = {'positives': (targets >= 0.5) & (targets <= 1), 'negatives': targets < 0.5}
-    if task.kind == NUMBERS:
-        sides = {'known': ~np.isnan(targets)}
     counts = {
         name: dict(zip(labels, side.sum(axis=0).tolist(), strict=True))
         for name, side in sides.items()

@@ -12,8 +12,8 @@ import pandas as pd
 from data.labels import LABELS
 from data.names import row_names
 from data.records import Records, add_studies, records_of, select_views
-from data.table import KEYS, LARGEST, Table
-from data.tasks import CLASSES, FINDINGS, NUMBERS, TASKS, make_task
+from data.table import KEYS, Table
+from data.tasks import CLASSES, FINDINGS, TASKS, make_task
 from system.files import replace_files
 
 SUM_ERROR = 0.01  # of the probabilities of all classes, which may be rounded to few digits
@@ -28,7 +28,7 @@ class Predictions:
     row: np.ndarray  # [N] 0-based row of the file
     names: np.ndarray  # [N] names of images or studies in the file
     labels: tuple[str, ...]  # findings in CheXpert's order, then others in the order of the file
-    probabilities: np.ndarray  # [N, K] in [0, 1], or numbers; NaN where empty, if that is allowed
+    probabilities: np.ndarray  # [N, K] in [0, 1]; NaN where empty, if that is allowed
     trained_views: str = ''  # DATA.VIEWS of the training, if the JSON file next to it says so
 
 
@@ -85,8 +85,7 @@ def read_predictions(
 
     Args:
         path: Path of the CSV file.
-        task: DATA.TASK that the JSON file must name, if it names one; '' accepts any task. With a
-            task of numbers the cells may be any numbers.
+        task: DATA.TASK that the JSON file must name, if it names one; '' accepts any task.
         allow_empty: Whether cells may be empty.
         labels: Names of further labels (DATA.LABELS).
 
@@ -117,8 +116,6 @@ def read_predictions(
     table.require(KEYS, known)
     _check_names(table)
     options = {'most': 1, 'can_be_empty': allow_empty}
-    if kind == NUMBERS:
-        options = {'least': -LARGEST, 'can_be_empty': allow_empty}
     columns = [table.numbers(label, 'value of a prediction', **options) for label in labels]
     if kind == CLASSES and len(labels) == len(known):
         away = np.abs(np.sum(columns, axis=0) - 1)

@@ -29,9 +29,8 @@ from data.labels import (
 )
 
 TASKS = Registry('DATA.TASK')
-AGE = 'Age'  # label of the task 'regression' that is read like the age of the patients
 # Kinds of predictions.
-FINDINGS, CLASSES, NUMBERS = 'findings', 'classes', 'numbers'
+FINDINGS, CLASSES = 'findings', 'classes'
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Task(ABC):
         uncertain: DATA.UNCERTAIN.
         by_label: DATA.UNCERTAIN_BY_LABEL.
         seed: SEED, which determines random targets.
-        kind: Kind of the predictions: independent probabilities of 'findings', probabilities of
-            'classes' with the sum 1, or 'numbers' (class attribute).
+        kind: Kind of the predictions: independent probabilities of 'findings', or probabilities of
+            'classes' with the sum 1 (class attribute).
         losses: Values of LOSS.NAME for this kind; the first one is the default (class attribute).
         has_policies: Whether uncertain labels have policies in training and are never scored, and
             whether images without a target are kept (class attribute).
@@ -234,37 +233,6 @@ class SingleLabel(Task):
         return np.where(count[:, None] == 1, has_class, np.nan).astype(np.float32)
 
 
-@TASKS.register('regression')
-class Regression(Task):
-    """Learn the numbers in the columns DATA.LABELS, such as an age; empty cells are left out.
-
-    The label Age is the age of the patients in years, whatever the layout of the data. Age 0 is
-    unknown, as in CheXpert.
-    """
-
-    kind = NUMBERS
-    losses = ('l1', 'l2')
-    takes_names = True
-    least_names = 1
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.names
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(name for name in self.names if name != AGE)
-
-    @property
-    def cells(self) -> Cells:
-        return Cells(numbers=True)
-
-    def scored(self, records: Any) -> np.ndarray:
-        values = dict(zip(records.label_names, records.labels.T, strict=True))
-        values[AGE] = np.where(records.age > 0, records.age, np.nan)
-        return np.stack([values[name] for name in self.labels], axis=1).astype(np.float32)
-
-
 def task_of(config: Config) -> Task:
     """Return the task of a config."""
     data = config.DATA
@@ -322,10 +290,6 @@ def check_label_options(config: Config, stage: str | None) -> None:
         require(holds, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
     if task.kind != FINDINGS:
         require(not data.PSEUDO_LABELS, config, 'DATA.PSEUDO_LABELS', f"'' {of_task}")
-    if task.kind == NUMBERS:
-        holds = config.FINETUNE.MODE != 'knn'
-        require(holds, config, 'FINETUNE.MODE', f"a mode other than 'knn' {of_task}")
-        require(data.SAMPLER != 'weighted', config, 'DATA.SAMPLER', f"not 'weighted' {of_task}")
     if config.EVAL_MODE:
         return
     holds = data.SELF_TRAIN_PREDICTIONS or not any(each.needs_predictions for each in policies)

@@ -53,21 +53,6 @@ def p_value(value: float | None) -> object:
     return number(value, '< 0.001') if is_small else format_value(value)
 
 
-def significant(value: float) -> str:
-    """Format a number with three significant digits, such as '8.31', but no exponent if large."""
-    if not math.isfinite(value):
-        return 'n/a'
-    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
-    return f'{value:.2e}' if decimals > 6 else f'{value:,.{max(0, decimals)}f}'
-
-
-def quantity(value: float | None) -> object:
-    """Return an element with a number in the units of a label, with three significant digits."""
-    if value is None:
-        return number(value, '')
-    return number(float(value), significant(value).replace('-', '\N{MINUS SIGN}'))
-
-
 @dataclass(frozen=True)
 class Axis:
     """Range and ticks of an axis."""
@@ -261,18 +246,6 @@ def calibration(label: dict, key: str) -> Markup:
         panel.marks(xs, ys, f'mark series-{i}', marker=MARKERS[i])
     words = 'Observed share of positives against predicted probability. The diagonal is ideal.'
     return panel.svg(f'{key}-calibration', f'Calibration: {label["label"]}', words)
-
-
-def scatter(label: dict, key: str) -> Markup:
-    """Draw predicted against true numbers on axes with the same range, and the diagonal."""
-    targets, predicted = label['points']['target'], label['points']['predicted']
-    known = [value for value in (*targets, *predicted) if value is not None]
-    x = nice_axis(known, 'True')
-    panel = Panel(x, replace(x, title='Predicted'))
-    panel.marks(targets, predicted, 'point', marker='circle')
-    panel.line((x.low, x.high), (x.low, x.high), 'diagonal')
-    words = 'Predicted against true numbers. The diagonal is ideal. The scores are in the table.'
-    return panel.svg(f'{key}-scatter', f'Predicted and true: {label["label"]}', words)
 
 
 def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:

@@ -1,4 +1,4 @@
-"""What each kind of predictions needs in evaluation: its scores, its selection and its probe.
+"""What each kind of predictions needs in evaluation: its scores and its linear model.
 
 To add a kind of predictions, add one instance of `Family` to FAMILIES under the `kind` of its task.
 How outputs become predictions is in `models.outputs`.
@@ -13,25 +13,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from config import Config
-from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
+from data.tasks import CLASSES, FINDINGS, task_of
 from evaluation.classes import CLASS_METRICS, class_table, describe_classes
-from evaluation.metrics import (
-    SplitScores,
-    describe_scores,
-    labels_with_few_cases,
-    score_table,
-    selecting_labels,
-    selection_score,
-)
-from evaluation.numbers import (
-    NUMBER_METRICS,
-    describe_numbers,
-    labels_with_few_numbers,
-    number_selection_score,
-    number_table,
-    selecting_numbers,
-)
-from evaluation.tuning import LinearFit, fit_logistic, fit_ridge, fit_softmax
+from evaluation.metrics import SplitScores, describe_scores, score_table
+from evaluation.tuning import LinearFit, fit_logistic, fit_softmax
 from models.outputs import OUTPUTS
 
 
@@ -40,40 +25,20 @@ class Family:
     """The metrics and the linear model of one kind of predictions.
 
     Attributes:
-        measure: What the mean over labels selects a checkpoint by; higher is better.
         table: Function (predictions [N, K], targets [N, K], studies [N], *, labels, level,
             aggregate) -> scores of a split.
         describe: Function from scores to one line.
-        few: Function from scores to label -> what it has few of.
-        unit: What FEW_CASES counts.
-        has_thresholds: Whether held-out patients choose thresholds.
-        selecting: Function (scores, EVAL.SELECT) -> labels that select a checkpoint.
-        select: Function (scores, EVAL.SELECT) -> selecting score, NaN if there is none.
         logged: Scores that are written for each epoch.
         fit_linear: Function that fits a linear model of features, such as
             `evaluation.tuning.fit_logistic`. Its outputs are scores (`models.outputs.Outputs`).
     """
 
-    measure: str
     table: Callable[..., dict[str, Any]]
     describe: Callable[[SplitScores], str]
-    few: Callable[[SplitScores], dict[str, str]]
-    unit: str
-    has_thresholds: bool
-    selecting: Callable[[SplitScores, str], tuple[str, ...]]
-    select: Callable[[SplitScores, str], float]
     logged: tuple[str, ...]
     fit_linear: LinearFit
 
 
-OF_AUROC = {
-    'measure': 'AUROC',
-    'few': labels_with_few_cases,
-    'unit': 'cases of one class',
-    'has_thresholds': True,
-    'selecting': selecting_labels,
-    'select': selection_score,
-}
 MEANS_AND_AREAS = ('mean_of_five', 'mean_of_defined', 'auroc')
 FAMILIES = {
     FINDINGS: Family(
@@ -81,26 +46,12 @@ FAMILIES = {
         describe=describe_scores,
         logged=MEANS_AND_AREAS,
         fit_linear=fit_logistic,
-        **OF_AUROC,
     ),
     CLASSES: Family(
         table=class_table,
         describe=describe_classes,
         logged=(*CLASS_METRICS, *MEANS_AND_AREAS),
         fit_linear=fit_softmax,
-        **OF_AUROC,
-    ),
-    NUMBERS: Family(
-        measure='R²',
-        table=number_table,
-        describe=describe_numbers,
-        few=labels_with_few_numbers,
-        unit='cases',
-        has_thresholds=False,
-        selecting=selecting_numbers,
-        select=number_selection_score,
-        logged=tuple(NUMBER_METRICS),
-        fit_linear=fit_ridge,
     ),
 }
 

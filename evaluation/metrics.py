@@ -81,7 +81,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Metric:
-    """One entry of METRICS, CLASS_METRICS or NUMBER_METRICS.
+    """One entry of METRICS or CLASS_METRICS.
 
     Attributes:
         name: Key in scores.json and report.json, and column in the CSV tables.
@@ -389,7 +389,7 @@ def mean_defined(values: np.ndarray) -> float:
 class SplitScores(TypedDict, total=False):
     """Scores of a checkpoint on a split, as in scores.json (split -> checkpoint -> scores).
 
-    Classes and numbers have further metrics, see `evaluation.classes` and `evaluation.numbers`.
+    Classes have further metrics, see `evaluation.classes`.
     """
 
     level: str  # 'study' or 'image'
@@ -494,11 +494,6 @@ def few_cases(positives: int, negatives: int, enough: int | None = None) -> str:
     number, name = min((positives, 'positive'), (negatives, 'negative'))
     is_few = number < (FEW_CASES if enough is None else enough)
     return f'{number} {name}{"s" * (number != 1)}' if is_few else ''
-
-
-def few_in_all(count: int) -> str:
-    """Return the number of cases, such as '5 cases', if they are few, and otherwise ''."""
-    return f'{count} case{"s" * (count != 1)}' if count < FEW_CASES else ''
 
 
 def describe_scores(scores: Mapping[str, Any]) -> str:

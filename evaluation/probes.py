@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data.loader import Loaders
-from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
+from data.tasks import CLASSES, FINDINGS, task_of
 from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head
 from evaluation.families import family_of
@@ -200,9 +200,6 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         with torch.no_grad():
             model.head.weight.copy_(torch.from_numpy(weight))
             model.head.bias.copy_(torch.from_numpy(bias))
-            if model.head.has_units:  # the weights already give the units of the labels
-                model.head.mean.zero_()
-                model.head.std.fill_(1)
         probe, grid = model, INVERSE_PENALTIES
     chosen = dict(zip(task.labels, choices, strict=True))
     return probe, log_choices(run.logger, config.FINETUNE.MODE, chosen, grid)
@@ -270,11 +267,7 @@ def _fit_attention(
 
     def make_head() -> nn.Module:
         outputs = len(model.head.weight)
-        head = build_classifier_head(model.num_features, outputs, run.config.MODEL.HEAD)
-        if task.kind == NUMBERS:
-            head.add_units()
-            head.set_units(targets)
-        return head
+        return build_classifier_head(model.num_features, outputs, run.config.MODEL.HEAD)
 
     loss_fn = LABEL_LOSSES[task.losses[0]](run.config.LOSS, targets)
     options = {'loss_fn': loss_fn, 'device': run.device, 'seed': run.config.SEED}

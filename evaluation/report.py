@@ -1,8 +1,7 @@
 """Evaluation report: report.json, a self-contained report.html, and tables in CSV and LaTeX.
 
-`build_document` collects the report in one dictionary, `build_number_document` does so for
-predicted numbers such as age, and `write_report` writes the files. This module does not import
-torch, so predictions of any model can be scored without torch.
+`build_document` collects the report in one dictionary, and `write_report` writes the files. This
+module does not import torch, so predictions of any model can be scored without torch.
 """
 
 import base64
@@ -15,7 +14,7 @@ import secrets
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,12 @@ from evaluation.classes import CLASS_METRICS
 from evaluation.compare import compare
 from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.metrics import FEW_CASES, METRICS, Protocol, headline_labels
-from evaluation.numbers import NUMBER_METRICS, at_study_level, compare_numbers, score_numbers
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
 from system.files import atomic_writer, replace_files
 
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'
-NUMBER_TITLE = 'Chest X-ray regression report'
 TEMPLATES = Path(__file__).parent / 'templates'
 JPEG_QUALITY = 88  # for images in the page; the PNG files of the maps are lossless
 SALT_FILE = 'anonymise_salt'
@@ -69,7 +66,6 @@ NO_RESAMPLES = (
 )
 SMALL_SPAN = 0.02  # a smaller range of the probabilities of a label raises an alert
 CHANCE = 0.5  # AUROC of random predictions
-SMALL_SPREAD = 0.05  # a smaller SD of predicted numbers, in SDs of the targets, raises an alert
 FLOOR = 'logistic regression on pixels'
 NO_INTERVAL = 'there is no interval, because too many resamples lack a class of one label'
 MEAN_TITLES = {
@@ -129,10 +125,7 @@ def read_salt(folder: Path) -> bytes:
 def rename_images(document: dict[str, Any], name: Callable[[str], str]) -> None:
     """Rename every image and study in a report, in place."""
     entries = [error for scored in document['sets'] for error in scored['worst_errors']]
-    of_numbers = [
-        error for scored in document.get('numbers', []) for error in scored['largest_errors']
-    ]
-    for entry in [*entries, *of_numbers, *document['maps']]:
+    for entry in [*entries, *document['maps']]:
         entry['path'] = name(entry['path'])
 
 
@@ -199,78 +192,12 @@ def build_document(
     }
 
 
-def build_number_document(
-    sets: Sequence[Cases],
-    protocol: Protocol,
-    *,
-    run: Mapping[str, str],
-    patients: Mapping[str, Sequence[str]] | None = None,
-    warnings: Sequence[str] = (),
-    extras: Mapping[str, Any] | None = None,
-    baseline: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """Score predicted numbers and assemble a report for `write_report`.
-
-    Args:
-        sets: Sets of cases to score, as in `evaluation.numbers`.
-        protocol: Options for scoring.
-        run: Details of the run, name -> value, in the order of the report.
-        patients: Split -> patients, used to detect patients in two splits.
-        warnings: Additional warnings.
-        extras: Additional parts of the report: `training`, `maps`, `maps_check` and `comparisons`.
-        baseline: Label -> mean of the training targets, whose scores are shown for comparison.
-
-    Returns:
-        The document. Its `numbers` has the entries of `score_numbers`, `sets` is empty, and there
-        is no headline, because labels have different units.
-    """
-    scored = [score_numbers(cases, protocol, baseline) for cases in sets]
-    if protocol.resamples:
-        explain_intervals(scored)
-    return {
-        'format': FORMAT,
-        'title': NUMBER_TITLE,
-        'run': [{'name': name, 'value': str(value)} for name, value in run.items()],
-        'headline': None,
-        'not_comparable': NOT_COMPARABLE,
-        'published': [],
-        'alerts': _set_lines(scored, _number_alerts),
-        'warnings': [
-            *warnings,
-            *_leak_warnings(patients or {}),
-            *([] if protocol.resamples else [NO_RESAMPLES]),
-            *_set_lines(scored, _number_warnings),
-        ],
-        'sets': [],
-        'numbers': scored,
-        **dict.fromkeys(('training', 'maps_check', 'pixel_floor')),
-        **{'comparisons': [], 'maps': [], **(extras or {})},
-    }
-
-
 def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> list[dict[str, Any]]:
     """Compare every pair of models that predict the same rows, for the report's `comparisons`.
 
     Each of the `sets` belongs to another model. `name` is the name of the scored set.
     """
     rows = [cases.at_level(protocol.level, protocol.aggregate) for cases in sets]
-    return _compare_pairs(rows, compare, protocol, name)
-
-
-def compare_number_sets(
-    sets: Sequence[Cases], protocol: Protocol, *, name: str
-) -> list[dict[str, Any]]:
-    """Compare the MAE of every pair of models, as `compare_sets` compares the AUROC."""
-    rows = [at_study_level(cases, protocol.level) for cases in sets]
-    return _compare_pairs(rows, compare_numbers, protocol, name)
-
-
-def _compare_pairs(
-    rows: Sequence[Cases],
-    compare_two: Callable[..., dict[str, Any]],
-    protocol: Protocol,
-    name: str,
-) -> list[dict[str, Any]]:
     pairs = [
         (a, b)
         for a, b in combinations(rows, 2)
@@ -278,7 +205,7 @@ def _compare_pairs(
     ]
     options, found = {'resamples': protocol.resamples, 'seed': protocol.seed}, []
     for a, b in pairs:
-        entry = compare_two(a, b, **options)
+        entry = compare(a, b, **options)
         if protocol.resamples:
             explain_intervals(entry)
         tested = sum(not np.isnan(part['p_holm']) for part in entry['labels'].values())
@@ -337,14 +264,12 @@ def write_report(
     report = json.loads(text)
     page = _render(folder, report, thumbnails or {})
     folder.mkdir(parents=True, exist_ok=True)
-    labels = chain(_labels(report), _number_labels(report))
-    groups = chain(_groups(report), _number_groups(report))
     files = {
         'report.html': page,
         'report.json': text,
         'report_scores.tex': _latex(document),
-        'report_labels.csv': _table(['set', 'level', 'views', 'label'], labels),
-        'report_groups.csv': _table(['set', 'column', 'group', 'label'], groups),
+        'report_labels.csv': _table(['set', 'level', 'views', 'label'], _labels(report)),
+        'report_groups.csv': _table(['set', 'column', 'group', 'label'], _groups(report)),
     }
     if report['comparisons']:
         header = ['set', 'a', 'b', 'label']
@@ -386,28 +311,6 @@ def classes_line(entry: dict[str, Any]) -> str:
     return ', '.join(f'{titles[name]} {_format_score(scores[name], notes)}' for name in titles)
 
 
-def numbers_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
-    """Format the scores of predicted numbers with intervals, in one row for each label.
-
-    Args:
-        entry: Entry of the report's `numbers`.
-        notes: Footnotes to which the reasons for missing intervals are added.
-    """
-    show = charts.significant
-    rows = {
-        part['label']: [
-            part['n'],
-            *(show(part[name]) for name in ('mean', 'sd')),
-            *(_format_score(part['scores'][name], notes, show) for name in NUMBER_METRICS),
-            _format_score(part['constant']['scores']['mae'], notes, show),
-        ]
-        for part in entry['labels']
-    }
-    titles = [metric.title for metric in NUMBER_METRICS.values()]
-    columns = ['n', 'mean', 'SD', *titles, 'MAE of the constant']
-    return pd.DataFrame.from_dict(rows, orient='index', columns=columns)
-
-
 def differences_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
     """Format the differences of a comparison with intervals and p-values.
 
@@ -417,55 +320,38 @@ def differences_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
     """
     mark = f' ({notes.mark(entry["note"])})' if entry['note'] else ''
     parts = entry['labels'] | {MEAN_TITLES[key]: m for key, m in entry['means'].items() if m}
-    show = '{:.3f}'.format if _compared(entry) == 'AUROC' else charts.significant
     rows = {
         label: [
-            f'0.000, {part["same"]}'
-            if part['same']
-            else _format_score(part['difference'], notes, show),
+            f'0.000, {part["same"]}' if part['same'] else _format_score(part['difference'], notes),
             _format_p(part['p_bootstrap']),
             _format_p(part['p_holm']) + mark if 'p_holm' in part else '',
         ]
         for label, part in parts.items()
     }
-    columns = [f'difference in {_compared(entry)}', 'p (bootstrap)', 'p (Holm)']
+    columns = ['difference in AUROC', 'p (bootstrap)', 'p (Holm)']
     return pd.DataFrame.from_dict(rows, orient='index', columns=columns)
-
-
-def _compared(entry: dict[str, Any]) -> str:
-    """Return the title of the score that an entry of `comparisons` compares."""
-    return entry.get('score', 'AUROC')
 
 
 def _format_p(value: float) -> str:
     return 'n/a' if np.isnan(value) else f'{value:.4f}' if value >= 1e-4 else '<0.0001'
 
 
-def _format_score(
-    score: dict[str, Any], notes: Footnotes, show: Callable[[float], str] = '{:.3f}'.format
-) -> str:
+def _format_score(score: dict[str, Any], notes: Footnotes) -> str:
     """Format a score with its interval, or with the mark of a footnote."""
     if np.isnan(score['value']):
         return 'n/a'
-    about = '' if np.isnan(score['low']) else f' [{show(score["low"])}, {show(score["high"])}]'
+    about = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
     if 'note' in score:
         about = f' ({notes.mark(score["note"])})'
-    return f'{show(score["value"])}{about}'
+    return f'{score["value"]:.3f}{about}'
 
 
 def _latex(document: dict[str, Any]) -> str:
     """Format the tables of scores and differences in LaTeX with escaped special characters."""
     notes = Footnotes()
-    compared = dict.fromkeys(map(_compared, document['comparisons']))
     tables = {
-        'Scores': {
-            **{entry['name']: partial(scores_table, entry) for entry in document['sets']},
-            **{
-                entry['name']: partial(numbers_table, entry)
-                for entry in document.get('numbers', [])
-            },
-        },
-        f'Differences in {" and ".join(compared)}': {
+        'Scores': {entry['name']: partial(scores_table, entry) for entry in document['sets']},
+        'Differences in AUROC': {
             f'{entry["a"]} minus {entry["b"]}': partial(differences_table, entry)
             for entry in document['comparisons']
         },
@@ -571,41 +457,6 @@ def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _number_alerts(entry: dict[str, Any]) -> Iterator[str]:
-    """Report labels with nearly constant predictions or without evidence of being learned."""
-    constant = [
-        part['label']
-        for part in entry['labels']
-        if part['predicted_sd'] < SMALL_SPREAD * part['sd']
-    ]
-    by_mean = [part['label'] for part in entry['labels'] if part['scores']['r2']['low'] <= 0]
-    if constant:
-        yield (
-            'the predictions hardly vary: their standard deviation is below '
-            f'{100 * SMALL_SPREAD:g} % of that of the targets for {", ".join(constant)}'
-        )
-    if by_mean:
-        yield (
-            'the model may not be better than a constant, because the interval of R² reaches 0 or '
-            f'lies below: {", ".join(by_mean)}'
-        )
-
-
-def _number_warnings(entry: dict[str, Any]) -> Iterator[str]:
-    """Report labels without targets, without R², with few cases, and small groups."""
-    few = [f'{part["label"]} ({part["n"]})' for part in entry['labels'] if part['few']]
-    no_r2 = [part['label'] for part in entry['labels'] if np.isnan(part['scores']['r2']['value'])]
-    small = _small_groups(entry)
-    if entry['undefined']:
-        yield f'labels without targets are not scored: {", ".join(entry["undefined"])}'
-    if no_r2:
-        yield f'no R², because all targets are equal or a prediction is NaN: {", ".join(no_r2)}'
-    if few:
-        yield f'fewer than {FEW_CASES} cases: {", ".join(few)}'
-    if small:
-        yield f'groups with fewer than {FEW_CASES} cases for every label: {", ".join(small)}'
-
-
 def _small_groups(entry: dict[str, Any]) -> list[str]:
     """Return the groups of a set with few cases of every label."""
     return [
@@ -700,36 +551,6 @@ def _labels(report: dict) -> Iterator[Row]:
                 yield {**keys, 'label': MEAN_TITLES[name], **_columns(entry['means'][name])}
 
 
-def _number_labels(report: dict) -> Iterator[Row]:
-    """Yield one row for each set and predicted number."""
-    for entry in report.get('numbers', []):
-        keys = {'set': entry['name'], 'level': entry['level'], 'views': entry['views']}
-        for label in entry['labels']:
-            counts = {name: label[name] for name in ('label', 'n', 'few', 'mean', 'sd')}
-            constant = label['constant']
-            of_constant = {f'constant_{name}': value for name, value in constant['scores'].items()}
-            yield {
-                **keys,
-                **counts,
-                **_columns(label['scores']),
-                'constant': constant['value'],
-                'constant_source': constant['source'],
-                **_columns(of_constant),
-            }
-
-
-def _number_groups(report: dict) -> Iterator[Row]:
-    """Yield one row for each group and predicted number."""
-    for entry in report.get('numbers', []):
-        for column in entry['groups']:
-            for group in column['groups']:
-                keys = {'set': entry['name'], 'column': column['column'], 'group': group['group']}
-                counts = {name: group[name] for name in ('rows', 'patients')}
-                for label, part in group['labels'].items():
-                    found = {'label': label, **counts, 'n': part['n'], 'few': part['few']}
-                    yield {**keys, **found, **_columns(part['scores'])}
-
-
 def _groups(report: dict) -> Iterator[Row]:
     """Yield one row for each group and label, the means of the group, and the gaps."""
     for entry in report['sets']:
@@ -794,21 +615,16 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = report.get('numbers', [])[::-1]  # the last set is the most important one
-    scored = [*report['sets'], *numbers]
-    names = dict.fromkeys(label['label'] for entry in scored for label in entry['labels'])
+    names = dict.fromkeys(label['label'] for entry in report['sets'] for label in entry['labels'])
     environment.filters |= {
         'p_value': charts.p_value,
         'probability': charts.probability,
-        'quantity': charts.quantity,
         'in_order': lambda part: [(name, part[name]) for name in names if name in part],
     }
     script = (TEMPLATES / 'report.js').read_text(encoding='utf-8')
     return environment.get_template('report.html.j2').render(
         report=report,
         sets=_main_first(report),
-        numbers=numbers,
-        number_metrics=NUMBER_METRICS,
         class_metrics=[*CLASS_METRICS.values()],
         notes=Footnotes(),
         floor=report['pixel_floor'],
@@ -828,7 +644,7 @@ def _render(
         explanations={
             entry.title: f'{entry.explanation} {"Higher" if entry.higher_is_better else "Lower"} '
             'is better.'
-            for entry in (*METRICS.values(), *NUMBER_METRICS.values())
+            for entry in METRICS.values()
         },
         five=COMPETITION_LABELS,
         mean_of_five=MEAN_OF_FIVE,

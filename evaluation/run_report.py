@@ -1,7 +1,6 @@
 """Write the scores, the predictions and the report of a fine-tuning run to the run folder."""
 
 import json
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from data.labels import UNCERTAIN
 from data.loader import Loaders, XrayDataset
 from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
-from data.tasks import CLASSES, NUMBERS, task_of
+from data.tasks import CLASSES, task_of
 from engine.run_record import Run, code_version, is_data_of
 from evaluation.cases import Cases
 from evaluation.families import family_of, score
@@ -33,10 +32,9 @@ from evaluation.inference import predict
 from evaluation.metrics import Protocol
 from evaluation.pixel_floor import pixel_floor, read_pixels
 from evaluation.report import (
+    FLOOR,
     Names,
     build_document,
-    build_number_document,
-    compare_number_sets,
     floor_part,
     rename_images,
     write_report,
@@ -44,7 +42,6 @@ from evaluation.report import (
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
 from evaluation.tuning import INVERSE_PENALTIES, log_choices
 from logger import json_safe, read_metrics
-from models.classifier_heads import scales
 from models.outputs import OUTPUTS
 from system import distributed
 from system.files import BEST_CHECKPOINT, checkpoint_position, replace_file
@@ -52,7 +49,6 @@ from utils import read_checkpoint, seen_patients, trained_config
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
-PIXELS = 'ridge regression on pixels'
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 AVERAGED = (
     'saliency maps are those of the first checkpoint and of one view of the image, while the '
@@ -132,8 +128,7 @@ class FinalScores:
         chosen = dict(zip(self.task.labels, choices, strict=True))
         chosen = log_choices(logger, 'pixels', chosen, INVERSE_PENALTIES)
         self.floor = {'images': len(train), 'components': count, 'chosen': chosen}
-        model = 'ridge' if self.task.kind == NUMBERS else 'logistic'
-        about = f'{model} regression on pixels ({count} components of {len(train)} images)'
+        about = f'{FLOOR} ({count} components of {len(train)} images)'
         ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
         for split, values in zip(pixels, np.split(found, ends), strict=True):
             scores = score(config, values, self.scored[split]) | self.floor
@@ -187,7 +182,7 @@ class FinalScores:
         trained = self.trained
         select_on = _selected_on(trained or config, sources[0])
         training = _describe_training(trained, names, select_on)
-        training |= _describe_effort(run.folder, select_on, sources, train, self.family.measure)
+        training |= _describe_effort(run.folder, select_on, sources, train)
         about = {
             'run': _describe_run(config, sources, training, names),
             'patients': {
@@ -195,26 +190,18 @@ class FinalScores:
             },
             'warnings': self._warnings(models[0], sources, names),
         }
-        extras = {'training': self._training_curves(sources)}
-        thumbnails, protocol = {}, _protocol(config)
-        if self.task.kind == NUMBERS:
-            baseline = self._means_of(train.dataset.targets) if train else None
-            extras['comparisons'] = self._compare_with_pixels(sets[-1], protocol)
-            document = build_number_document(
-                sets, protocol, baseline=baseline, extras=extras, **about
-            )
-        else:
-            floor = floor_part(sets, self.floor_predictions, protocol, facts=self.floor)
-            document = build_document(
-                sets,
-                self._cases('holdout') if self.loaders.holdout else None,
-                protocol,
-                policy=trained.DATA.UNCERTAIN if trained else '',
-                extras=extras | {'pixel_floor': floor},
-                **about,
-            )
-            document |= self._write_maps(models[0], datasets, sets[-1], document, folder)
-            thumbnails = _thumbnails(config, datasets, sets, document)
+        protocol = _protocol(config)
+        floor = floor_part(sets, self.floor_predictions, protocol, facts=self.floor)
+        document = build_document(
+            sets,
+            self._cases('holdout') if self.loaders.holdout else None,
+            protocol,
+            policy=trained.DATA.UNCERTAIN if trained else '',
+            extras={'training': self._training_curves(sources), 'pixel_floor': floor},
+            **about,
+        )
+        document |= self._write_maps(models[0], datasets, sets[-1], document, folder)
+        thumbnails = _thumbnails(config, datasets, sets, document)
         for line in document['alerts']:
             run.logger.warning(line)
         rename_images(document, names)
@@ -241,18 +228,6 @@ class FinalScores:
             self.run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
         return found
 
-    def _compare_with_pixels(self, cases: Cases, protocol: Protocol) -> list[dict[str, Any]]:
-        """Compare the errors of predicted numbers with those of the baseline on pixels."""
-        if cases.name not in self.floor_predictions:
-            return []
-        pixels = replace(cases, name=PIXELS, probabilities=self.floor_predictions[cases.name])
-        models = [replace(cases, name='model'), pixels]
-        return compare_number_sets(models, protocol, name=cases.name)
-
-    def _means_of(self, targets: np.ndarray) -> dict[str, float]:
-        """Return label -> mean of its known targets [N, K]."""
-        return dict(zip(self.task.labels, scales(targets)[0].tolist(), strict=True))
-
     def _training_curves(self, sources: list[str]) -> dict[str, Any] | None:
         """Return losses and selection score by epoch, if the model was trained in this folder."""
         records = _epochs(self.run.folder, sources)
@@ -263,7 +238,7 @@ class FinalScores:
         names = {
             'Training loss': 'loss',
             f'Loss on {split} ({self.outputs.loss_name})': f'{split}_loss',
-            f'Mean {self.family.measure} on {split}': 'score',
+            f'Mean AUROC on {split}': 'score',
         }
         curves = [
             {'name': name, 'values': [record.get(key) for record in records]}
@@ -289,7 +264,7 @@ class FinalScores:
             )
         if config.REPORT.MAPS and lacks_maps(model, config.REPORT.METHOD):
             warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
-        elif config.REPORT.MAPS and self.task.kind != NUMBERS and _is_averaged(config, sources):
+        elif config.REPORT.MAPS and _is_averaged(config, sources):
             warnings.append(AVERAGED)
         return warnings
 
@@ -416,7 +391,7 @@ def _describe_run(
     config: Config, sources: list[str], training: dict[str, str], names: Names
 ) -> dict[str, str]:
     """Return the table of run details for the first screen of the report."""
-    data, family = config.DATA, family_of(config)
+    data = config.DATA
     checkpoint = ', '.join(names.file(source) for source in sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     data_set = f'{names.file(data.DATASET)}{labeller}'
@@ -432,7 +407,7 @@ def _describe_run(
         **({'Blank labels': data.BLANK} if task_of(config).has_policies else {}),
         'Images': describe_images(config.EVAL.DATA_PATH or data.DATA_PATH),
         'Pixels': f'preprocessing {steps}, normalised by {data.NORMALIZE}',
-        **({'Threshold rule': config.EVAL.THRESHOLD} if family.has_thresholds else {}),
+        'Threshold rule': config.EVAL.THRESHOLD,
         'Test-time views': describe_views(config),
         'Seed': str(config.SEED),
         'Code': code_version(),
@@ -484,7 +459,7 @@ def _describe_training(trained: Config | None, names: Names, select_on: str) -> 
 
 
 def _describe_effort(
-    folder: Path, select_on: str, sources: list[str], train: DataLoader | None, measure: str
+    folder: Path, select_on: str, sources: list[str], train: DataLoader | None
 ) -> dict[str, str]:
     """Return the number of training images, the selected epoch and the training time, if known."""
     rows, records = {}, _epochs(folder, sources)
@@ -494,7 +469,7 @@ def _describe_effort(
     if records and Path(sources[0]).name == BEST_CHECKPOINT:
         best = read_checkpoint(sources[0])
         rows['Selected epoch'] = (
-            f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean {measure} '
+            f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean AUROC '
             f'{best["best_score"]:.4f} on {select_on}'
         )
     if records:

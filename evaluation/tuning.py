@@ -2,10 +2,10 @@
 
 Probes and the baseline on pixels choose their hyperparameter for each label on the patients whose
 labels they learn from, so a run with few labels uses no others. The criterion is the log loss of
-the out-of-fold predictions, and the squared error for numbers. With few positives their AUROC has
-several maxima that hardly differ, and mostly chooses less well: docs/howto/finetune.md has the
-measurement. A label of which no value predicts more than a constant gets a plain value, because the
-lowest loss then belongs to the strongest penalty, whatever ranks best.
+the out-of-fold predictions. With few positives their AUROC has several maxima that hardly differ,
+and mostly chooses less well: docs/howto/finetune.md has the measurement. A label of which no value
+predicts more than a constant gets a plain value, because the lowest loss then belongs to the
+strongest penalty, whatever ranks best.
 """
 
 import logging
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression
 
 INVERSE_PENALTIES = tuple(10.0**power for power in range(-6, 5))  # C of LogisticRegression
 PLAIN_INVERSE_PENALTY = 0.01  # for labels that a cross-validation cannot tune
@@ -178,43 +178,6 @@ def fit_softmax(
     weight[present] = np.concatenate([0 * model.coef_, model.coef_]) if is_binary else model.coef_
     bias[present] = [0, *model.intercept_] if is_binary else model.intercept_
     return weight, bias, [choice] * num_classes
-
-
-def fit_ridge(
-    features: np.ndarray, targets: np.ndarray, patients: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
-    """Fit a ridge regression for each label; arguments and result are as in `fit_logistic`.
-
-    The targets are numbers, NaN where unknown. They are standardised for the penalty 1 / C, and
-    weight and bias are in their units. Weight and bias are those of the mean for a constant label,
-    and zero for a label without known targets.
-    """
-    features, fold = features.astype(np.float64), patient_folds(targets, patients)
-    weight, bias = np.zeros((targets.shape[1], features.shape[1])), np.zeros(targets.shape[1])
-    choices = [Choice(PLAIN_INVERSE_PENALTY, float('nan'))] * targets.shape[1]
-    for k, target in enumerate(targets.T.astype(np.float64)):
-        known = ~np.isnan(target)
-        if not known.any():
-            continue
-        bias[k], spread = target[known].mean(), target[known].std()
-        standard = (target - bias[k]) / (spread or 1)
-
-        def losses(standard: np.ndarray = standard, known: np.ndarray = known) -> Iterator[float]:
-            for penalty in INVERSE_PENALTIES:
-                predicted = np.empty(len(standard))
-                for number in np.unique(fold):
-                    own, others = fold == number, known & (fold != number)
-                    model = Ridge(1 / penalty).fit(features[others], standard[others])
-                    predicted[own] = model.predict(features[own])
-                yield np.mean((predicted - standard)[known] ** 2)
-
-        if spread > 0 and np.unique(fold[known]).size > 1:
-            choices[k] = choose_lowest(
-                INVERSE_PENALTIES, losses(), constant=1.0, plain=PLAIN_INVERSE_PENALTY
-            )
-        model = Ridge(1 / choices[k].value).fit(features[known], standard[known])
-        weight[k], bias[k] = spread * model.coef_, bias[k] + spread * model.intercept_
-    return weight, bias, choices
 
 
 def log_choices(

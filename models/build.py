@@ -16,7 +16,6 @@ import models.swin_transformer
 import models.timm_classifier
 import models.vision_transformer  # noqa: F401
 from config import require
-from data.tasks import NUMBERS, task_of
 from models.classifier_heads import CLASSIFIER_HEADS, ClassifierHead
 from models.encoder import ENCODERS
 from models.losses import count_outputs
@@ -53,8 +52,6 @@ def build_model(
         )
     holds = not num_outputs or type(model.head) is CLASSIFIER_HEADS[config.MODEL.HEAD]
     require(holds, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}")
-    if num_outputs and task_of(config).kind == NUMBERS:
-        model.head.add_units()
     return model
 
 

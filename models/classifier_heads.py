@@ -7,7 +7,6 @@ features and the number K of outputs, and its parameter `weight` has K rows.
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,49 +30,25 @@ class ClassifierHead(nn.Module, ABC):
 
     takes_tokens: ClassVar[bool] = False
     weight: Tensor
-    has_units = False
 
     @abstractmethod
     def logits(self, inputs: Tensor) -> Tensor:
         """Compute the logits, [B, K]."""
 
-    def add_units(self) -> None:
-        """Give each output a mean and a standard deviation, 0 and 1, that belong to the weights.
-
-        The outputs are then numbers in the units of the labels, while training works on
-        standardised ones.
-        """
-        self.has_units = True
-        self.register_buffer('mean', self.weight.new_zeros(len(self.weight)))
-        self.register_buffer('std', self.weight.new_ones(len(self.weight)))
-
-    def set_units(self, targets: np.ndarray) -> None:
-        """Set the mean and the standard deviation of the outputs to those of targets [N, K]."""
-        for unit, values in zip((self.mean, self.std), scales(targets), strict=True):
-            unit.copy_(torch.from_numpy(values))
-
-    @torch.no_grad()
-    def fold_units(self) -> None:
-        """Multiply the units into weight and bias, which gives the same outputs without units."""
-        self.weight.mul_(self.std[:, None])
-        self.bias.mul_(self.std).add_(self.mean)
-        self.has_units = False
-        del self.mean, self.std
-
     def forward(self, inputs: Tensor) -> Tensor:
         device = inputs.device.type
         if self.training or device == 'meta':  # meta tensors have no autocast
-            return self._in_units(self.logits(inputs))
+            return self._checked(self.logits(inputs))
         with torch.autocast(device, enabled=False):
-            return self._in_units(self.logits(inputs.to(self.weight.dtype)))
+            return self._checked(self.logits(inputs.to(self.weight.dtype)))
 
-    def _in_units(self, outputs: Tensor) -> Tensor:
+    def _checked(self, outputs: Tensor) -> Tensor:
         if outputs.shape[1:] != self.weight.shape[:1]:
             raise ValueError(
                 f'{type(self).__name__}.logits must return [B, {len(self.weight)}], one value for '
                 f'each row of its weight, got {[*outputs.shape]}'
             )
-        return outputs.float() * self.std + self.mean if self.has_units else outputs
+        return outputs
 
 
 @CLASSIFIER_HEADS.register('linear')
@@ -122,17 +97,6 @@ class AttentionHead(ClassifierHead):
         attention, values = self.attend(inputs)
         found = torch.einsum('bhkl,blhd->bkhd', attention, values).flatten(2)  # [B, K, F]
         return (found * self.weight).sum(dim=2) + self.bias
-
-
-def scales(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation of each label, [K] float32, ignoring NaN.
-
-    They are 0 and 1 for a label without known targets, and the standard deviation of a constant
-    label is 1.
-    """
-    values = np.ma.masked_invalid(targets.astype(np.float64))
-    mean, std = values.mean(axis=0).filled(0), values.std(axis=0).filled(1)
-    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
 def build_classifier_head(num_features: int, num_classes: int, name: str = 'linear') -> nn.Module:

@@ -30,7 +30,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from config import Config, check_config, enlarged_side, pixel_statistics, scored_steps, value_at
-from data.tasks import NUMBERS, task_of
+from data.tasks import task_of
 from models.build import build_saved_model
 from models.contrastive import METHODS, build_contrastive
 from models.convert import PREFIX, to_huggingface
@@ -144,8 +144,6 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
         gives, kind['num_outputs'] = 'features', 0
     model = build_saved_model(config, state, path, **kind)
     load_model_state(model, state, str(path), logger)
-    if outputs and task_of(config).kind == NUMBERS:
-        model.head.fold_units()
     encoder = model.encoder if gives == 'tokens' else model
     network = Tokens(encoder) if gives == 'tokens' else model
     return Source(config, encoder, network.eval(), outputs, gives)

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from config import Registry
 from data.tasks import task_of
-from models.classifier_heads import scales
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')
@@ -77,16 +76,6 @@ def _cross_entropy(options: Any, targets: np.ndarray) -> LabelLoss:
 @LABEL_LOSSES.register('weighted_cross_entropy')
 def _weighted_cross_entropy(options: Any, targets: np.ndarray) -> LabelLoss:
     return partial(masked_cross_entropy, class_weight=torch.from_numpy(class_weights(targets)))
-
-
-@LABEL_LOSSES.register('l1')
-def _l1(options: Any, targets: np.ndarray) -> LabelLoss:
-    return partial(masked_error, power=1, scale=torch.from_numpy(scales(targets)[1]))
-
-
-@LABEL_LOSSES.register('l2')
-def _l2(options: Any, targets: np.ndarray) -> LabelLoss:
-    return partial(masked_error, power=2, scale=torch.from_numpy(scales(targets)[1]))
 
 
 def masked_bce(
@@ -216,25 +205,6 @@ def masked_cross_entropy(
     if class_weight is not None:
         losses = losses * class_weight.to(outputs.device, non_blocking=True)
     return losses.sum() / len(losses)
-
-
-def masked_error(
-    outputs: torch.Tensor, targets: torch.Tensor, *, power: int, scale: torch.Tensor
-) -> torch.Tensor:
-    """Compute the absolute (power 1) or squared error (power 2) of numbers in units of `scale`.
-
-    Args:
-        outputs: Predicted numbers, [B, K].
-        targets: Numbers, [B, K], NaN where unknown.
-        power: 1 or 2.
-        scale: Positive unit of each label, [K], such as the standard deviation of its targets.
-
-    Returns:
-        Loss, a float32 scalar.
-    """
-    scale = scale.to(outputs.device, non_blocking=True)
-    errors = ((outputs.float() - targets.float().nan_to_num()) / scale).abs() ** power
-    return _over_known(errors, targets)
 
 
 def positive_logits(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:

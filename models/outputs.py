@@ -6,14 +6,13 @@ and an entry to `evaluation.families.FAMILIES`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from scipy.special import expit, log_softmax, logit
 
-from data.tasks import CLASSES, FINDINGS, NUMBERS
-from models.losses import masked_bce, masked_cross_entropy, masked_error, positive_logits
+from data.tasks import CLASSES, FINDINGS
+from models.losses import masked_bce, masked_cross_entropy, positive_logits
 
 SMALLEST_PROBABILITY = 1e-12  # lower limit of a mean probability before it becomes a logit
 
@@ -22,9 +21,8 @@ SMALLEST_PROBABILITY = 1e-12  # lower limit of a mean probability before it beco
 class Outputs:
     """Functions from the outputs of a model to predictions.
 
-    A score is what a metric could rank by and a loss can use: a logit, a log-probability, or a
-    number. Several scores of an image, of test-time views or of models, have the score of their
-    mean prediction.
+    A score is what a metric could rank by and a loss can use: a logit or a log-probability. Several
+    scores of an image, of test-time views or of models, have the score of their mean prediction.
 
     Attributes:
         scores: (outputs [B, O], number K of labels) -> scores [B, K].
@@ -77,14 +75,5 @@ OUTPUTS = {
         loss_name='cross-entropy',
         activation='softmax',
         problem_type='single_label_classification',
-    ),
-    NUMBERS: Outputs(
-        scores=lambda outputs, num_labels: outputs,
-        predictions=lambda scores: scores.astype(np.float64),
-        inverse=lambda numbers: numbers,
-        loss=partial(masked_error, power=1, scale=torch.ones(1)),
-        loss_name='absolute error',
-        activation='none',
-        problem_type='regression',
     ),
 }

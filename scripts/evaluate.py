@@ -38,7 +38,7 @@ from data.predictions import (
 )
 from data.reading import read_data_set
 from data.records import Records, select_views
-from data.tasks import FINDINGS, NUMBERS, TASKS, make_task
+from data.tasks import FINDINGS, TASKS, make_task
 from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
@@ -50,12 +50,9 @@ from evaluation.report import (
     SALT_FILE,
     Names,
     build_document,
-    build_number_document,
     classes_line,
-    compare_number_sets,
     compare_sets,
     differences_table,
-    numbers_table,
     rename_images,
     scores_table,
     write_report,
@@ -156,12 +153,8 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         'Resamples': args.resamples,
         'Seed of the resamples': args.seed,
     }
-    is_numbers = TASKS[args.task].kind == NUMBERS
-    if is_numbers and args.thresholds_from:
-        raise ValueError('--thresholds-from is for labels, and numbers have no threshold')
-    compare = compare_number_sets if is_numbers else compare_sets
     name = args.split if args.dataset else args.labels.stem
-    comparisons = compare(sets, protocol, name=name)
+    comparisons = compare_sets(sets, protocol, name=name)
     compared = {(entry['a'], entry['b']) for entry in comparisons}
     for pair in combinations([cases.name for cases in sets], 2):
         if pair not in compared:
@@ -169,16 +162,6 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
             warnings.append(
                 f'{names_of_pair} are not compared, because their rows or labels differ'
             )
-    if is_numbers:
-        document = build_number_document(
-            sets,
-            protocol,
-            run=run | {'Code': code_version()},
-            warnings=list(dict.fromkeys(warnings)),
-            extras={'comparisons': comparisons},
-        )
-        rename_images(document, names)
-        return document
     fitted, source, notes = fit_thresholds(args, sets, protocol, names=names)
     document = build_document(
         sets,
@@ -424,9 +407,8 @@ def format_scores(document: dict[str, Any]) -> str:
         about = '(p of the bootstrap over patients; Holm corrects it for the number of labels)'
         lines = [f'{entry["a"]} minus {entry["b"]} {about}', table, *notes.take()]
         blocks.append('\n'.join(lines))
-    for entry in (*document['sets'], *document.get('numbers', [])):
-        format_table = numbers_table if entry in document.get('numbers', []) else scores_table
-        table = format_table(entry, notes).to_string(na_rep='n/a')
+    for entry in document['sets']:
+        table = scores_table(entry, notes).to_string(na_rep='n/a')
         about = ' (95 % intervals over patients)' * ('[' in table)
         title = (
             f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '

@@ -27,7 +27,7 @@ from data.images import load_image
 from data.noted_images import ImageFiles, describe_notes, is_skipped
 from data.predictions import write_predictions
 from data.reading import read_images, read_split
-from data.tasks import NUMBERS, task_of
+from data.tasks import task_of
 from data.transforms import EvalTransform
 from engine.launch import model_tool
 from evaluation.inference import load_classifier, predict
@@ -139,10 +139,6 @@ def predict_images(args: argparse.Namespace) -> int:
     labels = task.labels
     if unknown := set(args.maps) - set(labels):
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
-    if args.maps and task.kind == NUMBERS:
-        raise ValueError(
-            f'--maps shows probabilities of labels; {args.checkpoint} predicts numbers'
-        )
     method = 'attention' if config.MODEL.HEAD == 'attention' else 'grad_cam'
     if args.maps and lacks_maps(model, method):
         raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')

@@ -277,13 +277,15 @@ def test_layers_outside_the_model_are_refused(monkeypatch):
 
 
 def test_a_loss_that_the_task_does_not_name_is_refused():
-    """A loss for observations would learn from ages without an error."""
+    """A loss for observations would learn from classes without an error."""
     config = make_config()
-    config.DATA.TASK, config.DATA.LABELS = 'regression', ['Age']
-    config.MODEL.NUM_CLASSES, config.LOSS.NAME = 1, 'some_loss'
+    config.DATA.TASK, config.DATA.LABELS = 'single_label', ['a', 'b']
+    config.MODEL.NUM_CLASSES, config.LOSS.NAME = 2, 'some_loss'
     for key, value in config_module.CHEXPERT_VALUES.items():
         config_module.put(config, key, value, 'the test')
-    with pytest.raises(config_module.OptionError, match=r"LOSS\.NAME must be one of 'l1', 'l2' "):
+    with pytest.raises(
+        config_module.OptionError, match=r"LOSS\.NAME must be one of 'cross_entropy', "
+    ):
         config_module.check_config(config, 'finetune')
 
 

@@ -526,12 +526,3 @@ def test_methods_are_compared_with_rows_of_the_same_encoder(name: str) -> None:
     assert len(compared) >= 6
     for one, other in compared:
         assert encoder(one) == encoder(other), (one, other)
-
-
-def test_a_sweep_of_numbers_is_refused(tmp_path: Path) -> None:
-    age = {
-        'finetune': FINETUNE,
-        'finetune_options': {'DATA.TASK': 'regression', 'DATA.LABELS': ['Age']},
-    }
-    with pytest.raises(ValueError, match='DATA.TASK'):
-        load_sweep(methods_file(tmp_path, reference='a', methods={'a': age, 'b': age}))

@@ -1,4 +1,4 @@
-"""Runs that learn one class per image, or numbers, with their reports, predictions and exports."""
+"""Runs that learn one class per image, or grades, with their reports, predictions and exports."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from xray_splits import LOGGER, write_split
 
 from data.tasks import TASKS
 from evaluation.families import FAMILIES
-from models.export import export, facts, load_source
+from models.export import facts, load_source
 from models.outputs import OUTPUTS
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
@@ -22,21 +22,19 @@ FINE = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}  # 8 x 8 cells, enough for 
 
 @pytest.fixture(scope='module')
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set with a class and an age for each image."""
+    """A data set with a class and a grade for each image."""
     root = tmp_path_factory.mktemp('classes')
     for split, patients in (('train', 24), ('valid', 12)):
         write_split(root, split, patients)
         table = pd.read_csv(root / f'{split}.csv')
         patient = table['Path'].str.extract(r'patient(\d+)')[0].astype(int)
         table['Finding'] = [NAMES[i % 3] for i in patient]
-        table['Age'] = [20 + 7 * (i % 10) for i in patient]
         table['Oedema'] = [i % (STEPS + 1) for i in patient]
         table.to_csv(root / f'{split}.csv', index=False)
     return root
 
 
 SINGLE = ['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES]), 'DATA.LABEL_COLUMN', 'Finding']
-AGES = ['DATA.TASK', 'regression', 'DATA.LABELS', "['Age']"]
 
 
 def run(data: Path, folder: Path, opts: list[str], mode: str = 'full', *more: str) -> Path:
@@ -73,40 +71,6 @@ def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys)
     again = evaluated(folder, labelled, tmp_path / 'again', *options)
     assert again['sets'][0]['classes']['confusion'] == classes['confusion']
     assert 'Balanced accuracy' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('mode', ['full', 'linear_probe'])
-def test_a_run_learns_numbers(labelled: Path, tmp_path: Path, mode: str) -> None:
-    folder = run(labelled, tmp_path, AGES, mode)
-    table = pd.read_csv(folder / 'predictions_valid.csv')
-    assert 20 < table['Age'].mean() < 90, 'in years'
-    scores = json.loads((folder / 'scores.json').read_text())['valid']
-    assert {'mae', 'r2'} <= {*scores['selected']} and 'pixel_floor' in scores
-    report = json.loads((folder / 'report.json').read_text())
-    (compared,) = report['comparisons']
-    assert (compared['score'], compared['b']) == ('MAE', 'ridge regression on pixels')
-    again = evaluated(folder, labelled, tmp_path / 'again', *['--task', 'regression'])
-    (part,) = again['numbers'][0]['labels']
-    assert part['scores']['mae']['value'] == pytest.approx(scores['selected']['mae']['Age'])
-
-
-@pytest.mark.slow
-def test_predictions_and_exports_are_in_the_units_of_the_labels(labelled, tmp_path) -> None:
-    folder = run(labelled, tmp_path, AGES)
-    checkpoint, output = folder / 'ckpt_best.pth', tmp_path / 'p.csv'
-    words = [labelled / 'valid', '--checkpoint', checkpoint, '--output', output]
-    assert run_script('predict', *words, '--num-workers', 0) == 0
-    found = pd.read_csv(output)['Age'].sort_values().to_numpy()
-    wanted = pd.read_csv(folder / 'predictions_valid.csv')['Age'].sort_values().to_numpy()
-    # The units of the checkpoint must not be applied to a head that is fitted to the labels.
-    probe = run(labelled, tmp_path / 'p', AGES, 'linear_probe', '--pretrained', str(checkpoint))
-    assert 20 < pd.read_csv(probe / 'predictions_valid.csv')['Age'].mean() < 90
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    options = ['--num-workers', 0, '--maps', 'Age']
-    assert run_script('predict', *words[:-1], tmp_path / 'q.csv', *options) == 2
-    source = load_source(checkpoint, LOGGER)
-    assert export(source, 'torch_export', tmp_path / 'm.pt2', overwrite=False) < 1e-4
-    assert facts(source)['activation'] == 'none'
 
 
 def test_each_kind_has_outputs_and_a_family() -> None:

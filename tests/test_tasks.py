@@ -1,4 +1,4 @@
-"""Tasks with one class per image and with numbers: targets, losses, metrics, probes, and runs."""
+"""Tasks with one class per image: targets, losses, metrics, probes, and runs."""
 
 from argparse import Namespace
 from functools import partial
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -26,13 +26,12 @@ from config import get_config
 from data.build import build_loader
 from data.chexpert import read_csv
 from data.labels import Cells
-from data.tasks import CLASSES, NUMBERS, make_task
+from data.tasks import CLASSES, make_task
 from evaluation.cases import Cases
 from evaluation.classes import CLASS_METRICS, class_table, confusion_matrices
 from evaluation.metrics import study_level
-from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head
-from evaluation.tuning import fit_ridge, fit_softmax
-from models.classifier_heads import build_classifier_head, scales
+from evaluation.probes import KnnClassifier, choose_neighbours
+from evaluation.tuning import fit_softmax
 from models.losses import build_label_loss, class_weights
 from models.outputs import OUTPUTS
 
@@ -81,33 +80,29 @@ def test_one_column_may_name_the_class(tmp_path: Path) -> None:
         read_csv(tmp_path, 'train.csv', **options)
 
 
-def test_numbers_may_be_negative_and_age_zero_is_unknown(tmp_path: Path) -> None:
+def test_columns_of_numbers_may_be_negative_or_empty(tmp_path: Path) -> None:
     write_split(tmp_path, 'train', 2)
     table = pd.read_csv(tmp_path / 'train.csv').iloc[:3]
-    table['Age'], table['Index'] = [61, 0, 20], ['-1.5', '', '2e1']
+    table['Index'] = ['-1.5', '', '2e1']
     table.to_csv(tmp_path / 'train.csv', index=False)
-    task = make_task('regression', names=('Index', 'Age'))
-    assert task.columns == ('Index',)
-    found = task.scored(read_csv(tmp_path, 'train.csv', labels=task.columns, cells=task.cells))
-    np.testing.assert_array_equal(found, np.float32([[-1.5, 61], [NAN, NAN], [20, 20]]))
+    options = {'labels': ('Index',), 'cells': Cells(numbers=True)}
+    found = read_csv(tmp_path, 'train.csv', **options).labels
+    np.testing.assert_array_equal(found, np.float32([[-1.5], [NAN], [20]]))
     for cell in ('high', '1e39', '-1e999'):  # a label has 32 bits
         table['Index'] = [cell, '1', '3e38']
         table.to_csv(tmp_path / 'train.csv', index=False)
         with pytest.raises(ValueError, match=f"row 2.*'Index'.*{cell}.*numbers"):
-            read_csv(tmp_path, 'train.csv', labels=task.columns, cells=task.cells)
+            read_csv(tmp_path, 'train.csv', **options)
 
 
 @pytest.mark.parametrize(
     'options, key',
     [
         (['DATA.TASK', 'single_label'], 'DATA.LABELS'),
-        (['DATA.TASK', 'regression'], 'DATA.LABELS'),
         (['DATA.LABEL_COLUMN', 'Finding'], 'DATA.LABEL_COLUMN'),
         (['DATA.TASK', 'effusion', 'DATA.UNCERTAIN', 'multiclass'], 'DATA.UNCERTAIN'),
         (['DATA.TASK', 'effusion', 'DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'ones'}"], 'BY_LABEL'),
         (['DATA.TASK', 'single_label', 'DATA.LABELS', "['a', 'b']", 'LOSS.NAME', 'focal'], 'focal'),
-        (['DATA.TASK', 'regression', 'DATA.LABELS', "['Age']", 'FINETUNE.MODE', 'knn'], 'knn'),
-        (['DATA.TASK', 'regression', 'DATA.LABELS', "['Age']", 'DATA.SAMPLER', 'weighted'], 'SAMP'),
     ],
 )
 def test_options_that_do_not_fit_a_task_are_refused(tmp_path, options, key) -> None:
@@ -118,13 +113,9 @@ def test_options_that_do_not_fit_a_task_are_refused(tmp_path, options, key) -> N
 
 def test_the_task_decides_the_loss_and_the_number_of_outputs(tmp_path) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
-    for task, labels, loss in (
-        ('single_label', [*NAMES], 'cross_entropy'),
-        ('regression', ['Age'], 'l1'),
-    ):
-        options = ['DATA.TASK', task, 'DATA.LABELS', str(labels)]
-        config = get_config(Namespace(cfg=str(cfg), stage='finetune', opts=options))
-        assert (config.LOSS.NAME, config.MODEL.NUM_CLASSES) == (loss, len(labels))
+    options = ['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES])]
+    config = get_config(Namespace(cfg=str(cfg), stage='finetune', opts=options))
+    assert (config.LOSS.NAME, config.MODEL.NUM_CLASSES) == ('cross_entropy', len(NAMES))
 
 
 # ---- Losses and outputs
@@ -148,44 +139,12 @@ def test_cross_entropy_is_torchs_and_ignores_images_without_a_class() -> None:
     np.testing.assert_allclose(class_weights(targets.numpy()), balanced, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name, power', [('l1', 1), ('l2', 2)])
-def test_the_losses_of_numbers_are_in_standard_deviations(name: str, power: int) -> None:
-    targets = torch.tensor([[20.0, NAN], [60.0, 5.0], [40.0, 5.0]])
-    config = config_with(DATA__TASK='regression', DATA__LABELS=['Age', 'x'], LOSS__NAME=name)
-    loss_fn = build_label_loss(config, targets.numpy())
-    outputs = torch.tensor([[30.0, 9.0], [60.0, 6.0], [10.0, 5.0]], requires_grad=True)
-    std = np.std([20, 60, 40])
-    want = ((10 / std) ** power + (30 / std) ** power + 1) / 6
-    loss = loss_fn(outputs, targets)
-    assert loss.item() == pytest.approx(want)
-    loss.backward()
-    assert outputs.grad[0, 1] == 0 and outputs.grad.isfinite().all()
-
-
-def test_units_standardise_training_and_can_be_folded_into_the_weights() -> None:
-    targets = np.float32([[20, NAN], [60, 5], [40, 5]])
-    for name, shape in (('linear', (4, 16)), ('attention', (4, 9, 16))):
-        head, inputs = build_classifier_head(16, 2, name).eval(), torch.randn(shape)
-        plain = head(inputs)
-        head.add_units()
-        torch.testing.assert_close(head(inputs), plain)
-        head.set_units(targets)
-        in_units = plain * torch.tensor([np.std([20, 60, 40]), 1.0]) + torch.tensor([40.0, 5.0])
-        torch.testing.assert_close(head(inputs), in_units.float())
-        assert {'mean', 'std'} <= {*head.state_dict()}
-        head.fold_units()
-        torch.testing.assert_close(head(inputs), in_units.float(), rtol=1e-5, atol=1e-4)
-        assert not {'mean', 'std'} & {*head.state_dict()}
-    assert [each.tolist() for each in scales(np.full((2, 1), NAN, np.float32))] == [[0], [1]]
-
-
 def test_several_views_or_models_have_the_score_of_their_mean_prediction() -> None:
     first, second = np.random.default_rng(0).normal(size=(2, 5, 3))
     of_classes = OUTPUTS[CLASSES]
     mean = of_classes.predictions(of_classes.mean([first, second]))
     np.testing.assert_allclose(mean, (softmax(first, 1) + softmax(second, 1)) / 2)
     np.testing.assert_allclose(mean.sum(axis=1), 1)
-    np.testing.assert_allclose(OUTPUTS[NUMBERS].mean([first, second]), (first + second) / 2)
     outputs = torch.from_numpy(first).float()
     np.testing.assert_allclose(of_classes.scores(outputs, 3), log_softmax(first, 1), rtol=1e-5)
 
@@ -253,20 +212,17 @@ def test_the_probabilities_of_a_study_sum_to_one(how: str) -> None:
 # ---- Probes
 
 
-def separable(kind: str, num_images: int = 90) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def separable(num_images: int = 90) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(5)
     features = rng.normal(size=(num_images, 4))
-    if kind == CLASSES:
-        targets = one_hot([*(features[:, :3] + rng.normal(size=(num_images, 3))).argmax(axis=1)])
-    else:
-        targets = 50 + 10 * features[:, :1] + rng.normal(size=(num_images, 1))
+    targets = one_hot([*(features[:, :3] + rng.normal(size=(num_images, 3))).argmax(axis=1)])
     targets[::9] = NAN
     return features, targets.astype(np.float32), np.arange(num_images).astype(str)
 
 
 @pytest.mark.parametrize('num_classes', [3, 2])
 def test_the_linear_probe_of_classes_is_scikit_learns(num_classes: int) -> None:
-    features, targets, patients = separable(CLASSES)
+    features, targets, patients = separable()
     if num_classes == 2:
         targets = np.concatenate([targets[:, :1], 1 - targets[:, :1]], axis=1)
     weight, bias, choices = fit_softmax(features, targets, patients)
@@ -279,7 +235,7 @@ def test_the_linear_probe_of_classes_is_scikit_learns(num_classes: int) -> None:
 
 
 def test_a_class_without_images_is_never_predicted() -> None:
-    features, targets, patients = separable(CLASSES)
+    features, targets, patients = separable()
     targets[targets[:, 2] == 1] = NAN
     weight, bias, choices = fit_softmax(features, targets, patients)
     assert softmax(features @ weight.T + bias, axis=1)[:, 2].max() < 1e-9
@@ -289,22 +245,8 @@ def test_a_class_without_images_is_never_predicted() -> None:
     assert np.isnan(choices[0].loss)
 
 
-def test_the_linear_probe_of_numbers_is_scikit_learns() -> None:
-    features, targets, patients = separable(NUMBERS)
-    weight, bias, (choice,) = fit_ridge(features, targets, patients)
-    known = ~np.isnan(targets[:, 0])
-    spread = targets[known].std()
-    model = Ridge(1 / choice.value).fit(features[known], targets[known, 0] / spread)
-    np.testing.assert_allclose(features @ weight[0] + bias, spread * model.predict(features), 1e-5)
-    assert choice.loss < 0.1
-    weight, bias, (choice,) = fit_ridge(features, np.full_like(targets, 7), patients)
-    assert (bias, np.abs(weight).max()) == (7, 0) and np.isnan(choice.loss)
-    standard = fit_linear_head(3 * features + 1, targets, patients, fit_linear=fit_ridge)
-    np.testing.assert_allclose((3 * features + 1) @ standard[0].T + standard[1], 50, atol=40)
-
-
 def test_neighbours_of_classes_share_their_number_and_vote_probabilities(device) -> None:
-    features, targets, patients = separable(CLASSES)
+    features, targets, patients = separable()
     features = features.astype(np.float32)
     choices = choose_neighbours(features, targets, patients, device, kind=CLASSES)
     assert len({*choices}) == 1 and len(choices) == 3

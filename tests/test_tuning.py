@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from evaluation.attentive import fit_attention_head
@@ -16,7 +16,6 @@ from evaluation.tuning import (
     Choice,
     choose,
     fit_logistic,
-    fit_ridge,
     fit_softmax,
     log_choices,
     patient_folds,
@@ -148,34 +147,11 @@ def test_the_rate_of_an_attention_head_is_chosen_on_other_patients(
     assert choice.loss > np.log(2)
 
 
-def few_numbers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(60, 30))
-    return (
-        features,
-        features[:, :1] + rng.normal(size=(60, 1)),
-        np.repeat(np.arange(30), 2).astype(str),
-    )
-
-
-def test_ridge_has_the_penalty_with_the_lowest_error_on_other_patients() -> None:
-    features, targets, patients = few_numbers()
-    fold, standard = patient_folds(targets, patients), (targets - targets.mean()) / targets.std()
-    errors = []
-    for penalty in INVERSE_PENALTIES:
-        predicted = np.empty_like(standard)
-        for own in (fold == number for number in range(FOLDS)):
-            model = Ridge(1 / penalty).fit(features[~own], standard[~own])
-            predicted[own] = model.predict(features[own]).reshape(-1, 1)
-        errors.append(np.mean((predicted - standard) ** 2))
-    _, _, (choice,) = fit_ridge(features, targets, patients)
-    assert choice.value == INVERSE_PENALTIES[np.argmin(errors)]
-    assert choice.loss == pytest.approx(min(errors))
-
-
 def test_softmax_has_the_penalty_with_the_lowest_log_loss_on_other_patients() -> None:
-    features, numbers, patients = few_numbers()
-    classes = np.digitize(features[:, 0] + numbers[:, 0], [-0.9, 0.9])
+    rng = np.random.default_rng(0)
+    features, patients = rng.normal(size=(60, 30)), np.repeat(np.arange(30), 2).astype(str)
+    numbers = features[:, 0] + rng.normal(size=60)
+    classes = np.digitize(features[:, 0] + numbers, [-0.9, 0.9])
     targets = np.eye(3)[classes]
     fold, losses = patient_folds(targets, patients), []
     for penalty in INVERSE_PENALTIES:
