@@ -1,4 +1,4 @@
-"""Contrastive methods in two processes: together they are one with the whole batch."""
+"""Contrastive methods in two processes, without batch norm: they are one with the whole batch."""
 
 import os
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from test_contrastive_methods import BUILD, assert_same_state, build_mixing, sgd, views
+from test_contrastive_methods import BUILD, assert_same_state, build, sgd, views
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.parallel import BUFFER_OPTION, share_batch_norm
+from engine.parallel import BUFFER_OPTION
 
 
 def run_rank(rank: int, world_size: int, folder: Path) -> None:
@@ -23,10 +23,8 @@ def run_rank(rank: int, world_size: int, folder: Path) -> None:
     dist.init_process_group('gloo', init_method=store, rank=rank, world_size=world_size)
     results = {}
     for name in BUILD:
-        model = build_mixing(name)
-        share_batch_norm(model)
         wrapped = DistributedDataParallel(
-            model, gradient_as_bucket_view=True, **{BUFFER_OPTION: False}
+            build(name), gradient_as_bucket_view=True, **{BUFFER_OPTION: False}
         )
         results[name] = three_steps(
             name, wrapped, lambda view: view.chunk(world_size)[rank].contiguous()
@@ -59,7 +57,7 @@ def test_two_ranks_equal_one(tmp_path):
     ranks = [torch.load(tmp_path / f'rank{r}.pth', weights_only=True) for r in range(2)]
     for name in BUILD:
         want, both = (
-            three_steps(name, build_mixing(name), lambda view: view),
+            three_steps(name, build(name), lambda view: view),
             [r[name] for r in ranks],
         )
         losses = np.mean([each['losses'] for each in both], axis=0)

@@ -325,8 +325,16 @@ def test_gradients_have_the_strides_of_their_buckets(parallel, recwarn) -> None:
 
 
 def test_wrapping_a_model_gives_no_warning_and_sends_no_buffers(parallel, recwarn) -> None:
-    model = wrap_parallel(default_config(), torch.nn.BatchNorm1d(3), torch.device('cpu'))
+    model = wrap_parallel(default_config(), torch.nn.Linear(3, 1), torch.device('cpu'))
     assert not recwarn.list and not model.broadcast_buffers
+
+
+def test_processes_on_cpus_train_no_batch_norm(parallel) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match='BatchNorm1d.* one process, or on GPUs'):
+        wrap_parallel(default_config(), model, torch.device('cpu'))
+    model[1].requires_grad_(False)
+    wrap_parallel(default_config(), model, torch.device('cpu'))
 
 
 def test_gradients_may_be_exchanged_in_half_precision(parallel) -> None:

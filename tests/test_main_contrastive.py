@@ -21,7 +21,6 @@ from models import build_model
 from models.contrastive import MoCo, SimCLR, build_contrastive
 from utils import read_checkpoint
 
-RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'test_resnet'}}
 EASY = {'CROP_AREA': [0.6, 1.0], 'HFLIP': 0.0, 'COLOR_JITTER': 0.1}
 SMALL = {'QUEUE_SIZE': 32, 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2}
 DATA = {'BATCH_SIZE': 16, 'TRAIN_IMAGES': 96}
@@ -149,9 +148,10 @@ def test_a_stopped_run_resumes_to_the_same_weights(method, phantom, tmp_path) ->
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(phantom, tmp_path) -> None:
-    """SimCLR with a ResNet: views of all processes are compared, batch norm is over all."""
+    """MoCo with a Swin, which have no batch norm: the queue has the keys of all processes."""
     train = {'EPOCHS': 1, 'BASE_LR': 1.0, 'OPTIMIZER': {'NAME': 'sgd'}}
-    cfg = write(tmp_path / 'run.yaml', 'simclr', RESNET, TRAIN=train, DATA={'TRAIN_IMAGES': 48})
+    model = SWIN | {'DROP_PATH_RATE': 0.0}
+    cfg = write(tmp_path / 'run.yaml', 'moco', model, TRAIN=train, DATA={'TRAIN_IMAGES': 48})
     one, two = tmp_path / 'one', tmp_path / 'two'
     assert run_main('contrastive', arguments(cfg, phantom, one)) == 0
     argv = arguments(cfg, phantom, two, '--batch-size', '8')
