@@ -38,10 +38,10 @@ from torch.autograd import DeviceType
 
 from config import Config
 from data.packing import Settings, pack, read_source
-from data.phantom import make_phantom
 from engine.run_record import ROOT, code_version, environment
 from logger import read_metrics
 from scripts import benchmark
+from scripts.phantom import make_phantom
 from system.device import describe_precision, local_device
 from system.files import replace_file
 

@@ -1,4 +1,4 @@
-r"""Make synthetic chest X-rays in the layout of CheXpert, MIMIC-CXR-JPG or NIH.
+r"""Make synthetic chest X-rays in the layout of CheXpert.
 
 python scripts/make_phantom.py --output demo_output/CheXpert-phantom --train 700 --valid 100 \
     --test 300 --seed 0 --workers 2 --contact-sheet demo_output/phantom.png
@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.phantom import LAYOUTS, contact_sheet, make_phantom
+from scripts.phantom import contact_sheet, make_phantom
 from system.tool import Paragraphs, tool, usable_cpus
 
 
@@ -20,7 +20,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     number = {'type': int, 'metavar': 'N'}
     add('--output', required=True, metavar='DIR', help='new or empty folder')
-    add('--layout', default='chexpert', choices=LAYOUTS, help='layout of the data set (chexpert)')
     add('--train', default=700, **number, help='training patients, 3.4 images each (700)')
     add('--valid', default=100, **number, help='validation patients, 1.2 images each (100)')
     add('--test', default=300, **number, help='test patients, 1.2 images each (300)')
@@ -28,10 +27,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--size', default=390, **number, help='long side of the images in pixels (390)')
     add('--workers', default=usable_cpus(), **number, help='number of processes')
     add('--contact-sheet', metavar='FILE.png', help='overview of the first images')
-    args = parser.parse_args(arguments)
-    if args.layout != 'chexpert' and args.contact_sheet:
-        parser.error('--contact-sheet needs --layout chexpert')
-    return args
+    return parser.parse_args(arguments)
 
 
 @tool
@@ -45,7 +41,6 @@ def main(args: argparse.Namespace) -> int:
         seed=args.seed,
         workers=args.workers,
         size=args.size,
-        layout=args.layout,
     )
     if args.contact_sheet:
         contact_sheet(args.output, args.contact_sheet)

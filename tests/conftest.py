@@ -63,7 +63,7 @@ def nih1000() -> Path:
 @pytest.fixture(scope='session')
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few synthetic X-rays in CheXpert's layout."""
-    from data.phantom import make_phantom
+    from scripts.phantom import make_phantom
 
     folder = tmp_path_factory.mktemp('data') / 'CheXpert-phantom'
     make_phantom(folder, num_train=60, num_valid=10, num_test=10, size=48, seed=0)

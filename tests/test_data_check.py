@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from grades import GRADES, add, allow
+from phantom_layouts import mimic_phantom
 from PIL import Image
 from tiny import load_script, run_script
 
@@ -16,8 +17,8 @@ import data.check
 from data.check import look_at
 from data.labels import LABELS
 from data.packing import Settings, pack, read_source
-from data.phantom import make_phantom
 from data.records import Folder
+from scripts.phantom import make_phantom
 
 Found = tuple[str, str, float | None, str]  # kind, csv, row, file
 # Warnings on splits as a whole, which small ones always have: a test looks at them alone.
@@ -145,7 +146,7 @@ def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:
 
 def test_faults_in_mimic(tmp_path: Path, check: Callable) -> None:
     root = tmp_path / 'MIMIC'
-    make_phantom(root, num_train=4, num_valid=2, num_test=2, size=64, seed=1, layout='mimic-cxr')
+    mimic_phantom(root, num_train=4, num_valid=2, num_test=2, size=64, seed=1)
     assert check(root) == []
     files = [next(root.glob(f'mimic-cxr-*-{k}.csv*')) for k in ('split', 'metadata', 'chexpert')]
     images, others, labels = map(read_text, files)

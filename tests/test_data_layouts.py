@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from phantom_layouts import nih_phantom
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tiny import LABELS_DECIDE, VIT, config_with, finished_run, run_script
@@ -23,7 +24,6 @@ from data.labels import LABELS
 from data.layouts import open_layout, read_layout
 from data.loader import Loaders
 from data.packing import Settings, pack, read_source
-from data.phantom import make_phantom
 from data.reading import may_be_absent, read_split
 from data.records import Records, select_views
 from engine.run_record import run_changes
@@ -266,7 +266,7 @@ def test_missing_labels_are_listed_in_their_order(tmp_path: Path) -> None:
 def test_an_image_in_two_folders_is_named_and_a_store_is_searched_like_a_folder(
     tmp_path: Path,
 ) -> None:
-    make_phantom(tmp_path / 'nih', num_train=2, num_valid=0, num_test=1, size=40, layout='nih')
+    nih_phantom(tmp_path / 'nih', num_train=2, num_valid=0, num_test=1, size=40)
     files = read(tmp_path / 'nih', 'nih', 'train').file
     pack(read_source(tmp_path / 'nih', dataset='nih'), tmp_path / 'store', Settings(size=32))
     assert read(tmp_path / 'store', 'nih', 'train').file.tolist() == files.tolist()
@@ -391,7 +391,7 @@ def test_other_codes_of_the_sex_are_mapped(tmp_path: Path) -> None:
 
 
 def test_a_layout_is_described_and_checked(tmp_path: Path) -> None:
-    make_phantom(tmp_path / 'nih', num_train=9, num_valid=1, num_test=3, size=40, layout='nih')
+    nih_phantom(tmp_path / 'nih', num_train=9, num_valid=1, num_test=3, size=40)
     config = default_config()
     config.DATA.DATASET, config.DATA.DATA_PATH = 'nih', str(tmp_path / 'nih')
     config.DATA.LABELS, config.DATA.HOLDOUT_FRACTION = ['Effusion', 'Edema'], 0.2
@@ -409,7 +409,7 @@ def test_a_layout_is_described_and_checked(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_scores_nihs_official_test_split(tmp_path: Path) -> None:
-    make_phantom(tmp_path / 'nih', num_train=24, num_valid=2, num_test=6, size=40, layout='nih')
+    nih_phantom(tmp_path / 'nih', num_train=24, num_valid=2, num_test=6, size=40)
     findings = ['Effusion', 'Edema', 'Infiltration', 'Hernia']
     data = {'DATASET': 'nih', 'LABELS': findings, 'TRAIN_IMAGES': 0}
     more = {'DATA': data, 'MODEL': LABELS_DECIDE, 'TRAIN': {'EPOCHS': 1}}

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from phantom_layouts import mimic_phantom, nih_phantom
 from tiny import run_script
 from xray_splits import LOGGER, make_config
 
 from data.chexpert import read_folder
-from data.phantom import make_phantom
 from data.reading import read_split
 from data.records import images_of
 from data.store import read_about
+from scripts.phantom import make_phantom
 from system.files import is_below
 
 
@@ -20,7 +21,8 @@ def test_images_behind_links_are_read_and_packed(layout: str, tmp_path: Path) ->
     root, shared = tmp_path / 'root', tmp_path / 'shared'
     root.mkdir()
     sizes = {'num_train': 6, 'num_valid': 3, 'num_test': 3, 'size': 32, 'seed': 1}
-    make_phantom(shared, layout=layout, **sizes)
+    make = {'chexpert': make_phantom, 'mimic-cxr': mimic_phantom, 'nih': nih_phantom}
+    make[layout](shared, **sizes)
     for place in shared.iterdir():
         (root / place.name).symlink_to(place)  # folders of images, and tables
     config = make_config(root, 'DATA.DATASET', layout, 'DATA.LABELS', ['Edema'])

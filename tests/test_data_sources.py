@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from phantom_layouts import mimic_phantom, nih_phantom
 from test_data_loader import assert_same
 from tiny import SWIN, run_folder, run_main, tiny_config, torchrun
 from xray_splits import LOGGER, make_config, samples_of, xray
@@ -17,7 +18,6 @@ from data.chexpert import read_csv
 from data.fingerprint import describe_data
 from data.loader import sample_rng, source_seed
 from data.masking import MaskGenerator
-from data.phantom import make_phantom
 from data.sources import check_sources
 from data.splits import split_holdout
 from engine.run_record import read_record
@@ -156,8 +156,8 @@ def phantoms(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('phantoms')
     shutil.copytree(phantom, folder / 'CheXpert-phantom')
     size = {'num_train': 12, 'num_valid': 2, 'num_test': 2, 'size': 48, 'seed': 1}
-    make_phantom(folder / 'mimic', **size, layout='mimic-cxr')
-    make_phantom(folder / 'nih', **size, layout='nih')
+    mimic_phantom(folder / 'mimic', **size)
+    nih_phantom(folder / 'nih', **size)
     (folder / 'clinic').mkdir()
     for number in range(8):
         xray(seed=number).save(folder / 'clinic' / f'{number}.png')

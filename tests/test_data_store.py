@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from mistakes import no_space
 from packed_data import SMALL, contents, copied, file_of, flip_bit, killed_after, make_data, packed
+from phantom_layouts import mimic_phantom
 from PIL import Image, ImageOps
 from xray_splits import LOGGER, make_config, xray
 
@@ -25,7 +26,6 @@ from data.chexpert import read_csv, read_folder
 from data.images import BadImageError, full_size, load_image
 from data.mimic import read_mimic
 from data.packing import Settings, ShardWriter, pack, read_source
-from data.phantom import make_phantom
 from data.reading import data_root, read_data_set, read_split
 from data.records import Records
 from data.store import copy_store, file_crc32, is_store, open_store, read_about, verify, write_json
@@ -119,7 +119,7 @@ def test_a_store_of_an_earlier_version_has_no_preprocessing(
 @pytest.mark.slow
 def test_mimic_records_are_those_of_the_folder(tmp_path: Path) -> None:
     root, store = tmp_path / 'mimic', tmp_path / 'store'
-    make_phantom(root, num_train=3, num_valid=1, num_test=1, size=32, layout='mimic-cxr')
+    mimic_phantom(root, num_train=3, num_valid=1, num_test=1, size=32)
     wanted = read_mimic(default_config(), root, 'train')
     damaged = wanted.file[2]
     (root / damaged).write_bytes(b'damaged')

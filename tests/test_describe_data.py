@@ -15,6 +15,7 @@ import pytest
 from csv_files import HEADER, image_path, row, write
 from grades import GRADES, add
 from matplotlib.figure import Figure
+from phantom_layouts import mimic_phantom, nih_phantom
 from PIL import Image
 from tiny import config_with, run_script
 
@@ -30,7 +31,6 @@ from data.describe import (
 from data.figures import KINDS, encode_figure, plot_examples, plot_groups, plot_labels, plot_steps
 from data.groups import all_groups
 from data.labels import LABELS
-from data.phantom import make_phantom
 from data.preprocess import Preprocess, apply_steps
 from data.reading import read_split
 from data.records import Records
@@ -143,7 +143,7 @@ def test_the_sets_are_those_of_a_run_with_folds_and_an_internal_split(mixed: Pat
 
 
 def test_a_fold_is_counted_as_valid_if_the_layout_has_no_such_split(tmp_path: Path) -> None:
-    make_phantom(tmp_path, num_train=9, num_valid=1, num_test=3, size=40, layout='nih')
+    nih_phantom(tmp_path, num_train=9, num_valid=1, num_test=3, size=40)
     changes = {'DATA__DATASET': 'nih', 'DATA__LABELS': ['Edema']}
     whole = read_sets(options(tmp_path, **changes, DATA__HOLDOUT_FRACTION=0.0))
     sets = read_sets(options(tmp_path, **changes, DATA__FOLD='0/3', DATA__HOLDOUT_FRACTION=0.0))
@@ -276,7 +276,7 @@ def test_numbers_are_refused_and_not_counted_as_marks(
 
 def test_mimic_is_found_and_counted_without_its_images(tmp_path: Path) -> None:
     sizes = {'num_train': 12, 'num_valid': 3, 'num_test': 3, 'size': 32}
-    make_phantom(tmp_path / 'all', layout='mimic-cxr', **sizes)
+    mimic_phantom(tmp_path / 'all', **sizes)
     (tmp_path / 'tables').mkdir()
     for file in (tmp_path / 'all').glob('mimic-cxr-*'):
         shutil.copy(file, tmp_path / 'tables')
@@ -427,7 +427,7 @@ def test_steps_of_a_store_that_was_packed_with_them_are_refused(pictures, tmp_pa
 
 def test_mimic_has_sex_and_age_by_its_demographics(tmp_path: Path) -> None:
     sizes = {'num_train': 12, 'num_valid': 3, 'num_test': 3, 'size': 32}
-    make_phantom(tmp_path, layout='mimic-cxr', **sizes)
+    mimic_phantom(tmp_path, **sizes)
     (metadata,) = tmp_path.glob('*-metadata.csv.gz')
     subjects = sorted(set(pd.read_csv(metadata)['subject_id']))
     table = pd.DataFrame({'subject_id': subjects, 'anchor_age': range(30, 30 + len(subjects))})

@@ -18,12 +18,12 @@ import pytest
 import torch
 from tiny import ROOT
 
-from data.phantom import make_phantom
 from engine import compilation, loop
 from logger import read_metrics
 from models.contrastive import METHODS
 from scripts import benchmark
 from scripts.gpu_check import CONFIGS, ON_GPU, TINY, training_args, waits_for_gpu
+from scripts.phantom import make_phantom
 from utils import read_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from mistakes import edit, linked
+from phantom_layouts import mimic_phantom, nih_phantom
 from xray_splits import LOGGER, make_config
 
 from data.build import build_loader
 from data.labels import LABELS
-from data.phantom import make_phantom
+from scripts.phantom import make_phantom
 
 NAN = np.nan
 
@@ -23,9 +24,7 @@ def files(folder: Path) -> Path:
 
 
 def mimic(folder: Path) -> Path:
-    make_phantom(
-        folder / 'mimic', num_train=20, num_valid=3, num_test=3, size=32, seed=0, layout='mimic-cxr'
-    )
+    mimic_phantom(folder / 'mimic', num_train=20, num_valid=3, num_test=3, size=32, seed=0)
     return folder / 'mimic'
 
 
@@ -98,7 +97,7 @@ def test_the_labels_outside_the_subset_are_never_learned(tmp_path: Path) -> None
 
 def test_a_file_of_studies_may_name_images_without_a_folder_of_a_patient(tmp_path: Path) -> None:
     root, file = tmp_path / 'nih', tmp_path / 'p.csv'
-    make_phantom(root, num_train=20, num_valid=3, num_test=3, size=32, seed=0, layout='nih')
+    nih_phantom(root, num_train=20, num_valid=3, num_test=3, size=32, seed=0)
     findings = ['DATA.DATASET', 'nih', 'DATA.LABELS', ['Edema'], 'MODEL.NUM_CLASSES', 1]
     labelled, _, others = parts_of(root, *findings)
     pd.DataFrame({'Study': others.path, 'Edema': 1.0}).to_csv(file, index=False)

@@ -18,13 +18,13 @@ from tiny import ROOT, finished_run
 
 from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
-from data.phantom import make_phantom
 from data.predictions import read_predictions
 from data.reading import SCORED_SPLITS
 from evaluation import run_report
 from evaluation.report import Names
 from evaluation.run_report import SELECTED_ON_VALID, FinalScores, check_scoring
 from logger import read_metrics
+from scripts.phantom import make_phantom
 from system.files import sha256
 from utils import read_checkpoint
 

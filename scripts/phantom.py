@@ -1,4 +1,4 @@
-"""Draw synthetic chest X-rays in the layouts of CheXpert, MIMIC-CXR-JPG and NIH ChestX-ray14.
+"""Draw synthetic chest X-rays in the layout of CheXpert.
 
 A study has a latent state for each observation. The images show the state as a severity. The label
 is read from the state with an error, so that states near the threshold have uncertain or wrong
@@ -8,8 +8,6 @@ Body coordinates: x runs to the right of the image (the patient's left), y downw
 half the width of a thorax.
 """
 
-import gzip
-import hashlib
 import json
 import math
 import multiprocessing
@@ -26,11 +24,9 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from tqdm import tqdm
 
 from data.labels import LABELS, NO_FINDING
-from data.mimic import MIMIC_SPLITS
 from system.files import atomic_writer, replace_file
 
 SETTINGS_FILE = 'phantom.json'
-LAYOUTS = ('chexpert', 'mimic-cxr', 'nih')
 SIZES = (32, 1000)  # smallest and largest long side of an image
 
 # CSV files of CheXpert.
@@ -69,29 +65,6 @@ CHILDREN = {  # CheXpert's radiologists (valid and test) mark the parent togethe
     'Lung Opacity': ('Lung Lesion', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis'),
     'Enlarged Cardiomediastinum': ('Cardiomegaly',),
 }
-
-# CSV files of MIMIC-CXR-JPG.
-MIMIC_VERSION = '2.0.0'
-# Shares of the uncertain and negative labels in which NegBio differs from CheXpert.
-UNCERTAIN_TO_POSITIVE, NEGATIVE_TO_BLANK = 0.25, 0.05
-
-# Files of NIH ChestX-ray14. Its Emphysema, Fibrosis and Hernia are not drawn.
-NIH_FINDINGS = {  # finding -> CheXpert's label; in every second patient, a Lung Lesion is a Mass
-    'Atelectasis': 'Atelectasis',
-    'Cardiomegaly': 'Cardiomegaly',
-    'Effusion': 'Pleural Effusion',
-    'Infiltration': 'Lung Opacity',
-    'Mass': 'Lung Lesion',
-    'Nodule': 'Lung Lesion',
-    'Pneumonia': 'Pneumonia',
-    'Pneumothorax': 'Pneumothorax',
-    'Consolidation': 'Consolidation',
-    'Edema': 'Edema',
-    'Pleural_Thickening': 'Pleural Other',
-}
-NIH_LISTS = {'train': 'train_val_list', 'valid': 'train_val_list', 'test': 'test_list'}
-NIH_FOLDERS = 12
-FOUR_CHANNELS = 10  # every tenth patient has PNG files of four channels, which occur in NIH's data
 
 # Anatomy.
 AIR = 0.40  # attenuation that air in the lungs removes
@@ -880,13 +853,11 @@ def make_phantom(
     seed: int = 0,
     workers: int = 1,
     size: int = 390,
-    layout: str = 'chexpert',
 ) -> dict:
     """Write the CSV files and images of a phantom data set into a folder.
 
-    All layouts have the same images and labels; NIH's layout has only the frontal images, as PNG
-    files, and train_val contains training and validation. The images do not depend on the number of
-    workers. In CheXpert's layout, every `Path` begins with the name of the folder.
+    The images do not depend on the number of workers. Every `Path` begins with the name of the
+    folder.
 
     Args:
         output: Empty or absent folder, or the folder of the same finished phantom.
@@ -896,7 +867,6 @@ def make_phantom(
         seed: Seed of the whole data set.
         workers: Number of processes that draw.
         size: Long side of the images in pixels.
-        layout: 'chexpert', 'mimic-cxr' or 'nih'.
 
     Returns:
         Contents of phantom.json, and 'drawn', the number of images that this call drew.
@@ -910,7 +880,7 @@ def make_phantom(
         raise ValueError(f'size must be between {SIZES[0]} and {SIZES[1]}, got {size}')
     if any(count > MOST_PATIENTS[split] for split, count in patients.items()):
         raise ValueError(f'at most {MOST_PATIENTS} patients are allowed, got {patients}')
-    settings = {'layout': layout, 'patients': patients, 'seed': seed, 'size': size}
+    settings = {'patients': patients, 'seed': seed, 'size': size}
     if output.exists() and any(output.iterdir()):
         file = output / SETTINGS_FILE
         found = json.loads(file.read_text()) if file.is_file() else {}
@@ -918,29 +888,19 @@ def make_phantom(
             raise ValueError(f'{output} must be empty, absent or a phantom with {settings}')
         return found | {'drawn': 0}
     output.mkdir(parents=True, exist_ok=True)
-    tables = {}
+    counts = {}
     for number, (split, num_patients) in enumerate(patients.items()):
         table = sample_rows(num_patients, split, seed, output.name)
-        if layout == 'mimic-cxr':
-            table = _with_mimic_names(table, split, seed, output.name)
-        elif layout == 'nih':
-            table = _with_nih_names(table, split, output.name)
-        else:
-            replace_file(output / f'{split}.csv', table[list(COLUMNS)].to_csv(index=False))
+        replace_file(output / f'{split}.csv', table[list(COLUMNS)].to_csv(index=False))
         draw_all(table, output, (number, seed, size), workers)
-        tables[split] = table
-    if layout == 'mimic-cxr':
-        _write_mimic_files(pd.concat(tables.values(), ignore_index=True), output, seed)
-    if layout == 'nih':
-        _write_nih_files(pd.concat(tables.values(), ignore_index=True), output, size)
-    counts = {split: len(table) for split, table in tables.items()}
+        counts[split] = len(table)
     done = settings | {'images': counts}
     replace_file(output / SETTINGS_FILE, json.dumps(done, indent=1) + '\n')
     return done | {'drawn': sum(counts.values())}
 
 
 def contact_sheet(output: str | Path, file: str | Path) -> None:
-    """Write a PNG with the first 24 training images of a phantom in CheXpert's layout."""
+    """Write a PNG with the first 24 training images of a phantom."""
     output, cell, columns = Path(output).resolve(), 280, 6
     paths = pd.read_csv(output / 'train.csv')['Path'].head(24)
     sheet = Image.new('L', (columns * cell, math.ceil(len(paths) / columns) * cell), 255)
@@ -987,83 +947,4 @@ def _draw_one(task: tuple) -> None:
             sign(scene, severity[label], where[label])
     add_vessels(scene, body)
     add_marker(scene, rng)
-    image = Image.fromarray(expose(scene, rng, shape, angle))
-    if path.endswith('.png') and patient % FOUR_CHANNELS == 1:
-        image = image.convert('RGBA')
-    image.save(root / path, quality=90)
-
-
-def _with_mimic_names(table: pd.DataFrame, split: str, seed: int, name: str) -> pd.DataFrame:
-    """Add the columns of MIMIC-CXR-JPG, and replace the paths."""
-    table['subject_id'] = (10_000_000 + 100 * table['index']).astype(str)
-    table['study_id'] = (50_000_000 + 100 * table['index'] + table['study']).astype(str)
-    table['dicom_id'] = [_dicom_id(seed, path.partition('/')[2]) for path in table['Path']]
-    table['split'] = MIMIC_SPLITS[split]
-    lateral = np.where(table['study'] % 2, 'LATERAL', 'LL')
-    is_frontal = table['Frontal/Lateral'] == 'Frontal'
-    table['ViewPosition'] = np.where(is_frontal, table['projection'], lateral)
-    table['Path'] = (
-        f'{name}/files/p' + table['subject_id'].str[:2] + '/p' + table['subject_id']
-        + '/s' + table['study_id'] + '/' + table['dicom_id'] + '.jpg'
-    )  # fmt: skip
-    return table
-
-
-def _dicom_id(seed: int, path: str) -> str:
-    """Return a name like those of MIMIC-CXR-JPG: five groups of eight hexadecimal digits."""
-    digits = hashlib.blake2b(f'{seed} {path}'.encode(), digest_size=20).hexdigest()
-    return '-'.join(digits[start : start + 8] for start in range(0, 40, 8))
-
-
-def _write_mimic_files(table: pd.DataFrame, output: Path, seed: int) -> None:
-    columns = sorted(LABELS)
-    studies = table.drop_duplicates('study_id')[['subject_id', 'study_id', *columns]]
-    labels = studies[columns].to_numpy()
-    draws = np.random.default_rng([7, seed]).random(labels.shape)
-    labels = np.where((labels == -1) & (draws < UNCERTAIN_TO_POSITIVE), 1, labels)
-    labels = np.where((labels == 0) & (draws < NEGATIVE_TO_BLANK), np.nan, labels)
-    files = {
-        'metadata': table[['dicom_id', 'subject_id', 'study_id', 'ViewPosition']],
-        'split': table[['dicom_id', 'study_id', 'subject_id', 'split']],
-        'chexpert': studies,
-        'negbio': studies.assign(**dict(zip(columns, labels.T, strict=True))),
-    }
-    for kind, rows in files.items():
-        file = output / f'mimic-cxr-{MIMIC_VERSION}-{kind}.csv.gz'
-        # Without the time stamp, the bytes are reproducible.
-        replace_file(file, gzip.compress(rows.to_csv(index=False).encode(), mtime=0))
-
-
-def _with_nih_names(table: pd.DataFrame, split: str, name: str) -> pd.DataFrame:
-    """Select the frontal images, add the columns of NIH, and replace the paths."""
-    table = table[table['Frontal/Lateral'] == 'Frontal'].reset_index(drop=True)
-    number = table.groupby('index').cumcount()
-    table['Follow-up #'], table['list'] = number, NIH_LISTS[split]
-    pairs = zip(table['index'], number, strict=True)
-    table['Image Index'] = [f'{patient:08d}_{count:03d}.png' for patient, count in pairs]
-    folders = [
-        f'{name}/images_{patient % NIH_FOLDERS + 1:03d}/images/' for patient in table['index']
-    ]
-    table['Path'] = folders + table['Image Index']
-    return table
-
-
-def _write_nih_files(table: pd.DataFrame, output: Path, size: int) -> None:
-    found = table[[*NIH_FINDINGS.values()]].to_numpy() == 1
-    is_mass = table['index'].to_numpy() % 2 == 1
-    for finding, other_patients in (('Mass', ~is_mass), ('Nodule', is_mass)):
-        found[other_patients, list(NIH_FINDINGS).index(finding)] = False
-    findings = np.array([*NIH_FINDINGS], object)
-    names = ['|'.join(findings[row]) or 'No Finding' for row in found]
-    rows = table[['Image Index']].assign(
-        **{'Finding Labels': names, 'Follow-up #': table['Follow-up #']},
-        **{'Patient ID': table['index'], 'Patient Age': table['Age']},
-        **{'Patient Gender': table['Sex'].str[0], 'View Position': table['projection']},
-        # In NIH's file, the names of the last columns contain commas without quotes.
-        **{'OriginalImage[Width': size, 'Height]': size},
-        **{'OriginalImagePixelSpacing[x': 0.143, 'y]': 0.143},
-    )
-    replace_file(output / 'Data_Entry_2017_v2020.csv', rows.to_csv(index=False))
-    for name in set(NIH_LISTS.values()):
-        listed = table['Image Index'][table['list'] == name]
-        replace_file(output / f'{name}.txt', ''.join(f'{image}\n' for image in listed))
+    Image.fromarray(expose(scene, rng, shape, angle)).save(root / path, quality=90)

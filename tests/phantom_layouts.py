@@ -1,0 +1,86 @@
+"""Phantoms in the layouts of MIMIC-CXR-JPG and NIH ChestX-ray14, renamed from CheXpert's."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from data.labels import LABELS
+from data.mimic import MIMIC_SPLITS
+from scripts.phantom import SPLITS, make_phantom
+
+NIH_FINDINGS = {
+    'Atelectasis': 'Atelectasis',
+    'Cardiomegaly': 'Cardiomegaly',
+    'Effusion': 'Pleural Effusion',
+    'Infiltration': 'Lung Opacity',
+    'Mass': 'Lung Lesion',
+    'Pneumonia': 'Pneumonia',
+    'Pneumothorax': 'Pneumothorax',
+    'Consolidation': 'Consolidation',
+    'Edema': 'Edema',
+    'Pleural_Thickening': 'Pleural Other',
+}
+
+
+def mimic_phantom(root: Path, **options: int) -> None:
+    """Make a phantom with the options of `make_phantom`; both labellers agree."""
+    table = drawn(root, options)
+    table['subject_id'] = (10_000_000 + 100 * table['patient']).astype(str)
+    table['study_id'] = (50_000_000 + 100 * table['patient'] + table['study']).astype(str)
+    table['dicom_id'] = [f'{number:08x}' for number in range(len(table))]
+    table['ViewPosition'] = table['AP/PA'].fillna('LATERAL')
+    table['split'] = table['split'].map(MIMIC_SPLITS)
+    patients, studies = table['subject_id'], table['study_id']
+    names = 'files/p' + patients.str[:2] + '/p' + patients + '/s' + studies
+    move_images(root, table, names + '/' + table['dicom_id'] + '.jpg')
+    labels = table.drop_duplicates('study_id')[['subject_id', 'study_id', *sorted(LABELS)]]
+    files = {
+        'metadata': table[['dicom_id', 'subject_id', 'study_id', 'ViewPosition']],
+        'split': table[['dicom_id', 'study_id', 'subject_id', 'split']],
+        'chexpert': labels,
+        'negbio': labels,
+    }
+    for kind, rows in files.items():
+        rows.to_csv(root / f'mimic-cxr-2.0.0-{kind}.csv.gz', index=False)
+
+
+def nih_phantom(root: Path, **options: int) -> None:
+    """Make the frontal images of a phantom with the options of `make_phantom`."""
+    table = drawn(root, options)
+    table = table[table['Frontal/Lateral'] == 'Frontal'].reset_index(drop=True)
+    patients, counts = table['patient'], table.groupby('patient').cumcount()
+    pairs = list(zip(patients, counts, strict=True))
+    images = [f'{patient:08d}_{count:03d}.png' for patient, count in pairs]
+    folders = [f'images_{patient % 12 + 1:03d}/images' for patient in patients]
+    move_images(root, table, [f'{a}/{b}' for a, b in zip(folders, images, strict=True)])
+    marks = pd.DataFrame({name: table[label] == 1 for name, label in NIH_FINDINGS.items()})
+    findings = ['|'.join(marks.columns[row]) or 'No Finding' for row in marks.to_numpy()]
+    rows = {'Image Index': images, 'Finding Labels': findings, 'Follow-up #': counts}
+    rows |= {'Patient ID': patients, 'Patient Age': table['Age']}
+    rows |= {'Patient Gender': table['Sex'].str[0], 'View Position': table['AP/PA']}
+    pd.DataFrame(rows).to_csv(root / 'Data_Entry_2017_v2020.csv', index=False)
+    for name, listed in (
+        ('train_val', table['split'] != 'test'),
+        ('test', table['split'] == 'test'),
+    ):
+        names = pd.Series(images)[listed]
+        (root / f'{name}_list.txt').write_text(''.join(f'{image}\n' for image in names))
+
+
+def drawn(root: Path, options: dict[str, int]) -> pd.DataFrame:
+    """Draw a phantom below a folder, and return all its rows with their patient and study."""
+    make_phantom(root / 'drawn', **options)
+    table = pd.concat(
+        pd.read_csv(root / 'drawn' / f'{split}.csv').assign(split=split) for split in SPLITS
+    ).reset_index(drop=True)
+    numbers = table['Path'].str.extract(r'/patient(\d+)/study(\d+)/').astype(int)
+    return table.assign(patient=numbers[0], study=numbers[1])
+
+
+def move_images(root: Path, table: pd.DataFrame, names: list[str] | pd.Series) -> None:
+    """Give the images other names below the folder, and remove the rest of the phantom."""
+    for path, name in zip(table['Path'], names, strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).rename(root / name)
+    shutil.rmtree(root / 'drawn')
