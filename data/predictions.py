@@ -77,14 +77,18 @@ def write_predictions(
 
 
 def read_predictions(
-    path: str | Path, *, task: str = '', allow_empty: bool = False, labels: Sequence[str] = ()
+    path: str | Path | Table,
+    *,
+    task: str = '',
+    allow_empty: bool = False,
+    labels: Sequence[str] = (),
 ) -> Predictions:
     """Read and check a CSV file with a column `Path` or `Study` and one column per label.
 
     A column is a label if a task, the JSON file next to the CSV file or `labels` names it.
 
     Args:
-        path: Path of the CSV file.
+        path: Path of the CSV file, or its cells.
         task: DATA.TASK that the JSON file must name, if it names one; '' accepts any task.
         allow_empty: Whether cells may be empty.
         labels: Names of further labels (DATA.LABELS).
@@ -94,7 +98,7 @@ def read_predictions(
             to 1, if the probabilities of all classes do not add up to 1, or if the file has no such
             columns.
     """
-    table = Table(path)
+    table = path if isinstance(path, Table) else Table(path)
     source = table.file.with_suffix('.json')
     try:
         about = json.loads(source.read_bytes()) if source.is_file() else {}
@@ -107,7 +111,7 @@ def read_predictions(
             raise ValueError(f'{source} does not describe predictions: {error}') from error
         found, own, views = None, [], ''  # an unrelated file has this name
     if task and found not in (None, task):
-        raise ValueError(f'{path}: the predictions are of DATA.TASK {found!r}, not {task!r}')
+        raise ValueError(f'{table.file}: the predictions are of DATA.TASK {found!r}, not {task!r}')
     is_known = isinstance(found, str) and found in TASKS
     kind = TASKS[task or (found if is_known else 'observations')].kind
     known = dict.fromkeys(standard_labels() if kind == FINDINGS else ())

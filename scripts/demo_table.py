@@ -2,6 +2,8 @@
 
 python scripts/demo_table.py DIR              one demo
 python scripts/demo_table.py FILE FILE ...    demo.json of several seeds, with mean differences
+
+A file may also contain a list of these results, as docs/results/demo.json.
 """
 
 import argparse
@@ -83,7 +85,8 @@ def print_one(folder: Path) -> None:
 
 def print_several(files: list[Path]) -> None:
     """Print the mean-of-five AUROC of each demo, and the paired differences over all demos."""
-    results = [json.loads(file.read_text()) for file in files]
+    found = [json.loads(file.read_text()) for file in files]
+    results = [result for part in found for result in (part if isinstance(part, list) else [part])]
     names = [*results[0]['test']]
     rows = []
     for result in results:
@@ -108,7 +111,7 @@ def print_several(files: list[Path]) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    if len(args.paths) == 1:
+    if len(args.paths) == 1 and args.paths[0].is_dir():
         print_one(args.paths[0])
     else:
         print_several(args.paths)

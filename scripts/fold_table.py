@@ -4,12 +4,12 @@ python scripts/ablate.py run --sweep F --output D --data-path DATA --folds 5 --u
 python scripts/fold_table.py join --sweep F --output D --folds 5 --seeds 3 --save P
 python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.csv --save T
 python scripts/fold_table.py figure --table T/F_Pneumonia.csv --save F.png
+python scripts/fold_table.py extract --predictions P --row simmim_1 --seed 0 --save ROW.csv
 
-`join` writes P/ROW_seed0.csv.gz for each row and seed. It contains each image once, with the rank
+`join` writes P/predictions.csv.gz. For each row and seed it contains each image once, with the rank
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
-have no common scale. scripts/evaluate.py can also read these files. `join` also adds the seed,
-minutes and commit of each run to P/runs.csv. Files of other rows and seeds stay, so a sweep may run
-in parts.
+have no common scale. `join` also adds the seed, minutes and commit of each run to P/runs.csv. Other
+rows and seeds stay, so a sweep may run in parts.
 
 With --tune, rows that only differ in TRAIN.BASE_LR become one row: each fold takes the predictions
 of the row with the highest mean AUROC on the training patients whom its runs did not learn from.
@@ -22,10 +22,11 @@ on pixels (REPORT.PIXEL_FLOOR), and with all in `against_best_of`, because the j
 have no held-out scores.
 
 `figure` draws the differences of such a table, or only those of some pairs. The verdicts stay those
-of the table.
+of the table. `extract` writes a row for scripts/evaluate.py.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,10 +38,10 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.names import row_names
-from data.predictions import Predictions, read_label_file, read_predictions
+from data.predictions import LabelTable, read_label_file, write_predictions
 from data.splits import folds_of
-from data.table import Table
 from engine.run_record import SHOWN
+from evaluation.cases import Cases
 from evaluation.footnotes import Footnotes
 from evaluation.intervals import Resamples
 from evaluation.matching import match
@@ -60,6 +61,7 @@ from sweeps.folds import (
     arms_of,
     choose_rates,
     compose,
+    read_ranks,
     read_scores,
     save_ranks,
     save_runs,
@@ -84,7 +86,7 @@ FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label, '
     'or all have the same score.'
 )
-TUNING = 'tuning.csv'
+PREDICTIONS, TUNING = 'predictions.csv.gz', 'tuning.csv'
 DRAWN = ('row', 'against', 'score', 'difference', 'by_seed', 'verdict')  # columns
 NOISE = {'over_seeds': 'seeds', 'over_patients': 'patients'}  # name of its columns in the CSV file
 MEAN = 'mean'  # score: mean over the labels with enough cases
@@ -93,7 +95,8 @@ MEAN = 'mean'  # score: mean over the labels with enough cases
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     commands = parser.add_subparsers(dest='command', required=True)
-    for name, function in (('join', join), ('table', table), ('figure', figure)):
+    functions = {'join': join, 'table': table, 'figure': figure, 'extract': extract}
+    for name, function in functions.items():
         command = commands.add_parser(name)
         command.set_defaults(function=function)
         add = command.add_argument
@@ -101,6 +104,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--table', type=Path, required=True, help='CSV file that `table` wrote')
             add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='pairs; default: all')
             add('--save', type=Path, required=True, help='.png, .pdf or .svg file')
+            continue
+        if name == 'extract':
+            add('--predictions', type=Path, required=True, help='folder that join wrote')
+            add('--row', required=True, help='name of a row; pixels_1 names a baseline')
+            add('--seed', type=int, default=0, help='seed of the row')
+            add('--save', type=Path, required=True, help='CSV file')
             continue
         add('--sweep', type=Path, required=True, help='sweep file')
         add('--scale', default='', help='scale of the sweep')
@@ -114,6 +123,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         add('--tune', action='store_true', help='choose between rows that differ in TRAIN.BASE_LR')
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')
+        add(
+            '--seeds',
+            type=at_least(1),
+            help='seeds 0 to N - 1 (default: as in the scale of the sweep, or all)',
+        )
         add(
             '--row',
             nargs='+',
@@ -136,7 +150,8 @@ def join(args: argparse.Namespace) -> None:
         raise ValueError(f'--folds {args.folds} and --seeds {args.seeds} must be at least 1')
     sweep = load_sweep(args.sweep, args.scale)
     runs = finished_runs(sweep, args)
-    used = []  # run folders
+    used: list[Path] = []  # run folders
+    predictions: dict[tuple[str, int], list[Path]] = {}
     for row in [row for row in sweep.rows if row.name in runs]:
         for seed, folders in runs[row.name].items():
             if row.pretraining:
@@ -145,7 +160,8 @@ def join(args: argparse.Namespace) -> None:
             for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
                 files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
                 if kind == '' or files[0].is_file():
-                    save_ranks(args.save / f'{name}_seed{seed}.csv.gz', files)
+                    predictions[name, seed] = files
+    save_ranks(args.save / PREDICTIONS, predictions)
     save_runs(args.save / 'runs.csv', used)
     if args.tune:
         save_scores(args.save / TUNING, sweep, runs)
@@ -180,6 +196,7 @@ def finished_runs(sweep: Sweep, args: argparse.Namespace) -> dict[str, Runs]:
 def table(args: argparse.Namespace) -> None:
     """Write a table of each score as Markdown and CSV files."""
     sweep = load_sweep(args.sweep, args.scale)
+    args.seeds = args.seeds or sweep.scale.seeds or sys.maxsize
     chosen = tuned(sweep, args) if args.tune else {}
     replaced = {name: arm[0] for arm in arms_of(sweep) for name in arm[1:]} if args.tune else {}
     if candidates := [name for name in args.row if name in replaced]:
@@ -207,7 +224,8 @@ def tuned(sweep: Sweep, args: argparse.Namespace) -> dict[str, list[str]]:
     file = args.predictions / TUNING
     if not file.is_file():
         raise ValueError(f'--tune needs {file}, which `join --tune` writes')
-    choices = choose_rates(sweep, read_scores(file))
+    scores = read_scores(file)
+    choices = choose_rates(sweep, scores[scores['seed'] < args.seeds])
     args.save.mkdir(parents=True, exist_ok=True)
     text = choices.to_csv(index=False, float_format='%.4f')
     replace_file(args.save / TUNING, text.encode())
@@ -225,49 +243,56 @@ def read_samples(
         names: Rows.
         chosen: Row -> row whose predictions each fold takes, see `tuned`.
     """
+    rows = {*names, *itertools.chain(*chosen.values())}
+    joined = read_ranks(
+        args.predictions / PREDICTIONS, lambda name: name in rows or name.startswith(f'{PIXELS}_')
+    )
+    seeds = {seed for by_seed in joined.values() for seed in by_seed}
+    if others := sorted(seed for seed in seeds if seed >= args.seeds):
+        print(f'--seeds {args.seeds}: seeds {others} are left out', file=sys.stderr)
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     draws: Resamples | None = None
-    labels_of: dict[frozenset[str], Path] = {}
-    for file in sorted(args.predictions.glob('*_seed*.csv.gz')):
-        name, _, seed = file.name.removesuffix('.csv.gz').rpartition('_seed')
-        if name not in names and not name.startswith(f'{PIXELS}_'):
-            continue
-        if not seed.isdecimal():
-            raise ValueError(f'{file}: the name must end in _seed, a number and .csv.gz')
-        predictions = read_joined(file)
-        labels_of.setdefault(frozenset(predictions.labels), file)
-        if len(labels_of) > 1:
-            raise ValueError('{} and {} have different labels'.format(*labels_of.values()))
-        labels = read_label_file(args.labels, labels=predictions.labels)
-        if labels.missing and not found:
-            absent = ', '.join(labels.missing)
-            print(f'{args.labels} has no column {absent}: not scored', file=sys.stderr)
-        if name in chosen:
-            parts = [args.predictions / f'{row}_seed{seed}.csv.gz' for row in chosen[name]]
-            records = labels.records
-            place = row_names(records.path).get_indexer(row_names(predictions.names))
-            folds = folds_of(records.patient[place], len(parts))
-            predictions = compose([read_joined(part) for part in parts], folds)
-        cases, _ = match(predictions, labels, name=name, level='image')
-        draws = draws or Resamples(cases.patient, resamples=args.resamples, seed=args.seed)
-        weights, scores = draws.score_weights(cases.patient), {}
-        for label in cases.labels:
-            part = label_scores(
-                *cases.of_label(label), threshold=None, weights=weights, names=['auroc']
-            )
-            scores[label] = part['auroc']
-        few = labels_with_few_cases(count_classes(cases.targets, cases.labels), args.cases)
-        if counted := [label for label in cases.labels if label not in few]:
-            scores = {MEAN: np.mean([scores[label] for label in counted], axis=0)} | scores
-        found.setdefault(name, {})[int(seed)] = scores
+    labels: LabelTable | None = None
+    for name in [name for name in joined if name in names or name.startswith(f'{PIXELS}_')]:
+        for seed, predictions in joined[name].items():
+            if seed in others:
+                continue
+            if labels is None:
+                labels = read_label_file(args.labels, labels=predictions.labels)
+                if labels.missing:
+                    absent = ', '.join(labels.missing)
+                    print(f'{args.labels} has no column {absent}: not scored', file=sys.stderr)
+            if name in chosen:
+                if lacking := [row for row in chosen[name] if seed not in joined.get(row, {})]:
+                    raise ValueError(f'{args.predictions} has no {lacking[0]} with seed {seed}')
+                records = labels.records
+                place = row_names(records.path).get_indexer(row_names(predictions.names))
+                folds = folds_of(records.patient[place], len(chosen[name]))
+                predictions = compose([joined[row][seed] for row in chosen[name]], folds)
+            cases, _ = match(predictions, labels, name=name, level='image')
+            draws = draws or Resamples(cases.patient, resamples=args.resamples, seed=args.seed)
+            found.setdefault(name, {})[seed] = scores_of(cases, draws, args.cases)
     if not found:
         raise ValueError(f'{args.predictions} has no predictions of the rows of {args.sweep}')
     return found
 
 
-def read_joined(file: Path) -> Predictions:
-    """Read a file of `join`, whose columns are labels, also those that only DATA.LABELS names."""
-    return read_predictions(file, labels=[*Table(file).cells])
+def scores_of(cases: Cases, draws: Resamples, least: int) -> dict[str, np.ndarray]:
+    """Return the AUROC of each label in all resamples, and the mean over labels.
+
+    A label in the mean needs `least` positives and negatives.
+    """
+    weights = draws.score_weights(cases.patient)
+    scores = {
+        label: label_scores(
+            *cases.of_label(label), threshold=None, weights=weights, names=['auroc']
+        )['auroc']
+        for label in cases.labels
+    }
+    few = labels_with_few_cases(count_classes(cases.targets, cases.labels), least)
+    if counted := [label for label in cases.labels if label not in few]:
+        return {MEAN: np.mean([scores[label] for label in counted], axis=0)} | scores
+    return scores
 
 
 def compared_pairs(
@@ -382,6 +407,18 @@ def figure(args: argparse.Namespace) -> None:
         [Difference(part['title'], part, seeds) for part in parts],
         score=f'AUROC, {found["score"].iloc[0]}',
         notes=[note, NOT_FOR_CLINICAL_USE],
+    )
+
+
+def extract(args: argparse.Namespace) -> None:
+    """Write the joined predictions of a row with a seed as a CSV file."""
+    file = args.predictions / PREDICTIONS
+    by_seed = read_ranks(file, args.row.__eq__).get(args.row, {})
+    if args.seed not in by_seed:
+        raise ValueError(f'{file} has no row {args.row} with seed {args.seed}')
+    found = by_seed[args.seed]
+    write_predictions(
+        args.save, found.probabilities, paths=found.names, labels=found.labels, source={}
     )
 
 

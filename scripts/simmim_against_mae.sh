@@ -53,7 +53,7 @@ step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
 step '3/3 tuned settings and tables'
 "$python" scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
     --save "$out/predictions" --tune
-"$python" scripts/fold_table.py table "${sweep[@]}" --predictions "$out/predictions" \
+"$python" scripts/fold_table.py table "${sweep[@]}" --seeds "${SEEDS:-5}" --predictions "$out/predictions" \
     --labels "$store/all.csv" --save "$out/results" --tune
 "$python" scripts/fold_table.py figure --table "$out/results/simmim_mae_mean.csv" \
     --save "$out/results/simmim_mae_mean.png"

@@ -8,7 +8,7 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from data.predictions import Predictions, look_up, read_predictions
 from data.reading import read_split
 from data.records import select_views
 from data.splits import split_patients, unlabelled_records
+from data.table import Table
 from data.tasks import task_of
 from engine.run_record import is_finished
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
@@ -34,13 +35,48 @@ CHOOSING, MEAN_SCORE = ['row', 'seed', 'fold'], 'mean_auroc'  # columns of tunin
 Runs = dict[int, list[Path]]  # seed -> run folder of each fold
 
 
-def save_ranks(path: Path, files: Sequence[Path]) -> None:
-    """Write the predictions of all folds as ranks, see `join_ranks`."""
-    joined = join_ranks(files)
-    table = pd.DataFrame(joined.probabilities, joined.names, joined.labels)
-    text = table.rename_axis(joined.key).sort_index().to_csv(float_format='%.4g').encode()
+def save_ranks(path: Path, files: Mapping[tuple[str, int], Sequence[Path]]) -> None:
+    """Add joined predictions to a table with the columns row, seed, Path and the labels.
+
+    Rows and seeds that it contains are replaced.
+
+    Args:
+        path: Table, whose name ends in .csv.gz.
+        files: (row, seed) -> predictions of its folds, which become ranks, see `join_ranks`.
+
+    Raises:
+        ValueError: If other rows of the table have other labels.
+    """
+    tables = []
+    for (row, seed), parts in files.items():
+        joined = join_ranks(parts)
+        ranks = pd.DataFrame(joined.probabilities, columns=joined.labels).map('{:.4g}'.format)
+        names = pd.DataFrame({'row': row, 'seed': str(seed), joined.key: joined.names})
+        tables.append(pd.concat([names, ranks], axis=1))
+    if path.is_file():
+        known = _joined_cells(path)
+        pairs = zip(known['row'], known['seed'].astype(int), strict=True)
+        others = known[[pair not in files for pair in pairs]]
+        tables += [others] if len(others) else []
+    columns = [[*table] for table in tables]
+    if other := [names for names in columns if {*names} != {*columns[0]}]:
+        raise ValueError(f'{path}: rows have different columns, {columns[0]} and {other[0]}')
+    # Sorted by image, equal names are next to each other, so that the file is smaller.
+    table = pd.concat(tables).sort_values([columns[0][2], 'row', 'seed'])
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, gzip.compress(text, mtime=0))  # without a time, the file is reproducible
+    text = table.to_csv(index=False)
+    replace_file(path, gzip.compress(text.encode(), mtime=0))  # no time: it is reproducible
+
+
+def read_ranks(path: Path, wanted: Callable[[str], bool]) -> dict[str, dict[int, Predictions]]:
+    """Return row -> seed -> predictions of a table of `save_ranks`, for rows with wanted names."""
+    cells = _joined_cells(path)
+    found: dict[str, dict[int, Predictions]] = {}
+    for (row, seed), part in cells[cells['row'].map(wanted)].groupby(['row', 'seed']):
+        table = Table(f'{path}, {row} seed {seed}', cells=part.drop(columns=['row', 'seed']))
+        # All columns are labels, also those that only DATA.LABELS names.
+        found.setdefault(row, {})[int(seed)] = read_predictions(table, labels=[*table.cells])
+    return found
 
 
 def join_ranks(files: Sequence[Path]) -> Predictions:
@@ -182,7 +218,7 @@ def compose(parts: Sequence[Predictions], folds: np.ndarray) -> Predictions:
     """
     for part in parts:
         if not np.array_equal(part.names, parts[0].names):
-            raise ValueError(f'{parts[0].file} and {part.file} must list the same images')
+            raise ValueError(f'{parts[0].file}, and {part.file}: they must list the same images')
     values = np.stack([part.probabilities for part in parts])  # [folds, N, K]
     return replace(parts[0], probabilities=values[folds, np.arange(len(folds))])
 
@@ -223,3 +259,11 @@ def _not_learned(folder: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]
             probabilities.append(look_up(predictions, records.path, task.labels))
             targets.append(task.scored(records))
     return task.labels, np.concatenate(probabilities), np.concatenate(targets)
+
+
+def _joined_cells(path: Path) -> pd.DataFrame:
+    """Return the text cells of a table of `save_ranks`."""
+    table = Table(path)
+    table.require('row', 'seed')
+    table.check('seed', table['seed'].str.isdecimal().to_numpy(bool), 'seed', 'is not a number')
+    return table.cells

@@ -54,6 +54,9 @@ def test_demos_of_several_seeds_are_compared_in_pairs(tmp_path, capsys) -> None:
     files = [tmp_path / f'demo_{seed}.json' for seed in (20, 21, 22)]
     assert run_script('demo_table', *files) == 0
     shown = capsys.readouterr().out
+    (tmp_path / 'all.json').write_text(json.dumps([json.loads(f.read_text()) for f in files]))
+    assert run_script('demo_table', tmp_path / 'all.json') == 0
+    assert capsys.readouterr().out == shown
     # 4.303 is the 0.975 quantile of Student's t with 2 degrees of freedom; SEM 0.01 / sqrt(3).
     assert '+0.0300 (+0.0052 to +0.0548)' in shown
     assert '| 20 |' in shown and '| 22 |' in shown

@@ -15,14 +15,14 @@ from sklearn.metrics import roc_auc_score
 from sweep_runs import methods_file
 
 from config import Config, config_text, default_config
-from data.predictions import write_predictions
+from data.predictions import read_predictions, write_predictions
 from data.reading import read_split
 from data.splits import split_patients, training_records
 from evaluation import metrics
 from evaluation.intervals import holm
 from scripts import fold_table
 from sweeps.files import ROOT, load_sweep
-from sweeps.folds import arms_of, mean_score, read_scores, save_ranks
+from sweeps.folds import arms_of, mean_score, read_ranks, read_scores, save_ranks
 
 LOGGER = logging.getLogger('fold_table')
 LABELS = ('Edema', 'Pneumonia')
@@ -100,6 +100,16 @@ def table_of(sweep: Path, *more: object, resamples: int = 10) -> int:
     return run('table', '--sweep', sweep, '--predictions', folder / 'p', *words, *more)
 
 
+def joined_table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / 'p/predictions.csv.gz', dtype={'row': str})
+
+
+def keep(folder: Path, chosen: str) -> None:
+    """Keep only some lines of the joined predictions, as `DataFrame.query` names them."""
+    table = joined_table(folder).query(chosen)
+    table.to_csv(folder / 'p/predictions.csv.gz', index=False)
+
+
 def fold_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks within each fold, by counting pairs."""
     parts = values.reshape(FOLDS, PER_FOLD, -1)
@@ -109,10 +119,13 @@ def fold_ranks(values: np.ndarray) -> np.ndarray:
 
 def test_joined_predictions_are_ranks_within_folds(joined: tuple) -> None:
     sweep, _, values = joined
-    files = sorted(path.name for path in (sweep.parent / 'p').iterdir())
+    assert [path.name for path in (sweep.parent / 'p').iterdir()] == ['predictions.csv.gz']
+    table = joined_table(sweep.parent)
     kinds = ('pixels_1', 'scratch_1', 'simmim_1')  # and not moco_1
-    assert files == [f'{kind}_seed{seed}.csv.gz' for kind in kinds for seed in range(2)]
-    table = pd.read_csv(sweep.parent / 'p/simmim_1_seed1.csv.gz').set_index('Path')
+    assert {*zip(table['row'], table['seed'], strict=True)} == {
+        (k, s) for k in kinds for s in (0, 1)
+    }
+    table = table.query('row == "simmim_1" and seed == 1').set_index('Path')
     expected = fold_ranks(values['simmim_1', 1])
     np.testing.assert_allclose(table.loc[names(), [*LABELS]], expected, atol=1e-4)
 
@@ -168,20 +181,71 @@ def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
     first = sweep.parent / 'simmim_finetune/mine_simmim_1_seed0_fold0/predictions_valid.csv'
     files = [first, folder / 'predictions_valid.csv']
     with pytest.raises(ValueError, match='patient00000') as caught:
-        save_ranks(sweep.parent / 'x.csv.gz', files)
+        save_ranks(sweep.parent / 'x.csv.gz', {('simmim_1', 0): files})
     assert 'fold0' in str(caught.value) and not (sweep.parent / 'x.csv.gz').exists()
 
 
-@pytest.mark.parametrize(
-    ('name', 'part'), [('pixels_1_seedx', '_seed'), ('pixels_1_seed2', 'different labels')]
-)
-def test_a_file_of_another_table_is_named(name, part, joined: tuple, capsys) -> None:
-    file = joined[0].parent / f'p/{name}.csv.gz'
-    with gzip.open(file, 'wt') as opened:
-        opened.write('Path,Fracture\nx,0.5\n')
+def test_a_table_of_predictions_that_is_none_is_named(joined: tuple, capsys) -> None:
+    file = joined[0].parent / 'p/predictions.csv.gz'
+    table = joined_table(joined[0].parent)
+    for other in (table.drop(columns='row'), table.replace({'seed': {1: 'x'}})):
+        other.to_csv(file, index=False)
+        assert table_of(joined[0]) == 2
+        assert str(file) in capsys.readouterr().err
+    file.unlink()
     assert table_of(joined[0]) == 2
+    assert str(file) in capsys.readouterr().err
+
+
+def test_rows_with_other_labels_are_not_joined_into_one_table(joined: tuple, capsys) -> None:
+    folder = joined[0].parent
+    before = (folder / 'p/predictions.csv.gz').read_bytes()
+    for file in folder.glob('simmim_finetune/*seed1*/predictions_valid*'):
+        file.write_text(file.read_text().replace('Pneumonia', 'TB'))
+    assert run('join', '--sweep', joined[0], *words_of(folder)) == 2
     error = capsys.readouterr().err
-    assert file.name in error and part in error
+    assert 'predictions.csv.gz' in error and 'TB' in error
+    assert (folder / 'p/predictions.csv.gz').read_bytes() == before
+
+
+def test_a_join_replaces_its_rows_and_seeds_and_keeps_the_others(joined: tuple) -> None:
+    sweep, targets, _ = joined
+    folder = sweep.parent
+    before = joined_table(folder)
+    for part in range(FOLDS):
+        write_run(folder / f'simmim_finetune/mine_simmim_1_seed1_fold{part}', targets, part)
+    shutil.rmtree(folder / 'simmim_finetune/mine_scratch_1_seed0_fold2')
+    assert run('join', '--sweep', sweep, *words_of(folder)) == 0
+    after = joined_table(folder)
+    changed = (before['row'] == 'simmim_1') & (before['seed'] == 1)
+    pd.testing.assert_frame_equal(before[~changed], after[~changed])
+    assert not before[changed].equals(after[changed])
+
+
+def test_an_extracted_row_is_the_one_that_was_joined(joined: tuple, capsys) -> None:
+    folder = joined[0].parent
+    words = ['extract', '--predictions', folder / 'p', '--row', 'simmim_1', '--save']
+    assert run(*words, folder / 'row.csv', '--seed', 1) == 0
+    found = read_predictions(folder / 'row.csv')
+    own = read_ranks(folder / 'p/predictions.csv.gz', lambda name: name == 'simmim_1')
+    assert [*own] == ['simmim_1'] and [*own['simmim_1']] == [0, 1]
+    assert found.labels == LABELS and {*found.names} == {*names()}
+    np.testing.assert_array_equal(found.names, own['simmim_1'][1].names)
+    np.testing.assert_array_equal(found.probabilities, own['simmim_1'][1].probabilities)
+    assert run(*words, folder / 'other.csv', '--seed', 2) == 2
+    error = capsys.readouterr().err
+    assert 'simmim_1 with seed 2' in error and not (folder / 'other.csv').exists()
+
+
+def test_seeds_beyond_those_of_the_scale_are_left_out_and_named(joined: tuple, capsys) -> None:
+    sweep, folder = joined[0], joined[0].parent
+    content = yaml.safe_load(sweep.read_text()) | {'scales': {'all': {'seeds': 1}}}
+    sweep.write_text(yaml.safe_dump(content))
+    for more, seeds in (([], 2), (['--scale', 'all'], 1), (['--scale', 'all', '--seeds', 2], 2)):
+        assert table_of(sweep, *more) == 0
+        table = pd.read_csv(folder / 't/mine_mean.csv')
+        assert {*table['seeds']} == {seeds}
+        assert ('seeds [1] are left out' in capsys.readouterr().err) == (seeds == 1)
 
 
 @pytest.mark.parametrize('text', ['', 'a,b\n1,2\n'])
@@ -278,7 +342,7 @@ def test_a_figure_of_unknown_pairs_and_other_tables_is_refused(joined: tuple, ca
 
 
 def test_joined_files_do_not_depend_on_the_time(joined: tuple) -> None:
-    path = joined[0].parent / 'p/simmim_1_seed0.csv.gz'
+    path = joined[0].parent / 'p/predictions.csv.gz'
     content = path.read_bytes()
     assert gzip.compress(gzip.decompress(content), mtime=0) == content
 
@@ -305,15 +369,14 @@ def test_a_mean_without_labels_and_unknown_scores_are_refused(joined: tuple, cap
 def test_rows_without_a_common_seed_are_not_compared(joined: tuple) -> None:
     sweep, _, _ = joined
     folder = sweep.parent
-    (folder / 'p/simmim_1_seed0.csv.gz').unlink()
-    (folder / 'p/scratch_1_seed1.csv.gz').unlink()
+    keep(folder, '(row != "simmim_1" or seed == 1) and (row != "scratch_1" or seed == 0)')
     assert table_of(sweep) == 0
     table = pd.read_csv(folder / 't/mine_mean.csv').set_index('row')
     assert table['against'].isna().all() and {*table['seeds']} == {1, 2}
 
 
 def test_a_difference_over_some_of_the_seeds_says_so(joined: tuple) -> None:
-    (joined[0].parent / 'p/scratch_1_seed1.csv.gz').unlink()
+    keep(joined[0].parent, 'row != "scratch_1" or seed == 0')
     assert table_of(joined[0], '--against', 'scratch_1') == 0
     assert ' (1 of 2 seeds) |' in (joined[0].parent / 't/mine_mean.md').read_text()
 
@@ -341,8 +404,7 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tu
 
 def test_missing_values_have_the_mark_of_their_reason(joined: tuple) -> None:
     sweep, _, _ = joined
-    for file in (sweep.parent / 'p').glob('*_seed1.csv.gz'):
-        file.unlink()
+    keep(sweep.parent, 'seed == 0')
     assert table_of(sweep, '--scores', 'Edema', '--against', 'pixels_1') == 0
     lines = (sweep.parent / 't/mine_Edema.md').read_text().splitlines()
     (scratch,) = [line for line in lines if line.startswith('| scratch_1')]
@@ -550,14 +612,16 @@ def test_a_row_without_scores_of_its_rates_is_not_shown_as_tuned(settings: tuple
         assert 'tuning.csv' in error and 'simmim_1' in error
 
 
-def test_predictions_of_other_images_are_not_composed(settings: tuple, capsys) -> None:
-    sweep, _ = settings
-    file = sweep.parent / 'p/simmim_low_1_seed0.csv.gz'
-    assert run('join', '--sweep', sweep, *words_of(sweep.parent), '--tune') == 0
-    table = pd.read_csv(file)
-    table.iloc[::-1].to_csv(file, index=False)
-    assert table_of(sweep, '--tune') == 2
-    assert file.name in capsys.readouterr().err
+@pytest.mark.parametrize('gone', ['row == "simmim_low_1" and seed == 0', 'row == "simmim_low_1"'])
+def test_rates_without_the_images_or_the_seeds_of_the_row_are_not_composed(
+    gone: str, settings: tuple, capsys
+) -> None:
+    folder = settings[0].parent
+    assert run('join', '--sweep', settings[0], *words_of(folder), '--tune') == 0
+    keep(folder, f'not ({gone} and Path == "{names()[3]}")' if 'and' in gone else f'not ({gone})')
+    assert table_of(settings[0], '--tune') == 2
+    error = capsys.readouterr().err
+    assert str(folder / 'p') in error and 'simmim_low_1' in error
 
 
 def test_names_of_rows_may_be_numbers(tmp_path: Path) -> None:
@@ -580,6 +644,7 @@ def test_tuning_needs_the_same_seeds_and_enough_cases(
     assert run('join', '--sweep', sweep, *words) == 0
     assert table_of(sweep, '--tune') == 2
     assert 'simmim_low_1' in capsys.readouterr().err
+    assert table_of(sweep, '--tune', '--seeds', 1) == 0  # which both have finished
     (folder / 'p/tuning.csv').unlink()
     assert table_of(sweep, '--tune') == 2
     assert 'tuning.csv' in capsys.readouterr().err

@@ -45,3 +45,18 @@ draw exploratory exploratory $(for name in $variants; do echo "${name}_1/swin20_
 # shellcheck disable=SC2046 # several words
 draw exploratory exploratory_attentive $(for name in $variants; do echo "attentive_${name}_1/attentive_swin20_1"; done) \
     attentive_{swin20,epochs150}_1/attentive_swin_1
+
+# One page with all tables. The choices of rates are the same for all of them.
+cd "$results"
+mv primary/tuning.csv .
+rm {secondary,start,exploratory}/tuning.csv
+{
+    echo '# Tables'
+    for file in primary/main_model_{Pneumonia,mean}.md fixed_rates/main_model_Pneumonia.md \
+        {secondary,start,exploratory}/main_model_{Pneumonia,mean}.md; do
+        name=${file%.md}
+        printf '\n## %s\n\n' "${name/\/main_model_/, }"
+        cat "$file"
+        rm "$file"
+    done
+} > tables.md

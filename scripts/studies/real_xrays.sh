@@ -18,7 +18,7 @@ $python scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --row "${rows[@]}" --f
     --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
 results=$out/results
 $python scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --folds 5 --output "$out" --save "$results/predictions"
-table=("$python" scripts/fold_table.py table "${sweep[@]}" --predictions "$results/predictions" --labels "$labelled/all.csv")
+table=("$python" scripts/fold_table.py table "${sweep[@]}" "${seeds[@]}" --predictions "$results/predictions" --labels "$labelled/all.csv")
 "${table[@]}" --scores mean Pneumonia --save "$results"
 "${table[@]}" --scores Pneumonia --save "$results/primary" \
     --row {,linear_}simmim_{0.1,0.5,1} scratch_{0.1,0.5,1} linear_random_{0.1,0.5,1}
