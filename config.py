@@ -560,11 +560,6 @@ _C.TRAIN.ACCUMULATION_STEPS = Option(
 _C.TRAIN.USE_CHECKPOINT = Option(
     False, 'Whether blocks are recomputed in the backward pass, which saves memory.'
 )
-_C.TRAIN.CHECKPOINT_KEEPS = Own(
-    'nothing',
-    "Results that USE_CHECKPOINT keeps: 'nothing', or the 'products' of linear layers.",
-    one_of=('nothing', 'products'),
-)
 _C.TRAIN.COMPILE = Own(
     'auto',
     "torch.compile: 'none', 'auto' (on a GPU if the run is long enough) or 'max' (always).",

@@ -11,25 +11,19 @@ value and the options of the encoder, such as MODEL.CONVNEXT.PATCH_SIZE, are lin
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from config import Registry, encoder_node
 
 ENCODERS = Registry('MODEL.TYPE')
 MAP_CELLS = 7  # smallest side of the grid of a saliency map
-
-# TRAIN.CHECKPOINT_KEEPS: activations that gradient checkpointing stores besides the block inputs.
-KEEPS = {
-    'nothing': [],
-    'products': [torch.ops.aten.mm.default, torch.ops.aten.addmm.default],  # of linear layers
-}
 
 
 class Encoder(nn.Module, ABC):
@@ -62,7 +56,6 @@ class Encoder(nn.Module, ABC):
             'drop_rate': config.MODEL.DROP_RATE,
             'drop_path_rate': config.MODEL.DROP_PATH_RATE,
             'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
-            'checkpoint_keeps': config.TRAIN.CHECKPOINT_KEEPS,
             'attention': config.MODEL.ATTENTION,
             'head': config.MODEL.HEAD,
             **{key.lower(): value for key, value in encoder_node(config).items()},
@@ -293,14 +286,11 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
             module.attention = attention
 
 
-def run_block(block: nn.Module, *inputs: Tensor | None, keeps: str | None) -> Tensor:
-    """Run a block, with gradient checkpointing if `keeps` is a name in KEEPS instead of None."""
-    if keeps is None:
-        return block(*inputs)
-    options = {'use_reentrant': False}
-    if KEEPS[keeps]:
-        options['context_fn'] = partial(create_selective_checkpoint_contexts, KEEPS[keeps])
-    return checkpoint(block, *inputs, **options)
+def run_block(block: nn.Module, *inputs: Tensor | None, use_checkpoint: bool) -> Tensor:
+    """Run a block, with gradient checkpointing if wanted."""
+    if use_checkpoint:
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:

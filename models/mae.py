@@ -139,7 +139,7 @@ class Decoder(nn.Module):
         self, encoder: VisionTransformer, width: int, depth: int, num_heads: int, attention: str
     ) -> None:
         super().__init__()
-        self.keeps = encoder.keeps
+        self.use_checkpoint = encoder.use_checkpoint
         self.embed = nn.Linear(encoder.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer('pos_embed', sincos_positions(encoder.grid_size, width))
@@ -162,5 +162,5 @@ class Decoder(nn.Module):
         tokens = select_tokens(torch.cat([x[:, 1:], hidden], dim=1), order.argsort(dim=1))
         x = torch.cat([x[:, :1], tokens], dim=1) + self.pos_embed
         for block in self.blocks:
-            x = run_block(block, x, None, keeps=self.keeps)
+            x = run_block(block, x, None, use_checkpoint=self.use_checkpoint)
         return self.pred(self.norm(x[:, 1:]))

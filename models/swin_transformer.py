@@ -183,13 +183,12 @@ class BasicLayer(nn.Module):
         drop_path: list[float],
         is_last: bool,
         use_checkpoint: bool = False,
-        checkpoint_keeps: str = 'nothing',
         **block_kwargs: float | bool | str | None,
     ) -> None:
         super().__init__()
         window_size = min(window_size, side)
         odd_shift = window_size // 2 if window_size < side else 0
-        self.keeps = checkpoint_keeps if use_checkpoint else None
+        self.use_checkpoint = use_checkpoint
         self.blocks = nn.ModuleList(
             SwinTransformerBlock(
                 dim,
@@ -208,7 +207,7 @@ class BasicLayer(nn.Module):
         """Transform tokens, [B, L, C] -> [B, L / 4, 2C], or [B, L, C] in the last stage."""
         biases = gather_biases([block.attn for block in self.blocks])
         for block, bias in zip(self.blocks, biases, strict=True):
-            x = run_block(block, x, bias, keeps=self.keeps)
+            x = run_block(block, x, bias, use_checkpoint=self.use_checkpoint)
         return self.downsample(x)
 
 
@@ -244,7 +243,6 @@ class SwinTransformer(PatchEncoder):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         use_checkpoint: bool = False,
-        checkpoint_keeps: str = 'nothing',
         attention: str = 'auto',
         head: str = 'linear',
     ) -> None:
@@ -274,7 +272,6 @@ class SwinTransformer(PatchEncoder):
                 drop_path=rates[sum(depths[:i]) : sum(depths[: i + 1])],
                 is_last=i == last,
                 use_checkpoint=use_checkpoint,
-                checkpoint_keeps=checkpoint_keeps,
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
                 qk_scale=qk_scale,

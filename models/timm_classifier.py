@@ -73,7 +73,7 @@ class TimmClassifier(Encoder):
     @classmethod
     def constructor_arguments(cls, config: Any) -> dict[str, Any]:
         arguments = super().constructor_arguments(config)
-        del arguments['attention'], arguments['checkpoint_keeps']  # timm has its own
+        del arguments['attention']  # timm has its own
         return arguments
 
     @classmethod
@@ -82,10 +82,9 @@ class TimmClassifier(Encoder):
         with torch.device('meta'):
             layout = cls(**cls.constructor_arguments(config), num_classes=1).layout
         name, train = config.MODEL.TIMM.NAME, config.TRAIN
-        attention, keeps = config.MODEL.ATTENTION == 'auto', train.CHECKPOINT_KEEPS == 'nothing'
         why = f"for timm's {name}"
-        require(attention, config, 'MODEL.ATTENTION', f"'auto' {why}, which has its own attention")
-        require(keeps, config, 'TRAIN.CHECKPOINT_KEEPS', f"'nothing' {why}")
+        holds = config.MODEL.ATTENTION == 'auto'
+        require(holds, config, 'MODEL.ATTENTION', f"'auto' {why}, which has its own attention")
         holds = not CLASSIFIER_HEADS[config.MODEL.HEAD].takes_tokens
         require(holds, config, 'MODEL.HEAD', f'a head on pooled features {why}')
         if stage == 'finetune':

@@ -144,7 +144,6 @@ class VisionTransformer(PatchEncoder):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
-        checkpoint_keeps: str = 'nothing',
         attention: str = 'auto',
         head: str = 'linear',
     ) -> None:
@@ -153,7 +152,7 @@ class VisionTransformer(PatchEncoder):
         self.attention = attention
         self.patch_size = self.stride = patch_size
         self.embed_dim = self.num_features = embed_dim
-        self.keeps = checkpoint_keeps if use_checkpoint else None
+        self.use_checkpoint = use_checkpoint
 
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         grid_size = self.grid_size
@@ -243,7 +242,7 @@ class VisionTransformer(PatchEncoder):
             x = torch.cat([x[:, :1], select_tokens(x[:, 1:], kept)], dim=1)
         x = self.pos_drop(x)
         for block, bias in zip(self.blocks, self._biases(), strict=True):
-            x = run_block(block, x, bias, keeps=self.keeps)
+            x = run_block(block, x, bias, use_checkpoint=self.use_checkpoint)
         return self.norm(x)
 
     def _biases(self) -> Sequence[torch.Tensor | None]:

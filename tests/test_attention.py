@@ -107,15 +107,9 @@ def flops(model: nn.Module) -> tuple[int, int]:
     return linear, sum(n for kind, n in by_kind.items() if 'bmm' in str(kind))
 
 
-def test_checkpointing_recomputes_only_what_is_not_kept() -> None:
-    plain = randomised('vit_both')
-    models = {
-        keeps: randomised('vit_both', use_checkpoint=True, checkpoint_keeps=keeps)
-        for keeps in ('nothing', 'products')
-    }
-    for model in models.values():
-        assert_same(model, copy.deepcopy(plain), tolerance=1e-12)
-    (linear, inner), nothing, products = map(flops, (plain, *models.values()))
-    assert products[0] == linear, 'linear layers are kept'
-    assert nothing[0] > 1.2 * linear
-    assert products[1] == nothing[1] == pytest.approx(4 / 3 * inner), 'attention is computed again'
+def test_checkpointing_computes_blocks_again() -> None:
+    plain, again = randomised('vit_both'), randomised('vit_both', use_checkpoint=True)
+    assert_same(again, copy.deepcopy(plain), tolerance=1e-12)
+    (linear, inner), recomputed = flops(plain), flops(again)
+    assert recomputed[0] > 1.2 * linear
+    assert recomputed[1] == pytest.approx(4 / 3 * inner)

@@ -55,7 +55,7 @@ class ConvNeXt(PatchEncoder):
         super().__init__()
         self.in_chans, self.patch_size, self.embed_dim = in_chans, patch_size, embed_dim
         self.stride, self.num_features = 2 * patch_size, 2 * embed_dim
-        self.keeps = others['checkpoint_keeps'] if others['use_checkpoint'] else None
+        self.use_checkpoint = others['use_checkpoint']
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.stages = nn.ModuleList(
             nn.ModuleList(Block(embed_dim * 2**k) for _ in range(depth))
@@ -74,7 +74,7 @@ class ConvNeXt(PatchEncoder):
         for stage, blocks in enumerate(self.stages):
             x = self.downsample(x) if stage else x
             for block in blocks:
-                x = run_block(block, x, keeps=self.keeps)
+                x = run_block(block, x, use_checkpoint=self.use_checkpoint)
         return self.norm(x.flatten(2).transpose(1, 2))
 
     def get_num_layers(self):
