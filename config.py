@@ -565,11 +565,6 @@ _C.TRAIN.COMPILE = Own(
     "torch.compile: 'none', 'auto' (on a GPU if the run is long enough) or 'max' (always).",
     one_of=('none', 'auto', 'max'),
 )
-_C.TRAIN.GRADIENT_EXCHANGE = Own(
-    'float32',
-    "Number format for the exchange of gradients: 'float32' or 'bfloat16'.",
-    one_of=('float32', 'bfloat16'),
-)
 _C.TRAIN.LAYER_DECAY = Option(
     1.0,
     'Fine-tuning: ratio of the learning rates of a layer and the next layer.',

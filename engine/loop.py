@@ -146,7 +146,7 @@ def wrap_model(run: Run, state: TrainState) -> None:
     """Wrap the model for several processes, and compile it according to TRAIN.COMPILE."""
     config, logger, processes = run.config, run.logger, distributed.world_size()
     how = config.TRAIN.COMPILE
-    state.model = wrap_parallel(config, state.model, run.device)
+    state.model = wrap_parallel(state.model, run.device)
     # Compiling gains little on a CPU: docs/explanation/speed.md.
     if how == 'none' or (how == 'auto' and run.device.type == 'cpu'):
         return

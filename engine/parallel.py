@@ -5,10 +5,8 @@ import inspect
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from config import Config
 from system import distributed
 
 # Whether rank 0 sends its buffers before each forward pass; older versions have the second name.
@@ -18,10 +16,9 @@ if BUFFER_OPTION not in inspect.signature(DistributedDataParallel).parameters:
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def wrap_parallel(config: Config, model: nn.Module, device: torch.device) -> nn.Module:
+def wrap_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """Wrap the model in DistributedDataParallel if there are several processes.
 
-    With TRAIN.GRADIENT_EXCHANGE 'bfloat16', gradients are rounded to bfloat16 and summed in it.
     On GPUs, batch norms use the statistics of all processes (PyTorch's SyncBatchNorm).
 
     Raises:
@@ -42,8 +39,6 @@ def wrap_parallel(config: Config, model: nn.Module, device: torch.device) -> nn.
     for parameter in model.parameters():
         if parameter.ndim == 4 and parameter.requires_grad:
             parameter.register_hook(_contiguous_strides)
-    if config.TRAIN.GRADIENT_EXCHANGE == 'bfloat16':
-        model.register_comm_hook(None, bf16_compress_hook)
     return model
 
 
