@@ -527,9 +527,16 @@ def _windowed(dataset: 'Dataset', values: np.ndarray) -> np.ndarray:
 def _looked_up(item: 'Dataset', values: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     """Look values up in a table; also return the range of the table.
 
-    pydicom's apply_modality_lut and apply_voi_lut (3.0) are not used: the first reads tables of 8
-    or 16 bits only, and the second cuts the values to the bits of the table's entries.
+    pydicom's functions (3.0.2) cannot do it: apply_modality_lut has no tables of 10 or 12 bits.
+    apply_voi takes values modulo 256 for a table of 8 bits, and modulo 65,536 after a rescaling.
     """
+    entries, first, bits = _table(item)
+    places = np.clip(values - first, 0, len(entries) - 1).astype(np.intp)
+    return entries[places], (0, 2**bits - 1)
+
+
+def _table(item: 'Dataset') -> tuple[np.ndarray, int, int]:
+    """Read a table: its entries [N], the value of the first one, and the bits of an entry."""
     _refuse_large_values(item)
     count, first, bits = item.LUTDescriptor
     count, data = count % 2**16 or 2**16, item.LUTData
@@ -542,5 +549,4 @@ def _looked_up(item: 'Dataset', values: np.ndarray) -> tuple[np.ndarray, tuple[i
     fits = len(entries) == count and bits in range(1, 17)
     if not fits or entries.min() < 0 or entries.max() >= 2**bits:
         raise _DicomError(f'a lookup table must have {count} entries of {bits} bits (16 at most)')
-    places = np.clip(values - first, 0, count - 1).astype(np.intp)
-    return entries[places], (0, 2**bits - 1)
+    return entries, first, bits
