@@ -57,8 +57,8 @@ def read_csv(
         look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
     """
+    root = Path(data_path)
     images = open_images(data_path)
-    root = images.folder
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
     if not any(root.glob('*.csv')):
         hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'

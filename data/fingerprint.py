@@ -14,7 +14,7 @@ from data.datasets import DATASETS
 from data.layouts import open_layout
 from data.loader import Loaders
 from data.sources import source_configs
-from data.store import STORE_FILE, is_store, place_of
+from data.store import STORE_FILE, is_store
 from data.tasks import task_of
 from system.files import sha256
 
@@ -74,11 +74,11 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
     if DATASETS[data.DATASET].splits is not None:
         yield 'DATA.DATASET', open_layout(data.DATASET).file
     if is_store(root):
-        yield STORE_FILE, place_of(root)[0] / STORE_FILE
+        yield STORE_FILE, root / STORE_FILE
     if is_pretrain:
         return
     if config.EVAL.DATA_PATH and is_store(config.EVAL.DATA_PATH):
-        yield 'EVAL.DATA_PATH', place_of(config.EVAL.DATA_PATH)[0] / STORE_FILE
+        yield 'EVAL.DATA_PATH', Path(config.EVAL.DATA_PATH) / STORE_FILE
     demographics = root / data.DEMOGRAPHICS
     if demographics.is_file():
         yield data.DEMOGRAPHICS, demographics

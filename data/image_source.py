@@ -19,11 +19,6 @@ class ImageSource(ABC):
     path: Path
     left_out: Mapping[str, str]
 
-    @property
-    def folder(self) -> Path:
-        """Folder of the tables."""
-        return self.path
-
     @abstractmethod
     def exists(self, file: str) -> bool:
         """Return whether an image file or a folder exists."""

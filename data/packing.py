@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+import data.layouts  # noqa: F401 (registers the data sets that a layout describes)
 from config import Config, default_config
 from data.chexpert import read_csv, read_folder
 from data.datasets import DATASETS
@@ -64,20 +65,12 @@ PARTIAL_INDEX_FILE = 'packing.npy'
 
 @dataclass(frozen=True)
 class Source:
-    """The files to pack, of one folder or of several sources.
+    """The files of a folder to pack."""
 
-    With several sources, names of files and tables begin with the name of their source.
-    """
-
-    roots: dict[str, Path]  # folder by the name of the source; '' for a single folder
+    root: Path
     files: list[str]  # sorted image files, relative to the root
     tables: dict[str, Path]  # path of CSV and Excel files by the name in the store
-    scored: dict[str, bool]  # whether `read_folder` refuses to train on all images, by source
-
-    def place(self, file: str) -> tuple[Path, str]:
-        """Return the folder of a file and its name in this folder."""
-        source, _, name = ('', '', file) if '' in self.roots else file.partition('/')
-        return self.roots[source], name
+    scored: bool  # whether `read_folder` refuses to train on all images
 
     def signature(self) -> dict[str, object]:
         """Return checksums that identify the source."""
@@ -127,9 +120,10 @@ def pack(
     """
     output = Path(output)
     job = {'version': VERSION, 'settings': asdict(settings), 'source': source.signature()}
-    for root in source.roots.values():
-        if output.resolve().is_relative_to(root.resolve()):
-            raise ValueError(f'--output {output} must not lie in the folder to be packed, {root}')
+    if output.resolve().is_relative_to(source.root.resolve()):
+        raise ValueError(
+            f'--output {output} must not lie in the folder to be packed, {source.root}'
+        )
     found = set(os.listdir(output)) if output.is_dir() else set()
     if found - {LOCK_FILE} and not found & {STORE_FILE, UNFINISHED_FILE}:
         raise ValueError(f'--output {output} must be empty or a store, but it has {min(found)}')
@@ -183,7 +177,7 @@ def read_source(
     if all_images or not named:
         named.update(read_folder(root, allow_all_images=all_images).file)
         scored = scored or bool(open_images(root).scan()[1])
-    return Source({'': root}, sorted(named, key=os.fsencode), tables, {'': scored})
+    return Source(root, sorted(named, key=os.fsencode), tables, scored)
 
 
 def _read_layout(config: Config, root: Path) -> tuple[set[str], dict[str, Path], bool]:
@@ -193,18 +187,6 @@ def _read_layout(config: Config, root: Path) -> tuple[set[str], dict[str, Path],
     files = {file for split in splits for file in kind.read(config, root, split, labels=()).file}
     tables = {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
     return files, tables, list(splits) != ['train']
-
-
-def join_sources(sources: dict[str, Source]) -> Source:
-    """Join the files of several folders, by the names of the sources."""
-    return Source(
-        {name: source.roots[''] for name, source in sources.items()},
-        sorted(
-            (f'{n}/{f}' for n, source in sources.items() for f in source.files), key=os.fsencode
-        ),
-        {f'{n}/{t}': path for n, source in sources.items() for t, path in source.tables.items()},
-        {name: source.scored[''] for name, source in sources.items()},
-    )
 
 
 def encode(
@@ -375,10 +357,8 @@ def _finish(
     packed = np.ones(len(names), bool)
     packed[list(writer.left_out)] = False
     left_out = {source.files[position]: text for position, text in writer.left_out.items()}
-    parts = {name: _part(name, source, left_out) for name in source.roots}
-    for name, part in parts.items():
-        if not part['images']:
-            raise ValueError(f'none of the images in {source.roots[name]} can be read')
+    if not packed.any():
+        raise ValueError(f'none of the images in {source.root} can be read')
     index = writer.index[packed]
     files = {}
     for name, values in {NAMES_FILE: names[packed], INDEX_FILE: index}.items():
@@ -394,8 +374,7 @@ def _finish(
         'images': len(index),
         'rounded': int((index['form'] == ROUNDED).sum()),
         'left_out': left_out,
-        'scored': any(source.scored.values()),
-        **({} if '' in parts else {'sources': parts}),
+        'scored': source.scored,
         'shards': [name for name, _, _ in writer.shards],
         'files': dict(sorted(files.items())),
     }
@@ -403,31 +382,22 @@ def _finish(
     return about
 
 
-def _part(name: str, source: Source, left_out: dict[str, str]) -> dict[str, Any]:
-    """Return the entry of a source in store.json."""
-    prefix = f'{name}/' if name else ''
-    count = sum(file.startswith(prefix) for file in source.files)
-    bad = {f[len(prefix) :]: why for f, why in left_out.items() if f.startswith(prefix)}
-    return {'images': count - len(bad), 'left_out': bad, 'scored': source.scored[name]}
-
-
 def _encode_all(
     source: Source, files: Sequence[str], settings: Settings, workers: int
 ) -> Iterator[Encoded | str]:
     """Yield the encoded files in order, or the reason why an image is damaged."""
-    places = [source.place(file) for file in files]
-    encode_chunk = partial(_encode_chunk, settings)
+    encode_chunk = partial(_encode_chunk, source.root, settings)
     if workers == 1:
-        for place in places:
-            yield from encode_chunk([place])
+        for file in files:
+            yield from encode_chunk([file])
         return
     length = CHUNK_IMAGES if settings.size else 1
     waiting = deque()  # bounded, because the results of all chunks would not fit into memory
     allow_open_files(workers)
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
-        for start in range(0, len(places), length):
-            waiting.append(pool.submit(encode_chunk, places[start : start + length]))
+        for start in range(0, len(files), length):
+            waiting.append(pool.submit(encode_chunk, files[start : start + length]))
             if len(waiting) == 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -438,9 +408,9 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_chunk(settings: Settings, places: Sequence[tuple[Path, str]]) -> list[Encoded | str]:
+def _encode_chunk(root: Path, settings: Settings, files: Sequence[str]) -> list[Encoded | str]:
     encoded: list[Encoded | str] = []
-    for root, file in places:
+    for file in files:
         try:
             encoded.append(encode(root / file, settings, root))
         except BadImageError as error:

@@ -30,7 +30,6 @@ from data.store import (
     file_crc32,
     is_store,
     packed_steps,
-    place_of,
     read_about,
 )
 from data.table import refuse
@@ -202,10 +201,10 @@ def data_root(config: Config, logger: logging.Logger) -> str:
             f'DATA.CACHE_DIR is for packed stores, but DATA.DATA_PATH {source} is not a store: '
             'pack it with scripts/pack.py, or leave DATA.CACHE_DIR empty'
         )
-    source, part = place_of(source.resolve())
+    source = source.resolve()
     target = Path(data.CACHE_DIR) / f'{source.name}-{file_crc32(source / STORE_FILE):08x}'
     try:
-        return str(copy_store(source, target, logger) / part)
+        return str(copy_store(source, target, logger))
     except OSError as error:
         raise ValueError(f'DATA.CACHE_DIR: cannot copy {source} to {target}: {error}') from error
 

@@ -17,7 +17,6 @@ from config import OPTIONS, Config, register_check, require
 from data.reading import check_dataset, read_split
 from data.records import Records
 from data.splits import describe_subset, pretrain_records, take_subset
-from data.store import is_store, read_about
 from data.table import Fault, Table, refuse
 
 LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
@@ -28,7 +27,7 @@ RULES = {
         'text made of letters, digits, - and _ (a number needs quotes)',
     ),
     'dataset': (OPTIONS['DATA.DATASET'].allows, OPTIONS['DATA.DATASET'].allowed),
-    'path': (lambda v: isinstance(v, str) and v, 'a folder'),
+    'path': (lambda v: isinstance(v, str) and v, 'a folder or a packed store'),
     'share': (lambda v: type(v) in (int, float) and 0 < v <= 1, 'a number in (0, 1]'),
     'images': (lambda v: type(v) is int and v >= 1, 'a whole number from 1 on'),
 }
@@ -161,10 +160,6 @@ def _own_config(config: Config, entry: dict[str, Any]) -> Config:
     own.defrost()
     own.DATA.SOURCES = []
     own.DATA.DATASET = entry['dataset']
-    root, name = Path(config.DATA.DATA_PATH), entry['name']
-    is_packed = config.DATA.DATA_PATH and is_store(root)
-    if is_packed and name not in (packed := read_about(root).get('sources', {})):
-        raise ValueError(f'DATA.SOURCES: the store {root} has no source {name!r}: {[*packed]}')
-    own.DATA.DATA_PATH = str(root / (name if is_packed else entry['path']))
+    own.DATA.DATA_PATH = str(Path(config.DATA.DATA_PATH) / entry['path'])
     own.DATA.TRAIN_FRACTION = entry.get('share', 1.0)
     return own

@@ -10,9 +10,6 @@ CSV files, and the readers look up images in the store instead of image files.
     pixels_*.bin       the pixels, one image after another
     bad_images.csv     the files that could not be read and were left out
 
-A store of several sources has one folder of CSV files per source. The names of images begin with
-the name of their source, and the folder STORE/<name> can be read like a store of this source alone.
-
 The index and the CSV files are checked when a store is opened, and an image when a process reads
 it for the first time (15 us for 256 x 256 pixels) or after its shard was modified. Pixels are read
 and not memory-mapped, so that a truncated file causes a ValueError instead of a signal that kills
@@ -49,7 +46,7 @@ NAMES_FILE, INDEX_FILE = 'names_00000.npy', 'places_00000.npy'
 UNFINISHED_FILE = 'packing.json'
 BAD_FILE = 'bad_images.csv'
 LOCK_FILE = 'store.lock'
-OPEN_STORES = 16  # number of stores or sources that a process keeps open
+OPEN_STORES = 16  # number of stores that a process keeps open
 COPY_THREADS = 4  # several readers make better use of a network drive
 
 ENTRY = np.dtype(
@@ -107,14 +104,6 @@ class Signature(TypedDict):
     tables_crc32: dict[str, int]
 
 
-class Part(TypedDict):
-    """The entry of a source, or of the whole store."""
-
-    images: int
-    left_out: dict[str, str]  # reason by file
-    scored: bool  # whether `read_folder` refuses to train on all images
-
-
 class Job(TypedDict):
     """What store.json and packing.json have in common."""
 
@@ -123,16 +112,13 @@ class Job(TypedDict):
     source: Signature
 
 
-class Sources(TypedDict, total=False):
-    """The entry of a store of several sources."""
-
-    sources: dict[str, Part]
-
-
-class About(Job, Part, Sources):
+class About(Job):
     """The contents of store.json."""
 
+    images: int
     rounded: int  # number of images
+    left_out: dict[str, str]  # reason by file
+    scored: bool  # whether `read_folder` refuses to train on all images
     shards: list[str]
     files: dict[str, tuple[int, int]]  # size and CRC-32
 
@@ -146,40 +132,32 @@ class Progress(Job):
 
 
 class Store(ImageSource):
-    """An open store, or one source of a store; see `open_store`. It is pickled as a path.
+    """An open store, see `open_store`. It is pickled as a path.
 
     Attributes:
         path: Folder of the store.
-        source: Name of the source; '' for the whole store.
         about: Contents of store.json, see `read_about`.
-        names: Names [N] of the image files as sorted bytes, with the name of the source in front.
+        names: Names [N] of the image files as sorted bytes.
         index: Array [N] of ENTRY.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path, self.source = place_of(path)
-        self.prefix = f'{self.source}/' if self.source else ''
+        self.path = Path(path)
         self.about = read_about(path)
         if problems := file_problems(self.path, self.about):
             raise ValueError(problems[0])
-        names, index = _load_index(self.path, self.about)
-        own = _below(names, self.source) if self.source else slice(None)
-        self.names, self.index = names[own], index[own]
+        self.names, self.index = _load_index(self.path, self.about)
         self._shards: dict[int, int] = {}  # descriptors of the open shards
         # Modification time of the shard when an image was checked, which costs less than a CRC-32.
         self._checked = np.full(len(self.names), -1, np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (str(self.folder),)
-
-    @property
-    def folder(self) -> Path:
-        return self.path / self.source
+        return open_store, (str(self.path),)
 
     @property
     def files(self) -> list[str]:
         """Return the sorted names of the image files, in the order of positions."""
-        return [os.fsdecode(name)[len(self.prefix) :] for name in self.names.tolist()]
+        return [os.fsdecode(name) for name in self.names.tolist()]
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -188,7 +166,7 @@ class Store(ImageSource):
 
     def position(self, files: Sequence[str]) -> np.ndarray:
         """Return the positions [N] of image files, -1 for files that are not in the store."""
-        wanted = np.array([os.fsencode(self.prefix + file) for file in files], bytes)
+        wanted = np.array([os.fsencode(file) for file in files], bytes)
         # Cast to the type of the names, or the search would copy all names.
         place = np.searchsorted(self.names, wanted.astype(self.names.dtype))
         place = np.minimum(place, len(self.names) - 1)
@@ -204,8 +182,7 @@ class Store(ImageSource):
     def below(self, place: str = '') -> list[str]:
         if not place:
             return sorted([*self.files, *self.left_out])
-        names = self.names[_below(self.names, self.prefix + place)].tolist()
-        packed = [os.fsdecode(name)[len(self.prefix) :] for name in names]
+        packed = [os.fsdecode(name) for name in self.names[_below(self.names, place)].tolist()]
         return sorted([*packed, *(f for f in self.left_out if f.startswith(f'{place}/'))])
 
     def scan(self) -> tuple[list[str], list[str]]:
@@ -282,26 +259,13 @@ class Store(ImageSource):
         return self._shards[shard]
 
 
-def place_of(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Split a path into the folder of a store and the name of a source, '' for the whole store.
-
-    A path outside stores is returned unchanged.
-    """
-    path = Path(path)
-    folder, name = path.parent, path.name
-    is_below = not (path / STORE_FILE).is_file() and (folder / STORE_FILE).is_file()
-    if is_below and name in read_about(folder).get('sources', {}):
-        return folder, name
-    return path, ''
-
-
 def is_store(path: str | os.PathLike[str]) -> bool:
-    """Return whether a folder is a packed store, or a source of a store.
+    """Return whether a folder is a packed store.
 
     Raises:
         ValueError: If the store is not finished.
     """
-    if (place_of(path)[0] / STORE_FILE).is_file():
+    if (Path(path) / STORE_FILE).is_file():
         return True
     if (Path(path) / UNFINISHED_FILE).is_file():
         raise ValueError(f'the store {path} is not finished: run scripts/pack.py on it again')
@@ -337,20 +301,19 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read store.json; for a source, the entries of the source replace those of the store.
+    """Read store.json.
 
     Raises:
         ValueError: If the file cannot be read, was changed, or has another version.
     """
-    folder, source = place_of(path)
-    file = folder / STORE_FILE
+    file = Path(path) / STORE_FILE
     if not file.is_file():
         raise ValueError(f'{path} is not a packed store: it has no {STORE_FILE}')
     about = read_json(file, About)
-    for name in (*about['files'], *about['shards'], *about.get('sources', {})):
+    for name in (*about['files'], *about['shards']):
         if not is_below(name):
             raise ValueError(f'{file} names {name!r}, which is not a path below its folder')
-    return about | about.get('sources', {}).get(source, {})
+    return about
 
 
 def read_json(file: Path, kind: type) -> dict[str, Any]:
@@ -391,8 +354,6 @@ def write_about(folder: Path, about: dict[str, Any]) -> None:
         bad = pd.DataFrame(about['left_out'].items(), columns=['file', 'problem'])
         text = bad.to_csv(index=False)
         replace_file(folder / BAD_FILE, text.encode('utf-8', 'backslashreplace'))
-    for name in about.get('sources', {}):
-        (folder / name).mkdir(exist_ok=True)  # a source may have no CSV file
     write_json(folder / STORE_FILE, about)
 
 

@@ -33,7 +33,7 @@ from config import Config, config_text
 from data.noted_images import RecordImages, describe_notes, is_skipped
 from data.reading import read_images, require_packed_steps
 from data.records import Records
-from data.store import STORE_FILE, is_store, place_of
+from data.store import STORE_FILE, is_store
 from data.transforms import EvalTransform
 from engine.launch import model_tool
 from evaluation.feature_files import LOCK_FILE, Parts, write_npz, write_table
@@ -55,7 +55,7 @@ def describe_job(
     for file in records.file:
         images.update(b'\0' + os.fsencode(file))
     if is_store(records.root):
-        images.update(sha256(place_of(records.root)[0] / STORE_FILE).encode())
+        images.update(sha256(records.root / STORE_FILE).encode())
     return {
         'checkpoint': sha256(local_path(args.checkpoint)),
         'images': images.hexdigest(),

@@ -1,11 +1,10 @@
 """Pack a data set into a store, so that training reads a few large files.
 
 python scripts/pack.py --data-path CheXpert-v1.0-small --output CheXpert-256 --size 256 --workers 8
-python scripts/pack.py --data-path DRIVE --sources sources.yaml --output STORE --size 256
 python scripts/pack.py --output CheXpert-256 --verify
 
 The store replaces the folder of the data set as --data-path of all mains. If packing was
-interrupted, the same command resumes it. With --sources, STORE/<name> is the path of one source.
+interrupted, the same command resumes it. Each of several data sets has its own store.
 """
 
 import argparse
@@ -16,9 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import OPTIONS, check_config, default_config, put
-from data.packing import Settings, Source, join_sources, pack, read_source
+from data.packing import Settings, pack, read_source
 from data.preprocess import LUNG_STEPS, PREPROCESS
-from data.sources import source_configs
 from data.store import BAD_FILE, verify
 from system.tool import Paragraphs, at_least, tool, usable_cpus
 
@@ -29,7 +27,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('--data-path', metavar='DIR', help='folder of the data set')
-    add('--sources', metavar='FILE', help='YAML file with DATA.SOURCES to pack')
     layout = 'DATA.DATASET, if a layout describes the data set, such as nih'
     add('--dataset', default='', metavar='NAME', help=layout)
     add('--output', required=True, metavar='STORE', help='folder of the store')
@@ -53,14 +50,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--workers', default=usable_cpus(), **number)
     add('--verify', action='store_true', help='check every byte of a store instead of packing')
     args = parser.parse_args(arguments)
-    if args.verify == bool(args.data_path or args.sources):
-        parser.error('give either --data-path or --sources, or --verify')
-    if args.sources and (args.csv or args.all_images or args.dataset):
-        parser.error('--csv, --all-images and --dataset cannot be combined with --sources')
+    if args.verify == bool(args.data_path):
+        parser.error('give either --data-path or --verify')
     if bool(args.lung_masks) != bool({*LUNG_STEPS}.intersection(args.preprocess)):
         parser.error(f'--lung-masks is needed for, and only for, the steps {", ".join(LUNG_STEPS)}')
-    if args.lung_masks and args.sources:
-        parser.error('--lung-masks cannot be combined with --sources')
     names = OPTIONS['DATA.DATASET']
     if args.dataset and not names.allows(args.dataset):
         parser.error(f'--dataset must be {names.allowed}')
@@ -78,9 +71,15 @@ def main(args: argparse.Namespace) -> int:
         print(f'{args.output}: {len(problems) or "no"} problems')
         return 1 if problems else 0
     try:
-        about = pack(
-            read(args), args.output, settings(args), workers=args.workers, skip_bad=args.skip_bad
+        source = read_source(
+            args.data_path,
+            csv_names=args.csv,
+            image_suffix=args.image_suffix,
+            all_images=args.all_images,
+            dataset=args.dataset,
         )
+        options = {'workers': args.workers, 'skip_bad': args.skip_bad}
+        about = pack(source, args.output, settings(args), **options)
     except OSError as error:
         raise ValueError(f'{args.output}: {error}; run the same command again') from error
     except KeyboardInterrupt:
@@ -93,26 +92,6 @@ def main(args: argparse.Namespace) -> int:
     if about['left_out']:
         print(f'{len(about["left_out"])} images could not be read: see {args.output}/{BAD_FILE}')
     return 0
-
-
-def read(args: argparse.Namespace) -> Source:
-    """List the files to pack, of one data set or of all data sets in DATA.SOURCES."""
-    options = {'image_suffix': args.image_suffix}
-    if not args.sources:
-        options |= {'csv_names': args.csv, 'all_images': args.all_images}
-        return read_source(args.data_path, dataset=args.dataset, **options)
-    config = default_config()
-    config.merge_from_file(args.sources)
-    put(config, 'DATA.DATA_PATH', args.data_path or config.DATA.DATA_PATH, '--data-path')
-    check_config(config)
-    if not config.DATA.SOURCES:
-        raise ValueError(f'--sources {args.sources} has no DATA.SOURCES')
-    return join_sources(
-        {
-            name: read_source(own.DATA.DATA_PATH, dataset=own.DATA.DATASET, **options)
-            for name, own in source_configs(config).items()
-        }
-    )
 
 
 def settings(args: argparse.Namespace) -> Settings:

@@ -1,4 +1,4 @@
-"""One store of several sources: packed, resumed, read source by source; duplicates of sources."""
+"""Stores of several sources in pre-training, and duplicates of sources."""
 
 import io
 import shutil
@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from packed_data import SMALL, file_of, killed_after, make_data
 from PIL import Image
 from test_data_layouts import nih
 from test_data_sources import HERE, LOOSE, THERE, loaders_of
@@ -16,11 +15,10 @@ from tiny import config_with
 from xray_splits import samples_of, write_split, xray
 
 from data.check import SAME_XRAY, look_at
-from data.chexpert import read_csv, read_folder
+from data.chexpert import read_csv
 from data.layouts import read_layout
-from data.packing import join_sources, pack, read_source
 from data.records import Folder, open_images
-from data.store import copy_store, is_store, open_store, read_about, verify
+from data.store import is_store
 from scripts.check_data import main as check
 from scripts.check_data import parse_args as check_args
 from scripts.pack import main as pack_main
@@ -34,104 +32,27 @@ def sources_file(folder: Path, *entries: dict) -> Path:
 
 
 @pytest.fixture(scope='module')
-def store(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stores(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of each source, with the name of its folder."""
     folder = tmp_path_factory.mktemp('packed')
-    cfg = sources_file(folder, HERE, THERE, LOOSE)
-    argv = ['--data-path', str(drive), '--sources', str(cfg), '--output', str(folder / 'store')]
-    assert pack_main(pack_args([*argv, '--size', 'native', '--workers', '2'])) == 0
-    return folder / 'store'
+    for name in 'ABC':
+        argv = ['--data-path', str(drive / name), '--output', str(folder / name)]
+        assert pack_main(pack_args([*argv, '--size', 'native', '--workers', '1'])) == 0
+    return folder
 
 
-def test_the_store_has_the_images_and_tables_of_each_source(drive, store):
-    whole = open_store(store)
-    files = {'here': 'A', 'there': 'B', 'loose': 'C'}
-    wanted = {
-        f'{name}/{path.relative_to(drive / folder)}'
-        for name, folder in files.items()
-        for path in (drive / folder).rglob('*.png')
-    }
-    assert set(whole.files) == wanted
-    for name, folder in files.items():
-        part, data = open_images(store / name), drive / folder
-        assert [*part.files] == sorted(str(p.relative_to(data)) for p in data.rglob('*.png'))
-        for file, position in zip(part.files, part.position(part.files), strict=True):
-            pixels = np.asarray(part.image(int(position)))
-            assert np.array_equal(pixels, np.asarray(Image.open(data / file)))
-        assert part.position(['no/such.png']).tolist() == [-1]
-        assert read_about(store / name)['images'] == len(part.files)
-        assert is_store(store / name) and not is_store(store / 'other')
-    assert (store / 'here' / 'train.csv').read_bytes() == (drive / 'A/train.csv').read_bytes()
-    assert not (store / 'train.csv').exists()
-    records = read_csv(store / 'there', 'train.csv', look_up='all')
-    assert records.file.tolist() == read_csv(drive / 'B', 'train.csv').file.tolist()
-    assert len(read_folder(store / 'loose', allow_all_images=False)) == 5
-    with pytest.raises(ValueError, match=r'store\.json'):
-        read_folder(store / 'here', allow_all_images=False)
-    assert open_images(store / 'loose').below('deep') == [f'deep/{n}.png' for n in range(5)]
-    assert open_images(store / 'loose').exists('deep') and not verify(store)
-
-
-def test_pre_training_on_the_store_has_the_samples_of_the_files(drive, store, tmp_path):
-    """The same entries of DATA.SOURCES serve for both, and for a copy on the node."""
+def test_pre_training_on_stores_has_the_samples_of_the_files(drive, stores, tmp_path):
+    """The same entries of DATA.SOURCES serve for both, and for copies on the node."""
     wanted = loaders_of(drive, HERE, THERE, LOOSE)
     for options in ((), ('DATA.CACHE_DIR', str(tmp_path / 'cache'))):
-        loaders = loaders_of(store, HERE, THERE, LOOSE, options=options)
+        loaders = loaders_of(stores, HERE, THERE, LOOSE, options=options)
         for loader, want in zip(loaders[:2], wanted[:2], strict=True):
             for sample, same in zip(samples_of(loader, 1), samples_of(want, 1), strict=True):
                 assert all(np.array_equal(a, b) for a, b in zip(sample, same, strict=True))
-    copies = {part.records.root.parent for part in loaders.train.dataset.parts.values()}
-    assert len(copies) == 1 and copies.pop().parent == tmp_path / 'cache'
-    with pytest.raises(ValueError, match=r'DATA\.SOURCES.*other'):
-        loaders_of(store, HERE | {'name': 'other'})
-
-
-def test_any_number_of_workers_and_a_resumed_packing_write_the_same_bytes(tmp_path):
-    for name in ('a', 'b'):
-        make_data(tmp_path / name, 8)
-    source = join_sources({name: read_source(tmp_path / name) for name in ('b', 'a')})
-    tables = [f'{name}/{split}.csv' for name in 'ab' for split in ('test', 'train', 'valid')]
-    found = []
-    for output, workers in (('one', 1), ('three', 3)):
-        about = pack(source, tmp_path / output, SMALL, workers=workers)
-        found.append(contents_of(tmp_path / output))
-        assert set(tables) < set(found[-1]) and about['images'] == 16
-    with killed_after(9):
-        pack(source, tmp_path / 'killed', SMALL)
-    with killed_after(3):
-        pack(source, tmp_path / 'killed', SMALL)
-    pack(source, tmp_path / 'killed', SMALL)
-    copy_store(tmp_path / 'one', tmp_path / 'copy')
-    assert (
-        found[0] == found[1] == contents_of(tmp_path / 'killed') == contents_of(tmp_path / 'copy')
-    )
-    other = join_sources({name: read_source(tmp_path / name) for name in 'a'})
-    with pytest.raises(ValueError, match='killed.*images'):
-        pack(other, tmp_path / 'killed', SMALL)
-
-
-def contents_of(store: Path) -> dict[str, bytes]:
-    files = [path for path in store.rglob('*.*') if path.suffix != '.lock']
-    return {str(path.relative_to(store)): path.read_bytes() for path in files}
-
-
-def test_images_that_cannot_be_read_are_left_out_of_their_source(tmp_path):
-    for name in ('a', 'b'):
-        make_data(tmp_path / name, 4)
-    (tmp_path / 'b' / file_of(2)).write_bytes(b'')
-    source = join_sources({name: read_source(tmp_path / name) for name in 'ab'})
-    with pytest.raises(ValueError, match='--skip-bad'):
-        pack(source, tmp_path / 'store', SMALL)
-    pack(source, tmp_path / 'store', SMALL, skip_bad=True)
-    assert [*open_images(tmp_path / 'store' / 'b').left_out] == [file_of(2)]
-    assert not open_images(tmp_path / 'store' / 'a').left_out
-    assert 'b/' + file_of(2) in (tmp_path / 'store' / 'bad_images.csv').read_text()
-
-
-def test_an_output_in_a_source_is_refused(drive, tmp_path, capsys):
-    cfg = sources_file(tmp_path, HERE)
-    argv = ['--data-path', str(drive), '--sources', str(cfg), '--size', '16']
-    assert pack_main(pack_args([*argv, '--output', str(drive / 'A' / 'store')])) == 2
-    assert '--output' in capsys.readouterr().err
+    copies = {part.records.root for part in loaders.train.dataset.parts.values()}
+    assert len(copies) == 3 and {copy.parent for copy in copies} == {tmp_path / 'cache'}
+    some = loaders_of(stores, HERE, THERE | {'path': str(drive / 'B')})  # the other is a folder
+    assert [is_store(part.records.root) for part in some.train.dataset.parts.values()] == [1, 0]
 
 
 # Duplicates
@@ -213,20 +134,15 @@ def test_thumbnails_of_real_x_rays_tell_copies_from_other_x_rays(nih1000, tmp_pa
 
 
 def test_a_data_set_with_a_layout_is_packed_with_its_tables_and_lists(tmp_path):
-    """Only the images of its splits, alone and as a source; the readers find all they need."""
-    root = nih(tmp_path / 'nih')
+    """Only the images of its splits; the readers find all they need."""
+    root, store = nih(tmp_path / 'nih'), tmp_path / 'store'
     for number, path in enumerate(sorted(root.rglob('*.png'))):
         xray(seed=number).save(path)
     xray(seed=9).save(root / 'images_001' / 'images' / 'unlisted.png')
-    assert pack_main(pack_args(['--data-path', str(root), '--dataset', 'nih', '--size', '16',
-                           '--output', str(tmp_path / 'alone')])) == 0  # fmt: skip
-    cfg = sources_file(tmp_path, {'name': 'n', 'dataset': 'nih', 'path': 'nih'}, LOOSE)
-    shutil.copytree(root / 'images_001', tmp_path / 'C')
-    argv = ['--data-path', str(tmp_path), '--sources', str(cfg), '--size', '16']
-    assert pack_main(pack_args([*argv, '--output', str(tmp_path / 'joined')])) == 0
+    argv = ['--data-path', str(root), '--dataset', 'nih', '--size', '16', '--output', str(store)]
+    assert pack_main(pack_args(argv)) == 0
     config = config_with(DATA__DATASET='nih')
-    for store in (tmp_path / 'alone', tmp_path / 'joined' / 'n'):
-        for split in ('train', 'test'):
-            records = read_layout(config, store, split, look_up='all')
-            assert records.file.tolist() == read_layout(config, root, split).file.tolist()
-        assert len(open_images(store).files) == 5
+    for split in ('train', 'test'):
+        records = read_layout(config, store, split, look_up='all')
+        assert records.file.tolist() == read_layout(config, root, split).file.tolist()
+    assert len(open_images(store).files) == 5
