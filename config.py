@@ -685,15 +685,6 @@ _C.AUG.HFLIP = Own(0.5, 'Probability of a horizontal flip, in all stages.', with
 _C.AUG.ROTATION = Own(
     0.0, 'Maximum rotation in degrees; 0: none. Not for SimMIM and MAE.', within='[0, 180]'
 )
-_C.AUG.TRANSLATE = Own(
-    0.0, 'Maximum shift as a share of the side; 0: none. Not for SimMIM and MAE.', within='[0, 1)'
-)
-_C.AUG.SCALE = Own(
-    [], 'Range of scale factors [low, high]; []: none. Not for SimMIM and MAE.', within='(0, inf)'
-)
-_C.AUG.SHEAR = Own(
-    0.0, 'Maximum shear in degrees; 0: none. Not for SimMIM and MAE.', within='[0, 90)'
-)
 _C.AUG.DISTORTION = Own(
     0.0,
     'Maximum shift of a corner as a share of half the side; 0: none. Not for SimMIM and MAE.',
@@ -1345,7 +1336,7 @@ def _check_data_options(config: Config) -> None:
     are_numbers = part.isdecimal() and parts.isdecimal()
     holds = not data.FOLD or (are_numbers and int(part) < int(parts) > 1)
     require(holds, config, 'DATA.FOLD', "empty, or 'k/n' with k from 0 to n - 1, such as '0/5'")
-    pairs = {'AUG.CROP_AREA': [], 'AUG.SCALE': [], 'AUG.CUTMIX_MINMAX': None}
+    pairs = {'AUG.CROP_AREA': [], 'AUG.CUTMIX_MINMAX': None}
     for key, off in {**pairs, 'CONTRASTIVE.FIRST_CROP_AREA': []}.items():
         pair = value_at(config, key)
         holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])

@@ -242,31 +242,25 @@ class HoldoutTransform:
 
 
 class RandomWarp:
-    """Apply rotation, shift, scaling, shear and perspective with one resampling (AUG options).
+    """Apply rotation and perspective with one resampling (AUG.ROTATION and AUG.DISTORTION).
 
-    If all are off, nothing is drawn. Otherwise there are always 13 uniform draws, so that no option
-    changes the draws of the others. Areas from outside the crop are black.
+    If both are off, nothing is drawn. Otherwise there are always 13 uniform draws, so that neither
+    option changes the draws of the other. Four of them are not used: they keep the samples of runs
+    that had more options. Areas from outside the crop are black.
     """
 
     def __init__(self, config: Config) -> None:
-        aug = config.AUG
-        self.rotation, self.translate, self.shear = aug.ROTATION, aug.TRANSLATE, aug.SHEAR
-        self.scale = tuple(aug.SCALE) or (1.0, 1.0)
-        self.distortion = aug.DISTORTION
-        self.is_on = any((aug.ROTATION, aug.TRANSLATE, aug.SCALE, aug.SHEAR, aug.DISTORTION))
+        self.rotation = config.AUG.ROTATION
+        self.distortion = config.AUG.DISTORTION
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Warp a square image [S, S]."""
-        if not self.is_on:
+        if not self.rotation and not self.distortion:
             return pixels
         size, uniforms = len(pixels), rng.random(13)
-        angle, shift_x, shift_y, shear = 2 * uniforms[:4] - 1
         matrix = warp_matrix(
             size,
-            angle=angle * self.rotation,
-            shift=(shift_x * self.translate * size, shift_y * self.translate * size),
-            scale=self.scale[0] + uniforms[4] * (self.scale[1] - self.scale[0]),
-            shear=shear * self.shear,
+            angle=(2 * uniforms[0] - 1) * self.rotation,
             inward=uniforms[5:].reshape(4, 2) * self.distortion * size / 2,
         )
         return warp(pixels, matrix)
@@ -365,35 +359,27 @@ def warp_matrix(
     size: int,
     *,
     angle: float = 0.0,
-    shift: tuple[float, float] = (0.0, 0.0),
-    scale: float = 1.0,
-    shear: float = 0.0,
     inward: np.ndarray | float = 0.0,
 ) -> np.ndarray:  # [3, 3]
     """Return the homography from points (x, y, 1) of a square image to points of the warped image.
 
-    As in torchvision, an affine map around the centre (shear, then scaling and rotation, then
-    shift) is followed by a perspective. Points are in pixels; (0, 0) is the outer corner of the
-    first pixel.
+    As in torchvision, a rotation around the centre is followed by a perspective. Points are in
+    pixels; (0, 0) is the outer corner of the first pixel.
 
     Args:
         size: Side of the image in pixels.
         angle: Clockwise rotation in degrees.
-        shift: (right, down) in pixels.
-        scale: Scaling factor.
-        shear: Shear of the rows in degrees.
         inward: Inward shifts (x, y) in pixels, [4, 2], of the top left, top right, bottom right and
             bottom left corner. Below a third of the side, the corners stay convex.
     """
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    linear = (
-        scale * np.array([[cos, -sin], [sin, cos]]) @ [[1, -math.tan(math.radians(shear))], [0, 1]]
-    )
+    linear = np.array([[cos, -sin], [sin, cos]])
     centre = np.array([size / 2, size / 2])
-    affine = np.eye(3)
-    affine[:2, :2], affine[:2, 2] = linear, centre + shift - linear @ centre
+    rotation = np.eye(3)
+    rotation[:2, :2] = linear
+    rotation[:2, 2] = centre - linear @ centre
     corners = size * (INWARD < 0) + INWARD * inward
-    return _perspective(corners, size) @ affine
+    return _perspective(corners, size) @ rotation
 
 
 def warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [S, S] both ways

@@ -50,13 +50,7 @@ def make_config(channels: int = 1, **keys):
     return config_with(**small, **{'AUG__COLOR_JITTER': 0.0, 'AUG__REPROB': 0.0} | keys)
 
 
-ALL_WARPS = {
-    'AUG__ROTATION': 20.0,
-    'AUG__TRANSLATE': 0.1,
-    'AUG__SCALE': [0.8, 1.3],
-    'AUG__SHEAR': 10.0,
-    'AUG__DISTORTION': 0.3,
-}
+BOTH_WARPS = {'AUG__ROTATION': 20.0, 'AUG__DISTORTION': 0.3}
 
 
 def blobs(size: int = 192) -> np.ndarray:  # [size, size] float32
@@ -290,17 +284,17 @@ def test_a_warp_draws_the_same_whatever_else_is_turned_on():
     np.testing.assert_allclose(got, warp(blobs(), warp_matrix(192, angle=angle)), atol=1e-3)
 
 
-def test_a_warp_equals_torchvisions_affine_then_perspective():
-    config = make_config(**ALL_WARPS)
+def test_a_warp_equals_torchvisions_rotation_then_perspective():
+    config = make_config(**BOTH_WARPS)
     for index in range(5):
         got = RandomWarp(config)(blobs(), sample_rng(0, 0, index))
         u = sample_rng(0, 0, index).random(13)
         image = F2.affine(
             torch.from_numpy(blobs())[None],
             angle=40 * u[0] - 20,
-            translate=[192 * (0.2 * u[1] - 0.1), 192 * (0.2 * u[2] - 0.1)],
-            scale=0.8 + 0.5 * u[4],
-            shear=[20 * u[3] - 10, 0],
+            translate=[0, 0],
+            scale=1,
+            shear=[0, 0],
             interpolation=F.InterpolationMode.BILINEAR,
         )
         a, b, c, d, e, f, g, h = u[5:] * 0.3 * 96
@@ -310,7 +304,7 @@ def test_a_warp_equals_torchvisions_affine_then_perspective():
         np.testing.assert_allclose(got, wanted[0], atol=2.5)
 
 
-@pytest.mark.parametrize('warps', [{}, ALL_WARPS])
+@pytest.mark.parametrize('warps', [{}, BOTH_WARPS])
 def test_finetuning_draws_crop_flip_filter_warp_jitter_erasing(warps):
     config = make_config(
         AUG__COLOR_JITTER=0.3, AUG__REPROB=0.5, DATA__INTERPOLATION='random', **warps
