@@ -46,7 +46,6 @@ from data.store import (
     STORE_FILE,
     UNFINISHED_FILE,
     VERSION,
-    Progress,
     Settings,
     copy_file,
     file_crc32,
@@ -236,7 +235,7 @@ class ShardWriter:
         self.shards: list[tuple[str, int, int]] = []
         self.done = 0
         if (folder / UNFINISHED_FILE).is_file():
-            self._resume(read_json(folder / UNFINISHED_FILE, Progress))
+            self._resume(read_json(folder / UNFINISHED_FILE))
         else:
             self._save()
         self._size = self._crc = 0  # of the open shard

@@ -25,11 +25,10 @@ import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,41 +93,6 @@ class Settings:
     image_suffix: str = ''
     preprocess: list[str] = field(default_factory=list)
     lung_masks: str = ''
-
-
-class Signature(TypedDict):
-    """Checksums that identify the files that were packed."""
-
-    images: int
-    names_crc32: int
-    tables_crc32: dict[str, int]
-
-
-class Job(TypedDict):
-    """What store.json and packing.json have in common."""
-
-    version: int
-    settings: Settings
-    source: Signature
-
-
-class About(Job):
-    """The contents of store.json."""
-
-    images: int
-    rounded: int  # number of images
-    left_out: dict[str, str]  # reason by file
-    scored: bool  # whether `read_folder` refuses to train on all images
-    shards: list[str]
-    files: dict[str, tuple[int, int]]  # size and CRC-32
-
-
-class Progress(Job):
-    """The contents of packing.json."""
-
-    shards: list[tuple[str, int, int]]  # name, size and CRC-32
-    done: int
-    left_out: list[tuple[int, str]]  # position and reason
 
 
 class Store(ImageSource):
@@ -303,32 +267,35 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read store.json.
 
+    Returns:
+        version, settings (of `Settings`) and source (checksums of what was packed), and the numbers
+        `images` and `rounded`; left_out: reason by file; scored: whether `read_folder` refuses to
+        train on all images; shards: names; files: (size, CRC-32) by name.
+
     Raises:
-        ValueError: If the file cannot be read, was changed, or has another version.
+        ValueError: If the file cannot be read, was changed, or has another version, or if it names
+            files outside its folder.
     """
     file = Path(path) / STORE_FILE
     if not file.is_file():
         raise ValueError(f'{path} is not a packed store: it has no {STORE_FILE}')
-    about = read_json(file, About)
+    about = read_json(file)
     for name in (*about['files'], *about['shards']):
         if not is_below(name):
             raise ValueError(f'{file} names {name!r}, which is not a path below its folder')
     return about
 
 
-def read_json(file: Path, kind: type) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """Read a file that `write_json` wrote; settings that an older store lacks have their defaults.
 
-    Args:
-        file: File store.json or packing.json.
-        kind: Type of its contents, `About` or `Progress`.
-
     Raises:
-        ValueError: If the file cannot be read, was changed, or has another version or other types.
+        ValueError: If the file cannot be read, was changed, or has another version.
     """
     try:
         content = json.loads(file.read_bytes())
         version, crc = content['version'], content.pop('crc32')
+        is_whole = crc == _checksum(content)
     except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f'{file} cannot be read: {error!r:.200}') from error
     if version != VERSION:
@@ -336,10 +303,8 @@ def read_json(file: Path, kind: type) -> dict[str, Any]:
             f'{file} has version {version!r:.100}, but this program reads version {VERSION}: pack '
             'the images again, into a new folder'
         )
-    if crc != _checksum(content):
+    if not is_whole:
         raise ValueError(f'{file} was changed: the checksum differs')
-    if wrong := _wrong_entries(content, kind):
-        raise ValueError(f'{file} is damaged: {", ".join(wrong)} cannot have these values')
     return content | {'settings': asdict(Settings(None)) | content['settings']}
 
 
@@ -454,6 +419,7 @@ def _load_index(folder: Path, about: dict[str, Any]) -> tuple[np.ndarray, np.nda
         names, index = (np.load(folder / file, mmap_mode='r').view(np.ndarray) for file in files)
         fits = (names.dtype.kind, index.dtype, len(names)) == ('S', ENTRY, len(index))
         fits &= bool((names[1:] > names[:-1]).all()) and _entries_fit(index, about)
+        fits &= all(is_below(os.fsdecode(name)) for name in names.tolist())
     except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise ValueError(f'{folder}: the index {files} cannot be read: {error!r:.200}') from error
     if not fits:
@@ -468,35 +434,6 @@ def _entries_fit(index: np.ndarray, about: dict[str, Any]) -> bool:
     ends = index['offset'] + bytes_of * index['height'].astype(float) * index['width']
     sides = (index[name].min() for name in ('height', 'width', 'full_height', 'full_width'))
     return all(side > 0 for side in sides) and bool((ends <= shards[index['shard']]).all())
-
-
-def _wrong_entries(content: dict[str, Any], kind: type) -> list[str]:
-    """Return the names of the entries that are missing or that have another type than in a class.
-
-    A field of a dataclass with a default may be missing.
-    """
-    needed = getattr(kind, '__required_keys__', ())
-    if is_dataclass(kind):
-        needed = [f.name for f in fields(kind) if MISSING is f.default is f.default_factory]
-    hints = {n: hint for n, hint in get_type_hints(kind).items() if n in needed or n in content}
-    return [name for name, hint in hints.items() if not _fits(content.get(name, MISSING), hint)]
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a value of a JSON file has a type; a list may stand for a tuple."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return any(_fits(value, part) for part in parts)
-    if origin is dict:
-        return type(value) is dict and all(_fits(each, parts[1]) for each in value.values())
-    if origin is list:
-        return type(value) is list and all(_fits(each, parts[0]) for each in value)
-    if origin is tuple:
-        same_length = type(value) is list and len(value) == len(parts)
-        return same_length and all(map(_fits, value, parts))
-    if is_typeddict(kind) or is_dataclass(kind):
-        return type(value) is dict and not _wrong_entries(value, kind)
-    return type(value) is kind
 
 
 def _below(names: np.ndarray, folder: str) -> slice:
