@@ -1,10 +1,7 @@
-"""Describe a data set: splits, labels by group, and training targets."""
+"""Describe a data set: what each split contains, and training targets."""
 
-import json
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,22 +11,9 @@ import pandas as pd
 from config import Config, require
 from data.chexpert import csv_names
 from data.datasets import DATASETS
-from data.figures import (
-    EVERYTHING,
-    KINDS,
-    encode_figure,
-    plot_examples,
-    plot_groups,
-    plot_labels,
-    plot_steps,
-)
+from data.figures import encode_figure, plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups, read_demographics
-from data.labels import (
-    NEGATIVE,
-    POSITIVE,
-    UNCERTAIN,
-    UNCERTAIN_CLASS,
-)
+from data.labels import NEGATIVE, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
 from data.layouts import SPLITS
 from data.preprocess import Preprocess
 from data.reading import read_part
@@ -41,23 +25,25 @@ from system.files import replace_files
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BY_RANK = ('blank', 'negative', 'uncertain', 'positive')  # a study has its highest-ranked cell
+UNITS = ('images', 'studies', 'patients')
+KINDS = {'positive': POSITIVE, 'uncertain': UNCERTAIN, 'negative': NEGATIVE}  # others are blank
+EVERYTHING = 'All'  # name of the column and group of counts over a whole split
 TARGETS = ('positive', 'negative', 'soft', 'third class')
 SHARES = {'positive': 'positive share', 'negative': 'negative share'}  # of all but the left out
-BOTH = 'train + holdout'  # name of the training patients before some are held out
 RACE = 'PRIMARY_RACE'  # column of CheXpert's demographics file
-TABLES = ('splits', 'counts', 'targets', 'ages')
+TABLES = ('counts', 'targets')
 
 
 @dataclass(frozen=True)
 class Description:
-    """Tables of counts; `counts` has a row for each split, level, group and label."""
+    """Tables of counts; `counts` has a row for each split and group.
 
-    splits: pd.DataFrame  # split, images, studies, patients, shares of these, views
-    counts: pd.DataFrame  # split, level, column, group, label, then KINDS
+    Labels are columns like the others. Their groups are positive, uncertain, negative and blank.
+    """
+
+    counts: pd.DataFrame  # split, column, group, then UNITS
     # split, label, policy, then SHARES, TARGETS and 'left out'; see `_count_all_targets`
     targets: pd.DataFrame
-    ages: pd.DataFrame  # split, sex, age in years, number of images, without unknown ages
     notes: list[str]
 
 
@@ -73,76 +59,43 @@ def build_description(config: Config) -> Description:
     further = config.EVAL.GROUPS or _race(next(iter(sets.values())), demographics)
     for name, records in sets.items():
         groups = all_groups(records, config.EVAL.AGE_BANDS, further, demographics)
-        counts.append(count_labels(records, groups).assign(split=name))
-    counts = pd.concat(counts)[['split', 'level', 'column', 'group', 'label', *KINDS]]
-    ages = pd.concat({name: count_ages(records) for name, records in sets.items()}, names=['split'])
-    ages = ages.reset_index('split').reset_index(drop=True)
-    splits = {name: records for name, records in sets.items() if name != BOTH}
-    targets, notes = _count_all_targets(config, splits), [_describe_shared(splits)]
+        counts.append(count_groups(records, groups).assign(split=name))
+    counts = pd.concat(counts)[['split', 'column', 'group', *UNITS]]
+    targets, notes = _count_all_targets(config, sets), []
     if len(targets):
         notes.append(_describe_targets(config))
     if demographics:
         notes.append(f'sex and age come from {demographics} where the data set has neither')
-    return Description(count_splits(splits), counts, targets, ages, notes)
+    return Description(counts, targets, notes)
 
 
-def count_splits(splits: Mapping[str, Records]) -> pd.DataFrame:
-    """Count the images, studies, patients and views of each split."""
-    table = pd.DataFrame(
-        {
-            'split': name,
-            'images': len(records),
-            'studies': len(set(records.study)),
-            'patients': len(set(records.patient)),
-            'frontal': int((records.view == 'frontal').sum()),
-            'lateral': int((records.view == 'lateral').sum()),
-        }
-        for name, records in splits.items()
-    )
-    for unit in ('images', 'studies', 'patients'):
-        table[f'of all {unit}'] = table[unit] / table[unit].sum()
-    return table
+def count_groups(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Count images, studies and patients: all of them, by group, and by the value of each label.
 
-
-def count_labels(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Count the kinds of cells of each label over images and studies, overall and by group.
-
-    A study belongs to the groups of all its images. Within a group it has the labels of its images
-    in this group.
+    A study or a patient is counted in every group that one of its images is in.
 
     Args:
         records: Records of N images.
         groups: Groups [N] by column, '' for an unknown group.
 
     Returns:
-        Table with the columns level, column, group, label and KINDS.
+        Table with the columns column, group and UNITS.
     """
-    values = (NEGATIVE, UNCERTAIN, POSITIVE)
-    ranks = np.select([records.labels == value for value in values], [1, 2, 3], 0)
-    images = pd.DataFrame(ranks.astype(np.int8), columns=records.label_names)
-    tables = []
-    for column, names in {EVERYTHING: np.full(len(records), EVERYTHING), **groups}.items():
-        names = pd.Series(names, dtype=object).replace('', UNKNOWN)
-        studies = images.groupby([names, records.study]).max()
-        levels = {
-            'image': (images, names.to_numpy()),
-            'study': (studies, studies.index.get_level_values(0)),
+    columns = {EVERYTHING: np.full(len(records), EVERYTHING), **groups}
+    for label, values in zip(records.label_names, records.labels.T, strict=True):
+        columns[label] = np.select([values == kind for kind in KINDS.values()], [*KINDS], 'blank')
+    images = pd.DataFrame(
+        {
+            'images': np.arange(len(records)),
+            'studies': pd.factorize(records.study)[0],
+            'patients': pd.factorize(records.patient)[0],
         }
-        for level, (cells, members) in levels.items():
-            by_kind = {
-                kind: (cells == rank).groupby(members).sum().stack()
-                for rank, kind in enumerate(BY_RANK)
-            }
-            table = pd.DataFrame(by_kind).rename_axis(['group', 'label']).reset_index()
-            tables.append(table.assign(level=level, column=column))
+    )
+    tables = []
+    for column, names in columns.items():
+        names = pd.Series(names, name='group', dtype=object).replace('', UNKNOWN)
+        tables.append(images.groupby(names).nunique().reset_index().assign(column=column))
     return pd.concat(tables, ignore_index=True)
-
-
-def count_ages(records: Records) -> pd.DataFrame:
-    """Count the images by sex and age in years; age 0 is a missing age in CheXpert."""
-    table = pd.DataFrame({'sex': records.sex, 'age': np.floor(records.age)})
-    known = table[table['age'] > 0].astype({'age': int})
-    return known.value_counts().sort_index().reset_index(name='images')
 
 
 def count_targets(config: Config, records: Records) -> pd.DataFrame:
@@ -165,42 +118,30 @@ def count_targets(config: Config, records: Records) -> pd.DataFrame:
 
 
 def format_description(description: Description) -> str:
-    """Format the tables as text, without the counts by group and without rows of zeros."""
-    counts, parts = description.counts, [_text(description.splits)]
-    overall = counts[counts['column'] == EVERYTHING]
-    for (name, level), table in overall.groupby(['split', 'level'], sort=False):
-        parts.append(f'{name}, {level} level\n{_label_rows(table[["label", *KINDS]])}')
+    """Format the numbers of images by split and the targets as text."""
+    parts = [_count_rows(description.counts)]
     if len(description.targets):
-        parts.append(f'targets\n{_label_rows(description.targets)}')
-    return '\n\n'.join([*parts, '\n'.join(description.notes)])
+        parts.append(f'targets\n{_text(description.targets)}')
+    return '\n\n'.join([*parts, *description.notes])
 
 
 def save_description(
     description: Description, folder: str | Path, figures: Mapping[str, 'Figure'] | None = None
 ) -> list[str]:
-    """Write the tables as CSV files and JSON, and the figures as PNG and SVG; all or none of them.
+    """Write the tables as CSV files, and figures as PNG and SVG; all or none of them.
 
     Args:
-        description: Tables, which are also drawn as the figures `labels` and `groups`.
+        description: Tables.
         folder: Folder, which is created.
-        figures: Further figures by name.
+        figures: Figures by name.
 
     Returns:
         Names of the files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {name: getattr(description, name) for name in TABLES}
-    files = {f'{name}.csv': table.to_csv(index=False) for name, table in tables.items()}
-    contents = {name: table.to_dict('records') for name, table in tables.items()}
-    contents['notes'] = description.notes
-    files['description.json'] = json.dumps(contents, indent=1) + '\n'
-    counts = description.counts
-    drawn = {
-        'labels': plot_labels(description.splits, counts),
-        'groups': plot_groups(counts, description.ages),
-    }
-    for name, figure in (drawn | dict(figures or {})).items():
+    files = {f'{name}.csv': getattr(description, name).to_csv(index=False) for name in TABLES}
+    for name, figure in (figures or {}).items():
         files |= {f'{name}{suffix}': data for suffix, data in encode_figure(figure).items()}
     replace_files({folder / name: data for name, data in files.items()})
     return list(files)
@@ -221,7 +162,7 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
 
 
 def read_sets(config: Config) -> dict[str, Records]:
-    """Read the splits of a run that exist, and BOTH if patients are held out."""
+    """Read the splits of a run that exist."""
     data, sets, dataset = config.DATA, {}, DATASETS[config.DATA.DATASET]
     allowed = 'a task whose columns are not numbers, because only the marks of labels are counted'
     require(not task_of(config).cells.numbers, config, 'DATA.TASK', allowed)
@@ -234,7 +175,7 @@ def read_sets(config: Config) -> dict[str, Records]:
         if split == 'train' and data.HOLDOUT_FRACTION:
             names = ('train', 'holdout', 'internal')
             parts = zip(names, split_patients(config, records), strict=True)
-            sets |= {BOTH: records} | {name: part for name, part in parts if len(part)}
+            sets |= {name: part for name, part in parts if len(part)}
         else:
             sets[split] = records
     if not sets:
@@ -279,22 +220,18 @@ def _describe_targets(config: Config) -> str:
     )
 
 
-def _describe_shared(splits: Mapping[str, Records]) -> str:
-    """Describe how many patients each pair of splits shares, which should be none."""
-    patients = {name: set(records.patient) for name, records in splits.items()}
-    shared = [
-        f'{one} and {other} {len(patients[one] & patients[other])}'
-        for one, other in combinations(patients, 2)
-    ]
-    return f'patients in two splits: {", ".join(shared) or "there is one split"}'
-
-
-def _label_rows(table: pd.DataFrame) -> str:
-    """Format a table of labels; list labels that only have counts in the last column below it."""
-    empty = table.iloc[:, :-1].sum(axis=1, numeric_only=True) == 0
-    kind, names = table.columns[-1], ', '.join(table['label'][empty])
-    line = textwrap.fill(f'{kind} everywhere: {names}', 100) if names else ''
-    return '\n'.join(filter(None, ['' if empty.all() else _text(table[~empty]), line]))
+def _count_rows(counts: pd.DataFrame) -> str:
+    """Format the numbers of images by group, with a column for each split and shares of it."""
+    is_whole = counts['column'] == EVERYTHING
+    whole, parts = counts[is_whole].set_index('split')[[*UNITS]], counts[~is_whole]
+    shares = parts['images'] / parts['split'].map(whole['images'])
+    pairs = zip(parts['images'], shares, strict=True)
+    parts = parts.assign(cell=[f'{images:,} {share:6.1%}' for images, share in pairs])
+    table = parts.pivot(index=['column', 'group'], columns='split', values='cell').fillna('')
+    table = table.loc[[*parts['column'].unique()], whole.index]
+    names = pd.MultiIndex.from_product([[EVERYTHING], UNITS])
+    sizes = pd.DataFrame(whole.T.to_numpy(), names, whole.index).map('{:,}       '.format)
+    return pd.concat([sizes, table]).rename_axis(columns=None).to_string()
 
 
 def _text(table: pd.DataFrame) -> str:
