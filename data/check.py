@@ -6,7 +6,6 @@ splits are compared by patient and by pixels.
 
 import hashlib
 import os
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -26,7 +25,6 @@ from data.images import COLOUR_LEVELS
 from data.labels import evaluation_targets
 from data.packing import start_worker
 from data.records import Records, open_images
-from data.sources import source_configs
 from data.table import Fault
 from data.tasks import CLASSES, task_of
 from system.files import allow_open_files
@@ -39,7 +37,6 @@ EXAMPLES = 3  # of each kind, in the summary
 CHUNK_IMAGES = 32
 DIGEST_BYTES = 16
 FEW_LEVELS = 16  # an X-ray has more grey levels
-OPTIONAL = ('valid', 'test')  # splits that a source may lack, as pre-training reads neither
 SAME_PATIENT, SAME_PIXELS = 'patient in two splits', 'same pixels in two splits'
 SAME_LOOK = ('same X-ray in two splits', 'same X-ray in two sources')
 THUMBNAIL = 8
@@ -91,32 +88,14 @@ class Findings:
 
 @dataclass(frozen=True)
 class Checked:
-    """The extent of a check, and the thumbnails of the images."""
+    """What was checked of a data set."""
 
     rows: dict[str, int]  # number of existing images by split
-    images: int
-    seconds: float  # time for the images
     looks: pd.DataFrame  # file, split, patient, digest and thumbnail (or None) of each image
 
 
-def check_sources(
-    config: Config, findings: Findings, *, workers: int
-) -> tuple[dict[str, Checked], pd.DataFrame]:
-    """Check each data set of DATA.SOURCES, and find X-rays that are in several of them or splits.
-
-    Returns:
-        The extent of the check by source, and the table of `find_duplicates`.
-    """
-    checked = {}
-    for findings.source, own in source_configs(config).items():
-        options = {'optional': OPTIONAL, 'workers': workers, 'labelled': False}
-        checked[findings.source] = check_data(own, findings, **options)
-    findings.source = ''
-    return checked, list_duplicates(checked, findings)
-
-
 def list_duplicates(checked: dict[str, Checked], findings: Findings) -> pd.DataFrame:
-    """Return the table of `find_duplicates` for checked sources, and add its X-rays as warnings."""
+    """Return the table of `find_duplicates` by source, and add its X-rays as warnings."""
     duplicates = find_duplicates({name: each.looks for name, each in checked.items()})
     for entry in duplicates[duplicates['why'].isin(SAME_LOOK)].itertuples():
         detail = f'{entry.same_as} shows the same X-ray'
@@ -213,7 +192,7 @@ def check_data(
                 except ValueError as error:
                     findings.add(Fault('several classes', str(error)))
     if not splits:
-        return Checked({}, 0, 0.0, pd.DataFrame(columns=LOOKS))
+        return Checked({}, pd.DataFrame(columns=LOOKS))
     images = open_images(root)
     named = pd.concat(
         pd.DataFrame({'file': part.file, 'patient': part.patient, 'split': split, 'csv': part.csv})
@@ -223,14 +202,12 @@ def check_data(
         _compare_patients(named, findings)
         _find_unnamed(images, set(named['file']), findings)
     unique = named.drop_duplicates('file')
-    start = time.perf_counter()
     digests, thumbnails = _look_at_all(images, unique, findings, workers)
-    seconds = time.perf_counter() - start
     unique = unique.assign(digest=digests, thumbnail=thumbnails)
     _compare_pixels(unique, findings)
     rows = {name: len(part) for name, part in splits.items()}
     looks = named[['file', 'split', 'patient']].merge(unique[['file', 'digest', 'thumbnail']])
-    return Checked(rows, len(unique), seconds, looks)
+    return Checked(rows, looks)
 
 
 def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray | None]:

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, default_config
-from data.check import Checked, Findings, check_data, check_sources, list_duplicates
+from data.check import Findings, check_data, list_duplicates
 from data.datasets import DATASETS
 from data.reading import config_of_data, may_be_absent
 from data.sources import source_configs
@@ -39,16 +39,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def summary(config: Config, checked: dict[str, Checked], findings: Findings) -> str:
-    lines = [findings.describe()]
-    for name, own in source_configs(config).items():
-        part = checked[name]
-        rows = ', '.join(f'{name} {count:,}' for name, count in part.rows.items())
-        lines.append(
-            f'{f"{name}: " if name else ""}read as {own.DATA.DATASET}; images by split: '
-            f'{rows or "none"}; {part.images:,} images in {part.seconds:.1f} s'
-        )
-    return '\n'.join(lines)
+def splits_that_may_be_absent(config: Config) -> tuple[str, ...]:
+    if config.DATA.SOURCES:  # pre-training reads neither
+        return ('valid', 'test')
+    has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
+    splits = DATASETS[config.DATA.DATASET].splits
+    has_only_train = splits is not None and list(splits(config)) == ['train']
+    needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
+    optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
+    return optional + ('train',) * (splits is not None and 'train' not in splits(config))
 
 
 @tool
@@ -60,22 +59,21 @@ def main(args: argparse.Namespace) -> int:
         for flag, file in (('--output', args.output), ('--duplicates', args.duplicates)):
             if file and file.resolve().is_relative_to(Path(own.DATA.DATA_PATH).resolve()):
                 raise ValueError(f'{flag} {file} must lie outside {own.DATA.DATA_PATH}')
-    if config.DATA.SOURCES:
-        checked, duplicates = check_sources(config, findings, workers=args.workers)
-    else:
-        has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-        splits = DATASETS[config.DATA.DATASET].splits
-        has_only_train = splits is not None and list(splits(config)) == ['train']
-        needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
-        optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
-        optional += ('train',) * (splits is not None and 'train' not in splits(config))
-        checked = {'': check_data(config, findings, optional=optional, workers=args.workers)}
-        duplicates = list_duplicates(checked, findings)
+    checked, optional = {}, splits_that_may_be_absent(config)
+    for findings.source, own in source_configs(config).items():
+        options = {'optional': optional, 'labelled': not config.DATA.SOURCES}
+        part = check_data(own, findings, workers=args.workers, **options)
+        rows = ', '.join(f'{count:,} of {split}' for split, count in part.rows.items())
+        where = ' '.join(filter(None, (findings.source, 'read as', own.DATA.DATASET)))
+        print(f'{where}: images {rows or "none"}')
+        checked[findings.source] = part
+    findings.source = ''
+    duplicates = list_duplicates(checked, findings)
     tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
     for file, table in tables.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, table().to_csv(index=False).encode(errors='backslashreplace'))
-    print(f'{summary(config, checked, findings)}\nall findings: {args.output}')
+    print(f'all findings: {args.output}\n{findings.describe()}')
     return 1 if findings.count('error') else 0
 
 
