@@ -934,9 +934,6 @@ _C.REPORT.PIXEL_FLOOR = Own(
     'Whether a logistic regression on pixels is scored next to the model. It reads up to '
     '20,000 training images and all scored images again.',
 )
-_C.REPORT.ANONYMISE = Own(
-    False, 'Whether reports name images by salted hashes. predictions_*.csv keep the paths.'
-)
 
 _C.AMP_OPT_LEVEL = Option(
     'O1',

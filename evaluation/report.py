@@ -6,11 +6,8 @@ module does not import torch, so predictions of any model can be scored without 
 
 import base64
 import hashlib
-import hmac
 import io
 import json
-import os
-import secrets
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +22,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from data.labels import COMPETITION_LABELS
-from data.names import normalise_name
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.calibration import TEMPERATURES
@@ -36,15 +32,12 @@ from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.metrics import FEW_CASES, METRICS, Protocol, headline_labels
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
-from system.files import atomic_writer, replace_files
+from system.files import replace_files
 
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'
 TEMPLATES = Path(__file__).parent / 'templates'
 JPEG_QUALITY = 88  # for images in the page; the PNG files of the maps are lossless
-SALT_FILE = 'anonymise_salt'
-SALT_BYTES = 32
-DIGITS = 16  # number of hexadecimal digits of a hashed name
 NOT_COMPARABLE = (
     'These scores are valid for the images, label rules and views of this report. Published scores '
     'use other splits, views or label policies, or ensembles. They are context, not a comparison. '
@@ -79,54 +72,6 @@ MEAN_ROWS = {
     'labels_with_both_classes': 'Mean of the labels',
 }
 Row = dict[str, object]
-
-
-class Names:
-    """Names of images, patients and files in a report, either unchanged or hashed.
-
-    A hash is the first 16 hexadecimal digits of the HMAC-SHA256 of the result of `normalise_name`.
-    The key is the salt in `folder`, which is created if it is missing. The same salt gives the same
-    hashes, which cannot be reversed without the salt. Without a folder, names do not change.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.key = read_salt(folder) if folder else None
-
-    def __call__(self, name: str) -> str:
-        """Return the name of an image, a study or a patient."""
-        if self.key is None:
-            return name
-        text = normalise_name(name).encode('utf-8', 'surrogateescape')
-        return hmac.new(self.key, text, hashlib.sha256).hexdigest()[:DIGITS]
-
-    def file(self, path: str | Path) -> str:
-        """Return the path of a file, or only the file name if names are hashed."""
-        return str(path) if self.key is None else Path(path).name
-
-
-def read_salt(folder: Path) -> bytes:
-    """Read the salt of a folder. If it is missing, create it with access only for the owner.
-
-    Raises:
-        ValueError: If the file does not contain a salt.
-    """
-    path = folder / SALT_FILE
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(path) as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(secrets.token_hex(SALT_BYTES).encode())
-    text = path.read_text(encoding='ascii')
-    if len(text) != 2 * SALT_BYTES:
-        raise ValueError(f'{path} must contain {2 * SALT_BYTES} hexadecimal digits')
-    return bytes.fromhex(text)
-
-
-def rename_images(document: dict[str, Any], name: Callable[[str], str]) -> None:
-    """Rename every image and study in a report, in place."""
-    entries = [error for scored in document['sets'] for error in scored['worst_errors']]
-    for entry in [*entries, *document['maps']]:
-        entry['path'] = name(entry['path'])
 
 
 def build_document(

@@ -33,10 +33,8 @@ from evaluation.metrics import Protocol
 from evaluation.pixel_floor import pixel_floor, read_pixels
 from evaluation.report import (
     FLOOR,
-    Names,
     build_document,
     floor_part,
-    rename_images,
     write_report,
 )
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
@@ -173,7 +171,6 @@ class FinalScores:
         """Write report.html, report.json, the tables, and saliency maps of the first model."""
         run, config = self.run, self.run.config
         folder = run.folder / 'report_eval' if config.EVAL_MODE else run.folder
-        names = Names(run.folder if config.REPORT.ANONYMISE else None)
         train = self.loaders.train or self.loaders.plain
         others = _present({'train': train, 'holdout': self.loaders.holdout})
         datasets = {name: loader.dataset for name, loader in (others | self.scored).items()}
@@ -181,14 +178,12 @@ class FinalScores:
 
         trained = self.trained
         select_on = _selected_on(trained or config, sources[0])
-        training = _describe_training(trained, names, select_on)
+        training = _describe_training(trained, select_on)
         training |= _describe_effort(run.folder, select_on, sources, train)
         about = {
-            'run': _describe_run(config, sources, training, names),
-            'patients': {
-                split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
-            },
-            'warnings': self._warnings(models[0], sources, names),
+            'run': _describe_run(config, sources, training),
+            'patients': {split: [*dataset.records.patient] for split, dataset in datasets.items()},
+            'warnings': self._warnings(models[0], sources),
         }
         protocol = _protocol(config)
         floor = floor_part(sets, self.floor_predictions, protocol, facts=self.floor)
@@ -204,7 +199,6 @@ class FinalScores:
         thumbnails = _thumbnails(config, datasets, sets, document)
         for line in document['alerts']:
             run.logger.warning(line)
-        rename_images(document, names)
         report = write_report(folder, document, thumbnails)
         run.scalars.write_file(report)
         return report
@@ -246,11 +240,11 @@ class FinalScores:
         ]
         return {'epochs': [record['epoch'] for record in records], 'curves': curves}
 
-    def _warnings(self, model: nn.Module, sources: list[str], names: Names) -> list[str]:
+    def _warnings(self, model: nn.Module, sources: list[str]) -> list[str]:
         """Return what a reader of the report must know about its scores."""
         config = self.run.config
         configs = [self.trained] if len(sources) == 1 else [*map(trained_config, sources)]
-        warnings = _seen_patients(configs, config, names)
+        warnings = _seen_patients(configs, config)
         if _are_selected_on_valid(configs, sources):
             warnings.append(SELECTED_ON_VALID)
         if 'internal' in self.scored:
@@ -366,7 +360,7 @@ def _training_config(run: Run, sources: list[str]) -> Config | None:
     return trained_config(sources[0]) if len(sources) == 1 else None
 
 
-def _seen_patients(configs: list[Config | None], config: Config, names: Names) -> list[str]:
+def _seen_patients(configs: list[Config | None], config: Config) -> list[str]:
     """Return warnings that the weights in PRETRAINED of a training may have seen scored patients.
 
     A file that no longer exists gives no warning. The log of the training has it.
@@ -375,7 +369,7 @@ def _seen_patients(configs: list[Config | None], config: Config, names: Names) -
     for path in {trained.PRETRAINED: None for trained in configs if trained}:
         before = trained_config(path) if Path(path).is_file() else None
         if before:
-            lines |= dict.fromkeys(seen_patients(names.file(path), before.DATA, config.DATA))
+            lines |= dict.fromkeys(seen_patients(path, before.DATA, config.DATA))
     return [*lines]
 
 
@@ -387,14 +381,12 @@ def _are_selected_on_valid(configs: list[Config | None], sources: list[str]) -> 
     )
 
 
-def _describe_run(
-    config: Config, sources: list[str], training: dict[str, str], names: Names
-) -> dict[str, str]:
+def _describe_run(config: Config, sources: list[str], training: dict[str, str]) -> dict[str, str]:
     """Return the table of run details for the first screen of the report."""
     data = config.DATA
-    checkpoint = ', '.join(names.file(source) for source in sources)
+    checkpoint = ', '.join(sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
-    data_set = f'{names.file(data.DATASET)}{labeller}'
+    data_set = f'{data.DATASET}{labeller}'
     steps = ', '.join(scored_steps(config)) or 'none'
     return {
         'Task': data.TASK,
@@ -403,7 +395,7 @@ def _describe_run(
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
         'Checkpoint': f'mean of {checkpoint}' if len(sources) > 1 else checkpoint,
         **training,
-        'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
+        'Data': f'{data.DATA_PATH} ({data_set})',
         **({'Blank labels': data.BLANK} if task_of(config).has_policies else {}),
         'Images': describe_images(config.EVAL.DATA_PATH or data.DATA_PATH),
         'Pixels': f'preprocessing {steps}, normalised by {data.NORMALIZE}',
@@ -429,7 +421,7 @@ def _selected_on(trained: Config, source: str) -> str:
     return 'holdout' if name == BEST_CHECKPOINT else 'unknown'
 
 
-def _describe_training(trained: Config | None, names: Names, select_on: str) -> dict[str, str]:
+def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]:
     if trained is None:
         return {'Training': 'unknown'}
     data, is_probe = trained.DATA, trained.FINETUNE.MODE in PROBES
@@ -439,14 +431,14 @@ def _describe_training(trained: Config | None, names: Names, select_on: str) -> 
     start = trained.MODEL.RESUME or trained.PRETRAINED
     rows = {
         'Fitted': trained.FINETUNE.MODE,
-        'Started from': names.file(start) if start else 'random weights',
+        'Started from': start or 'random weights',
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
         **({'Uncertain labels in training': policy} if task_of(trained).has_policies else {}),
     }
     if data.FOLD:
         rows['Trained on'] += f', without fold {data.FOLD}'
     if data.PSEUDO_LABELS:
-        rows['Trained on'] += f', and pseudo-labels of {names.file(data.PSEUDO_LABELS)}'
+        rows['Trained on'] += f', and pseudo-labels of {data.PSEUDO_LABELS}'
     if is_probe:
         return rows | {'Grid chosen on': 'training patients, by cross-validation'}
     selected = 'not selected: the last epoch' if select_on == 'last' else select_on

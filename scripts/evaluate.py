@@ -47,13 +47,10 @@ from evaluation.footnotes import Footnotes
 from evaluation.matching import match, share_labels
 from evaluation.metrics import Protocol
 from evaluation.report import (
-    SALT_FILE,
-    Names,
     build_document,
     classes_line,
     compare_sets,
     differences_table,
-    rename_images,
     scores_table,
     write_report,
 )
@@ -106,12 +103,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--seed', type=whole, default=default.SEED, help='seed of the resamples (%(default)s)')
     add('--groups', nargs='+', default=[], metavar='COLUMN', help='more columns for subgroups')
     add('--demographics', type=Path, metavar='FILE', help='.csv or .xlsx file with these columns')
-    add(
-        '--anonymise',
-        action='store_true',
-        help='replace image names in the report by salted hashes, with the salt in '
-        f'DIR/{SALT_FILE} (REPORT.ANONYMISE)',
-    )
     args = parser.parse_args(arguments)
     if not 0 < args.sensitivity <= 1:
         parser.error('--sensitivity must be above 0 and at most 1')
@@ -142,12 +133,11 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         resamples=args.resamples,
         seed=args.seed,
     )
-    names = Names(args.output if args.anonymise else None)
-    sets, warnings = read_cases(args, names)
+    sets, warnings = read_cases(args)
     files = zip(sets, args.predictions, strict=True)
     run = {
-        'Predictions': '; '.join(f'{cases.name}: {names.file(file)}' for cases, file in files),
-        'Labels': describe_labels(args, names),
+        'Predictions': '; '.join(f'{cases.name}: {file}' for cases, file in files),
+        'Labels': describe_labels(args),
         'Task': args.task,
         **({'Blank labels': args.blank} if TASKS[args.task].has_policies else {}),
         'Resamples': args.resamples,
@@ -162,7 +152,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
             warnings.append(
                 f'{names_of_pair} are not compared, because their rows or labels differ'
             )
-    fitted, source, notes = fit_thresholds(args, sets, protocol, names=names)
+    fitted, source, notes = fit_thresholds(args, sets, protocol)
     document = build_document(
         sets,
         fitted,
@@ -171,19 +161,17 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         warnings=list(dict.fromkeys([*warnings, *notes])),
         extras={'comparisons': comparisons},
     )
-    rename_images(document, names)
     return document
 
 
-def describe_labels(args: argparse.Namespace, names: Names) -> str:
-    """Return the label file, or the data set without its folder if names are hashed."""
+def describe_labels(args: argparse.Namespace) -> str:
+    """Return the label file, or the folder and the name of the data set."""
     if not args.dataset:
-        return names.file(args.labels)
-    data_set = f'{names.file(args.dataset)}, {args.split}'
-    return data_set if args.anonymise else f'{args.labels} ({data_set})'
+        return str(args.labels)
+    return f'{args.labels} ({args.dataset}, {args.split})'
 
 
-def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], list[str]]:
+def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
     """Read the cases of every prediction file, with warnings about rows that are not scored."""
     shared = shared_labels(*args.label_sets) if args.label_sets else []
     predicted, wanted = map(label_set, args.label_sets) if shared else ((), ())
@@ -192,10 +180,10 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
     files = [read_predictions(file, task=task, labels=predicted) for file in args.predictions]
     if args.dataset:
         given = dict.fromkeys(label for part in files for label in part.labels)
-        labels = labels_of_data_set(args, names, wanted or tuple(given))
+        labels = labels_of_data_set(args, wanted or tuple(given))
         files = [relative_to(predictions, args.labels) for predictions in files]
     else:
-        labels = read_labels(args, args.labels, names, files, wanted)
+        labels = read_labels(args, args.labels, files, wanted)
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
@@ -203,7 +191,7 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
 
     sets, warnings, lacking = [], [], {}
     for given, name in zip(files, set_names(args), strict=True):
-        predictions, table = replace(given, file=Path(names.file(given.file))), labels
+        predictions, table = given, labels
         if shared:
             predictions, table, note = share_labels(predictions, labels, shared)
             warnings.append(note)
@@ -245,12 +233,12 @@ def _view_warnings(cases: Cases, predictions: Predictions, trained: str) -> list
     ]
 
 
-def labels_of_data_set(args: argparse.Namespace, names: Names, labels: Sequence[str]) -> LabelTable:
+def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> LabelTable:
     """Read the labels of a split of --dataset."""
     records = read_data_set(args.dataset, str(args.labels), args.split, labels, task=args.task)
     records = select_views(records, args.views)
     targets = make_task(args.task, names=tuple(labels), blank=args.blank).scored(records)
-    file = Path(names.file(args.labels / records.csv))
+    file = args.labels / records.csv
     return LabelTable(file, 'Path', args.task, args.views, records, tuple(labels), targets, ())
 
 
@@ -264,7 +252,6 @@ def relative_to(predictions: Predictions, root: Path) -> Predictions:
 def read_labels(
     args: argparse.Namespace,
     file: Path,
-    names: Names,
     predicted: Sequence[Predictions | Cases],
     wanted: Sequence[str] = (),
 ) -> LabelTable:
@@ -273,7 +260,6 @@ def read_labels(
     Args:
         args: Parsed flags.
         file: Label file.
-        names: Names of files in the report, which messages use.
         predicted: Predictions whose labels are read if some are not CheXpert's.
         wanted: Labels to read; () for --label-names or the predicted labels.
     """
@@ -283,14 +269,13 @@ def read_labels(
     labels = labels if TASKS[args.task].takes_names else ()
     options = {'blank': args.blank, 'views': args.views, 'labels': labels}
     options['column'] = args.label_column
-    table = read_label_file(file, task=args.task, **options)
-    return replace(table, file=Path(names.file(file)))
+    return read_label_file(file, task=args.task, **options)
 
 
 def set_names(args: argparse.Namespace) -> list[str]:
     """Name each prediction file by its stem, with the folder or a number if stems are equal."""
     names = [file.stem for file in args.predictions]
-    if len(set(names)) < len(names) and not args.anonymise:
+    if len(set(names)) < len(names):
         names = [f'{file.absolute().parent.name}/{file.stem}' for file in args.predictions]
     if len(set(names)) < len(names):
         names = [f'{name} ({i})' for i, name in enumerate(names, start=1)]
@@ -298,7 +283,7 @@ def set_names(args: argparse.Namespace) -> list[str]:
 
 
 def fit_thresholds(
-    args: argparse.Namespace, sets: Sequence[Cases], protocol: Protocol, *, names: Names
+    args: argparse.Namespace, sets: Sequence[Cases], protocol: Protocol
 ) -> tuple[list[HeldOut] | None, str, list[str]]:
     """Choose thresholds and temperatures of each model on other patients.
 
@@ -316,9 +301,9 @@ def fit_thresholds(
             'file(s)'
         )
     if from_reports:
-        return read_thresholds(files, sets, protocol, names=names)
+        return read_thresholds(files, sets, protocol)
     fitted, sources, warnings = [], [], []
-    labels = read_labels(args, files[-1], names, sets)
+    labels = read_labels(args, files[-1], sets)
     predicted = args.label_names or (label_set(args.label_sets[0]) if args.label_sets else ())
     for file, cases in zip(files[:-1], sets, strict=True):
         task = args.task if TASKS[args.task].kind != FINDINGS else ''
@@ -328,7 +313,7 @@ def fit_thresholds(
         patients, scored = set(held_out.patient), set(cases.patient)
         sources.append(
             f'{args.threshold}, on {len(held_out)} rows of {len(patients)} patients '
-            f'({names.file(file)}, {labels.file})'
+            f'({file}, {labels.file})'
         )
         if shared := patients & scored:
             warnings.append(
@@ -340,7 +325,7 @@ def fit_thresholds(
 
 
 def read_thresholds(
-    files: Sequence[Path], sets: Sequence[Cases], protocol: Protocol, *, names: Names
+    files: Sequence[Path], sets: Sequence[Cases], protocol: Protocol
 ) -> tuple[list[HeldOut], str, list[str]]:
     """Read thresholds and temperatures of one report.json per model.
 
@@ -368,10 +353,10 @@ def read_thresholds(
         now = protocol.level, protocol.aggregate, protocol.views
         if then != now:
             warnings.append(
-                f'{names.file(file)}: the thresholds were chosen for {", ".join(then)}, but these '
+                f'{file}: the thresholds were chosen for {", ".join(then)}, but these '
                 f'scores are for {", ".join(now)}'
             )
-        sources.append(f'from {names.file(file)} ({entry["name"]})')
+        sources.append(f'from {file} ({entry["name"]})')
     return fitted, '; '.join(sources), warnings
 
 

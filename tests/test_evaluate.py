@@ -352,14 +352,3 @@ def test_the_value_of_blank_labels_is_stated_where_blank_ones_are_filled(
     table.to_csv(tmp_path / 'l.csv', index=False)
     run = evaluate(tmp_path, *files[:3], tmp_path / 'l.csv', '--task', task)['run']
     assert ('Blank labels' in [row['name'] for row in run]) == stated
-
-
-def test_an_anonymised_report_names_no_patient(files, tmp_path):
-    paths = [write_predictions(tmp_path / m / 'p.csv', TRUTH, NAMES, extra=3) for m in 'ab']
-    words = ['--predictions', *paths, *files[2:], '--thresholds-from', *paths, files[3]]
-    report = evaluate(tmp_path / 'out', *words, '--anonymise')
-    assert report['sets'][0]['worst_errors']
-    assert [entry['name'] for entry in report['sets']] == ['p (1)', 'p (2)']
-    for path in (tmp_path / 'out').glob('report*'):
-        text = path.read_text()
-        assert 'patient0' not in text and str(tmp_path) not in text

@@ -1,7 +1,6 @@
 """A model with one label set is scored on the common findings of another data set."""
 
 import json
-import shutil
 from itertools import product
 from pathlib import Path
 
@@ -94,23 +93,6 @@ def test_the_labels_of_several_models_do_not_depend_on_their_order(tmp_path: Pat
         found = report(tmp_path / 'out', *words)['sets']
         scored = {part['name']: {label['label'] for label in part['labels']} for part in found}
         assert scored == {name: {*own} for name, own in labels.items()}
-
-
-def test_an_anonymised_report_does_not_state_the_folder_of_the_data_set(tmp_path, nih) -> None:
-    _, truth = nih
-    root = tmp_path / 'Dr. Miller'
-    root.symlink_to(nih[0])
-    scores = pd.DataFrame({'Path': [f'{root}/images/{name}' for name in truth.index]})
-    more = pd.DataFrame({'Path': ['other.png']})
-    pd.concat([scores, more]).assign(Edema=0.5).to_csv(tmp_path / 'model.csv', index=False)
-    files = [tmp_path / 'model.csv', tmp_path / 'other.csv']
-    shutil.copy(*files)
-    words = ['--predictions', *files, '--labels', root, '--dataset', 'nih']
-    found = report(tmp_path / 'out', *words, '--level', 'image', '--anonymise')
-    line, _ = [line for line in found['warnings'] if 'have no labelled row' in line]
-    assert 'Data_Entry_2017.csv' in line
-    for page in (tmp_path / 'out').glob('report*'):
-        assert str(tmp_path) not in page.read_text() and 'Miller' not in page.read_text()
 
 
 def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:

@@ -1,12 +1,9 @@
 """The report: document, HTML page, JSON, tables and hashed names."""
 
 import base64
-import hashlib
-import hmac
 import io
 import json
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -20,21 +17,17 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from data.labels import COMPETITION_LABELS
-from data.names import normalise_name
 from evaluation.footnotes import Footnotes
 from evaluation.metrics import METRICS, Protocol, Tally, metric, recall, specificity
 from evaluation.report import (
     CHANCE,
     NO_RESAMPLES,
-    SALT_FILE,
     SMALL_SPAN,
-    Names,
     _label_warnings,
     build_document,
     compare_sets,
     differences_table,
     floor_part,
-    read_salt,
     scores_table,
     write_report,
 )
@@ -542,24 +535,3 @@ def test_a_group_without_a_defined_label_is_not_small() -> None:
     entry = {'means': means, 'labels': [],
              'groups': [{'column': 'Sex', 'groups': [group]}]}  # fmt: skip
     assert not [*_label_warnings(entry, has_holdout=False)]
-
-
-def test_a_salt_is_readable_by_its_owner_only_and_is_kept(tmp_path: Path) -> None:
-    key = read_salt(tmp_path / 'run')
-    file = tmp_path / 'run' / SALT_FILE
-    assert len(key) == 32
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert read_salt(tmp_path / 'run') == key != read_salt(tmp_path / 'other')
-    file.write_text('')
-    with pytest.raises(ValueError, match=SALT_FILE):
-        read_salt(tmp_path / 'run')
-
-
-def test_hashed_names_depend_on_the_salt_and_not_on_prefix_or_suffix(tmp_path: Path) -> None:
-    path = 'CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg'
-    one, other = Names(tmp_path / 'a'), Names(tmp_path / 'b')
-    text = normalise_name(path).encode()
-    assert one(path) == hmac.new(one.key, text, hashlib.sha256).hexdigest()[:16]
-    assert one(path) == one('elsewhere/patient64541/study1/view1_frontal.png') != other(path)
-    assert one.file('/home/alice/ckpt_best.pth') == 'ckpt_best.pth'
-    assert (Names()(path), Names().file('/home/x')) == (path, '/home/x')
