@@ -29,6 +29,7 @@ from config import (
     default_config,
     encoder_node,
     fit_to_task,
+    flat_options,
     get_config,
     options_that_affect,
     put,
@@ -341,7 +342,7 @@ def _ablation_rows(
         rows[name] = Row(
             name=name,
             run=run,
-            configs={stage: configs[stage] for stage in changes},
+            configs={stage: _own_file(entry, stage) or configs[stage] for stage in changes},
             changes=changes,
             pretrain_run=run if has_own_pretraining else reference,
             weights=entry.get('weights', ''),
@@ -359,21 +360,33 @@ def _ablation_rows(
 
 
 def _row_changes(
-    entry: Mapping[str, Any], configs: Iterable[str], keys: Mapping[str, Any], where: str
+    entry: Mapping[str, Any], configs: Mapping[str, Path], keys: Mapping[str, Any], where: str
 ) -> dict[str, dict[str, Any]]:
     """Return the options that a row of an ablation changes, for each of its stages.
 
-    A row with `pretrain: none` has no pre-training.
+    A row with `pretrain: none` has no pre-training. Instead of options, a row may name a YAML file
+    that contains them, with the file of the reference as BASE.
     """
     changes = {}
-    for stage in configs:
+    for stage, reference in configs.items():
         section = SECTIONS[stage]
         options = entry.get(section, {})
         if section == 'pretrain' and options == 'none':
             continue
+        if file := _own_file(entry, stage):
+            options = flat_options(file.read_text(encoding='utf-8'))
+            if options.pop('BASE', None) != [os.path.relpath(reference, file.parent)]:
+                raise ValueError(f'{where}: {section}: BASE of {file} must be {reference}')
+            options.pop('TAG', None)
         _check_keys(options, keys.get(section) or [], f'{where}: {section}')
         changes[stage] = _checked(options, f'{where}: {section}')
     return changes
+
+
+def _own_file(entry: Mapping[str, Any], stage: str) -> Path | None:
+    """Return the YAML file that a row names instead of options of a stage, or None."""
+    named = entry.get(SECTIONS[stage])
+    return ROOT / named if isinstance(named, str) and named.endswith('.yaml') else None
 
 
 def _method_rows(

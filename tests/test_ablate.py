@@ -123,8 +123,8 @@ def test_the_table_of_methods_without_a_finished_run_lists_what_is_missing(
 
 
 @pytest.mark.slow
-def test_the_script_of_a_row_runs_to_its_end(python, phantom, tmp_path) -> None:
-    run = 'init_imagenet_then_xray'
+@pytest.mark.parametrize('run', ['mask_ratio_0.1', 'init_imagenet_then_xray'])
+def test_a_row_runs_to_its_end_by_its_script_or_by_name(run, python, phantom, tmp_path) -> None:
     torch.manual_seed(0)
     encoder = SwinTransformerForSimMIM(
         img_size=192, patch_size=4, in_chans=3, embed_dim=8, depths=[1, 1, 1, 1],
@@ -133,7 +133,12 @@ def test_the_script_of_a_row_runs_to_its_end(python, phantom, tmp_path) -> None:
     torch.save({'model': SimMIM(encoder).state_dict()}, tmp_path / 'imagenet.pth')
     env = ENV | {'PRETRAIN_OPTS': SWIN, 'FINETUNE_OPTS': SWIN, 'SEED': '1', 'PYTHON': str(python)}
     env |= {'IMAGENET_WEIGHTS': str(tmp_path / 'imagenet.pth')}
-    words = ['bash', str(ROOT / f'scripts/ablations/{run}.sh'), str(phantom), 'o']
+    words = ['bash', str(ROOT / f'scripts/ablations/{run}.sh'), str(phantom), 'o', 'full']
+    if run.startswith('init'):
+        words = [str(python), str(ROOT / 'scripts/ablate.py'), 'run', '--data-path', str(phantom)]
+        words += ['--sweep', str(ROOT / 'scripts/ablations/init.yaml'), '--output', 'o']
+        words += ['--row', 'imagenet_then_xray', '--seed', '1']
+        words += ['--pretrain-opts', SWIN, '--finetune-opts', SWIN]
     for _ in range(2):  # the second time everything is finished
         done = subprocess.run(
             words, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, check=False

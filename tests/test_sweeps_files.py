@@ -1,5 +1,6 @@
-"""Sweep files: rows, plans of runs, what is refused, and the files generated from them."""
+"""Sweep files: rows, plans of runs, what is refused, and the configs and scripts of rows."""
 
+import os
 import re
 from dataclasses import replace
 from functools import cache
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 from sweep_runs import methods_file, reference_files
-from tiny import load_script
 
 from config import (
     build_parser,
@@ -17,6 +17,7 @@ from config import (
     default_config,
     encoder_node,
     get_config,
+    put,
 )
 from models import build_model
 from models.contrastive import build_contrastive
@@ -51,7 +52,9 @@ SMALL_BATCH = {'DATA.BATCH_SIZE': 2}
 BOTH = {'pretrain': PRETRAIN, 'finetune': FINETUNE}
 OTHER_TYPE = BOTH | {'pretrain_options': {'MODEL.TYPE': 'vit'}}
 OTHER_WIDTH = BOTH | {'pretrain_options': {'MODEL.SWIN.EMBED_DIM': 999}}
-GENERATOR = load_script('make_ablations')
+# Ablations of masks, heads, targets and losses. Each of their rows has a config and a script.
+PLAN = ['mask_type', 'mask_size', 'mask_ratio', 'head']
+PLAN += ['loss', 'loss_pixels', 'target', 'target_size']
 
 
 @cache
@@ -70,12 +73,19 @@ def methods(**entries: dict) -> dict:
     return {'simmim': {'pretrain': PRETRAIN, 'finetune': FINETUNE}} | entries
 
 
-def test_generated_files_are_up_to_date() -> None:
-    files = GENERATOR.all_files()
-    assert [str(path) for path, text in files.items() if path.read_text() != text] == []
-    written = {*FOLDER.rglob('*.sh'), *(ROOT / 'configs').glob('*__ablations/*.yaml')}
-    by_hand = {path for s in SWEEPS.values() for path in s.reference.configs.values()}
-    assert written == set(files) | by_hand | {FOLDER / 'run_row.sh'}
+def test_each_row_of_the_plan_has_a_config_and_a_script() -> None:
+    # All of these sweeps have the row `reference`, and its script runs that of the first one.
+    rows = {row.run: (name, row) for name in reversed(PLAN) for row in SWEEPS[name].rows}
+    scripts = {path.stem: path.read_text() for path in FOLDER.glob('*.sh')}
+    assert {*scripts} == {*rows, 'run_row'}
+    configs = {row.configs['simmim'] for _, row in rows.values()}
+    folder = ROOT / 'configs/swin_base__ablations'
+    assert {*folder.glob('*pretrain*.yaml')} == configs and len(configs) == len(rows)
+    for run, (name, row) in rows.items():
+        assert f'/run_row.sh" {name} {row.name} "$@"' in scripts[run]
+        if run != 'reference':
+            assert row.configs['simmim'].name in scripts[run]
+            assert row.configs['simmim'].stem.endswith(f'__{run}')
 
 
 @pytest.mark.slow
@@ -83,13 +93,31 @@ def test_a_row_differs_from_the_reference_only_in_its_declared_keys() -> None:
     for sweep in SWEEPS.values():
         for row in sweep.rows:
             for stage in row.stages:
-                more = ['--tag', 'same']
-                if row.learns_from:
-                    more += ['--opts', 'DATA.SELF_TRAIN_PREDICTIONS', 'of_another_run.csv']
-                reference = options(row.configs[stage], stage, *more)
-                own = options(GENERATOR.config_file(row, stage), stage, *more)
-                lines = config_changes(reference, own)
+                reference = options(sweep.reference.configs[stage], stage, '--tag', 'same')
+                own = expected_config(row, stage)
+                put(own, 'TAG', 'same', 'the test')
+                lines = config_changes(reference, config_text(own))
                 assert {line.partition(':')[0] for line in lines} == set(row.changes[stage])
+
+
+def test_a_row_may_name_a_file_with_its_options(tmp_path: Path) -> None:
+    own = tmp_path / 'l2.yaml'
+    text = (
+        f'BASE: [{os.path.relpath(PRETRAIN, tmp_path)}]\nMODEL:\n  SIMMIM:\n    LOSS: l2\nTAG: x\n'
+    )
+    own.write_text(text)
+    reference = BOTH
+    rows = {'l1': {}, 'l2': {'pretrain': str(own)}}
+    sweep = load_sweep(sweep_file(tmp_path, reference=reference, rows=rows))
+    assert sweep.rows[1].changes == {'simmim': {'MODEL.SIMMIM.LOSS': 'l2'}, 'finetune': {}}
+    job = next(
+        job for job in plan(sweep, seeds=[0], data='/d', output='/r') if job.run == 'mine_l2'
+    )
+    assert job.arguments[1:3] == ['--cfg', str(own)] and job.config.MODEL.SIMMIM.LOSS == 'l2'
+    for wrong, part in ((f'{text}SEED: 3\n', 'SEED'), (text.partition('\n')[2], 'BASE')):
+        own.write_text(wrong)
+        with pytest.raises(ValueError, match=part):
+            load_sweep(sweep_file(tmp_path, reference=reference, rows=rows))
 
 
 def test_from_scratch_has_the_options_of_the_pre_trained_rows_and_two_learning_rates() -> None:

@@ -1,3 +1,5 @@
 #!/usr/bin/env bash
-# Reference (simmim_pretrain__swin_base__img192_window6__reference.yaml, simmim_finetune__swin_base__img192_window6__reference.yaml). bash scripts/ablations/reference.sh DATA OUTPUT [GPUS]. Written by scripts/make_ablations.py.
-exec bash "$(dirname "$0")/run_row.sh" scripts/ablations/channels.yaml 1 "$@"
+# Reference of all ablations: it pre-trains, fine-tunes and scores with the two files *__reference.yaml of
+# configs/swin_base__ablations, or of configs/swin_nano__ablations with `nano`.
+#   bash scripts/ablations/reference.sh DATA OUTPUT full|nano [GPUS]
+exec bash "$(dirname "$0")/run_row.sh" mask_type random "$@"

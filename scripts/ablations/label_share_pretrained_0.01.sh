@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# Labelled share: pretrained_0.01 (simmim_pretrain__swin_base__img192_window6__reference.yaml, simmim_finetune__swin_base__img192_window6__label_share_pretrained_0.01.yaml). bash scripts/ablations/label_share_pretrained_0.01.sh DATA OUTPUT [GPUS]. Written by scripts/make_ablations.py.
-exec bash "$(dirname "$0")/run_row.sh" scripts/ablations/label_share.yaml pretrained_0.01 "$@"

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# Labelled share: scratch_1 (simmim_finetune__swin_base__img192_window6__reference.yaml). bash scripts/ablations/label_share_scratch_1.sh DATA OUTPUT [GPUS]. Written by scripts/make_ablations.py.
-exec bash "$(dirname "$0")/run_row.sh" scripts/ablations/label_share.yaml scratch_1 "$@"

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# Reconstruction head: mlp (simmim_pretrain__swin_nano__img64_window4__nano_head_mlp.yaml, simmim_finetune__swin_nano__img64_window4__nano_reference.yaml). bash scripts/ablations/nano/nano_head_mlp.sh DATA OUTPUT [GPUS]. Written by scripts/make_ablations.py.
-exec bash "$(dirname "$0")/../run_row.sh" scripts/ablations/nano/head.yaml mlp "$@"

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# Labelled images: same_1000 (simmim_pretrain__swin_base__img192_window6__subset_same_1000.yaml, simmim_finetune__swin_base__img192_window6__subset_same_1000.yaml). bash scripts/ablations/subset_same_1000.sh DATA OUTPUT [GPUS]. Written by scripts/make_ablations.py.
-exec bash "$(dirname "$0")/run_row.sh" scripts/ablations/subset.yaml same_1000 "$@"
