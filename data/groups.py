@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from data.records import OLDEST, SEXES, Records
-from data.table import KEYS, Table
+from data.table import KEYS, Table, read_excel
 
 UNKNOWN = 'unknown'  # name of the group of images that are in no group
 SUBJECT = 'subject_id'  # of MIMIC-IV: the number of a patient without the p of the folder's name
@@ -107,7 +107,8 @@ def group_columns(
 def read_demographics(records: Records, name: str) -> Table:
     """Read the demographics file in the folder of the records; its patients become 'patient'."""
     file = records.root / name
-    table = Table(file)
+    is_excel = file.suffix == '.xlsx' and file.is_file()
+    table = read_excel(file) if is_excel else Table(file)
     table.require(PATIENT_COLUMNS)
     key = next(column for column in PATIENT_COLUMNS if column in table)
     example = records.patient[0]

@@ -1,4 +1,4 @@
-"""Read the cells of CSV and Excel files, and report faults with file, row and column.
+"""Read the cells of CSV files, and report faults with file, row and column.
 
 By default, the first fault in a file raises a ValueError that names the file, the row and the
 column. The data check passes a function `on_fault` to the readers instead. It collects all faults,
@@ -10,12 +10,10 @@ import gzip
 import io
 import logging
 import re
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,7 @@ SHOWN = 100  # number of characters of a cell in a message
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what damaged files raise
 # A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
 MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
-EXCEL_ROW = re.compile(rb"""<(?:\w+:)?row\s(?:[^<>]*\s)?r=["'](\d+)["']""")  # of the XML of a sheet
-MAX_ROWS, MAX_CELLS = 2**20, 2**23  # of an Excel file, with the empty ones before its cells
+MAX_ROWS, MAX_COLUMNS = 2**20, 100  # that are read of an Excel file
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def refuse(fault: Fault, logger: logging.Logger | None = None) -> None:
 
 
 class Table:
-    """The text cells of a CSV file (.csv, .csv.gz or .xlsx).
+    """The text cells of a CSV file (.csv or .csv.gz).
 
     A missing column reads as empty cells, and empty rows are ignored. A row that is wider or
     narrower than the header is a fault, because the last row of a truncated file would otherwise
@@ -250,9 +247,9 @@ class Table:
 
 
 def _read_rows(file: Path) -> list[list[str]]:
-    """Read the rows of a CSV file, or of the first sheet of an Excel file."""
+    """Read the rows of a CSV file."""
     if file.suffix == '.xlsx':
-        return _read_excel(file)
+        raise ValueError('it is an Excel file; save it as CSV')
     limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
     with (gzip.open if file.suffix == '.gz' else open)(file, 'rb') as opened:
         data = opened.read(limit + 1)
@@ -285,49 +282,40 @@ def _refuse_bomb(size: int, limit: int) -> None:
         raise ValueError(f'it has more than {limit:,} bytes when it is decompressed')
 
 
-def _read_excel(file: Path) -> list[list[str]]:
-    """Read the first sheet, below and including its first row and as wide as this row."""
-    try:
-        from openpyxl import load_workbook
-    except ImportError as error:
-        raise ValueError(".xlsx needs openpyxl: pip install 'openpyxl>=3.1'") from error
+def read_excel(file: Path) -> Table:
+    """Read the first sheet of an Excel file as text; a whole number has no decimal point.
+
+    Not by pandas.read_excel, which has no limit of columns: 80 KB can take minutes and all memory.
+    """
     limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
     try:
-        with warnings.catch_warnings(), zipfile.ZipFile(file) as archive:
-            warnings.simplefilter('ignore')
+        from openpyxl import load_workbook
+
+        with zipfile.ZipFile(file) as archive:
             _refuse_bomb(sum(entry.file_size for entry in archive.infolist()), limit)
-            sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
-            sheet.reset_dimensions()  # the file states them, and they may be wrong
-            width = len(_trimmed(next(sheet.iter_rows(values_only=True), ())))
-            width, limit = max(width, 1), min(MAX_ROWS, MAX_CELLS // max(width, 1))
-            _refuse_exchanged_rows(archive.read(sheet._worksheet_path))
-            rows = sheet.iter_rows(max_col=width, values_only=True)
-            cells = [
-                [*map(_text, row)] if row.count(None) < len(row) else []
-                for row in islice(rows, limit + 1)
-            ]
+        sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
+        sheet.reset_dimensions()  # the file states them, and they may be wrong
+        rows = sheet.iter_rows(max_row=MAX_ROWS, max_col=MAX_COLUMNS, values_only=True)
+        filled = {
+            number: [*map(_text, row)]
+            for number, row in enumerate(rows, -1)  # the header is in front of row 0
+            if row.count(None) < len(row)
+        }
+        header = filled.pop(min(filled))
+        if not filled:
+            raise ValueError('there is no row below the header')
     except Exception as error:  # a damaged file makes openpyxl raise almost anything
-        raise ValueError(' '.join(f'{type(error).__name__}: {error}'.split())) from error
-    if len(cells) > limit:
-        raise ValueError(f'it has more than {limit:,} rows of {width:,} cells')
-    return [row and row + [''] * (width - len(row)) for row in cells]
-
-
-def _refuse_exchanged_rows(sheet: bytes) -> None:
-    """Refuse a sheet whose rows do not ascend, of which openpyxl would skip some."""
-    numbers = [int(number) for number in EXCEL_ROW.findall(sheet)]
-    if any(later <= earlier for earlier, later in pairwise(numbers)):
-        raise ValueError('its rows are not in the order of their numbers; save it again')
-
-
-def _trimmed(row: Sequence[Any]) -> Sequence[Any]:
-    """Return a row without the empty cells at its end."""
-    width = max((number for number, cell in enumerate(row, 1) if cell is not None), default=0)
-    return row[:width]
+        text = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise ValueError(f'{file} cannot be read (with openpyxl): {text}') from error
+    cells = pd.DataFrame.from_dict(filled, 'index', object, header)
+    is_named = (cells.columns != '') & ~cells.columns.duplicated()
+    table = Table(file, cells=cells.loc[:, is_named])
+    table.has_rows = True  # so that messages name them
+    return table
 
 
 def _text(cell: Any) -> str:
-    """Return the cell of an Excel file as text; a whole number has no decimal point."""
+    """Return the cell of an Excel file as text."""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return '' if cell is None else str(cell)
