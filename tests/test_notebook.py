@@ -243,7 +243,9 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch) -> None:
     records = (pretrained / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['epoch'] for line in records] == list(range(-1, EPOCHS))
     assert f'ckpt_epoch_{EPOCHS - 1}.pth' in streams(cells['finetune'])
-    assert [len(images(cells[name])) for name in ('describe', 'curves', 'table')] == [1, 2, 1]
+    assert [len(images(cells[name])) for name in ('curves', 'table')] == [2, 1]
+    counts = cells['describe'].outputs[-1]['data']['text/plain']
+    assert re.search(r'^All +\d', counts, re.M) and re.search(r'^Edema +\d', counts, re.M)
     page = cells['page'].outputs[0]['data']['text/html']
     inner = re.search(r'<iframe srcdoc="([^"]*)"', page)[1]
     assert unescape(inner) == (finetuned / 'report.html').read_text()
