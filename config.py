@@ -12,9 +12,10 @@ import difflib
 import math
 import re
 from ast import literal_eval
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
@@ -43,8 +44,13 @@ class Option:
         default: Value unless a source sets another one; its type is the type of all values. {} is
             a mapping with names that the user chooses.
         meaning: What the option does, as plain sentences with units.
-        one_of: Allowed values, or allowed elements of a list. If the option selects a part, these
-            are the names in its registry, which must be the same. (): all values of the type.
+        one_of: Allowed values, or allowed elements of a list. (): all values of the type.
+        parts: For an option that selects a part of the code, the module of each allowed value. It
+            registers the part (`Registry`), and is imported when the part is used. A module for
+            `suffix` is the one of all paths.
+        file: Module that implements the option. Its function `check(config, stage)` checks values
+            other than the default.
+        stage: Stage of which a run uses the part; '': all stages.
         within: Interval of the number, or of each number of a list, such as '[0, 1)'.
         or_none: Type of the values of an option that may also be None.
         suffix: Text that ends in this suffix, such as the path of a file, is allowed, too.
@@ -55,11 +61,19 @@ class Option:
     default: Any
     meaning: str
     one_of: tuple = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+    file: str = ''
+    stage: str = ''
     within: str = ''
     or_none: type | None = None
     suffix: str = ''
     any_case: bool = False
     affects: str | tuple[str, ...] | None = None
+
+    @property
+    def names(self) -> tuple:
+        """Allowed values without paths; () if all values of the type are allowed."""
+        return self.one_of or tuple(name for name in self.parts if name != self.suffix)
 
     @property
     def kind(self) -> type:
@@ -70,7 +84,7 @@ class Option:
     def allowed(self) -> str:
         """Description of the allowed values; '' if all values of the type are allowed."""
         which = 'some of' if self.kind is list else 'one of'
-        names = f'{which} {[*self.one_of]}' if self.one_of else ''
+        names = f'{which} {[*self.names]}' if self.names else ''
         path = f', or a path that ends in {self.suffix}' if self.suffix else ''
         return names + path + (f'a number in {self.within}' if self.within else '')
 
@@ -80,10 +94,15 @@ class Option:
             return self.or_none is not None
         return all(map(self._allows, value if isinstance(value, (list, tuple)) else [value]))
 
+    def part_name(self, value: Any) -> Any:
+        """Return the name of a value in `parts`: a path has the name `suffix`."""
+        if self.suffix and str(value).endswith(self.suffix):
+            return self.suffix
+        return value.lower() if self.any_case else value
+
     def _allows(self, value: Any) -> bool:
-        name = value.lower() if self.any_case else value
-        is_path = self.suffix and str(value).endswith(self.suffix)
-        is_named = not self.one_of or name in self.one_of or is_path
+        name = self.part_name(value)
+        is_named = not self.names or name in (*self.names, self.suffix or None)
         return is_named and (not self.within or is_inside(value, self.within))
 
 
@@ -124,6 +143,7 @@ TRAINED = ('weights', 'model', 'outputs', 'patients')  # effects on the trained 
 PROBES = ('linear_probe', 'knn', 'attentive_probe')
 VIEWS = ('frontal', 'lateral', 'all')
 FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
+POLICIES = ('zeros', 'ones', 'ignore', 'zeros_smooth', 'ones_smooth', 'multiclass', 'self_train')
 STEPS = ('equalize', 'equalize_cv', 'clahe', 'denoise', 'non_local_means')
 STEPS += ('resize', 'lung_crop', 'lung_multiply')
 LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
@@ -154,17 +174,15 @@ _C.DATA.DATASET = Option(
     'imagenet',
     "Layout of DATA_PATH, or a YAML file that describes it, such as 'mine.yaml'. 'folder' "
     "and 'imagenet' are trees of unlabelled images.",
-    one_of=(
-        'mimic-cxr',
-        'chexpert',
-        'folder',
-        'imagenet',
-        'brax',
-        'nih',
-        'padchest',
-        'rsna',
-        'vindr',
-    ),
+    parts={
+        'chexpert': 'data.chexpert',
+        'folder': 'data.chexpert',
+        'imagenet': 'data.chexpert',
+        'mimic-cxr': 'data.mimic',
+        **dict.fromkeys(
+            ('brax', 'nih', 'padchest', 'rsna', 'vindr', LAYOUT_SUFFIX), 'data.layouts'
+        ),
+    },
     suffix=LAYOUT_SUFFIX,
 )
 _C.DATA.SOURCES = Own(
@@ -172,6 +190,7 @@ _C.DATA.SOURCES = Own(
     'Pre-training on several data sets: list of mappings with name, dataset (as in '
     'DATASET), path (relative to DATA_PATH) and optionally share (of the training patients)'
     ' or images (at most); []: only DATASET and DATA_PATH.',
+    file='data.sources',
 )
 _C.DATA.IMG_SIZE = Option(224, "Side of the model's square input, in pixels.", within='[1, 8192]')
 _C.DATA.INTERPOLATION = Option(
@@ -216,7 +235,7 @@ _C.DATA.TASK = Own(
     'observations',
     "What fine-tuning learns: 'observations': each label on its own; 'any_finding' and 'effusion': "
     "one finding against No Finding; 'single_label': the class of an image.",
-    one_of=('observations', 'any_finding', 'effusion', 'single_label'),
+    parts=dict.fromkeys(('observations', 'any_finding', 'effusion', 'single_label'), 'data.tasks'),
     affects='outputs',
 )
 _C.DATA.LABELS = Own(
@@ -232,7 +251,8 @@ _C.DATA.LABEL_COLUMN = Own(
 _C.DATA.UNCERTAIN = Own(
     'ones',
     'Policy for uncertain labels (-1) in training.',
-    one_of=('zeros', 'ones', 'ignore', 'zeros_smooth', 'ones_smooth', 'multiclass', 'self_train'),
+    parts=dict.fromkeys(POLICIES, 'data.labels'),
+    stage='finetune',
 )
 _C.DATA.UNCERTAIN_BY_LABEL = Own(
     {},
@@ -250,7 +270,8 @@ _C.DATA.PSEUDO_LABELS = Own(
 _C.DATA.BLANK = Own(
     'negative',
     'Target of a label that is not mentioned, in training and scoring.',
-    one_of=('negative', 'ignore'),
+    parts={'negative': 'data.labels', 'ignore': 'data.labels'},
+    stage='finetune',
     affects=('weights', 'selection'),
 )
 _C.DATA.TRAIN_FRACTION = Own(
@@ -271,7 +292,8 @@ _C.DATA.SAMPLER = Own(
 _C.DATA.PREPROCESS = Own(
     [],
     "Processing steps applied to every image first, in order, such as ['equalize']; []: none.",
-    one_of=STEPS,
+    parts=dict.fromkeys(STEPS, 'data.preprocess'),
+    file='data.preprocess',
     affects=('weights', 'selection'),
 )
 _C.DATA.PREPROCESS_SIZE = Own(
@@ -329,12 +351,18 @@ _C.DATA.NORMALIZE = Own(
 _C.DATA.MASK_TYPE = Own(
     'random',
     "Method that chooses the hidden mask units, such as 'random'.",
-    one_of=('random', 'square', 'block'),
+    parts={
+        'random': 'data.masking',
+        'square': 'data.masking',
+        'block': 'data.masking',
+    },
+    stage='simmim',
 )
 _C.DATA.LEAVE_OUT = Own(
     '',
     'Pre-training: CSV file whose column `file` lists images to exclude, such as the '
     "duplicates that check_data.py finds between DATA.SOURCES; '': none.",
+    file='data.sources',
 )
 _C.DATA.ALLOW_ALL_IMAGES = Own(
     False,
@@ -362,17 +390,25 @@ _C.MODEL.TYPE = Option(
     'swin',
     "Encoder: 'swin' (options in MODEL.SWIN), 'vit' (MODEL.VIT) or, not in SimMIM, 'timm' "
     '(MODEL.TIMM).',
-    one_of=('swin', 'vit', 'timm'),
+    parts={
+        'swin': 'models.swin_transformer',
+        'vit': 'models.vision_transformer',
+        'timm': 'models.timm_classifier',
+    },
     affects='model',
 )
 _C.MODEL.HEAD = Own(
     'linear',
     "Head of the classifier: 'linear' on pooled features, or 'attention' on all tokens (not timm).",
-    one_of=('linear', 'attention'),
+    parts={'linear': 'models.classifier_heads', 'attention': 'models.classifier_heads'},
+    stage='finetune',
     affects='model',
 )
 _C.MODEL.PRETRAIN = Own(
-    'simmim', "Method of main_simmim.py: 'simmim', or 'mae' (ViT only).", one_of=('simmim', 'mae')
+    'simmim',
+    "Method of main_simmim.py: 'simmim', or 'mae' (ViT only).",
+    parts={'simmim': 'models.simmim', 'mae': 'models.mae'},
+    stage='simmim',
 )
 _C.MODEL.NAME = Option(
     'swin_tiny_patch4_window7_224',
@@ -464,12 +500,16 @@ _C.MODEL.SIMMIM = Section()
 _C.MODEL.SIMMIM.HEAD = Own(
     'linear',
     "Prediction head: 'linear' (SimMIM), 'mlp', or an inverse Swin.",
-    one_of=('linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'),
+    parts=dict.fromkeys(
+        ('linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'), 'models.simmim'
+    ),
+    stage='simmim',
 )
 _C.MODEL.SIMMIM.LOSS = Own(
     'l1',
     "Distance between reconstruction and image, such as 'l1'.",
-    one_of=('l1', 'l2', 'smooth_l1'),
+    parts=dict.fromkeys(('l1', 'l2', 'smooth_l1'), 'models.simmim'),
+    stage='simmim',
 )
 _C.MODEL.SIMMIM.LOSS_PIXELS = Own(
     'masked', "Pixels in the loss: 'masked' or 'all'.", one_of=('masked', 'all')
@@ -483,7 +523,8 @@ _C.MODEL.SIMMIM.TARGET_SIZE = Own(
 _C.MODEL.SIMMIM.TARGET = Own(
     'pixels',
     "Target: 'pixels', 'patch_normalised' (standardised mask units), or 'hog' (MaskFeat).",
-    one_of=('pixels', 'patch_normalised', 'hog'),
+    parts=dict.fromkeys(('pixels', 'patch_normalised', 'hog'), 'models.simmim'),
+    stage='simmim',
 )
 
 _C.MODEL.MAE = Section()
@@ -598,7 +639,7 @@ _C.TRAIN.LR_SCHEDULER.NAME = Option(
     'cosine',
     "Learning rate schedule: 'cosine', 'linear', 'step', 'multistep' or, not in SimMIM, "
     "'onecycle'.",
-    one_of=('cosine', 'linear', 'step', 'multistep', 'onecycle'),
+    parts=dict.fromkeys(('cosine', 'linear', 'step', 'multistep', 'onecycle'), 'lr_scheduler'),
 )
 _C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = Own(
     False,
@@ -623,7 +664,7 @@ _C.TRAIN.OPTIMIZER = Section()
 _C.TRAIN.OPTIMIZER.NAME = Option(
     'adamw',
     "Optimizer, such as 'adamw', in upper or lower case.",
-    one_of=('adamw', 'sgd', 'lamb'),
+    parts=dict.fromkeys(('adamw', 'sgd', 'lamb'), 'optimizer'),
     any_case=True,
 )
 _C.TRAIN.OPTIMIZER.EPS = Option(
@@ -733,6 +774,7 @@ _C.EVAL.PREPROCESS = Own(
     one_of=STEPS,
     or_none=list,
     affects=('selection', 'scores'),
+    file='data.preprocess',
 )
 _C.EVAL.DATA_PATH = Own(
     '',
@@ -793,6 +835,7 @@ _C.EVAL.MASK_RATIO = Own(
     'ViTMAEModel does; an image always keeps the same patches. 0: scores use all patches.',
     within='[0, 1)',
     affects=('selection', 'scores'),
+    file='models.vision_transformer',
 )
 _C.EVAL.ENSEMBLE = Own(
     [], 'Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.'
@@ -801,7 +844,8 @@ _C.EVAL.PREDICT_TRAIN = Own(False, 'Whether predictions of the training images a
 _C.EVAL.THRESHOLD = Own(
     'youden',
     "Rule for the thresholds, which are set on the held-out patients; 'half' is always 0.5.",
-    one_of=('half', 'youden', 'f1', 'sensitivity'),
+    parts=dict.fromkeys(('half', 'youden', 'f1', 'sensitivity'), 'evaluation.calibration'),
+    stage='finetune',
 )
 _C.EVAL.SENSITIVITY = Own(0.9, "Sensitivity that the rule 'sensitivity' aims at.", within='(0, 1)')
 _C.EVAL.RESAMPLES = Own(
@@ -822,10 +866,14 @@ _C.LOSS.NAME = Own(
     'bce',
     "Loss of fine-tuning. 'bce' to 'asymmetric' are for labels learned on their own, and the other "
     "two are for 'single_label' (default 'cross_entropy').",
-    one_of=(
-        *('bce', 'weighted_bce', 'focal', 'asymmetric'),
-        *('cross_entropy', 'weighted_cross_entropy'),
+    parts=dict.fromkeys(
+        (
+            *('bce', 'weighted_bce', 'focal', 'asymmetric'),
+            *('cross_entropy', 'weighted_cross_entropy'),
+        ),
+        'models.losses',
     ),
+    stage='finetune',
 )
 _C.LOSS.GAMMA = Own(2.0, "'focal': exponent.", within='[0, inf)')
 _C.LOSS.ALPHA = Own(
@@ -842,7 +890,10 @@ _C.LOSS.CLIP = Own(
 
 _C.CONTRASTIVE = Section()
 _C.CONTRASTIVE.METHOD = Own(
-    'moco', 'Method of main_contrastive.py.', one_of=('simclr', 'moco', 'byol', 'swav')
+    'moco',
+    'Method of main_contrastive.py.',
+    parts=dict.fromkeys(('simclr', 'moco', 'byol', 'swav'), 'models.contrastive'),
+    stage='contrastive',
 )
 _C.CONTRASTIVE.DIM = Own(
     None,
@@ -913,6 +964,7 @@ _C.FINETUNE.MASK_RATIO = Own(
     "Share of the patch tokens of a ViT that each training step drops, as MAE's encoder "
     'does in pre-training. Scoring uses all tokens, unless EVAL.MASK_RATIO is set.',
     within='[0, 1)',
+    file='models.vision_transformer',
 )
 
 _C.REPORT = Section(affects='scores')
@@ -927,7 +979,8 @@ _C.REPORT.METHOD = Own(
     'grad_cam',
     "Saliency method: 'grad_cam'; 'rollout' (ViT only, the same map for all labels); 'attention' "
     "(MODEL.HEAD 'attention' only).",
-    one_of=('grad_cam', 'rollout', 'attention'),
+    parts=dict.fromkeys(('grad_cam', 'rollout', 'attention'), 'evaluation.saliency'),
+    stage='finetune',
 )
 _C.REPORT.PIXEL_FLOOR = Own(
     False,
@@ -965,7 +1018,7 @@ _C.SAVE_KEEP = Own(
 _C.LOGGER = Own(
     ['tensorboard'],
     "Programs that show the metrics: 'tensorboard', 'wandb' (Weights & Biases), both, or [].",
-    one_of=('tensorboard', 'wandb'),
+    parts={'tensorboard': 'logger', 'wandb': 'logger'},
     affects='nothing',
 )
 _C.PRINT_FREQ = Option(10, 'Batches between two log lines.', within='[1, inf)', affects='nothing')
@@ -1115,9 +1168,9 @@ def get_config(args: argparse.Namespace) -> Config:
 
 def fit_to_task(config: Config, stage: str | None) -> None:
     """Set MODEL.NUM_CLASSES and LOSS.NAME of a fine-tuning run by its task, unless they are set."""
-    task = REGISTRIES.get('DATA.TASK', {}).get(config.DATA.TASK)
-    if stage != 'finetune' or task is None:
+    if stage != 'finetune':
         return
+    task = part(config, 'DATA.TASK')
     if config.MODEL.NUM_CLASSES == _C.MODEL.NUM_CLASSES:
         config.MODEL.NUM_CLASSES = len(task(names=tuple(config.DATA.LABELS)).labels)
     if config.LOSS.NAME == _C.LOSS.NAME:
@@ -1156,7 +1209,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     add('--opts', nargs='+', action='extend', metavar='KEY VALUE', help='pairs of key and value')
     for flag, (key, text) in FLAGS.items():
         kind = OPTIONS[key].kind
-        value = {'type': kind, 'choices': OPTIONS[key].one_of or None}
+        value = {'type': kind, 'choices': OPTIONS[key].names or None}
         options = {'action': 'store_const', 'const': True} if kind is bool else value
         add(f'--{flag.replace("_", "-")}', help=text, **options)
     add('--local_rank', '--local-rank', type=int, help='accepted and ignored')
@@ -1203,19 +1256,17 @@ CHEXPERT_VALUES = {
     'AUG.CUTMIX_MINMAX': None,
 }
 
-Check = Callable[[Any, str | None], None]
-CHECKS: list[Check] = []  # filled when a module with `register_check` is imported
-
 
 class OptionError(ValueError):
     """An option has a wrong value. The message names the option, the value and the allowed ones."""
 
 
 class Registry(dict):
-    """Maps the values that an option allows to the parts that they select.
+    """The parts that an option selects, by their names.
 
-    The module that defines the parts fills the registry: `MASKS = Registry('DATA.MASK_TYPE')`, then
-    `@MASKS.register('random')` before each part. If the selected part has a function
+    A module with parts registers them: `MASKS = Registry('DATA.MASK_TYPE')`, then
+    `@MASKS.register('random')` before each part. The option names this module (`Option.parts`),
+    which is imported when one of its parts is looked up. If the selected part has a function
     `check(config, stage)`, `check_config` calls it.
 
     Args:
@@ -1227,15 +1278,23 @@ class Registry(dict):
         self.key = key
         REGISTRIES[key] = self
 
-    def __missing__(self, name: str) -> Any:
-        raise OptionError(f'{self.key} must be one of the registered {[*self]}, got {name!r}')
+    def __missing__(self, value: str) -> Any:
+        """Import the module of a part; a path or an upper-case value has the name of its part."""
+        option = OPTIONS[self.key]
+        name = option.part_name(value)
+        if name not in option.parts:
+            raise OptionError(f'{self.key} must be {option.allowed}, got {value!r}')
+        module = option.parts[name]
+        import_module(module)
+        assert name in self, f'{module} must register {name!r} as a part of {self.key}'
+        return self[name]
 
     def register(self, name: str) -> Callable[[Any], Any]:
         """Return a decorator that adds a part under a name."""
 
         def add(part: Any) -> Any:
-            names = OPTIONS[self.key].one_of
-            assert name in names, f'add {name!r} to the values of {self.key} where it is declared'
+            parts = OPTIONS[self.key].parts
+            assert name in parts, f'add {name!r} and its module to the parts of {self.key}'
             assert name not in self, f'{self.key} {name!r} is registered twice'
             self[name] = part
             return part
@@ -1246,10 +1305,26 @@ class Registry(dict):
 REGISTRIES: dict[str, Registry] = {}  # by option, filled when a module with parts is imported
 
 
-def register_check(check: Check) -> Check:
-    """Register a function (config, stage or None) that `check_config` calls, as a decorator."""
-    CHECKS.append(check)
-    return check
+def part(config: CfgNode, key: str) -> Any:
+    """Return the part that an option selects, or the list of parts of an option that is a list."""
+    value = value_at(config, key)
+    return (
+        [find_part(key, name) for name in value] if type(value) is list else find_part(key, value)
+    )
+
+
+def all_parts(key: str) -> dict[str, Any]:
+    """Return all parts of an option by name, after importing their modules."""
+    return {name: find_part(key, name) for name in OPTIONS[key].names}
+
+
+def find_part(key: str, name: str) -> Any:
+    """Return the part with a name of an option, after importing the module that registers it."""
+    option = OPTIONS[key]
+    module = option.parts.get(option.part_name(name))
+    if module and key not in REGISTRIES:
+        import_module(module)  # the registry of the option is there or in a module that it imports
+    return REGISTRIES[key][name]
 
 
 def check_config(config: Config, stage: str | None = None) -> None:
@@ -1273,13 +1348,14 @@ def check_config(config: Config, stage: str | None = None) -> None:
     elif stage:
         allowed = '0 in pre-training, where no score selects an epoch'
         require(config.TRAIN.PATIENCE == 0, config, 'TRAIN.PATIENCE', allowed)
-    for key, parts in REGISTRIES.items():
-        value = value_at(config, key)
-        for name in value if isinstance(value, list) else [value]:
-            if hasattr(parts[name], 'check'):
-                parts[name].check(config, stage)
-    for check in CHECKS:
-        check(config, stage)
+    for key, option in OPTIONS.items():
+        if option.parts and option.stage in ('', stage):
+            selected = part(config, key)
+            for each in selected if isinstance(selected, list) else [selected]:
+                if hasattr(each, 'check'):
+                    each.check(config, stage)
+        if option.file and value_at(config, key) != option.default:
+            import_module(option.file).check(config, stage)
 
 
 def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
@@ -1309,11 +1385,6 @@ def _check_names(config: Config) -> None:
         path = PurePath(value_at(config, key))
         holds = not path.is_absolute() and '..' not in path.parts
         require(holds, config, key, 'a relative path without .. below OUTPUT')
-    if config.MODEL.TYPE == 'timm':
-        import timm  # takes seconds
-
-        name = config.MODEL.TIMM.NAME
-        require(timm.is_model(name), config, 'MODEL.TIMM.NAME', "a timm model such as 'resnet50'")
     for key in ('EVAL.ENSEMBLE', 'EVAL.GROUPS'):
         holds = all(isinstance(name, str) and name for name in value_at(config, key))
         require(holds, config, key, 'a list of names')
@@ -1375,6 +1446,8 @@ def _check_finetuning(config: Config) -> None:
     for key, works in CHEXPERT_VALUES.items():
         require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
     selects = config.EVAL.SELECT_ON != 'last' and config.FINETUNE.MODE not in PROBES
+    holds = not (config.EVAL.DATA_PATH and config.REPORT.PIXEL_FLOOR)
+    require(holds, config, 'REPORT.PIXEL_FLOOR', 'False with EVAL.DATA_PATH')
     holds = config.TRAIN.PATIENCE == 0 or selects
     require(holds, config, 'TRAIN.PATIENCE', "0 with EVAL.SELECT_ON 'last' and with a probe")
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
@@ -1393,19 +1466,6 @@ def _check_finetuning(config: Config) -> None:
         require(
             holds, config, 'DATA.SAMPLER', "'uniform' with a probe, which reads each image once"
         )
-    encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
-    is_global = getattr(encoder, 'attends_globally', True)
-    attends = config.MODEL.HEAD == 'attention'
-    head = REGISTRIES.get('MODEL.HEAD', {}).get(config.MODEL.HEAD)
-    takes_tokens = getattr(head, 'takes_tokens', attends)  # and no class token, which rollout needs
-    methods = ['grad_cam', *['attention'] * attends]
-    methods += ['rollout'] * (is_global and not takes_tokens)
-    allowed = f'one of {methods} with this encoder and MODEL.HEAD {config.MODEL.HEAD!r}'
-    require(config.REPORT.METHOD in methods, config, 'REPORT.METHOD', allowed)
-    allowed = "0 with a probe and for an encoder other than 'vit'"
-    for key in DROPPING_OPTIONS:
-        holds = not value_at(config, key) or (is_global and config.FINETUNE.MODE not in PROBES)
-        require(holds, config, key, allowed)
 
 
 def selecting_split(config: Config, num_images: int) -> str:
@@ -1417,9 +1477,6 @@ def selecting_split(config: Config, num_images: int) -> str:
 
 
 # Options as text ---------------------------------------------------------------------------------
-
-# Shares of the patches that a classifier drops in training and in scoring.
-DROPPING_OPTIONS = ('FINETUNE.MASK_RATIO', 'EVAL.MASK_RATIO')
 
 
 def options_that_affect(*effects: str) -> list[str]:
@@ -1465,7 +1522,7 @@ def config_changes(before: str, after: str, *effects: str) -> list[str]:
     added = {key: value for key, value in _flatten(_C) if key in old or key in new}
     old, new = {**added, **old}, {**added, **new}
     used = {old.get('MODEL.TYPE'), new.get('MODEL.TYPE')}
-    encoders = OPTIONS['MODEL.TYPE'].one_of if None not in used else ()
+    encoders = OPTIONS['MODEL.TYPE'].names if None not in used else ()
     idle = tuple(f'MODEL.{name.upper()}.' for name in encoders if name not in used)
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [
@@ -1599,7 +1656,7 @@ def _current_value(key: str, value: Any) -> Any:
     earlier = EARLIER_VALUES.get(key, {})
     if str(value) in earlier:
         return copy(earlier[str(value)])
-    is_list = key in OPTIONS and OPTIONS[key].kind is list and OPTIONS[key].one_of
+    is_list = key in OPTIONS and OPTIONS[key].kind is list and OPTIONS[key].names
     return [value] if is_list and isinstance(value, str) else value
 
 

@@ -18,8 +18,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from config import Config
-from data.datasets import DATASETS
+from config import Config, part
 from data.image_source import ImageSource
 from data.images import COLOUR_LEVELS
 from data.labels import evaluation_targets
@@ -124,15 +123,15 @@ def find_duplicates(looks: dict[str, pd.DataFrame]) -> pd.DataFrame:
         for number, (name, part) in enumerate(looks.items())
     )
     found = [pd.DataFrame(columns=['file', 'same_as', 'why'])]
-    for (source, split), part in images.groupby(['source', 'split']):
+    for (source, split), own in images.groupby(['source', 'split']):
         is_own = images['source'] == source
         if split == 'train':
             kept = (images['split'] != 'train') | (images['source'] < source)
-            found.append(_same_look(part, images[kept]))
-            found.append(_same_patient(part, images[is_own & (images['split'] != 'train')]))
+            found.append(_same_look(own, images[kept]))
+            found.append(_same_patient(own, images[is_own & (images['split'] != 'train')]))
         elif split == 'valid':
             kept = images[is_own & (images['split'] == 'test')]
-            found += [_same_look(part, kept), _same_patient(part, kept)]
+            found += [_same_look(own, kept), _same_patient(own, kept)]
     return pd.concat(found, ignore_index=True).drop_duplicates('file', ignore_index=True)
 
 
@@ -172,7 +171,7 @@ def check_data(
 
     Splits in `optional` may be absent. Labels are only read if `labelled` is set.
     """
-    root, dataset, splits = Path(config.DATA.DATA_PATH), DATASETS[config.DATA.DATASET], {}
+    root, dataset, splits = Path(config.DATA.DATA_PATH), part(config, 'DATA.DATASET'), {}
     task = task_of(config)
     options = {'look_up': 'all', 'on_fault': findings.add}
     options['labels'] = task.columns if labelled else ()

@@ -5,19 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import LAYOUT_SUFFIX, Config, Registry
+from config import Config, Registry, all_parts
+from data.store import is_store
 
-
-class _DataSets(Registry):
-    """Registry of data sets; the path of a YAML file is a valid name, too (see `data.layouts`)."""
-
-    def __missing__(self, name: str) -> 'DataSet':
-        if not name.endswith(LAYOUT_SUFFIX):
-            return super().__missing__(name)
-        return self['nih']  # all layouts have the same reader
-
-
-DATASETS = _DataSets('DATA.DATASET')
+DATASETS = Registry('DATA.DATASET')
 
 
 @dataclass(frozen=True)
@@ -31,6 +22,24 @@ class DataSet:
     tables: Callable[[Config, Path], list[Path]]
     # config -> splits of a layout; None for train, valid and test
     splits: Callable[[Config], Sequence[str]] | None = None
+
+    def check(self, config: Config, stage: str | None) -> None:
+        """Refuse fine-tuning without labels, and an output folder inside the folder of images."""
+        root = config.DATA.DATA_PATH
+        if stage == 'finetune' and not self.labelled:
+            names = ' or '.join(
+                repr(name) for name, entry in all_parts('DATA.DATASET').items() if entry.labelled
+            )
+            raise ValueError(
+                f'DATA.DATASET must be {names} for fine-tuning, got {config.DATA.DATASET!r}'
+            )
+        is_read = stage and root and not config.DATA.SOURCES
+        is_folder = is_read and not self.labelled and not is_store(root)
+        if is_folder and Path(config.OUTPUT).resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError(
+                f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run '
+                'would train on the images that this run writes'
+            )
 
 
 def register_dataset(*names: str, **facts: Any) -> Callable:

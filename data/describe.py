@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from config import Config, require
+from config import Config, part, require
 from data.chexpert import csv_names
-from data.datasets import DATASETS
 from data.figures import encode_figure, plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups, read_demographics
 from data.labels import NEGATIVE, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
@@ -163,7 +162,7 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
 
 def read_sets(config: Config) -> dict[str, Records]:
     """Read the splits of a run that exist."""
-    data, sets, dataset = config.DATA, {}, DATASETS[config.DATA.DATASET]
+    data, sets, dataset = config.DATA, {}, part(config, 'DATA.DATASET')
     allowed = 'a task whose columns are not numbers, because only the marks of labels are counted'
     require(not task_of(config).cells.numbers, config, 'DATA.TASK', allowed)
     options = {'labels': task_of(config).columns, 'look_up': 'none'}

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from config import Config
-from data.datasets import DATASETS
+from config import Config, part
 from data.layouts import open_layout
 from data.loader import Loaders
 from data.sources import source_configs
@@ -69,9 +68,9 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
     data, root = config.DATA, records[0].root
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
     if data.DATASET != 'chexpert':  # CheXpert's `tables` lists CSV files that the run may not read
-        for file in DATASETS[data.DATASET].tables(config, root):
+        for file in part(config, 'DATA.DATASET').tables(config, root):
             yield file.relative_to(root).as_posix(), file
-    if DATASETS[data.DATASET].splits is not None:
+    if part(config, 'DATA.DATASET').splits is not None:
         yield 'DATA.DATASET', open_layout(data.DATASET).file
     if is_store(root):
         yield STORE_FILE, root / STORE_FILE

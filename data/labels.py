@@ -50,7 +50,8 @@ LABEL_SETS = Path(__file__).with_name('label_sets.yaml')
 
 POLICIES = Registry('DATA.UNCERTAIN')
 BLANKS = Registry('DATA.BLANK')  # target of a label that is not mentioned
-BLANKS.update(negative=NEGATIVE, ignore=np.nan)
+BLANKS.register('negative')(NEGATIVE)
+BLANKS.register('ignore')(np.nan)
 
 
 @dataclass(frozen=True)

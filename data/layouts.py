@@ -198,6 +198,7 @@ def _files(config: Config, root: Path) -> list[Path]:
 
 
 @register_dataset(
+    LAYOUT_SUFFIX,
     *sorted(file.stem for file in SHIPPED.glob(f'*{LAYOUT_SUFFIX}')),
     labelled=True,
     tables=_files,

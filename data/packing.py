@@ -25,10 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-import data.layouts  # noqa: F401 (registers the data sets that a layout describes)
-from config import Config, default_config
+from config import Config, default_config, find_part
 from data.chexpert import read_csv, read_folder
-from data.datasets import DATASETS
 from data.images import BadImageError, full_size, load_image
 from data.mimic import named_images
 from data.preprocess import Setup, apply_steps, squeezed
@@ -165,7 +163,7 @@ def read_source(
     config = default_config()
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
     named, scored = set(), any(name in tables for name in SCORED_FILES)
-    if dataset and DATASETS[dataset].splits:
+    if dataset and find_part('DATA.DATASET', dataset).splits:
         named, own_tables, scored = _read_layout(config, root)
         tables |= own_tables
     elif not csv_names and any(root.glob('mimic-cxr-*-split.csv*')):
@@ -181,7 +179,7 @@ def read_source(
 
 def _read_layout(config: Config, root: Path) -> tuple[set[str], dict[str, Path], bool]:
     """Return the images and tables of a layout, and whether some images are scored."""
-    kind = DATASETS[config.DATA.DATASET]
+    kind = find_part('DATA.DATASET', config.DATA.DATASET)
     splits = kind.splits(config)
     files = {file for split in splits for file in kind.read(config, root, split, labels=()).file}
     tables = {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}

@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image, ImageOps
 
-from config import Config, Registry, register_check, require, scored_steps, value_at
+from config import Config, Registry, require, scored_steps, value_at
 from data.images import (
     FILE_NAME,
     FULL_SIZE,
@@ -87,8 +87,7 @@ def resized_side(config: Config) -> int:
     return config.DATA.PREPROCESS_SIZE or config.DATA.IMG_SIZE
 
 
-@register_check
-def check_steps(config: Config, stage: str | None) -> None:
+def check(config: Config, stage: str | None) -> None:
     """Refuse an order of steps in which a mask would not fit the image, and masks of sources."""
     for key in ('DATA.PREPROCESS', 'EVAL.PREPROCESS'):
         steps = value_at(config, key) or []
@@ -98,8 +97,6 @@ def check_steps(config: Config, stage: str | None) -> None:
         require(holds, config, key, allowed)
         holds = not config.DATA.SOURCES or not {*LUNG_STEPS}.intersection(steps)
         require(holds, config, key, 'without lung masks with DATA.SOURCES')
-    holds = not (config.EVAL.DATA_PATH and config.REPORT.PIXEL_FLOOR)
-    require(holds, config, 'REPORT.PIXEL_FLOOR', 'False with EVAL.DATA_PATH')
 
 
 @PREPROCESS.register('equalize')

@@ -7,19 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import data.layouts  # noqa: F401 (modules of readers register their data sets)
-import data.mimic  # noqa: F401
 from config import (
     Config,
     check_config,
     default_config,
     enlarged_side,
+    part,
     put,
-    register_check,
     scored_steps,
 )
 from data.chexpert import chexpert_tables, read_csv, read_folder
-from data.datasets import DATASETS
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS, resized_side
 from data.records import Records, existing_records, open_images, select_views
 from data.splits import split_fold, split_patients
@@ -38,22 +35,6 @@ from system.files import NETWORK_SYSTEMS, file_system
 
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
 TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them, not radiologists)'
-
-
-@register_check
-def check_dataset(config: Config, stage: str | None) -> None:
-    """Refuse fine-tuning without labels, and an output folder inside the folder of images."""
-    dataset, root = config.DATA.DATASET, config.DATA.DATA_PATH
-    if stage == 'finetune' and not DATASETS[dataset].labelled:
-        names = ' or '.join(repr(name) for name, entry in DATASETS.items() if entry.labelled)
-        raise ValueError(f'DATA.DATASET must be {names} for fine-tuning, got {dataset!r}')
-    is_read = stage and root and not config.DATA.SOURCES
-    is_folder = is_read and not DATASETS[dataset].labelled and not is_store(root)
-    if is_folder and Path(config.OUTPUT).resolve().is_relative_to(Path(root).resolve()):
-        raise ValueError(
-            f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run would '
-            'train on the images that this run writes'
-        )
 
 
 def read_split(
@@ -77,7 +58,7 @@ def read_split(
 def read_part(config: Config, root: str, split: str, **options: Any) -> Records | None:
     """Read a split from a folder or store with the options of `read_layout`; see `read_split`."""
     fold = config.DATA.FOLD if split in ('train', 'valid') else ''
-    read = DATASETS[config.DATA.DATASET].read
+    read = part(config, 'DATA.DATASET').read
     records = read(config, root, 'train' if fold else split, **options)
     if not fold or records is None:
         return records
@@ -123,7 +104,7 @@ def may_be_absent(config: Config, split: str) -> bool:
     The test split may always be missing. The valid split may be missing if a layout describes a
     test split, or if DATA.TEST_CSV was changed and its file exists.
     """
-    data, splits = config.DATA, DATASETS[config.DATA.DATASET].splits
+    data, splits = config.DATA, part(config, 'DATA.DATASET').splits
     is_given = data.TEST_CSV != default_config().DATA.TEST_CSV
     has_test = is_given and (Path(data.DATA_PATH) / data.TEST_CSV).is_file()
     if splits is not None:

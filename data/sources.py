@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import OPTIONS, Config, register_check, require
-from data.reading import check_dataset, read_split
+from config import OPTIONS, Config, part, require
+from data.reading import read_split
 from data.records import Records
 from data.splits import describe_subset, pretrain_records, take_subset
 from data.table import Fault, Table, refuse
@@ -85,8 +85,7 @@ def read_sources(
     return training, held_out
 
 
-@register_check
-def check_sources(config: Config, stage: str | None) -> None:
+def check(config: Config, stage: str | None) -> None:
     """Refuse entries of DATA.SOURCES that cannot be read, and sources that share a folder."""
     data, entries = config.DATA, config.DATA.SOURCES
     holds = stage != 'finetune' or not data.LEAVE_OUT
@@ -111,7 +110,7 @@ def check_sources(config: Config, stage: str | None) -> None:
                     f'DATA.SOURCES: the folder of {name!r} ({folder}) is inside the folder of '
                     f'{other!r}, but an image must belong to one source'
                 )
-        check_dataset(configs[name], stage)
+        part(configs[name], 'DATA.DATASET').check(configs[name], stage)
 
 
 def _left_out(config: Config) -> set[str]:

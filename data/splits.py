@@ -7,8 +7,7 @@ import os
 import numpy as np
 import pandas as pd
 
-from config import Config
-from data.datasets import DATASETS
+from config import Config, part
 from data.records import Records, select_views
 from data.tasks import task_of
 
@@ -127,7 +126,7 @@ def pretrain_records(config: Config, records: Records) -> tuple[Records, Records
     """Split the images of the training CSV into images for pre-training and held-out images."""
     data = config.DATA
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
-    if DATASETS[data.DATASET].labelled:
+    if part(config, 'DATA.DATASET').labelled:
         train = select_views(train, data.VIEWS)
         holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
     train = take_subset(

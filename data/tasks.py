@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from config import PROBES, Config, Registry, register_check, require
+from config import PROBES, Config, Registry, require
 from data.labels import (
     COMPETITION_LABELS,
     LABELS,
@@ -99,6 +99,11 @@ class Task(ABC):
     def needs_predictions(self) -> bool:
         """Return whether a policy reads the file of DATA.SELF_TRAIN_PREDICTIONS."""
         return any(POLICIES[name].needs_predictions for name in self.policies.values())
+
+    @staticmethod
+    def check(config: Config, stage: str | None) -> None:
+        """Check the options that depend on the task."""
+        check_label_options(config, stage)
 
     @abstractmethod
     def scored(self, records: Any) -> np.ndarray:
@@ -252,7 +257,6 @@ def make_task(name: str, **options: object) -> Task:
     return TASKS[name](**options)
 
 
-@register_check
 def check_label_options(config: Config, stage: str | None) -> None:
     """Check the options that depend on the label settings."""
     data, task = config.DATA, task_of(config)
@@ -269,8 +273,8 @@ def check_label_options(config: Config, stage: str | None) -> None:
     require(holds, config, 'DATA.LABEL_COLUMN', allowed)
     policies = [POLICIES[name] for name in task.policies.values()]  # checks the names
     if not task.has_policies:
-        own = POLICIES.get(data.UNCERTAIN)
-        holds = own and not (own.third_class or own.needs_predictions)
+        own = POLICIES[data.UNCERTAIN]
+        holds = not (own.third_class or own.needs_predictions)
         require(holds, config, 'DATA.UNCERTAIN', f'left out {of_task}')
         require(not data.UNCERTAIN_BY_LABEL, config, 'DATA.UNCERTAIN_BY_LABEL', f'{{}} {of_task}')
     if stage != 'finetune':

@@ -19,7 +19,7 @@ from evaluation.metrics import calibration_bins
 CLIP = 1e-9
 TEMPERATURES = (0.01, 100.0)  # lower and upper bound of the search
 THRESHOLD_RULES = Registry('EVAL.THRESHOLD')
-THRESHOLD_RULES['half'] = 0.5  # fixed for all labels
+THRESHOLD_RULES.register('half')(0.5)  # fixed for all labels
 
 
 class Candidates(NamedTuple):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from config import Config, Registry
+from config import Config, Registry, part, require
 from data.figures import FONT, NOT_FOR_CLINICAL_USE, SMALL, encode_figure, new_figure, show_image
 from data.labels import file_name
 from data.loader import XrayDataset
@@ -50,6 +50,18 @@ class MapMethod(NamedTuple):
 
     title: str
     make_maps: Callable[[nn.Module, torch.Tensor, Score, int], torch.Tensor]
+
+    @staticmethod
+    def check(config: Config, stage: str | None) -> None:
+        """Check that the method suits the encoder and the head."""
+        reads_tokens = config.MODEL.HEAD == 'attention'
+        methods = ['grad_cam', *['attention'] * reads_tokens]
+        # Attention rollout needs the class token, which a head on all tokens does not read.
+        is_global = part(config, 'MODEL.TYPE').attends_globally
+        if is_global and not part(config, 'MODEL.HEAD').takes_tokens:
+            methods.append('rollout')
+        allowed = f'one of {methods} with this encoder and MODEL.HEAD {config.MODEL.HEAD!r}'
+        require(config.REPORT.METHOD in methods, config, 'REPORT.METHOD', allowed)
 
 
 def grad_cam(

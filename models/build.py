@@ -1,8 +1,4 @@
-"""Build the model that the configuration selects.
-
-Importing this module fills the registries. To add an encoder or a contrastive method, write one new
-file and import it here.
-"""
+"""Build the model that the configuration selects. An option names the file of each part."""
 
 from pathlib import Path
 from typing import Any
@@ -10,16 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import models.contrastive
-import models.mae
-import models.swin_transformer
-import models.timm_classifier
-import models.vision_transformer  # noqa: F401
-from config import require
-from models.classifier_heads import CLASSIFIER_HEADS, ClassifierHead
-from models.encoder import ENCODERS
+from config import part, require
+from models.classifier_heads import ClassifierHead
 from models.losses import count_outputs
-from models.simmim import PRETRAINING
 from utils import name_damaged, same_entries
 
 
@@ -40,9 +29,9 @@ def build_model(
             labels; 0 builds no head, for contrastive pre-training.
         total_steps: Number of optimizer steps of masked pre-training, for methods with a schedule.
     """
-    encoder = ENCODERS[config.MODEL.TYPE]
+    encoder = part(config, 'MODEL.TYPE')
     if is_pretrain:
-        return PRETRAINING[config.MODEL.PRETRAIN].from_config(config, total_steps=total_steps)
+        return part(config, 'MODEL.PRETRAIN').from_config(config, total_steps=total_steps)
     num_outputs = count_outputs(config) if num_outputs is None else num_outputs
     model = encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
     if num_outputs and not isinstance(model.head, ClassifierHead) and config.MODEL.HEAD == 'linear':
@@ -50,7 +39,7 @@ def build_model(
             f'MODEL.TYPE {config.MODEL.TYPE!r} must build its head with '
             'models.classifier_heads.build_classifier_head'
         )
-    holds = not num_outputs or type(model.head) is CLASSIFIER_HEADS[config.MODEL.HEAD]
+    holds = not num_outputs or type(model.head) is part(config, 'MODEL.HEAD')
     require(holds, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}")
     return model
 

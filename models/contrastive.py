@@ -3,7 +3,7 @@
 A method is a model whose forward pass takes the views of a batch as separate arguments, each
 [B, C, S, S], and returns the loss. All state that changes in training is in the state dict, so that
 a resumed run continues exactly. To add a method, write one file that registers a subclass of
-`ContrastiveMethod`, and import it in models/build.py.
+`ContrastiveMethod`, and name the file at CONTRASTIVE.METHOD in config.py.
 
 Batch norm: a query and its key come from the same image. If batch norm used the statistics of a
 small batch on one process, the network could recognise the key by these statistics without using

@@ -1,8 +1,8 @@
 """Base classes of all encoders, and the parts that encoders share.
 
-To add an encoder, write one file and import it in models/build.py. The file registers a subclass
-of `PatchEncoder` (or of `Encoder`, if it cannot hide patches) under a value of MODEL.TYPE. This
-value and the options of the encoder, such as MODEL.CONVNEXT.PATCH_SIZE, are lines of config.py:
+To add an encoder, write one file. It registers a subclass of `PatchEncoder` (or of `Encoder`, if it
+cannot hide patches) under a value of MODEL.TYPE. This value with the name of the file, and the
+options of the encoder, such as MODEL.CONVNEXT.PATCH_SIZE, are lines of config.py:
 
     @ENCODERS.register('convnext')
     class ConvNeXt(PatchEncoder): ...

@@ -78,7 +78,9 @@ class TimmClassifier(Encoder):
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check that the model supports the options."""
+        """Check that the model exists and supports the options."""
+        holds = timm.is_model(config.MODEL.TIMM.NAME)
+        require(holds, config, 'MODEL.TIMM.NAME', "a timm model such as 'resnet50'")
         with torch.device('meta'):
             layout = cls(**cls.constructor_arguments(config), num_classes=1).layout
         name, train = config.MODEL.TIMM.NAME, config.TRAIN

@@ -14,7 +14,7 @@ from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 from torch.nn import functional as F
 
-from config import DROPPING_OPTIONS, require, value_at
+from config import PROBES, Config, part, require, value_at
 from models.classifier_heads import CLASSIFIER_HEADS, build_classifier_head
 from models.encoder import (
     ENCODERS,
@@ -197,9 +197,6 @@ class VisionTransformer(PatchEncoder):
         holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
         allowed = 'False with USE_APE or with an EMBED_DIM that is not a multiple of 4'
         require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
-        if stage == 'finetune':
-            for key in DROPPING_OPTIONS:
-                _check_dropping(config, key)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -307,14 +304,21 @@ def _grid_index(grid_size: int) -> torch.Tensor:
     return gen_relative_position_index((grid_size, grid_size), class_token=True)
 
 
-def _check_dropping(config: Any, key: str) -> None:
+def check(config: Config, stage: str | None) -> None:
     """Refuse to drop patches of an encoder that needs them all, and to drop all patches."""
-    vit, ratio = config.MODEL.VIT, value_at(config, key)
-    holds = not (ratio and (vit.USE_RPB or vit.USE_SHARED_RPB))
-    allowed = '0 with MODEL.VIT.USE_RPB or USE_SHARED_RPB, which need the whole grid'
-    require(holds, config, key, allowed)
-    allowed = f'such that 1 or more of the {num_patches(config)} patches remain'
-    require(num_kept(num_patches(config), ratio) > 0, config, key, allowed)
+    if stage != 'finetune':
+        return
+    vit = config.MODEL.VIT
+    drops = config.FINETUNE.MODE not in PROBES and part(config, 'MODEL.TYPE').attends_globally
+    for key in ('FINETUNE.MASK_RATIO', 'EVAL.MASK_RATIO'):
+        ratio = value_at(config, key)
+        allowed = "0 with a probe and for an encoder other than 'vit'"
+        require(drops or not ratio, config, key, allowed)
+        holds = not (ratio and (vit.USE_RPB or vit.USE_SHARED_RPB))
+        allowed = '0 with MODEL.VIT.USE_RPB or USE_SHARED_RPB, which need the whole grid'
+        require(holds, config, key, allowed)
+        allowed = f'such that 1 or more of the {num_patches(config)} patches remain'
+        require(num_kept(num_patches(config), ratio) > 0, config, key, allowed)
 
 
 def num_patches(config: Any) -> int:

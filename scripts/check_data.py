@@ -15,9 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, default_config
+from config import Config, default_config, part
 from data.check import Findings, check_data, list_duplicates
-from data.datasets import DATASETS
 from data.reading import config_of_data, may_be_absent
 from data.sources import source_configs
 from system.files import replace_file
@@ -43,7 +42,7 @@ def splits_that_may_be_absent(config: Config) -> tuple[str, ...]:
     if config.DATA.SOURCES:  # pre-training reads neither
         return ('valid', 'test')
     has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-    splits = DATASETS[config.DATA.DATASET].splits
+    splits = part(config, 'DATA.DATASET').splits
     has_only_train = splits is not None and list(splits(config)) == ['train']
     needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
     optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)

@@ -72,7 +72,7 @@ def _option_table(keys: list[str]) -> str:
 
 
 def _allowed(option: Option) -> str:
-    values = [f'`{value!r}`' for value in option.one_of]
+    values = [f'`{value!r}`' for value in option.names]
     values += [f'`{option.within}`'] if option.within else []
     values += [f'a path that ends in `{option.suffix}`'] if option.suffix else []
     return ', '.join(values + (['`None`'] if values and option.or_none else []))

@@ -65,7 +65,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add, default = parser.add_argument, default_config()
 
     def choice(flag: str, key: str, value: str, text: str) -> None:
-        add(flag, choices=OPTIONS[key].one_of, default=value, help=f'{text} (%(default)s)')
+        add(flag, choices=OPTIONS[key].names, default=value, help=f'{text} (%(default)s)')
 
     files = 'prediction files, one per model'
     add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help=files)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from config import PROBES, Config, config_text
+from config import PROBES, Config, check_config, config_text
 from data.reading import read_split, require_packed_steps
 from data.records import Records
 from data.splits import pretrain_records, split_patients, training_records
@@ -239,8 +239,11 @@ def check_runs(jobs: Sequence[Job]) -> None:
             scored = job.stage == 'finetune' and (job.config.EVAL.DATA_PATH or path)
             if scored:
                 require_packed_steps(job.config, scored, 'EVAL.PREPROCESS')
-    entries = [[job.name, job.stage, config_text(job.config)] for job in reversed(first.values())]
-    _with_torch('sweeps.model_checks', entries)
+    for job in reversed(first.values()):
+        try:
+            check_config(job.config, job.stage)
+        except ValueError as error:
+            raise ValueError(f'{job.name}: {error}') from error
 
 
 def checkpoint_sizes(jobs: Sequence[Job]) -> list[int]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import yaml
 
-import data.sources  # noqa: F401 (registers the checks of data sets and labels)
 from config import (
     TRAINED,
     VIEWS,

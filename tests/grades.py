@@ -47,15 +47,10 @@ def in_order(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:
     return outputs.unflatten(1, (-1, STEPS)).cummin(dim=2).values.flatten(1)
 
 
-def allow(patch: pytest.MonkeyPatch) -> None:
-    """Allow the value in a config, without the task."""
-    option = OPTIONS['DATA.TASK']
-    patch.setitem(OPTIONS, 'DATA.TASK', replace(option, one_of=(*option.one_of, GRADES)))
-
-
 def add(patch: pytest.MonkeyPatch) -> None:
     """Add all that a new kind needs: a task, the outputs and the family."""
-    allow(patch)
+    option = OPTIONS['DATA.TASK']
+    patch.setitem(OPTIONS, 'DATA.TASK', replace(option, parts={**option.parts, GRADES: __name__}))
     patch.setitem(TASKS, GRADES, Grades)
     patch.setitem(OUTPUTS, GRADES, replace(OUTPUTS[FINDINGS], scores=in_order, activation='none'))
     patch.setitem(FAMILIES, GRADES, FAMILIES[FINDINGS])

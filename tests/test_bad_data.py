@@ -8,8 +8,7 @@ import pytest
 from mistakes import config_of, edit, linked, results_in
 from tiny import arguments
 
-from config import default_config
-from data.reading import check_dataset
+from config import default_config, part
 from data.store import STORE_FILE
 
 
@@ -106,7 +105,7 @@ def test_an_output_folder_next_to_or_without_images_is_accepted(phantom, tmp_pat
         config = default_config()
         options = ['DATA.DATASET', dataset, 'DATA.DATA_PATH', str(data), 'OUTPUT', str(output)]
         config.merge_from_list(options)
-        check_dataset(config, 'simmim')
+        part(config, 'DATA.DATASET').check(config, 'simmim')
 
 
 def test_a_folder_data_set_without_images(tmp_path, refused):

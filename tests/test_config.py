@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-import main_contrastive  # noqa: F401  (the mains fill all registries)
-import main_finetune  # noqa: F401
-import main_simmim  # noqa: F401
 from config import (
     _C,
     EFFECTS,
     FLAG_KEYS,
     LEGACY_KEYS,
     OPTIONS,
-    REGISTRIES,
     Own,
     build_parser,
     check_config,
@@ -25,6 +21,7 @@ from config import (
     config_from_text,
     config_text,
     default_config,
+    find_part,
     flat_options,
     get_config,
     load_yaml,
@@ -267,18 +264,21 @@ def test_a_legacy_key_of_a_base_file_counts_when_a_later_file_selects_its_encode
 # Checks
 
 
-@pytest.mark.parametrize('key', sorted(key for key in OPTIONS if OPTIONS[key].one_of))
+@pytest.mark.parametrize('key', sorted(key for key in OPTIONS if OPTIONS[key].names))
 def test_only_the_allowed_values_of_an_option_are_accepted(key) -> None:
     kind = int if key == 'MODEL.IN_CHANS' else str
     with pytest.raises(ValueError, match=re.escape(key)) as error:
         check_config(changed(key, 7 if kind is int else 'nonsense'))
-    assert all(repr(value) in str(error.value) for value in OPTIONS[key].one_of)
+    assert all(repr(value) in str(error.value) for value in OPTIONS[key].names)
     assert OPTIONS[key].allows(OPTIONS[key].default)
 
 
-@pytest.mark.parametrize('key', sorted(REGISTRIES))
-def test_each_value_of_an_option_selects_a_part(key) -> None:
-    assert set(OPTIONS[key].one_of) == {*REGISTRIES[key]}
+@pytest.mark.parametrize('key', sorted(key for key in OPTIONS if OPTIONS[key].parts))
+def test_each_value_of_an_option_selects_a_part_of_the_module_that_it_names(key) -> None:
+    for name, module in OPTIONS[key].parts.items():
+        found = find_part(key, name)
+        if isinstance(found, type):
+            assert found.__module__ == module
 
 
 @pytest.mark.parametrize('name, steps', [('none', []), ('clahe', ['clahe'])])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from grades import GRADES, add, allow
+from grades import GRADES, add
 from phantom_layouts import mimic_phantom
 from PIL import Image
 from tiny import load_script, run_script
@@ -198,15 +198,6 @@ def test_no_workers_are_refused(capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(SystemExit):
             load_script(script).parse_args(['--data-path', 'd', '--output', 'o', '--workers', '0'])
         assert '--workers: must be' in capsys.readouterr().err
-
-
-def test_a_task_that_no_module_registers_is_named(clean: Path, monkeypatch, capsys) -> None:
-    allow(monkeypatch)
-    words = ['--data-path', clean, '--opts', 'DATA.TASK', GRADES]
-    assert run_script('check_data', *words) == 2
-    error = capsys.readouterr().err
-    assert error.count('\n') == 1 and "DATA.TASK must be one of the registered ['obs" in error
-    assert f'got {GRADES!r}' in error
 
 
 def test_a_folder_of_images_and_a_damaged_store(

@@ -16,7 +16,8 @@ from data.data_finetune import build_loader_finetune
 from data.images import FILE_NAME, BadImageError, full_size, load_image
 from data.loader import sample_rng
 from data.packing import Settings
-from data.preprocess import Preprocess, Setup, apply_steps, check_steps
+from data.preprocess import Preprocess, Setup, apply_steps
+from data.preprocess import check as check_steps
 from data.reading import data_root, read_data_set
 from data.records import open_images
 from data.store import open_store, read_about

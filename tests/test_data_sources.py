@@ -18,7 +18,7 @@ from data.chexpert import read_csv
 from data.fingerprint import describe_data
 from data.loader import sample_rng, source_seed
 from data.masking import MaskGenerator
-from data.sources import check_sources
+from data.sources import check as check_sources
 from data.splits import split_holdout
 from engine.run_record import read_record
 from logger import read_metrics

@@ -87,16 +87,15 @@ def test_examples_of_new_parts_register_a_part_that_works(
     code = page.split(f'## {heading}\n')[1].split('```')[1].removeprefix('python\n')
     names = vars(import_module(module))
     name = (re.search(r"register\w*\('(\w+)'", code) or re.search(r'def (\w+)', code))[1]
-    if key := getattr(names[registry], 'key', None):  # its option declares the name
-        declared = replace(OPTIONS[key], one_of=(*OPTIONS[key].one_of, name))
-        monkeypatch.setitem(OPTIONS, key, declared)
     before = dict(names[registry])
-    names[registry].pop(name, None)  # a project of one's own may have pasted the example
-    others = set(names[registry])
+    if key := getattr(names[registry], 'key', None):  # its option declares the name
+        declared = replace(OPTIONS[key], parts={**OPTIONS[key].parts, name: module})
+        monkeypatch.setitem(OPTIONS, key, declared)
+    if name in before:  # a project of one's own may have pasted the example
+        del names[registry][name]
     try:
         exec(code, dict(names))
-        [added] = set(names[registry]) - others
-        USES[registry](names[registry][added], tmp_path)
+        USES[registry](names[registry][name], tmp_path)
     finally:
         names[registry].clear()
         names[registry].update(before)

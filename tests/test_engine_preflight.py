@@ -177,7 +177,7 @@ def test_the_tried_step_waits_for_no_other_process(phantom, tmp_path, check, mon
     """The batch norms of a wrapped model would wait, also for a rank whose step fails."""
     order, try_step = [], preflight.Preflight.try_step
 
-    def wrap(_config, model: torch.nn.Module, _device) -> torch.nn.Module:
+    def wrap(model: torch.nn.Module, _device) -> torch.nn.Module:
         order.append('wrap')
         return model
 

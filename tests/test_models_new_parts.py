@@ -183,7 +183,7 @@ def parts(monkeypatch):
     }
     for key, (name, part) in added.items():
         option = OPTIONS[key]
-        config_module.OPTIONS[key] = replace(option, one_of=(*option.one_of, name))
+        config_module.OPTIONS[key] = replace(option, parts={**option.parts, name: __name__})
         REGISTRIES[key].register(name)(part)
     monkeypatch.setattr(Observations, 'losses', (*Observations.losses, 'some_loss'))
     yield
@@ -279,6 +279,7 @@ def test_layers_outside_the_model_are_refused(monkeypatch):
 def test_a_loss_that_the_task_does_not_name_is_refused():
     """A loss for observations would learn from classes without an error."""
     config = make_config()
+    config.DATA.DATASET = 'chexpert'
     config.DATA.TASK, config.DATA.LABELS = 'single_label', ['a', 'b']
     config.MODEL.NUM_CLASSES, config.LOSS.NAME = 2, 'some_loss'
     for key, value in config_module.CHEXPERT_VALUES.items():
