@@ -603,8 +603,8 @@ _C.TRAIN.USE_CHECKPOINT = Option(
 )
 _C.TRAIN.COMPILE = Own(
     'auto',
-    "torch.compile: 'none', 'auto' (on a GPU if the run is long enough) or 'max' (always).",
-    one_of=('none', 'auto', 'max'),
+    "torch.compile: 'auto' (on a GPU, not on a CPU) or 'none'.",
+    one_of=('auto', 'none'),
 )
 _C.TRAIN.LAYER_DECAY = Option(
     1.0,
@@ -1091,6 +1091,7 @@ FLAG_KEYS = {flag: key for flag, (key, _) in FLAGS.items()}
 EARLIER_VALUES = {
     'AMP_ON_CPU': {'True': 'always', 'False': 'never'},
     'DATA.PREPROCESS': {'none': []},
+    'TRAIN.COMPILE': {'max': 'auto'},
 }
 GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -32,6 +32,7 @@ from system.device import (
 )
 from utils import checkpoint_to_resume, load_pretrained, read_resumable
 
+COMPILED_DEVICES = ('cuda',)  # compiling gains little on a CPU: docs/explanation/speed.md
 SMALLEST_SCALE = 2.0**-10  # a gradient scaler below this has seen only overflows for many steps
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -145,10 +146,8 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
 def wrap_model(run: Run, state: TrainState) -> None:
     """Wrap the model for several processes, and compile it according to TRAIN.COMPILE."""
     config, logger, processes = run.config, run.logger, distributed.world_size()
-    how = config.TRAIN.COMPILE
     state.model = wrap_parallel(state.model, run.device)
-    # Compiling gains little on a CPU: docs/explanation/speed.md.
-    if how == 'none' or (how == 'auto' and run.device.type == 'cpu'):
+    if config.TRAIN.COMPILE == 'none' or run.device.type not in COMPILED_DEVICES:
         return
     reason = ''
     if any(isinstance(part, nn.SyncBatchNorm) for part in state.model.modules()):
@@ -160,13 +159,8 @@ def wrap_model(run: Run, state: TrainState) -> None:
     if reason:
         logger.info(f'TRAIN.COMPILE: the model is not compiled, because {reason}')
         return
-    state.model = Compiled(
-        state.model,
-        how,
-        num_images=config.TRAIN.EPOCHS * state.num_batches * config.DATA.BATCH_SIZE,
-        graphs=processes == 1 and run.device.type == 'cuda',
-        logger=logger,
-    )
+    graphs = processes == 1 and run.device.type == 'cuda'
+    state.model = Compiled(state.model, graphs=graphs, logger=logger)
 
 
 def train_one_epoch(

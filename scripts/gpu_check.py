@@ -87,14 +87,6 @@ FUSED = (
 GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
 SECONDS_ON_GPU = 65
 SECONDS_PER_PART = SECONDS_ON_GPU if ON_GPU else 10  # left to each of the parts that run alone
-# A run that is compiled although it is short.
-MAIN = """
-import sys
-import main_simmim
-from engine import compilation, launch
-compilation.PAYS_FROM = 0
-sys.exit(launch.launch('simmim', main_simmim.main, sys.argv[1:]))
-"""
 
 
 def training_args(name: str, batch_size: int, *opts: object) -> argparse.Namespace:
@@ -260,8 +252,8 @@ def wait_for_data(folder: Path) -> dict:
         shutil.copytree(store, folder / source['path'], copy_function=os.link)
     base = str(ROOT / training_args('swin', batch).cfg)
     cfg.write_text(json.dumps({'BASE': [base], 'DATA': {'SOURCES': sources}}), 'utf-8')
-    command = ['-c', MAIN, '--cfg', cfg, '--data-path', folder, '--output', output, '--tag', 'x']
-    command += ['--batch-size', batch, '--accumulation-steps', 1]
+    command = ['main_simmim.py', '--cfg', cfg, '--data-path', folder, '--output', output]
+    command += ['--tag', 'x', '--batch-size', batch, '--accumulation-steps', 1]
     command += ['--opts', 'TRAIN.EPOCHS', 2, 'TRAIN.WARMUP_EPOCHS', 1, 'DATA.VIEWS', 'all']
     command += ['EVAL.EVERY', 2, 'SAVE_FREQ', 2, 'DATA.NUM_WORKERS', workers]
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)

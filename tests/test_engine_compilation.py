@@ -2,16 +2,15 @@
 
 import argparse
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import VIT, arguments, run_folder, run_main, tiny_config
+from tiny import VIT, arguments, config_with, run_folder, run_main, tiny_config
 from torch import nn
 
-from config import build_parser, get_config
-from engine import compilation
-from engine.compilation import PAYS_FROM, Compiled, training_flops
-from models import build_model
+from engine import compilation, loop
+from engine.compilation import Compiled
 from scripts import benchmark
 from utils import read_checkpoint
 
@@ -19,29 +18,26 @@ CPU = torch.device('cpu')
 LOGGER = logging.getLogger('compilation')
 
 
-def test_flops_of_a_step_are_the_published_ones() -> None:
-    """SimMIM's count for Swin-B is for 3 channels, which add less than a percent."""
-    cfg = 'configs/swin_base__chexpert_800ep/'
-    cfg += 'simmim_pretrain__swin_base__img192_window6__chexpert_800ep.yaml'
-    config = get_config(build_parser('simmim').parse_args(['--cfg', cfg, '--data-path', 'x']))
-    with torch.device('meta'):
-        inputs = torch.empty(7, 1, 192, 192), torch.empty(7, 48, 48)
-        assert training_flops(build_model(config), inputs) / 1e9 == pytest.approx(68, rel=0.02)
+@pytest.fixture
+def compiled_on_a_cpu(monkeypatch) -> None:
+    monkeypatch.setattr(loop, 'COMPILED_DEVICES', ('cpu', 'cuda'))
 
 
-def test_auto_compiles_long_runs() -> None:
-    layer = nn.Linear(1000, 1000, device='meta')
-    inputs = (torch.empty(5, 1000, device='meta'),)
-    assert training_flops(layer, inputs) == 6e6
-    enough = round(PAYS_FROM / 6e6)
-    for num_images, pays in ((enough - 1, False), (enough + 1, True)):
-        compiled = Compiled(layer, 'auto', num_images=num_images, graphs=True, logger=LOGGER)
-        assert compiled._pays(inputs) is pays
+@pytest.mark.parametrize(
+    ('how', 'device', 'is_compiled'),
+    [('auto', 'cuda', True), ('auto', 'cpu', False), ('none', 'cuda', False)],
+)
+def test_auto_compiles_on_a_gpu(how: str, device: str, is_compiled: bool) -> None:
+    run = SimpleNamespace(config=config_with(TRAIN__COMPILE=how), device=torch.device(device))
+    run.stage, run.logger = 'simmim', LOGGER
+    state = SimpleNamespace(model=nn.Linear(3, 4), module=None)
+    loop.wrap_model(run, state)
+    assert isinstance(state.model, Compiled) == is_compiled
 
 
 @pytest.mark.slow
 def test_a_compiled_run_gives_the_same_weights_and_compiles_once(
-    phantom, tmp_path, monkeypatch
+    phantom, tmp_path, monkeypatch, compiled_on_a_cpu
 ) -> None:
     """With drop path, accumulation and scoring after each of two epochs."""
     sections = {'DATA': {'TRAIN_IMAGES': 12}, 'EVAL': {'HOLDOUT_IMAGES': 2}}
@@ -53,9 +49,9 @@ def test_a_compiled_run_gives_the_same_weights_and_compiles_once(
         return graph.forward  # Inductor would take minutes
 
     monkeypatch.setattr(torch, 'compile', lambda m, **_: compile_with(m, backend=backend))
-    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'eager')) == 0
-    options = ['--opts', 'TRAIN.COMPILE', 'max']
-    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'compiled', *options)) == 0
+    options = ['--opts', 'TRAIN.COMPILE', 'none']
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'eager', *options)) == 0
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'compiled')) == 0
     assert len(graphs) == 1, 'one graph of the whole model, compiled once'
     first, second = (
         read_checkpoint(run_folder(tmp_path / name, 'simmim') / 'ckpt_epoch_1.pth')['model']
@@ -78,7 +74,7 @@ def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(monkeypatch) -> N
     monkeypatch.setattr(torch, 'compile', fail)
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    compiled = Compiled(layers, 'max', num_images=1, graphs=True, logger=LOGGER)
+    compiled = Compiled(layers, graphs=True, logger=LOGGER)
     gradients, images = [], torch.randn(5, 3)
     for called in (compiled, layers):
         layers.zero_grad()
@@ -90,10 +86,12 @@ def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(monkeypatch) -> N
 
 
 @pytest.mark.parametrize(('groups', 'is_compiled'), [(1, True), (8, False)])
-def test_groups_of_batch_norm_are_not_compiled(groups: int, is_compiled: bool) -> None:
+def test_groups_of_batch_norm_are_not_compiled(
+    groups: int, is_compiled: bool, compiled_on_a_cpu
+) -> None:
     """Each group would be another copy of the encoder in the graph."""
     cfg = 'configs/resnet18__demo/contrastive_pretrain__resnet18__img64__moco_demo.yaml'
-    opts = ['TRAIN.COMPILE', 'max', 'CONTRASTIVE.BN_GROUPS', groups]
+    opts = ['CONTRASTIVE.BN_GROUPS', groups]
     args = argparse.Namespace(cfg=cfg, stage='contrastive', batch_size=16, opts=opts)
     _, state, _ = benchmark.begin_run(benchmark.training_config(args, []), 'contrastive')
     assert isinstance(state.model, Compiled) == is_compiled
@@ -108,7 +106,7 @@ def test_gradients_accumulate_outside_of_cuda_graphs(monkeypatch) -> None:
         return model[0](inputs)
 
     monkeypatch.setattr(torch, 'compile', lambda *_, **__: call)
-    compiled = Compiled(model, 'max', num_images=1, graphs=True, logger=LOGGER)
+    compiled = Compiled(model, graphs=True, logger=LOGGER)
     images = torch.randn(5, 3)
     loss = compiled(images).sum()
     assert len(calls) == 4
@@ -124,7 +122,7 @@ def test_a_lack_of_memory_is_not_taken_for_a_failed_compilation(monkeypatch) -> 
         raise torch.OutOfMemoryError('CUDA out of memory')
 
     monkeypatch.setattr(torch, 'compile', lambda *_, **__: call)
-    compiled = Compiled(nn.Linear(3, 4), 'max', num_images=1, graphs=True, logger=LOGGER)
+    compiled = Compiled(nn.Linear(3, 4), graphs=True, logger=LOGGER)
     with pytest.raises(torch.OutOfMemoryError):
         compiled(torch.randn(5, 3))
 

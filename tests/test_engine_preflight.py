@@ -204,6 +204,7 @@ def test_validation_is_timed_without_compilation(phantom, tmp_path, check, monke
         return compiled.module(*inputs)
 
     monkeypatch.setattr(Compiled, 'forward', forward)
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', TRAIN={'COMPILE': 'max'})
+    monkeypatch.setattr(loop, 'COMPILED_DEVICES', ('cpu',))
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune')
     code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
     assert code == 0 and 'validation' in rows['time'][1] and called and all(called)

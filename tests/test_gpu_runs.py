@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny import ROOT
 
-from engine import compilation, loop
+from engine import loop
 from logger import read_metrics
 from models.contrastive import METHODS
 from scripts import benchmark
@@ -29,15 +29,14 @@ from utils import read_checkpoint
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 SMALL_CONTRASTIVE = 'configs/resnet18__demo/contrastive_pretrain__resnet18__img64__{}_demo.yaml'
 EAGER = ['TRAIN.COMPILE', 'none', 'MODEL.ATTENTION', 'eager']
-# Compiles even a short run; processes that share a GPU exchange through gloo.
+# Processes that share a GPU exchange through gloo.
 MAIN = """
 import sys
 import torch.distributed as dist
 import main_simmim
-from engine import compilation, launch
+from engine import launch
 join = dist.init_process_group
 dist.init_process_group = lambda backend, **options: join('gloo', **options)
-compilation.PAYS_FROM = 0
 sys.exit(launch.launch('simmim', main_simmim.main, sys.argv[1:]))
 """
 
@@ -63,7 +62,6 @@ def test_losses_are_as_near_to_float32_as_those_of_eager_bfloat16(
     monkeypatch, record_property
 ) -> None:
     """The spread of eager bfloat16 is its distance from float32, step by step, over three seeds."""
-    monkeypatch.setattr(compilation, 'PAYS_FROM', 0)
     curves, apart = {}, {'eager': [], 'ours': []}
     for seed in range(3 if ON_GPU else 1):
         exact = losses(*EAGER, 'AMP_OPT_LEVEL', 'O0', seed=seed)
@@ -89,7 +87,6 @@ def test_no_step_of_a_full_size_model_waits(name: str) -> None:
 
 @pytest.mark.parametrize('method', METHODS)
 def test_compiled_contrastive_steps_learn_like_plain_ones(method: str, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(compilation, 'PAYS_FROM', 0)
     cfg, curves = SMALL_CONTRASTIVE.format(method), []
     for how in ('none', 'auto'):
         opts = ['AMP_OPT_LEVEL', 'O0', 'TRAIN.COMPILE', how, 'CONTRASTIVE.BN_GROUPS', 1]
