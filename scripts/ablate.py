@@ -1,6 +1,5 @@
 """Run a sweep of ablations or methods, show the progress, and write tables and figures.
 
-python scripts/ablate.py budget --sweep scripts/ablations/mask_ratio.yaml --output D --data-path DIR
 python scripts/ablate.py run --sweep scripts/ablations/mask_ratio.yaml --output D --data-path DIR
 python scripts/ablate.py status --sweep scripts/ablations/mask_ratio.yaml --output D
 python scripts/ablate.py table --sweep scripts/ablations/mask_ratio.yaml --output D
@@ -29,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.run_record import is_finished
-from sweeps.budget import check_runs, describe_budget, describe_time, epochs_for
+from sweeps.budget import check_runs, describe_runs, epochs_for
 from sweeps.comparison import is_compared
 from sweeps.files import (
     ROOT,
@@ -41,7 +40,6 @@ from sweeps.files import (
     only_subsets,
     plan,
     run_folder,
-    without_cache,
 )
 from sweeps.plots import (
     plot_curves,
@@ -52,7 +50,6 @@ from sweeps.plots import (
     plot_subsets,
     plot_sweep,
 )
-from sweeps.power import count_cases, describe_power
 from sweeps.results import collect, read_collected, save_collected
 from sweeps.run_scores import SPLITS
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
@@ -95,7 +92,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
         add('--seeds', type=_count, metavar='N', help='seeds 0 to N - 1 '
             f'(default: as in the scale, or {DEFAULT_SEEDS})')  # fmt: skip
-        if name in ('run', 'status', 'budget'):
+        if name in ('run', 'status'):
             add('--data-path', type=_path, help='root folder of the data')
             add('--unlabelled', type=_path, metavar='DIR', help='folder or store of images for '
                 'pre-training, instead of --data-path')  # fmt: skip
@@ -116,10 +113,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--from', dest='source', type=Path, metavar='FOLDER',
                 help='read the results of table --save instead of run folders')  # fmt: skip
     _add_run(parsers['run'].add_argument)
-    for name in ('run', 'budget'):
-        parsers[name].add_argument('--images-per-second', type=_rate, nargs='+', default=[],
-            metavar='N', help='images/s per GPU in pre-training and fine-tuning, or one number '
-            'for both (default: from finished runs, or as in the scale)')  # fmt: skip
     parsers['plot'].add_argument('--subset', metavar='S', help='share or number of labelled '
         'images for the figure by label (default: the largest)')  # fmt: skip
     parsers['table'].add_argument('--subgroups', nargs='*', metavar='COLUMN', help='also write a '
@@ -143,10 +136,8 @@ def _add_run(add: Callable) -> None:
         'GPU, or 1 without GPUs)')  # fmt: skip
     add('--keep', choices=('all', 'best'), default='all', help='best: finished runs only keep '
         'the selected checkpoint, or the one that fine-tuning starts from')  # fmt: skip
-    add('--list', action='store_true', help='only show the runs: state, config, options and '
-        'estimated GPU hours')  # fmt: skip
-    add('--estimate', action='store_true', help='first measure the speed with --check of one run '
-        'of each stage and batch size, and print the expected minutes')  # fmt: skip
+    add('--list', action='store_true', help='only show the runs with state, config and options, '
+        'their number, and the disk space of their checkpoints')  # fmt: skip
     add('--slurm', nargs='*', metavar='OPTION', help='submit all unfinished runs as job arrays, '
         'with options of sbatch without dashes, such as partition=gpu')  # fmt: skip
     add('--job', type=int, metavar='I', help='only the run with number I of --list')
@@ -157,12 +148,6 @@ def _path(text: str) -> Path:
 
 
 _count = at_least(1)
-
-
-def _rate(text: str) -> float:
-    if not 0 < float(text) < float('inf'):
-        raise argparse.ArgumentTypeError(f'must be above 0, got {text!r}')
-    return float(text)
 
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
@@ -224,46 +209,19 @@ def planned(args: argparse.Namespace, options: dict[str, list[str]]) -> list[Job
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.list:
-        return budget(args)
-    if not args.data_path:
+    if not (args.data_path or args.list):
         raise ValueError('run needs --data-path, the root folder of the data')
     jobs = jobs_of(args)
     check_runs(jobs)
-    if args.row is None and args.job is None and not args.folds:
-        print_power(args, jobs)
+    if args.list:
+        print(*describe_runs(jobs), sep='\n')
+        return 0
     if args.slurm is not None:
         return submit(args, jobs)
     if args.job is not None:
         jobs = [_single(jobs, args.job)]
-    slots = _slots(args)
-    if args.estimate:
-        print_time(jobs, len(slots))
     logs = None if len(args.row or ()) == 1 else args.output / LOGS
-    return Runner(jobs, slots, logs, _say, args.keep).run()
-
-
-def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
-    """Print the smallest detectable difference of the sweep, if the data can be read."""
-    sweep = sweep_of(args)
-    configs = {(job.stage, job.run): job.config for job in jobs}
-    config = without_cache(configs['finetune', sweep.reference.run])
-    comparisons = sum(len(row.against) + bool(row.against_best_of) for row in sweep.rows)
-    try:
-        cases = count_cases(config, logging.getLogger(__name__), sweep.split)
-    except (ValueError, OSError) as error:
-        print(f'the smallest detectable difference is unknown: {error}')
-        return
-    print(*describe_power(cases, comparisons=comparisons, seeds=len(seeds_of(args))), sep='\n')
-
-
-def print_time(jobs: list[Job], parallel: int) -> None:
-    """Print the expected minutes, if they can be measured."""
-    try:
-        for line in describe_time(jobs, logging.getLogger(__name__), parallel=parallel):
-            _say(line)
-    except ValueError as error:
-        _say(f'time: unknown, because {error}')
+    return Runner(jobs, _slots(args), logs, _say, args.keep).run()
 
 
 def _say(line: str) -> None:
@@ -434,17 +392,6 @@ def refuse_folds(sweep: Sweep, seeds: Sequence[int], output: Path) -> None:
         )
 
 
-def budget(args: argparse.Namespace) -> int:
-    """Print the cost of the plan, or with --list every run."""
-    jobs, scale, logger = jobs_of(args), sweep_of(args).scale, logging.getLogger(__name__)
-    check_runs(jobs)
-    for line in describe_budget(jobs, args.images_per_second, scale, logger, each=args.list):
-        print(line)
-    if args.data_path and not args.folds:
-        print_power(args, jobs)
-    return 0
-
-
 def table(args: argparse.Namespace) -> int:
     if args.demographics and args.subgroups is None:
         raise ValueError('--demographics needs --subgroups')
@@ -519,7 +466,6 @@ def plot(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     'run': (run, 'Run all unfinished runs.'),
-    'budget': (budget, 'Estimate runs, GPU hours and disk space.'),
     'status': (status, 'Show the progress of each run.'),
     'table': (table, 'Write the table as Markdown and CSV to the output folder.'),
     'plot': (plot, 'Write the figures to the output folder.'),

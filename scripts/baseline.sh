@@ -37,7 +37,7 @@ fi
 
 step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
 "$python" scripts/ablate.py run "${sweep[@]}" --data-path "$store" \
-    ${images:+--unlabelled "$images"} --parallel 2 --estimate --images-seen 30000 \
+    ${images:+--unlabelled "$images"} --parallel 2 --images-seen 30000 \
     --pretrain-opts "${PRETRAIN_OPTS:-}" --finetune-opts REPORT.WRITE False "${FINETUNE_OPTS:-}"
 
 step '3/3 table and figures'

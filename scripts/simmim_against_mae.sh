@@ -46,7 +46,7 @@ fi
 
 step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
 "$python" scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --output "$out" --data-path "$store" \
-    --unlabelled "$images" --parallel 2 --estimate --keep best \
+    --unlabelled "$images" --parallel 2 --keep best \
     --pretrain-opts "$pretrain" "${PRETRAIN_OPTS:-}" \
     --finetune-opts "$finetune" "${FINETUNE_OPTS:-}"
 

@@ -20,7 +20,6 @@ import yaml
 
 from config import (
     TRAINED,
-    VIEWS,
     Config,
     YamlLoader,
     build_parser,
@@ -57,7 +56,7 @@ ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
 METHODS_KEYS = {'title', 'reference', 'methods'}
 FREE_KEYS = {'published', 'scores', 'split'}
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections from which a scale selects entries
-SCALE_KEYS = {'seeds', 'pretrain', 'finetune', 'images_per_second', 'training_images'}
+SCALE_KEYS = {'seeds', 'pretrain', 'finetune'}
 REPLACED = ('reference', 'published')  # values that a scale replaces entirely
 COMPARED_BY = {'against', 'against_best_of'}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from'} | COMPARED_BY
@@ -125,16 +124,10 @@ class Scale:
     Attributes:
         seeds: Number of seeds; 0 for the number in the command.
         options: Section -> options that override the YAML files of all rows.
-        images_per_second: Images per second per GPU in pre-training and fine-tuning, or one number
-            for both.
-        training_images: DATA.VIEWS -> number of images in the training CSV. With
-            `images_per_second` it allows an estimate of the time without the data.
     """
 
     seeds: int = 0
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    images_per_second: tuple[float, ...] = ()
-    training_images: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -278,13 +271,10 @@ def _at_scale(content: Any, name: str) -> tuple[dict[str, Any], Scale]:
         content[key] = _selected(content[key], entry[key], f'{where}: {key}')
     content |= {key: entry[key] for key in REPLACED if key in entry}
     options = {key: _checked(entry.get(key), f'{where}: {key}') for key in ('pretrain', 'finetune')}
-    images, rates = entry.get('training_images', {}), entry.get('images_per_second', [])
-    _check_keys(images, VIEWS, f'{where}: training_images')
-    rates = rates if isinstance(rates, list) else [rates]
-    for value in (entry.get('seeds', 1), *rates, *images.values()):
-        if not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f'{where}: seeds and numbers of images must be above 0, got {value!r}')
-    return content, Scale(entry.get('seeds', 0), options, tuple(rates), images)
+    seeds = entry.get('seeds', 1)
+    if not isinstance(seeds, int) or seeds <= 0:
+        raise ValueError(f'{where}: seeds must be above 0, got {seeds!r}')
+    return content, Scale(entry.get('seeds', 0), options)
 
 
 def _selected(section: Any, chosen: Any, where: str) -> dict[str, dict]:

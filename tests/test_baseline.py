@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -87,10 +86,6 @@ def test_baseline_runs_on_few_images_and_resumes(phantom, tmp_path) -> None:
             done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
             assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
             assert f'7 runs, {finished} of them already finished' in done.stdout
-            assert re.search(r'time: about \d+ min', done.stdout)
-            if not finished:
-                assert 'pretrain: 1 runs left' in done.stdout
-                assert '2 epochs of 9 images' in done.stdout  # without those that are held out
     with open(tmp_path / 'out/baseline.csv', newline='') as file:
         rows = [*csv.DictReader(file)]
     assert {row['method'] for row in rows} == {'simmim', 'scratch', 'scratch_low_rate', 'pixels'}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run a study from set-up to table and figures. The other scripts of this folder call this file.
 #   bash scripts/studies/NAME.sh SCALE [DATA] [OUT]
-#   bash scripts/studies/NAME.sh SCALE --list     only show the runs: config, options, GPU hours
+#   bash scripts/studies/NAME.sh SCALE --list     only show the runs: config, options, disk space
 # SCALE: full (several GPUs), small (one GPU) or tiny (two CPU cores, minutes).
 # DATA: CheXpert's layout or a packed store; tiny without DATA draws synthetic X-rays.
 # OUT: output folder (default output/studies/NAME_SCALE). The same command resumes after a stop.
