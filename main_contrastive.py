@@ -3,11 +3,6 @@
 torchrun --nproc_per_node N main_contrastive.py --cfg configs/... --data-path DIR [--opts KEY VALUE]
 """
 
-from config import build_parser
-
-if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
-    build_parser('contrastive').parse_args()
-
 import sys
 from dataclasses import replace
 from typing import Any
@@ -16,19 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data.build import build_loader
+from config import part
+from data.data_contrastive import build_loader_contrastive
 from data.fingerprint import describe_data
 from engine.launch import launch
-from engine.loop import LossFunction, total_steps
+from engine.loop import evaluate, fit, total_steps
+from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
-from engine.stage import run_stage
 from evaluation.collapse import held_out_figures
-from models.contrastive import (
-    METHODS,
-    MomentumMethod,
-    build_contrastive,
-    features,
-)
+from models.contrastive import MomentumMethod, build_contrastive, features
 from models.pretrained import fit_pretrained
 from system import distributed
 from system.device import autocast, to_device
@@ -56,7 +47,7 @@ class HeldOutViews:
         compared = len(z) * distributed.world_size() // len(losses)
         values['holdout_images_compared'] = compared
         options = run.config.CONTRASTIVE
-        chance = METHODS[options.METHOD].chance_loss(options, compared)
+        chance = part(run.config, 'CONTRASTIVE.METHOD').chance_loss(options, compared)
         return values if chance is None else values | {'holdout_loss_chance': chance}
 
     @torch.no_grad()
@@ -74,23 +65,30 @@ class HeldOutViews:
 
 
 def main(run: Run) -> int:
+    """Pre-train, or do what --eval, --throughput or --check asks for. Returns the exit code."""
     run = replace(run, fit_weights=fit_pretrained)
     config, logger = run.config, run.logger
     if config.CHECK_MODE and distributed.world_size() > 1:
         raise ValueError('--check: contrastive pre-training can only be checked in one process')
-    num_views = METHODS[config.CONTRASTIVE.METHOD].num_views(config)
-    loaders = build_loader(config, logger, is_pretrain=True, num_views=num_views)
-    after_epoch = HeldOutViews(loaders.holdout)
-
-    def build() -> tuple[nn.Module, LossFunction]:
-        model = build_contrastive(config, total_steps=total_steps(config, loaders.train))
-        if isinstance(model, MomentumMethod):
-            momentum = float(model.momentum())
-            logger.info(f'momentum of the averaged encoder {momentum:.6g} (CONTRASTIVE.MOMENTUM)')
-        return model, views_loss
-
+    num_views = part(config, 'CONTRASTIVE.METHOD').num_views(config)
+    loaders = build_loader_contrastive(config, logger, num_views)
     run.record.describe(config, lambda: describe_data(config, loaders))
-    return run_stage(run, loaders._asdict(), build=build, after_epoch=after_epoch)
+    model = build_contrastive(config, total_steps=total_steps(config, loaders.train))
+    if isinstance(model, MomentumMethod):
+        momentum = float(model.momentum())
+        logger.info(f'momentum of the averaged encoder {momentum:.6g} (CONTRASTIVE.MOMENTUM)')
+    validate = HeldOutViews(loaders.holdout)
+
+    if config.EVAL_MODE:
+        evaluate(run, model, loaders.holdout, validate)
+        return 0
+    if config.THROUGHPUT_MODE:
+        return log_throughput(run, model, loaders._asdict(), views_loss)
+    if config.CHECK_MODE:
+        return preflight(run, model, loaders._asdict(), views_loss)
+
+    fit(run, model, loaders.train, views_loss, after_epoch=validate)
+    return 0
 
 
 if __name__ == '__main__':

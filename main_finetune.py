@@ -3,11 +3,6 @@
 torchrun --nproc_per_node N main_finetune.py --cfg configs/... --data-path DIR --pretrained CKPT
 """
 
-from config import PROBES, Config, build_parser, selecting_split
-
-if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
-    build_parser('finetune').parse_args()
-
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,13 +12,14 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from config import PROBES, Config, selecting_split
 from data.build import build_loader
 from data.fingerprint import describe_data
 from data.loader import Loaders
 from engine.launch import launch
 from engine.loop import LossFunction, fit
+from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
-from engine.stage import run_stage
 from evaluation.families import family_of, score
 from evaluation.inference import load_classifier, predict
 from evaluation.metrics import (
@@ -187,42 +183,41 @@ def finetune(
 
 
 def main(run: Run) -> int:
+    """Fine-tune or probe, or do what --eval, --throughput or --check asks for.
+
+    Returns:
+        Exit code.
+    """
     run = replace(run, fit_weights=fit_pretrained)
-    config = run.config
-    loaders = build_loader(config, run.logger, is_pretrain=False)
-    is_probe = loaders.plain is not None
-    selection = None if config.EVAL_MODE else Selection(config, loaders)
-
-    def build() -> tuple[nn.Module, LossFunction | None]:
-        model = build_model(config, is_pretrain=False).to(run.device)
-        if config.FINETUNE.MODE == 'last_layer':
-            freeze_encoder(model)
-            if not (config.PRETRAINED or config.MODEL.RESUME or config.EVAL_MODE):
-                run.logger.warning('--pretrained is not given, so the encoder stays random')
-        return model, None if is_probe else label_loss(run, loaders.train)
-
-    def train(model: nn.Module, loss_fn: LossFunction | None) -> None:
-        if selection.warning:
-            run.logger.warning(selection.warning)
-        if is_probe:
-            fit_probe(run, model, loaders)
-        else:
-            finetune(run, model, loaders, loss_fn, selection)
-
-    def example() -> tuple[Tensor]:
-        images, *_ = next(iter(loaders.plain if is_probe else loaders.train))
-        return (images,)
-
+    config, logger = run.config, run.logger
+    loaders = build_loader(config, logger, is_pretrain=False)
     run.record.describe(config, lambda: describe_data(config, loaders))
-    return run_stage(
-        run,
-        loaders._asdict(),
-        build=build,
-        evaluate=lambda: evaluate(run, loaders),
-        train=train,
-        example=example,
-        findings=lambda: [('selection', selection.about, selection.warning)],
-    )
+    if config.EVAL_MODE:
+        evaluate(run, loaders)
+        return 0
+
+    is_probe = config.FINETUNE.MODE in PROBES
+    selection = Selection(config, loaders)
+    model = build_model(config, is_pretrain=False).to(run.device)
+    if config.FINETUNE.MODE == 'last_layer':
+        freeze_encoder(model)
+        if not (config.PRETRAINED or config.MODEL.RESUME):
+            logger.warning('--pretrained is not given, so the encoder stays random')
+    loss_fn = None if is_probe else label_loss(run, loaders.train)
+
+    if config.THROUGHPUT_MODE:
+        return log_throughput(run, model, loaders._asdict(), loss_fn, num_inputs=1)
+    if config.CHECK_MODE:
+        found = [('selection', selection.about, selection.warning)]
+        return preflight(run, model, loaders._asdict(), loss_fn, found)
+
+    if selection.warning:
+        logger.warning(selection.warning)
+    if is_probe:
+        fit_probe(run, model, loaders)
+    else:
+        finetune(run, model, loaders, loss_fn, selection)
+    return 0
 
 
 if __name__ == '__main__':

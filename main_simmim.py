@@ -3,50 +3,20 @@
 torchrun --nproc_per_node N main_simmim.py --cfg configs/... --data-path DIR [--opts KEY VALUE ...]
 """
 
-from config import build_parser
-
-if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
-    build_parser('simmim').parse_args()
-
-import itertools
-import math
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from data.build import build_loader
 from data.fingerprint import describe_data
-from data.loader import Loaders
 from engine.launch import launch
-from engine.loop import LossFunction, total_steps
+from engine.loop import evaluate, fit, total_steps
+from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
-from engine.stage import run_stage
-from evaluation.collapse import held_out_figures
-from evaluation.reconstruction import (
-    TRIVIAL_PREDICTORS,
-    Reconstruction,
-    hidden_error,
-    pixel_mask,
-    plot_reconstructions,
-)
-from logger import DETAIL
+from evaluation.held_out import HeldOutReconstruction
 from models import build_model
 from models.pretrained import fit_pretrained
-from models.simmim import ImageTarget, Target
-from system import distributed
-from system.device import autocast, to_device
-
-NUM_IMAGES = 6  # rows of reconstructions/epoch_N.png
-IN_TENSORBOARD = 40  # at most this many reconstruction images, because each takes a megabyte
-# Suffix of values that cannot be compared with other runs.
-GIVEN_STATISTICS = '_given_patch_statistics'
 
 
 def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -54,175 +24,26 @@ def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return model(*batch)
 
 
-class HeldOutReconstruction:
-    """Computes the masked L1 of the model and of trivial predictors on the held-out patients.
-
-    `holdout` uses the masks of the run. `reference` uses one fixed set of masks (data.data_simmim),
-    so that runs with different masks or losses can be compared. With DATA.SOURCES, both are means
-    over the images of all sources, and each source also has its own value, `holdout_<source>`. A
-    model that predicts normalised patches receives the true mean and deviation of the hidden
-    patches, so its values carry the suffix GIVEN_STATISTICS. The error of a target other than an
-    image is in the units of the target, and so are those of the trivial predictors.
-    """
-
-    def __init__(self, loaders: Loaders) -> None:
-        splits = {'holdout': loaders.holdout, 'reference': loaders.reference}
-        self.loaders = {name: loader for name, loader in splits.items() if loader is not None}
-        self.trivial_sums = {}  # loader -> sums, computed once because they never change
-
-    def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
-        if model.target is None:
-            return self._without_target(run, model, epoch)
-        values, results = {}, {}
-        for name, loader in self.loaders.items():
-            if loader not in results:  # holdout and reference may share a loader
-                results[loader] = self._sums(run, model, loader)
-            by_source, examples = results[loader]
-            values |= mean_errors(name, sum(by_source.values()), model.target)
-            line = describe(name, values, model.target)
-            lines = [line]
-            for source in filter(None, by_source):
-                values |= mean_errors(f'{name}_{source}', by_source[source], model.target)
-                lines.append(describe(f'{name}_{source}', values, model.target))
-            for text in lines:
-                run.logger.info(text, extra=DETAIL if epoch >= 0 else None)
-            if name == 'holdout' and distributed.is_main() and epoch >= 0 and examples:
-                _write_figure(run, examples, epoch, line)
-        return values
-
-    @torch.no_grad()
-    def _without_target(self, run: Run, model: nn.Module, epoch: int) -> dict[str, float]:
-        """Return the loss of a method without target, and whether its features collapse."""
-        if 'holdout' not in self.loaders:
-            return {}
-        model.eval()
-        losses, rows = [], []
-        for batch in self.loaders['holdout']:
-            images, masks = to_device(batch[:2], run.device)
-            with autocast(run.config, run.device):
-                losses.append(float(model(images, masks)) * len(images))
-                rows.append(model.held_out_features(images).float().cpu())
-        gathered = distributed.gather((losses, torch.cat(rows)))
-        z = torch.cat([each for _, each in gathered])
-        loss = sum(sum(each) for each, _ in gathered) / len(z)
-        return held_out_figures(run, loss, z, epoch)
-
-    def _sums(
-        self, run: Run, model: nn.Module, loader: DataLoader
-    ) -> tuple[dict[str, np.ndarray], list[Reconstruction]]:
-        """Return the errors of each source, summed over all ranks, and images of this rank.
-
-        The errors have the shape [P, 3]. The first row belongs to the model and the others to
-        the trivial predictors.
-        """
-        dataset, is_first = loader.dataset, loader not in self.trivial_sums
-        sums = {source: np.zeros((1, 3)) for source in dataset.parts}
-        trivial = {source: np.zeros((len(TRIVIAL_PREDICTORS), 3)) for source in dataset.parts}
-        examples = {source: [] for source in dataset.parts}
-        keys = itertools.chain.from_iterable(loader.batch_sampler)
-        for item, (_, index) in zip(reconstruct(run, model, loader), keys, strict=True):
-            source, _ = dataset.place(index)
-            sums[source] += hidden_error(item, item.prediction)
-            if is_first:
-                guesses = (guess(item.image, item.hidden) for guess in TRIVIAL_PREDICTORS.values())
-                trivial[source] += [hidden_error(item, item.measured(guess)) for guess in guesses]
-            if item.target_of is None and len(examples[source]) < NUM_IMAGES:
-                examples[source].append(item)
-        sums = _over_ranks(sums)
-        if is_first:
-            self.trivial_sums[loader] = _over_ranks(trivial)
-        before = self.trivial_sums[loader]
-        sums = {source: np.concatenate([each, before[source]]) for source, each in sums.items()}
-        # The sources take turns, so that each one is shown.
-        shown = itertools.chain.from_iterable(itertools.zip_longest(*examples.values()))
-        return sums, [item for item in shown if item][:NUM_IMAGES]
-
-
-def _over_ranks(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add up the errors of each source over all ranks."""
-    gathered = distributed.gather(sums)
-    return {source: sum(each[source] for each in gathered) for source in sums}
-
-
-@torch.no_grad()
-def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reconstruction]:
-    """Yield the prediction for each held-out image of this rank under its fixed mask."""
-    model.eval()
-    is_image = isinstance(model.target, ImageTarget)
-    predict = model.reconstruct if is_image else model.predict
-    target_of = None if is_image else partial(_target_of, model.target)
-    for batch in loader:
-        images, masks, scales, offsets = (item.cpu().numpy() for item in batch)
-        with autocast(run.config, run.device):
-            predictions = predict(*to_device(batch[:2], run.device)).float().cpu().numpy()
-        hidden = (pixel_mask(mask, model.patch_size) for mask in masks)
-        for item in zip(images, hidden, predictions, scales, offsets, strict=True):
-            yield Reconstruction(*item, target_of)
-
-
-@torch.no_grad()
-def _target_of(target: Target, image: np.ndarray) -> np.ndarray:
-    return target.of(torch.from_numpy(image)[None])[0].numpy()
-
-
-def _write_figure(run: Run, examples: list[Reconstruction], epoch: int, line: str) -> None:
-    path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
-    try:
-        plot_reconstructions(path, examples, f'epoch {epoch}, {line}')
-        done, epochs = epoch + 1, run.config.TRAIN.EPOCHS
-        if done % math.ceil(epochs / IN_TENSORBOARD) == 0 or done == epochs:
-            run.scalars.write_image('reconstructions', path, epoch)
-    except OSError as error:  # a full disk does not stop training
-        run.logger.warning(f'{path} cannot be written ({error.strerror})')
-
-
-def mean_errors(name: str, sums: np.ndarray, target: Target) -> dict[str, float]:
-    """Compute the mean errors of the model and of the trivial predictors.
-
-    The sums [P, 3] are those of `hidden_error`, for the model and then for each trivial predictor.
-    `name` is the prefix of the names of all values. Errors of images are in normalised units and in
-    grey levels, and other errors in the units of the target.
-    """
-    values = {}
-    ends = [_model_suffix(target), *(f'_{predictor}' for predictor in TRIVIAL_PREDICTORS)]
-    for (error, grey, count), end in zip(sums, ends, strict=True):
-        if isinstance(target, ImageTarget):
-            values[f'{name}_l1{end}'] = float(error / count)
-            values[f'{name}_l1_grey{end}'] = float(grey / count)
-        else:
-            values[f'{name}_l1_{target.name}{end}'] = float(error / count)
-    return values
-
-
-def describe(name: str, values: dict[str, float], target: Target) -> str:
-    """Return a log line with the model's error and the trivial predictors' errors."""
-    suffix = _model_suffix(target)
-    unit = '_grey' if isinstance(target, ImageTarget) else f'_{target.name}'
-    form = '.2f' if isinstance(target, ImageTarget) else '.4f'
-    trivial = ', '.join(f'{k} {values[f"{name}_l1{unit}_{k}"]:{form}}' for k in TRIVIAL_PREDICTORS)
-    error = f'{values[f"{name}_l1{unit}{suffix}"]:{form}}'
-    if isinstance(target, ImageTarget):
-        error = f'{values[f"{name}_l1{suffix}"]:.4f}, {error} of 255 grey levels'
-        return f'{name} masked L1{suffix.replace("_", " ")}: {error} (trivial: {trivial})'
-    return f'{name} masked L1 of {target.name}: {error} (trivial: {trivial})'
-
-
-def _model_suffix(target: Target) -> str:
-    return GIVEN_STATISTICS if target.uses_true_statistics else ''
-
-
 def main(run: Run) -> int:
+    """Pre-train, or do what --eval, --throughput or --check asks for. Returns the exit code."""
     run = replace(run, fit_weights=fit_pretrained)
-    config, logger = run.config, run.logger
-    loaders = build_loader(config, logger, is_pretrain=True)
-    after_epoch = HeldOutReconstruction(loaders)
-
-    def build() -> tuple[nn.Module, LossFunction]:
-        steps = total_steps(config, loaders.train)
-        return build_model(config, is_pretrain=True, total_steps=steps), reconstruction_loss
-
+    config = run.config
+    loaders = build_loader(config, run.logger, is_pretrain=True)
     run.record.describe(config, lambda: describe_data(config, loaders))
-    return run_stage(run, loaders._asdict(), build=build, after_epoch=after_epoch)
+    steps = total_steps(config, loaders.train)
+    model = build_model(config, is_pretrain=True, total_steps=steps)
+    validate = HeldOutReconstruction(loaders)
+
+    if config.EVAL_MODE:
+        evaluate(run, model, loaders.holdout, validate)
+        return 0
+    if config.THROUGHPUT_MODE:
+        return log_throughput(run, model, loaders._asdict(), reconstruction_loss)
+    if config.CHECK_MODE:
+        return preflight(run, model, loaders._asdict(), reconstruction_loss)
+
+    fit(run, model, loaders.train, reconstruction_loss, after_epoch=validate)
+    return 0
 
 
 if __name__ == '__main__':

@@ -30,7 +30,15 @@ from system.device import (
     autocast_dtype,
     to_device,
 )
-from utils import checkpoint_to_resume, load_pretrained, read_resumable
+from system.files import checkpoint_name
+from utils import (
+    checkpoint_to_evaluate,
+    checkpoint_to_resume,
+    load_model_state,
+    load_pretrained,
+    read_checkpoint,
+    read_resumable,
+)
 
 COMPILED_DEVICES = ('cuda',)  # compiling gains little on a CPU: docs/explanation/speed.md
 SMALLEST_SCALE = 2.0**-10  # a gradient scaler below this has seen only overflows for many steps
@@ -100,7 +108,27 @@ def fit(
         )
     distributed.barrier()  # all ranks can now read the files of rank 0
     logger.info(f'Training time {timedelta(seconds=int(time.perf_counter() - start))}')
+    if run.is_pretrain:
+        last = run.folder / checkpoint_name(train.EPOCHS - 1)
+        logger.info(f'next: fine-tune it with main_finetune.py --pretrained {last}')
     return state
+
+
+def evaluate(
+    run: Run,
+    model: nn.Module,
+    holdout: DataLoader | None,
+    after_epoch: Callable[[Run, nn.Module, int], dict[str, Any]],
+) -> None:
+    """Evaluate a checkpoint of pre-training on the held-out images (--eval)."""
+    config = run.config
+    if holdout is None:
+        share = config.DATA.HOLDOUT_FRACTION
+        raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION {share} holds out too few images')
+    path = checkpoint_to_evaluate(config, run.folder)
+    weights = read_checkpoint(path)['model']
+    load_model_state(model.to(run.device), weights, str(path), run.logger)
+    after_epoch(run, model, -1)
 
 
 def total_steps(config: Config, loader: DataLoader) -> int:

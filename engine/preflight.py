@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from config import Config
 from engine.clock import duration
 from engine.launch import EXIT_OTHER_PROCESS, explain
 from engine.loop import LossFunction, begin, train_one_batch, wrap_model
@@ -73,6 +74,49 @@ def preflight(
         check.schedule(state)
         check.disk(state)
     return check.verdict(seconds)
+
+
+def log_throughput(
+    run: Run,
+    model: nn.Module,
+    loaders: Mapping[str, DataLoader | None],
+    loss_fn: LossFunction | None = None,
+    *,
+    num_inputs: int | None = None,
+) -> int:
+    """Log images per second of the forward pass and of training (--throughput).
+
+    Args:
+        run: Run.
+        model: Model on any device.
+        loaders: Loaders by split, see `data.Loaders`.
+        loss_fn: Function of the loss, or None for a probe.
+        num_inputs: Number of elements of a batch that the model takes; None: all.
+
+    Returns:
+        Exit code.
+    """
+    inputs = next(iter(loaders['train'] or loaders['plain']))[:num_inputs]
+    rate = throughput(run.config, model, inputs, run.device)
+    run.logger.info(f'throughput {rate:.1f} images/s')
+    if loss_fn is not None:
+        run.logger.info(Preflight(run, model, loaders, loss_fn).training_time())
+        run.logger.info('--check also tests reading, validation, memory and disk')
+    return 0
+
+
+@torch.no_grad()
+def throughput(config: Config, model: nn.Module, inputs: Batch, device: torch.device) -> float:
+    """Measure images per second of the forward pass in 30 passes, after 50 for warm-up."""
+    model.to(device).eval()
+    inputs = to_device(inputs, device)
+    for num_passes in (50, 30):
+        start = synchronized_time(device)
+        for _ in range(num_passes):
+            with autocast(config, device):
+                model(*inputs)
+        seconds = synchronized_time(device) - start
+    return num_passes * len(inputs[0]) / seconds
 
 
 class Preflight:

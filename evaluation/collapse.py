@@ -1,10 +1,11 @@
 """Collapse of features, in which all images get the same or a few features."""
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.run_record import Run
 from logger import DETAIL
-from models.contrastive import effective_rank, feature_spread
 
 # Below these values the features have collapsed. A spread of 1 means that they point in all
 # directions, and a rank of 1 means that they lie on one line.
@@ -37,3 +38,36 @@ def held_out_figures(run: Run, loss: float, z: Tensor, epoch: int) -> dict[str, 
         'holdout_feature_spread': spread,
         'holdout_effective_rank': rank,
     }
+
+
+@torch.no_grad()
+def effective_rank(z: Tensor) -> Tensor:
+    """Compute the exponential of the entropy of the normalised singular values.
+
+    Args:
+        z: Vectors, [B, D].
+
+    Returns:
+        Scalar from 1 (all vectors are parallel) to min(B, D).
+
+    Source: Roy & Vetterli 2007, The effective rank, EUSIPCO.
+    """
+    singular = torch.linalg.svdvals(z.float())
+    shares = singular / singular.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.special.entr(shares).sum().exp()
+
+
+@torch.no_grad()
+def feature_spread(z: Tensor) -> Tensor:
+    """Compute the mean standard deviation of the normalised vectors over the batch, times sqrt(D).
+
+    Args:
+        z: Vectors of any length, [B, D].
+
+    Returns:
+        Scalar that is 1 for vectors in uniformly random directions and 0 if all have the same one.
+
+    Source: Chen & He 2021, arXiv:2011.10566, section 4.1.
+    """
+    directions = F.normalize(z.float(), dim=1)
+    return directions.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5

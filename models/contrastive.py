@@ -381,39 +381,6 @@ def features(encoder: nn.Module, images: Tensor) -> Tensor:
     return encoder(images)
 
 
-@torch.no_grad()
-def feature_spread(z: Tensor) -> Tensor:
-    """Compute the mean standard deviation of the normalised vectors over the batch, times sqrt(D).
-
-    Args:
-        z: Vectors of any length, [B, D].
-
-    Returns:
-        Scalar that is 1 for vectors in uniformly random directions and 0 if all have the same one.
-
-    Source: Chen & He 2021, arXiv:2011.10566, section 4.1.
-    """
-    directions = F.normalize(z.float(), dim=1)
-    return directions.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
-
-
-@torch.no_grad()
-def effective_rank(z: Tensor) -> Tensor:
-    """Compute the exponential of the entropy of the normalised singular values.
-
-    Args:
-        z: Vectors, [B, D].
-
-    Returns:
-        Scalar from 1 (all vectors are parallel) to min(B, D).
-
-    Source: Roy & Vetterli 2007, The effective rank, EUSIPCO.
-    """
-    singular = torch.linalg.svdvals(z.float())
-    shares = singular / singular.sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.special.entr(shares).sum().exp()
-
-
 class _GatherRows(torch.autograd.Function):
     """An all-gather that sums the gradients, because each row affects the loss of every process."""
 

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, default_config, get_config
+from config import Config, default_config, get_config, part
 from data.build import build_loader
 from data.data_contrastive import ViewsTransform
 from data.masking import mask_generator
@@ -51,7 +51,7 @@ from engine.train_state import TrainState
 from logger import ScalarLog
 from models import swin_transformer, vision_transformer
 from models.build import build_model
-from models.contrastive import METHODS, build_contrastive
+from models.contrastive import build_contrastive
 from models.relative_position import gather_bias
 from optimizer import build_optimizer
 from sweeps.comparison import t_interval
@@ -271,7 +271,7 @@ def random_batch(config: Config, stage: str, device: torch.device) -> tuple[torc
         return functional.interpolate(coarse, size, mode='bicubic')
 
     if stage == 'contrastive':
-        num_views = METHODS[config.CONTRASTIVE.METHOD].num_views(config)
+        num_views = part(config, 'CONTRASTIVE.METHOD').num_views(config)
         batch = tuple(draw(size) for size, _ in ViewsTransform(config, num_views).views)
     elif stage == 'simmim':
         masks = mask_generator(config)

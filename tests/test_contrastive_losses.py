@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.collapse import effective_rank, feature_spread
 from models.contrastive import (
     byol_loss,
-    effective_rank,
-    feature_spread,
     info_nce,
     nt_xent,
     sinkhorn,

@@ -8,7 +8,7 @@ from torchvision.transforms.functional import gaussian_blur
 from xray_splits import LOGGER, make_config, samples_of
 
 from data.build import build_loader
-from data.data_contrastive import ViewsTransform, whole_batches
+from data.data_contrastive import ViewsTransform, build_loader_contrastive, whole_batches
 from data.images import load_image
 from data.loader import sample_rng
 from data.transforms import EvalTransform
@@ -33,7 +33,7 @@ def views_transform(config):
 
 def loaders_of(data_path, *options):
     config = config_of(data_path, *options)
-    return build_loader(config, LOGGER, is_pretrain=True, num_views=views_of(config))
+    return build_loader_contrastive(config, LOGGER, views_of(config))
 
 
 def box_by_hand(uniforms: np.ndarray, height: int, width: int, low: float, high: float) -> tuple:
@@ -164,7 +164,7 @@ def test_views_can_change_in_brightness_alone(data_path) -> None:
 def test_images_are_those_of_pre_training(data_path) -> None:
     config = config_of(data_path, 'DATA.TRAIN_IMAGES', 20)
     masked = build_loader(config, LOGGER, is_pretrain=True)
-    views = build_loader(config, LOGGER, is_pretrain=True, num_views=views_of(config))
+    views = build_loader_contrastive(config, LOGGER, views_of(config))
     for name in ('train', 'holdout'):
         masked_rows, rows = (getattr(each, name).dataset.records.row for each in (masked, views))
         assert rows.tolist() == masked_rows.tolist()

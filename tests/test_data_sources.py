@@ -15,6 +15,7 @@ from xray_splits import LOGGER, make_config, samples_of, xray
 
 from data.build import build_loader
 from data.chexpert import read_csv
+from data.data_contrastive import build_loader_contrastive
 from data.fingerprint import describe_data
 from data.loader import sample_rng, source_seed
 from data.masking import MaskGenerator
@@ -65,7 +66,7 @@ def test_share_and_images_limit_a_source_and_not_its_held_out_patients(drive):
 def test_contrastive_pre_training_reads_the_same_images(drive):
     config = config_of(drive, HERE, THERE, LOOSE)
     masked = build_loader(config, LOGGER, is_pretrain=True)
-    views = build_loader(config, LOGGER, is_pretrain=True, num_views=(2, 0))
+    views = build_loader_contrastive(config, LOGGER, (2, 0))
     for name, part in masked.train.dataset.parts.items():
         assert part.records.file.tolist() == views.train.dataset.parts[name].records.file.tolist()
     assert [len(part) for part in views.holdout.dataset.parts.values()] == [4, 4]  # of 4, 4, 1

@@ -102,15 +102,6 @@ def test_a_script_that_trains_nothing_does_not_import_torch(script: str) -> None
     assert importlib.util.find_spec('torch')
 
 
-@pytest.mark.parametrize('stage', ['simmim', 'finetune', 'contrastive'])
-def test_help_of_a_main_does_not_import_torch(stage: str) -> None:
-    command = [sys.executable, '-X', 'importtime', f'main_{stage}.py', '--help']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and '--cfg' in done.stdout
-    imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
-    assert 'yacs' in imported and 'torch' not in imported
-
-
 def test_conda_installs_the_requirements_and_nothing_imports_apex() -> None:
     environment = yaml.safe_load((ROOT / 'environment.yml').read_text())
     python, _, packages = environment['dependencies']

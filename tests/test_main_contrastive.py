@@ -14,7 +14,7 @@ from torch import nn
 
 import main_contrastive
 from config import default_config, get_config
-from data.build import build_loader
+from data.data_contrastive import build_loader_contrastive
 from engine import preflight as preflight_bench
 from logger import read_metrics
 from models import build_model
@@ -68,7 +68,7 @@ def test_simclr_learns(simclr) -> None:
 def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> None:
     """By NumPy, from the features and embeddings of the last checkpoint."""
     config = config_of(simclr / 'config.yaml', phantom)
-    loaders = build_loader(config, logging.getLogger('test'), True, num_views=(2, 0))
+    loaders = build_loader_contrastive(config, logging.getLogger('test'), (2, 0))
     model = build_contrastive(config, total_steps=1).eval()
     model.load_state_dict(weights(simclr, 'ckpt_epoch_3.pth'))
     (batch,) = loaders.holdout

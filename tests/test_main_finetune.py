@@ -32,7 +32,7 @@ from data.loader import XrayDataset, sample_rng
 from data.predictions import read_predictions
 from data.reading import scored_records
 from data.transforms import EvalTransform
-from engine import stage
+from engine import preflight
 from engine.run_record import RunRecord, read_record
 from evaluation import metrics
 from evaluation.inference import load_classifier
@@ -414,8 +414,8 @@ def test_throughput_is_measured_on_a_training_batch(
         shapes.append(*(images.shape for images in inputs))
         return 1.0
 
-    monkeypatch.setattr(stage, 'throughput', measure)
-    monkeypatch.setattr(stage.Preflight, '_seconds', lambda self, work, repeats: 0.5)
+    monkeypatch.setattr(preflight, 'throughput', measure)
+    monkeypatch.setattr(preflight.Preflight, '_seconds', lambda self, work, repeats: 0.5)
     options = {'FINETUNE': {'MODE': mode}, 'EVAL': {'TTA': 'crops'}}
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, **options)
     assert run_main('finetune', [*arguments(cfg, data, tmp_path / 'out'), '--throughput']) == 0

@@ -12,8 +12,8 @@ from test_mae import mae_config
 from tiny import MAE, ROOT, arguments, finished_run, run_folder, run_main
 from torch import nn
 
-import main_simmim
 from config import check_config, default_config, get_config
+from evaluation import held_out
 from logger import read_metrics
 from lr_scheduler import scaled_lr
 from models import build_model
@@ -70,7 +70,7 @@ def pretrained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of MAE."""
     folder = tmp_path_factory.mktemp('mae')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main_simmim, 'IN_TENSORBOARD', 2)
+        patch.setattr(held_out, 'IN_TENSORBOARD', 2)
         return finished_run('simmim', phantom, folder, model=MAE, TRAIN=TRAIN, EVAL=FEW)
 
 
@@ -117,13 +117,13 @@ def test_fine_tuning_starts_from_the_encoder(pretrained, phantom, tmp_path) -> N
 def test_equal_masks_are_evaluated_once_and_only_in_validated_epochs(
     phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluated, reconstruct = [], main_simmim.reconstruct
+    evaluated, reconstruct = [], held_out.reconstruct
 
     def counted(*args: object):
         evaluated.append(0)
         return reconstruct(*args)
 
-    monkeypatch.setattr(main_simmim, 'reconstruct', counted)
+    monkeypatch.setattr(held_out, 'reconstruct', counted)
     data = {'MASK_PATCH_SIZE': 4, 'TRAIN_IMAGES': 8}  # the reference's unit at 32 px
     sections = {'DATA': data, 'TRAIN': {'EPOCHS': 4}, 'EVAL': FEW | {'EVERY': 3}}
     records = read_metrics(finished_run('simmim', phantom, tmp_path, **sections) / 'metrics.jsonl')
@@ -143,4 +143,4 @@ def test_held_out_images_are_reconstructed_in_evaluation_mode() -> None:
 
     batch = torch.zeros(2, 1, 4, 4), torch.ones(2, 2, 2), torch.ones(2, 1), torch.zeros(2, 1)
     run = SimpleNamespace(config=default_config(), device=torch.device('cpu'))
-    assert len([*main_simmim.reconstruct(run, Model().train(), [batch])]) == 2
+    assert len([*held_out.reconstruct(run, Model().train(), [batch])]) == 2

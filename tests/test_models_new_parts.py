@@ -16,7 +16,7 @@ from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_
 import config as config_module
 from config import OPTIONS, REGISTRIES, Own, default_config, encoder_node
 from data.tasks import Observations
-from main_simmim import HeldOutReconstruction
+from evaluation.held_out import HeldOutReconstruction
 from models.build import build_model
 from models.classifier_heads import build_classifier_head
 from models.contrastive import (
