@@ -17,6 +17,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path, PurePath
+from types import ModuleType
 from typing import Any, NoReturn
 
 import yaml
@@ -48,8 +49,8 @@ class Option:
         parts: For an option that selects a part of the code, the module of each allowed value. It
             registers the part (`Registry`), and is imported when the part is used. A module for
             `suffix` is the one of all paths.
-        file: Module that implements the option. Its function `check(config, stage)` checks values
-            other than the default.
+        file: Module that implements the option (`module_of`). If it has a function
+            `check(config, stage)`, this checks values other than the default.
         stage: Stage of which a run uses the part; '': all stages.
         within: Interval of the number, or of each number of a list, such as '[0, 1)'.
         or_none: Type of the values of an option that may also be None.
@@ -1036,6 +1037,7 @@ _C.PRETRAINED = Option(
     '',
     "Checkpoint whose weights the run starts from, a path or a URL (https://, hf://); '': none.",
     affects='nothing',
+    file='models.pretrained',
 )
 
 OPTIONS: dict[str, Option] = {}  # by dotted key
@@ -1314,6 +1316,11 @@ def part(config: CfgNode, key: str) -> Any:
     )
 
 
+def module_of(key: str) -> ModuleType:
+    """Return the module that implements an option, which is imported when it is first used."""
+    return import_module(OPTIONS[key].file)
+
+
 def all_parts(key: str) -> dict[str, Any]:
     """Return all parts of an option by name, after importing their modules."""
     return {name: find_part(key, name) for name in OPTIONS[key].names}
@@ -1356,7 +1363,9 @@ def check_config(config: Config, stage: str | None = None) -> None:
                 if hasattr(each, 'check'):
                     each.check(config, stage)
         if option.file and value_at(config, key) != option.default:
-            import_module(option.file).check(config, stage)
+            module = module_of(key)
+            if hasattr(module, 'check'):
+                module.check(config, stage)
 
 
 def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:

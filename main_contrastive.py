@@ -4,7 +4,6 @@ torchrun --nproc_per_node N main_contrastive.py --cfg configs/... --data-path DI
 """
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
 from evaluation.collapse import held_out_figures
 from models.contrastive import MomentumMethod, build_contrastive, features
-from models.pretrained import fit_pretrained
 from system import distributed
 from system.device import autocast, to_device
 
@@ -66,7 +64,6 @@ class HeldOutViews:
 
 def main(run: Run) -> int:
     """Pre-train, or do what --eval, --throughput or --check asks for. Returns the exit code."""
-    run = replace(run, fit_weights=fit_pretrained)
     config, logger = run.config, run.logger
     if config.CHECK_MODE and distributed.world_size() > 1:
         raise ValueError('--check: contrastive pre-training can only be checked in one process')

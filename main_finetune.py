@@ -5,7 +5,6 @@ torchrun --nproc_per_node N main_finetune.py --cfg configs/... --data-path DIR -
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from config import PROBES, Config, selecting_split
-from data.build import build_loader
+from data.data_finetune import build_loader_finetune
 from data.fingerprint import describe_data
 from data.loader import Loaders
 from engine.launch import launch
@@ -33,7 +32,6 @@ from evaluation.run_report import FinalScores, check_scoring
 from logger import DETAIL
 from models import build_model
 from models.losses import build_label_loss
-from models.pretrained import fit_pretrained
 from models.vision_transformer import draw_kept, num_patches
 from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
@@ -188,9 +186,8 @@ def main(run: Run) -> int:
     Returns:
         Exit code.
     """
-    run = replace(run, fit_weights=fit_pretrained)
     config, logger = run.config, run.logger
-    loaders = build_loader(config, logger, is_pretrain=False)
+    loaders = build_loader_finetune(config, logger)
     run.record.describe(config, lambda: describe_data(config, loaders))
     if config.EVAL_MODE:
         evaluate(run, loaders)

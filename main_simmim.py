@@ -4,11 +4,10 @@ torchrun --nproc_per_node N main_simmim.py --cfg configs/... --data-path DIR [--
 """
 
 import sys
-from dataclasses import replace
 
 from torch import Tensor, nn
 
-from data.build import build_loader
+from data.data_simmim import build_loader_simmim
 from data.fingerprint import describe_data
 from engine.launch import launch
 from engine.loop import evaluate, fit, total_steps
@@ -16,7 +15,6 @@ from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
 from evaluation.held_out import HeldOutReconstruction
 from models import build_model
-from models.pretrained import fit_pretrained
 
 
 def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -26,9 +24,8 @@ def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 def main(run: Run) -> int:
     """Pre-train, or do what --eval, --throughput or --check asks for. Returns the exit code."""
-    run = replace(run, fit_weights=fit_pretrained)
     config = run.config
-    loaders = build_loader(config, run.logger, is_pretrain=True)
+    loaders = build_loader_simmim(config, run.logger)
     run.record.describe(config, lambda: describe_data(config, loaders))
     steps = total_steps(config, loaders.train)
     model = build_model(config, is_pretrain=True, total_steps=steps)

@@ -8,7 +8,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,7 @@ from config import (
     check_config,
     config_from_text,
     flat_options,
+    module_of,
 )
 from system import distributed
 from system.downloads import is_url, local_path, log_download
@@ -350,13 +351,10 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 # Pre-trained weights
 
 
-def load_pretrained(
-    config: Config, model: nn.Module, logger: logging.Logger, convert: Callable[..., Any]
-) -> None:
+def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) -> None:
     """Load the weights in PRETRAINED into a model, and log how each entry was used.
 
-    `convert` is a function (config, checkpoint, model) -> (entries to load, report), such as
-    `models.pretrained.fit_pretrained`.
+    The weights are converted by `fit_pretrained` of the module that PRETRAINED names.
 
     Raises:
         ValueError: If the file cannot be read, or its entries do not fit the model.
@@ -365,7 +363,8 @@ def load_pretrained(
     checkpoint = read_checkpoint(path)
     log_download(path, logger)
     try:
-        state, report = convert(config, checkpoint, model)
+        fit_pretrained = module_of('PRETRAINED').fit_pretrained
+        state, report = fit_pretrained(config, checkpoint, model)
         trained = saved_options(checkpoint)
     except ValueError as error:
         raise ValueError(f'PRETRAINED {path}: {error}') from error

@@ -18,6 +18,7 @@ from data.names import row_names
 from data.predictions import Predictions, look_up, read_predictions
 from data.reading import may_be_absent, read_split, scored_images
 from data.records import Records, select_views
+from data.sources import open_data
 from data.splits import (
     describe_subset,
     split_patients,
@@ -34,6 +35,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
 
     With EVAL_MODE there is no train, and no holdout if the training CSV is absent.
     """
+    open_data(config, logger)
     data, task, parts, teacher = config.DATA, task_of(config), {}, None
     if task.needs_predictions and not config.EVAL_MODE:
         file = data.SELF_TRAIN_PREDICTIONS

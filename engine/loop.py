@@ -158,7 +158,7 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
         whole = getattr(model, 'whole_encoder', model)
-        load_pretrained(config, whole, logger, run.fit_weights)
+        load_pretrained(config, whole, logger)
         if hasattr(model, 'encoder_loaded'):
             model.encoder_loaded()
     run.record.begin(checkpoint, done=state.is_done(config))

@@ -164,8 +164,6 @@ class Run:
     logger: logging.Logger
     scalars: ScalarLog
     record: RunRecord = field(default_factory=RunRecord)
-    # Fits pre-trained weights to the model, see `utils.load_pretrained`.
-    fit_weights: Callable[..., Any] | None = None
 
     @property
     def is_pretrain(self) -> bool:

@@ -169,7 +169,7 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
     """
     config, task = run.config, task_of(run.config)
     if config.PRETRAINED:
-        load_pretrained(config, model, run.logger, run.fit_weights)
+        load_pretrained(config, model, run.logger)
     else:
         run.logger.warning(
             '--pretrained is not given, so the probe uses an encoder with random weights'

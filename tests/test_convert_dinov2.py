@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from transfers import GREY, IMAGENET, LOGGER, make_config, make_model, randomise
 from yacs.config import CfgNode
 
-from models.pretrained import fit_pretrained
 from models.timm_classifier import find_layout
 from utils import load_pretrained
 
@@ -61,7 +60,7 @@ def started(config: CfgNode, file: Path, *, is_pretrain: bool = False) -> torch.
     """Build a model that starts from a file, in float64, so that rounding does not add up."""
     model = make_model(config, seed=7, is_pretrain=is_pretrain)
     config.PRETRAINED = str(file)
-    load_pretrained(config, model, LOGGER, fit_pretrained)
+    load_pretrained(config, model, LOGGER)
     return model.double()
 
 

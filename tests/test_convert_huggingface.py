@@ -24,7 +24,6 @@ from config import default_config
 from models import build_model
 from models.convert import to_huggingface
 from models.export import export
-from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
 NAMES_OF_CASES = [
@@ -38,7 +37,7 @@ PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
 def started(config: CfgNode, file: Path, *, is_pretrain: bool = False) -> torch.nn.Module:
     model = make_model(config, seed=7, is_pretrain=is_pretrain)
     config.PRETRAINED = str(file)
-    load_pretrained(config, model, LOGGER, fit_pretrained)
+    load_pretrained(config, model, LOGGER)
     return model
 
 
@@ -63,7 +62,7 @@ def test_an_exported_folder_gives_the_checkpoint_s_weights_back(name: str, tmp_p
     torch.manual_seed(3)
     config.PRETRAINED = str(tmp_path / 'hf' / 'model.safetensors')
     found = build_model(config, is_pretrain=is_pretrain)
-    load_pretrained(config, found, LOGGER, fit_pretrained)
+    load_pretrained(config, found, LOGGER)
     found = found.encoder if is_pretrain else found
     expected = source.encoder.state_dict()
     for key, value in found.state_dict().items():
@@ -288,7 +287,7 @@ def test_weights_of_another_family_are_named_despite_their_processor(tmp_path) -
     other = make_config('timm', 3, MODEL__TIMM__NAME='resnet18')
     other.PRETRAINED = str(tmp_path / 'model.safetensors')
     with pytest.raises(ValueError, match='looks like'):
-        load_pretrained(other, build_model(other, is_pretrain=False), LOGGER, fit_pretrained)
+        load_pretrained(other, build_model(other, is_pretrain=False), LOGGER)
 
 
 @pytest.mark.parametrize('std', [[0.2, 0.0, 0.2], [0.2, -0.2, 0.2]])

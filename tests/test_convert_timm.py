@@ -15,7 +15,6 @@ from yacs.config import CfgNode
 
 from config import config_text, default_config
 from models import build_model
-from models.pretrained import fit_pretrained
 from models.timm_classifier import TimmClassifier
 from utils import load_pretrained
 
@@ -33,7 +32,7 @@ def started(config: CfgNode, path: Path) -> TimmClassifier:
     torch.manual_seed(9)
     model = build_model(config, is_pretrain=False).eval()
     config.PRETRAINED = str(path)
-    load_pretrained(config, model, LOGGER, fit_pretrained)
+    load_pretrained(config, model, LOGGER)
     return model
 
 

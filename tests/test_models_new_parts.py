@@ -29,7 +29,6 @@ from models.contrastive import (
 )
 from models.encoder import ENCODERS, PatchEncoder, masked_version, run_block
 from models.export import load_source, model_card
-from models.pretrained import fit_pretrained
 from models.simmim import MaskedModel
 from optimizer import param_groups
 from utils import load_pretrained, read_checkpoint
@@ -229,7 +228,7 @@ def test_a_head_with_named_children_is_folded_between_channels(tmp_path):
     config = make_config(channels=1)
     config.PRETRAINED = str(tmp_path / 'rgb.pth')
     grey = build_model(config).eval()
-    load_pretrained(config, grey, LOGGER, fit_pretrained)
+    load_pretrained(config, grey, LOGGER)
     mask = torch.arange(64).view(1, 8, 8).expand(2, 8, 8) % 2
     with torch.no_grad():
         wanted = in_grey_levels(rgb.reconstruct(grey_images(IMAGENET), mask), IMAGENET)

@@ -10,7 +10,6 @@ from golden_cases import Worst, case_config, case_id, cases, fill, recorded
 from config import encoder_node
 from lr_scheduler import build_scheduler, scaled_lr
 from models import build_model
-from models.pretrained import fit_pretrained
 from optimizer import build_optimizer
 from utils import load_pretrained
 
@@ -102,7 +101,7 @@ def test_pretrained_weights(case, tmp_path):
     model = build_model(config, is_pretrain=False).eval()
     fill.fill_model(model, inputs['weights_seed'])
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    load_pretrained(config, model, LOGGER, fit_pretrained)
+    load_pretrained(config, model, LOGGER)
     after = model.state_dict()
 
     tables = [key for key in after if key.endswith('relative_position_bias_table')]

@@ -18,7 +18,6 @@ from tiny import ROOT
 from transfers import make_config, make_model
 
 from engine.run_record import RunRecord, read_record
-from models.pretrained import fit_pretrained
 from system import downloads
 from system.downloads import PROCESSOR, describe_weights, fetch
 from utils import load_model_state, load_pretrained, read_checkpoint
@@ -220,7 +219,7 @@ def test_a_repository_gives_its_weights_and_the_statistics_of_their_pixels(hub, 
     config = make_config('swin', 3)
     config.PRETRAINED = 'hf://owner/name@main'
     target = make_model(config, seed=2, is_pretrain=False)
-    load_pretrained(config, target, LOGGER, fit_pretrained)
+    load_pretrained(config, target, LOGGER)
     assert torch.equal(target.norm.weight, model.norm.weight)
     checksum = hashlib.sha256((folder / 'pytorch_model.bin').read_bytes()).hexdigest()
     assert describe_weights(config.PRETRAINED) == {

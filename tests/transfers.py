@@ -10,7 +10,6 @@ from config import config_text, default_config
 from models import build_model
 from models.contrastive import build_contrastive
 from models.export import example_images, load_source
-from models.pretrained import fit_pretrained
 from utils import load_pretrained, save_checkpoint
 
 LOGGER = logging.getLogger('pretrained')
@@ -44,7 +43,7 @@ def load(state, target_config, model, tmp_path, **extra):
     path = tmp_path / 'source.pth'
     torch.save({'model': state, **extra}, path)
     target_config.PRETRAINED = str(path)
-    load_pretrained(target_config, model, LOGGER, fit_pretrained)
+    load_pretrained(target_config, model, LOGGER)
     return model
 
 
