@@ -959,6 +959,7 @@ _C.FINETUNE.MODE = Own(
     "Trained part: the 'full' model, the 'last_layer' (its head), or a classifier ('linear_probe', "
     "'knn', 'attentive_probe') on the features of the frozen encoder.",
     one_of=('full', 'last_layer', *PROBES),
+    file='evaluation.probes',
 )
 _C.FINETUNE.MASK_RATIO = Own(
     0.0,

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config, selecting_split
+from config import PROBES, Config, module_of, selecting_split
 from data.data_finetune import build_loader_finetune
 from data.fingerprint import describe_data
 from data.loader import Loaders
@@ -27,10 +27,10 @@ from evaluation.metrics import (
     selecting_labels,
     selection_score,
 )
-from evaluation.probes import build_probe, freeze_encoder
 from evaluation.run_report import FinalScores, check_scoring
 from logger import DETAIL
 from models import build_model
+from models.classifier_heads import freeze_encoder
 from models.losses import build_label_loss
 from models.vision_transformer import draw_kept, num_patches
 from system.files import BEST_CHECKPOINT, checkpoint_name
@@ -140,7 +140,7 @@ def evaluate(run: Run, loaders: Loaders) -> None:
 def fit_probe(run: Run, model: nn.Module, loaders: Loaders) -> None:
     """Fit a probe on frozen features and score it."""
     final = FinalScores(run, loaders)
-    probe, chosen = build_probe(run, model, loaders)
+    probe, chosen = module_of('FINETUNE.MODE').build_probe(run, model, loaders)
     final.score('selected', [probe], chosen=chosen)
     final.write([probe], [run.config.FINETUNE.MODE])
 

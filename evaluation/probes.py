@@ -106,12 +106,6 @@ class KnnClassifier(nn.Module):
         return torch.logit(share, eps=SMALLEST_PROBABILITY).swapaxes(0, 1)
 
 
-def freeze_encoder(model: nn.Module) -> None:
-    """Freeze all parameters except those of the head."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith('head.'))
-
-
 def extract_features(
     run: Run, model: nn.Module, loader: DataLoader, *, tokens: bool = False
 ) -> np.ndarray:

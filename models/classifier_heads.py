@@ -102,3 +102,9 @@ class AttentionHead(ClassifierHead):
 def build_classifier_head(num_features: int, num_classes: int, name: str = 'linear') -> nn.Module:
     """Return the head MODEL.HEAD, or nn.Identity for 0 classes."""
     return CLASSIFIER_HEADS[name](num_features, num_classes) if num_classes > 0 else nn.Identity()
+
+
+def freeze_encoder(model: nn.Module) -> None:
+    """Freeze all parameters except those of the head."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith('head.'))
