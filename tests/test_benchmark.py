@@ -8,7 +8,7 @@ from tiny import SWIN, VIT, tiny_config
 
 from models import relative_position
 from models.build import build_model
-from scripts import benchmark
+from tools import benchmark
 
 
 @pytest.mark.parametrize('model', [SWIN, VIT | {'VIT': VIT['VIT'] | {'USE_RPB': True}}])

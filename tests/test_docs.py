@@ -23,13 +23,13 @@ from torch import nn
 from config import OPTIONS, Own, default_config
 from data.labels import LABELS, UncertainImages
 from evaluation.metrics import label_scores
-from scripts.config_reference import options_page
+from tools.config_reference import options_page
 
 DOCS = ROOT / 'docs'
 SITE = sorted(DOCS.rglob('*.md'))
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *SITE]
 FENCED = re.compile(r'^```.*?^```', re.M | re.S)
-FOLDERS = 'configs|data|docs|engine|evaluation|models|notebooks|scripts|sweeps|tests'
+FOLDERS = 'configs|data|docs|engine|evaluation|models|notebooks|scripts|sweeps|tests|tools'
 FILE = re.compile(rf'`((?:{FOLDERS})/[\w./-]+)`')
 LINK = re.compile(r'\]\(([^)\s]+)\)|^\[[^]]+\]: (\S+)', re.M)  # also definitions of references
 
@@ -201,7 +201,7 @@ def test_the_page_shows_an_option_as_it_is_declared(monkeypatch) -> None:
 def test_the_page_of_options_lists_every_key() -> None:
     written = (DOCS / 'reference' / 'config.md').read_text(encoding='utf-8')
     keys = [re.findall(r'^\| `([A-Z_.]+)`', page, re.M) for page in (written, options_page())]
-    assert keys[0] == keys[1], 'run python scripts/config_reference.py'
+    assert keys[0] == keys[1], 'run python tools/config_reference.py'
     assert len(keys[0]) > 150
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from engine import compilation, loop
 from engine.compilation import Compiled
-from scripts import benchmark
+from tools import benchmark
 from utils import read_checkpoint
 
 CPU = torch.device('cpu')

@@ -1,4 +1,4 @@
-"""scripts/gpu_check.py: parts that fail stop no other, and a CPU runs it at tiny sizes."""
+"""tools/gpu_check.py: parts that fail stop no other, and a CPU runs it at tiny sizes."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import ROOT
 
-from scripts import gpu_check
 from system.device import cpu_computes_bfloat16
+from tools import gpu_check
 
 ROW = {'case': 'ours', 'images_per_second': 3.0, 'lowest': 2.0, 'highest': 4.0, 'ratio': 1.5}
 ROW |= {'ratio_interval': [1.0, 2.0], 'first_turn_seconds': 60.0, 'peak_gib': 1.0}

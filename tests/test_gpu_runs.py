@@ -1,6 +1,6 @@
 """Whole steps and runs on a GPU: precision, waiting, resuming, and two processes.
 
-`pytest --device cpu` runs them at tiny sizes without one. scripts/gpu_check.py reports what they
+`pytest --device cpu` runs them at tiny sizes without one. tools/gpu_check.py reports what they
 record.
 """
 
@@ -21,9 +21,9 @@ from tiny import ROOT
 from engine import loop
 from logger import read_metrics
 from models.contrastive import METHODS
-from scripts import benchmark
-from scripts.gpu_check import CONFIGS, ON_GPU, TINY, training_args, waits_for_gpu
 from scripts.phantom import make_phantom
+from tools import benchmark
+from tools.gpu_check import CONFIGS, ON_GPU, TINY, training_args, waits_for_gpu
 from utils import read_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

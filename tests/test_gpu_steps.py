@@ -13,8 +13,8 @@ from engine import loop
 from engine.run_record import Run
 from logger import ScalarLog
 from models import build_model
-from scripts.gpu_check import kernels, waits_for_gpu
 from system.device import local_device, to_device
+from tools.gpu_check import kernels, waits_for_gpu
 
 pytestmark = pytest.mark.gpu
 WIDE_SWIN = SWIN | {'SWIN': SWIN['SWIN'] | {'EMBED_DIM': 16}}  # the kernel for windows needs this

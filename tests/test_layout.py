@@ -27,6 +27,7 @@ ROWS = [
     ['evaluation'],
     ['main_simmim', 'main_finetune', 'main_contrastive'],
     ['sweeps', 'scripts'],
+    ['tools'],
 ]
 ROW = {package: number for number, row in enumerate(ROWS) for package in row}
 # What the engine needs of models and data is passed in.

@@ -1,4 +1,4 @@
-"""scripts/memory_table.py: the bytes that autograd keeps, and the largest batch."""
+"""tools/memory_table.py: the bytes that autograd keeps, and the largest batch."""
 
 import argparse
 import gc
@@ -10,7 +10,7 @@ from tiny import SWIN, config_with, tiny_config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from scripts.memory_table import Memory, kept_bytes, memory_of, parse_args, rows_of
+from tools.memory_table import Memory, kept_bytes, memory_of, parse_args, rows_of
 
 FLOAT32 = config_with(AMP_OPT_LEVEL='O0')
 BFLOAT16 = config_with(AMP_ON_CPU='always')

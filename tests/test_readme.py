@@ -18,6 +18,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
     for path in [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/**/*.md'))]
 }
+PROGRAMS = sorted([*ROOT.glob('scripts/*.py'), *ROOT.glob('tools/*.py')])
 BLOCK = re.compile(r'^```bash\n(.*?)^```', re.M | re.S)
 SETTINGS = r"(?:[A-Z_]+=(?:'[^']*'|\S+) )*"
 COMMAND = re.compile(rf'^{SETTINGS}((?:bash|python|torchrun|sbatch) .*\.(?:sh|py|sbatch)\b.*)')
@@ -51,7 +52,12 @@ def commands_on(page: str) -> list[str]:
 
 def all_commands() -> list[tuple[str, str]]:
     """Return (file, command) for pages, scripts, and one YAML file per folder."""
-    paths = [*ROOT.glob('main_*.py'), *ROOT.glob('scripts/*.py'), *ROOT.glob('scripts/*.sh')]
+    paths = [
+        *ROOT.glob('main_*.py'),
+        *PROGRAMS,
+        *ROOT.glob('scripts/*.sh'),
+        *ROOT.glob('tools/*.sh'),
+    ]
     paths += [min(folder.glob('*.yaml')) for folder in sorted(ROOT.glob('configs/*__*'))]
     found = {name: commands_on(page) for name, page in PAGES.items()}
     found |= {str(path.relative_to(ROOT)): commands_in(opening(path)) for path in sorted(paths)}
@@ -92,7 +98,7 @@ def test_command_parses(source, command, monkeypatch) -> None:
             get_config(args)
 
 
-@pytest.mark.parametrize('path', sorted(ROOT.glob('scripts/*.py')), ids=lambda path: path.name)
+@pytest.mark.parametrize('path', PROGRAMS, ids=lambda path: path.name)
 def test_importing_a_script_runs_nothing(path, monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', [path.name, '--no-such-flag'])

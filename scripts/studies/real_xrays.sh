@@ -22,4 +22,4 @@ table=("$python" scripts/fold_table.py table "${sweep[@]}" "${seeds[@]}" --predi
 "${table[@]}" --scores mean Pneumonia --save "$results"
 "${table[@]}" --scores Pneumonia --save "$results/primary" \
     --row {,linear_}simmim_{0.1,0.5,1} scratch_{0.1,0.5,1} linear_random_{0.1,0.5,1}
-$python scripts/studies/real_xrays_figures.py --results "$results"
+$python tools/real_xrays_figures.py --results "$results"

@@ -1,7 +1,7 @@
 r"""Compare the speed of the input pipeline and of training steps with SimMIM's published code.
 
-python scripts/benchmark.py input --data-path DIR [--store STORE] [--size 192] [--json FILE]
-python scripts/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--json FILE] \
+python tools/benchmark.py input --data-path DIR [--store STORE] [--size 192] [--json FILE]
+python tools/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--json FILE] \
     [--opts KEY VALUE]
 
 `input` reads the same images through SimMIM's pipeline, rebuilt from torchvision, and through this

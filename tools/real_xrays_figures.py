@@ -1,6 +1,6 @@
 """Draw the figures of docs/studies/real_xrays.md.
 
-python scripts/studies/real_xrays_figures.py --results docs/results/real_xrays
+python tools/real_xrays_figures.py --results docs/results/real_xrays
 
 They show the tables that scripts/fold_table.py wrote to the folder of results.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sweeps.plots import COLOURS, MARKERS, add_note, drawing
 from sweeps.tables import NOT_FOR_CLINICAL_USE
@@ -112,10 +112,13 @@ def draw_epochs(path: Path, scores: pd.DataFrame, runs: pd.DataFrame, score: str
         )
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     parser.add_argument('--results', type=Path, required=True, help='folder of the results')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> int:
     runs = pd.read_csv(args.results / 'predictions/runs.csv', index_col='run')
     for score in ('Pneumonia', 'mean'):
         scores = pd.read_csv(args.results / f'real_xrays_{score}.csv')
@@ -123,7 +126,8 @@ def main() -> None:
         draw_shares(args.results / f'shares_{score}.png', scores, score, METHODS)
         draw_shares(args.results / f'encoders_{score}.png', scores, score, ENCODERS)
         draw_epochs(args.results / f'epochs_{score}.png', scores, runs, score)
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main(parse_args()))

@@ -1,8 +1,8 @@
 """Check and measure this project on one GPU, in calls of at most 9 minutes.
 
-bash scripts/gpu_check.sh OUT --only a b f g h i j    checks, while the compiler fills its cache
-bash scripts/gpu_check.sh OUT --only c d e            steps, which find the compiled code in OUT
-bash scripts/gpu_check.sh OUT --only s                steps with other kinds of attention
+bash tools/gpu_check.sh OUT --only a b f g h i j    checks, while the compiler fills its cache
+bash tools/gpu_check.sh OUT --only c d e            steps, which find the compiled code in OUT
+bash tools/gpu_check.sh OUT --only s                steps with other kinds of attention
 
 Each part runs in its own process with a time limit, and a failed part does not stop the others.
 Checks run several at a time, as far as the memory of the GPU allows, and measurements run alone. On
@@ -40,10 +40,10 @@ from config import Config
 from data.packing import Settings, pack, read_source
 from engine.run_record import ROOT, code_version, environment
 from logger import read_metrics
-from scripts import benchmark
 from scripts.phantom import make_phantom
 from system.device import describe_precision, local_device
 from system.files import replace_file
+from tools import benchmark
 
 ON_GPU = torch.cuda.is_available()
 TINY = 'swin_nano__demo/simmim_pretrain__swin_nano__img64_window4__demo'

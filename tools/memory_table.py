@@ -1,6 +1,6 @@
 """Compute the GPU memory of training steps and the largest batch for cards of several sizes.
 
-python scripts/memory_table.py [--cfg CFG] [--cards 16 24 40 80] [--opts KEY VALUE]
+python tools/memory_table.py [--cfg CFG] [--cards 16 24 40 80] [--opts KEY VALUE]
 
 Nothing is measured on a GPU. The fixed part is computed from the sizes of the weights, gradients
 and moments of the optimizer. The rest is counted: the forward pass and loss of 2 and of 4 random
@@ -29,10 +29,10 @@ from config import CHEXPERT_VALUES, Config, get_config
 from engine.loop import LossFunction
 from models import encoder
 from optimizer import optimizer_kind
-from scripts.benchmark import build_task, random_batch
 from sweeps.files import MODEL_NAMES
 from system.device import autocast
 from system.tool import Paragraphs, tool
+from tools.benchmark import build_task, random_batch
 
 CONFIGS = (
     'swin_tiny__chexpert_100ep/simmim_pretrain__swin_tiny__img192_window6__chexpert_100ep',

@@ -1,6 +1,6 @@
 """Write docs/reference/config.md: every option with its default, meaning and allowed values.
 
-python scripts/config_reference.py
+python tools/config_reference.py
 
 The text comes from the declarations in config.py. Building the documentation
 (mkdocs.yml) regenerates the page.
@@ -20,7 +20,7 @@ from system.files import replace_file
 PAGE = 'reference/config.md'
 HEADER = """# Options
 
-`scripts/config_reference.py` writes this page from the declarations in `config.py`.
+`tools/config_reference.py` writes this page from the declarations in `config.py`.
 
 Options come from these defaults, the `BASE` files of the YAML file, the YAML file (`--cfg`),
 `--opts KEY VALUE ...` and the other flags. Each source overrides the previous ones. Keys, types and
