@@ -21,7 +21,6 @@ from sklearn.preprocessing import StandardScaler
 from tiny import SWIN, arguments, finished_run, run_folder, tiny_config, torchrun
 from torch import nn
 
-import main_finetune
 from config import default_config, get_config
 from data.labels import LABELS
 from evaluation import pixel_floor as module
@@ -239,13 +238,15 @@ def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
 ) -> None:
     kept = {}
 
+    build_probe = probes.build_probe
+
     def keep(run, model, loaders):
         kept['before'] = {k: v.clone() for k, v in model.state_dict().items()}
         without = loaders._replace(holdout=None, internal=None)  # the head must not see these
-        kept['probe'], kept['chosen'] = probes.build_probe(run, model, without)
+        kept['probe'], kept['chosen'] = build_probe(run, model, without)
         return kept['probe'], kept['chosen']
 
-    monkeypatch.setattr(main_finetune, 'build_probe', keep)
+    monkeypatch.setattr(probes, 'build_probe', keep)
     folder = probe_run(phantom, tmp_path, 'linear_probe')
     scores = json.loads((folder / 'scores.json').read_text())
     assert set(scores) == {'valid', 'test'}
