@@ -562,12 +562,6 @@ _C.TRAIN.WEIGHT_DECAY = Option(
     "the Swin's and the ViT's mask token.",
     within='[0, inf)',
 )
-_C.TRAIN.WEIGHT_DECAY_END = Own(
-    None,
-    'Weight decay at the end of the run, reached along half a cosine; None: it is constant.',
-    within='[0, inf)',
-    or_none=float,
-)
 _C.TRAIN.BASE_LR = Option(
     5e-4, 'Peak learning rate per 512 images of the effective batch.', within='(0, inf)'
 )
@@ -896,12 +890,6 @@ _C.CONTRASTIVE.METHOD = Own(
     parts=dict.fromkeys(('simclr', 'moco', 'byol', 'swav'), 'models.contrastive'),
     stage='contrastive',
 )
-_C.CONTRASTIVE.DIM = Own(
-    None,
-    'Width of the projections; None: the default of the method.',
-    within='[1, inf)',
-    or_none=int,
-)
 _C.CONTRASTIVE.TEMPERATURE = Own(
     None,
     'Temperature that divides cosines; None: the default of the method.',
@@ -935,9 +923,6 @@ _C.CONTRASTIVE.FREEZE_PROTOTYPES_STEPS = Own(
 )
 _C.CONTRASTIVE.LOCAL_CROPS = Own(
     0, "'swav': small crops per image in addition to the two views; 0: none.", within='[0, inf)'
-)
-_C.CONTRASTIVE.LOCAL_CROP_AREA = Own(
-    [0.05, 0.14], 'Area of a small crop [low, high] as a share of the image.', within='[0, 1]'
 )
 _C.CONTRASTIVE.LOCAL_SIZE = Own(
     0,
@@ -1448,9 +1433,6 @@ def _check_schedule(config: Config) -> None:
     holds = schedule.NAME == 'onecycle' or not schedule.CYCLE_MOMENTUM
     allowed = "False unless TRAIN.LR_SCHEDULER.NAME is 'onecycle'"
     require(holds, config, 'TRAIN.LR_SCHEDULER.CYCLE_MOMENTUM', allowed)
-    holds = train.WEIGHT_DECAY_END is None or train.WEIGHT_DECAY > 0
-    allowed = 'above 0 with TRAIN.WEIGHT_DECAY_END, which weights without weight decay ignore'
-    require(holds, config, 'TRAIN.WEIGHT_DECAY', allowed)
 
 
 def _check_finetuning(config: Config) -> None:

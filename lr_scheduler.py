@@ -39,7 +39,7 @@ def scaled_lr(config: Config, world_size: int) -> ScaledLR:
 
 
 class Scheduler:
-    """Sets rate, weight decay and momentum of every parameter group as functions of the batch.
+    """Sets rate and momentum of every parameter group as functions of the batch.
 
     There is no state to save. The base rate of a group is its `lr` at construction, which already
     includes the factor of its layer.
@@ -47,8 +47,6 @@ class Scheduler:
     Args:
         optimizer: Optimizer whose parameter groups have their base rate as `lr`.
         rate: Function (batch, base rate) -> learning rate after the batch.
-        decay: Function of the batch -> weight decay after the batch, for the groups with weight
-            decay. None keeps it constant.
         momentum: Function of the batch -> momentum, or first of the betas. None keeps it constant.
     """
 
@@ -56,24 +54,18 @@ class Scheduler:
         self,
         optimizer: Optimizer,
         rate: Rate,
-        decay: Callable[[int], float] | None = None,
         momentum: Callable[[int], float] | None = None,
     ) -> None:
         self.optimizer = optimizer
-        self.rate, self.decay, self.momentum = rate, decay, momentum
+        self.rate, self.momentum = rate, momentum
         self.base_rates = [group['lr'] for group in optimizer.param_groups]
-        self.decays = [group['weight_decay'] > 0 for group in optimizer.param_groups]
         self.step_update(0)
 
     def step_update(self, step: int) -> None:
         """Set the values of all groups after batch `step` of the run, from 0 on."""
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group['lr'] = float(self.rate(step, base))  # no checkpoint can contain NumPy's numbers
-        groups = self.optimizer.param_groups  # resuming replaces them
-        for group, decays in zip(groups, self.decays, strict=True) if self.decay else ():
-            if decays:
-                group['weight_decay'] = float(self.decay(step))
-        for group in groups if self.momentum else ():
+        for group in self.optimizer.param_groups if self.momentum else ():
             if 'betas' in group:
                 group['betas'] = (float(self.momentum(step)), *group['betas'][1:])
             if 'momentum' in group:  # Muon has both
@@ -81,11 +73,10 @@ class Scheduler:
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int) -> Scheduler:
-    """Build the schedules of TRAIN.LR_SCHEDULER and TRAIN.WEIGHT_DECAY_END.
+    """Build the schedule of TRAIN.LR_SCHEDULER.
 
     With CYCLE_MOMENTUM the momentum falls while the rate rises, and rises while the rate falls.
-    All parameter groups share the start of the warm-up and the minimum. Weight decay follows half a
-    cosine over the whole run, as in DINO (Caron et al. 2021, arXiv:2104.14294).
+    All parameter groups share the start of the warm-up and the minimum.
     """
     name = config.TRAIN.LR_SCHEDULER.NAME
     rates = scaled_lr(config, distributed.world_size())
@@ -106,21 +97,14 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
             return _half_cosine(rates.warmup, base, step, warmup_steps)
         return rates.warmup + step * (base - rates.warmup) / warmup_steps
 
-    def weight_decay(step: int) -> float:
-        start, end = config.TRAIN.WEIGHT_DECAY, config.TRAIN.WEIGHT_DECAY_END
-        return end if step >= total_steps else _half_cosine(start, end, step, total_steps)
-
     def momentum(step: int) -> float:
         high, low = MOMENTA
         if step < warmup_steps:
             return _half_cosine(high, low, step, warmup_steps)
         return onecycle(config, n_iter_per_epoch, high)(step, low)
 
-    is_constant = config.TRAIN.WEIGHT_DECAY_END is None
     cycles = config.TRAIN.LR_SCHEDULER.CYCLE_MOMENTUM
-    return Scheduler(
-        optimizer, rate, None if is_constant else weight_decay, momentum if cycles else None
-    )
+    return Scheduler(optimizer, rate, momentum if cycles else None)
 
 
 @SCHEDULES.register('cosine')

@@ -28,6 +28,7 @@ from data.transforms import (
 from system import distributed
 
 GLOBAL_AREA = (0.3, 1.0)
+LOCAL_AREA = (0.05, 0.14)  # of SwAV's small crops (Caron et al. 2020, arXiv:2006.09882)
 BLUR_SIGMA = (0.1, 2.0)  # for views of BLUR_SIZE px; other sizes have the same share of the side
 BLUR_SIZE = 224
 BLUR_REACH = 3.0  # standard deviations at which the kernel ends
@@ -65,7 +66,7 @@ class ViewsTransform:
         area = tuple(config.AUG.CROP_AREA) or GLOBAL_AREA
         first = tuple(options.FIRST_CROP_AREA) or area
         self.views = [(size, first), *(num_global - 1) * [(size, area)]]
-        self.views += num_local * [(options.LOCAL_SIZE or size, tuple(options.LOCAL_CROP_AREA))]
+        self.views += num_local * [(options.LOCAL_SIZE or size, LOCAL_AREA)]
         self.weak = [options.WEAK_VIEW and number == 1 for number in range(len(self.views))]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:

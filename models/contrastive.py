@@ -91,15 +91,11 @@ class ContrastiveMethod(nn.Module, ABC):
         if stage != 'contrastive':
             return
         options, own = config.CONTRASTIVE, cls.options()
-        for key in ('DIM', 'TEMPERATURE', 'MOMENTUM'):  # None selects the method's own default
+        for key in ('TEMPERATURE', 'MOMENTUM'):  # None selects the method's own default
             holds = options[key] is None or key in own
             allowed = f'None with CONTRASTIVE.METHOD {options.METHOD!r}, which ignores it'
             require(holds, config, f'CONTRASTIVE.{key}', allowed)
         require(config.DATA.BATCH_SIZE > 1, config, 'DATA.BATCH_SIZE', 'at least 2')
-        area = options.LOCAL_CROP_AREA
-        holds = len(area) == 2 and 0 < area[0] <= area[1]
-        allowed = '[low, high] with 0 < low <= high'
-        require(holds, config, 'CONTRASTIVE.LOCAL_CROP_AREA', allowed)
         if cls.num_views(config)[1] and options.LOCAL_SIZE:
             holds = ENCODERS[config.MODEL.TYPE].takes_size(config, options.LOCAL_SIZE)
             allowed = f'0 (DATA.IMG_SIZE) with this encoder of MODEL.TYPE {config.MODEL.TYPE!r}'
@@ -321,7 +317,7 @@ class SwAV(ContrastiveMethod):
     """
 
     title = 'SwAV'
-    view_options = ('LOCAL_CROPS', 'LOCAL_CROP_AREA', 'LOCAL_SIZE')
+    view_options = ('LOCAL_CROPS', 'LOCAL_SIZE')
 
     def __init__(
         self,

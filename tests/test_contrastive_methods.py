@@ -307,7 +307,6 @@ def config_with(options: dict) -> object:
     'options',
     [
         {'CONTRASTIVE.METHOD': 'byol', 'CONTRASTIVE.TEMPERATURE': 0.1},
-        {'CONTRASTIVE.LOCAL_CROP_AREA': [0.2, 0.1]},
         {'DATA.BATCH_SIZE': 1},
         {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 24},
         {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 64},
@@ -330,10 +329,10 @@ def test_a_queue_that_is_not_a_multiple_of_the_batch_raises_an_error():
 
 
 def test_options_reach_the_methods() -> None:
-    given = {'DIM': 6, 'TEMPERATURE': 0.3, 'MOMENTUM': 0.5, 'QUEUE_SIZE': 32}
+    given = {'TEMPERATURE': 0.3, 'MOMENTUM': 0.5, 'QUEUE_SIZE': 32}
     options = {f'CONTRASTIVE.{key}': value for key, value in given.items()}
     moco = build_contrastive(config_with(TIMM | options), total_steps=7)
-    assert moco.queue.keys.shape == (32, 6)
+    assert moco.queue.keys.shape == (32, 128)
     assert (moco.temperature, moco.key_momentum) == (0.3, 0.5)
     byol = build_contrastive(config_with(TIMM | {'CONTRASTIVE.METHOD': 'byol'}), total_steps=7)
     assert byol.total_steps == 7

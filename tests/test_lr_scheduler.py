@@ -165,23 +165,6 @@ def test_rates_scale_with_the_global_batch(batch, accumulation, processes, facto
     assert config.dump() == before
 
 
-def test_weight_decay_follows_half_a_cosine_where_there_is_any():
-    config = make_config(WEIGHT_DECAY=0.04, WEIGHT_DECAY_END=0.4, EPOCHS=8, WARMUP_EPOCHS=2)
-    optimizer = make_optimizer(1.0, 1.0)
-    optimizer.param_groups[0]['weight_decay'] = 0.04
-    scheduler = build_scheduler(config, optimizer, BATCHES)
-    got = []
-    for step in (0, 2 * BATCHES, 4 * BATCHES, 8 * BATCHES):
-        scheduler.step_update(step)
-        got.append(optimizer.param_groups[0]['weight_decay'])
-        assert optimizer.param_groups[1]['weight_decay'] == 0
-        optimizer.load_state_dict(optimizer.state_dict())  # as a resumed run does
-    assert got == pytest.approx([0.04, 0.04 + 0.36 * (1 - 2**-0.5) / 2, 0.22, 0.4])
-    refused = make_config(WEIGHT_DECAY=0.0, WEIGHT_DECAY_END=0.4)
-    with pytest.raises(ValueError, match='TRAIN.WEIGHT_DECAY'):
-        check_config(refused)
-
-
 @pytest.mark.parametrize('value', [-1e-9, np.nan, np.inf])
 def test_a_rate_that_cannot_be_used_is_refused(value, monkeypatch):
     monkeypatch.setitem(SCHEDULES, 'cosine', lambda *_: lambda step, base: value)

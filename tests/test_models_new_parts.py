@@ -291,14 +291,14 @@ def test_a_loss_that_the_task_does_not_name_is_refused():
 
 def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
     config = make_config()
-    config.CONTRASTIVE.METHOD, config.CONTRASTIVE.DIM = 'some_method', 8
+    config.CONTRASTIVE.METHOD = 'some_method'
     config_module.check_config(config, 'contrastive')
     model = build_contrastive(config, total_steps=3)
     loss = model(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert model.projector[-1].out_features == 8
-    assert BarlowTwins.options() == ['METHOD', 'DIM', 'BLUR', 'WEAK_VIEW', 'FIRST_CROP_AREA']
+    assert model.projector[-1].out_features == 16
+    assert BarlowTwins.options() == ['METHOD', 'BLUR', 'WEAK_VIEW', 'FIRST_CROP_AREA']
 
 
 @pytest.mark.parametrize('counter', ['updates', pytest.param('step', marks=pytest.mark.slow)])
