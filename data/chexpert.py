@@ -133,7 +133,7 @@ def chexpert_tables(config: Config, root: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-@register_dataset('chexpert', labelled=True, tables=chexpert_tables)
+@register_dataset('chexpert', labelled=True, tables=chexpert_tables, splits=None)
 def _read_chexpert(
     config: Config, root: str | Path, split: str, *, optional: bool = False, **options: Any
 ) -> Records | None:
@@ -147,7 +147,7 @@ def _read_chexpert(
 
 
 # 'imagenet' is SimMIM's name for a folder of images.
-@register_dataset('folder', 'imagenet', labelled=False, tables=lambda config, root: [])
+@register_dataset('folder', 'imagenet', labelled=False, tables=lambda config, root: [], splits=None)
 def _read_unlabelled(
     config: Config, root: str | Path, split: str, *, on_fault: OnFault = refuse, **options: Any
 ) -> Records | None:

@@ -15,13 +15,15 @@ DATASETS = Registry('DATA.DATASET')
 class DataSet:
     """An entry of DATASETS."""
 
-    # Reader of a split, with the arguments of `read_mimic`.
+    # Reader of a split of a folder or a packed store, with the arguments of `read_layout`.
     read: Callable[..., Any]  # -> Records | None
     labelled: bool  # whether images have labels
-    # (config, root) -> existing files that are read, without the images
+    # (config, root) -> existing files that are read, without the images; a store contains them
     tables: Callable[[Config, Path], list[Path]]
-    # config -> splits of a layout; None for train, valid and test
-    splits: Callable[[Config], Sequence[str]] | None = None
+    # config -> splits that are read and packed; None: those whose files `read_source` recognises
+    splits: Callable[[Config], Sequence[str]] | None
+    # config -> YAML file that describes the data set; None: the reader alone does
+    layout: Callable[[Config], Path] | None = None
 
     def check(self, config: Config, stage: str | None) -> None:
         """Refuse fine-tuning without labels, and an output folder inside the folder of images."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from config import Config, part
-from data.layouts import open_layout
 from data.loader import Loaders
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store
@@ -65,13 +64,13 @@ def _count_targets(config: Config, targets: np.ndarray) -> dict[str, Any]:
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:
     """Yield the name and path of each table and layout that a run reads."""
-    data, root = config.DATA, records[0].root
+    data, root, dataset = config.DATA, records[0].root, part(config, 'DATA.DATASET')
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
     if data.DATASET != 'chexpert':  # CheXpert's `tables` lists CSV files that the run may not read
-        for file in part(config, 'DATA.DATASET').tables(config, root):
+        for file in dataset.tables(config, root):
             yield file.relative_to(root).as_posix(), file
-    if part(config, 'DATA.DATASET').splits is not None:
-        yield 'DATA.DATASET', open_layout(data.DATASET).file
+    if dataset.layout is not None:
+        yield 'DATA.DATASET', dataset.layout(config)
     if is_store(root):
         yield STORE_FILE, root / STORE_FILE
     if is_pretrain:

@@ -203,6 +203,7 @@ def _files(config: Config, root: Path) -> list[Path]:
     labelled=True,
     tables=_files,
     splits=lambda config: open_layout(config.DATA.DATASET).split_names,
+    layout=lambda config: open_layout(config.DATA.DATASET).file,
 )
 def read_layout(
     config: Config,

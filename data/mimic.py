@@ -111,7 +111,7 @@ def _mimic_tables(config: Config, root: str | Path) -> list[Path]:
     return [_mimic_file(root, kind) for kind in ('split', 'metadata', config.DATA.LABELLER)]
 
 
-register_dataset('mimic-cxr', labelled=True, tables=_mimic_tables)(read_mimic)
+register_dataset('mimic-cxr', labelled=True, tables=_mimic_tables, splits=None)(read_mimic)
 
 
 def _rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray:  # [N]

@@ -146,9 +146,9 @@ def read_source(
     """List the files of a folder to pack.
 
     All CSV and Excel files directly in the folder are packed, and the images that they name: images
-    of a layout (`dataset`), of MIMIC-CXR-JPG, or of the CSV files in `csv_names` (by default
-    train.csv, valid.csv and test.csv). Without such files, or with `all_images`, all images below
-    the folder are packed.
+    of a `dataset` that names its splits, of MIMIC-CXR-JPG, or of the CSV files in `csv_names` (by
+    default train.csv, valid.csv and test.csv). Without such files, or with `all_images`, all images
+    below the folder are packed.
     """
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
@@ -164,7 +164,7 @@ def read_source(
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
     named, scored = set(), any(name in tables for name in SCORED_FILES)
     if dataset and find_part('DATA.DATASET', dataset).splits:
-        named, own_tables, scored = _read_layout(config, root)
+        named, own_tables, scored = _read_splits(config, root)
         tables |= own_tables
     elif not csv_names and any(root.glob('mimic-cxr-*-split.csv*')):
         named |= named_images(config, root)
@@ -177,8 +177,8 @@ def read_source(
     return Source(root, sorted(named, key=os.fsencode), tables, scored)
 
 
-def _read_layout(config: Config, root: Path) -> tuple[set[str], dict[str, Path], bool]:
-    """Return the images and tables of a layout, and whether some images are scored."""
+def _read_splits(config: Config, root: Path) -> tuple[set[str], dict[str, Path], bool]:
+    """Return the images and tables of a data set, and whether some images are scored."""
     kind = find_part('DATA.DATASET', config.DATA.DATASET)
     splits = kind.splits(config)
     files = {file for split in splits for file in kind.read(config, root, split, labels=()).file}

@@ -27,8 +27,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('--data-path', metavar='DIR', help='folder of the data set')
-    layout = 'DATA.DATASET, if a layout describes the data set, such as nih'
-    add('--dataset', default='', metavar='NAME', help=layout)
+    dataset = 'DATA.DATASET, if it is neither CheXpert nor MIMIC-CXR, such as nih'
+    add('--dataset', default='', metavar='NAME', help=dataset)
     add('--output', required=True, metavar='STORE', help='folder of the store')
     add('--size', metavar='PX', help='side in pixels, such as 256, or native to keep the sizes')
     keep = 'keep the aspect; --size is the short side, and smaller images are not enlarged'
