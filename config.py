@@ -1012,9 +1012,7 @@ _C.PRINT_FREQ = Option(10, 'Batches between two log lines.', within='[1, inf)', 
 _C.SEED = Option(0, 'Seed of all random numbers.', within='[0, 9.2e18]')
 _C.EVAL_MODE = Option(False, 'Whether to only evaluate.', affects='nothing')
 _C.THROUGHPUT_MODE = Option(
-    False,
-    'Whether to only measure the throughput in images per second, and the hours of the run.',
-    affects='nothing',
+    False, 'Whether to only measure the throughput in images per second.', affects='nothing'
 )
 _C.CHECK_MODE = Own(
     False, 'Whether to only check everything that the run needs.', affects='nothing'
@@ -1071,7 +1069,7 @@ FLAGS = {
     'output': ('OUTPUT', 'root of all run folders; this run writes to OUTPUT/MODEL.NAME/TAG'),
     'tag': ('TAG', 'last part of the run folder'),
     'eval': ('EVAL_MODE', 'only evaluate'),
-    'throughput': ('THROUGHPUT_MODE', 'only measure images per second and the hours of the run'),
+    'throughput': ('THROUGHPUT_MODE', 'only measure images per second of the forward pass'),
     'check': ('CHECK_MODE', 'only check everything that the run needs'),
 }
 FLAG_KEYS = {flag: key for flag, (key, _) in FLAGS.items()}

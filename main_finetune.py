@@ -203,7 +203,7 @@ def main(run: Run) -> int:
     loss_fn = None if is_probe else label_loss(run, loaders.train)
 
     if config.THROUGHPUT_MODE:
-        return log_throughput(run, model, loaders._asdict(), loss_fn, num_inputs=1)
+        return log_throughput(run, model, loaders._asdict(), num_inputs=1)
     if config.CHECK_MODE:
         found = [('selection', selection.about, selection.warning)]
         return preflight(run, model, loaders._asdict(), loss_fn, found)

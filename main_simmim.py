@@ -35,7 +35,7 @@ def main(run: Run) -> int:
         evaluate(run, model, loaders.holdout, validate)
         return 0
     if config.THROUGHPUT_MODE:
-        return log_throughput(run, model, loaders._asdict(), reconstruction_loss)
+        return log_throughput(run, model, loaders._asdict())
     if config.CHECK_MODE:
         return preflight(run, model, loaders._asdict(), reconstruction_loss)
 

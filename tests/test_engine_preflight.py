@@ -55,7 +55,7 @@ def test_a_run_that_is_ready(stage, phantom, tmp_path, check):
     assert code == 0 and verdict.startswith('verdict: ready, about ')
     assert not problems(rows)
     splits = ['train', 'holdout'] + (['valid', 'test'] if stage == 'finetune' else [])
-    expected = {'device', 'output', 'weights', 'schedule', 'step', 'speed', 'disk', 'time'}
+    expected = {'device', 'output', 'weights', 'step', 'speed', 'disk', 'time'}
     assert expected | {f'data: {split}' for split in splits} <= set(rows)
     assert str(weights) in rows['weights'][1]
     written = [path.name for path in run_folder(tmp_path / 'out', stage).iterdir()]
@@ -66,42 +66,35 @@ def test_time_is_that_of_whole_batches_and_of_the_validated_split(
     phantom, tmp_path, check, monkeypatch
 ):
     """Steps of n images take 0.2 + 0.1 n seconds, and the first one takes 3 s longer."""
-    step, sizes = preflight.Preflight._step, []
+    sizes = []
 
-    def noting(self, state, batch):
-        sizes.append(len(batch[0]))
-        step(self, state, batch)
+    def seconds(self, step, size, *, repeats=5):
+        step([item[:size] for item in self.batch])
+        sizes.append(size)
+        return (0.2 + 0.1 * size + 3 * (len(sizes) == 1)) / size
 
-    def seconds(self, work, repeats=1):
-        work()
-        return 0.2 + 0.1 * sizes[-1] + 3 * (len(sizes) == 1)
-
-    monkeypatch.setattr(preflight, 'STEP_SECONDS', 2.0)
-    monkeypatch.setattr(preflight.Preflight, '_step', noting)
-    monkeypatch.setattr(preflight.Preflight, '_seconds', seconds)
-    monkeypatch.setattr(preflight.Preflight, '_read_seconds', lambda *_: 1e-9)
+    monkeypatch.setattr(preflight, 'STEP_SECONDS', 0.9)  # 0.2 s for each of two images
+    monkeypatch.setattr(preflight.Preflight, 'seconds_per_image', seconds)
+    monkeypatch.setattr(preflight.Preflight, 'read_seconds', lambda _: 1e-9)
+    monkeypatch.setattr(preflight, 'NUM_STEPS', 1)
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune')
     _, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
-    assert 'over 4 images' in rows['step'][1]
+    assert sizes == [2, 2, 4, 4, 4, 4] and '1 steps on 4 images' in rows['step'][1]
     images = int(rows['data: holdout'][1].split()[0])
     training, validation = (n * 0.6 / 4 for n in (2 * 28, 3 * images))
-    expected = f'{training:.0f} s of training, {validation:.0f} s of validation, '
+    expected = f'{training:.0f} s for 2 epochs of 4 steps, {validation:.0f} s for validation, '
     assert rows['time'][1].startswith(expected)
 
 
-@pytest.mark.parametrize('resumes', [True, False])
-def test_checkpoints_that_would_be_overwritten(resumes, eight, tmp_path, check):
-    folder = run_folder(tmp_path / 'out', 'simmim')
-    folder.mkdir(parents=True)
-    (folder / 'ckpt_best.pth').touch()
-    argv = arguments(config_of(tmp_path, 'simmim'), eight, tmp_path / 'out')
-    code, _, rows = check('simmim', [*argv, '--opts', 'TRAIN.AUTO_RESUME', str(resumes)])
-    assert code == 0 and rows['output'][0] == ('ok' if resumes else 'warning')
-    assert ('ckpt_best.pth' in rows['output'][1]) == (not resumes)
+def test_another_run_in_the_folder(eight, tmp_path, check, monkeypatch):
+    monkeypatch.setattr(preflight, 'is_locked', lambda folder: True)
+    code, _, rows = check('simmim', arguments(config_of(tmp_path, 'simmim'), eight, tmp_path))
+    assert (code, problems(rows)) == (1, {'output'})
+    assert str(run_folder(tmp_path, 'simmim')) in rows['output'][1]
 
 
 def test_a_probe_is_checked(phantom, tmp_path, check, monkeypatch):
-    monkeypatch.delattr(preflight.Preflight, '_forward')  # the same work as a step
+    monkeypatch.delattr(preflight.Preflight, 'validation_step')  # the same work as a step
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', FINETUNE={'MODE': 'linear_probe'})
     code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
     assert (code, problems(rows)) == (0, set()), rows
@@ -167,32 +160,34 @@ def test_a_batch_that_does_not_fit_into_memory(phantom, tmp_path, check, monkeyp
         raise torch.OutOfMemoryError('CUDA out of memory.')
 
     monkeypatch.setattr(main_simmim, 'reconstruction_loss', loss)
-    monkeypatch.setattr(preflight.Preflight, '_seconds', lambda *_: 1.0)
     cfg = tiny_config(tmp_path / 'run.yaml', 'simmim')
     code, _, rows = check('simmim', arguments(cfg, phantom, tmp_path / 'out'))
     assert (code, problems(rows)) == (1, {'memory'})
 
 
-def test_the_tried_step_waits_for_no_other_process(phantom, tmp_path, check, monkeypatch):
-    """The batch norms of a wrapped model would wait, also for a rank whose step fails."""
-    order, try_step = [], preflight.Preflight.try_step
-
-    def wrap(model: torch.nn.Module, _device) -> torch.nn.Module:
-        order.append('wrap')
-        return model
-
-    def tried(*args: object) -> int:
-        order.append('try')
-        return try_step(*args)
-
-    monkeypatch.setattr(loop, 'wrap_parallel', wrap)
-    monkeypatch.setattr(preflight.Preflight, 'try_step', tried)
-    # In the last layers a channel has one value per image, so batch norm rejects single images.
+def test_batch_norm_gets_two_images(phantom, tmp_path, check):
+    """In the last layers a channel has one value per image, so batch norm rejects single images."""
     model = {'TYPE': 'timm', 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', model)
     code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
     assert code == 0 and not problems(rows)
-    assert order == ['try', 'wrap']
+
+
+def test_an_error_in_a_step_ends_the_check_of_several_processes(
+    phantom, tmp_path, monkeypatch, capfd
+):
+    """The others would wait for the gradients."""
+
+    def loss(model, batch):
+        raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    monkeypatch.setattr(main_simmim, 'reconstruction_loss', loss)
+    monkeypatch.setattr(loop, 'wrap_parallel', lambda model, _: model)
+    monkeypatch.setattr(preflight.distributed, 'world_size', lambda: 2)
+    argv = arguments(tiny_config(tmp_path / 'run.yaml', 'simmim'), phantom, tmp_path / 'out')
+    assert run_main('simmim', [*argv, '--check']) == 2
+    shown = capfd.readouterr().out
+    assert 'CUDA out of memory' in shown and 'verdict' not in shown
 
 
 def test_validation_is_timed_without_compilation(phantom, tmp_path, check, monkeypatch):

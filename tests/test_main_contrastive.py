@@ -176,7 +176,7 @@ def test_the_check_finds_no_problem(phantom, tmp_path, monkeypatch) -> None:
     cfg = write(tmp_path / 'run.yaml', 'moco')
     assert run_main('contrastive', arguments(cfg, phantom, tmp_path, '--check')) == 0
     log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
-    assert 'verdict: ready' in log and 'over 16 images' in log
+    assert 'verdict: ready' in log and '5 steps on 16 images' in log
 
 
 # Held-out metrics
