@@ -1,15 +1,18 @@
-"""The layout of the source: modules at the root, and imports that go one way."""
+"""The layout: modules at the root, imports that go one way, and a core that needs no other part."""
 
 import ast
 import functools
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny import arguments, run_folder, tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOT_MODULES = {
@@ -34,6 +37,17 @@ ROW = {package: number for number, row in enumerate(ROWS) for package in row}
 NEVER = {'engine': {'models', 'data'}}
 # Modules of `data` that models may import.
 ONLY = {'models': {'data.labels', 'data.masking', 'data.tasks'}}
+# Files and lines of this project that a main loads, directly and indirectly; parts that an option
+# names do not count. Whoever has to raise a limit makes everybody read more.
+LIMITS = {'main_simmim': (55, 14_000), 'main_finetune': (70, 17_500)}
+# The rooms that the mains load, and the files in them that CheXpert and a Swin do not need.
+# PRETRAINED needs models/pretrained.py and what it imports: convert, families, timm_classifier.
+CORE = ['system', 'data', 'models', 'engine', 'evaluation']
+NOT_NEEDED = {
+    'data': 'build check data_contrastive describe mimic noted_images packing',
+    'models': 'contrastive export mae',
+    'evaluation': 'attentive feature_files feature_flags features matching probes pseudo_labels',
+}
 
 
 def module_name(path: Path) -> str:
@@ -93,6 +107,49 @@ def test_imports_form_no_cycle() -> None:
 
     for name in MODULES:
         visit(name, ())
+
+
+def loaded_by(main: str) -> set[str]:
+    """Return the modules that a main loads, directly and indirectly."""
+    found: set[str] = set()
+    waiting = [main]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [target for target, _ in imports(name)]
+    return found
+
+
+@pytest.mark.parametrize('main', LIMITS)
+def test_what_a_main_loads_does_not_grow(main: str) -> None:
+    texts = [MODULES[name].read_text(encoding='utf-8') for name in loaded_by(main)]
+    lines = sum(len(text.splitlines()) for text in texts)
+    most_files, most_lines = LIMITS[main]
+    assert len(texts) <= most_files and lines <= most_lines, f'{len(texts)} files, {lines} lines'
+
+
+@pytest.mark.slow
+def test_the_core_trains_without_the_optional_parts(phantom: Path, tmp_path: Path) -> None:
+    code = tmp_path / 'code'
+    for room in CORE:
+        shutil.copytree(ROOT / room, code / room, ignore=shutil.ignore_patterns('__pycache__'))
+    for path in [*ROOT.glob('*.py'), ROOT / 'requirements.txt']:
+        shutil.copy(path, code)
+    (code / 'main_contrastive.py').unlink()
+    for room, names in NOT_NEEDED.items():
+        for name in names.split():
+            (code / room / f'{name}.py').unlink()
+
+    one_epoch = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}
+    checkpoint = run_folder(tmp_path, 'simmim') / 'ckpt_epoch_0.pth'
+    for stage, start in (('simmim', []), ('finetune', ['--pretrained', str(checkpoint)])):
+        cfg = tiny_config(tmp_path / f'{stage}.yaml', stage, TRAIN=one_epoch)
+        command = [sys.executable, f'main_{stage}.py', *arguments(cfg, phantom, tmp_path, *start)]
+        env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+        done = subprocess.run(command, cwd=code, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (run_folder(tmp_path, stage) / 'ckpt_epoch_0.pth').is_file()
 
 
 @pytest.mark.slow
