@@ -148,6 +148,12 @@ POLICIES = ('zeros', 'ones', 'ignore', 'zeros_smooth', 'ones_smooth', 'multiclas
 STEPS = ('equalize', 'equalize_cv', 'clahe', 'denoise', 'non_local_means')
 STEPS += ('resize', 'lung_crop', 'lung_multiply')
 LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
+# A file in the folder of a data set -> the function that opens the images. It receives the folder
+# and returns an ImageSource (data/image_source.py). Other folders contain image files.
+IMAGE_SOURCES = {
+    'store.json': 'data.store:open_store',
+    'packing.json': 'data.store:open_store',  # not finished, which is an error
+}
 
 _C = Section()
 

@@ -19,11 +19,11 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from config import Config, part
-from data.image_source import ImageSource
+from data.image_source import ImageSource, open_images
 from data.images import COLOUR_LEVELS
 from data.labels import evaluation_targets
 from data.packing import start_worker
-from data.records import Records, open_images
+from data.records import Records
 from data.table import Fault
 from data.tasks import CLASSES, task_of
 from system.files import allow_open_files

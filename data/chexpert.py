@@ -12,7 +12,7 @@ import pandas as pd
 
 from config import Config
 from data.datasets import register_dataset
-from data.image_source import ImageSource
+from data.image_source import ImageSource, open_images
 from data.labels import LABELS, MARKS, Cells
 from data.names import IMAGE_SUFFIXES, PATIENT_PART, STUDY
 from data.records import (
@@ -20,7 +20,6 @@ from data.records import (
     Records,
     add_studies,
     existing_records,
-    open_images,
     records_of,
 )
 from data.table import KEYS, Fault, OnFault, Table, refuse

@@ -1,51 +1,139 @@
-"""What is asked of the images of a data set, whether they are files or packed."""
+"""The images of a data set: files in a folder, packed, or in a place of one's own.
 
+To add a place, such as a database, write a subclass of ImageSource and name it in IMAGE_SOURCES in
+config.py. Every program can then read and pack its images.
+"""
+
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 from PIL import Image
 
+from config import IMAGE_SOURCES
+from data.images import FILE_NAME, colour_difference, decode_image, read_file
+from data.names import IMAGE_SUFFIXES
+
+SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of these holds images to be scored
+
 
 class ImageSource(ABC):
-    """Looks up, lists and reads image files by their names relative to a root.
+    """Looks up, lists and reads images by their names, which are paths relative to a folder.
+
+    A subclass needs `exists`, `below` and `read`. Worker processes receive it pickled.
 
     Attributes:
-        path: Root.
+        path: Folder of the data set.
         left_out: File -> reason, for images that could not be read when a store was packed.
     """
 
-    path: Path
-    left_out: Mapping[str, str]
+    left_out: Mapping[str, str] = {}
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
 
     @abstractmethod
     def exists(self, file: str) -> bool:
         """Return whether an image file or a folder exists."""
 
-    def has_image(self, file: str) -> bool:
-        """Return whether an image can be read."""
-        return self.exists(file)
-
     @abstractmethod
     def below(self, place: str = '') -> list[str]:
         """List the image files in a folder and below it, sorted, including those left out."""
 
-    @abstractmethod
+    def read(self, file: str) -> bytes:
+        """Return the contents of an image file; see `read_file` for the errors.
+
+        Only a store, which keeps pixels, overrides `reader` and `colour_difference` instead.
+        """
+        raise NotImplementedError
+
+    def has_image(self, file: str) -> bool:
+        """Return whether an image can be read."""
+        return self.exists(file)
+
     def scan(self) -> tuple[list[str], list[str]]:
         """List all image files, and the files that show that some of the images are scored."""
+        return self.below(), [name for name in SCORED_FILES if (self.path / name).is_file()]
 
-    @abstractmethod
     def to_look_up(self, files: Sequence[str], wanted: np.ndarray) -> np.ndarray:
         """Return the positions of the files to look up one by one: those that are `wanted` [N].
 
         A store answers for all files at once, so only those that it lacks remain.
         """
+        return np.flatnonzero(wanted)
 
-    @abstractmethod
     def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:
-        """Return a function that reads one of these files by its position; see `load_image`."""
+        """Return a function that reads one of these files by its position; see `decode_image`.
 
-    @abstractmethod
+        Each image knows the name of its file (FILE_NAME).
+        """
+        # One block of memory, which workers share; they would copy a list of strings.
+        names = np.array([os.fsencode(file) for file in files], bytes)
+        return partial(_read_image, self, names)
+
     def colour_difference(self, file: str) -> float:
         """Return the largest difference between colour channels; 0 for images packed as grey."""
+        return colour_difference(self.read(file), file)
+
+
+class Folder(ImageSource):
+    """The image files below a folder; links in it are followed."""
+
+    def exists(self, file: str) -> bool:
+        return os.path.exists(self.path / file)
+
+    def below(self, place: str = '', suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+        """List the files below a folder that have one of the suffixes, sorted, as paths below root.
+
+        Hidden files and folders are ignored. So are links to other places below the root, because
+        their targets are listed. If several links lead to one folder, it is listed below the first.
+        """
+        if not self.path.is_dir():
+            raise ValueError(f'DATA.DATA_PATH is not a folder: {self.path}')
+        root, files, places = Path(os.path.realpath(self.path)), [], [place]
+        seen = set()  # links may form a circle
+        while places:
+            place = places.pop()
+            folder = os.stat(self.path / place)
+            if (folder.st_dev, folder.st_ino) in seen:
+                continue
+            seen.add((folder.st_dev, folder.st_ino))
+            with os.scandir(self.path / place) as found:
+                entries = [entry for entry in found if not entry.name.startswith('.')]
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                file = f'{place}/{entry.name}' if place else entry.name
+                is_link = entry.is_symlink()
+                if is_link and Path(os.path.realpath(entry)).is_relative_to(root):
+                    continue
+                if entry.is_dir():
+                    places.append(file)
+                elif entry.name.lower().endswith(suffixes) and entry.is_file():
+                    files.append(file)
+        return sorted(files)
+
+    def scan(self) -> tuple[list[str], list[str]]:
+        files = self.below(suffixes=(*IMAGE_SUFFIXES, *SCORED_FILES))
+        scored = [file for file in files if os.path.basename(file) in SCORED_FILES]
+        return [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)], scored
+
+    def read(self, file: str) -> bytes:
+        return read_file(self.path / file)
+
+
+def open_images(root: str | Path) -> ImageSource:
+    """Open the images of a data set, whose folder shows what keeps them (IMAGE_SOURCES)."""
+    for file, opener in IMAGE_SOURCES.items():
+        if (Path(root) / file).is_file():
+            return resolve_name(opener)(root)
+    return Folder(root)
+
+
+def _read_image(images: ImageSource, files: np.ndarray, position: int) -> Image.Image:
+    file = os.fsdecode(files[position])
+    image = decode_image(images.read(file), images.path / file)
+    image.info[FILE_NAME] = file
+    return image

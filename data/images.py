@@ -9,7 +9,7 @@ import stat
 import time
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from os import PathLike
 from typing import TYPE_CHECKING, TypeVar
@@ -78,8 +78,8 @@ class BadImageError(ValueError):
     """Raised for a damaged or unusable image, for which reading it again does not help."""
 
 
-def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Image.Image:
-    """Read an image as one channel of grey levels.
+def decode_image(data: bytes, name: str | PathLike[str]) -> Image.Image:
+    """Decode the contents of an image file as one channel of grey levels.
 
     Colour becomes ITU-R 601 luma, transparency is put on black, and an EXIF rotation is applied.
     16-bit images are scaled by their true range: the smallest of 8, 10, 12, 14 or 16 bits that
@@ -87,41 +87,46 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
     DICOM files (see `read_dicom`).
 
     Args:
-        path: Path of an image file.
-        root: Folder of the data set. The image then knows its path below it (FILE_NAME).
+        data: Contents of the file.
+        name: Name of the file; messages contain it.
 
     Returns:
         Image of mode 'L' for 8 bits, or of mode 'F' with grey levels in [0, 255], not rounded, for
         more bits.
 
     Raises:
-        BadImageError: If the file is damaged, is not a regular file, is larger than MAX_BYTES, or
-            is useless for training (one grey level, tiny, huge, or a narrow strip).
-        ValueError: If the file is missing or cannot be read at the moment. The `__cause__` is the
-            system error.
+        BadImageError: If the image is damaged, or useless for training (one grey level, tiny, huge,
+            or a narrow strip).
+        ValueError: If a decoder is not installed, or if there is not enough memory.
     """
-    try:
-        data = read_patiently(lambda: _read_regular(path))
-        if os.fspath(path).lower().endswith(DICOM_SUFFIXES):
+    with _naming(name):
+        if _is_dicom(name):
             image = read_dicom(data)
         else:
             with _open(data) as opened:
                 if fault := _fault_of_size(*opened.size):  # before memory is allocated
                     raise ValueError(fault)
                 image = _decode(data, opened)
-    except FileNotFoundError as error:
-        raise ValueError(f'there is no image {path}') from error
-    except (OSError, ImportError, MemoryError) as error:
-        # Pillow raises OSErrors without a number for damaged files.
-        kind = BadImageError if isinstance(error, OSError) and error.errno is None else ValueError
-        raise kind(f'image {path} cannot be read: {str(error) or "not enough memory"}') from error
-    except Exception as error:  # damaged files make Pillow raise almost anything
-        raise BadImageError(f'image {path} cannot be read: {error}') from error
     if fault := _fault(image):
-        raise BadImageError(f'image {path} cannot be used: {fault}')
-    if root:
-        image.info[FILE_NAME] = os.path.relpath(path, root)
+        raise BadImageError(f'image {name} cannot be used: {fault}')
     return image
+
+
+def read_file(path: str | PathLike[str]) -> bytes:
+    """Read the contents of an image file.
+
+    Raises:
+        BadImageError: If it is not a regular file, or is larger than MAX_BYTES.
+        ValueError: If the file is missing or cannot be read at the moment. The `__cause__` is the
+            system error.
+    """
+    with _naming(path):
+        return read_patiently(lambda: _read_regular(path))
+
+
+def load_image(path: str | PathLike[str]) -> Image.Image:
+    """Read and decode an image file; see `read_file` and `decode_image` for the errors."""
+    return decode_image(read_file(path), path)
 
 
 def read_dicom(data: bytes) -> Image.Image:
@@ -174,14 +179,14 @@ def full_size(image: Image.Image) -> tuple[int, int]:
     return image.info.get(FULL_SIZE) or (image.height, image.width)
 
 
-def colour_difference(path: str | PathLike[str]) -> int:
+def colour_difference(data: bytes, name: str | PathLike[str]) -> int:
     """Return the largest difference between colour channels in levels of 256; 0 for grey images.
 
     JPEG compression of a grey image causes a few levels. DICOM files count as grey.
     """
-    if str(path).lower().endswith(DICOM_SUFFIXES):
+    if _is_dicom(name):
         return 0
-    with Image.open(path, formats=FORMATS) as image:
+    with _open(data) as image:
         if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'YCbCr'):
             return 0
         red, green, blue = image.convert('RGB').split()
@@ -199,6 +204,25 @@ def read_patiently(read: Callable[[], T]) -> T:
                 raise
         time.sleep(seconds)
     return read()
+
+
+@contextlib.contextmanager
+def _naming(name: str | PathLike[str]) -> Iterator[None]:
+    """Turn the errors of reading and decoding an image into errors that name it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f'there is no image {name}') from error
+    except (OSError, ImportError, MemoryError) as error:
+        # Pillow raises OSErrors without a number for damaged files.
+        kind = BadImageError if isinstance(error, OSError) and error.errno is None else ValueError
+        raise kind(f'image {name} cannot be read: {str(error) or "not enough memory"}') from error
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise BadImageError(f'image {name} cannot be read: {error}') from error
+
+
+def _is_dicom(name: str | PathLike[str]) -> bool:
+    return os.fspath(name).lower().endswith(DICOM_SUFFIXES)
 
 
 def _read_regular(path: str | PathLike[str]) -> bytes:

@@ -1,46 +1,46 @@
 """Images for a model with a note about each image that is coloured or cannot be used."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_image
-from data.records import Records, images_of
+from data.image_source import ImageSource
+from data.images import COLOUR_LEVELS, BadImageError
 
 SKIPPED = 'skipped: '  # prefix of the note about a skipped image
 COLOURED = 'coloured'  # note about a coloured image that is read as grey
 NAMED = 3  # maximum number of coloured images in a message
 
 
-class NotedImages(Dataset, ABC):
+class NotedImages(Dataset):
     """Data set of (model input, note about the image, index), one item per image.
 
-    With `skip_bad`, an unusable image is replaced by a grey ramp, and the note has the reason.
+    Args:
+        images: Where the images are.
+        files: Names of the images.
+        transform: Function that is called with (image, None).
+        skip_bad: Whether an unusable image is replaced by a grey ramp, and the note has the reason.
     """
 
-    def __init__(self, transform: Callable, *, skip_bad: bool) -> None:
+    def __init__(
+        self, images: ImageSource, files: Sequence[str], transform: Callable, *, skip_bad: bool
+    ) -> None:
+        self.images = images
+        self.files = files
+        self.read = images.reader(files)
         self.transform = transform
         self.skip_bad = skip_bad
 
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def image(self, index: int) -> Image.Image:
-        """Read an image; see `load_image` for the errors."""
-
-    @abstractmethod
-    def colour_difference(self, index: int) -> float:
-        """Return the largest difference between the colour channels of an image."""
+    def __len__(self) -> int:
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str, int]:
         note = ''
         try:
-            image = self.image(index)
-            if self.colour_difference(index) > COLOUR_LEVELS:
+            image = self.read(index)
+            if self.images.colour_difference(self.files[index]) > COLOUR_LEVELS:
                 note = COLOURED
         except ValueError as error:
             is_bad = isinstance(error, BadImageError)
@@ -48,42 +48,6 @@ class NotedImages(Dataset, ABC):
                 raise
             image, note = Image.linear_gradient('L'), f'{SKIPPED}{error}'
         return self.transform(image, None), note, index
-
-
-class ImageFiles(NotedImages):
-    """The images at the given paths."""
-
-    def __init__(self, paths: list[str], transform: Callable, *, skip_bad: bool) -> None:
-        super().__init__(transform, skip_bad=skip_bad)
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def image(self, index: int) -> Image.Image:
-        return load_image(self.paths[index])
-
-    def colour_difference(self, index: int) -> float:
-        return colour_difference(self.paths[index])
-
-
-class RecordImages(NotedImages):
-    """The images of records, which may be files or packed."""
-
-    def __init__(self, records: Records, transform: Callable, *, skip_bad: bool) -> None:
-        super().__init__(transform, skip_bad=skip_bad)
-        self.records = records
-        self.source = images_of(records)
-        self.read = self.source.reader(records.file)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def image(self, index: int) -> Image.Image:
-        return self.read(index)
-
-    def colour_difference(self, index: int) -> float:
-        return self.source.colour_difference(self.records.file[index])
 
 
 def is_skipped(note: str) -> bool:

@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from config import Config, default_config, find_part
 from data.chexpert import read_csv, read_folder
-from data.images import BadImageError, full_size, load_image
+from data.image_source import SCORED_FILES, open_images
+from data.images import BadImageError, full_size
 from data.mimic import named_images
 from data.preprocess import Setup, apply_steps, squeezed
-from data.records import SCORED_FILES, open_images
 from data.store import (
     BAD_FILE,
     BYTES,
@@ -186,12 +187,10 @@ def _read_splits(config: Config, root: Path) -> tuple[set[str], dict[str, Path],
     return files, tables, list(splits) != ['train']
 
 
-def encode(
-    path: str | os.PathLike[str], settings: Settings, root: str | os.PathLike[str] = ''
-) -> Encoded:
-    """Read an image and convert it to its stored form; see `load_image` for the errors."""
+def encode(image: Image.Image, settings: Settings) -> Encoded:
+    """Convert an image to its stored form."""
     setup = Setup(settings.size, settings.lung_masks)
-    image = apply_steps(load_image(path, root), settings.preprocess, setup)
+    image = apply_steps(image, settings.preprocess, setup)
     full_height, full_width = full_size(image)
     size, short = settings.size, min(image.size)
     if settings.square:
@@ -407,9 +406,10 @@ def _encode_all(
 
 def _encode_chunk(root: Path, settings: Settings, files: Sequence[str]) -> list[Encoded | str]:
     encoded: list[Encoded | str] = []
-    for file in files:
+    read = open_images(root).reader(files)
+    for position in range(len(files)):
         try:
-            encoded.append(encode(root / file, settings, root))
+            encoded.append(encode(read(position), settings))
         except BadImageError as error:
             encoded.append(str(error))
     return encoded

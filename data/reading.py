@@ -17,8 +17,9 @@ from config import (
     scored_steps,
 )
 from data.chexpert import chexpert_tables, read_csv, read_folder
+from data.image_source import open_images
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS, resized_side
-from data.records import Records, existing_records, open_images, select_views
+from data.records import Records, existing_records, select_views
 from data.splits import split_fold, split_patients
 from data.store import (
     BAD_FILE,

@@ -1,21 +1,17 @@
 """Records: the images of a table with their labels, patients and views."""
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from data.image_source import ImageSource
-from data.images import colour_difference, load_image
+from data.image_source import ImageSource, open_images
 from data.labels import BLANK, CELLS, LABELS, MARKS, Cells
-from data.names import IMAGE_SUFFIXES, PATIENT_AND_BELOW, STUDY, views_in_names
-from data.store import BAD_FILE, is_store, open_store
+from data.names import PATIENT_AND_BELOW, STUDY, views_in_names
+from data.store import BAD_FILE
 from data.table import LARGEST, Fault, OnFault, Table
 
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
@@ -24,7 +20,6 @@ SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
 VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
-SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of these holds images to be scored
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,63 +52,6 @@ class Records:
         return replace(self, **arrays)
 
 
-class Folder(ImageSource):
-    """The image files below a folder; links in it are followed."""
-
-    left_out: Mapping[str, str] = {}
-
-    def __init__(self, root: str | Path) -> None:
-        self.path = Path(root)
-
-    def exists(self, file: str) -> bool:
-        return os.path.exists(self.path / file)
-
-    def below(self, place: str = '', suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-        """List the files below a folder that have one of the suffixes, sorted, as paths below root.
-
-        Hidden files and folders are ignored. So are links to other places below the root, because
-        their targets are listed. If several links lead to one folder, it is listed below the first.
-        """
-        if not self.path.is_dir():
-            raise ValueError(f'DATA.DATA_PATH is not a folder: {self.path}')
-        root, files, places = Path(os.path.realpath(self.path)), [], [place]
-        seen = set()  # links may form a circle
-        while places:
-            place = places.pop()
-            folder = os.stat(self.path / place)
-            if (folder.st_dev, folder.st_ino) in seen:
-                continue
-            seen.add((folder.st_dev, folder.st_ino))
-            with os.scandir(self.path / place) as found:
-                entries = [entry for entry in found if not entry.name.startswith('.')]
-            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                file = f'{place}/{entry.name}' if place else entry.name
-                is_link = entry.is_symlink()
-                if is_link and Path(os.path.realpath(entry)).is_relative_to(root):
-                    continue
-                if entry.is_dir():
-                    places.append(file)
-                elif entry.name.lower().endswith(suffixes) and entry.is_file():
-                    files.append(file)
-        return sorted(files)
-
-    def scan(self) -> tuple[list[str], list[str]]:
-        files = self.below(suffixes=(*IMAGE_SUFFIXES, *SCORED_FILES))
-        scored = [file for file in files if os.path.basename(file) in SCORED_FILES]
-        return [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)], scored
-
-    def to_look_up(self, files: Sequence[str], wanted: np.ndarray) -> np.ndarray:
-        return np.flatnonzero(wanted)
-
-    def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:
-        # One block of memory, which workers share; they would copy a list of strings.
-        names = np.array([os.fsencode(file) for file in files], bytes)
-        return partial(_read_file, self.path, names)
-
-    def colour_difference(self, file: str) -> float:
-        return colour_difference(self.path / file)
-
-
 def select_views(records: Records, views: str) -> Records:
     """Select the images of the views 'frontal', 'lateral' or 'all'."""
     if views == 'all':
@@ -126,11 +64,6 @@ def select_views(records: Records, views: str) -> Records:
             f'(DATA.VIEWS, EVAL.VIEWS){hint}'
         )
     return records.select(keep)
-
-
-def open_images(root: str | Path) -> ImageSource:
-    """Open the images of a data set: a packed store or a folder, see `Folder`."""
-    return open_store(root) if is_store(root) else Folder(root)
 
 
 def images_of(records: Records) -> ImageSource:
@@ -251,7 +184,3 @@ def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Rec
         labels=labels_of(table, labels, cells),
         label_names=tuple(labels),
     )
-
-
-def _read_file(root: Path, files: np.ndarray, position: int) -> Image.Image:
-    return load_image(root / os.fsdecode(files[position]), root)

@@ -36,7 +36,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.image_source import ImageSource
-from data.images import FULL_RANGE_BITS, FULL_SIZE, PACKED_STEPS, BadImageError, read_patiently
+from data.images import (
+    FILE_NAME,
+    FULL_RANGE_BITS,
+    FULL_SIZE,
+    PACKED_STEPS,
+    BadImageError,
+    read_patiently,
+)
 from system.files import BLOCK_BYTES, atomic_writer, is_below, locked, replace_file
 
 VERSION = 2
@@ -162,7 +169,7 @@ class Store(ImageSource):
         return 0.0
 
     def image(self, position: int) -> Image.Image:
-        """Return an image at its packed size, in the modes of `load_image`.
+        """Return an image at its packed size, in the modes of `decode_image`.
 
         `data.images.full_size` returns the size of the image before packing.
 
@@ -180,6 +187,7 @@ class Store(ImageSource):
         elif form == FLOATS:
             pixels = pixels.astype(np.float32)  # the byte order of this machine
         image = Image.fromarray(pixels)
+        image.info[FILE_NAME] = os.fsdecode(self.names[position])
         image.info[FULL_SIZE] = tuple(full)
         image.info[PACKED_STEPS] = packed_steps(self.about)
         return image
@@ -277,7 +285,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
             files outside its folder.
     """
     file = Path(path) / STORE_FILE
-    if not file.is_file():
+    if not is_store(path):
         raise ValueError(f'{path} is not a packed store: it has no {STORE_FILE}')
     about = read_json(file)
     for name in (*about['files'], *about['shards']):

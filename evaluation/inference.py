@@ -92,14 +92,14 @@ def kept_patches(config: Any, dataset: Dataset, index: np.ndarray) -> torch.Tens
 def require_finite(values: np.ndarray, dataset: Dataset, *, start: int = 0) -> None:
     """Raise a ValueError with the name of the first image whose output is not finite.
 
-    `values` [N, ...] has one row per image of the dataset, which has `records` or `paths`, from the
+    `values` [N, ...] has one row per image of the dataset, which has `records` or `files`, from the
     image at position `start` on.
     """
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if not bad.size:
         return
     records = getattr(dataset, 'records', None)
-    path = (dataset.paths if records is None else records.path)[start + bad[0]]
+    path = (dataset.files if records is None else records.path)[start + bad[0]]
     source = '' if records is None else f'{records.root / records.csv}: '
     raise ValueError(
         f'{source}the model returns NaN or infinity for {bad.size} of {len(values)} images, first '

@@ -30,9 +30,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import Config, config_text
-from data.noted_images import RecordImages, describe_notes, is_skipped
+from data.noted_images import NotedImages, describe_notes, is_skipped
 from data.reading import read_images, require_packed_steps
-from data.records import Records
+from data.records import Records, images_of
 from data.store import STORE_FILE, is_store
 from data.transforms import EvalTransform
 from engine.launch import model_tool
@@ -69,7 +69,7 @@ def describe_job(
 def compute_parts(
     parts: Parts,
     model: nn.Module,
-    images: RecordImages,
+    images: NotedImages,
     *,
     device: torch.device,
     tokens: bool,
@@ -133,7 +133,7 @@ def main(args: argparse.Namespace) -> int:
         compute_parts(
             parts,
             model,
-            RecordImages(records, transform, skip_bad=args.skip_bad),
+            NotedImages(images_of(records), records.file, transform, skip_bad=args.skip_bad),
             device=device,
             tokens=args.tokens,
             batch_size=job['batch_size'],

@@ -23,8 +23,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, put
+from data.image_source import Folder
 from data.images import load_image
-from data.noted_images import ImageFiles, describe_notes, is_skipped
+from data.noted_images import NotedImages, describe_notes, is_skipped
 from data.predictions import write_predictions
 from data.reading import read_images, read_split
 from data.tasks import task_of
@@ -146,7 +147,7 @@ def predict_images(args: argparse.Namespace) -> int:
     workers = min(data.NUM_WORKERS, usable_cpus()) if workers is None else workers
     allow_open_files(workers, per_worker=LOADER_FILES)
     loader = ImageLoader(
-        ImageFiles(paths, EvalTransform(config), skip_bad=args.skip_bad),
+        NotedImages(Folder('.'), paths, EvalTransform(config), skip_bad=args.skip_bad),
         batch_size=args.batch_size or min(data.BATCH_SIZE, MOST_IMAGES),
         num_workers=workers,
     )

@@ -9,7 +9,8 @@ import pandas as pd
 
 from config import Config
 from data.datasets import register_dataset
-from data.records import Records, existing_records, open_images, records_of
+from data.image_source import open_images
+from data.records import Records, existing_records, records_of
 from data.table import OnFault, Table, refuse
 
 FILE = 'images.jsonl'  # keys: file, who, part, and names of labels

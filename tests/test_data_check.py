@@ -15,9 +15,9 @@ from tiny import load_script, run_script
 
 import data.check
 from data.check import look_at
+from data.image_source import Folder
 from data.labels import LABELS
 from data.packing import Settings, pack, read_source
-from data.records import Folder
 from scripts.phantom import make_phantom
 
 Found = tuple[str, str, float | None, str]  # kind, csv, row, file
@@ -277,7 +277,7 @@ def test_numbers_are_not_checked_as_marks(
 
 
 def test_what_was_found_is_listed_if_a_worker_is_killed(clean: Path, check, monkeypatch) -> None:
-    monkeypatch.setattr('data.records.load_image', lambda *_: os._exit(9))
+    monkeypatch.setattr('data.image_source.decode_image', lambda *_: os._exit(9))
     assert [kind for kind, *_ in check(clean)] == ['images that were not checked']
 
 

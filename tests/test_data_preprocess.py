@@ -13,13 +13,13 @@ from PIL import Image
 from xray_splits import LOGGER, make_config, samples_of
 
 from data.data_finetune import build_loader_finetune
+from data.image_source import open_images
 from data.images import FILE_NAME, BadImageError, full_size, load_image
 from data.loader import sample_rng
 from data.packing import Settings
 from data.preprocess import Preprocess, Setup, apply_steps
 from data.preprocess import check as check_steps
 from data.reading import data_root, read_data_set
-from data.records import open_images
 from data.store import open_store, read_about
 from data.transforms import TrainTransform
 
@@ -144,7 +144,7 @@ def lungs(tmp_path: Path) -> Path:
 
 
 def masked(lungs: Path, *steps: str) -> Image.Image:
-    image = load_image(lungs / 'images/a/x.png', lungs / 'images')
+    image = open_images(lungs / 'images').reader(['a/x.png'])(0)
     return apply_steps(image, steps, Setup(SIZE, str(lungs / 'masks')))
 
 

@@ -20,8 +20,8 @@ class Images(Dataset):
 
     def __init__(self, images: torch.Tensor) -> None:
         self.images = images
-        self.paths = [f'{i}.png' for i in range(len(images))]
-        self.records = Namespace(root=Path('root'), csv='valid.csv', path=self.paths)
+        self.files = [f'{i}.png' for i in range(len(images))]
+        self.records = Namespace(root=Path('root'), csv='valid.csv', path=self.files)
         self.reads = [0] * len(images)
 
     def __len__(self) -> int:

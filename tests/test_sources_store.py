@@ -16,8 +16,8 @@ from xray_splits import samples_of, write_split, xray
 
 from data.check import SAME_XRAY, look_at
 from data.chexpert import read_csv
+from data.image_source import Folder, open_images
 from data.layouts import read_layout
-from data.records import Folder, open_images
 from data.store import is_store
 from scripts.check_data import main as check
 from scripts.check_data import parse_args as check_args
