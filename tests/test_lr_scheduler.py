@@ -178,7 +178,7 @@ def test_a_rate_that_cannot_be_used_is_refused(value, monkeypatch):
 def test_the_numbers_of_a_schedule_are_read_by_torch(tmp_path):
     """A checkpoint with NumPy's numbers could not be loaded."""
     optimizer, number = make_optimizer(1.0, 1.0), np.float64(0.5)
-    Scheduler(optimizer, lambda *_: number, lambda _: number, lambda _: number)
+    Scheduler(optimizer, lambda *_: number, lambda _: number)
     torch.save(optimizer.state_dict(), tmp_path / 'saved.pth')
     loaded = torch.load(tmp_path / 'saved.pth', weights_only=True)
     assert [group['lr'] for group in loaded['param_groups']] == [0.5, 0.5]
