@@ -1146,7 +1146,7 @@ def get_config(args: argparse.Namespace) -> Config:
         ValueError: If a key or value is wrong. The message names the key and the source.
     """
     config = default_config()
-    config.merge_from_file(args.cfg)
+    config.merge_from_file(shipped_file(args.cfg))
     config.merge_from_list(getattr(args, 'opts', None) or [])
     for flag, key in FLAG_KEYS.items():
         value = getattr(args, flag, None)
@@ -1157,6 +1157,12 @@ def get_config(args: argparse.Namespace) -> Config:
     check_config(config, stage)
     config.freeze()
     return config
+
+
+def shipped_file(path: str | Path) -> Path:
+    """Return the path of a config file, which may be given relative to this project."""
+    own = Path(__file__).parent / path
+    return own if not Path(path).exists() and own.is_file() else Path(path)
 
 
 def fit_to_task(config: Config, stage: str | None) -> None:

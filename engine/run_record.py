@@ -320,7 +320,11 @@ def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
 
 
 def code_version() -> str:
-    """Return the commit of this code, such as 'c0ffee with changes'; 'unknown' without git."""
+    """Return the commit of this code, such as 'c0ffee with changes', or the wheel's version."""
+    if not (ROOT / '.git').exists():  # the wheel may lie in another project's repository
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f'version {metadata.version("simmim-chest-xrays")}'
+        return 'unknown'
     command = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--tags']
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

@@ -1,7 +1,8 @@
 """Console commands: `simmim-check-data ARGUMENTS` runs `python scripts/check_data.py ARGUMENTS`.
 
-`pip install -e .` in the repository makes the commands that pyproject.toml lists. The process of a
-command becomes the Python program, so that arguments, signals and exit codes are the program's.
+`pip install` of the wheel or of the repository makes the commands that pyproject.toml lists. The
+process of a command becomes the Python program, so that arguments, signals and exit codes are the
+program's.
 """
 
 import os
@@ -23,5 +24,5 @@ def program_of(command: str) -> Path:
 def main() -> None:
     program = program_of(sys.argv[0])
     if not program.is_file():
-        sys.exit(f'error: there is no {program}; run pip install -e . in the repository')
+        sys.exit(f'error: there is no {program}')
     os.execv(sys.executable, [sys.executable, str(program), *sys.argv[1:]])

@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
+from sysconfig import get_path
 
 import pytest
 
@@ -15,21 +15,62 @@ tomllib = pytest.importorskip('tomllib', reason='new in Python 3.11')
 SETTINGS = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
 
 
-@pytest.mark.parametrize('command, entry', SETTINGS['project']['scripts'].items())
-def test_every_command_has_an_entry_point_and_a_program(command, entry) -> None:
-    module, _, function = entry.partition(':')
-    package, _, rest = module.partition('.')
-    folder = SETTINGS['tool']['setuptools']['package-dir'][package]
-    assert callable(getattr(import_module(f'{folder}.{rest}'), function))
+@pytest.mark.parametrize('command', SETTINGS['project']['scripts'])
+def test_every_command_has_a_program(command: str) -> None:
     program = program_of(f'/usr/bin/{command}')
     assert program.is_file() and "if __name__ == '__main__':" in program.read_text()
 
 
-def test_only_one_package_can_be_imported() -> None:
+def test_all_rooms_are_in_one_package() -> None:
     """Other projects in the environment keep names such as data and utils."""
     tools = SETTINGS['tool']['setuptools']
-    assert tools['packages'] == [*tools['package-dir']] == ['simmim_scripts']
-    assert 'py-modules' not in tools
+    assert tools['package-dir'] == {'simmim_xray': '.'}
+    rooms = {path.parent.name for path in ROOT.glob('*/__init__.py')} | {'configs', 'scripts'}
+    assert {*tools['packages']} == {'simmim_xray', *(f'simmim_xray.{room}' for room in rooms)}
+
+
+def test_extras_and_version_are_those_of_other_files() -> None:
+    project = SETTINGS['project']
+    lines = (ROOT / 'requirements-dev.txt').read_text() + (
+        ROOT / 'requirements-export.txt'
+    ).read_text()
+    known = {line.partition('#')[0].strip() for line in lines.splitlines()}
+    extras = project['optional-dependencies']
+    assert {package for packages in extras.values() for package in packages} <= known
+    newest = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8').split('## ')[1].split()[0]
+    assert project['version'] == newest.replace('-', '.')
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_in_an_empty_folder(phantom: Path, tmp_path: Path) -> None:
+    """A fresh environment has the wheel, and takes the requirements from the one of the tests."""
+    pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
+    built = subprocess.run(
+        [*pip, 'wheel', '--no-deps', '-w', tmp_path, ROOT], capture_output=True, text=True
+    )
+    if built.returncode and 'setuptools' in built.stderr:
+        pytest.skip('the build needs setuptools from the package index')
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob('*.whl')
+    venv, empty = tmp_path / 'venv', tmp_path / 'empty'
+    empty.mkdir()
+    subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
+    subprocess.run([venv / 'bin/pip', '-q', 'install', '--no-deps', wheel], check=True)
+    (site,) = venv.glob('lib/python*/site-packages')
+    (site / 'requirements.pth').write_text(get_path('purelib') + '\n')
+    assert not any((site / name).exists() for name in ('data', 'utils.py', 'models'))
+    tiny = ['TRAIN.EPOCHS', '1', 'TRAIN.WARMUP_EPOCHS', '0', 'DATA.NUM_WORKERS', '0']
+    tiny += ['DATA.BATCH_SIZE', '8', 'DATA.HOLDOUT_FRACTION', '0.2']
+    pair = 'configs/swin_nano__demo/simmim_{}__swin_nano__img64_window4__demo.yaml'
+    for name, stage, options in (
+        ('pretrain', 'pretrain', []),
+        ('finetune', 'finetune', ['DATA.TRAIN_FRACTION', '1.0', 'EVAL.RESAMPLES', '0']),
+    ):
+        command = [venv / 'bin' / f'simmim-{name}', '--cfg', pair.format(stage)]
+        command += ['--data-path', phantom, '--opts', *tiny, *options]
+        done = subprocess.run(command, cwd=empty, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert [*empty.rglob('report.html')] and [*empty.rglob('ckpt_epoch_0.pth')]
 
 
 def run(tmp_path: Path, name: str, *words: str) -> subprocess.CompletedProcess:
