@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.pseudo_labels import KEEP
-from sweeps.pseudo_labels import TABLE, Rounds
+from evaluation.pseudo_label_choice import KEEP
+from sweeps.pseudo_label_rounds import TABLE, Rounds
 from system.tool import Paragraphs, tool
 
 

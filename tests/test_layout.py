@@ -46,7 +46,8 @@ CORE = ['system', 'data', 'models', 'engine', 'evaluation']
 NOT_NEEDED = {
     'data': 'build check data_contrastive describe mimic noted_images packing',
     'models': 'contrastive export mae',
-    'evaluation': 'attentive feature_files feature_flags features matching probes pseudo_labels',
+    'evaluation': 'attentive feature_files feature_flags features matching probes '
+    'pseudo_label_choice',
 }
 
 

@@ -5,7 +5,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from evaluation.pseudo_labels import KEEP, MIN_CASES, MIN_EXPECTED, SHARES, audit, choose_values
+from evaluation.pseudo_label_choice import (
+    KEEP,
+    MIN_CASES,
+    MIN_EXPECTED,
+    SHARES,
+    audit,
+    choose_values,
+)
 
 NAN = np.nan
 

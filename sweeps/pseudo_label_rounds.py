@@ -28,7 +28,7 @@ from evaluation.metrics import (
     score_table,
     selection_score,
 )
-from evaluation.pseudo_labels import audit, choose_values
+from evaluation.pseudo_label_choice import audit, choose_values
 from logger import json_safe
 from sweeps.comparison import ENDS, MEANS, compare_rows, summarise
 from sweeps.files import MAINS, Job, share_steps, without_cache
@@ -61,8 +61,8 @@ class Rounds:
         options: KEY VALUE pairs that override the YAML file.
         pretrained: Checkpoint that every round starts from, or ''.
         processes: Number of processes of a run.
-        keep: See `evaluation.pseudo_labels.choose_values`.
-        confidence: See `evaluation.pseudo_labels.choose_values`.
+        keep: See `evaluation.pseudo_label_choice.choose_values`.
+        confidence: See `evaluation.pseudo_label_choice.choose_values`.
         equal_steps: Whether runs with more images have fewer epochs, so that all runs take about
             the same number of steps.
         say: Function that receives each line about the progress.

@@ -17,8 +17,8 @@ from config import FEW_TRAINING_IMAGES
 from data.labels import LABELS
 from engine.run_record import RECORD_FILE, read_record
 from logger import read_metrics
-from sweeps import pseudo_labels
-from sweeps.pseudo_labels import Rounds
+from sweeps import pseudo_label_rounds
+from sweeps.pseudo_label_rounds import Rounds
 from system.files import sha256
 
 ROUNDS = ('round0', 'round1', 'round2')
@@ -183,13 +183,13 @@ def test_means_that_the_labels_do_not_have_are_left_out(monkeypatch: pytest.Monk
         return SimpleNamespace(figures={'scores': {'mean_of_defined': 0.7}}, round=folder.name)
 
     patients = SimpleNamespace(samples=lambda run: {'mean_of_defined': samples[run.round]})
-    monkeypatch.setattr(pseudo_labels, 'read_scores', scores)
-    monkeypatch.setattr(pseudo_labels, 'ScoredPatients', lambda *_, **__: patients)
+    monkeypatch.setattr(pseudo_label_rounds, 'read_scores', scores)
+    monkeypatch.setattr(pseudo_label_rounds, 'ScoredPatients', lambda *_, **__: patients)
     config = SimpleNamespace(EVAL=SimpleNamespace(RESAMPLES=2), SEED=0)
     names = ('round0', 'round1')
     jobs = [SimpleNamespace(run=name, folder=Path(name)) for name in names]
     rows = [{'run': name} for name in names]
-    pseudo_labels._add_scores(rows, SimpleNamespace(jobs=jobs, config=config), 'valid')
+    pseudo_label_rounds._add_scores(rows, SimpleNamespace(jobs=jobs, config=config), 'valid')
     assert rows[0] == {
         'run': 'round0',
         'valid_mean_of_defined': 0.7,
