@@ -53,7 +53,7 @@ from sweeps.plots import (
 from sweeps.results import collect, read_collected, save_collected
 from sweeps.run_scores import SPLITS
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
-from sweeps.subgroups import collect_subgroups, write_subgroup_table
+from sweeps.subgroup_table import collect_subgroups, write_subgroup_table
 from sweeps.sweep_table import (
     choose_scores,
     known_scores,

@@ -73,7 +73,7 @@ class CollectedRow(TypedDict, total=False):
 
 
 class Subgroups(TypedDict):
-    """The rows of a sweep by subgroup (`sweeps.subgroups.collect_subgroups`)."""
+    """The rows of a sweep by subgroup (`sweeps.subgroup_table.collect_subgroups`)."""
 
     score: str
     split: str

@@ -155,7 +155,7 @@ def _reason(row: CollectedRow, rows: Sequence[CollectedRow]) -> str:
 def plot_subgroups(path: str | Path, collected: Collected) -> None:
     """Draw the paired differences of all rows in each group, with a panel for each column.
 
-    The differences are those of `sweeps.subgroups`, with intervals over patients.
+    The differences are those of `sweeps.subgroup_table`, with intervals over patients.
     """
     found = collected['subgroups']
     cells = [cell for cell in found['cells'] if cell['against']]

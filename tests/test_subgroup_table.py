@@ -18,7 +18,7 @@ from evaluation.intervals import Resamples, bootstrap_p, holm
 from sweeps.plots import plot_subgroups
 from sweeps.results import collect
 from sweeps.run_scores import BOOTSTRAP_SEED
-from sweeps.subgroups import _score, collect_subgroups, write_subgroup_table
+from sweeps.subgroup_table import _score, collect_subgroups, write_subgroup_table
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
@@ -57,7 +57,7 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     made = Finished(tmp_path_factory.mktemp('runs'))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('sweeps.subgroups.enough_resamples', lambda count: DRAWS)
+        patch.setattr('sweeps.subgroup_table.enough_resamples', lambda count: DRAWS)
         patch.setattr('sweeps.comparison.SIGNIFICANT', 0.3)  # so that few resamples are enough
         made.collected['subgroups'] = collect_subgroups(
             *(made.collected, made.sweep, made.made.output, 'Edema'),
@@ -105,7 +105,7 @@ def test_a_comparison_that_the_table_refuses_is_not_made_in_groups(
     finished: Finished, others: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other comparisons of the row are."""
-    monkeypatch.setattr('sweeps.subgroups.enough_resamples', lambda count: DRAWS)
+    monkeypatch.setattr('sweeps.subgroup_table.enough_resamples', lambda count: DRAWS)
     entries = {row['name']: row for row in finished.collected['rows']}
     refused = entries['0.1'] | {'against': '0.8', 'problem': 'other cases'}
     allowed = [entries['0.1'] | {'against': name} for name in others]
@@ -161,7 +161,7 @@ def test_tables_and_figure_have_all_rows_and_groups(finished: Finished, tmp_path
 def test_the_option_writes_and_stores_the_subgroups(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr('sweeps.subgroups.enough_resamples', lambda count: DRAWS)
+    monkeypatch.setattr('sweeps.subgroup_table.enough_resamples', lambda count: DRAWS)
     ablate, output = load_script('ablate'), finished.made.output
     words = ['table', '--sweep', str(finished.sweep.path), '--scores', 'Edema', '--subgroups']
     race = ['RACE', '--demographics', str(finished.people)]
