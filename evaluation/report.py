@@ -27,9 +27,9 @@ from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
 from evaluation.classes import CLASS_METRICS
-from evaluation.compare import compare
 from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.metrics import FEW_CASES, METRICS, Protocol, headline_labels
+from evaluation.model_comparison import compare
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
 from system.files import replace_files

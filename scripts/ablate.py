@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.run_record import is_finished
 from sweeps.budget import check_runs, describe_runs, epochs_for
-from sweeps.comparison import is_compared
 from sweeps.files import (
     ROOT,
     SECTIONS,
@@ -51,6 +50,7 @@ from sweeps.plots import (
     plot_sweep,
 )
 from sweeps.results import collect, read_collected, save_collected
+from sweeps.row_comparison import is_compared
 from sweeps.run_scores import SPLITS
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
 from sweeps.subgroup_table import collect_subgroups, write_subgroup_table

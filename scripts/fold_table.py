@@ -46,7 +46,6 @@ from evaluation.footnotes import Footnotes
 from evaluation.intervals import Resamples
 from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, count_classes, label_scores, labels_with_few_cases
-from sweeps.comparison import ENDS, SIGNIFICANT, LongTable, compare_rows, summarise
 from sweeps.files import (
     PIXELS,
     Sweep,
@@ -68,6 +67,7 @@ from sweeps.folds import (
     save_scores,
 )
 from sweeps.plots import Difference, plot_differences
+from sweeps.row_comparison import ENDS, SIGNIFICANT, LongTable, compare_rows, summarise
 from sweeps.runner import folder_state
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
@@ -423,7 +423,7 @@ def extract(args: argparse.Namespace) -> None:
 
 
 def _part(line: pd.Series) -> dict[str, Any]:
-    """Return a line of a table as a result of `sweeps.comparison.compare_rows`, with a `title`."""
+    """Return a line of a table, with a `title`, as `sweeps.row_comparison.compare_rows` does."""
     ends = {noise: {end: line[f'{name}_{end}'] for end in ENDS} for noise, name in NOISE.items()}
     part = {'title': f'{line["row"]} ({line["against"]})', 'seeds': len(line['by_seed'])}
     return part | ends | {**line[['difference', 'by_seed', 'verdict']]}

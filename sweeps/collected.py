@@ -21,7 +21,7 @@ class RunFigures(TypedDict, total=False):
     selected_on: str
     selecting_images: int
     mask_ratio: float  # EVAL.MASK_RATIO; absent if the scores use all patches
-    # AUROC by label, the means (`sweeps.comparison.MEANS`), and other metrics as 'metric:label'.
+    # AUROC by label, the means (`MEANS` of `row_comparison`), and other metrics as 'metric:label'.
     scores: dict[str, float | None]
     last: dict[str, float | None]  # AUROCs of the last checkpoint; {} if it was not scored
     thresholds: dict[str, float | None]
@@ -69,7 +69,7 @@ class CollectedRow(TypedDict, total=False):
     against: str
     problem: str  # why there is no comparison or no interval over patients
     over_patients: dict[str, dict[str, float]]  # score -> {`low`, `high`} of the row's own mean
-    compared: dict[str, dict[str, Any]]  # score -> result of `sweeps.comparison.compare_rows`
+    compared: dict[str, dict[str, Any]]  # score -> result of `sweeps.row_comparison.compare_rows`
 
 
 class Subgroups(TypedDict):
@@ -80,7 +80,7 @@ class Subgroups(TypedDict):
     resamples: int
     # For each group and each row next to one that it is compared with: `row`, `against` or '',
     # `column`, `group`, numbers of `cases`, `patients` and `labels`, `few` (a class with few cases,
-    # or ''), and the results of `summarise` and `compare_rows` of `sweeps.comparison`.
+    # or ''), and the results of `summarise` and `compare_rows` of `sweeps.row_comparison`.
     cells: list[dict[str, Any]]
 
 

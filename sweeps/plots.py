@@ -20,8 +20,8 @@ from matplotlib.lines import Line2D
 
 from logger import read_metrics
 from sweeps.collected import Collected, CollectedRow
-from sweeps.comparison import ENDS, MEANS, MISSING, is_compared, t_interval
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
+from sweeps.row_comparison import ENDS, MEANS, MISSING, is_compared, t_interval
 from sweeps.sweep_table import (
     choose_scores,
     distinct_rows,
@@ -96,7 +96,7 @@ class Difference:
 
     Attributes:
         title: Name of the line.
-        part: Result of `sweeps.comparison.compare_rows`, or None.
+        part: Result of `sweeps.row_comparison.compare_rows`, or None.
         seeds: Number of seeds that the reader expects. Fewer are noted.
         reason: Why there is no `part`.
     """

@@ -30,8 +30,8 @@ from evaluation.metrics import (
 )
 from evaluation.pseudo_label_choice import audit, choose_values
 from logger import json_safe
-from sweeps.comparison import ENDS, MEANS, compare_rows, summarise
 from sweeps.files import MAINS, Job, share_steps, without_cache
+from sweeps.row_comparison import ENDS, MEANS, compare_rows, summarise
 from sweeps.run_scores import ScoredPatients, read_scores
 from sweeps.runner import Runner
 from sweeps.tables import (

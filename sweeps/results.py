@@ -13,18 +13,6 @@ from data.masking import average_distance, mask_generator
 from engine.run_record import files_read, is_finished, read_record, without_home
 from logger import json_safe, read_metrics
 from sweeps.collected import Collected, CollectedRow, CollectedRun, CollectedSeed
-from sweeps.comparison import (
-    CLEAR_VERDICTS,
-    ENDS,
-    MISSING,
-    LongTable,
-    Seeds,
-    compare_rows,
-    enough_resamples,
-    few_of_label,
-    is_compared,
-    summarise,
-)
 from sweeps.files import (
     MASK_KEYS,
     PIXELS,
@@ -36,6 +24,18 @@ from sweeps.files import (
     run_folder,
     scores_pixels,
     training_changes,
+)
+from sweeps.row_comparison import (
+    CLEAR_VERDICTS,
+    ENDS,
+    MISSING,
+    LongTable,
+    Seeds,
+    compare_rows,
+    enough_resamples,
+    few_of_label,
+    is_compared,
+    summarise,
 )
 from sweeps.run_scores import (
     BOOTSTRAP_SEED,

@@ -19,8 +19,8 @@ from evaluation.intervals import Resamples
 from evaluation.metrics import METRICS, SplitScores, label_scores
 from logger import read_metrics
 from sweeps.collected import CollectedSeed, RunFigures
-from sweeps.comparison import MEANS
 from sweeps.files import PIXELS, Row, load_config, run_folder, without_cache
+from sweeps.row_comparison import MEANS
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
 # What JSON of another form raises, also if its parts are nested too deeply.
@@ -89,7 +89,7 @@ class ScoredPatients:
         self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
 
     def samples(self, run: Scored) -> dict[str, np.ndarray]:
-        """Return the scores of a run as in a long table (`sweeps.comparison`), score -> [1 + R].
+        """Return the scores of a run as a `LongTable` has them, score -> [1 + R].
 
         R is 0 for scores other than AUROC, unless there is a single label.
 

@@ -16,8 +16,8 @@ from evaluation.metrics import FEW_CASES, few_cases, label_scores
 from evaluation.subgroups import natural_order
 from logger import json_safe
 from sweeps.collected import Collected, Subgroups
-from sweeps.comparison import ENDS, MEANS, MISSING, compare_rows, enough_resamples, summarise
 from sweeps.files import Sweep
+from sweeps.row_comparison import ENDS, MEANS, MISSING, compare_rows, enough_resamples, summarise
 from sweeps.run_scores import BOOTSTRAP_SEED, PROTOCOL, Scored, ScoredPatients, scored_runs
 from sweeps.sweep_table import (
     FEW,
@@ -62,7 +62,7 @@ def collect_subgroups(
         collected: Results of the sweep.
         sweep: Sweep.
         output: Root of the run folders.
-        score: An AUROC: a label, or one of `sweeps.comparison.MEANS`.
+        score: An AUROC: a label, or one of `sweeps.row_comparison.MEANS`.
         further: Columns of groups besides sex, age and view; () for EVAL.GROUPS of the runs.
         demographics: File with such columns by patient; '' for DATA.DEMOGRAPHICS of the runs.
 
@@ -115,7 +115,7 @@ def write_subgroup_table(collected: Collected, folder: Path) -> Path:
 
 
 class _Reader:
-    """Reads the scores of runs in each group as a long table (`sweeps.comparison`)."""
+    """Reads the scores of runs in each group as a long table (`sweeps.row_comparison`)."""
 
     def __init__(self, score: str, columns: tuple[Sequence[str], str], *, comparisons: int) -> None:
         self.score, self.columns, self.comparisons = score, columns, comparisons

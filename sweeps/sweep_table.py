@@ -12,8 +12,8 @@ from data.reading import TRAINING_LABELS
 from evaluation.footnotes import Footnotes
 from evaluation.metrics import FEW_CASES, METRICS, labels_with_few_cases
 from sweeps.collected import Collected, CollectedRow
-from sweeps.comparison import ENDS, MEANS, MISSING, SIGNIFICANT, few_of_label, is_compared
 from sweeps.files import PIXELS, subset_size
+from sweeps.row_comparison import ENDS, MEANS, MISSING, SIGNIFICANT, few_of_label, is_compared
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
     columns,

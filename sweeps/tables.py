@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation.footnotes import Footnotes
-from sweeps.comparison import ENDS, MISSING
+from sweeps.row_comparison import ENDS, MISSING
 from system.files import replace_files
 
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
@@ -71,7 +71,7 @@ def missing_value(footnotes: Footnotes, reasons: Iterable[str]) -> str:
 
 
 def missing_intervals(part: Mapping[str, Any], few_cases: str) -> dict[str, str]:
-    """Return the reason for each unknown interval of a comparison (`sweeps.comparison`).
+    """Return the reason for each unknown interval of a comparison (`sweeps.row_comparison`).
 
     `few_cases` is the reason for seeds with undefined scores, and for patients.
     """

@@ -58,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     made = Finished(tmp_path_factory.mktemp('runs'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('sweeps.subgroup_table.enough_resamples', lambda count: DRAWS)
-        patch.setattr('sweeps.comparison.SIGNIFICANT', 0.3)  # so that few resamples are enough
+        patch.setattr('sweeps.row_comparison.SIGNIFICANT', 0.3)  # so that few resamples are enough
         made.collected['subgroups'] = collect_subgroups(
             *(made.collected, made.sweep, made.made.output, 'Edema'),
             further=['RACE'],

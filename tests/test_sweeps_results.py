@@ -23,9 +23,9 @@ from config import config_text, default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.intervals import Resamples, bootstrap_p, holm
 from sweeps import results, sweep_table
-from sweeps.comparison import SIGNIFICANT, enough_resamples, verdict
 from sweeps.files import ROOT, expected_config, load_config, load_sweep, run_folder
 from sweeps.results import collect, read_collected, save_collected
+from sweeps.row_comparison import SIGNIFICANT, enough_resamples, verdict
 from sweeps.run_scores import BOOTSTRAP_SEED, pretraining_figures
 from sweeps.sweep_table import (
     known_scores,
@@ -418,7 +418,8 @@ def test_too_few_cases_are_the_reason_for_a_missing_interval(tmp_path):
 
 
 def test_a_label_with_few_cases_has_no_verdict(tmp_path, monkeypatch):
-    monkeypatch.setattr('sweeps.comparison.SIGNIFICANT', 0.3)  # so that few resamples are enough
+    # So that few resamples are enough.
+    monkeypatch.setattr('sweeps.row_comparison.SIGNIFICANT', 0.3)
     made, sweep = two_rows(tmp_path, seeds=(0, 1, 2))
     positives = made.targets.sum(axis=0)
     label = LABELS[int(np.argmin(np.where(positives, positives, np.inf)))]

@@ -54,7 +54,7 @@ from models.build import build_model
 from models.contrastive import build_contrastive
 from models.relative_position import gather_bias
 from optimizer import build_optimizer
-from sweeps.comparison import t_interval
+from sweeps.row_comparison import t_interval
 from system.device import local_device, synchronized_time, to_device
 from system.files import replace_file
 from system.tool import Paragraphs, tool

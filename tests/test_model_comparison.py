@@ -8,8 +8,8 @@ from cases import NAN, make_cases
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from evaluation.compare import compare
 from evaluation.intervals import Resamples, bootstrap_p, delong_test, holm
+from evaluation.model_comparison import compare
 
 LABELS = ('Edema', 'Fracture', 'Cardiomegaly')
 
