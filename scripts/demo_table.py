@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.labels import COMPETITION_LABELS
 from logger import read_metrics
 from sweeps.row_comparison import compare_rows
-from sweeps.tables import markdown_table, shown
+from sweeps.table_format import markdown_table, shown
 from system.files import replace_file
 
 SCORE = 'mean_of_five'

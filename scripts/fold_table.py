@@ -69,7 +69,7 @@ from sweeps.folds import (
 from sweeps.plots import Difference, plot_differences
 from sweeps.row_comparison import ENDS, SIGNIFICANT, LongTable, compare_rows, summarise
 from sweeps.runner import folder_state
-from sweeps.tables import (
+from sweeps.table_format import (
     NOT_FOR_CLINICAL_USE,
     interval_text,
     missing_intervals,

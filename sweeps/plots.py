@@ -34,7 +34,7 @@ from sweeps.sweep_table import (
     score_title,
     subset_title,
 )
-from sweeps.tables import NOT_FOR_CLINICAL_USE
+from sweeps.table_format import NOT_FOR_CLINICAL_USE
 from system.files import atomic_writer
 
 # Colours of Okabe and Ito, which colour-blind readers can distinguish, without yellow.

@@ -34,7 +34,7 @@ from sweeps.files import MAINS, Job, share_steps, without_cache
 from sweeps.row_comparison import ENDS, MEANS, compare_rows, summarise
 from sweeps.run_scores import ScoredPatients, read_scores
 from sweeps.runner import Runner
-from sweeps.tables import (
+from sweeps.table_format import (
     NOT_FOR_CLINICAL_USE,
     columns,
     markdown_table,

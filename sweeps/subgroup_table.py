@@ -28,7 +28,7 @@ from sweeps.sweep_table import (
     score_title,
     subset_title,
 )
-from sweeps.tables import (
+from sweeps.table_format import (
     NOT_FOR_CLINICAL_USE,
     ONE_SEED,
     columns,

@@ -14,7 +14,7 @@ from evaluation.metrics import FEW_CASES, METRICS, labels_with_few_cases
 from sweeps.collected import Collected, CollectedRow
 from sweeps.files import PIXELS, subset_size
 from sweeps.row_comparison import ENDS, MEANS, MISSING, SIGNIFICANT, few_of_label, is_compared
-from sweeps.tables import (
+from sweeps.table_format import (
     NOT_FOR_CLINICAL_USE,
     columns,
     interval_text,

@@ -6,7 +6,7 @@ import pytest
 from evaluation.footnotes import Footnotes
 from evaluation.intervals import bootstrap_p, holm
 from sweeps.row_comparison import compare_rows, few_of_label, summarise
-from sweeps.tables import missing_intervals, verdict_text
+from sweeps.table_format import missing_intervals, verdict_text
 
 RESAMPLES = 200
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sweeps.plots import COLOURS, MARKERS, add_note, drawing
-from sweeps.tables import NOT_FOR_CLINICAL_USE
+from sweeps.table_format import NOT_FOR_CLINICAL_USE
 from system.tool import Paragraphs
 
 SHARES = ('0.1', '0.5', '1')

@@ -1,4 +1,4 @@
-"""Tables: numbers as text, missing values with footnotes, and the Markdown and CSV files."""
+"""Format of tables: numbers as text, missing values with footnotes, Markdown and CSV files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
