@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +12,19 @@ import numpy as np
 import pandas as pd
 
 from config import Config
-from data.datasets import register_dataset
-from data.image_source import ImageSource, open_images
-from data.labels import LABELS, MARKS, Cells
-from data.names import IMAGE_SUFFIXES, PATIENT_PART, STUDY
-from data.records import (
-    DESCRIPTION,
-    Records,
-    add_studies,
-    existing_records,
-    records_of,
-)
-from data.table import KEYS, Fault, OnFault, Table, refuse
+from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
+from data.labels import BLANK, CELLS, LABELS, MARKS, Cells
+from data.records import OLDEST, STUDY, Records, existing_records, register_dataset
+from data.table import KEYS, LARGEST, Fault, OnFault, Table, refuse
 from data.tasks import task_of
 from system.files import is_below
 
+DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
+SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
+VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
+PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
+PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
+VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 
 
@@ -159,6 +158,56 @@ def csv_names(config: Config) -> dict[str, str]:
     """Return the name of the CSV file of each split in CheXpert's layout."""
     data = config.DATA
     return {'train': data.TRAIN_CSV, 'valid': data.VALID_CSV, 'test': data.TEST_CSV}
+
+
+def add_studies(table: Table) -> None:
+    """Add the columns 'study' and 'patient', which are extracted from the names of the rows."""
+    parts = table[table.key].str.extract(STUDY)
+    good = parts['image'].str.len() > 1 if table.key == 'Path' else parts['image'] == ''
+    image = '/IMAGE.jpg' if table.key == 'Path' else ''
+    problem = f'is not of the form FOLDER/patient00001/study1{image}'
+    table.cells = table.cells.assign(study=parts['study'], patient=parts['patient'])
+    table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
+
+
+def labels_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> np.ndarray:
+    """Read labels, [N, K] float32: 1, 0, -1 uncertain, NaN blank; or numbers, NaN where empty."""
+    kind = 'value of a label'
+    if cells.column:
+        classes = {label: number for number, label in enumerate(labels)} | {'': np.nan}
+        own = table.map(cells.column, classes, kind)[:, None]
+        return np.where(np.isnan(own), BLANK, own == np.arange(len(labels))).astype(np.float32)
+    if cells.numbers:
+        columns = [table.numbers(label, kind, least=-LARGEST) for label in labels]
+    else:
+        columns = [table.map(label, CELLS, kind) for label in labels]
+    stacked = np.array(columns, np.float32).reshape(len(labels), len(table))
+    return np.ascontiguousarray(stacked.T)
+
+
+def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Records:
+    """Build the records of a table to which path, file, patient and study have been added."""
+    view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
+    names = ('path', 'file', 'patient', 'study')
+    return Records(
+        root=table.file.parent,
+        csv=table.file.name,
+        row=table.row,
+        sample=table.row,
+        **{name: table[name].to_numpy(object) for name in names},
+        view=np.where(view == '', views_in_names(table['path']), view),
+        sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
+        age=table.numbers('Age', 'value of the age', most=OLDEST),
+        ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
+        labels=labels_of(table, labels, cells),
+        label_names=tuple(labels),
+    )
+
+
+def views_in_names(names: Sequence[str]) -> np.ndarray:
+    """Return the view [N] in names such as view1_frontal.jpg, and '' for other names."""
+    found = [VIEW_NAME.search(name) for name in names]
+    return np.array([view[1] if view else '' for view in found], object)
 
 
 def _files_of(paths: pd.Series, images: ImageSource, suffix: str) -> pd.Series:

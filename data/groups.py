@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from data.records import OLDEST, SEXES, Records
+from data.chexpert import SEXES
+from data.records import OLDEST, Records
 from data.table import KEYS, Table, read_excel
 
 UNKNOWN = 'unknown'  # name of the group of images that are in no group

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from config import IMAGE_SOURCES
-from data.images import FILE_NAME, colour_difference, decode_image, read_file
-from data.names import IMAGE_SUFFIXES
+from data.images import DICOM_SUFFIXES, FILE_NAME, colour_difference, decode_image, read_file
 
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *DICOM_SUFFIXES)
 SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of these holds images to be scored
 
 

@@ -18,11 +18,16 @@ import numpy as np
 import pandas as pd
 
 from config import LAYOUT_SUFFIX, Config, load_yaml
-from data.datasets import register_dataset
-from data.image_source import ImageSource, open_images
+from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
-from data.names import IMAGE_SUFFIXES
-from data.records import OLDEST, VIEWS_HINT, Records, existing_records, lacks_images
+from data.records import (
+    OLDEST,
+    VIEWS_HINT,
+    Records,
+    existing_records,
+    lacks_images,
+    register_dataset,
+)
 from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse
 from data.tasks import task_of
 from system.files import is_below

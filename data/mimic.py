@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from config import OPTIONS, Config
-from data.datasets import register_dataset
+from data.chexpert import labels_of, records_of
 from data.image_source import open_images
 from data.labels import LABELS
-from data.records import Records, existing_records, labels_of, lacks_images, records_of
+from data.records import Records, existing_records, lacks_images, register_dataset
 from data.table import IDS, OnFault, Table, find_file, refuse
 from data.tasks import task_of
 

@@ -1,6 +1,7 @@
 """Read and write predictions, and read label files."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.chexpert import add_studies, records_of
+from data.image_source import IMAGE_SUFFIXES
 from data.labels import LABELS
-from data.names import row_names
-from data.records import Records, add_studies, records_of, select_views
+from data.records import STUDY, Records, select_views
 from data.table import KEYS, Table
 from data.tasks import CLASSES, FINDINGS, TASKS, make_task
 from system.files import replace_files
 
+SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
 SUM_ERROR = 0.01  # of the probabilities of all classes, which may be rounded to few digits
 
 
@@ -47,6 +50,30 @@ class LabelTable:
 
     def __len__(self) -> int:
         return len(self.records)
+
+
+def row_names(names: Sequence[str], key: str = 'Path') -> pd.Index:
+    """Return the normalised names by which rows of images (or 'Study': of studies) are matched."""
+    normalise = study_name if key == 'Study' else normalise_name
+    return pd.Index([normalise(name) for name in names], dtype=object)
+
+
+def normalise_name(name: str) -> str:
+    """Remove the folders above the folder of the patient, and the suffix of an image.
+
+    'CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg' becomes
+    'patient64541/study1/view1_frontal', and MIMIC-CXR's 'files/p10/p10000032/s50414267/x.jpg'
+    becomes 'p10000032/s50414267/x'. A name without a patient's folder only loses its suffix.
+    """
+    match = STUDY.match(name)
+    name = name[match.start('patient') :] if match else name
+    return SUFFIX.sub('', name.rstrip('/'))
+
+
+def study_name(name: str) -> str:
+    """Return the normalised name of the study of an image; the name itself if it has no study."""
+    match = STUDY.match(name)
+    return name[match.start('patient') : match.end('study')] if match else name
 
 
 def write_predictions(

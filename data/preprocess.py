@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from config import Config, Registry, require, scored_steps, value_at
+from data.image_source import IMAGE_SUFFIXES
 from data.images import (
     FILE_NAME,
     FULL_SIZE,
@@ -23,7 +24,6 @@ from data.images import (
     full_size,
     load_image,
 )
-from data.names import IMAGE_SUFFIXES
 
 CLAHE_CLIP_LIMIT = 2.0  # limit of a histogram bin, relative to a flat histogram
 CLAHE_TILES = (8, 8)

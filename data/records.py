@@ -1,24 +1,31 @@
-"""Records: the images of a table with their labels, patients and views."""
+"""Records: the images of a data set with their labels, patients and views, and who reads them.
+
+To add a data set that no layout can describe, write one reader with `@register_dataset`.
+"""
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from config import Config, Registry, all_parts
 from data.image_source import ImageSource, open_images
-from data.labels import BLANK, CELLS, LABELS, MARKS, Cells
-from data.names import PATIENT_AND_BELOW, STUDY, views_in_names
-from data.store import BAD_FILE
-from data.table import LARGEST, Fault, OnFault, Table
+from data.labels import LABELS
+from data.store import BAD_FILE, is_store
+from data.table import Fault, OnFault
 
-DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
+DATASETS = Registry('DATA.DATASET')
+# Matches a study in a name: CheXpert's patient00001/study1, MIMIC-CXR's p10000032/s50414267.
+STUDY = re.compile(
+    r'\A(?P<study>(?:.*?/)?(?P<patient>patient\d+|p\d+)/(?:study|s)\d+)(?=/|\Z)(?P<image>.*)'
+)
+PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|(?<![^/])[^/]*\Z')  # or the name of the file
 OLDEST = 120  # years; the highest age of a patient
-SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
-VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
-PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
 VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
 
 
@@ -52,6 +59,50 @@ class Records:
         return replace(self, **arrays)
 
 
+@dataclass(frozen=True)
+class DataSet:
+    """An entry of DATASETS."""
+
+    # Reader of a split of a folder or a packed store, with the arguments of `read_layout`.
+    read: Callable[..., Any]  # -> Records | None
+    labelled: bool  # whether images have labels
+    # (config, root) -> existing files that are read, without the images; a store contains them
+    tables: Callable[[Config, Path], list[Path]]
+    # config -> splits that are read and packed; None: those whose files `read_source` recognises
+    splits: Callable[[Config], Sequence[str]] | None
+    # config -> YAML file that describes the data set; None: the reader alone does
+    layout: Callable[[Config], Path] | None = None
+
+    def check(self, config: Config, stage: str | None) -> None:
+        """Refuse fine-tuning without labels, and an output folder inside the folder of images."""
+        root = config.DATA.DATA_PATH
+        if stage == 'finetune' and not self.labelled:
+            names = ' or '.join(
+                repr(name) for name, entry in all_parts('DATA.DATASET').items() if entry.labelled
+            )
+            raise ValueError(
+                f'DATA.DATASET must be {names} for fine-tuning, got {config.DATA.DATASET!r}'
+            )
+        is_read = stage and root and not config.DATA.SOURCES
+        is_folder = is_read and not self.labelled and not is_store(root)
+        if is_folder and Path(config.OUTPUT).resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError(
+                f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run '
+                'would train on the images that this run writes'
+            )
+
+
+def register_dataset(*names: str, **facts: Any) -> Callable:
+    """Return a decorator that registers a reader of splits with the fields of `DataSet`."""
+
+    def add(read: Callable) -> Callable:
+        for name in names:
+            DATASETS.register(name)(DataSet(read, **facts))
+        return read
+
+    return add
+
+
 def select_views(records: Records, views: str) -> Records:
     """Select the images of the views 'frontal', 'lateral' or 'all'."""
     if views == 'all':
@@ -69,16 +120,6 @@ def select_views(records: Records, views: str) -> Records:
 def images_of(records: Records) -> ImageSource:
     """Open the images of the records."""
     return open_images(records.image_root or records.root)
-
-
-def add_studies(table: Table) -> None:
-    """Add the columns 'study' and 'patient', which are extracted from the names of the rows."""
-    parts = table[table.key].str.extract(STUDY)
-    good = parts['image'].str.len() > 1 if table.key == 'Path' else parts['image'] == ''
-    image = '/IMAGE.jpg' if table.key == 'Path' else ''
-    problem = f'is not of the form FOLDER/patient00001/study1{image}'
-    table.cells = table.cells.assign(study=parts['study'], patient=parts['patient'])
-    table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
 
 
 def lacks_images(
@@ -150,37 +191,3 @@ def existing_records(
             f'excluded, see {images.path / BAD_FILE}'
         )
     return records if keep.all() else records.select(keep)
-
-
-def labels_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> np.ndarray:
-    """Read labels, [N, K] float32: 1, 0, -1 uncertain, NaN blank; or numbers, NaN where empty."""
-    kind = 'value of a label'
-    if cells.column:
-        classes = {label: number for number, label in enumerate(labels)} | {'': np.nan}
-        own = table.map(cells.column, classes, kind)[:, None]
-        return np.where(np.isnan(own), BLANK, own == np.arange(len(labels))).astype(np.float32)
-    if cells.numbers:
-        columns = [table.numbers(label, kind, least=-LARGEST) for label in labels]
-    else:
-        columns = [table.map(label, CELLS, kind) for label in labels]
-    stacked = np.array(columns, np.float32).reshape(len(labels), len(table))
-    return np.ascontiguousarray(stacked.T)
-
-
-def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Records:
-    """Build the records of a table to which path, file, patient and study have been added."""
-    view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
-    names = ('path', 'file', 'patient', 'study')
-    return Records(
-        root=table.file.parent,
-        csv=table.file.name,
-        row=table.row,
-        sample=table.row,
-        **{name: table[name].to_numpy(object) for name in names},
-        view=np.where(view == '', views_in_names(table['path']), view),
-        sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
-        age=table.numbers('Age', 'value of the age', most=OLDEST),
-        ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
-        labels=labels_of(table, labels, cells),
-        label_names=tuple(labels),
-    )

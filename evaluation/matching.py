@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from data.chexpert import views_in_names
 from data.labels import UNCERTAIN, SharedLabel, any_of
-from data.names import row_names, views_in_names
-from data.predictions import LabelTable, Predictions
+from data.predictions import LabelTable, Predictions, row_names
 from data.records import Records
 from data.tasks import CLASSES, TASKS
 from evaluation.cases import Cases

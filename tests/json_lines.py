@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from config import Config
-from data.datasets import register_dataset
+from data.chexpert import records_of
 from data.image_source import open_images
-from data.records import Records, existing_records, records_of
+from data.records import Records, existing_records, register_dataset
 from data.table import OnFault, Table, refuse
 
 FILE = 'images.jsonl'  # keys: file, who, part, and names of labels

@@ -12,9 +12,9 @@ import yaml
 from scipy.special import expit
 
 from config import config_text, default_config
+from data.chexpert import DESCRIPTION
 from data.labels import LABELS
 from data.predictions import write_predictions
-from data.records import DESCRIPTION
 from evaluation.metrics import score_table
 from logger import json_safe
 from sweeps.files import ROOT, Row, Sweep, load_sweep, run_folder

@@ -17,7 +17,6 @@ from tiny import LABELS_DECIDE, VIT, config_with, finished_run, run_script
 
 from config import default_config
 from data.check import Findings, check_data
-from data.datasets import DATASETS
 from data.describe import build_description
 from data.fingerprint import describe_data
 from data.labels import LABELS
@@ -25,7 +24,7 @@ from data.layouts import open_layout, read_layout
 from data.loader import Loaders
 from data.packing import Settings, pack, read_source
 from data.reading import may_be_absent, read_split
-from data.records import Records, select_views
+from data.records import DATASETS, Records, select_views
 from engine.run_record import run_changes
 
 LOGGER = logging.getLogger('test')

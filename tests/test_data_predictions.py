@@ -8,8 +8,13 @@ import pandas as pd
 import pytest
 
 from data.labels import LABELS
-from data.names import normalise_name, study_name
-from data.predictions import look_up, read_predictions, write_predictions
+from data.predictions import (
+    look_up,
+    normalise_name,
+    read_predictions,
+    study_name,
+    write_predictions,
+)
 
 NAN = float('nan')
 PREFIX = 'CheXpert-v1.0-small/valid'

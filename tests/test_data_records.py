@@ -20,8 +20,7 @@ from config import default_config
 from data.chexpert import read_csv, read_folder
 from data.groups import MOST_GROUPS, group_columns, standard_groups
 from data.labels import LABELS
-from data.names import PATIENT_AND_BELOW
-from data.records import Records, select_views
+from data.records import PATIENT_AND_BELOW, Records, select_views
 from data.splits import (
     split_holdout,
     split_patients,

@@ -12,8 +12,8 @@ from xray_splits import LOGGER, make_config, samples_of, xray
 
 from config import OPTIONS
 from data.build import build_loader
-from data.datasets import DATASETS
 from data.fingerprint import describe_data
+from data.records import DATASETS
 from scripts.pack import main as pack_main
 from scripts.pack import parse_args as pack_args
 
