@@ -15,7 +15,7 @@ from data.images import full_size
 from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.preprocess import Preprocess
 from data.records import Records
-from data.sources import open_data, read_sources
+from data.sources import read_sources
 from data.transforms import (
     FILTERS,
     EvalTransform,
@@ -125,7 +125,6 @@ def build_loader_contrastive(
 
     `num_views` are the numbers of global views and of small crops of each image.
     """
-    open_data(config, logger)
     train, holdout = read_sources(config, logger)
     held_out = holdout_dataset(
         whole_batches(holdout, config), HoldoutViewsTransform(config, num_views)

@@ -15,9 +15,8 @@ from data.groups import all_groups
 from data.labels import count_uncertain
 from data.loader import Loaders, XrayDataset, bad_images, inverse_frequency_weights, make_loader
 from data.predictions import Predictions, look_up, read_predictions, row_names
-from data.reading import may_be_absent, read_split, scored_images
+from data.reading import may_be_absent, open_data, read_split, scored_images
 from data.records import Records, select_views
-from data.sources import open_data
 from data.splits import (
     describe_subset,
     split_patients,

@@ -8,7 +8,7 @@ from config import Config, encoder_node
 from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.masking import MaskGenerator, mask_generator
 from data.records import Records
-from data.sources import open_data, read_sources
+from data.sources import read_sources
 from data.transforms import HoldoutTransform, PretrainTransform
 
 # Every run is also scored on these masks, whatever it trains with. In small images, units of 32 px
@@ -20,7 +20,6 @@ REFERENCE_MASK_RATIO = 0.6
 
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders train, holdout and reference of pre-training (see data.Loaders)."""
-    open_data(config, logger)
     train, holdout = read_sources(config, logger)
     masks = mask_generator(config)
     train = training_dataset(train, PretrainTransform(config, masks), config, logger)

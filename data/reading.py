@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,15 @@ from system.files import NETWORK_SYSTEMS, file_system
 
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
 TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them, not radiologists)'
+
+
+def open_data(config: Config, logger: logging.Logger) -> None:
+    """Check that the data of a run are named, and log what is known about a packed store."""
+    if not config.DATA.DATA_PATH:
+        raise ValueError('DATA.DATA_PATH is empty: give the folder of the data with --data-path')
+    # PyTorch warns at each pass; the table of --check reports the number of workers once.
+    warnings.filterwarnings('ignore', message='This DataLoader will create')
+    log_store(config, logger)
 
 
 def read_split(

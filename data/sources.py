@@ -7,7 +7,6 @@ DATA.DATA_PATH, and patients are held out from each source.
 import logging
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from config import OPTIONS, Config, part, require
-from data.reading import log_store, read_split
+from data.reading import open_data, read_split
 from data.records import Records
 from data.splits import describe_subset, pretrain_records, take_subset
 from data.table import Fault, Table, refuse
@@ -32,16 +31,6 @@ RULES = {
     'share': (lambda v: type(v) in (int, float) and 0 < v <= 1, 'a number in (0, 1]'),
     'images': (lambda v: type(v) is int and v >= 1, 'a whole number from 1 on'),
 }
-
-
-def open_data(config: Config, logger: logging.Logger) -> None:
-    """Check that the data are named, and log what is known about each packed store."""
-    if not (config.DATA.DATA_PATH or config.DATA.SOURCES):
-        raise ValueError('DATA.DATA_PATH is empty: give the folder of the data with --data-path')
-    # PyTorch warns at each pass; the table of --check reports the number of workers once.
-    warnings.filterwarnings('ignore', message='This DataLoader will create')
-    for own in source_configs(config).values():
-        log_store(own, logger)
 
 
 def source_configs(config: Config) -> dict[str, Config]:
@@ -63,6 +52,7 @@ def read_sources(
     training, held_out, left_out, found = {}, {}, _left_out(config), set()
     entries = {entry['name']: entry for entry in config.DATA.SOURCES}
     for name, own in source_configs(config).items():
+        open_data(own, logger)
         whole, entry = read_split(own, 'train', logger, labelled=False), entries.get(name, {})
         train, holdout = pretrain_records(own, whole)
         if left_out:
