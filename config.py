@@ -1171,7 +1171,7 @@ def fit_to_task(config: Config, stage: str | None) -> None:
         return
     task = part(config, 'DATA.TASK')
     if config.MODEL.NUM_CLASSES == _C.MODEL.NUM_CLASSES:
-        config.MODEL.NUM_CLASSES = len(task(names=tuple(config.DATA.LABELS)).labels)
+        config.MODEL.NUM_CLASSES = len(task(config).labels)
     if config.LOSS.NAME == _C.LOSS.NAME:
         config.LOSS.NAME = task.losses[0]
 

@@ -19,8 +19,8 @@ from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
-from evaluation.families import family_of, score
-from evaluation.inference import load_classifier, predict
+from evaluation.classes import CLASS_METRICS, describe_split
+from evaluation.inference import load_classifier, predict, score
 from evaluation.metrics import (
     FEW_CASES,
     labels_with_few_cases,
@@ -35,6 +35,9 @@ from models.losses import build_label_loss
 from models.vision_transformer import draw_kept, num_patches
 from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
+
+# Scores that are written for each epoch, as far as the task has them.
+LOGGED = ('loss', *CLASS_METRICS, 'mean_of_five', 'mean_of_defined', 'auroc')
 
 
 def label_loss(run: Run, loader: DataLoader) -> LossFunction:
@@ -64,7 +67,6 @@ class Selection:
     Attributes:
         split: Split that is scored, 'holdout' or 'valid'.
         loader: Loader of the split; None if no patients are held out.
-        family: Metrics of the task.
         labels: Labels whose mean AUROC is the score, see `selecting_labels`.
         name: What the selecting score is, such as 'holdout mean AUROC of 3 labels'. It is '' if the
             last epoch is used.
@@ -75,7 +77,7 @@ class Selection:
     def __init__(self, config: Config, loaders: Loaders) -> None:
         chosen = selecting_split(config, len((loaders.train or loaders.plain).dataset))
         self.split = 'holdout' if chosen == 'last' else chosen
-        self.loader, self.family = getattr(loaders, self.split), family_of(config)
+        self.loader = getattr(loaders, self.split)
         self.labels, self.name, self.warning = (), '', ''
         if self.loader is not None:
             targets = self.loader.dataset.targets
@@ -117,9 +119,9 @@ class Selection:
             return {}
         values = predict(run.config, run.device, model, self.loader)
         scores = score(run.config, values, self.loader)
-        line = f'{self.split}: {self.family.describe(scores)}'
+        line = f'{self.split}: {describe_split(scores)}'
         run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
-        keys = [key for key in ('loss', *self.family.logged) if key in scores]
+        keys = [key for key in LOGGED if key in scores]
         selecting = selection_score(scores, run.config.EVAL.SELECT) if self.labels else None
         found = {f'{self.split}_{key}': scores[key] for key in keys}
         return found | ({} if selecting is None else {'score': selecting})

@@ -25,7 +25,7 @@ from data.labels import evaluation_targets
 from data.packing import start_worker
 from data.records import Records
 from data.table import Fault
-from data.tasks import CLASSES, task_of
+from data.tasks import task_of
 from system.files import allow_open_files
 
 LOOKS = ['file', 'split', 'patient', 'digest', 'thumbnail']  # columns of `Checked.looks`
@@ -185,7 +185,7 @@ def check_data(
             splits[split] = records
             if dataset.labelled and labelled and not task.cells.numbers:
                 _check_labels(split, records, findings, blank=config.DATA.BLANK)
-            if dataset.labelled and labelled and task.kind == CLASSES:
+            if dataset.labelled and labelled and task.exclusive:
                 try:
                     task.scored(records)
                 except ValueError as error:

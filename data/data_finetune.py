@@ -24,7 +24,7 @@ from data.splits import (
     unlabelled_records,
 )
 from data.table import Fault, refuse
-from data.tasks import CLASSES, task_of
+from data.tasks import task_of
 from data.transforms import EvalTransform, TrainTransform
 
 
@@ -87,8 +87,7 @@ def _training_loaders(
     )
     weights = None
     if data.SAMPLER == 'weighted':
-        one_hot = task_of(config).kind == CLASSES
-        weights = inverse_frequency_weights(targets, one_hot=one_hot)
+        weights = inverse_frequency_weights(targets, one_hot=task_of(config).exclusive)
     return {'train': make_loader(dataset, config, shuffle=True, weights=weights)}
 
 
@@ -115,7 +114,7 @@ def _eval_loader(
     elif unknown := np.isnan(targets).all(axis=1).sum():
         remark = f'{unknown} images without a target are left out'
     _log_split(logger, split, records, remark)
-    if task.kind == CLASSES and config.EVAL.LEVEL == 'study':
+    if task.exclusive and config.EVAL.LEVEL == 'study':
         _warn_of_several_classes(logger, split, records, targets)
     dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
     return make_loader(dataset, config, shuffle=False)

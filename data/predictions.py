@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from config import OPTIONS
 from data.chexpert import add_studies, records_of
 from data.image_source import IMAGE_SUFFIXES
 from data.labels import LABELS
 from data.records import STUDY, Records, select_views
 from data.table import KEYS, Table
-from data.tasks import CLASSES, FINDINGS, TASKS, make_task
+from data.tasks import TASKS, make_task
 from system.files import replace_files
 
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
@@ -139,16 +140,16 @@ def read_predictions(
         found, own, views = None, [], ''  # an unrelated file has this name
     if task and found not in (None, task):
         raise ValueError(f'{table.file}: the predictions are of DATA.TASK {found!r}, not {task!r}')
-    is_known = isinstance(found, str) and found in TASKS
-    kind = TASKS[task or (found if is_known else 'observations')].kind
-    known = dict.fromkeys(standard_labels() if kind == FINDINGS else ())
+    is_known = isinstance(found, str) and found in OPTIONS['DATA.TASK'].parts
+    exclusive = TASKS[task or (found if is_known else 'observations')].exclusive
+    known = dict.fromkeys(() if exclusive else standard_labels())
     known |= dict.fromkeys(label for label in (*own, *labels) if label not in KEYS)
     labels = tuple(label for label in known if label in table)
     table.require(KEYS, known)
     _check_names(table)
     options = {'most': 1, 'can_be_empty': allow_empty}
     columns = [table.numbers(label, 'value of a prediction', **options) for label in labels]
-    if kind == CLASSES and len(labels) == len(known):
+    if exclusive and len(labels) == len(known):
         away = np.abs(np.sum(columns, axis=0) - 1)
         problem = f'has probabilities of {", ".join(labels)} whose sum is not 1'
         table.check(table.key, ~(away > SUM_ERROR), 'value of a prediction', problem)
@@ -165,7 +166,7 @@ def read_predictions(
 
 def standard_labels() -> list[str]:
     """Return the labels of all tasks that DATA.LABELS does not choose or may leave out."""
-    return [label for name in TASKS for label in make_task(name).labels]
+    return [label for name in OPTIONS['DATA.TASK'].parts for label in make_task(name).labels]
 
 
 def look_up(
@@ -212,7 +213,7 @@ def read_label_file(
         labels: Names of the labels (DATA.LABELS).
         column: Column that names the class of each row (DATA.LABEL_COLUMN).
     """
-    table, made = Table(path), make_task(task, names=tuple(labels), blank=blank, column=column)
+    table, made = Table(path), make_task(task, LABELS=labels, BLANK=blank, LABEL_COLUMN=column)
     wanted = [column] if column else made.columns
     missing = tuple(label for label in wanted if label not in table)
     table.require(KEYS, *([wanted] if made.has_policies else missing))

@@ -1,19 +1,18 @@
-"""Tasks of fine-tuning (DATA.TASK): what is learned, from which columns, and what is scored.
+"""Tasks of fine-tuning (DATA.TASK): what is learned, from which columns, and what is predicted.
 
-To add a task, write one subclass of `Task` with `@TASKS.register`. Its `kind` decides how the
-outputs of a model become predictions (`models.outputs`) and which metrics score them
-(`evaluation.families`).
+To add a task, write one subclass of `Task` with `@TASKS.register` in a file of its own, and name
+the file in `config.py` at DATA.TASK. Predictions are scored without torch, so this module does not
+import it: what is done with tensors uses their methods.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy.special import expit, log_softmax, logit
 
-from config import PROBES, Config, Registry, require
+from config import PROBES, Config, Registry, default_config, part, require
 from data.labels import (
     COMPETITION_LABELS,
     LABELS,
@@ -28,45 +27,46 @@ from data.labels import (
     training_targets,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 TASKS = Registry('DATA.TASK')
-# Kinds of predictions.
-FINDINGS, CLASSES = 'findings', 'classes'
+SMALLEST_PROBABILITY = 1e-12  # lower limit of a probability before it becomes a logit
 
 
-@dataclass(frozen=True)
 class Task(ABC):
-    """The labels of a run and their targets, made from the options of a config.
+    """The labels of a run, their targets, and what the outputs of a model mean.
 
-    The records of its methods are `data.records.Records`.
+    The records of its methods are `data.records.Records`. By default each label has a probability
+    of its own, the sigmoid of its logit.
 
     Attributes:
-        names: DATA.LABELS.
-        column: DATA.LABEL_COLUMN.
-        blank: DATA.BLANK.
-        uncertain: DATA.UNCERTAIN.
-        by_label: DATA.UNCERTAIN_BY_LABEL.
-        seed: SEED, which determines random targets.
-        kind: Kind of the predictions: independent probabilities of 'findings', or probabilities of
-            'classes' with the sum 1 (class attribute).
-        losses: Values of LOSS.NAME for this kind; the first one is the default (class attribute).
+        config: Options of the run.
+        losses: Values of LOSS.NAME; the first one is the default, and the loss that scores have.
+        exclusive: Whether the labels are classes, of which an image has one. Their probabilities
+            have the sum 1, and their scores include those of `evaluation.classes`.
+        activation: Name, for users of exports, of the function from outputs to probabilities;
+            'none' if it has no name.
         has_policies: Whether uncertain labels have policies in training and are never scored, and
-            whether images without a target are kept (class attribute).
-        takes_names: Whether DATA.LABELS chooses the labels (class attribute).
-        least_names: Smallest number of names in DATA.LABELS (class attribute).
+            whether images without a target are kept.
+        takes_names: Whether DATA.LABELS chooses the labels.
+        least_names: Smallest number of names in DATA.LABELS.
     """
 
-    names: tuple[str, ...] = ()
-    column: str = ''
-    blank: str = 'negative'
-    uncertain: str = 'ones'
-    by_label: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 0
-
-    kind: ClassVar[str] = FINDINGS
     losses: ClassVar[tuple[str, ...]] = ('bce', 'weighted_bce', 'focal', 'asymmetric')
+    exclusive: ClassVar[bool] = False
+    activation: ClassVar[str] = 'sigmoid'
     has_policies: ClassVar[bool] = False
     takes_names: ClassVar[bool] = False
     least_names: ClassVar[int] = 0
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return DATA.LABELS."""
+        return tuple(self.config.DATA.LABELS)
 
     @property
     @abstractmethod
@@ -76,7 +76,7 @@ class Task(ABC):
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the names [C] of the labels that are read (`Records.label_names`)."""
-        return LABELS
+        return self.names or LABELS
 
     @property
     def cells(self) -> Cells:
@@ -88,12 +88,20 @@ class Task(ABC):
         """Return label -> name of its policy for uncertain labels; {} without policies."""
         return {}
 
-    @cached_property
+    @property
     def third_class(self) -> np.ndarray:  # [K] bool
         """Return whether uncertain is a third class of each label."""
         if not self.policies:
             return np.zeros(len(self.labels), bool)
         return np.array([POLICIES[name].third_class for name in self.policies.values()])
+
+    @property
+    def num_outputs(self) -> int:
+        """Return the number of outputs: one per label, or three if uncertain is a class.
+
+        It counts MODEL.NUM_CLASSES, because SimMIM's own configs build models for ImageNet.
+        """
+        return self.config.MODEL.NUM_CLASSES * (3 if self.third_class.any() else 1)
 
     @property
     def needs_predictions(self) -> bool:
@@ -116,6 +124,24 @@ class Task(ABC):
         """
         return self.scored(records)
 
+    def logits(self, outputs: 'Tensor') -> 'Tensor':
+        """Return the logits [B, K] of the labels from the outputs of a model."""
+        return positive_logits(outputs, len(self.labels))
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return the predictions of logits [N, K], in float64."""
+        return expit(logits.astype(np.float64))
+
+    def inverse(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return logits that have these probabilities [N, K]."""
+        return logit(np.clip(probabilities, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
+
+    def mean(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the logits of the mean prediction. Those of a single model do not change."""
+        if len(logits) == 1:
+            return logits[0]
+        return self.inverse(np.mean([self.probabilities(each) for each in logits], axis=0))
+
 
 @TASKS.register('observations')
 class Observations(Task):
@@ -129,27 +155,24 @@ class Observations(Task):
         return self.names or LABELS
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return self.labels
-
-    @property
     def policies(self) -> dict[str, str]:
-        check_name('DATA.UNCERTAIN', self.uncertain, POLICIES)
-        for label, policy in self.by_label.items():
+        policy, by_label = self.config.DATA.UNCERTAIN, self.config.DATA.UNCERTAIN_BY_LABEL
+        check_name('DATA.UNCERTAIN', policy, POLICIES)
+        for label, own in by_label.items():
             check_name('DATA.UNCERTAIN_BY_LABEL', label, self.labels)
-            check_name(f'DATA.UNCERTAIN_BY_LABEL[{label!r}]', policy, POLICIES)
-        return {label: self.by_label.get(label, self.uncertain) for label in self.labels}
+            check_name(f'DATA.UNCERTAIN_BY_LABEL[{label!r}]', own, POLICIES)
+        return {label: by_label.get(label, policy) for label in self.labels}
 
     def scored(self, records: Any) -> np.ndarray:
-        return evaluation_targets(records.labels, self.blank, records.label_names)
+        return evaluation_targets(records.labels, self.config.DATA.BLANK, records.label_names)
 
     def learned(self, records: Any, predictions: np.ndarray | None = None) -> np.ndarray:
         return training_targets(
             records.labels,
             [*self.policies.values()],
-            blank=self.blank,
+            blank=self.config.DATA.BLANK,
             rows=records.sample,
-            seed=self.seed,
+            seed=self.config.SEED,
             predictions=predictions,
             names=records.label_names,
         )
@@ -202,8 +225,9 @@ class SingleLabel(Task):
     The classes have one column each, or the column DATA.LABEL_COLUMN names the class of each row.
     """
 
-    kind = CLASSES
     losses = ('cross_entropy', 'weighted_cross_entropy')
+    exclusive = True
+    activation = 'softmax'
     takes_names = True
     least_names = 2
 
@@ -212,12 +236,8 @@ class SingleLabel(Task):
         return self.names
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return self.names
-
-    @property
     def cells(self) -> Cells:
-        return Cells(column=self.column)
+        return Cells(column=self.config.DATA.LABEL_COLUMN)
 
     def scored(self, records: Any) -> np.ndarray:
         """Return one-hot targets, [N, K] float32, and rows of NaN for images without a class.
@@ -237,24 +257,38 @@ class SingleLabel(Task):
             )
         return np.where(count[:, None] == 1, has_class, np.nan).astype(np.float32)
 
+    def logits(self, outputs: 'Tensor') -> 'Tensor':
+        return outputs.log_softmax(dim=1)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return np.exp(log_softmax(logits.astype(np.float64), axis=1))
+
+    def inverse(self, probabilities: np.ndarray) -> np.ndarray:
+        return np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1))
+
 
 def task_of(config: Config) -> Task:
     """Return the task of a config."""
-    data = config.DATA
-    return make_task(
-        data.TASK,
-        names=tuple(data.LABELS),
-        column=data.LABEL_COLUMN,
-        blank=data.BLANK,
-        uncertain=data.UNCERTAIN,
-        by_label=dict(data.UNCERTAIN_BY_LABEL),
-        seed=config.SEED,
-    )
+    return part(config, 'DATA.TASK')(config)
 
 
-def make_task(name: str, **options: object) -> Task:
-    """Return a task by its name, with the fields of `Task`; raise a ValueError if unknown."""
-    return TASKS[name](**options)
+def make_task(name: str, **options: Any) -> Task:
+    """Return a task outside a run, with options of the section DATA such as LABELS and BLANK."""
+    config = default_config()
+    config.DATA.update(TASK=name, **options)
+    return task_of(config)
+
+
+def positive_logits(outputs: 'Tensor', num_labels: int) -> 'Tensor':
+    """Return the logits [B, K] whose sigmoid is the probability of each label.
+
+    Outputs [B, K] are returned unchanged. Outputs [B, 3K] are read as [B, K, 3] with the classes
+    negative, positive and uncertain. The uncertain class is left out of the softmax.
+    """
+    if outputs.shape[1] == num_labels:
+        return outputs
+    classes = outputs.reshape(-1, num_labels, 3)
+    return classes[..., 1] - classes[..., 0]
 
 
 def check_label_options(config: Config, stage: str | None) -> None:
@@ -268,7 +302,7 @@ def check_label_options(config: Config, stage: str | None) -> None:
     require(holds, config, 'DATA.LABELS', f'[] {of_task}')
     allowed = f'at least {task.least_names} name{"s" * (task.least_names > 1)} {of_task}'
     require(len(data.LABELS) >= task.least_names, config, 'DATA.LABELS', allowed)
-    holds = not data.LABEL_COLUMN or (task.kind == CLASSES and data.DATASET == 'chexpert')
+    holds = not data.LABEL_COLUMN or (task.exclusive and data.DATASET == 'chexpert')
     allowed = "'' unless DATA.TASK is 'single_label' and DATA.DATASET is 'chexpert'"
     require(holds, config, 'DATA.LABEL_COLUMN', allowed)
     policies = [POLICIES[name] for name in task.policies.values()]  # checks the names
@@ -292,7 +326,7 @@ def check_label_options(config: Config, stage: str | None) -> None:
         require(config.LOSS.ALPHA is None, config, 'LOSS.ALPHA', f'None {because}')
         holds = config.FINETUNE.MODE not in PROBES
         require(holds, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
-    if task.kind != FINDINGS:
+    if task.exclusive:
         require(not data.PSEUDO_LABELS, config, 'DATA.PSEUDO_LABELS', f"'' {of_task}")
     if config.EVAL_MODE:
         return

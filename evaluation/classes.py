@@ -98,10 +98,13 @@ def class_table(
     return table | {name: float(m.compute(matrices)[0]) for name, m in CLASS_METRICS.items()}
 
 
-def describe_classes(scores: Mapping[str, Any]) -> str:
-    """Format the result of `class_table`, extended by `views` and `loss`, in one line."""
-    own = (f'{m.title.lower()} {scores[name]:.4f}' for name, m in CLASS_METRICS.items())
-    return f'{", ".join(own)}; one class against the others: {describe_scores(scores)}'
+def describe_split(scores: Mapping[str, Any]) -> str:
+    """Format the result of `evaluation.inference.score`, of any task, in one line."""
+    named = {m.title.lower(): scores[name] for name, m in CLASS_METRICS.items() if name in scores}
+    if not named:
+        return describe_scores(scores)
+    own = ', '.join(f'{title} {value:.4f}' for title, value in named.items())
+    return f'{own}; one class against the others: {describe_scores(scores)}'
 
 
 def _diagonal(confusion: np.ndarray) -> np.ndarray:  # [R, K]

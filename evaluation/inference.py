@@ -1,4 +1,4 @@
-"""Load a classifier from a checkpoint, and compute the scores of one or several models."""
+"""Load a classifier from a checkpoint, predict with one or several models, and score a split."""
 
 import logging
 from collections.abc import Sequence
@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.loader import sample_rng
 from data.tasks import task_of
+from evaluation.classes import class_table
+from evaluation.metrics import score_table
 from models.build import build_saved_model
-from models.outputs import OUTPUTS
+from models.losses import LABEL_LOSSES
 from models.vision_transformer import num_kept, num_patches
 from system import distributed
 from system.device import autocast, views_of
@@ -42,30 +44,50 @@ def load_classifier(
 def predict(
     config: Any, device: torch.device, models: nn.Module | Sequence[nn.Module], loader: DataLoader
 ) -> np.ndarray:  # [N, K]
-    """Compute the scores [N, K] of a split (`Outputs`) in the order of the records, on every rank.
+    """Compute the logits [N, K] of a split (`Task`) in the order of the records, on every rank.
 
-    For several models or several test-time views, they are the scores of the mean prediction. With
-    EVAL.MASK_RATIO all of them read the patches of `kept_patches`. A score that is not finite
+    For several models or several test-time views, they are the logits of the mean prediction. With
+    EVAL.MASK_RATIO all of them read the patches of `kept_patches`. A logit that is not finite
     raises a ValueError that names the image.
     """
     models = [models] if isinstance(models, nn.Module) else models
     for model in models:
         model.eval()
-    num_labels, parts, kind = config.MODEL.NUM_CLASSES, [], OUTPUTS[task_of(config).kind]
+    task, parts = task_of(config), []
     for images, _, index in loader:
         outputs, kept = [], kept_patches(config, loader.dataset, index.cpu().numpy())
         inputs = () if kept is None else (kept.to(device),)
         for view in views_of(images, device):
             with autocast(config, device):
                 outputs += [model(view, *inputs) for model in models]
-        scores = [kind.scores(output.float(), num_labels).cpu().numpy() for output in outputs]
-        parts.append((index.cpu().numpy(), kind.mean(scores)))
-    scores = np.full((len(loader.dataset), num_labels), np.nan, np.float32)
+        of_each = [task.logits(output.float()).cpu().numpy() for output in outputs]
+        parts.append((index.cpu().numpy(), task.mean(of_each)))
+    logits = np.full((len(loader.dataset), len(task.labels)), np.nan, np.float32)
     for rank_parts in distributed.gather(parts):
         for index, values in rank_parts:
-            scores[index] = values
-    require_finite(scores, loader.dataset)
-    return scores
+            logits[index] = values
+    require_finite(logits, loader.dataset)
+    return logits
+
+
+def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]:
+    """Compute the scores of the logits [N, K] of one split, with their loss and their views.
+
+    The loss is the default of the task, whatever the loss of the training is.
+    """
+    dataset, task = loader.dataset, task_of(config)
+    table = class_table if task.exclusive else score_table
+    found = table(
+        task.probabilities(logits),
+        dataset.targets,
+        dataset.records.study,
+        labels=task.labels,
+        level=config.EVAL.LEVEL,
+        aggregate=config.EVAL.AGGREGATE,
+    )
+    loss_fn = LABEL_LOSSES[task.losses[0]](config.LOSS, dataset.targets)
+    loss = loss_fn(torch.from_numpy(logits), torch.from_numpy(dataset.targets))
+    return found | {'loss': loss.item(), 'views': config.EVAL.VIEWS or config.DATA.VIEWS}
 
 
 def kept_patches(config: Any, dataset: Dataset, index: np.ndarray) -> torch.Tensor | None:

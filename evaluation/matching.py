@@ -9,7 +9,7 @@ from data.chexpert import views_in_names
 from data.labels import UNCERTAIN, SharedLabel, any_of
 from data.predictions import LabelTable, Predictions, row_names
 from data.records import Records
-from data.tasks import CLASSES, TASKS
+from data.tasks import TASKS
 from evaluation.cases import Cases
 
 SHOWN = 3  # number of example names in a message
@@ -52,7 +52,7 @@ def match(
             f'{table.task}: {", ".join(table.labels)}) have no label in common'
         )
     uncertain, task = None, TASKS[table.task]
-    if task.kind == CLASSES and {*predictions.labels} != {*table.labels}:
+    if task.exclusive and {*predictions.labels} != {*table.labels}:
         raise ValueError(
             f'{predictions.file} has the classes {", ".join(predictions.labels)}, but {table.file} '
             f'is read with {", ".join(table.labels)}: they must be the same'
@@ -77,7 +77,7 @@ def match(
         targets=table.targets[of_table][:, kept],
         groups=groups(records) if groups else {},
         uncertain=uncertain,
-        exclusive=task.kind == CLASSES,
+        exclusive=task.exclusive,
     )
     if table.missing:
         notes.append(f'{table.file} has no column {", ".join(table.missing)}, which is not scored')

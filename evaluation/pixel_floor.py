@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 
 from config import Config
 from data.loader import XrayDataset, make_loader
-from evaluation.tuning import Choice, LinearFit, fit_logistic
+from evaluation.tuning import Choice, fit_linear
 from system import distributed
 
 # Side of the images, and largest number of training images and of principal components.
@@ -49,7 +49,7 @@ def pixel_floor(
     patients: np.ndarray,
     test: np.ndarray,
     *,
-    fit_linear: LinearFit = fit_logistic,
+    exclusive: bool = False,
 ) -> tuple[np.ndarray, int, list[Choice]]:
     """Fit a linear model on principal components, with its own C.
 
@@ -59,20 +59,20 @@ def pixel_floor(
 
     Args:
         train: Pixels of the training images in [0, 1], [N, P].
-        targets: Targets [N, K], NaN where unknown, as `fit_linear` takes them.
+        targets: Targets [N, K], NaN where unknown, as `evaluation.tuning.fit_linear` takes them.
         patients: Patients of the training images, [N].
         test: Pixels of the images to score, [M, P].
-        fit_linear: The linear model of the kind of predictions (`evaluation.families.Family`).
+        exclusive: Whether the labels are classes.
 
     Returns:
-        Scores [M, K] (`models.outputs.Outputs`), which are logits of 0 for a finding without both
-        classes in `targets`, the number of components, and the choice of C for each label.
+        Logits [M, K], which are 0 for a finding without both classes in `targets`, the number of
+        components, and the choice of C for each label.
     """
     components = PCA(min(FLOOR_COMPONENTS, len(train) // 2), svd_solver='full')
     reduced = components.fit_transform(train)
     variances = components.explained_variance_
     kept = int((variances > np.finfo(variances.dtype).eps * variances[:1]).sum())
-    weight, bias, choices = fit_linear(reduced[:, :kept], targets, patients)
+    weight, bias, choices = fit_linear(reduced[:, :kept], targets, patients, exclusive=exclusive)
     return components.transform(test)[:, :kept] @ weight.T + bias, kept, choices
 
 

@@ -22,25 +22,22 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data.loader import Loaders
-from data.tasks import CLASSES, FINDINGS, task_of
+from data.tasks import SMALLEST_PROBABILITY, task_of
 from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head
-from evaluation.families import family_of
 from evaluation.features import batch_features
 from evaluation.inference import require_finite
 from evaluation.tuning import (
     INVERSE_PENALTIES,
     Choice,
-    LinearFit,
     choose,
     choose_lowest,
-    fit_logistic,
+    fit_linear,
     log_choices,
     patient_folds,
 )
 from models.classifier_heads import build_classifier_head
 from models.losses import LABEL_LOSSES
-from models.outputs import SMALLEST_PROBABILITY
 from system import distributed
 from utils import load_pretrained
 
@@ -70,11 +67,11 @@ class KnnClassifier(nn.Module):
         targets: np.ndarray,
         num_neighbours: Sequence[int],
         *,
-        of_classes: bool = False,
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.num_neighbours, self.of_classes = num_neighbours, of_classes
+        self.num_neighbours, self.exclusive = num_neighbours, exclusive
         self.register_buffer('bank', F.normalize(torch.from_numpy(features), dim=1))  # [N, F]
         self.register_buffer('targets', torch.from_numpy(targets))  # [N, K]
 
@@ -83,7 +80,7 @@ class KnnClassifier(nn.Module):
         votes = self.votes(self.encoder.forward_features(images), counts)  # [G, B, K]
         columns = [votes[counts.index(own), :, k] for k, own in enumerate(self.num_neighbours)]
         logits = torch.stack(columns, dim=1)
-        return F.logsigmoid(logits) if self.of_classes else logits
+        return F.logsigmoid(logits) if self.exclusive else logits
 
     def votes(self, features: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:  # [G, B, K]
         """Compute the logits of features [B, F] for each number of neighbours, in float32."""
@@ -181,15 +178,14 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         probe, grid, choices = model, RATES, [choice] * targets.shape[1]
     elif config.FINETUNE.MODE == 'knn':
         choices = distributed.run_on_main(
-            lambda: choose_neighbours(*known, run.device, kind=task.kind)
+            lambda: choose_neighbours(*known, run.device, exclusive=task.exclusive)
         )
         counts = [choice.value for choice in choices]
-        probe = KnnClassifier(model, features, targets, counts, of_classes=task.kind == CLASSES)
+        probe = KnnClassifier(model, features, targets, counts, exclusive=task.exclusive)
         probe, grid = probe.to(run.device), NUM_NEIGHBOURS
     else:
-        fit = family_of(config).fit_linear
         weight, bias, choices = distributed.run_on_main(
-            lambda: fit_linear_head(*known, fit_linear=fit)
+            lambda: fit_linear_head(*known, exclusive=task.exclusive)
         )
         with torch.no_grad():
             model.head.weight.copy_(torch.from_numpy(weight))
@@ -204,17 +200,16 @@ def fit_linear_head(
     targets: np.ndarray,
     patients: np.ndarray,
     *,
-    fit_linear: LinearFit = fit_logistic,
+    exclusive: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
     """Fit a linear model on standardised features and return it as a linear layer.
 
-    Arguments are as in `evaluation.tuning.fit_logistic`. `fit_linear` is the linear model of the
-    kind of predictions (`evaluation.families.Family`). Returns weight [K, F] and bias [K] for the
+    Arguments are as in `evaluation.tuning.fit_linear`. Returns weight [K, F] and bias [K] for the
     original features in float32, and the choice of C for each label.
     """
     scaler = StandardScaler()
     standard = scaler.fit_transform(features.astype(np.float64))
-    weight, bias, choices = fit_linear(standard, targets, patients)
+    weight, bias, choices = fit_linear(standard, targets, patients, exclusive=exclusive)
     weight = weight / scaler.scale_
     return weight.astype(np.float32), (bias - weight @ scaler.mean_).astype(np.float32), choices
 
@@ -225,7 +220,7 @@ def choose_neighbours(
     patients: np.ndarray,
     device: torch.device,
     *,
-    kind: str = FINDINGS,
+    exclusive: bool = False,
 ) -> list[Choice]:
     """Choose the number of neighbours of each label, as `evaluation.tuning` chooses C.
 
@@ -240,7 +235,7 @@ def choose_neighbours(
         others = KnnClassifier(nn.Identity(), features[~own], targets[~own], ()).to(device)
         votes = others.votes(torch.from_numpy(features[own]).to(device), NUM_NEIGHBOURS)
         logits[:, own] = votes.cpu().numpy()
-    if kind == CLASSES:
+    if exclusive:
         known = ~np.isnan(targets).any(axis=1)
         shares = targets[known].mean(axis=0)
         constant = -np.sum(shares * np.log(np.where(shares > 0, shares, 1)))

@@ -24,11 +24,11 @@ from data.labels import UNCERTAIN
 from data.loader import Loaders, XrayDataset
 from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
-from data.tasks import CLASSES, task_of
+from data.tasks import task_of
 from engine.run_record import Run, code_version, is_data_of
 from evaluation.cases import Cases
-from evaluation.families import family_of, score
-from evaluation.inference import predict
+from evaluation.classes import describe_split
+from evaluation.inference import predict, score
 from evaluation.metrics import Protocol
 from evaluation.pixel_floor import pixel_floor, read_pixels
 from evaluation.report import (
@@ -40,7 +40,6 @@ from evaluation.report import (
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
 from evaluation.tuning import INVERSE_PENALTIES, log_choices
 from logger import json_safe, read_metrics
-from models.outputs import OUTPUTS
 from system import distributed
 from system.files import BEST_CHECKPOINT, checkpoint_position, replace_file
 from utils import read_checkpoint, seen_patients, trained_config
@@ -59,13 +58,12 @@ class FinalScores:
 
     def __init__(self, run: Run, loaders: Loaders) -> None:
         self.run, self.task = run, task_of(run.config)
-        self.outputs, self.family = OUTPUTS[self.task.kind], family_of(run.config)
         self.suffix = '_eval' if run.config.EVAL_MODE else ''
         self.loaders = loaders
         self.scored = _present({name: getattr(loaders, name) for name in SCORED_SPLITS})
         self.trained: Config | None = None  # options of the training of the scored model
         self.table: dict[str, dict[str, Any]] = {}
-        self.values: dict[str, np.ndarray] = {}  # scores of the images, see `Outputs`
+        self.values: dict[str, np.ndarray] = {}  # logits of the images
         self.floor: dict[str, Any] = {}  # numbers of images and components of the pixel baseline
         self.floor_predictions: dict[str, np.ndarray] = {}
 
@@ -77,7 +75,7 @@ class FinalScores:
         for split, loader in self.scored.items():
             self._predict(split, models, loader)
             scores = score(self.run.config, self.values[split], loader)
-            self.run.logger.info(f'{split}, {name} checkpoint: {self.family.describe(scores)}')
+            self.run.logger.info(f'{split}, {name} checkpoint: {describe_split(scores)}')
             self.table.setdefault(split, {})[name] = scores | facts
 
     def write(self, models: list[nn.Module], sources: list[str]) -> None:
@@ -92,7 +90,7 @@ class FinalScores:
         self.trained = _training_config(run, sources)
         is_main = distributed.is_main()
         if is_main:
-            found = {s: self.outputs.predictions(self.values[s]) for s in self.scored | others}
+            found = {s: self.task.probabilities(self.values[s]) for s in self.scored | others}
             self._write_predictions(found, ', '.join(sources))
             run.logger.info(f'scores in {self._write_scores()}. Not for clinical use.')
         if run.config.REPORT.PIXEL_FLOOR:  # after the scores, so that a failure does not lose them
@@ -121,8 +119,8 @@ class FinalScores:
         if not distributed.is_main():
             return
         test = np.concatenate([*pixels.values()])
-        fit = self.family.fit_linear
-        found, count, choices = pixel_floor(train, targets, patients, test, fit_linear=fit)
+        exclusive = self.task.exclusive
+        found, count, choices = pixel_floor(train, targets, patients, test, exclusive=exclusive)
         chosen = dict(zip(self.task.labels, choices, strict=True))
         chosen = log_choices(logger, 'pixels', chosen, INVERSE_PENALTIES)
         self.floor = {'images': len(train), 'components': count, 'chosen': chosen}
@@ -130,9 +128,9 @@ class FinalScores:
         ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
         for split, values in zip(pixels, np.split(found, ends), strict=True):
             scores = score(config, values, self.scored[split]) | self.floor
-            logger.info(f'{split}, {about}: {self.family.describe(scores)}')
+            logger.info(f'{split}, {about}: {describe_split(scores)}')
             self.table[split]['pixel_floor'] = scores
-            self.floor_predictions[split] = self.outputs.predictions(values)
+            self.floor_predictions[split] = self.task.probabilities(values)
         self._write_predictions(self.floor_predictions, about, kind='_pixels')
         self._write_scores()
 
@@ -231,7 +229,7 @@ class FinalScores:
         split = 'valid' if select_on == 'valid' else 'holdout'  # that of `Selection`
         names = {
             'Training loss': 'loss',
-            f'Loss on {split} ({self.outputs.loss_name})': f'{split}_loss',
+            f'Loss on {split} ({self.task.losses[0]})': f'{split}_loss',
             f'Mean AUROC on {split}': 'score',
         }
         curves = [
@@ -276,11 +274,11 @@ class FinalScores:
             path=records.path,
             study=records.study,
             patient=records.patient,
-            probabilities=self.outputs.predictions(self.values[name]),
+            probabilities=self.task.probabilities(self.values[name]),
             targets=dataset.targets,
             groups=groups,
             uncertain=is_uncertain,
-            exclusive=self.task.kind == CLASSES,
+            exclusive=self.task.exclusive,
         )
 
 

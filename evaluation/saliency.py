@@ -18,11 +18,11 @@ from config import Config, Registry, part, require
 from data.figures import FONT, NOT_FOR_CLINICAL_USE, SMALL, encode_figure, new_figure, show_image
 from data.labels import file_name
 from data.loader import XrayDataset
+from data.tasks import positive_logits
 from data.transforms import EvalTransform
 from evaluation.cases import Cases, choose_cases
 from models.build import build_model
 from models.encoder import MAP_CELLS, Encoder, eager_attention
-from models.losses import positive_logits
 from system.files import atomic_writer, replace_files
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey

@@ -9,7 +9,7 @@ strongest penalty, whatever ranks best.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +28,6 @@ class Choice:
 
     value: float
     loss: float
-
-
-# From features [N, F], targets [N, K] and patients [N] to weight [K, F], bias [K] and K choices.
-LinearFit = Callable[
-    [np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, list[Choice]]
-]
 
 
 def patient_folds(targets: np.ndarray, patients: np.ndarray) -> np.ndarray:  # [N] int
@@ -100,6 +94,13 @@ def choose_lowest(
             break
     best = int(np.argmin(found))
     return Choice(options[best], found[best]) if found[best] < constant else Choice(plain, np.nan)
+
+
+def fit_linear(
+    features: np.ndarray, targets: np.ndarray, patients: np.ndarray, *, exclusive: bool = False
+) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
+    """Apply `fit_softmax` if the labels are classes, and otherwise `fit_logistic`."""
+    return (fit_softmax if exclusive else fit_logistic)(features, targets, patients)
 
 
 def fit_logistic(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from config import part, require
+from data.tasks import task_of
 from models.classifier_heads import ClassifierHead
-from models.losses import count_outputs
 from utils import name_damaged, same_entries
 
 
@@ -32,7 +32,7 @@ def build_model(
     encoder = part(config, 'MODEL.TYPE')
     if is_pretrain:
         return part(config, 'MODEL.PRETRAIN').from_config(config, total_steps=total_steps)
-    num_outputs = count_outputs(config) if num_outputs is None else num_outputs
+    num_outputs = task_of(config).num_outputs if num_outputs is None else num_outputs
     model = encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
     if num_outputs and not isinstance(model.head, ClassifierHead) and config.MODEL.HEAD == 'linear':
         raise ValueError(

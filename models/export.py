@@ -35,7 +35,6 @@ from models.build import build_saved_model
 from models.contrastive import METHODS, build_contrastive
 from models.convert import PREFIX, to_huggingface
 from models.encoder import ENCODERS, Encoder
-from models.outputs import OUTPUTS
 from models.simmim import PRETRAINING
 from system.downloads import PROCESSOR
 from utils import (
@@ -237,9 +236,10 @@ def facts(source: Source) -> dict[str, Any]:
 
 
 def _activation(source: Source) -> str:
-    if len(source.outputs) > len(task_of(source.config).labels):  # THREE_OUTPUTS of each label
+    task = task_of(source.config)
+    if len(source.outputs) > len(task.labels):  # THREE_OUTPUTS of each label
         return 'softmax over negative and positive'
-    return OUTPUTS[task_of(source.config).kind].activation
+    return task.activation
 
 
 def interpolation(source: Source) -> Any:
@@ -518,8 +518,9 @@ def _label_config(source: Source) -> dict[str, Any]:
             "--to huggingface does not support DATA.UNCERTAIN 'multiclass', which gives three "
             'outputs per label; use another format'
         )
+    kind = 'single' if task_of(source.config).exclusive else 'multi'
     return {
-        'problem_type': OUTPUTS[task_of(source.config).kind].problem_type,
+        'problem_type': f'{kind}_label_classification',
         'id2label': {str(k): label for k, label in enumerate(source.outputs)},
         'label2id': {label: k for k, label in enumerate(source.outputs)},
     }

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from config import Registry
-from data.tasks import task_of
+from data.tasks import positive_logits, task_of
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')
@@ -39,11 +39,6 @@ def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
         gamma = config.LOSS.GAMMA if config.LOSS.NAME == 'focal' else 0.0
         return partial(masked_multiclass, multiclass=torch.from_numpy(third_class), gamma=gamma)
     return LABEL_LOSSES[config.LOSS.NAME](config.LOSS, targets)
-
-
-def count_outputs(config: Any) -> int:
-    """Return the number of outputs: one per label, or three if 'uncertain' is a class."""
-    return config.MODEL.NUM_CLASSES * (3 if task_of(config).third_class.any() else 1)
 
 
 @LABEL_LOSSES.register('bce')
@@ -167,7 +162,7 @@ def masked_multiclass(
     class. With gamma 0 it is the cross-entropy.
 
     Args:
-        outputs: Outputs of the model, [B, 3K], see `positive_logits`.
+        outputs: Outputs of the model, [B, 3K], see `data.tasks.positive_logits`.
         targets: Targets, [B, K], NaN where unknown. They are 0, 1 or 2 (uncertain) for labels with
             three classes, and in [0, 1] for the others.
         multiclass: Mask of the labels with three classes, [K] bool.
@@ -205,18 +200,6 @@ def masked_cross_entropy(
     if class_weight is not None:
         losses = losses * class_weight.to(outputs.device, non_blocking=True)
     return losses.sum() / len(losses)
-
-
-def positive_logits(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Return the logits [B, K] whose sigmoid is the probability of each label.
-
-    Outputs [B, K] are returned unchanged. Outputs [B, 3K] are read as [B, K, 3] with the classes
-    negative, positive and uncertain. The uncertain class is left out of the softmax.
-    """
-    if outputs.shape[1] == num_labels:
-        return outputs
-    classes = outputs.reshape(-1, num_labels, 3)
-    return classes[..., 1] - classes[..., 0]
 
 
 def positive_weights(targets: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ from data.predictions import (
 )
 from data.reading import read_data_set
 from data.records import Records, select_views
-from data.tasks import FINDINGS, TASKS, make_task
+from data.tasks import TASKS, make_task
 from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
@@ -176,7 +176,7 @@ def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
     shared = shared_labels(*args.label_sets) if args.label_sets else []
     predicted, wanted = map(label_set, args.label_sets) if shared else ((), ())
     predicted = [*args.label_names, *predicted]
-    task = args.task if TASKS[args.task].kind != FINDINGS else ''
+    task = args.task if TASKS[args.task].exclusive else ''
     files = [read_predictions(file, task=task, labels=predicted) for file in args.predictions]
     if args.dataset:
         given = dict.fromkeys(label for part in files for label in part.labels)
@@ -237,7 +237,7 @@ def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> Label
     """Read the labels of a split of --dataset."""
     records = read_data_set(args.dataset, str(args.labels), args.split, labels, task=args.task)
     records = select_views(records, args.views)
-    targets = make_task(args.task, names=tuple(labels), blank=args.blank).scored(records)
+    targets = make_task(args.task, LABELS=labels, BLANK=args.blank).scored(records)
     file = args.labels / records.csv
     return LabelTable(file, 'Path', args.task, args.views, records, tuple(labels), targets, ())
 
@@ -306,7 +306,7 @@ def fit_thresholds(
     labels = read_labels(args, files[-1], sets)
     predicted = args.label_names or (label_set(args.label_sets[0]) if args.label_sets else ())
     for file, cases in zip(files[:-1], sets, strict=True):
-        task = args.task if TASKS[args.task].kind != FINDINGS else ''
+        task = args.task if TASKS[args.task].exclusive else ''
         predictions = read_predictions(file, task=task, labels=predicted)
         held_out, _ = match(predictions, labels, name='held-out', level=args.level, complete=False)
         fitted.append(fit_held_out(held_out, cases.labels, protocol))

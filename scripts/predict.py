@@ -41,7 +41,6 @@ from evaluation.saliency import (
     plot_prediction,
     read_view,
 )
-from models.outputs import OUTPUTS
 from system.device import local_device, named_device
 from system.files import LOADER_FILES, allow_open_files
 from system.tool import Paragraphs, usable_cpus
@@ -151,12 +150,12 @@ def predict_images(args: argparse.Namespace) -> int:
         batch_size=args.batch_size or min(data.BATCH_SIZE, MOST_IMAGES),
         num_workers=workers,
     )
-    scores = predict(config, device, model, loader)
+    logits = predict(config, device, model, loader)
     skipped = [is_skipped(note) for note in loader.notes]
     if all(skipped):
         raise ValueError(f'none of the {len(paths)} images can be used: {loader.notes[0]}')
     used = np.flatnonzero(~np.array(skipped))
-    predictions = OUTPUTS[task.kind].predictions(scores[used])
+    predictions = task.probabilities(logits[used])
     paths_used = [paths[i] for i in used]
     write_predictions(
         args.output,

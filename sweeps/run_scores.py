@@ -13,7 +13,7 @@ from config import PROBES
 from data.labels import COMPETITION_LABELS
 from data.predictions import look_up, read_predictions
 from data.reading import SCORED_SPLITS, scored_records
-from data.tasks import CLASSES, task_of
+from data.tasks import task_of
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
 from evaluation.metrics import METRICS, SplitScores, label_scores
@@ -141,7 +141,7 @@ class ScoredPatients:
             patient=records.patient,
             probabilities=probabilities,
             targets=self.targets,
-            exclusive=self.task.kind == CLASSES,
+            exclusive=self.task.exclusive,
         )
 
 

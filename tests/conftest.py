@@ -2,14 +2,18 @@
 
 import logging
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from shared_material import SHARED
 
+from config import OPTIONS
+from data.tasks import TASKS
 from system.device import local_device
 
 
@@ -139,6 +143,18 @@ def refused(capfd: pytest.CaptureFixture) -> Callable[..., None]:
             assert part in errors[0], f'{part!r} is not in {errors[0]!r}'
 
     return check
+
+
+@pytest.fixture
+def grades_task() -> Iterator[None]:
+    """Adds the task of tests/grades.py as `config.py` would, by a name and a module."""
+    option = OPTIONS['DATA.TASK']
+    with pytest.MonkeyPatch.context() as patch:
+        added = replace(option, parts={**option.parts, 'grades': 'grades'})
+        patch.setitem(OPTIONS, 'DATA.TASK', added)
+        yield
+    TASKS.pop('grades', None)
+    sys.modules.pop('grades', None)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from grades import GRADES, add
 from phantom_layouts import mimic_phantom
 from PIL import Image
 from tiny import load_script, run_script
@@ -266,13 +265,12 @@ def test_labels_of_one_class_are_all_named(
 
 
 def test_numbers_are_not_checked_as_marks(
-    spoilt: Path, tmp_path: Path, check: Callable, monkeypatch: pytest.MonkeyPatch
+    spoilt: Path, tmp_path: Path, check: Callable, grades_task: None
 ) -> None:
-    add(monkeypatch)
     for name in ('train.csv', 'valid.csv'):
         table = read_text(spoilt / name).assign(Edema='2')
         table.to_csv(spoilt / name, index=False)
-    check(spoilt, 'DATA.TASK', GRADES, 'DATA.LABELS', "['Edema']")
+    check(spoilt, 'DATA.TASK', 'grades', 'DATA.LABELS', "['Edema']")
     assert read_text(tmp_path / 'lists' / 'problems.csv').empty
 
 

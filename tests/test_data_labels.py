@@ -31,9 +31,10 @@ RANGES = {'zeros_smooth': (0, 0.3), 'ones_smooth': (0.55, 0.85)}
 
 def targets_of(labels: np.ndarray, uncertain: str, blank: str, **by_label: str) -> np.ndarray:
     """Targets under any policy; rows 0, 1, ..., seed 0, every prediction 0.9."""
+    task = make_task('observations', UNCERTAIN=uncertain, UNCERTAIN_BY_LABEL=by_label)
     return training_targets(
         labels,
-        [*make_task('observations', uncertain=uncertain, by_label=by_label).policies.values()],
+        [*task.policies.values()],
         blank=blank,
         rows=np.arange(len(labels)),
         predictions=np.full(labels.shape, 0.9, np.float32),

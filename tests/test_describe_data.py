@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, row, write
-from grades import GRADES, add
 from matplotlib.figure import Figure
 from phantom_layouts import mimic_phantom, nih_phantom
 from PIL import Image
@@ -201,12 +200,9 @@ def test_the_script_saves_its_tables(
     assert 'EVAL.GROUPS' in capsys.readouterr().err
 
 
-def test_numbers_are_refused_and_not_counted_as_marks(
-    mixed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add(monkeypatch)
-    with pytest.raises(ValueError, match=f'DATA.TASK must be .* not numbers.* got {GRADES!r}'):
-        build_description(options(mixed, DATA__TASK=GRADES, DATA__LABELS=['Edema']))
+def test_numbers_are_refused_and_not_counted_as_marks(mixed: Path, grades_task: None) -> None:
+    with pytest.raises(ValueError, match="DATA.TASK must be .* not numbers.* got 'grades'"):
+        build_description(options(mixed, DATA__TASK='grades', DATA__LABELS=['Edema']))
 
 
 def test_mimic_is_found_and_counted_without_its_images(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def use_policy(policy, folder: Path) -> None:
 
 def use_task(task, folder: Path) -> None:
     labels = np.ones((1, len(LABELS)), np.float32)
-    assert task().is_positive(labels).tolist() == [True]
+    assert task(default_config()).is_positive(labels).tolist() == [True]
 
 
 def use_optimizer(kind, folder: Path) -> None:

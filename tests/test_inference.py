@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import config_with
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from config import default_config
 from evaluation.inference import predict
 
 CPU = torch.device('cpu')
@@ -47,9 +47,7 @@ class Classifier(nn.Module):
 
 
 def config_of_two_labels():
-    config = default_config()
-    config.MODEL.NUM_CLASSES = 2
-    return config
+    return config_with(DATA__LABELS=['first', 'second'])
 
 
 def random_images(*shape: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from config import default_config
 from data.labels import LABELS
-from models.losses import build_label_loss, masked_bce, positive_logits, positive_weights
+from data.tasks import positive_logits
+from models.losses import build_label_loss, masked_bce, positive_weights
 
 NAN = float('nan')
 FOCAL = ('LOSS.NAME', 'focal', 'LOSS.GAMMA')

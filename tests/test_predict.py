@@ -19,10 +19,10 @@ from transfers import write_run
 
 from data.images import load_image
 from data.labels import LABELS
+from data.tasks import positive_logits
 from data.transforms import EvalTransform
 from evaluation.inference import load_classifier
 from evaluation.saliency import grad_cam
-from models.losses import positive_logits
 from utils import trained_config
 
 

@@ -1,22 +1,21 @@
 """Runs that learn one class per image, or grades, with their reports, predictions and exports."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from grades import GRADES, STEPS, add
 from tiny import LABELS_DECIDE, VIT, arguments, finished_run, run_script, tiny_config
 from xray_splits import LOGGER, write_split
 
-from data.tasks import TASKS
-from evaluation.families import FAMILIES
+from config import OPTIONS
 from models.export import facts, load_source
-from models.outputs import OUTPUTS
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 NAMES = ('Normal', 'Pneumonia', 'Covid')
+STEPS = [f'Oedema from {k}' for k in (1, 2, 3)]
 FINE = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}  # 8 x 8 cells, enough for maps
 
 
@@ -29,7 +28,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table = pd.read_csv(root / f'{split}.csv')
         patient = table['Path'].str.extract(r'patient(\d+)')[0].astype(int)
         table['Finding'] = [NAMES[i % 3] for i in patient]
-        table['Oedema'] = [i % (STEPS + 1) for i in patient]
+        table['Oedema'] = [i % (len(STEPS) + 1) for i in patient]
         table.to_csv(root / f'{split}.csv', index=False)
     return root
 
@@ -73,37 +72,46 @@ def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys)
     assert 'Balanced accuracy' in capsys.readouterr().out
 
 
-def test_each_kind_has_outputs_and_a_family() -> None:
-    assert {task.kind for task in TASKS.values()} == {*OUTPUTS} == {*FAMILIES}
-
-
 @pytest.mark.parametrize('mode', ['full', 'linear_probe'])
-def test_a_new_kind_needs_a_task_outputs_and_a_family(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, capsys
+def test_a_new_task_is_one_file(
+    labelled: Path, tmp_path: Path, grades_task: None, mode: str, capsys
 ) -> None:
-    """Runs, probes, the pixel floor, the report, predictions, and exports know it."""
-    steps = [f'Oedema from {k}' for k in range(1, STEPS + 1)]
-    with monkeypatch.context() as patch:
-        add(patch)
-        folder = run(labelled, tmp_path, ['DATA.TASK', GRADES, 'DATA.LABELS', "['Oedema']"], mode)
-        table = pd.read_csv(folder / 'predictions_valid.csv')[steps]
-        assert (np.diff(table, axis=1) <= 0).all()
-        scores = json.loads((folder / 'scores.json').read_text())['valid']
-        assert {*scores['pixel_floor']['auroc']} == {*steps}
-        report = json.loads((folder / 'report.json').read_text())
-        assert [part['label'] for part in report['sets'][-1]['labels']] == steps
-        if mode == 'linear_probe':
-            return
-        source = load_source(folder / 'ckpt_best.pth', LOGGER)
-        assert facts(source)['activation'] == 'none'
-        words = [labelled / 'valid', '--checkpoint', folder / 'ckpt_best.pth', '--num-workers', 0]
-        assert run_script('predict', *words, '--output', tmp_path / 'p.csv') == 0
-        assert (np.diff(pd.read_csv(tmp_path / 'p.csv')[steps], axis=1) <= 0).all()
+    """Runs, probes, the pixel floor, reports, predictions, and exports know it."""
+    folder = run(labelled, tmp_path, ['DATA.TASK', 'grades', 'DATA.LABELS', "['Oedema']"], mode)
+    table = pd.read_csv(folder / 'predictions_valid.csv')[STEPS]
+    assert (np.diff(table, axis=1) <= 0).all()
+    scores = json.loads((folder / 'scores.json').read_text())['valid']
+    assert {*scores['pixel_floor']['auroc']} == {*STEPS}
+    report = json.loads((folder / 'report.json').read_text())
+    assert [part['label'] for part in report['sets'][-1]['labels']] == STEPS
+    options = ['--task', 'grades', '--label-names', 'Oedema']
+    again = evaluated(folder, labelled, tmp_path / 'again', *options)['sets'][0]
+    areas = {part['label']: part['scores']['auroc']['value'] for part in again['labels']}
+    assert areas == pytest.approx(scores['selected']['auroc'])
+    if mode == 'linear_probe':
+        return
+    source = load_source(folder / 'ckpt_best.pth', LOGGER)
+    assert facts(source)['activation'] == 'none'
+    words = [labelled / 'valid', '--checkpoint', folder / 'ckpt_best.pth', '--num-workers', 0]
+    assert run_script('predict', *words, '--output', tmp_path / 'p.csv') == 0
+    assert (np.diff(pd.read_csv(tmp_path / 'p.csv')[STEPS], axis=1) <= 0).all()
+    exported = [folder / 'ckpt_best.pth', '--to', 'torch_export']
+    assert run_script('export', *exported, '--output', tmp_path / 'grades.pt2') == 0
+
+
+def test_a_checkpoint_of_an_unknown_task_is_refused(
+    labelled: Path, tmp_path: Path, grades_task: None, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder = run(labelled, tmp_path, ['DATA.TASK', 'grades', 'DATA.LABELS', "['Oedema']"])
+    option = OPTIONS['DATA.TASK']
+    parts = {name: file for name, file in option.parts.items() if name != 'grades'}
+    monkeypatch.setitem(OPTIONS, 'DATA.TASK', replace(option, parts=parts))
+    words = [labelled / 'valid', '--checkpoint', folder / 'ckpt_best.pth', '--num-workers', 0]
     capsys.readouterr()
-    allowed = "DATA.TASK must be one of ['observations', 'any_finding', "
     assert run_script('predict', *words, '--output', tmp_path / 'q.csv') == 2
     error = capsys.readouterr().err
-    assert error.count('\n') == 1 and allowed in error and f'got {GRADES!r}' in error
+    allowed = "DATA.TASK must be one of ['observations', 'any_finding', "
+    assert error.count('\n') == 1 and allowed in error and "got 'grades'" in error
     assert 'damaged' not in error and 'ckpt_best.pth' in error
 
 

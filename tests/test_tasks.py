@@ -26,14 +26,13 @@ from config import get_config
 from data.build import build_loader
 from data.chexpert import read_csv
 from data.labels import Cells
-from data.tasks import CLASSES, make_task
+from data.tasks import make_task
 from evaluation.cases import Cases
 from evaluation.classes import CLASS_METRICS, class_table, confusion_matrices
 from evaluation.metrics import study_level
 from evaluation.probes import KnnClassifier, choose_neighbours
 from evaluation.tuning import fit_softmax
 from models.losses import build_label_loss, class_weights
-from models.outputs import OUTPUTS
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 NAN = np.nan
@@ -57,7 +56,7 @@ def records(labels: np.ndarray, **more: object) -> Namespace:
 
 
 def test_a_single_label_is_one_hot_and_several_classes_are_refused() -> None:
-    task = make_task('single_label', names=NAMES)
+    task = make_task('single_label', LABELS=NAMES)
     labels = np.array([[0, 1, 0], [NAN, NAN, 1], [0, 0, NAN], [-1, NAN, 0], [-1, 1, 0]], np.float32)
     np.testing.assert_array_equal(task.scored(records(labels)), one_hot([1, 2, -1, -1, 1]))
     labels[2] = 1
@@ -72,7 +71,7 @@ def test_one_column_may_name_the_class(tmp_path: Path) -> None:
     table.to_csv(tmp_path / 'train.csv', index=False)
     options = {'labels': NAMES, 'cells': Cells(column='Diagnosis')}
     found = read_csv(tmp_path, 'train.csv', **options)
-    task = make_task('single_label', names=NAMES, column='Diagnosis')
+    task = make_task('single_label', LABELS=NAMES, LABEL_COLUMN='Diagnosis')
     np.testing.assert_array_equal(task.scored(found)[:4], one_hot([0, 1, 2, -1]))
     table.loc[1, 'Diagnosis'] = 'Pneumonie'
     table.to_csv(tmp_path / 'train.csv', index=False)
@@ -139,14 +138,14 @@ def test_cross_entropy_is_torchs_and_ignores_images_without_a_class() -> None:
     np.testing.assert_allclose(class_weights(targets.numpy()), balanced, rtol=1e-6)
 
 
-def test_several_views_or_models_have_the_score_of_their_mean_prediction() -> None:
+def test_several_views_or_models_have_the_logits_of_their_mean_prediction() -> None:
     first, second = np.random.default_rng(0).normal(size=(2, 5, 3))
-    of_classes = OUTPUTS[CLASSES]
-    mean = of_classes.predictions(of_classes.mean([first, second]))
+    task = make_task('single_label', LABELS=NAMES)
+    mean = task.probabilities(task.mean([first, second]))
     np.testing.assert_allclose(mean, (softmax(first, 1) + softmax(second, 1)) / 2)
     np.testing.assert_allclose(mean.sum(axis=1), 1)
     outputs = torch.from_numpy(first).float()
-    np.testing.assert_allclose(of_classes.scores(outputs, 3), log_softmax(first, 1), rtol=1e-5)
+    np.testing.assert_allclose(task.logits(outputs), log_softmax(first, 1), rtol=1e-5)
 
 
 # ---- Metrics of classes
@@ -248,14 +247,14 @@ def test_a_class_without_images_is_never_predicted() -> None:
 def test_neighbours_of_classes_share_their_number_and_vote_probabilities(device) -> None:
     features, targets, patients = separable()
     features = features.astype(np.float32)
-    choices = choose_neighbours(features, targets, patients, device, kind=CLASSES)
+    choices = choose_neighbours(features, targets, patients, device, exclusive=True)
     assert len({*choices}) == 1 and len(choices) == 3
     encoder = Namespace(forward_features=lambda images: images)
     encoder = torch.nn.Identity()
     encoder.forward_features = encoder.forward
-    knn = KnnClassifier(encoder, features, targets, [5] * 3, of_classes=True)
+    knn = KnnClassifier(encoder, features, targets, [5] * 3, exclusive=True)
     scores = knn(torch.from_numpy(features)).numpy()
-    shares = OUTPUTS[CLASSES].predictions(scores)
+    shares = make_task('single_label', LABELS=NAMES).probabilities(scores)
     np.testing.assert_allclose(shares, np.exp(scores), atol=1e-6)
     known = ~np.isnan(targets[:, 0])
     assert log_loss(targets[known], shares[known]) < np.log(3)
