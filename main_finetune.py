@@ -158,7 +158,7 @@ def finetune(
     state = fit(
         run, model, loaders.train, loss_fn, after_epoch=selection, selects_by=selection.name
     )
-    model = state.module
+    model = state.scored
     final.score('last', [model])
     source, best = checkpoint_name(state.epoch - 1), run.folder / BEST_CHECKPOINT
     saved = read_checkpoint(best) if best.exists() else {}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -62,7 +63,8 @@ def fit(
         run: Run.
         model: Model on any device.
         loader: Loader of the training batches (`data.loader.make_loader`).
-        loss_fn: Function (model, batch on the device) -> scalar mean over the batch.
+        loss_fn: Function (model, batch on the device) -> scalar mean over the batch, see
+            `train_one_batch`.
         after_epoch: Function (run, model, epoch) -> values for metrics.jsonl. It is called with
             epoch -1 before training, after every EVAL.EVERY epochs and after the last epoch.
         selects_by: Name of the score whose highest value selects ckpt_best.pth. With '' nothing is
@@ -86,13 +88,13 @@ def fit(
     ):
         if state.epoch == state.batch == 0:
             with state.clock.between_epochs():
-                run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.module, -1)})
+                run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.scored, -1)})
         while not state.is_done(config):
             figures = train_one_epoch(run, state, loader, loss_fn, saver)
             with state.clock.between_epochs():
                 done, held_out = state.epoch + 1, {}
                 if done % config.EVAL.EVERY == 0 or done == train.EPOCHS:
-                    held_out = after_epoch(run, state.module, state.epoch)
+                    held_out = after_epoch(run, state.scored, state.epoch)
                 run.scalars.write_epoch({'epoch': state.epoch, **figures, **held_out})
                 saver.after_epoch(state, held_out.get('score') if selects_by else None)
             run.record.save()
@@ -242,17 +244,28 @@ def train_one_epoch(
 
 
 def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, i: int) -> None:
-    """Run forward and backward passes of batch `i`, and the optimizer step after the last batch."""
+    """Run forward and backward passes of batch `i`, and the optimizer step after the last batch.
+
+    A model may have the methods `begin_step()` and `after_step(state)`, which are called before the
+    first batch of each optimizer step and after the step. A loss may have the method
+    `begin_batch(rng)`, which is called before each batch. Its random numbers depend on SEED, epoch,
+    batch and rank, so that a resumed run draws the same ones, for example for Mixup.
+    """
     start = i - i % state.accumulation
     size = min(state.accumulation, state.num_batches - start)
     if i == start and hasattr(state.module, 'begin_step'):
         state.module.begin_step()
+    if hasattr(loss_fn, 'begin_batch'):
+        key = [run.config.SEED, state.epoch, i, distributed.rank()]
+        loss_fn.begin_batch(np.random.default_rng(key))
     ends_step = i + 1 == start + size
     loss = _backward(run, state, batch, loss_fn, group_size=size, exchange=ends_step)
     state.progress.waiting_losses.append(loss)
     if ends_step:
         _optimizer_step(run, state)
         state.scheduler.step_update(state.epoch * state.num_batches + i)
+        if hasattr(state.module, 'after_step'):
+            state.module.after_step(state)
     state.batch = i + 1
 
 

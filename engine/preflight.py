@@ -208,9 +208,9 @@ class Preflight:
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> None:
         """Compute the loss as in validation, whose model is not compiled."""
-        self.state.module.eval()
+        model = self.state.scored.eval()
         with autocast(self.config, self.run.device):
-            self.loss_fn(self.state.module, to_device(batch, self.run.device))
+            self.loss_fn(model, to_device(batch, self.run.device))
 
     def seconds_per_image(
         self, step: Callable[[Batch], None], size: int, *, repeats: int = NUM_STEPS

@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -70,10 +71,11 @@ class Saver:
         is_best = score is not None and state.add_score(score)
         stops, _ = self.interruptions.due(wait=True)
         is_last = epoch + 1 == config.TRAIN.EPOCHS or state.ends_early(config)
+        names = [BEST_CHECKPOINT] if is_best else []
         if stops or is_last or epoch % config.SAVE_FREQ == 0:
-            self._save(state, checkpoint_name(epoch), finished=True, best=is_best)
-        elif is_best:
-            self._save(state, BEST_CHECKPOINT, finished=True)
+            names.append(checkpoint_name(epoch))
+        if names:
+            self._save(state, *names, finished=True)
         if stops:
             self._stop(state)
 
@@ -86,15 +88,13 @@ class Saver:
         if self.writer:
             self.writer.close()
 
-    def _save(
-        self, state: TrainState, name: str, *, finished: bool = False, best: bool = False
-    ) -> None:
+    def _save(self, state: TrainState, *names: str, finished: bool = False) -> None:
         """Start writing on rank 0 with the random states of all ranks."""
         rng = distributed.gather(rng_state())
         if self.writer:
             contents = state.contents(self.run.config, rng, finished=finished)
-            self.writer.save(name, contents, best=best)
-        if name != BEST_CHECKPOINT:  # no run resumes from it automatically
+            self.writer.save(names, contents, state.scored.state_dict())
+        if names[-1] != BEST_CHECKPOINT:  # no run resumes from it automatically
             self.interruptions.saved()
 
     def _stop(self, state: TrainState) -> None:
@@ -127,18 +127,24 @@ class CheckpointWriter:
         self._retry_at = math.inf
         remove_partial_files(self.folder)
 
-    def save(self, name: str, state: dict, *, best: bool = False) -> None:
+    def save(self, names: Sequence[str], state: dict, scored: dict[str, Tensor]) -> None:
         """Copy the contents of a checkpoint and start writing, after the previous write has ended.
 
-        With `best`, the contents are first written as BEST_CHECKPOINT.
+        Args:
+            names: BEST_CHECKPOINT, the name of a regular checkpoint, or both in this order.
+            state: Contents of a regular checkpoint.
+            scored: Weights for BEST_CHECKPOINT.
         """
         self.flush()
+        name = names[-1]
         if name != BEST_CHECKPOINT:
             for older in self._waiting.keys() - {BEST_CHECKPOINT, name}:
                 self.logger.warning(f'{self.folder / older} was never written: {name} replaces it')
                 del self._waiting[older]
-        names = (BEST_CHECKPOINT, name) if best else (name,)
         self._waiting |= dict.fromkeys(names, copy_state(state))
+        if BEST_CHECKPOINT in names:
+            best = self._waiting[BEST_CHECKPOINT]
+            self._waiting[BEST_CHECKPOINT] = best | {'model': copy_state(scored)}
         self._start()
 
     def poll(self) -> None:

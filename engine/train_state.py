@@ -128,6 +128,15 @@ class TrainState:
         return model
 
     @property
+    def scored(self) -> nn.Module:
+        """Return the model whose weights are scored and saved as ckpt_best.pth.
+
+        It is the trained model, or its submodule `scored` if it has one, for example an average of
+        the weights that `after_step` updates.
+        """
+        return getattr(self.module, 'scored', self.module)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Return the number of optimizer steps per epoch. The last one may have fewer batches."""
         return math.ceil(self.num_batches / self.accumulation)

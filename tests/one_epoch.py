@@ -62,6 +62,7 @@ def one_epoch(
     wrap=lambda model: model,
     seconds=0.0,
     epoch=7,
+    first_batch=0,
     **keys,
 ):
     """Train a linear layer (weights 1, 2, 3; SGD) for an epoch; returns (figures, state, steps)."""
@@ -74,14 +75,14 @@ def one_epoch(
     scaler = torch.amp.GradScaler('cpu', enabled=False)
     state = TrainState(
         wrap(model), optimizer, scheduler, scaler, len(batches),
-        accumulation=max(1, config.TRAIN.ACCUMULATION_STEPS), epoch=epoch,
+        accumulation=max(1, config.TRAIN.ACCUMULATION_STEPS), epoch=epoch, batch=first_batch,
     )  # fmt: skip
     state.progress.seconds = seconds
     logger = logging.getLogger('one_epoch')
     scalars = ScalarLog(tmp_path, enabled=False)
     run = Run(config, 'simmim', tmp_path, torch.device('cpu'), logger, scalars)
     saver = SimpleNamespace(is_due=lambda state: False)
-    figures = train_one_epoch(run, state, Batches(batches), loss_fn, saver)
+    figures = train_one_epoch(run, state, Batches(batches[first_batch:]), loss_fn, saver)
     return figures, state, [step - epoch * len(batches) for step in updates]
 
 
