@@ -45,10 +45,8 @@ from utils import check_exists
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
 CAUSE_KEY = 'cause'  # key of the first failure in the store of the process group
-CAUSE_SECONDS = (
-    5  # time before a process that another one ended also ends: torchrun shows the first
-)
-
+# A process that another one ended ends this much later, because torchrun shows the first failure.
+CAUSE_SECONDS = 5
 MISTAKES = (ValueError, FloatingPointError, OSError, torch.OutOfMemoryError)
 NO_MEMORY = 'not enough main memory'
 OUT_OF_MEMORY = ("can't allocate memory", 'Cannot allocate memory')  # of PyTorch, of the system
@@ -102,7 +100,6 @@ class Process:
     run: Run | None = None
     store: dist.Store | None = None
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    made_folder: bool = False
 
     def close(self) -> None:
         """Close the run and release the lock of its folder."""
@@ -131,7 +128,6 @@ def setup_run(args: Namespace, process: Process) -> None:
 
     folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
     trains = _trains(config)
-    process.made_folder = not folder.exists()
     writes = trains and distributed.is_main()
     problem, is_safe = '', True
     try:
@@ -306,8 +302,6 @@ def _fail(process: Process, error: BaseException) -> int:
         if unexpected:
             traceback.print_exception(error)
         print(f'error: {message}', file=sys.stderr)  # noqa: T201
-    if code == EXIT_MISTAKE and not trains and process.made_folder:
-        _remove_logs(run.folder)
     return code
 
 
@@ -329,15 +323,6 @@ def _with_cause(store: dist.Store, code: int, message: str) -> tuple[int, str]:
 
 def _trains(config: Config) -> bool:
     return not (config.EVAL_MODE or config.THROUGHPUT_MODE or config.CHECK_MODE)
-
-
-def _remove_logs(folder: Path) -> None:
-    """Remove a folder that a refused --eval made, and that has only its log."""
-    for path in folder.glob('log_rank*.txt'):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # the folders may hold other files
-        folder.rmdir()
-        folder.parent.rmdir()
 
 
 def _report_to_torchrun(message: str) -> None:

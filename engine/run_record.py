@@ -190,7 +190,8 @@ def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for fact, compare in _COMPARISONS.items():
         if fact in before and fact in now and before[fact] != now[fact]:
-            lines += compare(before[fact], now[fact])
+            old, new = before[fact], now[fact]
+            lines += compare(old, new) if compare else [f'{fact}: {old} -> {new}']
     return lines
 
 
@@ -401,11 +402,6 @@ def _known_record(folder: str | Path) -> dict[str, Any]:
         return {}
 
 
-def _changed_options(before: str, now: str) -> list[str]:
-    """List the differences in options that change the trained model."""
-    return config_changes(before, now, *TRAINED)
-
-
 def _changed_data(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if before['fingerprint'] == now['fingerprint']:
         return []
@@ -427,14 +423,14 @@ def _changed_environment(before: dict[str, Any], now: dict[str, Any]) -> list[st
     ]
 
 
-_COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
-    'options': _changed_options,
+_COMPARISONS: dict[str, Callable[[Any, Any], list[str]] | None] = {
+    'options': lambda old, new: config_changes(old, new, *TRAINED),
     'pretrained': lambda old, new: [
         f'PRETRAINED: SHA-256 {(old or "none")[:8]} -> {(new or "none")[:8]}'
     ],
-    'code': lambda old, new: [f'code: {old} -> {new}'],
-    'processes': lambda old, new: [f'processes: {old} -> {new}'],
-    'precision': lambda old, new: [f'precision: {old} -> {new}'],
+    'code': None,  # the values
+    'processes': None,
+    'precision': None,
     'environment': _changed_environment,
     'data': _changed_data,
 }
