@@ -14,6 +14,7 @@ from config import (
     Config,
     config_changes,
     config_text,
+    flat_options,
     load_yaml,
 )
 from engine.clock import Clock
@@ -22,6 +23,18 @@ from system import distributed
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
 EMA_DECAY = 0.98  # decay per batch of the logged moving average of the loss
+# What an option affects (see config.py) -> why another value is refused, and what to do.
+REFUSED_CHANGES = {
+    'outputs': (
+        'was trained with other labels',
+        'choose another --tag, or start from its weights with --pretrained',
+    ),
+    'patients': (
+        'may have learned from patients who would be held out or scored now',
+        'use the same values',
+    ),
+    'model': ('has the weights of another model', 'choose another --tag'),
+}
 
 
 @dataclass
@@ -191,9 +204,8 @@ class TrainState:
         """Resume from a checkpoint. Learning rates, weight decay and epochs come from the config.
 
         Raises:
-            ValueError: If the model, the meaning of its outputs, the patients who are held out or
-                scored, the batches of an unfinished epoch, or the number of images that the loss
-                compares have changed.
+            ValueError: If options with REFUSED_CHANGES, or the batches of an unfinished epoch have
+                changed.
         """
         self.source = source
         with name_damaged(source):
@@ -212,7 +224,7 @@ class TrainState:
             self.num_not_better = progress.pop('num_not_better', 0)
             self.progress = Progress(**progress)
             self._set_position(saved, config)
-            self._compare_images(saved, config, logger)
+            self._compare_batches(saved, config, logger)
             self._compare_options(saved, config, logger)
             rng, processes = saved['rng'], distributed.world_size()
             if len(rng) == processes:
@@ -225,67 +237,26 @@ class TrainState:
         logger.info(f'resumed from {source}: epoch {self.epoch}, batch {self.batch}')
 
     def _compare_options(self, saved: dict, config: Config, logger: logging.Logger) -> None:
-        """Log changed options, and forget the best score if another score selects now.
+        """Refuse or log changed options, and forget the best score if another score selects now.
 
         The selection of a run that has nothing left to train stays as it is.
-
-        Raises:
-            ValueError: If the model or the meaning of its outputs has changed, or if other patients
-                would be held out or scored.
         """
         changes = partial(config_changes, saved['config'], config_text(config))
-        if other := changes('outputs'):
-            raise ValueError(
-                f'{self.source} was trained with other labels ({"; ".join(other)}): choose another '
-                '--tag, or start from its weights with --pretrained'
-            )
-        if other := changes('patients'):
-            raise ValueError(
-                f'{self.source} may have learned from patients who would be held out or scored now '
-                f'({"; ".join(other)}): use the same values'
-            )
-        if other := changes('model'):
-            raise ValueError(
-                f'{self.source} has the weights of another model ({"; ".join(other)}): choose '
-                'another --tag'
-            )
+        for effect, (problem, advice) in REFUSED_CHANGES.items():
+            if other := changes(effect):
+                raise ValueError(f'{self.source} {problem} ({"; ".join(other)}): {advice}')
+        gone = sorted(
+            flat_options(saved['config']).keys() - flat_options(config_text(config)).keys()
+        )
+        if gone:
+            logger.warning(f'options of the checkpoint that no longer exist: {", ".join(gone)}')
         for line in changes():
-            logger.warning(f'changed since the checkpoint: {line}')
+            if line.partition(':')[0] not in gone:
+                logger.warning(f'changed since the checkpoint: {line}')
         if changes('selection') and not self.is_done(config):
             self.best_score, self.num_not_better = -math.inf, 0
             logger.warning(
                 'another score selects the checkpoint now, so earlier epochs no longer count'
-            )
-
-    def _compare_images(self, saved: dict, config: Config, logger: logging.Logger) -> None:
-        """Warn if the effective batch size has changed.
-
-        Raises:
-            ValueError: If the number of images that the loss compares has changed, or for the
-                methods that compare images the number of batches per step.
-        """
-        size, before = load_yaml(saved['config'])['DATA']['BATCH_SIZE'], len(saved['rng'])
-        processes = distributed.world_size()
-        old, new = size * before, config.DATA.BATCH_SIZE * processes
-        before_step, now_step = saved['accumulation'], self.accumulation
-        if self.compares_images and old == new and before_step != now_step:
-            raise ValueError(
-                f'{self.source} had {before_step} batches per step, and now there are {now_step}. '
-                'The momentum follows the number of steps: keep --accumulation-steps, or choose '
-                'another --tag.'
-            )
-        if self.compares_images and old != new:
-            raise ValueError(
-                f'{self.source}: the loss compared the images of {before} process(es) x {size} '
-                f'(DATA.BATCH_SIZE), and now of {processes} x {config.DATA.BATCH_SIZE}. Keep the '
-                'number of images, or choose another --tag.'
-            )
-        old, new = old * saved['accumulation'], new * self.accumulation
-        if old != new:
-            logger.warning(
-                f'the effective batch size was {old} on {before} process(es) and is now {new} on '
-                f'{processes}, and the learning rates change in proportion. Set --batch-size and '
-                '--accumulation-steps to keep them.'
             )
 
     def _set_position(self, saved: dict, config: Config) -> None:
@@ -294,7 +265,9 @@ class TrainState:
         if saved['finished']:
             self.next_epoch()
         elif saved['batch']:
-            self.batch = self._same_batch(saved, config)
+            # The steps stay the same, and may have another number of batches.
+            step = math.ceil(saved['batch'] / saved['accumulation'])
+            self.batch = min(step * self.accumulation, self.num_batches)
         if (self.epoch, self.batch) > (config.TRAIN.EPOCHS, 0):
             raise ValueError(
                 f'{self.source}: {self.epoch} epochs and {self.batch} batches are trained, more '
@@ -303,27 +276,40 @@ class TrainState:
         if self.epoch or self.batch:
             self.scheduler.step_update(self.epoch * self.num_batches + self.batch - 1)
 
-    def _same_batch(self, saved: dict, config: Config) -> int:
-        """Return the batch at which this run continues a checkpoint within an epoch.
+    def _compare_batches(self, saved: dict, config: Config, logger: logging.Logger) -> None:
+        """Compare the images of a step with those of the checkpoint, and warn of another number.
 
         Raises:
-            ValueError: If the data or the effective batch size has changed.
+            ValueError: If the checkpoint is within an epoch, and the data or the images of a step
+                have changed, so that the rest of the epoch would have other images. Or if the loss
+                compares the images of a batch, and their number or the batches of a step, which the
+                momentum follows, have changed.
         """
-        batch_size = load_yaml(saved['config'])['DATA']['BATCH_SIZE']
-        accumulation, processes = saved['accumulation'], len(saved['rng'])
-        old, new = batch_size * processes, config.DATA.BATCH_SIZE * distributed.world_size()
-        if old == new:
-            same_data = saved['num_batches'] == self.num_batches
-        else:
-            same_data = abs(saved['num_batches'] * old - self.num_batches * new) < max(old, new)
-        if old * accumulation != new * self.accumulation or not same_data:
+        size, processes = load_yaml(saved['config'])['DATA']['BATCH_SIZE'], len(saved['rng'])
+        accumulation, num_batches = saved['accumulation'], saved['num_batches']
+        old, new = size * processes, config.DATA.BATCH_SIZE * distributed.world_size()
+        old_step, new_step = old * accumulation, new * self.accumulation
+        change = (
+            f'{self.source}: a step had {old_step} images ({processes} process(es) x {accumulation}'
+            f' batches x {size}), and now it has {new_step} ({distributed.world_size()} x '
+            f'{self.accumulation} x {config.DATA.BATCH_SIZE})'
+        )
+        # Batches of another size may leave out other images at the end of an epoch.
+        tolerated = 0 if old == new else max(old, new) - 1
+        is_same_data = abs(num_batches * old - self.num_batches * new) <= tolerated
+        if self.batch and not (old_step == new_step and is_same_data):
             raise ValueError(
-                f'{self.source} was written within an epoch of {saved["num_batches"]} batches of '
-                f'{batch_size} images on {processes} process(es) with {accumulation} batches per '
-                f'step. Now an epoch has {self.num_batches} batches of {config.DATA.BATCH_SIZE} '
-                f'images on {distributed.world_size()} process(es) with {self.accumulation} per '
-                'step. Use the same data and effective batch size (--batch-size, '
+                f'{change}; an epoch had {num_batches} batches, and now it has {self.num_batches}. '
+                'Within an epoch, use the same data and images per step (--batch-size, '
                 '--accumulation-steps), or resume from the end of an epoch.'
             )
-        step = math.ceil(saved['batch'] / accumulation)
-        return min(step * self.accumulation, self.num_batches)
+        if self.compares_images and (old, old_step) != (new, new_step):
+            raise ValueError(
+                f'{change}. The loss compares the images of a batch, and the momentum follows the '
+                'steps: keep both numbers, or choose another --tag.'
+            )
+        if old_step != new_step:
+            logger.warning(
+                f'{change}, and the learning rates change in proportion. Set --batch-size and '
+                '--accumulation-steps to keep them.'
+            )

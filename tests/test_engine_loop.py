@@ -4,7 +4,6 @@ import copy
 import itertools
 import logging
 import math
-import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -30,7 +29,6 @@ from tiny import (
 )
 
 import main_simmim
-from config import default_config
 from engine import loop
 from engine.loop import total_steps
 from engine.parallel import wrap_parallel
@@ -201,30 +199,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
     refused('simmim', argv, path, '--pretrained' if kind == 'other model' else '')
 
 
-@pytest.mark.parametrize('compares', [False, True])
-def test_another_number_of_images_between_epochs_is_logged_or_refused(
-    tmp_path: Path, log, compares
-) -> None:
-    """The checkpoint is of two processes, of 4 images each and 2 batches per step."""
-    _, state, _ = one_epoch(tmp_path, five_batches(), TRAIN__ACCUMULATION_STEPS=2)
-    config, state.compares_images, state.source = default_config(), compares, 'x.pth'
-    config.DATA.BATCH_SIZE, logger = 4, logging.getLogger('resumed')
-    saved = state.contents(config, [{}, {}], finished=True)
-    log.clear()
-    if compares:
-        with pytest.raises(ValueError, match=r'x.pth.* 2 process.* x 4 .* 1 x 4'):
-            state._compare_images(saved, config, logger)
-        config.DATA.BATCH_SIZE, state.accumulation = 8, 1
-        with pytest.raises(ValueError, match=r'x.pth.* 2 batches per step.* 1'):
-            state._compare_images(saved, config, logger)
-        return
-    state._compare_images(saved, config, logger)
-    config.DATA.BATCH_SIZE = 8
-    state._compare_images(saved, config, logger)
-    (warning,) = log.messages
-    assert re.search('16 on 2 process.* 8 on 1', warning)
-
-
 # Several processes
 
 
@@ -373,8 +347,3 @@ def test_a_shorter_last_group_is_a_mean_over_its_batches(tmp_path: Path) -> None
 def test_the_steps_of_a_run_count_accumulated_batches_once() -> None:
     config = config_with(TRAIN__EPOCHS=4, TRAIN__ACCUMULATION_STEPS=2)
     assert total_steps(config, range(5)) == 4 * 3
-
-
-def test_the_first_of_equal_scores_is_the_best(tmp_path: Path) -> None:
-    _, state, _ = one_epoch(tmp_path, five_batches())
-    assert [state.add_score(score) for score in (0.5, 0.5, 0.6)] == [True, False, True]

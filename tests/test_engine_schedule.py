@@ -1,0 +1,336 @@
+"""When checkpoints are saved, which of them is the best, and where training continues."""
+
+import logging
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import config_with
+from torch import nn
+
+from config import Config
+from engine import saving
+from engine.interruptions import Preempted
+from engine.run_record import Run
+from engine.saving import CheckpointWriter, Saver
+from engine.train_state import Progress, TrainState
+from logger import ScalarLog
+from utils import read_checkpoint
+
+LOGGER = logging.getLogger('test')
+BEST = 'ckpt_best.pth'
+
+
+class Requests:
+    """Stands for `Interruptions`: what is asked for, and what was called."""
+
+    def __init__(self) -> None:
+        self.asked = (False, False)
+        self.signal = ''
+        self.waits, self.num_saved = [], 0
+
+    def due(self, *, wait: bool) -> tuple[bool, bool]:
+        self.waits.append(wait)
+        return self.asked
+
+    def saved(self) -> None:
+        self.num_saved += 1
+
+
+def new_state(num_batches: int = 7, accumulation: int = 2, **values: object) -> TrainState:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    updates = []
+    scheduler = SimpleNamespace(step_update=updates.append, updates=updates)
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    return TrainState(model, optimizer, scheduler, scaler, num_batches, accumulation, **values)
+
+
+@pytest.fixture
+def requests() -> Requests:
+    return Requests()
+
+
+@pytest.fixture
+def saver_of(tmp_path: Path, requests: Requests):
+    def build(**keys: object) -> Saver:
+        config = config_with(**keys)
+        scalars = ScalarLog(tmp_path, enabled=False)
+        run = Run(config, 'finetune', tmp_path, torch.device('cpu'), LOGGER, scalars)
+        return Saver(run, requests)
+
+    return build
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob('*.pth'))
+
+
+# The schedule of checkpoints
+
+
+def test_epochs_are_saved_by_save_freq_and_at_the_end_and_the_best_always(
+    tmp_path, saver_of, requests
+) -> None:
+    saver, state = saver_of(SAVE_FREQ=3, TRAIN__EPOCHS=6), new_state()
+    scores = [0.5, 0.7, 0.6, math.nan, None, 0.7]
+    best_epochs = [0, 1, 1, 1, 1, 1]
+    num_regular = [1, 1, 1, 2, 2, 3]
+    for epoch, score in enumerate(scores):
+        with torch.no_grad():
+            state.model.weight.fill_(epoch)
+        state.batch = 7
+        saver.after_epoch(state, score)
+        saver.close()
+        regular = [f'ckpt_epoch_{number}.pth' for number in (0, 3, 5) if number <= epoch]
+        assert files(tmp_path) == [BEST, *regular]
+        best = read_checkpoint(tmp_path / BEST)
+        assert best['epoch'] == best_epochs[epoch] and best['finished']
+        assert (best['model']['weight'] == best_epochs[epoch]).all()
+        assert best['best_score'] == scores[best_epochs[epoch]]
+        assert requests.num_saved == num_regular[epoch], 'the best does not delay a regular one'
+        state.next_epoch()
+    for number in (0, 3, 5):
+        saved = read_checkpoint(tmp_path / f'ckpt_epoch_{number}.pth')
+        assert saved['epoch'] == number and saved['finished']
+        assert (saved['model']['weight'] == number).all()
+
+
+def test_the_epoch_that_patience_ends_with_is_saved(tmp_path, saver_of) -> None:
+    saver, state = saver_of(SAVE_FREQ=100, TRAIN__PATIENCE=2, TRAIN__EPOCHS=9), new_state()
+    for score in (0.5, 0.4, 0.5):
+        assert not state.is_done(saver.run.config)
+        saver.after_epoch(state, score)
+        state.next_epoch()
+    assert state.is_done(saver.run.config)
+    saver.close()
+    assert files(tmp_path) == [BEST, 'ckpt_epoch_0.pth', 'ckpt_epoch_2.pth']
+
+
+@pytest.mark.parametrize('every, due', [(3, [3, 6]), (0, [])])
+def test_steps_are_counted_over_epochs(tmp_path, saver_of, requests, every, due) -> None:
+    """Seven batches in steps of two are four steps; the last one has a single batch."""
+    saver, state, found = saver_of(TRAIN__SAVE_EVERY_STEPS=every), new_state(), []
+    for number in range(8):
+        state.epoch, step = divmod(number, 4)
+        state.batch = min(2 * step + 2, 7)
+        if saver.is_due(state):
+            found.append(number + 1)
+            saver.save_step(state)
+    saver.close()
+    assert found == due
+    assert requests.waits == 2 * [False, False, False, True]
+    assert files(tmp_path) == ['ckpt_epoch_0_step_3.pth', 'ckpt_epoch_1_step_2.pth'][: len(due)]
+    for path in tmp_path.glob('*.pth'):
+        assert not read_checkpoint(path)['finished']
+
+
+def test_a_request_saves_and_a_signal_also_stops(tmp_path, saver_of, requests) -> None:
+    saver, state = saver_of(), new_state(epoch=2, batch=4)
+    requests.asked = (False, True)
+    assert saver.is_due(state)
+    saver.save_step(state)
+    requests.asked = (True, False)
+    state.batch = 6
+    assert saver.is_due(state)
+    with pytest.raises(Preempted, match=r'another process, saved in epoch 2, step 3 of 4'):
+        saver.save_step(state)
+    assert files(tmp_path) == ['ckpt_epoch_2_step_2.pth', 'ckpt_epoch_2_step_3.pth']
+    requests.signal, state.epoch = 'SIGTERM', 3
+    with pytest.raises(Preempted, match='stopped by SIGTERM'):
+        saver.after_epoch(state, None)
+    assert read_checkpoint(tmp_path / 'ckpt_epoch_3.pth')['finished']
+
+
+def test_save_keep_counts_regular_checkpoints(tmp_path, saver_of) -> None:
+    saver, state = saver_of(SAVE_KEEP=2, TRAIN__EPOCHS=9), new_state()
+    for _ in range(4):
+        saver.after_epoch(state, 0.5)
+        state.next_epoch()
+    saver.close()
+    assert files(tmp_path) == [BEST, 'ckpt_epoch_2.pth', 'ckpt_epoch_3.pth']
+
+
+def test_a_failed_write_is_tried_again_after_a_minute(tmp_path, monkeypatch, caplog) -> None:
+    clock, tried = SimpleNamespace(monotonic=lambda: 100.0), []
+
+    def full(path: Path, state: dict) -> None:
+        tried.append(path.name)
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(saving, 'time', clock)
+    monkeypatch.setattr(saving, 'save_checkpoint', full)
+    writer = CheckpointWriter(tmp_path, LOGGER, keep=0)
+    writer.poll()
+    assert not tried
+    writer.save(['ckpt_epoch_0.pth'], {'model': {}}, {})
+    writer.flush()
+    for seconds, attempts in ((159.9, 1), (160.0, 2), (161.0, 2)):
+        clock.monotonic = lambda seconds=seconds: seconds
+        writer.poll()
+        writer.flush()
+        assert len(tried) == attempts
+
+
+# The state
+
+
+def test_the_figures_of_an_epoch_by_hand() -> None:
+    progress = Progress()
+    assert progress.flush(overflow_is_handled=False) is None
+    assert math.isnan(progress.mean_loss()) and math.isnan(progress.mean_norm())
+    for losses, norms in (([4.0, 2.0], [(2, 6.0)]), ([1.0], [(1, 2.0)])):
+        progress.waiting_losses += [torch.tensor(loss) for loss in losses]
+        progress.waiting_norms += [(end, torch.tensor(norm)) for end, norm in norms]
+        assert progress.flush(overflow_is_handled=False) is None
+    ema = 0.98 * (0.98 * 4 + 0.02 * 2) + 0.02 * 1
+    assert progress.numbers() == pytest.approx(
+        {'loss_sum': 7, 'num_losses': 3, 'norm_sum': 8, 'num_norms': 2, 'loss_ema': ema,
+         'last_loss': 1, 'last_norm': 2, 'seconds': 0, 'data_seconds': 0}
+    )  # fmt: skip
+    assert (progress.mean_loss(), progress.mean_norm()) == (7 / 3, 4)
+    following = progress.next_epoch()
+    assert following.loss_ema == progress.loss_ema and following.num_losses == 0
+
+
+@pytest.mark.parametrize(
+    'losses, norms, bad',
+    [
+        ([1, math.nan, 1, math.inf], [1, 1], 1),
+        ([1, 1, 1, math.inf], [1, math.nan], 3),
+        ([1, 1, 1, 1], [math.nan, 1], 1),
+    ],
+)
+def test_the_first_bad_batch_is_named_and_nothing_is_added(losses, norms, bad) -> None:
+    progress = Progress(
+        waiting_losses=[torch.tensor(float(loss)) for loss in losses],
+        waiting_norms=[(2 * i + 2, torch.tensor(float(norm))) for i, norm in enumerate(norms)],
+    )
+    assert progress.flush(overflow_is_handled=False) == bad
+    assert progress.num_losses == progress.num_norms == 0
+
+
+@pytest.mark.parametrize(
+    'patience, not_better, epoch, batch, done',
+    [
+        (0, 5, 3, 0, False),
+        (2, 1, 3, 0, False),
+        (2, 2, 3, 0, True),
+        (1, 1, 3, 4, False),
+        (0, 0, 9, 0, False),
+        (0, 0, 10, 0, True),
+        (0, 0, 11, 0, True),
+    ],
+)
+def test_training_ends_after_its_epochs_or_its_patience(
+    patience, not_better, epoch, batch, done
+) -> None:
+    config = config_with(TRAIN__EPOCHS=10, TRAIN__PATIENCE=patience)
+    state = new_state(epoch=epoch, batch=batch, num_not_better=not_better)
+    assert state.is_done(config) == done
+
+
+def test_validations_without_a_better_score_are_counted() -> None:
+    state, counts = new_state(), []
+    for score in (0.5, 0.5, math.nan, 0.6, 0.1):
+        state.add_score(score)
+        counts.append((state.best_score, state.num_not_better))
+    assert counts == [(0.5, 0), (0.5, 1), (0.5, 2), (0.6, 0), (0.6, 1)]
+
+
+def resumed(
+    saved: TrainState, state: TrainState, *, finished: bool, processes: int = 1, **keys: object
+) -> Config:
+    """Restore `state` from a checkpoint of `saved`, which had 4 images in a batch."""
+    options = {'TRAIN__OPTIMIZER__NAME': 'sgd', 'DATA__BATCH_SIZE': 4}
+    rng = [{'torch': torch.get_rng_state()}] * processes
+    contents = saved.contents(config_with(**options), rng, finished=finished)
+    config = config_with(**(options | keys))
+    state.restore(contents, config, source='c.pth', logger=LOGGER)
+    return config
+
+
+@pytest.mark.parametrize(
+    'finished, batch, accumulation, position',
+    [(True, 7, 2, (4, 0)), (False, 0, 2, (3, 0)), (False, 4, 2, (3, 4)), (False, 7, 2, (3, 7))],
+)
+def test_training_continues_where_the_checkpoint_ended(
+    finished, batch, accumulation, position
+) -> None:
+    saved = new_state(epoch=3, batch=batch, best_score=0.7, num_not_better=3)
+    saved.progress.loss_sum, saved.progress.num_losses = 6.0, 3
+    state = new_state(accumulation=accumulation)
+    resumed(saved, state, finished=finished)
+    assert (state.epoch, state.batch) == position
+    assert state.scheduler.updates == [position[0] * 7 + position[1] - 1]
+    assert (state.best_score, state.num_not_better, state.source) == (0.7, 3, 'c.pth')
+    assert state.progress.loss_sum == (0 if finished else 6)
+    assert torch.equal(state.model.weight, saved.model.weight)
+
+
+def test_a_step_may_be_split_into_more_batches_within_an_epoch() -> None:
+    """28 images: 7 batches of 4 in steps of two are 14 batches of 2 in steps of four."""
+    state = new_state(num_batches=14, accumulation=4)
+    resumed(new_state(epoch=1, batch=4), state, finished=False, DATA__BATCH_SIZE=2)
+    assert (state.epoch, state.batch) == (1, 8)
+    state = new_state(num_batches=14, accumulation=4)
+    resumed(new_state(epoch=1, batch=7), state, finished=False, DATA__BATCH_SIZE=2)
+    assert (state.epoch, state.batch) == (1, 14)
+
+
+@pytest.mark.parametrize(
+    'now, size',
+    [((8, 2), 4), ((7, 1), 4), ((14, 2), 2), ((11, 4), 2)],
+    ids=['more data', 'smaller steps', 'smaller batches', 'less data in small batches'],
+)
+def test_other_steps_or_data_are_refused_within_an_epoch_alone(now, size) -> None:
+    with pytest.raises(ValueError, match=r'c\.pth.* or resume from the end of an epoch'):
+        resumed(new_state(epoch=1, batch=4), new_state(*now), finished=False, DATA__BATCH_SIZE=size)
+    resumed(new_state(epoch=1, batch=7), new_state(*now), finished=True, DATA__BATCH_SIZE=size)
+
+
+def test_more_epochs_than_the_run_has_are_refused() -> None:
+    with pytest.raises(ValueError, match=r'4 epochs and 0 batches.*TRAIN.EPOCHS 3'):
+        resumed(new_state(epoch=3), new_state(), finished=True, TRAIN__EPOCHS=3)
+    state = new_state()
+    assert state.is_done(resumed(new_state(epoch=2), state, finished=True, TRAIN__EPOCHS=3))
+
+
+@pytest.mark.parametrize(
+    'processes, size, accumulation, effect',
+    [
+        (1, 4, 2, ''),
+        (1, 4, 1, 'error'),
+        (2, 8, 2, ''),
+        (2, 4, 4, 'error'),
+        (1, 8, 1, 'error'),
+    ],
+)
+def test_a_loss_that_compares_images_keeps_their_number(
+    processes, size, accumulation, effect, log
+) -> None:
+    saved, keys = new_state(epoch=1), {'finished': True, 'processes': processes}
+    changed = (4 * processes * 2) != size * accumulation
+    for compares in (False, True):
+        log.clear()
+        state = new_state(accumulation=accumulation, compares_images=compares)
+        if compares and effect:
+            with pytest.raises(ValueError, match=r'c\.pth: a step had .* compares the images'):
+                resumed(saved, state, DATA__BATCH_SIZE=size, **keys)
+        else:
+            resumed(saved, state, DATA__BATCH_SIZE=size, **keys)
+            assert any('learning rates' in line for line in log.messages) == changed
+
+
+def test_options_that_no_longer_exist_are_one_line(log) -> None:
+    state, saved = new_state(), new_state(epoch=1)
+    config = config_with(TRAIN__OPTIMIZER__NAME='sgd', TRAIN__CLIP_GRAD=3.0)
+    contents = saved.contents(config, [{'torch': torch.get_rng_state()}], finished=True)
+    contents['config'] += 'OLD:\n  ONE: 1\n  TWO: 2\n'
+    config.merge_from_list(['TRAIN.CLIP_GRAD', 5.0])
+    state.restore(contents, config, source='c.pth', logger=LOGGER)
+    (gone,) = [line for line in log.messages if 'OLD.' in line]
+    assert 'OLD.ONE, OLD.TWO' in gone
+    assert any('TRAIN.CLIP_GRAD: 3.0 -> 5.0' in line for line in log.messages)
