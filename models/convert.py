@@ -20,7 +20,7 @@ import torch
 from timm.layers import Conv2dSame, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from models.families import PATCH_WEIGHT, TABLE, State, likely_encoder
+from models.recognise import PATCH_WEIGHT, TABLE, State, likely_encoder
 from models.relative_position import resize_table
 from models.simmim import ImageTarget
 from models.timm_classifier import TimmClassifier

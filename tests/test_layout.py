@@ -41,7 +41,7 @@ ONLY = {'models': {'data.labels', 'data.masking', 'data.tasks'}}
 # names do not count. Whoever has to raise a limit makes everybody read more.
 LIMITS = {'main_simmim': (55, 14_000), 'main_finetune': (70, 17_500)}
 # The rooms that the mains load, and the files in them that CheXpert and a Swin do not need.
-# PRETRAINED needs models/pretrained.py and what it imports: convert, families, timm_classifier.
+# PRETRAINED needs models/pretrained.py and what it imports: convert, recognise, timm_classifier.
 CORE = ['system', 'data', 'models', 'engine', 'evaluation']
 NOT_NEEDED = {
     'data': 'build check data_contrastive describe mimic noted_images packing',

@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from config import value_at
 from models import build_model
-from models.families import likely_encoder
+from models.recognise import likely_encoder
 
 # The ViT of this project as a DINOv2: 4 x 4 patches, and the usual width of a head.
 DINOV2 = {'DATA__IMG_SIZE': 56, 'MODEL__VIT__PATCH_SIZE': 14, 'MODEL__VIT__USE_APE': True,
