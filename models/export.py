@@ -55,7 +55,7 @@ ANY_MODEL = '--to onnx and --to torch_export support any model'
 METADATA = 'simmim'  # key of the metadata in the header of a .safetensors or .onnx file
 FACTS_FILE = 'simmim.json'  # name of the metadata file inside a .pt2 file
 TIMM_CLASSES = {kind.__name__: kind for kind in (SwinTransformer, Beit, VisionTransformer)}
-# Values of `Source.gives` and the names of these outputs in transformers.
+# Values of `TrainedModel.gives` and the names of these outputs in transformers.
 HUGGINGFACE_OUTPUTS = {
     'logits': 'logits',
     'tokens': 'last_hidden_state',
@@ -79,7 +79,7 @@ FINE_TUNING_OPTIONS = (
 ).split()
 
 
-class Source(NamedTuple):
+class TrainedModel(NamedTuple):
     """The model of a checkpoint, on the CPU.
 
     Attributes:
@@ -112,12 +112,12 @@ class Tokens(nn.Module):
 class Format(NamedTuple):
     """An export format: function that writes it, file suffix ('' for a folder), and packages."""
 
-    write: Callable[[Source, Path], Run]
+    write: Callable[[TrainedModel, Path], Run]
     suffix: str
     packages: tuple[str, ...] = ()
 
 
-def load_source(path: str | Path, logger: logging.Logger) -> Source:
+def load_trained_model(path: str | Path, logger: logging.Logger) -> TrainedModel:
     """Load the model of a checkpoint from any training stage, or raise a ValueError."""
     state, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
     config = trained_config(path)
@@ -145,7 +145,7 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
     load_model_state(model, state, str(path), logger)
     encoder = model.encoder if gives == 'tokens' else model
     network = Tokens(encoder) if gives == 'tokens' else model
-    return Source(config, encoder, network.eval(), outputs, gives)
+    return TrainedModel(config, encoder, network.eval(), outputs, gives)
 
 
 def _stage(config: Config, state: State) -> str:
@@ -163,7 +163,7 @@ def _stage(config: Config, state: State) -> str:
     return 'contrastive' if modules == {key.split('.')[0] for key in state} else 'simmim'
 
 
-def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float:
+def export(source: TrainedModel, target: str, path: Path, *, overwrite: bool) -> float:
     """Write an export in a format of FORMATS and return `largest_difference`.
 
     If anything fails, the output path does not change.
@@ -195,7 +195,7 @@ def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float
 
 
 @torch.no_grad()
-def largest_difference(source: Source, run: Run, target: str) -> float:
+def largest_difference(source: TrainedModel, run: Run, target: str) -> float:
     """Return the largest absolute difference between the outputs of an export and of the model.
 
     Raises:
@@ -215,7 +215,7 @@ def largest_difference(source: Source, run: Run, target: str) -> float:
     return worst
 
 
-def facts(source: Source) -> dict[str, Any]:
+def facts(source: TrainedModel) -> dict[str, Any]:
     """Return the metadata that a program needs to prepare images and interpret the outputs."""
     config = source.config
     mean, std = pixel_statistics(config)
@@ -235,21 +235,21 @@ def facts(source: Source) -> dict[str, Any]:
     }
 
 
-def _activation(source: Source) -> str:
+def _activation(source: TrainedModel) -> str:
     task = task_of(source.config)
     if len(source.outputs) > len(task.labels):  # THREE_OUTPUTS of each label
         return 'softmax over negative and positive'
     return task.activation
 
 
-def interpolation(source: Source) -> Any:
+def interpolation(source: TrainedModel) -> Any:
     """Return the Pillow filter that resizes images in evaluation."""
     data = source.config.DATA
     name = data.INTERPOLATION if source.outputs else data.PRETRAIN_INTERPOLATION
     return Image.Resampling['BILINEAR' if name == 'random' else name.upper()]
 
 
-def example_images(source: Source, count: int) -> Tensor:
+def example_images(source: TrainedModel, count: int) -> Tensor:
     """Draw random images [count, C, S, S] with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     config = source.config
@@ -257,7 +257,7 @@ def example_images(source: Source, count: int) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def model_card(source: Source, *, has_processor: bool) -> str:
+def model_card(source: TrainedModel, *, has_processor: bool) -> str:
     """Render the model card; `has_processor` states whether the export has an image processor."""
     config, method = source.config, ''
     if source.outputs:
@@ -285,7 +285,7 @@ def model_card(source: Source, *, has_processor: bool) -> str:
     )
 
 
-def write_timm(source: Source, path: Path) -> Run:
+def write_timm(source: TrainedModel, path: Path) -> Run:
     """Write a .safetensors file with timm's names, and the arguments for timm in the header."""
     name, arguments, state = _by_encoder(source, 'timm', {'swin': _timm_swin, 'vit': _timm_vit})
     options = source.config.MODEL[source.config.MODEL.TYPE.upper()]
@@ -305,7 +305,7 @@ def write_timm(source: Source, path: Path) -> Run:
     return model.forward_features if source.gives == 'tokens' else model
 
 
-def write_huggingface(source: Source, path: Path) -> Run:
+def write_huggingface(source: TrainedModel, path: Path) -> Run:
     """Write a folder for transformers with weights, config, image processor and model card."""
     builders = {'swin': _huggingface_swin, 'vit': _huggingface_beit}
     config, state = _by_encoder(source, 'huggingface', builders)
@@ -334,14 +334,14 @@ def write_huggingface(source: Source, path: Path) -> Run:
     return lambda images: model(pixel_values=images)[HUGGINGFACE_OUTPUTS[source.gives]]
 
 
-def write_torch_export(source: Source, path: Path) -> Run:
+def write_torch_export(source: TrainedModel, path: Path) -> Run:
     """Write a .pt2 file with a program of torch.export, which needs no model code."""
     program = _trace(source)
     torch.export.save(program, path, extra_files={FACTS_FILE: json.dumps(facts(source))})
     return torch.export.load(path).module()
 
 
-def write_onnx(source: Source, path: Path) -> Run:
+def write_onnx(source: TrainedModel, path: Path) -> Run:
     """Write an .onnx file that accepts any batch size."""
     import onnxruntime
 
@@ -367,7 +367,7 @@ FORMATS = {
 }
 
 
-def _by_encoder(source: Source, target: str, builders: dict[str, Callable]) -> Any:
+def _by_encoder(source: TrainedModel, target: str, builders: dict[str, Callable]) -> Any:
     """Check the encoder, and call its builder with the source and the learned weights."""
     kind, options = source.config.MODEL.TYPE, source.config.MODEL.SWIN
     if kind not in builders:
@@ -387,7 +387,7 @@ def _by_encoder(source: Source, target: str, builders: dict[str, Callable]) -> A
     return builders[kind](source, learned)
 
 
-def _timm_swin(source: Source, state: State) -> tuple[str, dict[str, Any], State]:
+def _timm_swin(source: TrainedModel, state: State) -> tuple[str, dict[str, Any], State]:
     """Return the class name, constructor arguments and state dict for timm's SwinTransformer."""
     options = source.config.MODEL.SWIN
     arguments = {
@@ -403,7 +403,7 @@ def _timm_swin(source: Source, state: State) -> tuple[str, dict[str, Any], State
     return 'SwinTransformer', arguments, renamed
 
 
-def _timm_vit(source: Source, state: State) -> tuple[str, dict[str, Any], State]:
+def _timm_vit(source: TrainedModel, state: State) -> tuple[str, dict[str, Any], State]:
     """Return class name, arguments and state dict for timm's VisionTransformer or Beit."""
     options = source.config.MODEL.VIT
     arguments = {
@@ -443,7 +443,7 @@ def with_pooled_norm(state: State) -> State:
     return state | {'fc_norm.weight': torch.ones(width), 'fc_norm.bias': torch.zeros(width)}
 
 
-def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], State]:
+def _huggingface_swin(source: TrainedModel, state: State) -> tuple[dict[str, Any], State]:
     """Return config and state dict for Swin in transformers, or raise if a stage is too small."""
     options = source.config.MODEL.SWIN
     smallest = source.encoder.grid_size // 2 ** (len(options.DEPTHS) - 1)
@@ -475,7 +475,7 @@ def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], Sta
     return config, _with_prefix(source, 'swin.', to_huggingface(state | indices))
 
 
-def _huggingface_beit(source: Source, state: State) -> tuple[dict[str, Any], State]:
+def _huggingface_beit(source: TrainedModel, state: State) -> tuple[dict[str, Any], State]:
     """Return config and state dict for BEiT in transformers, which supports all ViT options."""
     options = source.config.MODEL.VIT
     config = {
@@ -502,14 +502,14 @@ def _huggingface_beit(source: Source, state: State) -> tuple[dict[str, Any], Sta
     return config, _with_prefix(source, 'beit.', to_huggingface(state))
 
 
-def _with_prefix(source: Source, prefix: str, state: State) -> State:
+def _with_prefix(source: TrainedModel, prefix: str, state: State) -> State:
     """Add the prefix that classifiers of transformers use for the encoder."""
     if not source.outputs:
         return state
     return {k if k.startswith('classifier.') else prefix + k: v for k, v in state.items()}
 
 
-def _label_config(source: Source) -> dict[str, Any]:
+def _label_config(source: TrainedModel) -> dict[str, Any]:
     """Return the config entries of transformers about labels; {} after pre-training."""
     if not source.outputs:
         return {}
@@ -526,7 +526,7 @@ def _label_config(source: Source) -> dict[str, Any]:
     }
 
 
-def _processor_config(source: Source) -> dict[str, Any]:
+def _processor_config(source: TrainedModel) -> dict[str, Any]:
     """Return a config of CLIP's processor for images as in evaluation; {} if not supported."""
     config = source.config
     if scored_steps(config) or config.DATA.NORMALIZE != 'dataset':
@@ -551,7 +551,7 @@ def _processor_config(source: Source) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _trace(source: Source) -> ExportedProgram:
+def _trace(source: TrainedModel) -> ExportedProgram:
     """Trace the network as a program for batches of up to MOST_IMAGES images."""
     shapes = ({0: Dim('batch', max=MOST_IMAGES)},)
     images = example_images(source, EXAMPLES)

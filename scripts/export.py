@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.export import FORMATS, export, load_source
+from models.export import FORMATS, export, load_trained_model
 from system.tool import Paragraphs, tool
 
 
@@ -35,7 +35,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     # onnxscript warns about every simplification.
     logging.getLogger('onnxscript').setLevel(logging.ERROR)
-    source = load_source(args.checkpoint, logging.getLogger('export'))
+    source = load_trained_model(args.checkpoint, logging.getLogger('export'))
     try:
         worst = export(source, args.to, args.output, overwrite=args.overwrite)
     except RuntimeError as error:  # PyTorch cannot trace every model

@@ -15,7 +15,7 @@ from config import get_config
 from data.labels import training_targets
 from data.packing import Settings, pack, read_source
 from logger import read_metrics
-from models.export import load_source
+from models.export import load_trained_model
 from utils import read_checkpoint, save_checkpoint, trained_config
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
@@ -72,7 +72,7 @@ def test_scripts_take_the_labels_from_the_checkpoint_and_the_predictions(
     fine_tuned: Path, own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     checkpoint = str(fine_tuned / 'ckpt_best.pth')
-    assert load_source(checkpoint, LOGGER).outputs == tuple(OWN)
+    assert load_trained_model(checkpoint, LOGGER).outputs == tuple(OWN)
     words = ['--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', '--num-workers', 0]
     assert run_script('predict', *words, own_data / 'valid') == 0
     assert list(pd.read_csv(tmp_path / 'p.csv')) == ['Path', *OWN]

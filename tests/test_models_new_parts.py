@@ -28,7 +28,7 @@ from models.contrastive import (
     update_average_,
 )
 from models.encoder import ENCODERS, PatchEncoder, masked_version, run_block
-from models.export import load_source, model_card
+from models.export import load_trained_model, model_card
 from models.simmim import MaskedModel
 from optimizer import param_groups
 from utils import load_pretrained, read_checkpoint
@@ -332,7 +332,7 @@ def test_a_masked_method_without_target_is_trained_loaded_and_exported(
     [copied] = copies
     assert all(torch.equal(value, state[f'encoder.{key}']) for key, value in copied.items())
 
-    source = load_source(checkpoint, LOGGER)
+    source = load_trained_model(checkpoint, LOGGER)
     card = model_card(source, has_processor=False)
     assert source.gives == 'tokens' and 'pre-trained by Feature prediction;' in card
     assert '| MODEL.SOME_MASKED.MOMENTUM | 0.9 |' in card and 'CONTRASTIVE' not in card

@@ -11,7 +11,7 @@ from tiny import LABELS_DECIDE, VIT, arguments, finished_run, run_script, tiny_c
 from xray_splits import LOGGER, write_split
 
 from config import OPTIONS
-from models.export import facts, load_source
+from models.export import facts, load_trained_model
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 NAMES = ('Normal', 'Pneumonia', 'Covid')
@@ -90,7 +90,7 @@ def test_a_new_task_is_one_file(
     assert areas == pytest.approx(scores['selected']['auroc'])
     if mode == 'linear_probe':
         return
-    source = load_source(folder / 'ckpt_best.pth', LOGGER)
+    source = load_trained_model(folder / 'ckpt_best.pth', LOGGER)
     assert facts(source)['activation'] == 'none'
     words = [labelled / 'valid', '--checkpoint', folder / 'ckpt_best.pth', '--num-workers', 0]
     assert run_script('predict', *words, '--output', tmp_path / 'p.csv') == 0

@@ -9,7 +9,7 @@ from tiny import SWIN, tiny_config
 from config import config_text, default_config
 from models import build_model
 from models.contrastive import build_contrastive
-from models.export import example_images, load_source
+from models.export import example_images, load_trained_model
 from utils import load_pretrained, save_checkpoint
 
 LOGGER = logging.getLogger('pretrained')
@@ -103,7 +103,7 @@ def write_run(folder, stage, model=SWIN, **sections):
 
 
 def load_run(folder, stage, model=SWIN, **sections):
-    return load_source(write_run(folder, stage, model, **sections), LOGGER)
+    return load_trained_model(write_run(folder, stage, model, **sections), LOGGER)
 
 
 def outputs_of(source, count):
