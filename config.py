@@ -312,8 +312,10 @@ _C.DATA.PREPROCESS_SIZE = Own(
 )
 _C.DATA.LUNG_MASKS = Own(
     '',
-    "Folder of the masks for the steps 'lung_crop' and 'lung_multiply', under the names of the "
-    "images in DATA_PATH with any suffix; '': no masks, or they are already applied in the store.",
+    "Folder or packed store of the masks for the steps 'lung_crop' and 'lung_multiply' and for a "
+    'MASK_TYPE that uses them, under the names of the images in DATA_PATH with any suffix; '
+    "'': no masks, or they are already applied in the store.",
+    file='data.preprocess',
     affects='nothing',
 )
 _C.DATA.DEMOGRAPHICS = Own(

@@ -23,8 +23,8 @@ from data.transforms import (
     RandomWarp,
     draw_crop,
     jitter,
-    resized_crop,
 )
+from data.view import resized_crop
 from system import distributed
 
 GLOBAL_AREA = (0.3, 1.0)

@@ -1,24 +1,29 @@
 """Draw masks, which hide patches of an image.
 
 To add a mask type, write a function that draws the hidden units of one image and register it under
-the name for DATA.MASK_TYPE.
+the name for DATA.MASK_TYPE. A mask may depend on the image: see MASKS.
 """
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from config import Config, Registry, encoder_node
 
+if TYPE_CHECKING:
+    from data.view import View
+
 BLOCK_MIN_SHARE = 16 / 196  # BEiT's smallest block has 16 of 14 x 14 patches
 BLOCK_ASPECT = (0.3, 1 / 0.3)
 
 Rng = np.random.Generator | np.random.RandomState
 
-# Name -> function(rng, side, count). The function returns the flat indices of exactly `count`
-# hidden units on a grid of side x side units. The count follows from DATA.MASK_RATIO.
+# Name -> function(rng, side, count, view). The function returns the flat indices of exactly `count`
+# hidden units on a grid of side x side units. The count follows from DATA.MASK_RATIO. The view is
+# what the sample shows of its image, or None for a mask without an image.
 MASKS = Registry('DATA.MASK_TYPE')
 
 
@@ -66,14 +71,16 @@ class MaskGenerator:
         self.mask_type = mask_type
         self.hidden_units: Callable[..., np.ndarray] = MASKS[mask_type]
 
-    def __call__(self, rng: Rng | None = None) -> np.ndarray:
+    def __call__(self, rng: Rng | None = None, view: 'View | None' = None) -> np.ndarray:
         """Draw a mask int64 [h, w] on the grid of tokens, with 1 for hidden tokens.
 
-        By default, NumPy's global legacy generator is used.
+        By default, NumPy's global legacy generator is used. Masks that depend on the image need
+        the view.
         """
         side, scale = self.rand_size, self.scale
         mask = np.zeros(side**2, dtype=np.int64)
-        units = np.asarray(self.hidden_units(np.random if rng is None else rng, side, self.count))
+        rng = np.random if rng is None else rng
+        units = np.asarray(self.hidden_units(rng, side, self.count, view))
         if units.dtype.kind in 'iu' and units.size and 0 <= units.min() <= units.max() < side**2:
             mask[units] = 1
         if mask.sum() != self.count:
@@ -87,7 +94,7 @@ class MaskGenerator:
 
 
 @MASKS.register('random')
-def random_units(rng: Rng, side: int, count: int) -> np.ndarray:
+def random_units(rng: Rng, side: int, count: int, view: 'View | None') -> np.ndarray:
     """Hide units anywhere, each with the same probability (SimMIM)."""
     if isinstance(rng, np.random.Generator):
         order = np.argsort(rng.random(side**2), kind='stable')
@@ -97,7 +104,7 @@ def random_units(rng: Rng, side: int, count: int) -> np.ndarray:
 
 
 @MASKS.register('square')
-def square_units(rng: Rng, side: int, count: int) -> np.ndarray:
+def square_units(rng: Rng, side: int, count: int, view: 'View | None') -> np.ndarray:
     """Hide one square; its last row and column are filled from their far ends inwards."""
     square = math.isqrt(count - 1) + 1
     rows, columns = np.divmod(np.arange(square**2), square)
@@ -108,7 +115,7 @@ def square_units(rng: Rng, side: int, count: int) -> np.ndarray:
 
 
 @MASKS.register('block')
-def block_units(rng: Rng, side: int, count: int) -> np.ndarray:
+def block_units(rng: Rng, side: int, count: int, view: 'View | None') -> np.ndarray:
     """Hide rectangles that may overlap; the last rectangle is cut to reach the count.
 
     Source: Bao et al. 2021, arXiv:2106.08254, algorithm 1 (BEiT).

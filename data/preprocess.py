@@ -7,23 +7,14 @@ when a store is packed, so that slow steps are computed once. They are then not 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from config import Config, Registry, require, scored_steps, value_at
-from data.image_source import IMAGE_SUFFIXES
-from data.images import (
-    FILE_NAME,
-    FULL_SIZE,
-    MIN_SIDE,
-    PACKED_STEPS,
-    BadImageError,
-    full_size,
-    load_image,
-)
+from data.image_source import IMAGE_SUFFIXES, open_images
+from data.images import FILE_NAME, FULL_SIZE, MIN_SIDE, PACKED_STEPS, BadImageError, full_size
 
 CLAHE_CLIP_LIMIT = 2.0  # limit of a histogram bin, relative to a flat histogram
 CLAHE_TILES = (8, 8)
@@ -37,6 +28,7 @@ RESIZE_FILTER = Image.Resampling.BICUBIC
 LUNG_STEPS = ('lung_multiply', 'lung_crop')
 SHAPE_STEPS = (*LUNG_STEPS, 'resize')
 MASK_LEVEL = 128  # grey level from which a pixel of a mask with such levels is inside
+WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class Setup:
 
     Attributes:
         size: Side in pixels of the squares that 'resize' makes.
-        lung_masks: Folder of the masks, or ''.
+        lung_masks: Folder or store of the masks, or ''.
     """
 
     size: int | None = None
@@ -74,6 +66,10 @@ class Preprocess:
         packed = image.info.get(PACKED_STEPS) or []
         return apply_steps(image, self.steps[len(packed) :], self.setup)
 
+    def lung_mask(self, image: Image.Image) -> Image.Image:
+        """Read the lung mask of a preprocessed image, at the size of this image; see `_mask_of`."""
+        return _mask_of(image, self.setup.lung_masks, is_cropped='lung_crop' in self.steps)
+
 
 def apply_steps(image: Image.Image, steps: Sequence[str], setup: Setup) -> Image.Image:
     """Apply steps, which are names in PREPROCESS, one after another."""
@@ -97,6 +93,8 @@ def check(config: Config, stage: str | None) -> None:
         require(holds, config, key, allowed)
         holds = not config.DATA.SOURCES or not {*LUNG_STEPS}.intersection(steps)
         require(holds, config, key, 'without lung masks with DATA.SOURCES')
+    holds = not (config.DATA.LUNG_MASKS and config.DATA.SOURCES)  # sources may have equal names
+    require(holds, config, 'DATA.LUNG_MASKS', "'' with DATA.SOURCES")
 
 
 @PREPROCESS.register('equalize')
@@ -147,9 +145,7 @@ def resize(image: Image.Image, setup: Setup) -> Image.Image:
 @PREPROCESS.register('lung_crop')
 def lung_crop(image: Image.Image, setup: Setup) -> Image.Image:
     """Cut out the bounding box of the mask."""
-    mask = _mask_of(image, setup.lung_masks)
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    box = _mask_of(image, setup.lung_masks).getbbox()
     if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE:
         raise BadImageError(
             f'the lung mask of {image.info[FILE_NAME]} in {setup.lung_masks} must be at least '
@@ -162,7 +158,8 @@ def lung_crop(image: Image.Image, setup: Setup) -> Image.Image:
 def lung_multiply(image: Image.Image, setup: Setup) -> Image.Image:
     """Make all pixels outside the mask black."""
     pixels = np.asarray(image)
-    return _like(image, pixels * _mask_of(image, setup.lung_masks).astype(pixels.dtype))
+    inside = np.asarray(_mask_of(image, setup.lung_masks)) > 0
+    return _like(image, pixels * inside.astype(pixels.dtype))
 
 
 def squeezed(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -173,38 +170,48 @@ def squeezed(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return _like(resized, np.clip(np.asarray(resized), 0, 255))  # bicubic may overshoot
 
 
-def _mask_of(image: Image.Image, folder: str) -> np.ndarray:  # [H, W] bool
-    """Read the mask of an image: the file below the folder with its name and any image suffix.
+def _mask_of(image: Image.Image, folder: str, *, is_cropped: bool = False) -> Image.Image:
+    """Read the mask of an image, WHITE inside and at the size of the image.
 
-    Pixels with at least MASK_LEVEL are inside. If all levels of the mask are lower, such as 0 and
-    1, all pixels above 0 are.
+    The mask is the image below the folder or in the store with the name of the image and any
+    suffix. Pixels with at least MASK_LEVEL are inside. If all levels of the mask are lower, such as
+    0 and 1, all pixels above 0 are. If the image is what `lung_crop` cut out, so is the mask.
 
     Raises:
-        BadImageError: If there is not exactly one such file, if it cannot be read, if it has
-            another size than the image, or if all its pixels are equal.
+        BadImageError: If there is not exactly one such mask, if it cannot be read, if it has
+            another full size than the image, or if all its pixels are equal.
     """
     name = image.info.get(FILE_NAME)
     if not name or not folder:
         raise ValueError(
-            f'the steps {" and ".join(LUNG_STEPS)} need the masks of the images below '
-            f'DATA.DATA_PATH in the folder DATA.LUNG_MASKS, got {folder!r} for {name or "an image"}'
+            'lung masks are needed: those of the images below DATA.DATA_PATH in the folder '
+            f'DATA.LUNG_MASKS, got {folder!r} for {name or "an image"}'
         )
-    stem = Path(folder) / os.path.splitext(name)[0]
-    found = [path for suffix in IMAGE_SUFFIXES if (path := Path(f'{stem}{suffix}')).is_file()]
+    stem, masks = os.path.splitext(name)[0], open_images(folder)
+    found = [f'{stem}{suffix}' for suffix in IMAGE_SUFFIXES if masks.has_image(f'{stem}{suffix}')]
     if len(found) != 1:
-        got = ', '.join(path.name for path in found) or 'none'
         raise BadImageError(
             f'image {name} needs one lung mask {stem} with a suffix of {", ".join(IMAGE_SUFFIXES)} '
-            f'(DATA.LUNG_MASKS), got {got}'
+            f'in {folder} (DATA.LUNG_MASKS), got {", ".join(found) or "none"}'
         )
-    mask = load_image(found[0])
-    if mask.size != image.size:
+    mask = _black_and_white(masks.reader(found)(0))
+    if is_cropped:
+        mask = mask.crop(mask.getbbox())
+        mask.info.pop(FULL_SIZE, None)
+    if full_size(mask) != full_size(image):
         raise BadImageError(
-            f'the lung mask {found[0]} must be as large as the image {name}, '
-            f'{image.width} x {image.height} pixels, got {mask.width} x {mask.height}'
+            f'the lung mask {found[0]} in {folder} must be as large as the image {name}, '
+            f'{full_size(image)} pixels (height, width), got {full_size(mask)}'
         )
+    mask = mask.resize(image.size, Image.Resampling.NEAREST)  # the image or the mask may be packed
+    mask.info[FULL_SIZE] = full_size(image)
+    return mask
+
+
+def _black_and_white(mask: Image.Image) -> Image.Image:
     levels = np.asarray(mask)
-    return levels >= MASK_LEVEL if levels.max() >= MASK_LEVEL else levels > 0
+    inside = levels >= MASK_LEVEL if levels.max() >= MASK_LEVEL else levels > 0
+    return _like(mask, np.where(inside, WHITE, 0).astype(np.uint8))
 
 
 def _to_8_bit(image: Image.Image) -> np.ndarray:

@@ -7,7 +7,6 @@ arrays [H, W] with grey levels in [0, 255] until they are normalised.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +17,12 @@ from config import Config, enlarged_side, pixel_statistics
 from data.images import full_size
 from data.masking import MaskGenerator
 from data.preprocess import Preprocess
+from data.view import Box, View, resize
 
 PRETRAIN_AREA = (0.67, 1.0)
 FINETUNE_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
-BOX_STEPS = 1024  # boxes are rounded to 1/1024 pixel, which float32 represents exactly
 
 # Filters by name; 'random' chooses one of two for each image.
 FILTERS = {
@@ -57,15 +56,6 @@ RANDAUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     'AutoContrast': lambda image, share: F.autocontrast(image),
     'Equalize': lambda image, share: F.equalize(image),
 }
-
-
-class Box(NamedTuple):
-    """A rectangle in an image, in pixels of the full size."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 class Normalize:
@@ -117,18 +107,16 @@ class RandomCrop:
         self.filters = FILTERS[interpolation]
         self.normalize = Normalize(config)
 
-    def draw(self, image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Box, bool]:
-        """Return the preprocessed image, the box of the crop, and whether it is flipped."""
+    def draw(self, image: Image.Image, rng: np.random.Generator) -> View:
+        """Preprocess an image, and draw the part of it that the sample shows."""
         image = self.preprocess(image)
-        return image, draw_crop(rng, *full_size(image), area=self.area), rng.random() < self.hflip
+        box = draw_crop(rng, *full_size(image), area=self.area)
+        return View(image, box, rng.random() < self.hflip, self.size, self.preprocess)
 
-    def cut(
-        self, image: Image.Image, box: Box, flipped: bool, rng: np.random.Generator
-    ) -> np.ndarray:  # [S, S]
-        """Cut out the crop in grey levels; only the filter 'random' draws from `rng`."""
+    def cut(self, view: View, rng: np.random.Generator) -> np.ndarray:  # [S, S]
+        """Cut the part out in grey levels; only the filter 'random' draws from `rng`."""
         resample = self.filters[0 if len(self.filters) == 1 else rng.integers(len(self.filters))]
-        pixels = resized_crop(image, box, self.size, resample)
-        return pixels[:, ::-1] if flipped else pixels
+        return view.cut(view.image, resample)
 
 
 class PretrainTransform(RandomCrop):
@@ -142,9 +130,9 @@ class PretrainTransform(RandomCrop):
     def __call__(
         self, image: Image.Image, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        drawn = self.draw(image, rng)
-        mask = self.mask_generator(rng)
-        pixels = self.cut(*drawn, rng)
+        view = self.draw(image, rng)
+        mask = self.mask_generator(rng, view)
+        pixels = self.cut(view, rng)
         if self.noise:
             pixels = pixels + self.noise * rng.standard_normal(pixels.shape, np.float32)
         return torch.from_numpy(self.normalize(pixels)[0]), torch.from_numpy(mask)
@@ -162,7 +150,7 @@ class TrainTransform(RandomCrop):
         self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        before = self.warp(self.cut(*self.draw(image, rng), rng), rng)
+        before = self.warp(self.cut(self.draw(image, rng), rng), rng)
         pixels = self.randaugment(before, rng)
         if self.jitter:
             brightness, contrast = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, size=2)
@@ -202,10 +190,22 @@ class EvalTransform:
 
     def pixels(self, image: Image.Image) -> np.ndarray:  # [S, S]
         """Return the single view of an image, which EVAL.TTA does not change, in grey levels."""
-        image = self.preprocess(image)
+        return self.square(self.preprocess(image))
+
+    def square(self, image: Image.Image) -> np.ndarray:  # [S, S]
+        """Return the single view of a preprocessed image."""
         if self.crop:
             return centre_crop(image, self.size, self.filter)
-        return _resize(image, (self.size, self.size), self.filter)
+        return resize(image, (self.size, self.size), self.filter)
+
+    def view(self, image: Image.Image) -> View:
+        """Return which part of a preprocessed image `square` shows."""
+        height, width = full_size(image)
+        box = Box(0, 0, height, width)
+        if self.crop:  # exact up to the rounding of the enlarged sides
+            side = self.size * min(height, width) / enlarged_side(self.size)
+            box = Box((height - side) / 2, (width - side) / 2, side, side)
+        return View(image, box, False, self.size, self.preprocess)
 
     def views(self, image: Image.Image) -> np.ndarray:  # [T, S, S]
         """Return all views of an image in grey levels."""
@@ -230,15 +230,17 @@ class HoldoutTransform:
 
     def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
         interpolation = config.DATA.PRETRAIN_INTERPOLATION
-        self.view = EvalTransform(config, interpolation, test_time_views=False)
+        self.plain = EvalTransform(config, interpolation, test_time_views=False)
         self.mask_generator = mask_generator
 
     def __call__(
         self, image: Image.Image, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        normalized = self.view.normalize(self.view.pixels(image))
+        image = self.plain.preprocess(image)
+        mask = self.mask_generator(rng, self.plain.view(image))
+        normalized = self.plain.normalize(self.plain.square(image))
         image, scale, offset = map(torch.from_numpy, normalized)
-        return image, torch.from_numpy(self.mask_generator(rng)), scale, offset
+        return image, torch.from_numpy(mask), scale, offset
 
 
 class RandomWarp:
@@ -318,26 +320,6 @@ def draw_crop(
     crop_width = min(width, round(height * CROP_ASPECT[1]))
     crop_height = min(height, round(width / CROP_ASPECT[0]))
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
-
-
-def resized_crop(
-    image: Image.Image, box: Box, size: int, resample: Image.Resampling
-) -> np.ndarray:  # [size, size]
-    """Cut a box out and resize it to a square with antialiasing.
-
-    The box is in pixels of `full_size(image)`, which differs from the size of the image if the
-    image was resized when it was packed.
-    """
-    full, found = full_size(image), (image.height, image.width)
-    if full != found:
-        top, bottom = _scaled(box.top, box.height, found[0], full[0])
-        left, right = _scaled(box.left, box.width, found[1], full[1])
-    else:
-        top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
-    x, y = math.floor(left), math.floor(top)
-    # resize(box=...) on the whole image would mix pixels outside the box into the edges.
-    cut = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
-    return _resize(cut, (size, size), resample, (left - x, top - y, right - x, bottom - y))
 
 
 def centre_crop(
@@ -438,7 +420,7 @@ def _enlarge(
     """Resize the short side (without keep_aspect, both sides) to `enlarged_side`."""
     height, width = full_size(image) if keep_aspect else (1, 1)
     side, short = enlarged_side(size), min(height, width)
-    return _resize(image, (side * width // short, side * height // short), resample)
+    return resize(image, (side * width // short, side * height // short), resample)
 
 
 def _moved(
@@ -462,20 +444,3 @@ def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3,
     matrix = np.vstack([np.stack(columns, axis=1), (g, h, 1)])
     matrix[:, :2] /= size  # from the unit square's coordinates to pixels
     return matrix
-
-
-def _scaled(start: int, length: int, found: int, full: int) -> tuple[float, float]:
-    """Scale an interval from the full size of an image to its stored size."""
-    ends = start * found / full, (start + length) * found / full
-    start, end = (round(value * BOX_STEPS) / BOX_STEPS for value in ends)
-    return start, end
-
-
-def _resize(
-    image: Image.Image,
-    size: tuple[int, int],
-    resample: Image.Resampling,
-    box: tuple[float, float, float, float] | None = None,
-) -> np.ndarray:  # [H, W]
-    pixels = np.asarray(image.resize(size, resample, box), np.float32)
-    return pixels if image.mode == 'L' else np.clip(pixels, 0, 255)  # 'F' may overshoot

@@ -150,6 +150,6 @@ def test_no_block_is_smaller_than_beits_smallest():
 )
 def test_a_mask_of_another_number_of_units_is_refused(hidden, monkeypatch):
     """A function of one's own may return too few units, or the mask instead of its indices."""
-    monkeypatch.setitem(MASKS, 'mine', lambda rng, side, count: np.asarray(hidden))
+    monkeypatch.setitem(MASKS, 'mine', lambda *_: np.asarray(hidden))
     with pytest.raises(ValueError, match=r"'mine' hides \d units instead of 10"):
         MaskGenerator(64, 16, 4, 0.6, 'mine')()

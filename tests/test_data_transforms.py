@@ -26,7 +26,6 @@ from data.preprocess import PREPROCESS, Setup, apply_steps
 from data.transforms import (
     FILTERS,
     RANDAUGMENT,
-    Box,
     EvalTransform,
     HoldoutTransform,
     PretrainTransform,
@@ -36,10 +35,10 @@ from data.transforms import (
     draw_crop,
     erase,
     jitter,
-    resized_crop,
     warp,
     warp_matrix,
 )
+from data.view import Box, resized_crop
 
 SETUP = Setup()
 BILINEAR = FILTERS['bilinear'][0]
@@ -349,7 +348,7 @@ def test_randaugment_applies_as_many_operations_as_asked_after_the_warp():
     for index in range(20):
         got = TrainTransform(config)(xray(), sample_rng(1, 2, index))
         rng = sample_rng(1, 2, index)
-        pixels = plain.warp(plain.cut(*plain.draw(xray(), rng), rng), rng)
+        pixels = plain.warp(plain.cut(plain.draw(xray(), rng), rng), rng)
         image = Image.fromarray(np.rint(pixels).astype(np.uint8))
         for _ in range(3):
             operation, sign = [*RANDAUGMENT][rng.integers(13)], rng.choice((-1, 1))

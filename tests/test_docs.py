@@ -103,7 +103,7 @@ def test_examples_of_new_parts_register_a_part_that_works(
 
 def use_mask(units, folder: Path) -> None:
     for side, count in ((7, 25), (8, 32), (8, 50)):
-        chosen = units(np.random.default_rng(0), side, count)
+        chosen = units(np.random.default_rng(0), side, count, None)
         assert len(set(chosen.tolist())) == len(chosen) == count
 
 

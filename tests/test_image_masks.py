@@ -1,0 +1,174 @@
+"""Masks that depend on the image need one file, and their name in config.py."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from xray_splits import LOGGER, make_config, samples_of
+
+from config import OPTIONS, check_config
+from data.build import build_loader
+from data.images import BadImageError
+from data.masking import MASKS, MaskGenerator, Rng
+from data.packing import Settings, pack, read_source
+from data.preprocess import Preprocess
+from data.view import Box, View
+
+SIZE, SIDE = 64, 8  # of the input in pixels, and of the grid of mask units
+DARK, BRIGHT = 40, 220
+
+
+def lung_units(rng: Rng, side: int, count: int, view: View | None) -> np.ndarray:
+    """Hide units inside the lungs first, and then others."""
+    order = rng.random(side**2)
+    if view is not None:
+        unit = view.size // side
+        inside = view.lungs.reshape(side, unit, side, unit).mean(axis=(1, 3))
+        order += inside.ravel() < 0.5
+    return np.argsort(order)[:count]
+
+
+@pytest.fixture(autouse=True)
+def lungs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Declare and register the masks for one test."""
+    option = OPTIONS['DATA.MASK_TYPE']
+    declared = replace(option, parts={**option.parts, 'lungs': __name__})
+    monkeypatch.setitem(OPTIONS, 'DATA.MASK_TYPE', declared)
+    MASKS.register('lungs')(lung_units)
+    yield
+    del MASKS['lungs']
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Images that are bright inside the lungs, and lung masks, as files and packed."""
+    places = {name: tmp_path_factory.mktemp(name) for name in ('images', 'masks')}
+    for number in range(12):
+        width, height = 90 + 3 * number, 120 - 4 * number
+        mask = Image.new('L', (width, height))
+        box = (10, 20 + number, width // 2, 60)  # in one half, so that a flip is noticed
+        ImageDraw.Draw(mask).ellipse(box, fill=255)
+        pixels = np.where(np.asarray(mask), BRIGHT, DARK) + np.arange(width) % 2
+        for name, image in (('images', Image.fromarray(pixels.astype(np.uint8))), ('masks', mask)):
+            file = places[name] / f'patient{number:05d}' / 'x.png'
+            file.parent.mkdir()
+            image.save(file)
+    for name in ('images', 'masks'):
+        places[f'native {name}'] = store = tmp_path_factory.mktemp('store') / name
+        pack(read_source(places[name]), store, Settings(size=None, square=False))
+        places[f'small {name}'] = store = tmp_path_factory.mktemp('store') / name
+        pack(read_source(places[name]), store, Settings(size=100))
+    return places
+
+
+def config_of(images: Path, masks: Path | str, *options: object):
+    more = ['DATA.DATASET', 'folder', 'DATA.IMG_SIZE', SIZE, 'DATA.MASK_PATCH_SIZE', SIZE // SIDE]
+    more += ['MODEL.SWIN.WINDOW_SIZE', 4]
+    more += ['DATA.MASK_TYPE', 'lungs', 'DATA.MASK_RATIO', 0.2, 'DATA.LUNG_MASKS', str(masks)]
+    config = make_config(images, *more, *options)
+    check_config(config, 'simmim')
+    return config
+
+
+def masks_of(config) -> list[np.ndarray]:  # [SIDE, SIDE] each
+    """The masks of two epochs of training and of the held-out images, after a check of each."""
+    loaders = build_loader(config, LOGGER, is_pretrain=True)
+    units = []
+    for loader, epochs in ((loaders.train, (0, 1)), (loaders.holdout, (0,))):
+        for image, mask, *_ in samples_of(loader, *epochs):
+            hidden = mask.numpy()[:: len(mask) // SIDE, :: len(mask) // SIDE].astype(bool)
+            grey = (image[0].numpy() * 0.292 + 0.503) * 255
+            share = (grey - DARK) / (BRIGHT - DARK)
+            share = share.reshape(SIDE, SIZE // SIDE, SIDE, SIZE // SIDE).mean(axis=(1, 3))
+            if (share > 0.6).sum() > hidden.sum():  # enough units inside
+                assert share[hidden].min() > 0.4
+            else:  # some outside are hidden, too
+                assert share[~hidden].max() < 0.6
+            units.append(hidden)
+    assert len(units) == 2 * 8 + 3
+    return units
+
+
+@pytest.mark.parametrize('options', [(), ('TEST.CROP', False), ('DATA.PREPROCESS', ['resize'])])
+def test_units_inside_the_lungs_of_each_sample_are_hidden_first(folders, options):
+    masks_of(config_of(folders['images'], folders['masks'], *options))
+
+
+@pytest.mark.parametrize(
+    'images, masks',
+    [('native images', 'masks'), ('images', 'native masks'), ('native images', 'native masks')],
+)
+def test_images_and_lung_masks_may_be_packed(folders, images, masks):
+    wanted = masks_of(config_of(folders['images'], folders['masks']))
+    assert np.array_equal(masks_of(config_of(folders[images], folders[masks])), wanted)
+
+
+@pytest.mark.parametrize('masks', ['masks', 'small masks'])
+def test_packed_images_may_be_small_squares(folders, masks):
+    masks_of(config_of(folders['small images'], folders[masks]))
+
+
+def test_a_lung_mask_is_cropped_like_its_image(folders):
+    steps = ['lung_crop', 'resize']
+    masks_of(config_of(folders['images'], folders['masks'], 'DATA.PREPROCESS', steps))
+
+
+def test_a_view_has_the_name_and_the_crop_of_its_sample(folders):
+    seen = []
+
+    def units(rng: Rng, side: int, count: int, view: View | None) -> np.ndarray:
+        seen.append(view)
+        return np.arange(count)
+
+    MASKS['lungs'] = units
+    config = config_of(folders['native images'], 'missing', 'TEST.CROP', False)
+    loaders = build_loader(config, LOGGER, is_pretrain=True)
+    samples = samples_of(loaders.train, 0)
+    files = [
+        loaders.train.dataset.records.file[i] for b in loaders.train.batch_sampler for _, i in b
+    ]
+    assert [view.file for view in seen] == files
+    for (image, *_), view in zip(samples, seen, strict=True):
+        wanted = (view.cut(view.image) / 255 - 0.503) / 0.292
+        np.testing.assert_allclose(image[0], wanted, atol=1e-5)
+    assert len({view.flipped for view in seen}) == 2
+    seen.clear()
+    samples_of(loaders.holdout, 0)
+    assert {(*view.box, view.flipped) for view in seen} == {
+        (0, 0, view.image.height, view.image.width, False) for view in seen
+    }
+
+
+def test_lung_masks_that_are_missing_or_of_another_shape_are_refused(folders, tmp_path):
+    name = 'patient00000/x.png'
+    config = config_of(folders['images'], tmp_path)
+    image = Image.open(folders['images'] / name)
+    view = View(image, Box(0, 0, 50, 50), False, SIZE, Preprocess(config))
+    with pytest.raises(KeyError):
+        view.file  # noqa: B018
+    image.info[('file name',)] = name
+    for write, error in (
+        (lambda path: None, 'patient00000/x needs one|needs one lung mask patient00000/x'),
+        (xray_of((40, 40)).save, 'must be as large as'),
+    ):
+        (tmp_path / 'patient00000').mkdir(exist_ok=True)
+        write(tmp_path / name)
+        with pytest.raises(BadImageError, match=error):
+            view.lungs  # noqa: B018
+    with pytest.raises(ValueError, match='DATA.LUNG_MASKS'):
+        replace(view, preprocess=Preprocess(config_of(folders['images'], ''))).lungs  # noqa: B018
+    with pytest.raises(ValueError, match='DATA.LUNG_MASKS'):
+        config_of(
+            tmp_path, 'masks', 'DATA.SOURCES', [{'name': 'a', 'dataset': 'folder', 'path': 'a'}]
+        )
+
+
+def xray_of(size: tuple[int, int]) -> Image.Image:
+    return Image.linear_gradient('L').resize(size)
+
+
+def test_masks_without_an_image_are_drawn():
+    assert MaskGenerator(64, 8, 4, 0.3, 'lungs')().sum() == 20 * 4
