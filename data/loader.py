@@ -51,7 +51,8 @@ class Loaders(NamedTuple):
     h x w tokens, K labels.
 
     Pre-training:
-        train: (images [B, C, S, S], masks [B, h, w]), augmented, with new masks in each epoch.
+        train: (images [B, C, S, S], masks [B, h, w] uint8), augmented, with new masks in each
+            epoch.
         holdout: (images, masks, scale [B, C], offset [B, C]) of held-out patients, with the mask
             type of the run and the same masks in each epoch. images * scale + offset restores the
             grey levels in [0, 255].

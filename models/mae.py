@@ -120,7 +120,8 @@ class MAE(MaskedModel):
                 reconstruction, where the mask ratio may differ from the one in training.
         """
         check_mask(mask, self.encoder.grid_size)
-        order = mask.flatten(1).argsort(dim=1, stable=True)  # [B, L], visible patches first
+        # [B, L], visible patches first; masks arrive as bytes.
+        order = mask.flatten(1).long().argsort(dim=1, stable=True)
         num_visible = int((mask[0] == 0).sum()) if num_visible is None else num_visible
         tokens = self.encoder.encode(self.encoder.patch_embed(x), kept=order[:, :num_visible])
         patches = self.decoder(tokens, order)

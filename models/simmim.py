@@ -114,7 +114,8 @@ class MaskedModel(nn.Module, ABC):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the reconstruction loss of images [B, C, S, S].
 
-        The masks [B, h, w] are 1 where a patch is hidden.
+        The masks [B, h, w] are 1 where a patch is hidden. They arrive as bytes (uint8), which have
+        no negative values: convert them before you subtract from them.
         """
 
     def predict(self, x: Tensor, mask: Tensor) -> Tensor:

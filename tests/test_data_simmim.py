@@ -17,7 +17,7 @@ def test_pretraining_batches(data_path):
     loaders = build_loader(make_config(data_path), LOGGER, is_pretrain=True)
     images, masks = next(iter(loaders.train))
     assert images.shape == (4, 1, 64, 64) and images.dtype == torch.float32
-    assert masks.shape == (4, 16, 16) and masks.dtype == torch.int64
+    assert masks.shape == (4, 16, 16) and masks.dtype == torch.uint8
     assert (masks.sum(dim=(1, 2)) == 10 * 16).all()  # ceil(16 * 0.6) units of 4 x 4 tokens
     assert len(loaders.train) == 32 // 4
     assert loaders.valid is None and loaders.test is None

@@ -38,7 +38,7 @@ def batch(model: nn.Module, unit: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     """Return three images of 4 x 4 patches and different masks that hide 75 %."""
     torch.manual_seed(1)
     generator, rng = MaskGenerator(32, unit, 8, 0.75), np.random.default_rng(0)
-    masks = torch.from_numpy(np.stack([generator(rng) for _ in range(3)]))
+    masks = torch.from_numpy(np.stack([generator(rng) for _ in range(3)]).astype(np.uint8))
     return torch.randn(3, model.in_chans, 32, 32) * 2 + 1, masks
 
 
