@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import (
-    PROBES,
     TRAINED,
     Config,
     config_changes,
@@ -243,13 +242,12 @@ def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
     because nothing is downloaded. The list is empty if the run began with a checkpoint, because
     the weights that this checkpoint started from are unknown.
     """
-    given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
-    record = _known_record(folder)
+    given, record = config.PRETRAINED, _known_record(folder)
     first = next(iter(record.get('starts', [])), {})
     if first.get('resumed_from'):
         return []
     starts_anew = not given and not config.MODEL.RESUME and record.get('pretrained')
-    if Path(given).is_file() or (is_probe and not given) or starts_anew:
+    if Path(given).is_file() or starts_anew:
         return run_changes(record, {'pretrained': weights_checksum(given)})
     is_other = is_url(given) and before != given
     return [f'PRETRAINED: {before or "none"} -> {given}'] if is_other else []

@@ -91,6 +91,7 @@ def test_epochs_are_saved_by_save_freq_and_at_the_end_and_the_best_always(
         assert (best['model']['weight'] == best_epochs[epoch]).all()
         assert best['best_score'] == scores[best_epochs[epoch]]
         assert requests.num_saved == num_regular[epoch], 'the best does not delay a regular one'
+        assert requests.waits[-1], 'a signal during the validation counts'
         state.next_epoch()
     for number in (0, 3, 5):
         saved = read_checkpoint(tmp_path / f'ckpt_epoch_{number}.pth')
