@@ -963,7 +963,11 @@ _C.FINETUNE.MASK_RATIO = Own(
 )
 
 _C.REPORT = Section(affects='scores')
-_C.REPORT.WRITE = Own(True, 'Whether fine-tuning and --eval write report.html and its data.')
+_C.REPORT.WRITE = Own(
+    True,
+    'Whether fine-tuning and --eval write report.html and its data.',
+    file='evaluation.run_report',
+)
 _C.REPORT.MAPS = Own(
     2,
     'Saliency maps per label and kind of case (true or false, positive or negative); 0: the'
@@ -981,6 +985,7 @@ _C.REPORT.PIXEL_FLOOR = Own(
     False,
     'Whether a logistic regression on pixels is scored next to the model. It reads up to '
     '20,000 training images and all scored images again.',
+    file='evaluation.pixel_floor',
 )
 
 _C.AMP_OPT_LEVEL = Option(

@@ -20,6 +20,7 @@ from engine.loop import LossFunction, fit
 from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
 from evaluation.classes import CLASS_METRICS, describe_split
+from evaluation.final_scores import FinalScores, check_scoring
 from evaluation.inference import load_classifier, predict, score
 from evaluation.metrics import (
     FEW_CASES,
@@ -27,7 +28,6 @@ from evaluation.metrics import (
     selecting_labels,
     selection_score,
 )
-from evaluation.run_report import FinalScores, check_scoring
 from logger import DETAIL
 from models import build_model
 from models.classifier_heads import freeze_encoder

@@ -25,7 +25,7 @@ from data.labels import COMPETITION_LABELS
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.calibration import TEMPERATURES
-from evaluation.cases import Cases
+from evaluation.cases import FLOOR, Cases
 from evaluation.classes import CLASS_METRICS
 from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.metrics import FEW_CASES, METRICS, Protocol, headline_labels
@@ -59,7 +59,6 @@ NO_RESAMPLES = (
 )
 SMALL_SPAN = 0.02  # a smaller range of the probabilities of a label raises an alert
 CHANCE = 0.5  # AUROC of random predictions
-FLOOR = 'logistic regression on pixels'
 NO_INTERVAL = 'there is no interval, because too many resamples lack a class of one label'
 MEAN_TITLES = {
     'five': '(mean of the five tasks)',

@@ -20,8 +20,9 @@ from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from data.predictions import read_predictions
 from data.reading import SCORED_SPLITS
-from evaluation import run_report
-from evaluation.run_report import SELECTED_ON_VALID, FinalScores, check_scoring
+from evaluation import pixel_floor
+from evaluation.final_scores import FinalScores, check_scoring
+from evaluation.run_report import SELECTED_ON_VALID
 from logger import read_metrics
 from scripts.phantom import make_phantom
 from system.files import sha256
@@ -177,7 +178,7 @@ def test_a_failure_of_the_pixel_floor_keeps_the_scores(
     run = SimpleNamespace(config=config, folder=tmp_path, logger=logging.getLogger())
     final = FinalScores(run, MagicMock(**dict.fromkeys((*SCORED_SPLITS, 'holdout', 'whole'))))
     final.table = {'valid': {'last': {'loss': 0.5}}}
-    monkeypatch.setattr(run_report, 'read_pixels', MagicMock(side_effect=OSError('disk')))
+    monkeypatch.setattr(pixel_floor, 'read_pixels', MagicMock(side_effect=OSError('disk')))
     with pytest.raises(OSError, match='disk'):
         final.write([], ['one', 'other'])
     assert json.loads((tmp_path / 'scores.json').read_text()) == final.table

@@ -1,0 +1,208 @@
+"""Score the final models of a fine-tuning run, and write scores and predictions to its folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.utils.data import DataLoader
+
+from config import PROBES, Config, config_changes, config_text, module_of, scored_steps, value_at
+from data.loader import Loaders
+from data.predictions import write_predictions
+from data.reading import SCORED_SPLITS
+from data.tasks import task_of
+from engine.run_record import Run, code_version, is_data_of
+from evaluation.cases import FLOOR
+from evaluation.classes import describe_split
+from evaluation.inference import predict, score
+from evaluation.tuning import INVERSE_PENALTIES, log_choices
+from logger import json_safe
+from system import distributed
+from system.files import replace_file
+from utils import trained_config
+
+
+class FinalScores:
+    """Collects the scores and predictions of a run, and writes them.
+
+    With REPORT.WRITE, the module of this option writes the report (`evaluation.run_report`).
+    """
+
+    def __init__(self, run: Run, loaders: Loaders) -> None:
+        self.run, self.task = run, task_of(run.config)
+        self.suffix = '_eval' if run.config.EVAL_MODE else ''
+        self.loaders = loaders
+        self.scored = present({name: getattr(loaders, name) for name in SCORED_SPLITS})
+        self.trained: Config | None = None  # options of the training of the scored model
+        self.table: dict[str, dict[str, Any]] = {}
+        self.values: dict[str, np.ndarray] = {}  # logits of the images
+        self.floor: dict[str, Any] = {}  # numbers of images and components of the pixel baseline
+        self.floor_predictions: dict[str, np.ndarray] = {}
+
+    def score(self, name: str, models: list[nn.Module], **facts: Any) -> None:
+        """Score the averaged predictions of the models on SCORED_SPLITS under this name.
+
+        `facts` are further entries of scores.json, such as what selected the checkpoint.
+        """
+        for split, loader in self.scored.items():
+            self._predict(split, models, loader)
+            scores = score(self.run.config, self.values[split], loader)
+            self.run.logger.info(f'{split}, {name} checkpoint: {describe_split(scores)}')
+            self.table.setdefault(split, {})[name] = scores | facts
+
+    def write(self, models: list[nn.Module], sources: list[str]) -> None:
+        """Write all scores, and the predictions and the report of these models.
+
+        `sources` contains their checkpoints, or the kind of probe.
+        """
+        run = self.run
+        others = present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
+        for split, loader in others.items():  # in the same order on all ranks
+            self._predict(split, models, loader)
+        self.trained = _training_config(run, sources)
+        is_main = distributed.is_main()
+        if is_main:
+            found = {s: self.task.probabilities(self.values[s]) for s in self.scored | others}
+            self._write_predictions(found, ', '.join(sources))
+            run.logger.info(f'scores in {self._write_scores()}. Not for clinical use.')
+        if run.config.REPORT.PIXEL_FLOOR:  # after the scores, so that a failure does not lose them
+            self._score_floor()
+        if is_main and run.config.REPORT.WRITE:
+            report = module_of('REPORT.WRITE').write_run_report(self, models, sources)
+            run.logger.info(f'report in {report}')
+        if len(sources) == 1 and Path(sources[0]).is_file():
+            command = f'scripts/predict.py --checkpoint {sources[0]}'
+            run.logger.info(f'next: predict other images with {command}')
+
+    def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
+        self.values[split] = predict(self.run.config, self.run.device, models, loader)
+
+    def _score_floor(self) -> None:
+        """Fit and score the baseline on pixels. All ranks read images, and rank 0 fits."""
+        config, logger = self.run.config, self.run.logger
+        loader = self.loaders.train or self.loaders.plain
+        if loader is None:
+            logger.warning('REPORT.PIXEL_FLOOR is skipped, because --eval reads no training images')
+            return
+        baseline = module_of('REPORT.PIXEL_FLOOR')
+        train, targets, patients = baseline.read_pixels(config, loader.dataset)
+        pixels = {
+            split: baseline.read_pixels(config, scored.dataset, limit=len(scored.dataset))[0]
+            for split, scored in self.scored.items()
+        }
+        if not distributed.is_main():
+            return
+        test = np.concatenate([*pixels.values()])
+        exclusive = self.task.exclusive
+        found, count, choices = baseline.pixel_floor(
+            train, targets, patients, test, exclusive=exclusive
+        )
+        chosen = dict(zip(self.task.labels, choices, strict=True))
+        chosen = log_choices(logger, 'pixels', chosen, INVERSE_PENALTIES)
+        self.floor = {'images': len(train), 'components': count, 'chosen': chosen}
+        about = f'{FLOOR} ({count} components of {len(train)} images)'
+        ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
+        for split, values in zip(pixels, np.split(found, ends), strict=True):
+            scores = score(config, values, self.scored[split]) | self.floor
+            logger.info(f'{split}, {about}: {describe_split(scores)}')
+            self.table[split]['pixel_floor'] = scores
+            self.floor_predictions[split] = self.task.probabilities(values)
+        self._write_predictions(self.floor_predictions, about, kind='_pixels')
+        self._write_scores()
+
+    def _write_scores(self) -> Path:
+        file = self.run.folder / f'scores{self.suffix}.json'
+        replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
+        return file
+
+    def _write_predictions(
+        self, predictions: dict[str, np.ndarray], checkpoint: str, *, kind: str = ''
+    ) -> None:
+        """Write predictions_<split><kind>.csv for the predictions [N, K] of each split."""
+        config = self.run.config
+        source = {
+            'checkpoint': checkpoint,
+            'run': f'{config.MODEL.NAME}/{config.TAG}',
+            'task': config.DATA.TASK,
+            'views': config.EVAL.VIEWS or config.DATA.VIEWS,
+            'trained_views': self.trained.DATA.VIEWS if self.trained else '',
+            'preprocess': scored_steps(config),
+            'test_time_views': describe_views(config),
+            'code': code_version(),
+        }
+        loaders = self.scored | {'holdout': self.loaders.holdout, 'train': self.loaders.whole}
+        for split, values in predictions.items():
+            records = loaders[split].dataset.records
+            write_predictions(
+                self.run.folder / f'predictions_{split}{kind}{self.suffix}.csv',
+                values,
+                paths=records.path,
+                labels=self.task.labels,
+                source=source | {'csv': records.csv, 'rows': len(records)},
+            )
+
+
+def check_scoring(run: Run, path: str | Path) -> None:
+    """Compare the options of --eval with the options that a checkpoint was trained with.
+
+    Raises:
+        ValueError: If the checkpoint was trained for another task or other labels, or if patients
+            that trained the model would be scored or held out now, or patients that selected the
+            checkpoint would be scored.
+    """
+    config, trained = run.config, trained_config(path, 'finetune')
+    if trained is None:
+        return
+    keys = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
+    options = {key: (value_at(trained, key), value_at(config, key)) for key in keys}
+    (old_fold, fold), (old_holdout, holdout), (old_share, share) = options.values()
+    is_other_fold = fold != old_fold and (
+        fold or is_data_of(trained, Path(path).parent, config.DATA.DATA_PATH)
+    )
+    most_share = old_share if holdout == old_holdout else 0
+    if is_other_fold or holdout > old_holdout or share > most_share:
+        changes = [f'{key} {a!r} (now {b!r})' for key, (a, b) in options.items() if a != b]
+        raise ValueError(
+            f'{path} was trained with {", ".join(changes)}, so --eval would score or hold out '
+            'patients that trained the model or selected the checkpoint. Use the values of the '
+            'training. DATA.FOLD may be empty if --data-path is another data set'
+        )
+    if other := config_changes(config_text(trained), config_text(config), 'model'):
+        raise ValueError(
+            f'{path} has the weights of another model ({"; ".join(other)}): use the options of the '
+            'training'
+        )
+    keys = 'TASK LABELS TRAIN_CSV FOLD HOLDOUT_FRACTION'
+    keys += ' MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
+    for key in keys.split():
+        before, now = trained.DATA[key], config.DATA[key]
+        if now == before:
+            continue
+        problem = f'{path} was trained with DATA.{key} {before!r}, but --eval uses {now!r}'
+        if key in ('TASK', 'LABELS'):
+            raise ValueError(problem)
+        if key in ('TRAIN_CSV', 'FOLD'):
+            problem += '. Patients that trained the model may be scored if the data are the same'
+        run.logger.warning(problem)
+
+
+def describe_views(config: Config) -> str:
+    """Describe the test-time views of an image that are averaged."""
+    views = 'one view' if config.EVAL.TTA == 'none' else config.EVAL.TTA
+    views = f'{views}, each also mirrored' if config.EVAL.TTA_FLIP else views
+    ratio = config.EVAL.MASK_RATIO
+    return f'{views}, {100 * ratio:g} % of the patches dropped at random' if ratio else views
+
+
+def present(loaders: dict[str, DataLoader | None]) -> dict[str, DataLoader]:
+    """Return the loaders that are not None. All ranks have the same loaders."""
+    return {name: loader for name, loader in loaders.items() if loader is not None}
+
+
+def _training_config(run: Run, sources: list[str]) -> Config | None:
+    """Return the config that the scored model was trained with; None if unknown."""
+    if sources[0] in PROBES:
+        return run.config
+    return trained_config(sources[0]) if len(sources) == 1 else None
