@@ -242,10 +242,16 @@ def test_validations_without_a_better_score_are_counted() -> None:
 
 
 def resumed(
-    saved: TrainState, state: TrainState, *, finished: bool, processes: int = 1, **keys: object
+    saved: TrainState,
+    state: TrainState,
+    *,
+    finished: bool,
+    processes: int = 1,
+    size: int = 4,
+    **keys: object,
 ) -> Config:
-    """Restore `state` from a checkpoint of `saved`, which had 4 images in a batch."""
-    options = {'TRAIN__OPTIMIZER__NAME': 'sgd', 'DATA__BATCH_SIZE': 4}
+    """Restore `state` from a checkpoint of `saved`, which had `size` images in a batch."""
+    options = {'TRAIN__OPTIMIZER__NAME': 'sgd', 'DATA__BATCH_SIZE': size}
     rng = [{'torch': torch.get_rng_state()}] * processes
     contents = saved.contents(config_with(**options), rng, finished=finished)
     config = config_with(**(options | keys))
@@ -335,3 +341,25 @@ def test_options_that_no_longer_exist_are_one_line(log) -> None:
     (gone,) = [line for line in log.messages if 'OLD.' in line]
     assert 'OLD.ONE, OLD.TWO' in gone
     assert any('TRAIN.CLIP_GRAD: 3.0 -> 5.0' in line for line in log.messages)
+
+
+def test_an_epoch_with_one_more_image_is_other_data() -> None:
+    with pytest.raises(ValueError, match='7 batches, and now it has 8'):
+        resumed(new_state(batch=4), new_state(8), finished=False, size=1)
+
+
+@pytest.mark.parametrize(
+    'epochs, keys, kept',
+    [
+        (9, {}, True),
+        (9, {'EVAL__SELECT_ON': 'valid'}, False),
+        (3, {'EVAL__SELECT_ON': 'valid'}, True),
+    ],
+)
+def test_the_best_score_counts_until_another_score_selects(epochs, keys, kept) -> None:
+    """A run that has nothing left to train keeps its selection."""
+    state = new_state()
+    saved = new_state(epoch=2, best_score=0.7, num_not_better=1)
+    resumed(saved, state, finished=True, TRAIN__EPOCHS=epochs, **keys)
+    expected = (0.7, 1) if kept else (-math.inf, 0)
+    assert (state.best_score, state.num_not_better) == expected
