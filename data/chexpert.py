@@ -126,12 +126,7 @@ def read_folder(
     return existing_records(records, images, 'all', on_fault)
 
 
-def chexpert_tables(config: Config, root: Path) -> list[Path]:
-    files = [root / name for name in csv_names(config).values()]
-    return [file for file in files if file.is_file()]
-
-
-@register_dataset('chexpert', labelled=True, tables=chexpert_tables, splits=None)
+@register_dataset('chexpert', labelled=True, splits=None)
 def _read_chexpert(
     config: Config, root: str | Path, split: str, *, optional: bool = False, **options: Any
 ) -> Records | None:
@@ -145,7 +140,7 @@ def _read_chexpert(
 
 
 # 'imagenet' is SimMIM's name for a folder of images.
-@register_dataset('folder', 'imagenet', labelled=False, tables=lambda config, root: [], splits=None)
+@register_dataset('folder', 'imagenet', labelled=False, splits=None)
 def _read_unlabelled(
     config: Config, root: str | Path, split: str, *, on_fault: OnFault = refuse, **options: Any
 ) -> Records | None:

@@ -66,9 +66,8 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
     """Yield the name and path of each table and layout that a run reads."""
     data, root, dataset = config.DATA, records[0].root, part(config, 'DATA.DATASET')
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
-    if data.DATASET != 'chexpert':  # CheXpert's `tables` lists CSV files that the run may not read
-        for file in dataset.tables(config, root):
-            yield file.relative_to(root).as_posix(), file
+    for file in dataset.tables(config, root):
+        yield file.relative_to(root).as_posix(), file
     if dataset.layout is not None:
         yield 'DATA.DATASET', dataset.layout(config)
     if is_store(root):

@@ -182,8 +182,10 @@ def _read_splits(config: Config, root: Path) -> tuple[set[str], dict[str, Path],
     """Return the images and tables of a data set, and whether some images are scored."""
     kind = find_part('DATA.DATASET', config.DATA.DATASET)
     splits = kind.splits(config)
-    files = {file for split in splits for file in kind.read(config, root, split, labels=()).file}
-    tables = {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
+    records = [kind.read(config, root, split, labels=()) for split in splits]
+    files = {file for part in records for file in part.file}
+    tables = {part.csv: root / part.csv for part in records if part.csv}
+    tables |= {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
     return files, tables, list(splits) != ['train']
 
 

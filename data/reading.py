@@ -17,7 +17,7 @@ from config import (
     put,
     scored_steps,
 )
-from data.chexpert import chexpert_tables, read_csv, read_folder
+from data.chexpert import csv_names, read_csv, read_folder
 from data.image_source import open_images
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS, resized_side
 from data.records import Records, existing_records, select_views
@@ -147,7 +147,8 @@ def detect_dataset(config: Config) -> str:
         return dataset
     if any(root.glob('mimic-cxr-*-split.csv*')):
         return 'mimic-cxr'
-    return 'chexpert' if chexpert_tables(config, root) else 'folder'
+    is_chexpert = any((root / name).is_file() for name in csv_names(config).values())
+    return 'chexpert' if is_chexpert else 'folder'
 
 
 def config_of_data(data_path: str, cfg: str | None, opts: list[str]) -> Config:

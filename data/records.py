@@ -66,10 +66,10 @@ class DataSet:
     # Reader of a split of a folder or a packed store, with the arguments of `read_layout`.
     read: Callable[..., Any]  # -> Records | None
     labelled: bool  # whether images have labels
-    # (config, root) -> existing files that are read, without the images; a store contains them
-    tables: Callable[[Config, Path], list[Path]]
     # config -> splits that are read and packed; None: those whose files `read_source` recognises
     splits: Callable[[Config], Sequence[str]] | None
+    # (config, root) -> existing files that are read, besides images and `Records.csv`
+    tables: Callable[[Config, Path], list[Path]] = lambda config, root: []
     # config -> YAML file that describes the data set; None: the reader alone does
     layout: Callable[[Config], Path] | None = None
 

@@ -16,12 +16,7 @@ from data.table import OnFault, Table, refuse
 FILE = 'images.jsonl'  # keys: file, who, part, and names of labels
 
 
-@register_dataset(
-    'lines',
-    labelled=True,
-    tables=lambda config, root: [root / FILE],
-    splits=lambda config: ['train', 'valid'],
-)
+@register_dataset('lines', labelled=True, splits=lambda config: ['train', 'valid'])
 def read_lines(
     config: Config,
     root: str | Path,
