@@ -39,7 +39,7 @@ NEVER = {'engine': {'models', 'data'}}
 ONLY = {'models': {'data.labels', 'data.masking', 'data.tasks'}}
 # Files and lines of this project that a main loads, directly and indirectly; parts that an option
 # names do not count. Whoever has to raise a limit makes everybody read more.
-LIMITS = {'main_simmim': (55, 14_000), 'main_finetune': (70, 17_500)}
+LIMITS = {'main_simmim': (51, 13_500), 'main_finetune': (55, 14_500)}
 # The rooms that the mains load, and the files in them that CheXpert and a Swin do not need.
 # PRETRAINED needs models/pretrained.py and what it imports: convert, recognise, timm_classifier.
 CORE = ['system', 'data', 'models', 'engine', 'evaluation']
