@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from config import PROBES, Config, check_config, config_text
+from config import PROBES, Config, config_text
 from data.reading import read_split, require_packed_steps
 from data.splits import pretrain_records
 from sweeps.files import ROOT, SECTIONS, Job, without_cache
@@ -54,9 +54,9 @@ def kept_checkpoints(stage: str, config: Config) -> int:
 
 
 def check_runs(jobs: Sequence[Job]) -> None:
-    """Refuse options that the models and methods of the runs or their stores do not support.
+    """Refuse options that the stores of the runs do not support.
 
-    `sweeps.files.plan` makes all checks that need neither PyTorch nor the data.
+    `sweeps.files.plan` makes all checks that do not need the data.
 
     Raises:
         ValueError: At the first problem. The message names the run and the option.
@@ -68,11 +68,6 @@ def check_runs(jobs: Sequence[Job]) -> None:
             scored = job.stage == 'finetune' and (job.config.EVAL.DATA_PATH or path)
             if scored:
                 require_packed_steps(job.config, scored, 'EVAL.PREPROCESS')
-    for job in reversed(first.values()):
-        try:
-            check_config(job.config, job.stage)
-        except ValueError as error:
-            raise ValueError(f'{job.name}: {error}') from error
 
 
 def checkpoint_sizes(jobs: Sequence[Job]) -> list[int]:

@@ -790,9 +790,14 @@ def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str],
     The GPUs first share the accumulated batches and then the images of a batch.
 
     Raises:
-        ValueError: If the images cannot be divided equally.
+        ValueError: If an option is refused, or the images cannot be divided equally. The message
+            names the run.
     """
-    config = get_config(build_parser(stage).parse_args(arguments))
+    args = build_parser(stage).parse_args(arguments)
+    try:
+        config = get_config(args)
+    except ValueError as error:
+        raise ValueError(f'{args.tag}: {error}') from error
     if gpus == 1:
         return arguments, config
     size, steps = config.DATA.BATCH_SIZE, max(config.TRAIN.ACCUMULATION_STEPS, 1)

@@ -106,7 +106,6 @@ def test_evaluation_refuses_other_labels_than_those_of_the_checkpoint(
     words = ['--eval', '--resume', str(fine_tuned / 'ckpt_best.pth'), *opts]
     argv = arguments(cfg, own_data, tmp_path / 'out', *words)
     refused('finetune', argv, 'ckpt_best.pth', 'DATA.LABELS')
-    assert not [*(tmp_path / 'out').rglob('*')], 'nothing is left'
 
 
 def test_a_run_does_not_resume_with_other_labels(
