@@ -383,16 +383,6 @@ _C.DATA.PRETRAIN_INTERPOLATION = Own(
     "Resize filter of pre-training: 'bilinear', 'bicubic', 'lanczos' or 'hamming'.",
     one_of=FILTERS,
 )
-_C.DATA.BAD_IMAGE = Own(
-    'error',
-    "Unusable training images: 'error' stops the run, 'skip' uses another image instead.",
-    one_of=('error', 'skip'),
-)
-_C.DATA.BAD_IMAGE_LIMIT = Own(
-    100,
-    "With BAD_IMAGE 'skip', the run stops after this many different unusable images.",
-    within='[0, inf)',
-)
 
 _C.MODEL = Section()
 _C.MODEL.TYPE = Option(

@@ -130,7 +130,7 @@ def build_loader_contrastive(
         whole_batches(holdout, config), HoldoutViewsTransform(config, num_views)
     )
     logger.info(f'{len(held_out)} held-out images are scored')
-    dataset = training_dataset(train, ViewsTransform(config, num_views), config, logger)
+    dataset = training_dataset(train, ViewsTransform(config, num_views), seed=config.SEED)
     return Loaders(
         train=make_loader(dataset, config, shuffle=True),
         holdout=make_loader(held_out, config, shuffle=False) if len(held_out) else None,

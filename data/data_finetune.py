@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from config import PROBES, Config
 from data.groups import all_groups
 from data.labels import count_uncertain
-from data.loader import Loaders, XrayDataset, bad_images, inverse_frequency_weights, make_loader
+from data.loader import Loaders, XrayDataset, inverse_frequency_weights, make_loader
 from data.predictions import Predictions, look_up, read_predictions, row_names
 from data.reading import may_be_absent, open_data, read_split, scored_images
 from data.records import Records, select_views
@@ -78,13 +78,7 @@ def _training_loaders(
         transform = EvalTransform(config, test_time_views=False)
         dataset = XrayDataset(records, transform, seed=config.SEED, targets=targets)
         return {'plain': make_loader(dataset, config, shuffle=False)}
-    dataset = XrayDataset(
-        records,
-        TrainTransform(config),
-        seed=config.SEED,
-        targets=targets,
-        bad_images=bad_images(config, logger),
-    )
+    dataset = XrayDataset(records, TrainTransform(config), seed=config.SEED, targets=targets)
     weights = None
     if data.SAMPLER == 'weighted':
         weights = inverse_frequency_weights(targets, one_hot=task_of(config).exclusive)

@@ -22,7 +22,7 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders train, holdout and reference of pre-training (see data.Loaders)."""
     train, holdout = read_sources(config, logger)
     masks = mask_generator(config)
-    train = training_dataset(train, PretrainTransform(config, masks), config, logger)
+    train = training_dataset(train, PretrainTransform(config, masks), seed=config.SEED)
     reference = reference_mask_generator(config)
     if reference is None:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)

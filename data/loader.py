@@ -7,16 +7,13 @@ sample. If an epoch can contain an image several times, the number of previous o
 as well.
 """
 
-import csv
 import hashlib
-import logging
 import multiprocessing.queues
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -27,17 +24,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
-from data.images import BadImageError
 from data.records import Records, images_of
-from data.store import BAD_FILE
 from data.table import Fault
 from system import distributed
 from system.files import LOADER_FILES, allow_open_files
 
-HEADER = ('file', 'row', 'reason')  # of bad_images.csv
-HINT = 'scripts/check_data.py finds all such images; DATA.BAD_IMAGE skip replaces them in training'
+HINT = 'scripts/check_data.py finds all such images; pack.py --skip-bad makes a store of the others'
 # The first entries of Philox counters. Streams with different entries never overlap.
-SAMPLE, ORDER, WEIGHTED, REPLACEMENT = 0, 1, 2, 4
+SAMPLE, ORDER, WEIGHTED = 0, 1, 2
 HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks and views
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS
@@ -88,72 +82,16 @@ class Loaders(NamedTuple):
     internal: DataLoader | None = None
 
 
-class BadImages:
-    """The list of images that a run cannot use, `bad_images.csv` in the run folder.
-
-    All workers and ranks append to the file, and a run that resumes finds its earlier entries. More
-    than `limit` different images are an error. Their number is logged after each epoch.
-    """
-
-    def __init__(
-        self, folder: str | os.PathLike[str], limit: int, logger: logging.Logger, source: str = ''
-    ) -> None:
-        self.path = Path(folder) / BAD_FILE
-        self.limit = limit
-        self.logger = logger
-        self.source = source  # put before the names of the files
-
-    def add(self, file: str, row: int | None, reason: str) -> None:
-        """List a file, relative to the data root; too many bad images raise a ValueError."""
-        listed, file = self.files(), os.path.join(self.source, file)
-        if file not in listed:
-            self._append([file, '' if row is None else row, ' '.join(reason.split())])
-        if (count := len(listed | {file})) > self.limit:
-            raise ValueError(
-                f'{count} different images cannot be used, more than DATA.BAD_IMAGE_LIMIT '
-                f'{self.limit}: see {self.path}; repair them and remove that file, or raise the '
-                f'limit. The last one: {reason}'
-            )
-
-    def files(self) -> set[str]:
-        """Return the listed files, each once even if several processes have listed it."""
-        if not self.path.exists():
-            return set()
-        with open(self.path, encoding='utf-8', errors='surrogateescape', newline='') as file:
-            # Lines are parsed one by one, so that an incomplete line does not swallow the next.
-            rows = [next(csv.reader([line]), []) for line in file]
-        return {row[0] for row in rows if len(row) == len(HEADER)} - {HEADER[0]}
-
-    def log(self) -> None:
-        """Log a warning with the number of listed files, if there are any."""
-        if files := self.files():
-            self.logger.warning(
-                f'{len(files)} different images could not be used so far and were replaced by '
-                f'others (at most DATA.BAD_IMAGE_LIMIT {self.limit}): {self.path}'
-            )
-
-    def _append(self, row: list[Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, 'a', encoding='utf-8', errors='surrogateescape', newline='') as file:
-            # A single write, which no other process can overwrite. Two that start at the same
-            # moment may both write the header.
-            rows = [row] if file.tell() else [HEADER, row]
-            csv.writer(file, lineterminator='\n').writerows(rows)
-
-
 class XrayDataset(Dataset):
     """Images of the records, each transformed with its own generator.
 
-    An item is the output of the transform; with targets it is (output, targets, index). With
-    `bad_images`, another image, with its own targets and index, replaces an image that cannot be
-    used; it is transformed with the generator of the original.
+    An item is the output of the transform; with targets it is (output, targets, index).
 
     Args:
         records: Records of N images.
         transform: Function that is called with (image, generator of the sample).
         seed: Part of the key of the generators.
         targets: Targets [N, K] float32, or None.
-        bad_images: List of unusable images. If None, an unusable image is an error.
     """
 
     def __init__(
@@ -163,14 +101,12 @@ class XrayDataset(Dataset):
         *,
         seed: int,
         targets: np.ndarray | None = None,
-        bad_images: BadImages | None = None,
     ) -> None:
         self.records = records
         self.image = images_of(records).reader(records.file)
         self.transform = transform
         self.seed = seed
         self.targets = targets
-        self.bad_images = bad_images
 
     @property
     def parts(self) -> dict[str, 'XrayDataset']:
@@ -187,42 +123,18 @@ class XrayDataset(Dataset):
     def __getitem__(self, key: tuple[int, ...]) -> Any:
         epoch, index, *occurrence = key
         number = int(self.records.sample[index])
-        image, index = self._usable_image(epoch, index)
+        try:
+            image = self.image(index)
+        except ValueError as error:
+            raise ValueError(str(self._fault(index, error))) from error
         sample = self.transform(image, sample_rng(self.seed, epoch, number, *occurrence))
         return sample if self.targets is None else (sample, self.targets[index], index)
 
-    def _usable_image(self, epoch: int, index: int) -> tuple[Image.Image, int]:
-        """Read the image at a position, or the first usable image that replaces it."""
-        for position in self._candidates(epoch, index):
-            try:
-                return self.image(position), position
-            except ValueError as error:
-                self._list_bad_image(position, error)
-        raise ValueError(f'{self.records.root}: none of {len(self)} images can be used')
-
-    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
-        """Yield a position, and then all others in an order that depends on the sample."""
-        yield index
-        number = int(self.records.sample[index])
-        others = _generator(self.seed, epoch, REPLACEMENT, number).permutation(len(self))
-        yield from others[others != index].tolist()
-
-    def _list_bad_image(self, position: int, error: ValueError) -> None:
-        """List an image that cannot be used; raise an error if the run does not allow that."""
-        records, problem = self.records, str(error)
-        row = int(records.row[position]) + 2 if records.csv else None
-        is_missing = isinstance(error.__cause__, FileNotFoundError) and records.root.exists()
-        if self.bad_images is None:
-            problem = f'{problem} ({HINT})'
-        elif is_missing or isinstance(error, BadImageError):
-            try:
-                self.bad_images.add(records.file[position], row, problem)
-                return
-            except ValueError as too_many:
-                problem = str(too_many)
-        # Otherwise the image may be usable later, for example after a network drive was lost.
-        fault = Fault('unusable image', problem, str(records.root / records.csv), row)
-        raise ValueError(str(fault)) from error
+    def _fault(self, index: int, error: ValueError) -> Fault:
+        """Return the place of an image that cannot be used, and what to do."""
+        row = int(self.records.row[index]) + 2 if self.records.csv else None
+        place = str(self.records.root / self.records.csv), row
+        return Fault('unusable image', f'{error} ({HINT})', *place)
 
 
 class JoinedDataset(Dataset):
@@ -237,7 +149,6 @@ class JoinedDataset(Dataset):
         self.parts = {name: part for name, part in parts.items() if len(part)}
         self.seed = seed
         self.ends = np.cumsum([len(part) for part in self.parts.values()])
-        self.bad_images = next((part.bad_images for part in self.parts.values()), None)
 
     def place(self, index: int) -> tuple[str, int]:
         """Return the name of an image's source, and its position in the dataset of that source."""
@@ -255,19 +166,14 @@ class JoinedDataset(Dataset):
 
 
 def training_dataset(
-    records: dict[str, Records], transform: Callable, config: Config, logger: logging.Logger
+    records: dict[str, Records], transform: Callable, *, seed: int
 ) -> XrayDataset | JoinedDataset:
     """Build the training dataset of the records of each source; see `read_sources`."""
     parts = {
-        name: XrayDataset(
-            part,
-            transform,
-            seed=source_seed(config.SEED, name),
-            bad_images=bad_images(config, logger, name),
-        )
+        name: XrayDataset(part, transform, seed=source_seed(seed, name))
         for name, part in records.items()
     }
-    return _join(parts, seed=config.SEED)
+    return _join(parts, seed=seed)
 
 
 def holdout_dataset(
@@ -423,14 +329,6 @@ def inverse_frequency_weights(targets: np.ndarray, *, one_hot: bool = False) -> 
     return weights
 
 
-def bad_images(config: Config, logger: logging.Logger, source: str = '') -> BadImages | None:
-    """Return the list of bad images of a run, or None if they are errors (DATA.BAD_IMAGE)."""
-    if config.DATA.BAD_IMAGE == 'error':
-        return None
-    folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
-    return BadImages(folder, config.DATA.BAD_IMAGE_LIMIT, logger, source)
-
-
 def make_loader(
     dataset: XrayDataset | JoinedDataset,
     config: Config,
@@ -468,27 +366,19 @@ def make_loader(
 
 
 class _Loader(DataLoader):
-    """A DataLoader that blocks signals while workers start, and logs bad images after each pass.
+    """A DataLoader that blocks signals while workers start.
 
     A signal that arrives while a worker starts is delivered when the worker is ready.
     """
 
     def __iter__(self) -> Iterator[Any]:
         if not CAN_WAIT:
-            batches = super().__iter__()
-        else:
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-            try:
-                batches = super().__iter__()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        listed = getattr(self.dataset, 'bad_images', None)
-        return batches if listed is None else _log_at_end(batches, listed)
-
-
-def _log_at_end(batches: Iterator[Any], listed: BadImages) -> Iterator[Any]:
-    yield from batches
-    listed.log()
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _generator(

@@ -29,7 +29,6 @@ def read_pixels(
         _small_image,
         seed=config.SEED,
         targets=dataset.targets[rows],
-        bad_images=dataset.bad_images,
     )
     # The tensors are copied, because each tensor from a worker keeps a file open.
     loader = make_loader(small, config, shuffle=False)
@@ -38,9 +37,7 @@ def read_pixels(
     parts = [part for of_rank in distributed.gather(parts) for part in of_rank]
     pixels, targets, index = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(index, kind='stable')
-    # Another image may stand for one that cannot be read, so the rows are those of `index`.
-    patients = small.records.patient[index[order]]
-    return pixels[order].astype(np.float32) / 255, targets[order], patients
+    return pixels[order].astype(np.float32) / 255, targets[order], small.records.patient
 
 
 def pixel_floor(

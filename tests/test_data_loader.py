@@ -1,7 +1,5 @@
-"""Batches: the same samples whatever the workers, ranks and restarts; bad images; errors."""
+"""Batches: the same samples whatever the workers, ranks and restarts; errors."""
 
-import csv
-import errno
 import os
 import resource
 import signal
@@ -13,20 +11,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mistakes import linked, results_in
-from PIL import Image
+from mistakes import linked
 from scipy.stats import chisquare
 from test_bad_data import replace
-from tiny import arguments, tiny_config
 from torch.utils.data import Dataset
 from xray_splits import LOGGER, make_config, samples_of
 
 import data.loader
 from data.build import build_loader
 from data.chexpert import read_csv
-from data.images import load_image
 from data.loader import (
-    BadImages,
     EpochSampler,
     XrayDataset,
     epoch_order,
@@ -35,11 +29,9 @@ from data.loader import (
     sample_rng,
     weighted_order,
 )
-from data.transforms import TrainTransform
 
 NAN = float('nan')
 WEIGHTS = np.arange(1, 24.0) ** 2
-BAD_ROWS = 1, 5, 6, 20
 
 
 def loader_config(batch_size: int = 4, workers: int = 0) -> SimpleNamespace:
@@ -201,129 +193,16 @@ def test_an_image_that_is_drawn_twice_is_augmented_twice(data_path):
     assert len(images) == len(samples) > len({int(index) for _, _, index in samples})
 
 
-# Bad images
-
-
-@pytest.fixture(scope='module')
-def bad_files(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A data set with four bad images, each for another reason, and their files."""
-    data = linked(phantom, tmp_path_factory.mktemp('bad') / 'CheXpert-phantom')
-    files = read_csv(data, 'train.csv').file[list(BAD_ROWS)]
-    paths = [data / file for file in files]
-    replace(paths[0], paths[0].read_bytes()[:400])
-    replace(paths[1], b'')
-    paths[2].unlink()
-    paths[3].unlink()
-    Image.new('L', (48, 48)).save(paths[3])
-    return data, sorted(files)
-
-
-def bad_dataset(data: Path, folder: Path, limit: int = 10) -> XrayDataset:
-    records = read_csv(data, 'train.csv')
-    config = make_config(data, 'AUG.REPROB', 0.5)
-    return XrayDataset(
-        records,
-        TrainTransform(config),
-        seed=3,
-        targets=np.stack([records.row, records.row % 2], axis=1).astype(np.float32),
-        bad_images=BadImages(folder, limit, LOGGER),
-    )
-
-
-def listed(folder: Path) -> list[list[str]]:
-    with (folder / 'bad_images.csv').open(newline='') as file:
-        first, *lines = csv.reader(file)
-    header = ['file', 'row', 'reason']
-    assert first == header
-    return sorted(line for line in lines if line != header)  # workers may write it once each
-
-
-def test_the_replacement_has_the_generator_of_the_place_and_its_own_targets(bad_files, tmp_path):
-    data, bad = bad_files
-    dataset = bad_dataset(data, tmp_path)
-    for row in BAD_ROWS:
-        image, targets, index = dataset[1, row]
-        bits = np.random.Philox(key=[3, 1], counter=[0, row, 4, 0])
-        order = np.random.Generator(bits).permutation(len(dataset))
-        files = dataset.records.file
-        assert index == next(i for i in order if i != row and files[i] not in bad)
-        assert targets.tolist() == [index, index % 2]
-        wanted = dataset.transform(load_image(data / files[index]), sample_rng(3, 1, row))
-        torch.testing.assert_close(image, wanted, rtol=0, atol=0)
-
-
-def test_workers_change_neither_the_samples_nor_the_list(bad_files, tmp_path):
-    data, bad = bad_files
-    got = []
-    for workers in (0, 2):
-        dataset = bad_dataset(data, tmp_path / str(workers))
-        got.append(samples_of(make_loader(dataset, loader_config(4, workers), shuffle=True), 0, 1))
-        lines = {line[0]: line for line in listed(tmp_path / str(workers))}
-        assert sorted(lines) == bad
-        assert sorted(int(line[1]) for line in lines.values()) == [row + 2 for row in BAD_ROWS]
-    assert_same(*got)
-
-
-def test_more_bad_images_than_the_limit_stop_the_run_also_after_a_restart(bad_files, tmp_path):
-    data, _ = bad_files
-    dataset = bad_dataset(data, tmp_path, limit=3)
-    with pytest.raises(ValueError, match=r'train\.csv, row .*DATA\.BAD_IMAGE_LIMIT 3'):
-        for row in BAD_ROWS:
-            dataset[0, row]
-    with pytest.raises(ValueError, match=r'DATA\.BAD_IMAGE_LIMIT'):
-        bad_dataset(data, tmp_path, limit=3)[0, BAD_ROWS[0]]
-
-
-def test_the_list_has_every_file_once_and_survives_a_line_that_is_cut_off(tmp_path):
-    bad = BadImages(tmp_path, 2, LOGGER)
-    for _ in range(2):
-        bad.add('a,"1".png', 2, 'first line\nsecond line')
-    assert listed(tmp_path) == [['a,"1".png', '2', 'first line second line']]
-    with bad.path.open('a') as file:
-        file.write('"b,\n')
-    bad.add('c.png', None, 'damaged')
-    assert bad.files() == {'a,"1".png', 'c.png'}
-
-
-def test_two_workers_that_begin_the_list_together_lose_no_file(tmp_path, monkeypatch):
-    bad = BadImages(tmp_path, 5, LOGGER)
-
-    def open_while_another_adds(path, mode='r', **options):
-        monkeypatch.undo()
-        file = open(path, mode, **options)
-        bad.add('second.png', 3, 'damaged')
-        return file
-
-    monkeypatch.setattr(data.loader, 'open', open_while_another_adds, raising=False)
-    bad.add('first.png', 2, 'damaged')
-    assert listed(tmp_path) == [['first.png', '2', 'damaged'], ['second.png', '3', 'damaged']]
-
-
-def test_an_error_of_the_drive_is_not_a_bad_image(bad_files, tmp_path, monkeypatch):
-    def fails(*args, **options):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    dataset = bad_dataset(bad_files[0], tmp_path)
-    monkeypatch.setattr(data.images, 'open', fails, raising=False)
-    with pytest.raises(ValueError, match=r'train\.csv, row 2 .*Input/output error'):
-        dataset[0, 0]
-    assert not (tmp_path / 'bad_images.csv').exists()
-
-
-def test_scored_images_are_never_replaced(phantom, tmp_path, refused):
-    data = linked(phantom, tmp_path / 'data')
-    records = read_csv(data, 'valid.csv')
-    records = records.select(records.view == 'frontal')
-    replace(data / records.file[2], b'')
-    options = {'BAD_IMAGE': 'skip', 'HOLDOUT_FRACTION': 0.0}
-    evaluation = {'SELECT_ON': 'valid'}
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', DATA=options, EVAL=evaluation)
-    place = f'valid.csv, row {records.row[2] + 2} '
-    refused('finetune', arguments(cfg, data, tmp_path / 'out'), place, records.file[2])
-    assert not results_in(tmp_path / 'out')
-
-
 # Loaders and errors
+
+
+def test_an_image_that_cannot_be_used_stops_the_run_with_its_row(phantom, tmp_path):
+    data = linked(phantom, tmp_path / 'data')
+    records = read_csv(data, 'train.csv')
+    replace(data / records.file[5], b'')
+    loader = make_loader(XrayDataset(records, None, seed=3), loader_config(), shuffle=False)
+    with pytest.raises(ValueError, match=r'train\.csv, row 7 .*pack\.py --skip-bad'):
+        loader.dataset[0, 5]
 
 
 @pytest.mark.parametrize('cuda', [True, False])

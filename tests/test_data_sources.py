@@ -296,18 +296,6 @@ def test_listed_images_are_left_out_and_no_other_patient_is_held_out(drive, tmp_
     assert len(loaders.train.dataset) == 20
 
 
-def test_an_image_that_cannot_be_used_is_listed_with_its_source(drive, tmp_path):
-    shutil.copytree(drive / 'A', tmp_path / 'A')
-    shutil.copytree(drive / 'C', tmp_path / 'C')
-    options = ('DATA.BAD_IMAGE', 'skip', 'OUTPUT', str(tmp_path / 'out'))
-    loader = loaders_of(tmp_path, HERE, LOOSE, options=options).train
-    bad = loader.dataset.parts['loose'].records.file[1]
-    (tmp_path / 'C' / bad).write_bytes(b'')
-    assert len(samples_of(loader, 0)) == 20
-    (listed,) = (tmp_path / 'out').rglob('bad_images.csv')
-    assert f'loose/{bad}' in listed.read_text()
-
-
 def test_held_out_masks_of_a_source_do_not_depend_on_its_name(drive):
     loaders = loaders_of(drive, HERE, THERE)
     generator = MaskGenerator(64, 16, 4, 0.6)
