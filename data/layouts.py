@@ -7,7 +7,7 @@ file. docs/howto/datasets.md explains the keys, which are the fields of `Layout`
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import partial
@@ -35,6 +35,7 @@ from system.files import is_below
 SHIPPED = Path(__file__).resolve().parents[1] / 'configs' / 'datasets'
 SPLITS = ('train', 'valid', 'test')
 MARKS = {'positive': POSITIVE, 'negative': NEGATIVE, 'uncertain': UNCERTAIN}
+RANKS = (NEGATIVE, UNCERTAIN, POSITIVE)  # a later one outranks the others
 # Names of views in a layout: the view, and the projection of a frontal image.
 VIEWS = {
     'frontal': ('frontal', ''),
@@ -59,12 +60,27 @@ KEYS = {
     'table': SPLITS,
     'views': tuple(VIEWS),
     'sexes': ('Female', 'Male', 'Unknown'),
-    'labels': ('column', 'separator', 'names', *MARKS),
+    'labels': ('column', 'separator', 'names', 'leave_out', *MARKS),
     'rename': (),
     'splits': ('column', *SPLITS),
     'where': (),
 }
-NOT_CELLS = ('column', 'separator', 'names')  # keys of mappings whose values are not cells
+NOT_CELLS = ('column', 'separator', 'names', 'leave_out')  # keys whose values are not cells
+# Texts in a list that name no label, and words by which a list says that it is not complete. An
+# image with such a word must be left out; otherwise its other labels count as negative.
+NO_NAMES = ('', 'nan', 'null', 'na', 'n/a')
+UNKNOWN = {
+    'exclude',
+    'excluded',
+    'suboptimal study',
+    'unchanged',
+    'unknown',
+    'uncertain',
+    'unclear',
+}
+UNKNOWN |= {'not labelled', 'not labeled', 'unlabelled', 'unlabeled', 'not reported', 'no report'}
+UNKNOWN |= {'undetermined', 'indeterminate', 'inconclusive', 'not assessed', 'not evaluable', '?'}
+LISTS = ('names', 'leave_out')  # those of them that may be lists
 QUOTES = 'a value that starts with * or { must be in quotes'
 MANY_ROWS = 0.2  # share of rows without a known label above which the check lists their cells
 EXAMPLES = 5  # of cells in a warning
@@ -90,7 +106,8 @@ class Layout:
     rename: Mapping[str, str] = field(default_factory=dict)  # name in the file -> in DATA.LABELS
     splits: Mapping[str, Any] = field(default_factory=dict)  # split -> text file, or cells
     where: Mapping[str, str | Sequence[str]] = field(default_factory=dict)  # column -> cells to use
-    majority_vote: str = 'false'  # 'true' if an image has several rows, such as one per reader
+    majority_vote: str = ''  # column that names the reader, if an image has rows of several readers
+    boxes: str = 'false'  # 'true' if an image has a row for each box
 
     @property
     def tables(self) -> dict[str, str]:
@@ -139,9 +156,9 @@ def open_layout(name: str) -> Layout:
         if key in KEYS and isinstance(value, dict):
             _refuse_unknown(f'{file}: {key}', value, KEYS[key] or [*value])
             cells = _lists_of_cells(key, value)
-            texts = [v for name, v in value.items() if name not in {*cells, 'names'}]
+            texts = [v for name, v in value.items() if name not in {*cells, *LISTS}]
             listed = [cell for several in cells.values() for cell in _listed(several)]
-            texts += listed + _listed(value.get('names', []))
+            texts += listed + [text for name in LISTS for text in _listed(value.get(name, []))]
             demand(all(isinstance(text, str) for text in texts), key, f'text or lists ({QUOTES})')
             is_clear = key == 'where' or len(listed) == len({*listed})
             demand(is_clear, key, 'a mapping that lists each cell once')
@@ -149,7 +166,15 @@ def open_layout(name: str) -> Layout:
             holds = isinstance(value, str) and key in ('table', 'views', *{*given} - {*KEYS})
             demand(holds, key, f'{"a mapping" if key in KEYS else "text"} ({QUOTES})')
     layout = Layout(file, **given)
-    demand(layout.majority_vote in ('true', 'false'), 'majority_vote', 'true or false')
+    _check_values(layout, demand)
+    return layout
+
+
+def _check_values(layout: Layout, demand: Callable[[bool, str, str], None]) -> None:
+    """Refuse values that do not fit each other; `demand` takes what holds, the key and a rule."""
+    holds = layout.majority_vote not in ('true', 'false')
+    demand(holds, 'majority_vote', 'the column that names the reader, who has one vote')
+    demand(layout.boxes in ('true', 'false'), 'boxes', 'true or false')
     for key, names in (('table', layout.tables), ('splits', layout.lists)):
         holds = all(_is_pattern(name) for name in names.values() if name)
         allowed = f'paths below the data folder, with {LONGEST} characters and one ** at most'
@@ -168,12 +193,11 @@ def open_layout(name: str) -> Layout:
     demand(holds, 'image', 'without {split}, which needs a table or a cell for each split')
     holds = not isinstance(layout.views, str) or layout.views in ('', *VIEWS)
     demand(holds, 'views', f'one of {", ".join(VIEWS)}, or a mapping from them to cells')
-    holds = 'column' in layout.labels or 'separator' not in layout.labels
-    demand(holds, 'labels', 'with the column that separator belongs to')
+    holds = 'column' in layout.labels or not {*NOT_CELLS} & {*layout.labels}
+    demand(holds, 'labels', 'with the column that separator, names and leave_out belong to')
     demand(layout.labels.get('separator') != '', 'labels', 'with a separator that is not empty')
     holds = not layout.splits or ('' in layout.tables and set(layout.splits) != {'column'})
     demand(holds, 'splits', 'for a layout with one table, and must name train, valid or test')
-    return layout
 
 
 def _lists_of_cells(key: str, mapping: dict[str, Any]) -> dict[str, Any]:
@@ -255,13 +279,9 @@ def read_layout(
     if not len(table):
         table.fault('empty split', f'it has no usable row of the split {split}')
         return None
-    is_first = ~table[NAME].duplicated().to_numpy()
-    if layout.majority_vote == 'true':
-        values = _vote(values, pd.factorize(table[NAME])[0])
-        table.cells = table.cells[is_first]
-    else:
-        table.keep_first(NAME, 'duplicate image')
-        values = values[is_first]
+    values = _one_row_per_image(layout, table, values)
+    if not len(table):
+        return None
     files = table[NAME]
     if suffix := config.DATA.IMAGE_SUFFIX:
         files = files.map(lambda file: os.path.splitext(file)[0] + suffix)
@@ -361,17 +381,25 @@ def _table_of_paths(layout: Layout, images: ImageSource, on_fault: OnFault) -> T
 
 
 def _leave_out(layout: Layout, table: Table) -> pd.DataFrame:
-    """Drop the rows that `where` does not select, report their number, and return their cells."""
+    """Drop the rows that `where` and `leave_out` exclude, report their number, and return them."""
     keep = np.full(len(table), True)
     for column, cells in layout.where.items():
         keep &= table[column].isin(_listed(cells)).to_numpy(bool)
+    if words := {word.casefold() for word in _listed(layout.labels.get('leave_out', []))}:
+        codes, cells = pd.factorize(table[layout.labels['column']].to_numpy(object))
+        listed = (_names_in_cell(cell, layout.labels.get('separator', '')) for cell in cells)
+        good = [words.isdisjoint(map(str.casefold, names)) for names in listed]
+        keep &= np.array(good, bool)[codes]
     others, table.cells = table.cells[~keep], table.cells[keep]
     if len(others) and len(table):
-        detail = f'where of {layout.file} leaves out {len(others):,} of {len(keep):,} rows'
+        detail = (
+            f'{layout.file} leaves out {len(others):,} of {len(keep):,} rows (where, leave_out)'
+        )
         table.fault('rows left out', detail, severity='note')
     elif len(others):
-        found = (f'{name!r}: {_most_frequent(others[name])}' for name in layout.where)
-        detail = f'where of {layout.file} selects no row; there are {"; ".join(found)}'
+        names = [*layout.where, *filter(None, [layout.labels.get('column')])]
+        found = (f'{name!r}: {_most_frequent(others[name])}' for name in names)
+        detail = f'where and leave_out of {layout.file} select no row; there are {"; ".join(found)}'
         table.fault('no row is selected', detail)
     return others
 
@@ -531,22 +559,69 @@ def _read_listed_labels(
             f'check separator and rename in {layout.file}'
         )
         table.fault('rows without a label', detail, severity='warning')
-    columns = [np.where(cells == '', BLANK, [label in own for own in listed]) for label in labels]
+    words = sorted(word for word in every if word.casefold() in UNKNOWN and word not in labels)
+    if labels and words:
+        detail = (
+            f'column {column!r} lists {", ".join(map(repr, words))}, and the other labels of these '
+            f'images count as negative: are they unknown? Then give leave_out in {layout.file}'
+        )
+        table.fault('words for unknown labels', detail, severity='warning')
+    is_blank = np.array([not own for own in listed], bool)
+    columns = [np.where(is_blank, BLANK, [label in own for own in listed]) for label in labels]
     return [column[codes] for column in columns], set().union(*names)
 
 
 def _names_in_cell(cell: str, separator: str) -> set[str]:
     """Split a cell such as A|B or ['a', 'b'] into labels; without a separator it is one label."""
-    if not separator:
-        return {cell} - {''}
-    names = (name.strip(' \'"') for name in cell.strip('[] ').split(separator))
-    return {name for name in names if name}
+    cell = cell.strip()
+    if cell[:1] == '[' and cell[-1:] == ']':
+        cell = cell[1:-1]
+    parts = cell.split(separator) if separator else [cell]
+    names = (part.strip().strip('\'"').strip() for part in parts)
+    return {name for name in names if name.casefold() not in NO_NAMES}
+
+
+def _one_row_per_image(layout: Layout, table: Table, values: np.ndarray) -> np.ndarray:
+    """Keep the first row of each image, and return the labels [images, K] from all its rows.
+
+    A finding in any row of an image counts, or with readers, in any of the rows of one reader, and
+    then the majority of the readers.
+    """
+    is_first = ~table[NAME].duplicated().to_numpy()
+    if is_first.all():  # also a consensus, which has no reader
+        return values
+    if layout.majority_vote:
+        reader = layout.majority_vote
+        table.require(reader)
+        table.check(reader, (table[reader] != '').to_numpy(), 'missing reader', 'names no reader')
+        values = values[: len(table)]
+        votes, images = _any_row(values, [table[NAME], table[reader]])
+        values = _vote(votes, images)
+    elif layout.boxes == 'true':
+        values = _any_row(values, [table[NAME]])[0]
+    else:
+        values = values[is_first]
+        table.keep_first(NAME, 'duplicate image')
+    table.cells = table.cells[~table[NAME].duplicated()]
+    return values
+
+
+def _any_row(values: np.ndarray, keys: list[pd.Series]) -> tuple[np.ndarray, np.ndarray]:
+    """Combine the labels [N, K] of rows with equal keys, and return the first key of each group.
+
+    Positive outranks uncertain, which outranks negative, as in `any_of`.
+    """
+    ranks = pd.DataFrame(np.select([values == mark for mark in RANKS], range(len(RANKS)), -1))
+    ranks = ranks.groupby([key.to_numpy() for key in keys], sort=False).max()
+    labels = np.array([*RANKS, BLANK], np.float32)[ranks.to_numpy(int)]
+    return labels, ranks.index.get_level_values(0).to_numpy()
 
 
 def _vote(values: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Combine the labels [N, K] of rows with the same image [N] by majority; a tie is uncertain."""
+    """Combine the labels [N, K] of the readers of an image [N] by majority; a tie is uncertain."""
     positive, negative, uncertain = (
-        pd.DataFrame(values == mark).groupby(image).sum().to_numpy() for mark in MARKS.values()
+        pd.DataFrame(values == mark).groupby(image, sort=False).sum().to_numpy()
+        for mark in MARKS.values()
     )
     conditions = [positive > negative, negative > positive, positive + negative + uncertain > 0]
     return np.select(conditions, [POSITIVE, NEGATIVE, UNCERTAIN], BLANK).astype(np.float32)

@@ -310,7 +310,8 @@ def test_a_list_that_is_no_regular_file_is_not_read(tmp_path: Path, kind: str) -
         ('xrays/{file}', '{split}/*/{file}', 'image'),
         ('lateral: [lat]', 'oblique: [lat]', 'views: unknown key oblique; allowed: frontal'),
         ('column: part, train: [a, b], valid: c, test: d', 'column: part', 'splits'),
-        ('patient: who', 'majority_vote: 2', 'majority_vote'),
+        ('patient: who', 'majority_vote: true', 'the column that names the reader'),
+        ('patient: who', 'boxes: rad_id', 'boxes'),
         ('patient: who', 'patient: {', 'quotes'),
         ('xrays/{file}', '*/{file}', 'quotes'),
         ('xrays/{file}', '{file}', 'quotes'),
@@ -465,14 +466,67 @@ def test_the_majority_of_vindrs_radiologists_labels_an_image(tmp_path: Path) -> 
 
 
 def test_equal_votes_are_uncertain_and_blank_cells_are_none(tmp_path: Path) -> None:
-    text = 'table: export.csv\nimage: xrays/{file}\nmajority_vote: true\n'
+    text = 'table: export.csv\nimage: xrays/{file}\nmajority_vote: reader\n'
     table = 'file,reader,Mass,Edema\n1.png,A,1,\n1.png,B,0,\n2.png,A,-1,0\n2.png,B,,\n3.png,A,,1\n'
     name = described(tmp_path, text, table)
     records = read(tmp_path, name, 'train', ('Mass', 'Edema'))
     np.testing.assert_array_equal(records.labels, [[-1, NAN], [-1, 0], [NAN, 1]])
-    text = text.replace('majority_vote: true', '')
-    with pytest.raises(ValueError, match=r'export\.csv, row 3.*row 2'):
-        read(tmp_path, described(tmp_path, text, table), 'train')
+
+
+BOXES = """file,reader,finding
+1.png,R1,Mass
+1.png,R2,Mass
+1.png,R3,Mass
+1.png,R1,Edema
+1.png,R2,Edema
+1.png,R3,Fracture
+2.png,R1,Mass
+2.png,R1,Mass
+2.png,R1,Mass
+2.png,R2,none
+2.png,R3,none
+"""
+
+
+@pytest.mark.parametrize(
+    ('key', 'expected'),
+    [
+        ('majority_vote: reader', [[1, 1, 0], [0, 0, 0]]),
+        ('boxes: true', [[1, 1, 1], [1, 0, 0]]),
+        ('majority_vote: rad_id', 'no column rad_id'),
+        ('', r'row 3.*row 2'),
+    ],
+)
+def test_each_reader_of_a_table_of_boxes_has_one_vote(tmp_path: Path, key, expected) -> None:
+    text = f'table: export.csv\nimage: xrays/{{file}}\nlabels: {{column: finding}}\n{key}\n'
+    name, labels = described(tmp_path, text, BOXES), ('Mass', 'Edema', 'Fracture')
+    if isinstance(expected, list):
+        assert read(tmp_path, name, 'train', labels).labels.tolist() == expected
+        return
+    with pytest.raises(ValueError, match=rf'export\.csv.*{expected}'):
+        read(tmp_path, name, 'train', labels)
+
+
+@pytest.mark.parametrize('separator', ['|', ''])
+@pytest.mark.parametrize('cell', ['', ' ', '[]', '[ ]', "['']", '[nan]', '\u00a0', 'NaN'])
+def test_a_list_of_nothing_says_nothing(tmp_path: Path, cell: str, separator: str) -> None:
+    labels = '{column: finding, separator: "|"}' if separator else '{column: finding}'
+    text = f'table: export.csv\nimage: xrays/{{file}}\nlabels: {labels}\n'
+    name = described(tmp_path, text, f'file,finding\n1.png,{cell}\n2.png,Mass\n')
+    np.testing.assert_array_equal(read(tmp_path, name, 'train', ('Mass',)).labels, [[NAN], [1]])
+
+
+def test_lists_that_say_that_labels_are_unknown_are_left_out_or_warned_of(tmp_path: Path) -> None:
+    text = 'table: export.csv\nimage: xrays/{file}\nviews: PA\npatient: file\n'
+    labels = 'labels: {column: finding, separator: "|"%s}\n'
+    table = 'file,finding\n1.png,Mass| exclude\n2.png,Mass\n3.png,Unchanged\n4.png,Edema\n'
+    name, faults = described(tmp_path, text + labels % '', table), []
+    read(tmp_path, name, 'train', ('Mass', 'Edema'), on_fault=faults.append)
+    (fault,) = [fault for fault in faults if fault.kind == 'words for unknown labels']
+    assert fault.severity == 'warning' and "'Unchanged', 'exclude'" in fault.detail
+    text += labels % ', leave_out: [exclude, unchanged]'
+    records = read(tmp_path, described(tmp_path, text, table), 'train', ('Mass', 'Edema'))
+    assert records.row.tolist() == [1, 3] and records.labels.tolist() == [[1, 0], [0, 1]]
 
 
 def test_padchest_is_read_as_written(tmp_path: Path) -> None:
