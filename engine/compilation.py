@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from system import distributed
 from system.files import in_one_line
@@ -21,8 +20,9 @@ class Compiled(nn.Module):
     never compiled.
 
     Args:
-        module: Model, or DistributedDataParallel around the model.
-        graphs: Whether CUDA graphs are possible: on a GPU, in one process.
+        module: Model. DistributedDataParallel is around the compiled model, not inside: its
+            exchange of gradients would divide the graph, and CUDA graphs could not be used.
+        graphs: Whether CUDA graphs are possible, on a GPU.
         logger: Receives one line about the result.
 
     Attributes:
@@ -48,6 +48,8 @@ class Compiled(nn.Module):
         start, problem, device = time.perf_counter(), '', inputs[0].device
         try:
             mode = 'reduce-overhead' if self.graphs else 'default'
+            # Dynamo would divide the graph at the buckets of a DistributedDataParallel around it.
+            torch._dynamo.config.optimize_ddp = False
             compiled = torch.compile(self.module, mode=mode, dynamic=False)
             with _restoring(self.module, device):
                 for _ in range(3 if self.graphs else 1):  # warm up, record graphs, replay them
@@ -65,13 +67,21 @@ class Compiled(nn.Module):
             problem = problem or 'compilation failed in another process'
             self.logger.warning(f'TRAIN.COMPILE: the model is not compiled: {problem}')
             return self.module
-        if self.graphs:  # a graph overwrites its results, so gradients are added to other tensors
+        if self.graphs:
+            _warn_of_skipped_graphs(self.logger)
+            # A graph overwrites its results, so gradients are added to other tensors.
             self.keeps_gradients = True
             for parameter in learned:
                 parameter.grad = torch.zeros_like(parameter)
         seconds = time.perf_counter() - start
         self.logger.info(f'TRAIN.COMPILE: the model was compiled in {seconds:.0f} s')
         return compiled
+
+
+def _warn_of_skipped_graphs(logger: logging.Logger) -> None:
+    """Tell that PyTorch runs parts of the model without CUDA graphs, which it does silently."""
+    if skipped := torch._dynamo.utils.counters['inductor']['cudagraph_skips']:
+        logger.warning(f'TRAIN.COMPILE: {skipped} parts of the model run without CUDA graphs')
 
 
 def copy_buffers(module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -91,9 +101,7 @@ def restore_buffers(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
 def _restoring(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Restore buffers, random state and gradients after forward and backward passes."""
     copies = copy_buffers(module)
-    is_parallel = isinstance(module, DistributedDataParallel)
-    no_sync = module.no_sync() if is_parallel else contextlib.nullcontext()
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []), no_sync:
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
         try:
             yield
         finally:

@@ -18,7 +18,7 @@ from config import Config
 from engine.clock import Clock, duration
 from engine.compilation import Compiled
 from engine.interruptions import Interruptions
-from engine.parallel import wrap_parallel
+from engine.parallel import share_batch_norm, wrap_parallel
 from engine.run_record import Run
 from engine.saving import Saver
 from engine.train_state import TrainState
@@ -175,22 +175,27 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
 
 def wrap_model(run: Run, state: TrainState) -> None:
     """Wrap the model for several processes, and compile it according to TRAIN.COMPILE."""
-    config, logger, processes = run.config, run.logger, distributed.world_size()
+    state.model = share_batch_norm(state.model, run.device)
+    if run.config.TRAIN.COMPILE != 'none' and run.device.type in COMPILED_DEVICES:
+        state.model = _compile(run, state.model)
+    # The exchange of gradients stays outside of the compiled model, which is then one graph.
     state.model = wrap_parallel(state.model, run.device)
-    if config.TRAIN.COMPILE == 'none' or run.device.type not in COMPILED_DEVICES:
-        return
+
+
+def _compile(run: Run, model: nn.Module) -> nn.Module:
+    """Return the compiled model, or the model itself if its forward pass exchanges values."""
     reason = ''
-    if any(isinstance(part, nn.SyncBatchNorm) for part in state.model.modules()):
-        reason = 'the processes exchange statistics of batch norms in the forward pass'
-    elif run.stage == 'contrastive' and processes > 1:
-        reason = 'the processes exchange features in the forward pass'
-    elif getattr(state.module, 'bn_groups', 1) > 1:  # each is another copy of the encoder's graph
-        reason = 'batch norm in groups (CONTRASTIVE.BN_GROUPS) would take minutes to compile'
+    if any(isinstance(part, nn.SyncBatchNorm) for part in model.modules()):
+        reason = 'statistics of batch norms'
+    elif run.stage == 'contrastive' and distributed.world_size() > 1:
+        reason = 'features'
     if reason:
-        logger.info(f'TRAIN.COMPILE: the model is not compiled, because {reason}')
-        return
-    graphs = processes == 1 and run.device.type == 'cuda'
-    state.model = Compiled(state.model, graphs=graphs, logger=logger)
+        run.logger.info(
+            'TRAIN.COMPILE: the model is not compiled, because the processes exchange '
+            f'{reason} in the forward pass'
+        )
+        return model
+    return Compiled(model, graphs=run.device.type == 'cuda', logger=run.logger)
 
 
 def train_one_epoch(
@@ -360,7 +365,7 @@ def _optimizer_step(run: Run, state: TrainState) -> None:
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
-    in_place = state.accumulation > 1 and getattr(state.model, 'keeps_gradients', False)
+    in_place = state.accumulation > 1 and state.keeps_gradients
     state.optimizer.zero_grad(set_to_none=not in_place)
 
 

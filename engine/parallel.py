@@ -16,10 +16,8 @@ if BUFFER_OPTION not in inspect.signature(DistributedDataParallel).parameters:
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def wrap_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the model in DistributedDataParallel if there are several processes.
-
-    On GPUs, batch norms use the statistics of all processes (PyTorch's SyncBatchNorm).
+def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let batch norms of several processes on GPUs use the statistics of all (SyncBatchNorm).
 
     Raises:
         ValueError: If processes on CPUs would train batch norm.
@@ -27,9 +25,15 @@ def wrap_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world_size() == 1:
         return model
     if device.type == 'cuda':
-        model = convert_sync_batchnorm(model)
-    else:
-        _refuse_batch_norm(model)
+        return convert_sync_batchnorm(model)
+    _refuse_batch_norm(model)
+    return model
+
+
+def wrap_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap the model in DistributedDataParallel if there are several processes."""
+    if distributed.world_size() == 1:
+        return model
     model = DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == 'cuda' else None,

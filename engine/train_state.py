@@ -129,8 +129,13 @@ class TrainState:
     @property
     def parallel(self) -> DistributedDataParallel | None:
         """Return the wrapper that exchanges gradients, or None in a single process."""
-        model = self.model.module if isinstance(self.model, Compiled) else self.model
-        return model if isinstance(model, DistributedDataParallel) else None
+        return self.model if isinstance(self.model, DistributedDataParallel) else None
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Return whether gradients that accumulate must stay where they are (`Compiled`)."""
+        model = self.parallel.module if self.parallel else self.model
+        return isinstance(model, Compiled) and model.keeps_gradients
 
     @property
     def module(self) -> nn.Module:

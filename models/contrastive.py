@@ -9,7 +9,7 @@ Batch norm: a query and its key come from the same image. If batch norm used the
 small batch on one process, the network could recognise the key by these statistics without using
 the image (He et al., arXiv:1911.05722, section 3.3). The engine therefore synchronises batch norm
 over all processes, as SimCLR does (arXiv:2002.05709, section 2.2). MoCo can also normalise groups
-of images separately.
+of the images of each process separately.
 
 Each loss is the mean over the images of one process. All processes must have the same number of
 images, so that DistributedDataParallel averages to the loss of the whole batch. All losses are
@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from config import Registry, default_config, require
 from models.encoder import ENCODERS, Encoder
+from models.grouped_batch_norm import normalise_in_groups
 from system import distributed
 
 METHODS = Registry('CONTRASTIVE.METHOD')
@@ -230,6 +231,8 @@ class MoCo(MomentumMethod):
         self.temperature = temperature
         self.key_momentum = momentum
         self.bn_groups = bn_groups
+        if bn_groups > 1:
+            normalise_in_groups(self, bn_groups)
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
@@ -247,23 +250,20 @@ class MoCo(MomentumMethod):
         return torch.full_like(self.step, self.key_momentum, dtype=torch.float64)
 
     def loss(self, query_view: Tensor, key_view: Tensor) -> Tensor:
-        queries = self._in_groups(self.project, query_view)
-        keys = unit(self._in_groups(self.momentum_project, key_view, shuffle=True))
+        queries = self.project(query_view)
+        keys = unit(self._project_shuffled(key_view))
         earlier = self.queue.keys.clone()  # the backward pass needs the keys before the update
         if self.training:
             self.queue.enqueue(keys)
         return info_nce(queries, keys, earlier, self.temperature)
 
-    def _in_groups(
-        self, project: Callable[[Tensor], Tensor], images: Tensor, *, shuffle: bool = False
-    ) -> Tensor:
-        """Project images in groups with separate batch norm statistics."""
+    def _project_shuffled(self, images: Tensor) -> Tensor:
+        """Project keys in another order, so that a key and its query are in different groups."""
         if self.bn_groups == 1 or not self.training:
-            return project(images)
-        draw = torch.randperm if shuffle else torch.arange
-        order = draw(len(images), device=images.device)
-        groups = images[order].chunk(self.bn_groups)
-        return torch.cat([project(group) for group in groups])[order.argsort()]
+            return self.momentum_project(images)
+        # The compiler of some versions of PyTorch fails for randperm without a slice.
+        order = torch.randperm(len(images), device=images.device)[: len(images)]
+        return self.momentum_project(images[order])[order.argsort()]
 
 
 @METHODS.register('byol')
@@ -621,8 +621,11 @@ def update_average_(target: nn.Module, online: nn.Module, momentum: Tensor) -> N
 
     Buffers, such as running statistics of batch norm, do not change.
     """
-    for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
-        slow.lerp_(fast, (1 - momentum).to(slow.dtype))
+    slow, fast = list(target.parameters()), list(online.parameters())
+    # A few launches for all parameters of a GPU; lerp_ would need one for each.
+    steps = torch._foreach_sub(fast, slow)
+    torch._foreach_mul_(steps, (1 - momentum).to(slow[0].dtype))
+    torch._foreach_add_(slow, steps)
 
 
 def cosine_momentum(step: Tensor, *, total_steps: int, start: float) -> Tensor:

@@ -7,6 +7,7 @@ from inspect import signature
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,6 +29,7 @@ from models.contrastive import (
     swav_loss,
 )
 from models.encoder import Encoder
+from models.grouped_batch_norm import normalise_in_groups
 from models.swin_transformer import SwinTransformer
 from models.timm_classifier import TimmClassifier
 from models.vision_transformer import VisionTransformer
@@ -392,6 +394,30 @@ def test_mocos_groups_have_their_own_batch_norm_and_keys_change_groups() -> None
     torch.manual_seed(1)
     torch.testing.assert_close(model(a, b), want)
     torch.testing.assert_close(model.queue.keys[:BATCH], F.normalize(keys, dim=1))
+
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d])
+def test_one_pass_with_grouped_batch_norm_equals_a_pass_for_each_group(norm: type) -> None:
+    """Outputs, gradients, running statistics, and outputs in evaluation."""
+    torch.manual_seed(0)
+    passes = nn.Sequential(norm(5)).double()
+    nn.init.normal_(passes[0].weight)
+    together = copy.deepcopy(passes)
+    normalise_in_groups(together, 3)
+    assert passes.state_dict().keys() == together.state_dict().keys()
+    x = torch.randn(12, 5, *[4] * (norm is not nn.BatchNorm1d) * 2, dtype=torch.float64)
+    weights = torch.randn_like(x)
+    for _ in range(2):
+        want = torch.cat([passes(group) for group in x.chunk(3)])
+        torch.testing.assert_close(together(x), want)
+    (want * weights).sum().backward()
+    (together(x) * weights).sum().backward()
+    for group in x.chunk(3):
+        passes(group)  # `together` has also seen the images three times
+    pairs = zip(passes.parameters(), together.parameters(), strict=True)
+    assert all(torch.allclose(a.grad, b.grad) for a, b in pairs)
+    torch.testing.assert_close(together.state_dict(), passes.state_dict())
+    torch.testing.assert_close(together.eval()(x), passes.eval()(x))
 
 
 # Layers of the papers

@@ -1,6 +1,6 @@
 """Compiled steps: same numbers, compiled once, and runs that continue."""
 
-import argparse
+import copy
 import logging
 from types import SimpleNamespace
 
@@ -8,10 +8,13 @@ import pytest
 import torch
 from tiny import VIT, arguments, config_with, run_folder, run_main, tiny_config
 from torch import nn
+from torch.distributed import GradBucket
 
 from engine import compilation, loop
 from engine.compilation import Compiled
-from tools import benchmark
+from engine.parallel import wrap_parallel
+from engine.train_state import TrainState
+from system import distributed
 from utils import read_checkpoint
 
 CPU = torch.device('cpu')
@@ -85,16 +88,52 @@ def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(monkeypatch) -> N
     assert all(map(torch.equal, *gradients))
 
 
-@pytest.mark.parametrize(('groups', 'is_compiled'), [(1, True), (8, False)])
-def test_groups_of_batch_norm_are_not_compiled(
-    groups: int, is_compiled: bool, compiled_on_a_cpu
+@pytest.mark.parametrize('graphs', [False, True])
+def test_processes_exchange_each_gradient_once_outside_of_the_compiled_model(
+    graphs: bool, tmp_path, monkeypatch
 ) -> None:
-    """Each group would be another copy of the encoder in the graph."""
-    cfg = 'configs/resnet18__demo/contrastive_pretrain__resnet18__img64__moco_demo.yaml'
-    opts = ['CONTRASTIVE.BN_GROUPS', groups]
-    args = argparse.Namespace(cfg=cfg, stage='contrastive', batch_size=16, opts=opts)
-    _, state, _ = benchmark.begin_run(benchmark.training_config(args, []), 'contrastive')
-    assert isinstance(state.model, Compiled) == is_compiled
+    """With accumulation, and as one graph; the weights are those of plain training."""
+    compile_with, compiled = torch.compile, []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, 'compile', lambda m, **_: compile_with(m, backend=backend))
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)  # the group below has one process
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 4))
+    model = copy.deepcopy(plain)
+    batches, exchanged = torch.randn(3, 2, 8, 6), []
+    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    try:
+        wrapped = wrap_parallel(Compiled(model, graphs=graphs, logger=LOGGER), CPU)
+        state = SimpleNamespace(model=wrapped, parallel=wrapped)
+
+        def exchange(_: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+            exchanged.append(bucket.buffer().numel())
+            done = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        wrapped.register_comm_hook(None, exchange)
+        steps = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, plain)]
+        for first, second in batches:
+            with wrapped.no_sync():
+                wrapped(first).square().mean().backward()
+            wrapped(second).square().mean().backward()
+            (plain(first).square().mean() + plain(second).square().mean()).backward()
+            for optimizer in steps:
+                optimizer.step()
+            assert TrainState.keeps_gradients.fget(state) == graphs
+            steps[0].zero_grad(set_to_none=not graphs)
+            steps[1].zero_grad()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(compiled) == 1
+    assert sum(exchanged) == len(batches) * sum(each.numel() for each in plain.parameters())
+    torch.testing.assert_close(dict(model.named_parameters()), dict(plain.named_parameters()))
 
 
 def test_gradients_accumulate_outside_of_cuda_graphs(monkeypatch) -> None:

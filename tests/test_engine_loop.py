@@ -31,7 +31,7 @@ from tiny import (
 import main_simmim
 from engine import loop
 from engine.loop import total_steps
-from engine.parallel import wrap_parallel
+from engine.parallel import share_batch_norm, wrap_parallel
 from engine.train_state import Progress
 from logger import read_metrics
 from system import distributed
@@ -306,9 +306,9 @@ def test_wrapping_a_model_gives_no_warning_and_sends_no_buffers(parallel, recwar
 def test_processes_on_cpus_train_no_batch_norm(parallel) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     with pytest.raises(ValueError, match='BatchNorm1d.* one process, or on GPUs'):
-        wrap_parallel(model, torch.device('cpu'))
+        share_batch_norm(model, torch.device('cpu'))
     model[1].requires_grad_(False)
-    wrap_parallel(model, torch.device('cpu'))
+    share_batch_norm(model, torch.device('cpu'))
 
 
 def test_a_clock_that_is_set_back_gives_no_negative_times(phantom, tmp_path, monkeypatch) -> None:
