@@ -145,7 +145,7 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     """
     config, logger = run.config, run.logger
     checkpoint = checkpoint_to_resume(config, run.folder, logger)
-    saved = read_resumable(checkpoint) if checkpoint else None
+    saved = read_resumable(checkpoint, logger) if checkpoint else None
     accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
     model.to(run.device)
     optimizer = build_optimizer(config, model, logger, run.is_pretrain)

@@ -188,11 +188,14 @@ class TrainState:
     def contents(self, config: Config, rng: list[dict[str, Tensor]], *, finished: bool) -> dict:
         """Return the contents of a checkpoint (see `utils.RESUME_KEYS`).
 
-        `rng` has the states of the random generators of all ranks.
+        SimMIM's code resumes from it, too: `lr_scheduler` is empty, so that the schedule is that of
+        the config. `rng` has the states of the random generators of all ranks.
         """
         return {
             'model': self.module.state_dict(),
             'optimizer': self.optimizer.state_dict(),
+            'lr_scheduler': {},
+            'max_accuracy': max(0.0, self.best_score),
             'scaler': self.scaler.state_dict(),
             'epoch': self.epoch,
             'batch': self.batch,

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from one_epoch import five_batches, one_epoch
+from timm.scheduler import CosineLRScheduler
 from tiny import (
     DEADLINE,
     MAE,
@@ -21,12 +23,14 @@ from tiny import (
     VIT,
     arguments,
     config_with,
+    finished_run,
     run_folder,
     run_main,
     start_torchrun,
     tiny_config,
     torchrun,
 )
+from yacs.config import CfgNode
 
 import main_simmim
 from engine import loop
@@ -182,6 +186,28 @@ def test_each_stage_resumes_bit_for_bit(stage, model, phantom, tmp_path) -> None
     assert last_metrics(folder) == last_metrics(whole)
     if stage == 'finetune':
         assert (folder / 'scores.json').read_text() == (whole / 'scores.json').read_text()
+
+
+def test_a_checkpoint_of_simmim_continues_after_its_epoch(phantom, tmp_path, refused) -> None:
+    model = SWIN | {'DROP_PATH_RATE': 0.0}  # SimMIM saves no random states
+    whole = finished_run(
+        'simmim', phantom, tmp_path / 'whole', model=model, DATA={'HOLDOUT_FRACTION': 0.0}
+    )
+    saved = read_checkpoint(whole / 'ckpt_epoch_0.pth')
+    assert saved.keys() >= {'model', 'lr_scheduler', 'max_accuracy'}
+    options = yaml.safe_load(saved['config'])
+    del options['DATA']['HOLDOUT_FRACTION']
+    theirs = {key: saved[key] for key in ('model', 'optimizer', 'max_accuracy', 'epoch')}
+    schedule = CosineLRScheduler(torch.optim.SGD([torch.ones(1)], lr=1.0), 10, t_in_epochs=False)
+    theirs['lr_scheduler'] = schedule.state_dict()
+    torch.save(theirs | {'config': CfgNode(options)}, tmp_path / 'theirs.pth')
+    argv = arguments(
+        tmp_path / 'whole' / 'simmim.yaml', phantom, tmp_path, '--resume', tmp_path / 'theirs.pth'
+    )
+    argv = [*map(str, argv)]
+    refused('simmim', [*argv, '--opts', 'DATA.HOLDOUT_FRACTION', '0.2'], 'HOLDOUT_FRACTION')
+    assert run_main('simmim', argv) == 0
+    assert_same_weights(final_state(run_folder(tmp_path, 'simmim')), final_state(whole))
 
 
 @pytest.mark.parametrize('kind', ['other length', 'other model', 'weights alone'])
