@@ -418,6 +418,7 @@ _C.MODEL.RESUME = Option(
     '',
     "Checkpoint to resume from, a path or a URL; '': the newest in the run folder.",
     affects='nothing',
+    file='engine.simmim_checkpoint',
 )
 _C.MODEL.NUM_CLASSES = Option(
     1000,
@@ -550,6 +551,13 @@ _C.TRAIN.PATIENCE = Own(
     'Fine-tuning: validations in a row without a better selecting score after which training '
     'ends; 0: never. The learning rates keep the schedule of EPOCHS.',
     within='[0, inf)',
+)
+_C.TRAIN.AVERAGE = Own(
+    0.0,
+    'Fine-tuning: decay per step of an exponential average of the weights, such as 0.999, which is '
+    'then scored, selected and saved instead of the weights; 0: no average.',
+    within='[0, 1)',
+    file='engine.average',
 )
 _C.TRAIN.WARMUP_EPOCHS = Option(20, 'Epochs of linear warm-up.', within='[0, inf)')
 _C.TRAIN.WEIGHT_DECAY = Option(

@@ -202,6 +202,8 @@ def main(run: Run) -> int:
         freeze_encoder(model)
         if not (config.PRETRAINED or config.MODEL.RESUME):
             logger.warning('--pretrained is not given, so the encoder stays random')
+    if config.TRAIN.AVERAGE:
+        module_of('TRAIN.AVERAGE').average_weights(model, config.TRAIN.AVERAGE)
     loss_fn = None if is_probe else label_loss(run, loaders.train)
 
     if config.THROUGHPUT_MODE:

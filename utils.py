@@ -2,9 +2,7 @@
 
 import contextlib
 import hashlib
-import json
 import logging
-import math
 import os
 import pickle
 import re
@@ -47,7 +45,6 @@ RESUME_KEYS = (
     *('optimizer', 'scaler', 'epoch', 'batch', 'num_batches', 'accumulation', 'finished'),
     *('best_score', 'progress', 'rng', 'config'),
 )
-SIMMIM_KEYS = {'optimizer', 'lr_scheduler', 'max_accuracy', 'epoch', 'config'}
 
 
 # Files
@@ -260,13 +257,9 @@ def read_resumable(path: str | Path, logger: logging.Logger) -> dict:
     A checkpoint of SimMIM's own code is returned with the entries of one of this project.
     """
     saved = read_checkpoint(path)
-    if saved.keys() >= SIMMIM_KEYS and isinstance(saved['config'], dict):
+    if 'optimizer' in saved and isinstance(saved.get('config'), dict):  # ours have a text
         with name_damaged(path):
-            saved = _resumable_from_simmim(saved)
-        logger.info(
-            f'{path} is of SimMIM: training continues after its epoch {saved["epoch"]}, with new '
-            'random states. It has no score that selects a checkpoint here.'
-        )
+            saved = module_of('MODEL.RESUME').from_simmim(saved, path, logger)
     missing = [key for key in RESUME_KEYS if key not in saved]
     if missing:
         raise ValueError(
@@ -471,26 +464,6 @@ def check_fit(
 
 
 # Private helpers
-
-
-def _resumable_from_simmim(saved: dict) -> dict:
-    """Return the entries of RESUME_KEYS for a checkpoint that SimMIM wrote after an epoch."""
-    options = saved['config']
-    options['DATA']['HOLDOUT_FRACTION'] = 0.0  # SimMIM learns from all images
-    return {
-        'model': saved['model'],
-        'optimizer': saved['optimizer'],
-        'scaler': saved.get('scaler'),  # None after apex, whose scale has another form
-        'epoch': saved['epoch'],
-        'batch': 0,
-        'num_batches': 0,
-        'accumulation': max(1, options['TRAIN']['ACCUMULATION_STEPS']),
-        'finished': True,
-        'best_score': -math.inf,  # SimMIM's is an accuracy
-        'progress': {},
-        'rng': [rng_state()] * distributed.world_size(),  # it saves none, so the own one stays
-        'config': json.dumps(options),  # JSON is YAML
-    }
 
 
 def _names_of_data_sets(data: Mapping[str, Any]) -> set[str]:

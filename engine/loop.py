@@ -156,13 +156,13 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     state = TrainState(model, optimizer, scheduler, scaler, len(loader), accumulation)
     state.clock = Clock(config.EVAL.EVERY)
     state.compares_images = run.stage == 'contrastive'
-    if saved is not None:
-        state.restore(saved, config, source=str(checkpoint), logger=logger)
-    elif config.PRETRAINED:
+    if saved is None and config.PRETRAINED:
         whole = getattr(model, 'whole_encoder', model)
         load_pretrained(config, whole, logger)
-        if hasattr(model, 'encoder_loaded'):
-            model.encoder_loaded()
+    if hasattr(model, 'encoder_loaded'):
+        model.encoder_loaded()
+    if saved is not None:
+        state.restore(saved, config, source=str(checkpoint), logger=logger)
     run.record.begin(checkpoint, done=state.is_done(config))
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(

@@ -93,7 +93,7 @@ class Saver:
         rng = distributed.gather(rng_state())
         if self.writer:
             contents = state.contents(self.run.config, rng, finished=finished)
-            self.writer.save(names, contents, state.scored.state_dict())
+            self.writer.save(names, contents)
         if names[-1] != BEST_CHECKPOINT:  # no run resumes from it automatically
             self.interruptions.saved()
 
@@ -127,13 +127,12 @@ class CheckpointWriter:
         self._retry_at = math.inf
         remove_partial_files(self.folder)
 
-    def save(self, names: Sequence[str], state: dict, scored: dict[str, Tensor]) -> None:
+    def save(self, names: Sequence[str], state: dict) -> None:
         """Copy the contents of a checkpoint and start writing, after the previous write has ended.
 
         Args:
             names: BEST_CHECKPOINT, the name of a regular checkpoint, or both in this order.
-            state: Contents of a regular checkpoint.
-            scored: Weights for BEST_CHECKPOINT.
+            state: Contents of the checkpoint.
         """
         self.flush()
         name = names[-1]
@@ -142,9 +141,6 @@ class CheckpointWriter:
                 self.logger.warning(f'{self.folder / older} was never written: {name} replaces it')
                 del self._waiting[older]
         self._waiting |= dict.fromkeys(names, copy_state(state))
-        if BEST_CHECKPOINT in names:
-            best = self._waiting[BEST_CHECKPOINT]
-            self._waiting[BEST_CHECKPOINT] = best | {'model': copy_state(scored)}
         self._start()
 
     def poll(self) -> None:

@@ -22,6 +22,7 @@ from engine.compilation import Compiled
 from system import distributed
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
+SCORED = 'scored.'  # prefix of the entries of a submodule whose weights are scored
 EMA_DECAY = 0.98  # decay per batch of the logged moving average of the loss
 # What an option affects (see config.py) -> why another value is refused, and what to do.
 REFUSED_CHANGES = {
@@ -147,7 +148,7 @@ class TrainState:
 
     @property
     def scored(self) -> nn.Module:
-        """Return the model whose weights are scored and saved as ckpt_best.pth.
+        """Return the model whose weights are scored, and `model` in checkpoints.
 
         It is the trained model, or its submodule `scored` if it has one, for example an average of
         the weights that `after_step` updates.
@@ -191,8 +192,13 @@ class TrainState:
         SimMIM's code resumes from it, too: `lr_scheduler` is empty, so that the schedule is that of
         the config. `rng` has the states of the random generators of all ranks.
         """
+        trained = {}
+        if self.scored is not self.module:
+            state = self.module.state_dict()
+            trained = {key: value for key, value in state.items() if not key.startswith(SCORED)}
         return {
-            'model': self.module.state_dict(),
+            'model': self.scored.state_dict(),
+            'trained': trained,
             'optimizer': self.optimizer.state_dict(),
             'lr_scheduler': {},
             'max_accuracy': max(0.0, self.best_score),
@@ -218,7 +224,10 @@ class TrainState:
         self.source = source
         with name_damaged(source):
             try:
-                load_model_state(self.module, saved['model'], source, logger)
+                weights = saved['model']
+                if trained := saved.get('trained'):
+                    weights = trained | {f'{SCORED}{key}': weights[key] for key in weights}
+                load_model_state(self.module, weights, source, logger)
             except ValueError as error:
                 raise ValueError(
                     f'{error}. To start from the encoder of another model, such as a pre-trained '

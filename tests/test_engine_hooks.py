@@ -1,6 +1,5 @@
 """The hooks of training: an average of the weights, and a loss with random numbers of its own."""
 
-import copy
 import shutil
 from pathlib import Path
 
@@ -9,54 +8,42 @@ import pytest
 import torch
 from one_epoch import five_batches, one_epoch, squares
 from test_engine_loop import assert_same_weights, final_state, last_metrics
-from tiny import VIT, arguments, run_folder, run_main, tiny_config
+from tiny import VIT, arguments, run_folder, run_main, run_script, tiny_config
 from torch import Tensor, nn
 
 import main_finetune
+from engine.average import average_weights
 from utils import read_checkpoint
 
 DECAY = 0.5
-
-
-def averaged(model: nn.Module) -> nn.Module:
-    """Score an exponential average of a model's weights instead of the weights."""
-
-    def after_step(state: object) -> None:
-        new = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, old in model.scored.named_parameters():
-                old.lerp_(new[name], 1 - DECAY)
-
-    model.scored = copy.deepcopy(model).requires_grad_(False)
-    model.after_step = after_step
-    model.encoder_loaded = lambda: None
-    return model
 
 
 @pytest.mark.usefixtures('few_cases_select')
 def test_an_average_of_the_weights_is_scored_saved_and_resumed_bit_for_bit(
     phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build, predict, models = main_finetune.build_model, main_finetune.predict, []
+    predict, heads = main_finetune.predict, []
 
     def noting(config, device, model, loader):
-        models.append(model)
+        heads.append(model.head.weight.clone())
         return predict(config, device, model, loader)
 
-    monkeypatch.setattr(main_finetune, 'build_model', lambda *a, **k: averaged(build(*a, **k)))
     monkeypatch.setattr(main_finetune, 'predict', noting)
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN={'SAVE_EVERY_STEPS': 2})
+    train = {'SAVE_EVERY_STEPS': 2, 'AVERAGE': DECAY}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN=train)
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'whole')) == 0
-    assert len(models) == 3 and not any(hasattr(model, 'scored') for model in models)
-
     whole = run_folder(tmp_path / 'whole', 'finetune')
+    saved = final_state(whole)
+    assert saved['model'].keys() == saved['trained'].keys()
+    assert torch.equal(saved['model']['head.weight'], heads[-1])
+    assert not torch.equal(saved['trained']['head.weight'], heads[-1])
     best = read_checkpoint(whole / 'ckpt_best.pth')
-    regular = read_checkpoint(whole / f'ckpt_epoch_{best["epoch"]}.pth')
-    average = {key: value for key, value in regular['model'].items() if key.startswith('scored.')}
-    assert best['model'].keys() == regular['model'].keys() - average.keys()
-    for key, value in best['model'].items():
-        assert torch.equal(value, average[f'scored.{key}']), key
-    assert not torch.equal(best['model']['head.weight'], regular['model']['head.weight'])
+    assert torch.equal(best['model']['head.weight'], heads[best['epoch'] + 1])
+
+    output = tmp_path / 'predictions.csv'
+    words = ('--checkpoint', whole / 'ckpt_epoch_1.pth', '--output', output)
+    image = next((phantom / 'train').rglob('*.jpg'))
+    assert run_script('predict', image, *words) == 0 and output.is_file()
 
     shutil.copytree(tmp_path / 'whole', tmp_path / 'resumed')
     resumed = run_folder(tmp_path / 'resumed', 'finetune')
@@ -64,7 +51,7 @@ def test_an_average_of_the_weights_is_scored_saved_and_resumed_bit_for_bit(
         path.unlink()
     (resumed / 'scores.json').unlink()
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'resumed')) == 0
-    assert_same_weights(final_state(resumed), final_state(whole))
+    assert_same_weights(final_state(resumed), saved)
     assert last_metrics(resumed) == last_metrics(whole)
     assert (resumed / 'scores.json').read_text() == (whole / 'scores.json').read_text()
 
@@ -73,11 +60,12 @@ def test_the_average_follows_each_optimizer_step(tmp_path: Path) -> None:
     weights = []
 
     def wrap(model: nn.Module) -> nn.Module:
-        model = averaged(model)
-        after_step = model.after_step
+        average_weights(model, DECAY)
+        model.encoder_loaded()
+        update = model.after_step
 
         def noting(state: object) -> None:
-            after_step(state)
+            update(state)
             weights.append(state.module.weight.clone())
 
         model.after_step = noting
@@ -88,7 +76,6 @@ def test_the_average_follows_each_optimizer_step(tmp_path: Path) -> None:
     expected = torch.tensor([[1.0, 2.0, 3.0]])
     for weight in weights:
         expected = DECAY * expected + (1 - DECAY) * weight
-    assert state.scored is state.module.scored
     torch.testing.assert_close(state.scored.weight.data, expected.data)
 
 

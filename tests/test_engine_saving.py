@@ -74,7 +74,7 @@ def writer(tmp_path: Path) -> CheckpointWriter:
 def test_the_file_has_the_state_at_the_time_of_saving(writer, disk, tmp_path) -> None:
     disk.free.clear()
     contents = state(1.0) | {'optimizer': {'state': {0: {'step': torch.ones(())}}, 'lr': [0.1]}}
-    writer.save([epoch(1)], contents, {})
+    writer.save([epoch(1)], contents)
     contents['model']['weight'].fill_(2.0)
     contents['model']['other'] = torch.zeros(1)
     contents['optimizer']['state'][0]['step'] += 1
@@ -90,7 +90,7 @@ def test_the_file_has_the_state_at_the_time_of_saving(writer, disk, tmp_path) ->
 
 def test_a_failed_write_is_repeated(writer, disk, tmp_path, caplog, monkeypatch) -> None:
     disk.full = True
-    writer.save([epoch(2)], state(2.0), {})
+    writer.save([epoch(2)], state(2.0))
     writer.flush()
     assert str(tmp_path / epoch(2)) in caplog.text
     assert os.strerror(errno.ENOSPC) in caplog.text
@@ -109,8 +109,8 @@ def test_a_failed_write_is_repeated(writer, disk, tmp_path, caplog, monkeypatch)
 def test_a_later_checkpoint_replaces_a_waiting_one_but_not_the_best(writer, disk, tmp_path) -> None:
     disk.full = True
     for value in (1.0, 2.0):
-        writer.save([BEST], state(value), state(value)['model'])
-        writer.save([epoch(int(value))], state(value + 10), {})
+        writer.save([BEST], state(value))
+        writer.save([epoch(int(value))], state(value + 10))
     disk.full = False
     writer.close()
     assert on_disk(tmp_path) == {BEST: 2.0, epoch(2): 12.0}
@@ -121,13 +121,13 @@ def test_old_checkpoints_are_removed_once_the_new_one_exists(tmp_path, disk) -> 
     writer = CheckpointWriter(tmp_path, LOGGER, keep=2)
     assert not list(tmp_path.iterdir())
     for number in (1, 2, 3):
-        writer.save([BEST, epoch(number)], state(number), state(-number)['model'])
+        writer.save([BEST, epoch(number)], state(number))
     writer.flush()
-    assert on_disk(tmp_path) == {BEST: -3.0, epoch(2): 2.0, epoch(3): 3.0}
+    assert on_disk(tmp_path) == {BEST: 3.0, epoch(2): 2.0, epoch(3): 3.0}
     disk.full = True
-    writer.save([epoch(4)], state(4.0), {})
+    writer.save([epoch(4)], state(4.0))
     writer.flush()
-    assert on_disk(tmp_path) == {BEST: -3.0, epoch(2): 2.0, epoch(3): 3.0}
+    assert on_disk(tmp_path) == {BEST: 3.0, epoch(2): 2.0, epoch(3): 3.0}
 
 
 # Requests to stop or to save
