@@ -876,18 +876,6 @@ _C.LOSS.NAME = Own(
     ),
     stage='finetune',
 )
-_C.LOSS.GAMMA = Own(2.0, "'focal': exponent.", within='[0, inf)')
-_C.LOSS.ALPHA = Own(
-    None,
-    "'focal': weight of positives, in [0, 1]; negatives get 1 - ALPHA. None: both 1.",
-    within='[0, 1]',
-    or_none=float,
-)
-_C.LOSS.GAMMA_POS = Own(0.0, "'asymmetric': exponent of positives.", within='[0, inf)')
-_C.LOSS.GAMMA_NEG = Own(4.0, "'asymmetric': exponent of negatives.", within='[0, inf)')
-_C.LOSS.CLIP = Own(
-    0.05, "'asymmetric': negatives below this probability have no loss.", within='[0, 1)'
-)
 
 _C.CONTRASTIVE = Section()
 _C.CONTRASTIVE.METHOD = Own(

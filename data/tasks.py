@@ -323,7 +323,6 @@ def check_label_options(config: Config, stage: str | None) -> None:
         because = 'with a policy for which uncertain is a third class'
         holds = config.LOSS.NAME in ('bce', 'focal')
         require(holds, config, 'LOSS.NAME', f"'bce' or 'focal' {because}")
-        require(config.LOSS.ALPHA is None, config, 'LOSS.ALPHA', f'None {because}')
         holds = config.FINETUNE.MODE not in PROBES
         require(holds, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
     if task.exclusive:

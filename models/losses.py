@@ -23,6 +23,9 @@ from data.tasks import positive_logits, task_of
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')
+FOCAL_GAMMA = 2.0  # exponent of Lin et al. 2017
+# Exponents, and the probability below which a negative has no loss, of Ridnik et al. 2021.
+ASYMMETRIC = {'gamma_pos': 0.0, 'gamma_neg': 4.0, 'clip': 0.05}
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -36,7 +39,7 @@ def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
     """
     third_class = task_of(config).third_class
     if third_class.any():
-        gamma = config.LOSS.GAMMA if config.LOSS.NAME == 'focal' else 0.0
+        gamma = FOCAL_GAMMA if config.LOSS.NAME == 'focal' else 0.0
         return partial(masked_multiclass, multiclass=torch.from_numpy(third_class), gamma=gamma)
     return LABEL_LOSSES[config.LOSS.NAME](config.LOSS, targets)
 
@@ -53,14 +56,12 @@ def _weighted_bce(options: Any, targets: np.ndarray) -> LabelLoss:
 
 @LABEL_LOSSES.register('focal')
 def _focal(options: Any, targets: np.ndarray) -> LabelLoss:
-    gamma = options.GAMMA
-    return partial(masked_asymmetric, gamma_pos=gamma, gamma_neg=gamma, alpha=options.ALPHA)
+    return partial(masked_asymmetric, gamma_pos=FOCAL_GAMMA, gamma_neg=FOCAL_GAMMA)
 
 
 @LABEL_LOSSES.register('asymmetric')
 def _asymmetric(options: Any, targets: np.ndarray) -> LabelLoss:
-    gammas = {'gamma_pos': options.GAMMA_POS, 'gamma_neg': options.GAMMA_NEG}
-    return partial(masked_asymmetric, **gammas, clip=options.CLIP)
+    return partial(masked_asymmetric, **ASYMMETRIC)
 
 
 @LABEL_LOSSES.register('cross_entropy')
@@ -101,13 +102,12 @@ def masked_asymmetric(
     gamma_pos: float,
     gamma_neg: float,
     clip: float = 0.0,
-    alpha: float | None = None,
 ) -> torch.Tensor:
     """Compute the asymmetric loss, which equals the focal loss for equal exponents and clip 0.
 
     For a target y in [0, 1], the probability p, and q = max(p - clip, 0), the loss is
-    -y alpha (1 - p)^gamma_pos log(p) - (1 - y) (1 - alpha) q^gamma_neg log(1 - q). The gradient
-    also flows through the powers.
+    -y (1 - p)^gamma_pos log(p) - (1 - y) q^gamma_neg log(1 - q). The gradient also flows through
+    the powers.
 
     Args:
         logits: Logits, [B, K].
@@ -115,19 +115,15 @@ def masked_asymmetric(
         gamma_pos: Exponent for positives, at least 0.
         gamma_neg: Exponent for negatives, at least 0.
         clip: Probability in [0, 1) below which a negative has no loss.
-        alpha: Weight of positives; negatives have the weight 1 - alpha. None means 1 for both.
 
     Returns:
-        Loss, a float32 scalar. If all exponents and clip are 0 and alpha is None, it equals
-        `masked_bce` exactly.
+        Loss, a float32 scalar.
 
     Source: Lin et al. 2017, arXiv:1708.02002; Ridnik et al. 2021, arXiv:2009.14119.
     """
-    if alpha is None and gamma_pos == gamma_neg == clip == 0:
-        return masked_bce(logits, targets)
     gammas = {'gamma_pos': gamma_pos, 'gamma_neg': gamma_neg}
     soft = targets.float().nan_to_num()
-    losses = _asymmetric_losses(logits.float(), soft, **gammas, clip=clip, alpha=alpha)
+    losses = _asymmetric_losses(logits.float(), soft, **gammas, clip=clip)
     return _over_known(losses, targets)
 
 
@@ -138,7 +134,6 @@ def _asymmetric_losses(
     gamma_pos: float,
     gamma_neg: float,
     clip: float = 0.0,
-    alpha: float | None = None,
 ) -> torch.Tensor:  # [B, K]
     """Compute the asymmetric loss of each target, see `masked_asymmetric`."""
     # The slope of a power can be infinite at 0, so values are at least TINY.
@@ -148,8 +143,6 @@ def _asymmetric_losses(
     log_rest = torch.logaddexp(F.logsigmoid(-logits), log_clip).clamp(max=0)  # log(1 - q)
     positive = missed**gamma_pos * F.logsigmoid(logits)
     negative = shifted**gamma_neg * log_rest
-    if alpha is not None:
-        positive, negative = alpha * positive, (1 - alpha) * negative
     return -soft * positive - (1 - soft) * negative
 
 

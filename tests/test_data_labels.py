@@ -159,10 +159,6 @@ def test_evaluation_excludes_uncertain_and_counts_it() -> None:
         (['DATA.UNCERTAIN_BY_LABEL', {'Edema': 'one'}], "DATA.UNCERTAIN_BY_LABEL.*'Edema'"),
         (['DATA.TASK', 'effusion'], 'MODEL.NUM_CLASSES'),
         (['DATA.UNCERTAIN', 'multiclass', 'LOSS.NAME', 'asymmetric'], 'LOSS.NAME'),
-        (
-            ['DATA.UNCERTAIN', 'multiclass', 'LOSS.NAME', 'focal', 'LOSS.ALPHA', '0.5'],
-            'LOSS.ALPHA',
-        ),
         (['DATA.UNCERTAIN', 'self_train'], 'DATA.SELF_TRAIN_PREDICTIONS'),
         (['DATA.PSEUDO_LABELS', 'x.csv'], 'DATA.TRAIN_FRACTION'),
         (['DATA.DATASET', 'folder'], 'DATA.DATASET'),
