@@ -825,11 +825,6 @@ _C.EVAL.TTA = Own(
     one_of=('none', 'crops'),
     affects=('selection', 'scores'),
 )
-_C.EVAL.TTA_FLIP = Own(
-    False,
-    'Whether predictions are averaged over the image and the mirrored image.',
-    affects=('selection', 'scores'),
-)
 _C.EVAL.MASK_RATIO = Own(
     0.0,
     "Share of the patch tokens of a ViT that scoring drops at random, as transformers' "

@@ -166,14 +166,13 @@ class EvalTransform:
 
     With TEST.CROP, the view is the centre crop of the enlarged image. Otherwise it is the whole
     image squeezed to a square. With EVAL.TTA 'crops', the views are the centre and the four corners
-    of the enlarged image (T = 5), and TEST.CROP decides whether the aspect is kept. With
-    EVAL.TTA_FLIP, the mirrored views follow (T = 2 or 10).
+    of the enlarged image (T = 5), and TEST.CROP decides whether the aspect is kept.
 
     Args:
         config: Run configuration.
         interpolation: Name in FILTERS. The default is DATA.INTERPOLATION.
-        test_time_views: If False, there is one view as in training, and EVAL.TTA, EVAL.TTA_FLIP
-            and EVAL.PREPROCESS are ignored.
+        test_time_views: If False, there is one view as in training, and EVAL.TTA and
+            EVAL.PREPROCESS are ignored.
     """
 
     def __init__(
@@ -183,8 +182,6 @@ class EvalTransform:
         self.preprocess = Preprocess(config, is_scored=test_time_views)
         self.crop = config.TEST.CROP
         self.five_crops = test_time_views and config.EVAL.TTA == 'crops'
-        self.mirror = test_time_views and config.EVAL.TTA_FLIP
-        self.num_views = (5 if self.five_crops else 1) * (2 if self.mirror else 1)
         self.filter = FILTERS[interpolation or config.DATA.INTERPOLATION][0]
         self.normalize = Normalize(config)
 
@@ -209,17 +206,15 @@ class EvalTransform:
 
     def views(self, image: Image.Image) -> np.ndarray:  # [T, S, S]
         """Return all views of an image in grey levels."""
-        if self.five_crops:
-            image = self.preprocess(image)
-            enlarged = _enlarge(image, self.size, self.filter, keep_aspect=self.crop)
-            views = five_crops(enlarged, self.size)
-        else:
-            views = self.pixels(image)[None]
-        return np.concatenate([views, views[..., ::-1]]) if self.mirror else views
+        if not self.five_crops:
+            return self.pixels(image)[None]
+        image = self.preprocess(image)
+        enlarged = _enlarge(image, self.size, self.filter, keep_aspect=self.crop)
+        return five_crops(enlarged, self.size)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         views = np.stack([self.normalize(view)[0] for view in self.views(image)])
-        return torch.from_numpy(views if self.num_views > 1 else views[0])
+        return torch.from_numpy(views if self.five_crops else views[0])
 
 
 class HoldoutTransform:

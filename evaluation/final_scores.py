@@ -191,7 +191,6 @@ def check_scoring(run: Run, path: str | Path) -> None:
 def describe_views(config: Config) -> str:
     """Describe the test-time views of an image that are averaged."""
     views = 'one view' if config.EVAL.TTA == 'none' else config.EVAL.TTA
-    views = f'{views}, each also mirrored' if config.EVAL.TTA_FLIP else views
     ratio = config.EVAL.MASK_RATIO
     return f'{views}, {100 * ratio:g} % of the patches dropped at random' if ratio else views
 

@@ -224,7 +224,7 @@ def _describe_run(config: Config, sources: list[str], training: dict[str, str]) 
 
 def _is_averaged(config: Config, sources: list[str]) -> bool:
     """Return whether a probability is a mean over several checkpoints or views of an image."""
-    return len(sources) > 1 or config.EVAL.TTA != 'none' or config.EVAL.TTA_FLIP
+    return len(sources) > 1 or config.EVAL.TTA != 'none'
 
 
 def _selected_on(trained: Config, source: str) -> str:

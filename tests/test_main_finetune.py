@@ -190,7 +190,7 @@ def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
     folder = run_folder(tmp_path, 'finetune')
     kept = ('ckpt_best.pth', 'metrics.jsonl')
     before = {name: (folder / name).read_bytes() for name in kept}
-    new = ('EVAL.TTA_FLIP', 'True', 'EVAL.LEVEL', 'image')
+    new = ('EVAL.TTA', 'crops', 'EVAL.LEVEL', 'image')
     assert run_main('finetune', [*argv, '--opts', *new]) == 0
     assert {name: (folder / name).read_bytes() for name in kept} == before
     found = json.loads((folder / 'scores.json').read_text())

@@ -250,8 +250,7 @@ def test_reports_of_ensembles_and_of_renamed_checkpoints_state_what_is_known(
     assert evaluated(folder / 'ckpt_epoch_0.pth', renamed)[1:] == (False, True)
     rows, *warned = evaluated(renamed)
     assert rows['Selected on'] == 'unknown' and warned == [False, False]
-    for key, value in {'TTA': 'crops', 'TTA_FLIP': True}.items():
-        assert evaluated(best, **{key: value})[1:] == (True, True)
+    assert evaluated(best, TTA='crops')[1:] == (True, True)
 
 
 def test_the_overview_names_the_fold_that_was_left_out(phantom: Path, tmp_path: Path) -> None:

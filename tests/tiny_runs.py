@@ -279,7 +279,7 @@ RUNS = {
     'randaugment': finetune(VIT, AUG__RANDAUGMENT=[2, 9], AUG__REPROB=0.0),
     'jitter': finetune(VIT, AUG__COLOR_JITTER=0.4, AUG__JITTER_CONTRAST=False, AUG__HFLIP=0.0),
     'equalize': finetune(VIT, DATA__PREPROCESS=['equalize'], DATA__NORMALIZE='image'),
-    'tta': finetune(VIT, EVAL__TTA='crops', EVAL__TTA_FLIP=True, TEST__CROP=True),
+    'tta': finetune(VIT, EVAL__TTA='crops', TEST__CROP=True),
     'onecycle': finetune(VIT, TRAIN__LR_SCHEDULER__NAME='onecycle', TRAIN__WARMUP_EPOCHS=0),
     'sgd': finetune(VIT, TRAIN__OPTIMIZER__NAME='sgd', TRAIN__LR_SCHEDULER__NAME='linear'),
     'pixel_floor': finetune(VIT, REPORT__PIXEL_FLOOR=True),
