@@ -885,13 +885,6 @@ _C.CONTRASTIVE.TEMPERATURE = Own(
     within='(0, inf)',
     or_none=float,
 )
-_C.CONTRASTIVE.MOMENTUM = Own(
-    None,
-    'Momentum of the averaged encoder, in [0, 1); None: the published value of the method, '
-    'or in short runs a smaller value that leaves about 1 % of the initial weights.',
-    within='[0, 1)',
-    or_none=float,
-)
 _C.CONTRASTIVE.QUEUE_SIZE = Own(
     4096, "'moco': keys in the queue, a multiple of the global batch.", within='[1, inf)'
 )

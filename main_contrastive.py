@@ -72,8 +72,7 @@ def main(run: Run) -> int:
     run.record.describe(config, lambda: describe_data(config, loaders))
     model = build_contrastive(config, total_steps=total_steps(config, loaders.train))
     if isinstance(model, MomentumMethod):
-        momentum = float(model.momentum())
-        logger.info(f'momentum of the averaged encoder {momentum:.6g} (CONTRASTIVE.MOMENTUM)')
+        logger.info(f'momentum of the averaged encoder {float(model.momentum()):.6g}')
     validate = HeldOutViews(loaders.holdout)
 
     if config.EVAL_MODE:

@@ -92,10 +92,9 @@ class ContrastiveMethod(nn.Module, ABC):
         if stage != 'contrastive':
             return
         options, own = config.CONTRASTIVE, cls.options()
-        for key in ('TEMPERATURE', 'MOMENTUM'):  # None selects the method's own default
-            holds = options[key] is None or key in own
-            allowed = f'None with CONTRASTIVE.METHOD {options.METHOD!r}, which ignores it'
-            require(holds, config, f'CONTRASTIVE.{key}', allowed)
+        holds = options.TEMPERATURE is None or 'TEMPERATURE' in own
+        allowed = f'None with CONTRASTIVE.METHOD {options.METHOD!r}, which ignores it'
+        require(holds, config, 'CONTRASTIVE.TEMPERATURE', allowed)
         require(config.DATA.BATCH_SIZE > 1, config, 'DATA.BATCH_SIZE', 'at least 2')
         if cls.num_views(config)[1] and options.LOCAL_SIZE:
             holds = ENCODERS[config.MODEL.TYPE].takes_size(config, options.LOCAL_SIZE)
@@ -365,7 +364,7 @@ def build_contrastive(config: Any, *, total_steps: int) -> ContrastiveMethod:
     options = {key.lower(): v for key, v in config.CONTRASTIVE.items() if v is not None}
     options['total_steps'] = total_steps
     if issubclass(method, MomentumMethod):
-        options.setdefault('momentum', method.default_momentum(total_steps))
+        options['momentum'] = method.default_momentum(total_steps)
     taken = {name: options[name] for name in signature(method).parameters if name in options}
     return method(encoder(**encoder.constructor_arguments(config), num_classes=0), **taken)
 
