@@ -843,7 +843,6 @@ _C.EVAL.THRESHOLD = Own(
     parts=dict.fromkeys(('half', 'youden', 'f1', 'sensitivity'), 'evaluation.calibration'),
     stage='finetune',
 )
-_C.EVAL.SENSITIVITY = Own(0.9, "Sensitivity that the rule 'sensitivity' aims at.", within='(0, 1)')
 _C.EVAL.RESAMPLES = Own(
     1000,
     'Bootstrap resamples of the patients for each interval; 0: no intervals.',
@@ -852,9 +851,6 @@ _C.EVAL.RESAMPLES = Own(
 _C.EVAL.GROUPS = Own(
     [],
     "Additional columns for subgroups, from the CSV files or DATA.DEMOGRAPHICS, such as ['RACE'].",
-)
-_C.EVAL.AGE_BANDS = Own(
-    [0, 40, 60, 80], 'Lower ends of the age bands, in years.', within='[0, inf)'
 )
 
 _C.LOSS = Section()
@@ -1405,9 +1401,6 @@ def _check_data_options(config: Config) -> None:
     )
     allowed = '[number of operations (at least 1), magnitude (0 to 30)], or []'
     require(holds, config, 'AUG.RANDAUGMENT', allowed)
-    bands = config.EVAL.AGE_BANDS
-    holds = bool(bands) and bands == sorted(set(bands))
-    require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
 
 
 def _check_schedule(config: Config) -> None:

@@ -90,7 +90,7 @@ def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLo
     records = read_split(config, split, logger, optional=may_be_absent(config, split))
     if records is None:
         return None
-    all_groups(records, config.EVAL.AGE_BANDS, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
+    all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
     return _eval_loader(config, split, records, logger)
 
 

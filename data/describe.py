@@ -57,7 +57,7 @@ def build_description(config: Config) -> Description:
     }
     further = config.EVAL.GROUPS or _race(next(iter(sets.values())), demographics)
     for name, records in sets.items():
-        groups = all_groups(records, config.EVAL.AGE_BANDS, further, demographics)
+        groups = all_groups(records, further, demographics)
         counts.append(count_groups(records, groups).assign(split=name))
     counts = pd.concat(counts)[['split', 'column', 'group', *UNITS]]
     targets, notes = _count_all_targets(config, sets), []

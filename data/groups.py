@@ -15,12 +15,13 @@ SUBJECT = 'subject_id'  # of MIMIC-IV: the number of a patient without the p of 
 PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id', SUBJECT)
 SEX_COLUMNS = ('GENDER', 'gender', 'SEX', 'Sex')
 AGE_COLUMNS = ('AGE_AT_CXR', 'anchor_age', 'AGE', 'Age')
+AGE_BANDS = [0, 40, 60, 80]  # first ages in years; the last band has no upper end
 STANDARD_GROUPS = ('Sex', 'Age', 'View')
 MOST_GROUPS = 50  # in one column
 
 
 def all_groups(
-    records: Records, age_bands: Sequence[int], columns: Sequence[str], demographics: str = ''
+    records: Records, columns: Sequence[str], demographics: str = ''
 ) -> dict[str, np.ndarray]:
     """Return the `standard_groups` and `group_columns` of images.
 
@@ -28,17 +29,13 @@ def all_groups(
     """
     records = add_demographics(records, demographics)
     more = group_columns(records, columns, demographics=demographics)
-    return standard_groups(records, age_bands) | more
+    return standard_groups(records) | more
 
 
-def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.ndarray]:
+def standard_groups(records: Records) -> dict[str, np.ndarray]:
     """Return the sex, age band and view of each image as text, '' if unknown.
 
     Age 0 counts as unknown, because CheXpert's patients are adults and 0 is a missing age there.
-
-    Args:
-        records: Records of N images.
-        age_bands: First ages of the bands in years, ascending; the last band has no upper end.
 
     Returns:
         Arrays [N] by column: 'Sex'; 'Age', such as '40-59' or '80 and over'; and 'View', which is
@@ -46,9 +43,9 @@ def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.
     """
     frontal = np.array([f'Frontal {name}'.strip() for name in records.ap_pa], object)
     frontal = np.where(records.view == 'frontal', frontal, '')
-    ends = [f'{start}-{end - 1}' for start, end in zip(age_bands, age_bands[1:], strict=False)]
-    names = np.array([f'under {age_bands[0]}', *ends, f'{age_bands[-1]} and over'], object)
-    band = names[np.searchsorted(age_bands, np.nan_to_num(records.age), side='right')]
+    bands = [f'{start}-{end - 1}' for start, end in zip(AGE_BANDS, AGE_BANDS[1:], strict=False)]
+    names = np.array([*bands, f'{AGE_BANDS[-1]} and over'], object)
+    band = names[np.searchsorted(AGE_BANDS, np.nan_to_num(records.age), side='right') - 1]
     return {
         'Sex': np.where(records.sex == 'Unknown', '', records.sex),
         'Age': np.where(np.isnan(records.age) | (records.age == 0), '', band),

@@ -147,8 +147,7 @@ def _cases(final: FinalScores, name: str) -> Cases:
     config, dataset = final.run.config, getattr(final.loaders, name).dataset
     records, groups = dataset.records, {}
     if name in SCORED_SPLITS:
-        options = config.EVAL.AGE_BANDS, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS
-        groups = all_groups(records, *options)
+        groups = all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
     is_uncertain = records.labels == UNCERTAIN if final.task.has_policies else None
     return Cases(
         name=name,
@@ -170,7 +169,6 @@ def _protocol(config: Any) -> Protocol:
         aggregate=config.EVAL.AGGREGATE,
         views=config.EVAL.VIEWS or config.DATA.VIEWS,
         threshold=config.EVAL.THRESHOLD,
-        sensitivity=config.EVAL.SENSITIVITY,
         resamples=config.EVAL.RESAMPLES,
         seed=config.SEED,
     )

@@ -97,7 +97,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     choice('--views', 'DATA.VIEWS', 'all', 'views to score')
     choice('--blank', 'DATA.BLANK', default.DATA.BLANK, 'value of a label that is not mentioned')
     choice('--threshold', 'EVAL.THRESHOLD', default.EVAL.THRESHOLD, 'rule for thresholds')
-    add('--sensitivity', type=float, default=default.EVAL.SENSITIVITY, help='target of this rule')
+    add('--sensitivity', type=float, default=Protocol.sensitivity, help='target of this rule')
     whole = at_least(0)
     add('--resamples', type=whole, default=default.EVAL.RESAMPLES, help='resamples of the patients')
     add('--seed', type=whole, default=default.SEED, help='seed of the resamples (%(default)s)')
@@ -187,7 +187,7 @@ def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
-        return all_groups(records, default_config().EVAL.AGE_BANDS, args.groups, demographics)
+        return all_groups(records, args.groups, demographics)
 
     sets, warnings, lacking = [], [], {}
     for given, name in zip(files, set_names(args), strict=True):

@@ -147,7 +147,6 @@ class _Reader:
         records, config, (further, demographics) = patients.records, patients.config, self.columns
         groups = all_groups(
             records,
-            config.EVAL.AGE_BANDS,
             further or config.EVAL.GROUPS,
             demographics or config.DATA.DEMOGRAPHICS,
         )

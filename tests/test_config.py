@@ -299,7 +299,7 @@ def test_the_single_preprocessing_step_of_earlier_versions_is_a_list(tmp_path, n
         ('TRAIN.OPTIMIZER.BETAS', (0.9, 1)), ('TRAIN.OPTIMIZER.BETAS', ('a', 0.9)),
         ('TRAIN.OPTIMIZER.NAME', 'adam'), ('AUG.CROP_AREA', [0.9, 0.5]), ('AUG.CROP_AREA', [0.5]),
         ('TRAIN.WARMUP_EPOCHS', 301), ('TRAIN.START_EPOCH', 5), ('DATA.MEAN', [0, 0, 0]),
-        ('DATA.STD', [1, 1]), ('EVAL.AGE_BANDS', [40, 0]),
+        ('DATA.STD', [1, 1]),
         ('DATA.UNCERTAIN_BY_LABEL', {'Oedema': 'zeros'}),
         ('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'no'}), ('TRAIN.LR_SCHEDULER.NAME', 'multistep'),
         ('MODEL.SWIN.DEPTHS', [2, 0, 6, 2]), ('MODEL.SWIN.NUM_HEADS', [3, 6, 12, 25]),

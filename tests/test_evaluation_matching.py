@@ -171,10 +171,10 @@ def test_groups_contain_only_scored_rows(tmp_path):
         read_label_file(csv_of(tmp_path / 'l.csv', labels)),
         name='it',
         level='study',
-        groups=lambda records: standard_groups(records, [0, 40]),
+        groups=standard_groups,
     )
     assert cases.groups['Sex'].tolist() == ['Female', 'Male', 'Female', '']
-    assert cases.groups['Age'].tolist() == ['40 and over', '0-39', '40 and over', '']
+    assert cases.groups['Age'].tolist() == ['40-59', '0-39', '40-59', '']
     assert cases.groups['View'].tolist() == ['Frontal', 'Frontal', 'Lateral', 'Frontal']
 
 
