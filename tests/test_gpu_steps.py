@@ -40,9 +40,9 @@ def masked_loss(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
     return model(*batch)
 
 
-def training(folder: Path, model: dict, **options: object):
+def training(folder: Path, model: dict, drop_path: float = 0.0, **options: object):
     """Return a function that makes a step and returns its loss."""
-    cfg = tiny_config(folder / 'run.yaml', 'simmim', model | {'DROP_PATH_RATE': 0.0})
+    cfg = tiny_config(folder / 'run.yaml', 'simmim', model | {'DROP_PATH_RATE': drop_path})
     pairs = [str(word) for pair in options.items() for word in pair]
     argv = ['--cfg', str(cfg), '--data-path', str(folder), '--opts', *pairs]
     config = get_config(build_parser('simmim').parse_args(argv))
@@ -90,3 +90,24 @@ def test_fast_steps_learn_like_plain_ones(fast: dict, accumulation: int, tmp_pat
     assert ('cudaGraphLaunch' in {event.key for event in profile.key_averages()}) == is_compiled
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert all(sum(each[-2:]) < 0.9 * sum(each[:2]) for each in losses)
+
+
+@pytest.mark.parametrize('compiled', ['none', 'auto'])
+def test_every_step_drops_other_paths(compiled: str, tmp_path) -> None:
+    """A CUDA graph that is replayed must draw new random numbers. The weights hardly change."""
+    opts = {'TRAIN.COMPILE': compiled, 'TRAIN.BASE_LR': 1e-12, 'TRAIN.WARMUP_EPOCHS': 0}
+    step = training(tmp_path, WIDE_SWIN, drop_path=0.5, **opts)
+    losses = [step().item() for _ in range(12)][::2]  # of the same images
+    assert len({*losses}) == len(losses)
+
+
+def test_an_exported_model_does_not_need_the_kernel(tmp_path) -> None:
+    """Other programs have no such operator."""
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', WIDE_SWIN)
+    argv = ['--cfg', str(cfg), '--data-path', str(tmp_path)]
+    config = get_config(build_parser('simmim').parse_args(argv))
+    model = build_model(config, is_pretrain=True).to(local_device()).eval()
+    images, masks = (each.to(local_device()) for each in Batches(model).batches[0])
+    with torch.autocast(local_device().type, torch.bfloat16):
+        exported = torch.export.export(model, (images, masks.long()))
+    assert 'window_attention' not in str(exported.graph)

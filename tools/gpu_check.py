@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,16 @@ FUSED = (
     'cudnn_generated_fort_native_sdpa',
     'window_attention',
 )
+CLASSES = {  # class of kernels -> regular expression of their names; the first that fits
+    'attention': 'window_attention|fmha|flash|sdpa|scaled_dot_product',
+    'matrix products': 'nvjet|gemm|cutlass|cublas|splitK|wgrad|dgrad|fprop|addmm|aten::b?mm',
+    'optimizer and norm of gradients': 'multi_tensor|adam|lpnorm|foreach',
+    'normalisation': 'layer_norm|batch_norm',
+    'GELU': 'gelu',
+    'sums': 'reduce_kernel|aten::sum',
+    'copies and casts': 'memcpy|Memset|copy|clone|cat',
+    'other': '',
+}
 GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
 SECONDS_ON_GPU = 65
 SECONDS_PER_PART = SECONDS_ON_GPU if ON_GPU else 10  # left to each of the parts that run alone
@@ -156,12 +167,24 @@ def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
     compiled &= not any(' is not compiled' in line for line in lines)
     precision = describe_precision(config, local_device()).removeprefix('precision ')
     found['values'] = {'attention': attention, 'compiled': compiled, 'precision': precision}
-    found |= {'log': lines, 'kernels': {}, 'kernel_milliseconds_per_step': {}}
-    for key, times in operators.items():
-        whole = sum(times.values())  # 0 without a profiler of the GPU
-        shares = [(name, time / (whole or 1.0)) for name, time in times.items()]
-        found['kernels'][key] = shares[:12]
+    found |= {'log': lines, 'kernels': {}, 'kernel_classes': {}}
+    found['kernel_milliseconds_per_step'] = {}
+    for key, each in operators.items():
+        steps = [(name, time / 2, count / 2) for name, (time, count) in each.items()]
+        found['kernels'][key] = steps
+        found['kernel_classes'][key] = classes(each)
+        whole = sum(time for time, _ in each.values())  # 0 without a profiler of the GPU
         found['kernel_milliseconds_per_step'][key] = whole / 2 / 1000 or None
+    return found
+
+
+def classes(kernels: dict[str, tuple[float, int]]) -> dict[str, tuple[float, float]]:
+    """Return milliseconds and launches of a step for each class of kernels of two steps."""
+    found = {name: (0.0, 0.0) for name in CLASSES}
+    for kernel, (microseconds, count) in kernels.items():
+        name = next(name for name, words in CLASSES.items() if re.search(words, kernel))
+        milliseconds, launches = found[name]
+        found[name] = milliseconds + microseconds / 2000, launches + count / 2
     return found
 
 
@@ -189,8 +212,8 @@ def compile_steps(folder: Path, name: str, batch_size: int, opts: Sequence = ())
     return {'values': {'first turn, s': time.perf_counter() - start}, 'log': lines}
 
 
-def kernels(case: benchmark.Case) -> dict[str, float]:
-    """Return kernels (operators on a CPU) and their microseconds, the slowest first."""
+def kernels(case: benchmark.Case) -> dict[str, tuple[float, int]]:
+    """Return microseconds and launches of kernels (operators on a CPU), the slowest first."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] * ON_GPU
     with torch.profiler.profile(activities=kinds) as profile:
@@ -198,11 +221,12 @@ def kernels(case: benchmark.Case) -> dict[str, float]:
     key = f'self_{"device" if ON_GPU else "cpu"}_time_total'
     kind = DeviceType.CUDA if ON_GPU else DeviceType.CPU
     # Without annotations such as "Optimizer.step", which contain kernels.
-    times = Counter()
+    times, launches = Counter(), Counter()
     for each in profile.key_averages():
         if each.device_type == kind and not each.is_user_annotation:
             times[each.key[:80]] += getattr(each, key)
-    return dict(times.most_common())
+            launches[each.key[:80]] += each.count
+    return {name: (time, launches[name]) for name, time in times.most_common()}
 
 
 def waits_for_gpu(case: benchmark.Case) -> str:
