@@ -819,6 +819,13 @@ _C.EVAL.HOLDOUT_IMAGES = Own(
     'Held-out images of each data set that pre-training validates on; 0: all.',
     within='[0, inf)',
 )
+_C.EVAL.PROBE_EVERY = Own(
+    0,
+    'Pre-training: epochs between two probes of the encoder with labels of held-out patients; 0: '
+    'none.',
+    within='[0, inf)',
+    file='evaluation.online_probe',
+)
 _C.EVAL.TTA = Own(
     'none',
     "Test-time augmentation: 'none', or 'crops' (mean over centre and corner crops).",

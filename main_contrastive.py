@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from config import part
+from config import module_of, part
 from data.data_contrastive import build_loader_contrastive
 from data.fingerprint import describe_data
 from engine.launch import launch
@@ -74,6 +74,8 @@ def main(run: Run) -> int:
     if isinstance(model, MomentumMethod):
         logger.info(f'momentum of the averaged encoder {float(model.momentum()):.6g}')
     validate = HeldOutViews(loaders.holdout)
+    if config.EVAL.PROBE_EVERY:
+        validate = module_of('EVAL.PROBE_EVERY').OnlineProbe(config, logger, validate)
 
     if config.EVAL_MODE:
         evaluate(run, model, loaders.holdout, validate)

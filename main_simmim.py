@@ -7,6 +7,7 @@ import sys
 
 from torch import Tensor, nn
 
+from config import module_of
 from data.data_simmim import build_loader_simmim
 from data.fingerprint import describe_data
 from engine.launch import launch
@@ -30,6 +31,8 @@ def main(run: Run) -> int:
     steps = total_steps(config, loaders.train)
     model = build_model(config, is_pretrain=True, total_steps=steps)
     validate = HeldOutReconstruction(loaders)
+    if config.EVAL.PROBE_EVERY:
+        validate = module_of('EVAL.PROBE_EVERY').OnlineProbe(config, run.logger, validate)
 
     if config.EVAL_MODE:
         evaluate(run, model, loaders.holdout, validate)

@@ -46,7 +46,7 @@ CORE = ['system', 'data', 'models', 'engine', 'evaluation']
 NOT_NEEDED = {
     'data': 'build check data_contrastive describe mimic noted_images packing',
     'models': 'contrastive export mae',
-    'evaluation': 'attentive feature_files feature_flags features matching probes '
+    'evaluation': 'attentive feature_files feature_flags features matching online_probe probes '
     'pseudo_label_choice',
 }
 
