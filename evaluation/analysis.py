@@ -21,8 +21,12 @@ from evaluation.intervals import Resamples, delong_interval
 from evaluation.metrics import (
     METRICS,
     Protocol,
+    count_classes,
     few_cases,
+    has_few_cases,
+    headline_labels,
     label_scores,
+    labels_of_mean,
     mean_summaries,
     summaries,
 )
@@ -106,7 +110,8 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
                 **_radiologists(*pair, RADIOLOGISTS.get(label, ()) if were_read else ()),
             }
         )
-    mean_of_defined = mean_summaries(scores, list(scores))
+    counted = labels_of_mean(count_classes(rows.targets, rows.labels))
+    has_five = headline_labels(counted) == COMPETITION_LABELS
     return {
         'name': cases.name,
         'rows': len(rows),
@@ -119,9 +124,9 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         **({'classes': score_classes(every, weights)} if rows.exclusive else {}),
         'labels': entries,
         'means': {
-            'five': mean_summaries(scores, COMPETITION_LABELS),
-            'all': None if undefined else mean_of_defined,
-            'labels_with_both_classes': mean_of_defined,
+            'five': mean_summaries(scores, COMPETITION_LABELS) if has_five else None,
+            'labels': mean_summaries(scores, counted),
+            'counted': [*counted],
             'undefined': undefined,
         },
         'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
@@ -206,9 +211,9 @@ def _thin(x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
 def _delong(
     probabilities: np.ndarray, targets: np.ndarray, patients: np.ndarray
 ) -> dict[str, float] | None:
-    """Compute DeLong's interval; None if a patient appears more than once."""
+    """Compute DeLong's interval; None if a patient appears more than once, or with few cases."""
     known = ~np.isnan(targets)
-    if len(set(patients[known])) < known.sum():
+    if len(set(patients[known])) < known.sum() or has_few_cases(targets):
         return None
     return dict(zip(('value', 'low', 'high'), delong_interval(probabilities, targets), strict=True))
 

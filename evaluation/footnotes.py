@@ -7,7 +7,7 @@ from evaluation.intervals import LEVEL
 
 UNDEFINED = 'more than 5 of 100 resamples leave the score undefined, or all have the same score'
 CAUSES = {  # of missing intervals, by the name of the part
-    'means': 'a label of the mean has none',
+    'means': 'the labels have few cases, or a label of the mean has none',
     'delong': 'the variance is 0 or undefined',
     'gap': f'the best and the worst were picked among more than two groups, or {UNDEFINED}',
 }
@@ -46,8 +46,7 @@ def explain_intervals(part: Any, cause: str = UNDEFINED) -> None:
             part['note'] = f'no interval, because {cause}'
     elif isinstance(part, dict):
         if {'n', 'positives'} <= part.keys():
-            negatives = part['n'] - part['positives']
-            cause = f'{UNDEFINED} (cases: {part["positives"]} positive, {negatives} negative)'
+            cause = f'there are few cases ({part["few"]})' if part['few'] else UNDEFINED
         for name, entry in part.items():
             explain_intervals(entry, CAUSES.get(name, cause))
 

@@ -16,7 +16,9 @@ from sklearn.metrics import roc_auc_score
 from data.labels import COMPETITION_LABELS
 from evaluation.intervals import interval
 
-FEW_CASES = 20  # Fewer cases of the smaller class: scores are marked and select nothing.
+# With fewer cases of the smaller class, a label has no interval and no p-value, because those of
+# labels of noise exclude chance too often (tests/test_intervals.py), and no mean contains it.
+FEW_CASES = 20
 CALIBRATION_BINS = 15
 CHUNK = 2**15  # number of weights that are processed at a time and fit into a CPU cache
 
@@ -232,7 +234,8 @@ def label_scores(
     """Compute metrics of one label for each row of weights.
 
     A row of ones gives the scores. A row with the multiplicities of a resample gives a bootstrap
-    replicate. The values equal those of scikit-learn with `sample_weight`.
+    replicate. The values equal those of scikit-learn with `sample_weight`. With fewer than
+    FEW_CASES cases of a class there are no replicates: only the first row has values.
 
     Args:
         probabilities: Probabilities, [N].
@@ -255,9 +258,10 @@ def label_scores(
     has_threshold = threshold is not None and not np.isnan(threshold)
     at_threshold = int(np.searchsorted(values, threshold)) if has_threshold else None
     is_positive = targets[order] == 1
+    scored_rows = 1 if has_few_cases(targets) else len(weights)
     step = max(1, CHUNK // max(1, len(order)))
-    for start in range(0, len(weights), step):
-        rows = slice(start, start + step)
+    for start in range(0, scored_rows, step):
+        rows = slice(start, min(start + step, scored_rows))
         mass = weights[rows].take(order, axis=1).astype(np.float64)
         positive = np.add.reduceat(mass * is_positive, first, axis=1)
         negative = np.add.reduceat(mass * ~is_positive, first, axis=1)
@@ -292,7 +296,9 @@ def mean_summaries(
 
     The result is None if `labels` is empty, or if a label is missing or has no AUROC.
     """
-    if not labels or not set(labels) <= set(labels_with_both_classes(per_label)):
+    if not labels or any(label not in per_label for label in labels):
+        return None
+    if np.isnan([per_label[label]['auroc'][0] for label in labels]).any():
         return None
     means = {}
     for name in METRICS:
@@ -304,11 +310,6 @@ def mean_summaries(
         if counted and left_out:
             means[name]['left_out'] = left_out
     return means
-
-
-def labels_with_both_classes(per_label: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
-    """Return the labels with a defined AUROC."""
-    return [label for label, scores in per_label.items() if not np.isnan(scores['auroc'][0])]
 
 
 def calibration_bins(mass: np.ndarray) -> np.ndarray:  # [R, G] int
@@ -394,8 +395,8 @@ class SplitScores(TypedDict, total=False):
 
     level: str  # 'study' or 'image'
     rows: int  # number of scored studies or images
-    mean_of_five: float  # NaN if one is undefined; missing if one of the five is no label
-    mean_of_defined: float
+    mean_of_five: float  # NaN if `labels_of_mean` lacks one; missing if one of the five is no label
+    mean_of_defined: float  # over the `labels_of_mean`
     auroc: dict[str, float]  # NaN where undefined
     positives: dict[str, int]
     negatives: dict[str, int]
@@ -437,16 +438,20 @@ def score_table(
         )
     areas = auroc_per_label(probabilities, targets)
     area_of = dict(zip(labels, areas.tolist(), strict=True))
-    has_five = set(COMPETITION_LABELS) <= set(labels)
-    # A mean over fewer than five labels would be a different quantity.
-    five = float(np.mean([area_of[name] for name in COMPETITION_LABELS])) if has_five else np.nan
+    counts = count_classes(targets, labels)
+    means, counted = {}, labels_of_mean(counts)
+    if set(COMPETITION_LABELS) <= set(labels):
+        # A mean over fewer than five labels would be a different quantity.
+        has_five = set(COMPETITION_LABELS) <= set(counted)
+        five = [area_of[name] for name in COMPETITION_LABELS] if has_five else [np.nan]
+        means['mean_of_five'] = float(np.mean(five))
     return {
         'level': level,
         'rows': len(targets),
-        **({'mean_of_five': five} if has_five else {}),
-        'mean_of_defined': mean_defined(areas),
+        **means,
+        'mean_of_defined': mean_defined(np.array([area_of[name] for name in counted])),
         'auroc': area_of,
-        **count_classes(targets, labels),
+        **counts,
         'undefined': [name for name, area in area_of.items() if np.isnan(area)],
     }
 
@@ -457,7 +462,7 @@ def selecting_labels(scores: SplitScores, rule: str) -> tuple[str, ...]:
     Args:
         scores: Result of `score_table`.
         rule: 'five' (the five tasks), 'all' (all defined labels), or 'auto' ('five' if all five are
-            defined, otherwise 'all'). Labels with few cases (`labels_with_few_cases`) are left out.
+            defined, otherwise 'all'). Labels with few cases (`has_few_cases`) are left out.
     """
     defined = [label for label in scores['auroc'] if label not in scores['undefined']]
     of_rule = {'five': COMPETITION_LABELS, 'all': defined, 'auto': headline_labels(defined)}[rule]
@@ -477,6 +482,23 @@ def count_classes(targets: np.ndarray, labels: Sequence[str]) -> dict[str, dict[
         name: dict(zip(labels, (targets == value).sum(axis=0).tolist(), strict=True))
         for name, value in (('positives', 1), ('negatives', 0))
     }
+
+
+def labels_of_mean(counts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the labels that a mean over labels counts, given their `count_classes`.
+
+    They are the labels without few cases. If all have few cases, they are those with both classes,
+    and the mean has no interval.
+    """
+    positives, negatives = counts['positives'], counts['negatives']
+    defined = [label for label in positives if positives[label] and negatives[label]]
+    few = labels_with_few_cases(counts)
+    return tuple([label for label in defined if label not in few] or defined)
+
+
+def has_few_cases(targets: np.ndarray) -> bool:
+    """Return whether fewer than FEW_CASES targets [N] are 1, or are 0."""
+    return min((targets == 1).sum(), (targets == 0).sum()) < FEW_CASES
 
 
 def labels_with_few_cases(counts: Mapping[str, Any], enough: int | None = None) -> dict[str, str]:
@@ -499,9 +521,10 @@ def few_cases(positives: int, negatives: int, enough: int | None = None) -> str:
 def describe_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `score_table`, extended by `views` and `loss`, in one line."""
     defined = [label for label in scores['auroc'] if label not in scores['undefined']]
-    of_five = headline_labels(defined) == COMPETITION_LABELS
+    labels = headline_labels(labels_of_mean(scores))
+    of_five = labels == COMPETITION_LABELS
     mean = scores['mean_of_five' if of_five else 'mean_of_defined']
-    counted = 'five' if of_five else '1 label' if len(defined) == 1 else f'{len(defined)} labels'
+    counted = 'five' if of_five else '1 label' if len(labels) == 1 else f'{len(labels)} labels'
     few = labels_with_few_cases(scores)
     parts = [
         f'{label} {scores["auroc"][label]:.4f}' + (f' ({few[label]})' if label in few else '')

@@ -1,5 +1,6 @@
 """Paired comparison of two models: differences in AUROC with intervals and p-values."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,15 @@ from scipy.stats import rankdata
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, add_holm, bootstrap_p, delong_test
-from evaluation.metrics import few_cases, headline_labels, label_scores, summary
+from evaluation.metrics import (
+    count_classes,
+    few_cases,
+    has_few_cases,
+    headline_labels,
+    label_scores,
+    labels_of_mean,
+    summary,
+)
 
 
 def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -27,7 +36,7 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
         `difference` (AUROC of a minus AUROC of b), `p_bootstrap`, `p_holm` (`p_bootstrap` adjusted
         over the labels), `p_delong` (not adjusted; NaN unless each patient has one row) and `same`
         (of `likeness`).
-        `means` contains `five`, or `labels_with_both_classes` if one of the five labels is missing:
+        `means` contains `five`, or `labels` (`labels_of_mean`) if one of the five is not counted:
         `difference`, `p_bootstrap`, `same` and `few`, the names of its labels with few cases.
     """
     labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
@@ -51,8 +60,8 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
             'same': likeness(of_a, of_b, targets),
         }
     add_holm(entries.values())
-    counted = headline_labels(labels)
-    key = 'five' if counted == COMPETITION_LABELS else 'labels_with_both_classes'
+    counted = headline_labels(labels_of_mean(_counts(a, labels)))
+    key = 'five' if counted == COMPETITION_LABELS else 'labels'
     means = {'five': None}
     if counted:
         kinds = {entries[label]['same'] for label in counted}
@@ -75,12 +84,20 @@ def likeness(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> str:
     return 'same order of cases' if np.array_equal(rankdata(a[known]), rankdata(b[known])) else ''
 
 
+def _counts(cases: Cases, labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return `count_classes` of these labels."""
+    wanted = cases.with_labels([label in labels for label in cases.labels])
+    return count_classes(wanted.targets, wanted.labels)
+
+
 def _summary(samples: np.ndarray) -> dict[str, Any]:
     """Summarise a difference and the bootstrap replicates, [1 + R]."""
     return {'difference': summary(samples), 'p_bootstrap': bootstrap_p(samples[1:])}
 
 
 def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:
-    """Return DeLong's p-value; NaN if a patient appears more than once."""
+    """Return DeLong's p-value; NaN if a patient appears more than once, or with few cases."""
     of_known = patients[~np.isnan(targets)]
-    return delong_test(a, b, targets) if len(set(of_known)) == len(of_known) else float('nan')
+    if len(set(of_known)) < len(of_known) or has_few_cases(targets):
+        return float('nan')
+    return delong_test(a, b, targets)

@@ -62,13 +62,11 @@ CHANCE = 0.5  # AUROC of random predictions
 NO_INTERVAL = 'there is no interval, because too many resamples lack a class of one label'
 MEAN_TITLES = {
     'five': '(mean of the five tasks)',
-    'all': '(mean of all labels)',
-    'labels_with_both_classes': '(mean of the labels with both classes)',
-    'all_defined': '(mean of the defined labels)',
+    'labels': '(mean of the labels with enough cases)',
 }
 MEAN_ROWS = {
     'five': 'Mean of the five CheXpert tasks',
-    'labels_with_both_classes': 'Mean of the labels',
+    'labels': 'Mean of the labels',
 }
 Row = dict[str, object]
 
@@ -234,7 +232,7 @@ def scores_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
     shown = {name: metric.title for name, metric in METRICS.items() if metric.in_summary}
     counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
     scores = {part['label']: part['scores'] for part in entry['labels']}
-    for key in ('five', 'labels_with_both_classes'):
+    for key in MEAN_TITLES:
         scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
     rows = {
         label: [
@@ -315,23 +313,24 @@ def _latex(document: dict[str, Any]) -> str:
 def _headline(scored: dict[str, Any], has_intervals: bool) -> dict[str, Any]:
     """Return the mean AUROC of a set over `headline_labels`, with notes."""
     notes, entries = [], {entry['label']: entry for entry in scored['labels']}
-    counted = headline_labels(entries)
+    counted = headline_labels(scored['means']['counted'])
     kinds = 'classes, each against the others' if 'classes' in scored else 'labels'
-    name, key = f'Mean AUROC of {len(counted)} {kinds}', 'labels_with_both_classes'
+    name, key = f'Mean AUROC of {len(counted)} {kinds}', 'labels'
     if counted == COMPETITION_LABELS:
         name, key = 'Mean AUROC of the five CheXpert tasks', 'five'
     elif len(counted) == 1:
         name = f'AUROC, {counted[0]}'
     mean = scored['means'][key]
     score = mean['auroc'] if mean else dict.fromkeys(('value', 'low', 'high'), np.nan)
-    few = [
-        f'{label} has only {entries[label]["few"]}' for label in counted if entries[label]['few']
-    ]
+    few = [f'{label} ({part["few"]})' for label, part in entries.items() if part['few']]
+    is_weak = any(entries[label]['few'] for label in counted)
     if not counted:
         notes.append('no label has both classes')
-    elif few:
-        notes.append(f'the estimate is weak: {", ".join(few)}')
-    if has_intervals and counted and np.isnan(score['low']):
+    elif is_weak:
+        notes.append(f'the estimate is weak and has no interval: few cases of {", ".join(few)}')
+    elif few and key == 'labels':
+        notes.append(f'left out, because they have few cases: {", ".join(few)}')
+    if has_intervals and counted and not is_weak and np.isnan(score['low']):
         notes.append(NO_INTERVAL)
     described = {key: scored[key] for key in ('rows', 'patients', 'level', 'views')}
     return {
@@ -430,7 +429,10 @@ def _label_warnings(
     if undefined:
         yield f'labels without both classes are not scored: {", ".join(undefined)}'
     if few:
-        yield f'fewer than {FEW_CASES} cases of one class: {", ".join(few)}'
+        yield (
+            f'no interval, and in no mean unless all labels are so, because there are fewer than '
+            f'{FEW_CASES} cases of one class: {", ".join(few)}'
+        )
     if few_held_out:
         yield (
             f'thresholds and temperatures chosen on fewer than {FEW_CASES} held-out cases of one '
@@ -465,7 +467,7 @@ def _label_warnings(
 def _left_out(entry: dict[str, Any]) -> dict[str, list[str]]:
     """Return label -> titles of the metrics whose mean over the labels does not contain it."""
     found: dict[str, list[str]] = {}
-    for name, mean in (entry['means']['labels_with_both_classes'] or {}).items():
+    for name, mean in (entry['means']['labels'] or {}).items():
         for label in mean.get('left_out', ()):
             found.setdefault(label, []).append(METRICS[name].title)
     return found
@@ -490,7 +492,7 @@ def _labels(report: dict) -> Iterator[Row]:
                 **_columns({**label['scores'], **after, 'auroc_delong': label['delong']}),
                 'radiologists_below': label['radiologists_below'],
             }
-        for name in ('five', 'all', 'labels_with_both_classes'):
+        for name in MEAN_TITLES:
             if entry['means'][name]:
                 yield {**keys, 'label': MEAN_TITLES[name], **_columns(entry['means'][name])}
 
@@ -515,7 +517,7 @@ def _rows_of_group(keys: Row, group: dict) -> Iterator[Row]:
     counts = {name: group[name] for name in ('rows', 'patients')}
     rates = _columns({'underdiagnosis': group['underdiagnosis']})
     yield {**keys, 'label': '(all cases)', **counts, **rates}
-    for name in ('five', 'all_defined'):
+    for name in MEAN_TITLES:
         if group['means'][name]:
             yield {**keys, 'label': MEAN_TITLES[name], **_columns({'auroc': group['means'][name]})}
 
@@ -574,7 +576,7 @@ def _render(
         floor=report['pixel_floor'],
         names=[*names],
         means=MEAN_ROWS,
-        same_labels=len({frozenset(_defined_labels(entry)) for entry in report['sets']}) == 1,
+        same_labels=len({frozenset(entry['means']['counted']) for entry in report['sets']}) == 1,
         maps=_maps_by_label(folder, report['maps']),
         thumbnails={key: _data_uri(image) for key, image in thumbnails.items()},
         style=Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),
@@ -595,13 +597,6 @@ def _render(
         few_cases=FEW_CASES,
         few_labels=_few_labels,
     )
-
-
-def _defined_labels(entry: dict) -> list[str]:
-    """Return the labels of a set that have an AUROC."""
-    return [
-        part['label'] for part in entry['labels'] if part['scores']['auroc']['value'] is not None
-    ]
 
 
 def _main_first(report: dict) -> list[dict]:
@@ -637,7 +632,7 @@ def _summary_columns() -> list[tuple[str, str]]:
 def _few_labels(group: dict, mean: str) -> list[str]:
     """Return the labels of a mean that have few cases in a group."""
     labels = group['labels']
-    names = COMPETITION_LABELS if mean == 'five' else labels
+    names = COMPETITION_LABELS if mean == 'five' else group['counted']
     return [name for name in names if name in labels and labels[name]['few']]
 
 

@@ -12,9 +12,11 @@ from evaluation.cases import Cases
 from evaluation.intervals import Resamples
 from evaluation.metrics import (
     Protocol,
+    count_classes,
     few_cases,
+    headline_labels,
     label_scores,
-    labels_with_both_classes,
+    labels_of_mean,
     mean_summaries,
     summaries,
     summary,
@@ -104,7 +106,9 @@ def _describe_group(
             'scores': summaries(values),
             'standardised_auroc': summary(standard['auroc']),
         }
-    chosen = {'five': COMPETITION_LABELS, 'all_defined': labels_with_both_classes(scores)}
+    counted = labels_of_mean(count_classes(rows.targets, rows.labels))
+    has_five = headline_labels(counted) == COMPETITION_LABELS
+    chosen = {'five': COMPETITION_LABELS if has_five else (), 'labels': counted}
     means = {key: mean_summaries(scores, names) for key, names in chosen.items()}
     return {
         'group': name,
@@ -112,6 +116,7 @@ def _describe_group(
         'patients': len(set(rows.patient)),
         'labels': labels,
         'means': {key: mean and mean['auroc'] for key, mean in means.items()},
+        'counted': [*counted],
         'underdiagnosis': _underdiagnosis(scores),
     }
 

@@ -16,7 +16,7 @@ from data.reading import SCORED_SPLITS, scored_records
 from data.tasks import task_of
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
-from evaluation.metrics import METRICS, SplitScores, label_scores
+from evaluation.metrics import METRICS, SplitScores, count_classes, label_scores, labels_of_mean
 from logger import read_metrics
 from sweeps.collected import CollectedSeed, RunFigures
 from sweeps.files import PIXELS, Row, load_config, run_folder, without_cache
@@ -112,9 +112,9 @@ class ScoredPatients:
             if len(cases.labels) == 1:  # with many labels they would fill the memory
                 for mean in (label, MEANS[1]):
                     samples |= {f'{name}:{mean}': values for name, values in drawn.items()}
-        defined = [label for label in cases.labels if label not in run.figures['undefined']]
-        for mean, labels in zip(MEANS, (COMPETITION_LABELS, defined), strict=True):
-            if labels and set(labels) <= set(defined):
+        counted = labels_of_mean(count_classes(cases.targets, cases.labels))
+        for mean, labels in zip(MEANS, (COMPETITION_LABELS, counted), strict=True):
+            if labels and set(labels) <= set(counted):
                 samples[mean] = np.mean([samples[label] for label in labels], axis=0)
         for score, written in written_scores(run).items():
             samples[score] = np.append(written, samples.get(score, written)[1:])
@@ -258,7 +258,7 @@ def _report_scores(report: Mapping[str, Any] | None) -> dict[str, float | None]:
     scores: dict[str, Mapping[str, Any] | None] = {}
     if report:
         scores |= {entry['label']: entry['scores'] for entry in report['labels']}
-        means = report['means']['five'], report['means']['labels_with_both_classes']
+        means = report['means']['five'], report['means']['labels']
         scores |= dict(zip(MEANS, means, strict=True))
     return {
         f'{name}:{label}': score['value']

@@ -11,6 +11,8 @@ from tiny import load_script, run_script
 
 from data.labels import COMPETITION_LABELS, LABELS
 
+pytestmark = pytest.mark.usefixtures('few_cases_select')
+
 FIVE = list(COMPETITION_LABELS)
 NUM_STUDIES = 60
 MODELS = (('good', 0.5), ('bad', 3.0))  # names and noise

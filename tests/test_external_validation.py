@@ -15,6 +15,8 @@ from data.labels import LABELS, shared_labels
 from data.layouts import open_layout
 from data.reading import read_data_set
 
+pytestmark = pytest.mark.usefixtures('few_cases_select')
+
 FINDINGS = [name for name in open_layout('nih').labels['names'] if name != 'No Finding']
 OPACITIES = ['Atelectasis', 'Consolidation', 'Edema', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia']
 NUM_IMAGES = 60

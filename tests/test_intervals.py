@@ -7,10 +7,18 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import recall_score, roc_auc_score
 
-from evaluation.intervals import Resamples, delong_interval, delong_test, delong_variance, interval
+from evaluation.intervals import (
+    Resamples,
+    bootstrap_p,
+    delong_interval,
+    delong_test,
+    delong_variance,
+    interval,
+)
 from evaluation.metrics import label_scores
 
 NAN = np.nan
+pytestmark = pytest.mark.usefixtures('few_cases_select')
 
 
 def test_weights_are_multiplicities_of_whole_patients_that_every_subset_shares():
@@ -172,3 +180,24 @@ def test_float32_scores_give_the_same_interval_as_float64():
     rng = np.random.default_rng(2)
     scores, targets = rng.integers(0, 50, 2001).astype(np.float32), rng.integers(0, 2, 2001)
     assert delong_interval(scores, targets) == delong_interval(scores.astype(float), targets)
+
+
+def test_labels_of_noise_are_rarely_significant(monkeypatch: pytest.MonkeyPatch):
+    """Twelve models of noise: without the rule, a fifth of the labels with 3 positives would be."""
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', 20)
+    rng, count = np.random.default_rng(5), 300
+    patients = [f'p{i}' for i in range(count)]
+    weights = Resamples(patients, resamples=200, seed=0).score_weights(patients)
+    excluded, significant = [], []
+    for positives in (3, 10, 20, 20, 20, 40):
+        targets = (np.arange(count) < positives).astype(float)
+        noise = rng.random((12, count))
+        areas = [label_scores(p, targets, threshold=None, weights=weights)['auroc'] for p in noise]
+        bounds = np.array([interval(area[1:]) for area in areas])
+        assert np.isnan(bounds).all() == (positives < 20)
+        excluded += [low > 0.5 or high < 0.5 for low, high in bounds if positives >= 20]
+        pairs = [bootstrap_p(areas[i][1:] - areas[i + 1][1:]) for i in range(0, 12, 2)]
+        assert np.isnan(pairs).all() == (positives < 20)
+        significant += [p < 0.05 for p in pairs if positives >= 20]
+    assert np.mean(excluded) <= 0.07
+    assert np.mean(significant) <= 0.07

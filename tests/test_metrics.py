@@ -159,7 +159,8 @@ def test_scores_without_both_classes_are_undefined_without_a_warning():
     assert all(np.isnan(values).all() for values in none.values())
 
 
-def test_each_row_of_weights_can_be_undefined():
+def test_each_row_of_weights_can_be_undefined(monkeypatch):
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', 1)
     p, y = np.array([0.2, 0.6, 0.7]), np.array([0.0, 1.0, 0.0])
     weights = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 0]])
     scores = label_scores(p, y, threshold=0.5, weights=weights)

@@ -36,6 +36,8 @@ from sweeps.sweep_table import (
     write_sweep_table,
 )
 
+pytestmark = pytest.mark.usefixtures('few_cases_select')
+
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.7': 1.01, '0.8': 0.1}
 REFERENCE = {'pretrain': 'simmim', 'finetune': 'finetune'}  # section -> stage
 DRAWS = 200
@@ -170,7 +172,9 @@ def test_unfinished_and_missing_runs_are_listed(tmp_path):
     assert any('0.1' in note and 'seed 1' in note for note in notes(collected))
 
 
-def test_a_note_states_the_training_images_of_each_share_and_marks_few_cases(tmp_path):
+def test_a_note_states_the_training_images_of_each_share_and_marks_few_cases(tmp_path, monkeypatch):
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', 20)
+
     def runs(subset, counts):
         training = [
             {'images': n, 'positives': {'Edema': few}, 'negatives': {'Edema': n - few}}
@@ -426,8 +430,7 @@ def test_a_label_with_few_cases_has_no_verdict(tmp_path, monkeypatch):
     monkeypatch.setattr('evaluation.metrics.FEW_CASES', int(positives[LABELS.index(label)]) + 1)
     collected = collect(sweep, SEEDS, made.output, resamples=DRAWS)
     compared = row_of(collected, '0.1')['compared']
-    assert verdict(compared[label]) == 'above' and compared[label]['verdict'] == 'n/a'
-    assert compared['mean_of_five']['verdict'] == 'above'
+    assert compared[label]['over_patients']['low'] is None and compared[label]['verdict'] == 'n/a'
     text = sweep_markdown(collected, [label])
     assert cells_of(text)[0][f'AUROC, {label}: verdict'] == 'n/a (note 1)'
     few = f'{positives[LABELS.index(label)]:.0f} positives'
@@ -588,7 +591,7 @@ def test_metrics_at_the_threshold_come_from_the_report(tmp_path):
     made, sweep = two_rows(tmp_path)
     entry = {'label': 'Edema', 'scores': {name: {'value': 0.75} for name in
              ('recall', 'specificity', 'precision', 'f1', 'accuracy')}}  # fmt: skip
-    means = {'five': None, 'labels_with_both_classes': {'f1': {'value': 0.25}, 'ece': {'value': 1}}}
+    means = {'five': None, 'labels': {'f1': {'value': 0.25}, 'ece': {'value': 1}}}
     folder = run_folder(made.output, 'finetune', sweep.rows[0], 0)
     report = {'sets': [{'name': 'valid'}, {'name': 'test', 'labels': [entry], 'means': means}]}
     (folder / 'report.json').write_text(json.dumps(report))
@@ -621,7 +624,7 @@ def test_published_scores_stand_next_to_ours_with_intervals(tmp_path):
             p = made.add(row, seed, strength=2.0)[:, edema]
             f1 = {'value': f1_score(made.targets[:, edema], p >= 0.6)}
             label = {'label': 'Edema', 'threshold': 0.6, 'scores': {'f1': f1}}
-            means = {'five': None, 'labels_with_both_classes': None}
+            means = {'five': None, 'labels': None}
             report = {'sets': [{'name': 'test', 'labels': [label], 'means': means}]}
             folder = run_folder(made.output, 'finetune', row, seed)
             (folder / 'report.json').write_text(json.dumps(report))
@@ -747,7 +750,8 @@ def test_errors_of_other_targets_or_images_are_not_compared(options, words):
     assert all(word in caveat for word, caveat in zip(words, caveats, strict=True))
 
 
-def test_rows_that_are_scored_with_dropped_patches_are_marked_in_all_tables(tmp_path):
+def test_rows_that_are_scored_with_dropped_patches_are_marked_in_all_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', 20)
     made, sweep = two_rows(tmp_path)
     folder = run_folder(made.output, 'finetune', sweep.rows[0], 0)
     config = load_config(folder)
