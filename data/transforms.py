@@ -212,7 +212,7 @@ class EvalTransform:
         enlarged = _enlarge(image, self.size, self.filter, keep_aspect=self.crop)
         return five_crops(enlarged, self.size)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
         views = np.stack([self.normalize(view)[0] for view in self.views(image)])
         return torch.from_numpy(views if self.five_crops else views[0])
 

@@ -486,3 +486,16 @@ def test_the_examples_of_the_page_run_on_the_file(
     exec(plane, names)
     assert Image.open('output/plane.png').width > 100
     names['plt'].close()
+
+
+def test_the_example_in_the_readme_gives_the_same(
+    features, pretrained: Path, phantom: Path, tmp_path: Path
+) -> None:
+    image = next((phantom / 'train').rglob('*.jpg'))
+    (tmp_path / image.name).symlink_to(image)
+    out = tmp_path / 'features.npz'
+    assert features(tmp_path, '--checkpoint', pretrained, '--output', out) == 0
+    code = (ROOT / 'README.md').read_text().split('```python\n')[1].split('```')[0]
+    code = code.replace('ckpt_epoch_799.pth', str(pretrained)).replace('xray.png', str(image))
+    exec(code, found := {})
+    np.testing.assert_allclose(found['features'].detach(), read(out)['features'], rtol=1e-5)
