@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from config import Config, part
 from data.image_source import ImageSource, open_images
-from data.images import COLOUR_LEVELS
+from data.images import COLOUR_LEVELS, CONTRADICTION
 from data.labels import evaluation_targets
 from data.packing import start_worker
 from data.records import Records
@@ -236,6 +236,8 @@ def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray
     if levels_apart > COLOUR_LEVELS:
         detail = f'the colour channels differ by up to {levels_apart} levels'
         return digest.digest(), 'colour image', detail, small
+    if detail := image.info.get(CONTRADICTION):
+        return digest.digest(), 'contradictory header', detail, small
     return digest.digest(), '', '', small
 
 

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import stat
 import time
 import warnings
@@ -41,11 +40,13 @@ MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 FULL_RANGE_BITS = (8, 10, 12, 14, 16)
 # Keys in Image.info. They are tuples, because files can set keys that are strings.
 FULL_SIZE, PACKED_STEPS, FILE_NAME = ('full size',), ('packed steps',), ('file name',)
+CONTRADICTION = ('contradiction',)  # what two elements of a DICOM file state
 
 # Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
 
-TIFF_GREY, WHITE_IS_ZERO = 262, 0  # tag of the meaning of grey levels, and a value
+# Tags: bits per channel, and the meaning of grey levels with one of its values.
+TIFF_BITS, TIFF_GREY, WHITE_IS_ZERO = 258, 262, 0
 
 PYDICOM = "pip install 'pydicom>=3.0'"
 DECODERS = (
@@ -60,11 +61,12 @@ TAGS = """
     SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns
     BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit
     RescaleIntercept RescaleSlope ModalityLUTSequence
-    WindowCenter WindowWidth VOILUTFunction VOILUTSequence PixelData
+    WindowCenter WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape PixelData
 """.split()
 NEEDED_TAGS = ('SamplesPerPixel', 'PhotometricInterpretation', 'Rows', 'Columns')
 NEEDED_TAGS += ('BitsAllocated', 'BitsStored', 'PixelRepresentation')
 GREY = ('MONOCHROME1', 'MONOCHROME2')
+SHAPES = {'MONOCHROME1': 'INVERSE', 'MONOCHROME2': 'IDENTITY'}  # PresentationLUTShape of each
 COLOURS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
 JPEG_SCAN, JPEG_END = b'\xff\xda', b'\xff\xd9'
 DICOM_PREAMBLE = 132  # bytes before the header
@@ -138,6 +140,8 @@ def read_dicom(data: bytes) -> Image.Image:
     - Without a table or window, the range of the stored bits is mapped to 0..255. With 16 stored
       bits, which may just be the container, the range is the smallest of 8, 10, 12, 14 or 16 bits
       that holds the values of the image (signed if a value is negative), as for a 16-bit PNG.
+    - The range of a table is the smallest of 8, 10, 12, 14 or 16 bits that holds its entries.
+    - MONOCHROME1 or 2 with the PresentationLUTShape of the other is noted (CONTRADICTION).
     - Padding pixels are black and do not affect the range.
     - 8-bit colour becomes ITU-R 601 luma. Palettes and several frames are refused.
 
@@ -251,6 +255,8 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
         raise ValueError('the file holds several images; write each image to its own file')
     if image.mode not in (*MODES_8_BIT, *MODES_16_BIT):
         raise ValueError(f'pixels of mode {image.mode!r} are neither 8-bit nor 16-bit grey')
+    if image.mode in MODES_8_BIT and _bits(data, image) > 8:  # Pillow keeps the top byte only
+        raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
     if image.format == 'BMP' and image.tile[0][0] != 'raw':
         raise ValueError('compressed BMPs take minutes to read; save the image as PNG')
     if image.format == 'JPEG' and (fault := _fault_of_scans(data)):
@@ -264,10 +270,15 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
     image.load()  # has the better messages about damage
     if image.format == 'JPEG':
         _refuse_damaged_jpeg(data)
-    if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
-        raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
     ImageOps.exif_transpose(image, in_place=True)
     return _to_grey(image)
+
+
+def _bits(data: bytes, image: Image.Image) -> int:
+    """Return the bits per channel in the header of a file."""
+    if image.format == 'PNG':
+        return data[24]
+    return max(image.tag_v2.get(TIFF_BITS, (1,))) if image.format == 'TIFF' else 8
 
 
 def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:
@@ -280,7 +291,7 @@ def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:
     if not plain or any(m in data for m in ROTATION_MARKERS):
         return None
     shape = image.height, image.width
-    bits = data[24] if image.format == 'PNG' else 8  # Pillow widens 2 and 4 bits to mode 'L'
+    bits = _bits(data, image)  # Pillow widens 2 and 4 bits to mode 'L'
     try:
         if (image.format, image.mode) == ('JPEG', 'L'):
             return decode_image_jpegturbo(data, 'mono')[..., 0]
@@ -327,8 +338,13 @@ def _from_16_bit(pixels: np.ndarray) -> Image.Image:
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high >= 2**16:
         raise ValueError(f'pixels from {low} to {high} are outside the 16-bit range')
-    full = next(2**bits - 1 for bits in FULL_RANGE_BITS if high < 2**bits)
+    full = _full_range(high)
     return Image.fromarray(pixels.astype(np.float32) * np.float32(255 / full))
+
+
+def _full_range(high: int) -> int:
+    """Return the highest value of the smallest range of FULL_RANGE_BITS that holds a value."""
+    return next(2**bits - 1 for bits in FULL_RANGE_BITS if high < 2**bits)
 
 
 def _fault(image: Image.Image) -> str:
@@ -414,7 +430,11 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
     grey = _grey_levels(dataset, codes, inverted=kind == 'MONOCHROME1')
     whole = np.rint(grey)
     is_whole = np.abs(grey - whole).max() < WHOLE
-    return Image.fromarray((whole.astype(np.uint8) if is_whole else grey.astype(np.float32))[codes])
+    levels = whole.astype(np.uint8) if is_whole else grey.astype(np.float32)
+    image, shape = Image.fromarray(levels[codes]), dataset.get('PresentationLUTShape')
+    if shape == SHAPES[GREY[1 - GREY.index(kind)]]:
+        image.info[CONTRADICTION] = f'it is {kind}, which is followed, but the shape is {shape}'
+    return image
 
 
 def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
@@ -501,7 +521,7 @@ def _stored_limits(
     occurring = stored[occurs & ~padding]
     low, high = (occurring.min(), occurring.max()) if len(occurring) else (0, 0)
     if low >= 0:
-        return 0, next(2**bits - 1 for bits in FULL_RANGE_BITS if high < 2**bits)
+        return 0, _full_range(high)
     half = next(2**bits // 2 for bits in FULL_RANGE_BITS if max(-low, high + 1) <= 2**bits // 2)
     return -half, half - 1
 
@@ -549,28 +569,33 @@ def _windowed(dataset: 'Dataset', values: np.ndarray) -> np.ndarray:
 
 
 def _looked_up(item: 'Dataset', values: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Look values up in a table; also return the range of the table.
+    """Look values up in a table; also return the range of the table, as viewers do.
 
     pydicom's functions (3.0.2) cannot do it: apply_modality_lut has no tables of 10 or 12 bits.
     apply_voi takes values modulo 256 for a table of 8 bits, and modulo 65,536 after a rescaling.
     """
-    entries, first, bits = _table(item)
+    entries, first = _table(item)
+    if values.min() < 0 and first >= 2**15:  # written as unsigned
+        first -= 2**16
     places = np.clip(values - first, 0, len(entries) - 1).astype(np.intp)
-    return entries[places], (0, 2**bits - 1)
+    return entries[places], (0, _full_range(entries.max()))
 
 
-def _table(item: 'Dataset') -> tuple[np.ndarray, int, int]:
-    """Read a table: its entries [N], the value of the first one, and the bits of an entry."""
+def _table(item: 'Dataset') -> tuple[np.ndarray, int]:
+    """Read a table: its entries [N], and the value of the first one.
+
+    The descriptor may state more bits than the entries have, and two entries may share a word.
+    """
     _refuse_large_values(item)
     count, first, bits = item.LUTDescriptor
     count, data = count % 2**16 or 2**16, item.LUTData
     if isinstance(data, bytes):
         data = np.frombuffer(data, '<u2' if item.original_encoding[1] else '>u2')
     entries = np.array(data, np.int64).reshape(-1)
-    if len(entries) == (count + 1) // 2 and bits <= 8:  # two entries in a word
+    if len(entries) == (count + 1) // 2:  # two entries in a word
         entries = np.frombuffer(entries.astype('<u2').tobytes(), np.uint8)
     entries = entries[:count]
     fits = len(entries) == count and bits in range(1, 17)
     if not fits or entries.min() < 0 or entries.max() >= 2**bits:
         raise _DicomError(f'a lookup table must have {count} entries of {bits} bits (16 at most)')
-    return entries, first, bits
+    return entries, first

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from data import images
+from data.check import look_at
+from data.image_source import Folder
 from data.images import BadImageError, load_image, read_dicom
 
 pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
@@ -137,6 +139,42 @@ def test_modality_table_comes_before_the_window(path):
     np.testing.assert_allclose(got, (1020.0 - 4.0 * RAMP) * 255 / 1023, atol=1e-4)
     plain = levels(write(path, RAMP, **RESCALED, **modality))  # and goes before a rescaling
     np.testing.assert_allclose(plain, got, atol=1e-4)  # its range is that of the table's bits
+
+
+@pytest.mark.parametrize('bits', [8, 10, 12, 14, 16])
+@pytest.mark.parametrize('kind', ['VOILUTSequence', 'ModalityLUTSequence'])
+def test_the_range_of_a_table_is_that_of_its_entries(path, kind, bits):
+    """Descriptors of some makers state 16 bits, and viewers do not believe them."""
+    entries = np.linspace(0, 2**bits - 1, 4096).astype(int).tolist()
+    write(
+        path, RAMP_12, 12, **{kind: table(4096, 0, 16, entries)}, **WINDOW | {'VOILUTFunction': ''}
+    )
+    if kind == 'ModalityLUTSequence':
+        write(path, RAMP_12, 12, **{kind: table(4096, 0, 16, entries)})
+    got = levels(path)
+    np.testing.assert_allclose(got.ravel(), np.array(entries) * 255 / (2**bits - 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize('vr, first', [('SS', -2048), ('US', 63488)])
+@pytest.mark.parametrize('stored', ['signed', 'rescaled'])
+def test_the_first_value_of_a_table_may_be_written_as_unsigned(path, vr, first, stored):
+    tags = {'VOILUTSequence': table(4096, 0, 12, [*range(4096)])}
+    tags['VOILUTSequence'][0].add_new('LUTDescriptor', vr, [4096, first, 12])
+    pixels = RAMP_12.astype(np.int16) - 2048 if stored == 'signed' else RAMP_12
+    tags |= {'RescaleSlope': 1, 'RescaleIntercept': -2048} if stored == 'rescaled' else {}
+    got = levels(write(path, pixels, 12, **tags))
+    np.testing.assert_allclose(got, RAMP_12 * (255 / 4095), rtol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['MONOCHROME1', 'MONOCHROME2'])
+@pytest.mark.parametrize('shape', ['INVERSE', 'IDENTITY'])
+def test_a_header_that_contradicts_itself_is_warned_of(path, kind, shape):
+    write(path, SQUARE, PhotometricInterpretation=kind, PresentationLUTShape=shape)
+    found = look_at(Folder(path.parent), path.name)[1]
+    fits = (kind, shape) in [('MONOCHROME1', 'INVERSE'), ('MONOCHROME2', 'IDENTITY')]
+    assert found == ('' if fits else 'contradictory header')
+    expected = 255 - SQUARE if kind == 'MONOCHROME1' else SQUARE
+    assert np.array_equal(np.asarray(read_dicom(path.read_bytes())), expected)
 
 
 def test_padding_is_black_and_no_part_of_the_range(path):

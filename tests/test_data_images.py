@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -213,54 +214,70 @@ def test_exif_rotation_is_applied(tmp_path, dtype, orientation, turn):
 # Unusable files
 
 
-def png(colour_type: int, channels: int, width: int = 20, height: int = 1) -> bytes:
-    """A PNG with 16 bits per channel; only 20 x 1 pixels have contents."""
+def png(colour_type: int, channels: int, width: int = 75, height: int = 61) -> bytes:
+    """A PNG with 12-bit values in 16 bits per channel; larger ones have no pixels."""
     header = struct.pack('>2I5B', width, height, 16, colour_type, 0, 0, 0)
-    pixels = zlib.compress(bytes([0, *range(40 * channels)]))
+    levels = np.asarray(GREY).astype('>u2')[..., None].repeat(channels, axis=2) * 16
+    pixels = b''.join(b'\0' + row.tobytes() for row in levels)
     parts = [
         struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
-        for name, body in ((b'IHDR', header), (b'IDAT', pixels), (b'IEND', b''))
+        for name, body in ((b'IHDR', header), (b'IDAT', zlib.compress(pixels)), (b'IEND', b''))
     ]
     return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
 
 
 BAD = {
-    'empty': b'',
-    'text': b'not an image',
-    'a format that starts a program': encode(GREY, 'EPS'),
-    'PNG that is cut off': PNG[:1500],
-    'JPEG that is cut off': encode(GREY, 'JPEG')[:900],
-    'TIFF that is cut off': encode(GREY, 'TIFF')[:-100],
-    'deflated TIFF that is cut off': encode(GREY, 'TIFF', compression='tiff_adobe_deflate')[:-100],
-    'BMP that is cut off': encode(GREY, 'BMP')[:-100],
-    'compressed BMP': (
-        encode(GREY, 'BMP').replace(struct.pack('<HI', 8, 0), struct.pack('<HI', 8, 1), 1)
+    'empty': (b'', 'the format must be'),
+    'text': (b'not an image', 'the format must be'),
+    'a format that starts a program': (encode(GREY, 'EPS'), 'the format must be'),
+    'PNG that is cut off': (PNG[:1500], 'cannot be read'),
+    'JPEG that is cut off': (encode(GREY, 'JPEG')[:900], 'truncated'),
+    'TIFF that is cut off': (encode(GREY, 'TIFF')[:-100], 'truncated'),
+    'deflated TIFF that is cut off': (
+        encode(GREY, 'TIFF', compression='tiff_adobe_deflate')[:-100],
+        'the format must be',
     ),
-    'a format that is not read': encode(GREY, 'GIF'),
-    'CMYK JPEG': encode(GREY.convert('CMYK'), 'JPEG'),
-    'black': encode(Image.new('L', (75, 61)), 'PNG'),
-    'black in colour': encode(Image.new('RGB', (75, 61)), 'JPEG'),
-    'one 16-bit level': encode(Image.fromarray(np.full((61, 75), 65535, np.uint16)), 'PNG'),
-    'strip': encode(xray(161, 16), 'PNG'),
-    'tiny': encode(xray(15, 15), 'PNG'),
-    'two images in a TIFF': encode(GREY, 'TIFF', save_all=True, append_images=[GREY]),
-    'floats': encode(Image.fromarray(np.asarray(GREY, np.float32)), 'TIFF'),
-    '16-bit colour': png(2, 3),
-    '16-bit alpha': png(4, 2),
-    'a transparent 16-bit level': encode(DEEP, 'PNG', transparency=3),
+    'BMP that is cut off': (encode(GREY, 'BMP')[:-100], 'truncated'),
+    'compressed BMP': (
+        encode(GREY, 'BMP').replace(struct.pack('<HI', 8, 0), struct.pack('<HI', 8, 1), 1),
+        'compressed BMPs',
+    ),
+    'a format that is not read': (encode(GREY, 'GIF'), 'the format must be'),
+    'CMYK JPEG': (encode(GREY.convert('CMYK'), 'JPEG'), 'CMYK'),
+    'black': (encode(Image.new('L', (75, 61)), 'PNG'), 'all pixels are 0'),
+    'black in colour': (encode(Image.new('RGB', (75, 61)), 'JPEG'), 'all pixels are 0'),
+    'one 16-bit level': (
+        encode(Image.fromarray(np.full((61, 75), 65535, np.uint16)), 'PNG'),
+        'all pixels are 255',
+    ),
+    'strip': (encode(xray(161, 16), 'PNG'), '16 x 161'),
+    'tiny': (encode(xray(15, 15), 'PNG'), '15 x 15'),
+    'two images in a TIFF': (
+        encode(GREY, 'TIFF', save_all=True, append_images=[GREY]),
+        'several images',
+    ),
+    'floats': (encode(Image.fromarray(np.asarray(GREY, np.float32)), 'TIFF'), "mode 'F'"),
+    'a transparent 16-bit level': (encode(DEEP, 'PNG', transparency=3), 'without transparency'),
     '16 bits with 0 as white': (
         encode(DEEP, 'TIFF').replace(
             struct.pack('<HHII', 262, 3, 1, 1), struct.pack('<HHII', 262, 3, 1, 0)
-        )
+        ),
+        '0 as black',
     ),
 }
+DEEP_COLOUR = {f'PNG of type {kind}': png(kind, count) for kind, count in ((2, 3), (4, 2), (6, 4))}
+for count in (3, 4):
+    levels = np.asarray(GREY).astype(np.uint16)[..., None].repeat(count, axis=2) * 16
+    DEEP_COLOUR[f'TIFF of {count} channels'] = cv2.imencode('.tif', levels)[1].tobytes()
+BAD |= {name: (data, '16-bit colour or alpha') for name, data in DEEP_COLOUR.items()}
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_bad_images_are_refused_with_their_path(kind, tmp_path):
+def test_bad_images_are_refused_with_their_path_and_the_reason(kind, tmp_path):
     path = tmp_path / 'x.png'
-    path.write_bytes(BAD[kind])
-    with pytest.raises(BadImageError, match=re.escape(str(path))):
+    data, reason = BAD[kind]
+    path.write_bytes(data)
+    with pytest.raises(BadImageError, match=rf'{re.escape(str(path))}.*({reason})'):
         load_image(path)
 
 
