@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from config import Config
-from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
+from data.image_source import IMAGE_SUFFIXES, ImageSource, data_set_of, open_images
 from data.labels import BLANK, CELLS, LABELS, MARKS, Cells
 from data.records import OLDEST, STUDY, Records, existing_records, register_dataset
 from data.table import KEYS, LARGEST, Fault, OnFault, Table, refuse
@@ -80,8 +80,12 @@ def read_csv(
     records = existing_records(records, images, look_up, on_fault, logger)
     if logger is not None:
         logger.info(f'{csv_name}: {len(records)} images')
-        if absent := [name for name in DESCRIPTION if name not in table]:
-            logger.warning(f'{csv_name} has no column {", ".join(absent)}: the values are unknown')
+    absent = [name for name in DESCRIPTION if name not in table]
+    if absent and len(records):
+        detail = f'it has no column {", ".join(absent)}: the values are unknown'
+        table.fault('missing description', detail, severity='note')
+        if logger is not None:
+            logger.warning(f'{csv_name}: {detail}')
     return records
 
 
@@ -91,15 +95,17 @@ def read_folder(
     """List every image below a folder or in a packed store, sorted, as records without labels.
 
     Images that were left out when the store was packed are excluded. Unless `allow_all_images` is
-    set, a folder with train.csv or valid.csv is a fault, because it holds images that are scored.
+    set, a folder with tables or folders of scored images is a fault (see `signs_of_scores`).
     """
     root, images = Path(data_path), open_images(data_path)
     files, scored = images.scan()
     for file in () if allow_all_images else scored:
+        known = data_set_of(file)
+        table = f', a table of {known} that is not read' if known else ''
+        advice = f'use DATA.DATASET {known}, ' if known else ''
         detail = (
-            f'the folder has {root / file}, so some of its images are scored later: train on the '
-            'folder of the training images alone, use DATA.DATASET chexpert, or set '
-            'DATA.ALLOW_ALL_IMAGES True'
+            f'the folder has {root / file}{table}, so some of its images are scored later: {advice}'
+            'train on the folder of the training images alone, or set DATA.ALLOW_ALL_IMAGES True'
         )
         on_fault(Fault('folder with scores', detail, file=file))
     if not files:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from config import Config, default_config, find_part
 from data.chexpert import read_csv, read_folder
-from data.image_source import SCORED_FILES, open_images
+from data.image_source import open_images, signs_of_scores
 from data.images import BadImageError, full_size
 from data.mimic import named_images
 from data.preprocess import Setup, apply_steps, squeezed
@@ -57,7 +57,7 @@ from data.store import (
 from system.files import allow_open_files, locked, replace_file
 
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
-TABLES = (*SCORED_FILES, 'test.csv')
+TABLES = ('train.csv', 'valid.csv', 'test.csv')
 PARTIAL_INDEX_FILE = 'packing.npy'
 
 
@@ -163,7 +163,7 @@ def read_source(
             raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
     config = default_config()
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
-    named, scored = set(), any(name in tables for name in SCORED_FILES)
+    named, scored = set(), bool(signs_of_scores(root, [*tables]))
     if dataset and find_part('DATA.DATASET', dataset).splits:
         named, own_tables, scored = _read_splits(config, root)
         tables |= own_tables

@@ -221,6 +221,7 @@ class Table:
             return pd.DataFrame()
         try:
             header, *rows = _read_rows(self.file) or [[]]
+            header = [name.strip() for name in header]
         except UNREADABLE as error:
             hint = '; save it as UTF-8' if isinstance(error, UnicodeDecodeError) else ''
             self.fault('unreadable table', f'it cannot be read: {error}{hint}')
@@ -266,15 +267,28 @@ def _read_rows(file: Path) -> list[list[str]]:
 
 
 def _refuse_swallowed_rows(rows: Sequence[Sequence[str]]) -> None:
-    """Refuse a cell with a line that looks like a row: an open quote and a later one hide rows."""
+    """Refuse a cell with a line that looks like a row: an open quote and a later one hide rows.
+
+    Such a line has enough commas, and begins like the rows, for example with a path. Sentences in a
+    report do not.
+    """
     width = max(len(rows[0]), 2)
+    forms = {_form(row[0]) for row in rows[1:] if row}
     for number, row in enumerate(rows, 1):
         for name, cell in zip(rows[0], row, strict=False):
-            if any(len(line.split(',')) >= width for line in cell.splitlines()[1:]):
+            lines = cell.splitlines()[1:]
+            if any(len(line.split(',')) >= width and _form(line) in forms for line in lines):
                 raise ValueError(
                     f'row {number}: a line of the cell in column {name!r:.{SHOWN}} looks like a '
                     'row; a cell may lack its closing quote, or write the text on one line'
                 )
+
+
+def _form(line: str) -> str:
+    """Return the form of the first cell of a line: a for letters, 0 for digits, and x for both."""
+    first = line.partition('\n')[0].partition(',')[0].strip(' "\r')
+    kinds = {(True, False): 'a', (False, True): '0'}
+    return re.sub(r'\w+', lambda m: kinds.get((m[0].isalpha(), m[0].isdecimal()), 'x'), first)
 
 
 def _refuse_bomb(size: int, limit: int) -> None:
@@ -301,7 +315,7 @@ def read_excel(file: Path) -> Table:
             for number, row in enumerate(rows, -1)  # the header is in front of row 0
             if row.count(None) < len(row)
         }
-        header = filled.pop(min(filled))
+        header = [name.strip() for name in filled.pop(min(filled))]
         if not filled:
             raise ValueError('there is no row below the header')
     except Exception as error:  # a damaged file makes openpyxl raise almost anything

@@ -126,7 +126,8 @@ def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:
     studies = sorted(set(read_text(spoilt / 'valid.csv')['Path'].str.rpartition('/')[0]))
     table = pd.DataFrame({'Study': studies}).reindex(columns=['Study', *LABELS], fill_value='')
     table.to_csv(spoilt / 'valid.csv', index=False)
-    assert check(spoilt) == []
+    unknown = ('missing description', 'valid.csv', None, '')
+    assert check(spoilt) == [unknown]
     first = spoilt / studies[0].partition('/')[2]
     next(first.iterdir()).rename(first / 'noview.jpg')
     table.loc[1, 'Edema'] = 'x'
@@ -137,6 +138,7 @@ def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:
     table.to_csv(spoilt / 'valid.csv', index=False)
     assert check(spoilt) == [
         ('duplicate path', 'valid.csv', len(table), studies[2]),
+        unknown,
         ('missing image', 'valid.csv', len(table) + 1, gone),
         ('value of a label', 'valid.csv', 3, studies[1]),
         ('value of the view', 'valid.csv', 2, studies[0]),
@@ -207,6 +209,7 @@ def test_a_folder_of_images_and_a_damaged_store(
     found = check(spoilt, 'DATA.DATASET', 'folder')
     assert found == [
         ('folder with scores', '', None, 'train.csv'),
+        ('folder with scores', '', None, 'valid/patient80001/study1'),
         ('same pixels', '', None, 'zzz.png'),
     ]
     store = tmp_path / 'store'
@@ -220,6 +223,17 @@ def test_a_folder_of_images_and_a_damaged_store(
     assert [cells[0] for cells in check(store)] == kinds
     (store / 'store.json').write_text('{}')
     assert 'unreadable data set' in {cells[0] for cells in check(store)}
+
+
+def test_the_layout_of_a_table_that_is_not_read_is_named(
+    tmp_path: Path, check: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / 'brax').mkdir()
+    (tmp_path / 'brax' / 'master_spreadsheet_update.csv').touch()
+    shutil.copy('docs/reconstruction.png', tmp_path / 'brax')
+    found = check(tmp_path / 'brax')
+    assert ('folder with scores', '', None, 'master_spreadsheet_update.csv') in found
+    assert 'DATA.DATASET brax' in capsys.readouterr().out
 
 
 def test_digests_are_of_grey_levels_not_of_files(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import hashlib
 import io
 import logging
 import math
+import re
 import sys
 import zipfile
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from tiny import config_with
 from config import default_config
 from data.chexpert import read_csv, read_folder
 from data.groups import MOST_GROUPS, group_columns, standard_groups
+from data.image_source import TABLE_SUFFIXES, tables_of_data_sets
 from data.labels import LABELS
 from data.records import PATIENT_AND_BELOW, Records, select_views
 from data.splits import (
@@ -45,6 +48,34 @@ def test_a_stray_quote_does_not_print_the_rest_of_the_file(tmp_path: Path) -> No
         read_csv(tmp_path, 'train.csv', look_up='none')
     text = str(error.value)
     assert 'row 3' in text and "'Edema'" in text and 'quote' in text and len(text) < 500
+
+
+REPORT = 'The heart, which is large, is seen.\nNo effusion, no pneumothorax, no edema'
+
+
+@pytest.mark.parametrize('names', [('x/{}.png',), ('0001_{}.png',), ('5{}',), ('5a4f{}', '7b{}c')])
+def test_a_report_of_several_lines_is_no_row_and_a_swallowed_row_is_refused(tmp_path, names):
+    rows = [f'{name.format(number)},1,' for number in range(3) for name in names]
+    lines = [f'{row}"{REPORT}"\n' for row in rows]
+    (tmp_path / 'x.csv').write_text(''.join(['file,label,report\n', *lines]))
+    table = Table(tmp_path / 'x.csv')
+    assert len(table) == len(rows) and set(table['report']) == {REPORT}
+    lines[1] = lines[1].replace('edema"', 'edema')
+    lines[2] = lines[2].replace('"The', '"The "').replace('edema"', 'edema')
+    (tmp_path / 'x.csv').write_text(''.join(['file,label,report\n', *lines[:2], rows[2], 'x"\n']))
+    with pytest.raises(ValueError, match=r"row 3.*'report'.*looks like a row"):
+        Table(tmp_path / 'x.csv')
+
+
+def test_spaces_around_the_name_of_a_column_do_not_count(tmp_path: Path, log) -> None:
+    rows, header = [row(image_path(1), Sex='Male')], ['Path', ' Sex', '\tAge ', *LABELS]
+    rows[0] |= {' Sex': 'Male', '\tAge ': '61'}
+    faults = []
+    logger = logging.getLogger('test')
+    records = read(tmp_path, rows, header, on_fault=faults.append, logger=logger)
+    assert records.sex.tolist() == ['Male'] and records.age.tolist() == [61]
+    assert [(fault.kind, fault.severity) for fault in faults] == [('missing description', 'note')]
+    assert faults[0].detail in log.text and 'column Frontal/Lateral, AP/PA:' in log.text
 
 
 def test_reads_every_field_by_name_whatever_the_order_of_columns(tmp_path: Path) -> None:
@@ -137,12 +168,6 @@ def test_the_first_image_of_each_folder_of_patients_must_exist(tmp_path: Path) -
     touch(tmp_path, image_path(1, folder='train'))
     with pytest.raises(ValueError, match='row 4.*valid'):
         read_csv(tmp_path, 'train.csv')
-
-
-def test_an_absent_column_of_the_description_is_logged(tmp_path: Path, log) -> None:
-    header = [' Age' if name == 'Age' else name for name in HEADER]
-    read(tmp_path, [row(image_path(1))], header, logger=logging.getLogger('test'))
-    assert 'Age' in log.text and 'Sex' not in log.text
 
 
 def test_image_suffix_replaces_the_suffix_of_the_paths(tmp_path: Path) -> None:
@@ -284,12 +309,28 @@ def test_folder_lists_visible_images_sorted(tmp_path: Path) -> None:
     assert records.labels is None and records.csv == '' and records.row.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize('name', ['train.csv', 'below/valid.csv'])
+SIGNS = {
+    **{f'below/{form.replace("*", ".csv")}': name for form, name in tables_of_data_sets().items()},
+    **dict.fromkeys(('test/b.png', 'stage_2_test_images/b.dcm', 'x/Validation/b.png'), ''),
+    **dict.fromkeys(('test_labels.csv', 'groundtruth.csv', 'gt/val.json', 'my-split.tsv'), ''),
+}
+
+
+@pytest.mark.parametrize('name', SIGNS)
 def test_folder_with_scored_images_is_refused_unless_allowed(tmp_path: Path, name: str) -> None:
     touch(tmp_path, 'a.png', name)
-    with pytest.raises(ValueError, match=rf'{name}.*DATA\.ALLOW_ALL_IMAGES'):
+    used = rf'.*DATA\.DATASET {SIGNS[name]}' if SIGNS[name] else ''
+    shown = name if Path(name).suffix in TABLE_SUFFIXES else Path(name).parent
+    with pytest.raises(ValueError, match=rf'{re.escape(str(shown))}{used}.*DATA\.ALLOW_ALL_IMAGES'):
         read_folder(tmp_path, allow_all_images=False)
-    assert read_folder(tmp_path, allow_all_images=True).file.tolist() == ['a.png']
+    assert 'a.png' in read_folder(tmp_path, allow_all_images=True).file
+
+
+def test_the_folder_of_the_test_images_alone_is_refused(tmp_path: Path) -> None:
+    for name, is_refused in (('test', True), ('train', False), ('latest', False)):
+        touch(tmp_path / name, 'a.png')
+        with pytest.raises(ValueError, match=str(tmp_path / name)) if is_refused else nullcontext():
+            read_folder(tmp_path / name, allow_all_images=False)
 
 
 # ---- Views, hold-out and subsets
