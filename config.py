@@ -187,7 +187,8 @@ _C.DATA.DATASET = Option(
         'imagenet': 'data.chexpert',
         'mimic-cxr': 'data.mimic',
         **dict.fromkeys(
-            ('brax', 'nih', 'padchest', 'rsna', 'vindr', LAYOUT_SUFFIX), 'data.layouts'
+            ('brax', 'chexpert_plus', 'nih', 'padchest', 'rsna', 'vindr', LAYOUT_SUFFIX),
+            'data.layouts',
         ),
     },
     suffix=LAYOUT_SUFFIX,
@@ -325,8 +326,9 @@ _C.DATA.DEMOGRAPHICS = Own(
 )
 _C.DATA.LABELLER = Own(
     'chexpert',
-    "Label file of MIMIC-CXR: 'chexpert' or 'negbio'.",
-    one_of=('chexpert', 'negbio'),
+    "Label file of MIMIC-CXR; '+radiologist': with the labels of mimic-cxr-*-test-set-labeled.csv "
+    'for test.',
+    one_of=('chexpert', 'negbio', 'chexpert+radiologist', 'negbio+radiologist'),
     affects=('weights', 'selection'),
 )
 _C.DATA.HOLDOUT_FRACTION = Own(

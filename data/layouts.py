@@ -28,7 +28,7 @@ from data.records import (
     lacks_images,
     register_dataset,
 )
-from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse
+from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse, rows_of
 from data.tasks import task_of
 from system.files import is_below
 
@@ -59,12 +59,13 @@ KEYS = {
     'table': SPLITS,
     'views': tuple(VIEWS),
     'sexes': ('Female', 'Male', 'Unknown'),
-    'labels': ('column', 'separator', 'names', 'leave_out', *MARKS),
+    'labels': ('table', 'key', 'column', 'separator', 'names', 'leave_out', *MARKS),
     'rename': (),
     'splits': ('column', *SPLITS),
     'where': (),
 }
-NOT_CELLS = ('column', 'separator', 'names', 'leave_out')  # keys whose values are not cells
+OF_LISTS = ('column', 'separator', 'names', 'leave_out')  # keys of a column that lists the labels
+NOT_CELLS = ('table', 'key', *OF_LISTS)  # keys whose values are not cells
 # Texts in a list that name no label, and words by which a list says that it is not complete. An
 # image with such a word must be left out; otherwise its other labels count as negative.
 NO_NAMES = ('', 'nan', 'null', 'na', 'n/a')
@@ -94,9 +95,11 @@ class Layout:
     # Pattern of the CSV file; or split -> pattern; '': the {columns} are read from the paths.
     table: str | Mapping[str, str] = ''
     image: str = ''  # path below the data folder: {column} is a cell of the row, * any folders
-    patient: str = ''  # name of a column, like the next four
+    suffix: str = ''  # suffix of the image files, such as .png, if the table has another
+    patient: str = ''  # name of a column, like the next five
     study: str = ''
     view: str = ''
+    projection: str = ''  # AP or PA of frontal images, if `view` does not say it
     sex: str = ''
     age: str = ''
     views: str | Mapping[str, Sequence[str]] = ''  # key of VIEWS -> cells; or the view of all
@@ -114,6 +117,11 @@ class Layout:
         return {'': self.table} if isinstance(self.table, str) else dict(self.table)
 
     @property
+    def table_of_labels(self) -> str:
+        """Return the pattern of the table that states the labels; '' if `table` does."""
+        return self.labels.get('table', '')
+
+    @property
     def lists(self) -> dict[str, str]:
         """Return the text file that lists the images of each split."""
         return {} if 'column' in self.splits else dict(self.splits)
@@ -128,8 +136,8 @@ class Layout:
     def columns(self) -> list[str]:
         """Return the columns that the CSV file must have, except columns of labels."""
         names = [*COLUMN.findall(self.image), self.patient, self.study, self.view, self.sex]
-        names += [self.age, self.labels.get('column', ''), self.splits.get('column', '')]
-        names += self.where
+        names += [self.projection, self.age, self.splits.get('column', ''), *self.where]
+        names.append(self.labels.get('key' if self.table_of_labels else 'column', ''))
         given = {'', 'split'} if self.table else {''}  # `split` is filled in
         return [name for name in dict.fromkeys(names) if name not in given]
 
@@ -143,7 +151,7 @@ def open_layout(name: str) -> Layout:
         reason = f'cannot read the layout {file}: {" ".join(str(error).split())} ({QUOTES})'
         raise ValueError(f'DATA.DATASET: {reason}') from error
 
-    def demand(holds: bool, key: str, allowed: str) -> None:
+    def demand(holds: object, key: str, allowed: str) -> None:
         if not holds:
             raise ValueError(f'{file}: {key} must be {allowed}, got {given.get(key)!r:.200}')
 
@@ -169,15 +177,20 @@ def open_layout(name: str) -> Layout:
     return layout
 
 
-def _check_values(layout: Layout, demand: Callable[[bool, str, str], None]) -> None:
+def _check_values(layout: Layout, demand: Callable[[object, str, str], None]) -> None:
     """Refuse values that do not fit each other; `demand` takes what holds, the key and a rule."""
     holds = layout.majority_vote not in ('true', 'false')
     demand(holds, 'majority_vote', 'the column that names the reader, who has one vote')
     demand(layout.boxes in ('true', 'false'), 'boxes', 'true or false')
-    for key, names in (('table', layout.tables), ('splits', layout.lists)):
+    for key, names in (
+        ('table', layout.tables),
+        ('splits', layout.lists),
+        ('labels', {'': layout.table_of_labels}),
+    ):
         holds = all(_is_pattern(name) for name in names.values() if name)
         allowed = f'paths below the data folder, with {LONGEST} characters and one ** at most'
         demand(holds, key, allowed)
+    demand(re.fullmatch(r'(\.\w+)?', layout.suffix), 'suffix', 'a suffix such as .png')
     holds = IMAGE.fullmatch(layout.image) is not None
     demand(holds, 'image', 'a path with {columns}, and * for folders before them')
     if not layout.table:
@@ -192,9 +205,12 @@ def _check_values(layout: Layout, demand: Callable[[bool, str, str], None]) -> N
     demand(holds, 'image', 'without {split}, which needs a table or a cell for each split')
     holds = not isinstance(layout.views, str) or layout.views in ('', *VIEWS)
     demand(holds, 'views', f'one of {", ".join(VIEWS)}, or a mapping from them to cells')
-    holds = 'column' in layout.labels or not {*NOT_CELLS} & {*layout.labels}
+    holds = 'column' in layout.labels or not {*OF_LISTS} & {*layout.labels}
     demand(holds, 'labels', 'with the column that separator, names and leave_out belong to')
     demand(layout.labels.get('separator') != '', 'labels', 'with a separator that is not empty')
+    holds = ('table' in layout.labels) == ('key' in layout.labels)
+    holds = holds and not {'table', 'leave_out'} <= {*layout.labels}
+    demand(holds, 'labels', 'with both table and key, without leave_out, or with neither')
     holds = not layout.splits or ('' in layout.tables and set(layout.splits) != {'column'})
     demand(holds, 'splits', 'for a layout with one table, and must name train, valid or test')
 
@@ -221,8 +237,8 @@ def _refuse_unknown(place: str, keys: Iterable[str], allowed: Sequence[str]) -> 
 
 def _files(config: Config, root: Path) -> list[Path]:
     layout = open_layout(config.DATA.DATASET)
-    names = [*filter(None, layout.tables.values()), *layout.lists.values()]
-    return [file for name in names for file in sorted(root.glob(name))]
+    names = [*layout.tables.values(), *layout.lists.values(), layout.table_of_labels]
+    return [file for name in filter(None, names) for file in sorted(root.glob(name))]
 
 
 @register_dataset(
@@ -270,11 +286,14 @@ def read_layout(
     }
     _refuse_shared_patients(layout, tables)
     table = tables[own]
-    if not len(table):  # the reason has been reported
+    source = _open_labels(layout, root, table, labels) if len(table) else table
+    if not len(source):  # the reason has been reported
         return None
-    values = _read_labels(layout, table, labels, numbers=task_of(config).cells.numbers)
+    # The rows of all splits are read, so that a misspelt label is found in whatever split it is.
+    values = _read_labels(layout, source, labels, numbers=task_of(config).cells.numbers)
     is_wanted = (table[SPLIT] == split).to_numpy(bool)
-    table.cells, values = table.cells[is_wanted], values[is_wanted]
+    table.cells = table.cells[is_wanted]
+    values = values[is_wanted if source is table else _join(layout, table, source)]
     if not len(table):
         table.fault('empty split', f'it has no usable row of the split {split}')
         return None
@@ -282,7 +301,7 @@ def read_layout(
     if not len(table):
         return None
     files = table[NAME]
-    if suffix := config.DATA.IMAGE_SUFFIX:
+    if suffix := config.DATA.IMAGE_SUFFIX or layout.suffix:
         files = files.map(lambda file: os.path.splitext(file)[0] + suffix)
     if '*' in layout.image:
         files = _locate(layout.image, files, images, on_fault)
@@ -324,9 +343,8 @@ def _read_rows(
         table = Table(find_file(root, layout.tables[part], hint=str(layout.file)), on_fault)
     else:
         table = _table_of_paths(layout, images, on_fault)
-    own = () if 'column' in layout.labels else labels
-    names = [name for label in own for name in _names_in_file(layout, label)]
-    table.require(*layout.columns, labels=names)
+    own = () if layout.table_of_labels else labels
+    table.require(*layout.columns, labels=_columns_of_labels(layout, own))
     if not len(table):
         return table
     others = _leave_out(layout, table)
@@ -477,6 +495,37 @@ def _refuse_shared_patients(layout: Layout, tables: Mapping[str, Table]) -> None
             )
             table.fault('patient in two splits', detail, position)
         table.cells = table.cells[good]
+
+
+def _open_labels(layout: Layout, root: Path, table: Table, labels: Sequence[str]) -> Table:
+    """Read the table that states the labels of the images in `table`, which may be the same."""
+    if not (labels and layout.table_of_labels):
+        return table
+    file = find_file(root, layout.table_of_labels, hint=str(layout.file))
+    source, key = Table(file, table.on_fault), layout.labels['key']
+    listed = filter(None, [layout.labels.get('column')])
+    source.require(key, *listed, labels=_columns_of_labels(layout, labels))
+    source.keep_first(key, 'duplicate row of labels')
+    return source
+
+
+def _join(layout: Layout, table: Table, source: Table) -> np.ndarray:
+    """Return the row of labels of each row, and drop the rows that have none."""
+    place = rows_of(table, source, [layout.labels['key']])
+    has_labels = place >= 0
+    if not has_labels.all():
+        without = table[NAME][~has_labels]
+        counts = f'{len(without):,} of {len(place):,} rows have no row in {source.file.name}'
+        detail = f'{counts} and are left out, such as {without.iloc[0]}'
+        table.fault('rows without labels', detail, severity='warning')
+    table.cells = table.cells[has_labels]
+    return place[has_labels]
+
+
+def _columns_of_labels(layout: Layout, labels: Sequence[str]) -> list[str]:
+    """Return the columns that the labels have of their own."""
+    own = () if 'column' in layout.labels else labels
+    return [name for label in own for name in _names_in_file(layout, label)]
 
 
 def _names_in_file(layout: Layout, label: str) -> list[str]:
@@ -631,13 +680,17 @@ def _locate(pattern: str, files: pd.Series, images: ImageSource, on_fault: OnFau
 
     The name of a file that is not found keeps its `*`.
     """
-    start, _, end = pattern.rpartition('*')
-    depth, wanted = end.count('/'), files.str.rpartition('*/')[2]
-    is_named, places = set(wanted), {}
+    start = pattern.rpartition('*')[0]
+    wanted, places = files.str.rpartition('*/')[2], {}
+    is_named = set(wanted)
+    depths = {name.count('/') + 1 for name in is_named}  # a cell may be a path
     for file in images.below():
-        folder, name = file.rsplit('/', depth)[0], '/'.join(file.split('/')[-depth:])
-        if name not in is_named or not fnmatchcase(folder, f'{start}*'):
+        parts = file.split('/')
+        endings = {depth: '/'.join(parts[-depth:]) for depth in depths if depth <= len(parts)}
+        depth = next((depth for depth, name in endings.items() if name in is_named), 0)
+        if not depth or not fnmatchcase('/'.join(parts[:-depth]), f'{start}*'):
             continue
+        name = endings[depth]
         if places.setdefault(name, file) != file:
             detail = f'{images.path}: {file} and {places[name]} have the same name'
             on_fault(Fault('image in two folders', detail, file=file))
@@ -651,6 +704,9 @@ def _describe(layout: Layout, table: Table) -> dict[str, np.ndarray]:
     if layout.view:
         names = table[layout.view].map(_view_cells(layout)).fillna('').to_numpy(object)
     view, ap_pa = np.array([VIEWS.get(name, ('', '')) for name in names], object).reshape(-1, 2).T
+    if layout.projection:
+        is_known = (view == 'frontal') & table[layout.projection].isin(['AP', 'PA']).to_numpy(bool)
+        ap_pa = np.where(is_known, table[layout.projection], ap_pa)
     sexes = {cell: SEXES[cell.lower()] for cell in table[layout.sex] if cell.lower() in SEXES}
     sexes |= _by_cell(layout.sexes)
     ages = {cell: _years(match) for cell in table[layout.age] if (match := AGE.fullmatch(cell))}

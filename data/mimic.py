@@ -13,13 +13,16 @@ from data.chexpert import labels_of, records_of
 from data.image_source import open_images
 from data.labels import LABELS
 from data.records import Records, existing_records, lacks_images, register_dataset
-from data.table import IDS, OnFault, Table, find_file, refuse
+from data.table import IDS, OnFault, Table, find_file, refuse, rows_of
 from data.tasks import task_of
 
 # MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
 # other ViewPosition are neither frontal nor lateral.
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
 LABELLERS = OPTIONS['DATA.LABELLER'].one_of
+OF_TEST = (
+    'test-set-labeled'  # radiologists' labels of test studies, without subject_id (from 2.1.0)
+)
 POSITIONS = {'AP': 'frontal', 'PA': 'frontal'}
 POSITIONS |= dict.fromkeys(('LATERAL', 'LL', 'RL', 'XTABLE LATERAL'), 'lateral')
 
@@ -38,18 +41,23 @@ def read_mimic(
     """Read and check a split of MIMIC-CXR-JPG with the labels of DATA.LABELLER; see `read_csv`.
 
     The folder holds mimic-cxr-*-split.csv, -metadata.csv and -<labeller>.csv (or .csv.gz), and the
-    images files/p10/p10000032/s50414267/<dicom_id>.jpg. Sex and age are unknown, because these
-    files do not contain them. Images of studies without a row in the label file are excluded.
+    images files/p10/p10000032/s50414267/<dicom_id>.jpg. With '+radiologist', the labels of test
+    are those of mimic-cxr-*-test-set-labeled.csv. Sex and age are unknown, because these files do
+    not contain them. Images of studies without a row in the label file are excluded.
 
     Returns:
         Records in the order of the split file; `row` is the 0-based row of this file. None for an
         optional split without its images (see `lacks_images`), or if no row can be used.
     """
     split, suffix = MIMIC_SPLITS[split], config.DATA.IMAGE_SUFFIX or '.jpg'
-    table, metadata, of_studies = (Table(file, on_fault) for file in _mimic_tables(config, root))
+    kinds = _kinds(config.DATA.LABELLER)
+    # The last kind are the labels of test, and the third those of the other splits.
+    kinds = [*kinds[:2], kinds[-1] if split == 'test' else kinds[2]]
+    table, metadata, of_studies = (Table(_mimic_file(root, kind), on_fault) for kind in kinds)
     table.require(*IDS, 'split')
     metadata.require(*IDS, 'ViewPosition')
-    of_studies.require('subject_id', 'study_id', labels=labels)
+    key = ['study_id'] if kinds[-1] == OF_TEST else ['subject_id', 'study_id']
+    of_studies.require(*key, labels=labels)
     for name in IDS:
         good = table[name].str.fullmatch(r'[A-Za-z0-9_-]+')
         table.keep(name, good, 'form of an id', 'is not made of letters, digits, - and _')
@@ -57,10 +65,10 @@ def read_mimic(
     splits = {name: name for name in MIMIC_SPLITS.values()}
     splits = table.map('split', splits, 'value of the split', dtype=object)
     table.cells = table.cells[splits == split]
-    place = _rows_of(table, metadata, IDS)
+    place = rows_of(table, metadata, IDS)
     table.keep('dicom_id', place >= 0, 'missing row', f'has no row in {metadata.file.name}')
     position = metadata['ViewPosition'].to_numpy(object)[place[place >= 0]]
-    place = _rows_of(table, of_studies, ['subject_id', 'study_id'])
+    place = rows_of(table, of_studies, key)
     problem = f'has no row in {of_studies.file.name}'
     table.keep('study_id', place >= 0, 'study without labels', problem, 'warning')
     if not len(table):
@@ -92,7 +100,11 @@ def read_mimic(
 def named_images(config: Config, root: Path) -> set[str]:
     """Return the image files of all splits of MIMIC-CXR-JPG, for all label files that exist."""
     listed, config = set(Table(_mimic_file(root, 'split'))['split']), config.clone()
-    labellers = [name for name in LABELLERS if list(root.glob(f'mimic-cxr-*-{name}.csv*'))]
+    labellers = [
+        name
+        for name in LABELLERS
+        if all(list(root.glob(f'mimic-cxr-*-{kind}.csv*')) for kind in _kinds(name))
+    ]
     named = set()
     for labeller in labellers or LABELLERS:
         config.DATA.LABELLER = labeller
@@ -109,17 +121,13 @@ def _mimic_file(root: str | Path, kind: str) -> Path:
 
 
 def _mimic_tables(config: Config, root: str | Path) -> list[Path]:
-    return [_mimic_file(root, kind) for kind in ('split', 'metadata', config.DATA.LABELLER)]
+    return [_mimic_file(root, kind) for kind in _kinds(config.DATA.LABELLER)]
+
+
+def _kinds(labeller: str) -> list[str]:
+    """Return the kinds of files for a value of DATA.LABELLER."""
+    labeller, _, radiologist = labeller.partition('+')
+    return ['split', 'metadata', labeller, *([OF_TEST] if radiologist else [])]
 
 
 register_dataset('mimic-cxr', labelled=True, tables=_mimic_tables, splits=None)(read_mimic)
-
-
-def _rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray:  # [N]
-    """Return the position of each row of a table in another by some columns; -1 if it is absent."""
-    if not len(table) or not len(other):
-        return np.full(len(table), -1)
-    names, wanted = (pd.MultiIndex.from_frame(part.cells[[*columns]]) for part in (other, table))
-    first = np.flatnonzero(~names.duplicated())
-    place = names[first].get_indexer(wanted)
-    return np.where(place >= 0, first[place], -1)

@@ -8,6 +8,8 @@ and the readers return the rows that can be used.
 import csv
 import gzip
 import io
+import itertools
+import json
 import logging
 import re
 import zipfile
@@ -25,10 +27,11 @@ IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
 NUMBER = re.compile(r'-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
 LARGEST = float(np.finfo(np.float32).max)  # labels have 32 bits, and none may become infinite
 SHOWN = 100  # number of characters of a cell in a message
+JSON_LINES = ('.json', '.jsonl')  # suffixes of tables with a JSON object on each line
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what damaged files raise
 # A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
 MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
-MAX_ROWS, MAX_COLUMNS = 2**20, 100  # that are read of an Excel file
+MAX_ROWS, MAX_COLUMNS = 2**20, 100  # that are read of an Excel file; the second also of JSON
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def refuse(fault: Fault, logger: logging.Logger | None = None) -> None:
 
 
 class Table:
-    """The text cells of a CSV file (.csv or .csv.gz).
+    """The text cells of a CSV file (.csv or .csv.gz), or of JSON lines (.json or .jsonl).
 
     A missing column reads as empty cells, and empty rows are ignored. A row that is wider or
     narrower than the header is a fault, because the last row of a truncated file would otherwise
@@ -248,14 +251,17 @@ class Table:
 
 
 def _read_rows(file: Path) -> list[list[str]]:
-    """Read the rows of a CSV file."""
+    """Read the rows of a CSV file or of JSON lines, with the header in front."""
     if file.suffix == '.xlsx':
         raise ValueError('it is an Excel file; save it as CSV')
     limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
     with (gzip.open if file.suffix == '.gz' else open)(file, 'rb') as opened:
         data = opened.read(limit + 1)
     _refuse_bomb(len(data), limit)
-    reader = csv.reader(io.StringIO(data.decode('utf-8-sig'), newline=''), strict=True)
+    text = data.decode('utf-8-sig')
+    if file.name.endswith(JSON_LINES):
+        return _read_json_lines(text)
+    reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     try:
         rows = list(reader)
     except csv.Error as error:
@@ -264,6 +270,29 @@ def _read_rows(file: Path) -> list[list[str]]:
     if reader.line_num > len(rows):
         _refuse_swallowed_rows(rows)
     return rows
+
+
+def _read_json_lines(text: str) -> list[list[str]]:
+    """Return the header and the rows of a file with a JSON object, which is a row, on each line."""
+    rows = []
+    for number, line in enumerate(text.rstrip('\n').split('\n'), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f'line {number} is not JSON: {error}') from error
+        if not isinstance(row, dict):
+            raise ValueError(f'line {number} is not a JSON object such as {{"file": "1.png"}}')
+        rows.append(row)
+    header = [*dict.fromkeys(itertools.chain.from_iterable(rows))]
+    if len(header) > MAX_COLUMNS:
+        raise ValueError(f'it has {len(header):,} different keys, at most {MAX_COLUMNS} are read')
+    return [header, *([_json_text(row.get(name)) for name in header] for row in rows)]
+
+
+def _json_text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ''
+    return json.dumps(value)
 
 
 def _refuse_swallowed_rows(rows: Sequence[Sequence[str]]) -> None:
@@ -333,6 +362,16 @@ def _text(cell: Any) -> str:
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return '' if cell is None else str(cell)
+
+
+def rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray:  # [N]
+    """Return the position of each row of a table in another by some columns; -1 if it is absent."""
+    if not len(table) or not len(other):
+        return np.full(len(table), -1)
+    names, wanted = (pd.MultiIndex.from_frame(part.cells[[*columns]]) for part in (other, table))
+    first = np.flatnonzero(~names.duplicated())
+    place = names[first].get_indexer(wanted)
+    return np.where(place >= 0, first[place], -1)
 
 
 def find_file(root: Path, *patterns: str, hint: str) -> Path:

@@ -21,6 +21,9 @@ NIH_FINDINGS = {
     'Edema': 'Edema',
     'Pleural_Thickening': 'Pleural Other',
 }
+SECTIONS = ('narrative', 'clinical_history', 'history', 'comparison', 'technique')
+SECTIONS += ('procedure_comments', 'findings', 'impression', 'end_of_impression', 'summary')
+SECTIONS += ('accession_number',)  # of the reports of CheXpert Plus
 
 
 def mimic_phantom(root: Path, **options: int) -> None:
@@ -84,3 +87,31 @@ def move_images(root: Path, table: pd.DataFrame, names: list[str] | pd.Series) -
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / path).rename(root / name)
     shutil.rmtree(root / 'drawn')
+
+
+def plus_phantom(root: Path, images: str = 'PNG', **options: int) -> None:
+    """Make a phantom with the options of `make_phantom` as CheXpert Plus is downloaded."""
+    table = drawn(root, options)
+    table = table[table['split'] != 'test'].reset_index(drop=True)
+    names = table['Path'].str.partition('/')[2]
+    move_images(root, table, images + '/' + names.str.replace('.jpg', '.png'))
+    columns = {'path_to_image': names, 'path_to_dcm': names.str.replace('.jpg', '.dcm')}
+    columns |= {'frontal_lateral': table['Frontal/Lateral'], 'ap_pa': table['AP/PA']}
+    patients = names.str.extract(r'/(patient\d+)/')[0]
+    columns |= {'deid_patient_id': patients, 'patient_report_date_order': table['study']}
+    text = f'FINDINGS:\n1. Clear, "as before",\n\n{"a, " * 30}b.'
+    columns |= {'report': text} | {f'section_{name}': text for name in SECTIONS}
+    columns |= {'age': table['Age'], 'sex': table['Sex'], 'race': patients.map(race_of)}
+    columns |= {'ethnicity': 'Non-Hispanic/Non-Latino', 'interpreter_needed': 'No'}
+    columns |= {'insurance_type': '', 'recent_bmi': 27.5, 'deceased': 'No', 'split': table['split']}
+    pd.DataFrame(columns).to_csv(root / 'df_chexpert_plus_240401.csv', index=False)
+    (root / 'chexbert_labels').mkdir()
+    labels = table[sorted(LABELS)].assign(path_to_image=names)
+    for kind in ('report', 'findings', 'impression'):
+        file = root / 'chexbert_labels' / f'{kind}_fixed.json'
+        labels.iloc[::-1].to_json(file, orient='records', lines=True)
+
+
+def race_of(patient: str) -> str:
+    """Return the race of a patient, one of two or, rarely, none."""
+    return ('White, non-Hispanic', 'Asian', 'White, non-Hispanic', '')[int(patient[-1]) % 4]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from phantom_layouts import nih_phantom
+from phantom_layouts import nih_phantom, plus_phantom, race_of
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tiny import LABELS_DECIDE, VIT, config_with, finished_run, run_script
@@ -302,7 +302,7 @@ def test_a_list_that_is_no_regular_file_is_not_read(tmp_path: Path, kind: str) -
 @pytest.mark.parametrize(
     ('old', 'new', 'key'),
     [
-        ('patient: who', 'patients: who', 'unknown key patients; allowed: table, image, patient'),
+        ('patient: who', 'patients: who', 'unknown key patients; allowed: table, image, suffix'),
         ('table: export.csv', '', 'table'),
         ('table: export.csv', 'table: {dev: export.csv}', 'table'),
         ('patient: who', 'patient: [who]', 'patient'),
@@ -324,6 +324,9 @@ def test_a_list_that_is_no_regular_file_is_not_read(tmp_path: Path, kind: str) -
         ),
         ('separator: ;', 'separator: [;]', 'labels'),
         ('separator: ;', "separator: ''", 'labels'),
+        ('separator: ;', 'separator: ;, table: labels.csv', 'labels'),
+        ('separator: ;', 'separator: ;, table: ../labels.csv, key: file', 'labels'),
+        ('patient: who', 'suffix: png', 'suffix'),
         ('normal: No Finding', 'normal: {a: b}', 'rename'),
         ('lateral: [lat]', 'lateral: {lat: a}', 'views'),
         ('table: export.csv', 'table: ../other/export.csv', 'table'),
@@ -426,6 +429,53 @@ def test_fine_tuning_scores_nihs_official_test_split(tmp_path: Path) -> None:
         wanted = roc_auc_score(truth[name], predictions[name])
         assert scores['auroc'][name] == pytest.approx(wanted)
     assert not (folder / 'predictions_valid.csv').exists()
+
+
+def test_chexpert_plus_becomes_a_report_from_files_and_packed(tmp_path: Path) -> None:
+    """The download has reports over several lines, `.jpg` in the table and `.png` on the disk."""
+    root, store = tmp_path / 'plus', tmp_path / 'store'
+    plus_phantom(root, 'PNG/PNG', num_train=40, num_valid=20, num_test=1, size=40)
+    words = ['--output', tmp_path / 'out', '--opts', 'DATA.DATASET', 'chexpert_plus']
+    assert run_script('check_data', '--data-path', root, *words) == 0
+    pack(read_source(root, dataset='chexpert_plus'), store, Settings(size=None, square=False))
+    data = {'DATASET': 'chexpert_plus', 'TRAIN_IMAGES': 0}
+    assert finished_run('simmim', store, tmp_path / 'pretrain', model=VIT, DATA=data)
+    more = {'EVAL': {'GROUPS': ['race', 'ethnicity'], 'RESAMPLES': 20}, 'REPORT': {'WRITE': True}}
+    predictions = []
+    for place in (root, store):
+        out = tmp_path / f'of_{place.name}'
+        folder = finished_run('finetune', place, out, model=VIT, DATA=data, **more)
+        predictions.append(pd.read_csv(folder / 'predictions_valid.csv'))
+        groups = pd.read_csv(folder / 'report_groups.csv')
+        assert set(groups['column']) == {'Sex', 'Age', 'View', 'race', 'ethnicity'}
+    pd.testing.assert_frame_equal(*predictions)
+    assert predictions[0]['Path'][0] == 'PNG/PNG/valid/patient80001/study1/view1_frontal.png'
+    assert {'Asian', 'White, non-Hispanic'} <= {*groups.query("column == 'race'")['group']}
+    options = {'DATASET': 'chexpert_plus', 'DATA_PATH': str(store)}
+    options = {f'DATA__{name}': value for name, value in options.items()}
+    counts = build_description(config_with(**options, EVAL__GROUPS=['race'])).counts
+    counts = counts.query("column == 'race' and split == 'valid'").set_index('group')['patients']
+    table = pd.read_csv(root / 'df_chexpert_plus_240401.csv').query("split == 'valid'")
+    races = table['deid_patient_id'].drop_duplicates().map(race_of).replace('', 'unknown')
+    assert counts.to_dict() == races.value_counts().to_dict()
+
+
+def test_labels_of_another_table_are_found_by_a_key(tmp_path: Path, caplog) -> None:
+    text = MINE.replace('separator: ;', 'separator: ;, table: labels.jsonl, key: file')
+    name = described(tmp_path, text, EXPORT.replace(',findings', ',report'))
+    lines = [('y/4.png', 'normal'), ('x/2.png', None), ('x/1.png', 'effusion; enlarged heart')]
+    rows = [json.dumps({'file': file, 'findings': text, 'n': 1.0}) for file, text in lines]
+    (tmp_path / 'labels.jsonl').write_text('\n'.join(rows))
+    labels = ('Cardiomegaly', 'effusion')
+    train = read(tmp_path, name, 'train', labels, logger=logging.getLogger('layouts'))
+    assert train.file.tolist() == ['xrays/x/1.png', 'xrays/x/2.png'] and train.csv == 'export.csv'
+    np.testing.assert_array_equal(train.labels, [[1, 1], [NAN, NAN]])
+    assert '1 of 3 rows have no row in labels.jsonl' in caplog.text and 'y/3.png' in caplog.text
+    assert len(read(tmp_path, name, 'train')) == 3  # without labels
+    for text in (rows[0] + '\n' + rows[0], '[1]', rows[0] + '\n{', '[' * 10**5):
+        (tmp_path / 'labels.jsonl').write_text(text)
+        with pytest.raises(ValueError, match=r'labels\.jsonl'):
+            read(tmp_path, name, 'train', labels)
 
 
 def write(root: Path, name: str, text: str, *images: str) -> Path:

@@ -180,6 +180,20 @@ def test_a_split_without_images_or_labels_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, files, '2.0.0-chexpert.csv', 'test', split='test')
 
 
+def test_radiologists_may_label_the_test_split(tmp_path: Path) -> None:
+    """Their file of version 2.1.0 has no patients, and other studies than the labeller's."""
+    files = tables()
+    row = labels_of('', '59999999', Edema='1.0', Fracture='0.0')[1:]
+    files['test-set-labeled'] = [['study_id', *OBSERVATIONS], row]
+    root = write(tmp_path, files)
+    test = read(root, 'test', labeller='negbio+radiologist', labels=('Edema', 'Support Devices'))
+    np.testing.assert_array_equal(test.labels, [[1, NAN]])
+    with_labeller = read(root, 'test', labels=('Edema', 'Support Devices'))
+    np.testing.assert_array_equal(with_labeller.labels, [[NAN, 1]])
+    train = [read(root, 'train', labeller=name) for name in ('negbio', 'negbio+radiologist')]
+    np.testing.assert_array_equal(train[0].labels, train[1].labels)
+
+
 def test_a_missing_image_folder_or_label_file_is_named(tmp_path: Path) -> None:
     root = write(tmp_path, tables())
     first = root / 'files/p10/p10000032/s50414267/aa-1.jpg'
