@@ -86,7 +86,7 @@ NAMES = (
     ('fc_norm.', 'pooler.layernorm.'),
     ('head.', 'classifier.'),
 )
-# Names that are only read: DINOv2 (the weights in and out belong to gated MLPs), ResNet, and MAE's
+# DINOv2 (the weights in and out belong to gated MLPs), ResNet, and MAE's
 # decoder (`decoder_encoder` in transformers 5).
 DINOV2_BLOCK = (
     *((name, name) for name in ('norm1.', 'norm2.', 'mlp.fc1.', 'mlp.fc2.')),
@@ -225,11 +225,6 @@ def shared_keys(state: State) -> dict[str, str]:
     }
 
 
-def to_huggingface(state: State) -> State:
-    """Rename entries for transformers, without the model prefix, and split q, k and v."""
-    return {_renamed(key, NAMES): value for key, value in split_qkv(state).items()}
-
-
 def is_huggingface(state: State) -> bool:
     """Return whether the names are transformers' of Swin, ViT, BEiT, DINOv2, MAE or ResNet."""
     return _huggingface_prefix(state) is not None
@@ -255,21 +250,8 @@ def from_huggingface(state: State) -> tuple[State, list[str]]:
     return join_qkv(renamed), unused
 
 
-def split_qkv(state: State) -> State:
-    """Split `attn.qkv` into query, key and value."""
-    split = {}
-    for key, value in state.items():
-        if '.attn.qkv.' in key:
-            for name, part in zip(QKV, value.chunk(3), strict=True):
-                split[key.replace('.qkv.', f'.{name}.')] = part.clone()
-        else:
-            key = key.replace('.attn.q_bias', '.attn.query.bias')
-            split[key.replace('.attn.v_bias', '.attn.value.bias')] = value
-    return split
-
-
 def join_qkv(state: State) -> State:
-    """Undo `split_qkv`."""
+    """Join query, key and value to `attn.qkv`, or to `attn.q_bias` and `attn.v_bias`."""
     joined = dict(state)
     for key in [key for key in state if '.attn.query.' in key]:
         q, k, v = (joined.pop(key.replace('.query.', f'.{name}.'), None) for name in QKV)

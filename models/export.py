@@ -3,8 +3,9 @@
 Each format is one function that writes to a path and returns a function from images to outputs.
 `export` compares these outputs with the checkpoint's before it renames the temporary file.
 
-Swin's patch merging and relative positions have the same order in SimMIM, timm and transformers.
-Only the names differ, and in timm patch merging belongs to the next stage.
+transformers reads the folder for timm. Swin's patch merging and relative positions have the same
+order in SimMIM and timm. Only the names differ, and in timm patch merging belongs to the next
+stage.
 """
 
 import html
@@ -18,13 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+import timm
 import torch
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from timm.models.beit import Beit
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
@@ -33,10 +33,11 @@ from config import Config, check_config, enlarged_side, pixel_statistics, scored
 from data.tasks import task_of
 from models.build import build_saved_model
 from models.contrastive import METHODS, build_contrastive
-from models.convert import PREFIX, to_huggingface
+from models.convert import PREFIX
 from models.encoder import ENCODERS, Encoder
 from models.simmim import PRETRAINING
-from system.downloads import PROCESSOR
+from system.downloads import FACTS, MODEL_CONFIG
+from system.files import BEST_CHECKPOINT, checkpoint_name, in_one_line
 from utils import (
     drop_buffers,
     load_model_state,
@@ -50,21 +51,17 @@ Run = Callable[[Tensor], Tensor]  # images [B, C, S, S] to outputs
 
 THREE_OUTPUTS = ('negative', 'positive', 'uncertain')  # order of the three outputs of a label
 LARGEST_DIFFERENCE = 1e-4  # tolerance between the outputs of an export and of the checkpoint
-PLAIN_SWIN = {'APE': False, 'PATCH_NORM': True, 'QK_SCALE': None}  # fixed in timm and transformers
+PLAIN_SWIN = {'APE': False, 'PATCH_NORM': True, 'QK_SCALE': None}  # fixed in timm
 ANY_MODEL = '--to onnx and --to torch_export support any model'
-METADATA = 'simmim'  # key of the metadata in the header of a .safetensors or .onnx file
 FACTS_FILE = 'simmim.json'  # name of the metadata file inside a .pt2 file
-TIMM_CLASSES = {kind.__name__: kind for kind in (SwinTransformer, Beit, VisionTransformer)}
-# Values of `TrainedModel.gives` and the names of these outputs in transformers.
-HUGGINGFACE_OUTPUTS = {
-    'logits': 'logits',
-    'tokens': 'last_hidden_state',
-    'features': 'pooler_output',
-}
-CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
-FOLDER_FILES = {CONFIG, WEIGHTS, CARD, PROCESSOR}
+WEIGHTS, CARD = 'model.safetensors', 'README.md'
+FOLDER_FILES = {MODEL_CONFIG, WEIGHTS, CARD}
+MEANS = {'mean_of_five': 'mean of five labels', 'mean_of_defined': 'mean of all labels'}
 EXAMPLES = 2  # batch size for tracing; a program traced with one image would accept only one
 MOST_IMAGES = 65535  # largest batch of a traced program; some versions of PyTorch require a limit
+CROPPED_SHARE = 224 / 256  # of the enlarged image with TEST.CROP
+# Entries about timm's published weights, which say nothing about these.
+OF_PUBLISHED_WEIGHTS = ('tag', 'test_input_size', 'test_crop_pct', 'origin_url', 'paper_ids')
 # Options in the model card, in addition to the options of the stage.
 SHARED_OPTIONS = (
     'MODEL.NAME TAG DATA.SOURCES DATA.DATASET DATA.VIEWS DATA.FOLD DATA.TRAIN_FRACTION '
@@ -87,6 +84,7 @@ class TrainedModel(NamedTuple):
         encoder: Encoder, including the head after fine-tuning.
         network: Module that maps images [B, C, S, S] to outputs.
         outputs: Names of the K logits; empty after pre-training.
+        scores: Scores of the checkpoint by split, from its run folder; {} if there are none.
         gives: Kind of output: 'logits' [B, K] after fine-tuning, 'tokens' [B, L, D] after masked
             pre-training, or 'features' [B, F] after contrastive pre-training.
     """
@@ -96,6 +94,7 @@ class TrainedModel(NamedTuple):
     network: nn.Module
     outputs: tuple[str, ...]
     gives: str
+    scores: dict[str, dict[str, Any]] = {}
 
 
 class Tokens(nn.Module):
@@ -145,7 +144,19 @@ def load_trained_model(path: str | Path, logger: logging.Logger) -> TrainedModel
     load_model_state(model, state, str(path), logger)
     encoder = model.encoder if gives == 'tokens' else model
     network = Tokens(encoder) if gives == 'tokens' else model
-    return TrainedModel(config, encoder, network.eval(), outputs, gives)
+    scores = _saved_scores(Path(path), config)
+    return TrainedModel(config, encoder, network.eval(), outputs, gives, scores)
+
+
+def _saved_scores(path: Path, config: Config) -> dict[str, dict[str, Any]]:
+    """Return the scores of a checkpoint of fine-tuning by split."""
+    file = path.with_name('scores.json')
+    kinds = {BEST_CHECKPOINT: 'selected', checkpoint_name(config.TRAIN.EPOCHS - 1): 'last'}
+    if path.name not in kinds or not file.is_file():
+        return {}
+    found = json.loads(file.read_text('utf-8'))
+    kind = kinds[path.name]
+    return {split: scores[kind] for split, scores in found.items() if kind in scores}
 
 
 def _stage(config: Config, state: State) -> str:
@@ -257,8 +268,8 @@ def example_images(source: TrainedModel, count: int) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def model_card(source: TrainedModel, *, has_processor: bool) -> str:
-    """Render the model card; `has_processor` states whether the export has an image processor."""
+def model_card(source: TrainedModel) -> ModelCard:
+    """Return the model card with its metadata for Hugging Face."""
     config, method = source.config, ''
     if source.outputs:
         keys = FINE_TUNING_OPTIONS
@@ -272,66 +283,134 @@ def model_card(source: TrainedModel, *, has_processor: bool) -> str:
     environment = Environment(
         loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, finalize=_literal
     )
-    return environment.get_template('model_card.md.j2').render(
+    text = environment.get_template('model_card.md.j2').render(
         config=config,
         facts=facts(source),
         labels=source.outputs,
         gives=source.gives,
-        activation=_activation(source),
+        activation=_activation(source) if source.outputs else '',
         method=method,
         options=[(key, _option(config, key)) for key in _shown_options(config, keys)],
-        has_processor=has_processor,
+        scores=_card_scores(source),
+        is_prepared=_is_prepared(source),
         short_side=enlarged_side(config.DATA.IMG_SIZE),
+    )
+    return ModelCard(f'---\n{_card_data(source).to_yaml()}\n---\n{text}')
+
+
+def _card_data(source: TrainedModel) -> ModelCardData:
+    """Return the metadata of a model card. What the data allow decides about the licence."""
+    config = source.config
+    kind = 'image-classification' if source.outputs else 'image-feature-extraction'
+    results = [
+        EvalResult(
+            task_type='image-classification',
+            dataset_type=_data_sets(config)[0],
+            dataset_name=_data_sets(config)[0],
+            dataset_split=split,
+            metric_type='roc_auc',
+            metric_name=f'AUROC, {mean}',
+            metric_value=round(value, 4),
+        )
+        for split, mean, value in _card_scores(source)
+    ]
+    return ModelCardData(
+        model_name=_literal(config.MODEL.NAME),
+        library_name='timm',
+        pipeline_tag=kind,
+        tags=['chest-x-ray', 'research', 'timm', 'transformers'],
+        license='other',
+        license_name='research-only',
+        datasets=_data_sets(config),
+        eval_results=results or None,
     )
 
 
+def _card_scores(source: TrainedModel) -> list[tuple[str, str, float]]:
+    """Return (split, name of the mean AUROC, value) of the scores of the run."""
+    return [
+        (split, name, scores[key])
+        for split, scores in source.scores.items()
+        for key, name in MEANS.items()
+        if scores.get(key) is not None
+    ]
+
+
+def _data_sets(config: Config) -> list[str]:
+    """Return the names of the data sets of a run, without folders."""
+    sources = [entry['dataset'] for entry in config.DATA.SOURCES] or [config.DATA.DATASET]
+    return sorted({_literal(PurePath(name).stem) for name in sources})
+
+
+def _is_prepared(source: TrainedModel) -> bool:
+    """Return whether timm's transform prepares images as in evaluation."""
+    return not scored_steps(source.config) and source.config.DATA.NORMALIZE == 'dataset'
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload an exported folder to Hugging Face and return its address.
+
+    A new repository is private.
+
+    Raises:
+        ValueError: If it cannot be uploaded, for example without a login (`hf auth login`).
+    """
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # huggingface_hub has no common class of errors
+        raise ValueError(f'--push {repository}: {in_one_line(error)}') from error
+    return str(address)
+
+
 def write_timm(source: TrainedModel, path: Path) -> Run:
-    """Write a .safetensors file with timm's names, and the arguments for timm in the header."""
-    name, arguments, state = _by_encoder(source, 'timm', {'swin': _timm_swin, 'vit': _timm_vit})
-    options = source.config.MODEL[source.config.MODEL.TYPE.upper()]
-    arguments |= {
-        'img_size': source.config.DATA.IMG_SIZE,
-        'patch_size': options.PATCH_SIZE,
-        'in_chans': source.config.MODEL.IN_CHANS,
-        'num_classes': len(source.outputs),
-        'embed_dim': options.EMBED_DIM,
-        'mlp_ratio': options.MLP_RATIO,
-        'qkv_bias': options.QKV_BIAS,
-    }
-    about = facts(source) | {'class': name, 'arguments': arguments}
-    save_file(state, path, {'format': 'pt', METADATA: json.dumps(about)})
-    model = TIMM_CLASSES[name](**arguments).eval()
-    model.load_state_dict(load_file(path))
+    """Write a folder that timm and transformers load, with the model card."""
+    builders = {'swin': _timm_swin, 'vit': _timm_vit, 'timm': _timm_timm}
+    kind, head = source.config.MODEL.TYPE, source.config.MODEL.HEAD
+    if kind not in builders:
+        raise ValueError(
+            f'--to timm: MODEL.TYPE must be one of {list(builders)}, got {kind!r}; {ANY_MODEL}'
+        )
+    if source.outputs and head != 'linear':
+        raise ValueError(f"--to timm: MODEL.HEAD must be 'linear', got {head!r}; {ANY_MODEL}")
+    state = drop_buffers(source.encoder.state_dict())
+    learned = {key: value.contiguous() for key, value in state.items() if key != 'mask_token'}
+    architecture, arguments, learned = builders[kind](source, learned)
+    model = timm.create_model(
+        architecture,
+        in_chans=source.config.MODEL.IN_CHANS,
+        pretrained_cfg_overlay=_timm_inputs(source),
+        **arguments,
+    )
+    model.load_state_dict(learned)
+    about = {'label_names': list(source.outputs), FACTS: facts(source)}
+    save_for_hf(model, path, model_config=about, safe_serialization=True)
+    # transformers gives the number of outputs itself; timm also finds it in `pretrained_cfg`.
+    config = json.loads((path / MODEL_CONFIG).read_text('utf-8'))
+    config['model_args'].pop('num_classes', None)
+    (path / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
+    model_card(source).save(path / CARD)
+    model = timm.create_model(f'local-dir:{path}', pretrained=True).eval()
     return model.forward_features if source.gives == 'tokens' else model
 
 
-def write_huggingface(source: TrainedModel, path: Path) -> Run:
-    """Write a folder for transformers with weights, config, image processor and model card."""
-    builders = {'swin': _huggingface_swin, 'vit': _huggingface_beit}
-    config, state = _by_encoder(source, 'huggingface', builders)
-    config |= {
-        'image_size': source.config.DATA.IMG_SIZE,
-        'num_channels': source.config.MODEL.IN_CHANS,
-        'hidden_act': 'gelu',
-        'hidden_dropout_prob': 0.0,
-        'attention_probs_dropout_prob': 0.0,
-        'drop_path_rate': source.config.MODEL.DROP_PATH_RATE,
-        **_label_config(source),
+def _timm_inputs(source: TrainedModel) -> dict[str, Any]:
+    """Return timm's description of outputs and input images, in place of the published model's."""
+    config = source.config
+    mean, std = pixel_statistics(config)
+    crops = config.TEST.CROP
+    return {
+        'num_classes': len(source.outputs),
+        'input_size': (config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE),
+        'mean': mean,
+        'std': std,
+        'interpolation': interpolation(source).name.lower(),
+        'crop_pct': CROPPED_SHARE if crops else 1.0,
+        'crop_mode': 'center' if crops else 'squash',
+        'license': 'other',
+        **dict.fromkeys(OF_PUBLISHED_WEIGHTS),
     }
-    processor = _processor_config(source)
-    path.mkdir()
-    save_file(state, path / WEIGHTS, {'format': 'pt'})
-    for name, values in ((CONFIG, config), (PROCESSOR, processor)):
-        if values:
-            (path / name).write_text(json.dumps(values, indent=2) + '\n', 'utf-8')
-    (path / CARD).write_text(model_card(source, has_processor=bool(processor)), 'utf-8')
-
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    kind = getattr(transformers, config['architectures'][0])
-    model = kind.from_pretrained(path).eval()
-    return lambda images: model(pixel_values=images)[HUGGINGFACE_OUTPUTS[source.gives]]
 
 
 def write_torch_export(source: TrainedModel, path: Path) -> Run:
@@ -353,44 +432,28 @@ def write_onnx(source: TrainedModel, path: Path) -> Run:
         dynamic_shapes=({0: 'batch'},),
         verbose=False,
     )
-    graph.model.metadata_props[METADATA] = json.dumps(facts(source))
+    graph.model.metadata_props[FACTS] = json.dumps(facts(source))
     graph.save(path)
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda images: torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
 
 
 FORMATS = {
-    'timm': Format(write_timm, '.safetensors'),
-    'huggingface': Format(write_huggingface, '', ('transformers',)),
+    'timm': Format(write_timm, ''),
     'onnx': Format(write_onnx, '.onnx', ('onnx', 'onnxscript', 'onnxruntime')),
     'torch_export': Format(write_torch_export, '.pt2'),
 }
 
 
-def _by_encoder(source: TrainedModel, target: str, builders: dict[str, Callable]) -> Any:
-    """Check the encoder, and call its builder with the source and the learned weights."""
-    kind, options = source.config.MODEL.TYPE, source.config.MODEL.SWIN
-    if kind not in builders:
-        raise ValueError(
-            f'--to {target}: MODEL.TYPE must be one of {list(builders)}, got {kind!r}; {ANY_MODEL}'
-        )
-    head = source.config.MODEL.HEAD
-    if source.outputs and head != 'linear':
-        raise ValueError(f"--to {target}: MODEL.HEAD must be 'linear', got {head!r}; {ANY_MODEL}")
-    for key, plain in PLAIN_SWIN.items() if kind == 'swin' else ():
+def _timm_swin(source: TrainedModel, state: State) -> tuple[str, dict[str, Any], State]:
+    """Return name, arguments and state dict of a Swin in timm."""
+    options = source.config.MODEL.SWIN
+    for key, plain in PLAIN_SWIN.items():
         if options[key] != plain:
             raise ValueError(
-                f'--to {target}: MODEL.SWIN.{key} must be {plain}, got {options[key]}; {ANY_MODEL}'
+                f'--to timm: MODEL.SWIN.{key} must be {plain}, got {options[key]}; {ANY_MODEL}'
             )
-    state = drop_buffers(source.encoder.state_dict())
-    learned = {key: value.contiguous() for key, value in state.items() if key != 'mask_token'}
-    return builders[kind](source, learned)
-
-
-def _timm_swin(source: TrainedModel, state: State) -> tuple[str, dict[str, Any], State]:
-    """Return the class name, constructor arguments and state dict for timm's SwinTransformer."""
-    options = source.config.MODEL.SWIN
-    arguments = {
+    arguments = _sizes(source, options) | {
         'depths': list(options.DEPTHS),
         'num_heads': list(options.NUM_HEADS),
         'window_size': options.WINDOW_SIZE,
@@ -400,13 +463,13 @@ def _timm_swin(source: TrainedModel, state: State) -> tuple[str, dict[str, Any],
         if match := re.match(r'layers\.(\d+)\.downsample', key):  # part of the next stage in timm
             key = f'layers.{int(match[1]) + 1}.downsample{key[match.end() :]}'
         renamed[re.sub(r'^head\.', 'head.fc.', key)] = value
-    return 'SwinTransformer', arguments, renamed
+    return 'swin_base_patch4_window7_224', arguments, renamed
 
 
 def _timm_vit(source: TrainedModel, state: State) -> tuple[str, dict[str, Any], State]:
-    """Return class name, arguments and state dict for timm's VisionTransformer or Beit."""
+    """Return name, arguments and state dict of a ViT in timm, a BEiT if it has position tables."""
     options = source.config.MODEL.VIT
-    arguments = {
+    arguments = _sizes(source, options) | {
         'depth': options.DEPTH,
         'num_heads': options.NUM_HEADS,
         'init_values': 1.0 if 'blocks.0.gamma_1' in state else 0.0,  # 0 disables layer scale
@@ -419,7 +482,7 @@ def _timm_vit(source: TrainedModel, state: State) -> tuple[str, dict[str, Any], 
             'use_rel_pos_bias': options.USE_RPB,
             'use_shared_rel_pos_bias': options.USE_SHARED_RPB,
         }
-        return 'Beit', arguments, with_pooled_norm(state)
+        return 'beit_base_patch16_224', arguments, with_pooled_norm(state)
     arguments |= {'pos_embed': 'learn' if has_positions else 'none'}
     joined = {}
     for key, value in with_pooled_norm(state).items():
@@ -429,7 +492,29 @@ def _timm_vit(source: TrainedModel, state: State) -> tuple[str, dict[str, Any], 
             value = torch.cat([value, torch.zeros_like(v_bias), v_bias])
         if not key.endswith('.v_bias'):
             joined[re.sub(r'\.gamma_([12])$', r'.ls\1.gamma', key)] = value
-    return 'VisionTransformer', arguments, joined
+    return 'vit_base_patch16_224', arguments, joined
+
+
+def _timm_timm(source: TrainedModel, state: State) -> tuple[str, dict[str, Any], State]:
+    """Return name, arguments and state dict of a model of timm, whose classifier has its name."""
+    layout, name = source.encoder.layout, source.config.MODEL.TIMM.NAME
+    if source.outputs and len(layout.classifier) != 2:
+        raise ValueError(f'--to timm: {name} has no classifier of one layer; {ANY_MODEL}')
+    arguments = {key: layout.options[key] for key in layout.options.keys() & {'img_size'}}
+    own = {f'head.{key.rpartition(".")[2]}': key for key in layout.classifier}
+    renamed = {own.get(key, key.removeprefix(PREFIX)): value for key, value in state.items()}
+    return name, arguments, renamed
+
+
+def _sizes(source: TrainedModel, options: Config) -> dict[str, Any]:
+    """Return the arguments of Swin and ViT in timm that have the same names here."""
+    return {
+        'img_size': source.config.DATA.IMG_SIZE,
+        'patch_size': options.PATCH_SIZE,
+        'embed_dim': options.EMBED_DIM,
+        'mlp_ratio': options.MLP_RATIO,
+        'qkv_bias': options.QKV_BIAS,
+    }
 
 
 def with_pooled_norm(state: State) -> State:
@@ -441,113 +526,6 @@ def with_pooled_norm(state: State) -> State:
         return dict(state)
     width = state['cls_token'].shape[-1]
     return state | {'fc_norm.weight': torch.ones(width), 'fc_norm.bias': torch.zeros(width)}
-
-
-def _huggingface_swin(source: TrainedModel, state: State) -> tuple[dict[str, Any], State]:
-    """Return config and state dict for Swin in transformers, or raise if a stage is too small."""
-    options = source.config.MODEL.SWIN
-    smallest = source.encoder.grid_size // 2 ** (len(options.DEPTHS) - 1)
-    if smallest < options.WINDOW_SIZE:
-        raise ValueError(
-            f'--to huggingface: MODEL.SWIN.WINDOW_SIZE must be at most {smallest}, the side of the '
-            f'last stage in tokens, got {options.WINDOW_SIZE}; {ANY_MODEL}'
-        )
-
-    indices = {
-        key: value
-        for key, value in source.encoder.state_dict().items()
-        if key.endswith('.relative_position_index')  # transformers before 5 loads these buffers
-    }
-    config = {
-        'model_type': 'swin',
-        'architectures': ['SwinForImageClassification' if source.outputs else 'SwinModel'],
-        'patch_size': options.PATCH_SIZE,
-        'embed_dim': options.EMBED_DIM,
-        'depths': list(options.DEPTHS),
-        'num_heads': list(options.NUM_HEADS),
-        'window_size': options.WINDOW_SIZE,
-        'mlp_ratio': options.MLP_RATIO,
-        'qkv_bias': options.QKV_BIAS,
-        'use_absolute_embeddings': False,
-        'layer_norm_eps': source.encoder.norm.eps,
-        'encoder_stride': source.encoder.stride,
-    }
-    return config, _with_prefix(source, 'swin.', to_huggingface(state | indices))
-
-
-def _huggingface_beit(source: TrainedModel, state: State) -> tuple[dict[str, Any], State]:
-    """Return config and state dict for BEiT in transformers, which supports all ViT options."""
-    options = source.config.MODEL.VIT
-    config = {
-        'model_type': 'beit',
-        'architectures': ['BeitForImageClassification' if source.outputs else 'BeitModel'],
-        'patch_size': options.PATCH_SIZE,
-        'hidden_size': options.EMBED_DIM,
-        'num_hidden_layers': options.DEPTH,
-        'num_attention_heads': options.NUM_HEADS,
-        'intermediate_size': len(state['blocks.0.mlp.fc1.weight']),
-        'layer_norm_eps': source.encoder.blocks[0].norm1.eps,
-        'layer_scale_init_value': 1.0 if 'blocks.0.gamma_1' in state else 0.0,  # 0 disables it
-        'use_absolute_position_embeddings': 'pos_embed' in state,
-        'use_relative_position_bias': options.USE_RPB,
-        'use_shared_relative_position_bias': options.USE_SHARED_RPB,
-        'use_mean_pooling': 'norm.weight' not in state,
-        'use_mask_token': False,
-    }
-    state = with_pooled_norm(state)
-    zeros = torch.zeros(options.EMBED_DIM)
-    for block in range(options.DEPTH):  # BEiT always has biases of queries and values
-        for name in ('q_bias', 'v_bias'):
-            state.setdefault(f'blocks.{block}.attn.{name}', zeros.clone())
-    return config, _with_prefix(source, 'beit.', to_huggingface(state))
-
-
-def _with_prefix(source: TrainedModel, prefix: str, state: State) -> State:
-    """Add the prefix that classifiers of transformers use for the encoder."""
-    if not source.outputs:
-        return state
-    return {k if k.startswith('classifier.') else prefix + k: v for k, v in state.items()}
-
-
-def _label_config(source: TrainedModel) -> dict[str, Any]:
-    """Return the config entries of transformers about labels; {} after pre-training."""
-    if not source.outputs:
-        return {}
-    if len(source.outputs) != source.config.MODEL.NUM_CLASSES:
-        raise ValueError(
-            "--to huggingface does not support DATA.UNCERTAIN 'multiclass', which gives three "
-            'outputs per label; use another format'
-        )
-    kind = 'single' if task_of(source.config).exclusive else 'multi'
-    return {
-        'problem_type': f'{kind}_label_classification',
-        'id2label': {str(k): label for k, label in enumerate(source.outputs)},
-        'label2id': {label: k for k, label in enumerate(source.outputs)},
-    }
-
-
-def _processor_config(source: TrainedModel) -> dict[str, Any]:
-    """Return a config of CLIP's processor for images as in evaluation; {} if not supported."""
-    config = source.config
-    if scored_steps(config) or config.DATA.NORMALIZE != 'dataset':
-        return {}
-    size = config.DATA.IMG_SIZE
-    square = {'height': size, 'width': size}
-    mean, std = pixel_statistics(config)
-    return {
-        'image_processor_type': 'CLIPImageProcessor',
-        'do_resize': True,
-        'size': {'shortest_edge': enlarged_side(size)} if config.TEST.CROP else square,
-        'resample': int(interpolation(source)),
-        'do_center_crop': config.TEST.CROP,
-        'crop_size': square,
-        'do_rescale': True,
-        'rescale_factor': 1 / 255,
-        'do_normalize': True,
-        'image_mean': list(mean),
-        'image_std': list(std),
-        'do_convert_rgb': config.MODEL.IN_CHANS == 3,
-    }
 
 
 @torch.no_grad()

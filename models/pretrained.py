@@ -17,7 +17,7 @@ from models.convert import (
     is_huggingface,
 )
 from models.timm_classifier import TimmClassifier
-from system.downloads import PROCESSOR, local_path
+from system.downloads import FACTS, MODEL_CONFIG, PROCESSOR, local_path
 from utils import saved_options
 
 HEAD_OPTIONS = (*options_that_affect('outputs'), 'MODEL.HEAD')
@@ -42,7 +42,7 @@ def fit_pretrained(
     """
     state, target_stats = checkpoint['model'], Statistics(*pixel_statistics(config))
     options, not_used = saved_options(checkpoint), []
-    trained = dict(options.DATA) if options else {}
+    trained = dict(options.DATA) if options else _exported_options(config.PRETRAINED)
     _check_heads(options, config)
     is_theirs = is_huggingface(state)
     if is_theirs:
@@ -53,7 +53,7 @@ def fit_pretrained(
     if trained and before != config.DATA.NORMALIZE:
         notes.append(f'DATA.NORMALIZE is {config.DATA.NORMALIZE!r}, was {before!r}')
     if is_theirs:
-        processor = _read_processor(config.PRETRAINED)
+        processor = _read_beside(config.PRETRAINED, PROCESSOR)
         trained = _processor_options(processor, channels)
         notes += _size_notes(processor, config.DATA.IMG_SIZE)
     is_assumed = is_theirs and not trained
@@ -111,18 +111,27 @@ def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:
     return None
 
 
-def _read_processor(path: str) -> dict[str, Any]:
-    """Read transformers' image processor file next to the weights; {} if there is none."""
-    file = local_path(path).with_name(PROCESSOR)
+def _exported_options(path: str) -> dict[str, Any]:
+    """Return the normalisation of the weights of a folder of `export.py`; {} for other weights."""
+    about = _read_beside(path, MODEL_CONFIG).get(FACTS)
+    keys = ('mean', 'std', 'normalize')
+    if not isinstance(about, dict) or not about.keys() >= {*keys}:
+        return {}
+    return {key.upper(): about[key] for key in keys}
+
+
+def _read_beside(path: str, name: str) -> dict[str, Any]:
+    """Read a JSON file next to the weights; {} if there is none."""
+    file = local_path(path).with_name(name)
     if not file.is_file():
         return {}
     try:
-        processor = json.loads(file.read_text('utf-8'))
+        values = json.loads(file.read_text('utf-8'))
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{file} is not valid JSON ({error})') from error
-    if not isinstance(processor, dict):
-        raise ValueError(f'{file} must contain an object, got {type(processor).__name__}')
-    return processor
+    if not isinstance(values, dict):
+        raise ValueError(f'{file} must contain an object, got {type(values).__name__}')
+    return values
 
 
 def _processor_options(processor: dict[str, Any], channels: int | None) -> dict[str, list[float]]:

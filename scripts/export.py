@@ -1,9 +1,8 @@
 """Export a checkpoint for other programs. Not for clinical use.
 
-python scripts/export.py CHECKPOINT --to timm --output PATH.safetensors
+python scripts/export.py CHECKPOINT --to timm --output FOLDER [--push OWNER/NAME]
 
---to timm           .safetensors: weights with timm's names; the header has timm's model arguments
---to huggingface    folder that transformers loads without this project's code
+--to timm           folder that timm and transformers load without this project's code
 --to onnx           .onnx: images [B, C, S, S] to logits, or to the tokens or features of an encoder
 --to torch_export   .pt2: the same as a torch.export program
 
@@ -17,8 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.export import FORMATS, export, load_trained_model
+from models.export import FORMATS, export, load_trained_model, push
 from system.tool import Paragraphs, tool
+
+RESTRICTED = (
+    'Keep it private unless the licence of the training images allows to publish weights: CheXpert '
+    'and MIMIC-CXR restrict it.'
+)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -26,9 +30,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('checkpoint', metavar='CHECKPOINT', help='checkpoint of any main script')
     add('--to', required=True, choices=FORMATS, help='format of the export')
-    add('--output', required=True, type=Path, metavar='PATH', help='file, or folder (huggingface)')
+    add('--output', required=True, type=Path, metavar='PATH', help='file, or folder (timm)')
     add('--overwrite', action='store_true', help='replace an existing export')
-    return parser.parse_args(arguments)
+    add('--push', metavar='OWNER/NAME', help='upload the folder of --to timm to Hugging Face; '
+        'a new repository is private')  # fmt: skip
+    args = parser.parse_args(arguments)
+    if args.push and args.to != 'timm':
+        parser.error('--push needs --to timm')
+    return args
 
 
 @tool
@@ -42,6 +51,9 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(str(error)) from error
     outputs = f'{len(source.outputs)} logits' if source.outputs else source.gives
     print(f'{args.output}: {outputs}, at most {worst:.1e} from the checkpoint.')
+    if args.push:
+        address = push(args.output, args.push)
+        print(f'{address}: uploaded. {RESTRICTED}')
     print('Not for clinical use.')
     return 0
 

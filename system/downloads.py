@@ -17,11 +17,14 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from system.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, sha256
 
 PROCESSOR = 'preprocessor_config.json'  # describes the input images of a model
+MODEL_CONFIG = 'config.json'  # describes a model
+FACTS = 'simmim'  # its entry of an export, and key of the metadata in an .onnx file
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # the first one that exists is used
 HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?', re.IGNORECASE)
 SCHEME = re.compile(r'\w+://')
@@ -130,12 +133,9 @@ def _from_hugging_face(address: str) -> Download:
     if not match:
         raise ValueError(f'{address} must have the form hf://OWNER/NAME[@REVISION][/FILE]')
     repository, revision, file = match.groups()
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ValueError(f'{address} needs a package: pip install huggingface_hub') from error
     for name in (file,) if file else HUB_FILES:
-        wanted = [name, str(PurePosixPath(name).with_name(PROCESSOR))]
+        beside = (PROCESSOR, MODEL_CONFIG)
+        wanted = [name, *(str(PurePosixPath(name).with_name(file)) for file in beside)]
         try:
             folder = snapshot_download(repository, revision=revision, allow_patterns=wanted)
         except Exception as error:  # huggingface_hub has no common class of errors

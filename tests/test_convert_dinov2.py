@@ -22,7 +22,7 @@ LAYOUT = {'MODEL__VIT__PATCH_SIZE': PATCH, 'MODEL__VIT__USE_APE': True,
 
 @pytest.fixture
 def transformers():
-    return pytest.importorskip('transformers', reason='needs requirements-export.txt')
+    return pytest.importorskip('transformers', reason='needs requirements-dev.txt')
 
 
 @pytest.fixture

@@ -7,29 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_models_export import CASES
 from transfers import (
     GREY,
     IMAGENET,
     LOGGER,
     grey_images,
-    load_run,
     make_config,
     make_model,
     randomise,
 )
 from yacs.config import CfgNode
 
-from config import default_config
 from models import build_model
-from models.convert import to_huggingface
-from models.export import export
 from utils import load_pretrained
 
-NAMES_OF_CASES = [
-    pytest.param(name, marks=[] if name == 'swin' else [pytest.mark.slow])
-    for name in ('swin', 'vit, shared table', 'vit, pre-trained to be pooled', 'vit, MAE')
-]
 PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
          'MODEL__VIT__USE_SHARED_RPB': False}  # fmt: skip
 
@@ -45,43 +36,12 @@ def images(channels: int = 1, size: int = 32) -> torch.Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
 
 
-# Folders of this project
-
-
-@pytest.mark.parametrize('name', NAMES_OF_CASES)
-def test_an_exported_folder_gives_the_checkpoint_s_weights_back(name: str, tmp_path, log) -> None:
-    pytest.importorskip('transformers', reason='needs requirements-export.txt')
-    stage, model, _ = CASES[name]
-    source = load_run(tmp_path, stage, model)
-    export(source, 'huggingface', tmp_path / 'hf', overwrite=False)
-    config = default_config()
-    config.merge_from_file(str(tmp_path / 'run.yaml'))
-    if not config.MODEL.VIT.QKV_BIAS:
-        config.MODEL.VIT.QKV_BIAS = True  # queries and values always have a bias in transformers
-    is_pretrain = stage == 'simmim'
-    torch.manual_seed(3)
-    config.PRETRAINED = str(tmp_path / 'hf' / 'model.safetensors')
-    found = build_model(config, is_pretrain=is_pretrain)
-    load_pretrained(config, found, LOGGER)
-    found = found.encoder if is_pretrain else found
-    expected = source.encoder.state_dict()
-    for key, value in found.state_dict().items():
-        if key.startswith('head.'):  # transformers' files do not say what the labels mean
-            assert not torch.equal(value, expected[key]) or key == 'head.bias'
-        elif key in expected and key != 'mask_token':
-            assert torch.equal(value, expected[key]), key
-        else:
-            assert key == 'mask_token' or key.endswith(('q_bias', 'v_bias')), key
-            assert key == 'mask_token' or not value.any()
-    assert 'channels' not in log.text and 'normalised with' not in log.text
-
-
 # Models of transformers
 
 
 @pytest.fixture
 def transformers():
-    return pytest.importorskip('transformers', reason='needs requirements-export.txt')
+    return pytest.importorskip('transformers', reason='needs requirements-dev.txt')
 
 
 def write_theirs(model: torch.nn.Module, folder: Path) -> Path:
@@ -265,11 +225,8 @@ def test_channels_are_folded_by_the_processor_s_statistics(
 # Errors
 
 
-def test_a_processor_that_does_not_fit_the_weights_raises_an_error(tmp_path) -> None:
-    state = to_huggingface(
-        make_model(make_config('vit', 3, **PLAIN), is_pretrain=False).state_dict()
-    )
-    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / 'model.safetensors')
+def test_a_processor_that_does_not_fit_the_weights_raises_an_error(transformers, tmp_path) -> None:
+    write_theirs(transformers.ViTModel(vit_config(transformers.ViTConfig, 3)), tmp_path)
     grey = json.dumps({'image_mean': [0.5], 'image_std': [0.5]})
     for text in (grey, '{', '[' * 100_000):
         (tmp_path / 'preprocessor_config.json').write_text(text)
@@ -277,11 +234,10 @@ def test_a_processor_that_does_not_fit_the_weights_raises_an_error(tmp_path) -> 
             started(make_config('vit', 3, **PLAIN), tmp_path / 'model.safetensors')
 
 
-def test_weights_of_another_family_are_named_despite_their_processor(tmp_path) -> None:
-    state = to_huggingface(
-        make_model(make_config('vit', 3, **PLAIN), is_pretrain=False).state_dict()
-    )
-    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / 'model.safetensors')
+def test_weights_of_another_family_are_named_despite_their_processor(
+    transformers, tmp_path
+) -> None:
+    write_theirs(transformers.ViTModel(vit_config(transformers.ViTConfig, 3)), tmp_path)
     processor = json.dumps({'image_mean': [0.5] * 3, 'image_std': [0.5] * 3})
     (tmp_path / 'preprocessor_config.json').write_text(processor)
     other = make_config('timm', 3, MODEL__TIMM__NAME='resnet18')
@@ -291,11 +247,10 @@ def test_weights_of_another_family_are_named_despite_their_processor(tmp_path) -
 
 
 @pytest.mark.parametrize('std', [[0.2, 0.0, 0.2], [0.2, -0.2, 0.2]])
-def test_channels_are_not_folded_by_an_impossible_deviation(std: list, tmp_path: Path) -> None:
-    state = to_huggingface(
-        make_model(make_config('vit', 3, **PLAIN), is_pretrain=False).state_dict()
-    )
-    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / 'model.safetensors')
+def test_channels_are_not_folded_by_an_impossible_deviation(
+    std: list, transformers, tmp_path: Path
+) -> None:
+    write_theirs(transformers.ViTModel(vit_config(transformers.ViTConfig, 3)), tmp_path)
     processor = json.dumps({'image_mean': [0.5] * 3, 'image_std': std})
     (tmp_path / 'preprocessor_config.json').write_text(processor)
     with pytest.raises(ValueError, match='normalisation'):

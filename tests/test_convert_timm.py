@@ -99,7 +99,7 @@ def test_timms_own_file_gives_timms_features(name: str, tmp_path, log) -> None:
 )
 @torch.no_grad()
 def test_resnet_of_transformers_gives_its_features(kind: str, tmp_path, log) -> None:
-    transformers = pytest.importorskip('transformers', reason='needs requirements-export.txt')
+    transformers = pytest.importorskip('transformers', reason='needs requirements-dev.txt')
     torch.manual_seed(3)
     sizes = {'embedding_size': 64, 'hidden_sizes': [64, 128, 256, 512], 'depths': [2, 2, 2, 2]}
     theirs = getattr(transformers, kind)(transformers.ResNetConfig(**sizes, layer_type='basic'))

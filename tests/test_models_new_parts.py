@@ -333,7 +333,7 @@ def test_a_masked_method_without_target_is_trained_loaded_and_exported(
     assert all(torch.equal(value, state[f'encoder.{key}']) for key, value in copied.items())
 
     source = load_trained_model(checkpoint, LOGGER)
-    card = model_card(source, has_processor=False)
+    card = model_card(source).content
     assert source.gives == 'tokens' and 'pre-trained by Feature prediction;' in card
     assert '| MODEL.SOME_MASKED.MOMENTUM | 0.9 |' in card and 'CONTRASTIVE' not in card
 

@@ -19,7 +19,7 @@ from transfers import make_config, make_model
 
 from engine.run_record import RunRecord, read_record
 from system import downloads
-from system.downloads import PROCESSOR, describe_weights, fetch
+from system.downloads import MODEL_CONFIG, PROCESSOR, describe_weights, fetch
 from utils import load_model_state, load_pretrained, read_checkpoint
 
 LOGGER = logging.getLogger('test')
@@ -194,7 +194,6 @@ def test_without_a_home_folder_the_cache_is_that_of_xdg(tmp_path, monkeypatch, s
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The folders of repositories by name and revision; `asked` lists the patterns."""
-    package = pytest.importorskip('huggingface_hub')
     fetch.cache_clear()
     monkeypatch.setenv('XDG_CACHE_HOME', 'relative')  # not used: the package has its own cache
     asked = []
@@ -205,7 +204,7 @@ def hub(tmp_path, monkeypatch):
             raise OSError('401 Client Error.\nRepository Not Found')
         return str(tmp_path / 'c0ffee')
 
-    monkeypatch.setattr(package, 'snapshot_download', snapshot_download)
+    monkeypatch.setattr(downloads, 'snapshot_download', snapshot_download)
     (tmp_path / 'c0ffee' / 'sub').mkdir(parents=True)
     return asked
 
@@ -227,21 +226,15 @@ def test_a_repository_gives_its_weights_and_the_statistics_of_their_pixels(hub, 
         'source': 'hf://owner/name@c0ffee/pytorch_model.bin',
     }
     assert any(checksum in line and 'c0ffee' in line for line in log.messages)
-    assert hub == [(file and 'main', file, PROCESSOR) for file in downloads.HUB_FILES]
+    assert hub == [('main', file, PROCESSOR, MODEL_CONFIG) for file in downloads.HUB_FILES]
 
 
 def test_a_file_of_a_repository_and_what_is_wrong_are_named(hub, tmp_path):
     path = tmp_path / 'c0ffee/sub/w.pth'
     path.write_bytes(b'1')
     assert fetch('hf://owner/name/sub/w.pth').path == path
-    assert hub == [(None, 'sub/w.pth', f'sub/{PROCESSOR}')]
+    assert hub == [(None, 'sub/w.pth', f'sub/{PROCESSOR}', f'sub/{MODEL_CONFIG}')]
     for address in ('hf://owner/name', 'hf://owner/other', 'hf://owner'):
         with pytest.raises(ValueError, match=address) as caught:
             fetch(address)
         assert '\n' not in str(caught.value)
-
-
-def test_a_repository_needs_the_optional_package(hub, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(ValueError, match='pip install huggingface_hub'):
-        fetch('hf://owner/name')
