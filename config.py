@@ -223,10 +223,16 @@ _C.DATA.MASK_PATCH_SIZE = Option(
     within='[1, inf)',
 )
 _C.DATA.MASK_RATIO = Option(0.6, 'Share of the mask units that are hidden.', within='(0, 1)')
-_C.DATA.TRAIN_CSV = Own('train.csv', 'Training labels, a file in DATA_PATH.')
+_C.DATA.TRAIN_CSV = Own(
+    'train.csv',
+    'Training labels: the path of a file, relative to DATA_PATH. For MIMIC-CXR and layouts another '
+    'name is a list of images (column Path) to which the split train is reduced.',
+    affects=('weights', 'patients'),
+)
 _C.DATA.VALID_CSV = Own(
     'valid.csv',
-    "Validation labels; may be absent if TEST_CSV is another file than 'test.csv'.",
+    'Validation labels, a path as TRAIN_CSV; may be absent if TEST_CSV is another file than '
+    "'test.csv'. For MIMIC-CXR and layouts another name lists images of the split train.",
     affects=('weights', 'selection'),
 )
 _C.DATA.TEST_CSV = Own('test.csv', 'Test labels; this file may be absent.')
@@ -335,12 +341,6 @@ _C.DATA.HOLDOUT_FRACTION = Own(
     0.02,
     'Share of the training patients that all stages hold out.',
     within='[0, 1)',
-    affects='patients',
-)
-_C.DATA.FOLD = Own(
-    '',
-    "Cross-validation: 'k/n' excludes fold k (from 0) of n folds of the training patients "
-    "from all stages and scores it as the split valid instead of VALID_CSV; '': no folds.",
     affects='patients',
 )
 _C.DATA.MEAN = Own(
@@ -1392,10 +1392,6 @@ def _check_data_options(config: Config) -> None:
         require(holds, config, f'DATA.{key}', allowed)
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
     require(holds, config, 'DATA.TRAIN_IMAGES', '0 if DATA.TRAIN_FRACTION is below 1')
-    part, _, parts = data.FOLD.partition('/')
-    are_numbers = part.isdecimal() and parts.isdecimal()
-    holds = not data.FOLD or (are_numbers and int(part) < int(parts) > 1)
-    require(holds, config, 'DATA.FOLD', "empty, or 'k/n' with k from 0 to n - 1, such as '0/5'")
     pairs = {'AUG.CROP_AREA': [], 'AUG.CUTMIX_MINMAX': None}
     for key, off in {**pairs, 'CONTRASTIVE.FIRST_CROP_AREA': []}.items():
         pair = value_at(config, key)

@@ -401,12 +401,12 @@ def seen_patients(path: str, trained: Mapping[str, Any], data: Mapping[str, Any]
     seen = []
     if trained['HOLDOUT_FRACTION'] < data['HOLDOUT_FRACTION']:
         seen.append('HOLDOUT_FRACTION')
-    if trained['FOLD'] != data['FOLD'] and (data['FOLD'] or data['HOLDOUT_FRACTION']):
-        seen.append('FOLD')
+    if trained['TRAIN_CSV'] != data['TRAIN_CSV']:
+        seen.append('TRAIN_CSV')
     return [
         f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has {data[key]!r}. If '
-        'it was trained on the same data set, it has seen some of the patients that are now held '
-        'out or scored, and their scores are too high.'
+        'it was trained on the same data set, it may have seen patients that are now held out or '
+        'scored, and their scores are then too high.'
         for key in seen
     ]
 

@@ -23,6 +23,7 @@ from data.image_source import ImageSource, open_images
 from data.images import COLOUR_LEVELS, CONTRADICTION
 from data.labels import evaluation_targets
 from data.packing import start_worker
+from data.reading import read_part
 from data.records import Records
 from data.table import Fault
 from data.tasks import task_of
@@ -177,7 +178,7 @@ def check_data(
     options['labels'] = task.columns if labelled else ()
     for split in ('train', 'valid', 'test'):
         try:
-            records = dataset.read(config, root, split, optional=split in optional, **options)
+            records = read_part(config, root, split, optional=split in optional, **options)
         except ValueError as error:  # concerns the whole folder or store
             findings.add(Fault('unreadable data set', str(error)))
             continue

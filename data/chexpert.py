@@ -47,7 +47,7 @@ def read_csv(
 
     Args:
         data_path: Folder of the CSV file and the images, or a packed store of this folder.
-        csv_name: Name of the CSV file in `data_path`.
+        csv_name: Path of the CSV file, relative to `data_path`.
         image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Names of the labels; may be empty.
         cells: How the table states the labels.
@@ -72,7 +72,7 @@ def read_csv(
     table.keep_first(key, 'duplicate path', table['file'])
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = records_of(table, labels, cells)
+    records = replace(records_of(table, labels, cells), root=root, csv=str(csv_name))
     problem = 'has neither a view nor a name like view1_frontal.jpg'
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
@@ -132,7 +132,7 @@ def read_folder(
     return existing_records(records, images, 'all', on_fault)
 
 
-@register_dataset('chexpert', labelled=True, splits=None)
+@register_dataset('chexpert', labelled=True, splits=None, reads_csv=True)
 def _read_chexpert(
     config: Config, root: str | Path, split: str, *, optional: bool = False, **options: Any
 ) -> Records | None:
@@ -156,7 +156,7 @@ def _read_unlabelled(
 
 
 def csv_names(config: Config) -> dict[str, str]:
-    """Return the name of the CSV file of each split in CheXpert's layout."""
+    """Return the path of the CSV file of each split, relative to the data folder."""
     data = config.DATA
     return {'train': data.TRAIN_CSV, 'valid': data.VALID_CSV, 'test': data.TEST_CSV}
 

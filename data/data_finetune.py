@@ -153,7 +153,7 @@ def _warn_of_teacher(logger: logging.Logger, loaders: Loaders, teacher: Predicti
         logger.warning(
             f'DATA.SELF_TRAIN_PREDICTIONS has predictions of {", ".join(found)}. If its model '
             'learned from them, the scores of this run are too high: give both the same '
-            'DATA.FOLD and DATA.HOLDOUT_FRACTION'
+            'DATA.TRAIN_CSV and DATA.HOLDOUT_FRACTION'
         )
 
 

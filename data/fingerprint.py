@@ -11,6 +11,7 @@ import numpy as np
 
 from config import Config, part
 from data.loader import Loaders
+from data.reading import image_lists
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store
 from data.tasks import task_of
@@ -66,6 +67,7 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
     """Yield the name and path of each table and layout that a run reads."""
     data, root, dataset = config.DATA, records[0].root, part(config, 'DATA.DATASET')
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
+    yield from ((name, root / name) for name in image_lists(config).values())
     for file in dataset.tables(config, root):
         yield file.relative_to(root).as_posix(), file
     if dataset.layout is not None:

@@ -276,7 +276,7 @@ def read_layout(
     if split not in layout.split_names:
         raise ValueError(
             f'{layout.file} has no split {split}, only {", ".join(layout.split_names)}: describe '
-            "it there, or choose patients to score by DATA.FOLD, such as '0/5'"
+            'it there, or choose patients to score with scripts/folds.py'
         )
     of_rows = partial(refuse, logger=logger) if on_fault is refuse else on_fault
     tables = {

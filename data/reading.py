@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from config import (
     Config,
     check_config,
@@ -21,7 +23,7 @@ from data.chexpert import csv_names, read_csv, read_folder
 from data.image_source import open_images
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS, resized_side
 from data.records import Records, existing_records, select_views
-from data.splits import split_fold, split_patients
+from data.splits import split_patients
 from data.store import (
     BAD_FILE,
     STORE_FILE,
@@ -31,7 +33,7 @@ from data.store import (
     packed_steps,
     read_about,
 )
-from data.table import refuse
+from data.table import OnFault, Table, refuse
 from data.tasks import task_of
 from system.files import NETWORK_SYSTEMS, file_system
 
@@ -58,8 +60,7 @@ def read_split(
 ) -> Records | None:
     """Read all records of 'train', 'valid' or 'test'; return None if an optional split is absent.
 
-    With `labelled=False` no labels are read, and their columns may be missing. With DATA.FOLD,
-    valid is this fold of the training patients, and train are the other training patients.
+    With `labelled=False` no labels are read, and their columns may be missing.
     """
     labels = task_of(config).columns if labelled else ()
     options = {'labels': labels, 'optional': optional, 'logger': logger}
@@ -68,12 +69,34 @@ def read_split(
 
 def read_part(config: Config, root: str, split: str, **options: Any) -> Records | None:
     """Read a split from a folder or store with the options of `read_layout`; see `read_split`."""
-    fold = config.DATA.FOLD if split in ('train', 'valid') else ''
     read = part(config, 'DATA.DATASET').read
-    records = read(config, root, 'train' if fold else split, **options)
-    if not fold or records is None:
-        return records
-    return split_fold(records, fold)[split == 'valid']
+    if split not in image_lists(config):
+        return read(config, root, split, **options)
+    records = read(config, root, 'train', **options)
+    file = Path(root) / image_lists(config)[split]
+    return records and _select_listed(records, file, options.get('on_fault', refuse))
+
+
+def image_lists(config: Config) -> dict[str, str]:
+    """Return the files that list the images of train and valid, for sets with tables of their own.
+
+    They are those of DATA.TRAIN_CSV and VALID_CSV that differ from the default. In CheXpert's
+    layout these files are the tables themselves.
+    """
+    kind, default = part(config, 'DATA.DATASET'), csv_names(default_config())
+    if kind.reads_csv or not kind.labelled:
+        return {}
+    names = csv_names(config)
+    return {split: names[split] for split in ('train', 'valid') if names[split] != default[split]}
+
+
+def _select_listed(records: Records, file: Path, on_fault: OnFault) -> Records:
+    """Select the images whose `path` is in the column Path of a CSV file."""
+    table = Table(file, on_fault, ' (see DATA.TRAIN_CSV, DATA.VALID_CSV)')
+    table.require('Path')
+    is_known = table['Path'].isin(records.path).to_numpy(bool)
+    table.keep('Path', is_known, 'unknown image', 'is not an image of the split train')
+    return records.select(pd.Index(records.path).isin(table['Path']))
 
 
 def read_data_set(

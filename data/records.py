@@ -70,6 +70,8 @@ class DataSet:
     splits: Callable[[Config], Sequence[str]] | None
     # (config, root) -> existing files that are read, besides images and `Records.csv`
     tables: Callable[[Config, Path], list[Path]] = lambda config, root: []
+    # Whether labels are read from the files of DATA.*_CSV, which else only list images
+    reads_csv: bool = False
     # config -> YAML file that describes the data set; None: the reader alone does
     layout: Callable[[Config], Path] | None = None
 

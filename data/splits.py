@@ -1,4 +1,4 @@
-"""Split patients: hold-out, folds and subsets, and the images that a run trains on."""
+"""Split patients: hold-out and subsets, and the images that a run trains on."""
 
 import hashlib
 import math
@@ -10,28 +10,6 @@ import pandas as pd
 from config import Config, part
 from data.records import Records, select_views
 from data.tasks import task_of
-
-
-def folds_of(patients: np.ndarray, parts: int) -> np.ndarray:  # [N] int64
-    """Return the fold of the patient of each image, from 0 to parts - 1.
-
-    It is a hash of the name modulo the number of folds. It depends neither on the seed nor on the
-    other patients, so two files that share some patients assign them to the same folds.
-    """
-    codes, hashes = _patient_hashes(patients, 'fold')
-    return np.array([int.from_bytes(h, 'big') % parts for h in hashes], np.int64)[codes]
-
-
-def split_fold(records: Records, fold: str) -> tuple[Records, Records]:
-    """Split off fold k of n of the patients, for a `fold` 'k/n'; return (the others, the fold)."""
-    part, parts = map(int, fold.split('/'))
-    is_scored = folds_of(records.patient, parts) == part
-    if is_scored.all() or not is_scored.any():
-        raise ValueError(
-            f'DATA.FOLD {fold} contains {is_scored.sum()} of the {len(records)} images of '
-            f'{records.csv}: it must leave some to train on and some to score'
-        )
-    return records.select(~is_scored), records.select(is_scored)
 
 
 def split_holdout(records: Records, fraction: float) -> tuple[Records, Records]:
@@ -138,8 +116,6 @@ def pretrain_records(config: Config, records: Records) -> tuple[Records, Records
 def describe_subset(config: Config) -> str:
     """Describe the part of the training images that is used; '' for all of them."""
     data, parts = config.DATA, []
-    if data.FOLD:
-        parts.append(f'without part {data.FOLD} of the patients: DATA.FOLD')
     if data.TRAIN_IMAGES:
         parts.append(f'{data.TRAIN_IMAGES} of the images: DATA.TRAIN_IMAGES')
     if data.TRAIN_FRACTION < 1:
@@ -147,20 +123,20 @@ def describe_subset(config: Config) -> str:
     return ', '.join(parts)
 
 
-def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:
-    """Rank patients by a keyed hash; return the rank of each record [N] and their number."""
-    codes, hashes = _patient_hashes(patients, key)
-    order = sorted(range(len(hashes)), key=hashes.__getitem__)
-    rank = np.empty(len(hashes), np.int64)
-    rank[order] = np.arange(len(hashes))
-    return rank[codes], len(hashes)
-
-
-def _patient_hashes(patients: np.ndarray, key: str) -> tuple[np.ndarray, list[bytes]]:
+def patient_hashes(patients: np.ndarray, key: str) -> tuple[np.ndarray, list[bytes]]:
     """Return the number of the patient of each record [N], and a keyed hash of each patient."""
     codes, names = pd.factorize(patients)
     hashes = (hashlib.blake2b(os.fsencode(name), key=key.encode()) for name in names)
     return codes, [each.digest() for each in hashes]
+
+
+def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:
+    """Rank patients by a keyed hash; return the rank of each record [N] and their number."""
+    codes, hashes = patient_hashes(patients, key)
+    order = sorted(range(len(hashes)), key=hashes.__getitem__)
+    rank = np.empty(len(hashes), np.int64)
+    rank[order] = np.arange(len(hashes))
+    return rank[codes], len(hashes)
 
 
 def _share(fraction: float, count: int) -> int:

@@ -359,8 +359,10 @@ def is_data_of(trained: Config, folder: Path, data_path: str) -> bool:
     """
     data, root = trained.DATA, Path(data_path)
     tables = files_read(_known_record(folder))
-    # A folder without training patients can also have the test table and the demographics.
-    files = {root / name: tables[name] for name in {*tables} - {data.TEST_CSV, data.DEMOGRAPHICS}}
+    # A folder without training patients can also have the test table and the demographics, and a
+    # table with an absolute path belongs to no folder.
+    others = {data.TEST_CSV, data.DEMOGRAPHICS, *filter(os.path.isabs, tables)}
+    files = {root / name: tables[name] for name in {*tables} - others}
     return root.resolve() == Path(data.DATA_PATH).resolve() or any(
         file.is_file() and sha256(file) == known for file, known in files.items()
     )

@@ -140,7 +140,7 @@ class FinalScores:
                 values,
                 paths=records.path,
                 labels=self.task.labels,
-                source=source | {'csv': records.csv, 'rows': len(records)},
+                source=source | {'csv': Path(records.csv).name, 'rows': len(records)},
             )
 
 
@@ -155,26 +155,26 @@ def check_scoring(run: Run, path: str | Path) -> None:
     config, trained = run.config, trained_config(path, 'finetune')
     if trained is None:
         return
-    keys = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
+    keys = ('DATA.TRAIN_CSV', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
     options = {key: (value_at(trained, key), value_at(config, key)) for key in keys}
-    (old_fold, fold), (old_holdout, holdout), (old_share, share) = options.values()
-    is_other_fold = fold != old_fold and (
-        fold or is_data_of(trained, Path(path).parent, config.DATA.DATA_PATH)
+    (old_table, table), (old_holdout, holdout), (old_share, share) = options.values()
+    is_other_table = table != old_table and is_data_of(
+        trained, Path(path).parent, config.DATA.DATA_PATH
     )
     most_share = old_share if holdout == old_holdout else 0
-    if is_other_fold or holdout > old_holdout or share > most_share:
+    if is_other_table or holdout > old_holdout or share > most_share:
         changes = [f'{key} {a!r} (now {b!r})' for key, (a, b) in options.items() if a != b]
         raise ValueError(
             f'{path} was trained with {", ".join(changes)}, so --eval would score or hold out '
             'patients that trained the model or selected the checkpoint. Use the values of the '
-            'training. DATA.FOLD may be empty if --data-path is another data set'
+            'training. DATA.TRAIN_CSV may be another file if --data-path is another data set'
         )
     if other := config_changes(config_text(trained), config_text(config), 'model'):
         raise ValueError(
             f'{path} has the weights of another model ({"; ".join(other)}): use the options of the '
             'training'
         )
-    keys = 'TASK LABELS TRAIN_CSV FOLD HOLDOUT_FRACTION'
+    keys = 'TASK LABELS TRAIN_CSV HOLDOUT_FRACTION'
     keys += ' MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
     for key in keys.split():
         before, now = trained.DATA[key], config.DATA[key]
@@ -183,7 +183,7 @@ def check_scoring(run: Run, path: str | Path) -> None:
         problem = f'{path} was trained with DATA.{key} {before!r}, but --eval uses {now!r}'
         if key in ('TASK', 'LABELS'):
             raise ValueError(problem)
-        if key in ('TRAIN_CSV', 'FOLD'):
+        if key == 'TRAIN_CSV':
             problem += '. Patients that trained the model may be scored if the data are the same'
         run.logger.warning(problem)
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from config import (
     PROBES,
     Config,
+    default_config,
     encoder_name,
     scored_steps,
 )
@@ -128,8 +129,6 @@ def _warnings(final: FinalScores, model: nn.Module, sources: list[str]) -> list[
         warnings.append(SELECTED_ON_VALID)
     if 'internal' in final.scored:
         warnings.append(INTERNAL)
-    if fold := config.DATA.FOLD:
-        warnings.append(f'valid: part {fold} of the training patients, with {TRAINING_LABELS}')
     if config.EVAL.MASK_RATIO:
         warnings.append(
             f'scores drop {100 * config.EVAL.MASK_RATIO:g} % of the patches of each image '
@@ -249,8 +248,8 @@ def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
         **({'Uncertain labels in training': policy} if task_of(trained).has_policies else {}),
     }
-    if data.FOLD:
-        rows['Trained on'] += f', without fold {data.FOLD}'
+    if data.TRAIN_CSV != default_config().DATA.TRAIN_CSV:
+        rows['Trained on'] += f' of {data.TRAIN_CSV}'
     if data.PSEUDO_LABELS:
         rows['Trained on'] += f', and pseudo-labels of {data.PSEUDO_LABELS}'
     if is_probe:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.folds import write_folds
 from engine.run_record import is_finished
 from sweeps.budget import check_runs, describe_runs, epochs_for
 from sweeps.files import (
@@ -34,6 +35,7 @@ from sweeps.files import (
     SECTIONS,
     Job,
     Sweep,
+    folds_folder,
     load_sweep,
     only_rows,
     only_subsets,
@@ -97,7 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--unlabelled', type=_path, metavar='DIR', help='folder or store of images for '
                 'pre-training, instead of --data-path')  # fmt: skip
             add('--folds', type=_count, metavar='N', help='cross-validation: fine-tune N times '
-                'with DATA.FOLD 0/N to N-1/N (table: scripts/fold_table.py)')  # fmt: skip
+                'on the folds of scripts/folds.py (table: scripts/fold_table.py)')  # fmt: skip
             add('--images-seen', type=_count, metavar='N', help='pre-train for as many epochs as '
                 'show N images (at most 200), the first tenth as warm-up')  # fmt: skip
             for section in ('pretrain', 'finetune'):
@@ -216,12 +218,25 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print(*describe_runs(jobs), sep='\n')
         return 0
+    if args.folds:
+        write_tables(args)
     if args.slurm is not None:
         return submit(args, jobs)
     if args.job is not None:
         jobs = [_single(jobs, args.job)]
     logs = None if len(args.row or ()) == 1 else args.output / LOGS
     return Runner(jobs, _slots(args), logs, _say, args.keep).run()
+
+
+def write_tables(args: argparse.Namespace) -> None:
+    """Write the tables of the folds, which all runs share, unless they exist."""
+    whole = argparse.Namespace(**vars(args) | {'folds': 0})
+    configs = [job.config for job in jobs_of(whole) if job.stage == 'finetune']
+    read = {(config.DATA.DATASET, config.DATA.TRAIN_CSV) for config in configs}
+    if len(read) > 1:
+        raise ValueError(f'--folds needs one DATA.DATASET and DATA.TRAIN_CSV, got {sorted(read)}')
+    folder = folds_folder(args.output, args.folds)
+    write_folds(configs[0], folder, args.folds, logging.getLogger(__name__))
 
 
 def _say(line: str) -> None:

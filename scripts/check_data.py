@@ -44,7 +44,7 @@ def splits_that_may_be_absent(config: Config) -> tuple[str, ...]:
     has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
     splits = part(config, 'DATA.DATASET').splits
     has_only_train = splits is not None and list(splits(config)) == ['train']
-    needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
+    needs_no_valid = has_only_train or may_be_absent(config, 'valid')
     optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
     return optional + ('train',) * (splits is not None and 'train' not in splits(config))
 

@@ -37,8 +37,8 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.folds import folds_of
 from data.predictions import LabelTable, read_label_file, row_names, write_predictions
-from data.splits import folds_of
 from engine.run_record import SHOWN
 from evaluation.cases import Cases
 from evaluation.footnotes import Footnotes

@@ -201,7 +201,8 @@ def true_labels(config: Config, args: argparse.Namespace) -> dict[str, dict[str,
     """
     found, config = {}, config.clone()
     for place in args.images if args.dataset else ():
-        options = {'DATASET': args.dataset, 'DATA_PATH': place, 'FOLD': '', 'CACHE_DIR': ''}
+        options = {'DATASET': args.dataset, 'DATA_PATH': place, 'CACHE_DIR': ''}
+        options |= {f'{split.upper()}_CSV': f'{split}.csv' for split in ('train', 'valid')}
         for name, value in options.items():
             put(config, f'DATA.{name}', value, '--dataset')
         task = task_of(config)

@@ -33,6 +33,7 @@ from config import (
     put,
     value_at,
 )
+from data.folds import fold_files
 from engine.run_record import OPTIONS_FILE, ROOT, processes_of, run_changes
 from system.downloads import is_url
 from system.files import checkpoint_name
@@ -188,7 +189,7 @@ class Job:
         config: Run configuration after these flags.
         needs: Folders of the runs that must finish first.
         processes: Number of processes of the run.
-        fold: DATA.FOLD of a fine-tuning, or ''.
+        fold: Fold of a fine-tuning, such as '0/5', or ''.
     """
 
     stage: str
@@ -589,7 +590,7 @@ def run_folder(output: str | Path, stage: str, row: Row, seed: int, fold: str = 
         stage: One of STAGES.
         row: Row of the sweep.
         seed: Seed of the run.
-        fold: DATA.FOLD of a fine-tuning, or ''. All folds share a pre-training run.
+        fold: Fold of a fine-tuning, such as '0/5', or ''. All folds share a pre-training run.
     """
     if stage not in row.configs:
         return None
@@ -692,7 +693,7 @@ def plan(  # noqa: PLR0913
         gpus: Number of processes of a run, which share the images of an optimizer step.
         options: Stage -> KEY VALUE pairs that override the YAML files.
         environment: Environment variables that contain the `weights` of rows.
-        folds: Number of folds of a cross-validation (DATA.FOLD); 0 for none.
+        folds: Number of folds of a cross-validation, see `folds_folder`; 0 for none.
         unlabelled: Folder or store of images for all pre-training runs, instead of `data`.
 
     Raises:
@@ -719,7 +720,6 @@ def plan(  # noqa: PLR0913
         if folder is None or folder in jobs:
             continue
         words = ['SEED', str(seed), *_words(row.options(stage))]
-        words += ['DATA.FOLD', fold] if fold else []
         images, needs, weights = data, [], ''
         if stage != 'finetune' and unlabelled:
             images = unlabelled
@@ -735,6 +735,7 @@ def plan(  # noqa: PLR0913
             needs.append(teacher)
             words += [SOFT_TARGETS, str(teacher / 'predictions_train.csv')]
         words += (options or {}).get(stage, [])
+        words += _fold_options(output, fold) if fold else []
         arguments = ['--cfg', str(row.configs[stage]), '--data-path', images, '--output', output]
         arguments += ['--pretrained', weights] if weights else []
         arguments += ['--tag', folder.name, '--opts', *words]
@@ -751,6 +752,18 @@ def plan(  # noqa: PLR0913
             processes=gpus,
         )
     return list(jobs.values())
+
+
+def folds_folder(output: str | Path, folds: int) -> Path:
+    """Return the folder with the CSV files of the folds of a sweep."""
+    return Path(output) / f'{folds}_folds'
+
+
+def _fold_options(output: str, fold: str) -> list[str]:
+    """Return the options that select the tables of a fold, such as '0/5'."""
+    number, _, folds = fold.partition('/')
+    train, valid = fold_files(folds_folder(output, int(folds)), int(number))
+    return ['DATA.TRAIN_CSV', str(train), 'DATA.VALID_CSV', str(valid)]
 
 
 def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:

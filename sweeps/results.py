@@ -57,7 +57,7 @@ DIGITS = 6  # significant digits of saved values
 NUM_MASKS, MASK_SEED = 200, 0  # masks for the mean distance to a visible pixel
 # Options that decide which images are held out and how they are read.
 HELD_OUT_KEYS = (
-    *('DATA.VIEWS', 'DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'DATA.DATASET', 'DATA.SOURCES'),
+    *('DATA.VIEWS', 'DATA.TRAIN_CSV', 'DATA.HOLDOUT_FRACTION', 'DATA.DATASET', 'DATA.SOURCES'),
     *('EVAL.HOLDOUT_IMAGES', 'DATA.LEAVE_OUT', 'DATA.IMG_SIZE', 'DATA.PREPROCESS'),
     *('DATA.PRETRAIN_INTERPOLATION', 'TEST.CROP'),
 )

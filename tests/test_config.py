@@ -306,7 +306,6 @@ def test_the_single_preprocessing_step_of_earlier_versions_is_a_list(tmp_path, n
         ('MODEL.SWIN.WINDOW_SIZE', 6), ('DATA.MASK_PATCH_SIZE', 30), ('DATA.MASK_PATCH_SIZE', 14),
         ('DATA.MASK_RATIO', 0.99), ('MODEL.NAME', '/other'), ('TAG', '../other'),
         ('EVAL.ENSEMBLE', [1]), ('EVAL.GROUPS', ['']), ('DATA.IMAGE_SUFFIX', 'png'),
-        ('DATA.FOLD', '5/5'), ('DATA.FOLD', '0'), ('DATA.FOLD', '0/1'), ('DATA.FOLD', '-1/5'),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:
@@ -414,11 +413,11 @@ def test_changes_between_two_texts_are_listed_by_key() -> None:
     assert sorted(changes) == ['MODEL.IN_CHANS: 3 -> 1', 'TRAIN.EPOCHS: 300 -> 5']
     old = before.replace('  IN_CHANS: 3\n', '').replace('  SWIN:\n', '  SWIN:\n    IN_CHANS: 3\n')
     assert config_changes(old, before) == []
-    older = before.replace("  FOLD: ''\n", '')
+    older = before.replace("  LEAVE_OUT: ''\n", '')
     assert older != before
     assert config_changes(older, before) == config_changes(before, older) == []
-    fold = config_changes(older, config_text(changed('DATA.FOLD', '0/5')))
-    assert fold == ["DATA.FOLD: '' -> 0/5"]
+    left_out = config_changes(older, config_text(changed('DATA.LEAVE_OUT', 'some.csv')))
+    assert left_out == ["DATA.LEAVE_OUT: '' -> some.csv"]
     assert flat_options(before)['TRAIN.OPTIMIZER.NAME'] == 'adamw'
 
 

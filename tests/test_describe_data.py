@@ -27,12 +27,13 @@ from data.describe import (
     read_sets,
 )
 from data.figures import encode_figure, plot_examples, plot_steps
+from data.folds import fold_files, folds_of, write_folds
 from data.groups import all_groups
 from data.labels import LABELS
 from data.preprocess import Preprocess, apply_steps
 from data.reading import read_split
 from data.records import Records
-from data.splits import folds_of, split_patients
+from data.splits import split_patients
 
 K = len(LABELS)
 KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': 'blank'}
@@ -99,10 +100,16 @@ def test_counts_agree_with_a_loop_over_the_rows(mixed: Path) -> None:
     assert found == {key: tuple(map(len, units)) for key, units in members.items()}
 
 
+def tables_of(folder: Path, part: int) -> dict[str, str]:
+    train, valid = fold_files(folder, part)
+    return {'DATA__TRAIN_CSV': str(train), 'DATA__VALID_CSV': str(valid)}
+
+
 def test_the_sets_are_those_of_a_run_with_folds_and_an_internal_split(mixed: Path) -> None:
     whole = read_sets(options(mixed, DATA__HOLDOUT_FRACTION=0.0))['train']
     shares = {'DATA__HOLDOUT_FRACTION': 0.3, 'EVAL__INTERNAL_SHARE': 0.5}
-    config = options(mixed, DATA__FOLD='1/3', **shares)
+    write_folds(options(mixed), mixed / 'folds', 3, logging.getLogger())
+    config = options(mixed, **tables_of(mixed / 'folds', 1), **shares)
     is_scored = folds_of(whole.patient, 3) == 1
     parts = split_patients(config, whole.select(~is_scored))
     expected = dict(zip(('train', 'holdout', 'internal'), parts, strict=True))
@@ -117,7 +124,9 @@ def test_a_fold_is_counted_as_valid_if_the_layout_has_no_such_split(tmp_path: Pa
     nih_phantom(tmp_path, num_train=9, num_valid=1, num_test=3, size=40)
     changes = {'DATA__DATASET': 'nih', 'DATA__LABELS': ['Edema']}
     whole = read_sets(options(tmp_path, **changes, DATA__HOLDOUT_FRACTION=0.0))
-    sets = read_sets(options(tmp_path, **changes, DATA__FOLD='0/3', DATA__HOLDOUT_FRACTION=0.0))
+    write_folds(options(tmp_path, **changes), tmp_path / 'folds', 3, logging.getLogger())
+    changes |= tables_of(tmp_path / 'folds', 0)
+    sets = read_sets(options(tmp_path, **changes, DATA__HOLDOUT_FRACTION=0.0))
     assert list(whole) == ['train', 'test'] and list(sets) == ['train', 'valid', 'test']
     assert len(sets['train']) + len(sets['valid']) == len(whole['train'])
 

@@ -224,8 +224,9 @@ def test_only_options_that_change_the_training_are_compared():
 
 
 def test_an_empty_value_is_shown(tmp_path):
-    texts = ({'options': config_text(config_of('DATA.FOLD', fold))} for fold in ('', '1/5'))
-    assert run_changes(*texts) == ["DATA.FOLD: '' -> 1/5"]
+    files = ('train.csv', 'fold.csv')
+    texts = ({'options': config_text(config_of('DATA.TRAIN_CSV', file))} for file in files)
+    assert run_changes(*texts) == ['DATA.TRAIN_CSV: train.csv -> fold.csv']
     sums = ({'pretrained': checksum} for checksum in (None, 'c0ffee' * 8))
     assert run_changes(*sums) == ['PRETRAINED: SHA-256 none -> c0ffeec0']
     address = 'https://example.invalid/a.pth'

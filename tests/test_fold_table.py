@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from sweep_runs import methods_file
 
 from config import Config, config_text, default_config
+from data.folds import fold_files, write_folds
 from data.predictions import read_predictions, write_predictions
 from data.reading import read_split
 from data.splits import split_patients, training_records
@@ -436,9 +437,12 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
     sweep.write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.setattr(fold_table, 'folder_state', state)
     _, targets = draw(tmp_path)
-    image = tmp_path / names()[0]
-    image.parent.mkdir(parents=True)
-    image.touch()
+    for image in map(tmp_path.joinpath, names()):
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+    config = config_of(tmp_path, 0)
+    config.DATA.TRAIN_CSV = 'all.csv'
+    write_folds(config, tmp_path / 'folds', FOLDS, LOGGER)
     (valid, _), noise = folds_of(tmp_path, 0), np.random.default_rng(1).random(targets.shape) / 10
     is_valid = np.isin(names(), valid)[:, None]
     right, wrong = targets * 0.9 + noise, (1 - targets) * 0.9 + noise
@@ -467,8 +471,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
 def config_of(folder: Path, part: int) -> Config:
     """The options of a run that learned from a third of the training patients."""
     config = default_config()
-    options = {'DATA_PATH': str(folder), 'DATASET': 'chexpert', 'TRAIN_CSV': 'all.csv'}
-    options |= {'LABELS': list(LABELS), 'FOLD': f'{part}/{FOLDS}', 'TRAIN_FRACTION': 0.34}
+    train, valid = map(str, fold_files(folder / 'folds', part))
+    options = {'DATA_PATH': str(folder), 'DATASET': 'chexpert', 'TRAIN_CSV': train}
+    options |= {'LABELS': list(LABELS), 'VALID_CSV': valid, 'TRAIN_FRACTION': 0.34}
     for key, value in (options | {'VIEWS': 'all', 'HOLDOUT_FRACTION': 0.0}).items():
         config.DATA[key] = value
     return config

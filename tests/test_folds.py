@@ -1,23 +1,31 @@
-"""Cross-validation by patient (DATA.FOLD): each image is scored once, and trains in no stage."""
+"""Cross-validation by patient: each image is scored once, and trains in no stage."""
 
 import hashlib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from phantom_layouts import nih_phantom
+from tiny import run_script
 from xray_splits import LOGGER, make_config, write_split
 
 from data.build import build_loader
+from data.folds import fold_files, folds_of, write_folds
+from data.reading import read_split
 
 PARTS = 3
+STUDIES = Path(__file__).resolve().parents[1] / 'docs' / 'results'
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Training images of 24 patients; valid.csv names some of them, and must not be read."""
+    """Training images of 24 patients and their folds; valid.csv must not be read."""
     root = tmp_path_factory.mktemp('folds')
     write_split(root, 'train', 24)
     (root / 'valid.csv').write_bytes((root / 'train.csv').read_bytes()[:2000])
+    words = ['--data-path', root, '--folds', PARTS, '--output', root / 'folds']
+    assert run_script('folds', *map(str, words)) == 0
     return root
 
 
@@ -30,8 +38,13 @@ def patients_of(loader: torch.utils.data.DataLoader) -> set[str]:
     return {*loader.dataset.records.patient}
 
 
+def tables_of(folder: Path, part: int) -> list[str]:
+    train, valid = fold_files(folder, part)
+    return ['DATA.TRAIN_CSV', str(train), 'DATA.VALID_CSV', str(valid)]
+
+
 def loaders_of(data: Path, part: int, *options: object, is_pretrain: bool = False):
-    config = make_config(data, 'DATA.FOLD', f'{part}/{PARTS}', *options)
+    config = make_config(data, *tables_of(data / 'folds', part), *options)
     return build_loader(config, LOGGER, is_pretrain)
 
 
@@ -46,20 +59,58 @@ def test_parts_are_scored_once_and_hold_out_and_subset_come_from_the_others(data
         assert not patients_of(whole.train) & patients_of(whole.holdout)
         assert patients_of(half.train) < patients_of(whole.train)
         assert patients_of(half.holdout) == patients_of(whole.holdout)
+        more = loaders_of(data, part, is_pretrain=True)
+        assert patients_of(more.train) | patients_of(more.holdout) == everyone - own
         scored += whole.valid.dataset.records.path.tolist()
     assert len(scored) == len(set(scored)) == 48
 
 
-def test_pretraining_never_sees_the_scored_part_whatever_else_its_file_names(
-    data: Path, tmp_path: Path
-) -> None:
-    write_split(tmp_path, 'train', 40)  # the 24 patients above, and 16 others
+def test_a_row_keeps_the_number_that_its_random_numbers_depend_on(data: Path) -> None:
+    whole = read_split(make_config(data), 'train', LOGGER)
+    sample = dict(zip(whole.path, whole.sample, strict=True))
     for part in range(PARTS):
-        own = patients_of(loaders_of(data, part).valid)
-        more = loaders_of(tmp_path, part, is_pretrain=True)
-        assert own and not own & (patients_of(more.train) | patients_of(more.holdout))
+        for split in ('train', 'valid'):
+            config = make_config(data, *tables_of(data / 'folds', part))
+            records = read_split(config, split, LOGGER)
+            assert records.sample.tolist() == [sample[path] for path in records.path]
 
 
-def test_a_part_without_images_is_refused(data: Path) -> None:
-    with pytest.raises(ValueError, match='DATA.FOLD'):
-        build_loader(make_config(data, 'DATA.FOLD', '7/999'), LOGGER, is_pretrain=True)
+@pytest.mark.parametrize('study, row', [('real_xrays', 'simmim_1'), ('main_model', 'swin_1')])
+def test_the_committed_studies_have_these_folds(study: str, row: str) -> None:
+    """Their files have the ranks of the images within the fold, whose mean is a half."""
+    table = pd.read_csv(STUDIES / study / 'predictions' / 'predictions.csv.gz', dtype={'row': str})
+    table = table[(table['row'] == row) & (table['seed'] == 0)]
+    assert len(table) == 1000
+    patient = table['Path'].str.extract(r'(patient\d+)')[0].to_numpy(object)
+    for _, ranks in table['Pneumonia'].groupby(folds_of(patient, 5)):
+        assert ranks.min() < 1 / len(ranks) and ranks.mean() == pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_data_set_with_tables_of_its_own_takes_a_list_of_images(tmp_path: Path) -> None:
+    nih_phantom(tmp_path / 'nih', num_train=9, num_valid=1, num_test=3, size=40)
+    options = ['DATA.DATASET', 'nih', 'DATA.LABELS', ['Edema']]
+    config = make_config(tmp_path / 'nih', *options)
+    whole = read_split(config, 'train', LOGGER)
+    write_folds(config, tmp_path, PARTS, LOGGER)
+    scored = []
+    for part in range(PARTS):
+        own = make_config(tmp_path / 'nih', *options, *tables_of(tmp_path, part))
+        train, valid = (read_split(own, split, LOGGER) for split in ('train', 'valid'))
+        assert set(valid.patient) == set(whole.patient[folds_of(whole.patient, PARTS) == part])
+        assert not set(train.patient) & set(valid.patient)
+        assert len(train) + len(valid) == len(whole)
+        scored += valid.row.tolist()
+    assert sorted(scored) == whole.row.tolist()
+    (tmp_path / 'valid_0.csv').write_text('Path\nimages/none.png\n')
+    own = make_config(tmp_path / 'nih', *options, *tables_of(tmp_path, 0))
+    with pytest.raises(ValueError, match='valid_0.csv.*none.png'):
+        read_split(own, 'valid', LOGGER)
+
+
+def test_an_empty_fold_and_tables_of_other_folds_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='999 folds'):
+        write_folds(make_config(data), tmp_path, 999, LOGGER)
+    write_folds(make_config(data), tmp_path, 3, LOGGER)
+    write_folds(make_config(data), tmp_path, 3, LOGGER)
+    with pytest.raises(ValueError, match='train_0.csv'):
+        write_folds(make_config(data), tmp_path, 2, LOGGER)

@@ -206,14 +206,15 @@ def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
 
 @pytest.mark.parametrize(
     'option',
-    ['DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE', 'MODEL.VIT.INIT_VALUES'],
+    ['DATA.TRAIN_CSV', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE', 'MODEL.VIT.INIT_VALUES'],
 )
 def test_a_checkpoint_of_another_model_or_other_patients_is_not_resumed_from(
     option: str, phantom: Path, tmp_path: Path, scores: list[float], capsys
 ) -> None:
     scores += [0.6, 0.5, 0.4]
     folder = finetune(phantom, tmp_path / 'out')
-    value = {'DATA.FOLD': '1/2'}.get(option, '0.5')
+    table = shutil.copy(phantom / 'train.csv', tmp_path / 'fold.csv')
+    value = {'DATA.TRAIN_CSV': str(table)}.get(option, '0.5')
     cfg = tiny_config(tmp_path / 'r.yaml', 'finetune', VIT, TRAIN={'EPOCHS': 5, 'WARMUP_EPOCHS': 0})
     more = ['--tag', 'again', '--resume', str(folder / 'ckpt_epoch_0.pth'), '--opts', option, value]
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'out', *more)) == 2

@@ -221,15 +221,15 @@ def test_the_card_lists_the_options_of_fine_tuning_without_folder_names(tmp_path
     assert 'Pleural Effusion' in text and not any('SIMMIM' in key for key in rows)
 
 
-def test_the_card_lists_the_sources_of_pretraining_or_the_fold_that_was_left_out(tmp_path):
+def test_the_card_lists_the_sources_of_pretraining_or_one_data_set(tmp_path):
     nih = {'dataset': 'nih', 'name': 'a', 'share': 0.5}
     sources = [nih | {'path': '/home/someone/nih'}]
     pretrained = load_run(tmp_path, 'simmim', DATA={'SOURCES': sources, 'TRAIN_IMAGES': 0})
     rows, text = card_rows(pretrained)
     assert rows['DATA.SOURCES'] == str([nih]) and 'someone' not in text
-    assert not {'DATA.DATASET', 'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES', 'DATA.FOLD'} & {*rows}
-    rows, _ = card_rows(load_run(tmp_path, 'finetune', DATA={'FOLD': '1/5'}))
-    assert rows['DATA.FOLD'] == '1/5' and rows['DATA.TRAIN_IMAGES'] == '28'
+    assert not {'DATA.DATASET', 'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES'} & {*rows}
+    rows, _ = card_rows(load_run(tmp_path, 'finetune'))
+    assert rows['DATA.TRAIN_IMAGES'] == '28'
     assert 'DATA.SOURCES' not in rows
 
 

@@ -178,7 +178,7 @@ def test_checkpoint_of_another_model_stops_the_run(tmp_path):
     refused(wider, make_config('swin', 1), tmp_path, message)
 
 
-def test_a_smaller_earlier_hold_out_or_another_fold_gives_a_warning(tmp_path, log):
+def test_a_smaller_earlier_hold_out_or_another_table_gives_a_warning(tmp_path, log):
     """The model may have been trained with patients that are held out now."""
     for before, now, warned in ((0.1, 0.2, 1), (0.2, 0.2, 1)):
         transfer(
@@ -188,17 +188,16 @@ def test_a_smaller_earlier_hold_out_or_another_fold_gives_a_warning(tmp_path, lo
             own=True,
         )
         assert sum('HOLDOUT_FRACTION' in message for message in log.messages) == warned
-    folds = (('0/5', '1/5', 1), ('0/5', '0/5', 1), ('', '0/5', 2), ('0/5', '', 3))
-    for before, now, warned in folds:
-        configs = (make_config('swin', 1, DATA__FOLD=fold) for fold in (before, now))
+    for before, now, warned in (('a.csv', 'b.csv', 1), ('a.csv', 'a.csv', 1)):
+        configs = (make_config('swin', 1, DATA__TRAIN_CSV=file) for file in (before, now))
         transfer(*configs, tmp_path, own=True)
-        assert sum('DATA.FOLD' in message for message in log.messages) == warned
+        assert sum('DATA.TRAIN_CSV' in message for message in log.messages) == warned
 
 
 def test_weights_trained_on_another_kind_of_data_give_no_warning(tmp_path, log):
     """Whether a folder of images shows patients of this run is unknown, so the log only asks."""
     before = make_config('swin', 1, DATA__DATASET='folder', DATA__DATA_PATH='others')
-    now = make_config('swin', 1, DATA__FOLD='0/5', DATA__HOLDOUT_FRACTION=0.2)
+    now = make_config('swin', 1, DATA__TRAIN_CSV='a.csv', DATA__HOLDOUT_FRACTION=0.2)
     transfer(before, now, tmp_path, own=True)
     assert not [record for record in log.records if record.levelno >= logging.WARNING]
     assert any('folder, others' in message for message in log.messages)
@@ -209,7 +208,7 @@ def test_the_data_sets_of_sources_are_compared(names, warned, tmp_path, log):
     """With sources DATA.DATASET is not used, so only their data sets show who was seen."""
     sources = [{'name': name, 'dataset': name, 'path': name} for name in names]
     before = make_config('swin', 1, DATA__SOURCES=sources)
-    now = make_config('swin', 1, DATA__DATASET='chexpert', DATA__FOLD='0/5')
+    now = make_config('swin', 1, DATA__DATASET='chexpert', DATA__TRAIN_CSV='a.csv')
     transfer(before, now, tmp_path, own=True)
     warnings = [entry for entry in log.records if entry.levelno >= logging.WARNING]
     assert len(warnings) == warned

@@ -253,32 +253,36 @@ def test_reports_of_ensembles_and_of_renamed_checkpoints_state_what_is_known(
     assert evaluated(best, TTA='crops')[1:] == (True, True)
 
 
-def test_the_overview_names_the_fold_that_was_left_out(phantom: Path, tmp_path: Path) -> None:
-    data = {'FOLD': '1/3', 'TRAIN_IMAGES': 0}
+def test_the_overview_names_another_training_table(phantom: Path, tmp_path: Path) -> None:
+    shutil.copy(phantom / 'train.csv', tmp_path / 'fold.csv')
+    data = {'TRAIN_CSV': str(tmp_path / 'fold.csv'), 'TRAIN_IMAGES': 0}
     options = {'REPORT': {'WRITE': True, 'MAPS': 0}, 'EVAL': {'RESAMPLES': 0}}
     options |= {'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, 'DATA': data}
     folder = finished_run('finetune', phantom, tmp_path, **options)
     report = json.loads((folder / 'report.json').read_text())
     rows = {row['name']: row['value'] for row in report['run']}
-    assert rows['Trained on'] == '100 % of the patients, without fold 1/3'
+    assert rows['Trained on'] == f'100 % of the patients of {tmp_path}/fold.csv'
 
 
 @pytest.mark.slow
 def test_the_report_warns_of_weights_that_have_seen_scored_patients(
     phantom: Path, tmp_path: Path
 ) -> None:
-    """Weights of another fold, also with --eval."""
+    """Weights of another training table, also with --eval."""
     options = {'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, 'EVAL': {'RESAMPLES': 0}}
     options['REPORT'] = {'WRITE': True, 'MAPS': 0}
-    earlier = {'FOLD': '1/3', 'TRAIN_IMAGES': 0}
+    tables = [
+        str(shutil.copy(phantom / 'train.csv', tmp_path / name)) for name in ('a.csv', 'b.csv')
+    ]
+    earlier = {'TRAIN_CSV': tables[0], 'TRAIN_IMAGES': 0}
     folder = finished_run('finetune', phantom, tmp_path, DATA=earlier, **options)
     words = ['--pretrained', str(folder / 'ckpt_epoch_0.pth'), '--tag']
-    for tag, fold, number in (('other', '2/3', 1), ('same', '1/3', 0)):
-        later = options | {'DATA': {'FOLD': fold, 'TRAIN_IMAGES': 0}}
+    for tag, table, number in (('other', tables[1], 1), ('same', tables[0], 0)):
+        later = options | {'DATA': {'TRAIN_CSV': table, 'TRAIN_IMAGES': 0}}
         for part, more in (('', []), ('report_eval', ['--eval'])):
             finished_run('finetune', phantom, tmp_path, *words, tag, *more, **later)
             text = (folder.with_name(tag) / part / 'report.json').read_text()
-            found = [line for line in json.loads(text)['warnings'] if 'DATA.FOLD' in line]
+            found = [line for line in json.loads(text)['warnings'] if 'DATA.TRAIN_CSV' in line]
             assert len(found) == number
             assert all(line.startswith(f'{words[1]} was trained') for line in found)
 
@@ -367,7 +371,7 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
         ('DATA.TASK', 'effusion'),
         ('DATA.HOLDOUT_FRACTION', 0.3),
         ('EVAL.INTERNAL_SHARE', 0.5),
-        ('DATA.FOLD', '0/5'),
+        ('DATA.TRAIN_CSV', 'fewer.csv'),
         ('MODEL.HEAD', 'attention'),
         ('MODEL.SWIN.NUM_HEADS', [2, 6, 12, 24]),
     )
@@ -379,20 +383,14 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
     with pytest.raises(ValueError, match='trained with DATA.HOLDOUT_FRACTION'):
         check('DATA.HOLDOUT_FRACTION', 0.01)
     trained.EVAL.INTERNAL_SHARE = 0.0
-    trained.DATA.FOLD = '2/5'
     torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
-    check('DATA.FOLD', '2/5')
-    for fold in ('', '0/5'):
-        with pytest.raises(ValueError, match=r"DATA\.FOLD '2/5'"):
-            check('DATA.FOLD', fold)
+    check('DATA.TRAIN_CSV', trained.DATA.TRAIN_CSV)
     assert not caplog.messages
-    trained.DATA.FOLD = ''
-    check('DATA.DATA_PATH', 'another_hospital')
-    assert "DATA.FOLD '2/5'" in caplog.text and 'trained the model' in caplog.text
-    trained.DATA.FOLD = '2/5'
-    for key, value in {'DATA.NORMALIZE': 'image', 'DATA.TRAIN_CSV': 'fewer.csv'}.items():
-        check(key, value)
-        assert key in caplog.messages[-1]
+    trained.DATA.DATA_PATH = 'another_hospital'
+    check('DATA.TRAIN_CSV', 'fewer.csv')
+    assert 'DATA.TRAIN_CSV' in caplog.text and 'trained the model' in caplog.text
+    check('DATA.NORMALIZE', 'image')
+    assert 'DATA.NORMALIZE' in caplog.messages[-1]
 
 
 def test_a_copy_of_the_data_of_a_run_is_recognised_by_its_training_table(
@@ -402,21 +400,21 @@ def test_a_copy_of_the_data_of_a_run_is_recognised_by_its_training_table(
     trained = default_config()
     trained.merge_from_file(str(ROOT / 'configs/base/chexpert_finetune.yaml'))
     trained.MODEL.NUM_CLASSES = 14
-    trained.DATA.FOLD, trained.DATA.DATA_PATH = '2/5', 'elsewhere'
+    trained.DATA.DATA_PATH = 'elsewhere'
     torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
     files = {name: sha256(many / name) for name in ('train.csv', 'test.csv')}
     files |= {'DATA.DATASET': '0'}
     (tmp_path / 'run.json').write_text(json.dumps({'data': {'files': files}}))
     config = trained.clone()
-    config.DATA.FOLD, config.DATA.DATA_PATH = '', str(tmp_path / 'copy')
+    config.DATA.TRAIN_CSV, config.DATA.DATA_PATH = 'fewer.csv', str(tmp_path / 'copy')
     run = SimpleNamespace(config=config, logger=logging.getLogger())
     (tmp_path / 'copy').mkdir()
     for name in ('train.csv', 'test.csv'):
         shutil.copy(many / name, tmp_path / 'copy')
-    with pytest.raises(ValueError, match=r"DATA\.FOLD '2/5'"):
+    with pytest.raises(ValueError, match=r"DATA\.TRAIN_CSV 'train.csv'"):
         check_scoring(run, tmp_path / 'c.pth')
     assert not caplog.messages
     with (tmp_path / 'copy' / 'train.csv').open('a') as file:
         file.write('\n')
     check_scoring(run, tmp_path / 'c.pth')
-    assert "DATA.FOLD '2/5'" in caplog.text
+    assert "DATA.TRAIN_CSV 'train.csv'" in caplog.text

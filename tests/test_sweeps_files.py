@@ -19,6 +19,7 @@ from config import (
     get_config,
     put,
 )
+from data.folds import fold_files
 from models import build_model
 from models.contrastive import build_contrastive
 from models.convert import Statistics, convert
@@ -27,6 +28,7 @@ from sweeps.files import (
     batch_counts,
     comparable_rows,
     expected_config,
+    folds_folder,
     load_sweep,
     only_rows,
     only_subsets,
@@ -413,10 +415,12 @@ def test_cross_validation_shares_a_pre_training_on_images_without_labels(tmp_pat
     assert (pretraining.DATA_PATH, pretraining.DATASET) == ('/images', 'folder')
     for part in range(3):
         data = found[f'finetune mine_moco_0.1 seed 1 fold {part}/3']
-        assert (data.DATA_PATH, data.FOLD, data.DATASET) == ('/data', f'{part}/3', 'chexpert')
+        assert (data.DATA_PATH, data.DATASET) == ('/data', 'chexpert')
+        tables = tuple(map(str, fold_files(folds_folder('/runs', 3), part)))
+        assert (data.TRAIN_CSV, data.VALID_CSV) == tables
     folder = Path('/runs/contrastive_pretrain/mine_moco_seed1')
     needs = [job.needs for job in jobs if job.run == 'mine_moco_0.1']
-    assert needs == [(folder,)] * 3 and pretraining.FOLD == ''
+    assert needs == [(folder,)] * 3 and pretraining.TRAIN_CSV == 'train.csv'
 
 
 def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) -> None:

@@ -56,10 +56,3 @@ def test_held_out_patients_select_and_the_test_file_is_scored(
     argv = arguments(cfg, two_splits, tmp_path / 'none', '--opts', *NAMES)
     refused('finetune', argv, two_splits / 'valid.csv', 'DATA.DATA_PATH', 'DATA.*_CSV')
     assert not results_in(tmp_path / 'none')
-
-
-def test_the_check_of_a_cross_validation_needs_no_valid_csv(
-    two_splits: Path, tmp_path: Path
-) -> None:
-    words = ['--data-path', two_splits, '--output', tmp_path / 'problems.csv', '--workers', '1']
-    assert run_script('check_data', *words, '--opts', *NAMES[:2], 'DATA.FOLD', '0/5') == 0

@@ -183,6 +183,7 @@ def file_of(run: str, name: str = 'ckpt_epoch_0.pth') -> str:
     return f'<runs>/{run}/run/default/{name}'
 
 
+FOLD = {f'DATA__{split.upper()}_CSV': f'<runs>/folds/{split}_1.csv' for split in ('train', 'valid')}
 # Name -> (command, options). A run may use files of the runs before it.
 RUNS = {
     'pack': script('pack', '--data-path', DATA, '--output', '<runs>/pack', '--size', '32'),
@@ -196,7 +197,8 @@ RUNS = {
     'simmim_sources': simmim(SWIN, data='<data>', DATA__SOURCES=SOURCES),
     'simmim_store': simmim(SWIN, data='<runs>/pack'),
     'simmim_folder': simmim(SWIN, data=UNLABELLED, DATA__DATASET='folder'),
-    'simmim_fold': simmim(SWIN, DATA__FOLD='1/3'),
+    'folds': script('folds', '--data-path', DATA, '--output', '<runs>/folds', '--folds', '3'),
+    'simmim_fold': simmim(SWIN, **FOLD),
     'simmim_patch_normalised': simmim(SWIN, MODEL__SIMMIM__TARGET='patch_normalised'),
     'simmim_hog': simmim(SWIN, MODEL__SIMMIM__TARGET='hog', MODEL__SIMMIM__TARGET_SIZE=8),
     'simmim_target_size': simmim(SWIN, MODEL__SIMMIM__TARGET_SIZE=16),
@@ -233,7 +235,7 @@ RUNS = {
     ),
     'finetune_timm': finetune(TIMM, '--pretrained', file_of('moco'), **REPORT),
     'finetune_store': finetune(SWIN, data='<runs>/pack'),
-    'finetune_fold': finetune(SWIN, DATA__FOLD='1/3'),
+    'finetune_fold': finetune(SWIN, **FOLD),
     'finetune_share': finetune(SWIN, DATA__TRAIN_FRACTION=0.5, EVAL__SELECT_ON='holdout'),
     'finetune_images': finetune(SWIN, DATA__TRAIN_IMAGES=16, DATA__SAMPLER='weighted'),
     'finetune_last': finetune(SWIN, EVAL__SELECT_ON='last', EVAL__LEVEL='image'),
