@@ -184,7 +184,7 @@ def check_data(
             continue
         if records is not None and len(records):
             splits[split] = records
-            if dataset.labelled and labelled and not task.cells.numbers:
+            if dataset.labelled and labelled:
                 _check_labels(split, records, findings, blank=config.DATA.BLANK)
             if dataset.labelled and labelled and task.exclusive:
                 try:

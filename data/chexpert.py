@@ -13,9 +13,9 @@ import pandas as pd
 
 from config import Config
 from data.image_source import IMAGE_SUFFIXES, ImageSource, data_set_of, open_images
-from data.labels import BLANK, CELLS, LABELS, MARKS, Cells
+from data.labels import BLANK, CELLS, LABELS
 from data.records import OLDEST, STUDY, Records, existing_records, register_dataset
-from data.table import KEYS, LARGEST, Fault, OnFault, Table, refuse
+from data.table import KEYS, Fault, OnFault, Table, refuse
 from data.tasks import task_of
 from system.files import is_below
 
@@ -34,7 +34,7 @@ def read_csv(
     *,
     image_suffix: str = '',
     labels: Sequence[str] = LABELS,
-    cells: Cells = MARKS,
+    class_column: str = '',
     logger: logging.Logger | None = None,
     look_up: str = 'first',
     on_fault: OnFault = refuse,
@@ -50,7 +50,7 @@ def read_csv(
         csv_name: Path of the CSV file, relative to `data_path`.
         image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Names of the labels; may be empty.
-        cells: How the table states the labels.
+        class_column: Column that names the label of each row; '': each label has a column.
         logger: Logger for the number of images.
         look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
@@ -61,7 +61,7 @@ def read_csv(
     if not any(root.glob('*.csv')):
         hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
     table = Table(root / csv_name, on_fault, hint)
-    table.require(KEYS, labels=[cells.column] if labels and cells.column else labels)
+    table.require(KEYS, labels=[class_column] if labels and class_column else labels)
     key = table.key
     inside = [is_below(path) for path in table[key]]
     problem = 'must be a relative path without ..'
@@ -72,7 +72,8 @@ def read_csv(
     table.keep_first(key, 'duplicate path', table['file'])
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = replace(records_of(table, labels, cells), root=root, csv=str(csv_name))
+    records = records_of(table, labels, class_column)
+    records = replace(records, root=root, csv=str(csv_name))
     problem = 'has neither a view nor a name like view1_frontal.jpg'
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
@@ -141,7 +142,7 @@ def _read_chexpert(
         if split == 'valid' and (logger := options.get('logger')):
             logger.warning(f'{csv_name} does not exist, so only test is scored')
         return None
-    options['cells'] = task_of(config).cells
+    options['class_column'] = task_of(config).class_column
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
 
@@ -171,22 +172,19 @@ def add_studies(table: Table) -> None:
     table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
 
 
-def labels_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> np.ndarray:
-    """Read labels, [N, K] float32: 1, 0, -1 uncertain, NaN blank; or numbers, NaN where empty."""
+def labels_of(table: Table, labels: Sequence[str], class_column: str = '') -> np.ndarray:
+    """Read labels, [N, K] float32: 1, 0, -1 uncertain, NaN blank."""
     kind = 'value of a label'
-    if cells.column:
+    if class_column:
         classes = {label: number for number, label in enumerate(labels)} | {'': np.nan}
-        own = table.map(cells.column, classes, kind)[:, None]
+        own = table.map(class_column, classes, kind)[:, None]
         return np.where(np.isnan(own), BLANK, own == np.arange(len(labels))).astype(np.float32)
-    if cells.numbers:
-        columns = [table.numbers(label, kind, least=-LARGEST) for label in labels]
-    else:
-        columns = [table.map(label, CELLS, kind) for label in labels]
+    columns = [table.map(label, CELLS, kind) for label in labels]
     stacked = np.array(columns, np.float32).reshape(len(labels), len(table))
     return np.ascontiguousarray(stacked.T)
 
 
-def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Records:
+def records_of(table: Table, labels: Sequence[str], class_column: str = '') -> Records:
     """Build the records of a table to which path, file, patient and study have been added."""
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
     names = ('path', 'file', 'patient', 'study')
@@ -200,7 +198,7 @@ def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Rec
         sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
         age=table.numbers('Age', 'value of the age', most=OLDEST),
         ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
-        labels=labels_of(table, labels, cells),
+        labels=labels_of(table, labels, class_column),
         label_names=tuple(labels),
     )
 

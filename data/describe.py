@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from config import Config, part, require
+from config import Config, part
 from data.chexpert import csv_names
 from data.figures import encode_figure, plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups, read_demographics
@@ -163,8 +163,6 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
 def read_sets(config: Config) -> dict[str, Records]:
     """Read the splits of a run that exist."""
     data, sets, dataset = config.DATA, {}, part(config, 'DATA.DATASET')
-    allowed = 'a task whose columns are not numbers, because only the marks of labels are counted'
-    require(not task_of(config).cells.numbers, config, 'DATA.TASK', allowed)
     options = {'labels': task_of(config).columns, 'look_up': 'none'}
     for split in SPLITS if dataset.labelled else ():
         optional = dataset.splits is None or split not in dataset.splits(config)

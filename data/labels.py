@@ -88,17 +88,6 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Cells:
-    """How a table states labels; by default each has a column of the marks in CELLS."""
-
-    numbers: bool = False  # each label has a column of numbers
-    column: str = ''  # one column names the class of each row
-
-
-MARKS = Cells()
-
-
-@dataclass(frozen=True)
 class SharedLabel:
     """A finding that two label sets share; in each set, one positive label of several is enough."""
 

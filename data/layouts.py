@@ -28,8 +28,7 @@ from data.records import (
     lacks_images,
     register_dataset,
 )
-from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse, rows_of
-from data.tasks import task_of
+from data.table import Fault, OnFault, Table, find_file, refuse, rows_of
 from system.files import is_below
 
 SPLITS = ('train', 'valid', 'test')
@@ -290,7 +289,7 @@ def read_layout(
     if not len(source):  # the reason has been reported
         return None
     # The rows of all splits are read, so that a misspelt label is found in whatever split it is.
-    values = _read_labels(layout, source, labels, numbers=task_of(config).cells.numbers)
+    values = _read_labels(layout, source, labels)
     is_wanted = (table[SPLIT] == split).to_numpy(bool)
     table.cells = table.cells[is_wanted]
     values = values[is_wanted if source is table else _join(layout, table, source)]
@@ -547,15 +546,9 @@ def _view_cells(layout: Layout) -> dict[str, str]:
     return _by_cell(layout.views) if isinstance(layout.views, dict) else VIEW_CELLS
 
 
-def _read_labels(
-    layout: Layout, table: Table, labels: Sequence[str], *, numbers: bool
-) -> np.ndarray:
-    """Read the labels as [N, K] float32: 1, 0, -1 uncertain, NaN blank; or `numbers`."""
-    if numbers:
-        own, names = [_names_in_file(layout, label)[0] for label in labels], {*table.cells}
-        table.require(labels=own)
-        columns = [table.numbers(name, 'value of a label', least=-LARGEST) for name in own]
-    elif 'column' in layout.labels:
+def _read_labels(layout: Layout, table: Table, labels: Sequence[str]) -> np.ndarray:
+    """Read the labels as [N, K] float32: 1, 0, -1 uncertain, NaN blank."""
+    if 'column' in layout.labels:
         columns, names = _read_listed_labels(layout, table, labels)
     else:
         columns, names = _read_label_columns(layout, table, labels), {*table.cells}

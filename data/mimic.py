@@ -14,7 +14,6 @@ from data.image_source import open_images
 from data.labels import LABELS
 from data.records import Records, existing_records, lacks_images, register_dataset
 from data.table import IDS, OnFault, Table, find_file, refuse, rows_of
-from data.tasks import task_of
 
 # MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
 # other ViewPosition are neither frontal nor lateral.
@@ -82,7 +81,7 @@ def read_mimic(
     columns = {'Frontal/Lateral': view.str.capitalize(), 'patient': patient, 'study': study}
     columns['AP/PA'] = np.where(view == 'frontal', position[place >= 0], '')
     table.cells = table.cells.assign(path=image + '.jpg', file=image + suffix, **columns)
-    values = labels_of(of_studies, labels, task_of(config).cells)[place[place >= 0]]
+    values = labels_of(of_studies, labels)[place[place >= 0]]
     images = open_images(root)
     records = replace(records_of(table, ()), labels=values, label_names=tuple(labels))
     options = {'look_up': look_up, 'on_fault': on_fault, 'logger': logger}

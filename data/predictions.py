@@ -214,13 +214,13 @@ def read_label_file(
         column: Column that names the class of each row (DATA.LABEL_COLUMN).
     """
     table, made = Table(path), make_task(task, LABELS=labels, BLANK=blank, LABEL_COLUMN=column)
-    wanted = [column] if column else made.columns
+    wanted = [made.class_column] if made.class_column else made.columns
     missing = tuple(label for label in wanted if label not in table)
     table.require(KEYS, *([wanted] if made.has_policies else missing))
     _check_names(table)
     add_studies(table)
     table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
-    records = records_of(table, made.columns, made.cells)
+    records = records_of(table, made.columns, made.class_column)
     if views != 'all' and table.key == 'Path':
         table.check('Path', records.view != '', 'value of the view', 'names no view')
         records = select_views(records, views)

@@ -25,7 +25,6 @@ import pandas as pd
 KEYS = ('Path', 'Study')  # column that names the image or the study of a row
 IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
 NUMBER = re.compile(r'-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
-LARGEST = float(np.finfo(np.float32).max)  # labels have 32 bits, and none may become infinite
 SHOWN = 100  # number of characters of a cell in a message
 JSON_LINES = ('.json', '.jsonl')  # suffixes of tables with a JSON object on each line
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what damaged files raise
@@ -199,16 +198,13 @@ class Table:
         column: str,
         kind: str,
         *,
-        least: float = 0,
-        most: float = LARGEST,
+        most: float,
         can_be_empty: bool = True,
     ) -> np.ndarray:  # [N]
-        """Return the cells as numbers from `least` to `most`, and NaN for empty cells."""
+        """Return the cells as numbers from 0 to `most`, and NaN for empty cells."""
         texts = [text for text in self[column].unique() if NUMBER.fullmatch(text)]
-        meanings = {text: float(text) for text in texts if least <= float(text) <= most}
-        allowed = f'numbers from {least}' if most == LARGEST else f'numbers from {least} to {most}'
-        if least == -LARGEST:
-            allowed = 'numbers'
+        meanings = {text: float(text) for text in texts if 0 <= float(text) <= most}
+        allowed = f'numbers from 0 to {most}'
         if can_be_empty:
             meanings[''], allowed = np.nan, f'{allowed}, or empty'
         return self.map(column, meanings, kind, allowed=allowed)

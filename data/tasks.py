@@ -16,11 +16,9 @@ from config import PROBES, Config, Registry, default_config, part, require
 from data.labels import (
     COMPETITION_LABELS,
     LABELS,
-    MARKS,
     NO_FINDING,
     POLICIES,
     POSITIVE,
-    Cells,
     check_name,
     evaluation_targets,
     file_name,
@@ -79,9 +77,9 @@ class Task(ABC):
         return self.names or LABELS
 
     @property
-    def cells(self) -> Cells:
-        """Return how a table states the labels."""
-        return MARKS
+    def class_column(self) -> str:
+        """Return the column that names one of `columns` in each row; '': each has a column."""
+        return ''
 
     @property
     def policies(self) -> dict[str, str]:
@@ -236,8 +234,8 @@ class SingleLabel(Task):
         return self.names
 
     @property
-    def cells(self) -> Cells:
-        return Cells(column=self.config.DATA.LABEL_COLUMN)
+    def class_column(self) -> str:
+        return self.config.DATA.LABEL_COLUMN
 
     def scored(self, records: Any) -> np.ndarray:
         """Return one-hot targets, [N, K] float32, and rows of NaN for images without a class.

@@ -1,4 +1,4 @@
-"""A task that is no part of the package: grades 0 to 3 in columns of numbers.
+"""A task that is no part of the package: grades 0 to 3 in a column.
 
 This file and a line at DATA.TASK, which `conftest.py` adds, are all that it needs.
 """
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from data.labels import Cells
+from data.labels import POSITIVE
 from data.tasks import TASKS, Task
 
 STEPS = 3
@@ -16,7 +16,7 @@ STEPS = 3
 
 @TASKS.register('grades')
 class Grades(Task):
-    """Learn whether the grade reaches each step from 1 to STEPS; empty cells are left out."""
+    """Learn whether a grade reaches each step from 1 to STEPS. DATA.LABELS names its column."""
 
     losses = ('bce',)
     activation = 'none'
@@ -25,16 +25,20 @@ class Grades(Task):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(f'{name} from {k}' for name in self.names for k in range(1, STEPS + 1))
+        return tuple(f'{name} from {k}' for name in self.names[:1] for k in range(1, STEPS + 1))
 
     @property
-    def cells(self) -> Cells:
-        return Cells(numbers=True)
+    def columns(self) -> tuple[str, ...]:
+        return tuple(map(str, range(STEPS + 1)))
+
+    @property
+    def class_column(self) -> str:
+        return self.names[0]
 
     def scored(self, records: Any) -> np.ndarray:
-        grades = records.labels[:, :, None]
-        reached = grades >= np.arange(1, STEPS + 1)
-        return np.where(np.isnan(grades), np.nan, reached).reshape(len(grades), -1).astype('f4')
+        is_grade = records.labels == POSITIVE  # [N, STEPS + 1]
+        reached = is_grade[:, ::-1].cumsum(axis=1)[:, -2::-1]  # [N, STEPS]
+        return np.where(is_grade.any(axis=1, keepdims=True), reached, np.nan).astype('f4')
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Return logits [B, K] that do not rise from one step to the next."""

@@ -278,16 +278,6 @@ def test_labels_of_one_class_are_all_named(
             assert ((name, label) in found) == (not (values == value).any()), label
 
 
-def test_numbers_are_not_checked_as_marks(
-    spoilt: Path, tmp_path: Path, check: Callable, grades_task: None
-) -> None:
-    for name in ('train.csv', 'valid.csv'):
-        table = read_text(spoilt / name).assign(Edema='2')
-        table.to_csv(spoilt / name, index=False)
-    check(spoilt, 'DATA.TASK', 'grades', 'DATA.LABELS', "['Edema']")
-    assert read_text(tmp_path / 'lists' / 'problems.csv').empty
-
-
 def test_what_was_found_is_listed_if_a_worker_is_killed(clean: Path, check, monkeypatch) -> None:
     monkeypatch.setattr('data.image_source.decode_image', lambda *_: os._exit(9))
     assert [kind for kind, *_ in check(clean)] == ['images that were not checked']

@@ -209,11 +209,6 @@ def test_the_script_saves_its_tables(
     assert 'EVAL.GROUPS' in capsys.readouterr().err
 
 
-def test_numbers_are_refused_and_not_counted_as_marks(mixed: Path, grades_task: None) -> None:
-    with pytest.raises(ValueError, match="DATA.TASK must be .* not numbers.* got 'grades'"):
-        build_description(options(mixed, DATA__TASK='grades', DATA__LABELS=['Edema']))
-
-
 def test_mimic_is_found_and_counted_without_its_images(tmp_path: Path) -> None:
     sizes = {'num_train': 12, 'num_valid': 3, 'num_test': 3, 'size': 32}
     mimic_phantom(tmp_path / 'all', **sizes)

@@ -25,7 +25,6 @@ from xray_splits import LOGGER, make_config, write_split
 from config import get_config
 from data.build import build_loader
 from data.chexpert import read_csv
-from data.labels import Cells
 from data.tasks import make_task
 from evaluation.cases import Cases
 from evaluation.classes import CLASS_METRICS, class_table, confusion_matrices
@@ -69,7 +68,7 @@ def test_one_column_may_name_the_class(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / 'train.csv')
     table['Diagnosis'] = [*NAMES, ''] * (len(table) // 4)
     table.to_csv(tmp_path / 'train.csv', index=False)
-    options = {'labels': NAMES, 'cells': Cells(column='Diagnosis')}
+    options = {'labels': NAMES, 'class_column': 'Diagnosis'}
     found = read_csv(tmp_path, 'train.csv', **options)
     task = make_task('single_label', LABELS=NAMES, LABEL_COLUMN='Diagnosis')
     np.testing.assert_array_equal(task.scored(found)[:4], one_hot([0, 1, 2, -1]))
@@ -77,21 +76,6 @@ def test_one_column_may_name_the_class(tmp_path: Path) -> None:
     table.to_csv(tmp_path / 'train.csv', index=False)
     with pytest.raises(ValueError, match=r"row 3.*'Diagnosis'.*Pneumonie.*Normal, Pneumonia, Cov"):
         read_csv(tmp_path, 'train.csv', **options)
-
-
-def test_columns_of_numbers_may_be_negative_or_empty(tmp_path: Path) -> None:
-    write_split(tmp_path, 'train', 2)
-    table = pd.read_csv(tmp_path / 'train.csv').iloc[:3]
-    table['Index'] = ['-1.5', '', '2e1']
-    table.to_csv(tmp_path / 'train.csv', index=False)
-    options = {'labels': ('Index',), 'cells': Cells(numbers=True)}
-    found = read_csv(tmp_path, 'train.csv', **options).labels
-    np.testing.assert_array_equal(found, np.float32([[-1.5], [NAN], [20]]))
-    for cell in ('high', '1e39', '-1e999'):  # a label has 32 bits
-        table['Index'] = [cell, '1', '3e38']
-        table.to_csv(tmp_path / 'train.csv', index=False)
-        with pytest.raises(ValueError, match=f"row 2.*'Index'.*{cell}.*numbers"):
-            read_csv(tmp_path, 'train.csv', **options)
 
 
 @pytest.mark.parametrize(
