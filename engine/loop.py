@@ -42,6 +42,7 @@ from utils import (
 )
 
 COMPILED_DEVICES = ('cuda',)  # compiling gains little on a CPU: docs/explanation/speed.md
+COMPILED_FROM = (8, 0)  # compute capability that recent versions of Triton need; a T4 has 7.5
 SMALLEST_SCALE = 2.0**-10  # a gradient scaler below this has seen only overflows for many steps
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -183,17 +184,16 @@ def wrap_model(run: Run, state: TrainState) -> None:
 
 
 def _compile(run: Run, model: nn.Module) -> nn.Module:
-    """Return the compiled model, or the model itself if its forward pass exchanges values."""
+    """Return the compiled model, or the model itself if it cannot be compiled."""
     reason = ''
     if any(isinstance(part, nn.SyncBatchNorm) for part in model.modules()):
-        reason = 'statistics of batch norms'
+        reason = 'the processes exchange statistics of batch norms in the forward pass'
     elif run.stage == 'contrastive' and distributed.world_size() > 1:
-        reason = 'features'
+        reason = 'the processes exchange features in the forward pass'
+    elif run.device.type == 'cuda' and torch.cuda.get_device_capability() < COMPILED_FROM:
+        reason = 'Triton needs a GPU of compute capability 8.0 or higher'
     if reason:
-        run.logger.info(
-            'TRAIN.COMPILE: the model is not compiled, because the processes exchange '
-            f'{reason} in the forward pass'
-        )
+        run.logger.info(f'TRAIN.COMPILE: the model is not compiled, because {reason}')
         return model
     return Compiled(model, graphs=run.device.type == 'cuda', logger=run.logger)
 

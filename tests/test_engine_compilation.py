@@ -28,9 +28,19 @@ def compiled_on_a_cpu(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     ('how', 'device', 'is_compiled'),
-    [('auto', 'cuda', True), ('auto', 'cpu', False), ('none', 'cuda', False)],
+    [
+        ('auto', 'cuda', True),
+        ('auto', 'cuda of 7.5', False),
+        ('auto', 'cpu', False),
+        ('none', 'cuda', False),
+    ],
 )
-def test_auto_compiles_on_a_gpu(how: str, device: str, is_compiled: bool) -> None:
+def test_auto_compiles_on_a_gpu(
+    how: str, device: str, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, _, old = device.partition(' of ')
+    capability = (7, 5) if old else (8, 0)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: capability)
     run = SimpleNamespace(config=config_with(TRAIN__COMPILE=how), device=torch.device(device))
     run.stage, run.logger = 'simmim', LOGGER
     state = SimpleNamespace(model=nn.Linear(3, 4), module=None)

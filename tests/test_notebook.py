@@ -9,7 +9,6 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -132,38 +131,26 @@ def run_cell(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **variabl
     return shell.run_cell(CODE[name])
 
 
-def test_the_code_is_asked_for_and_cloned_or_unpacked(tmp_path, monkeypatch) -> None:
+def test_the_code_is_cloned_or_unpacked_without_a_question(tmp_path, monkeypatch) -> None:
     main = tmp_path / 'pack/simmim-main/main_simmim.py'
     main.parent.mkdir(parents=True)
     main.touch()
-    shutil.make_archive(str(tmp_path / 'simmim'), 'zip', tmp_path / 'pack')
+    archive = shutil.make_archive(str(tmp_path / 'simmim'), 'zip', tmp_path / 'pack')
     author = ['-c', 'user.name=x', '-c', 'user.email=x']
     for words in (['init', '-q'], ['add', '.'], [*author, 'commit', '-qm', 'x']):
         subprocess.run(['git', *words], cwd=main.parent, check=True)
-    clone, archive = str(main.parent), str(tmp_path / 'simmim.zip')
-    upload = SimpleNamespace(upload=lambda: {archive: b''})
-    cases = [
-        {'input': lambda _: f' {clone}', 'files': None},
-        {'input': lambda _: '', 'files': upload},
-        {'REPOSITORY': archive, 'files': None},
-    ]
     wrong = shutil.make_archive(
         str(tmp_path / 'wrong'), 'zip', tmp_path / 'pack', 'simmim-main/.git'
     )
-    for i, variables in enumerate(cases):
+    for i, source in enumerate([str(main.parent), archive]):
         folder = tmp_path / f'session{i}'
         folder.mkdir()
-        result = run_cell('checkout', folder, monkeypatch, REPOSITORY=wrong, files=None)
-        assert isinstance(result.error_in_exec, AssertionError)
-        run_cell('checkout', folder, monkeypatch, **variables).raise_error()
+        for other in ('', wrong):
+            result = run_cell('checkout', folder, monkeypatch, REPOSITORY=other)
+            assert 'REPOSITORY' in str(result.error_in_exec)
+        run_cell('checkout', folder, monkeypatch, REPOSITORY=source).raise_error()
         assert Path('main_simmim.py').exists() and Path.cwd().is_relative_to(folder / 'code')
-        run_cell('checkout', folder, monkeypatch).raise_error()  # asks only once
-
-
-def test_without_an_answer_the_notebook_names_the_setting(tmp_path, monkeypatch) -> None:
-    result = run_cell('checkout', tmp_path, monkeypatch, input=lambda _: '', files=None)
-    assert isinstance(result.error_in_exec, AssertionError)
-    assert 'REPOSITORY' in str(result.error_in_exec)
+        run_cell('checkout', folder, monkeypatch).raise_error()  # it is there
 
 
 @pytest.mark.parametrize(('code', 'failed'), [(2, True), (0, False)])
