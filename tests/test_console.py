@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from sysconfig import get_path
 
@@ -12,7 +13,6 @@ import pytest
 from scripts.console import program_of
 
 ROOT = Path(__file__).resolve().parents[1]
-tomllib = pytest.importorskip('tomllib', reason='new in Python 3.11')
 SETTINGS = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
 
 
@@ -32,9 +32,7 @@ def test_all_rooms_are_in_one_package() -> None:
 
 def test_extras_and_version_are_those_of_other_files() -> None:
     project = SETTINGS['project']
-    lines = (ROOT / 'requirements-dev.txt').read_text() + (
-        ROOT / 'requirements-export.txt'
-    ).read_text()
+    lines = '\n'.join(file.read_text() for file in ROOT.glob('requirements-*.txt'))
     known = {line.partition('#')[0].strip() for line in lines.splitlines()}
     extras = project['optional-dependencies']
     assert {package for packages in extras.values() for package in packages} <= known

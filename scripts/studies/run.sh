@@ -23,7 +23,7 @@ done
 cd "$(dirname "$0")/../.."
 out=${out:-$PWD/output/studies/${name}_$scale}
 . scripts/setup.sh
-setup requirements.txt
+setup requirements-studies.txt
 python=.venv/bin/python
 export PYTHON=$PWD/$python # starts the runs
 sweep=(--sweep "scripts/studies/$name.yaml" --scale "$scale" --output "$out" ${SEEDS:+--seeds "$SEEDS"})
