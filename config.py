@@ -248,8 +248,12 @@ _C.DATA.VIEWS = Own(
 _C.DATA.TASK = Own(
     'observations',
     "What fine-tuning learns: 'observations': each label on its own; 'any_finding' and 'effusion': "
-    "one finding against No Finding; 'single_label': the class of an image.",
-    parts=dict.fromkeys(('observations', 'any_finding', 'effusion', 'single_label'), 'data.tasks'),
+    "one finding against No Finding; 'any_finding_or_none': images with neither are negative; "
+    "'single_label': the class of an image.",
+    parts=dict.fromkeys(
+        ('observations', 'any_finding', 'any_finding_or_none', 'effusion', 'single_label'),
+        'data.tasks',
+    ),
     affects='outputs',
 )
 _C.DATA.LABELS = Own(

@@ -1,7 +1,7 @@
 """Describe a data set: what each split contains, and training targets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,12 @@ from config import Config, part
 from data.chexpert import csv_names
 from data.figures import encode_figure, plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups, read_demographics
-from data.labels import NEGATIVE, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
+from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
 from data.layouts import SPLITS
 from data.preprocess import Preprocess
 from data.reading import read_part
 from data.records import Records, select_views
-from data.splits import split_patients, training_records
+from data.splits import describe_subset, split_patients, training_records
 from data.tasks import task_of
 from system.files import replace_files
 
@@ -41,8 +41,10 @@ class Description:
     """
 
     counts: pd.DataFrame  # split, column, group, then UNITS
-    # split, label, policy, then SHARES, TARGETS and 'left out'; see `_count_all_targets`
+    # split, label, policy, then SHARES, TARGETS, 'total' and 'left out'; see `_count_all_targets`
     targets: pd.DataFrame
+    # image, a column for each label, split, sub-sample; None for a task with policies
+    images: pd.DataFrame | None
     notes: list[str]
 
 
@@ -65,7 +67,8 @@ def build_description(config: Config) -> Description:
         notes.append(_describe_targets(config))
     if demographics:
         notes.append(f'sex and age come from {demographics} where the data set has neither')
-    return Description(counts, targets, notes)
+    images = None if task_of(config).has_policies else _list_images(config, sets)
+    return Description(counts, targets, images, notes)
 
 
 def count_groups(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -97,23 +100,22 @@ def count_groups(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataF
     return pd.concat(tables, ignore_index=True)
 
 
-def count_targets(config: Config, records: Records) -> pd.DataFrame:
-    """Count the targets of each label over the images of a split.
+def count_targets(config: Config, targets: np.ndarray) -> pd.DataFrame:
+    """Count the targets [N, K] of each label.
 
     Shares are those of the images with a target; without any they are NaN.
     """
     task = task_of(config)
-    # The predictions do not matter, because soft targets are only counted.
-    targets = task.learned(records, np.full(records.labels.shape, 0.5))
     kinds = (targets == 1, targets == 0, targets == UNCERTAIN_CLASS, np.isnan(targets))
     positive, negative, third_class, left_out = (kind.sum(axis=0) for kind in kinds)
     soft = len(targets) - positive - negative - third_class - left_out
     counts = dict(zip(TARGETS, (positive, negative, soft, third_class), strict=True))
     policies = [task.policies.get(label, 'none') for label in task.labels]
     table = pd.DataFrame({'label': task.labels, 'policy': policies} | counts)
+    total = table[[*TARGETS]].sum(axis=1)
     for kind, title in SHARES.items():
-        table[title] = table[kind] / table[[*TARGETS]].sum(axis=1)
-    return table.assign(**{'left out': left_out})
+        table[title] = table[kind] / total
+    return table.assign(**{'total': total, 'left out': left_out})
 
 
 def format_description(description: Description) -> str:
@@ -139,7 +141,12 @@ def save_description(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {f'{name}.csv': getattr(description, name).to_csv(index=False) for name in TABLES}
+    tables = {name: getattr(description, name) for name in (*TABLES, 'images')}
+    files = {
+        f'{name}.csv': table.to_csv(index=False)
+        for name, table in tables.items()
+        if table is not None
+    }
     for name, figure in (figures or {}).items():
         files |= {f'{name}{suffix}': data for suffix, data in encode_figure(figure).items()}
     replace_files({folder / name: data for name, data in files.items()})
@@ -154,6 +161,12 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
         count: Number of images for each label, and of images with their steps.
     """
     records = select_views(next(iter(read_sets(config).values())), config.DATA.VIEWS)
+    task = task_of(config)
+    if not task.has_policies:
+        targets, names = task.scored(records), task.labels
+        if len(names) == 1:  # a finding against none
+            targets, names = np.hstack([targets, 1 - targets]), (*names, NO_FINDING)
+        records = replace(records, labels=targets, label_names=names)
     figures = {'examples': plot_examples(records, count, config.SEED)}
     if config.DATA.PREPROCESS:
         figures['preprocess'] = plot_steps(records, Preprocess(config), count, config.SEED)
@@ -185,19 +198,46 @@ def read_sets(config: Config) -> dict[str, Records]:
 
 
 def _count_all_targets(config: Config, splits: Mapping[str, Records]) -> pd.DataFrame:
-    """Count the targets of train and, in a binary task, of the scored splits."""
-    data, tables = config.DATA, [pd.DataFrame()]
-    for name, records in splits.items():
-        if name == 'train':
-            records = training_records(config, records)
-        elif task_of(config).has_policies:
-            continue
-        else:
-            records = select_views(records, config.EVAL.VIEWS or data.VIEWS)
-        table = count_targets(config, records)
+    """Count the targets of the images that are trained on and, without policies, of all others.
+
+    Without policies, train has all its images; `full` is all but test, and `sub-sample` the part of
+    train that DATA.TRAIN_IMAGES or DATA.TRAIN_FRACTION selects.
+    """
+    task, tables = task_of(config), [pd.DataFrame()]
+    train = training_records(config, splits['train']) if 'train' in splits else None
+    targets: dict[str, np.ndarray] = {}
+    if task.has_policies and train is not None:
+        # The predictions do not matter, because soft targets are only counted.
+        targets['train'] = task.learned(train, np.full(train.labels.shape, 0.5))
+    elif not task.has_policies:
+        targets = {name: task.scored(_in_views(config, name, splits[name])) for name in splits}
+        if known := [values for name, values in targets.items() if name != 'test']:
+            targets['full'] = np.concatenate(known)
+        if train is not None and describe_subset(config):
+            targets['sub-sample'] = task.scored(train)
+    for name, values in targets.items():
+        table = count_targets(config, values)
         table.insert(0, 'split', name)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _list_images(config: Config, splits: Mapping[str, Records]) -> pd.DataFrame:
+    """List the images with their targets, split, and whether the training subset has them."""
+    task, tables = task_of(config), []
+    for name, records in splits.items():
+        records = _in_views(config, name, records)
+        chosen = training_records(config, splits[name]).path if name == 'train' else []
+        table = pd.DataFrame(task.scored(records), columns=[*task.labels])
+        table.insert(0, 'image', records.path)
+        tables.append(table.assign(split=name, **{'sub-sample': np.isin(records.path, chosen)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _in_views(config: Config, split: str, records: Records) -> Records:
+    """Select the images in the views that a split is trained on or scored in."""
+    views = config.DATA.VIEWS if split == 'train' else config.EVAL.VIEWS or config.DATA.VIEWS
+    return select_views(records, views)
 
 
 def _race(records: Records, demographics: str) -> list[str]:

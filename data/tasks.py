@@ -206,6 +206,17 @@ class AnyFinding(AgainstNoFinding):
         return np.delete(labels == POSITIVE, LABELS.index(NO_FINDING), axis=1).any(axis=1)
 
 
+@TASKS.register('any_finding_or_none')
+class AnyFindingOrNone(AnyFinding):
+    """Learn any of the 13 observations; every other image is negative, and none is left out.
+
+    This gives all images a label, as in the label table of Fradkin and Boxer 2023.
+    """
+
+    def scored(self, records: Any) -> np.ndarray:
+        return self.is_positive(records.labels).astype(np.float32)[:, None]
+
+
 @TASKS.register('effusion')
 class Effusion(AgainstNoFinding):
     """Learn Pleural Effusion against No Finding."""

@@ -122,7 +122,7 @@ def test_a_policy_that_returns_no_target_is_refused(
 
 def test_targets_of_the_binary_tasks_for_every_pair_of_values() -> None:
     """No Finding and one other observation, all values; effusion reads Pleural Effusion alone."""
-    tasks = {name: make_task(name) for name in ('any_finding', 'effusion')}
+    tasks = {name: make_task(name) for name in ('any_finding', 'any_finding_or_none', 'effusion')}
     assert tasks['any_finding'].labels == ('Any Finding',)
     assert tasks['effusion'].labels == ('Pleural Effusion',)
     for k in range(1, K):
@@ -133,7 +133,9 @@ def test_targets_of_the_binary_tasks_for_every_pair_of_values() -> None:
                 negative = 0 if no_finding == 1 else NAN
                 any_finding = 1 if value == 1 else negative
                 effusion = any_finding if LABELS[k] == 'Pleural Effusion' else negative
-                for task, expected in (('any_finding', any_finding), ('effusion', effusion)):
+                wanted = {'any_finding': any_finding, 'effusion': effusion}
+                wanted['any_finding_or_none'] = float(value == 1)
+                for task, expected in wanted.items():
                     targets = tasks[task].scored(Namespace(labels=labels))
                     assert targets.shape == (1, 1) and targets.dtype == np.float32
                     np.testing.assert_array_equal(targets[0, 0], expected, err_msg=LABELS[k])

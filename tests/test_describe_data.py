@@ -29,7 +29,7 @@ from data.describe import (
 from data.figures import encode_figure, plot_examples, plot_steps
 from data.folds import fold_files, folds_of, write_folds
 from data.groups import all_groups
-from data.labels import LABELS
+from data.labels import LABELS, NO_FINDING
 from data.preprocess import Preprocess, apply_steps
 from data.reading import read_split
 from data.records import Records
@@ -166,8 +166,8 @@ def test_targets_of_a_binary_task(mixed: Path) -> None:
     changes = {'DATA__VIEWS': 'all', 'DATA__TASK': 'effusion', 'DATA__HOLDOUT_FRACTION': 0.0}
     config = options(mixed, **changes)
     table = build_description(config).targets.set_index('split')
-    assert list(table.index) == ['train', 'valid', 'test']
-    for split, found in table.iterrows():
+    assert list(table.index) == ['train', 'valid', 'test', 'full']
+    for split, found in table.drop('full').iterrows():
         with open(mixed / f'{split}.csv', newline='') as file:
             rows = list(csv.DictReader(file))
         positive = sum(cells['Pleural Effusion'] == '1.0' for cells in rows)
@@ -179,8 +179,7 @@ def test_targets_of_a_binary_task(mixed: Path) -> None:
         assert found['negative share'] == pytest.approx(negative / (positive + negative))
         rest = len(rows) - positive - negative
         assert rest > 0 and found['soft'] == 0
-        # Images that say nothing are no training images, and are not scored.
-        assert found['left out'] == (0 if split == 'train' else rest)
+        assert found['left out'] == rest  # they say nothing, and are neither learned nor scored
 
 
 # ---- the script
@@ -223,8 +222,52 @@ def test_mimic_is_found_and_counted_without_its_images(tmp_path: Path) -> None:
     found = counts[counts['column'] == 'All'].set_index('split')['images']
     assert found['train'] + found['holdout'] == wanted['train']
     assert found['valid'] == wanted['validate'] and found['test'] == wanted['test']
-    assert targets['split'].tolist() == ['train', 'holdout', 'valid', 'test']
+    assert targets['split'].tolist() == ['train', 'holdout', 'valid', 'test', 'full']
     assert set(targets['label']) == {'Any Finding'}
+
+
+def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path, capsys) -> None:
+    """Of 5 images, one is lateral; of the others, one has a finding and one No Finding."""
+    rows, labels = [], []
+    for number, split in enumerate(['train'] * 40 + ['validate'] * 10 + ['test'] * 5):
+        ids = {'dicom_id': f'd{number}', 'study_id': 500 + number, 'subject_id': 10_000 + number}
+        rows.append(ids | {'split': split, 'ViewPosition': 'AP' if number % 5 else 'LATERAL'})
+        kind = number % 5
+        known = {'Edema': [1, '', 1, '', -1][kind], NO_FINDING: 1 if kind == 1 else ''}
+        labels.append(ids | dict.fromkeys(LABELS, '') | known)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40), dtype=np.uint8)
+        image = tmp_path / f'files/p10/p{10_000 + number}/s{500 + number}/d{number}.jpg'
+        image.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(image)
+    for kind, table in (('split', rows), ('metadata', rows), ('negbio', labels)):
+        pd.DataFrame(table).to_csv(tmp_path / f'mimic-cxr-2.0.0-{kind}.csv', index=False)
+    config = 'configs/study_mae_resnet/simmim_finetune__resnet18__img224__mae_resnet.yaml'
+    words = ['--data-path', tmp_path, '--output', tmp_path / 'out', '--cfg', config]
+    opts = ['DATA.HOLDOUT_FRACTION', 0, 'DATA.TRAIN_IMAGES', 10]
+
+    def run(*more: object) -> list[pd.DataFrame]:
+        assert run_script('describe_data', *words, '--examples', 2, '--opts', *opts, *more) == 0
+        return [pd.read_csv(tmp_path / 'out' / f'{name}.csv') for name in ('targets', 'images')]
+
+    targets, images = run()
+    kinds = ['positive', 'negative', 'total', 'left out']
+    counts = targets.set_index('split')[kinds]
+    of_sample = images[images['sub-sample']]
+    assert set(of_sample['split']) == {'train'} and len(of_sample) == 10
+    positive = int(of_sample['Any Finding'].sum())
+    assert counts.T.to_dict('list') == {
+        'train': [8, 24, 32, 0],
+        'valid': [2, 6, 8, 0],
+        'test': [1, 3, 4, 0],
+        'full': [10, 30, 40, 0],
+        'sub-sample': [positive, 10 - positive, 10, 0],
+    }
+    assert images.columns.tolist() == ['image', 'Any Finding', 'split', 'sub-sample']
+    svg = (tmp_path / 'out' / 'examples.svg').read_text()
+    assert re.findall(r'>(Any Finding|No Finding|Edema)<', svg) == ['Any Finding', 'No Finding']
+    targets, images = run('DATA.TASK', 'any_finding')
+    assert targets.set_index('split').loc['full', kinds].tolist() == [10, 10, 20, 20]
+    assert images['Any Finding'].isna().sum() == 22
 
 
 def test_a_folder_without_labels_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
