@@ -60,7 +60,8 @@ def read_csv(
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
     if not any(root.glob('*.csv')):
         hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
-    table = Table(root / csv_name, on_fault, hint)
+    batches = _advice_on_batches(root)
+    table = Table(root / csv_name, on_fault, hint + batches)
     table.require(KEYS, labels=[class_column] if labels and class_column else labels)
     key = table.key
     inside = [is_below(path) for path in table[key]]
@@ -78,7 +79,7 @@ def read_csv(
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
         records = replace(records, sample=np.arange(len(records)))
-    records = existing_records(records, images, look_up, on_fault, logger)
+    records = existing_records(records, images, look_up, on_fault, logger, hint=batches)
     if logger is not None:
         logger.info(f'{csv_name}: {len(records)} images')
     absent = [name for name in DESCRIPTION if name not in table]
@@ -221,6 +222,18 @@ def _files_of(paths: pd.Series, images: ImageSource, suffix: str) -> pd.Series:
     shorter = whole.map(lambda file: file.partition('/')[2])
     num_found = [sum(map(images.exists, files[:SAMPLE_PATHS])) for files in (shorter, whole)]
     return whole if num_found[1] > num_found[0] else shorter
+
+
+def _advice_on_batches(root: Path) -> str:
+    """Return how to join the folders in which the full-size CheXpert comes; '' without them."""
+    for place in (root.resolve(), root.resolve().parent):
+        if any(place.glob('*batch*(train*)')):
+            return (
+                f'; the full-size CheXpert comes in several folders. Join them by links: mkdir -p '
+                f'DIR/train && for part in "{place}"/*batch*"(train"*; do cp -rs "$part"/. '
+                f'DIR/train; done && cp -rs "{place}"/*batch*"(valid"*/. DIR, and use DIR'
+            )
+    return ''
 
 
 def _add_images(table: Table, images: ImageSource, image_suffix: str) -> None:

@@ -158,6 +158,8 @@ def existing_records(
     look_up: str,
     on_fault: OnFault,
     logger: logging.Logger | None = None,
+    *,
+    hint: str = '',
 ) -> Records:
     """Select the records whose images exist, and report each missing image.
 
@@ -168,10 +170,11 @@ def existing_records(
             store, all images are looked up.
         on_fault: Function that receives each fault.
         logger: Logger for the number of images that a store lacks.
+        hint: What may help if an image is missing.
     """
     if look_up == 'none':
         return records
-    hint = '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
+    hint = f'(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted){hint}'
     csv_file = str(records.root / records.csv) if records.csv else ''
     keep = np.full(len(records), True)
     parts = pd.Series(records.file, dtype=object).str.replace(PATIENT_AND_BELOW, '', regex=True)

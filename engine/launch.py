@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -48,9 +49,12 @@ CAUSE_KEY = 'cause'  # key of the first failure in the store of the process grou
 # A process that another one ended ends this much later, because torchrun shows the first failure.
 CAUSE_SECONDS = 5
 MISTAKES = (ValueError, FloatingPointError, OSError, torch.OutOfMemoryError)
-NO_MEMORY = 'not enough main memory'
+NO_MEMORY, NO_SHARED_MEMORY = 'not enough main memory', 'not enough shared memory (/dev/shm)'
+# Errors of a full /dev/shm, where workers put their batches; smaller ones are soon full.
+SHARED_MEMORY, SMALL_BYTES = re.compile(r'shared memory|/torch_\d|bus error', re.I), 2**30
 OUT_OF_MEMORY = ("can't allocate memory", 'Cannot allocate memory')  # of PyTorch, of the system
 LOST_WORKER = 'DataLoader worker'
+ENVIRONMENT = (LOST_WORKER, NO_MEMORY, NO_SHARED_MEMORY)  # beginnings of messages
 _WORKER = re.compile(r'\n\w[\w.]*: |\n\w*Error$')  # precedes the message in a worker's traceback
 _CONNECTION = re.compile(
     r'clos|reset|refused|broken pipe|remote|network|unreachable|no route|aborted|recv', re.I
@@ -61,6 +65,11 @@ _GONE = (
     "the last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg)"
 )
 _SILENT = 'another process of this run did not answer within TRAIN.RANK_TIMEOUT_MINUTES'
+
+
+SHARED_MEMORY_ADVICE = (
+    'start Docker with --shm-size 8g or --ipc=host, or set DATA.NUM_WORKERS 0 (--num-workers 0)'
+)
 
 
 class Terminated(BaseException):
@@ -173,7 +182,7 @@ def explain(error: BaseException, *, resumes: bool = True) -> tuple[int, str]:
         if resumes:
             return EXIT_PREEMPTED, f'stopped by {text} outside training: the same command resumes'
         return EXIT_NOT_KEPT, f'stopped by {text}: the same command begins again'
-    if isinstance(error, MISTAKES) or text.startswith((LOST_WORKER, NO_MEMORY)):
+    if isinstance(error, MISTAKES) or text.startswith(ENVIRONMENT):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
         return EXIT_MISTAKE, f'TRAIN.DETERMINISTIC: {text}'
@@ -183,6 +192,11 @@ def explain(error: BaseException, *, resumes: bool = True) -> tuple[int, str]:
         if _CONNECTION.search(text):
             return EXIT_OTHER_PROCESS, _GONE
     return EXIT_UNEXPECTED, f'unexpected {type(error).__name__}: {text.partition(chr(10))[0]}'
+
+
+def has_small_shared_memory() -> bool:
+    """Return whether a few batches fill the shared memory of this machine or container."""
+    return os.path.isdir('/dev/shm') and shutil.disk_usage('/dev/shm').total < SMALL_BYTES
 
 
 def model_tool(main: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
@@ -215,6 +229,8 @@ def _reason(error: BaseException) -> str:
         text = f'{LOST_WORKER} ended while it sent a batch'
     if text.startswith('Caught '):  # raised in a worker of the loader
         text = _WORKER.split(text)[-1].strip()
+    if SHARED_MEMORY.search(text) or (text.startswith(LOST_WORKER) and has_small_shared_memory()):
+        return f'{NO_SHARED_MEMORY}: {SHARED_MEMORY_ADVICE}. {text}'
     if text.startswith(LOST_WORKER):
         text = (
             f'{text.rstrip(".")}. If the machine ran out of memory (see dmesg), use fewer workers: '

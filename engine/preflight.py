@@ -15,7 +15,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from engine.clock import duration
-from engine.launch import EXIT_OTHER_PROCESS, explain
+from engine.launch import (
+    EXIT_OTHER_PROCESS,
+    NO_SHARED_MEMORY,
+    SHARED_MEMORY_ADVICE,
+    explain,
+    has_small_shared_memory,
+)
 from engine.loop import LossFunction, begin, train_one_batch, wrap_model
 from engine.run_record import Run, is_locked
 from logger import wrap
@@ -108,6 +114,8 @@ class Preflight:
                 raise
             if isinstance(error, torch.OutOfMemoryError):
                 check, advice = 'memory', self.less_memory()
+            if message.startswith(NO_SHARED_MEMORY):
+                advice = ''  # it is in the message
             self.add(check, message, advice, problem=True)
 
     def machine(self) -> None:
@@ -118,6 +126,10 @@ class Preflight:
             used, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
             advice = f'use all: torchrun --nproc_per_node {gpus}' if used < gpus else ''
             self.add('device', f'{used} of {gpus} GPU(s), {torch.cuda.get_device_name()}', advice)
+        if self.config.DATA.NUM_WORKERS and has_small_shared_memory():
+            size = shutil.disk_usage('/dev/shm').total
+            found = f'/dev/shm has {size / 1e6:,.0f} MB, which a few batches fill'
+            self.add('shared memory', found, SHARED_MEMORY_ADVICE)
         folder = self.run.folder
         with self.attempt('output', 'choose another --output or --tag'):
             with tempfile.NamedTemporaryFile(dir=folder) as file:  # a quota may be used up
@@ -136,6 +148,8 @@ class Preflight:
                     self.batch = batch
                 number = f'{len(loader.dataset):,} images in {len(loader):,} batches'
                 self.add(f'data: {name}', f'{number}; the first was read')
+            if self.findings[-1].found.startswith(NO_SHARED_MEMORY):
+                return  # the other splits would fail alike
 
     def weights(self) -> None:
         """Load the weights that the run would start from, or random weights if that fails."""

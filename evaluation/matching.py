@@ -182,11 +182,18 @@ def _pair_rows(
             f'{table.file}: {has_other_views.sum()} of {len(wanted)} studies have no prediction'
             f'{of_views} and are left out'
         )
-    missing = table.records.path[unpredicted[~has_other_views]]
+    unpredicted = unpredicted[~has_other_views]
+    missing = table.records.path[unpredicted]
     if complete and len(missing):
+        absent = table.records.view[unpredicted]
+        predicted = {*table.records.view[of_table]}
+        hint = ''
+        for view, other in (('lateral', 'frontal'), ('frontal', 'lateral')):
+            if predicted == {other} and (count := (absent == view).sum()):
+                hint = f'. {count} of them are {view}: --views {other} leaves them out'
         raise ValueError(
             f'{predictions.file} has no prediction for {len(missing)} of the {len(table)} labelled '
-            f'rows{of_views} of {table.file}: {_examples(missing)}'
+            f'rows{of_views} of {table.file}: {_examples(missing)}{hint}'
         )
     return of_predictions, of_table, notes
 

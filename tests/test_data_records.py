@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import re
+import subprocess
 import sys
 import zipfile
 from collections import Counter
@@ -292,6 +293,27 @@ def test_file_that_is_not_such_a_table_is_refused(tmp_path: Path, content, part:
     with pytest.raises(ValueError, match=part) as error:
         read_csv(tmp_path, 'train.csv')
     assert str(file) in str(error.value)
+
+
+def test_the_folders_of_the_full_size_chexpert_are_joined_by_the_command_in_the_message(tmp_path):
+    parts = [
+        f'CheXpert-v1.0 batch {n} ({name})'
+        for n, name in enumerate(('validate & csv', 'train 1', 'train 2'), start=1)
+    ]
+    rows = [row(image_path(number, folder='CheXpert-v1.0/train')) for number in (1, 2)]
+    touch(
+        tmp_path,
+        *(f'{part}/patient0000{n}/study1/view1_frontal.jpg' for n, part in enumerate(parts)),
+    )
+    write(tmp_path / parts[0] / 'train.csv', rows)
+    for place in (tmp_path, tmp_path / parts[0]):
+        with pytest.raises(ValueError) as error:
+            read_csv(place, 'train.csv')
+        command = str(error.value).partition('by links: ')[2].partition(', and use DIR')[0]
+        joined = tmp_path / f'joined{len(place.name)}'
+        command = command.replace('DIR', f'"{joined}"')
+        subprocess.run(['bash', '-c', command], check=True)
+        assert len(read_csv(joined, 'train.csv', look_up='all')) == 2
 
 
 # ---- Folders of images

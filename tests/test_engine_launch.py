@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ with run_lock(Path(sys.argv[1])):
     print('held', flush=True)
     sys.stdin.read()
 """
+FULL = 'unable to write to file </torch_7_1>: No space left on device (28)'
 IN_WORKER = """Caught ValueError in DataLoader worker process 0.
 Original Traceback (most recent call last):
   File "x.py", line 1, in f
@@ -96,6 +98,12 @@ def raised(error):
         (torch.OutOfMemoryError('CUDA out of memory.'), 2, 'CUDA out of memory.'),
         (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'Killed. If'),
         (RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'), 2, 'DATA.NUM_WORKERS'),
+        (RuntimeError(f'Caught RuntimeError in worker.\nRuntimeError: {FULL}'), 2, '--shm-size'),
+        (
+            RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error.'),
+            2,
+            '--ipc=host',
+        ),
         (RuntimeError(NOT_DETERMINISTIC), 2, 'TRAIN.DETERMINISTIC: x_backward'),
         (RuntimeError(GLOO + 'Read error: Connection reset by peer'), 3, 'log_rank'),
         (dist.DistBackendError('Watchdog caught collective timeout'), 3, 'RANK_TIMEOUT_MINUTES'),
@@ -286,3 +294,8 @@ def test_a_worker_that_ends_while_an_error_is_reported_changes_nothing(monkeypat
         assert signal.getsignal(signal.SIGCHLD) is lost_worker
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_worker_that_ends_where_shared_memory_is_small_is_explained_by_it(monkeypatch):
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda _: SimpleNamespace(total=2**26))
+    assert '--shm-size' in explain(RuntimeError('DataLoader worker (pid 7) exited'))[1]

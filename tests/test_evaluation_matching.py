@@ -105,7 +105,8 @@ def test_views_that_are_not_selected_need_no_prediction(tmp_path):
     columns = {'Path': paths, 'Edema': [1, 1, 0, 0, 1]}
     described = {'Frontal/Lateral': ['Frontal', '', 'Frontal', 'Lateral', 'Frontal']}
     labels = csv_of(tmp_path / 'l.csv', described | columns)
-    assert image(0, 'view2_lateral') in refusal(predictions, labels)
+    shown = refusal(predictions, labels)
+    assert image(0, 'view2_lateral') in shown and '--views frontal leaves them out' in shown
     frontal, _ = matched(predictions, labels, views='frontal')
     assert frontal.path.tolist() == [image(i) for i in range(3)]
     error = refusal(predictions, csv_of(tmp_path / 'l.csv', columns), views='frontal')
