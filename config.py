@@ -183,8 +183,8 @@ _C.DATA.DATASET = Option(
     "and 'imagenet' are trees of unlabelled images.",
     parts={
         'chexpert': 'data.chexpert',
-        'folder': 'data.chexpert',
-        'imagenet': 'data.chexpert',
+        'folder': 'data.folder',
+        'imagenet': 'data.folder',
         'mimic-cxr': 'data.mimic',
         **dict.fromkeys(
             ('brax', 'chexpert_plus', 'nih', 'padchest', 'rsna', 'vindr', LAYOUT_SUFFIX),

@@ -1,4 +1,4 @@
-"""Read data sets in CheXpert's layout, and folders of images without labels."""
+"""Read data sets in CheXpert's layout."""
 
 import logging
 import os
@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from config import Config
-from data.image_source import IMAGE_SUFFIXES, ImageSource, data_set_of, open_images
+from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
 from data.labels import BLANK, CELLS, LABELS
 from data.records import OLDEST, STUDY, Records, existing_records, register_dataset
-from data.table import KEYS, Fault, OnFault, Table, refuse
+from data.table import KEYS, OnFault, Table, refuse
 from data.tasks import task_of
 from system.files import is_below
 
@@ -91,49 +91,6 @@ def read_csv(
     return records
 
 
-def read_folder(
-    data_path: str | Path, *, allow_all_images: bool, on_fault: OnFault = refuse
-) -> Records:
-    """List every image below a folder or in a packed store, sorted, as records without labels.
-
-    Images that were left out when the store was packed are excluded. Unless `allow_all_images` is
-    set, a folder with tables or folders of scored images is a fault (see `signs_of_scores`).
-    """
-    root, images = Path(data_path), open_images(data_path)
-    files, scored = images.scan()
-    for file in () if allow_all_images else scored:
-        known = data_set_of(file)
-        table = f', a table of {known} that is not read' if known else ''
-        advice = f'use DATA.DATASET {known}, ' if known else ''
-        detail = (
-            f'the folder has {root / file}{table}, so some of its images are scored later: {advice}'
-            'train on the folder of the training images alone, or set DATA.ALLOW_ALL_IMAGES True'
-        )
-        on_fault(Fault('folder with scores', detail, file=file))
-    if not files:
-        detail = f'no image was found below {root} (looked for {", ".join(IMAGE_SUFFIXES)})'
-        on_fault(Fault('missing image', detail))
-    size, paths = len(files), pd.Series(files, dtype=object)
-    records = Records(
-        root=root,
-        csv='',
-        row=np.arange(size),
-        sample=np.arange(size),
-        path=paths.to_numpy(),
-        file=paths.to_numpy(),
-        patient=paths.str.extract(PATIENT_PART)[0].fillna(paths).to_numpy(object),
-        study=paths.str.extract(STUDY)['study'].fillna(paths).to_numpy(object),
-        view=np.full(size, '', object),
-        sex=np.full(size, 'Unknown', object),
-        age=np.full(size, np.nan),
-        ap_pa=np.full(size, '', object),
-        labels=None,
-    )
-    if not images.left_out:
-        return records
-    return existing_records(records, images, 'all', on_fault)
-
-
 @register_dataset('chexpert', labelled=True, splits=None, reads_csv=True)
 def _read_chexpert(
     config: Config, root: str | Path, split: str, *, optional: bool = False, **options: Any
@@ -145,16 +102,6 @@ def _read_chexpert(
         return None
     options['class_column'] = task_of(config).class_column
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
-
-
-# 'imagenet' is SimMIM's name for a folder of images.
-@register_dataset('folder', 'imagenet', labelled=False, splits=None)
-def _read_unlabelled(
-    config: Config, root: str | Path, split: str, *, on_fault: OnFault = refuse, **options: Any
-) -> Records | None:
-    if split != 'train':
-        return None
-    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
 
 
 def csv_names(config: Config) -> dict[str, str]:

@@ -5,32 +5,20 @@ config.py. Every program can then read and pack its images.
 """
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatch
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
 import numpy as np
 from PIL import Image
 
-from config import IMAGE_SOURCES, LAYOUT_SUFFIX, load_yaml
+from config import IMAGE_SOURCES
 from data.images import DICOM_SUFFIXES, FILE_NAME, colour_difference, decode_image, read_file
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *DICOM_SUFFIXES)
 TABLE_SUFFIXES = ('.csv', '.csv.gz', '.tsv', '.txt', '.json', '.jsonl', '.xlsx')
-SHIPPED = Path(__file__).resolve().parents[1] / 'configs' / 'datasets'  # layouts of data sets
-# Data sets that need no layout, by patterns of their tables.
-BUILT_IN = dict.fromkeys(('train.csv', 'valid.csv', 'test.csv'), 'chexpert')
-BUILT_IN['mimic-cxr-*'] = 'mimic-cxr'
-# Beginnings of words in names of folders with images to be scored, and of further words in names of
-# tables that show that some images are.
-SCORED_FOLDERS = re.compile(r'(?<![a-z])(test|valid|val(?![a-z])|holdout)')
-SCORED_TABLES = re.compile(
-    r'(?<![a-z])(train|test|valid|val(?![a-z])|holdout|splits?(?![a-z])|ground)'
-)
 
 
 class ImageSource(ABC):
@@ -68,9 +56,8 @@ class ImageSource(ABC):
         return self.exists(file)
 
     def scan(self) -> tuple[list[str], list[str]]:
-        """List all image files, and what shows that some of the images are scored."""
-        files = self.below()
-        return files, signs_of_scores(self.path, [*files, *os.listdir(self.path)])
+        """List all image files, and other files that may show that some images are scored."""
+        return self.below(), os.listdir(self.path)
 
     def to_look_up(self, files: Sequence[str], wanted: np.ndarray) -> np.ndarray:
         """Return the positions of the files to look up one by one: those that are `wanted` [N].
@@ -131,7 +118,7 @@ class Folder(ImageSource):
     def scan(self) -> tuple[list[str], list[str]]:
         files = self.below(suffixes=(*IMAGE_SUFFIXES, *TABLE_SUFFIXES))
         images = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
-        return images, signs_of_scores(self.path, files)
+        return images, [file for file in files if not file.lower().endswith(IMAGE_SUFFIXES)]
 
     def read(self, file: str) -> bytes:
         return read_file(self.path / file)
@@ -143,47 +130,6 @@ def open_images(root: str | Path) -> ImageSource:
         if (Path(root) / file).is_file():
             return resolve_name(opener)(root)
     return Folder(root)
-
-
-@lru_cache
-def tables_of_data_sets() -> dict[str, str]:
-    """Return the data set of each pattern of tables and lists in the shipped layouts."""
-    found = dict(BUILT_IN)
-    for layout in sorted(SHIPPED.glob(f'*{LAYOUT_SUFFIX}')):
-        values = [load_yaml(layout.read_text('utf-8'), as_text=True)]
-        while values:
-            value = values.pop()
-            if isinstance(value, str) and value.rstrip('*').endswith(TABLE_SUFFIXES):
-                found[value] = layout.stem
-            elif isinstance(value, dict | list):
-                values += value.values() if isinstance(value, dict) else value
-    return found
-
-
-def data_set_of(table: str) -> str:
-    """Return the data set to which a table belongs by its name; '' if it is unknown."""
-    found = (name for form, name in tables_of_data_sets().items() if _is_named(table, form))
-    return next(found, '')
-
-
-def signs_of_scores(root: Path, files: Sequence[str]) -> list[str]:
-    """Return the folders and tables among files below a root that show that images are scored.
-
-    These are tables of known data sets, and folders and tables with names such as test.
-    """
-    folders = {os.path.dirname(f): None for f in files if f.lower().endswith(IMAGE_SUFFIXES)}
-    found = ['.'] if SCORED_FOLDERS.fullmatch(root.resolve().name.lower()) else []
-    found += [folder for folder in folders if SCORED_FOLDERS.search(folder.lower())][:1]
-    for file in files:
-        name = os.path.basename(file).lower()
-        if name.endswith(TABLE_SUFFIXES) and (SCORED_TABLES.search(name) or data_set_of(file)):
-            found.append(file)
-    return found
-
-
-def _is_named(file: str, form: str) -> bool:
-    """Return whether the end of a path matches a pattern."""
-    return fnmatch(f'/{file}', f'*/{form}')
 
 
 def _read_image(images: ImageSource, files: np.ndarray, position: int) -> Image.Image:

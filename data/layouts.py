@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from config import LAYOUT_SUFFIX, Config, load_yaml
-from data.image_source import IMAGE_SUFFIXES, SHIPPED, ImageSource, open_images
+from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.records import (
     OLDEST,
@@ -31,6 +31,7 @@ from data.records import (
 from data.table import Fault, OnFault, Table, find_file, refuse, rows_of
 from system.files import is_below
 
+SHIPPED = Path(__file__).resolve().parents[1] / 'configs' / 'datasets'
 SPLITS = ('train', 'valid', 'test')
 MARKS = {'positive': POSITIVE, 'negative': NEGATIVE, 'uncertain': UNCERTAIN}
 RANKS = (NEGATIVE, UNCERTAIN, POSITIVE)  # a later one outranks the others

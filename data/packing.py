@@ -27,8 +27,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import Config, default_config, find_part
-from data.chexpert import read_csv, read_folder
-from data.image_source import open_images, signs_of_scores
+from data.chexpert import read_csv
+from data.folder import read_folder, signs_of_scores
+from data.image_source import open_images
 from data.images import BadImageError, full_size
 from data.mimic import named_images
 from data.preprocess import Setup, apply_steps, squeezed
@@ -174,7 +175,7 @@ def read_source(
             named.update(read_csv(root, name, image_suffix=image_suffix, labels=()).file)
     if all_images or not named:
         named.update(read_folder(root, allow_all_images=all_images).file)
-        scored = scored or bool(open_images(root).scan()[1])
+        scored = scored or bool(signs_of_scores(root, sum(open_images(root).scan(), [])))
     return Source(root, sorted(named, key=os.fsencode), tables, scored)
 
 

@@ -19,7 +19,7 @@ from config import (
     put,
     scored_steps,
 )
-from data.chexpert import csv_names, read_csv, read_folder
+from data.chexpert import csv_names, read_csv
 from data.image_source import open_images
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS, resized_side
 from data.records import Records, existing_records, select_views
@@ -129,7 +129,9 @@ def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
     if place.lower().endswith('.csv'):
         folder, name = os.path.split(place)
         return read_csv(folder or '.', name, labels=())
-    return read_folder(place, allow_all_images=True)
+    config = default_config()
+    config.DATA.ALLOW_ALL_IMAGES = True
+    return part(config, 'DATA.DATASET').read(config, place, 'train')
 
 
 def may_be_absent(config: Config, split: str) -> bool:

@@ -8,7 +8,7 @@ from phantom_layouts import mimic_phantom, nih_phantom
 from tiny import run_script
 from xray_splits import LOGGER, make_config
 
-from data.chexpert import read_folder
+from data.folder import read_folder
 from data.reading import read_split
 from data.records import images_of
 from data.store import read_about

@@ -20,9 +20,10 @@ from csv_files import HEADER, image_path, message, read, row, touch, write
 from tiny import config_with
 
 from config import default_config
-from data.chexpert import read_csv, read_folder
+from data.chexpert import read_csv
+from data.folder import read_folder, tables_of_data_sets
 from data.groups import MOST_GROUPS, group_columns, standard_groups
-from data.image_source import TABLE_SUFFIXES, tables_of_data_sets
+from data.image_source import TABLE_SUFFIXES
 from data.labels import LABELS
 from data.records import PATIENT_AND_BELOW, Records, select_views
 from data.splits import (

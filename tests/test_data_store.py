@@ -21,7 +21,8 @@ from xray_splits import LOGGER, make_config, xray
 
 import data.store
 from config import default_config
-from data.chexpert import read_csv, read_folder
+from data.chexpert import read_csv
+from data.folder import read_folder
 from data.images import BadImageError, full_size, load_image
 from data.mimic import read_mimic
 from data.packing import Settings, ShardWriter, pack, read_source

@@ -1,0 +1,127 @@
+"""Read folders of images without labels, unless some of the images are to be scored."""
+
+import os
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from config import LAYOUT_SUFFIX, Config, load_yaml
+from data.chexpert import PATIENT_PART
+from data.image_source import IMAGE_SUFFIXES, TABLE_SUFFIXES, open_images
+from data.layouts import SHIPPED
+from data.records import STUDY, Records, existing_records, register_dataset
+from data.store import STORE_FILE
+from data.table import Fault, OnFault, refuse
+
+# Data sets that need no layout, by patterns of their tables.
+BUILT_IN = dict.fromkeys(('train.csv', 'valid.csv', 'test.csv'), 'chexpert')
+BUILT_IN['mimic-cxr-*'] = 'mimic-cxr'
+# Beginnings of words in names of folders with images to be scored, and of further words in names of
+# tables that show that some images are.
+SCORED_FOLDERS = re.compile(r'(?<![a-z])(test|valid|val(?![a-z])|holdout)')
+SCORED_TABLES = re.compile(
+    r'(?<![a-z])(train|test|valid|val(?![a-z])|holdout|splits?(?![a-z])|ground)'
+)
+
+
+# 'imagenet' is SimMIM's name for a folder of images.
+@register_dataset('folder', 'imagenet', labelled=False, splits=None)
+def _read_unlabelled(
+    config: Config, root: str | Path, split: str, *, on_fault: OnFault = refuse, **options: Any
+) -> Records | None:
+    if split != 'train':
+        return None
+    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
+
+
+def read_folder(
+    data_path: str | Path, *, allow_all_images: bool, on_fault: OnFault = refuse
+) -> Records:
+    """List every image below a folder or in a packed store, sorted, as records without labels.
+
+    Images that were left out when the store was packed are excluded. Unless `allow_all_images` is
+    set, a folder with tables or folders of scored images is a fault (see `signs_of_scores`).
+    """
+    root, images = Path(data_path), open_images(data_path)
+    files, others = images.scan()
+    for file in () if allow_all_images else signs_of_scores(root, [*files, *others]):
+        known = data_set_of(file)
+        table = f', a table of {known} that is not read' if known else ''
+        advice = f'use DATA.DATASET {known}, ' if known else ''
+        detail = (
+            f'the folder has {root / file}{table}, so some of its images are scored later: {advice}'
+            'train on the folder of the training images alone, or set DATA.ALLOW_ALL_IMAGES True'
+        )
+        on_fault(Fault('folder with scores', detail, file=file))
+    if not files:
+        detail = f'no image was found below {root} (looked for {", ".join(IMAGE_SUFFIXES)})'
+        on_fault(Fault('missing image', detail))
+    size, paths = len(files), pd.Series(files, dtype=object)
+    records = Records(
+        root=root,
+        csv='',
+        row=np.arange(size),
+        sample=np.arange(size),
+        path=paths.to_numpy(),
+        file=paths.to_numpy(),
+        patient=paths.str.extract(PATIENT_PART)[0].fillna(paths).to_numpy(object),
+        study=paths.str.extract(STUDY)['study'].fillna(paths).to_numpy(object),
+        view=np.full(size, '', object),
+        sex=np.full(size, 'Unknown', object),
+        age=np.full(size, np.nan),
+        ap_pa=np.full(size, '', object),
+        labels=None,
+    )
+    if not images.left_out:
+        return records
+    return existing_records(records, images, 'all', on_fault)
+
+
+@lru_cache
+def tables_of_data_sets() -> dict[str, str]:
+    """Return the data set of each pattern of tables and lists in the shipped layouts."""
+    found = dict(BUILT_IN)
+    for layout in sorted(SHIPPED.glob(f'*{LAYOUT_SUFFIX}')):
+        values = [load_yaml(layout.read_text('utf-8'), as_text=True)]
+        while values:
+            value = values.pop()
+            if isinstance(value, str) and value.rstrip('*').endswith(TABLE_SUFFIXES):
+                found[value] = layout.stem
+            elif isinstance(value, dict | list):
+                values += value.values() if isinstance(value, dict) else value
+    return found
+
+
+def data_set_of(table: str) -> str:
+    """Return the data set to which a table belongs by its name; '' if it is unknown."""
+    found = (name for form, name in tables_of_data_sets().items() if _is_named(table, form))
+    return next(found, '')
+
+
+def signs_of_scores(root: Path, files: Sequence[str]) -> list[str]:
+    """Return the folders and tables among files below a root that show that images are scored.
+
+    These are tables of known data sets, and folders and tables with names such as test.
+    """
+    folders = {os.path.dirname(f): None for f in files if f.lower().endswith(IMAGE_SUFFIXES)}
+    found = ['.'] if SCORED_FOLDERS.fullmatch(root.resolve().name.lower()) else []
+    found += [folder for folder in folders if SCORED_FOLDERS.search(folder.lower())][:1]
+    for file in files:
+        name = os.path.basename(file).lower()
+        is_table = name.endswith(TABLE_SUFFIXES) and (
+            SCORED_TABLES.search(name) or data_set_of(file)
+        )
+        if is_table or file == STORE_FILE:  # only a store that holds scored images names itself
+            found.append(file)
+    return found
+
+
+def _is_named(file: str, form: str) -> bool:
+    """Return whether the end of a path matches a pattern."""
+    return fnmatch(f'/{file}', f'*/{form}')
