@@ -119,6 +119,8 @@ def test_a_flag_of_another_project_names_what_replaces_it(cfg, capsys) -> None:
     assert '--batch_size is --batch-size here' in error
     assert '--epochs is an option here: --opts TRAIN.EPOCHS VALUE' in error
     assert error.endswith('VALUE\n'), 'nothing replaces --accum_iter'
+    with pytest.raises(SystemExit):  # argparse would take it for --accumulation-steps
+        build_parser('simmim').parse_args(['--cfg', str(cfg), '--accum', '2'])
 
 
 def test_a_flag_that_is_0_counts_and_one_that_is_absent_does_not(tmp_path) -> None:
