@@ -229,6 +229,7 @@ _C.DATA.TRAIN_CSV = Own(
     'name is a list of images (column Path) to which the split train is reduced.',
     affects=('weights', 'patients'),
 )
+# Set by hand: docs/howto/cross_validation.md: a fold is a pair of CSV files.
 _C.DATA.VALID_CSV = Own(
     'valid.csv',
     'Validation labels, a path as TRAIN_CSV; may be absent if TEST_CSV is another file than '
@@ -236,6 +237,7 @@ _C.DATA.VALID_CSV = Own(
     affects=('weights', 'selection'),
 )
 _C.DATA.TEST_CSV = Own('test.csv', 'Test labels; this file may be absent.')
+# Set by hand: docs/howto/own_data.md: images that were converted to another format.
 _C.DATA.IMAGE_SUFFIX = Own(
     '', "Suffix of the image files if it differs from the CSV's, such as '.png'; '': the CSV's."
 )
@@ -272,6 +274,7 @@ _C.DATA.UNCERTAIN = Own(
     parts=dict.fromkeys(POLICIES, 'data.labels'),
     stage='finetune',
 )
+# Set by hand: docs/explanation/policies.md: the best published policy differs by label.
 _C.DATA.UNCERTAIN_BY_LABEL = Own(
     {},
     "Policies of single labels, such as {'Edema': 'zeros'}. A later source replaces the "
@@ -314,6 +317,7 @@ _C.DATA.PREPROCESS = Own(
     file='data.preprocess',
     affects=('weights', 'selection'),
 )
+# Set by hand: docs/data.md: a store of one size for inputs of several sizes.
 _C.DATA.PREPROCESS_SIZE = Own(
     0,
     "Side in pixels of the squares that the step 'resize' makes; 0: IMG_SIZE. For a packed store "
@@ -347,6 +351,7 @@ _C.DATA.HOLDOUT_FRACTION = Own(
     within='[0, 1)',
     affects='patients',
 )
+# Set by hand: docs/howto/own_data.md: statistics of other images.
 _C.DATA.MEAN = Own(
     [],
     "Pixel mean per channel, in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.",
@@ -379,11 +384,13 @@ _C.DATA.LEAVE_OUT = Own(
     "duplicates that check_data.py finds between DATA.SOURCES; '': none.",
     file='data.sources',
 )
+# Set by hand: docs/explanation/differences.md: a folder whose scored images are not used.
 _C.DATA.ALLOW_ALL_IMAGES = Own(
     False,
     "Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on "
     'the images that are scored later.',
 )
+# Set by hand: docs/explanation/mae.md: MAE resizes with bicubic.
 _C.DATA.PRETRAIN_INTERPOLATION = Own(
     'bilinear',
     "Resize filter of pre-training: 'bilinear', 'bicubic', 'lanczos' or 'hamming'.",
@@ -443,6 +450,7 @@ _C.MODEL.DROP_PATH_RATE = Option(
 _C.MODEL.LABEL_SMOOTHING = Option(
     0.1, 'Label smoothing. It must be 0 for the CheXpert labels.', within='[0, 1)'
 )
+# Set by hand: docs/explanation/speed.md; tools/benchmark.py and gpu_check.py compare the values.
 _C.MODEL.ATTENTION = Own(
     'auto',
     "Attention: 'eager' (plain), 'sdpa' (fused) or 'auto' (by model and device).",
@@ -552,6 +560,7 @@ _C.TRAIN.START_EPOCH = Option(
     0, 'Always 0. A resumed run continues where its checkpoint ended.', affects='nothing'
 )
 _C.TRAIN.EPOCHS = Option(300, 'Number of epochs, including warm-up.', within='[1, inf)')
+# Set by hand: docs/howto/finetune.md: early stopping.
 _C.TRAIN.PATIENCE = Own(
     0,
     'Fine-tuning: validations in a row without a better selecting score after which training '
@@ -608,6 +617,7 @@ _C.TRAIN.ACCUMULATION_STEPS = Option(
 _C.TRAIN.USE_CHECKPOINT = Option(
     False, 'Whether blocks are recomputed in the backward pass, which saves memory.'
 )
+# Set by hand: docs/explanation/speed.md; tools/benchmark.py compares the values.
 _C.TRAIN.COMPILE = Own(
     'auto',
     "torch.compile: 'auto' (on a GPU, not on a CPU) or 'none'.",
@@ -630,9 +640,11 @@ _C.TRAIN.SAVE_EVERY_MINUTES = Own(
     within='[0, inf)',
     affects='nothing',
 )
+# Set by hand: docs/howto/reproduce.md: equal bits on a GPU.
 _C.TRAIN.DETERMINISTIC = Own(
     False, 'Whether to use only deterministic algorithms, which are slower.'
 )
+# Set by hand: docs/faults.md: nodes that copy a store at different speeds.
 _C.TRAIN.RANK_TIMEOUT_MINUTES = Own(
     10.0,
     'Minutes that a process waits for the others before it fails. There is no limit while one '
@@ -789,6 +801,7 @@ _C.EVAL.DATA_PATH = Own(
     "names as in DATA.DATA_PATH, such as images without DATA.PREPROCESS; '': DATA.DATA_PATH.",
     affects=('selection', 'scores'),
 )
+# Set by hand: docs/evaluation.md; scripts/evaluate.py --aggregate has the same values.
 _C.EVAL.AGGREGATE = Own(
     'max',
     "Probability of a study: the 'max' or 'mean' over its images.",
@@ -832,6 +845,7 @@ _C.EVAL.PROBE_EVERY = Own(
     within='[0, inf)',
     file='evaluation.online_probe',
 )
+# Set by hand: docs/howto/score.md: predictions averaged over views.
 _C.EVAL.TTA = Own(
     'none',
     "Test-time augmentation: 'none', or 'crops' (mean over centre and corner crops).",
@@ -957,6 +971,7 @@ _C.REPORT.MAPS = Own(
     ' report shows no X-rays at all, not even thumbnails of the worst errors.',
     within='[0, inf)',
 )
+# Set by hand: docs/evaluation.md: maps of a ViT and of an attention head.
 _C.REPORT.METHOD = Own(
     'grad_cam',
     "Saliency method: 'grad_cam'; 'rollout' (ViT only, the same map for all labels); 'attention' "
@@ -1008,10 +1023,16 @@ _C.PRINT_FREQ = Option(10, 'Batches between two log lines.', within='[1, inf)', 
 _C.SEED = Option(0, 'Seed of all random numbers.', within='[0, 9.2e18]')
 _C.EVAL_MODE = Option(False, 'Whether to only evaluate.', affects='nothing')
 _C.THROUGHPUT_MODE = Option(
-    False, 'Whether to only measure the throughput in images per second.', affects='nothing'
+    False,
+    'Whether to only measure the throughput in images per second.',
+    affects='nothing',
+    file='engine.preflight',
 )
 _C.CHECK_MODE = Own(
-    False, 'Whether to only check everything that the run needs.', affects='nothing'
+    False,
+    'Whether to only check everything that the run needs.',
+    affects='nothing',
+    file='engine.preflight',
 )
 _C.PRETRAINED = Option(
     '',

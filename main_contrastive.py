@@ -15,7 +15,6 @@ from data.data_contrastive import build_loader_contrastive
 from data.fingerprint import describe_data
 from engine.launch import launch
 from engine.loop import evaluate, fit, total_steps
-from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
 from evaluation.collapse import held_out_figures
 from models.contrastive import MomentumMethod, build_contrastive, features
@@ -81,9 +80,9 @@ def main(run: Run) -> int:
         evaluate(run, model, loaders.holdout, validate)
         return 0
     if config.THROUGHPUT_MODE:
-        return log_throughput(run, model, loaders._asdict())
+        return module_of('THROUGHPUT_MODE').log_throughput(run, model, loaders._asdict())
     if config.CHECK_MODE:
-        return preflight(run, model, loaders._asdict(), views_loss)
+        return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), views_loss)
 
     fit(run, model, loaders.train, views_loss, after_epoch=validate)
     return 0

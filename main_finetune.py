@@ -17,7 +17,6 @@ from data.fingerprint import describe_data
 from data.loader import Loaders
 from engine.launch import launch
 from engine.loop import LossFunction, fit
-from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
 from evaluation.classes import CLASS_METRICS, describe_split
 from evaluation.final_scores import FinalScores, check_scoring
@@ -207,10 +206,12 @@ def main(run: Run) -> int:
     loss_fn = None if is_probe else label_loss(run, loaders.train)
 
     if config.THROUGHPUT_MODE:
-        return log_throughput(run, model, loaders._asdict(), num_inputs=1)
+        return module_of('THROUGHPUT_MODE').log_throughput(
+            run, model, loaders._asdict(), num_inputs=1
+        )
     if config.CHECK_MODE:
         found = [('selection', selection.about, selection.warning)]
-        return preflight(run, model, loaders._asdict(), loss_fn, found)
+        return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), loss_fn, found)
 
     if selection.warning:
         logger.warning(selection.warning)

@@ -12,7 +12,6 @@ from data.data_simmim import build_loader_simmim
 from data.fingerprint import describe_data
 from engine.launch import launch
 from engine.loop import evaluate, fit, total_steps
-from engine.preflight import log_throughput, preflight
 from engine.run_record import Run
 from evaluation.held_out import HeldOutReconstruction
 from models import build_model
@@ -38,9 +37,9 @@ def main(run: Run) -> int:
         evaluate(run, model, loaders.holdout, validate)
         return 0
     if config.THROUGHPUT_MODE:
-        return log_throughput(run, model, loaders._asdict())
+        return module_of('THROUGHPUT_MODE').log_throughput(run, model, loaders._asdict())
     if config.CHECK_MODE:
-        return preflight(run, model, loaders._asdict(), reconstruction_loss)
+        return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), reconstruction_loss)
 
     fit(run, model, loaders.train, reconstruction_loss, after_epoch=validate)
     return 0
