@@ -20,6 +20,8 @@ from data.tasks import TASKS, make_task
 from system.files import replace_files
 
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
+LARGEST = float(np.finfo(np.float32).max)  # of a score that is no probability
+HINT = ' (evaluate.py --scores any ranks other numbers)'
 SUM_ERROR = 0.01  # of the probabilities of all classes, which may be rounded to few digits
 
 
@@ -110,6 +112,7 @@ def read_predictions(
     task: str = '',
     allow_empty: bool = False,
     labels: Sequence[str] = (),
+    any_scores: bool = False,
 ) -> Predictions:
     """Read and check a CSV file with a column `Path` or `Study` and one column per label.
 
@@ -120,6 +123,8 @@ def read_predictions(
         task: DATA.TASK that the JSON file must name, if it names one; '' accepts any task.
         allow_empty: Whether cells may be empty.
         labels: Names of further labels (DATA.LABELS).
+        any_scores: Whether cells may be any numbers. They are scaled to [0, 1], which keeps their
+            order.
 
     Raises:
         ValueError: If a name occurs twice (see `row_names`), if a cell is not a number from 0
@@ -147,9 +152,14 @@ def read_predictions(
     labels = tuple(label for label in known if label in table)
     table.require(KEYS, known)
     _check_names(table)
-    options = {'most': 1, 'can_be_empty': allow_empty}
+    options = {'can_be_empty': allow_empty, 'most': 1, 'hint': HINT}
+    if any_scores:
+        options |= {'least': -LARGEST, 'most': LARGEST}
     columns = [table.numbers(label, 'value of a prediction', **options) for label in labels]
-    if exclusive and len(labels) == len(known):
+    if any_scores:
+        low, high = np.nanmin(columns), np.nanmax(columns)
+        columns = [(column - low) / ((high - low) or 1) for column in columns]
+    elif exclusive and len(labels) == len(known):
         away = np.abs(np.sum(columns, axis=0) - 1)
         problem = f'has probabilities of {", ".join(labels)} whose sum is not 1'
         table.check(table.key, ~(away > SUM_ERROR), 'value of a prediction', problem)

@@ -198,16 +198,18 @@ class Table:
         column: str,
         kind: str,
         *,
+        least: float = 0,
         most: float,
         can_be_empty: bool = True,
+        hint: str = '',
     ) -> np.ndarray:  # [N]
-        """Return the cells as numbers from 0 to `most`, and NaN for empty cells."""
+        """Return the cells as numbers from `least` to `most`, and NaN for empty cells."""
         texts = [text for text in self[column].unique() if NUMBER.fullmatch(text)]
-        meanings = {text: float(text) for text in texts if 0 <= float(text) <= most}
-        allowed = f'numbers from 0 to {most}'
+        meanings = {text: float(text) for text in texts if least <= float(text) <= most}
+        allowed = f'numbers from {least} to {most}'
         if can_be_empty:
             meanings[''], allowed = np.nan, f'{allowed}, or empty'
-        return self.map(column, meanings, kind, allowed=allowed)
+        return self.map(column, meanings, kind, allowed=f'{allowed}{hint}')
 
     def _cell(self, column: str, position: int) -> str:
         title, cell = self.titles.get(column, f'column {column!r}'), self[column].iloc[position]

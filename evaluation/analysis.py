@@ -89,10 +89,13 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     # A task with a single label has other negatives than the radiologists' study.
     were_read = protocol.level == 'study' and len(has_both) > 1 and is_chexpert_test(rows.study)
     scores, entries = {}, []
+    of_probabilities = [name for name, entry in METRICS.items() if entry.is_calibration]
     for k, label in enumerate(rows.labels):
         pair, threshold = rows.of_label(label), held_out.thresholds[k]
         positives, negatives = (int((pair[1] == value).sum()) for value in (1, 0))
         scores[label] = label_scores(*pair, threshold=threshold, weights=weights)
+        if protocol.ranks_only:
+            scores[label] |= dict.fromkeys(of_probabilities, np.full(len(weights), np.nan))
         entries.append(
             {
                 'label': label,

@@ -34,6 +34,7 @@ class Protocol:
     sensitivity: float = 0.9  # target of the threshold rule 'sensitivity'
     resamples: int = 1000
     seed: int = 0
+    ranks_only: bool = False  # whether the numbers of a model are no probabilities
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
-from evaluation.intervals import Resamples, add_holm, bootstrap_p, delong_test
+from evaluation.intervals import Resamples, bootstrap_p, delong_test
 from evaluation.metrics import (
     count_classes,
     few_cases,
@@ -33,9 +33,8 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     Returns:
         Entry of the report's `comparisons` without its `set`. `a` and `b` are the names. `labels`
         contains the common labels with both classes: `n`, `positives`, `few` (of `few_cases`),
-        `difference` (AUROC of a minus AUROC of b), `p_bootstrap`, `p_holm` (`p_bootstrap` adjusted
-        over the labels), `p_delong` (not adjusted; NaN unless each patient has one row) and `same`
-        (of `likeness`).
+        `difference` (AUROC of a minus AUROC of b), `p_bootstrap`, `p_delong` (NaN unless each
+        patient has one row) and `same` (of `likeness`).
         `means` contains `five`, or `labels` (`labels_of_mean`) if one of the five is not counted:
         `difference`, `p_bootstrap`, `same` and `few`, the names of its labels with few cases.
     """
@@ -59,7 +58,6 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
             'p_delong': _p_delong(of_a, of_b, targets, a.patient),
             'same': likeness(of_a, of_b, targets),
         }
-    add_holm(entries.values())
     counted = headline_labels(labels_of_mean(_counts(a, labels)))
     key = 'five' if counted == COMPETITION_LABELS else 'labels'
     means = {'five': None}

@@ -28,7 +28,17 @@ from evaluation.calibration import TEMPERATURES
 from evaluation.cases import FLOOR, Cases
 from evaluation.classes import CLASS_METRICS
 from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
-from evaluation.metrics import FEW_CASES, METRICS, Protocol, headline_labels
+from evaluation.intervals import add_holm
+from evaluation.metrics import (
+    FEW_CASES,
+    METRICS,
+    Protocol,
+    auroc_per_label,
+    count_classes,
+    headline_labels,
+    labels_of_mean,
+    mean_defined,
+)
 from evaluation.model_comparison import compare
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
@@ -53,6 +63,14 @@ NO_HELD_OUT = (
 NO_PATIENTS = (
     'the data name no patients, so each image counts as a patient: if patients have several '
     'images, the intervals are too narrow and splits may share patients'
+)
+RANKS_ONLY = (
+    'the numbers are scores and not probabilities, so only their order is scored: there are no '
+    'thresholds, no Brier score and no calibration'
+)
+ONE_TRAINING = (
+    'Each file is one training. Two seeds of one recipe can also differ like this, so a small p '
+    'does not show that a method is better.'
 )
 NO_RESAMPLES = (
     'there are no intervals and no p-values of the bootstrap, because the number of resamples is 0'
@@ -118,13 +136,15 @@ def build_document(
         'run': [{'name': name, 'value': str(value)} for name, value in run.items()],
         'headline': _headline(main, protocol.resamples > 0) if main else None,
         'not_comparable': NOT_COMPARABLE,
+        'ranks_only': protocol.ranks_only,
         'published': context,
         'alerts': _set_lines(scored, _model_alerts),
         'warnings': [
             *warnings,
             *_leak_warnings(patients or {}),
             *([NO_PATIENTS] if any(map(_has_no_patients, sets)) else []),
-            *([NO_HELD_OUT] if holdout is None else []),
+            *([RANKS_ONLY] if protocol.ranks_only else []),
+            *([NO_HELD_OUT] if holdout is None and not protocol.ranks_only else []),
             *([] if protocol.resamples else [NO_RESAMPLES]),
             *_set_lines(scored, label_warnings),
         ],
@@ -134,26 +154,61 @@ def build_document(
     }
 
 
-def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> list[dict[str, Any]]:
-    """Compare every pair of models that predict the same rows, for the report's `comparisons`.
+def compare_sets(
+    sets: Sequence[Cases],
+    protocol: Protocol,
+    *,
+    name: str,
+    reference: str = '',
+    seeds: Container[frozenset[str]] = (),
+) -> list[dict[str, Any]]:
+    """Compare pairs of models that predict the same rows, for the report's `comparisons`.
 
-    Each of the `sets` belongs to another model. `name` is the name of the scored set.
+    Holm's correction is over all p-values that are shown: those of the labels of all pairs and,
+    with several pairs, those of the means. More than two models are sorted by their mean AUROC.
+
+    Args:
+        sets: Cases of one model each.
+        protocol: Options for scoring.
+        name: Name of the scored set.
+        reference: Name of the model that all others are compared with; '' compares all pairs.
+        seeds: Pairs of names that only differ in their seed. They have no p-value.
     """
     rows = [cases.at_level(protocol.level, protocol.aggregate) for cases in sets]
-    pairs = [
-        (a, b)
-        for a, b in combinations(rows, 2)
+    if len(rows) > 2:
+        rows.sort(key=_mean_area, reverse=True)
+    pairs = [*combinations(rows, 2)]
+    if reference:
+        (base,) = [cases for cases in rows if cases.name == reference]
+        pairs = [(cases, base) for cases in rows if cases is not base]
+    found = [
+        {'set': name, **compare(a, b, resamples=protocol.resamples, seed=protocol.seed)}
+        for a, b in pairs
         if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
     ]
-    options, found = {'resamples': protocol.resamples, 'seed': protocol.seed}, []
-    for a, b in pairs:
-        entry = compare(a, b, **options)
+    family = []
+    for entry in found:
+        entry['only_seed'] = frozenset((entry['a'], entry['b'])) in seeds
+        means = [mean for mean in entry['means'].values() if mean]
+        if entry['only_seed']:
+            for part in (*entry['labels'].values(), *means):
+                part |= dict.fromkeys(part.keys() & {'p_bootstrap', 'p_delong'}, np.nan)
+        family += [*entry['labels'].values(), *(means if len(found) > 1 else ())]
         if protocol.resamples:
             explain_intervals(entry)
-        tested = sum(not np.isnan(part['p_holm']) for part in entry['labels'].values())
-        note = too_few_resamples(tested, resamples=protocol.resamples)
-        found.append({'set': name, **entry, 'note': note})
-    return found
+    add_holm(family)
+    tested = sum(not np.isnan(part['p_holm']) for part in family)
+    note = too_few_resamples(tested, resamples=protocol.resamples)
+    return [{**entry, 'note': note} for entry in found]
+
+
+def _mean_area(cases: Cases) -> float:
+    """Return the mean AUROC of the `labels_of_mean`, below all others if it is undefined."""
+    counted = labels_of_mean(count_classes(cases.targets, cases.labels))
+    areas = dict(
+        zip(cases.labels, auroc_per_label(cases.probabilities, cases.targets), strict=True)
+    )
+    return np.nan_to_num(mean_defined(np.array([areas[label] for label in counted])), nan=-1)
 
 
 def floor_part(
@@ -260,8 +315,25 @@ def differences_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
         entry: Entry of the report's `comparisons`.
         notes: Footnotes to which the reasons for missing intervals and verdicts are added.
     """
-    mark = f' ({notes.mark(entry["note"])})' if entry['note'] else ''
     parts = entry['labels'] | {MEAN_TITLES[key]: m for key, m in entry['means'].items() if m}
+    return _format_differences(parts, entry['note'], notes)
+
+
+def overview_table(entries: Sequence[dict[str, Any]], notes: Footnotes) -> pd.DataFrame:
+    """Format the difference of the means of each pair; arguments as in `differences_table`."""
+    parts = {
+        f'{entry["a"]} minus {entry["b"]}': mean
+        for entry in entries
+        for mean in entry['means'].values()
+        if mean
+    }
+    return _format_differences(parts, entries[0]['note'], notes)
+
+
+def _format_differences(
+    parts: Mapping[str, dict[str, Any]], note: str, notes: Footnotes
+) -> pd.DataFrame:
+    mark = f' ({notes.mark(note)})' if note else ''
     rows = {
         label: [
             f'0.000, {part["same"]}' if part['same'] else _format_score(part['difference'], notes),
@@ -594,6 +666,7 @@ def _render(
         },
         five=COMPETITION_LABELS,
         mean_of_five=MEAN_OF_FIVE,
+        one_training=ONE_TRAINING,
         few_cases=FEW_CASES,
         few_labels=_few_labels,
     )

@@ -16,7 +16,7 @@ label sets have in common (data/label_sets.yaml).
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import OPTIONS, config_from_text, default_config
+from config import OPTIONS, config_changes, config_from_text, default_config
 from data.groups import all_groups
 from data.labels import label_set, shared_labels
 from data.predictions import (
@@ -47,15 +47,18 @@ from evaluation.footnotes import Footnotes
 from evaluation.matching import match, share_labels
 from evaluation.metrics import Protocol
 from evaluation.report import (
+    ONE_TRAINING,
     build_document,
     classes_line,
     compare_sets,
     differences_table,
+    overview_table,
     scores_table,
     write_report,
 )
 from system.tool import Paragraphs, at_least, tool
 
+LEARNED = ('weights', 'patients', 'selection', 'scores')  # effects of options that make a recipe
 # Possible values of `fit_held_out`.
 LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
 
@@ -90,6 +93,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         'their label file; or one report.json per model. Without it, scores that need a threshold '
         'are n/a',
     )
+    add('--reference', type=Path, metavar='FILE', help='compare all other files only with this one')
+    kinds = 'any: other numbers than probabilities, of which only the order is scored'
+    add('--scores', choices=('probabilities', 'any'), default='probabilities', help=kinds)
     choice('--task', 'DATA.TASK', default.DATA.TASK, 'task that defines the labels')
     choice('--level', 'EVAL.LEVEL', default.EVAL.LEVEL, 'unit of evaluation')
     aggregate = 'probability of a study from its images'
@@ -110,6 +116,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f'--dataset needs a --task that takes DATA.LABELS, not {args.task}')
     if args.demographics and not args.groups:
         parser.error('--demographics needs --groups with the columns for subgroups')
+    if args.reference and args.reference not in args.predictions:
+        parser.error('--reference must be one of the files of --predictions')
+    if args.scores == 'any' and (args.thresholds_from or args.threshold == 'half'):
+        parser.error('--scores any has no thresholds: leave out --thresholds-from')
     return args
 
 
@@ -132,6 +142,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         sensitivity=args.sensitivity,
         resamples=args.resamples,
         seed=args.seed,
+        ranks_only=args.scores == 'any',
     )
     sets, warnings = read_cases(args)
     files = zip(sets, args.predictions, strict=True)
@@ -144,10 +155,14 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         'Seed of the resamples': args.seed,
     }
     name = args.split if args.dataset else args.labels.stem
-    comparisons = compare_sets(sets, protocol, name=name)
-    compared = {(entry['a'], entry['b']) for entry in comparisons}
-    for pair in combinations([cases.name for cases in sets], 2):
-        if pair not in compared:
+    names = [cases.name for cases in sets]
+    reference = names[args.predictions.index(args.reference)] if args.reference else ''
+    seeds = pairs_of_seeds(dict(zip(names, args.predictions, strict=True)))
+    options = {'name': name, 'reference': reference, 'seeds': seeds}
+    comparisons = compare_sets(sets, protocol, **options)
+    compared = [{entry['a'], entry['b']} for entry in comparisons]
+    for pair in combinations(names, 2):
+        if {*pair} not in compared and reference in ('', *pair):
             names_of_pair = ' and '.join(pair)
             warnings.append(
                 f'{names_of_pair} are not compared, because their rows or labels differ'
@@ -164,6 +179,20 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def pairs_of_seeds(files: Mapping[str, Path]) -> set[frozenset[str]]:
+    """Return the pairs of names whose runs only differ in their seed, as far as that is known."""
+    texts = {}
+    for name, file in files.items():
+        if read_record(file.parent) is not None:
+            texts[name] = (file.parent / OPTIONS_FILE).read_text(encoding='utf-8')
+    found = set()
+    for a, b in combinations(texts, 2):
+        changes = config_changes(texts[a], texts[b], *LEARNED)
+        if [change.split(':')[0] for change in changes] == ['SEED']:
+            found.add(frozenset((a, b)))
+    return found
+
+
 def describe_labels(args: argparse.Namespace) -> str:
     """Return the label file, or the folder and the name of the data set."""
     if not args.dataset:
@@ -177,7 +206,8 @@ def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
     predicted, wanted = map(label_set, args.label_sets) if shared else ((), ())
     predicted = [*args.label_names, *predicted]
     task = args.task if TASKS[args.task].exclusive else ''
-    files = [read_predictions(file, task=task, labels=predicted) for file in args.predictions]
+    options = {'task': task, 'labels': predicted, 'any_scores': args.scores == 'any'}
+    files = [read_predictions(file, **options) for file in args.predictions]
     if args.dataset:
         given = dict.fromkeys(label for part in files for label in part.labels)
         labels = labels_of_data_set(args, wanted or tuple(given))
@@ -387,9 +417,16 @@ def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
 def format_scores(document: dict[str, Any]) -> str:
     """Format the comparisons and the scores of every set as tables, followed by the warnings."""
     blocks, notes = [], Footnotes()
+    if document['comparisons']:
+        blocks.append(ONE_TRAINING)
+    if len(document['comparisons']) > 1:
+        table = overview_table(document['comparisons'], notes).to_string()
+        blocks.append('\n'.join(['Differences in the mean AUROC', table, *notes.take()]))
     for entry in document['comparisons']:
         table = differences_table(entry, notes).to_string()
-        about = '(p of the bootstrap over patients; Holm corrects it for the number of labels)'
+        about = '(p of the bootstrap over patients; Holm corrects it for all p-values shown)'
+        if entry['only_seed']:
+            about = '(one recipe with two seeds: the spread between trainings, without p)'
         lines = [f'{entry["a"]} minus {entry["b"]} {about}', table, *notes.take()]
         blocks.append('\n'.join(lines))
     for entry in document['sets']:

@@ -82,8 +82,8 @@ from system.files import replace_file
 from system.tool import Paragraphs, at_least, tool
 
 FEW_RESAMPLES = (
-    'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label, '
-    'or all have the same score.'
+    f'Too few cases: fewer than {FEW_CASES} of a class, fewer than 95 % of the resamples have '
+    'positives and negatives of every label, or all have the same score.'
 )
 PREDICTIONS, TUNING = 'predictions.csv.gz', 'tuning.csv'
 DRAWN = ('row', 'against', 'score', 'difference', 'by_seed', 'verdict')  # columns

@@ -500,9 +500,9 @@ def _few_cases(row: CollectedRow, score: str) -> str:
     }
     label = min(counts, key=lambda name: min(counts[name]))
     return (
-        f'Too few cases: fewer than 95 % of the resamples have positives and negatives{reason}, or '
-        f'all have the same score. {label} has {counts[label][0]} positives and '
-        f'{counts[label][1]} negatives.'
+        f'Too few cases: fewer than {FEW_CASES} of a class, fewer than 95 % of the resamples have '
+        f'positives and negatives{reason}, or all have the same score. '
+        f'{label} has {counts[label][0]} positives and {counts[label][1]} negatives.'
     )
 
 

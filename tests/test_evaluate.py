@@ -9,7 +9,9 @@ import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, recall_score, roc_auc_score
 from tiny import load_script, run_script
 
+from config import config_text, default_config, put
 from data.labels import COMPETITION_LABELS, LABELS
+from evaluation.intervals import holm
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 
@@ -183,6 +185,58 @@ def test_several_files_are_compared_and_each_has_its_thresholds(files, tmp_path)
     assert five['low'] > 0
 
 
+def test_holm_corrects_all_that_is_shown_of_several_files(tmp_path):
+    """Sorted by the mean AUROC, and with a reference only against this file."""
+    noises = {'bad': 4.0, 'good': 0.5, 'fair': 1.5}
+    paths = {
+        name: write_predictions(tmp_path / f'{name}.csv', TRUTH, NAMES, noise=noise)
+        for name, noise in noises.items()
+    }
+    words = ['--predictions', *paths.values()]
+    words += ['--labels', write_labels(tmp_path / 'l.csv', TRUTH, NAMES)]
+    report = evaluate(tmp_path / 'out', *words, resamples=400)
+    pairs = [(entry['a'], entry['b']) for entry in report['comparisons']]
+    assert pairs == [('good', 'fair'), ('good', 'bad'), ('fair', 'bad')]
+    parts = [p for e in report['comparisons'] for p in (*e['labels'].values(), e['means']['five'])]
+    wanted = holm([part['p_bootstrap'] for part in parts])
+    assert [part['p_holm'] for part in parts] == pytest.approx(wanted.tolist())
+    report = evaluate(tmp_path / 'one', *words, '--reference', paths['fair'])
+    pairs = [(entry['a'], entry['b']) for entry in report['comparisons']]
+    assert pairs == [('good', 'fair'), ('bad', 'fair')]
+
+
+def test_two_seeds_of_one_recipe_have_no_p(tmp_path, capsys):
+    paths = []
+    for seed, rate in ((0, 1e-3), (1, 1e-3), (1, 2e-3)):
+        folder, config = tmp_path / f'run{len(paths)}', default_config()
+        paths.append(write_predictions(folder / 'test.csv', TRUTH, NAMES, noise=1 + len(paths)))
+        put(config, 'SEED', seed, '')
+        put(config, 'TRAIN.BASE_LR', rate, '')
+        (folder / 'run.json').write_text('{}')
+        (folder / 'config.yaml').write_text(config_text(config))
+    labels = write_labels(tmp_path / 'l.csv', TRUTH, NAMES)
+    report = evaluate(tmp_path / 'o', '--predictions', *paths, '--labels', labels, resamples=99)
+    found = {(e['a'][:4], e['b'][:4]): e for e in report['comparisons']}
+    assert {pair for pair, entry in found.items() if entry['only_seed']} == {('run0', 'run1')}
+    for entry in found.values():
+        assert (entry['labels']['Edema']['p_holm'] is None) == entry['only_seed']
+    assert 'one recipe with two seeds' in capsys.readouterr().out
+
+
+def test_scores_that_are_no_probabilities_are_only_ranked(files, tmp_path, capsys):
+    logits = pd.read_csv(files[1]).set_index('Study')
+    logits.apply(lambda column: 8 * column - 3).to_csv(tmp_path / 'logits.csv')
+    words = ['--predictions', tmp_path / 'logits.csv', *files[2:], '--output', tmp_path / 'out']
+    assert run_script('evaluate', *words) == 2
+    assert '--scores any' in capsys.readouterr().err
+    found = labels_of(evaluate(tmp_path / 'out', *words[:-2], '--scores', 'any'))['Edema']
+    wanted = labels_of(evaluate(tmp_path / 'same', *files))['Edema']
+    assert found['scores']['auroc'] == wanted['scores']['auroc']
+    assert [found['scores'][name]['value'] for name in ('brier', 'ece')] == [None, None]
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert 'scores and not probabilities' in page
+
+
 def test_files_with_different_rows_are_not_compared(files, tmp_path):
     """For one study, one of the models predicts only a lateral image."""
     paths = []
@@ -336,6 +390,8 @@ def test_mistakes_are_reported_and_write_nothing(flag, value, part, files, tmp_p
     [
         (['--resamples', '-1'], '--resamples'),
         (['--seed', '-1'], '--seed'),
+        (['--reference', 'other.csv'], '--reference'),
+        (['--scores', 'any', '--threshold', 'half'], '--scores any'),
         (['--demographics', 'd'], '--groups'),
     ],
 )
