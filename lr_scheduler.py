@@ -33,6 +33,7 @@ class ScaledLR(NamedTuple):
 def scaled_lr(config: Config, world_size: int) -> ScaledLR:
     """Multiply the config's three learning rates by the effective batch size / 512."""
     accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
+    # The linear rule of Goyal et al. 2017 (arXiv:1706.02677), with SimMIM's reference batch.
     factor = config.DATA.BATCH_SIZE * world_size * accumulation / REFERENCE_BATCH
     train = config.TRAIN
     return ScaledLR(train.BASE_LR * factor, train.WARMUP_LR * factor, train.MIN_LR * factor)
@@ -85,6 +86,7 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
     decay = SCHEDULES[name](config, n_iter_per_epoch, rates.min)
 
     def rate(step: int, base: float) -> float:
+        # From here on the schedule alone decides; its own start may lie before, as in SimMIM.
         if step >= warmup_steps:
             value = decay(step, base)
             if step < total_steps and not 0 <= value < math.inf:
@@ -95,10 +97,12 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
             return value
         if name == 'onecycle':
             return _half_cosine(rates.warmup, base, step, warmup_steps)
+        # All groups start from the same rate and reach their own base rate together.
         return rates.warmup + step * (base - rates.warmup) / warmup_steps
 
     def momentum(step: int) -> float:
         high, low = MOMENTA
+        # Opposite to the rate: low momentum while the steps are large.
         if step < warmup_steps:
             return _half_cosine(high, low, step, warmup_steps)
         return onecycle(config, n_iter_per_epoch, high)(step, low)
@@ -139,6 +143,7 @@ def step_decay(config: Config, n_iter_per_epoch: int, floor: float) -> Rate:
 @SCHEDULES.register('multistep')
 def multistep(config: Config, n_iter_per_epoch: int, floor: float) -> Rate:
     """Multiply by GAMMA at each epoch in MULTISTEPS."""
+    # Epochs become batches, because the schedule moves with every batch.
     milestones = [epoch * n_iter_per_epoch for epoch in config.TRAIN.LR_SCHEDULER.MULTISTEPS]
     gamma = config.TRAIN.LR_SCHEDULER.GAMMA
     return lambda step, base: base * gamma ** sum(milestone <= step for milestone in milestones)

@@ -100,6 +100,7 @@ def param_groups(
     groups = {(None, True): [], (None, False): []} if layer_decay is None else {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            # Layer 0 is the embedding, and the layer after the last block is the head.
             layer = None if layer_decay is None else model.get_layer_id(name)
             decays = not _is_exempt(name, parameter, model)
             groups.setdefault((layer, decays), []).append(parameter)
@@ -109,6 +110,7 @@ def param_groups(
             for (_, decays), params in groups.items()
         ]
     top = model.get_num_layers() + 1
+    # A layer above the head would get a higher learning rate than the head.
     if outside := {layer for layer, _ in groups} - {*range(top + 1)}:
         raise ValueError(f'get_layer_id returns {outside}, and layers are numbered from 0 to {top}')
     return [

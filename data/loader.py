@@ -195,6 +195,7 @@ def source_seed(seed: int, source: str) -> int:
     """Return the seed of the samples of a source, which does not depend on other sources."""
     if not source:
         return seed
+    # Not Python's hash, which differs from process to process.
     digest = hashlib.blake2b(f'{seed} {source}'.encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'big')
 
@@ -225,6 +226,7 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
         world_size: int = 1,
         weights: np.ndarray | None = None,
     ) -> None:
+        # An incomplete batch is dropped, so nothing would be left to train on.
         if shuffle and num_images < batch_size * world_size:
             raise ValueError(
                 f'{num_images} training images do not fill one batch of DATA.BATCH_SIZE '
@@ -255,6 +257,7 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         epoch, columns = self._epoch_and_columns()
         for batch in range(self.first_batch, len(self)):
+            # The epoch travels with each index: workers that stay alive do not see `set_epoch`.
             part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             rows = zip(*(column[part].tolist() for column in columns), strict=True)
             yield [(epoch, *row) for row in rows]
@@ -271,6 +274,7 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
         return self.epoch, [self._part_of_rank(column) for column in columns]
 
     def _part_of_rank(self, column: np.ndarray) -> np.ndarray:
+        # [batches, ranks, images]: each global batch is the same for any number of ranks.
         column = column[: len(self) * self.world_size * self.batch_size]
         return column.reshape(-1, self.world_size, self.batch_size)[:, self.rank].ravel()
 
@@ -293,6 +297,7 @@ def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
 
 def weighted_order(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
     """Draw the images [N] of an epoch with replacement, in proportion to their weights [N]."""
+    # Inverse of the cumulative distribution, which needs one draw per image.
     ends = np.cumsum(weights, dtype=np.float64)
     draws = _generator(seed, epoch, WEIGHTED).random(len(ends)) * ends[-1]
     return np.searchsorted(ends, draws, side='right')
@@ -322,6 +327,7 @@ def inverse_frequency_weights(targets: np.ndarray, *, one_hot: bool = False) -> 
     for value in range(3):
         same = known & (values == value)
         shares += same / np.maximum(same.sum(axis=0), 1)
+    # Unknown labels say nothing about how rare an image is.
     num_known = known.sum(axis=1)
     weights = shares.sum(axis=1) / np.maximum(num_known, 1)
     unknown = num_known == 0

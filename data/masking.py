@@ -60,8 +60,11 @@ class MaskGenerator:
                 f'DATA.MASK_PATCH_SIZE must be a multiple of the model patch {model_patch_size}, '
                 f'got {mask_patch_size}'
             )
+        # A unit covers whole tokens, so that no token is hidden in part: SimMIM's 192 px have
+        # 6 x 6 units of 32 px, each of 8 x 8 tokens of a Swin.
         self.rand_size = input_size // mask_patch_size
         self.scale = mask_patch_size // model_patch_size
+        # The same number in every mask, so that all images of a batch count equally in the loss.
         self.count = math.ceil(self.rand_size**2 * mask_ratio)
         if not 1 <= self.count < self.rand_size**2:
             raise ValueError(
@@ -89,6 +92,7 @@ class MaskGenerator:
                 f'{self.count}: its function must return the indices of that many units, whole '
                 f'numbers from 0 to {side**2 - 1}'
             )
+        # [side, side] units -> [h, w] tokens
         mask = mask.reshape(side, side)
         return mask.repeat(scale, axis=0).repeat(scale, axis=1)
 
@@ -97,6 +101,7 @@ class MaskGenerator:
 def random_units(rng: Rng, side: int, count: int, view: 'View | None') -> np.ndarray:
     """Hide units anywhere, each with the same probability (SimMIM)."""
     if isinstance(rng, np.random.Generator):
+        # Always side**2 draws, so that equal generators give nested masks for several ratios.
         order = np.argsort(rng.random(side**2), kind='stable')
     else:  # the same draw as SimMIM's
         order = rng.permutation(side**2)
@@ -106,10 +111,12 @@ def random_units(rng: Rng, side: int, count: int, view: 'View | None') -> np.nda
 @MASKS.register('square')
 def square_units(rng: Rng, side: int, count: int, view: 'View | None') -> np.ndarray:
     """Hide one square; its last row and column are filled from their far ends inwards."""
+    # The smallest square with at least `count` units.
     square = math.isqrt(count - 1) + 1
     rows, columns = np.divmod(np.arange(square**2), square)
     inner_first = np.lexsort((np.minimum(rows, columns), np.maximum(rows, columns)))
     kept = inner_first[:count]
+    # Every position inside the grid is equally likely.
     top, left = (rng.random(2) * (side - square + 1)).astype(int)
     return (top + rows[kept]) * side + left + columns[kept]
 
@@ -125,6 +132,7 @@ def block_units(rng: Rng, side: int, count: int, view: 'View | None') -> np.ndar
     low, high = np.log(BLOCK_ASPECT)
     while missing := count - np.count_nonzero(hidden):
         area, aspect, top, left, end = rng.random(5)
+        # Area and logarithm of the aspect are uniform, as in BEiT.
         area = smallest + area * max(missing - smallest, 0)
         aspect = math.exp(low + aspect * (high - low))
         height = min(max(round(math.sqrt(area * aspect)), 1), side)
@@ -132,6 +140,7 @@ def block_units(rng: Rng, side: int, count: int, view: 'View | None') -> np.ndar
         top, left = int(top * (side - height + 1)), int(left * (side - width + 1))
         block = np.zeros_like(hidden)
         block[top : top + height, left : left + width] = True
+        # In row-major order, so that the cut takes away rows at one end of the block.
         new = np.flatnonzero(block & ~hidden)
         if end < 0.5:  # cut at the bottom or at the top with equal probability
             new = new[::-1]

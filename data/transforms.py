@@ -87,6 +87,7 @@ class Normalize:
         """
         offset, scale = self.offset, self.scale
         if self.by_image:
+            # Statistics of the changed pixels would undo the change of brightness and contrast.
             before = pixels if before is None else before
             offset = np.full_like(offset, before.mean())
             scale = np.full_like(scale, max(before.std(), 1))
@@ -130,6 +131,7 @@ class PretrainTransform(RandomCrop):
     def __call__(
         self, image: Image.Image, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        # The view comes before the mask, because a mask may depend on what the crop shows.
         view = self.draw(image, rng)
         mask = self.mask_generator(rng, view)
         pixels = self.cut(view, rng)
@@ -150,6 +152,7 @@ class TrainTransform(RandomCrop):
         self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+        # Geometry first, then grey levels, and erasing last, on the normalised image.
         before = self.warp(self.cut(self.draw(image, rng), rng), rng)
         pixels = self.randaugment(before, rng)
         if self.jitter:
@@ -308,6 +311,7 @@ def draw_crop(
         area: Range of the share of the image that the box covers.
     """
     *candidates, top, left = rng.random(2 * CROP_ATTEMPTS + 2).tolist()
+    # Logarithms, so that wide and tall crops are equally likely.
     low, high = map(math.log, CROP_ASPECT)
     for share, log_aspect in zip(candidates[::2], candidates[1::2], strict=True):
         pixels = (area[0] + share * (area[1] - area[0])) * height * width
@@ -317,6 +321,7 @@ def draw_crop(
             top = int(top * (height - crop_height + 1))
             left = int(left * (width - crop_width + 1))
             return Box(top, left, crop_height, crop_width)
+    # No candidate fits, for example in a very narrow image.
     crop_width = min(width, round(height * CROP_ASPECT[1]))
     crop_height = min(height, round(width / CROP_ASPECT[0]))
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
@@ -355,10 +360,12 @@ def warp_matrix(
             bottom left corner. Below a third of the side, the corners stay convex.
     """
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    # Clockwise on the screen, because y points down.
     linear = np.array([[cos, -sin], [sin, cos]])
     centre = np.array([size / 2, size / 2])
     rotation = np.eye(3)
     rotation[:2, :2] = linear
+    # The centre stays where it is.
     rotation[:2, 2] = centre - linear @ centre
     corners = size * (INWARD < 0) + INWARD * inward
     return _perspective(corners, size) @ rotation
@@ -366,6 +373,7 @@ def warp_matrix(
 
 def warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [S, S] both ways
     """Warp an image by a homography with a bicubic filter; areas from outside are black."""
+    # Pillow asks for the map from each output pixel back to the input.
     inverse = np.linalg.inv(matrix)
     warped = Image.fromarray(pixels).transform(
         pixels.shape[::-1],
@@ -379,6 +387,7 @@ def warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [S, S] both w
 def jitter(pixels: np.ndarray, *, brightness: float, contrast: float) -> np.ndarray:
     """Multiply pixels by the brightness, scale them around the mean by the contrast, and clip."""
     pixels = np.clip(pixels * np.float32(brightness), 0, 255)
+    # The mean after the change of brightness stays the same.
     mean = pixels.mean()
     return np.clip(mean + (pixels - mean) * np.float32(contrast), 0, 255)
 
@@ -400,12 +409,14 @@ def erase(
         return
     channels, height, width = image.shape
     low, high = np.log(ERASE_ASPECT)
+    # Several rectangles share the erased area, so their number does not change it.
     count = rng.integers(1, max_count + 1)
     for _ in range(count):
         for _ in range(ERASE_ATTEMPTS):
             pixels = rng.uniform(*ERASE_AREA) * height * width / count
             aspect = math.exp(rng.uniform(low, high))
             h, w = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+            # A candidate that does not fit is drawn again, at most ERASE_ATTEMPTS times.
             if h < height and w < width:
                 top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
                 area = image[:, top : top + h, left : left + w]

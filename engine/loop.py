@@ -77,6 +77,7 @@ def fit(
     config, train, logger = run.config, run.config.TRAIN, run.logger
     state = begin(run, model, loader)
     wrap_model(run, state)
+    # Epochs after the checkpoint may have been logged already; they are trained again.
     run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
     if state.epoch == train.EPOCHS:
         logger.warning(f'all {state.epoch} epochs are already trained: nothing is left to do')
@@ -87,6 +88,7 @@ def fit(
         Interruptions(train.SAVE_EVERY_MINUTES, train.RANK_TIMEOUT_MINUTES) as interruptions,
         Saver(run, interruptions) as saver,
     ):
+        # Scores before the first step, as a reference for all others.
         if state.epoch == state.batch == 0:
             with state.clock.between_epochs():
                 run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.scored, -1)})
@@ -148,18 +150,22 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     checkpoint = checkpoint_to_resume(config, run.folder, logger)
     saved = read_resumable(checkpoint, logger) if checkpoint else None
     accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
+    # The model moves before the optimizer is built, which refers to its parameters.
     model.to(run.device)
     optimizer = build_optimizer(config, model, logger, run.is_pretrain)
     scheduler = build_scheduler(config, optimizer, len(loader))
+    # Only float16 needs it: its smallest normal number is 6e-5, while bfloat16 has float32's range.
     scaler = torch.amp.GradScaler(
         run.device.type, enabled=autocast_dtype(config, run.device) == torch.float16
     )
     state = TrainState(model, optimizer, scheduler, scaler, len(loader), accumulation)
     state.clock = Clock(config.EVAL.EVERY)
     state.compares_images = run.stage == 'contrastive'
+    # A checkpoint of this run already contains what became of the pre-trained weights.
     if saved is None and config.PRETRAINED:
         whole = getattr(model, 'whole_encoder', model)
         load_pretrained(config, whole, logger)
+    # Averaged copies of the encoder (MoCo, BYOL) begin with the loaded weights.
     if hasattr(model, 'encoder_loaded'):
         model.encoder_loaded()
     if saved is not None:
@@ -219,16 +225,19 @@ def train_one_epoch(
         Preempted: If a signal asked the run to stop (see `Saver`).
     """
     config, epoch = run.config, state.epoch
+    # A validation may have left the model in evaluation mode.
     state.model.train()
     loader.batch_sampler.set_epoch(epoch, first_batch=state.batch)
     clock, progress = state.clock, state.progress
     clock.start_epoch()
+    # Time of this epoch before a restart, which its figures include.
     before, waited = progress.seconds, progress.data_seconds
     with _progress_bar(run, state) as bar:
         for i, batch in enumerate(loader, start=state.batch):
             clock.data_ready()
             train_one_batch(run, state, batch, loss_fn, i)
             _log_batch(run, state, i, bar)
+            # Between two batches of a step there are gradients that no checkpoint contains.
             ends_step = state.batch % state.accumulation == 0 or i + 1 == state.num_batches
             if ends_step and saver.is_due(state):
                 flush_metrics(run, state)  # a non-finite loss must not be saved
@@ -256,6 +265,7 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
     `begin_batch(rng)`, which is called before each batch. Its random numbers depend on SEED, epoch,
     batch and rank, so that a resumed run draws the same ones, for example for Mixup.
     """
+    # Batches start to start + size - 1 form the step of batch i; the last step may be shorter.
     start = i - i % state.accumulation
     size = min(state.accumulation, state.num_batches - start)
     if i == start and hasattr(state.module, 'begin_step'):
@@ -280,6 +290,7 @@ def flush_metrics(run: Run, state: TrainState) -> None:
     Raises:
         FloatingPointError: If a loss or norm is not finite.
     """
+    # The losses stay on the GPU until a line is due, so that no step waits for it.
     first_waiting = state.batch - len(state.progress.waiting_losses)
     bad = state.progress.flush(overflow_is_handled=state.scaler.is_enabled())
     if state.scaler.is_enabled() and state.scaler.get_scale() < SMALLEST_SCALE:
@@ -287,6 +298,7 @@ def flush_metrics(run: Run, state: TrainState) -> None:
     if bad is not None:
         batch = first_waiting + bad
         start = batch - batch % state.accumulation
+        # The message shows the rate of the step that failed.
         state.scheduler.step_update(max(0, state.epoch * state.num_batches + start - 1))
         advice = 'Lower TRAIN.BASE_LR, raise TRAIN.WARMUP_EPOCHS, or use --amp-opt-level O0.'
         if state.epoch == start == 0:
@@ -344,10 +356,12 @@ def _backward(
     exchange: bool,
 ) -> Tensor:
     """Add the gradient of loss / group_size, and exchange gradients with other ranks if asked."""
+    # Ranks exchange gradients once per step, after its last batch.
     is_quiet = state.parallel is not None and not exchange
     with state.parallel.no_sync() if is_quiet else contextlib.nullcontext():
         with autocast(run.config, run.device):
             loss = loss_fn(state.model, to_device(batch, run.device))
+        # Gradients add up to the gradient of the mean loss over the batches of a step.
         state.scaler.scale(loss / group_size).backward()
     return loss.detach().clone()  # CUDA graphs overwrite the loss in the next forward pass
 
@@ -357,7 +371,9 @@ def _optimizer_step(run: Run, state: TrainState) -> None:
 
     A gradient scaler skips steps that overflow.
     """
+    # The limit of the norm is for gradients without the scaler's factor.
     state.scaler.unscale_(state.optimizer)
+    # With an infinite limit the norm is only measured, for the log.
     limit = run.config.TRAIN.CLIP_GRAD or math.inf
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
     if run.config.TRAIN.CLIP_VALUE:
@@ -365,6 +381,7 @@ def _optimizer_step(run: Run, state: TrainState) -> None:
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
+    # Setting to None saves a pass over the memory of the gradients.
     in_place = state.accumulation > 1 and state.keeps_gradients
     state.optimizer.zero_grad(set_to_none=not in_place)
 

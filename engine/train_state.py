@@ -243,6 +243,7 @@ class TrainState:
             self._set_position(saved, config)
             self._compare_batches(saved, config, logger)
             self._compare_options(saved, config, logger)
+            # Each rank has drawn its own dropout and drop path.
             rng, processes = saved['rng'], distributed.world_size()
             if len(rng) == processes:
                 set_rng_state(rng[distributed.rank()])
@@ -284,6 +285,7 @@ class TrainState:
         elif saved['batch']:
             # The steps stay the same, and may have another number of batches.
             step = math.ceil(saved['batch'] / saved['accumulation'])
+            # The position counts steps, because images of a finished step must not be seen again.
             self.batch = min(step * self.accumulation, self.num_batches)
         if (self.epoch, self.batch) > (config.TRAIN.EPOCHS, 0):
             raise ValueError(
@@ -291,6 +293,7 @@ class TrainState:
                 f'than TRAIN.EPOCHS {config.TRAIN.EPOCHS}: raise it, or choose another --tag'
             )
         if self.epoch or self.batch:
+            # The schedule has no state: the last finished batch determines all rates.
             self.scheduler.step_update(self.epoch * self.num_batches + self.batch - 1)
 
     def _compare_batches(self, saved: dict, config: Config, logger: logging.Logger) -> None:

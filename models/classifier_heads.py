@@ -89,13 +89,16 @@ class AttentionHead(ClassifierHead):
         """Return the attention of each output [B, heads, K, L], and the values [B, L, heads, d]."""
         both = self.key_value(self.norm(tokens)).unflatten(2, (2, self.num_heads, -1))
         keys, values = both.unbind(dim=2)  # [B, L, heads, d]
+        # Scaled by 1 / sqrt(d), as all dot products of attention.
         queries = self.query.unflatten(1, (self.num_heads, -1)) * keys.shape[-1] ** -0.5
+        # Each of the K outputs has its own query, so each looks at its own regions.
         products = torch.einsum('khd,blhd->bhkl', queries.to(keys.dtype), keys)
         return products.softmax(dim=-1), values
 
     def logits(self, inputs: Tensor) -> Tensor:
         attention, values = self.attend(inputs)
         found = torch.einsum('bhkl,blhd->bkhd', attention, values).flatten(2)  # [B, K, F]
+        # Output k reads only what its own query found: a linear layer per row.
         return (found * self.weight).sum(dim=2) + self.bias
 
 

@@ -188,6 +188,7 @@ class PatchEncoder(Encoder):
                 f'{type(self).__name__}.encode returns {tokens.shape[1]} tokens, and with stride '
                 f'{self.stride} it must return {side} x {side} tokens, after a class token or none'
             )
+        # Image tokens come last, after a class token or none.
         return tokens[:, -(side**2) :]
 
     def no_weight_decay(self) -> set[str]:
@@ -217,7 +218,9 @@ class MaskedEncoder:
         check_mask(mask, self.grid_size)
         tokens = self.patch_embed(x)  # [B, L, D]
         hidden = mask.flatten(1).bool()
+        # SimMIM's x * (1 - w) + mask_token * w, for w 0 or 1, without arithmetic.
         tokens = torch.where(hidden.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
+        # Hidden tokens stay in the sequence, unlike in MAE: a Swin needs the whole grid.
         tokens = self.encode_patches(tokens, hidden)
         return tokens.transpose(1, 2).unflatten(2, (self.output_side, self.output_side))
 
@@ -263,6 +266,7 @@ def attend(
         attention = 'sdpa' if q.device.type == 'cuda' and not in_windows else 'eager'
     if attention == 'sdpa':
         return _fused_attention(q, k, v, bias, scale)
+    # Scaling the queries costs less than scaling the N x N logits.
     logits = (q * scale) @ k.transpose(-2, -1)  # [..., heads, N, N]
     if bias is not None:
         logits = logits + bias
@@ -301,6 +305,7 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
     shape = q.shape
     if bias is not None:
         bias = bias.to(q.dtype)
+    # [B, windows, heads, N, d] -> [B, windows * heads, N, d] or [B * windows, heads, N, d]
     if q.ndim == 5:
         first = 0 if bias is None or bias.ndim == 3 else 1
         q, k, v = (tensor.flatten(first, first + 1) for tensor in (q, k, v))

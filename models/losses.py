@@ -137,9 +137,11 @@ def _asymmetric_losses(
 ) -> torch.Tensor:  # [B, K]
     """Compute the asymmetric loss of each target, see `masked_asymmetric`."""
     # The slope of a power can be infinite at 0, so values are at least TINY.
+    # 1 - sigmoid(x) loses its digits for large x, but sigmoid(-x) keeps them.
     missed = (-logits).sigmoid().clamp(min=TINY)  # 1 - p
     shifted = (logits.sigmoid() - clip).clamp(min=TINY)  # q
     log_clip = logits.new_full((), math.log(clip) if clip else -math.inf)
+    # 1 - q = (1 - p) + clip, at most 1, as a sum of logarithms that stays exact near p = 1.
     log_rest = torch.logaddexp(F.logsigmoid(-logits), log_clip).clamp(max=0)  # log(1 - q)
     positive = missed**gamma_pos * F.logsigmoid(logits)
     negative = shifted**gamma_neg * log_rest
@@ -164,6 +166,7 @@ def masked_multiclass(
     Source: Lin et al. 2017, arXiv:1708.02002.
     """
     outputs, clean = outputs.float(), targets.float().nan_to_num()
+    # [B, 3K] -> [B * K, 3]: each label is a classification of its own.
     three = F.cross_entropy(outputs.reshape(-1, 3), clean.long().flatten(), reduction='none')
     logits = positive_logits(outputs, targets.shape[1])
     if gamma:
@@ -189,6 +192,7 @@ def masked_cross_entropy(
     Returns:
         Loss, a float32 scalar: the sum over the images with a class divided by B.
     """
+    # With one-hot targets only the term of the true class remains; rows of NaN become 0.
     losses = -targets.float().nan_to_num() * outputs.float().log_softmax(dim=1)
     if class_weight is not None:
         losses = losses * class_weight.to(outputs.device, non_blocking=True)
@@ -203,6 +207,7 @@ def positive_weights(targets: np.ndarray) -> np.ndarray:
     """
     positives = np.nansum(targets, axis=0, dtype=np.float64)
     negatives = np.nansum(1 - targets, axis=0, dtype=np.float64)
+    # A weight of 0 or infinity would remove the label or the other class from the loss.
     both = (positives > 0) & (negatives > 0)
     weights = np.divide(negatives, positives, out=np.ones_like(positives), where=both)
     return weights.astype(np.float32)

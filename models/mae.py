@@ -104,6 +104,7 @@ class MAE(MaskedModel):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error over hidden pixels, see `MaskedModel.forward`."""
+        # One value per patch becomes one per pixel; visible patches have no loss, as in MAE.
         weight = repeat(mask.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
         predictions = self.predict(x, mask, self.num_visible)
         return pixel_loss(predictions, self.target.of(x), weight, LOSSES['l2'])
@@ -123,9 +124,11 @@ class MAE(MaskedModel):
         # [B, L], visible patches first; masks arrive as bytes.
         order = mask.flatten(1).long().argsort(dim=1, stable=True)
         num_visible = int((mask[0] == 0).sum()) if num_visible is None else num_visible
+        # The encoder reads visible patches only, which is what makes MAE fast.
         tokens = self.encoder.encode(self.encoder.patch_embed(x), kept=order[:, :num_visible])
         patches = self.decoder(tokens, order)
         side, patch = self.encoder.grid_size, self.patch_size
+        # Undo the patches: [B, L, p * p * C] -> [B, side, side, p, p, C] -> [B, C, S, S].
         pixels = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
@@ -158,9 +161,12 @@ class Decoder(nn.Module):
             order: Positions of all patches in the grid, visible patches first, [B, L].
         """
         x = self.embed(x)
+        # x has the class token and the visible tokens; the others of the L patches are hidden.
         num_hidden = 1 + order.shape[1] - x.shape[1]
         hidden = self.mask_token.to(x.dtype).expand(len(x), num_hidden, -1)
+        # `order.argsort()` is the inverse of `order`: every token returns to its place in the grid.
         tokens = select_tokens(torch.cat([x[:, 1:], hidden], dim=1), order.argsort(dim=1))
+        # Positions are added to mask tokens, too, or these would all be equal.
         x = torch.cat([x[:, :1], tokens], dim=1) + self.pos_embed
         for block in self.blocks:
             x = run_block(block, x, None, use_checkpoint=self.use_checkpoint)

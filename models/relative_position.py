@@ -42,6 +42,7 @@ def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
     if old_side == new_side:
         return table.clone()
     offsets, extra = table[: old_side**2], table[old_side**2 :]
+    # One surface [side, side] of offsets per head.
     surfaces = offsets.T.reshape(-1, old_side, old_side).double().cpu().numpy()
     resized = np.stack([_resize_surface(surface, new_side) for surface in surfaces], axis=-1)
     resized = torch.from_numpy(resized.reshape(new_side**2, -1))
@@ -64,6 +65,7 @@ def _resize_surface(surface: np.ndarray, new_side: int) -> np.ndarray:
         return np.full((new_side, new_side), surface.item())
     old = _old_positions(side // 2, new_side // 2)
     new = np.arange(new_side) - new_side // 2
+    # A spline of degree k needs k + 1 positions.
     degree = min(3, side - 1)
     return RectBivariateSpline(old, old, surface, kx=degree, ky=degree)(new, new)
 

@@ -203,12 +203,14 @@ class NormalisedTarget(ImageTarget):
 
     def of(self, images: Tensor) -> Tensor:
         values = average_cells(images, self.cell)
+        # Statistics of a whole masking unit, so that only its structure is left to predict.
         mean, std = unit_statistics(values, self.unit // self.cell)
         return (values - mean) / std
 
     def to_images(self, predictions: Tensor, images: Tensor) -> Tensor:
         values = average_cells(images, self.cell)
         mean, std = unit_statistics(values, self.unit // self.cell)
+        # A hidden unit borrows its true mean and deviation, which the model does not predict.
         return repeat(predictions * std + mean, self.cell)
 
 
@@ -234,11 +236,14 @@ class HogTarget(Target):
         # Central differences, and 0 at the border.
         down = F.pad(images[:, :, 2:] - images[:, :, :-2], (0, 0, 1, 1))
         right = F.pad(images[..., 2:] - images[..., :-2], (1, 1))
+        # Length and orientation of the gradient, [B, C, S, S]; opposite directions count as equal.
         length = torch.hypot(right, down)
         turns = torch.atan2(down, right) % math.pi / math.pi
         bins = (turns * HOG_BINS).long() % HOG_BINS  # 180 degrees are 0 degrees
+        # One map per orientation: each pixel adds its length to the bin it falls into.
         sums = [average_cells(length * (bins == k), self.cell) for k in range(HOG_BINS)]
         histograms = torch.stack(sums, dim=2)  # [B, C, HOG_BINS, h, w]
+        # Each cell is its own block, so contrast between cells does not matter (L2 norm).
         norm = (histograms.square().sum(dim=2, keepdim=True) + HOG_EPS**2).sqrt()
         return (histograms / norm).flatten(1, 2)
 
@@ -285,6 +290,7 @@ class InverseSwin(nn.Sequential):
         widest_first = list(zip(self.widths, self.depths, self.num_heads, strict=True))[::-1]
         layers = [nn.Conv2d(encoder.num_features, self.widths[-1], 1)]
         for patch, (dim, depth, num_heads) in zip(patches, widest_first, strict=False):
+            # Every stage but the first doubles the side and halves the width of the tokens.
             if patch != stride:
                 layers.append(_patch_expanding(2 * dim))
             stage = BasicLayer(
@@ -298,6 +304,7 @@ class InverseSwin(nn.Sequential):
                 attention=getattr(encoder, 'attention', 'auto'),
             )
             layers.append(_OnGrid(stage))
+        # A token of the last stage may still cover several cells of the target.
         to_cells = _to_cells(dim, patches[-1] // cell, channels)
         super().__init__(*layers, LayerNorm2d(dim, NORM_EPS), *to_cells)
         self.apply(init_linear_or_table)
@@ -371,6 +378,7 @@ class SimMIM(MaskedModel):
     def from_config(cls, config: Any, *, total_steps: int = 1) -> 'SimMIM':
         encoder, options = ENCODERS[config.MODEL.TYPE], config.MODEL.SIMMIM
         return cls(
+            # The same encoder with a mask token, as SimMIM's SwinTransformerForSimMIM.
             masked_version(encoder)(**encoder.constructor_arguments(config)),
             head=options.HEAD,
             loss=options.LOSS,
@@ -408,11 +416,13 @@ class SimMIM(MaskedModel):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         predictions = self.predict(x, mask)
         counted = mask if self.loss_pixels == 'masked' else torch.ones_like(mask)
+        # From one value per token to one per pixel.
         counted = repeat(counted.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
         weight = average_cells(counted, self.target.cell)  # 0 or 1: units are whole cells
         return pixel_loss(predictions, self.target.of(x), weight, self.loss)
 
     def predict(self, x: Tensor, mask: Tensor) -> Tensor:
+        # [B, C, S, S] -> features [B, F, h, w] -> [B, T, S / cell, S / cell]
         return self.decoder(self.encoder(x, mask))
 
 
@@ -434,6 +444,7 @@ def pixel_loss(
     if predictions.shape != targets.shape:
         shapes = f'{[*predictions.shape]} and {[*targets.shape]}'
         raise ValueError(f'predictions and targets must have one shape, got {shapes}')
+    # Sums over many pixels need float32, also under autocast.
     weight = weight.float()
     errors = error(predictions.float(), targets.float(), reduction='none')
     if errors.shape != targets.shape:
@@ -441,6 +452,8 @@ def pixel_loss(
             "MODEL.SIMMIM.LOSS must return the error of each value with reduction='none', "
             f'{[*targets.shape]}, got {[*errors.shape]}'
         )
+    # SimMIM's loss ||y_M - x_M||_1 / Omega(x_M), where M are the hidden pixels and Omega counts
+    # values; SimMIM adds 1e-5 to their number.
     return (errors * weight).sum() / (weight.sum() + 1e-5) / targets.shape[1]
 
 

@@ -100,11 +100,14 @@ class WindowAttention(nn.Module):
         if self.attention == 'auto' and is_used(x, self.window_size, C // self.num_heads):
             x = window_attention(self.qkv(x.flatten(1, 2)), bias, mask, self.shift, self.scale)
             return self.proj_drop(self.proj(x))
+        # Shifted windows are windows of the rolled grid, so one cut serves both (Liu et al. 2021).
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        # N tokens attend to each other in each window, so the cost grows linearly with the image.
         qkv = self.qkv(window_partition(x, self.window_size))  # [B * windows, N, 3C]
         qkv = qkv.view(B, -1, bias.shape[-1], 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, windows, heads, N, C/heads]
+        # Tokens of one rolled window may come from opposite edges; the mask keeps these apart.
         if mask is not None:
             bias = bias + mask[:, None]  # [windows, heads, N, N]
         x = attend(
@@ -166,6 +169,7 @@ class PatchMerging(nn.Module):
         """Merge tokens, [B, L, C] -> [B, L / 4, 2C]."""
         B, L, C = x.shape
         x = x.view(B, self.side, self.side, C)
+        # The order of the quarters is Swin's, which its checkpoints expect.
         quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         x = torch.cat(quarters, dim=-1).view(B, L // 4, 4 * C)
         return self.reduction(self.norm(x))
@@ -186,6 +190,7 @@ class BasicLayer(nn.Module):
         **block_kwargs: float | bool | str | None,
     ) -> None:
         super().__init__()
+        # A stage that one window covers has no other windows to exchange with.
         window_size = min(window_size, side)
         odd_shift = window_size // 2 if window_size < side else 0
         self.use_checkpoint = use_checkpoint
@@ -205,6 +210,7 @@ class BasicLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform tokens, [B, L, C] -> [B, L / 4, 2C], or [B, L, C] in the last stage."""
+        # One gather for all blocks is faster than one each.
         biases = gather_biases([block.attn for block in self.blocks])
         for block, bias in zip(self.blocks, biases, strict=True):
             x = run_block(block, x, bias, use_checkpoint=self.use_checkpoint)
@@ -262,6 +268,7 @@ class SwinTransformer(PatchEncoder):
             nn.Parameter(torch.zeros(1, self.grid_size**2, embed_dim)) if ape else None
         )
         self.pos_drop = nn.Dropout(drop_rate)
+        # Deeper blocks are dropped more often (Huang et al. 2016, arXiv:1603.09382).
         rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         self.layers = nn.ModuleList(
             BasicLayer(

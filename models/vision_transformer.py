@@ -70,6 +70,7 @@ class Attention(nn.Module):
         B, N, D = x.shape
         qkv_bias = None
         if self.q_bias is not None:
+            # A bias of the keys would add the same to all logits of a query, which softmax ignores.
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D/heads]
@@ -178,6 +179,7 @@ class VisionTransformer(PatchEncoder):
             )
             for rate in np.linspace(0, drop_path_rate, depth).tolist()
         )
+        # Mean pooling is followed by the norm, as in BEiT; a class token is normalised before.
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
         use_mean_pooling = use_mean_pooling and not CLASSIFIER_HEADS[head].takes_tokens
         self.norm = nn.Identity() if use_mean_pooling else norm_layer(embed_dim)
@@ -211,6 +213,7 @@ class VisionTransformer(PatchEncoder):
             for k, block in enumerate(self.blocks):  # smaller weights in deeper blocks, as in BEiT
                 block.attn.proj.weight /= math.sqrt(2 * (k + 1))
                 block.mlp.fc2.weight /= math.sqrt(2 * (k + 1))
+            # A small head begins with logits near 0, as in BEiT.
             if isinstance(self.head, nn.Linear):
                 self.head.weight *= 0.001
 
@@ -235,6 +238,7 @@ class VisionTransformer(PatchEncoder):
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
+        # After the positions are added, because the kept patches no longer form a grid.
         if kept is not None:
             x = torch.cat([x[:, :1], select_tokens(x[:, 1:], kept)], dim=1)
         x = self.pos_drop(x)
