@@ -69,6 +69,7 @@ def take_subset(records: Records, *, fraction: float, images: int, seed: int) ->
         )
     rank, num_patients = _patient_order(records.patient, key=str(seed))
     if images:
+        # Patient by patient: a smaller number takes the first images of the same order.
         return records.select(np.sort(np.argsort(rank, kind='stable')[:images]))
     return records.select(rank < _share(fraction, num_patients))
 
@@ -82,6 +83,7 @@ def training_records(config: Config, records: Records) -> Records:
     """
     data, task = config.DATA, task_of(config)
     records = select_views(records, data.VIEWS)
+    # Before the subset, so that TRAIN_IMAGES counts images that teach something.
     if not task.has_policies:
         records = records.select(~np.isnan(task.learned(records)).all(axis=1))
     return take_subset(
@@ -125,6 +127,7 @@ def describe_subset(config: Config) -> str:
 
 def patient_hashes(patients: np.ndarray, key: str) -> tuple[np.ndarray, list[bytes]]:
     """Return the number of the patient of each record [N], and a keyed hash of each patient."""
+    # A hash and not a draw: a patient keeps its place if other patients join or leave.
     codes, names = pd.factorize(patients)
     hashes = (hashlib.blake2b(os.fsencode(name), key=key.encode()) for name in names)
     return codes, [each.digest() for each in hashes]
@@ -141,4 +144,5 @@ def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:
 
 def _share(fraction: float, count: int) -> int:
     """Return a fraction of a count, rounded up; 0.07 of 100 is 7, without rounding errors."""
+    # 0.07 * 100 is 7.000000000000001 in floating point, which would be rounded up to 8.
     return math.ceil(fraction * count * (1 - 1e-12))

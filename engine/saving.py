@@ -47,6 +47,7 @@ class Saver:
     def is_due(self, state: TrainState) -> bool:
         """Return whether to save after the current step. It must be called after every step."""
         every = self.run.config.TRAIN.SAVE_EVERY_STEPS
+        # Counted over the whole run, so that the interval does not begin again in each epoch.
         steps_done = state.epoch * state.steps_per_epoch + state.step
         self.stops, saves = self.interruptions.due(wait=state.batch == state.num_batches)
         if self.writer:
@@ -68,9 +69,11 @@ class Saver:
             Preempted: If the run was asked to stop.
         """
         config, epoch = self.run.config, state.epoch
+        # Before anything is saved, because a checkpoint contains the best score.
         is_best = score is not None and state.add_score(score)
         stops, _ = self.interruptions.due(wait=True)
         is_last = epoch + 1 == config.TRAIN.EPOCHS or state.ends_early(config)
+        # The best file comes first: after a kill between the two, the run repeats the epoch.
         names = [BEST_CHECKPOINT] if is_best else []
         if stops or is_last or epoch % config.SAVE_FREQ == 0:
             names.append(checkpoint_name(epoch))
@@ -90,6 +93,7 @@ class Saver:
 
     def _save(self, state: TrainState, *names: str, finished: bool = False) -> None:
         """Start writing on rank 0 with the random states of all ranks."""
+        # All ranks take part, although only rank 0 writes.
         rng = distributed.gather(rng_state())
         if self.writer:
             contents = state.contents(self.run.config, rng, finished=finished)
@@ -134,12 +138,14 @@ class CheckpointWriter:
             names: BEST_CHECKPOINT, the name of a regular checkpoint, or both in this order.
             state: Contents of the checkpoint.
         """
+        # One write at a time: a second one would compete for the disk and the memory.
         self.flush()
         name = names[-1]
         if name != BEST_CHECKPOINT:
             for older in self._waiting.keys() - {BEST_CHECKPOINT, name}:
                 self.logger.warning(f'{self.folder / older} was never written: {name} replaces it')
                 del self._waiting[older]
+        # Both files share one copy, so the memory of a checkpoint is needed once.
         self._waiting |= dict.fromkeys(names, copy_state(state))
         self._start()
 
@@ -197,6 +203,7 @@ class CheckpointWriter:
 
 def copy_state(value: Any) -> Any:
     """Copy the contents of a checkpoint to CPU memory, where training cannot change them."""
+    # A copy also on the CPU, where the optimizer changes the weights in place.
     if isinstance(value, Tensor):
         return value.detach().to('cpu', copy=True)
     if isinstance(value, dict):

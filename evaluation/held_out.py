@@ -80,6 +80,7 @@ class HeldOutReconstruction:
             with autocast(run.config, run.device):
                 losses.append(float(model(images, masks)) * len(images))
                 rows.append(model.held_out_features(images).float().cpu())
+        # Sums and not means are gathered, because ranks may have different numbers of images.
         gathered = distributed.gather((losses, torch.cat(rows)))
         z = torch.cat([each for _, each in gathered])
         loss = sum(sum(each) for each, _ in gathered) / len(z)
@@ -97,10 +98,12 @@ class HeldOutReconstruction:
         sums = {source: np.zeros((1, 3)) for source in dataset.parts}
         trivial = {source: np.zeros((len(TRIVIAL_PREDICTORS), 3)) for source in dataset.parts}
         examples = {source: [] for source in dataset.parts}
+        # The sampler repeats its order, which tells the source of each image.
         keys = itertools.chain.from_iterable(loader.batch_sampler)
         for item, (_, index) in zip(reconstruct(run, model, loader), keys, strict=True):
             source, _ = dataset.place(index)
             sums[source] += hidden_error(item, item.prediction)
+            # The masks are fixed, so the errors of the trivial predictors never change.
             if is_first:
                 guesses = (guess(item.image, item.hidden) for guess in TRIVIAL_PREDICTORS.values())
                 trivial[source] += [hidden_error(item, item.measured(guess)) for guess in guesses]
@@ -127,6 +130,7 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
     """Yield the prediction for each held-out image of this rank under its fixed mask."""
     model.eval()
     is_image = isinstance(model.target, ImageTarget)
+    # Images are compared in grey levels, features such as HOG in their own units.
     predict = model.reconstruct if is_image else model.predict
     target_of = None if is_image else partial(_target_of, model.target)
     for batch in loader:

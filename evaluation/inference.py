@@ -60,9 +60,11 @@ def predict(
         for view in views_of(images, device):
             with autocast(config, device):
                 outputs += [model(view, *inputs) for model in models]
+        # Float32 from here on, because probabilities that tie in half precision change the AUROC.
         of_each = [task.logits(output.float()).cpu().numpy() for output in outputs]
         parts.append((index.cpu().numpy(), task.mean(of_each)))
     logits = np.full((len(loader.dataset), len(task.labels)), np.nan, np.float32)
+    # Each image has its own row, so the order of the ranks does not matter.
     for rank_parts in distributed.gather(parts):
         for index, values in rank_parts:
             logits[index] = values
@@ -85,6 +87,7 @@ def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]
         level=config.EVAL.LEVEL,
         aggregate=config.EVAL.AGGREGATE,
     )
+    # Always the same loss, so that runs with different training losses can be compared.
     loss_fn = LABEL_LOSSES[task.losses[0]](config.LOSS, dataset.targets)
     loss = loss_fn(torch.from_numpy(logits), torch.from_numpy(dataset.targets))
     return found | {'loss': loss.item(), 'views': config.EVAL.VIEWS or config.DATA.VIEWS}
@@ -104,6 +107,7 @@ def kept_patches(config: Any, dataset: Dataset, index: np.ndarray) -> torch.Tens
     ratio, count = config.EVAL.MASK_RATIO, num_patches(config)
     if not ratio:
         return None
+    # One permutation per image; its first entries are the patches that stay.
     orders = [
         sample_rng(MASK_SEED, 0, int(row)).permutation(count)
         for row in dataset.records.sample[index]
