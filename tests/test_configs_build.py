@@ -46,6 +46,11 @@ PARAMETERS = {
     'finetune__swin_base__img192_window6__chexpert_800ep': 86_735_430,
     'finetune__swin_base__img224_window7__chexpert_800ep': 86_753_478,
     'finetune__vit_base__img224__chexpert_800ep': 85_379_534,
+    # Larger tables of relative positions: 529 and 961 rows of 376 heads instead of 169.
+    'finetune__swin_base__img384_window12__chexpert_highres': 86_888_838,
+    'finetune__swin_base__img512_window16__chexpert_highres': 87_051_270,
+    # timm's 88,591,464, less 2 channels of 128 x 4 x 4 and 986 labels.
+    'finetune__convnext_base__img512__chexpert_highres': 87_576_718,
     'finetune__swin_tiny__img192_window6__chexpert_100ep': 27_520_424,
     'finetune__vit_small__img224__chexpert_100ep': 21_456_110,
     'finetune__vit_tiny__img224__chexpert_20ep': 5_419_646,

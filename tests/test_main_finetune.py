@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -439,3 +440,20 @@ def test_a_frozen_encoder_drops_nothing(mode: str) -> None:
     batch = torch.zeros(4, 2), torch.zeros(4, 2), torch.arange(4)
     assert loss_fn(Model().train(), batch).item() > 0
     assert modes == [mode == 'full']
+
+
+def test_fine_tuning_at_384_px_starts_from_a_pre_training_at_224_px(
+    phantom: Path, tmp_path: Path
+) -> None:
+    """The tables of relative positions grow from window 7 to window 12."""
+    swin = {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1, 1, 1], 'NUM_HEADS': [1, 1, 1, 1]}
+    folders = {}
+    for stage, size, window in (('simmim', 224, 7), ('finetune', 384, 12)):
+        model = SWIN | {'SWIN': swin | {'WINDOW_SIZE': window}}
+        sections = {'DATA': {'IMG_SIZE': size, 'MASK_PATCH_SIZE': 32, 'TRAIN_IMAGES': 8}}
+        sections['TRAIN'] = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0, 'USE_CHECKPOINT': True}
+        more = ['--pretrained', str(folders['simmim'] / 'ckpt_epoch_0.pth')] if folders else []
+        folders[stage] = finished_run(stage, phantom, tmp_path, *more, model=model, **sections)
+    log = (folders['finetune'] / 'log_rank0.txt').read_text()
+    assert re.search('resized +4 ', log)
+    assert (folders['finetune'] / 'predictions_valid.csv').is_file()
