@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.interpolate import griddata
+from tiny import run_script
 
 from evaluation.reconstruction import (
     Reconstruction,
@@ -90,3 +91,18 @@ def test_the_figure_shows_input_mask_prediction_and_both_joined(hidden, tmp_path
     area = 144 / (144 + 128 + 128) * counts['image']  # one whole panel of 144 pixels
     assert counts['mask'] == pytest.approx(area / 9, rel=0.1)
     assert counts['prediction'] == pytest.approx(area * (1 + 1 / 9), rel=0.1)
+
+
+def test_the_last_reconstructions_of_runs_are_put_side_by_side(tmp_path, capsys) -> None:
+    for run, level in (('size_4', 40), ('size_16', 200)):
+        (tmp_path / run / 'reconstructions').mkdir(parents=True)
+        for epoch, shade in ((9, 255 - level), (10, level)):
+            image = Image.new('RGB', (220, 110), (shade, shade, shade))
+            image.save(tmp_path / run / f'reconstructions/epoch_{epoch}.png')
+    words = [tmp_path / 'size_4', tmp_path / 'size_16', '--output', tmp_path / 'both.png']
+    assert run_script('show_reconstructions', *words) == 0
+    pixels = np.asarray(Image.open(tmp_path / 'both.png').convert('L'))
+    middle = pixels[len(pixels) * 2 // 3]
+    assert middle[len(middle) // 4] == 40 and middle[len(middle) * 3 // 4] == 200
+    assert run_script('show_reconstructions', tmp_path, *words[-2:]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
