@@ -78,6 +78,12 @@ NO_RESAMPLES = (
 SMALL_SPAN = 0.02  # a smaller range of the probabilities of a label raises an alert
 CHANCE = 0.5  # AUROC of random predictions
 NO_INTERVAL = 'there is no interval, because too many resamples lack a class of one label'
+TASK_WORDS = {  # DATA.TASK -> what a model predicts
+    'observations': 'each label on its own',
+    'single_label': 'one class per image',
+    'any_finding': 'any finding against No Finding',
+    'effusion': 'Pleural Effusion against No Finding',
+}
 MEAN_TITLES = {
     'five': '(mean of the five tasks)',
     'labels': '(mean of the labels with enough cases)',

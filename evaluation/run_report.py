@@ -26,6 +26,7 @@ from evaluation.cases import Cases
 from evaluation.final_scores import FinalScores, describe_views, present
 from evaluation.metrics import Protocol
 from evaluation.report import (
+    TASK_WORDS,
     build_document,
     floor_part,
     write_report,
@@ -37,6 +38,14 @@ from utils import read_checkpoint, seen_patients, trained_config
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
+TRAINED_PARTS = {  # FINETUNE.MODE in words
+    'full': 'all layers',
+    'last_layer': 'the last layer',
+    'linear_probe': 'a logistic regression on frozen features',
+    'attentive_probe': 'an attention head on frozen features',
+    'knn': 'none: nearest neighbours of frozen features',
+}
+CHOSEN_ON = {'holdout': 'held-out training patients', 'last': 'no images: it is the last epoch'}
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 AVERAGED = (
     'saliency maps are those of the first checkpoint and of one view of the image, while the '
@@ -202,7 +211,7 @@ def _describe_run(config: Config, sources: list[str], training: dict[str, str]) 
     data_set = f'{data.DATASET}{labeller}'
     steps = ', '.join(scored_steps(config)) or 'none'
     return {
-        'Task': data.TASK,
+        'Predicts': TASK_WORDS.get(data.TASK, data.TASK),
         **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
         'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px',
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
@@ -243,7 +252,7 @@ def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]
     by_share = f'{100 * data.TRAIN_FRACTION:g} % of the patients'
     start = trained.MODEL.RESUME or trained.PRETRAINED
     rows = {
-        'Fitted': trained.FINETUNE.MODE,
+        'Trained part': TRAINED_PARTS.get(trained.FINETUNE.MODE, trained.FINETUNE.MODE),
         'Started from': start or 'random weights',
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
         **({'Uncertain labels in training': policy} if task_of(trained).has_policies else {}),
@@ -254,13 +263,15 @@ def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]
         rows['Trained on'] += f', and pseudo-labels of {data.PSEUDO_LABELS}'
     if is_probe:
         return rows | {'Grid chosen on': 'training patients, by cross-validation'}
-    selected = 'not selected: the last epoch' if select_on == 'last' else select_on
     if patience := trained.TRAIN.PATIENCE:
         rows['Early stopping'] = (
             f'after {patience} validations without a better score, at most {trained.TRAIN.EPOCHS} '
             'epochs'
         )
-    return rows | {'Loss': trained.LOSS.NAME, 'Selected on': selected}
+    return rows | {
+        'Loss': trained.LOSS.NAME,
+        'Epoch chosen on': CHOSEN_ON.get(select_on, select_on),
+    }
 
 
 def _describe_effort(
@@ -275,7 +286,7 @@ def _describe_effort(
         best = read_checkpoint(sources[0])
         rows['Selected epoch'] = (
             f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean AUROC '
-            f'{best["best_score"]:.4f} on {select_on}'
+            f'{best["best_score"]:.4f} on {CHOSEN_ON.get(select_on, select_on)}'
         )
     if records:
         seconds = sum(record['seconds'] for record in records)

@@ -48,6 +48,7 @@ from evaluation.matching import match, share_labels
 from evaluation.metrics import Protocol
 from evaluation.report import (
     ONE_TRAINING,
+    TASK_WORDS,
     build_document,
     classes_line,
     compare_sets,
@@ -149,7 +150,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     run = {
         'Predictions': '; '.join(f'{cases.name}: {file}' for cases, file in files),
         'Labels': describe_labels(args),
-        'Task': args.task,
+        'Predicts': TASK_WORDS.get(args.task, args.task),
         **({'Blank labels': args.blank} if TASKS[args.task].has_policies else {}),
         'Resamples': args.resamples,
         'Seed of the resamples': args.seed,

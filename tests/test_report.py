@@ -327,7 +327,7 @@ def test_a_model_without_signal_gives_an_alert(tmp_path: Path) -> None:
     for line in (span, chance):
         assert 'Fracture' in line and 'Edema' not in line
     tags = [tag for tag, _, text in page.elements if text in (span, document['headline']['name'])]
-    assert tags == ['li', 'h2'], 'the warning comes before the headline'
+    assert tags == ['h2', 'li'], 'the warning comes after the headline'
 
 
 def test_a_narrow_range_of_probabilities_that_rank_well_gives_no_alert() -> None:

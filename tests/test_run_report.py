@@ -222,7 +222,7 @@ def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(
     finished_run('finetune', phantom, tmp_path, *regular, EVAL=evaluation, **options)
     last = json.loads((folder / 'report_eval' / 'report.json').read_text())
     rows = {row['name']: row['value'] for row in last['run']}
-    assert rows['Selected on'] == 'not selected: the last epoch' and 'Selected epoch' not in rows
+    assert rows['Epoch chosen on'].endswith('the last epoch') and 'Selected epoch' not in rows
     assert SELECTED_ON_VALID not in last['warnings'] and last['training'] == first['training']
 
 
@@ -249,7 +249,7 @@ def test_reports_of_ensembles_and_of_renamed_checkpoints_state_what_is_known(
     assert evaluated(renamed, best)[1:] == (True, True)
     assert evaluated(folder / 'ckpt_epoch_0.pth', renamed)[1:] == (False, True)
     rows, *warned = evaluated(renamed)
-    assert rows['Selected on'] == 'unknown' and warned == [False, False]
+    assert rows['Epoch chosen on'] == 'unknown' and warned == [False, False]
     assert evaluated(best, TTA='crops')[1:] == (True, True)
 
 
