@@ -1,14 +1,16 @@
-"""Paired comparison of two models: differences in AUROC with intervals and p-values."""
+"""Paired comparison of models: differences with intervals over patients and seeds, and p-values."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 from scipy.stats import rankdata
 
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
-from evaluation.intervals import Resamples, bootstrap_p, delong_test
+from evaluation.intervals import Resamples, bootstrap_p, delong_test, holm, interval
 from evaluation.metrics import (
     count_classes,
     few_cases,
@@ -18,6 +20,14 @@ from evaluation.metrics import (
     labels_of_mean,
     summary,
 )
+
+MISSING = 'n/a'
+SIGNIFICANT = 0.05
+ENDS = ('low', 'high')  # of an interval
+CLEAR_VERDICTS = ('above', 'below')
+EQUAL = 1e-9  # a smaller range of differences over the seeds is rounding
+# Name -> score of each seed: the value itself, and then its value in each resample, [S, 1 + R].
+Rows = Mapping[Hashable, pd.DataFrame]
 
 
 def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -99,3 +109,98 @@ def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.nd
     if len(set(of_known)) < len(of_known) or has_few_cases(targets):
         return float('nan')
     return delong_test(a, b, targets)
+
+
+def compare_rows(
+    rows: Rows, pairs: Sequence[tuple[Hashable, Hashable]]
+) -> list[dict[str, Any] | None]:
+    """Compare pairs of rows over the seeds that both have.
+
+    Args:
+        rows: Scores of the rows, which share the resamples of the patients, by seed.
+        pairs: Names of a row and of the row to compare it with, or '' for none.
+
+    Returns:
+        A comparison for each pair, or None without a row or a seed to compare with: `by_seed`, the
+        differences in the order of the seeds; `difference`, their mean; `seeds`, their number;
+        `over_seeds`, the `low` and `high` of Student's t interval; `over_patients`, those of the
+        percentile interval; `p` (`bootstrap_p`) and `p_holm`, corrected over all pairs; and
+        `verdict`. NaN marks unknown values.
+    """
+    compared = [_compare_seeds(rows[name], rows.get(against)) for name, against in pairs]
+    parts = [part for part in compared if part]
+    for part, p_value in zip(parts, holm([part['p'] for part in parts]), strict=True):
+        part['p_holm'] = float(p_value)
+        part['verdict'] = verdict(part)
+    return compared
+
+
+def verdict(part: Mapping[str, Any]) -> str:
+    """Return the verdict on a comparison.
+
+    Returns:
+        'above' or 'below' if both intervals exclude 0 and `p_holm` is below SIGNIFICANT. 'not
+        significant after correction' if both intervals exclude 0 and `p_holm` is not below
+        SIGNIFICANT. 'inside the noise' if an interval includes 0. Otherwise 'n/a', because an
+        interval is unknown.
+    """
+    bounds = [
+        (part[noise]['low'], part[noise]['high']) for noise in ('over_seeds', 'over_patients')
+    ]
+    if any(low <= 0 <= high for low, high in bounds):  # False for NaN
+        return 'inside the noise'
+    if np.isnan(bounds).any():
+        return MISSING
+    if part['p_holm'] >= SIGNIFICANT:
+        return 'not significant after correction'
+    return 'above' if part['difference'] > 0 else 'below'
+
+
+def t_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Compute the 95 % interval of the mean by Student's t.
+
+    It is NaN for a single value, and if all values are equal: rows that do not depend on the seed,
+    such as probes of given weights, show nothing about other seeds.
+    """
+    if len(differences) < 2 or np.ptp(differences) < EQUAL:
+        return float('nan'), float('nan')
+    half = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
+    return float(np.mean(differences) - half), float(np.mean(differences) + half)
+
+
+def summarise(row: pd.DataFrame) -> dict[str, Any]:
+    """Return the number of `seeds`, the mean `value` and `sd` over them, and its `low` and `high`.
+
+    The interval is over patients. NaN marks unknown values.
+    """
+    samples = np.ascontiguousarray(row)  # [S, 1 + R]
+    values = samples[:, 0]
+    return {
+        'seeds': len(values),
+        'value': values.mean(),
+        'sd': values.std(ddof=1) if len(values) > 1 else np.nan,
+        **_bounds(interval(samples.mean(axis=0)[1:])),
+    }
+
+
+def _compare_seeds(row: pd.DataFrame, other: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Compare two rows without correction; None if they have no common seed."""
+    seeds = [] if other is None else sorted({*row.index} & {*other.index})
+    if not seeds:
+        return None
+    differences = np.ascontiguousarray(row.loc[seeds]) - np.ascontiguousarray(other.loc[seeds])
+    by_seed, over_patients = differences[:, 0], differences.mean(axis=0)[1:]
+    if np.isnan(by_seed).any():
+        return None
+    return {
+        'difference': float(by_seed.mean()),
+        'seeds': len(seeds),
+        'by_seed': by_seed.tolist(),
+        'over_seeds': _bounds(t_interval(by_seed)),
+        'over_patients': _bounds(interval(over_patients)),
+        'p': bootstrap_p(over_patients),
+    }
+
+
+def _bounds(pair: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(ENDS, pair, strict=True))

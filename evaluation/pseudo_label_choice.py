@@ -23,8 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-KEEP = ('threshold', 'top_share')
-SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # candidates of the rule 'top_share'
 MIN_CASES = 10  # smallest number of held-out cases beyond a threshold
 MIN_EXPECTED = 5.0  # smallest number of errors that these cases contain at the base rate
 
@@ -35,37 +33,27 @@ class Cut:
 
     Attributes:
         threshold: Lowest probability that becomes 1, or highest probability that becomes 0.
-        share: Chosen share in (0, 0.5] with 'top_share'; otherwise NaN.
-        cases: Number of held-out cases beyond the threshold, or in the share with 'top_share'.
+        cases: Number of held-out cases beyond the threshold.
         errors: Number of these cases with the opposite real label.
     """
 
     threshold: float = math.nan
-    share: float = math.nan
     cases: int = 0
     errors: int = 0
 
 
 def choose_values(
-    held_out: np.ndarray,
-    targets: np.ndarray,
-    unlabelled: np.ndarray,
-    *,
-    keep: str,
-    confidence: float,
+    held_out: np.ndarray, targets: np.ndarray, unlabelled: np.ndarray, *, confidence: float
 ) -> tuple[np.ndarray, list[tuple[Cut, Cut]]]:
     """Choose hard labels for the unlabelled images with confident predictions.
 
-    The rule 'threshold' uses the lowest held-out probability for 1, and the highest for 0, beyond
-    which the error rate is low enough. The rule 'top_share' uses the largest of SHARES with a low
-    enough error rate. This share of the unlabelled images, rounded down, gets the value. Fewer
-    images get the value if tied probabilities would exceed the share.
+    These lie beyond the lowest held-out probability for 1, and the highest for 0, beyond which the
+    error rate is low enough.
 
     Args:
         held_out: Probabilities of held-out images, [N, K], NaN where there is none.
         targets: Real labels of these images, [N, K]: 1, 0, or NaN where unknown.
         unlabelled: Probabilities of the unlabelled images, [M, K], NaN where there is none.
-        keep: Rule, 'threshold' or 'top_share'.
         confidence: Required confidence, in (0, 1].
 
     Returns:
@@ -76,11 +64,10 @@ def choose_values(
     cuts = []
     for k, column in enumerate(unlabelled.T):
         known = ~np.isnan(targets[:, k]) & ~np.isnan(held_out[:, k])
-        truth, given, wanted = targets[known, k] == 1, held_out[known, k], column[~np.isnan(column)]
-        options = {'keep': keep, 'confidence': confidence}
-        positive = _choose_cut(given, ~truth, wanted, **options)
-        below = _choose_cut(-given, truth, -wanted, **options)
-        negative = Cut(-below.threshold, below.share, below.cases, below.errors)
+        truth, given = targets[known, k] == 1, held_out[known, k]
+        positive = _choose_cut(given, ~truth, confidence)
+        below = _choose_cut(-given, truth, confidence)
+        negative = Cut(-below.threshold, below.cases, below.errors)
         cuts.append((positive, negative))
         high, low = column >= positive.threshold, column <= negative.threshold  # False for NaN
         values[high & ~low, k] = 1
@@ -115,39 +102,18 @@ def audit(values: np.ndarray, real: np.ndarray) -> dict[str, float]:
     return figures
 
 
-def _choose_cut(
-    scores: np.ndarray, wrong: np.ndarray, unlabelled: np.ndarray, *, keep: str, confidence: float
-) -> Cut:
+def _choose_cut(scores: np.ndarray, wrong: np.ndarray, confidence: float) -> Cut:
     """Choose the lowest score beyond which the error rate is low enough."""
     if not scores.size:
         return Cut()
-    values, cases = _tally(scores)
+    values, counts = np.unique(scores, return_counts=True)
+    values, cases = values[::-1], np.cumsum(counts[::-1])  # descending
     errors = np.cumsum(wrong[np.argsort(-scores, kind='stable')])[cases - 1]
     enough = (cases >= MIN_CASES) & (cases * wrong.mean() >= MIN_EXPECTED)
     # The tolerance accepts equal rates in spite of rounding.
     rarely = errors * len(wrong) <= (1 - confidence) * cases * wrong.sum() * (1 + 1e-12)
-    good = enough & rarely
-    if keep == 'threshold':
-        if not good.any():
-            return Cut()
-        last = np.flatnonzero(good)[-1]
-        return Cut(float(values[last]), math.nan, int(cases[last]), int(errors[last]))
-    for share in reversed(SHARES):
-        inside = np.flatnonzero(cases <= _part(share, len(scores)))
-        if inside.size and good[inside[-1]]:
-            levels, sizes = _tally(unlabelled)
-            fitting = levels[sizes <= _part(share, len(unlabelled))]
-            threshold = float(fitting[-1]) if fitting.size else math.nan
-            return Cut(threshold, share, int(cases[inside[-1]]), int(errors[inside[-1]]))
-    return Cut()
-
-
-def _tally(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct scores in descending order, and how many scores reach each of them."""
-    values, counts = np.unique(scores, return_counts=True)
-    return values[::-1], np.cumsum(counts[::-1])
-
-
-def _part(share: float, count: int) -> int:
-    """Return share * count rounded down, so that 0.29 of 100 is 29 in spite of rounding errors."""
-    return math.floor(share * count * (1 + 1e-12))
+    good = np.flatnonzero(enough & rarely)
+    if not good.size:
+        return Cut()
+    last = good[-1]
+    return Cut(float(values[last]), int(cases[last]), int(errors[last]))

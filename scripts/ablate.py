@@ -1,17 +1,40 @@
-"""Run a sweep of ablations or methods, show the progress, and write tables and figures.
+"""Run a sweep of ablations or methods, and make its tables and figures.
 
 python scripts/ablate.py run --sweep scripts/ablations/mask_ratio.yaml --output D --data-path DIR
-python scripts/ablate.py status --sweep scripts/ablations/mask_ratio.yaml --output D
+python scripts/ablate.py run --sweep scripts/ablations/mask_ratio.yaml --output D --list
 python scripts/ablate.py table --sweep scripts/ablations/mask_ratio.yaml --output D
 python scripts/ablate.py plot --sweep scripts/ablations/mask_ratio.yaml --output D
 
 `run` skips finished runs and resumes interrupted ones, so repeat the same command after a stop or a
-crash. With several GPUs it starts one run per GPU. --slurm submits job arrays instead. `table` and
-`plot` read the run folders, or with --from the JSON file from `table --save`. --scale selects a
-scale of the sweep file, such as `tiny`.
+crash. With several GPUs it starts one run per GPU. --slurm submits job arrays instead. --scale
+selects a scale of the sweep file, such as `tiny`.
+
+With `run --folds 5`, `join` first joins the predictions of the folds as ranks:
+
+python scripts/ablate.py join --sweep F --output D --folds 5 --seeds 3 --save P
+
+python scripts/ablate.py table --sweep F --predictions P --labels DATA/all.csv --save T
+
+python scripts/ablate.py plot --sweep F --save T
+
+P/predictions.csv.gz contains each image once for each row and seed, and P/runs.csv the seed,
+minutes and commit of each run. Other rows and seeds stay, so a sweep may run in parts. `extract`
+writes a row for scripts/evaluate.py.
+
+With --tune, rows that only differ in TRAIN.BASE_LR become one row: each fold takes the predictions
+of the row with the highest mean AUROC on the training patients whom its runs did not learn from.
+These patients are those outside the share of the labels (EVAL.PREDICT_TRAIN) and, with
+EVAL.SELECT_ON last, the held-out patients. `join` adds the AUROCs to P/tuning.csv, and `table`
+writes the choices to T/tuning.csv.
+
+`table` compares each row with all rows in `against`, in which `pixels` is the logistic regression
+on pixels, and with the better one of `against_best_of` on held-out patients. Joined predictions
+have no held-out scores, so all of these are compared. Without a sweep, `table --runs NAME=FOLDER`
+compares the first of some runs with the others.
 """
 
 import argparse
+import glob
 import json
 import logging
 import math
@@ -22,53 +45,63 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import pandas as pd
+
 from data.folds import write_folds
+from data.predictions import write_predictions
 from engine.run_record import is_finished
-from sweeps.budget import check_runs, describe_runs, epochs_for
+from evaluation.metrics import FEW_CASES
 from sweeps.files import (
+    PIXELS,
     ROOT,
     SECTIONS,
     Job,
     Sweep,
     folds_folder,
+    load_config,
     load_sweep,
     only_rows,
     only_subsets,
     plan,
     run_folder,
 )
-from sweeps.plots import (
-    plot_curves,
-    plot_labels,
-    plot_losses,
-    plot_masks,
-    plot_subgroups,
-    plot_subsets,
-    plot_sweep,
-)
-from sweeps.results import collect, read_collected, save_collected
-from sweeps.row_comparison import is_compared
-from sweeps.run_scores import SPLITS
-from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
-from sweeps.subgroup_table import collect_subgroups, write_subgroup_table
-from sweeps.sweep_table import (
-    choose_scores,
+from sweeps.folds import PREDICTIONS, TUNING, arms_of, join, read_joined, read_ranks, tuned
+from sweeps.long_table import (
+    MEANS,
+    enough_resamples,
+    facts_of,
     known_scores,
-    write_label_table,
-    write_published_table,
-    write_sweep_table,
+    parts_of,
+    read_written,
+    score_runs,
+    written,
+)
+from sweeps.plots import plot_curves, plot_differences, plot_labels, plot_masks, plot_subsets
+from sweeps.run_scores import SPLITS, RunFolders, finished_runs, option_notes, read_runs
+from sweeps.runner import LOGS, Runner, check_runs, describe_runs, epochs_for, state_of
+from sweeps.tables import (
+    JOINED,
+    NOT_FOR_CLINICAL_USE,
+    compare,
+    compared_pairs,
+    facts_cells,
+    file_name,
+    links_of,
+    published_of,
+    read_lines,
+    write_score,
+    write_table,
 )
 from system.files import replace_file
-from system.tool import at_least, tool
+from system.tool import Paragraphs, at_least, tool
 
 DEFAULT_SEEDS = 3
 QUOTES = ('"', "'")
-REASONS_SHOWN = 3  # maximum number of reasons for refused runs
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> ID of the array task
 # Flags that every task of a job array receives, so that all have the same plan.
@@ -78,71 +111,109 @@ PLAN_FLAGS = ('sweep', 'scale', 'output', 'data_path', 'processes', 'seeds', 'se
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     commands = parser.add_subparsers(dest='command', required=True)
-    parsers = {}
-    for name, (function, text) in COMMANDS.items():
-        parsers[name] = command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function, row=None, seed=None, processes=1, list=False)
-        add = command.add_argument
-        add('--sweep', type=_path, required=True, metavar='F', help='sweep file')
-        add('--scale', metavar='S', help='scale of the sweep file')
-        add('--subsets', nargs='+', default=[], metavar='S',
-            help='only these shares or numbers of labelled images (default: all)')  # fmt: skip
-        if name == 'list':
-            continue
-        add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
-        add('--seeds', type=_count, metavar='N', help='seeds 0 to N - 1 '
-            f'(default: as in the scale, or {DEFAULT_SEEDS})')  # fmt: skip
-        if name in ('run', 'status'):
-            add('--data-path', type=_path, help='root folder of the data')
-            add('--unlabelled', type=_path, metavar='DIR', help='folder or store of images for '
-                'pre-training, instead of --data-path')  # fmt: skip
-            add('--folds', type=_count, metavar='N', help='cross-validation: fine-tune N times '
-                'on the folds of scripts/folds.py (table: scripts/fold_table.py)')  # fmt: skip
-            add('--images-seen', type=_count, metavar='N', help='pre-train for as many epochs as '
-                'show N images (at most 200), the first tenth as warm-up')  # fmt: skip
-            for section in ('pretrain', 'finetune'):
-                add(f'--{section}-opts', nargs='+', default=[], metavar='KEY VALUE',
-                    help='options that override the YAML files of this stage; also as a single '
-                    'text, in which a value with spaces has quotes')  # fmt: skip
-        else:
-            add('--scores', nargs='+', metavar='SCORE',
-                help='mean_of_five, mean_of_defined, a label, or METRIC:LABEL such as f1:Edema; '
-                'plot takes one score')  # fmt: skip
-            add('--split', choices=SPLITS, default='', help='split to compare (default: the first '
-                f'of {", ".join(SPLITS)} that the runs were scored on)')  # fmt: skip
-            add('--from', dest='source', type=Path, metavar='FOLDER',
-                help='read the results of table --save instead of run folders')  # fmt: skip
-    _add_run(parsers['run'].add_argument)
-    parsers['plot'].add_argument('--subset', metavar='S', help='share or number of labelled '
-        'images for the figure by label (default: the largest)')  # fmt: skip
-    parsers['table'].add_argument('--subgroups', nargs='*', metavar='COLUMN', help='also write a '
-        'table and a figure by sex, age, view, and these columns or those of EVAL.GROUPS, for the '
-        'first AUROC of --scores')  # fmt: skip
-    parsers['table'].add_argument('--demographics', type=_path, metavar='FILE', help='.csv or '
-        '.xlsx file with these columns by patient (default: DATA.DEMOGRAPHICS)')  # fmt: skip
-    parsers['table'].add_argument(
-        '--save', type=Path, metavar='FOLDER', help='also write the results as JSON'
-    )
+    for name, (function, add_flags, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        add_flags(command.add_argument)
     return parser.parse_args(argv)
 
 
+def _add_sweep(add: Callable, *, required: bool = True) -> None:
+    add('--sweep', type=_path, required=required, metavar='F', help='sweep file')
+    add('--scale', default='', metavar='S', help='scale of the sweep file')
+    add('--subsets', nargs='+', default=[], metavar='S',
+        help='only these shares or numbers of labelled images (default: all)')  # fmt: skip
+
+
 def _add_run(add: Callable) -> None:
+    _add_sweep(add)
+    add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
+    add('--seeds', type=_count, metavar='N', help='seeds 0 to N - 1 (default: as in the scale, or '
+        f'{DEFAULT_SEEDS})')  # fmt: skip
+    add('--seed', type=int, metavar='S', help='only this seed, instead of --seeds')
+    add('--data-path', type=_path, help='root folder of the data')
+    add('--unlabelled', type=_path, metavar='DIR', help='folder or store of images for '
+        'pre-training, instead of --data-path')  # fmt: skip
+    add('--folds', type=_count, metavar='N', help='cross-validation: fine-tune N times with '
+        'on the folds of scripts/folds.py, see `join`')  # fmt: skip
+    add('--images-seen', type=_count, metavar='N', help='pre-train for as many epochs as show N '
+        'images (at most 200), the first tenth as warm-up')  # fmt: skip
+    for section in ('pretrain', 'finetune'):
+        add(f'--{section}-opts', nargs='+', default=[], metavar='KEY VALUE',
+            help='options that override the YAML files of this stage; also as a single text, in '
+            'which a value with spaces has quotes')  # fmt: skip
     add('--row', nargs='+', metavar='NAME', help='only these rows of the sweep; with a single row '
         'the log is printed')  # fmt: skip
-    add('--seed', type=int, metavar='S', help='only this seed, instead of --seeds')
     add('--processes', type=_count, default=1, help='GPUs per run (default: 1)')
     add('--parallel', type=_count,
         help='number of simultaneous runs, which share GPUs if there are fewer (default: one per '
         'GPU, or 1 without GPUs)')  # fmt: skip
     add('--keep', choices=('all', 'best'), default='all', help='best: finished runs only keep '
         'the selected checkpoint, or the one that fine-tuning starts from')  # fmt: skip
-    add('--list', action='store_true', help='only show the runs with state, config and options, '
-        'their number, and the disk space of their checkpoints')  # fmt: skip
+    add('--list', action='store_true',
+        help='only show the runs with number, state, config and options')  # fmt: skip
     add('--slurm', nargs='*', metavar='OPTION', help='submit all unfinished runs as job arrays, '
         'with options of sbatch without dashes, such as partition=gpu')  # fmt: skip
     add('--job', type=int, metavar='I', help='only the run with number I of --list')
+
+
+def _add_join(add: Callable) -> None:
+    _add_sweep(add)
+    add('--output', type=_path, required=True, metavar='D', help='root of the run folders')
+    add('--folds', type=_count, required=True, help='the same as for `run`')
+    add('--seeds', type=_count, default=3, help='seeds 0 to N - 1 (default: %(default)s)')
+    add('--save', type=Path, required=True, metavar='P', help='folder of the joined predictions')
+    add('--tune', action='store_true', help='also write the scores that choose a rate')
+
+
+def _add_table(add: Callable) -> None:
+    _add_sweep(add, required=False)
+    add('--output', type=_path, metavar='D', help='root of the run folders')
+    add('--predictions', type=Path, metavar='P', help='instead: folder that `join` wrote')
+    add('--labels', type=Path, help='with --predictions: CSV file with the labels of all images')
+    add('--runs', nargs='+', default=[], metavar='NAME=FOLDER', help='instead of a sweep: single '
+        'runs; * in a folder stands for several seeds')  # fmt: skip
+    add('--save', type=Path, metavar='T', help='folder of the tables (default: --output)')
+    add('--seeds', type=_count, metavar='N', help='seeds 0 to N - 1 (default: as in the scale, or '
+        'all joined ones)')  # fmt: skip
+    add('--split', choices=SPLITS, default='', help='split to compare (default: the first of '
+        f'{", ".join(SPLITS)} that the runs were scored on)')  # fmt: skip
+    add('--scores', nargs='+', default=[], metavar='SCORE',
+        help=f'{", ".join(MEANS)}, a label, or METRIC:LABEL such as f1:Edema')  # fmt: skip
+    add('--row', nargs='+', default=[], metavar='NAME',
+        help='only these rows, compared with each other; pixels_1 names a baseline')  # fmt: skip
+    add('--against', default='', metavar='ROW', help='compare all rows with this one')
+    add('--tune', action='store_true', help='choose between rows that differ in TRAIN.BASE_LR')
+    add('--cases', type=_count, default=FEW_CASES, metavar='N',
+        help="positives and negatives that a label in 'mean' needs")  # fmt: skip
+    add('--resamples', type=at_least(0), metavar='N',
+        help='resamples of the patients (default: 10000, or 200 for each comparison)')  # fmt: skip
+    add('--subgroups', nargs='*', metavar='COLUMN', help='also compare the rows by sex, age, view, '
+        'and these columns or those of EVAL.GROUPS, for the first score')  # fmt: skip
+    add('--demographics', type=_path, metavar='FILE', help='.csv or .xlsx file with '
+        'these columns by patient (default: DATA.DEMOGRAPHICS)')  # fmt: skip
+
+
+def _add_plot(add: Callable) -> None:
+    _add_sweep(add)
+    add('--save', type=Path, metavar='T', help='folder that `table` wrote (default: --output)')
+    add('--output', type=_path, metavar='D', help='root of the run folders, for learning curves')
+    add('--seeds', type=_count, metavar='N', help='seeds of the learning curves')
+    add('--scores', nargs=1, default=[], metavar='SCORE', help='a score of the tables')
+    add('--subset', default='', metavar='S', help='share or number of labelled images for the '
+        'figure by label (default: the largest)')  # fmt: skip
+    add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='only these differences')
+    add('--figure', type=Path, metavar='FILE',
+        help='only draw the differences, to this .png, .pdf or .svg file')  # fmt: skip
+
+
+def _add_extract(add: Callable) -> None:
+    add('--predictions', type=Path, required=True, help='folder that `join` wrote')
+    add('--row', required=True, help='name of a row; pixels_1 names a baseline')
+    add('--seed', type=int, default=0, help='seed of the row')
+    add('--save', type=Path, required=True, help='CSV file')
 
 
 def _path(text: str) -> Path:
@@ -153,12 +224,12 @@ _count = at_least(1)
 
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
-    sweep = load_sweep(args.sweep, args.scale or '')
+    sweep = load_sweep(args.sweep, args.scale)
     return only_subsets(sweep, args.subsets) if args.subsets else sweep
 
 
 def seeds_of(args: argparse.Namespace) -> list[int]:
-    if args.seed is not None:
+    if getattr(args, 'seed', None) is not None:
         return [args.seed]
     return list(range(args.seeds or sweep_of(args).scale.seeds or DEFAULT_SEEDS))
 
@@ -348,49 +419,172 @@ def _plan_flags(args: argparse.Namespace) -> list[str]:
     words = []
     for name in PLAN_FLAGS:
         value = getattr(args, name)
-        if value not in (None, []):
+        if value not in (None, '', []):
             values = value if isinstance(value, list) else [value]
             words += [f'--{name.replace("_", "-")}', *map(str, values)]
     return words
 
 
-def list_rows(args: argparse.Namespace) -> int:
-    for row in sweep_of(args).rows:
-        changes = [f'{k} {v}' for stage in row.stages for k, v in row.options(stage).items()]
-        print(f'{row.name:<24} {row.run:<40} {", ".join(changes)}'.rstrip())
-    return 0
+def join_folds(args: argparse.Namespace) -> None:
+    join(
+        sweep_of(args),
+        args.save,
+        output=args.output,
+        folds=args.folds,
+        seeds=args.seeds,
+        tune=args.tune,
+    )
 
 
-def status(args: argparse.Namespace) -> int:
-    """Print number, name and state of each run."""
-    jobs, reasons, done = jobs_of(args), [], 0
-    for number, job in enumerate(jobs):
-        state = folder_state(job.folder)
-        done += state == 'finished'
-        try:
-            state += f' ({progress(job.folder)})' if state in ('running', 'stopped') else ''
-            state_of(job)
-        except ValueError as error:  # for example without the --pretrain-opts of the run
-            state += ' *'
-            reasons.append(str(error))
-        print(f'{number:4d}  {job.name:<50} {state}')
-    print(f'{done} of {len(jobs)} runs finished')
-    if reasons:
-        print(f'* {len(reasons)} folders contain runs with other options, which `run` refuses')
-    for reason in reasons[:REASONS_SHOWN]:
-        print(f'  {reason}')
-    return 0
+def table(args: argparse.Namespace) -> None:
+    """Write the long table, and a table of each score."""
+    if bool(args.runs) == bool(args.sweep) or (
+        args.sweep and not (args.output or args.predictions)
+    ):
+        raise ValueError('table needs --sweep with --output or --predictions, or else --runs')
+    if not (args.save or args.output):
+        raise ValueError('table needs --save, the folder of the tables')
+    if bool(args.predictions) != bool(args.labels):
+        raise ValueError('--predictions needs --labels, and --labels needs --predictions')
+    args.save = args.save or args.output
+    {True: table_of_joined, False: table_of_runs}[args.predictions is not None](args)
 
 
-def collected(args: argparse.Namespace) -> dict:
+def table_of_joined(args: argparse.Namespace) -> None:
+    """Write the tables of the joined predictions of a cross-validated sweep."""
     sweep = sweep_of(args)
-    if args.source is None:
-        split = args.split or sweep.split
+    seeds = args.seeds or sweep.scale.seeds or sys.maxsize
+    replaced = {}  # row -> row that contains it if a rate is chosen
+    if args.tune:
+        replaced = {name: first for first, *others in arms_of(sweep) for name in others}
+    if candidates := [name for name in args.row if name in replaced]:
+        name = candidates[0]
+        raise ValueError(f'--row: with --tune, {name} is a rate of {replaced[name]}: name that row')
+    chosen = tuned(sweep, args.predictions, args.save, seeds) if args.tune else {}
+    rows = [name for name in args.row if not name.startswith(PIXELS)]
+    sweep = only_rows(sweep, rows) if rows else sweep
+    names = [row.name for row in sweep.rows if row.name not in replaced]
+    runs = [*read_joined(args.predictions, args.labels, names, chosen=chosen, seeds=seeds)]
+    found = {run.row for run in runs}
+    if untuned := [name for name in replaced.values() if name in found and name not in chosen]:
+        file = args.predictions / TUNING
+        raise ValueError(f'{file} has no scores of {untuned[0]}, which `join --tune` adds')
+    resamples = enough_resamples(0) if args.resamples is None else args.resamples
+    drawn = score_runs(runs, args.scores, resamples=resamples, least=args.cases)
+    write_scores(args, sweep, drawn, links_of(sweep), notes=[JOINED])
+
+
+def table_of_runs(args: argparse.Namespace) -> None:
+    """Write the tables of run folders, which were scored on a split."""
+    groups = None
+    if args.subgroups is not None:
+        groups = args.subgroups, str(args.demographics or '')
+    elif args.demographics:
+        raise ValueError('--demographics needs --subgroups')
+    notes, sweep = [], None
+    if args.runs:
+        runs = named_runs(args.runs)
+        first, *others = runs
+        links = {first: ((*others, PIXELS), ())} | dict.fromkeys(others, ((), ()))
+    else:
+        sweep = sweep_of(args)
         refuse_folds(sweep, seeds_of(args), args.output)
-        return collect(sweep, seeds_of(args), args.output, split=split)
-    if args.seeds is not None or args.split or args.subsets:
-        raise ValueError('--seeds, --split and --subsets cannot be used with --from')
-    return read_collected(args.source, sweep.name)
+        sweep = only_rows(sweep, args.row) if args.row else sweep
+        links = links_of(sweep)
+        runs, missing = finished_runs(sweep, seeds_of(args), args.output)
+        notes = [f'Not finished: {", ".join(missing)}.'] if missing else []
+        notes += option_notes(sweep, runs)
+        args.split, args.scores = args.split or sweep.split, args.scores or [*sweep.scores]
+    read = read_runs(runs, sweep=sweep, split=args.split, groups=groups)
+    labels = read.scored[0].images.labels
+    if args.resamples is None:
+        args.resamples = enough_resamples(sum(len([*a, *b]) for a, b in links.values()))
+    wanted = [*dict.fromkeys([*args.scores, *MEANS[1:], *labels])]
+    drawn = score_runs(read.scored, wanted, resamples=args.resamples, least=args.cases)
+    args.scores = args.scores or [MEANS[1] if MEANS[1] in known_scores(drawn) else MEANS[2]]
+    drawn = pd.concat([drawn, pd.DataFrame(read.facts)], ignore_index=True)
+    notes = [f'Scored: {"; ".join(read.splits)}. Higher is better.', *notes, '']
+    write_scores(args, sweep, drawn, links, notes=notes, protocols=read.protocols)
+
+
+def named_runs(words: Sequence[str]) -> dict[str, dict[int, RunFolders]]:
+    """Return the runs of NAME=FOLDER, with the pre-training whose weights they start from."""
+    runs: dict[str, dict[int, RunFolders]] = {}
+    for word in words:
+        name, _, pattern = word.partition('=')
+        for folder in map(Path, sorted(glob.glob(pattern)) or [pattern]):
+            if not (name and pattern and is_finished(folder)):
+                raise ValueError(f'--runs must be NAME=FOLDER of finished runs, got {word!r}')
+            config = load_config(folder)
+            start = Path(config.PRETRAINED).parent if config.PRETRAINED else None
+            if config.SEED in runs.setdefault(name, {}):
+                raise ValueError(f'--runs: {name} has two runs with seed {config.SEED}')
+            runs[name][config.SEED] = RunFolders(folder, start)
+    return runs
+
+
+def write_scores(
+    args: argparse.Namespace,
+    sweep: Sweep | None,
+    drawn: pd.DataFrame,
+    links: Mapping[str, tuple],
+    *,
+    notes: Sequence[str],
+    protocols: Mapping[tuple[str, int], str] | None = None,
+) -> None:
+    """Write the long table, a table of each score, and one of facts about the runs."""
+    name = sweep.name if sweep else 'runs'
+    if args.against and args.against not in {*drawn['row']}:
+        raise ValueError(
+            f'--against must be among {[*drawn["row"].unique()]}, got {args.against!r}'
+        )
+    pairs, others = compared_pairs(
+        drawn, links, protocols=protocols or {}, named=args.row, only=args.against
+    )
+    subsets = {row.name: row.subset for row in sweep.rows} if sweep else {}
+    resamples = max(map(len, drawn['resamples'].dropna()), default=1) - 1
+    options = {'draws': f'{resamples:,} resamples of the patients, seed 0'}
+    scores = args.scores or known_scores(drawn)
+    for score in scores:
+        lines = compare(drawn, pairs, score, subsets=subsets)
+        if not lines:
+            raise ValueError(f'--scores: no run has a defined {score}')
+        own = [*others, *add_columns(lines, drawn, sweep, score)]
+        mean = f'Mean: labels with at least {args.cases} cases of each class. '
+        mean = (mean if score == MEANS[0] else '') + 'Mean ± standard deviation over seeds.'
+        options['notes'] = [*own, *notes[:-1], f'{notes[-1]}{mean}']
+        path = write_score(args.save, file_name(name, score), lines, **options)
+        print(path.read_text('utf-8') if protocols else path)
+    groups = [group for group in drawn['group'].unique() if group]
+    if groups:
+        lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)
+        print(write_score(args.save, f'{file_name(name, scores[0])}_subgroups', lines, **options))
+    if protocols:
+        facts = facts_cells(drawn)
+        path = write_table(args.save, f'{name}_runs', facts, facts, [NOT_FOR_CLINICAL_USE])
+        print(path.read_text('utf-8'))
+    file = args.save / f'{name}_scores.csv'
+    replace_file(file, written(drawn).to_csv(index=False, float_format='%.6g'))
+    print(f'all files: {args.save}', file=sys.stderr)
+
+
+def add_columns(
+    lines: Sequence[dict], drawn: pd.DataFrame, sweep: Sweep | None, score: str
+) -> list[str]:
+    """Add the score of the last epoch and the published score to lines, and return a note."""
+    metric, label = parts_of(score)
+    last = facts_of(drawn, 'auroc_last', label).groupby('row').mean() if metric == 'auroc' else {}
+    published = published_of(sweep, score, {*drawn['label']}) if sweep else {}
+    for line in lines:
+        line |= {'last_epoch': last.get(line['row'])} if len(last) else {}
+        line |= {'published': published.get(line['row'])} if published else {}
+    if not published:
+        return []
+    about = sweep.published
+    return [
+        f'Published, context only: {about["measure"]}, {about["source"]}. {about["note"]} Data, '
+        'models or protocols differ, so these values cannot be compared with the other columns.'
+    ]
 
 
 def refuse_folds(sweep: Sweep, seeds: Sequence[int], output: Path) -> None:
@@ -403,94 +597,70 @@ def refuse_folds(sweep: Sweep, seeds: Sequence[int], output: Path) -> None:
     if first and not whole:
         raise ValueError(
             f'--output {output}: {first[0].name} is a fold of a cross-validation: join the folds '
-            'and make their table with scripts/fold_table.py'
+            'with `ablate.py join`, and make their table with --predictions'
         )
 
 
-def table(args: argparse.Namespace) -> int:
-    if args.demographics and args.subgroups is None:
-        raise ValueError('--demographics needs --subgroups')
-    results = collected(args)
-    if args.subgroups is not None:
-        results = with_subgroups(args, results)
-    if args.save is not None:
-        save_collected(results, args.save)
-    scores = args.scores or sweep_of(args).scores or None
-    path = write_sweep_table(results, args.output, scores)
-    print(path.read_text('utf-8'))
-    paths = [path]
-    if results['subsets'] and any(map(is_compared, known_scores(results))):  # a run is finished
-        paths.append(write_label_table(results, args.output))
-    published = results['published']
-    if published and any(isinstance(value, list) for value in published['values'].values()):
-        paths.append(write_published_table(results, sweep_of(args).scores, args.output))
-    if args.subgroups is not None:
-        paths.append(write_subgroup_table(results, args.output))
-        for suffix in ('.png', '.pdf'):
-            plot_subgroups(paths[-1].with_suffix(suffix), results)
-    for path in paths:
-        print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
-    return 0
-
-
-def with_subgroups(args: argparse.Namespace, results: dict) -> dict:
-    """Return the results of a sweep with those by subgroup, unless they come from a file."""
-    if args.source is not None:
-        if 'subgroups' not in results:
-            raise ValueError(f'--from {args.source} has no subgroups: use table --subgroups --save')
-        if args.subgroups or args.demographics:
-            raise ValueError('columns of --subgroups and --demographics cannot be used with --from')
-        return results
-    sweep = sweep_of(args)
-    scores = [*filter(is_compared, choose_scores(results, args.scores or sweep.scores or None))]
-    if not scores:
-        raise ValueError('--subgroups compares rows by AUROC: give a mean or a label in --scores')
-    found = collect_subgroups(
-        *(results, sweep, args.output, scores[0]),
-        further=args.subgroups,
-        demographics=str(args.demographics or ''),
-    )
-    return results | {'subgroups': found}
-
-
-def plot(args: argparse.Namespace) -> int:
-    if len(args.scores or ()) > 1:
-        raise ValueError(f'--scores: a figure shows only one score, got {", ".join(args.scores)}')
-    results, sweep = collected(args), sweep_of(args)
-    score = next(iter(args.scores or sweep.scores), None)
-    figures: dict[str, Callable[[Path], None]] = {'': lambda path: plot_sweep(path, results, score)}
-    if sweep.subsets:
-        figures = {
-            '_differences': figures[''],
-            '_labels': lambda path: plot_labels(path, results, args.subset),
-            f'_{sweep.subsets}': lambda path: plot_subsets(path, results, score),
-        }
-        if args.source is None:
-            figures['_losses'] = lambda path: plot_losses(path, sweep, seeds_of(args), args.output)
-        if args.source is None and any(row.pretraining for row in sweep.rows):
-            figures['_curves'] = lambda path: plot_curves(path, sweep, seeds_of(args), args.output)
-    elif len(sweep.mask_rows) > 1:
-        figures['_masks'] = lambda path: plot_masks(path, sweep, results, score)
+def plot(args: argparse.Namespace) -> None:
+    """Draw the tables in a folder, and with --output the learning curves of the runs."""
+    if not (args.save or args.output):
+        raise ValueError('plot needs --save, the folder of the tables, or --output')
+    sweep, folder = sweep_of(args), args.save or args.output
+    tables = [*args.scores, *sweep.scores, *MEANS]
+    files = [folder / f'{file_name(sweep.name, score)}.csv' for score in tables]
+    if not (known := [file for file in files[: len(args.scores) or None] if file.is_file()]):
+        raise ValueError(f'{files[0]} does not exist: `ablate.py table` writes it')
+    score = tables[files.index(known[0])]
+    lines = read_lines(known[0], args.pairs)
+    if args.figure:
+        plot_differences(args.figure, lines, sweep)
+        return
+    figures: dict[str, Callable[[Path], None]] = {
+        f'{file_name("", score)}': lambda path: plot_differences(path, lines, sweep)
+    }
+    file = folder / f'{sweep.name}_scores.csv'
+    scores = read_written(file) if file.is_file() else None
+    if scores is not None and sweep.subsets:
+        figures['_labels'] = lambda path: plot_labels(path, scores, sweep, args.subset)
+        figures[f'_{sweep.subsets}'] = lambda path: plot_subsets(path, scores, sweep, score)
+    if scores is not None and len(sweep.mask_rows) > 1:
+        figures['_masks'] = lambda path: plot_masks(path, scores, sweep, score)
+    if args.output:
+        runs = sweep, seeds_of(args), args.output
+        figures['_losses'] = lambda path: plot_curves(path, *runs, pretrain=False)
+        if any(row.pretraining for row in sweep.rows):
+            figures['_curves'] = lambda path: plot_curves(path, *runs, pretrain=True)
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):
-            path = args.output / f'{sweep.name}{name}.{suffix}'
+            path = folder / f'{sweep.name}{name}.{suffix}'
             draw(path)
             print(path)
-    return 0
+
+
+def extract(args: argparse.Namespace) -> None:
+    """Write the joined predictions of a row with a seed as a CSV file."""
+    file = args.predictions / PREDICTIONS
+    by_seed = read_ranks(file, args.row.__eq__).get(args.row, {})
+    if args.seed not in by_seed:
+        raise ValueError(f'{file} has no row {args.row} with seed {args.seed}')
+    found = by_seed[args.seed]
+    write_predictions(
+        args.save, found.probabilities, paths=found.names, labels=found.labels, source={}
+    )
 
 
 COMMANDS = {
-    'run': (run, 'Run all unfinished runs.'),
-    'status': (status, 'Show the progress of each run.'),
-    'table': (table, 'Write the table as Markdown and CSV to the output folder.'),
-    'plot': (plot, 'Write the figures to the output folder.'),
-    'list': (list_rows, 'List the rows of the sweep with their changed options.'),
+    'run': (run, _add_run, 'Run all unfinished runs of a sweep.'),
+    'join': (join_folds, _add_join, 'Join the predictions of the folds of a sweep.'),
+    'table': (table, _add_table, 'Write tables as CSV, Markdown and LaTeX.'),
+    'plot': (plot, _add_plot, 'Draw the tables.'),
+    'extract': (extract, _add_extract, 'Write joined predictions for scripts/evaluate.py.'),
 }
 
 
 @tool
 def main(args: argparse.Namespace) -> int:
-    return args.function(args)
+    return args.function(args) or 0
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@
 # OUT: default baseline_output. SEEDS=3: number of seeds (default 1). SHARES='0.1 1': shares of the
 # labelled patients, of 0.01, 0.05, 0.1, 0.25, 0.5 and 1. Other options: PRETRAIN_OPTS and
 # FINETUNE_OPTS='KEY VALUE ...', for example FINETUNE_OPTS="DATA.LABELS \"['Pleural Effusion']\"".
-# Writes OUT/baseline.md, .csv, .json and figures. The same command resumes after a stop.
+# Writes tables and figures, OUT/baseline_*. The same command resumes after a stop.
 set -euo pipefail
 usage='usage: bash scripts/baseline.sh DATA [OUT]'
 data=$(realpath "${1:?$usage}")
@@ -41,6 +41,6 @@ step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
     --pretrain-opts "${PRETRAIN_OPTS:-}" --finetune-opts REPORT.WRITE False "${FINETUNE_OPTS:-}"
 
 step '3/3 table and figures'
-"$python" scripts/ablate.py table "${sweep[@]}" --save "$out"
+"$python" scripts/ablate.py table "${sweep[@]}"
 "$python" scripts/ablate.py plot "${sweep[@]}"
 echo "baseline: done in $(((SECONDS - start + 30) / 60)) min"

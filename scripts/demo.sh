@@ -62,5 +62,7 @@ probe pretrained --pretrained "$weights" "${options[@]}" &
 probe random "${options[@]}" REPORT.PIXEL_FLOOR True || { wait; exit 1; }
 wait $!
 
-$python scripts/demo_table.py "$dir"
+probes=$runs/simmim_finetune
+$python scripts/ablate.py table --runs pre-trained="$probes/pretrained" random="$probes/random" --save "$dir"
+echo "images: $(ls "$runs"/simmim_pretrain/demo/reconstructions/*.png | sort -V | tail -n 1), $dir/contact_sheet.png"
 echo "demo: done in $((SECONDS - start)) s; open $runs/simmim_finetune/pretrained/report.html"

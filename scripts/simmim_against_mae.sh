@@ -51,12 +51,11 @@ step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
     --finetune-opts "$finetune" "${FINETUNE_OPTS:-}"
 
 step '3/3 tuned settings and tables'
-"$python" scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
+"$python" scripts/ablate.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
     --save "$out/predictions" --tune
-"$python" scripts/fold_table.py table "${sweep[@]}" --seeds "${SEEDS:-5}" --predictions "$out/predictions" \
+"$python" scripts/ablate.py table "${sweep[@]}" --seeds "${SEEDS:-5}" --predictions "$out/predictions" \
     --labels "$store/all.csv" --save "$out/results" --tune
-"$python" scripts/fold_table.py figure --table "$out/results/simmim_mae_mean.csv" \
-    --save "$out/results/simmim_mae_mean.png"
+"$python" scripts/ablate.py plot "${sweep[@]}" --save "$out/results"
 echo
 cat "$out/results/simmim_mae_mean.md"
 if [ -n "${TRIAL:-}" ]; then echo '- TRIAL=1: these scores mean nothing.'; fi

@@ -55,7 +55,7 @@ SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 
 ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
 METHODS_KEYS = {'title', 'reference', 'methods'}
-FREE_KEYS = {'published', 'scores', 'split'}
+FREE_KEYS = {'published', 'scores', 'split', 'titles'}
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections from which a scale selects entries
 SCALE_KEYS = {'seeds', 'pretrain', 'finetune'}
 REPLACED = ('reference', 'published')  # values that a scale replaces entirely
@@ -147,6 +147,7 @@ class Sweep:
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
         scores: Default scores of the table; () for the mean over the labels.
         split: Default split of the table; '' for the first split that the runs were scored on.
+        titles: Method or row -> its name in words, for figures.
         scale: Settings of the selected scale.
     """
 
@@ -159,6 +160,7 @@ class Sweep:
     subsets: str = ''
     scores: tuple[str, ...] = ()
     split: str = ''
+    titles: Mapping[str, str] = field(default_factory=dict)
     scale: Scale = Scale()
 
     @property
@@ -252,6 +254,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         subsets='' if is_ablation else _subset_kind(content),
         scores=tuple(scores),
         split=str(content.get('split', '')),
+        titles={'pixels': 'pixels'} | {k: str(v) for k, v in (content.get('titles') or {}).items()},
         scale=chosen,
     )
 
@@ -477,9 +480,9 @@ def comparable_rows(row: Row) -> tuple[str, ...]:
     return (*row.against, *row.against_best_of)
 
 
-def pixel_row(row: Row) -> str:
+def pixel_row(row: Row | None) -> str:
     """Return the name of the logistic regression on pixels for the labels of a row."""
-    return f'{PIXELS}_{row.subset}'
+    return f'{PIXELS}_{row.subset}' if row and row.subset else PIXELS
 
 
 def scores_pixels(row: Row) -> bool:

@@ -1,6 +1,8 @@
 """Predictions of the folds of a cross-validated sweep: join them by rank, and tune by fold.
 
-Also the list of its runs with their seeds, minutes and commits.
+Joined predictions contain each image once for each row and seed, with the rank of the prediction
+among the images of the fold, from 0 to 1, because predictions of different models have no common
+scale.
 """
 
 import gzip
@@ -8,7 +10,7 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,148 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from data.predictions import Predictions, look_up, read_predictions
+from data.folds import folds_of
+from data.predictions import (
+    LabelTable,
+    Predictions,
+    look_up,
+    read_label_file,
+    read_predictions,
+    row_names,
+)
 from data.reading import read_split
 from data.records import select_views
 from data.splits import split_patients, unlabelled_records
 from data.table import Table
 from data.tasks import task_of
-from engine.run_record import is_finished
+from engine.run_record import SHOWN, is_finished
+from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
 from logger import read_metrics
-from sweeps.files import Sweep, load_config, without_cache
+from sweeps.files import PIXELS, Sweep, load_config, pixel_row, run_folder, without_cache
+from sweeps.long_table import Scored
+from sweeps.runner import folder_state
 from system.files import replace_file
 
 LOGGER = logging.getLogger(__name__)
 RATE = 'TRAIN.BASE_LR'
 CHOOSING, MEAN_SCORE = ['row', 'seed', 'fold'], 'mean_auroc'  # columns of tuning.csv
-Runs = dict[int, list[Path]]  # seed -> run folder of each fold
+PREDICTIONS, TUNING, RUNS = 'predictions.csv.gz', 'tuning.csv', 'runs.csv'
+Folds = dict[int, list[Path]]  # seed -> run folder of each fold
+
+
+def join(sweep: Sweep, folder: Path, *, output: Path, folds: int, seeds: int, tune: bool) -> None:
+    """Add the joined predictions of every row and seed whose folds have all finished to a folder.
+
+    Other rows and seeds in the folder stay, so a sweep may run in parts. A table of the runs has
+    their seed, minutes and commit. With `tune`, another has the scores that choose a rate.
+    """
+    runs = finished_folds(sweep, output=output, folds=folds, seeds=seeds)
+    used: list[Path] = []  # run folders
+    predictions: dict[tuple[str, int], list[Path]] = {}
+    for row in [row for row in sweep.rows if row.name in runs]:
+        for seed, folders in runs[row.name].items():
+            if row.pretraining:
+                used.append(run_folder(output, row.pretraining, row, seed))
+            used += folders
+            for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
+                files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
+                if kind == '' or files[0].is_file():
+                    predictions[name, seed] = files
+    save_ranks(folder / PREDICTIONS, predictions)
+    save_runs(folder / RUNS, used)
+    if tune:
+        save_scores(folder / TUNING, sweep, runs)
+
+
+def finished_folds(sweep: Sweep, *, output: Path, folds: int, seeds: int) -> dict[str, Folds]:
+    """Return the runs of every row and seed whose folds have all finished, and log the others.
+
+    Raises:
+        ValueError: If there is no such row.
+    """
+    runs: dict[str, Folds] = {}
+    skipped = []
+    for row in sweep.rows:
+        for seed in range(seeds):
+            parts = [f'{part}/{folds}' for part in range(folds)]
+            folders = [run_folder(output, 'finetune', row, seed, part) for part in parts]
+            states = zip(parts, map(folder_state, folders), strict=True)
+            if missing := [f'{part} {state}' for part, state in states if state != 'finished']:
+                skipped.append(f'{row.name} seed {seed} (fold {", ".join(missing)})')
+                LOGGER.warning('skipped %s', skipped[-1])
+                continue
+            runs.setdefault(row.name, {})[seed] = folders
+    if not runs:
+        raise ValueError(
+            f'--output {output}: no run of {sweep.path} has finished all {folds} folds: '
+            + '; '.join(skipped[:SHOWN])
+        )
+    return runs
+
+
+def read_joined(
+    folder: Path,
+    file: Path,
+    names: Collection[str],
+    *,
+    chosen: Mapping[str, Sequence[str]],
+    seeds: int,
+) -> Iterator[Scored]:
+    """Yield the joined predictions of rows, and those of the pixels, with the labels of a file.
+
+    Args:
+        folder: Folder of `join`.
+        file: CSV file with the labels of all images.
+        names: Rows.
+        chosen: Row -> row whose predictions each fold takes, see `tuned`.
+        seeds: Seeds from this number on are left out.
+
+    Raises:
+        ValueError: If there are no predictions of the rows, or not those of a chosen row.
+    """
+    wanted = {*names, *itertools.chain(*chosen.values())}
+    joined = read_ranks(
+        folder / PREDICTIONS, lambda name: name in wanted or name.startswith(PIXELS)
+    )
+    shown = [name for name in joined if name in names or name.startswith(PIXELS)]
+    found = {name: joined[name] for name in shown}
+    if not found:
+        raise ValueError(f'{folder} has no predictions of the rows {", ".join(names)}')
+    if others := sorted({seed for by_seed in joined.values() for seed in by_seed if seed >= seeds}):
+        LOGGER.warning('--seeds %s: seeds %s are left out', seeds, others)
+    labels: LabelTable | None = None
+    for name, seed in [(row, own) for row in found for own in found[row] if own < seeds]:
+        predictions = found[name][seed]
+        if labels is None:
+            labels = read_label_file(file, labels=predictions.labels)
+            if labels.missing:
+                absent = ', '.join(labels.missing)
+                LOGGER.warning('%s has no column %s: not scored', file, absent)
+        if name in chosen:
+            if lacking := [row for row in chosen[name] if seed not in joined.get(row, {})]:
+                raise ValueError(f'{folder} has no {lacking[0]} with seed {seed}')
+            parts = [joined[row][seed] for row in chosen[name]]
+            place = row_names(labels.records.path).get_indexer(row_names(predictions.names))
+            predictions = compose(parts, folds_of(labels.records.patient[place], len(parts)))
+        yield Scored(name, seed, match(predictions, labels, name=name, level='image')[0])
+
+
+def tuned(sweep: Sweep, folder: Path, save: Path, seeds: int) -> dict[str, list[str]]:
+    """Write the choices of rates to a folder, and return row -> chosen row of each fold.
+
+    Raises:
+        ValueError: If there are no scores of some rows that differ in their rate.
+    """
+    file = folder / TUNING
+    if not file.is_file():
+        raise ValueError(f'--tune needs {file}, which `ablate.py join --tune` writes')
+    scores = read_scores(file)
+    choices = choose_rates(sweep, scores[scores['seed'] < seeds])
+    save.mkdir(parents=True, exist_ok=True)
+    replace_file(save / TUNING, choices.to_csv(index=False, float_format='%.4f'))
+    taken = choices[choices['chosen'].astype(bool)].sort_values('fold')
+    return taken.groupby('row')['candidate'].agg(list).to_dict()
 
 
 def save_ranks(path: Path, files: Mapping[tuple[str, int], Sequence[Path]]) -> None:
@@ -153,7 +281,7 @@ def read_scores(path: Path) -> pd.DataFrame:
         ) from error
 
 
-def save_scores(path: Path, sweep: Sweep, runs: Mapping[str, Runs]) -> None:
+def save_scores(path: Path, sweep: Sweep, runs: Mapping[str, Folds]) -> None:
     """Add the `mean_score` of the runs between which a rate is chosen to a table.
 
     It has the columns of `CHOOSING` and the score. Runs that it contains are replaced.

@@ -1,40 +1,27 @@
-"""Figures of a sweep: paired differences, learning curves, AUROC by label, labelled share, mask.
+"""Figures of a sweep from its tables: differences, AUROC by label, labelled share and mask; losses.
 
-Each function writes `path` (.png, .pdf or .svg) and creates the folder. `collected` is the result
-of `sweeps.results.collect`, and `score` is a score of the table, by default the first one. An
-unknown format, score or subset raises a ValueError.
+Each function writes `path` (.png, .pdf or .svg) and creates the folder.
 """
 
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
-from sweeps.collected import Collected, CollectedRow
-from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
-from sweeps.row_comparison import ENDS, MEANS, MISSING, is_compared, t_interval
-from sweeps.sweep_table import (
-    choose_scores,
-    distinct_rows,
-    dropping_notes,
-    group_title,
-    known_scores,
-    method_title,
-    row_title,
-    score_of,
-    score_title,
-    subset_title,
-)
-from sweeps.table_format import NOT_FOR_CLINICAL_USE
+from sweeps.files import PIXELS, Sweep, expected_config, run_folder, subset_size
+from sweeps.long_table import EVERYONE, MEANS, parts_of
+from sweeps.tables import NOT_FOR_CLINICAL_USE, score_title
 from system.files import atomic_writer
 
 # Colours of Okabe and Ito, which colour-blind readers can distinguish, without yellow.
@@ -44,340 +31,235 @@ COLOURS = (
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '<', '>')
 COLOUR, GREY, LIGHT = '#0072B2', '#595959', '#E0E0E0'
 SIGNIFICANT_COLOUR = '#D55E00'
-BARS = {
-    'over_patients': {'label': '95 % over patients', 'color': COLOURS[2], 'linewidth': 5},
-    'over_seeds': {'label': '95 % over seeds', 'color': COLOURS[0], 'linewidth': 1},
+BARS = {  # columns of an interval -> its style
+    'patients': {'label': '95 % over patients', 'color': COLOURS[2], 'linewidth': 5},
+    'seeds': {'label': '95 % over seeds', 'color': COLOURS[0], 'linewidth': 1},
 }
 POINT = {'marker': 'o', 'markersize': 5, 'color': COLOURS[0], 'markerfacecolor': 'white'}
 CLEAR = {'color': SIGNIFICANT_COLOUR, 'markerfacecolor': SIGNIFICANT_COLOUR}
 UNKNOWN = {'marker': 'x', 'color': GREY}
 BY_SEED = {'marker': '.', 'markersize': 4, 'color': GREY, 'linestyle': ''}
+VALUES = {  # absolute scores: name in the legend -> style
+    'first': {'marker': 'D', 'markersize': 4, 'color': COLOUR, 'linestyle': ''},
+    'second': {'marker': 'D', 'markersize': 4, 'color': COLOUR, 'linestyle': '',
+               'markerfacecolor': 'white'},
+}  # fmt: skip
 WIDTH = 6.3  # text width of an A4 page in inches
 STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays selectable
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
-LONG_NAME = 16  # method names of this length only leave room for three columns in the legend
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
-LONG_ROW = 24  # row names of this length leave room for a single column of panels
-LOSS, L1 = 'holdout_loss', 'holdout_l1_grey'
-SPREAD, RANK = 'holdout_feature_spread', 'holdout_effective_rank'
-TRAIN_LOSS = 'loss'
-LOSSES_NOTE = 'One line per seed. Solid: held-out patients. Dashed: training images.'
-CURVES_NOTE = (
-    'One line per seed. Dotted: a network without information (for masked images, the mean of the '
-    'visible pixels). Losses of different methods cannot be compared. Held-out features have '
-    'collapsed if their final spread is below 0.05 or their final rank is below 2.'
-)
+LONG_TITLE = 36  # names of differences are broken after this length
+LONG_NAME = 16  # method names of this length only leave room for three columns in the legend
+LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
+    'holdout_l1_grey': '-',
+    'holdout_loss': '-',
+    'loss': '--',
+}
+CURVES_NOTE = 'One line per seed. Solid: held-out patients. Dashed: training images.'
 ALL_IMAGES = 4  # 'all' images are drawn at this multiple of the largest number
 COLUMNS = 3  # columns of panels with learning curves
 
 
-def plot_sweep(path: str | Path, collected: Collected, score: str | None = None) -> None:
-    """Draw the paired difference of each row with its intervals over patients and seeds."""
-    (score,) = choose_scores(collected, [score] if score else None)
-    if not is_compared(score):
-        raise ValueError(f'--scores: rows are compared by AUROC only, got {score!r}')
-    # With subsets, rows that are only compared with would repeat for each of them.
-    rows = [row for row in collected['rows'] if row['against'] or not collected['subsets']]
-    titles = _row_titles(collected, rows)
-    differences = [
-        Difference(title, row['compared'].get(score), len(row['seeds']), _reason(row, rows))
-        for title, row in zip(titles, rows, strict=True)
-    ]
-    base = next(row for row in collected['rows'] if row['name'] == collected['reference'])
-    note = f'the row in brackets, or than {method_title(base)}'
-    notes = [f'Right of 0: better than {note}.', NOT_FOR_CLINICAL_USE, *dropping_notes(collected)]
-    title = score_title(collected, score)
-    plot_differences(path, differences, score=title, title=collected['title'], notes=notes)
+def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> None:
+    """Draw the scores of compared rows, and their paired differences with both intervals.
 
-
-@dataclass(frozen=True)
-class Difference:
-    """A line of a figure of differences.
-
-    Attributes:
-        title: Name of the line.
-        part: Result of `sweeps.row_comparison.compare_rows`, or None.
-        seeds: Number of seeds that the reader expects. Fewer are noted.
-        reason: Why there is no `part`.
+    `lines` is a result of `sweeps.tables.read_lines`. Rows that are not compared are left out.
     """
-
-    title: str
-    part: Mapping[str, Any] | None
-    seeds: int
-    reason: str = ''
-
-
-def plot_differences(
-    path: str | Path,
-    differences: Sequence[Difference],
-    *,
-    score: str,
-    title: str = '',
-    notes: Sequence[str],
-) -> None:
-    """Draw paired differences in a score, with those of each seed and both intervals.
-
-    `title` stands left of the names of the lines, and `notes` below the figure.
-    """
-    parts = [each.part for each in differences if each.part]
-    with drawing(path, 1.1 + 0.28 * len(differences)) as figure:
-        axis = figure.subplots()
-        axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
-        for place, each in enumerate(differences):
-            _draw_difference(axis, place, each)
-        axis.set_yticks(range(len(differences)), [each.title for each in differences])
-        axis.set_ylim(len(differences) - 0.5, -0.5)
-        axis.locator_params(axis='x', nbins=5)  # names may leave a narrow axis
-        axis.grid(axis='x')
-        axis.set_ylabel(title)
-        axis.set_xlabel(f'paired difference in {score}', loc='right')
+    lines = lines[lines['difference'].notna()]
+    if lines.empty:
+        raise ValueError(f'{path}: the table has no known difference')
+    score, seeds = lines['score'].iloc[0], max(map(len, lines['by_seed']))
+    with drawing(path, 1.3 + 0.28 * len(lines)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
+        right.axvline(0, color=GREY, linewidth=1.2, zorder=1)
+        for place, line in enumerate(lines.to_dict('records')):
+            left.plot([line['low'], line['high']], [place] * 2, color=COLOURS[2], linewidth=5)
+            left.plot(line['value'], place, zorder=3, **VALUES['first'])
+            left.plot(line['against_value'], place, zorder=2, **VALUES['second'])
+            _draw_difference(right, place, line, seeds)
+        groups = lines['group'] if 'group' in lines else [''] * len(lines)
+        names = zip(lines['row'], lines['against'], groups, strict=True)
+        names = [fill(difference_title(sweep, *name), LONG_TITLE) for name in names]
+        left.set_yticks(range(len(lines)), names)
+        left.set_ylim(len(lines) - 0.5, -0.5)
+        left.set_xlabel(score_title(score))
+        right.set_xlabel('paired difference')
+        for axis in (left, right):
+            axis.locator_params(axis='x', nbins=3)  # names may leave narrow axes
+            axis.grid(axis='x')
         points = {'significant': CLEAR, 'not significant': {}}
-        if any(part['verdict'] == MISSING for part in parts):
-            points['no verdict'] = UNKNOWN
-        handles = [Line2D([], [], **style) for style in BARS.values()]
-        for name, style in points.items():
-            handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
-        if any(part.get('by_seed') for part in parts):
-            handles.append(Line2D([], [], label='one seed', **BY_SEED))
-        columns = 5 if len(handles) <= 5 else 3
-        figure.legend(handles=handles, loc='outside upper center', ncols=columns, columnspacing=1)
-        add_note(figure, ' '.join(notes))
+        points |= {'no verdict': UNKNOWN} if (lines['verdict'] == MISSING).any() else {}
+        handles = [Line2D([], [], label=name, **style) for name, style in VALUES.items()]
+        handles += [Line2D([], [], **style) for style in BARS.values()]
+        handles += [Line2D([], [], linestyle='', label=name, **POINT | style)
+                    for name, style in points.items()]  # fmt: skip
+        handles.append(Line2D([], [], label='one seed', **BY_SEED))
+        figure.legend(handles=handles, loc='outside upper center', ncols=4, columnspacing=1)
+        note = 'Left: mean over the seeds. Right of 0: the first is better. '
+        note += f'{seeds} seed{"s" * (seeds != 1)}, unless a number is shown.'
+        add_note(figure, f'{note} {NOT_FOR_CLINICAL_USE}')
 
 
-def _reason(row: CollectedRow, rows: Sequence[CollectedRow]) -> str:
-    """Return why a row that is not compared is not."""
-    if row['against']:
-        return 'no finished run to compare'
-    is_base = any(other['against'] == row['name'] for other in rows)
-    return 'reference of other rows' if is_base else 'not compared'
+def difference_title(sweep: Sweep, row: str, other: str, group: str = '') -> str:
+    """Return a difference in words, such as 'All labels: SimMIM − none'."""
+    (labels, first), (other_labels, second) = title_of(sweep, row), title_of(sweep, other)
+    second += f', {other_labels}' if other_labels != labels else ''
+    where = ', '.join(filter(None, [labels[:1].upper() + labels[1:], group]))
+    return f'{where}: {first} − {second}' if where else f'{first} − {second}'
 
 
-def plot_subgroups(path: str | Path, collected: Collected) -> None:
-    """Draw the paired differences of all rows in each group, with a panel for each column.
+def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
+    """Return the labels of a row, such as 'all labels', and its name in words."""
+    row = next((row for row in sweep.rows if row.name == name), None)
+    if row is None:  # logistic regression on pixels
+        method, _, subset = name.partition('_')
+    else:
+        method, subset = row.method or row.name, row.subset
+    return subset_title(sweep, subset), sweep.titles.get(method, method)
 
-    The differences are those of `sweeps.subgroup_table`, with intervals over patients.
+
+def subset_title(sweep: Sweep, subset: str) -> str:
+    """Return a subset of the labels for readers, such as '10 % of the labels'."""
+    if not subset:
+        return ''
+    if sweep.subsets == 'shares':
+        return 'all labels' if float(subset) == 1 else f'{100 * float(subset):g} % of the labels'
+    return 'all images' if subset == 'all' else f'{int(subset):,} images'
+
+
+def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep, subset: str = '') -> None:
+    """Draw the AUROC of every label for each method, with intervals over patients.
+
+    `scores` is a table of `sweeps.long_table.written`, and `subset` a share or number of labelled
+    images, by default the largest.
     """
-    found = collected['subgroups']
-    cells = [cell for cell in found['cells'] if cell['against']]
-    names = [*dict.fromkeys(cell['column'] for cell in cells)]
-    rows = [row for row in collected['rows'] if row['against']]
-    rows = [row for row in rows if any(_is_of(cell, row) for cell in cells)]
-    if not rows:
-        raise ValueError(f'{path}: no row of the sweep can be compared in a subgroup')
-    grouped = {name: _by_group(cells, name) for name in names}
-    titles = _row_titles(collected, rows)
-    # Panels share the names of the rows at the left, unless these need half of the page.
-    across = 2 if len(names) > 1 and max(map(len, titles)) < LONG_ROW else 1
-    lines = math.ceil(len(names) / across)
-    most = max(map(len, grouped.values()))
-    height = 0.9 + lines * (0.7 + len(rows) * (0.1 + 0.1 * most))
-    with drawing(path, height) as figure:
-        panels = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False)
-        for axis in panels.ravel()[len(names) :]:
-            axis.set_axis_off()
-        for axis, (name, groups) in zip(panels.ravel(), grouped.items(), strict=False):
-            _draw_groups(axis, rows, groups)
-            style = {'loc': 'lower left', 'bbox_to_anchor': (-0.02, 1), 'ncols': 2, 'fontsize': 6.5}
-            style |= {'alignment': 'left', 'columnspacing': 1, 'handletextpad': 0.2}
-            axis.legend(title=name, **style)
-            axis.tick_params(labelbottom=True)
-        panels[0, 0].set_yticks(range(len(rows)), titles)
-        panels[0, 0].set_ylim(len(rows) - 0.5, -0.5)
-        base = next(row for row in collected['rows'] if row['name'] == collected['reference'])
-        note = f'Paired difference in {score_title(collected, found["score"])}; right of 0: better '
-        note += f'than the row in brackets, or than {method_title(base)}. Bars: 95 % over '
-        note += "patients. Filled: significant after Holm's correction. *: few cases."
-        add_note(figure, ' '.join([note, NOT_FOR_CLINICAL_USE, *dropping_notes(collected)]))
-
-
-def _row_titles(collected: Collected, rows: Sequence[CollectedRow]) -> list[str]:
-    """Return the names of rows, with their subset of the labels if the sweep has subsets."""
-    names = [row_title(collected, row) for row in rows]
-    if not collected['subsets']:
-        return names
-    subsets = [subset_title(collected, row['subset']) for row in rows]
-    return [f'{name}, {subset}' for name, subset in zip(names, subsets, strict=True)]
-
-
-def _is_of(cell: Mapping[str, Any], row: CollectedRow) -> bool:
-    return (cell['row'], cell['against']) == (row['name'], row['against'])
-
-
-def _by_group(
-    cells: Sequence[Mapping[str, Any]], column: str
-) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the cells of a column of subgroups by the name of the group."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        if cell['column'] == column:
-            found.setdefault(cell['group'], []).append(cell)
-    return found
-
-
-def _draw_groups(
-    axis: Axes,
-    rows: Sequence[CollectedRow],
-    groups: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> None:
-    """Draw the differences of all rows in the groups of a column, one below the other."""
-    axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
-    step = 0.8 / len(groups)
-    for number, cells in enumerate(groups.values()):
-        # The first colour, black, is that of everyone in other figures.
-        style = {'color': COLOURS[1 + number % (len(COLOURS) - 1)]}
-        marker = {'marker': MARKERS[number % len(MARKERS)], 'markersize': 4, 'linestyle': ''}
-        for place, row in enumerate(rows):
-            part = next((cell for cell in cells if _is_of(cell, row)), {})
-            if part.get('difference') is None:
-                continue
-            y = place - 0.4 + step * (number + 0.5)
-            ends = [part['over_patients'][end] for end in ENDS]
-            if None not in ends:
-                axis.plot(ends, [y, y], linewidth=1.2, zorder=2, **style)
-            is_clear = part['verdict'] in ('above', 'below')
-            fill = style['color'] if is_clear else 'white'
-            axis.plot(part['difference'], y, markerfacecolor=fill, zorder=3, **marker, **style)
-        axis.plot([], [], markerfacecolor='white', label=group_title(cells), **marker, **style)
-    for place in range(1, len(rows)):
-        axis.axhline(place - 0.5, color=LIGHT, linewidth=0.8, zorder=0)
-    axis.grid(axis='x')
-
-
-def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
-    """Draw the held-out loss of each pre-training run by epoch, with one line per seed.
-
-    The panel of a method without held-out loss is empty.
-    """
-    rows = {row.pretrain_run: row for row in reversed(sweep.rows) if row.pretraining}
-    with _panels(path, [*reversed(rows.values())], CURVES_NOTE) as panels:
-        for row, axis in panels:
-            _draw_curves(axis, row, seeds, output)
-
-
-def plot_losses(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
-    """Draw the losses of each fine-tuning run with the most labels by epoch."""
-    most = max((row.subset for row in sweep.rows), key=subset_size)
-    rows = [row for row in sweep.rows if row.subset == most]
-    with _panels(path, rows, LOSSES_NOTE) as panels:
-        for row, axis in panels:
-            for seed in seeds:
-                records = _epochs(run_folder(output, 'finetune', row, seed))
-                for key, dashes in ((LOSS, '-'), (TRAIN_LOSS, '--')):
-                    known = {r['epoch'] + 1: r[key] for r in records if r.get(key) is not None}
-                    axis.plot([*known], [*known.values()], dashes, color=COLOUR, linewidth=1)
-            axis.set_xlabel('epochs')
-            axis.set_ylabel('loss')
-
-
-def plot_labels(path: str | Path, collected: Collected, subset: str | None = None) -> None:
-    """Draw the AUROC of every label and the mean for each method, with intervals over patients.
-
-    `subset` is a share or number of labelled images, by default the largest.
-    """
-    subsets = sorted({row['subset'] for row in collected['rows']}, key=subset_size)
-    subset = subsets[-1] if subset is None else subset
+    subsets = sorted({row.subset for row in sweep.rows}, key=subset_size)
+    subset = subset or subsets[-1]
     if subset not in subsets:
         raise ValueError(f'--subset must be one of {subsets}, got {subset!r}')
-    rows = [row for row in distinct_rows(collected) if row['subset'] == subset]
-    labels = [s for s in known_scores(collected) if is_compared(s) and s not in MEANS]
-    scores = [*choose_scores(collected), *labels] if len(labels) != 1 else labels
-    with drawing(path, 1.5 + 0.05 * (len(rows) + 3) * len(scores)) as figure:
+    means = _means(scores, 'auroc')
+    names = [row.name for row in sweep.rows if row.subset == subset]
+    names = [name for name in (*names, f'{PIXELS}_{subset}') if name in means['row'].unique()]
+    labels = [*means['label'].unique()]
+    with drawing(path, 1.5 + 0.05 * (len(names) + 3) * len(labels)) as figure:
         axis = figure.subplots()
-        steps = np.linspace(-0.36, 0.36, len(rows))
-        for number, (row, step) in enumerate(zip(rows, steps, strict=True)):
-            for place, score in enumerate(scores):
-                mean = score_of(row, score).mean()
-                if not np.isnan(mean):
-                    bars = _patient_bars(mean, row['over_patients'].get(score))
-                    axis.errorbar(mean, place + step, xerr=bars, **_method_style(number, row))
-        names = [score_title(collected, score).removeprefix('AUROC, ') for score in scores]
-        axis.set_yticks(range(len(scores)), names)
-        axis.set_ylim(len(scores) - 0.5, -0.5)
-        for edge in np.arange(0.5, len(scores) - 1):
+        steps = np.linspace(-0.36, 0.36, len(names))
+        for number, (name, step) in enumerate(zip(names, steps, strict=True)):
+            own = means[means['row'] == name].set_index('label').reindex(labels)
+            places, bars = np.arange(len(labels)) + step, _bars(own)
+            axis.errorbar(own['value'], places, xerr=bars, **_style(sweep, number, name))
+        titles = [label.replace('_', ' ') if label in MEANS else label for label in labels]
+        axis.set_yticks(range(len(labels)), titles)
+        axis.set_ylim(len(labels) - 0.5, -0.5)
+        for edge in np.arange(0.5, len(labels) - 1):
             axis.axhline(edge, color=LIGHT, linewidth=0.6, zorder=0)
         axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=':', zorder=1)
-        axis.set_xlabel(f'AUROC; labelled: {subset_title(collected, subset)}; dotted: chance')
+        axis.set_xlabel(f'AUROC; labelled: {subset_title(sweep, subset)}; dotted: chance')
         bars = 'Bars: 95 % over patients, of the mean over seeds, if known.'
-        _add_method_legend(figure, collected, rows, bars)
+        _add_method_legend(figure, sweep, names, bars)
 
 
-def plot_subsets(path: str | Path, collected: Collected, score: str | None = None) -> None:
+def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> None:
     """Draw a score by the labelled share with one line per method and intervals.
 
     The intervals are over seeds, or with a single seed over patients.
     """
-    (score,) = choose_scores(collected, [score] if score else None)
-    is_share = collected['subsets'] == 'shares'
-    methods: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(distinct_rows(collected), key=lambda row: subset_size(row['subset'])):
-        methods.setdefault(row['method'], []).append(row)
-    sizes = sorted({subset_size(row['subset']) for row in collected['rows']})
-    known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]
+    metric, label = parts_of(score)
+    own = scores[(scores['metric'] == metric) & (scores['label'] == label)]
+    seeds = own[(own['seed'] != '') & (own['group'] == EVERYONE)].groupby('row')['value'].agg(list)
+    is_single = max(map(len, seeds), default=0) < 2
+    means = _means(scores, metric, label).set_index('row')
+    if not is_single:
+        halves = seeds.map(lambda values: np.diff(t_interval(values))[0] / 2)
+        means['low'], means['high'] = means['value'] - halves, means['value'] + halves
+    sizes = sorted({subset_size(row.subset) for row in sweep.rows})
+    factor = 100 if sweep.subsets == 'shares' else 1
+    known = [size * factor for size in sizes if size < math.inf]
     places = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
-    is_single = len(collected['seeds']) == 1
+    methods = [*dict.fromkeys(row.method for row in sweep.rows if row.name in means.index)]
+    if any(name.startswith(PIXELS) for name in means.index):
+        methods.append(PIXELS)
+    subsets = sorted({row.subset for row in sweep.rows}, key=subset_size)
     with drawing(path, 4.2) as figure:
         axis = figure.subplots()
         axis.set_xscale('log')
-        for number, rows in enumerate(methods.values()):
+        for number, method in enumerate(methods):
             moved = 1.04 ** (number - (len(methods) - 1) / 2)  # keeps bars apart
-            drawn = [row for row in rows if len(score_of(row, score))]
-            means = [score_of(row, score).mean() for row in drawn]
-            bars = [_bars(row, score, is_single=is_single) for row in drawn]
-            axis.errorbar(
-                [places[subset_size(row['subset'])] * moved for row in drawn],
-                means,
-                yerr=np.hstack(bars) if bars else None,
-                **_method_style(number, rows[0]) | {'linestyle': '-', 'linewidth': 1},
-            )
+            part = means.reindex([f'{method}_{subset}' for subset in subsets])
+            style = _style(sweep, number, part.index[-1]) | {'linestyle': '-', 'linewidth': 1}
+            at = [places[subset_size(subset)] * moved for subset in subsets]
+            axis.errorbar(at, part['value'], yerr=_bars(part), **style)
         names = ['all' if size == math.inf else f'{place:,g}' for size, place in places.items()]
         axis.set_xticks([*places.values()], names)
         axis.minorticks_off()
         axis.grid(axis='y')
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may exceed [0, 1]
+        is_share = sweep.subsets == 'shares'
         axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
-        axis.set_ylabel(score_title(collected, score))
-        first = [rows[0] for rows in methods.values()]
+        axis.set_ylabel(score_title(score))
         noise = 'patients, with one seed' if is_single else "seeds, by Student's t"
-        _add_method_legend(figure, collected, first, f'Bars: 95 % over {noise}.')
+        names = [f'{method}_{subsets[-1]}' for method in methods]
+        _add_method_legend(figure, sweep, names, f'Bars: 95 % over {noise}.')
 
 
-def plot_masks(
-    path: str | Path, sweep: Sweep, collected: Collected, score: str | None = None
-) -> None:
+def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> None:
     """Draw a score by AvgDist (`data.masking.average_distance`) for rows that only change masks.
 
     Each combination of mask type and mask size has a line.
     """
-    (score,) = choose_scores(collected, [score] if score else None)
-    results = {row['name']: row for row in collected['rows']}
-    lines: dict[str, list[tuple]] = {}
+    means = _means(scores, *parts_of(score)).set_index('row')
+    facts = scores[scores['metric'] == 'average_distance_px'].groupby('row')['value'].mean()
+    lines: dict[str, list[tuple[float, str, float]]] = {}
     for row in sweep.mask_rows:
-        data, found = expected_config(row, 'simmim').DATA, results[row.name]
-        mean, distance = score_of(found, score).mean(), found['average_distance_px']
-        if distance is not None and not np.isnan(mean):
-            bars = _patient_bars(mean, found['over_patients'].get(score))
+        if row.name in means.index and row.name in facts.index:
+            data = expected_config(row, 'simmim').DATA
             name = f'{data.MASK_TYPE}, {data.MASK_PATCH_SIZE} px'
-            lines.setdefault(name, []).append((distance, mean, bars, data.MASK_RATIO))
+            lines.setdefault(name, []).append((facts[row.name], row.name, data.MASK_RATIO))
     with drawing(path, 3.8) as figure:
         axis = figure.subplots()
         for number, (name, points) in enumerate(lines.items()):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            points = sorted(points, key=lambda point: point[0])
-            places = zip(*(point[:2] for point in points), strict=True)
-            axis.plot(*places, label=name, color=colour, marker=marker, ms=4)
-            for distance, mean, bars, ratio in points:
-                axis.errorbar(distance, mean, yerr=bars, color=colour, linewidth=0.6)
+            distances, rows, ratios = zip(*sorted(points), strict=True)
+            own = means.loc[[*rows]]
+            style = {'color': COLOURS[number % len(COLOURS)], 'markersize': 4, 'elinewidth': 0.6}
+            style |= {'marker': MARKERS[number % len(MARKERS)], 'label': name}
+            axis.errorbar(distances, own['value'], yerr=_bars(own), **style)
+            for distance, value, ratio in zip(distances, own['value'], ratios, strict=True):
                 note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 7}
-                axis.annotate(f'{ratio:g}', (distance, mean), color=colour, **note)
+                axis.annotate(f'{ratio:g}', (distance, value), color=style['color'], **note)
         axis.set_xscale('log', base=2)
         axis.xaxis.set_major_formatter('{x:g}')
         axis.grid(axis='y')
         axis.set_xlabel('AvgDist: mean distance from hidden pixels to the nearest visible one (px)')
-        axis.set_ylabel(score_title(collected, score))
+        axis.set_ylabel(score_title(score))
         figure.legend(loc='outside upper center', ncols=4)
         bars = 'Bars: 95 % over patients, of the mean over seeds, if known.'
         add_note(figure, f'Numbers: masked share. {bars} {NOT_FOR_CLINICAL_USE}')
+
+
+def plot_curves(
+    path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path, *, pretrain: bool
+) -> None:
+    """Draw the losses of each pre-training, or each fine-tuning with the most labels, by epoch."""
+    most = max((row.subset for row in sweep.rows), key=lambda name: subset_size(name or 'all'))
+    if pretrain:
+        rows = {row.pretrain_run: row for row in reversed(sweep.rows) if row.pretraining}
+    else:
+        rows = {row.run: row for row in reversed(sweep.rows) if row.subset == most}
+    chosen = [*reversed(rows.values())]
+    columns = min(COLUMNS, len(chosen))
+    lines = math.ceil(len(chosen) / columns)
+    with drawing(path, 0.5 + 1.75 * lines) as figure:
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axis in panels[len(chosen) :]:
+            axis.set_axis_off()
+        for row, axis in zip(chosen, panels, strict=False):
+            axis.set_title(sweep.titles.get(row.method, row.method or row.name), fontsize=9)
+            for seed in seeds:
+                stage = row.pretraining if pretrain else 'finetune'
+                _draw_losses(axis, run_folder(output, stage, row, seed) / 'metrics.jsonl')
+            axis.set_xlabel('epochs')
+        add_note(figure, CURVES_NOTE)
 
 
 @contextlib.contextmanager
@@ -392,120 +274,71 @@ def drawing(path: str | Path, height: float) -> Iterator[Figure]:
             figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
-@contextlib.contextmanager
-def _panels(path: str | Path, rows: Sequence[Row], note: str) -> Iterator[list[tuple[Row, Axes]]]:
-    """Provide a panel for each row, titled with the method, and add a note below."""
-    columns = min(COLUMNS, len(rows))
-    lines = math.ceil(len(rows) / columns)
-    with drawing(path, 0.5 + 1.75 * lines) as figure:
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axis in panels[len(rows) :]:
-            axis.set_axis_off()
-        for row, axis in zip(rows, panels, strict=False):
-            axis.set_title(row.method, fontsize=9)
-        yield [*zip(rows, panels, strict=False)]
-        add_note(figure, note)
+def add_note(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, fontsize=7, color=GREY, wrap=True)
 
 
-def _epochs(folder: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl of a run, or return [] without a run."""
-    file = folder / 'metrics.jsonl'
-    return read_metrics(file) if file.is_file() else []
-
-
-def _draw_difference(axis: Axes, place: int, difference: Difference) -> None:
+def _draw_difference(axis: Axes, place: int, line: Mapping[str, Any], seeds: int) -> None:
     """Draw a difference at height `place` with the known intervals and seeds."""
-    part = difference.part
-    if part is None:
-        style = {'fontsize': 7, 'color': GREY, 'va': 'center'}
-        style |= {'bbox': {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1}}
-        axis.text(0.01, place, difference.reason, transform=axis.get_yaxis_transform(), **style)
-        return
     for noise, style in BARS.items():
-        ends = [part[noise]['low'], part[noise]['high']]
-        if None not in ends:
-            axis.plot(ends, [place] * 2, solid_capstyle='butt', zorder=2, **style)
-    if by_seed := part.get('by_seed'):  # results of earlier versions have none
-        axis.plot(by_seed, [place + 0.3] * len(by_seed), zorder=2, **BY_SEED)
-    style = CLEAR if part['verdict'] in ('above', 'below') else {}
-    style = UNKNOWN if part['verdict'] == MISSING else style
-    axis.plot(part['difference'], place, linestyle='', zorder=3, **POINT | style)
-    if part['seeds'] < difference.seeds:
-        note = {'xytext': (0, 5), 'textcoords': 'offset points', 'ha': 'center'}
-        axis.annotate(f'{part["seeds"]} seeds', (part['difference'], place), fontsize=6, **note)
+        ends = [line[f'{noise}_{end}'] for end in ENDS]
+        axis.plot(ends, [place] * 2, solid_capstyle='butt', zorder=2, **style)
+    axis.plot(line['by_seed'], [place + 0.3] * len(line['by_seed']), zorder=2, **BY_SEED)
+    style = CLEAR if line['verdict'] in CLEAR_VERDICTS else {}
+    style = UNKNOWN if line['verdict'] == MISSING else style
+    axis.plot(line['difference'], place, linestyle='', zorder=3, **POINT | style)
+    if len(line['by_seed']) < seeds:
+        note = {'xytext': (0, 5), 'textcoords': 'offset points', 'ha': 'center', 'fontsize': 6}
+        axis.annotate(f'{len(line["by_seed"])} seeds', (line['difference'], place), **note)
 
 
-def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path) -> None:
-    """Draw the loss by epoch for each seed, and the loss of a network without information."""
-    last = []
-    for seed in seeds:
-        folder = run_folder(output, row.pretraining, row, seed)
-        records = [r for r in _epochs(folder) if LOSS in r or L1 in r]
-        if not records:
-            continue
-        last.append(records[-1])
-        key = L1 if L1 in last[-1] else LOSS
-        # Before training a contrastive method has no batch statistics and no queue.
-        known = [r for r in records if key == L1 or r['epoch'] >= 0]
-        epochs, values = [r['epoch'] + 1 for r in known], [r[key] for r in known]
-        axis.plot(epochs, values, color=COLOUR, linewidth=1)
-        nothing = last[-1].get(f'{L1}_mean' if key == L1 else f'{LOSS}_chance')
-        if nothing is not None:
-            axis.axhline(nothing, color=GREY, linewidth=0.9, linestyle=':')
-        axis.set_ylabel('L1 (grey levels)' if key == L1 else 'loss')
-    axis.set_xlabel('epochs')
-    if not last:
-        axis.text(0.5, 0.5, 'no held-out loss', ha='center', transform=axis.transAxes, color=GREY)
-    elif RANK in last[0]:
-        rank, spread = (np.mean([r[name] for r in last]) for name in (RANK, SPREAD))
-        axis.set_title(f'{axis.get_title()}\nrank {rank:.1f}, spread {spread:.2f}', fontsize=8)
+def _draw_losses(axis: Axes, file: Path) -> None:
+    """Draw the losses of a run by epoch; nothing without a run."""
+    records = read_metrics(file) if file.is_file() else []
+    names = [name for name in LOSSES if any(r.get(name) is not None for r in records)]
+    # The error in grey levels has another scale than the losses.
+    for name in names[:1] if names[:1] == ['holdout_l1_grey'] else names:
+        known = {r['epoch'] + 1: r[name] for r in records if r.get(name) is not None}
+        axis.plot([*known], [*known.values()], LOSSES[name], color=COLOUR, linewidth=1)
+        axis.set_ylabel('L1 (grey levels)' if name == 'holdout_l1_grey' else 'loss')
 
 
-def _bars(row: CollectedRow, score: str, *, is_single: bool) -> np.ndarray:
-    """Return the lengths [2, 1] of an error bar over patients or seeds, NaN if it is unknown."""
-    values = score_of(row, score)
-    if is_single:
-        bars = _patient_bars(values.mean(), row['over_patients'].get(score))
-        return np.full((2, 1), np.nan) if bars is None else bars
-    low, high = t_interval(values)
-    return np.full((2, 1), (high - low) / 2)
+def _means(scores: pd.DataFrame, metric: str, label: str = '') -> pd.DataFrame:
+    """Return row, label, value, low and high of the means over the seeds."""
+    chosen = (scores['seed'] == '') & (scores['group'] == EVERYONE) & (scores['metric'] == metric)
+    chosen &= (scores['label'] == label) if label else True
+    part = scores[chosen].replace({'resample': {'': 'value'}})
+    table = part.pivot(index=['row', 'label'], columns='resample', values='value')
+    order = part.drop_duplicates(['row', 'label'])[['row', 'label']]
+    return table.loc[[*map(tuple, order.to_numpy())]].reset_index()
 
 
-def _patient_bars(mean: float, part: Mapping[str, float | None] | None) -> np.ndarray | None:
-    """Return the lengths [2, 1] of an error bar, or None if the interval is unknown."""
-    if part is None or part['low'] is None:
-        return None
+def _bars(part: pd.DataFrame) -> np.ndarray:
+    """Return the lengths [2, N] of error bars, NaN where the interval is unknown."""
     # With few cases the score may lie outside the percentiles of its resamples.
-    return np.maximum([[mean - part['low']], [part['high'] - mean]], 0)
+    lengths = [part['value'] - part['low'], part['high'] - part['value']]
+    return np.maximum(np.array(lengths, float), 0)
 
 
-def _method_style(number: int, row: CollectedRow) -> dict[str, Any]:
+def _style(sweep: Sweep, number: int, name: str) -> dict[str, Any]:
     """Return the style of the method with this number. Without pre-training, markers are open."""
     colour = COLOURS[number % len(COLOURS)]
+    is_pretrained = any(row.pretraining for row in sweep.rows if row.name == name)
     return {
         'color': colour,
         'marker': MARKERS[number % len(MARKERS)],
         'markersize': 4,
-        'markerfacecolor': colour if row['pretraining'] else 'white',
+        'markerfacecolor': colour if is_pretrained else 'white',
         'linestyle': '',
         'zorder': 3,
     }
 
 
-def _add_method_legend(
-    figure: Figure, collected: Collected, rows: Sequence[Mapping[str, Any]], bars: str
-) -> None:
+def _add_method_legend(figure: Figure, sweep: Sweep, names: Sequence[str], bars: str) -> None:
     """Add a legend above the figure, and a note that explains the bars below."""
-    handles = [Line2D([], [], **_method_style(number, row)) for number, row in enumerate(rows)]
-    names = [method_title(row) for row in rows]
-    columns = 4 if max(map(len, names)) < LONG_NAME else 3
-    style = {'ncols': columns, 'loc': 'outside upper center', 'title': collected['title']}
-    figure.legend(handles, names, **style)
-    is_pretrained = all(row['pretraining'] for row in rows)
-    open_ones = '' if is_pretrained else 'Open markers: not pre-trained. '
-    notes = [bars, f'{open_ones}{NOT_FOR_CLINICAL_USE}', *dropping_notes(collected)]
-    add_note(figure, ' '.join(notes))
-
-
-def add_note(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=7, color=GREY, wrap=True)
+    handles = [Line2D([], [], **_style(sweep, number, name)) for number, name in enumerate(names)]
+    titles = [title_of(sweep, name)[1] for name in names]
+    columns = 4 if max(map(len, titles)) < LONG_NAME else 3
+    style = {'ncols': columns, 'loc': 'outside upper center', 'title': sweep.title}
+    figure.legend(handles, titles, **style)
+    add_note(figure, f'{bars} Open markers: not pre-trained. {NOT_FOR_CLINICAL_USE}')

@@ -1,124 +1,272 @@
-"""Scores of a finished run: as its files state them, and on resampled patients."""
+"""Scored images of the finished runs of a sweep, and facts about these runs."""
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import PROBES
-from data.labels import COMPETITION_LABELS
+from config import PROBES, Config, value_at
+from data.groups import all_groups
+from data.masking import average_distance, mask_generator
 from data.predictions import look_up, read_predictions
 from data.reading import SCORED_SPLITS, scored_records
 from data.tasks import task_of
+from engine.run_record import files_read, is_finished, read_record, without_home
 from evaluation.cases import Cases
-from evaluation.intervals import Resamples
-from evaluation.metrics import METRICS, SplitScores, count_classes, label_scores, labels_of_mean
+from evaluation.metrics import auroc_per_label
 from logger import read_metrics
-from sweeps.collected import CollectedSeed, RunFigures
-from sweeps.files import PIXELS, Row, load_config, run_folder, without_cache
-from sweeps.row_comparison import MEANS
+from sweeps.files import (
+    Sweep,
+    expected_config,
+    load_config,
+    pixel_row,
+    run_folder,
+    training_changes,
+    without_cache,
+)
+from sweeps.long_table import MEANS, Scored
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
 # What JSON of another form raises, also if its parts are nested too deeply.
-MALFORMED = (ValueError, AttributeError, KeyError, TypeError, RecursionError)
-PIXEL_FILES, PIXEL_SCORES = '_pixels', 'pixel_floor'  # kind of predictions, key in scores.json
+MALFORMED = (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError)
 TOLERANCE = 1e-4  # allowed difference of a recomputed AUROC; predictions have 9 digits
-
-
-BOOTSTRAP_SEED = 0
 # Runs are scored on the same cases, and can be compared, only if these values agree.
-PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives', 'negatives')
+PROTOCOL = ('level', 'views', 'rows', 'undefined', 'positives', 'negatives')
+NUM_MASKS, MASK_SEED = 200, 0  # masks for the mean distance to a visible pixel
+# Held-out errors of pre-training can be compared only if these options agree: they decide what is
+# predicted, which images are held out, and how they are read.
+ERROR_KEYS = (
+    *('MODEL.SIMMIM.TARGET', 'MODEL.SIMMIM.TARGET_SIZE', 'MODEL.MAE.NORM_PIX_LOSS'),
+    *(
+        'DATA.VIEWS',
+        'DATA.TRAIN_CSV',
+        'DATA.HOLDOUT_FRACTION',
+        'DATA.DATASET',
+        'DATA.SOURCES',
+        'DATA.LEAVE_OUT',
+    ),
+    *('EVAL.HOLDOUT_IMAGES', 'DATA.IMG_SIZE', 'DATA.PREPROCESS', 'DATA.PRETRAIN_INTERPOLATION'),
+    'TEST.CROP',
+)
 
 
-class Scored(NamedTuple):
-    """Folder and scores (see `read_scores`) of a fine-tuned run.
+class RunFolders(NamedTuple):
+    """Folder of a fine-tuning, and of the pre-training that it starts from, or None."""
 
-    `kind` is '_pixels' for the logistic regression on pixels that the run has scored.
+    finetune: Path
+    pretrain: Path | None = None
+
+
+Runs = Mapping[str, Mapping[int, RunFolders]]  # row -> seed -> finished run
+
+
+class RunScores(NamedTuple):
+    """What `read_runs` returns.
+
+    Attributes:
+        scored: Scored images of each run and of its logistic regression on pixels.
+        facts: Lines of the long table with facts about the runs.
+        protocols: (row, seed) -> what was scored and how. Rows with others cannot be compared.
+        splits: Descriptions of the scored splits.
     """
 
-    folder: Path
-    figures: RunFigures
-    kind: str = ''
-
-    @property
-    def predictions(self) -> Path:
-        return self.folder / f'predictions_{self.figures["split"]}{self.kind}.csv'
+    scored: list[Scored]
+    facts: list[dict[str, Any]]
+    protocols: dict[tuple[str, int], str]
+    splits: dict[str, None]
 
 
-def scored_runs(
-    row: Row, seeds: Sequence[CollectedSeed], output: str | Path, kind: str = ''
-) -> dict[int, Scored]:
-    """Return seed -> finished run of a row, given the entries of `_collect_seed`."""
-    return {
-        entry['seed']: Scored(
-            run_folder(output, 'finetune', row, entry['seed']), entry['finetune']['figures'], kind
-        )
-        for entry in seeds
-        if entry['finetune']['figures']
-    }
-
-
-def written_scores(run: Scored) -> dict[str, np.ndarray]:
-    """Return the scores of a run as in a long table without resamples, score -> [1]."""
-    return {score: np.array([value], float) for score, value in run.figures['scores'].items()}
-
-
-class ScoredPatients:
-    """Resamples the patients that runs were scored on.
-
-    Args:
-        run: Run whose options decide which cases are scored and how.
-        resamples: Number of resamples R.
-        seed: Seed of the resamples.
+def finished_runs(
+    sweep: Sweep, seeds: Sequence[int], output: str | Path
+) -> tuple[dict[str, dict[int, RunFolders]], list[str]]:
+    """Return the finished runs of a sweep, and the names of the others.
 
     Raises:
-        ValueError: If the labels cannot be read.
+        ValueError: If no run is finished.
     """
+    runs: dict[str, dict[int, RunFolders]] = {}
+    others = []
+    for row, seed in ((row, seed) for row in sweep.rows for seed in seeds):
+        folder = run_folder(output, 'finetune', row, seed)
+        if is_finished(folder):
+            pretrain = run_folder(output, row.pretraining, row, seed)
+            runs.setdefault(row.name, {})[seed] = RunFolders(folder, pretrain)
+        else:
+            others.append(f'{row.name} seed {seed}')
+    if not runs:
+        raise ValueError(f'--output {output}: no run of {sweep.path} is finished')
+    return runs, others
 
-    def __init__(self, run: Scored, resamples: int, seed: int) -> None:
-        config, split = without_cache(load_config(run.folder)), run.figures['split']
-        self.config, self.level, self.aggregate = config, config.EVAL.LEVEL, config.EVAL.AGGREGATE
-        self.task = task_of(config)
-        self.labels = self.task.labels
+
+def read_runs(
+    runs: Runs,
+    *,
+    sweep: Sweep | None = None,
+    split: str = '',
+    groups: tuple[Sequence[str], str] | None = None,
+) -> RunScores:
+    """Read what the tables and figures of a sweep show of its runs.
+
+    Args:
+        runs: Finished runs.
+        sweep: Sweep with these rows, or None.
+        split: One of SPLITS, or '' for the first of them that a run was scored on.
+        groups: Columns of groups besides sex, age and view, () for EVAL.GROUPS; and a file with
+            such columns by patient, '' for DATA.DEMOGRAPHICS. None for no groups.
+
+    Raises:
+        ValueError: If a file of a run cannot be read. The message names it.
+    """
+    splits: dict[str, _Split] = {}  # rows with the same cases share labels and groups
+    found = RunScores([], [], {}, {})
+    rows = {each.name: each for each in sweep.rows} if sweep else {}
+    for row, seed in [(name, own) for name in runs for own in runs[name]]:
+        run = runs[row][seed]
+        chosen, checkpoint, scores = _read_scores(run.finetune, split)
+        protocol = str([chosen, *(scores.get(key) for key in PROTOCOL)])
+        if protocol not in splits:
+            splits[protocol] = _Split(load_config(run.finetune), chosen, groups)
+        cases = splits[protocol]
+        images = cases.images(run.finetune / f'predictions_{chosen}.csv')
+        cases.check(run.finetune, images, scores['auroc'])
+        thresholds = _thresholds(run.finetune, chosen)
+        found.scored.append(cases.scored(row, seed, images, thresholds))
+        found.protocols[row, seed] = protocol
+        pixels = run.finetune / f'predictions_{chosen}_pixels.csv'
+        name = pixel_row(rows.get(row))
+        if pixels.is_file() and (name, seed) not in found.protocols:
+            found.scored.append(cases.scored(name, seed, cases.images(pixels), {}))
+            found.protocols[name, seed] = protocol
+        place = {'row': row, 'seed': seed, 'fold': '', 'split': chosen, 'group': ''}
+        place['level'] = scores['level']
+        found.facts.extend(place | line for line in _facts(run, chosen, checkpoint))
+        found.splits[f'{chosen}, {scores["rows"]} rows at {scores["level"]} level, '
+                     f'{scores["views"]} views, {checkpoint} checkpoint'] = None  # fmt: skip
+    _leave_out_errors(found.facts, runs)
+    return found
+
+
+def option_notes(sweep: Sweep, runs: Runs) -> list[str]:
+    """List how finished runs differ from the sweep file, and from each other in code and data."""
+    found: dict[str, set[str]] = {}
+    codes, tables = set(), set()
+    for row in [row for row in sweep.rows if row.name in runs]:
+        for stage in row.stages:
+            expected = expected_config(row, stage)
+            for run in runs[row.name].values():
+                folder = run.finetune if stage == 'finetune' else run.pretrain
+                if not is_finished(folder):
+                    continue
+                config, record = load_config(folder), read_record(folder) or {}
+                codes.add(str(record.get('code')))
+                tables |= {(stage, *item) for item in files_read(record).items()}
+                expected.SEED = config.SEED
+                for change in training_changes(stage, (expected, {}), (config, record)):
+                    found.setdefault(without_home(change), set()).add(row.name)
+    notes = [
+        f'Runs of {", ".join(sorted(rows))} differ from the sweep file: {change}.'
+        for change, rows in found.items()
+    ]
+    if len(codes) > 1:
+        notes.append(
+            f'The runs used {len(codes)} versions of the code: {", ".join(sorted(codes))}.'
+        )
+    read = Counter((stage, name) for stage, name, _ in tables)
+    for (stage, name), count in read.items():
+        if count > 1:
+            notes.append(f'The runs of {stage} read {count} different versions of {name}.')
+    return notes
+
+
+def _facts(run: RunFolders, split: str, checkpoint: str) -> Iterator[dict[str, Any]]:
+    """Yield lines of the long table with facts about a run."""
+    for name, value in run_facts(run, checkpoint).items():
+        yield {'label': '', 'metric': name, 'value': value}
+    last = _score_file(run.finetune)[split].get('last') or {}
+    areas = {name: last.get(name) for name in MEANS} | last.get('auroc', {})
+    for label, area in areas.items():
+        if area is not None:
+            yield {'label': label, 'metric': 'auroc_last', 'value': area}
+
+
+def _leave_out_errors(facts: list[dict[str, Any]], runs: Runs) -> None:
+    """Remove errors of pre-training that cannot be compared with those of the first row."""
+    lines = [line for line in facts if line['metric'] == 'held_out_l1']
+    reference: Config | None = None
+    for line in lines:
+        config = load_config(runs[line['row']][line['seed']].pretrain)
+        reference = reference or config
+        if any(value_at(config, key) != value_at(reference, key) for key in ERROR_KEYS):
+            facts.remove(line)
+
+
+def run_facts(run: RunFolders, checkpoint: str) -> dict[str, float]:
+    """Return facts about a run and its pre-training by name."""
+    record = read_record(run.finetune) or {}
+    facts: dict[str, Any] = selection_figures(run.finetune, checkpoint)
+    facts['minutes'] = (record.get('seconds') or np.nan) / 60
+    facts['training_images'] = ((record.get('data') or {}).get('training') or {}).get('images')
+    facts['dropped_patches'] = load_config(run.finetune).EVAL.MASK_RATIO or None
+    if run.pretrain is not None and (run.pretrain / 'metrics.jsonl').is_file():
+        facts |= pretraining_figures(read_metrics(run.pretrain / 'metrics.jsonl'))
+        if 'held_out_l1' in facts:
+            facts |= _own_masks(load_config(run.pretrain))
+    return {name: value for name, value in facts.items() if value is not None and value == value}
+
+
+def selection_figures(folder: Path, checkpoint: str) -> dict[str, Any]:
+    """Return which epoch of a fine-tuning run was scored, and its score on held-out patients."""
+    is_probe = load_config(folder).FINETUNE.MODE in PROBES
+    epochs = [] if is_probe else read_metrics(folder / 'metrics.jsonl')
+    trained = [epoch for epoch in epochs if epoch['epoch'] >= 0]
+    scores = {epoch['epoch'] + 1: epoch.get('score') for epoch in trained}
+    scored = {epoch: score for epoch, score in scores.items() if score is not None}
+    figures = {
+        'held_out': max(scored.values(), default=None),
+        'epochs': max((epoch['epoch'] + 1 for epoch in trained), default=0),
+    }
+    if checkpoint == 'last' or not figures['epochs']:
+        return figures | {'held_out': [None, *scored.values()][-1]}
+    return figures | {'selected_epoch': max(scored, key=scored.get, default=None)}
+
+
+def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Compute the results of a pre-training run from the records of metrics.jsonl.
+
+    The minutes are the number of epochs times the median epoch without evaluation.
+    """
+    last, key = records[-1] if records else {}, 'reference_l1_grey'
+    names = {'held_out_l1': key, 'l1_of_mean': f'{key}_mean', 'l1_of_linear': f'{key}_linear'}
+    figures = {name: last[key] for name, key in names.items() if last.get(key) is not None}
+    timed = [r for r in records if r['epoch'] >= 0 and r.get('seconds') and r['images_per_second']]
+    if timed:
+        images = max(round(r['images_per_second'] * r['seconds']) for r in timed)
+        epochs = sum(record['epoch'] >= 0 for record in records)
+        seconds = median(images / record['images_per_second'] for record in timed)
+        figures |= {'images_seen': epochs * images, 'pretrain_minutes': epochs * seconds / 60}
+    return figures
+
+
+class _Split:
+    """Labels, patients and groups of the images of a split that runs were scored on."""
+
+    def __init__(
+        self, config: Config, split: str, groups: tuple[Sequence[str], str] | None
+    ) -> None:
+        config = without_cache(config)
+        self.split, self.eval, self.task = split, config.EVAL, task_of(config)
         self.records = scored_records(config, split, logging.getLogger(__name__))
-        self.targets = self.task.scored(self.records)
-        self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
-
-    def samples(self, run: Scored) -> dict[str, np.ndarray]:
-        """Return the scores of a run as a `LongTable` has them, score -> [1 + R].
-
-        R is 0 for scores other than AUROC, unless there is a single label.
-
-        Raises:
-            ValueError: If the scores were not computed from the predictions in the run folder.
-        """
-        cases = self.images(run.predictions).at_level(self.level, self.aggregate)
-        thresholds = run.figures.get('thresholds', {})
-        weights, samples = self.resamples.score_weights(cases.patient), {}
-        for label in cases.labels:
-            options = {'threshold': thresholds.get(label), 'weights': weights}
-            drawn = label_scores(*cases.of_label(label), **options)
-            samples[label] = drawn.pop('auroc')
-            area, written = samples[label][0], run.figures['scores'][label]
-            if not (np.isnan(area) if written is None else abs(area - written) <= TOLERANCE):
-                raise ValueError(
-                    f'{run.folder}: the AUROC of {label} is {area} from predictions and labels, '
-                    f'but {written} in scores.json. One of these files has changed.'
-                )
-            if len(cases.labels) == 1:  # with many labels they would fill the memory
-                for mean in (label, MEANS[1]):
-                    samples |= {f'{name}:{mean}': values for name, values in drawn.items()}
-        counted = labels_of_mean(count_classes(cases.targets, cases.labels))
-        for mean, labels in zip(MEANS, (COMPETITION_LABELS, counted), strict=True):
-            if labels and set(labels) <= set(counted):
-                samples[mean] = np.mean([samples[label] for label in labels], axis=0)
-        for score, written in written_scores(run).items():
-            samples[score] = np.append(written, samples.get(score, written)[1:])
-        return samples
+        self.targets, self.groups = self.task.scored(self.records), {}
+        if groups is not None:
+            columns, demographics = groups
+            columns = columns or self.eval.GROUPS
+            demographics = demographics or config.DATA.DEMOGRAPHICS
+            self.groups = all_groups(self.records, columns, demographics)
 
     def images(self, file: Path) -> Cases:
         """Read the predictions of a run as cases with one row per image.
@@ -126,38 +274,45 @@ class ScoredPatients:
         Raises:
             ValueError: If the file does not have a prediction for each image.
         """
-        predictions, records = read_predictions(file, labels=self.labels), self.records
-        probabilities = look_up(predictions, records.path, self.labels)
+        labels, records = self.task.labels, self.records
+        predictions = read_predictions(file, labels=labels)
+        probabilities = look_up(predictions, records.path, labels)
         if len(predictions.names) != len(records.path) or np.isnan(probabilities).any():
             raise ValueError(
                 f'{file}: the {len(predictions.names)} rows are not the {len(records.path)} images '
-                f'of {records.csv} that the other row was scored on'
+                f'of {records.csv}'
             )
         return Cases(
             name=str(file),
-            labels=self.labels,
+            labels=labels,
             path=records.path,
             study=records.study,
             patient=records.patient,
             probabilities=probabilities,
             targets=self.targets,
+            groups=self.groups,
             exclusive=self.task.exclusive,
         )
 
+    def check(self, folder: Path, images: Cases, written: Mapping[str, float | None]) -> None:
+        """Raise a ValueError if scores.json was not computed from these predictions and labels."""
+        cases = images.at_level(self.eval.LEVEL, self.eval.AGGREGATE)
+        areas = auroc_per_label(cases.probabilities, cases.targets)
+        for label, area in zip(cases.labels, areas, strict=True):
+            known = written[label]
+            if not (np.isnan(area) if known is None else abs(area - known) <= TOLERANCE):
+                raise ValueError(
+                    f'{folder}: the AUROC of {label} is {area} from predictions and labels, '
+                    f'but {known} in scores.json. One of these files has changed.'
+                )
 
-def read_scores(folder: Path, split: str = '') -> Scored:
-    """Read the scores of a finished fine-tuning run for the selected or else the last checkpoint.
+    def scored(self, row: str, seed: int, images: Cases, thresholds: Mapping) -> Scored:
+        how = self.eval.LEVEL, self.eval.AGGREGATE
+        return Scored(row, seed, images, self.split, *how, thresholds)
 
-    Args:
-        folder: Run folder.
-        split: One of SPLITS, or '' for the first of them that was scored.
 
-    Returns:
-        The run with its results up to `thresholds` in `RunFigures`.
-
-    Raises:
-        ValueError: If scores.json or report.json cannot be read. The message names the folder.
-    """
+def _read_scores(folder: Path, split: str) -> tuple[str, str, dict[str, Any]]:
+    """Return split, checkpoint and scores of a run for the selected or else the last checkpoint."""
     table = _score_file(folder)
     known = [name for name in SPLITS if name in table]
     if not known or split not in ('', *known):
@@ -168,102 +323,39 @@ def read_scores(folder: Path, split: str = '') -> Scored:
     split = split or known[0]
     try:
         checkpoint = 'selected' if table[split].get('selected') else 'last'
-        figures = _protocol(split, checkpoint, table[split][checkpoint])
-        report = _read_report(folder / 'report.json', split)
-        figures['scores'] = _areas(table[split][checkpoint]) | _report_scores(report)
-        figures['last'] = _areas(table[split]['last']) if table[split].get('last') else {}
-        labels = report['labels'] if report else []
-        figures['thresholds'] = {entry['label']: entry.get('threshold') for entry in labels}
-        if ratio := load_config(folder).EVAL.MASK_RATIO:
-            figures['mask_ratio'] = ratio
-    except (OSError, *MALFORMED) as error:
+        scores = table[split][checkpoint]
+        return (
+            split,
+            checkpoint,
+            {key: scores[key] for key in scores if key in (*PROTOCOL, 'auroc')},
+        )
+    except MALFORMED as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
-    return Scored(folder, figures)
 
 
-def read_pixel_scores(folder: Path, split: str) -> RunFigures | None:
-    """Read the scores of the logistic regression on pixels of a run as in `read_scores`.
-
-    The result is None if the run has not scored it.
-    """
-    scores = _score_file(folder)[split].get(PIXEL_SCORES)
-    if not scores:
-        return None
-    facts = {'images': scores['images'], 'scores': _areas(scores)}
-    return _protocol(split, PIXELS, scores) | facts
-
-
-def selection_figures(folder: Path, checkpoint: str) -> RunFigures:
-    """Return which epoch of a fine-tuning run was scored: `held_out` and the entries after it."""
-    is_probe = load_config(folder).FINETUNE.MODE in PROBES
-    epochs = [] if is_probe else read_metrics(folder / 'metrics.jsonl')
-    trained = [epoch for epoch in epochs if epoch['epoch'] >= 0]
-    scores = {epoch['epoch'] + 1: epoch.get('score') for epoch in trained}
-    scored = {epoch: score for epoch, score in scores.items() if score is not None}
-    figures = {
-        'held_out': max(scored.values(), default=-np.inf),
-        'epochs': max((epoch['epoch'] + 1 for epoch in trained), default=0),
-    }
-    if checkpoint == 'last' or not figures['epochs']:
-        return figures | {'held_out': [-np.inf, *scored.values()][-1]}
-    return figures | {'selected_epoch': max(scored, key=scored.get, default=None)}
-
-
-def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> RunFigures:
-    """Compute the results of a pre-training run from the records of metrics.jsonl.
-
-    `seconds` is the number of epochs times the median epoch without evaluation.
-    """
-    last, key = records[-1] if records else {}, 'reference_l1_grey'
-    figures = {'l1': last.get(key)}
-    figures |= {f'l1_{name}': last.get(f'{key}_{name}') for name in ('mean', 'linear')}
-    timed = [r for r in records if r['epoch'] >= 0 and r.get('seconds') and r['images_per_second']]
-    if timed:
-        images = max(round(r['images_per_second'] * r['seconds']) for r in timed)
-        epochs = sum(record['epoch'] >= 0 for record in records)
-        seconds = median(images / record['images_per_second'] for record in timed)
-        figures |= {'images': epochs * images, 'seconds': epochs * seconds}
-    return figures
-
-
-def _score_file(folder: Path) -> dict[str, dict[str, SplitScores]]:
+def _score_file(folder: Path) -> dict[str, Any]:
     """Read scores.json of a run: split -> checkpoint -> scores."""
     try:
         return dict(json.loads((folder / 'scores.json').read_bytes()))
-    except (OSError, *MALFORMED) as error:
+    except MALFORMED as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
 
 
-def _protocol(split: str, checkpoint: str, scores: SplitScores) -> RunFigures:
-    """Return what was scored and how, from a part of scores.json."""
-    kept = ('level', 'views', 'rows', 'positives', 'undefined')
-    selection = {key: scores[key] for key in ('selected_on', 'selecting_images') if key in scores}
-    own = {key: scores[key] for key in kept} | {'negatives': scores.get('negatives')}
-    return {'split': split, 'checkpoint': checkpoint} | own | selection
+def _thresholds(folder: Path, split: str) -> dict[str, float]:
+    """Return the threshold of each label from the report of a run; {} without a report."""
+    report = folder / 'report.json'
+    try:
+        sets = json.loads(report.read_bytes())['sets'] if report.is_file() else []
+        parts = [part['labels'] for part in sets if part['name'] == split]
+        return {entry['label']: entry.get('threshold') for entry in parts[0]} if parts else {}
+    except MALFORMED as error:
+        raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
 
 
-def _areas(scores: SplitScores) -> dict[str, float | None]:
-    """Return the MEANS and the AUROC of each label from a part of scores.json."""
-    return {name: scores[name] for name in MEANS if name in scores} | scores['auroc']
-
-
-def _read_report(report: Path, split: str) -> dict[str, Any] | None:
-    """Read the part of a report on a split, or return None if there is none."""
-    sets = json.loads(report.read_bytes())['sets'] if report.is_file() else []
-    return next((part for part in sets if part['name'] == split), None)
-
-
-def _report_scores(report: Mapping[str, Any] | None) -> dict[str, float | None]:
-    """Return the metrics other than AUROC from a part of a report."""
-    scores: dict[str, Mapping[str, Any] | None] = {}
-    if report:
-        scores |= {entry['label']: entry['scores'] for entry in report['labels']}
-        means = report['means']['five'], report['means']['labels']
-        scores |= dict(zip(MEANS, means, strict=True))
-    return {
-        f'{name}:{label}': score['value']
-        for label, values in scores.items()
-        for name in METRICS
-        if name != 'auroc' and METRICS[name].higher_is_better
-        if values and (score := values.get(name)) is not None
-    }
+def _own_masks(config: Config) -> dict[str, float]:
+    """Compute the hidden share of a row's masks and the mean distance to a visible pixel."""
+    generator, rng = mask_generator(config), np.random.default_rng(MASK_SEED)
+    masks = np.stack([generator(rng) for _ in range(NUM_MASKS)])
+    distance = average_distance(masks, config.DATA.IMG_SIZE // masks.shape[1])
+    hidden = 100 * generator.count / generator.rand_size**2
+    return {'average_distance_px': float(distance), 'hidden_percent': hidden}

@@ -2,17 +2,22 @@
 
 import contextlib
 import json
+import logging
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FrameType
 
+from data.reading import read_split, require_packed_steps
+from data.splits import pretrain_records
 from engine.run_record import (
     EXIT_NOT_KEPT,
     EXIT_PREEMPTED,
@@ -24,13 +29,22 @@ from engine.run_record import (
     read_record,
     weights_changes,
 )
-from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
+from sweeps.files import (
+    ROOT,
+    SECTIONS,
+    Job,
+    load_config,
+    option_changes,
+    training_changes,
+    without_cache,
+)
 from system.files import BEST_CHECKPOINT, checkpoint_name, checksum_file, newest_first, sha256
 from system.tool import STOP_SIGNALS
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 300  # between two lines about the epochs of running jobs
 LOGS = 'ablate_logs'  # folder below the output
+MOST_EPOCHS = 200  # of pre-training on few images
 
 
 def state_of(job: Job) -> str:
@@ -68,10 +82,13 @@ def differences(job: Job) -> list[str]:
     now = (job.config, {'processes': job.processes})
     lines = training_changes(job.stage, (config, record), now)
     data = job.config.DATA
-    for name in (data.TRAIN_CSV, data.VALID_CSV, data.TEST_CSV) if data.DATA_PATH else ():
+    tables = (data.TRAIN_CSV, data.VALID_CSV, data.TEST_CSV) if data.DATA_PATH else ()
+    files = {name: Path(data.DATA_PATH) / name for name in tables}
+    files['DATA.PSEUDO_LABELS'] = Path(data.PSEUDO_LABELS)
+    for name, path in files.items():
         known = files_read(record).get(name)
-        if known and known != _checksum(Path(data.DATA_PATH) / name):
-            lines.append(f'data: {name} of {data.DATA_PATH} is another file')
+        if known and known != _checksum(path):
+            lines.append(f'data: {path} is another file')
     return lines + weights_changes(job.folder, job.config, config.PRETRAINED)
 
 
@@ -84,6 +101,58 @@ def _checksum(path: Path) -> str:
 @cache
 def _sha256(path: Path, changed_ns: int) -> str:
     return sha256(path)
+
+
+def describe_runs(jobs: Sequence[Job]) -> Iterator[str]:
+    """Yield two lines about each run of a plan, then the numbers of runs and refused folders."""
+    states, reasons = [], []
+    for number, job in enumerate(jobs):
+        state = folder_state(job.folder)
+        states.append(state)
+        try:
+            state += f' ({progress(job.folder)})' if state in ('running', 'stopped') else ''
+            state_of(job)
+        except ValueError as error:  # for example without the --pretrain-opts of the run
+            state += ' *'
+            reasons.append(str(error))
+        yield f'{number:4d}  {job.name:<50} {state}'
+        words = job.arguments[job.arguments.index('--opts') + 1 :]
+        yield f'      {os.path.relpath(job.arguments[2], ROOT)}: {" ".join(words)}'
+    counts = Counter(SECTIONS[job.stage] for job in jobs)
+    parts = ', '.join(f'{count} {section}' for section, count in counts.items())
+    yield f'{len(jobs)} runs ({parts}), {states.count("finished")} of them already finished'
+    if reasons:
+        yield f'* {len(reasons)} folders contain runs with other options, which `run` refuses'
+    yield from (f'  {reason}' for reason in reasons[:SHOWN])
+
+
+def epochs_for(jobs: Sequence[Job], images_seen: int, logger: logging.Logger) -> int:
+    """Return the epochs, rounded up, in which the first pre-training sees a number of images."""
+    configs = [job.config for job in jobs if SECTIONS[job.stage] == 'pretrain']
+    if not configs:
+        raise ValueError(f'--images-seen {images_seen}: the sweep has no pre-training')
+    if not configs[0].DATA.DATA_PATH:
+        raise ValueError(f'--images-seen {images_seen} needs --data-path')
+    records = read_split(without_cache(configs[0]), 'train', logger)
+    images = len(pretrain_records(configs[0], records)[0])
+    return min(math.ceil(images_seen / images), MOST_EPOCHS)
+
+
+def check_runs(jobs: Sequence[Job]) -> None:
+    """Refuse options that the stores of the runs do not support.
+
+    `sweeps.files.plan` makes all checks that do not need the data.
+
+    Raises:
+        ValueError: At the first problem. The message names the run and the option.
+    """
+    first = {(job.stage, job.run): job for job in reversed(jobs)}  # a seed changes nothing here
+    for job in first.values():
+        if path := job.config.DATA.DATA_PATH:
+            require_packed_steps(job.config, path)
+            scored = job.stage == 'finetune' and (job.config.EVAL.DATA_PATH or path)
+            if scored:
+                require_packed_steps(job.config, scored, 'EVAL.PREPROCESS')
 
 
 def progress(folder: Path) -> str:

@@ -18,7 +18,7 @@ FINETUNE = [*PRETRAIN, 'REPORT.WRITE', 'False']
 
 def command(name: str, sweep: Path, output: Path, data: Path, *more: str) -> list[str]:
     words = ['scripts/ablate.py', name, '--sweep', str(sweep), '--output', str(output)]
-    if name in ('run', 'status'):
+    if name == 'run':
         words += ['--data-path', str(data), '--pretrain-opts', *PRETRAIN]
         words += ['--finetune-opts', *FINETUNE]
     return [sys.executable, *words, *more]

@@ -91,7 +91,7 @@ class MadeRuns:
         paths: [N].
     """
 
-    def __init__(self, folder: Path, *, level: str = 'study', size: int = 60) -> None:
+    def __init__(self, folder: Path, *, level: str = 'study', size: int = 120) -> None:
         self.level = level
         self.data, self.output = folder / 'CheXpert-made', folder / 'output'
         rng = np.random.default_rng(0)
@@ -183,10 +183,6 @@ class MadeRuns:
             'finished': '2020-01-01T00:10:00+00:00' if finished else None,
         }
         (folder / 'run.json').write_text(json.dumps(record))
-
-
-def row_of(collected: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(row for row in collected['rows'] if row['name'] == name)
 
 
 @cache

@@ -2,19 +2,20 @@
 
 import argparse
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
+from packed_data import make_data, packed
 from sweep_commands import PRETRAIN, SWEEP, command, in_process, jobs_of
-from sweep_runs import MadeRuns, methods_file, reference_files
+from sweep_runs import methods_file
 from tiny import DEADLINE, load_script, run_script, wait_until
 from warm_python import warm_python
 
@@ -22,8 +23,8 @@ from config import config_text
 from engine.run_record import RECORD_FILE, is_finished, is_locked, read_record, run_lock
 from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
-from sweeps.files import ROOT, load_sweep, run_folder
-from sweeps.runner import LOGS
+from sweeps.files import ROOT, load_sweep
+from sweeps.runner import LOGS, MOST_EPOCHS, epochs_for
 
 ENV = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
@@ -72,11 +73,12 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
         assert [start['resumed_from'] is None for start in starts].count(True) == 1
         epochs = [record['epoch'] for record in read_metrics(folder / 'metrics.jsonl')]
         assert epochs == [-1, 0, 1, 2]
-    assert in_process('status', sweep, output, phantom, '--seeds', '1') == 0
-    assert '6 of 6 runs finished' in capsys.readouterr().out
+    assert in_process('run', sweep, output, phantom, '--seeds', '1', '--list') == 0
+    assert '6 of them already finished' in capsys.readouterr().out
     for name in ('table', 'plot'):
         assert in_process(name, sweep, output, phantom, '--seeds', '1') == 0
-    assert (output / 'mine.csv').stat().st_size > 300 < (output / 'mine.png').stat().st_size
+    files = [output / f'mine_mean_of_{kind}' for kind in ('five.csv', 'five.png')]
+    assert all(file.stat().st_size > 300 for file in files)
 
 
 # The smallest runs of the same form.
@@ -108,18 +110,14 @@ def test_options_may_be_one_text_with_quoted_values(words, wanted) -> None:
 
 def test_an_open_quote_in_the_options_is_refused(phantom, tmp_path, capsys) -> None:
     words = ['--finetune-opts', "DATA.LABELS \"['Edema']"]
-    assert in_process('status', SWEEP, tmp_path / 'o', phantom, *words) == 2
+    assert in_process('run', SWEEP, tmp_path / 'o', phantom, *words, '--list') == 2
     assert 'DATA.LABELS' in capsys.readouterr().err
 
 
-def test_the_table_of_methods_without_a_finished_run_lists_what_is_missing(
-    phantom, tmp_path, capsys
-) -> None:
+def test_a_table_without_a_finished_run_is_refused(phantom, tmp_path, capsys) -> None:
     sweep = ROOT / 'scripts/comparison/methods_small.yaml'
-    assert in_process('table', sweep, tmp_path / 'o', phantom) == 0
-    table = (tmp_path / 'o' / 'methods_small.md').read_text()
-    assert '| simmim' in table and 'pre-training missing' in table
-    assert not (tmp_path / 'o' / 'methods_small_labels.md').exists()
+    assert in_process('table', sweep, tmp_path / 'o', phantom) == 2
+    assert 'no run of' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -172,40 +170,9 @@ def test_methods_are_compared_from_end_to_end(python, phantom, tmp_path) -> None
     words = ['bash', 'scripts/compare_methods.sh', str(phantom), str(tmp_path / 'o'), str(path)]
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    for suffix in ('.md', '.csv', '_differences.png', '_labels.png', '_shares.pdf', '_curves.png'):
-        assert (tmp_path / 'o' / f'mine{suffix}').stat().st_size > 300
+    names = ('mean_of_five.md', 'scores.csv', 'mean_of_five.png', 'labels.png', 'curves.pdf')
+    assert all((tmp_path / 'o' / f'mine_{name}').stat().st_size > 300 for name in names)
     assert in_process('plot', path, tmp_path / 'o', phantom, '--subset', '0.3') == 2
-
-
-def test_methods_without_pretraining_have_no_learning_curves(tmp_path) -> None:
-    scratch = {'finetune': str(reference_files()['finetune'])}
-    path = methods_file(tmp_path, reference='a', methods={'a': scratch, 'b': scratch})
-    made = MadeRuns(tmp_path)
-    for row in load_sweep(path).rows:
-        made.add(row, 0)
-    assert in_process('plot', path, made.output, made.data, '--seeds', '1') == 0
-    assert {file.name for file in made.output.glob('*.png')} == {
-        'mine_differences.png',
-        'mine_labels.png',
-        'mine_losses.png',
-        'mine_shares.png',
-    }
-
-
-def test_a_table_of_methods_comes_with_one_by_label(tmp_path) -> None:
-    scratch = {'finetune': str(reference_files()['finetune'])}
-    path = methods_file(tmp_path, reference='a', methods={'a': scratch, 'b': scratch})
-    made, areas = MadeRuns(tmp_path), []
-    for row in load_sweep(path).rows:
-        for seed in (0, 1):
-            made.add(row, seed)
-            file = run_folder(made.output, 'finetune', row, seed) / 'scores.json'
-            if row.name == 'b_1':
-                areas.append(json.loads(file.read_text())['test']['selected']['auroc']['Edema'])
-    assert in_process('table', path, made.output, made.data, '--seeds', '2') == 0
-    table = pd.read_csv(made.output / 'mine_labels.csv', index_col='label')
-    assert table.b_mean['Edema'] == pytest.approx(np.mean(areas), abs=1e-5)
-    assert [*table.columns] == ['a_mean', 'b_mean']
 
 
 def test_the_table_of_a_cross_validated_sweep_is_refused_and_the_right_tool_named(
@@ -216,7 +183,7 @@ def test_the_table_of_a_cross_validated_sweep_is_refused_and_the_right_tool_name
     words = ['table', '--sweep', str(SWEEP), '--output', str(tmp_path), '--seeds', '1']
     assert run_script('ablate', *words) == 2
     shown = capsys.readouterr().err
-    assert folder.name in shown and 'fold_table.py' in shown
+    assert folder.name in shown and 'ablate.py join' in shown
 
 
 def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:
@@ -224,10 +191,10 @@ def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:
     job.folder.mkdir(parents=True)
     (job.folder / 'config.yaml').write_text(config_text(job.config))
     (job.folder / RECORD_FILE).write_text(json.dumps({'finished': 'now'}))
-    words = ['status', '--sweep', str(SWEEP), '--output', str(tmp_path), '--seeds', '1']
+    words = ['run', '--list', '--sweep', str(SWEEP), '--output', str(tmp_path), '--seeds', '1']
     assert run_script('ablate', *words) == 0  # without the options of the run
     shown = capsys.readouterr().out
-    assert f'{job.name:<50} finished *' in shown and '1 of 8 runs finished' in shown
+    assert f'{job.name:<50} finished *' in shown and '1 of them already finished' in shown
     assert 'DATA.TRAIN_IMAGES' in shown
 
 
@@ -331,3 +298,39 @@ def test_runs_of_one_gpu_share_what_there_is(parallel, processes, gpus, row, mon
             ablate._slots(args)
         return
     assert [slot['CUDA_VISIBLE_DEVICES'] for slot in ablate._slots(args)] == gpus
+
+
+# What a sweep will run --------------------------------------------------------------------------
+
+
+def test_runs_are_listed_without_the_data(tmp_path, capsys) -> None:
+    path = methods_file(tmp_path, scales={'full': {'methods': ['simmim'], 'seeds': 1}})
+    words = ['run', '--sweep', str(path), '--scale', 'full', '--output', str(tmp_path), '--list']
+    words += ['--finetune-opts', 'EVAL.EVERY', '2']
+    assert run_script('ablate', *words) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r'mine_simmim_0\.1 seed 0 +not started\n', shown)
+    assert '3 runs (1 pretrain, 2 finetune), 0 of them' in shown
+    assert 'reference.yaml: SEED 0 DATA.TRAIN_FRACTION 0.1 TRAIN.EPOCHS 60 EVAL.EVERY 2' in shown
+    assert run_script('ablate', *words, '--images-seen', '9') == 2
+    assert '--images-seen 9 needs --data-path' in capsys.readouterr().err
+
+
+def test_a_store_without_the_images_of_a_row_is_refused_before_any_run(tmp_path, capsys) -> None:
+    store = packed(make_data(tmp_path / 'data'), tmp_path / 'store')
+    sweep = methods_file(tmp_path, scales={'tiny': {'methods': ['simmim'], 'seeds': 1}})
+    words = ['run', '--sweep', sweep, '--scale', 'tiny', '--output', tmp_path / 'runs', '--list']
+    words += ['--data-path', store, '--finetune-opts', 'EVAL.PREPROCESS', "['resize']"]
+    assert run_script('ablate', *words) == 2
+    assert 'EVAL.PREPROCESS' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('images', 'epochs'), [(24, 2), (25, 3), (1, 1), (10**6, MOST_EPOCHS)])
+def test_the_epochs_that_show_a_number_of_images_are_rounded_up(
+    images, epochs, phantom, tmp_path
+) -> None:
+    jobs = jobs_of(SWEEP, tmp_path, phantom, 1)  # 12 images in an epoch
+    assert epochs_for(jobs, images, logging.getLogger()) == epochs
+    fine_tuning = [job for job in jobs if job.stage == 'finetune']
+    with pytest.raises(ValueError, match='--images-seen'):
+        epochs_for(fine_tuning, images, logging.getLogger())

@@ -1,6 +1,5 @@
 """The table of a cross-validated sweep: joined ranks, differences and intervals."""
 
-import gzip
 import json
 import logging
 import shutil
@@ -13,6 +12,7 @@ import yaml
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from sweep_runs import methods_file
+from tiny import run_script
 
 from config import Config, config_text, default_config
 from data.folds import fold_files, write_folds
@@ -21,9 +21,9 @@ from data.reading import read_split
 from data.splits import split_patients, training_records
 from evaluation import metrics
 from evaluation.intervals import holm
-from scripts import fold_table
+from sweeps import folds, plots
 from sweeps.files import ROOT, load_sweep
-from sweeps.folds import arms_of, mean_score, read_ranks, read_scores, save_ranks
+from sweeps.folds import arms_of, mean_score, read_ranks, save_ranks
 
 LOGGER = logging.getLogger('fold_table')
 LABELS = ('Edema', 'Pneumonia')
@@ -80,7 +80,7 @@ def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.nd
                 write_run(folder, values[name, seed], part)
                 if name == 'scratch_1':
                     write_run(folder, np.full_like(targets, 0.5), part, '_pixels')
-    monkeypatch.setattr(fold_table, 'folder_state', state)
+    monkeypatch.setattr(folds, 'folder_state', state)
     assert run('join', '--sweep', sweep, *words_of(tmp_path)) == 0
     return sweep, targets, values
 
@@ -91,7 +91,7 @@ def words_of(folder: Path) -> list[object]:
 
 
 def run(*words: object) -> int:
-    return fold_table.main(fold_table.parse_args([*map(str, words)]))
+    return run_script('ablate', *words)
 
 
 def table_of(sweep: Path, *more: object, resamples: int = 10) -> int:
@@ -154,25 +154,11 @@ def test_the_table_has_the_differences_of_scikit_learn(joined: tuple) -> None:
     assert 'scratch_1' in page and 'Not for clinical use' in page
 
 
-def test_labels_of_ones_own_are_in_the_table_and_in_the_mean(joined: tuple) -> None:
-    sweep, targets, values = joined
-    folder = sweep.parent
-    for file in [folder / 'all.csv', *folder.glob('simmim_finetune/*/predictions_valid*')]:
-        file.write_text(file.read_text().replace('Pneumonia', 'TB'))
-    assert run('join', '--sweep', sweep, *words_of(folder)) == 0
-    assert table_of(sweep) == 0
-    ranks = [fold_ranks(values['simmim_1', seed]) for seed in range(2)]
-    areas = [[roc_auc_score(targets[:, k], r[:, k]) for r in ranks] for k in range(2)]
-    for score, wanted in (('Edema', areas[0]), ('TB', areas[1]), ('mean', areas)):
-        table = pd.read_csv(folder / f't/mine_{score}.csv').set_index('row')
-        assert table.loc['simmim_1', 'value'] == pytest.approx(np.mean(wanted), abs=1e-3)
-
-
-def test_labels_without_a_column_are_named_once(joined: tuple, capsys) -> None:
+def test_labels_without_a_column_are_named_once(joined: tuple, caplog) -> None:
     file = joined[0].parent / 'all.csv'
     pd.read_csv(file).drop(columns='Edema').to_csv(file, index=False)
     assert table_of(joined[0]) == 0
-    assert capsys.readouterr().err.count(f'{file} has no column Edema') == 1
+    assert caplog.text.count(f'{file} has no column Edema') == 1
 
 
 def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
@@ -238,39 +224,23 @@ def test_an_extracted_row_is_the_one_that_was_joined(joined: tuple, capsys) -> N
     assert 'simmim_1 with seed 2' in error and not (folder / 'other.csv').exists()
 
 
-def test_seeds_beyond_those_of_the_scale_are_left_out_and_named(joined: tuple, capsys) -> None:
+def test_seeds_beyond_those_of_the_scale_are_left_out_and_named(joined: tuple, caplog) -> None:
     sweep, folder = joined[0], joined[0].parent
     content = yaml.safe_load(sweep.read_text()) | {'scales': {'all': {'seeds': 1}}}
     sweep.write_text(yaml.safe_dump(content))
-    for more, seeds in (([], 2), (['--scale', 'all'], 1), (['--scale', 'all', '--seeds', 2], 2)):
+    for more, seeds in (([], 2), (['--scale', 'all', '--seeds', 2], 2), (['--scale', 'all'], 1)):
         assert table_of(sweep, *more) == 0
         table = pd.read_csv(folder / 't/mine_mean.csv')
         assert {*table['seeds']} == {seeds}
-        assert ('seeds [1] are left out' in capsys.readouterr().err) == (seeds == 1)
+        assert ('seeds [1] are left out' in caplog.text) == (seeds == 1)
 
 
-@pytest.mark.parametrize('text', ['', 'a,b\n1,2\n'])
-def test_a_bad_table_of_scores_is_named(text: str, tmp_path: Path) -> None:
-    (tmp_path / 'tuning.csv').write_text(text)
-    with pytest.raises(ValueError, match='tuning.csv .*mean_auroc'):
-        read_scores(tmp_path / 'tuning.csv')
-
-
-@pytest.mark.parametrize('option', ['--folds', '--seeds'])
-def test_no_folds_and_no_seeds_are_refused(option, joined: tuple, capsys) -> None:
-    sweep = joined[0]
-    words = ['join', '--sweep', sweep, '--output', sweep.parent, '--save', sweep.parent / 'none']
-    words += ['--folds', FOLDS, '--seeds', 2, option, 0]
-    assert fold_table.main(fold_table.parse_args([*map(str, words)])) == 2
-    assert f'{option} 0' in capsys.readouterr().err
-
-
-def test_a_join_in_which_every_run_misses_a_fold_names_them(joined: tuple, capsys) -> None:
+def test_a_join_in_which_every_run_misses_a_fold_names_them(joined: tuple, capsys, caplog) -> None:
     sweep, folder = joined[0], joined[0].parent
     words = ['--output', folder, '--folds', FOLDS + 1, '--seeds', 2, '--save', folder / 'none']
     assert run('join', '--sweep', sweep, *words) == 2
-    out, error = capsys.readouterr()
-    assert 'simmim_1 seed 0 (fold 3/4 not started)' in out
+    error = capsys.readouterr().err
+    assert 'simmim_1 seed 0 (fold 3/4 not started)' in caplog.text
     assert str(folder) in error and '3/4 not started' in error
     assert not (folder / 'none').exists()
 
@@ -296,58 +266,6 @@ def test_joined_runs_are_listed_and_those_of_earlier_parts_stay(joined: tuple) -
     assert table['holdout_l1_grey'].tolist()[-1] == 17.5
 
 
-def test_the_figure_has_the_differences_of_the_table(joined: tuple, monkeypatch) -> None:
-    folder, drawn = joined[0].parent, []
-    assert table_of(joined[0], '--against', 'pixels_1', '--scores', 'Edema', resamples=50) == 0
-    file, page = folder / 't/mine_Edema.csv', folder / 'new/figure.png'
-    plot = fold_table.plot_differences
-    monkeypatch.setattr(
-        fold_table, 'plot_differences', lambda *a, **k: (drawn.append(a[1]), plot(*a, **k))
-    )
-    assert run('figure', '--table', file, '--save', page) == 0
-    pairs = ['scratch_1/pixels_1']
-    assert run('figure', '--table', file, '--save', page, '--pairs', *pairs) == 0
-    assert page.stat().st_size > 10_000
-    every, (chosen,) = drawn
-    assert [each.title for each in every] == ['simmim_1 (pixels_1)', 'scratch_1 (pixels_1)']
-    line = pd.read_csv(file).set_index('row').loc['scratch_1']
-    assert chosen.part['difference'] == pytest.approx(np.mean(chosen.part['by_seed']), abs=1e-6)
-    assert chosen.part['over_seeds'] == {'low': line['seeds_low'], 'high': line['seeds_high']}
-    assert chosen.part['over_patients']['low'] == line['patients_low']
-    assert chosen.part['verdict'] == line['verdict']
-
-
-def test_a_figure_of_unknown_pairs_and_other_tables_is_refused(joined: tuple, capsys) -> None:
-    folder = joined[0].parent
-    assert table_of(joined[0], '--scores', 'Edema') == 0
-    words = ['figure', '--table', folder / 't/mine_Edema.csv', '--save', folder / 'f.png']
-    assert run(*words, '--pairs', 'moco_1/simmim_1') == 2
-    error = capsys.readouterr().err
-    assert 'moco_1/simmim_1' in error and 'mine_Edema.csv' in error
-    assert run(*words[:2], folder / 'all.csv', *words[3:]) == 2
-    error = capsys.readouterr().err
-    assert 'all.csv' in error and 'by_seed' in error
-    (folder / 'empty.csv').touch()
-    assert run(*words[:2], folder / 'empty.csv', *words[3:]) == 2
-    assert 'empty.csv' in capsys.readouterr().err
-    assert run(*words[:4], folder / 'f.xyz') == 2
-    assert 'xyz' in capsys.readouterr().err
-    assert table_of(joined[0], '--scores', 'Edema', '--row', 'simmim_1') == 0
-    assert run(*words) == 2
-    assert 'compared' in capsys.readouterr().err
-    line = dict.fromkeys([*fold_table.DRAWN, *ENDS]) | {'row': 'simmim_1', 'against': 'scratch_1'}
-    pd.DataFrame([line]).to_csv(folder / 't/mine_Edema.csv')
-    assert run(*words) == 2
-    assert 'no known difference' in capsys.readouterr().err
-    assert not (folder / 'f.png').exists()
-
-
-def test_joined_files_do_not_depend_on_the_time(joined: tuple) -> None:
-    path = joined[0].parent / 'p/predictions.csv.gz'
-    content = path.read_bytes()
-    assert gzip.compress(gzip.decompress(content), mtime=0) == content
-
-
 def test_a_table_of_named_rows_leaves_out_the_others(joined: tuple) -> None:
     sweep, _, _ = joined
     assert table_of(sweep, '--row', 'simmim_1') == 0
@@ -355,16 +273,6 @@ def test_a_table_of_named_rows_leaves_out_the_others(joined: tuple) -> None:
     assert {*table['row']} == {'simmim_1', 'pixels_1'}
     assert table['against'].isna().all()
     assert table_of(sweep, '--row', 'simmim_1', 'swav') == 2
-
-
-def test_a_mean_without_labels_and_unknown_scores_are_refused(joined: tuple, capsys) -> None:
-    sweep, _, _ = joined
-    assert table_of(sweep, '--cases', 1000) == 0
-    tables = sorted(path.name for path in (sweep.parent / 't').glob('*.csv'))
-    assert tables == ['mine_Edema.csv', 'mine_Pneumonia.csv']
-    for score in ('mean', 'Oedema'):
-        assert table_of(sweep, '--cases', 1000, '--scores', score) == 2
-        assert f"['Edema', 'Pneumonia'], got ['{score}']" in capsys.readouterr().err
 
 
 def test_rows_without_a_common_seed_are_not_compared(joined: tuple) -> None:
@@ -422,6 +330,63 @@ def test_a_flag_compares_all_rows_with_one(joined: tuple, capsys) -> None:
     assert 'moco_1' in capsys.readouterr().err
 
 
+def test_figures_show_the_differences_of_the_table(joined: tuple, monkeypatch) -> None:
+    folder, axes = joined[0].parent, []
+    assert table_of(joined[0], '--scores', 'Edema', '--against', 'pixels_1', resamples=50) == 0
+    draw = plots._draw_difference
+    monkeypatch.setattr(plots, '_draw_difference', lambda *a: (axes.append(a[0]), draw(*a)))
+    words = ['plot', '--sweep', joined[0], '--save', folder / 't', '--scores', 'Edema']
+    assert run(*words, '--figure', folder / 'f.png', '--pairs', 'scratch_1/pixels_1') == 0
+    right = axes[0]
+    line = pd.read_csv(folder / 't/mine_Edema.csv').set_index('row').loc['scratch_1']
+    assert line_of(right, -1) == [line['difference']]
+    for line_number, noise in ((1, 'patients'), (2, 'seeds')):
+        wanted = [line[f'{noise}_low'], line[f'{noise}_high']]
+        assert line_of(right, line_number) == pytest.approx(wanted)
+    left = right.figure.axes[0]
+    assert line_of(left, 1) == [line['value']] and line_of(left, 2) == [0.5]  # the pixels
+    assert [text.get_text() for text in left.get_yticklabels()] == ['All labels: scratch − pixels']
+    assert (folder / 'f.png').stat().st_size > 10_000
+
+
+def line_of(axis: object, number: int) -> list[float]:
+    return [*axis.lines[number].get_xdata()]
+
+
+@pytest.mark.parametrize(
+    'words, error',
+    [
+        (['--scores', 'Edema', '--pairs', 'moco_1/simmim_1'], "compare 'moco_1/simmim_1'"),
+        (['--scores', 'Oedema'], 'mine_Oedema.csv does not exist'),
+        (['--scores', 'Edema', '--figure', 'f.xyz'], 'xyz'),
+        (['--scores', 'Pneumonia'], 'by_seed'),
+    ],
+)
+def test_figures_that_the_tables_do_not_have_are_refused(words, error, joined, capsys) -> None:
+    folder = joined[0].parent
+    assert table_of(joined[0], '--scores', 'Edema') == 0
+    (folder / 't/mine_Pneumonia.csv').write_text('a,b\n1,2\n')
+    assert run('plot', '--sweep', joined[0], '--save', folder / 't', *words) == 2
+    assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'words, error',
+    [
+        (['--scores', 'Oedema'], "got 'Oedema'"),
+        (['--scores', 'wrong:Edema'], "got 'wrong:Edema'"),
+        (['--scores', 'mean', '--cases', 1000], 'no run has a defined mean'),
+        (['--against', 'moco_1'], 'moco_1'),
+        (['--row', 'swav'], 'swav'),
+        (['--tune'], 'tuning.csv'),
+        (['--labels', 'none.csv'], 'none.csv'),
+    ],
+)
+def test_tables_that_the_predictions_do_not_have_are_refused(words, error, joined, capsys) -> None:
+    assert table_of(joined[0], *words) == 2
+    assert error in capsys.readouterr().err
+
+
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict]:
     """Two settings of one pre-training; on fold 0 each one is right about the other's patients.
@@ -435,7 +400,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
     other = simmim | {'finetune_options': {'MODEL.HEAD': 'attention'}}  # more than another rate
     content['methods'] = {'simmim': simmim, 'simmim_low': low, 'other': other, 'scratch': scratch}
     sweep.write_text(yaml.safe_dump(content, sort_keys=False))
-    monkeypatch.setattr(fold_table, 'folder_state', state)
+    monkeypatch.setattr(folds, 'folder_state', state)
     _, targets = draw(tmp_path)
     for image in map(tmp_path.joinpath, names()):
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -629,11 +594,6 @@ def test_rates_without_the_images_or_the_seeds_of_the_row_are_not_composed(
     assert str(folder / 'p') in error and 'simmim_low_1' in error
 
 
-def test_names_of_rows_may_be_numbers(tmp_path: Path) -> None:
-    (tmp_path / 'tuning.csv').write_text('row,seed,fold,mean_auroc\n3.125e-4,0,1,0.5\n')
-    assert read_scores(tmp_path / 'tuning.csv')['row'].tolist() == ['3.125e-4']
-
-
 def test_tuning_needs_the_same_seeds_and_enough_cases(
     settings: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -644,7 +604,7 @@ def test_tuning_needs_the_same_seeds_and_enough_cases(
     assert run('join', '--sweep', sweep, *words) == 2
     assert 'simmim_1_seed0_fold0' in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr(fold_table, 'folder_state', state)
+    monkeypatch.setattr(folds, 'folder_state', state)
     (folder / 'simmim_finetune/mine_simmim_low_1_seed1_fold0').rename(folder / 'elsewhere')
     assert run('join', '--sweep', sweep, *words) == 0
     assert table_of(sweep, '--tune') == 2

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from evaluation.pseudo_label_choice import (
-    KEEP,
     MIN_CASES,
     MIN_EXPECTED,
-    SHARES,
     audit,
     choose_values,
 )
@@ -26,41 +24,26 @@ def is_seldom_wrong(cases: list[bool], wrong: list[bool], confidence: str) -> bo
 
 
 def brute_force(
-    p: list[float], y: list[float], q: list[float], side: int, keep: str, confidence: str
+    p: list[float], y: list[float], q: list[float], side: int, confidence: str
 ) -> list[bool]:
-    """Find the probabilities q that get the value `side` by trying all thresholds or shares."""
+    """Find the probabilities q that get the value `side` by trying all thresholds."""
     known = [(a, b != side) for a, b in zip(p, y, strict=True) if not np.isnan(b)]
     wrong = [b for _, b in known]
 
     def beyond(a: float, t: float) -> bool:
         return a >= t if side == 1 else a <= t
 
-    def most_confident(values: list[float], share: float) -> float | None:
-        """Find the threshold that selects most of these values without exceeding the share."""
-        room = int(Fraction(str(share)) * len(values))
-        fitting = [t for t in values if sum(beyond(a, t) for a in values) <= room]
-        return (min if side == 1 else max)(fitting, default=None)
-
-    if keep == 'threshold':
-        good = []
-        for t in {a for a, _ in known}:
-            cases = [b for a, b in known if beyond(a, t)]
-            if is_seldom_wrong(cases, wrong, confidence):
-                good.append(t)
-        threshold = (min if side == 1 else max)(good, default=None)
-    else:
-        threshold = None
-        for share in sorted(SHARES):
-            t = most_confident([a for a, _ in known], share)
-            cases = [] if t is None else [b for a, b in known if beyond(a, t)]
-            if cases and is_seldom_wrong(cases, wrong, confidence):
-                threshold = most_confident([a for a in q if not np.isnan(a)], share)
+    good = []
+    for t in {a for a, _ in known}:
+        cases = [b for a, b in known if beyond(a, t)]
+        if is_seldom_wrong(cases, wrong, confidence):
+            good.append(t)
+    threshold = (min if side == 1 else max)(good, default=None)
     return [threshold is not None and beyond(a, threshold) for a in q]
 
 
-@pytest.mark.parametrize('keep', KEEP)
 @pytest.mark.parametrize('confidence', ['0.1', '0.8'])
-def test_values_equal_those_of_a_search_over_all_thresholds(keep: str, confidence: str) -> None:
+def test_values_equal_those_of_a_search_over_all_thresholds(confidence: str) -> None:
     rng = np.random.default_rng(7)
     rates = np.array([0.05, 0.3, 0.5, 0.9])
     targets = (rng.random((160, 4)) < rates).astype(float)
@@ -70,19 +53,17 @@ def test_values_equal_those_of_a_search_over_all_thresholds(keep: str, confidenc
     targets[rng.random(targets.shape) < 0.1] = NAN
     unlabelled = np.round(rng.random((100, 4)), 2)
     unlabelled[rng.random(unlabelled.shape) < 0.05] = NAN
-    values, cuts = choose_values(
-        held_out, targets, unlabelled, keep=keep, confidence=float(confidence)
-    )
+    values, cuts = choose_values(held_out, targets, unlabelled, confidence=float(confidence))
     assert values.dtype == np.float32
     for k in range(4):
         columns = held_out[:, k].tolist(), targets[:, k].tolist(), unlabelled[:, k].tolist()
-        ones, zeros = (brute_force(*columns, side, keep, confidence) for side in (1, 0))
+        ones, zeros = (brute_force(*columns, side, confidence) for side in (1, 0))
         expected = [
             NAN if one == zero else float(one) for one, zero in zip(ones, zeros, strict=True)
         ]
         np.testing.assert_array_equal(values[:, k], expected, err_msg=f'label {k}')
         for cut, side in zip(cuts[k], (1, 0), strict=True):
-            if keep == 'threshold' and not np.isnan(cut.threshold):
+            if not np.isnan(cut.threshold):
                 p, y = held_out[:, k], targets[:, k]
                 beyond = (p >= cut.threshold) if side else (p <= cut.threshold)
                 assert cut.cases == (beyond & ~np.isnan(y)).sum()
@@ -98,22 +79,19 @@ def test_a_rare_label_needs_many_cases_for_negative_values(clean: int, kept: int
     held_out = np.arange(1000)[:, None] / 1000
     targets = np.zeros((1000, 1))
     targets[clean : clean + 20] = 1
-    values, [(_, negative)] = choose_values(
-        held_out, targets, held_out, keep='threshold', confidence=0.99
-    )
+    values, [(_, negative)] = choose_values(held_out, targets, held_out, confidence=0.99)
     assert (values == 0).sum() == kept == negative.cases
     # Predicting all cases negative has an NPV of 98 %, so this is no confidence.
     shuffled = np.random.default_rng(0).permutation(targets)
-    values, _ = choose_values(held_out, shuffled, held_out, keep='threshold', confidence=0.9)
+    values, _ = choose_values(held_out, shuffled, held_out, confidence=0.9)
     assert np.isnan(values).all()
 
 
-@pytest.mark.parametrize('keep', KEEP)
 @pytest.mark.parametrize('value', [0.0, 1.0, NAN])
-def test_one_class_alone_gives_no_labels(keep: str, value: float) -> None:
+def test_one_class_alone_gives_no_labels(value: float) -> None:
     held_out = np.random.default_rng(0).random((100, 1))
     targets = np.full((100, 1), value)
-    values, _ = choose_values(held_out, targets, held_out, keep=keep, confidence=0.5)
+    values, _ = choose_values(held_out, targets, held_out, confidence=0.5)
     assert np.isnan(values).all()
 
 
@@ -132,13 +110,12 @@ def test_confirmed_pseudo_labels_are_counted_one_by_one() -> None:
     assert nothing['positive_values'] == 0 and np.isnan(nothing['positive_confirmed'])
 
 
-@pytest.mark.parametrize('keep', KEEP)
-def test_held_out_images_without_a_prediction_are_ignored(keep: str) -> None:
+def test_held_out_images_without_a_prediction_are_ignored() -> None:
     rng = np.random.default_rng(2)
     targets = (rng.random((300, 2)) < 0.4).astype(float)
     held_out = np.clip(0.5 * targets + 0.6 * rng.random(targets.shape), 0, 1)
     unlabelled = rng.random((100, 2))
-    options = {'keep': keep, 'confidence': 0.8}
+    options = {'confidence': 0.8}
     values, cuts = choose_values(held_out, targets, unlabelled, **options)
     assert all(cut.cases for pair in cuts for cut in pair)
     more = np.full((200, 2), NAN), rng.integers(0, 2, (200, 2)).astype(float)

@@ -48,13 +48,13 @@ from engine.launch import set_determinism
 from engine.preflight import endless_batches
 from engine.run_record import Run
 from engine.train_state import TrainState
+from evaluation.model_comparison import t_interval
 from logger import ScalarLog
 from models import swin_transformer, vision_transformer
 from models.build import build_model
 from models.contrastive import build_contrastive
 from models.relative_position import gather_bias
 from optimizer import build_optimizer
-from sweeps.row_comparison import t_interval
 from system.device import local_device, synchronized_time, to_device
 from system.files import replace_file
 from system.tool import Paragraphs, tool

@@ -2,7 +2,7 @@
 
 python tools/real_xrays_figures.py --results docs/results/real_xrays
 
-They show the tables that scripts/fold_table.py wrote to the folder of results.
+They show the tables that scripts/ablate.py wrote to the folder of results.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sweeps.plots import COLOURS, MARKERS, add_note, drawing
-from sweeps.table_format import NOT_FOR_CLINICAL_USE
+from sweeps.tables import NOT_FOR_CLINICAL_USE
 from system.tool import Paragraphs
 
 SHARES = ('0.1', '0.5', '1')

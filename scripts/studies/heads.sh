@@ -7,6 +7,6 @@
 
 $python scripts/ablate.py run "${sweep[@]}" --folds 5 --parallel "${PARALLEL:-2}" --keep best \
     --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
-$python scripts/fold_table.py join "${sweep[@]}" --folds 5 --output "$out" --save "$out/results/predictions" --tune
-$python scripts/fold_table.py table "${sweep[@]}" --predictions "$out/results/predictions" --labels "$labelled/all.csv" \
+$python scripts/ablate.py join "${sweep[@]}" --folds 5 --output "$out" --save "$out/results/predictions" --tune
+$python scripts/ablate.py table "${sweep[@]}" --predictions "$out/results/predictions" --labels "$labelled/all.csv" \
     --scores mean Pneumonia --save "$out/results" --tune

@@ -33,5 +33,5 @@ for seed in ${SEED:-0 1 2 3 4}; do
     SEED=$seed MAE0_WEIGHTS=$weights part start 5 "$(echo {,linear_,attentive_}simmim0 simmim0_{low,high})" 1
 done
 
-$python scripts/fold_table.py join "${sweep[@]}" --folds 5 --seeds 10 --tune --output "$out" --save "$out/results/predictions"
+$python scripts/ablate.py join "${sweep[@]}" --folds 5 --seeds 10 --tune --output "$out" --save "$out/results/predictions"
 bash scripts/studies/main_model_tables.sh "$out/results/predictions" "$labelled/all.csv" "$out/results"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tables and figures of docs/studies/main_model.md from the joined predictions.
 #   bash scripts/studies/main_model_tables.sh PREDICTIONS LABELS RESULTS
-# PREDICTIONS: docs/results/main_model/predictions, or a folder that fold_table.py join wrote.
+# PREDICTIONS: docs/results/main_model/predictions, or a folder that ablate.py join wrote.
 # LABELS: CSV file with the labels of all images. PYTHON: default .venv/bin/python.
 set -euo pipefail
 usage='usage: bash scripts/studies/main_model_tables.sh PREDICTIONS LABELS RESULTS'
@@ -11,14 +11,15 @@ results=$(realpath -m "${3:?$usage}")
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 variants='normalised hog ratio75 unit16 crops20 noise'
-fixed=("$python" scripts/fold_table.py table --sweep scripts/studies/main_model.yaml --scale all
+sweep=(--sweep scripts/studies/main_model.yaml --scale all)
+fixed=("$python" scripts/ablate.py table "${sweep[@]}"
     --predictions "$predictions" --labels "$labels" --scores Pneumonia)
 table=("${fixed[@]}" mean --tune)
 
 # draw TABLE NAME ROW/ROW ...: draw these differences from a table of Pneumonia.
 draw() {
-    "$python" scripts/fold_table.py figure --table "$results/$1/main_model_Pneumonia.csv" \
-        --save "$results/$2.png" --pairs "${@:3}"
+    "$python" scripts/ablate.py plot "${sweep[@]}" --save "$results/$1" --scores Pneumonia \
+        --figure "$results/$2.png" --pairs "${@:3}"
 }
 
 "${table[@]}" --save "$results/primary" --row {swin,scratch_swin}_{1,0.1}
@@ -49,7 +50,7 @@ draw exploratory exploratory_attentive $(for name in $variants; do echo "attenti
 # One page with all tables. The choices of rates are the same for all of them.
 cd "$results"
 mv primary/tuning.csv .
-rm {secondary,start,exploratory}/tuning.csv
+rm {secondary,start,exploratory}/tuning.csv {primary,fixed_rates,secondary,start,exploratory}/{*.tex,*_scores.csv}
 {
     echo '# Tables'
     for file in primary/main_model_{Pneumonia,mean}.md fixed_rates/main_model_Pneumonia.md \

@@ -7,7 +7,7 @@
 . "$(dirname "$0")/prepare.sh"
 seeds=(--seeds "${SEEDS:-3}")
 
-methods=${ROWS:-$($python scripts/ablate.py list "${sweep[@]}" | sed -n 's/^\([a-z0-9_]*\)_1 .*/\1/p')}
+methods=${ROWS:-$(sed -n '/^methods:/,/^shares:/s/^  \([a-z0-9_]*\):.*/\1/p' scripts/studies/real_xrays.yaml)}
 rows=()
 for method in $methods; do
     shares='0.1 0.5 1'
@@ -17,8 +17,8 @@ done
 $python scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --row "${rows[@]}" --folds 5 --parallel 2 --keep best \
     --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
 results=$out/results
-$python scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --folds 5 --output "$out" --save "$results/predictions"
-table=("$python" scripts/fold_table.py table "${sweep[@]}" "${seeds[@]}" --predictions "$results/predictions" --labels "$labelled/all.csv")
+$python scripts/ablate.py join "${sweep[@]}" "${seeds[@]}" --folds 5 --output "$out" --save "$results/predictions"
+table=("$python" scripts/ablate.py table "${sweep[@]}" "${seeds[@]}" --predictions "$results/predictions" --labels "$labelled/all.csv")
 "${table[@]}" --scores mean Pneumonia --save "$results"
 "${table[@]}" --scores Pneumonia --save "$results/primary" \
     --row {,linear_}simmim_{0.1,0.5,1} scratch_{0.1,0.5,1} linear_random_{0.1,0.5,1}

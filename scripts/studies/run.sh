@@ -48,6 +48,6 @@ if [ -z "$data" ]; then
 fi
 $python scripts/ablate.py run "${run[@]}" --data-path "$data" --keep best
 # shellcheck disable=SC2086 # several words
-$python scripts/ablate.py table "${sweep[@]}" --save "$out/results" ${TABLE_OPTS:-}
+$python scripts/ablate.py table "${sweep[@]}" ${TABLE_OPTS:-}
 $python scripts/ablate.py plot "${sweep[@]}"
 echo "$name, $scale: done in $(((SECONDS - start + 30) / 60)) min; everything is in $out"

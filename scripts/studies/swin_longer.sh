@@ -11,4 +11,4 @@ for seed in ${SEED:-0 1 2 3 4}; do
     $python scripts/ablate.py run "${sweep[@]}" --seed "$seed" --row "${rows[@]}" --folds 5 --keep best \
         --parallel "${PARALLEL:-2}" --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
 done
-$python scripts/fold_table.py join "${sweep[@]}" --folds 5 --seeds 5 --tune --output "$out" --save "$out/results/predictions"
+$python scripts/ablate.py join "${sweep[@]}" --folds 5 --seeds 5 --tune --output "$out" --save "$out/results/predictions"

@@ -1,0 +1,225 @@
+"""The long table of a sweep: row, seed, fold, split, level, group, label, metric, value, resample.
+
+Everything that tabulates, compares or plots reads it. In memory, `resamples` holds the values of a
+score in all resamples of the patients, which all rows share. In files, lines without a seed are
+means over the seeds, and their `resample` is 'low' or 'high' for the 95 % interval over patients.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from data.labels import COMPETITION_LABELS
+from evaluation.cases import Cases
+from evaluation.intervals import Resamples
+from evaluation.metrics import (
+    FEW_CASES,
+    METRICS,
+    count_classes,
+    label_scores,
+    labels_of_mean,
+)
+from evaluation.model_comparison import ENDS, Rows, summarise
+from evaluation.subgroups import natural_order
+
+KEYS = ['row', 'seed', 'fold', 'split', 'level', 'group', 'label', 'metric']
+# Labels that are means: over labels with enough cases, over CheXpert's five if all have enough, and
+# over those that a run counts (`labels_of_mean`).
+MEANS = ('mean', 'mean_of_five', 'mean_of_defined')
+EVERYONE = ''  # group of all cases
+LEAST_RESAMPLES, PER_COMPARISON = 10_000, 200
+
+
+class Scored(NamedTuple):
+    """Images that a run has scored, with the level at which they count.
+
+    Attributes:
+        row: Row of the sweep.
+        seed: Seed of the run.
+        images: Cases with one row per image.
+        split: Name of the split.
+        level: 'image' or 'study'.
+        aggregate: 'max' or 'mean', probability of a study.
+        thresholds: Threshold of each label, for metrics that need one.
+    """
+
+    row: str
+    seed: int
+    images: Cases
+    split: str = ''
+    level: str = 'image'
+    aggregate: str = 'max'
+    thresholds: Mapping[str, float] = {}  # noqa: RUF012
+
+
+def enough_resamples(num_comparisons: int) -> int:
+    """Return how many resamples are needed so that a corrected p-value can be significant.
+
+    With R resamples the smallest possible p-value is 2 / (R + 1) (`bootstrap_p`), and after Holm's
+    correction it is this value times the number of comparisons.
+    """
+    return max(LEAST_RESAMPLES, PER_COMPARISON * num_comparisons)
+
+
+def parts_of(score: str) -> tuple[str, str]:
+    """Return the metric and the label of a score such as 'Edema', 'mean' or 'f1:Edema'."""
+    metric, _, label = score.rpartition(':')
+    return metric or 'auroc', label
+
+
+def check_scores(scores: Sequence[str], labels: Sequence[str]) -> None:
+    """Raise a ValueError for a score of an unknown metric or label."""
+    for score in scores:
+        metric, label = parts_of(score)
+        if metric not in METRICS or label not in (*MEANS, *labels):
+            known = [*MEANS, *labels]
+            raise ValueError(f'--scores must be of {known}, or METRIC:LABEL, got {score!r}')
+
+
+def score_runs(
+    runs: Iterable[Scored],
+    scores: Sequence[str],
+    *,
+    resamples: int,
+    seed: int = 0,
+    least: int = FEW_CASES,
+) -> pd.DataFrame:
+    """Return the long table of some runs, with the numbers of cases of each label.
+
+    Args:
+        runs: Runs. If their images have groups, each group is also scored.
+        scores: Scores, see `parts_of`; () for the mean and the AUROC of each label.
+        resamples: Number of resamples of the patients.
+        seed: Seed of the resamples.
+        least: Positives and negatives that a label in 'mean' needs.
+    """
+    lines: list[dict[str, Any]] = []
+    draws: dict[tuple[str, ...], Resamples] = {}  # rows with the same patients share them
+    for run in runs:
+        patients = tuple(sorted(set(run.images.patient)))
+        if patients not in draws:
+            draws[patients] = Resamples(patients, resamples=resamples, seed=seed)
+        place = {'row': run.row, 'seed': run.seed, 'fold': '', 'split': run.split}
+        check_scores(scores, run.images.labels)
+        for group, chosen in _groups(run.images):
+            cases = run.images.select(chosen).at_level(run.level, run.aggregate)
+            weights = draws[patients].score_weights(cases.patient)
+            wanted = scores or (MEANS[0], *cases.labels)
+            values = _values(cases, wanted, weights, thresholds=run.thresholds, least=least)
+            where = place | {'level': run.level, 'group': group}
+            lines += [where | line for line in (*values, *_counts(cases))]
+    return pd.DataFrame(lines, columns=[*KEYS, 'value', 'resamples'])
+
+
+def rows_of(table: pd.DataFrame, score: str, group: str = EVERYONE) -> Rows:
+    """Return the values of a score in all resamples, for each row and seed."""
+    metric, label = parts_of(score)
+    chosen = (table['metric'] == metric) & (table['label'] == label) & (table['group'] == group)
+    return {
+        row: pd.DataFrame(np.stack(part['resamples']), index=part['seed'])
+        for row, part in table[chosen].groupby('row', sort=False)
+    }
+
+
+def known_scores(table: pd.DataFrame) -> list[str]:
+    """Return the labels and means whose AUROC is in the table."""
+    chosen = (table['metric'] == 'auroc') & (table['group'] == EVERYONE)
+    return [*table.loc[chosen, 'label'].unique()]
+
+
+def facts_of(table: pd.DataFrame, metric: str, label: str = '') -> pd.Series:
+    """Return a fact about each run, such as its minutes, by row and seed."""
+    chosen = (table['metric'] == metric) & (table['label'] == label) & (table['group'] == EVERYONE)
+    return table[chosen].set_index(['row', 'seed'])['value']
+
+
+def written(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as it is written, with the means over the seeds and their intervals."""
+    lines = []
+    scored = table[table['resamples'].notna()]
+    where = ['row', 'split', 'level', 'group', 'label', 'metric']
+    for place, part in scored.groupby(where, sort=False):
+        own = summarise(pd.DataFrame(np.stack(part['resamples'])))
+        line = {'seed': '', 'fold': '', **dict(zip(where, place, strict=True))}
+        for resample in ('', *ENDS):
+            lines.append(line | {'resample': resample, 'value': own[resample or 'value']})
+    means = pd.DataFrame(lines, columns=[*KEYS, 'value', 'resample'])
+    runs = table[[*KEYS, 'value']].astype({'seed': str})
+    return pd.concat([runs.assign(resample=''), means])
+
+
+def read_written(path: Any) -> pd.DataFrame:
+    """Read a table of `written`.
+
+    Raises:
+        ValueError: If it cannot be read or lacks a column.
+    """
+    text = dict.fromkeys([*KEYS, 'resample'], str)
+    try:
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={'value': ['']})
+        return table[[*KEYS, 'value', 'resample']]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f'{path} is no table of scores of `ablate.py table`: {error}') from error
+
+
+def _groups(images: Cases) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield everyone and each group, such as 'Sex: Female', with a mask [N] of its images."""
+    yield EVERYONE, np.full(len(images), True)
+    for column, values in images.groups.items():
+        for name in sorted({*values} - {''}, key=natural_order):
+            yield f'{column}: {name}', values == name
+
+
+def _values(
+    cases: Cases,
+    scores: Sequence[str],
+    weights: np.ndarray,
+    *,
+    thresholds: Mapping[str, float],
+    least: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield label, metric, value and resamples of each score that is defined."""
+    members = {score: _members(parts_of(score)[1], cases, least) for score in scores}
+    metrics = dict.fromkeys(['auroc', *(parts_of(score)[0] for score in scores)])
+    found = {
+        label: label_scores(
+            *cases.of_label(label), threshold=thresholds.get(label), weights=weights, names=metrics
+        )
+        for label in dict.fromkeys(label for labels in members.values() for label in labels)
+    }
+    for score, labels in members.items():
+        metric, name = parts_of(score)
+        # A rare label may lack a threshold.
+        known = [label for label in labels if not np.isnan(found[label][metric][0])]
+        if known:
+            values = np.mean([found[label][metric] for label in known], axis=0)
+            yield {'label': name, 'metric': metric, 'value': values[0], 'resamples': values}
+
+
+def _members(label: str, cases: Cases, least: int) -> list[str]:
+    """Return the labels of a mean, or the label itself; [] if it is undefined."""
+    both = dict(zip(cases.labels, cases.has_both_classes(), strict=True))
+    if label in MEANS[1:]:
+        counted = labels_of_mean(count_classes(cases.targets, cases.labels))
+        if label == 'mean_of_defined':
+            return [*counted]
+        return [*COMPETITION_LABELS] if {*COMPETITION_LABELS} <= {*counted} else []
+    if label == 'mean':
+        counts = count_classes(cases.targets, cases.labels)
+        numbers = (counts[name].values() for name in ('positives', 'negatives'))
+        return [
+            name
+            for name, *own in zip(cases.labels, *numbers, strict=True)
+            if min(own) >= max(least, 1)
+        ]
+    return [label] if both[label] else []
+
+
+def _counts(cases: Cases) -> Iterator[dict[str, Any]]:
+    """Yield the numbers of cases, and of positives and negatives of each label."""
+    yield {'label': '', 'metric': 'cases', 'value': len(cases)}
+    for metric, counts in count_classes(cases.targets, cases.labels).items():
+        for label, number in counts.items():
+            yield {'label': label, 'metric': metric, 'value': number}

@@ -1,0 +1,279 @@
+"""Pseudo-labels: predict unlabelled patients, keep confident predictions, and train on them.
+
+The teacher learns from the real labels alone. The student starts from the same weights and also
+learns from the confident predictions of the teacher.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config import build_parser, get_config, selecting_split
+from data.predictions import look_up, read_predictions, write_predictions
+from data.reading import read_split
+from data.records import Records, select_views
+from data.splits import split_patients, training_records, unlabelled_records
+from data.tasks import task_of
+from evaluation.calibration import choose_threshold
+from evaluation.cases import Cases
+from evaluation.model_comparison import compare_rows, summarise
+from evaluation.pseudo_label_choice import audit, choose_values
+from logger import json_safe
+from sweeps.files import MAINS, Job, share_steps, without_cache
+from sweeps.long_table import MEANS, Scored, rows_of, score_runs
+from sweeps.run_scores import SPLITS, RunFolders, read_runs
+from sweeps.runner import LOGS, Runner
+from sweeps.tables import NOT_FOR_CLINICAL_USE, interval_text, shown, write_table
+from system.files import sha256
+
+TEACHER, STUDENT, ALL_LABELS = 'teacher', 'student', 'all_labels'
+FILE, TABLE = 'pseudo_labels.csv', 'pseudo_labels_table'
+METRICS = ('auroc', 'accuracy', 'precision', 'recall')
+SIDES = ('positive', 'negative')
+
+
+@dataclass
+class PseudoLabels:
+    """Runs teacher and student one after the other, and skips finished runs.
+
+    Attributes:
+        cfg: YAML file of fine-tuning. DATA.TRAIN_FRACTION or TRAIN_IMAGES selects the real labels.
+        data: --data-path.
+        output: Folder of all runs.
+        options: KEY VALUE pairs that override the YAML file.
+        pretrained: Checkpoint that every run starts from, or ''.
+        processes: Number of processes of a run.
+        confidence: See `evaluation.pseudo_label_choice.choose_values`.
+        equal_steps: Whether runs with more images have fewer epochs, so that all runs take about
+            the same number of steps.
+        say: Function that receives each line about the progress.
+        jobs: Finished runs.
+
+    Raises:
+        ValueError: If no patients are held out, or the CSV file cannot be read.
+    """
+
+    cfg: str
+    data: str
+    output: Path
+    options: Sequence[str] = ()
+    pretrained: str = ''
+    processes: int = 1
+    confidence: float = 0.9
+    equal_steps: bool = False
+    say: Callable[[str], None] = print
+    jobs: list[Job] = field(default_factory=list, init=False)
+    select_on: str = field(default='', init=False)
+
+    def __post_init__(self) -> None:
+        self.config = without_cache(self.job(STUDENT).config)
+        if not self.config.DATA.HOLDOUT_FRACTION:
+            raise ValueError(
+                'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: held-out patients select the '
+                'predictions'
+            )
+        self.task = task_of(self.config)
+        everything = read_split(self.config, 'train', logging.getLogger(__name__))
+        train, held_out, _ = split_patients(self.config, everything)
+        self.held_out = select_views(held_out, self.config.DATA.VIEWS)
+        self.unlabelled = unlabelled_records(self.config, train)
+        self.labelled = training_records(self.config, train)
+        self.all_images = len(self.labelled) + len(self.unlabelled)
+        # Pseudo-labels do not decide whether a checkpoint is selected, so runs stay comparable.
+        self.select_on = selecting_split(self.config, len(self.labelled))
+
+    def run(self, *, all_labels: bool) -> int:
+        """Run teacher and student, and a run on the real labels of all patients if wanted.
+
+        Returns:
+            The exit code of the last run.
+        """
+        real = len(self.labelled)
+        if code := self._run(self.job(TEACHER)):
+            return code
+        if images := self.choose():
+            if code := self._run(self.job(STUDENT, growth=1 + images / real)):
+                return code
+        else:
+            self.say('no prediction of the teacher is confident enough: there is no student')
+        if all_labels and (code := self._run(self.job(ALL_LABELS, growth=self.all_images / real))):
+            return code
+        self.write()
+        return 0
+
+    def choose(self) -> int:
+        """Choose and write the pseudo-labels, and return the number of images."""
+        teacher = self.jobs[0]
+        values, cuts = choose_values(
+            self._predicted(teacher, 'holdout', self.held_out),
+            self.task.scored(self.held_out),
+            self._predicted(teacher, 'train', self.unlabelled),
+            confidence=self.confidence,
+        )
+        kept = ~np.isnan(values).all(axis=1)
+        if not kept.any():
+            return 0
+        pairs = zip(self.task.labels, cuts, strict=True)
+        source = {
+            'task': self.config.DATA.TASK,
+            'predictions': sha256(teacher.folder / 'predictions_train.csv'),
+            'confidence': self.confidence,
+            'cuts': {k: dict(zip(SIDES, map(asdict, pair), strict=True)) for k, pair in pairs},
+        }
+        options = {'paths': self.unlabelled.path[kept], 'labels': self.task.labels}
+        write_predictions(self.output / FILE, values[kept], source=json_safe(source), **options)
+        return int(kept.sum())
+
+    def _run(self, job: Job) -> int:
+        code = Runner([job], [{}], self.output / LOGS, self.say).run()
+        if not code:
+            self.jobs.append(job)
+        return code
+
+    def job(self, tag: str, *, growth: float = 1.0) -> Job:
+        """Return a run with `growth` times the images of the teacher."""
+        changes = {'EVAL.PREDICT_TRAIN': 'True'}
+        if tag == ALL_LABELS:
+            changes = {'DATA.TRAIN_FRACTION': '1.0', 'DATA.TRAIN_IMAGES': '0'}
+        elif tag == STUDENT:
+            changes['DATA.PSEUDO_LABELS'] = str(self.output / FILE)
+        changes |= {'EVAL.SELECT_ON': self.select_on} if self.select_on else {}
+        arguments = ['--cfg', self.cfg, '--data-path', self.data, '--output', str(self.output)]
+        arguments += ['--pretrained', self.pretrained] if self.pretrained else []
+        arguments += ['--tag', tag, '--opts', *self.options]
+        arguments += [word for pair in changes.items() for word in pair]
+        if self.equal_steps:
+            train = get_config(build_parser('finetune').parse_args(arguments)).TRAIN
+            arguments += ['TRAIN.EPOCHS', str(max(1, round(train.EPOCHS / growth)))]
+            arguments += ['TRAIN.WARMUP_EPOCHS', str(round(train.WARMUP_EPOCHS / growth))]
+        arguments, config = share_steps('finetune', arguments, self.processes)
+        return Job(
+            stage='finetune',
+            run=tag,
+            seed=config.SEED,
+            folder=Path(config.OUTPUT) / config.MODEL.NAME / tag,
+            arguments=[MAINS['finetune'], *arguments],
+            config=config,
+            processes=self.processes,
+        )
+
+    def _predicted(self, job: Job, split: str, records: Records) -> np.ndarray:  # [N, K]
+        """Return the predictions of a run for records, with NaN where there is no prediction."""
+        return self._values(job.folder / f'predictions_{split}.csv', records)
+
+    def _values(self, file: Path, records: Records) -> np.ndarray:
+        predictions = read_predictions(file, allow_empty=True, labels=self.task.labels)
+        return look_up(predictions, records.path, self.task.labels)
+
+    # The table ----------------------------------------------------------------------------------
+
+    def write(self) -> Path:
+        """Write the table of all runs, and return the path of the Markdown file."""
+        lines = [line for part in self._splits() for line in self._lines(part)]
+        notes = [
+            'Means over the labels with both classes; in brackets 95 % intervals over patients of '
+            f'one run, seed {self.config.SEED}. Another seed may differ by more.',
+            'Labelled and pseudo-labelled images are training images, scored against the labels '
+            'that the run learned from: they show how well it learned them.',
+            "Thresholds are the best ones on held-out patients by Youden's index.",
+            *self._audit(),
+            NOT_FOR_CLINICAL_USE,
+        ]
+        return write_table(self.output, TABLE, lines, [_cells(line) for line in lines], notes)
+
+    def _splits(self) -> list[list[Scored]]:
+        """Return the scored images of all runs, for each split of valid, test and training."""
+        runs = {job.run: {self.config.SEED: RunFolders(job.folder)} for job in self.jobs}
+        splits = [
+            [*read_runs(runs, split=split).scored]
+            for split in SPLITS
+            if (self.jobs[0].folder / f'predictions_{split}.csv').is_file()
+        ]
+        thresholds = {job.run: self._thresholds(job) for job in self.jobs}
+        learned = [job for job in self.jobs if job.config.EVAL.PREDICT_TRAIN]
+        splits.append(
+            [self._training(job, 'labelled', self.task.scored(self.labelled)) for job in learned]
+        )
+        if any(job.run == STUDENT for job in self.jobs):
+            values = self._values(self.output / FILE, self.unlabelled)
+            student = next(job for job in self.jobs if job.run == STUDENT)
+            splits.append([self._training(student, 'pseudo-labelled', values)])
+        return [[run._replace(thresholds=thresholds[run.row]) for run in runs] for runs in splits]
+
+    def _training(self, job: Job, split: str, targets: np.ndarray) -> Scored:
+        """Return the labelled or pseudo-labelled training images of a run."""
+        records = self.labelled if split == 'labelled' else self.unlabelled
+        known = ~np.isnan(targets).all(axis=1)
+        records, targets = records.select(known), targets[known]
+        cases = Cases(
+            name=split,
+            labels=self.task.labels,
+            path=records.path,
+            study=records.study,
+            patient=records.patient,
+            probabilities=self._predicted(job, 'train', records),
+            targets=targets,
+        )
+        return Scored(job.run, job.seed, cases, split)
+
+    def _thresholds(self, job: Job) -> dict[str, float]:
+        """Return the thresholds of a run that are best on held-out patients, by Youden's index."""
+        targets = self.task.scored(self.held_out)
+        predicted = self._predicted(job, 'holdout', self.held_out)
+        how = {'rule': 'youden', 'sensitivity': 0}
+        return {
+            label: choose_threshold(predicted[:, k], targets[:, k], **how)
+            for k, label in enumerate(self.task.labels)
+        }
+
+    def _lines(self, runs: Sequence[Scored]) -> list[dict[str, Any]]:
+        """Return a line of the table for each run on a split."""
+        scores = [f'{metric}:{MEANS[2]}' for metric in METRICS]
+        resamples = self.config.EVAL.RESAMPLES
+        table = score_runs(runs, scores, resamples=resamples, seed=self.config.SEED)
+        lines = []
+        for run in runs:
+            line = {'run': run.row, 'scored': run.split, 'images': len(run.images)}
+            for metric, score in zip(METRICS, scores, strict=True):
+                rows = rows_of(table, score)
+                if run.row in rows:
+                    own = summarise(rows[run.row])
+                    line |= {metric: own['value'], f'{metric}_low': own['low']}
+                    line |= {f'{metric}_high': own['high']}
+                if metric == 'auroc' and run.row != TEACHER and TEACHER in rows:
+                    (part,) = compare_rows(rows, [(run.row, TEACHER)])
+                    line |= {'minus_teacher': part['difference'] if part else None}
+                    line |= {f'minus_teacher_{k}': v for k, v in part['over_patients'].items()}
+            lines.append(line)
+        return lines
+
+    def _audit(self) -> list[str]:
+        """Say how many pseudo-labels agree with the real labels, which were never used."""
+        if not any(job.run == STUDENT for job in self.jobs):
+            return []
+        values = self._values(self.output / FILE, self.unlabelled)
+        found = audit(values, self.task.scored(self.unlabelled))
+        parts = []
+        for side in SIDES:
+            right, chance = (shown(found[f'{side}_{k}'], '.1%') for k in ('confirmed', 'by_chance'))
+            parts.append(
+                f'{found[f"{side}_values"]} {side}, {right} confirmed ({chance} by chance)'
+            )
+        return [f'Pseudo-labels against real labels that were never used: {"; ".join(parts)}.']
+
+
+def _cells(line: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cells of a line of the Markdown table. Missing values are empty."""
+    cells = {'run': line['run'], 'images': f'{line["scored"]}, {line["images"]:,}'}
+    titles = dict.fromkeys(METRICS) | {'auroc': 'AUROC', 'minus_teacher': 'AUROC minus teacher'}
+    for name, title in titles.items():
+        bounds = {end: line.get(f'{name}_{end}') for end in ('low', 'high')}
+        form = '+.3f' if name == 'minus_teacher' else '.3f'
+        text = interval_text(bounds, form)
+        value = shown(line[name], form) if name in line else ''
+        cells[title or name] = value + (f' ({text})' if text else '')
+    return cells

@@ -1,0 +1,327 @@
+"""Tables of a sweep from its long table: compared rows as CSV, Markdown and LaTeX files."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from evaluation.footnotes import Footnotes
+from evaluation.metrics import FEW_CASES, METRICS
+from evaluation.model_comparison import (
+    ENDS,
+    MISSING,
+    SIGNIFICANT,
+    compare_rows,
+    summarise,
+)
+from sweeps.files import PIXELS, Sweep
+from sweeps.long_table import EVERYONE, MEANS, facts_of, parts_of, rows_of
+from system.files import replace_files
+
+NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
+ONE_SEED = 'A single seed has no interval over seeds, so it cannot show a difference.'
+EQUAL_SEEDS = 'The difference is the same for all seeds, so there is no interval over seeds.'
+FEW_RESAMPLES = (
+    f'Too few cases: fewer than {FEW_CASES} of a class, fewer than 95 % of the resamples have '
+    'positives and negatives of every label, or all have the same score.'
+)
+JOINED = (
+    'Each image is scored by a model that was not trained on its patient, with the rank of the '
+    'prediction within the fold. '
+)
+NOISE = {'over_seeds': 'seeds', 'over_patients': 'patients'}  # name of its columns in the CSV file
+FACTS = {  # fact of the long table -> title and format
+    'images_seen': ('images seen in pre-training', ',.0f'),
+    'pretrain_minutes': ('minutes of pre-training', ',.1f'),
+    'average_distance_px': ('AvgDist (px)', '.2f'),
+    'hidden_percent': ('hidden (%)', '.1f'),
+    'held_out_l1': ('held-out L1 (grey levels)', '.2f'),
+    'l1_of_mean': ('L1 of the mean of visible pixels', '.2f'),
+    'l1_of_linear': ('L1 of interpolation', '.2f'),
+    'training_images': ('labelled training images', ',.0f'),
+    'dropped_patches': ('dropped patches in scoring', '.2f'),
+    'epochs': ('epochs', '.0f'),
+    'selected_epoch': ('selected epoch', '.1f'),
+    'held_out': ('held-out score', '.3f'),
+    'minutes': ('minutes', ',.1f'),
+}
+OF_MASKS = ('average_distance_px', 'hidden_percent')
+Line = dict[str, Any]
+
+
+def compared_pairs(
+    table: pd.DataFrame,
+    against: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+    *,
+    protocols: Mapping[tuple[str, int], str],
+    named: Sequence[str] = (),
+    only: str = '',
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return each row with each row to compare it with, or with '', and then the pixel baselines.
+
+    Args:
+        table: Long table.
+        against: Row -> rows to compare with, and rows of which the one with the best mean held-out
+            score is also compared, or all if the table has no held-out scores.
+        protocols: (row, seed) -> what was scored. Rows with other protocols are not compared.
+        named: Rows that are only compared with each other; () for all.
+        only: Row that all others are compared with instead, or ''.
+
+    Returns:
+        The pairs, and notes about rows that cannot be compared.
+    """
+    seeds = table.groupby('row', sort=False)['seed'].agg(set).to_dict()
+    held_out = facts_of(table, 'held_out').groupby('row').mean()
+    pairs, notes = [], []
+    for row in [row for row in against if row in seeds]:
+        others, candidates = against[row]
+        known = [name for name in candidates if name in held_out]
+        others = (*([held_out[known].idxmax()] if known else candidates), *others)
+        fitting = []
+        for name in [only] if only else dict.fromkeys(others):
+            common = seeds[row] & seeds.get(name, set())
+            if name == row or not common or (named and not only and name not in named):
+                continue
+            if any(protocols.get((row, s)) != protocols.get((name, s)) for s in common):
+                notes.append(f'{row} was scored on other cases than {name}: not compared.')
+                continue
+            fitting.append(name)
+        pairs += [(row, name) for name in fitting or ['']]
+    return pairs + [(name, '') for name in seeds if name.startswith(PIXELS)], notes
+
+
+def links_of(sweep: Sweep) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
+    """Return `against` of `compared_pairs` for a sweep."""
+    return {row.name: (row.against, row.against_best_of) for row in sweep.rows}
+
+
+def compare(
+    table: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    score: str,
+    *,
+    subsets: Mapping[str, str],
+    groups: Sequence[str] = (EVERYONE,),
+) -> list[Line]:
+    """Return a line of the CSV file for each pair of rows, in each group."""
+    rows = {(n, g): row for g in groups for n, row in rows_of(table, score, g).items()}
+    keys = [
+        ((name, group), (other, group) if other else '')
+        for group in groups
+        for name, other in pairs
+        if (name, group) in rows
+    ]
+    lines = []
+    for ((row, group), base), part in zip(keys, compare_rows(rows, keys), strict=True):
+        own = summarise(rows[row, group])
+        line = {'group': group} if group else {}
+        line |= {'row': row, 'labels': subsets.get(row, row.removeprefix(f'{PIXELS}_'))}
+        line |= {'seeds': own['seeds'], 'score': score, **own, 'against': base[0] if base else ''}
+        if part:
+            line |= _comparison(part)
+        lines.append(line)
+    return lines
+
+
+def write_score(
+    folder: Path, name: str, lines: Sequence[Line], *, notes: Sequence[str], draws: str
+) -> Path:
+    """Write the lines of a score, and return the path of the Markdown file.
+
+    Args:
+        folder: Folder of the table.
+        name: Name of the files without suffix.
+        lines: Result of `compare`.
+        notes: Notes about the scores.
+        draws: Description of the resamples.
+    """
+    footnotes = Footnotes()
+    cells = [dict(_cells(line, lines, footnotes)) for line in lines]
+    count = sum(bool(line.get('verdict')) for line in lines)
+    below = [
+        *footnotes.take(),
+        *notes,
+        f'Over patients: 95 % percentile interval from {draws}. Over seeds: 95 % interval by '
+        "Student's t. Verdict: above or below if both intervals exclude 0 and the bootstrap "
+        f'p-value, corrected by Holm over the {count} comparisons of this table, is below '
+        f'{SIGNIFICANT}.',
+        NOT_FOR_CLINICAL_USE,
+    ]
+    return write_table(folder, name, lines, cells, below)
+
+
+def write_table(
+    folder: Path,
+    name: str,
+    lines: Sequence[Line] | pd.DataFrame,
+    cells: Sequence[Mapping[str, str]],
+    notes: Iterable[str],
+) -> Path:
+    """Write a table as CSV (unrounded, empty if unknown), Markdown and LaTeX.
+
+    Returns:
+        Path of the Markdown file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f'{name}.md'
+    table = pd.DataFrame(lines, dtype=object)  # keeps whole numbers whole
+    latex = pd.DataFrame(cells).to_latex(index=False, escape=True)
+    text = f'{markdown_table(cells)}\n' + ''.join(f'- {note}\n' for note in notes)
+    replace_files(
+        {
+            page: text,
+            page.with_suffix('.csv'): table.to_csv(index=False),
+            page.with_suffix('.tex'): latex.replace('−', '$-$').replace('±', r'$\pm$'),
+        }
+    )
+    return page
+
+
+def facts_cells(table: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the facts about the runs of each row, as mean and standard deviation over seeds."""
+    runs = facts_of(table, 'epochs').groupby('row', sort=False)
+    cells = [
+        {'row': row, 'finished seeds': ', '.join(map(str, part.index.get_level_values('seed')))}
+        for row, part in runs
+    ]
+    for metric, (title, form) in FACTS.items():
+        facts = facts_of(table, metric)
+        if metric in OF_MASKS and facts.nunique() < 2:
+            continue  # the masks are not what the rows vary
+        for cell in cells if len(facts) else ():
+            own = facts[facts.index.get_level_values('row') == cell['row']]
+            cell[title] = with_sd(own, form) if len(own) else ''
+    return cells
+
+
+def published_of(sweep: Sweep, score: str, learned: Collection[str]) -> dict[str, Any]:
+    """Return the published value of a score for each row, shown as context only.
+
+    A list has the values of the scores of the sweep; another value is that of the mean AUROC.
+    `learned` are the labels of the runs.
+    """
+    published = sweep.published or {}
+    if published.get('label', '') not in ('', *learned):
+        return {}
+    found = {}
+    for row, values in published.get('values', {}).items():
+        if isinstance(values, list):
+            pairs = dict(zip(sweep.scores, values, strict=True))
+            found |= {row: pairs[score]} if score in pairs else {}
+        elif score in MEANS:
+            found[row] = values
+    return found
+
+
+def read_lines(path: Path, pairs: Sequence[str] = ()) -> pd.DataFrame:
+    """Read the compared lines of a table of `write_score`, or only some ROW/ROW.
+
+    Raises:
+        ValueError: If it is no such table, or compares no rows or not these.
+    """
+    options = {'keep_default_na': False, 'na_values': ['']}  # a verdict may be 'n/a'
+    options['dtype'] = {'row': str, 'against': str}
+    options['converters'] = {'by_seed': lambda text: [float(word) for word in text.split()]}
+    try:
+        found = pd.read_csv(path, **options)
+    except ValueError as error:
+        raise ValueError(f'{path} is no table of `ablate.py table`: {error}') from error
+    bounds = [f'{noise}_{end}' for noise in NOISE.values() for end in ENDS]
+    columns = ['row', 'against', 'score', 'difference', 'by_seed', 'verdict', *bounds]
+    if missing := [name for name in columns if name not in found]:
+        raise ValueError(f'{path} must be a table in which rows are compared: it lacks {missing}')
+    # With groups, a row has a value in each of them.
+    keys = ['row', *(['group'] if 'group' in found else [])]
+    values = found.drop_duplicates(keys).set_index(keys)['value']
+    bases = found[['against', *keys[1:]]].apply(
+        tuple if keys[1:] else lambda cells: cells.iloc[0], axis=1
+    )
+    found['against_value'] = bases.map(values)
+    found.index = found['row'] + '/' + found['against'].fillna('')
+    if unknown := [pair for pair in pairs if pair not in found.index]:
+        raise ValueError(f'--pairs: {path} does not compare {unknown[0]!r}')
+    return found.loc[[*pairs]] if pairs else found
+
+
+def file_name(sweep: str, score: str) -> str:
+    """Return the name of the files of a score without suffix."""
+    return f'{sweep}_{score}'.replace(' ', '_').replace(':', '_')
+
+
+def score_title(score: str) -> str:
+    """Return the name of a score for readers."""
+    metric, label = parts_of(score)
+    return f'{METRICS[metric].title}, {label.replace("_", " ") if label in MEANS else label}'
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Format rows of cells as a Markdown table."""
+    lines = [list(rows[0]), ['---'] * len(rows[0]), *(list(row.values()) for row in rows)]
+    cells = [[cell.replace('<', '&lt;').replace('|', r'\|') for cell in line] for line in lines]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in cells)
+
+
+def shown(value: float | None, form: str) -> str:
+    """Format a number with a real minus sign, and None and NaN as MISSING."""
+    return MISSING if value is None or value != value else f'{value:{form}}'.replace('-', '−')
+
+
+def interval_text(bounds: Mapping[str, float | None], form: str) -> str:
+    """Format an interval as 'low to high', or '' if it is unknown."""
+    ends = [shown(bounds.get(end), form) for end in ENDS]
+    return '' if MISSING in ends else ' to '.join(ends)
+
+
+def with_sd(values: pd.Series, form: str) -> str:
+    """Format a mean with its standard deviation if it varies."""
+    spread = '' if values.nunique() < 2 else f' ± {values.std():{form}}'
+    return shown(values.mean(), form) + spread
+
+
+def _comparison(part: Mapping[str, Any]) -> Line:
+    """Return the columns of a comparison in the CSV file."""
+    line = {
+        'difference': part['difference'],
+        'by_seed': ' '.join(f'{value:.6f}' for value in part['by_seed']),
+    }
+    for noise, name in NOISE.items():
+        line |= {f'{name}_{end}': part[noise][end] for end in ENDS}
+    return line | {key: part[key] for key in ('p', 'p_holm', 'verdict')}
+
+
+def _cells(line: Line, lines: Sequence[Line], footnotes: Footnotes) -> Iterator[tuple[str, str]]:
+    """Yield title and text of the cells of a line."""
+
+    def marked(*reasons: str) -> str:
+        return f'{MISSING} ({", ".join(map(footnotes.mark, reasons))})'
+
+    if 'group' in line:
+        yield 'group', line['group']
+    yield 'row', line['row']
+    sd = f' ± {line["sd"]:.3f}' if line['seeds'] > 1 else ''
+    yield score_title(line['score']), shown(line['value'], '.3f') + sd
+    if any('last_epoch' in each for each in lines):
+        yield 'last epoch', shown(line.get('last_epoch'), '.3f')
+    yield '95 % over patients', interval_text(line, '.3f') or marked(FEW_RESAMPLES)
+    yield 'against', line['against']
+    if 'difference' in line:
+        seeds, missing = len(line['by_seed'].split()), []
+        paired = f' ({seeds} of {line["seeds"]} seeds)' if seeds != line['seeds'] else ''
+        yield 'difference', shown(line['difference'], '+.3f') + paired
+        one = ONE_SEED if seeds == 1 else EQUAL_SEEDS
+        for (noise, name), reason in zip(NOISE.items(), (one, FEW_RESAMPLES), strict=True):
+            bounds = {end: line[f'{name}_{end}'] for end in ENDS}
+            text = interval_text(bounds, '+.3f')
+            missing += [] if text else [reason]
+            yield noise.replace('_', ' '), text or marked(reason)
+        is_missing = line['verdict'] == MISSING
+        yield 'verdict', marked(*missing) if is_missing else line['verdict']
+    else:
+        yield from (
+            (title, '') for title in ('difference', 'over seeds', 'over patients', 'verdict')
+        )
+    if any('published' in each for each in lines):
+        value = line.get('published')
+        yield 'published, context only', '' if value is None or value is np.nan else str(value)

@@ -1,0 +1,164 @@
+"""Pseudo-labels: real runs of teacher and student on phantoms, and their table."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
+from tiny import VIT, run_script, tiny_config
+from warm_python import warm_python
+
+from config import FEW_TRAINING_IMAGES
+from data.labels import LABELS
+from engine.run_record import RECORD_FILE, read_record
+from evaluation.calibration import choose_threshold
+from sweeps.pseudo_labels import ALL_LABELS, STUDENT, TEACHER, PseudoLabels
+from system.files import sha256
+
+# Models are random: a low confidence keeps something, and the options leave many patients.
+OPTIONS = (
+    'DATA.TRAIN_IMAGES 0 DATA.TRAIN_FRACTION 0.3 DATA.HOLDOUT_FRACTION 0.4 DATA.UNCERTAIN ones '
+    'TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 EVAL.RESAMPLES 40'
+).split()
+
+
+def main(cfg: Path, data: Path, output: Path, *more: str, confidence: str = '0.1') -> int:
+    words = ['--cfg', str(cfg), '--data-path', str(data), '--output', str(output)]
+    words += ['--confidence', confidence, '--all-labels', '--opts', *OPTIONS, *more]
+    return run_script('pseudo_label', *words)
+
+
+@pytest.fixture(scope='module')
+def cfg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_config(tmp_path_factory.mktemp('cfg') / 'c.yaml', 'finetune', VIT)
+
+
+@pytest.fixture(scope='module')
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with warm_python(tmp_path_factory.mktemp('warm')) as path:
+        yield path
+
+
+@pytest.fixture(scope='module')
+def done(python: Path, cfg: Path, phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp('runs')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHON', str(python))
+        assert main(cfg, phantom, output) == 0
+    return output
+
+
+def runs_in(output: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in output.rglob(RECORD_FILE)}
+
+
+@pytest.mark.slow
+def test_the_student_learns_what_the_teacher_was_confident_of(done: Path) -> None:
+    assert set(runs_in(done)) == {TEACHER, STUDENT, ALL_LABELS}
+    file = done / 'pseudo_labels.csv'
+    record = read_record(done / 'tiny_finetune' / STUDENT)
+    assert record['data']['files']['DATA.PSEUDO_LABELS'] == sha256(file)
+    values = pd.read_csv(file).set_index('Path')
+    predictions = done / 'tiny_finetune' / TEACHER / 'predictions_train.csv'
+    about = json.loads(file.with_suffix('.json').read_text())
+    assert about['predictions'] == sha256(predictions)
+    for label, predicted in pd.read_csv(predictions).set_index('Path').loc[values.index].items():
+        cuts = about['cuts'][label]
+        high, low = (cuts[side]['threshold'] for side in ('positive', 'negative'))
+        ones = predicted >= (np.inf if high is None else high)
+        zeros = predicted <= (-np.inf if low is None else low)
+        expected = np.where(ones == zeros, np.nan, ones.astype(float))
+        np.testing.assert_array_equal(values[label], expected)
+
+
+@pytest.mark.slow
+def test_the_table_has_the_scores_of_scikit_learn(done: Path, cfg: Path, phantom: Path) -> None:
+    table = pd.read_csv(done / 'pseudo_labels_table.csv').set_index(['run', 'scored'])
+    work = PseudoLabels(str(cfg), str(phantom), done, options=OPTIONS)
+    real = pd.read_csv(phantom / 'train.csv').set_index('Path')[[*LABELS]].fillna(0)
+    values = pd.read_csv(done / 'pseudo_labels.csv').set_index('Path')
+    scored = {'labelled': real.loc[work.labelled.path].replace(-1, np.nan)}
+    scored['pseudo-labelled'] = values
+    folder = done / 'tiny_finetune' / STUDENT
+    held_out = pd.read_csv(folder / 'predictions_holdout.csv').set_index('Path')
+    truth = real.loc[held_out.index].replace(-1, np.nan)
+    for split, targets in scored.items():
+        predicted = (
+            pd.read_csv(folder / 'predictions_train.csv').set_index('Path').loc[targets.index]
+        )
+        found = {'auroc': [], 'accuracy': [], 'precision': [], 'recall': []}
+        for label in [name for name in LABELS if targets[name].nunique() == 2]:
+            known = targets[label].notna()
+            own, given = targets.loc[known, label], predicted.loc[known, label]
+            found['auroc'].append(roc_auc_score(own, given))
+            how = {'rule': 'youden', 'sensitivity': 0}
+            threshold = choose_threshold(held_out[label].to_numpy(), truth[label].to_numpy(), **how)
+            if not np.isnan(threshold):
+                called = given >= threshold
+                found['accuracy'].append(accuracy_score(own, called))
+                found['precision'].append(precision_score(own, called, zero_division=0))
+                found['recall'].append(recall_score(own, called))
+        line = table.loc[(STUDENT, split)]
+        assert line['images'] == len(targets)
+        for metric, areas in found.items():
+            wanted = np.mean(areas) if areas else np.nan
+            assert line[metric] == pytest.approx(wanted, nan_ok=True)
+    assert (ALL_LABELS, 'labelled') not in table.index  # it predicts no training images
+    line = table.loc[(STUDENT, 'valid')]
+    assert line['minus_teacher'] == pytest.approx(
+        line['auroc'] - table.loc[(TEACHER, 'valid'), 'auroc']
+    )
+    assert 'confirmed' in (done / 'pseudo_labels_table.md').read_text()
+
+
+@pytest.mark.slow
+def test_finished_runs_are_left_alone_and_other_pseudo_labels_refused(
+    done: Path, cfg: Path, phantom: Path, monkeypatch, capsys
+) -> None:
+    before, table = runs_in(done), (done / 'pseudo_labels_table.csv').read_bytes()
+    monkeypatch.setenv('PYTHON', '/bin/false')
+    assert main(cfg, phantom, done) == 0
+    assert (runs_in(done), (done / 'pseudo_labels_table.csv').read_bytes()) == (before, table)
+    capsys.readouterr()
+    assert main(cfg, phantom, done, confidence='0.05') == 2
+    assert f'{done / "tiny_finetune" / STUDENT} contains another run' in capsys.readouterr().err
+    assert main(cfg, phantom, done) == 0  # writes the same pseudo-labels again
+
+
+def test_real_labels_decide_for_all_runs_whether_a_checkpoint_is_selected(
+    cfg: Path, phantom: Path, tmp_path: Path
+) -> None:
+    options = [*OPTIONS, 'EVAL.SELECT_ON', 'auto']
+    work = PseudoLabels(str(cfg), str(phantom), tmp_path, options=options)
+    assert len(work.labelled) < FEW_TRAINING_IMAGES
+    jobs = work.job(TEACHER), work.job(STUDENT, growth=9.0), work.job(ALL_LABELS, growth=9.0)
+    assert [job.config.EVAL.SELECT_ON for job in jobs] == ['last'] * 3
+
+
+def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(
+    cfg: Path, phantom: Path, tmp_path: Path
+) -> None:
+    options = [*OPTIONS, 'TRAIN.EPOCHS', '40', 'TRAIN.WARMUP_EPOCHS', '4']
+    work = PseudoLabels(str(cfg), str(phantom), tmp_path, options=options, equal_steps=True)
+    for growth, epochs, warmup in ((1.0, 40, 4), (2.5, 16, 2), (100.0, 1, 0)):
+        train = work.job(STUDENT, growth=growth).config.TRAIN
+        assert (train.EPOCHS, train.WARMUP_EPOCHS) == (epochs, warmup)
+    table = pd.read_csv(phantom / 'train.csv')
+    patients = table['Path'].str.extract(r'(patient\d+)')[0]
+    trained = ~patients.isin(work.held_out.patient) & (table['Frontal/Lateral'] == 'Frontal')
+    assert work.all_images == trained.sum()
+
+
+@pytest.mark.parametrize(
+    ('options', 'key'),
+    [(['DATA.HOLDOUT_FRACTION', '0.0'], 'DATA.HOLDOUT_FRACTION'), (['NO.KEY', '1'], 'NO.KEY')],
+)
+def test_options_that_no_run_can_work_with_are_refused(
+    options: list[str], key: str, cfg: Path, phantom: Path, tmp_path: Path, capsys
+) -> None:
+    assert main(cfg, phantom, tmp_path / 'o', *options) == 2
+    assert key in capsys.readouterr().err
+    assert not (tmp_path / 'o').exists()

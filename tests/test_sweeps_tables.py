@@ -1,0 +1,388 @@
+"""The long table of a sweep, its comparisons and tables, against independent computations."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score, precision_score, roc_auc_score
+from sweep_runs import MadeRuns, ablation_file, make_sweep, methods_file
+from tiny import run_script
+
+from data.labels import COMPETITION_LABELS, LABELS
+from evaluation.intervals import Resamples, bootstrap_p, holm
+from evaluation.model_comparison import SIGNIFICANT, compare_rows, summarise, verdict
+from sweeps.files import Sweep, load_sweep, run_folder
+from sweeps.long_table import enough_resamples, read_written
+from sweeps.run_scores import finished_runs, pretraining_figures, read_runs
+
+STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
+SEEDS = [0, 1, 2]
+DRAWS = 200
+EDEMA = LABELS.index('Edema')
+NAN = float('nan')
+DEEP = '[' * 100_000  # JSON that is nested too deeply
+
+
+def table_of(sweep: Sweep, made: MadeRuns, *more: object, seeds: int = 3) -> int:
+    words = ['--sweep', sweep.path, '--output', made.output, '--seeds', seeds]
+    return run_script('ablate', 'table', *words, '--resamples', 20, *more)
+
+
+def lines_of(made: MadeRuns, score: str, name: str = 'swept') -> pd.DataFrame:
+    table = pd.read_csv(made.output / f'{name}_{score}.csv', dtype={'row': str, 'against': str})
+    return table.set_index('row')
+
+
+class Finished:
+    """Three rows with three seeds, of which the second row is the reference, and their tables."""
+
+    def __init__(self, folder: Path) -> None:
+        published = {'source': 'A 2020', 'measure': 'top-1', 'values': {'0.1': 82.8}}
+        self.sweep = make_sweep(folder, [*STRENGTHS], reference=1, published=published)
+        self.made = MadeRuns(folder, level='image', size=240)
+        file = self.made.data / 'test.csv'
+        rng = np.random.default_rng(3)
+        self.table = pd.read_csv(file)
+        people = {p: rng.choice(['Male', 'Female']) for p in sorted(set(self.made.patients))}
+        self.table['Sex'] = [people[name] for name in self.made.patients]
+        self.table.to_csv(file, index=False)
+        self.people = folder / 'people.csv'
+        races = [(p, rng.choice(['Asian', 'White'])) for p in people]
+        pd.DataFrame(races, columns=['PATIENT', 'RACE']).to_csv(self.people, index=False)
+        self.predicted = {
+            (row.name, seed): self.made.add(row, seed, strength=STRENGTHS[row.name])
+            for row in self.sweep.rows
+            for seed in SEEDS
+        }
+        words = ['--subgroups', 'RACE', '--demographics', self.people, '--resamples', DRAWS]
+        assert table_of(self.sweep, self.made, '--scores', 'Edema', 'mean_of_five', *words) == 0
+
+    def areas(self, row: str, labels: tuple[str, ...], chosen: np.ndarray) -> np.ndarray:
+        """Mean AUROC of labels for each seed and resample of the patients, [S, 1 + R]."""
+        draws = Resamples(self.made.patients, resamples=DRAWS, seed=0)
+        weights = draws.score_weights(np.array(self.made.patients)[chosen])
+        columns = [LABELS.index(label) for label in labels]
+        return np.array(
+            [[np.mean([roc_auc_score(self.made.targets[chosen, k],
+                                     self.predicted[row, seed][chosen, k], sample_weight=w)
+                       for k in columns]) for w in weights] for seed in SEEDS])  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return Finished(tmp_path_factory.mktemp('runs'))
+
+
+def check_line(line: pd.Series, own: np.ndarray, base: np.ndarray) -> None:
+    """Compare a line with scores [S, 1 + R] of a row and of the row to compare it with."""
+    assert line['value'] == pytest.approx(own[:, 0].mean())
+    assert line['sd'] == pytest.approx(own[:, 0].std(ddof=1))
+    ends = np.percentile(own.mean(axis=0)[1:], [2.5, 97.5])
+    assert [line['low'], line['high']] == pytest.approx(ends.tolist())
+    differences = own - base
+    assert line['difference'] == pytest.approx(differences[:, 0].mean())
+    wanted = stats.ttest_rel(own[:, 0], base[:, 0]).confidence_interval(0.95)
+    assert [line['seeds_low'], line['seeds_high']] == pytest.approx([wanted.low, wanted.high])
+    drawn = differences.mean(axis=0)[1:]
+    ends = np.percentile(drawn, [2.5, 97.5])
+    assert [line['patients_low'], line['patients_high']] == pytest.approx(ends.tolist())
+    fewer = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
+    assert line['p'] == pytest.approx(min(1, 2 * (1 + fewer) / (1 + DRAWS)))
+
+
+def test_lines_equal_those_of_scikit_learn_with_repeated_patients(finished: Finished) -> None:
+    everyone = np.full(len(finished.made.patients), True)
+    for score, labels in (('Edema', ('Edema',)), ('mean_of_five', COMPETITION_LABELS)):
+        lines = lines_of(finished.made, score)
+        own, base = (finished.areas(row, labels, everyone) for row in ('0.1', '0.6'))
+        check_line(lines.loc['0.1'], own, base)
+        assert lines['against'].to_dict()['0.8'] == '0.6'
+        assert pd.isna(lines.loc['0.6', 'against'])
+        compared = lines.dropna(subset='p')
+        assert compared['p_holm'].to_numpy() == pytest.approx(holm(compared['p']))
+    assert lines.loc['0.1', 'verdict'] == 'above'
+    assert lines.loc['0.1', 'published'] == 82.8
+
+
+def test_lines_of_groups_are_those_of_their_members_and_corrected_together(finished) -> None:
+    lines = lines_of(finished.made, 'Edema_subgroups').reset_index()
+    female = (finished.table['Sex'] == 'Female').to_numpy()
+    (line,) = lines[(lines['group'] == 'Sex: Female') & (lines['row'] == '0.1')].to_dict('records')
+    own, base = (finished.areas(row, ('Edema',), female) for row in ('0.1', '0.6'))
+    check_line(pd.Series(line), own, base)
+    assert {'RACE: Asian', 'RACE: White'} <= {*lines['group']}
+    compared = lines.dropna(subset='p')
+    assert len(compared) == 2 * lines['group'].nunique()
+    assert compared['p_holm'].to_numpy() == pytest.approx(holm(compared['p']))
+
+
+def test_the_long_table_has_every_run_label_and_fact(finished: Finished) -> None:
+    table = read_written(finished.made.output / 'swept_scores.csv')
+    where = (table['row'] == '0.1') & (table['group'] == '') & (table['seed'] == '1')
+    own = table[where].set_index(['metric', 'label'])['value']
+    probabilities = finished.predicted['0.1', 1]
+    for label in ('Edema', 'Pneumonia'):
+        k = LABELS.index(label)
+        wanted = roc_auc_score(finished.made.targets[:, k], probabilities[:, k])
+        assert own['auroc', label] == pytest.approx(wanted, abs=1e-5)
+        assert own['positives', label] == finished.made.targets[:, k].sum()
+    assert own['held_out_l1', ''] == 21 and own['selected_epoch', ''] == 1
+    assert own['images_seen', ''] == 160 and own['held_out', ''] == 0.25
+    mean = table[(table['row'] == '0.1') & (table['seed'] == '') & (table['label'] == 'Edema')]
+    mean = mean[mean['group'] == ''].set_index('resample')['value']
+    line = lines_of(finished.made, 'Edema').loc['0.1']
+    assert [mean[''], mean['low']] == pytest.approx([line['value'], line['low']], abs=1e-5)
+
+
+def test_pages_show_the_lines_with_facts_and_notes(finished: Finished) -> None:
+    page = (finished.made.output / 'swept_Edema.md').read_text()
+    line = lines_of(finished.made, 'Edema').loc['0.1']
+    (row,) = [text for text in page.splitlines() if text.startswith('| 0.1 |')]
+    assert f'| {line["value"]:.3f} ± {line["sd"]:.3f} |' in row and '| 0.6 | +' in row
+    assert 'Not for clinical use' in page and '240 rows at image level' in page
+    facts = (finished.made.output / 'swept_runs.md').read_text()
+    assert '| 21.00 ± 1.00 |' in facts and 'AvgDist' not in facts  # no row has other masks
+    latex = (finished.made.output / 'swept_Edema.tex').read_text()
+    assert r'$\pm$' in latex and latex.count(r'\\') == 4
+
+
+@pytest.mark.slow
+def test_all_figures_are_drawn(finished: Finished, tmp_path: Path) -> None:
+    sweep, made = load_sweep(methods_file(tmp_path)), MadeRuns(tmp_path)
+    for row in sweep.rows:
+        for seed in (0, 1):
+            made.add(row, seed)
+    assert table_of(sweep, made, seeds=2) == 0
+    words = ['plot', '--sweep', sweep.path, '--output', made.output, '--seeds', 2]
+    assert run_script('ablate', *words, '--subset', '0.1') == 0
+    names = {'mean_of_five', 'labels', 'shares', 'losses', 'curves'}
+    assert {file.name for file in made.output.glob('*.png')} == {f'mine_{n}.png' for n in names}
+    assert all(file.stat().st_size > 8000 for file in made.output.glob('*.png'))
+    assert run_script('ablate', *words, '--subset', '0.3') == 2
+    masks = load_sweep('scripts/ablations/nano/mask_ratio.yaml')
+    table = read_written(finished.made.output / 'swept_scores.csv').replace({'row': {'0.1': '0.3'}})
+    facts = [{'row': row, 'metric': 'average_distance_px', 'value': value, 'seed': '0'}
+             for row, value in (('0.3', 2.7), ('0.6', 4.1))]  # fmt: skip
+    table = pd.concat([table, pd.DataFrame(facts)]).fillna('')
+    plots = __import__('sweeps.plots', fromlist=['plots'])
+    plots.plot_masks(tmp_path / 'masks.png', table, masks, 'Edema')
+    assert (tmp_path / 'masks.png').stat().st_size > 8000
+
+
+# Which rows are compared ------------------------------------------------------------------------
+
+
+def seeds(mean: float, numbers: tuple[int, ...] = (0, 1, 2)) -> pd.DataFrame:
+    """A row whose score differs by seed and resample."""
+    rng = np.random.default_rng(round(1000 * mean))
+    return pd.DataFrame(mean + rng.normal(scale=0.02, size=(len(numbers), 101)), index=numbers)
+
+
+def test_rows_are_compared_by_the_seeds_that_both_have() -> None:
+    rows = {'a': seeds(0.8, (1, 2)), 'b': seeds(0.7), 'c': seeds(0.79), 'd': seeds(0.5, (5,))}
+    first, none, last, other = compare_rows(rows, [('a', 'b'), ('b', ''), ('c', 'b'), ('d', 'a')])
+    assert none is None and other is None
+    paired = (rows['a'] - rows['b'].loc[[1, 2]]).mean().to_numpy()
+    assert (first['seeds'], last['seeds']) == (2, 3)
+    assert first['difference'] == pytest.approx(paired[0])
+    assert first['p'] == pytest.approx(bootstrap_p(paired[1:]))
+    assert [first['p_holm'], last['p_holm']] == list(holm([first['p'], last['p']]))
+    assert np.isnan(summarise(rows['d'])['sd'])
+
+
+@pytest.mark.parametrize(
+    'bounds, p_holm, wanted',
+    [
+        ((0.01, 0.05, 0.02, 0.04), 0.01, 'above'),
+        ((-0.01, 0.07, 0.02, 0.04), 0.01, 'inside the noise'),
+        ((0.01, 0.05, 0.001, 0.06), 0.05, 'not significant after correction'),
+        ((NAN, NAN, 0.02, 0.04), 0.01, 'n/a'),
+    ],
+)
+def test_a_difference_counts_only_outside_both_kinds_of_noise(bounds, p_holm, wanted) -> None:
+    part = {'difference': 0.03, 'p_holm': p_holm}
+    for noise, ends in (('over_seeds', bounds[:2]), ('over_patients', bounds[2:])):
+        part[noise] = dict(zip(('low', 'high'), ends, strict=True))
+    assert verdict(part) == wanted
+
+
+def test_rows_that_do_not_depend_on_the_seed_have_no_verdict() -> None:
+    """Patients alone would decide, although other seeds were never tried."""
+    values = 0.05 + np.random.default_rng(0).normal(scale=0.005, size=(1, 101))
+    rows = {name: pd.DataFrame(np.repeat(mean + values * k, 3, axis=0))
+            for name, mean, k in (('a', 0.8, 1), ('b', 0.7, 0))}  # fmt: skip
+    (part,) = compare_rows(rows, [('a', 'b')])
+    assert part['over_patients']['low'] > 0 and np.isnan(part['over_seeds']['low'])
+    assert part['verdict'] == 'n/a'
+
+
+def test_draws_suffice_for_every_row_to_be_significant() -> None:
+    samples = np.linspace(0.01, 0.02, enough_resamples(300))
+    assert holm([bootstrap_p(samples)] * 300)[0] < SIGNIFICANT / 4
+
+
+def two_rows(folder: Path, **changes: Any) -> tuple[MadeRuns, Sweep]:
+    """A row and the reference with two seeds."""
+    made, sweep = MadeRuns(folder), make_sweep(folder, ['0.1', '0.6'], reference=1, **changes)
+    for row in sweep.rows:
+        for seed in (0, 1):
+            made.add(row, seed, strength=STRENGTHS[row.name])
+    return made, sweep
+
+
+def pairs_of(lines: pd.DataFrame) -> list[tuple[str, str]]:
+    return [*zip(lines.index, lines['against'].fillna(''), strict=True)]
+
+
+def test_a_row_is_compared_with_the_pixels_and_the_better_held_out_row(tmp_path: Path) -> None:
+    rows = {
+        'low': {'finetune': {'TRAIN.LAYER_DECAY': 0.8}},
+        'base': {},
+        'own': {'pretrain': {'MODEL.DROP_RATE': 0.1}, 'against_best_of': ['low', 'base']},
+    }
+    sweep, made = load_sweep(ablation_file(tmp_path, rows)), MadeRuns(tmp_path)
+    for row in sweep.rows:
+        for seed in (0, 1):
+            made.add(row, seed, strength={'low': 2.0, 'base': 1.0, 'own': 1.5}[row.name])
+            if row.name == 'base':
+                made.add_pixels(row, seed, strength=0.5)
+    assert table_of(sweep, made, seeds=2) == 0
+    lines = lines_of(made, 'mean_of_five')
+    assert ('own', 'low') in pairs_of(lines) and ('own', 'base') not in pairs_of(lines)
+    assert table_of(sweep, made, '--against', 'pixels', seeds=2) == 0
+    lines = lines_of(made, 'mean_of_five')
+    assert {*lines['against'].dropna()} == {'pixels'}
+    assert (lines.loc['own', 'difference']) == pytest.approx(
+        lines.loc['own', 'value'] - lines.loc['pixels', 'value']
+    )
+
+
+def test_metrics_at_the_threshold_use_that_of_the_report(tmp_path: Path) -> None:
+    made, sweep = two_rows(tmp_path)
+    for row in sweep.rows:
+        for seed in (0, 1):
+            entries = [{'label': label, 'threshold': 0.6} for label in ('Edema', 'Pneumonia')]
+            report = {'sets': [{'name': 'valid'}, {'name': 'test', 'labels': entries}]}
+            folder = run_folder(made.output, 'finetune', row, seed)
+            (folder / 'report.json').write_text(json.dumps(report))
+    assert table_of(sweep, made, '--scores', 'f1:Edema', 'precision:mean_of_defined', seeds=2) == 0
+    called = [made.probabilities(2.5, seed) >= 0.6 for seed in (0, 1)]
+    wanted = np.mean([f1_score(made.targets[:, EDEMA], own[:, EDEMA]) for own in called])
+    assert lines_of(made, 'f1_Edema').loc['0.1', 'value'] == pytest.approx(wanted)
+    wanted = np.mean([precision_score(made.targets[:, k], own[:, k])
+                      for own in called for k in (EDEMA, LABELS.index('Pneumonia'))])  # fmt: skip
+    found = lines_of(made, 'precision_mean_of_defined').loc['0.1', 'value']
+    assert found == pytest.approx(wanted)  # of the labels that have a threshold
+
+
+def test_notes_name_unfinished_rows_and_changed_options(tmp_path: Path) -> None:
+    made, sweep = MadeRuns(tmp_path), make_sweep(tmp_path, ['0.1', '0.6', '0.9'], reference=1)
+    for row in sweep.rows[:2]:
+        made.add(row, 0)
+    folder = run_folder(made.output, 'finetune', sweep.rows[0], 0)
+    text = (folder / 'config.yaml').read_text()
+    (folder / 'config.yaml').write_text(re.sub('LAYER_DECAY: .*', 'LAYER_DECAY: 0.35', text))
+    record = json.loads((folder / 'run.json').read_text()) | {'code': 'other'}
+    (folder / 'run.json').write_text(json.dumps(record))
+    made.add(sweep.rows[2], 0, finished=False)
+    assert table_of(sweep, made, seeds=1) == 0
+    page = (made.output / 'swept_mean_of_five.md').read_text()
+    assert 'Not finished: 0.9 seed 0.' in page
+    assert 'The runs used 2 versions of the code: other, v1-2-gabc.' in page
+    assert 'Runs of 0.1 differ from the sweep file: TRAIN.LAYER_DECAY' in page
+    assert '| n/a (note 1) |' in page and 'note 1: A single seed' in page
+
+
+def test_rows_scored_on_other_cases_are_not_compared(tmp_path: Path) -> None:
+    made, sweep = two_rows(tmp_path)
+    for seed in (0, 1):
+        file = run_folder(made.output, 'finetune', sweep.rows[0], seed) / 'scores.json'
+        file.write_text(file.read_text().replace('"frontal"', '"all"'))
+    assert table_of(sweep, made, seeds=2) == 0
+    assert lines_of(made, 'mean_of_five')['against'].isna().all()
+    page = (made.output / 'swept_mean_of_five.md').read_text()
+    assert '0.1 was scored on other cases than 0.6: not compared.' in page
+
+
+def test_a_label_with_few_cases_has_no_verdict(tmp_path: Path, monkeypatch) -> None:
+    made, sweep = two_rows(tmp_path)
+    monkeypatch.setattr('evaluation.model_comparison.SIGNIFICANT', 0.9)
+    for few, wanted in ((20, 'above'), (80, 'n/a')):
+        monkeypatch.setattr('evaluation.metrics.FEW_CASES', few)
+        assert table_of(sweep, made, '--scores', 'Edema', seeds=2) == 0
+        text = (made.output / 'swept_Edema.csv').read_text().splitlines()[1]
+        assert text.endswith(f',{wanted}')
+
+
+def test_errors_of_pretraining_on_other_images_are_left_out(tmp_path: Path) -> None:
+    made, sweep = MadeRuns(tmp_path), make_sweep(tmp_path, ['0.1', '0.6'])
+    made.add_pretraining(sweep.rows[1], 0, **{'EVAL.HOLDOUT_IMAGES': 7})
+    for row in sweep.rows:
+        made.add(row, 0)
+    read = read_runs(finished_runs(sweep, [0], made.output)[0], sweep=sweep)
+    errors = {line['row']: line['value'] for line in read.facts if line['metric'] == 'held_out_l1'}
+    assert errors == {'0.1': 20}
+
+
+def test_cost_is_epochs_times_the_median_epoch() -> None:
+    records = [{'epoch': -1, 'loss': 1.0}]
+    records += [{'epoch': e, 'seconds': s, 'images_per_second': 80 / s} for e, s in
+                enumerate((10.0, 30.0, 20.0))]  # fmt: skip
+    # Interrupted at half an epoch: 40 images in 4 seconds.
+    records.append({'epoch': 3, 'seconds': 4.0, 'images_per_second': 10.0})
+    figures = pretraining_figures(records)
+    assert figures['images_seen'] == 320
+    assert figures['pretrain_minutes'] == pytest.approx(4 * 15 / 60)
+
+
+def test_single_runs_are_compared_without_a_sweep(tmp_path: Path, capsys) -> None:
+    made, sweep = two_rows(tmp_path)
+    for row in sweep.rows:
+        file = run_folder(made.output, 'finetune', row, 1) / 'config.yaml'
+        file.write_text(re.sub('^SEED: 0', 'SEED: 1', file.read_text(), flags=re.M))
+    runs = [f'{name}={run_folder(made.output, "finetune", row, 0)}'.replace('seed0', 'seed*')
+            for name, row in zip(('strong', 'weak'), sweep.rows, strict=True)]  # fmt: skip
+    words = ['table', '--runs', *runs, '--save', tmp_path / 't', '--resamples', 20]
+    assert run_script('ablate', *words) == 0
+    line = pd.read_csv(tmp_path / 't/runs_mean_of_five.csv').set_index('row').loc['strong']
+    assert line['against'] == 'weak' and line['seeds'] == 2 and line['difference'] > 0
+    assert run_script('ablate', 'table', '--runs', 'a=none', '--save', tmp_path) == 2
+    assert "'a=none'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'name, content, words, error',
+    [
+        ('report.json', 'x', [], 'scores in'),
+        ('scores.json', DEEP, [], 'scores in'),
+        ('scores.json', '{"valid": {}}', ['--split', 'test'], '--split'),
+        ('predictions_test.csv', 'Path,Edema\nx,0.5\n', [], 'predictions_test.csv'),
+        ('', '', ['--scores', 'Oedema'], "'Oedema'"),
+        ('', '', ['--demographics', 'x.csv'], '--subgroups'),
+        ('', '', ['--against', 'none'], "'none'"),
+        ('', '', ['--labels', 'x.csv'], '--predictions'),
+    ],
+)
+def test_tables_that_runs_cannot_have_are_refused(
+    name, content, words, error, tmp_path: Path, capsys
+) -> None:
+    made, sweep = two_rows(tmp_path)
+    if name:
+        (run_folder(made.output, 'finetune', sweep.rows[0], 0) / name).write_text(content)
+    assert table_of(sweep, made, *words, seeds=2) == 2
+    assert error in capsys.readouterr().err
+
+
+def test_scores_that_are_not_those_of_the_predictions_are_refused(tmp_path: Path, capsys) -> None:
+    made, sweep = two_rows(tmp_path)
+    file = run_folder(made.output, 'finetune', sweep.rows[0], 1) / 'scores.json'
+    scores = json.loads(file.read_text())
+    scores['test']['selected']['auroc']['Edema'] -= 0.01
+    file.write_text(json.dumps(scores))
+    assert table_of(sweep, made, seeds=2) == 2
+    assert f'{file.parent}: the AUROC of Edema' in capsys.readouterr().err
