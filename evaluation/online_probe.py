@@ -69,7 +69,7 @@ class OnlineProbe:
             labels=self.task.labels,
             level=run.config.EVAL.LEVEL,
         )
-        means = {name: scores[name] for name in MEANS if name in scores}
+        means = {name: scores[name] for name in MEANS if np.isfinite(scores.get(name, np.nan))}
         rank = float(effective_rank(torch.from_numpy(features).to(run.device)))
         shown = ', '.join(f'{name.replace("_", " ")} {mean:.4f}' for name, mean in means.items())
         run.logger.info(
