@@ -508,8 +508,8 @@ def _label_warnings(
         yield f'labels without both classes are not scored: {", ".join(undefined)}'
     if few:
         yield (
-            f'no interval, and in no mean unless all labels are so, because there are fewer than '
-            f'{FEW_CASES} cases of one class: {", ".join(few)}'
+            f'fewer than {FEW_CASES} cases of one class, so these labels have no interval and no '
+            f'p-value: {", ".join(few)}'
         )
     if few_held_out:
         yield (
