@@ -162,26 +162,6 @@ def test_targets_of_the_images_that_are_trained_on(mixed: Path) -> None:
         assert {name: table.loc[label, name] for name in kinds} == expected, label
 
 
-def test_targets_of_a_binary_task(mixed: Path) -> None:
-    changes = {'DATA__VIEWS': 'all', 'DATA__TASK': 'effusion', 'DATA__HOLDOUT_FRACTION': 0.0}
-    config = options(mixed, **changes)
-    table = build_description(config).targets.set_index('split')
-    assert list(table.index) == ['train', 'valid', 'test', 'full']
-    for split, found in table.drop('full').iterrows():
-        with open(mixed / f'{split}.csv', newline='') as file:
-            rows = list(csv.DictReader(file))
-        positive = sum(cells['Pleural Effusion'] == '1.0' for cells in rows)
-        negative = sum(
-            cells['Pleural Effusion'] != '1.0' and cells['No Finding'] == '1.0' for cells in rows
-        )
-        assert (found['positive'], found['negative']) == (positive, negative)
-        assert found['positive share'] == pytest.approx(positive / (positive + negative))
-        assert found['negative share'] == pytest.approx(negative / (positive + negative))
-        rest = len(rows) - positive - negative
-        assert rest > 0 and found['soft'] == 0
-        assert found['left out'] == rest  # they say nothing, and are neither learned nor scored
-
-
 # ---- the script
 
 
