@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from config import PROBES, Config, module_of, selecting_split
-from data.data_finetune import build_loader_finetune
+from data.data_finetune import build_loader_finetune, patient_leaks
 from data.fingerprint import describe_data
 from data.loader import Loaders
 from engine.launch import launch
@@ -210,7 +210,8 @@ def main(run: Run) -> int:
             run, model, loaders._asdict(), num_inputs=1
         )
     if config.CHECK_MODE:
-        found = [('selection', selection.about, selection.warning)]
+        found = [('patients', line, 'see scripts/check_data.py') for line in patient_leaks(loaders)]
+        found.append(('selection', selection.about, selection.warning))
         return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), loss_fn, found)
 
     if selection.warning:

@@ -19,6 +19,7 @@ from data.reading import may_be_absent, open_data, read_split, scored_images
 from data.records import Records, select_views
 from data.splits import (
     describe_subset,
+    shared_patients,
     split_patients,
     training_records,
     unlabelled_records,
@@ -50,10 +51,19 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
                 parts[split] = _eval_loader(config, split, records, logger)
     valid, test = (_scored_loader(config, split, logger) for split in ('valid', 'test'))
     loaders = Loaders(valid=valid, test=test, **parts)
+    for line in patient_leaks(loaders):
+        logger.warning(line)
     _warn_of_one_class(logger, loaders, task.labels)
     if teacher:
         _warn_of_teacher(logger, loaders, teacher)
     return loaders
+
+
+def patient_leaks(loaders: Loaders) -> list[str]:
+    """Return a warning for each two splits that share patients."""
+    train = loaders.train or loaders.plain
+    own = loaders._replace(train=train, plain=None, whole=None)._asdict()  # whole contains train
+    return shared_patients({name: [*e.dataset.records.patient] for name, e in own.items() if e})
 
 
 def _training_loaders(

@@ -96,20 +96,20 @@ def read_mimic(
     return existing_records(records, images, **options)
 
 
-def named_images(config: Config, root: Path) -> set[str]:
-    """Return the image files of all splits of MIMIC-CXR-JPG, for all label files that exist."""
+def named_images(config: Config, root: Path) -> dict[str, str]:
+    """Return the image files of MIMIC-CXR-JPG with their split, for all label files that exist."""
     listed, config = set(Table(_mimic_file(root, 'split'))['split']), config.clone()
     labellers = [
         name
         for name in LABELLERS
         if all(list(root.glob(f'mimic-cxr-*-{kind}.csv*')) for kind in _kinds(name))
     ]
-    named = set()
+    named = {}
     for labeller in labellers or LABELLERS:
         config.DATA.LABELLER = labeller
         for split, name in MIMIC_SPLITS.items():
             if name in listed:
-                named.update(read_mimic(config, root, split, labels=()).file)
+                named |= dict.fromkeys(read_mimic(config, root, split, labels=()).file, split)
     return named
 
 

@@ -50,6 +50,7 @@ from data.store import (
     copy_file,
     file_crc32,
     is_store,
+    open_store,
     read_about,
     read_json,
     write_about,
@@ -68,6 +69,7 @@ class Source:
 
     root: Path
     files: list[str]  # sorted image files, relative to the root
+    splits: dict[str, str]  # split or table of the files that a table names
     tables: dict[str, Path]  # path of CSV and Excel files by the name in the store
     scored: bool  # whether `read_folder` refuses to train on all images
 
@@ -164,7 +166,7 @@ def read_source(
             raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
     config = default_config()
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
-    named, scored = set(), bool(signs_of_scores(root, [*tables]))
+    named, scored = {}, bool(signs_of_scores(root, [*tables]))
     if dataset and find_part('DATA.DATASET', dataset).splits:
         named, own_tables, scored = _read_splits(config, root)
         tables |= own_tables
@@ -172,22 +174,45 @@ def read_source(
         named |= named_images(config, root)
     else:
         for name in csv_names or [name for name in TABLES if name in tables]:
-            named.update(read_csv(root, name, image_suffix=image_suffix, labels=()).file)
+            files = read_csv(root, name, image_suffix=image_suffix, labels=()).file
+            named |= dict.fromkeys(files, name)
+    every = {*named}
     if all_images or not named:
-        named.update(read_folder(root, allow_all_images=all_images).file)
+        every.update(read_folder(root, allow_all_images=all_images).file)
         scored = scored or bool(signs_of_scores(root, sum(open_images(root).scan(), [])))
-    return Source(root, sorted(named, key=os.fsencode), tables, scored)
+    return Source(root, sorted(every, key=os.fsencode), named, tables, scored)
 
 
-def _read_splits(config: Config, root: Path) -> tuple[set[str], dict[str, Path], bool]:
-    """Return the images and tables of a data set, and whether some images are scored."""
+def _read_splits(config: Config, root: Path) -> tuple[dict[str, str], dict[str, Path], bool]:
+    """Return images with their split, and tables, and whether some images are scored."""
     kind = find_part('DATA.DATASET', config.DATA.DATASET)
     splits = kind.splits(config)
     records = [kind.read(config, root, split, labels=()) for split in splits]
-    files = {file for part in records for file in part.file}
+    pairs = zip(splits, records, strict=True)
+    files = {file: split for split, part in pairs for file in part.file}
     tables = {part.csv: root / part.csv for part in records if part.csv}
     tables |= {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
     return files, tables, list(splits) != ['train']
+
+
+def copies_in_splits(source: Source, output: str | Path) -> list[tuple[str, str]]:
+    """Return the images of a store that have the pixels of an image of another split.
+
+    Returns:
+        (image, earlier image with the same pixels) for each, in the order of the names.
+    """
+    store, first, copies = open_store(output), {}, []
+    for position, file in enumerate(store.files):
+        if file not in source.splits:
+            continue
+        entry = store.index[position]
+        key = tuple(entry[name].item() for name in ('height', 'width', 'crc32'))
+        other = first.setdefault(key, (file, position))
+        if source.splits[file] != source.splits[other[0]]:
+            pixels = [np.asarray(store.image(place)) for place in (other[1], position)]
+            if np.array_equal(*pixels):  # the checksum has only 32 bits
+                copies.append((file, other[0]))
+    return copies
 
 
 def encode(image: Image.Image, settings: Settings) -> Encoded:

@@ -3,6 +3,8 @@
 import hashlib
 import math
 import os
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -113,6 +115,18 @@ def pretrain_records(config: Config, records: Records) -> tuple[Records, Records
         train, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
     )
     return train, holdout
+
+
+def shared_patients(patients: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a warning for each two splits that share patients, given the patients by split."""
+    lines = []
+    for (one, names), (other, others) in combinations(patients.items(), 2):
+        if both := sorted(set(names) & set(others)):
+            lines.append(
+                f'{len(both)} patient(s) are in both {one} and {other}, for example {both[0]}, so '
+                'the scores include patients with which the model may have been trained'
+            )
+    return lines
 
 
 def describe_subset(config: Config) -> str:

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from data.labels import COMPETITION_LABELS
+from data.splits import shared_patients
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.calibration import TEMPERATURES
@@ -147,7 +148,7 @@ def build_document(
         'alerts': _set_lines(scored, _model_alerts),
         'warnings': [
             *warnings,
-            *_leak_warnings(patients or {}),
+            *shared_patients(patients or {}),
             *([NO_PATIENTS] if any(map(_has_no_patients, sets)) else []),
             *([RANKS_ONLY] if protocol.ranks_only else []),
             *([NO_HELD_OUT] if holdout is None and not protocol.ranks_only else []),
@@ -422,17 +423,6 @@ def _headline(scored: dict[str, Any], has_intervals: bool) -> dict[str, Any]:
 def _has_no_patients(cases: Cases) -> bool:
     """Return whether the names of the images stand for the patients (`data.layouts`)."""
     return len(cases) > 0 and all(map(str.endswith, cases.path, cases.patient))
-
-
-def _leak_warnings(patients: Mapping[str, Sequence[str]]) -> list[str]:
-    lines = []
-    for (one, names), (other, others) in combinations(patients.items(), 2):
-        if both := sorted(set(names) & set(others)):
-            lines.append(
-                f'{len(both)} patient(s) are in both {one} and {other}, for example {both[0]}, so '
-                'the scores include patients with which the model may have been trained'
-            )
-    return lines
 
 
 def _set_lines(

@@ -15,11 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import OPTIONS, check_config, default_config, put
-from data.packing import Settings, pack, read_source
+from data.packing import Settings, copies_in_splits, pack, read_source
 from data.preprocess import LUNG_STEPS, PREPROCESS
 from data.store import BAD_FILE, verify
 from system.tool import Paragraphs, at_least, tool, usable_cpus
 
+SHOWN = 5  # images in a warning
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
@@ -89,6 +90,13 @@ def main(args: argparse.Namespace) -> int:
     print(f'{args.output}: {about["images"]} images, {num_bytes / 1e6:,.1f} MB')
     if about['rounded']:
         print(f'{about["rounded"]} images of more than 8 bits were rounded to 8 (--keep-16bit)')
+    if copies := copies_in_splits(source, args.output):
+        named = '; '.join(f'{file} is {other}' for file, other in copies[:SHOWN])
+        print(
+            f'warning: {len(copies)} images have the pixels of an image of another split, so '
+            f'scored images may train the model: {named}',
+            file=sys.stderr,
+        )
     if about['left_out']:
         print(f'{len(about["left_out"])} images could not be read: see {args.output}/{BAD_FILE}')
     return 0

@@ -17,7 +17,7 @@ from mistakes import no_space
 from packed_data import SMALL, contents, copied, file_of, flip_bit, killed_after, make_data, packed
 from phantom_layouts import mimic_phantom
 from PIL import Image, ImageOps
-from xray_splits import LOGGER, make_config, xray
+from xray_splits import LOGGER, make_config, write_split, xray
 
 import data.store
 from config import default_config
@@ -270,6 +270,19 @@ def test_a_full_disk_ends_the_script_and_the_same_command_resumes(
 
 
 # Damage
+
+
+def test_images_with_the_pixels_of_another_split_are_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / 'data').mkdir()
+    write_split(tmp_path / 'data', 'train', 2)
+    write_split(tmp_path / 'data', 'valid', 1)  # of the first patient, under other names
+    for name, warned in (('train.csv', ''), ('train.csv valid.csv', '2 images')):
+        words = ['--data-path', tmp_path / 'data', '--size', 24, '--output', tmp_path / name]
+        words += ['--workers', 1, '--csv', *name.split()]
+        assert pack_script.main(pack_script.parse_args([*map(str, words)])) == 0
+        shown = capsys.readouterr().err
+        assert warned in shown and bool(warned) == ('another split' in shown)
+    assert 'valid/patient00000/study1/view1_frontal.png' in shown
 
 
 def test_a_flipped_bit_anywhere_is_found(store: Path, tmp_path: Path) -> None:

@@ -293,6 +293,20 @@ def test_the_check_names_labels_with_few_held_out_cases(
     assert 'positives)' in log
 
 
+def test_patients_of_train_and_valid_are_named_before_training(
+    phantom: Path, tmp_path: Path, capsys
+) -> None:
+    (name, *train), (_, *valid) = (
+        (phantom / f'{split}.csv').read_text().splitlines() for split in ('train', 'valid')
+    )
+    (tmp_path / 'both.csv').write_text('\n'.join([name, *valid, *train]))
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT)
+    more = ['--check', '--opts', 'DATA.VALID_CSV', str(tmp_path / 'both.csv')]
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path, *more)) == 0
+    log, table = ' '.join(capsys.readouterr().out.split()).split('preflight')
+    assert 'in both train and valid' in log and 'in both train and valid' in table
+
+
 @pytest.mark.parametrize('mode', ['full', 'last_layer'])
 def test_fine_tuning_drops_patches_in_training_alone(
     mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
