@@ -1041,6 +1041,11 @@ _C.PRETRAINED = Option(
     file='models.pretrained',
 )
 
+_C.PRETRAINED_MEAN = Own(
+    [], "Pixel mean of a foreign file's training; []: assumed.", within='[0, 1]', affects='nothing'
+)
+_C.PRETRAINED_STD = Own([], 'Deviation to PRETRAINED_MEAN.', within='(0, 1]', affects='nothing')
+
 OPTIONS: dict[str, Option] = {}  # by dotted key
 
 

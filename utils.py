@@ -137,8 +137,7 @@ def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint from a file or a URL with PyTorch's safe loader.
 
     No code in the file is executed. The config node in SimMIM's own checkpoints becomes a plain
-    dictionary. A file that contains only weights (.safetensors or a plain state dict) is returned
-    as {'model': weights}.
+    dictionary. Weights alone, or under one other key, are returned as {'model': weights}.
 
     Raises:
         ValueError: If the file does not exist, is damaged, contains pickled objects, has no
@@ -156,11 +155,11 @@ def read_checkpoint(path: str | Path) -> dict:
         raise
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f'{path}: {_reason(error)}') from error
-    if _are_weights(checkpoint) and checkpoint:
+    if are_weights(checkpoint) and checkpoint:
         return {'model': checkpoint}
-    if not isinstance(checkpoint, dict) or not _are_weights(checkpoint.get('model')):
-        raise ValueError(f"{path} is not a checkpoint: it has no weights under the key 'model'")
-    return checkpoint
+    if isinstance(checkpoint, dict) and are_weights(checkpoint.get('model')):
+        return checkpoint
+    return {'model': module_of('PRETRAINED').foreign_weights(checkpoint, path)}
 
 
 def trained_config(path: str | Path, stage: str | None = None) -> Config | None:
@@ -573,7 +572,7 @@ def _load(path: Path) -> object:
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
-def _are_weights(values: object) -> bool:
+def are_weights(values: object) -> bool:
     return isinstance(values, dict) and all(
         isinstance(key, str) and isinstance(value, Tensor) and _has_values(value)
         for key, value in values.items()

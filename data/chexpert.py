@@ -176,9 +176,9 @@ def _advice_on_batches(root: Path) -> str:
     for place in (root.resolve(), root.resolve().parent):
         if any(place.glob('*batch*(train*)')):
             return (
-                f'; the full-size CheXpert comes in several folders. Join them by links: mkdir -p '
-                f'DIR/train && for part in "{place}"/*batch*"(train"*; do cp -rs "$part"/. '
-                f'DIR/train; done && cp -rs "{place}"/*batch*"(valid"*/. DIR, and use DIR'
+                f'; the full-size CheXpert is in folders to join by links: mkdir -p DIR/train'
+                f' && for part in "{place}"/*batch*"(train"*; do cp -rs "$part"/. DIR/train; done'
+                f' && cp -rs "{place}"/*batch*"(valid"*/. DIR, and use DIR'
             )
     return ''
 

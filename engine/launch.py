@@ -65,11 +65,7 @@ _GONE = (
     "the last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg)"
 )
 _SILENT = 'another process of this run did not answer within TRAIN.RANK_TIMEOUT_MINUTES'
-
-
-SHARED_MEMORY_ADVICE = (
-    'start Docker with --shm-size 8g or --ipc=host, or set DATA.NUM_WORKERS 0 (--num-workers 0)'
-)
+SHARED_MEMORY_ADVICE = 'start Docker with --shm-size 8g or --ipc=host, or set DATA.NUM_WORKERS 0'
 
 
 class Terminated(BaseException):

@@ -114,8 +114,7 @@ class Preflight:
                 raise
             if isinstance(error, torch.OutOfMemoryError):
                 check, advice = 'memory', self.less_memory()
-            if message.startswith(NO_SHARED_MEMORY):
-                advice = ''  # it is in the message
+            advice = '' if message.startswith(NO_SHARED_MEMORY) else advice  # which has its own
             self.add(check, message, advice, problem=True)
 
     def machine(self) -> None:
@@ -127,9 +126,7 @@ class Preflight:
             advice = f'use all: torchrun --nproc_per_node {gpus}' if used < gpus else ''
             self.add('device', f'{used} of {gpus} GPU(s), {torch.cuda.get_device_name()}', advice)
         if self.config.DATA.NUM_WORKERS and has_small_shared_memory():
-            size = shutil.disk_usage('/dev/shm').total
-            found = f'/dev/shm has {size / 1e6:,.0f} MB, which a few batches fill'
-            self.add('shared memory', found, SHARED_MEMORY_ADVICE)
+            self.add('shared memory', 'a few batches fill /dev/shm', SHARED_MEMORY_ADVICE)
         folder = self.run.folder
         with self.attempt('output', 'choose another --output or --tag'):
             with tempfile.NamedTemporaryFile(dir=folder) as file:  # a quota may be used up

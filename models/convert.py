@@ -1,9 +1,10 @@
 """Convert the weights of a checkpoint to a model: names, position tables and input channels.
 
 Supported sources are checkpoints of this project and of SimMIM (either stage), MAE, timm,
-torchvision and transformers. Keys are compared without the prefix `encoder.` of pre-training
-models. Keys that start with `decoder.` belong to the pre-training head. Other keys outside the
-encoder belong to the method of pre-training and are not used.
+torchvision and transformers, also below other names such as `module.backbone.` (see `unwrap`). Keys
+are compared without the prefix `encoder.` of pre-training models. Keys that start with `decoder.`
+belong to the pre-training head. Other keys outside the encoder belong to the method of pre-training
+and are not used.
 
 In transformers, Swin merges patches and numbers relative positions as here. Only the names differ,
 and queries, keys and values have separate matrices. ResNets get timm's names. DINOv2 fits the ViT
@@ -32,6 +33,10 @@ SHARED_TABLE = f'rel_pos_bias.{TABLE}'
 ABSOLUTE = 'pos_embed'
 POSITIONS = ('absolute_pos_embed', ABSOLUTE)
 HEAD = 'head.'
+# Parts of other methods beside an encoder.
+HEADS = re.compile(
+    r'(?!head\.)(\w*heads?|head_\w+|projector|projection\w*|predictor|fc|classifier)\.'
+)
 NORM, POOLED_NORM = ('norm.weight', 'norm.bias'), ('fc_norm.weight', 'fc_norm.bias')
 MAY_BE_NEW = (DECODER, HEAD, *POOLED_NORM, 'mask_token')
 MAE_TOKEN = 'decoder.mask_token'
@@ -223,6 +228,50 @@ def shared_keys(state: State) -> dict[str, str]:
     return {
         key.removeprefix(PREFIX): key for key in state if key.startswith((PREFIX, DECODER, HEAD))
     }
+
+
+def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
+    """Remove what another project puts before the names of an encoder, such as `module.backbone.`.
+
+    Args:
+        state: Entries of the file.
+        model: Model that will load them. The name of its first weight shows the encoder.
+
+    Returns:
+        The entries of the encoder (with `encoder.` also of the decoder), and the names of the
+        others, such as heads and projectors.
+
+    Raises:
+        ValueError: If the file has several encoders, such as a teacher and a student.
+    """
+    own = shared_keys(model.state_dict())
+    places: dict[str, int] = {}
+    for first in filter(None, (first_weight(model), PATCHES, RESNET_STEM)):
+        for key in state:
+            if f'.{key}'.endswith(f'.{first}'):
+                place = key.removesuffix(first)
+                places[place] = sum(f'{place}{name}' in state for name in own)
+    most = max(places.values(), default=0)
+    # A block of a ResNet also has a first convolution, but few other names of the model.
+    places = {place: count for place, count in places.items() if count >= most / 2}
+    if len(places) > 1:
+        raise ValueError(
+            f'the file has several encoders, {", ".join(map(repr, places))}: keep the entries of '
+            'one, without this beginning (docs/howto/imagenet_weights.md has the lines)'
+        )
+    (place,) = places or ('',)
+    *outer, last = place.split('.')[:-1] or ('',)
+    is_theirs = any(f'{place}{first}' in state for first in (PATCHES, RESNET_STEM))
+    if f'{last}.' == PREFIX or is_theirs:  # `from_huggingface` removes one name
+        place = ''.join(f'{name}.' for name in outer)
+    kept = {key.removeprefix(place): state[key] for key in state if key.startswith(place)}
+    classifier = model.layout.classifier if isinstance(model, TimmClassifier) else ()
+    named = {*own, *classifier}
+    heads = {
+        key for key in kept if HEADS.match(bare := key.removeprefix(PREFIX)) and bare not in named
+    }
+    left = [key for key in state if not key.startswith(place)] + [place + key for key in heads]
+    return {key: value for key, value in kept.items() if key not in heads}, left
 
 
 def is_huggingface(state: State) -> bool:
@@ -494,7 +543,7 @@ def _fold_first_layer(
     folded, offset = fold_input(weight, bias, source_stats, target_stats)
     report.folded += [key, offset_key]
     change = f'converted from {channels} to {new_channels} channels'
-    report.remarks.append(f'{change}; the checkpoint used {source_stats}')
+    report.remarks.append(f'{change}, from {source_stats}')
     if convolution.padding not in (0, (0, 0)):
         report.remarks.append('the conversion is exact except at the padded border of the image')
     return state | {key: folded, offset_key: offset if has_bias else state[offset_key] - offset}

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,11 +17,18 @@ from models.convert import (
     first_weight,
     from_huggingface,
     is_huggingface,
+    unwrap,
 )
 from models.timm_classifier import TimmClassifier
 from system.downloads import FACTS, MODEL_CONFIG, PROCESSOR, local_path
-from utils import saved_options
+from utils import are_weights, saved_options
 
+CHOOSE = (
+    "Choose one: torch.save({'model': torch.load(FILE, weights_only=True)[KEY]}, NEW), or see "
+    'docs/howto/imagenet_weights.md'
+)
+# Keys of a foreign file under which tensors are no model.
+NO_MODEL = re.compile(r'optim|sched|scaler|loss|criterion|rng|config|args|hyper|callback|metric')
 HEAD_OPTIONS = (*options_that_affect('outputs'), 'MODEL.HEAD')
 
 
@@ -44,9 +53,12 @@ def fit_pretrained(
     options, not_used = saved_options(checkpoint), []
     trained = dict(options.DATA) if options else _exported_options(config.PRETRAINED)
     _check_heads(options, config)
+    if options is None:
+        state, not_used = unwrap(state, model)
     is_theirs = is_huggingface(state)
     if is_theirs:
-        state, not_used = from_huggingface(state)
+        state, heads = from_huggingface(state)
+        not_used += heads
     channels = _input_channels(state, model)
     notes = []
     before = trained.get('NORMALIZE', 'dataset')
@@ -56,14 +68,16 @@ def fit_pretrained(
         processor = _read_beside(config.PRETRAINED, PROCESSOR)
         trained = _processor_options(processor, channels)
         notes += _size_notes(processor, config.DATA.IMG_SIZE)
-    is_assumed = is_theirs and not trained
+    trained = _stated(config, channels, is_own=options is not None) or trained
+    is_assumed = not trained
     if isinstance(model, TimmClassifier) and not trained and channels == 3:
         known = model.encoder.default_cfg  # the normalisation of timm's published weights
         trained = {key.upper(): list(known[key]) for key in ('mean', 'std') if known.get(key)}
     source_stats = _source_statistics(trained, channels)
     if is_assumed:
         notes.append(
-            f'{PROCESSOR} next to the weights states no normalisation: {source_stats} is assumed'
+            f'the file states no normalisation: {source_stats} is assumed; PRETRAINED_MEAN and '
+            'PRETRAINED_STD state another one'
         )
     by_image = 'image' in (config.DATA.NORMALIZE, trained.get('NORMALIZE'))
     if by_image:
@@ -82,6 +96,34 @@ def fit_pretrained(
     elif source_stats != target_stats and not report.folded:
         report.remarks.append(f'the normalisation changes from {source_stats} to {target_stats}')
     return converted, report
+
+
+def _stated(config: Config, channels: int | None, *, is_own: bool) -> dict[str, list[float]]:
+    """Return MEAN and STD that PRETRAINED_MEAN and PRETRAINED_STD state; {} without them."""
+    given = {'MEAN': list(config.PRETRAINED_MEAN), 'STD': list(config.PRETRAINED_STD)}
+    if any(given.values()) and (is_own or not all(given.values())):
+        raise ValueError(
+            'PRETRAINED_MEAN and PRETRAINED_STD must be given together, and only for a file of '
+            f'another project, got {given["MEAN"]} and {given["STD"]}'
+        )
+    is_one = all(len(values) == 1 for values in given.values())
+    return {
+        key: values * (channels or 1) if is_one else values
+        for key, values in given.items()
+        if values
+    }
+
+
+def foreign_weights(checkpoint: object, path: str | Path) -> dict[str, Tensor]:
+    """Return the one state dict in a file of another project, or refuse the file by its keys."""
+    found = _weights_within(checkpoint) if isinstance(checkpoint, dict) else {}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    keys = [*found] or [*checkpoint] if isinstance(checkpoint, dict) else []
+    problem = 'weights under several keys' if found else "no weights under the key 'model'"
+    raise ValueError(
+        f'{path} has {problem}; there are {", ".join(map(str, keys))[:300] or "none"}. {CHOOSE}'
+    )
 
 
 def _other_head(before: Config | None, now: Config) -> str:
@@ -184,3 +226,16 @@ def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statist
 def _neutral(stats: Statistics) -> Statistics:
     """Return mean 0 and standard deviation 1 for each channel."""
     return Statistics((0.0,) * len(stats.mean), (1.0,) * len(stats.std))
+
+
+def _weights_within(values: dict, place: str = '') -> dict[str, dict[str, Tensor]]:
+    """Return the state dicts of models in a foreign file, by their keys with dots between them."""
+    found = {}
+    for key, value in values.items():
+        if not isinstance(key, str) or not isinstance(value, dict) or NO_MODEL.search(key.lower()):
+            continue
+        if value and are_weights(value):
+            found[f'{place}{key}'] = value
+        elif place.count('.') < 3:
+            found |= _weights_within(value, f'{place}{key}.')
+    return found

@@ -29,15 +29,22 @@ def likely_encoder(state: State) -> str:
         The continuation of an error message. It is '' if the family is not known here.
     """
     for telltale, describe in FAMILIES.items():
-        if any(key.startswith(telltale) for key in state):
-            description, options = describe(state)
+        places = [f'.{key}'.find(f'.{telltale}') for key in state]
+        starts = [key[:place] for key, place in zip(state, places, strict=True) if place >= 0]
+        if starts:  # other projects put names before it
+            start = min(starts, key=len)
+            own = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+            description, options = describe(own)
             settings = ' '.join(f'{key} {value}' for key, value in options.items())
-            return f'. The file looks like a {description}: --opts {settings}' if settings else ''
+            looks = f'. The file looks like a {description}' if description else ''
+            return f'{looks}: --opts {settings}' if settings else looks
     return ''
 
 
 def _describe_swin(state: State) -> tuple[str, dict[str, Any]]:
     """Describe a Swin. Its position tables have a column per head."""
+    if any('.cpb_mlp.' in key for key in state):
+        return 'SwinV2, which is not supported', {}
     depths = [
         _count(state, rf'layers\.{stage}\.blocks\.(\d+)\.')
         for stage in range(_count(state, r'layers\.(\d+)\.blocks\.'))

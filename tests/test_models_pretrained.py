@@ -4,12 +4,14 @@ import logging
 import re
 
 import pytest
+import timm
 import torch
 from golden_cases import fill
 from tiny import ROOT
 from transfers import (
     GREY,
     IMAGENET,
+    LOGGER,
     TABLE,
     assert_same,
     grey_images,
@@ -21,7 +23,9 @@ from transfers import (
 )
 
 from config import config_text
+from models import build_model
 from models.convert import resize_position_embedding
+from utils import load_pretrained, read_checkpoint
 
 SHARED = f'rel_pos_bias.{TABLE}'
 
@@ -335,3 +339,101 @@ def test_position_embeddings_follow_the_image_size(kind, option, key, tmp_path):
     assert new.shape[1] - rows == 4 * (old.shape[1] - rows)
     assert torch.equal(new[:, :rows], old[:, :rows])
     assert_same(new, resize_position_embedding(old, new.shape[1]))
+
+
+# Files of other projects
+
+
+def wrapped(state, wrapper):
+    """A file of another project: keys around the weights, or names before theirs."""
+    for name in reversed(wrapper.split()):
+        if name.endswith('.'):
+            state = {f'{name}{key}': value for key, value in state.items()}
+        else:
+            state = {name: state, 'epoch': 3, 'optimizer': {'state': {0: {'step': torch.ones(1)}}}}
+    return state
+
+
+WRAPPERS = [
+    *('state_dict module.', 'model_state_dict', 'net backbone.', 'teacher', 'ema module.model.'),
+    *('checkpoint state_dict model.backbone.', 'model_ema encoder.', 'model module.encoder.'),
+    *('state_dict module.backbone.encoder.', 'state_dict model.encoder.module.', '_orig_mod.'),
+]
+
+
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+def test_the_encoder_of_another_project_is_found_by_its_names(kind, wrapper, tmp_path, log):
+    source = make_model(make_config(kind, 1), is_pretrain=False)
+    others = {'projector.0.weight': torch.ones(2), 'omni_heads.0.weight': torch.ones(2, 2)}
+    state = wrapped(source.state_dict() | others, wrapper)
+    config = make_config(kind, 1)
+    config.PRETRAINED = str(tmp_path / 'other.pth')
+    torch.save(state, config.PRETRAINED)
+    target = make_model(config, seed=2, is_pretrain=False)
+    load_pretrained(config, target, LOGGER)
+    for key, value in target.state_dict().items():
+        assert key.startswith('head.') or torch.equal(value, source.state_dict()[key]), key
+    assert 'assumed' in log.text
+
+
+@pytest.mark.parametrize(
+    ('wrapper', 'message'),
+    [
+        ({'student': '', 'teacher': ''}, r'several keys; there are student, teacher.*Choose'),
+        ({'state_dict': 'student.', 'state_dict_ema': ''}, r'state_dict, state_dict_ema'),
+        ({'epoch': None}, r"no weights under the key 'model'; there are epoch"),
+    ],
+)
+def test_a_file_with_several_models_or_none_names_its_keys(wrapper, message, tmp_path):
+    state = make_model(make_config('vit', 1), is_pretrain=False).state_dict()
+    torch.save(
+        {name: 3 if start is None else wrapped(state, start) for name, start in wrapper.items()},
+        tmp_path / 'x.pth',
+    )
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_several_encoders_and_swin_v2_are_refused(tmp_path):
+    config = make_config('swin', 1)
+    state = make_model(config, is_pretrain=False).state_dict()
+    twins = wrapped(state, 'student.') | wrapped(state, 'teacher.')
+    refused(
+        twins, config, tmp_path, r"several encoders, 'student\.', 'teacher\.'", is_pretrain=False
+    )
+    state['layers.0.blocks.0.attn.cpb_mlp.0.weight'] = torch.ones(4, 2)
+    refused(wrapped(state, 'module.'), config, tmp_path, 'SwinV2.*not supported', is_pretrain=False)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121'])
+def test_a_classifier_of_torchvision_below_other_names_loads_into_timm(name, tmp_path):
+    config = make_config('timm', 1, MODEL__TIMM__NAME=name)
+    state = timm.create_model(name).state_dict()
+    state = {key: v for key, v in state.items() if not key.startswith(('fc.', 'classif'))}
+    state |= {'classifier.0.weight': torch.ones(14, 4), 'classifier.0.bias': torch.ones(14)}
+    target = build_model(config, is_pretrain=False)
+    load(wrapped(state, f'module.{name}.'), config, target, tmp_path)
+    key = 'layer4.1.conv2.weight' if name == 'resnet18' else 'features.conv0.weight'
+    first = 'conv1.weight' if name == 'resnet18' else key
+    got = target.encoder.state_dict()
+    assert got[first].shape[1] == 1 and (key == first or torch.equal(got[key], state[key]))
+
+
+def test_the_statistics_of_a_foreign_file_can_be_stated(tmp_path, log):
+    stats = {'PRETRAINED_MEAN': [0.5056], 'PRETRAINED_STD': [0.252]}
+    source = make_model(make_config('vit', 3), is_pretrain=False)
+    target = load(
+        source.state_dict(),
+        make_config('vit', 1, **stats),
+        make_model(make_config('vit', 1), seed=2, is_pretrain=False),
+        tmp_path,
+    )
+    features = [
+        model.forward_features(grey_images(stats))
+        for model, stats in ((source, ([0.5056] * 3, [0.252] * 3)), (target, GREY))
+    ]
+    assert_same(features[1], features[0])
+    assert 'assumed' not in log.text
+    with pytest.raises(ValueError, match='PRETRAINED_MEAN and PRETRAINED_STD'):
+        load(source.state_dict(), make_config('vit', 1, PRETRAINED_MEAN=[0.5]), target, tmp_path)
