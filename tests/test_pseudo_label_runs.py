@@ -15,6 +15,7 @@ from config import FEW_TRAINING_IMAGES
 from data.labels import LABELS
 from engine.run_record import RECORD_FILE, read_record
 from evaluation.calibration import choose_threshold
+from evaluation.metrics import count_classes, labels_of_mean
 from sweeps.pseudo_labels import ALL_LABELS, STUDENT, TEACHER, PseudoLabels
 from system.files import sha256
 
@@ -90,7 +91,7 @@ def test_the_table_has_the_scores_of_scikit_learn(done: Path, cfg: Path, phantom
             pd.read_csv(folder / 'predictions_train.csv').set_index('Path').loc[targets.index]
         )
         found = {'auroc': [], 'accuracy': [], 'precision': [], 'recall': []}
-        for label in [name for name in LABELS if targets[name].nunique() == 2]:
+        for label in labels_of_mean(count_classes(targets[[*LABELS]].to_numpy(), LABELS)):
             known = targets[label].notna()
             own, given = targets.loc[known, label], predicted.loc[known, label]
             found['auroc'].append(roc_auc_score(own, given))
