@@ -381,13 +381,6 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     if trained:
         for line in seen_patients(path, trained.DATA, config.DATA):
             logger.warning(line)
-        names = _names_of_data_sets(trained.DATA)
-        if names.isdisjoint(_names_of_data_sets(config.DATA)):
-            logger.info(
-                f'{path} was trained on DATA.DATASET {", ".join(sorted(names))}, '
-                f'{trained.DATA.DATA_PATH}. If these images show patients who are held out or '
-                'scored here, their scores are too high.'
-            )
 
 
 def seen_patients(path: str, trained: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
@@ -395,8 +388,13 @@ def seen_patients(path: str, trained: Mapping[str, Any], data: Mapping[str, Any]
 
     `trained` and `data` are the DATA options of the training of the weights and of this run.
     """
-    if _names_of_data_sets(trained).isdisjoint(_names_of_data_sets(data)):
-        return []
+    names = _names_of_data_sets(trained)
+    if names.isdisjoint(_names_of_data_sets(data)):
+        return [
+            f'{path} was trained on DATA.DATASET {", ".join(sorted(names))}, '
+            f'{trained["DATA_PATH"]}. If these images show patients who are held out or scored '
+            'here, their scores are too high: scripts/check_data.py finds X-rays in both'
+        ]
     seen = []
     if trained['HOLDOUT_FRACTION'] < data['HOLDOUT_FRACTION']:
         seen.append('HOLDOUT_FRACTION')

@@ -35,10 +35,16 @@ if [ -n "$unlabelled" ] && [ ! -f "$unlabelled/store.json" ]; then
     "$python" scripts/pack.py --data-path "$unlabelled" --output "$images" --size 80 --skip-bad
 fi
 
+leave_out=''
+if [ -n "$images" ]; then
+    bash scripts/leave_out.sh "$store" "$images" "$out" valid.csv test.csv
+    leave_out="DATA.LEAVE_OUT '$out/leave_out.csv'"
+fi
+
 step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
 "$python" scripts/ablate.py run "${sweep[@]}" --data-path "$store" \
     ${images:+--unlabelled "$images"} --parallel 2 --images-seen 30000 \
-    --pretrain-opts "${PRETRAIN_OPTS:-}" --finetune-opts REPORT.WRITE False "${FINETUNE_OPTS:-}"
+    --pretrain-opts "$leave_out" "${PRETRAIN_OPTS:-}" --finetune-opts REPORT.WRITE False "${FINETUNE_OPTS:-}"
 
 step '3/3 table and figures'
 "$python" scripts/ablate.py table "${sweep[@]}"

@@ -44,10 +44,13 @@ if [ ! -f "$unlabelled/store.json" ]; then
     "$python" scripts/pack.py --data-path "$unlabelled" --output "$images" --size 64 --skip-bad
 fi
 
+bash scripts/leave_out.sh "$store" "$images" "$out" all.csv
+leave_out="DATA.LEAVE_OUT '$out/leave_out.csv'"
+
 step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
 "$python" scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --output "$out" --data-path "$store" \
     --unlabelled "$images" --parallel 2 --keep best \
-    --pretrain-opts "$pretrain" "${PRETRAIN_OPTS:-}" \
+    --pretrain-opts "$leave_out" "$pretrain" "${PRETRAIN_OPTS:-}" \
     --finetune-opts "$finetune" "${FINETUNE_OPTS:-}"
 
 step '3/3 tuned settings and tables'
