@@ -166,7 +166,7 @@ def test_a_failed_write_is_tried_again_after_a_minute(tmp_path, monkeypatch, cap
     writer = CheckpointWriter(tmp_path, LOGGER, keep=0)
     writer.poll()
     assert not tried
-    writer.save(['ckpt_epoch_0.pth'], {'model': {}}, {})
+    writer.save(['ckpt_epoch_0.pth'], {'model': {}})
     writer.flush()
     for seconds, attempts in ((159.9, 1), (160.0, 2), (161.0, 2)):
         clock.monotonic = lambda seconds=seconds: seconds
