@@ -252,6 +252,8 @@ def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
                 place = key.removesuffix(first)
                 places[place] = sum(f'{place}{name}' in state for name in own)
     most = max(places.values(), default=0)
+    if PREFIX in places:  # what is trained; other modules of a method may be copies of it
+        places = {PREFIX: most}
     # A block of a ResNet also has a first convolution, but few other names of the model.
     places = {place: count for place, count in places.items() if count >= most / 2}
     if len(places) > 1:

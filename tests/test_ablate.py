@@ -77,7 +77,7 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
     assert '6 of them already finished' in capsys.readouterr().out
     for name in ('table', 'plot'):
         assert in_process(name, sweep, output, phantom, '--seeds', '1') == 0
-    files = [output / f'mine_mean_of_{kind}' for kind in ('five.csv', 'five.png')]
+    files = [output / f'mine_mean_of_defined.{kind}' for kind in ('csv', 'png')]
     assert all(file.stat().st_size > 300 for file in files)
 
 
@@ -170,7 +170,7 @@ def test_methods_are_compared_from_end_to_end(python, phantom, tmp_path) -> None
     words = ['bash', 'scripts/compare_methods.sh', str(phantom), str(tmp_path / 'o'), str(path)]
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    names = ('mean_of_five.md', 'scores.csv', 'mean_of_five.png', 'labels.png', 'curves.pdf')
+    names = ('mean_of_defined.md', 'scores.csv', 'mean_of_defined.png', 'labels.png', 'curves.pdf')
     assert all((tmp_path / 'o' / f'mine_{name}').stat().st_size > 300 for name in names)
     assert in_process('plot', path, tmp_path / 'o', phantom, '--subset', '0.3') == 2
 
