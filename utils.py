@@ -185,8 +185,8 @@ def name_damaged(source: str | Path) -> Iterator[None]:
     """Turn errors about the contents of a checkpoint into a ValueError that names the file."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
+    except (torch.OutOfMemoryError, MemoryError, NotImplementedError):
+        raise  # not about the contents: memory, or an encoder that reads values of meta tensors
     except Exception as error:  # contents can be wrong in any way
         if isinstance(error, ValueError) and str(source) in str(error):
             raise

@@ -28,6 +28,7 @@ from utils import (
     checkpoint_to_evaluate,
     checkpoint_to_resume,
     load_model_state,
+    name_damaged,
     newest_good,
     prune,
     read_checkpoint,
@@ -470,3 +471,12 @@ def test_a_message_about_a_damaged_file_does_not_quote_a_whole_name(tmp_path):
     with pytest.raises(ValueError, match=path.name) as caught:
         read_checkpoint(path)
     assert len(str(caught.value)) < 1000
+
+
+def test_an_encoder_that_reads_values_of_meta_tensors_is_not_called_a_damaged_file():
+    with (
+        pytest.raises(NotImplementedError, match='meta tensor'),
+        name_damaged('weights.pth'),
+        torch.device('meta'),
+    ):
+        torch.linspace(0, 1, 3).tolist()
