@@ -19,7 +19,6 @@ from PIL import Image
 from tiny import ROOT, arguments, finished_run, run_folder, run_main, tiny_config
 from torch import nn
 
-import main_finetune
 from config import build_parser, default_config
 from data.transforms import EvalTransform, TrainTransform
 from engine import loop
@@ -173,28 +172,6 @@ def test_a_resumed_run_learns_at_the_rate_of_its_config(phantom, copied):
     record = read_metrics(folder / 'metrics.jsonl')[-1]
     assert record['epoch'] == 2
     assert record['lr'] == pytest.approx(want, rel=1e-9)
-
-
-def test_a_checkpoint_has_its_own_score_and_the_best_is_kept_over_a_restart(
-    phantom, tmp_path, monkeypatch
-):
-    scores = {-1: 0.99, 0: 0.6, 1: 0.7, 2: 0.5}  # before training nothing is selected
-    monkeypatch.setattr(
-        main_finetune.Selection, '__call__', lambda self, run, model, e: {'score': scores[e]}
-    )
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', TRAIN={'EPOCHS': 3})
-    folder = run_folder(tmp_path, 'finetune')
-
-    def best_scores() -> list[tuple[int, float]]:
-        names = ('ckpt_epoch_0', 'ckpt_epoch_1', 'ckpt_epoch_2', 'ckpt_best')
-        saved = [read_checkpoint(folder / f'{name}.pth') for name in names]
-        return [(state['epoch'], state['best_score']) for state in saved]
-
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 0
-    assert best_scores() == [(0, 0.6), (1, 0.7), (2, 0.7), (1, 0.7)]
-    (folder / 'ckpt_epoch_2.pth').unlink()
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 0
-    assert best_scores() == [(0, 0.6), (1, 0.7), (2, 0.7), (1, 0.7)]
 
 
 # Evaluation only ------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from markdown.extensions.toc import slugify
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
@@ -20,7 +19,7 @@ from sklearn.metrics import matthews_corrcoef
 from test_readme import ROOT
 from torch import nn
 
-from config import OPTIONS, Own, default_config
+from config import OPTIONS, default_config
 from data.labels import LABELS, UncertainImages
 from evaluation.metrics import label_scores
 from tools.config_reference import options_page
@@ -173,29 +172,6 @@ USES = {
     'WRITERS': use_writer,
     'METRICS': use_metric,
 }
-
-
-def pages_in(entry: object) -> list[str]:
-    """Return the files of a part of the navigation."""
-    if isinstance(entry, str):
-        return [entry]
-    values = entry if isinstance(entry, list) else entry.values()
-    return [page for value in values for page in pages_in(value)]
-
-
-def test_the_navigation_lists_every_page_once() -> None:
-    settings = yaml.safe_load((ROOT / 'mkdocs.yml').read_text(encoding='utf-8'))
-    listed = sorted(pages_in(settings['nav']))
-    assert listed == sorted(str(path.relative_to(DOCS)) for path in SITE)
-
-
-def test_the_page_shows_an_option_as_it_is_declared(monkeypatch) -> None:
-    option = Own(4, 'Side of a token, in pixels.', within='[1, inf)', affects=('model',))
-    monkeypatch.setitem(OPTIONS, 'MODEL.CONVNEXT.PATCH_SIZE', option)
-    assert '## `MODEL.CONVNEXT`' in options_page()
-    cells = '`MODEL.CONVNEXT.PATCH_SIZE` **own**', '`4`', '`[1, inf)`', 'model', option.meaning
-    row = f'| {" | ".join(cells)} |'
-    assert row in options_page().splitlines()
 
 
 def test_the_page_of_options_lists_every_key() -> None:

@@ -1,13 +1,10 @@
 """The remaining time of a run, and what the log shows of it."""
 
-import logging
-import re
-
 import pytest
 from one_epoch import five_batches, one_epoch
 
 from engine import clock as module
-from engine.clock import Clock, duration
+from engine.clock import Clock
 
 
 @pytest.fixture
@@ -47,23 +44,6 @@ def test_a_validation_counts_for_the_epochs_between_validations(wait) -> None:
         with clock.between_epochs():
             wait(seconds)
         assert clock.seconds_left(batches=0, epochs=8) == 2 * 20
-
-
-@pytest.mark.parametrize(
-    ('seconds', 'text'), [(0.4, '0 s'), (119, '119 s'), (240, '4 min'), (11520, '3.2 h')]
-)
-def test_durations_have_a_unit(seconds, text) -> None:
-    assert duration(seconds) == text
-
-
-def test_lines_of_training_have_the_rest_of_the_run_and_fit_into_100_columns(tmp_path, log) -> None:
-    log.set_level(logging.INFO, 'one_epoch')
-    one_epoch(tmp_path, five_batches(), PRINT_FREQ=2)
-    lines = [record for record in log.records if record.message.startswith('Train: [7/')]
-    assert len(lines) == 3
-    for record in lines:
-        assert re.search(r'\teta [\d:]+ \(\d+ s left\) lr ', record.message)
-        assert ' s left, ' in record.short and len(record.short) <= 91
 
 
 def test_an_epoch_counts_its_seconds_before_a_resume(tmp_path) -> None:

@@ -10,7 +10,7 @@ from tiny import VIT, arguments, config_with, run_folder, run_main, tiny_config
 from torch import nn
 from torch.distributed import GradBucket
 
-from engine import compilation, loop
+from engine import loop
 from engine.compilation import Compiled
 from engine.parallel import wrap_parallel
 from engine.train_state import TrainState
@@ -174,19 +174,3 @@ def test_a_lack_of_memory_is_not_taken_for_a_failed_compilation(monkeypatch) -> 
     compiled = Compiled(nn.Linear(3, 4), graphs=True, logger=LOGGER)
     with pytest.raises(torch.OutOfMemoryError):
         compiled(torch.randn(5, 3))
-
-
-def test_trying_a_step_restores_random_state_gradients_and_statistics() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
-    model[0].bias.requires_grad_(False)  # like the weights of a momentum encoder
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    with compilation._restoring(model, CPU):
-        model(torch.randn(5, 3)).sum().backward()
-        assert model[1].num_batches_tracked == 1 and model[0].weight.grad is not None
-        with torch.no_grad():
-            model[0].bias += 1
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())

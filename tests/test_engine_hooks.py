@@ -80,30 +80,27 @@ def test_the_average_follows_each_optimizer_step(tmp_path: Path) -> None:
 
 
 class Mixup:
-    """Mixes each image with the next one by a drawn share."""
+    """Mixes each image with the next one by a drawn share, and keeps the shares."""
+
+    def __init__(self) -> None:
+        self.shares = []
 
     def begin_batch(self, rng: np.random.Generator) -> None:
-        self.share = rng.random()
+        self.shares.append(rng.random())
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-        (images,) = batch
-        return squares(model, (self.share * images + (1 - self.share) * images.roll(1, 0),))
+        (images,), share = batch, self.shares[-1]
+        return squares(model, (share * images + (1 - share) * images.roll(1, 0),))
 
 
 def test_the_draws_of_a_loss_depend_on_seed_epoch_and_batch_alone(tmp_path: Path) -> None:
-    class Noting(Mixup):
-        def begin_batch(self, rng: np.random.Generator) -> None:
-            super().begin_batch(rng)
-            draws.append(self.share)
-
     def draws_of(epoch: int, seed: int, first: int = 0) -> list[float]:
-        draws.clear()
         np.random.seed(first)
         torch.manual_seed(first)
-        one_epoch(tmp_path, five_batches(), Noting(), epoch=epoch, first_batch=first, SEED=seed)
-        return [*draws]
+        loss = Mixup()
+        one_epoch(tmp_path, five_batches(), loss, epoch=epoch, first_batch=first, SEED=seed)
+        return loss.shares
 
-    draws = []
     whole = draws_of(epoch=7, seed=0)
     assert len({*whole}) == 5
     assert draws_of(epoch=7, seed=0, first=2) == whole[2:]

@@ -1,18 +1,13 @@
 """Training: steps by hand, non-finite losses, bit-exact resume, and several processes as one."""
 
-import copy
-import itertools
-import logging
 import math
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import yaml
 from one_epoch import five_batches, one_epoch
 from timm.scheduler import CosineLRScheduler
@@ -35,11 +30,11 @@ from yacs.config import CfgNode
 import main_simmim
 from engine import loop
 from engine.loop import total_steps
-from engine.parallel import share_batch_norm, wrap_parallel
+from engine.parallel import share_batch_norm
 from engine.train_state import Progress
 from logger import read_metrics
 from system import distributed
-from utils import read_checkpoint, rng_state, save_checkpoint
+from utils import read_checkpoint, save_checkpoint
 
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}
 
@@ -74,16 +69,6 @@ def test_a_non_finite_loss_stops_with_its_epoch_and_batch(tmp_path, bad, print_f
         one_epoch(tmp_path, batches, rate=2.5e-5, PRINT_FREQ=print_freq)
 
 
-@pytest.mark.parametrize(
-    'epoch, batch, advice', [(0, 1, 'check the images'), (0, 2, 'BASE_LR'), (1, 0, 'BASE_LR')]
-)
-def test_the_rate_is_not_blamed_before_the_first_step(tmp_path, epoch, batch, advice) -> None:
-    batches = five_batches()
-    batches[batch] = (torch.full((4, 3), math.nan),)
-    with pytest.raises(FloatingPointError, match=advice):
-        one_epoch(tmp_path, batches, epoch=epoch, PRINT_FREQ=1, TRAIN__ACCUMULATION_STEPS=2)
-
-
 def infinite_gradient(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
     """Its value is finite, and for batches of sevens its gradient is 0 * inf."""
     loss = (model(batch[0]) ** 2).mean()
@@ -95,17 +80,6 @@ def test_a_non_finite_gradient_stops_at_its_step(tmp_path) -> None:
     keys = {'TRAIN__ACCUMULATION_STEPS': 2, 'TRAIN__CLIP_GRAD': 5.0, 'PRINT_FREQ': 7}
     with pytest.raises(FloatingPointError, match=r'epoch 7, batch 5\b'):
         one_epoch(tmp_path, batches, infinite_gradient, rate=0.001, **keys)
-
-
-def test_a_checkpoint_that_counts_skipped_steps_resumes(tmp_path) -> None:
-    """Earlier versions could skip steps that are not finite."""
-    _, state, _ = one_epoch(tmp_path, five_batches())
-    config = config_with(TRAIN__OPTIMIZER__NAME='sgd')
-    contents = state.contents(config, [rng_state()], finished=False)
-    contents['progress']['num_skipped'] = 3
-    before = state.progress.numbers()
-    state.restore(contents, config, source='', logger=logging.getLogger())
-    assert state.progress.numbers() == before
 
 
 def test_norms_of_steps_that_the_scaler_skips_are_not_counted() -> None:
@@ -301,51 +275,13 @@ def test_two_ranks_equal_one(stage, model, phantom, tmp_path) -> None:
         np.testing.assert_allclose(final_state(one)['model'][key], value, rtol=0, atol=1e-5)
 
 
-@pytest.fixture
-def parallel(monkeypatch) -> Iterator[None]:
-    """A process group of this process, which counts as two."""
-    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+def test_processes_on_cpus_train_no_batch_norm(monkeypatch) -> None:
     monkeypatch.setattr(distributed, 'world_size', lambda: 2)
-    yield
-    dist.destroy_process_group()
-
-
-def test_gradients_have_the_strides_of_their_buckets(parallel, recwarn) -> None:
-    """A 1x1 convolution of tokens: PyTorch warns once in a process, unless told to repeat."""
-    tokens, alone = torch.rand(2, 9, 4), torch.nn.Conv2d(4, 3, 1)
-    model = wrap_parallel(copy.deepcopy(alone), torch.device('cpu'))
-    torch.set_warn_always(True)
-    try:
-        for each in (alone, model):
-            each(tokens.transpose(1, 2).unflatten(2, (3, 3))).square().sum().backward()
-    finally:
-        torch.set_warn_always(False)
-    assert not [str(each.message) for each in recwarn if 'strides' in str(each.message)]
-    assert torch.equal(model.module.weight.grad, alone.weight.grad)
-
-
-def test_wrapping_a_model_gives_no_warning_and_sends_no_buffers(parallel, recwarn) -> None:
-    model = wrap_parallel(torch.nn.Linear(3, 1), torch.device('cpu'))
-    assert not recwarn.list and not model.broadcast_buffers
-
-
-def test_processes_on_cpus_train_no_batch_norm(parallel) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     with pytest.raises(ValueError, match='BatchNorm1d.* one process, or on GPUs'):
         share_batch_norm(model, torch.device('cpu'))
     model[1].requires_grad_(False)
     share_batch_norm(model, torch.device('cpu'))
-
-
-def test_a_clock_that_is_set_back_gives_no_negative_times(phantom, tmp_path, monkeypatch) -> None:
-    clock = itertools.count(1e9, -3600)
-    monkeypatch.setattr('time.time', lambda: next(clock))
-    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', EVAL={'HOLDOUT_IMAGES': 2})
-    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
-    folder = run_folder(tmp_path, 'simmim')
-    assert 'Training time 0:0' in (folder / 'log_rank0.txt').read_text()
-    for record in read_metrics(folder / 'metrics.jsonl')[1:]:
-        assert record['seconds'] > 0 and record['images_per_second'] > 0
 
 
 def test_gradients_are_clipped_in_their_own_scale(
@@ -358,16 +294,6 @@ def test_gradients_are_clipped_in_their_own_scale(
     _, got, _ = one_epoch(tmp_path, five_batches(), **keys)
     assert got.scaler.is_enabled()
     torch.testing.assert_close(got.module.weight, want.module.weight)
-
-
-def test_a_shorter_last_group_is_a_mean_over_its_batches(tmp_path: Path) -> None:
-    """Five batches in steps of three and two equal two batches of 12 and 8 images."""
-    batches = [batch for (batch,) in five_batches()]
-    joined = [(torch.cat(batches[:3]),), (torch.cat(batches[3:]),)]
-    _, got, steps = one_epoch(tmp_path, five_batches(), TRAIN__ACCUMULATION_STEPS=3)
-    _, want, _ = one_epoch(tmp_path, joined)
-    torch.testing.assert_close(got.module.weight, want.module.weight)
-    assert steps == [2, 4]
 
 
 def test_the_steps_of_a_run_count_accumulated_batches_once() -> None:

@@ -13,7 +13,6 @@ import main_simmim
 from config import default_config
 from data.chexpert import read_csv
 from engine import loop, preflight
-from engine.compilation import Compiled
 from models import build_model
 
 ROW = re.compile(r'(ok|warning|problem) +(\w[\w: ]*?)  +(\S.*)')
@@ -62,30 +61,6 @@ def test_a_run_that_is_ready(stage, phantom, tmp_path, check):
     assert written == ['log_rank0.txt']
 
 
-def test_time_is_that_of_whole_batches_and_of_the_validated_split(
-    phantom, tmp_path, check, monkeypatch
-):
-    """Steps of n images take 0.2 + 0.1 n seconds, and the first one takes 3 s longer."""
-    sizes = []
-
-    def seconds(self, step, size, *, repeats=5):
-        step([item[:size] for item in self.batch])
-        sizes.append(size)
-        return (0.2 + 0.1 * size + 3 * (len(sizes) == 1)) / size
-
-    monkeypatch.setattr(preflight, 'STEP_SECONDS', 0.9)  # 0.2 s for each of two images
-    monkeypatch.setattr(preflight.Preflight, 'seconds_per_image', seconds)
-    monkeypatch.setattr(preflight.Preflight, 'read_seconds', lambda _: 1e-9)
-    monkeypatch.setattr(preflight, 'NUM_STEPS', 1)
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune')
-    _, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
-    assert sizes == [2, 2, 4, 4, 4, 4] and '1 steps on 4 images' in rows['step'][1]
-    images = int(rows['data: holdout'][1].split()[0])
-    training, validation = (n * 0.6 / 4 for n in (2 * 28, 3 * images))
-    expected = f'{training:.0f} s for 2 epochs of 4 steps, {validation:.0f} s for validation, '
-    assert rows['time'][1].startswith(expected)
-
-
 def test_another_run_in_the_folder(eight, tmp_path, check, monkeypatch):
     monkeypatch.setattr(preflight, 'is_locked', lambda folder: True)
     code, _, rows = check('simmim', arguments(config_of(tmp_path, 'simmim'), eight, tmp_path))
@@ -130,31 +105,6 @@ def test_weights_disk_output_and_loss_are_all_reported(phantom, tmp_path, check,
     assert str(weights) in rows['weights'][1]
 
 
-def test_all_processes_begin_again_if_another_one_cannot_load_the_weights(
-    phantom, tmp_path, check, monkeypatch
-):
-    """`begin` exchanges values, so a process that begins again alone would wait for ever."""
-    begun = []
-
-    def noting(run, *others):
-        begun.append(run.config.PRETRAINED)
-        return begin(run, *others)
-
-    begin = preflight.begin
-    monkeypatch.setattr(preflight, 'begin', noting)
-    monkeypatch.setattr(
-        preflight.distributed,
-        'gather',
-        lambda value: [value, False] if value is True else [value],  # True: the weights are loaded
-    )
-    cfg, weights = tiny_config(tmp_path / 'run.yaml', 'simmim'), tmp_path / 'encoder.pth'
-    config = default_config()
-    config.merge_from_file(cfg)
-    torch.save({'model': build_model(config, is_pretrain=True).state_dict()}, weights)
-    check('simmim', arguments(cfg, phantom, tmp_path / 'out', '--pretrained', str(weights)))
-    assert begun == [str(weights), '']
-
-
 def test_a_batch_that_does_not_fit_into_memory(phantom, tmp_path, check, monkeypatch):
     def loss(model, batch):
         raise torch.OutOfMemoryError('CUDA out of memory.')
@@ -188,18 +138,3 @@ def test_an_error_in_a_step_ends_the_check_of_several_processes(
     assert run_main('simmim', [*argv, '--check']) == 2
     shown = capfd.readouterr().out
     assert 'CUDA out of memory' in shown and 'verdict' not in shown
-
-
-def test_validation_is_timed_without_compilation(phantom, tmp_path, check, monkeypatch):
-    """In evaluation, the model would be compiled a second time."""
-    called = []
-
-    def forward(compiled: Compiled, *inputs: torch.Tensor) -> torch.Tensor:
-        called.append(compiled.training)
-        return compiled.module(*inputs)
-
-    monkeypatch.setattr(Compiled, 'forward', forward)
-    monkeypatch.setattr(loop, 'COMPILED_DEVICES', ('cpu',))
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune')
-    code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
-    assert code == 0 and 'validation' in rows['time'][1] and called and all(called)

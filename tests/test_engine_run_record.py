@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,9 +26,7 @@ from engine.run_record import (
     is_locked,
     read_record,
     refuse_another_run,
-    run_changes,
     run_lock,
-    weights_changes,
     weights_checksum,
     without_home,
 )
@@ -210,30 +207,6 @@ def test_a_full_disk_is_a_warning_and_the_files_are_written_later(tmp_path, monk
 # The same run?
 
 
-def changed(*pairs):
-    """The options that tell a run with these options from one with the defaults."""
-    texts = ({'options': config_text(config_of(*each))} for each in ((), pairs))
-    return [line.partition(':')[0] for line in run_changes(*texts)]
-
-
-def test_only_options_that_change_the_training_are_compared():
-    assert changed('PRINT_FREQ', 3, 'OUTPUT', 'b', 'EVAL.LEVEL', 'image') == []
-    assert changed('EVAL.INTERNAL_SHARE', 0.5) == ['EVAL.INTERNAL_SHARE']
-    assert changed('SEED', 4, 'DATA.MASK_RATIO', 0.5) == ['DATA.MASK_RATIO', 'SEED']
-    assert changed('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'zeros'}) == ['DATA.UNCERTAIN_BY_LABEL']
-
-
-def test_an_empty_value_is_shown(tmp_path):
-    files = ('train.csv', 'fold.csv')
-    texts = ({'options': config_text(config_of('DATA.TRAIN_CSV', file))} for file in files)
-    assert run_changes(*texts) == ['DATA.TRAIN_CSV: train.csv -> fold.csv']
-    sums = ({'pretrained': checksum} for checksum in (None, 'c0ffee' * 8))
-    assert run_changes(*sums) == ['PRETRAINED: SHA-256 none -> c0ffeec0']
-    address = 'https://example.invalid/a.pth'
-    changes = weights_changes(tmp_path, config_of('PRETRAINED', address), before='')
-    assert changes == [f'PRETRAINED: none -> {address}']
-
-
 def test_a_finished_run_may_be_trained_longer(tmp_path):
     (tmp_path / 'run.json').write_text(json.dumps({'finished': '2026-01-01T00:00:00+00:00'}))
     refuse_another_run(tmp_path, config_of('SEED', 4))  # without config.yaml nothing is known
@@ -254,39 +227,55 @@ def test_a_finished_run_may_be_trained_longer(tmp_path):
             refuse_another_run(tmp_path, config_of(*pairs))
 
 
-def test_a_run_that_started_from_other_weights_is_refused(tmp_path):
-    weights, other = tmp_path / 'weights.pth', tmp_path / 'other.pth'
-    weights.write_bytes(b'weights')
-    other.write_bytes(b'other')
-    folder = tmp_path / 'run'
-    folder.mkdir()
-    started = config_of('PRETRAINED', str(weights))
-    (folder / 'config.yaml').write_text(config_text(started))
-    record = {'pretrained': weights_checksum(str(weights)), 'starts': [{'resumed_from': None}]}
-    moved = config_of('PRETRAINED', str(shutil.copy(weights, tmp_path / 'moved.pth')))
-    changed = config_of('PRETRAINED', str(other))
-    address = config_of('PRETRAINED', 'https://example.invalid/a.pth')
-    other_address = config_of('PRETRAINED', 'https://example.invalid/b.pth')
-    (folder / 'ckpt_epoch_0.pth').touch()  # from which the run would resume
-    for finished in (None, '2026-01-01T00:00:00+00:00'):
-        (folder / 'run.json').write_text(json.dumps(record | {'finished': finished}))
-        refuse_another_run(folder, started)
-        refuse_another_run(folder, moved)
-        refuse_another_run(folder, config_of('MODEL.RESUME', str(folder / 'ckpt_epoch_0.pth')))
-        for another in (changed, address, config_of()):
-            with pytest.raises(ValueError, match='PRETRAINED'):
-                refuse_another_run(folder, another)
-        (folder / 'config.yaml').write_text(config_text(address))
-        refuse_another_run(folder, address)
-        with pytest.raises(ValueError, match='PRETRAINED'):
-            refuse_another_run(folder, other_address)
-        (folder / 'config.yaml').write_text(config_text(started))
+ADDRESS, ELSEWHERE = 'https://example.invalid/a.pth', 'https://example.invalid/b.pth'
+
+
+def folder_started_from(weights, folder, **record):
+    """The folder of a run that started from these weights and has a checkpoint."""
+    record = {'starts': [{'resumed_from': None}], 'finished': None} | record
+    if weights != ADDRESS:
+        record['pretrained'] = weights_checksum(weights)
+    (folder / 'run.json').write_text(json.dumps(record))
+    (folder / 'config.yaml').write_text(config_text(config_of('PRETRAINED', weights)))
+    (folder / 'ckpt_epoch_0.pth').touch()
+    return folder
+
+
+@pytest.mark.parametrize('finished', [None, '2026-01-01T00:00:00+00:00'])
+@pytest.mark.parametrize(
+    'started, now, is_refused',
+    [
+        ('first.pth', 'first.pth', False),
+        ('first.pth', 'moved.pth', False),
+        ('first.pth', 'other.pth', True),
+        ('first.pth', ADDRESS, True),
+        ('first.pth', '', True),
+        (ADDRESS, ADDRESS, False),
+        (ADDRESS, ELSEWHERE, True),
+    ],
+)
+def test_a_run_that_started_from_other_weights_is_refused(  # noqa: PLR0913
+    started, now, is_refused, finished, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ('first', 'moved', 'other'):
+        Path(f'{name}.pth').write_bytes(b'other' if name == 'other' else b'weights')
+    folder = folder_started_from(started, tmp_path, finished=finished)
+    refusal = pytest.raises(ValueError, match='PRETRAINED')
+    with refusal if is_refused else contextlib.nullcontext():
+        refuse_another_run(folder, config_of('PRETRAINED', now))
+
+
+def test_weights_count_for_a_probe_and_not_where_they_are_unknown(tmp_path):
+    (tmp_path / 'first.pth').write_bytes(b'weights')
+    folder = folder_started_from(str(tmp_path / 'first.pth'), tmp_path)
+    refuse_another_run(folder, config_of('MODEL.RESUME', str(folder / 'ckpt_epoch_0.pth')))
     probe = config_of('FINETUNE.MODE', 'linear_probe', 'TRAIN.EPOCHS', 301)
     with pytest.raises(ValueError, match='PRETRAINED'):  # it would be fitted on random weights
         refuse_another_run(folder, probe)
-    resumed = record | {'finished': None, 'starts': [{'resumed_from': '/else/a.pth'}]}
-    (folder / 'run.json').write_text(json.dumps(resumed))
-    refuse_another_run(folder, changed)  # what that checkpoint started from is not known
+    starts = [{'resumed_from': '/else/a.pth'}]  # what that checkpoint started from is not known
+    folder_started_from(str(tmp_path / 'first.pth'), tmp_path, starts=starts)
+    refuse_another_run(folder, config_of('PRETRAINED', ADDRESS))
 
 
 def test_a_run_does_not_begin_again_next_to_checkpoints(tmp_path):

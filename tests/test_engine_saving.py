@@ -88,7 +88,11 @@ def test_the_file_has_the_state_at_the_time_of_saving(writer, disk, tmp_path) ->
     assert list(saved['model']) == ['weight'] and (saved['model']['weight'] == 1.0).all()
 
 
-def test_a_failed_write_is_repeated(writer, disk, tmp_path, caplog, monkeypatch) -> None:
+def test_a_failed_write_is_repeated_after_a_minute(
+    writer, disk, tmp_path, caplog, monkeypatch
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: 1000.0)
+    monkeypatch.setattr(saving, 'time', clock)
     disk.full = True
     writer.save([epoch(2)], state(2.0))
     writer.flush()
@@ -97,13 +101,11 @@ def test_a_failed_write_is_repeated(writer, disk, tmp_path, caplog, monkeypatch)
     with pytest.raises(ValueError, match=epoch(2)):
         writer.close()
     disk.full = False
-    writer.poll()
-    writer.flush()
-    assert on_disk(tmp_path) == {}  # RETRY_SECONDS are not over
-    monkeypatch.setattr(saving, 'time', SimpleNamespace(monotonic=lambda: math.inf))
-    writer.poll()
-    writer.flush()
-    assert on_disk(tmp_path) == {epoch(2): 2.0}
+    for seconds, written in ((59.9, {}), (60.0, {epoch(2): 2.0})):
+        clock.monotonic = lambda seconds=seconds: 1000 + seconds
+        writer.poll()
+        writer.flush()
+        assert on_disk(tmp_path) == written
 
 
 def test_a_later_checkpoint_replaces_a_waiting_one_but_not_the_best(writer, disk, tmp_path) -> None:

@@ -11,10 +11,9 @@ from tiny import config_with
 from torch import nn
 
 from config import Config
-from engine import saving
 from engine.interruptions import Preempted
 from engine.run_record import Run
-from engine.saving import CheckpointWriter, Saver
+from engine.saving import Saver
 from engine.train_state import Progress, TrainState
 from logger import ScalarLog
 from utils import read_checkpoint
@@ -154,27 +153,6 @@ def test_save_keep_counts_regular_checkpoints(tmp_path, saver_of) -> None:
     assert files(tmp_path) == [BEST, 'ckpt_epoch_2.pth', 'ckpt_epoch_3.pth']
 
 
-def test_a_failed_write_is_tried_again_after_a_minute(tmp_path, monkeypatch, caplog) -> None:
-    clock, tried = SimpleNamespace(monotonic=lambda: 100.0), []
-
-    def full(path: Path, state: dict) -> None:
-        tried.append(path.name)
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(saving, 'time', clock)
-    monkeypatch.setattr(saving, 'save_checkpoint', full)
-    writer = CheckpointWriter(tmp_path, LOGGER, keep=0)
-    writer.poll()
-    assert not tried
-    writer.save(['ckpt_epoch_0.pth'], {'model': {}})
-    writer.flush()
-    for seconds, attempts in ((159.9, 1), (160.0, 2), (161.0, 2)):
-        clock.monotonic = lambda seconds=seconds: seconds
-        writer.poll()
-        writer.flush()
-        assert len(tried) == attempts
-
-
 # The state
 
 
@@ -279,12 +257,10 @@ def test_training_continues_where_the_checkpoint_ended(
 
 def test_a_step_may_be_split_into_more_batches_within_an_epoch() -> None:
     """28 images: 7 batches of 4 in steps of two are 14 batches of 2 in steps of four."""
-    state = new_state(num_batches=14, accumulation=4)
-    resumed(new_state(epoch=1, batch=4), state, finished=False, DATA__BATCH_SIZE=2)
-    assert (state.epoch, state.batch) == (1, 8)
-    state = new_state(num_batches=14, accumulation=4)
-    resumed(new_state(epoch=1, batch=7), state, finished=False, DATA__BATCH_SIZE=2)
-    assert (state.epoch, state.batch) == (1, 14)
+    for before, now in ((4, 8), (7, 14)):
+        state = new_state(num_batches=14, accumulation=4)
+        resumed(new_state(epoch=1, batch=before), state, finished=False, DATA__BATCH_SIZE=2)
+        assert (state.epoch, state.batch) == (1, now)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,12 @@ import ast
 import functools
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from tiny import arguments, run_folder, tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,17 +158,3 @@ def test_a_script_that_trains_nothing_does_not_import_torch(script: str) -> None
     command = f'import sys, scripts.{script}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', command], cwd=ROOT, check=False).returncode == 0
     assert importlib.util.find_spec('torch')
-
-
-def test_conda_installs_the_requirements_and_nothing_imports_apex() -> None:
-    environment = yaml.safe_load((ROOT / 'environment.yml').read_text())
-    python, _, packages = environment['dependencies']
-    assert packages == {'pip': ['-r requirements.txt']}
-    limits = re.search(
-        r'\((\d, \d+)\) <= .* <= \((\d, \d+)\)', (ROOT / 'scripts/setup.sh').read_text()
-    )
-    version = tuple(map(int, re.fullmatch(r'python=(\d+)\.(\d+)', python).groups()))
-    low, high = (tuple(map(int, limit.split(', '))) for limit in limits.groups())
-    assert low <= version <= high
-    for path in MODULES.values():
-        assert not re.search(r'^\s*(?:from|import) apex\b', path.read_text('utf-8'), re.M), path

@@ -1,18 +1,14 @@
 """Log files per rank, metrics that stay valid JSON, and both on a full disk."""
 
-import io
 import json
 import logging
 import math
-import os
-import re
 import shutil
 import socket
 import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
-import numpy as np
 import pytest
 from mistakes import no_space
 from PIL import Image
@@ -31,45 +27,18 @@ def test_every_rank_writes_a_file_and_only_rank_0_writes_to_the_console(tmp_path
     assert 'INFO from rank 1' in (tmp_path / 'log_rank1.txt').read_text()
 
 
-LINE = 'a warning about ' + ', '.join(f'/data/study{i}/view1_frontal.jpg' for i in range(9))
-
-
-def test_the_console_shows_the_time_and_lines_of_100_columns(tmp_path, capsys):
+def test_the_console_wraps_lines_and_never_an_error(tmp_path, capsys):
+    line = 'a warning about ' + ', '.join(f'/data/study{i}/view1_frontal.jpg' for i in range(9))
     log = create_logger(tmp_path, 0, name='lines')
-    log.warning(LINE)
+    log.warning(line)
+    log.error(line)
     log.info('long\tfields', extra=DETAIL | {'short': 'short'})
-    log.error(LINE)
-    first, *others = capsys.readouterr().out.splitlines()
-    assert re.match(r'\d\d:\d\d:\d\d WARNING a warning', first)
-    *others, short, error = others
-    assert max(map(len, [first, *others])) <= 100
-    assert ' '.join([first[9:], *map(str.strip, others)]) == f'WARNING {LINE}'
-    assert short[9:] == 'short' and error[9:] == f'ERROR {LINE}', 'an error is one line'
+    *wrapped, error, short = capsys.readouterr().out.splitlines()
+    assert max(map(len, wrapped)) <= 100 and len(wrapped) > 1
+    assert ' '.join(map(str.strip, wrapped)).endswith(f'WARNING {line}')
+    assert error.endswith(f'ERROR {line}') and short.endswith(' short')
     written = (tmp_path / 'log_rank0.txt').read_text().splitlines()
-    assert written[0].endswith(LINE) and written[1].endswith('long\tfields')
-    assert re.match(r'\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d lines\] \(test_logger.py \d+\)', written[0])
-
-
-def test_lines_are_not_wider_than_the_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('COLUMNS', '60')
-    create_logger(tmp_path, 0, name='narrow').info(LINE)
-    shown = capsys.readouterr().out.splitlines()
-    assert max(map(len, shown)) <= 60
-    assert ' '.join([shown[0][9:], *map(str.strip, shown[1:])]) == LINE
-    assert (tmp_path / 'log_rank0.txt').read_text().splitlines()[0].endswith(LINE)
-
-
-def test_a_terminal_does_not_show_details(tmp_path, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr(sys, 'stdout', terminal := Terminal())
-    log = create_logger(tmp_path, 0, name='terminal')
-    log.info('Train: [0/2]', extra=DETAIL)
-    log.info('epoch 1 of 2')
-    assert 'epoch 1 of 2' in terminal.getvalue() and 'Train' not in terminal.getvalue()
-    assert 'Train: [0/2]' in (tmp_path / 'log_rank0.txt').read_text()
+    assert written[0].endswith(line) and written[2].endswith('long\tfields')
 
 
 def test_metrics_are_valid_json_whatever_their_values(tmp_path):
@@ -93,19 +62,6 @@ def test_curves_are_in_tensorboard(tmp_path):
     }
     curves = {'epoch/loss': [(3, 0.25)], 'epoch/auroc/a': [(3, 0.5)], 'step/lr': [(40, 0.5)]}
     assert found == curves
-
-
-def test_images_are_in_tensorboard(tmp_path):
-    pixels = np.arange(4 * 5, dtype=np.uint8).reshape(4, 5)
-    Image.fromarray(pixels).save(tmp_path / 'map.png')
-    scalars = ScalarLog(tmp_path)
-    scalars.write_image('maps/edema', tmp_path / 'map.png', 7)
-    scalars.close()
-    board = EventAccumulator(str(tmp_path / 'tensorboard'))
-    board.Reload()
-    (event,) = board.Images('maps/edema')
-    shown = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
-    assert event.step == 7 and np.array_equal(shown, np.repeat(pixels[..., None], 3, axis=2))
 
 
 def test_a_resumed_run_does_not_repeat_records(tmp_path):
@@ -148,27 +104,6 @@ def test_metrics_wait_for_space_and_keep_their_order(tmp_path, monkeypatch, log)
     assert str(scalars.path) in warning and 'No space left' in warning
 
 
-def test_a_record_is_on_disk_before_the_checkpoint_of_its_epoch_is_written(tmp_path, monkeypatch):
-    scalars, synchronised = ScalarLog(tmp_path), []
-    monkeypatch.setattr(module.os, 'fsync', lambda file: synchronised.append(os.fstat(file)))
-    scalars.write_epoch({'epoch': 0, 'loss': 1.0})
-    (status,) = synchronised
-    assert os.path.samestat(status, scalars.path.stat())
-    assert status.st_size == scalars.path.stat().st_size > 0
-    scalars.close()
-
-
-def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, log):
-    scalars = ScalarLog(tmp_path, logger=logging.getLogger('records'))
-    monkeypatch.setattr(scalars._writers['tensorboard'].board, 'add_scalar', no_space)
-    for epoch in (0, 1):
-        scalars.write_epoch({'epoch': epoch, 'loss': 1.0})
-    scalars.close()
-    (warning,) = log.messages
-    assert 'tensorboard' in warning
-    assert [r['epoch'] for r in read_metrics(scalars.path)] == [0, 1]
-
-
 def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path, capfd):
     path = tmp_path / 'log_rank0.txt'
     path.symlink_to('/dev/full')  # every write fails: No space left on device
@@ -179,19 +114,6 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path, capfd):
     assert captured.err.count('No space left on device') == 1
     assert path.name in captured.err and 'Traceback' not in captured.err
     create_logger(tmp_path / '..', 5, name='full')  # closes the file without an error
-
-
-def test_a_console_that_takes_nothing_does_not_end_the_run(tmp_path, monkeypatch, capfd):
-    class Full(io.StringIO):
-        write = no_space
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, 'stdout', Full())
-        log = create_logger(tmp_path, 0, name='console')
-        for number in range(3):
-            log.info(f'line {number}')
-    assert capfd.readouterr().err == ''
-    assert 'line 2' in (tmp_path / 'log_rank0.txt').read_text()
 
 
 def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_path, monkeypatch):
@@ -213,12 +135,9 @@ def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_
     files = sorted((tmp_path / 'wandb').glob(f'offline-run-*/run-{name}.wandb'))
     assert len(files) == 2, 'both have the id of the run'
     for epoch, file in enumerate(files):
-        # Records of protobuf, in which text is readable. A record may continue in the next block of
-        # 32 KiB, after 7 bytes.
-        data = file.read_bytes()
-        sent = b''.join(data[start + 7 : start + 2**15] for start in range(0, len(data), 2**15))
+        sent = file.read_bytes()  # records of protobuf, in which text is readable
         assert all(text in sent for text in (b'epoch/loss', f'{0.5 + epoch}'.encode(), b'0.75'))
-        assert b'epoch/maps/edema' in sent and b'report.html' in sent and b'DATA_PATH' in sent
+        assert b'epoch/maps/edema' in sent and b'report.html' in sent
         assert b'pytest' not in sent and b'name-of-this-computer' not in sent
 
 

@@ -4,21 +4,18 @@ import argparse
 import logging
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny import SWIN, arguments, run_folder, run_main, tiny_config, torchrun
-from torch import nn
 
-import main_contrastive
-from config import default_config, get_config
+from config import get_config
 from data.data_contrastive import build_loader_contrastive
 from engine import preflight as preflight_bench
 from logger import read_metrics
 from models import build_model
-from models.contrastive import MoCo, SimCLR, build_contrastive
+from models.contrastive import MoCo, build_contrastive
 from utils import read_checkpoint
 
 EASY = {'CROP_AREA': [0.6, 1.0], 'HFLIP': 0.0, 'COLOR_JITTER': 0.1}
@@ -177,55 +174,3 @@ def test_the_check_finds_no_problem(phantom, tmp_path, monkeypatch) -> None:
     assert run_main('contrastive', arguments(cfg, phantom, tmp_path, '--check')) == 0
     log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
     assert 'verdict: ready' in log and '5 steps on 16 images' in log
-
-
-# Held-out metrics
-
-
-class Constant(nn.Module):
-    """An encoder that is blind but for a little noise: each image is (1, ..., 1)."""
-
-    num_features = 8
-
-    def __init__(self, noise: float) -> None:
-        super().__init__()
-        self.weight, self.noise = nn.Parameter(torch.ones(())), noise
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        seen = images.flatten(1)[:, :8]
-        return self.weight * (torch.ones_like(seen) + self.noise * seen)
-
-
-def score(batches: list[int], *, noise: float, epoch: int = 0) -> dict[str, float]:
-    """Figures of held-out batches of so many images."""
-    generator = torch.Generator().manual_seed(0)
-    loader = [
-        [torch.randn(size, 1, 8, 8, generator=generator) for _ in range(3)] for size in batches
-    ]
-    config = default_config()
-    config.CONTRASTIVE.METHOD = 'simclr'
-    run = SimpleNamespace(
-        config=config,
-        device=torch.device('cpu'),
-        logger=logging.getLogger('collapse'),
-    )
-    return main_contrastive.HeldOutViews(loader)(run, SimCLR(Constant(noise)), epoch)
-
-
-@pytest.mark.parametrize('noise, epoch, warned', [(1e-3, 0, 1), (1e-3, -1, 0), (3, 3, 0)])
-def test_a_collapse_is_warned_of(caplog, noise, epoch, warned) -> None:
-    """Not before training, when nothing is learned."""
-    caplog.set_level(logging.WARNING)
-    score([16], noise=noise, epoch=epoch)
-    assert len(caplog.records) == warned
-
-
-def test_the_number_of_images_compared_gives_the_loss_of_a_blind_network() -> None:
-    figures = score([4, 4, 4], noise=0)
-    assert figures['holdout_images_compared'] == 4
-    assert figures['holdout_loss_chance'] == math.log(7)
-    assert figures['holdout_loss'] == pytest.approx(math.log(7), rel=1e-5)

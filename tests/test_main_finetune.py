@@ -3,10 +3,8 @@
 import json
 import logging
 import math
-import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -18,14 +16,12 @@ from tiny import (
     SWIN,
     VIT,
     arguments,
-    config_with,
     finished_run,
     run_folder,
     run_main,
     tiny_config,
     torchrun,
 )
-from torch import nn
 
 import main_finetune
 from config import check_config, default_config
@@ -38,7 +34,7 @@ from engine.run_record import RunRecord, read_record
 from evaluation import metrics
 from evaluation.inference import load_classifier
 from logger import read_metrics
-from models.vision_transformer import Block, draw_kept
+from models.vision_transformer import Block
 from sweeps.files import load_config
 from sweeps.run_scores import selection_figures
 from sweeps.runner import folder_state
@@ -89,16 +85,6 @@ def test_the_best_of_epochs_that_were_given_up_is_not_scored(
     assert Path(source['checkpoint']).name == 'ckpt_epoch_2.pth'
 
 
-def test_an_epoch_without_a_score_does_not_end_the_selection(
-    phantom: Path, tmp_path: Path, scores: list[float]
-) -> None:
-    scores += [math.nan, 0.5, 0.4]
-    folder = finetune(phantom, tmp_path / 'out')
-    assert scored(folder) == 'ckpt_best.pth'
-    assert read_checkpoint(folder / 'ckpt_best.pth')['epoch'] == 1
-    assert read_checkpoint(folder / 'ckpt_epoch_2.pth')['best_score'] == 0.5
-
-
 def test_the_log_and_the_scores_say_what_selected_the_epoch(
     phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -139,37 +125,30 @@ def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
     assert all(('score' in record) == (reason == 'images') for record in records)
 
 
-PATIENT = {'EPOCHS': 5, 'WARMUP_EPOCHS': 1}
-
-
 @pytest.mark.slow
 def test_training_ends_after_validations_without_a_better_score(
-    phantom: Path, tmp_path: Path, scores: list[float], capsys: pytest.CaptureFixture
+    phantom: Path, tmp_path: Path, scores: list[float]
 ) -> None:
     """Epochs count from 0: the score of epoch 1 is the best, and epochs 2 and 3 are not better."""
-    more = ('--opts', 'TRAIN.PATIENCE', '2', 'REPORT.WRITE', 'True', 'REPORT.MAPS', '0')
     scores += [0.6, 0.7, 0.7, math.nan, 0.9]
-    options = {'model': VIT, 'TRAIN': PATIENT}
-    folder = finished_run('finetune', phantom, tmp_path / 'early', *more, **options)
+    options = {'model': VIT, 'TRAIN': {'EPOCHS': 5, 'WARMUP_EPOCHS': 1}}
+    patience = ('--opts', 'TRAIN.PATIENCE', '2')
+    folder = finished_run('finetune', phantom, tmp_path / 'early', *patience, **options)
     assert scores == [0.9]
     assert scored(folder) == 'ckpt_best.pth'
     assert read_checkpoint(folder / 'ckpt_best.pth')['epoch'] == 1
     assert not (folder / 'ckpt_epoch_4.pth').exists()
-    assert 'after epoch 4 of 5' in ' '.join(capsys.readouterr().out.split())
-    assert 'after 2 validations without a better score' in (folder / 'report.html').read_text()
     # The rates are those of a run without early stopping.
     scores[:] = [0.5] * 5
     whole = finished_run('finetune', phantom, tmp_path / 'whole', **options)
     rates = [record.get('lr') for record in read_metrics(whole / 'metrics.jsonl')]
     assert [r.get('lr') for r in read_metrics(folder / 'metrics.jsonl')] == rates[:5]
-    assert read_record(folder)['ended_early'] == 4
-    assert 'ended_early' not in read_record(whole)
     # A sweep counts the run as finished, and the same command trains nothing.
     assert folder_state(folder) == 'finished'
     figures = selection_figures(folder, 'selected')
     assert (figures['selected_epoch'], figures['epochs']) == (2, 4)
     before = (folder / 'scores.json').read_bytes()
-    finished_run('finetune', phantom, tmp_path / 'early', *more, **options)
+    finished_run('finetune', phantom, tmp_path / 'early', *patience, **options)
     assert (folder / 'scores.json').read_bytes() == before
     assert read_record(folder)['ended_early'] == 4
     assert not (folder / 'ckpt_epoch_4.pth').exists()
@@ -205,37 +184,31 @@ def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
     assert {name: (folder / name).read_bytes() for name in kept} == before
 
 
+@pytest.fixture(scope='module')
+def one_epoch(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch."""
+    train = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}
+    folder = tmp_path_factory.mktemp('one')
+    return finished_run('finetune', phantom, folder, model=VIT, TRAIN=train)
+
+
 @pytest.mark.parametrize(
-    'option',
-    ['DATA.TRAIN_CSV', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE', 'MODEL.VIT.INIT_VALUES'],
+    'option, value',
+    [
+        ('DATA.TRAIN_CSV', 'fold.csv'),
+        ('DATA.HOLDOUT_FRACTION', '0.5'),
+        ('EVAL.INTERNAL_SHARE', '0.5'),
+        ('MODEL.VIT.INIT_VALUES', '0.5'),
+    ],
 )
 def test_a_checkpoint_of_another_model_or_other_patients_is_not_resumed_from(
-    option: str, phantom: Path, tmp_path: Path, scores: list[float], capsys
+    option: str, value: str, phantom: Path, tmp_path: Path, one_epoch: Path, refused
 ) -> None:
-    scores += [0.6, 0.5, 0.4]
-    folder = finetune(phantom, tmp_path / 'out')
-    table = shutil.copy(phantom / 'train.csv', tmp_path / 'fold.csv')
-    value = {'DATA.TRAIN_CSV': str(table)}.get(option, '0.5')
-    cfg = tiny_config(tmp_path / 'r.yaml', 'finetune', VIT, TRAIN={'EPOCHS': 5, 'WARMUP_EPOCHS': 0})
-    more = ['--tag', 'again', '--resume', str(folder / 'ckpt_epoch_0.pth'), '--opts', option, value]
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'out', *more)) == 2
-    assert f'{option}: ' in ' '.join(capsys.readouterr().out.split())
-
-
-def test_validations_without_a_better_score_are_counted_over_a_restart(
-    phantom: Path, tmp_path: Path, scores: list[float]
-) -> None:
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN=PATIENT | {'PATIENCE': 3})
-    scores += [0.6, 0.5]
-    # It fails in the third validation, for which there is no score.
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 1
-    folder = run_folder(tmp_path, 'finetune')
-    assert not (folder / 'ckpt_epoch_2.pth').exists()
-    scores += [0.55, 0.4, 0.3]
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 0
-    assert scores == [0.3]
-    assert (folder / 'ckpt_epoch_3.pth').exists()
-    assert read_record(folder)['ended_early'] == 4
+    data = linked(phantom, tmp_path / phantom.name)
+    shutil.copy(data / 'train.csv', data / 'fold.csv')
+    cfg = tiny_config(tmp_path / 'r.yaml', 'finetune', VIT)
+    more = ['--resume', str(one_epoch / 'ckpt_epoch_0.pth'), '--opts', option, value]
+    refused('finetune', arguments(cfg, data, tmp_path / 'out', *more), f'{option}: ')
 
 
 @pytest.mark.slow
@@ -252,45 +225,33 @@ def test_all_ranks_end_early(phantom: Path, tmp_path: Path) -> None:
     assert read_record(run_folder(tmp_path, 'finetune'))['ended_early'] == 6
 
 
-@pytest.mark.parametrize('options', [
-    ['stage', 'simmim'],
-    ['EVAL.SELECT_ON', 'last'],
-    ['FINETUNE.MODE', 'linear_probe'],
-])  # fmt: skip
-def test_patience_is_refused_where_no_score_selects(options: list[str], tmp_path: Path) -> None:
-    config, stage_name = default_config(), 'finetune'
+@pytest.mark.parametrize(
+    'stage, options',
+    [
+        ('simmim', []),
+        ('finetune', ['EVAL.SELECT_ON', 'last']),
+        ('finetune', ['FINETUNE.MODE', 'linear_probe']),
+    ],
+)
+def test_patience_is_refused_where_no_score_selects(
+    stage: str, options: list[str], tmp_path: Path
+) -> None:
+    config = default_config()
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN={'PATIENCE': 2})
     config.merge_from_file(str(cfg))
     check_config(config, 'finetune')
-    if options[0] == 'stage':
-        stage_name = options[1]
-    else:
-        config.merge_from_list(options)
+    config.merge_from_list(options)
     with pytest.raises(ValueError, match=r'TRAIN\.PATIENCE must be 0'):
-        check_config(config, stage_name)
+        check_config(config, stage)
 
 
 def test_patience_with_too_few_images_for_a_selection_is_refused(
-    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    phantom: Path, tmp_path: Path, refused
 ) -> None:
-    train = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0, 'PATIENCE': 2}
-    cfg = tiny_config(tmp_path / 'r.yaml', 'finetune', VIT, TRAIN=train, EVAL={'SELECT_ON': 'auto'})
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 2
-    assert 'TRAIN.PATIENCE 2' in ' '.join(capsys.readouterr().out.split())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('mode', ['full', 'linear_probe'])
-def test_the_check_names_labels_with_few_held_out_cases(
-    mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    monkeypatch.setattr(metrics, 'FEW_CASES', 20)
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, FINETUNE={'MODE': mode})
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path, '--check')) == 0
-    log = ' '.join(capsys.readouterr().out.split())
-    assert 'warning selection' in log
-    assert 'DATA.HOLDOUT_FRACTION' in log
-    assert 'positives)' in log
+    cfg = tiny_config(
+        tmp_path / 'r.yaml', 'finetune', VIT, TRAIN={'PATIENCE': 2}, EVAL={'SELECT_ON': 'auto'}
+    )
+    refused('finetune', arguments(cfg, phantom, tmp_path), 'TRAIN.PATIENCE 2')
 
 
 def test_patients_of_train_and_valid_are_named_before_training(
@@ -307,9 +268,8 @@ def test_patients_of_train_and_valid_are_named_before_training(
     assert 'in both train and valid' in log and 'in both train and valid' in table
 
 
-@pytest.mark.parametrize('mode', ['full', 'last_layer'])
 def test_fine_tuning_drops_patches_in_training_alone(
-    mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 4 x 4 patches and the class token; the scores are those of a run without the option."""
     tokens: dict[bool, set[int]] = {True: set(), False: set()}
@@ -320,15 +280,13 @@ def test_fine_tuning_drops_patches_in_training_alone(
         return plain_forward(block, x, bias)
 
     monkeypatch.setattr(Block, 'forward', forward)
-    options = {'FINETUNE': {'MASK_RATIO': 0.7, 'MODE': mode}, 'TRAIN': {'EPOCHS': 1}}
+    options = {'FINETUNE': {'MASK_RATIO': 0.7}, 'TRAIN': {'EPOCHS': 1}}
     model = {key: value for key, value in MAE.items() if key != 'PRETRAIN'}
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options)
     argv = arguments(cfg, phantom, tmp_path / 'out')
     assert run_main('finetune', argv) == 0
     assert tokens == {True: {1 + 4}, False: {1 + 16}}
     folder = run_folder(tmp_path / 'out', 'finetune')
-    log = (folder / 'log_rank0.txt').read_text()
-    assert ('the encoder stays random' in log) == (mode == 'last_layer')
     trained = (folder / 'predictions_test.csv').read_text()
     assert run_main('finetune', [*argv, '--eval', '--opts', 'FINETUNE.MASK_RATIO', '0']) == 0
     assert (folder / 'predictions_test_eval.csv').read_text() == trained
@@ -369,46 +327,19 @@ def test_scoring_drops_the_same_patches_in_every_batch_and_run(
         np.testing.assert_allclose(trained[place], wanted, rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_two_processes_drop_the_same_patches_in_scoring_as_one(
-    phantom: Path, tmp_path: Path
-) -> None:
-    options = {'TRAIN': {'EPOCHS': 1}, 'EVAL': {'MASK_RATIO': 0.5, 'SELECT_ON': 'last'}}
-    model = {key: value for key, value in MAE.items() if key != 'PRETRAIN'}
-    folder = finished_run('finetune', phantom, tmp_path, model=model, **options)
-    argv = [*arguments(tmp_path / 'finetune.yaml', phantom, tmp_path), '--eval']
-    done = torchrun('finetune', argv, processes=2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (
-        read_predictions(folder / f'predictions_test{name}.csv').probabilities
-        for name in ('', '_eval')
-    )
-    np.testing.assert_allclose(two, one, rtol=1e-5)
-
-
-@pytest.mark.parametrize('ratio, kept', [(0.25, 147), (0.5, 98), (0.75, 49)])
-def test_each_image_keeps_patches_of_its_own(ratio: float, kept: int) -> None:
-    places = draw_kept(torch.empty(3, 1, 224, 224), 196, ratio)
-    assert places.shape == (3, kept)
-    assert all(len(set(row)) == kept and 0 <= min(row) <= max(row) < 196 for row in places.tolist())
-    assert len({tuple(sorted(row)) for row in places.tolist()}) == 3
-
-
-@pytest.mark.parametrize('section', ['FINETUNE', 'EVAL'])
 @pytest.mark.parametrize(
-    'model, mode, ratio',
+    'section, model, mode, ratio',
     [
-        (SWIN, 'full', 0.5),
-        (VIT, 'full', 0.5),
-        (MAE, 'linear_probe', 0.5),
-        (MAE, 'knn', 0.5),
-        (MAE, 'full', 0.95),
+        ('FINETUNE', SWIN, 'full', 0.5),
+        ('EVAL', VIT, 'full', 0.5),  # with relative positions
+        ('FINETUNE', MAE, 'linear_probe', 0.5),
+        ('EVAL', MAE, 'knn', 0.5),
+        ('FINETUNE', MAE, 'full', 0.95),  # none of 16 patches would be left
     ],
 )
 def test_dropping_patches_is_refused_where_it_cannot_work(
-    model: dict, mode: str, ratio: float, section: str, tmp_path: Path
+    section: str, model: dict, mode: str, ratio: float, tmp_path: Path
 ) -> None:
-    """A Swin, a ViT with relative positions, probes, and a ratio that leaves none of 16 patches."""
     config = default_config()
     options = {'FINETUNE': {'MODE': mode}, 'EVAL': {}}
     options[section]['MASK_RATIO'] = ratio
@@ -437,37 +368,3 @@ def test_throughput_is_measured_on_a_training_batch(
     assert run_main('finetune', [*arguments(cfg, data, tmp_path / 'out'), '--throughput']) == 0
     assert shapes == [(4, 1, 32, 32)]
     assert 'throughput' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('mode', ['full', 'last_layer'])
-def test_a_frozen_encoder_drops_nothing(mode: str) -> None:
-    modes = []
-
-    class Model(nn.Module):
-        def forward(self, images):
-            modes.append(self.training)
-            return images
-
-    config = config_with(FINETUNE__MODE=mode, MODEL__NUM_CLASSES=2)
-    loader = SimpleNamespace(dataset=SimpleNamespace(targets=np.zeros((4, 2), np.float32)))
-    loss_fn = main_finetune.label_loss(SimpleNamespace(config=config), loader)
-    batch = torch.zeros(4, 2), torch.zeros(4, 2), torch.arange(4)
-    assert loss_fn(Model().train(), batch).item() > 0
-    assert modes == [mode == 'full']
-
-
-def test_fine_tuning_at_384_px_starts_from_a_pre_training_at_224_px(
-    phantom: Path, tmp_path: Path
-) -> None:
-    """The tables of relative positions grow from window 7 to window 12."""
-    swin = {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1, 1, 1], 'NUM_HEADS': [1, 1, 1, 1]}
-    folders = {}
-    for stage, size, window in (('simmim', 224, 7), ('finetune', 384, 12)):
-        model = SWIN | {'SWIN': swin | {'WINDOW_SIZE': window}}
-        sections = {'DATA': {'IMG_SIZE': size, 'MASK_PATCH_SIZE': 32, 'TRAIN_IMAGES': 8}}
-        sections['TRAIN'] = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0, 'USE_CHECKPOINT': True}
-        more = ['--pretrained', str(folders['simmim'] / 'ckpt_epoch_0.pth')] if folders else []
-        folders[stage] = finished_run(stage, phantom, tmp_path, *more, model=model, **sections)
-    log = (folders['finetune'] / 'log_rank0.txt').read_text()
-    assert re.search('resized +4 ', log)
-    assert (folders['finetune'] / 'predictions_valid.csv').is_file()

@@ -1,22 +1,17 @@
 """main_simmim.py: runs of MAE, held-out reconstruction, and evaluation."""
 
-import argparse
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_mae import mae_config
-from tiny import MAE, ROOT, arguments, finished_run, run_folder, run_main
-from torch import nn
+from tiny import MAE, arguments, finished_run, run_folder, run_main
 
-from config import check_config, default_config, get_config
+from config import check_config
 from evaluation import held_out
 from logger import read_metrics
-from lr_scheduler import scaled_lr
-from models import build_model
 from utils import read_checkpoint
 
 TRAIN = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
@@ -33,36 +28,6 @@ REFUSED = [
 def test_options_that_mae_cannot_use_are_refused_by_name(options: dict, key: str) -> None:
     with pytest.raises(ValueError, match=key):
         check_config(mae_config(**options), 'simmim')
-
-
-def load(pair: str, stage: str):
-    recipe = pair.partition('__')[2]
-    (path,) = (ROOT / 'configs' / pair).glob(f'simmim_{stage}__*__{recipe}.yaml')
-    name = {'pretrain': 'simmim'}.get(stage, stage)
-    return get_config(argparse.Namespace(cfg=str(path), stage=name, opts=[]))
-
-
-PAIRS = {'vit_small__mae_100ep': (384, 1), 'vit_base__mae_800ep': (768, 8)}
-
-
-@pytest.mark.parametrize('pair', PAIRS)
-def test_configs_have_the_sizes_and_rates_of_mae_and_their_stages_fit(pair: str) -> None:
-    (width, gpus), configs = PAIRS[pair], [load(pair, stage) for stage in ('pretrain', 'finetune')]
-    with torch.device('meta'):
-        mae, classifier = (build_model(c, p) for c, p in zip(configs, (True, False), strict=True))
-    # A block of width D: 12 D^2 weights, biases of query, value and the others, two norms.
-    encoder = 12 * (12 * width**2 + 12 * width) + (256 + 1 + 1 + 2) * width
-    decoder = 8 * (12 * 512**2 + 12 * 512) + (width + 1 + 1 + 2) * 512 + 512 * 256 + 256
-    assert sum(p.numel() for p in mae.parameters()) == encoder + decoder
-    given, taken = mae.encoder.state_dict(), classifier.state_dict()
-    new = {'head.weight', 'head.bias', 'fc_norm.weight', 'fc_norm.bias'}
-    assert taken.keys() == given.keys() - {'norm.weight', 'norm.bias'} | new
-    assert all(taken[key].shape == given[key].shape for key in taken.keys() - new)
-    train, data = configs[0].TRAIN, configs[0].DATA
-    images = data.BATCH_SIZE * train.ACCUMULATION_STEPS * gpus
-    assert scaled_lr(configs[0], gpus).base == pytest.approx(1.5e-4 * images / 256)
-    assert (tuple(train.OPTIMIZER.BETAS), train.WEIGHT_DECAY) == ((0.9, 0.95), 0.05)
-    assert (data.MASK_PATCH_SIZE, data.MASK_RATIO) == (16, 0.75)
 
 
 @pytest.fixture(scope='module')
@@ -131,16 +96,3 @@ def test_equal_masks_are_evaluated_once_and_only_in_validated_epochs(
     assert ['loss' in r for r in records] == [False] + [True] * 4
     assert len(evaluated) == 3
     assert records[-1]['reference_l1_grey'] == records[-1]['holdout_l1_grey']
-
-
-def test_held_out_images_are_reconstructed_in_evaluation_mode() -> None:
-    class Model(nn.Module):
-        patch_size, target = 2, None
-
-        def predict(self, x, mask):
-            assert not self.training
-            return x
-
-    batch = torch.zeros(2, 1, 4, 4), torch.ones(2, 2, 2), torch.ones(2, 1), torch.zeros(2, 1)
-    run = SimpleNamespace(config=default_config(), device=torch.device('cpu'))
-    assert len([*held_out.reconstruct(run, Model().train(), [batch])]) == 2

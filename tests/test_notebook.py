@@ -115,13 +115,6 @@ def test_every_command_parses_whatever_the_form_says(model, monkeypatch) -> None
             assert (config.TAG, config.SEED) == (names['RUN_NAME'], names['SEED'])
 
 
-def test_what_the_form_offers_and_the_text_names_is_there() -> None:
-    for sweep in choices('SWEEP'):
-        assert load_sweep(ROOT / f'scripts/ablations/nano/{sweep}.yaml').rows
-    paths = re.findall(r'`((?:docs|scripts|configs)/[^`\s]*)', TEXT)
-    assert len(paths) > 4 and [path for path in paths if not (ROOT / path).exists()] == []
-
-
 def run_cell(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **variables: Any) -> Any:
     """What IPython returns for a cell that runs in this folder."""
     monkeypatch.setenv('IPYTHONDIR', str(folder / 'ipython'))

@@ -4,10 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import arguments, run_folder, run_main, tiny_config
 
 from config import default_config
-from engine.run_record import read_record
 from system import device as module
 from system.device import autocast_dtype, cpu_computes_bfloat16, describe_precision
 
@@ -44,26 +42,6 @@ def test_autocast_follows_the_instructions_of_the_cpu(avx512, amx, monkeypatch) 
     )
 
 
-def test_a_resume_on_another_cpu_warns(eight, tmp_path, monkeypatch, capfd) -> None:
-    cfg = tiny_config(
-        tmp_path / 'run.yaml',
-        'simmim',
-        AMP_ON_CPU='auto',
-        TRAIN={'EPOCHS': 1},
-        DATA={'TRAIN_IMAGES': 0},
-    )
-    monkeypatch.setattr(module, 'cpu_computes_bfloat16', lambda: False)
-    argv = arguments(cfg, eight, tmp_path)
-    assert run_main('simmim', argv) == 0
-    folder = run_folder(tmp_path, 'simmim')
-    assert read_record(folder)['precision'] == 'float32'
-    monkeypatch.setattr(module, 'cpu_computes_bfloat16', lambda: True)
-    capfd.readouterr()
-    assert run_main('simmim', [*argv, '--opts', 'TRAIN.EPOCHS', '2']) == 0
-    assert 'precision: float32 -> bfloat16' in capfd.readouterr().out
-    assert read_record(folder)['precision'] == 'float32'  # of the first start
-
-
 def test_float32_is_not_tf32_and_the_log_names_both(device, recwarn) -> None:
     """PyTorch's default allows TF32 in convolutions; `device` restores what this test sets."""
     config, cuda = SimpleNamespace(AMP_OPT_LEVEL='O0'), torch.device('cuda')
@@ -74,17 +52,6 @@ def test_float32_is_not_tf32_and_the_log_names_both(device, recwarn) -> None:
     assert describe_precision(config, cuda) == wanted.format('float32')
     assert torch.get_float32_matmul_precision() == 'highest'
     assert not recwarn.list
-
-
-def test_a_named_device_computes_without_tf32_as_the_default_does(device) -> None:
-    """The fixture restores the switches."""
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
-    for switch in switches:
-        switch.allow_tf32 = True
-    assert module.named_device('cpu') == CPU
-    assert not any(switch.allow_tf32 for switch in switches)
-    with pytest.raises(ValueError, match="'cuda:99'"):
-        module.named_device('cuda:99')
 
 
 def test_a_process_without_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

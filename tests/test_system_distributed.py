@@ -38,7 +38,3 @@ def test_rank_0_uses_the_threads_of_its_node(alone: list, monkeypatch) -> None:
     with threadpool_limits(1):
         assert distributed.run_on_main(threads) == 2
         assert threads() == 1
-
-
-def test_a_single_process_computes_alone() -> None:
-    assert distributed.run_on_main(lambda: 3) == 3

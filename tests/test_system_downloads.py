@@ -17,7 +17,6 @@ import torch
 from tiny import ROOT
 from transfers import make_config, make_model
 
-from engine.run_record import RunRecord, read_record
 from system import downloads
 from system.downloads import MODEL_CONFIG, PROCESSOR, describe_weights, fetch
 from utils import load_model_state, load_pretrained, read_checkpoint
@@ -159,33 +158,6 @@ def test_several_processes_download_one_file(server, tmp_path):
     for process in [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]:
         assert process.wait() == 0
     assert server.asked == ['/w.pth']
-
-
-def test_the_record_of_a_run_has_the_checksum_of_downloaded_weights(server, tmp_path):
-    server.files['/w.pth'] = weights(1, tmp_path), {}
-    record = RunRecord(
-        tmp_path, {'data': {'fingerprint': ''}, 'code': '', 'processes': 1, 'precision': ''}, LOGGER
-    )
-    record.facts['environment'] = {}
-    record.pretrained = f'{server.address}/w.pth'
-    record.begin(None)
-    found = read_record(tmp_path)
-    assert found['pretrained'] == hashlib.sha256(server.files['/w.pth'][0]).hexdigest()
-    assert found['pretrained_source'] == record.pretrained
-
-
-@pytest.mark.parametrize('set_home', [False, True])
-def test_without_a_home_folder_the_cache_is_that_of_xdg(tmp_path, monkeypatch, set_home):
-    monkeypatch.delenv('HOME')
-    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
-    monkeypatch.setattr('os.getuid', lambda: 987_654_321)
-    monkeypatch.chdir(tmp_path)
-    if set_home:
-        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    match = 'localhost' if set_home else 'XDG_CACHE_HOME'
-    with pytest.raises(ValueError, match=match):
-        fetch('https://localhost:1/w.pth')
-    assert [path.name for path in tmp_path.iterdir()] == ['simmim'] * set_home
 
 
 # Hugging Face

@@ -1,16 +1,11 @@
 """Writing files: atomically, and several files together, also on a full disk; file systems."""
 
-import logging
 import os
 from pathlib import Path
 
 import pytest
-from packed_data import make_data, packed
 
-from config import default_config
-from data.reading import log_store
-from system import files
-from system.files import atomic_writer, file_system, locked, replace_file, replace_files
+from system.files import atomic_writer, locked, replace_file, replace_files
 
 
 @pytest.mark.parametrize('last', ['a', 'z'])
@@ -39,38 +34,6 @@ def test_an_error_of_the_block_is_passed_on(tmp_path):
         file.write(b'half')
         raise ValueError('mine')
     assert not os.listdir(tmp_path)
-
-
-@pytest.fixture
-def mounts(tmp_path, monkeypatch):
-    """The folder `a b` of tmp_path is on a network drive, and `a b/local` on a disk."""
-    (tmp_path / 'a b' / 'local').mkdir(parents=True)
-    point = str(tmp_path / 'a b').replace(' ', '\\040')
-    lines = f'disk / ext4 rw 0 0\nold {point} ext4 rw 0 0\n//far:/x {point} nfs4 rw 0 0\n'
-    (tmp_path / 'mounts').write_text(lines + f'disk {point}/local xfs rw 0 0\n')
-    monkeypatch.setattr(files, 'MOUNTS', tmp_path / 'mounts')
-    return tmp_path
-
-
-def test_a_path_belongs_to_the_innermost_and_last_mount(mounts, monkeypatch):
-    (mounts / 'link').symlink_to(mounts / 'a b')
-    kinds = [file_system(mounts / name) for name in ('', 'a b', 'a b/c', 'a b/local/c', 'link')]
-    assert kinds == ['ext4', 'nfs4', 'nfs4', 'xfs', 'nfs4']
-    monkeypatch.setattr(files, 'MOUNTS', mounts / 'missing')
-    assert file_system(mounts) == ''
-
-
-def test_a_store_on_a_network_drive_gives_a_warning_unless_it_is_copied(mounts, caplog):
-    data = make_data(mounts / 'data', count=2)
-    far, near = (packed(data, mounts / name) for name in ('a b/store', 'a b/local/store'))
-    config = default_config()
-    for path, cache, warns in [(far, '', 1), (far, 'c', 0), (near, '', 0), (far.parent, '', 0)]:
-        config.DATA.DATA_PATH, config.DATA.CACHE_DIR = str(path), cache
-        caplog.clear()
-        log_store(config, logging.getLogger('network'))
-        found = [text for text in caplog.messages if 'DATA.CACHE_DIR' in text]
-        assert len(found) == warns
-        assert all(str(far) in text for text in found)
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_a_process_that_died(tmp_path: Path) -> None:

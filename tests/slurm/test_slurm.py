@@ -158,16 +158,6 @@ def test_a_whole_node_uses_its_gpus(options: list[str], processes: int, cluster:
     assert f'{processes} GPUs, {processes} process(es)' in cluster.text(job)
 
 
-def test_a_job_without_gpus_ends_with_code_2(cluster: Cluster) -> None:
-    words = ['--gpus-per-node=0', 'scripts/slurm/one_gpu.sbatch', 'main_simmim.py']
-    job, on_cpu = cluster.submit(*words), cluster.submit(*words, CPU_ONLY='1')
-    facts = cluster.end_of(job)
-    assert (facts['JobState'], facts['ExitCode'], facts['Restarts']) == ('FAILED', '2:0', '0')
-    assert 'error: node0: PyTorch sees 0 GPUs' in cluster.text(job)
-    assert cluster.end_of(on_cpu)['JobState'] == 'COMPLETED', cluster.text(on_cpu)
-    assert '0 GPUs, 1 process(es)' in cluster.text(on_cpu)
-
-
 def test_a_cancelled_job_is_not_queued_again(cluster: Cluster, tmp_path: Path) -> None:
     ready = tmp_path / 'ready'
     job = cluster.submit(
