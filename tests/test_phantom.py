@@ -3,8 +3,13 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.labels import LABELS
 from scripts.make_phantom import main, parse_args
-from scripts.phantom import make_phantom
+from scripts.phantom import draw_image, make_phantom
 
 SMALL = {'num_train': 5, 'num_valid': 2, 'num_test': 2, 'size': 40}
 
@@ -37,3 +42,16 @@ def test_the_script_writes_a_phantom_once_and_keeps_other_folders(tmp_path, caps
     assert main(parse_args([*words, '--seed', '5'])) == 2
     assert str(folder) in capsys.readouterr().err
     assert digests(tmp_path) == first
+
+
+@pytest.mark.parametrize('view', ['Frontal', 'Lateral'])
+def test_every_finding_is_visible(tmp_path, view: str) -> None:
+    def draw(severities: np.ndarray) -> np.ndarray:
+        row = ('image.png', 'Male', 60, 'PA', 1, 1, 1, view)
+        draw_image((tmp_path, (0, 0, 200), row, severities))
+        return np.asarray(Image.open(tmp_path / 'image.png'), float)
+
+    healthy = draw(np.zeros(len(LABELS)))
+    for label, severities in zip(LABELS[1:], 0.8 * np.eye(len(LABELS))[1:], strict=True):
+        changed = np.abs(draw(severities) - healthy) > 10
+        assert changed.mean() > 0.001, label
