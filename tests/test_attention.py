@@ -1,14 +1,10 @@
 """All implementations of attention and checkpointing give the same results; their cost."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from models.encoder import attend, eager_attention
+from models.encoder import attend
 from models.simmim import SimMIM, SwinTransformerForSimMIM, VisionTransformerForSimMIM
 from models.swin_transformer import SwinTransformer
 from models.vision_transformer import VisionTransformer
@@ -82,34 +78,3 @@ def test_attention_is_the_formula(shape: tuple, by_window: bool, fused: bool) ->
         weights = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
         want[at] = weights @ v[at]
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-
-
-def test_eager_attention_ends_with_its_context(monkeypatch) -> None:
-    calls = []
-    monkeypatch.setattr(
-        F, 'scaled_dot_product_attention', lambda *args, **keys: calls.append(1) or args[2]
-    )
-    model = MODELS['vit_none'](attention='sdpa')
-    with pytest.raises(KeyError), eager_attention(model):
-        model(torch.zeros(1, 1, 32, 32))
-        raise KeyError
-    assert calls == []
-    model(torch.zeros(1, 1, 32, 32))
-    assert len(calls) == 2
-
-
-def flops(model: nn.Module) -> tuple[int, int]:
-    """Count the operations of linear layers and of attention, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        results(model)
-    by_kind = counter.get_flop_counts()['Global']
-    linear = sum(n for kind, n in by_kind.items() if str(kind) in ('aten.mm', 'aten.addmm'))
-    return linear, sum(n for kind, n in by_kind.items() if 'bmm' in str(kind))
-
-
-def test_checkpointing_computes_blocks_again() -> None:
-    plain, again = randomised('vit_both'), randomised('vit_both', use_checkpoint=True)
-    assert_same(again, copy.deepcopy(plain), tolerance=1e-12)
-    (linear, inner), recomputed = flops(plain), flops(again)
-    assert recomputed[0] > 1.2 * linear
-    assert recomputed[1] == pytest.approx(4 / 3 * inner)

@@ -8,9 +8,6 @@ import pytest
 from mistakes import config_of, edit, linked, results_in
 from tiny import arguments
 
-from config import default_config, part
-from data.store import STORE_FILE
-
 
 def replace(path: Path, contents: bytes) -> None:
     path.unlink()
@@ -90,27 +87,3 @@ def test_an_output_folder_inside_a_folder_of_images(eight, tmp_path, refused, mo
     argv = ['--cfg', str(cfg), '--data-path', str(eight)]
     refused('simmim', argv, 'OUTPUT output', f'DATA.DATA_PATH {eight}')
     assert not (eight / 'output').exists()
-
-
-def test_an_output_folder_next_to_or_without_images_is_accepted(phantom, tmp_path):
-    packed = tmp_path / 'store'
-    packed.mkdir()
-    (packed / STORE_FILE).write_text('')
-    pairs = {
-        'folder': (phantom, f'{phantom}-output'),
-        'imagenet': (packed, packed / 'output'),
-        'chexpert': (phantom, phantom / 'output'),
-    }
-    for dataset, (data, output) in pairs.items():
-        config = default_config()
-        options = ['DATA.DATASET', dataset, 'DATA.DATA_PATH', str(data), 'OUTPUT', str(output)]
-        config.merge_from_list(options)
-        part(config, 'DATA.DATASET').check(config, 'simmim')
-
-
-def test_a_folder_data_set_without_images(tmp_path, refused):
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'notes.txt').write_text('none here')
-    cfg = config_of(tmp_path, 'simmim', DATASET='folder')
-    argv = arguments(cfg, tmp_path / 'data', tmp_path / 'out')
-    refused('simmim', argv, tmp_path / 'data')

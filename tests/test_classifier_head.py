@@ -5,7 +5,6 @@ import pytest
 import torch
 from tiny import SWIN, VIT
 from torch import nn
-from torch.nn import functional as F
 
 from config import check_config, default_config
 from models import build_model
@@ -48,13 +47,6 @@ def test_only_training_rounds_logits_under_autocast(options: dict, head: str) ->
     torch.testing.assert_close(logits, model.head.logits(inputs))
 
 
-def test_a_linear_head_is_a_linear_layer() -> None:
-    model = built(SWIN)
-    features = model.forward_features(images())
-    wanted = F.linear(features, model.head.weight, model.head.bias)
-    torch.testing.assert_close(model(images()), wanted)
-
-
 @pytest.mark.parametrize('options', [SWIN, VIT], ids=lambda options: options['TYPE'])
 def test_each_output_reads_the_tokens_that_its_query_attends_to(options: dict) -> None:
     """Against a loop over images, outputs and heads."""
@@ -87,11 +79,6 @@ def test_tokens_are_those_of_the_patches_and_all_weights_learn() -> None:
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
     wide = AttentionHead(200, 3)
     assert 200 % wide.num_heads == 0 and wide(torch.randn(2, 4, 200)).shape == (2, 3)
-
-
-def test_timm_models_have_no_tokens() -> None:
-    with pytest.raises(ValueError, match='MODEL.HEAD'):
-        built(TIMM, 'attention')
 
 
 @pytest.mark.parametrize('options', [SWIN, VIT], ids=lambda options: options['TYPE'])

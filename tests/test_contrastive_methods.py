@@ -16,23 +16,17 @@ from models.contrastive import (
     BYOL,
     METHODS,
     ContrastiveMethod,
-    KeyQueue,
     MoCo,
     SimCLR,
     SwAV,
-    build_contrastive,
     byol_loss,
-    cosine_momentum,
-    features,
     info_nce,
     nt_xent,
     swav_loss,
 )
 from models.encoder import Encoder
 from models.grouped_batch_norm import normalise_in_groups
-from models.swin_transformer import SwinTransformer
 from models.timm_classifier import TimmClassifier
-from models.vision_transformer import VisionTransformer
 from optimizer import param_groups
 
 BATCH = 8
@@ -139,16 +133,6 @@ def test_losses_equal_the_definitions_of_the_methods():
     torch.testing.assert_close(swav(*crops), want)
 
 
-def test_the_queue_holds_the_last_keys_oldest_first_from_its_pointer():
-    """The reference is a list over four steps."""
-    queue, twin = KeyQueue(12, 2), [[0.0, 0.0]] * 12
-    for step in range(16):
-        keys = torch.arange(6.0).view(3, 2) + 10 * step
-        queue.enqueue(keys)
-        twin = (twin + keys.tolist())[-12:]
-        assert queue.keys.roll(-int(queue.pointer), dims=0).tolist() == twin
-
-
 def test_mocos_queue_has_unit_keys_of_the_momentum_encoder():
     """The momentum encoder is updated before it computes keys, and the loss uses older keys."""
     model, twin = build('moco'), []
@@ -175,13 +159,6 @@ def test_mocos_queue_has_unit_keys_of_the_momentum_encoder():
         optimizer.zero_grad()
     state = model.queue.keys.roll(-int(model.queue.pointer), dims=0)
     torch.testing.assert_close(state, torch.cat(twin[-3:]))
-
-
-def test_byols_momentum_rises_by_half_a_cosine():
-    for step in (0, 1, 37, 50, 99, 100, 130):
-        got = cosine_momentum(torch.tensor(step), total_steps=100, start=0.996)
-        cosine = math.cos(math.pi * min(step, 100) / 100)
-        assert got.item() == pytest.approx(1 - 0.004 * (cosine + 1) / 2, abs=1e-15)
 
 
 def test_byols_target_after_k_steps():
@@ -211,18 +188,6 @@ def test_copies_are_equal_at_the_first_step_whatever_was_loaded():
     assert_same_state(model.momentum_encoder.state_dict(), loaded.encoder.state_dict())
     model.begin_step()
     assert_same_state(model.momentum_encoder.state_dict(), loaded.encoder.state_dict())
-
-
-@pytest.mark.parametrize('name', BUILD)
-def test_evaluation_changes_nothing(name):
-    model = build(name)
-    optimizer = sgd(model)
-    train(model, optimizer, [views(name, 0)])
-    model.eval()
-    before = copy.deepcopy(model.state_dict())
-    with torch.no_grad():
-        model(*views(name, 1, batch=3))
-    assert_same_state(model.state_dict(), before)
 
 
 @pytest.mark.parametrize('name', BUILD)
@@ -258,40 +223,6 @@ def test_prototypes_learn_after_the_first_steps_and_keep_length_1():
     assert moved == [False, False, True, True]
 
 
-SWIN = {
-    'img_size': 16, 'patch_size': 2, 'in_chans': 1, 'embed_dim': 4, 'depths': (1, 1),
-    'num_heads': (1, 2), 'window_size': 4, 'ape': True,
-}  # fmt: skip
-VIT = {'img_size': 16, 'patch_size': 8, 'in_chans': 1, 'embed_dim': 8, 'depth': 1, 'num_heads': 2}
-
-
-@pytest.mark.parametrize('kind, keys', [(SwinTransformer, SWIN), (VisionTransformer, VIT)])
-def test_transformers_are_stored_under_encoder_and_all_parameters_learn(kind, keys):
-    """The entries under encoder.* belong to the backbone, for fine-tuning."""
-    model = BUILD['byol'](kind(**keys, num_classes=0, drop_path_rate=0.0)).train()
-    generator = torch.Generator().manual_seed(0)
-    model(*torch.randn(2, 8, 1, 16, 16, generator=generator)).backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    own = {k.removeprefix('encoder.') for k in model.state_dict() if k.startswith('encoder.')}
-    assert own == set(kind(**keys, num_classes=0).state_dict())
-
-
-def test_a_resnet_of_timm_learns_with_the_names_of_the_classifier():
-    """SwAV uses crops of two sizes."""
-    torch.manual_seed(0)
-    classifier = TimmClassifier('resnet10t', img_size=32, in_chans=1, num_classes=0)
-    model = BUILD['swav'](classifier).train()
-    images = [torch.randn(8, 1, size, size) for size in (32, 32, 24)]
-    want = classifier.eval().forward_features(images[0])
-    torch.testing.assert_close(features(model.encoder, images[0]), want)
-    train(model.train(), sgd(model), [images])
-    model.begin_step()
-    model(*images).backward()
-    assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
-    own = {key for key in model.state_dict() if key.startswith('encoder.')}
-    assert own == {key for key in classifier.state_dict() if key.startswith('encoder.')}
-
-
 # Options
 
 
@@ -320,24 +251,9 @@ def test_invalid_options_raise_an_error(options: dict) -> None:
         check_config(config_with(options), 'contrastive')
 
 
-@pytest.mark.parametrize('options', [CROPS | TIMM | {'CONTRASTIVE.LOCAL_SIZE': 96}, TIMM])
-def test_valid_options_are_accepted(options: dict) -> None:
-    check_config(config_with(options), 'contrastive')
-
-
 def test_a_queue_that_is_not_a_multiple_of_the_batch_raises_an_error():
     with pytest.raises(ValueError, match='CONTRASTIVE.QUEUE_SIZE'):
         build('moco', queue_size=20)(*views('moco', 0))
-
-
-def test_options_reach_the_methods() -> None:
-    given = {'TEMPERATURE': 0.3, 'QUEUE_SIZE': 32}
-    options = {f'CONTRASTIVE.{key}': value for key, value in given.items()}
-    moco = build_contrastive(config_with(TIMM | options), total_steps=7)
-    assert moco.queue.keys.shape == (32, 128)
-    assert (moco.temperature, moco.key_momentum) == (0.3, MoCo.default_momentum(7))
-    byol = build_contrastive(config_with(TIMM | {'CONTRASTIVE.METHOD': 'byol'}), total_steps=7)
-    assert byol.total_steps == 7
 
 
 @pytest.mark.parametrize('steps', [100, 440, 3000])

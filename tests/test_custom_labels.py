@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,12 @@ import pytest
 from tiny import LABELS_DECIDE, VIT, arguments, finished_run, run_script, tiny_config
 from xray_splits import LOGGER, write_split
 
-from config import get_config
 from data.labels import training_targets
 from data.packing import Settings, pack, read_source
-from logger import read_metrics
 from models.export import load_trained_model
-from utils import read_checkpoint, save_checkpoint, trained_config
+from utils import trained_config
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
-TIMING = {'seconds', 'data_seconds', 'images_per_second'}
 FINE = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}  # 8 x 8 cells, enough for maps
 OWN = ['Pneumonia', 'Heart/size', 'No Finding']
 OPTS = ['DATA.LABELS', str(OWN), 'DATA.UNCERTAIN_BY_LABEL', "{'Heart/size': 'ones_smooth'}"]
@@ -91,13 +87,6 @@ def test_scripts_take_the_labels_from_the_checkpoint_and_the_predictions(
     assert [entry['label'] for entry in report['sets'][0]['labels']] == ['Heart/size']
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
-def test_probes_learn_these_labels(own_data: Path, tmp_path: Path, mode: str) -> None:
-    folder = run(own_data, tmp_path / 'out', mode, 'REPORT.WRITE', 'False')
-    assert list(pd.read_csv(folder / 'predictions_valid.csv')) == ['Path', *OWN]
-
-
 def test_evaluation_refuses_other_labels_than_those_of_the_checkpoint(
     fine_tuned: Path, own_data: Path, tmp_path: Path, refused
 ) -> None:
@@ -124,20 +113,6 @@ def test_a_run_does_not_resume_with_other_labels(
     refused('finetune', arguments(cfg, own_data, tmp_path / 'other', *words), 'DATA.LABELS')
 
 
-@pytest.mark.slow
-def test_a_resumed_run_forgets_the_best_score_if_another_score_selects(
-    own_data: Path, tmp_path: Path
-) -> None:
-    opts = ['REPORT.WRITE', 'False', 'TRAIN.EPOCHS']
-    folder = run(own_data, tmp_path, 'full', *opts, '1')
-    path = folder / 'ckpt_epoch_0.pth'
-    save_checkpoint(path, read_checkpoint(path) | {'best_score': 2.0})  # which no epoch reaches
-    run(own_data, tmp_path, 'full', *opts, '2')
-    assert read_checkpoint(folder / 'ckpt_epoch_1.pth')['best_score'] == 2.0
-    run(own_data, tmp_path, 'full', *opts, '3', 'EVAL.LEVEL', 'image')
-    assert read_checkpoint(folder / 'ckpt_epoch_2.pth')['best_score'] <= 1.0
-
-
 def test_a_missing_label_column_is_named_with_those_that_there_are(
     own_data: Path, tmp_path: Path, refused
 ) -> None:
@@ -149,30 +124,6 @@ def test_a_missing_label_column_is_named_with_those_that_there_are(
 def test_pre_training_needs_no_label_columns(own_data: Path, tmp_path: Path) -> None:
     given = {'TRAIN': {'EPOCHS': 1}, 'DATA': {'TRAIN_IMAGES': 0}}
     assert finished_run('simmim', own_data, tmp_path / 'out', model=VIT, **given)
-
-
-@pytest.mark.parametrize(
-    'opts, key',
-    [
-        (['DATA.LABELS', "['a']", 'MODEL.NUM_CLASSES', '14'], 'MODEL.NUM_CLASSES'),
-        (['DATA.LABELS', "['a']", 'DATA.TASK', 'any_finding'], 'DATA.LABELS'),
-        (['DATA.LABELS', "['Heart/size', 'heart_size']"], 'DATA.LABELS'),
-        (['DATA.LABELS', "['Path']"], 'DATA.LABELS'),
-        (['DATA.LABELS', "['a']", 'DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'ones'}"], 'Edema'),
-        (['DATA.LABELS', "['a']", 'EVAL.SELECT', 'five'], 'EVAL.SELECT'),
-    ],
-)
-def test_labels_that_cannot_work_are_refused(tmp_path: Path, opts: list, key: str) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, MODEL=LABELS_DECIDE)
-    with pytest.raises(ValueError, match=key):
-        get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
-
-
-def test_the_task_sets_the_number_of_outputs(tmp_path: Path) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, MODEL=LABELS_DECIDE)
-    for opts, number in (([], 14), (['DATA.TASK', 'any_finding'], 1), (OPTS, 3)):
-        config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
-        assert config.MODEL.NUM_CLASSES == number
 
 
 def test_smooth_targets_of_a_label_do_not_depend_on_the_other_labels() -> None:
@@ -188,26 +139,3 @@ def test_smooth_targets_of_a_label_do_not_depend_on_the_other_labels() -> None:
     np.testing.assert_array_equal(alone[:, 0], pair[:, 1])
     np.testing.assert_array_equal(alone[:, 0], among_all[:, 5])
     assert (pair[:, 0] != pair[:, 1]).all()
-
-
-@pytest.mark.slow
-def test_a_resumed_run_validates_the_same_epochs_and_selects_the_same_checkpoint(
-    own_data: Path, tmp_path: Path
-) -> None:
-    opts = ['EVAL.EVERY', '2', 'TRAIN.EPOCHS', '3', 'REPORT.WRITE', 'False']
-    whole = run(own_data, tmp_path / 'a', 'full', *opts)
-    resumed = tmp_path / 'b' / whole.parent.name / whole.name
-    shutil.copytree(whole, resumed)
-    for name in ('ckpt_epoch_1.pth', 'ckpt_epoch_2.pth', 'ckpt_best.pth'):
-        (resumed / name).unlink()
-    assert run(own_data, tmp_path / 'b', 'full', *opts) == resumed
-    records = read_metrics(resumed / 'metrics.jsonl')
-    assert [r['epoch'] for r in records if 'score' in r] == [-1, 1, 2]
-    for got, want in zip(records, read_metrics(whole / 'metrics.jsonl'), strict=True):
-        assert {k: got[k] for k in want if k not in TIMING} == {
-            k: want[k] for k in want if k not in TIMING
-        }
-    for name in ('ckpt_epoch_2.pth', 'ckpt_best.pth'):
-        got, want = (read_checkpoint(folder / name) for folder in (resumed, whole))
-        assert got['epoch'] == want['epoch'] > 0
-        assert all(got['model'][key].equal(value) for key, value in want['model'].items())

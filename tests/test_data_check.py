@@ -10,11 +10,8 @@ import pandas as pd
 import pytest
 from phantom_layouts import mimic_phantom
 from PIL import Image
-from tiny import load_script, run_script
+from tiny import run_script
 
-import data.check
-from data.check import look_at
-from data.image_source import Folder
 from data.labels import LABELS
 from data.packing import Settings, pack, read_source
 from scripts.phantom import make_phantom
@@ -176,31 +173,6 @@ def test_faults_in_mimic(tmp_path: Path, check: Callable) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    'arguments, part',
-    [
-        (['--data-path', 'nowhere'], 'nowhere'),
-        (['--output', '{root}/x.csv'], '--output'),
-        (['--opts', 'DATA.NO', '1'], 'DATA.NO'),
-    ],
-)
-def test_wrong_calls_end_with_2(
-    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], part: str
-) -> None:
-    given = [argument.format(root=clean) for argument in arguments]
-    words = ['--data-path', clean, '--output', tmp_path / 'p.csv', *given]
-    assert run_script('check_data', *words) == 2
-    assert part in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_no_workers_are_refused(capsys: pytest.CaptureFixture) -> None:
-    for script in ('check_data', 'pack'):
-        with pytest.raises(SystemExit):
-            load_script(script).parse_args(['--data-path', 'd', '--output', 'o', '--workers', '0'])
-        assert '--workers: must be' in capsys.readouterr().err
-
-
 def test_a_folder_of_images_and_a_damaged_store(
     spoilt: Path, tmp_path: Path, check: Callable
 ) -> None:
@@ -223,59 +195,6 @@ def test_a_folder_of_images_and_a_damaged_store(
     assert [cells[0] for cells in check(store)] == kinds
     (store / 'store.json').write_text('{}')
     assert 'unreadable data set' in {cells[0] for cells in check(store)}
-
-
-def test_the_layout_of_a_table_that_is_not_read_is_named(
-    tmp_path: Path, check: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    (tmp_path / 'brax').mkdir()
-    (tmp_path / 'brax' / 'master_spreadsheet_update.csv').touch()
-    shutil.copy('docs/reconstruction.png', tmp_path / 'brax')
-    found = check(tmp_path / 'brax')
-    assert ('folder with scores', '', None, 'master_spreadsheet_update.csv') in found
-    assert 'DATA.DATASET brax' in capsys.readouterr().out
-
-
-def test_digests_are_of_grey_levels_not_of_files(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (70, 90), dtype=np.uint8)
-    changed = pixels.copy()
-    changed[69, 89] ^= 1
-    images = {
-        'a.png': Image.fromarray(pixels),
-        'b.bmp': Image.fromarray(pixels),
-        'c.tif': Image.fromarray(pixels).convert('RGB'),
-        'd.png': Image.fromarray(pixels.astype(np.uint16) * 257),
-        'x.png': Image.fromarray(pixels.T.copy()),
-        'y.png': Image.fromarray(pixels.reshape(90, 70)),
-        'z.png': Image.fromarray(changed),
-    }
-    digests = {}
-    for name, image in images.items():
-        image.save(tmp_path / name)
-        digests[name], kind, *_ = look_at(Folder(tmp_path), name)
-        assert kind == ''
-    same = {name for name, digest in digests.items() if digest == digests['a.png']}
-    assert same == {'a.png', 'b.bmp', 'c.tif', 'd.png'}
-
-
-def test_labels_of_one_class_are_all_named(
-    spoilt: Path, tmp_path: Path, check: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    """In the list and in the summary, which has no progress bar unless it is on a terminal."""
-    table = read_text(spoilt / 'train.csv')
-    table['Fracture'], table['Edema'], table['Pneumonia'] = '', '1.0', '-1.0'
-    table.to_csv(spoilt / 'train.csv', index=False)
-    check(spoilt)
-    rows = read_text(tmp_path / 'lists' / 'problems.csv')
-    rows = rows[rows['kind'].isin(ONE_CLASS) & (rows['csv'] == 'train.csv')]
-    details = dict(rows[['kind', 'detail']].to_numpy())
-    found = {(k.split()[-1], n) for k in details for n in details[k].partition(':')[0].split(', ')}
-    shown = capsys.readouterr()
-    assert all(detail in shown.out for detail in details.values()) and shown.err == ''
-    for label in LABELS:
-        values = pd.to_numeric(table[label]).fillna(0)
-        for name, value in (('positive', 1), ('negative', 0)):
-            assert ((name, label) in found) == (not (values == value).any()), label
 
 
 def test_what_was_found_is_listed_if_a_worker_is_killed(clean: Path, check, monkeypatch) -> None:
@@ -314,15 +233,3 @@ def test_images_and_patients_in_two_splits_of_one_data_set_are_listed(
         files[3]: {'same_as': scored[1], 'why': 'same pixels in two splits'},
         other: {'same_as': scored[2], 'why': 'patient in two splits'},
     }
-
-
-def test_an_image_of_valid_that_is_also_in_test_is_listed() -> None:
-    rows = [('a', 'train', 'p1', 0), ('b', 'valid', 'p2', 1), ('c', 'test', 'p3', 1)]
-    rows += [('d', 'valid', 'p4', 2), ('e', 'test', 'p4', 3), ('a', 'test', 'p1', 0)]
-    looks = pd.DataFrame(
-        [(file, split, patient, k, np.full(64, float(k))) for file, split, patient, k in rows],
-        columns=data.check.LOOKS,
-    )
-    found = data.check.find_duplicates({'': looks}).set_index('file')
-    assert found['same_as'].to_dict() == {'a': 'a', 'b': 'c', 'd': 'e'}
-    assert found['why']['d'] == 'patient in two splits'

@@ -1,7 +1,6 @@
 """What fine-tuning loads: targets, views, subsets, the splits there are; what it logs of them."""
 
 import itertools
-import logging
 
 import numpy as np
 import pandas as pd
@@ -81,22 +80,6 @@ def test_subsets_are_taken_after_the_hold_out(data_path, is_pretrain):
     assert part.holdout.dataset.records.row.tolist() == held_out
     assert len(part.train.dataset) == 16
     assert set(part.train.dataset.records.row) < set(whole.train.dataset.records.row)
-
-
-def test_the_test_split_is_loaded_where_there_is_one(tmp_path):
-    for split, patients in (('train', 6), ('valid', 2), ('test', 3)):
-        write_split(tmp_path, split, patients)
-    loaders = build_loader(make_config(tmp_path), LOGGER, is_pretrain=False)
-    assert len(loaders.test.dataset) == 6
-    assert loaders.test.dataset.records.csv == 'test.csv'
-
-
-def test_labels_of_one_class_are_one_line_of_the_log(data_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        build_loader(make_config(data_path), LOGGER, is_pretrain=False)
-    (line,) = [text for text in caplog.messages if 'Fracture' in text]
-    assert all(split in line for split in ('train', 'holdout', 'valid'))
-    assert line.count('Fracture') == 1
 
 
 def test_evaluation_needs_no_training_data(tmp_path):

@@ -2,9 +2,6 @@
 
 import os
 import resource
-import signal
-import socket
-from multiprocessing import resource_sharer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +14,6 @@ from test_bad_data import replace
 from torch.utils.data import Dataset
 from xray_splits import LOGGER, make_config, samples_of
 
-import data.loader
 from data.build import build_loader
 from data.chexpert import read_csv
 from data.loader import (
@@ -118,16 +114,6 @@ def test_an_epoch_visits_each_image_once_but_for_the_dropped_rest():
     assert indices != sorted(indices)
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
-    assert batches(shuffle=True, epoch=1) == batches(shuffle=True, epoch=1)
-    orders = [
-        [index for batch in batches(shuffle=True, epoch=epoch, seed=seed) for _, index in batch]
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    ]
-    assert len(set(map(tuple, orders))) == 4
-
-
 @pytest.mark.parametrize('weights', [None, WEIGHTS], ids=['uniform', 'weighted'])
 def test_ranks_share_the_global_batches_of_one_process(weights):
     options = {'shuffle': True, 'epoch': 2, 'weights': weights}
@@ -205,84 +191,6 @@ def test_an_image_that_cannot_be_used_stops_the_run_with_its_row(phantom, tmp_pa
         loader.dataset[0, 5]
 
 
-@pytest.mark.parametrize('cuda', [True, False])
-def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
-    config = loader_config()
-    config.DATA.PIN_MEMORY = True
-    assert make_loader(Blocked(), config, shuffle=False).pin_memory == cuda
-
-
-class Blocked(Dataset):
-    """The signals that are blocked in the process that loads."""
-
-    seed = 0
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> list[int]:
-        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
-
-
-@pytest.mark.skipif(not data.loader.CAN_WAIT, reason='signals cannot be waited for here')
-def test_a_worker_is_born_with_signals_blocked(monkeypatch):
-    """A signal to all processes would end it before it runs any code of the loader."""
-    monkeypatch.setattr(data.loader, '_prepare_worker', None)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    loader = make_loader(Blocked(), loader_config(4, workers=1), shuffle=False)
-    loader.multiprocessing_context = 'fork'
-    (blocked,) = loader
-    assert set(data.loader.STOPS) <= {int(number[0]) for number in blocked}
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
-
-
-class Sharing(Blocked):
-    """Where the worker waits for the process that loads."""
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[bytes]:
-        address, number = resource_sharer._resource_sharer.register(send_nothing, send_nothing)
-        return [f'{address}\n{number}'.encode()]
-
-
-def send_nothing(*_: object) -> None:
-    pass
-
-
-def test_a_worker_whose_main_process_hangs_up_prints_nothing(capfd):
-    """A signal that stops the main process may interrupt it while it receives a tensor."""
-    loader = make_loader(Sharing(), loader_config(4, workers=1), shuffle=False)
-    loader.multiprocessing_context, loader.collate_fn = 'fork', list
-    batches = iter(loader)
-    address, number = next(batches)[0].decode().split('\n')
-    with socket.socket(socket.AF_UNIX) as hanging_up:
-        hanging_up.connect(address)
-    # The worker answers one after the other.
-    resource_sharer._resource_sharer.get_connection((address, int(number))).close()
-    del batches
-    assert 'Traceback' not in capfd.readouterr().err
-
-
-class Unsendable(Blocked):
-    """Samples that a worker has, but cannot send, as without memory or open files."""
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list['Unsendable']:
-        return [self]
-
-    def __reduce__(self) -> tuple:
-        raise RuntimeError('unable to mmap 32 bytes: Cannot allocate memory (12)')
-
-
-@pytest.mark.slow
-def test_a_worker_that_cannot_send_a_batch_ends_the_pass(capfd):
-    loader = make_loader(Unsendable(), loader_config(4, workers=1), shuffle=False)
-    # PyTorch looks for workers that have ended when the time is up.
-    loader.multiprocessing_context, loader.collate_fn, loader.timeout = 'fork', list, 10
-    with pytest.raises(RuntimeError, match='DataLoader worker .* exited'):
-        next(iter(loader))
-    assert 'Cannot allocate memory' in capfd.readouterr().err
-
-
 # Open files
 
 
@@ -296,6 +204,14 @@ class Many(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> list[torch.Tensor]:
         return [torch.zeros(2)] * 4
+
+
+@pytest.mark.parametrize('cuda', [True, False])
+def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    config = loader_config()
+    config.DATA.PIN_MEMORY = True
+    assert make_loader(Many(), config, shuffle=False).pin_memory == cuda
 
 
 def test_workers_may_open_more_files_than_the_soft_limit_allows():

@@ -68,17 +68,6 @@ def test_square_is_compact_and_its_corner_is_uniform():
     assert chisquare(places.ravel()).pvalue > 0.001
 
 
-def _alike_neighbours(masks: np.ndarray) -> float:
-    """Share of neighbouring units that are both hidden or both visible."""
-    across = (masks[:, :, 1:] == masks[:, :, :-1]).mean()
-    return (across + (masks[:, 1:] == masks[:, :-1]).mean()) / 2
-
-
-def test_block_hides_coherent_regions():
-    block = _alike_neighbours(units(MaskGenerator(192, 8, 8, 0.6, 'block'), 300))
-    assert block > 0.75  # 0.6^2 + 0.4^2 = 0.52 for independent units
-
-
 @pytest.mark.parametrize(
     'arguments, key',
     [

@@ -123,19 +123,6 @@ def test_each_split_and_labeller_has_its_own_rows_and_labels(tmp_path: Path) -> 
         assert labels[3:, edema].tolist() == [value] * 4
 
 
-def test_other_columns_than_the_observations_are_read_as_labels(tmp_path: Path) -> None:
-    files = tables()
-    for row, value in zip(
-        files['chexpert'], ['Own', '-1.0', '1.0', '', '0.0', '', ''], strict=True
-    ):
-        row[-1] = value  # in place of the last observation
-    records = read(write(tmp_path, files), 'train', labels=('Own', 'Edema'))
-    assert records.label_names == ('Own', 'Edema')
-    np.testing.assert_array_equal(records.labels[3:], [[-1, -1]] * 4)
-    with pytest.raises(ValueError, match=r'Support Devices.*found.*Own'):
-        read(tmp_path, 'train')
-
-
 def test_the_log_names_no_patient(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     root = write(tmp_path, tables())
     read(root, 'train', labeller='negbio', logger=logging.getLogger('mimic'))
@@ -165,12 +152,6 @@ def test_a_bad_cell_is_named(tmp_path: Path, kind: str, row: int, column: str, v
     files = tables()
     files[kind][row - 1][files[kind][0].index(column)] = value
     refused(tmp_path, files, f'mimic-cxr-2.0.0-{kind}.csv', f'row {row} ', column)
-
-
-def test_an_image_without_metadata_is_named(tmp_path: Path) -> None:
-    files = tables()
-    del files['metadata'][9]  # of aa-2
-    refused(tmp_path, files, '2.0.0-split.csv', 'row 3', '2.0.0-metadata.csv')
 
 
 def test_a_split_without_images_or_labels_is_refused(tmp_path: Path) -> None:
@@ -204,31 +185,3 @@ def test_a_missing_image_folder_or_label_file_is_named(tmp_path: Path) -> None:
     for path, labeller in ((root / 'nowhere', 'chexpert'), (root, 'visual')):
         with pytest.raises(ValueError, match=f'{path}.*DATA.DATA_PATH, DATA.LABELLER'):
             read(path, 'train', labeller=labeller)
-
-
-@pytest.mark.parametrize('num_missing', [1, 2])
-def test_missing_images_of_an_optional_split_are_reported(
-    tmp_path: Path, log: pytest.LogCaptureFixture, num_missing: int
-) -> None:
-    files, faults = tables(), []
-    files['split'].append(['tt_2', '59999999', '19999999', 'test'])
-    files['metadata'].append(['tt_2', '19999999', '59999999', '3056', 'AP', ''])
-    root = write(tmp_path, files)
-    images = [root / f'files/p19/p19999999/s59999999/{name}.jpg' for name in ('tt_1', 'tt_2')]
-    images[1].touch()
-    for image in images[:num_missing]:
-        image.unlink()
-    options = {'optional': True, 'logger': logging.getLogger('mimic')}
-    assert read(root, 'test', **options) is None
-    (warning,) = [entry for entry in log.records if entry.levelname == 'WARNING']
-    message = warning.getMessage()
-    assert "split 'test'" in message and 'mimic-cxr-2.0.0-split.csv' in message
-    assert '19999999' not in message
-    records = read(root, 'test', optional=True, look_up='all', on_fault=faults.append)
-    found = [(fault.kind, fault.severity, fault.row) for fault in faults]
-    if num_missing == 1:
-        assert found == [('missing image', 'error', 10)]
-        assert records.file.tolist() == ['files/p19/p19999999/s59999999/tt_2.jpg']
-    else:
-        assert found == [('missing split', 'warning', None)] and records is None
-    assert len(read(root, 'test', optional=True, look_up='none')) == 2

@@ -62,14 +62,6 @@ def test_columns_in_any_order_give_the_same(tmp_path):
         assert read.probabilities[:, k].tolist() == columns[label].tolist()
 
 
-def test_an_unrelated_file_next_to_predictions_is_ignored(tmp_path):
-    (tmp_path / 'p.csv').write_text('Path,Edema\na,0.5\n')
-    (tmp_path / 'p.json').write_text('[' * 200_000)
-    assert read_predictions(tmp_path / 'p.csv').labels == ('Edema',)
-    with pytest.raises(ValueError, match='p.json'):
-        read_predictions(tmp_path / 'p.csv', task='multi_label')
-
-
 @pytest.mark.parametrize(
     'text, parts',
     [
@@ -164,14 +156,3 @@ def test_predictions_of_studies_are_those_of_their_images(tmp_path):
     paths = [image(1), image(2), image(2, 'view2_lateral'), image(3)]
     found = look_up(read_predictions(file), paths, labels=['Edema'])
     np.testing.assert_array_equal(found[:, 0], [0.1, 0.2, 0.2, NAN])
-
-
-def test_studies_without_a_folder_of_a_patient_keep_their_whole_name(tmp_path):
-    names = ['images/2.png', 'images/1.png', 'images/1.jpg']
-    file = csv_of(tmp_path / 'p.csv', {'Study': names, 'Edema': [0.2, 0.1, 0.3]})
-    paths = ['images/1.png', 'images/2.png', 'images/3.png']
-    found = look_up(read_predictions(file), paths, labels=['Edema'])
-    np.testing.assert_array_equal(found[:, 0], [0.1, 0.2, NAN])
-    file = csv_of(file, {'Study': [study(1), f'other/{study(1)}/x.png'], 'Edema': [0.2, 0.1]})
-    with pytest.raises(ValueError, match='row 3 .*already occurs in row 2'):
-        read_predictions(file)

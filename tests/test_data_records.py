@@ -22,7 +22,7 @@ from tiny import config_with
 from config import default_config
 from data.chexpert import read_csv
 from data.folder import read_folder, tables_of_data_sets
-from data.groups import MOST_GROUPS, group_columns, standard_groups
+from data.groups import MOST_GROUPS, group_columns
 from data.image_source import TABLE_SUFFIXES
 from data.labels import LABELS
 from data.records import PATIENT_AND_BELOW, Records, select_views
@@ -33,23 +33,9 @@ from data.splits import (
     training_records,
     unlabelled_records,
 )
-from data.table import Table, read_excel
+from data.table import Table
 
 # ---- CheXpert: what is read
-
-
-def test_a_stray_quote_does_not_print_the_rest_of_the_file(tmp_path: Path) -> None:
-    """The rows up to the next quote are one cell."""
-    rows = [row(image_path(number), Edema='1.0') for number in range(1, 40)]
-    write(tmp_path / 'train.csv', rows, [*HEADER, 'last'])
-    lines = (tmp_path / 'train.csv').read_text().splitlines()
-    lines[2] = lines[2].replace(',1.0,', ',"1.0,', 1)
-    lines[30] = lines[30].replace(',1.0,', ',1.0",', 1)
-    (tmp_path / 'train.csv').write_text('\n'.join(lines) + '\n')
-    with pytest.raises(ValueError) as error:
-        read_csv(tmp_path, 'train.csv', look_up='none')
-    text = str(error.value)
-    assert 'row 3' in text and "'Edema'" in text and 'quote' in text and len(text) < 500
 
 
 REPORT = 'The heart, which is large, is seen.\nNo effusion, no pneumothorax, no edema'
@@ -67,17 +53,6 @@ def test_a_report_of_several_lines_is_no_row_and_a_swallowed_row_is_refused(tmp_
     (tmp_path / 'x.csv').write_text(''.join(['file,label,report\n', *lines[:2], rows[2], 'x"\n']))
     with pytest.raises(ValueError, match=r"row 3.*'report'.*looks like a row"):
         Table(tmp_path / 'x.csv')
-
-
-def test_spaces_around_the_name_of_a_column_do_not_count(tmp_path: Path, log) -> None:
-    rows, header = [row(image_path(1), Sex='Male')], ['Path', ' Sex', '\tAge ', *LABELS]
-    rows[0] |= {' Sex': 'Male', '\tAge ': '61'}
-    faults = []
-    logger = logging.getLogger('test')
-    records = read(tmp_path, rows, header, on_fault=faults.append, logger=logger)
-    assert records.sex.tolist() == ['Male'] and records.age.tolist() == [61]
-    assert [(fault.kind, fault.severity) for fault in faults] == [('missing description', 'note')]
-    assert faults[0].detail in log.text and 'column Frontal/Lateral, AP/PA:' in log.text
 
 
 def test_reads_every_field_by_name_whatever_the_order_of_columns(tmp_path: Path) -> None:
@@ -120,22 +95,6 @@ def test_byte_order_mark_windows_line_ends_and_empty_lines_do_not_matter(tmp_pat
     assert records.row.tolist() == [0, 2]
 
 
-@pytest.mark.parametrize('close', [False, True])
-def test_a_quote_that_is_not_closed_loses_no_row(close: bool, tmp_path: Path) -> None:
-    """A later quote closes the cell, and the rows between them are its lines."""
-    write(tmp_path / 'train.csv', [row(image_path(number)) for number in range(1, 6)])
-    lines = (tmp_path / 'train.csv').read_text().splitlines()
-    lines = [
-        f'{line},{note}' for line, note in zip(lines, ['Note', '', '"open', *' abc'], strict=False)
-    ]
-    (tmp_path / 'train.csv').write_text('\n'.join(lines) + '"' * close)
-    with pytest.raises(ValueError, match=f'train.csv.*{"row 3" if close else "line 6"}.*quote'):
-        read_csv(tmp_path, 'train.csv')
-    lines[2] = lines[2].replace('"open', '"a note, of two\nlines, in quotes"')
-    (tmp_path / 'train.csv').write_text('\n'.join(lines))
-    assert len(read_csv(tmp_path, 'train.csv', look_up='none')) == 5
-
-
 # ---- CheXpert: which file a path means
 
 
@@ -155,13 +114,6 @@ def test_the_prefix_of_a_path_may_differ_from_the_folder(
     records = read_csv(tmp_path, 'train.csv', logger=logging.getLogger('test'))
     assert records.file.tolist() == [image_path(1, folder=on_disk)]
     assert '1 images' in log.text and 'patient' not in log.text
-
-
-def test_the_folder_of_a_patient_is_never_left_out_of_a_path(tmp_path: Path) -> None:
-    paths = [image_path(patient, folder='').lstrip('/') for patient in (1, 2)]
-    write(tmp_path / 'train.csv', [row(path) for path in paths])
-    records = read_csv(tmp_path, 'train.csv', look_up='none')
-    assert records.file.tolist() == paths
 
 
 def test_the_first_image_of_each_folder_of_patients_must_exist(tmp_path: Path) -> None:
@@ -221,21 +173,6 @@ def test_labels_by_study_are_those_of_all_its_images(tmp_path: Path) -> None:
     assert records.view.tolist() == ['frontal', 'lateral', 'frontal']
     assert records.row.tolist() == [0, 0, 1] and records.sample.tolist() == [0, 1, 2]
     assert records.labels[:, 5].tolist() == [1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    'name, place',
-    [
-        ('CheXpert/test/patient00001/study2', 'row 3'),  # an empty folder
-        ('CheXpert/test/patient00001/study1', 'row 3'),  # the second time
-        ('../patient00001/study1', 'row 3'),
-    ],
-)
-def test_bad_study_is_refused(tmp_path: Path, name: str, place: str) -> None:
-    touch(tmp_path, 'test/patient00001/study1/view1_frontal.jpg')
-    (tmp_path / 'test/patient00001/study2').mkdir()
-    with pytest.raises(ValueError, match=place):
-        studies(tmp_path, ['CheXpert/test/patient00001/study1', name])
 
 
 # ---- Faults of CSV files
@@ -446,24 +383,6 @@ def test_subsets_are_nested_exact_and_by_patient(records: Records) -> None:
 # ---- Groups
 
 
-def test_age_falls_into_its_band_and_0_is_unknown(tmp_path: Path) -> None:
-    ages = {'1': '0-39', '39.9': '0-39', '40': '40-59', '60': '60-79', '80': '80 and over', '0': ''}
-    records = read(tmp_path, [row(image_path(i), Age=age) for i, age in enumerate(ages)])
-    found = standard_groups(records)['Age']
-    assert found.tolist() == list(ages.values())
-
-
-def test_sex_and_view_are_named_and_empty_where_unknown(tmp_path: Path) -> None:
-    lateral = image_path(6, view='view2_lateral')
-    rows = [
-        *(row(image_path(i), **{'AP/PA': name}) for i, name in enumerate(['AP', 'PA', ''])),
-        row(lateral, Sex='Unknown', **{'AP/PA': ''}),
-    ]
-    groups = standard_groups(read(tmp_path, rows))
-    assert groups['Sex'].tolist() == ['Female'] * 3 + ['']
-    assert groups['View'].tolist() == ['Frontal AP', 'Frontal PA', 'Frontal', 'Lateral']
-
-
 @pytest.fixture
 def grouped(tmp_path: Path) -> Records:
     """Patients 1 to 4, the first with two images; their CSV file has a column `Site`."""
@@ -536,31 +455,9 @@ def test_an_excel_file_reads_like_the_csv_file(
             group_columns(grouped, columns, demographics=file.name)
 
 
-def test_cells_far_away_in_an_excel_file_take_no_memory(tmp_path: Path) -> None:
-    book = pytest.importorskip('openpyxl', reason='openpyxl is not installed').Workbook()
-    book.active.append(['PATIENT', 'AGE', None, 'AGE'])
-    for number in range(3, 20_000):
-        book.active.cell(number, 16_384, 1)
-    book.active.append(['patient00001', 40.0, 'x', 41])
-    book.save(tmp_path / 'x.xlsx')
-    table = read_excel(tmp_path / 'x.xlsx')
-    assert table.cells.to_dict('list') == {'PATIENT': ['patient00001'], 'AGE': ['40']}
-    assert table.places() == ['row 20000 of x.xlsx']
-
-
 def test_long_names_are_searched_once() -> None:
     """With quadratic time, this test would take hours."""
     assert PATIENT_AND_BELOW.sub('', 'a' * 10**6 + '/view1.jpg') == 'a' * 10**6 + '/'
-
-
-def test_a_table_without_a_usable_path_has_no_rows(tmp_path: Path) -> None:
-    (tmp_path / 'train.csv').write_text('Path,Sex\n1,Male\n0,Female\n')
-    faults = []
-    assert not len(read_csv(tmp_path, 'train.csv', labels=(), on_fault=faults.append))
-    assert [(fault.kind, fault.row) for fault in faults] == [
-        ('form of a path', 2),
-        ('form of a path', 3),
-    ]
 
 
 def test_columns_and_demographics_that_do_not_fit_are_refused(

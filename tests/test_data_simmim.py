@@ -1,11 +1,8 @@
 """What pre-training loads: images and masks, held-out patients, folders."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from xray_splits import LOGGER, make_config, samples_of
 
 from data.build import build_loader
@@ -27,11 +24,6 @@ def test_pretraining_batches(data_path):
     assert set(finetune.holdout.dataset.records.patient) == holdout
     none = build_loader(make_config(data_path, 'DATA.HOLDOUT_FRACTION', 0.0), LOGGER, True)
     assert none.holdout is None and none.reference is None
-
-
-def test_pytorch_does_not_warn_of_the_workers_at_each_pass(data_path, recwarn):
-    build_loader(make_config(data_path, 'DATA.NUM_WORKERS', 64), LOGGER, is_pretrain=True)
-    assert not [w for w in recwarn if 'worker' in str(w.message)]
 
 
 @pytest.mark.parametrize('seed', [0, 7])
@@ -71,22 +63,6 @@ def test_held_out_images_are_limited_and_evenly_spread(data_path, count, rows):
         got = loader.dataset.records.row.tolist()
         assert len(got) == rows
         assert got == ([every[0], every[2], every[5]] if count == 3 else every)
-
-
-def test_a_folder_of_images_is_split_and_loaded(tmp_path):
-    for number in range(10):
-        (tmp_path / f'{number % 3}').mkdir(exist_ok=True)
-        pixels = np.full((50, 60), 20 * number, np.uint8)
-        pixels[0, 0] += 1  # an image of one level is refused
-        Image.fromarray(pixels).save(tmp_path / f'{number % 3}' / f'{number}.png')
-    config = make_config(tmp_path, 'DATA.DATASET', 'folder')
-    loaders = build_loader(config, LOGGER, is_pretrain=True)
-    assert len(loaders.train.dataset) == 8 and len(loaders.holdout.dataset) == 2
-    levels = set()
-    for image, _, scale, offset in samples_of(loaders.holdout, 0):
-        levels.add(round(float(image.mean() * scale + offset), 2))
-    files = loaders.holdout.dataset.records.file
-    assert levels == {20 * int(Path(file).stem) for file in files}
 
 
 def test_held_out_images_of_pretraining_have_the_views_of_training(data_path):

@@ -3,7 +3,6 @@
 import csv
 import logging
 import re
-import shutil
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +12,21 @@ import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, row, write
 from matplotlib.figure import Figure
-from phantom_layouts import mimic_phantom, nih_phantom
+from phantom_layouts import mimic_phantom
 from PIL import Image
 from tiny import config_with, run_script
 
 from config import Config
 from data.describe import (
-    TABLES,
     TARGETS,
     UNITS,
     build_description,
-    format_description,
     read_sets,
 )
-from data.figures import encode_figure, plot_examples, plot_steps
+from data.figures import encode_figure, plot_examples
 from data.folds import fold_files, folds_of, write_folds
 from data.groups import all_groups
 from data.labels import LABELS, NO_FINDING
-from data.preprocess import Preprocess, apply_steps
 from data.reading import read_split
 from data.records import Records
 from data.splits import split_patients
@@ -120,26 +116,6 @@ def test_the_sets_are_those_of_a_run_with_folds_and_an_internal_split(mixed: Pat
         assert len(records) and sets[name].path.tolist() == records.path.tolist()
 
 
-def test_a_fold_is_counted_as_valid_if_the_layout_has_no_such_split(tmp_path: Path) -> None:
-    nih_phantom(tmp_path, num_train=9, num_valid=1, num_test=3, size=40)
-    changes = {'DATA__DATASET': 'nih', 'DATA__LABELS': ['Edema']}
-    whole = read_sets(options(tmp_path, **changes, DATA__HOLDOUT_FRACTION=0.0))
-    write_folds(options(tmp_path, **changes), tmp_path / 'folds', 3, logging.getLogger())
-    changes |= tables_of(tmp_path / 'folds', 0)
-    sets = read_sets(options(tmp_path, **changes, DATA__HOLDOUT_FRACTION=0.0))
-    assert list(whole) == ['train', 'test'] and list(sets) == ['train', 'valid', 'test']
-    assert len(sets['train']) + len(sets['valid']) == len(whole['train'])
-
-
-def test_stanfords_demographics_file_gives_race(mixed: Path) -> None:
-    columns = ['PATIENT', 'GENDER', 'AGE_AT_CXR', 'PRIMARY_RACE', 'ETHNICITY']
-    rows = [['patient00001', 'Female', 67, 'White', 'Non-Hispanic/Non-Latino']]
-    pd.DataFrame(rows, columns=columns).to_excel(mixed / 'demo.xlsx', index=False)
-    counts = build_description(options(mixed, DATA__DEMOGRAPHICS='demo.xlsx')).counts
-    groups = counts[(counts['column'] == 'PRIMARY_RACE') & (counts['split'] == 'train')]
-    assert set(groups['group']) == {'White', 'unknown'}
-
-
 # ---- training targets
 
 
@@ -163,47 +139,6 @@ def test_targets_of_the_images_that_are_trained_on(mixed: Path) -> None:
 
 
 # ---- the script
-
-
-def test_the_script_saves_its_tables(
-    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    (mixed / 'some.yaml').write_text('DATA:\n  UNCERTAIN: zeros\n')
-    (mixed / 'demo.csv').write_text('PATIENT,RACE\npatient00001,White\n')
-    out = tmp_path / 'new' / 'out'
-
-    def run(*options: str) -> int:
-        return run_script('describe_data', '--data-path', mixed, '--output', out, *options)
-
-    more = ['DATA.BLANK', 'ignore', 'EVAL.GROUPS', "['RACE', 'Site']", 'DATA.DEMOGRAPHICS']
-    assert run('--cfg', str(mixed / 'some.yaml'), '--opts', *more, 'demo.csv') == 0
-    counts, targets = (pd.read_csv(out / f'{name}.csv') for name in TABLES)
-    assert set(targets['policy']) == {'zeros'}
-    assert set(counts['group'][counts['column'] == 'RACE']) == {'White', 'unknown'}
-    shown = capsys.readouterr().out
-    assert len(re.findall('^RACE ', shown, re.M)) == 1
-    assert 'counts.csv' in shown
-    capsys.readouterr()
-    assert run('--opts', 'EVAL.GROUPS', "['Race']") == 2
-    assert 'EVAL.GROUPS' in capsys.readouterr().err
-
-
-def test_mimic_is_found_and_counted_without_its_images(tmp_path: Path) -> None:
-    sizes = {'num_train': 12, 'num_valid': 3, 'num_test': 3, 'size': 32}
-    mimic_phantom(tmp_path / 'all', **sizes)
-    (tmp_path / 'tables').mkdir()
-    for file in (tmp_path / 'all').glob('mimic-cxr-*'):
-        shutil.copy(file, tmp_path / 'tables')
-    words = ['--data-path', tmp_path / 'tables', '--output', tmp_path / 'out']
-    assert run_script('describe_data', *words, '--opts', 'DATA.TASK', 'any_finding') == 0
-    counts, targets = (pd.read_csv(tmp_path / 'out' / f'{name}.csv') for name in TABLES)
-    files = (tmp_path / 'all').glob('mimic-cxr-*-split.csv*')
-    wanted = pd.concat(map(pd.read_csv, files))['split'].value_counts()
-    found = counts[counts['column'] == 'All'].set_index('split')['images']
-    assert found['train'] + found['holdout'] == wanted['train']
-    assert found['valid'] == wanted['validate'] and found['test'] == wanted['test']
-    assert targets['split'].tolist() == ['train', 'holdout', 'valid', 'test', 'full']
-    assert set(targets['label']) == {'Any Finding'}
 
 
 def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path, capsys) -> None:
@@ -248,39 +183,6 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
     targets, images = run('DATA.TASK', 'any_finding')
     assert targets.set_index('split').loc['full', kinds].tolist() == [10, 10, 20, 20]
     assert images['Any Finding'].isna().sum() == 22
-
-
-def test_a_folder_without_labels_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ['--data-path', tmp_path, '--output', tmp_path / 'out']
-    assert run_script('describe_data', *words) == 2
-    error = capsys.readouterr().err
-    assert str(tmp_path) in error and 'DATA.DATASET' in error
-
-
-def test_an_output_that_cannot_be_written_is_named_and_nothing_is_left(
-    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture, full_disk
-) -> None:
-    def run(output: Path) -> int:
-        return run_script('describe_data', '--data-path', mixed, '--output', output)
-
-    (tmp_path / 'file').write_text('')
-    assert run(tmp_path / 'file') == 2
-    assert str(tmp_path / 'file') in capsys.readouterr().err
-    with full_disk():
-        assert run(tmp_path / 'out') == 2
-    assert str(tmp_path / 'out' / 'counts.csv') in capsys.readouterr().err
-    assert not list((tmp_path / 'out').iterdir())
-
-
-def test_each_number_of_images_is_printed_with_its_share_of_the_split(mixed: Path) -> None:
-    description = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.0))
-    lines = format_description(description).partition('targets')[0].splitlines()
-    assert lines[0].split() == ['train', 'valid', 'test']
-    cells = [pd.read_csv(mixed / f'{split}.csv')['Edema'] == 1 for split in lines[0].split()]
-    edema = [line for line in lines if line.startswith('Edema')]
-    row = lines.index(edema[0]) + 2  # after blank and negative
-    wanted = [f'{cell.sum()} {cell.mean():.1%}'.split() for cell in cells]
-    assert lines[row].split() == ['positive', *wanted[0], *wanted[1], *wanted[2]]
 
 
 # ---- figures
@@ -330,21 +232,6 @@ def test_examples_are_positive_images_of_different_patients(pictures) -> None:
         plot_examples(replace(pictures[1], labels=0 * pictures[1].labels), 3, seed=0)
 
 
-def test_each_step_is_applied_to_the_result_of_the_steps_before(pictures) -> None:
-    preprocess = Preprocess(
-        options(pictures[0], DATA__PREPROCESS=['equalize', 'denoise', 'resize'])
-    )
-    shown = images_of(plot_steps(pictures[1], preprocess, 2, seed=0))
-    names = ['original', '1. equalize', '2. denoise', '3. resize']
-    assert [title for title, _ in shown] == 2 * names
-    for k in (0, 4):
-        original = Image.fromarray(shown[k][1])
-        for number in (1, 2, 3):
-            steps = preprocess.steps[:number]
-            expected = np.asarray(apply_steps(original, steps, preprocess.setup))
-            np.testing.assert_array_equal(shown[k + number][1], expected)
-
-
 def test_figures_are_reproducible_and_name_no_patient(pictures) -> None:
     first, second = (encode_figure(plot_examples(pictures[1], 2, seed=1)) for _ in range(2))
     assert first == second and set(first) == {'.png', '.svg'}
@@ -352,29 +239,6 @@ def test_figures_are_reproducible_and_name_no_patient(pictures) -> None:
     assert 'Not for clinical use' in svg
     texts = re.findall(r'<text[^>]*>([^<]*)</text>', svg)
     assert 'Edema' in texts and not re.search(r'patient\d|study\d|view\d', svg)
-
-
-def test_images_are_only_read_for_examples(pictures, tmp_path: Path, capsys) -> None:
-    words = ['--data-path', pictures[0], '--output', tmp_path / 'out', '--examples', 1]
-    steps = ['--opts', 'DATA.PREPROCESS', "['equalize']"]
-    assert run_script('describe_data', *words, *steps) == 0
-    names = {path.name for path in (tmp_path / 'out').glob('*.*g')}
-    figures = ('examples', 'preprocess')
-    assert names == {f'{name}.{suffix}' for name in figures for suffix in ('png', 'svg')}
-    assert 'preprocess.svg' in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        run_script('describe_data', *words[:-1], 0)
-    assert '--examples' in capsys.readouterr().err
-
-
-def test_steps_of_a_store_that_was_packed_with_them_are_refused(pictures, tmp_path: Path) -> None:
-    words = ['--data-path', pictures[0], '--output', tmp_path / 'store', '--size', 32]
-    assert run_script('pack', *words, '--preprocess', 'equalize') == 0
-    config = options(tmp_path / 'store', DATA__PREPROCESS=['equalize'])
-    records = next(iter(read_sets(config).values()))
-    assert len(images_of(plot_examples(records, 1, seed=0))) == 2
-    with pytest.raises(ValueError, match='DATA.PREPROCESS'):
-        plot_steps(records, Preprocess(config), 1, seed=0)
 
 
 def test_mimic_has_sex_and_age_by_its_demographics(tmp_path: Path) -> None:

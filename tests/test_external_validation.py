@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from sklearn.metrics import roc_auc_score
-from tiny import load_script, run_script
+from tiny import run_script
 
-from data.labels import LABELS, shared_labels
+from data.labels import LABELS
 from data.layouts import open_layout
-from data.reading import read_data_set
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 
@@ -82,21 +80,6 @@ def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path, nih) -> No
     assert all(name in note for name in left) and 'Pneumothorax' not in note
 
 
-def test_the_labels_of_several_models_do_not_depend_on_their_order(tmp_path: Path, nih) -> None:
-    root, truth = nih
-    scores = pd.DataFrame(np.random.default_rng(1).random(truth.shape), columns=FINDINGS)
-    scores.insert(0, 'Path', [f'{root}/images/{name}' for name in truth.index])
-    labels = {'a': ['Edema', 'Pneumonia'], 'b': ['Atelectasis', 'Edema']}
-    for name, own in labels.items():
-        scores[['Path', *own]].to_csv(tmp_path / f'{name}.csv', index=False)
-    for order in ('ab', 'ba'):
-        files = [tmp_path / f'{name}.csv' for name in order]
-        words = ['--predictions', *files, '--labels', root, '--dataset', 'nih', '--level', 'image']
-        found = report(tmp_path / 'out', *words)['sets']
-        scored = {part['name']: {label['label'] for label in part['labels']} for part in found}
-        assert scored == {name: {*own} for name, own in labels.items()}
-
-
 def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     paths = [
@@ -120,25 +103,6 @@ def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:
         for name, (label, score) in pairs.items()
     }
     assert aurocs(found) == pytest.approx(expected)
-
-
-def test_the_warning_states_why_a_combined_finding_has_no_threshold(tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    paths = pd.Series([f'patient{i:05d}/study1' for i in range(NUM_IMAGES)], name='Study')
-    own = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
-    own['Edema'] = 0  # has no score, so no threshold is chosen for the label
-    theirs = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, 14)), columns=LABELS)
-    scores = pd.DataFrame(rng.random((NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
-    model, own_file, labels = (tmp_path / f'{name}.csv' for name in ('model', 'own', 'labels'))
-    for file, table in ((model, scores), (own_file, own), (labels, theirs)):
-        pd.concat([paths, table], axis=1).to_csv(file, index=False)
-    words = ['--predictions', model, '--labels', own_file, '--label-names', *FINDINGS]
-    report(tmp_path / 'own', *words, '--thresholds-from', model, own_file)
-    words = ['--predictions', model, '--labels', labels, '--label-sets', 'nih', 'chexpert']
-    words += ['--thresholds-from', tmp_path / 'own' / 'report.json']
-    warnings = report(tmp_path / 'out', *words)['warnings']
-    (line,) = [line for line in warnings if 'no threshold' in line]
-    assert 'several labels' in line and line.endswith(': Edema, Lung Lesion, Lung Opacity')
 
 
 def test_thresholds_come_from_held_out_csv_files(tmp_path: Path) -> None:
@@ -177,23 +141,3 @@ def test_a_finding_of_several_labels_is_unknown_if_one_of_them_is(tmp_path) -> N
     truth = [1 in pair for pair in marks]
     wanted = roc_auc_score(np.array(truth)[is_known], scores[is_known])
     assert aurocs(found) == {'Fracture': pytest.approx(wanted)}
-
-
-def test_the_images_of_a_split_are_predicted(nih) -> None:
-    root, truth = nih
-    list_images = load_script('predict').list_images
-    (root / 'test_list.txt').write_text('\n'.join(truth.index[:4]))
-    found = list_images([str(root)], 'nih')
-    assert found == [f'{root}/images/{name}' for name in truth.index[:4]]
-    Image.new('L', (20, 20)).save(root / 'x.png')
-    assert len(list_images([str(root)])) == NUM_IMAGES + 1
-
-
-def test_a_split_that_a_data_set_lacks_is_an_error(nih) -> None:
-    with pytest.raises(ValueError, match='folder.* no split test'):
-        read_data_set('folder', str(nih[0]), 'test')
-
-
-def test_an_unknown_label_set_is_refused() -> None:
-    with pytest.raises(ValueError, match='label-sets'):
-        shared_labels('chexpert', 'imagenet')

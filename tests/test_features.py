@@ -1,10 +1,7 @@
 """scripts/features.py: the features of a probe, in the order of the images, whole or continued."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +79,12 @@ def probe_features(
 @pytest.mark.parametrize(
     ('stage', 'model', 'opts'),
     [
-        ('simmim', SWIN, []),
-        ('simmim', VIT, []),
         ('simmim', VIT, POOLS),
         ('simmim', MAE, []),
         ('contrastive', SWIN, []),
         ('finetune', VIT, []),
     ],
-    ids=['swin', 'vit', 'vit, pooled', 'mae', 'contrastive', 'fine-tuned'],
+    ids=['vit, pooled', 'mae', 'contrastive', 'fine-tuned'],
 )
 def test_the_features_are_those_of_a_linear_probe(
     stage: str,
@@ -131,18 +126,6 @@ def test_tokens_are_those_of_an_attentive_probe(features, phantom: Path, tmp_pat
     np.testing.assert_allclose(found['features'][rows], want, rtol=1e-4, atol=1e-5)
 
 
-def test_the_mean_of_the_tokens_is_the_pooled_feature_of_a_swin(
-    features, pretrained: Path, phantom: Path, tmp_path: Path
-) -> None:
-    words = [phantom / 'valid', '--checkpoint', pretrained]
-    assert features(*words, '--output', tmp_path / 'f.npz') == 0
-    assert features(*words, '--output', tmp_path / 't.npz', '--tokens') == 0
-    pooled, tokens = (read(tmp_path / f'{name}.npz')['features'] for name in 'ft')
-    assert tokens.shape == (len(pooled), 8 * 8, 16) and tokens.dtype == np.float32
-    assert tokens.std(axis=1).min() > 1e-4
-    np.testing.assert_allclose(tokens.mean(axis=1), pooled, rtol=1e-4, atol=1e-6)
-
-
 def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(
     features, pretrained: Path, phantom: Path, tmp_path: Path
 ) -> None:
@@ -165,20 +148,6 @@ def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(
     assert (rows >= 0).all() and len(rows) < len(found['folder']['path'])
     np.testing.assert_array_equal(found['folder']['features'][rows], found['table']['features'])
     np.testing.assert_array_equal(found['folder']['patient'][rows], found['table']['patient'])
-
-
-def test_a_store_that_was_packed_with_other_steps_is_refused(
-    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
-) -> None:
-    store = packed(phantom, tmp_path / 'store', replace(NATIVE, preprocess=['equalize']))
-    words = [store / 'valid.csv', '--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
-    assert features(*words) == 2
-    assert 'DATA.PREPROCESS' in capsys.readouterr().err
-    steps = ['--opts', 'DATA.PREPROCESS', "['equalize']"]
-    assert features(*words, *steps) == 0
-    assert features(phantom / 'valid.csv', *words[1:-1], tmp_path / 'g.npz', *steps) == 0
-    stored, files = (read(tmp_path / f'{name}.npz')['features'] for name in 'fg')
-    np.testing.assert_allclose(stored, files, atol=1e-5)
 
 
 def test_the_rows_have_the_order_and_the_names_of_the_table(
@@ -221,7 +190,7 @@ def kill_at(script, call: int) -> object:
     return patch
 
 
-@pytest.mark.parametrize('kind', ['npz', 'csv', 'tokens'])
+@pytest.mark.parametrize('kind', ['csv', 'tokens'])
 def test_a_killed_and_continued_call_writes_the_same_bytes(
     kind: str, script, features, small_parts, pretrained: Path, phantom: Path, tmp_path: Path
 ) -> None:
@@ -277,17 +246,6 @@ def test_parts_of_another_checkpoint_list_or_option_are_refused(
     assert features(table, *own, '--batch-size', 7, *output) == 0
 
 
-def test_a_folder_with_other_files_is_not_taken_for_parts(
-    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
-) -> None:
-    (tmp_path / 'f.parts').mkdir()
-    (tmp_path / 'f.parts' / 'thesis.txt').write_text('mine')
-    words = [phantom / 'valid.csv', '--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
-    assert features(*words) == 2
-    assert 'thesis.txt' in capsys.readouterr().err
-    assert (tmp_path / 'f.parts' / 'thesis.txt').read_text() == 'mine'
-
-
 @pytest.fixture
 def faulty(tmp_path: Path) -> Path:
     """A folder of ten images, of which one is no image and one is coloured."""
@@ -321,48 +279,6 @@ def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
     np.testing.assert_allclose(read(tmp_path / 'f.npz')['features'], found['features'], atol=1e-6)
 
 
-def test_an_image_that_was_repaired_after_an_interruption_is_not_skipped(
-    script, features, small_parts, pretrained: Path, faulty: Path, tmp_path: Path
-) -> None:
-    words = [faulty, '--checkpoint', pretrained, '--batch-size', 2, '--skip-bad']
-    patch = kill_at(script, 5)
-    with pytest.raises(Killed):
-        features(*words, '--output', tmp_path / 'f.npz')
-    patch.undo()
-    assert (tmp_path / 'f.parts' / '000000.npz').is_file()
-    (faulty / '3.png').write_bytes((faulty / '4.png').read_bytes())
-    assert features(*words, '--output', tmp_path / 'f.npz') == 0
-    assert len(read(tmp_path / 'f.npz')['features']) == 10
-
-
-def test_the_first_image_whose_features_are_not_finite_is_named(
-    script,
-    features,
-    small_parts,
-    pretrained: Path,
-    faulty: Path,
-    tmp_path: Path,
-    monkeypatch,
-    capsys,
-) -> None:
-    (faulty / '3.png').unlink()
-    compute = script.batch_features
-
-    def overflow(model, pixels: torch.Tensor, device, *, tokens: bool) -> np.ndarray:
-        values = compute(model, pixels, device, tokens=tokens)
-        return (
-            np.where(np.arange(len(values))[:, None] > 0, np.nan, values)
-            if len(pixels) == 2
-            else values
-        )
-
-    monkeypatch.setattr(script, 'batch_features', overflow)
-    words = [faulty, '--checkpoint', pretrained, '--output', tmp_path / 'f.npz', '--batch-size', 7]
-    assert features(*words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert '9.png' in line and not (tmp_path / 'f.npz').exists()
-
-
 def test_a_file_without_options_needs_a_config_of_its_encoder(
     features, phantom: Path, tmp_path: Path, capsys
 ) -> None:
@@ -385,22 +301,11 @@ def test_a_file_without_options_needs_a_config_of_its_encoder(
     assert '--tokens' in (error := capsys.readouterr().err) and 'timm' in error
 
 
-def test_weights_of_another_encoder_are_refused(
-    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
-) -> None:
-    words = [phantom / 'valid.csv', '--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
-    assert features(*words, '--opts', 'MODEL.SWIN.EMBED_DIM', 16) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('error: ') and pretrained.name in line
-
-
 @pytest.mark.parametrize(
     ('model', 'key', 'value'),
     [
         (VIT, 'MODEL.VIT.DEPTH', 200_000),
-        (VIT, 'DATA.IMG_SIZE', 8192),
         (SWIN, 'MODEL.SWIN.EMBED_DIM', 2**40),
-        (SWIN, 'MODEL.SWIN.WINDOW_SIZE', 8),
         (SWIN, 'MODEL.TYPE', 'other'),
     ],
 )
@@ -423,16 +328,6 @@ def test_options_of_a_checkpoint_that_do_not_fit_its_weights_are_refused(
     assert line.startswith('error: ') and 'bad.pth' in line
 
 
-def test_a_table_without_rows_is_an_error(
-    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
-) -> None:
-    header = (phantom / 'valid.csv').read_text().splitlines()[0]
-    (tmp_path / 'empty.csv').write_text(f'{header}\n')
-    words = ['--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
-    assert features(tmp_path / 'empty.csv', *words) == 2
-    assert 'empty.csv' in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ('words', 'named'),
     [
@@ -447,25 +342,6 @@ def test_flags_that_cannot_work_are_refused(words, named, script, monkeypatch, c
     with pytest.raises(SystemExit) as stop:
         script.parse_args(['DATA', '--checkpoint', 'c.pth', *words])
     assert stop.value.code == 2 and named in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_parquet_table_has_the_columns_of_the_csv_file(
-    features, pretrained: Path, phantom: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip('pyarrow')
-    words = [phantom / 'valid.csv', '--checkpoint', pretrained, '--output']
-    assert features(*words, tmp_path / 'f.csv') == features(*words, tmp_path / 'f.parquet') == 0
-    kinds = {f'f{k}': np.float32 for k in range(16)}
-    want = pd.read_csv(tmp_path / 'f.csv', dtype=kinds)
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / 'f.parquet'), want, check_dtype=False)
-
-
-def test_help_does_not_import_torch() -> None:
-    command = [sys.executable, '-X', 'importtime', 'scripts/features.py', '--help']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and '--tokens' in done.stdout
-    imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
-    assert 'argparse' in imported and 'torch' not in imported
 
 
 def test_the_examples_of_the_page_run_on_the_file(

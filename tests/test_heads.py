@@ -94,9 +94,3 @@ def test_pretraining_resumes_with_the_head_at_another_window(tmp_path) -> None:
         elif not key.endswith(('index', 'attn_mask')):
             assert torch.equal(value, source.decoder.state_dict()[key]), key
     assert len(tables) == 4
-
-
-@pytest.mark.parametrize('kind', ['swin', 'vit'])
-def test_the_decoder_has_the_attention_of_the_encoder(kind: str) -> None:
-    parts = seeded(kind, MODEL__ATTENTION='eager').modules()
-    assert {part.attention for part in parts if hasattr(part, 'qkv')} == {'eager'}

@@ -116,32 +116,6 @@ def test_a_lung_mask_is_cropped_like_its_image(folders):
     masks_of(config_of(folders['images'], folders['masks'], 'DATA.PREPROCESS', steps))
 
 
-def test_a_view_has_the_name_and_the_crop_of_its_sample(folders):
-    seen = []
-
-    def units(rng: Rng, side: int, count: int, view: View | None) -> np.ndarray:
-        seen.append(view)
-        return np.arange(count)
-
-    MASKS['lungs'] = units
-    config = config_of(folders['native images'], 'missing', 'TEST.CROP', False)
-    loaders = build_loader(config, LOGGER, is_pretrain=True)
-    samples = samples_of(loaders.train, 0)
-    files = [
-        loaders.train.dataset.records.file[i] for b in loaders.train.batch_sampler for _, i in b
-    ]
-    assert [view.file for view in seen] == files
-    for (image, *_), view in zip(samples, seen, strict=True):
-        wanted = (view.cut(view.image) / 255 - 0.503) / 0.292
-        np.testing.assert_allclose(image[0], wanted, atol=1e-5)
-    assert len({view.flipped for view in seen}) == 2
-    seen.clear()
-    samples_of(loaders.holdout, 0)
-    assert {(*view.box, view.flipped) for view in seen} == {
-        (0, 0, view.image.height, view.image.width, False) for view in seen
-    }
-
-
 def test_lung_masks_that_are_missing_or_of_another_shape_are_refused(folders, tmp_path):
     name = 'patient00000/x.png'
     config = config_of(folders['images'], tmp_path)

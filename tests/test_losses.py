@@ -220,13 +220,3 @@ def test_positive_logits_are_the_softmax_over_positive_and_negative():
     torch.testing.assert_close(got.sigmoid(), want)
     assert got[3, 5] == outputs[3, 16] - outputs[3, 15]
     assert positive_logits(outputs, 42) is outputs
-
-
-def test_policies_choose_between_one_and_three_outputs():
-    one = make_outputs('bce', 5)
-    assert build('DATA.UNCERTAIN', 'ones') is masked_bce
-    loss = build('DATA.UNCERTAIN', 'multiclass', 'DATA.UNCERTAIN_BY_LABEL', {'Edema': 'zeros'})
-    uncertain = torch.full((5, 14), 2.0)
-    uncertain[:, LABELS.index('Edema')] = NAN
-    outputs = torch.stack([one, one, one], dim=-1).flatten(1)
-    assert loss(outputs, uncertain).item() == pytest.approx(math.log(3) * 13 / 14, rel=1e-6)

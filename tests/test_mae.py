@@ -79,16 +79,6 @@ def test_the_encoder_sees_visible_patches_and_the_class_token(ratio: float, toke
     assert set(decoded) == {(4, 17, 16)}
 
 
-def test_masks_of_another_grid_raise_an_error() -> None:
-    model = seeded()
-    x, masks = batch(model)
-    with pytest.raises(ValueError, match='mask'):
-        model(x, masks.view(3, 2, 8))
-    half = torch.zeros(3, 4, 4)
-    half[:, :2] = 1
-    assert model.reconstruct(x, half).shape == x.shape  # runs are compared under other masks, too
-
-
 # Loss and pixels
 
 

@@ -16,7 +16,7 @@ from transfers import load_run, outputs_of, randomise, write_run
 from data.transforms import EvalTransform
 from models import build_model
 from models import export as exports
-from models.export import FORMATS, example_images, export, largest_difference
+from models.export import FORMATS, example_images, export
 from utils import load_pretrained, save_checkpoint
 
 slow = pytest.mark.slow
@@ -38,15 +38,12 @@ POOLED = vit(USE_MEAN_POOLING=True)
 # stage, MODEL
 CASES = {
     'swin': ('finetune', SWIN),
-    'swin, pre-trained, 3 channels': ('simmim', swin(3)),
     'swin, pre-trained': ('simmim', SWIN),
-    'vit, shared table': ('finetune', VIT),
     'vit, both tables, 3 channels': ('finetune', vit(3, USE_RPB=True, QKV_BIAS=False)),
     'vit, fixed positions, pooled': (
         'finetune',
         vit(USE_SINCOS=True, USE_MEAN_POOLING=True, **ALONE),
     ),
-    'vit, pre-trained to be pooled': ('simmim', POOLED),
     'vit, contrastive, pooled': ('contrastive', POOLED),
     'vit, MAE': ('simmim', MAE),
     'resnet': ('finetune', RESNET),
@@ -54,7 +51,6 @@ CASES = {
         'contrastive',
         RESNET | {'IN_CHANS': 3, 'TIMM': {'NAME': 'resnet50'}},
     ),
-    'convnext': ('finetune', RESNET | {'TIMM': {'NAME': 'test_convnext'}}),
 }
 
 
@@ -92,14 +88,6 @@ def test_source_computes_what_the_run_s_model_computes(stage, shape, tmp_path):
     found = outputs_of(source, 3)
     assert found.shape == shape
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
-
-
-def test_different_outputs_raise_an_error(tmp_path):
-    source = load_run(tmp_path, 'finetune')
-    assert largest_difference(source, lambda x: source.network(x) + 5e-5, 'timm') < 1e-4
-    for wrong in (2e-4, float('nan')):
-        with pytest.raises(ValueError, match='--to timm'):
-            largest_difference(source, lambda x, wrong=wrong: source.network(x) + wrong, 'timm')
 
 
 # timm and transformers
@@ -161,32 +149,6 @@ def test_the_code_in_the_card_runs(crop, channels, tmp_path):
     torch.testing.assert_close(names['probabilities'], expected, rtol=0, atol=1e-4)
 
 
-def test_a_pushed_folder_is_private_and_a_failure_is_one_line(tmp_path, monkeypatch, capsys):
-    calls, checkpoint = [], write_run(tmp_path, 'finetune')
-
-    class Hub:
-        def create_repo(self, name, **options):
-            calls.append((name, options))
-            return f'https://hub/{name}'
-
-        def upload_folder(self, *, repo_id, folder_path):
-            if repo_id == 'me/refused':
-                raise OSError('401 Client Error.\nUnauthorized')
-            calls.append((repo_id, sorted(file.name for file in folder_path.iterdir())))
-
-    monkeypatch.setattr(exports, 'HfApi', Hub)
-    words = (checkpoint, '--to', 'timm', '--output', tmp_path / 'out')
-    assert run_script('export', *words, '--push', 'me/model') == 0
-    files = ['README.md', 'config.json', 'model.safetensors']
-    assert calls == [
-        ('me/model', {'private': True, 'exist_ok': True}),
-        ('me/model', files),
-    ]
-    assert 'CheXpert' in capsys.readouterr().out
-    assert run_script('export', *words, '--overwrite', '--push', 'me/refused') == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
 # Model card
 
 
@@ -210,29 +172,6 @@ def test_the_card_has_the_scores_of_the_run(tmp_path):
     assert rows['test'] == 'mean of five labels | 0.7123' and 'license: other' in text
 
 
-def test_the_card_lists_the_options_of_fine_tuning_without_folder_names(tmp_path):
-    sections = {
-        'DATA': {'UNCERTAIN_BY_LABEL': {'Edema': 'zeros'}},
-        'PRETRAINED': '/home/someone/runs/ckpt_epoch_99.pth',
-    }
-    rows, text = card_rows(load_run(tmp_path, 'finetune', **sections))
-    assert rows['DATA.UNCERTAIN_BY_LABEL'] == "{'Edema': 'zeros'}"
-    assert rows['PRETRAINED'] == 'ckpt_epoch_99.pth' and 'someone' not in text
-    assert 'Pleural Effusion' in text and not any('SIMMIM' in key for key in rows)
-
-
-def test_the_card_lists_the_sources_of_pretraining_or_one_data_set(tmp_path):
-    nih = {'dataset': 'nih', 'name': 'a', 'share': 0.5}
-    sources = [nih | {'path': '/home/someone/nih'}]
-    pretrained = load_run(tmp_path, 'simmim', DATA={'SOURCES': sources, 'TRAIN_IMAGES': 0})
-    rows, text = card_rows(pretrained)
-    assert rows['DATA.SOURCES'] == str([nih]) and 'someone' not in text
-    assert not {'DATA.DATASET', 'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES'} & {*rows}
-    rows, _ = card_rows(load_run(tmp_path, 'finetune'))
-    assert rows['DATA.TRAIN_IMAGES'] == '28'
-    assert 'DATA.SOURCES' not in rows
-
-
 def test_the_card_shows_the_text_of_a_foreign_checkpoint_literally_and_no_paths(tmp_path):
     layout = '/home/someone/clinic.yaml'
     sources = [{'dataset': layout, 'name': 'a', 'path': 'x'}]
@@ -246,13 +185,6 @@ def test_the_card_shows_the_text_of_a_foreign_checkpoint_literally_and_no_paths(
     rows, more = card_rows(source)
     assert "'dataset': 'clinic.yaml'" in rows['DATA.SOURCES']
     assert 'someone' not in text + more and 'clinic.yaml' in text
-
-
-@pytest.mark.parametrize('trained, scored', [(['equalize'], []), ([], ['equalize'])])
-def test_the_card_states_the_steps_of_scored_images(trained, scored, tmp_path):
-    sections = {'DATA': {'PREPROCESS': trained, 'NORMALIZE': 'image'}}
-    source = load_run(tmp_path, 'finetune', EVAL={'PREPROCESS': scored}, **sections)
-    assert f'the preprocessing {scored} with DATA.NORMALIZE' in exports.model_card(source).text
 
 
 # ONNX and torch.export
@@ -295,12 +227,6 @@ def test_a_program_of_torch_export_computes_the_same_for_any_number_of_images(tm
         assert not any(
             b'vision_transformer.py' in archive.read(name) for name in archive.namelist()
         )
-
-
-@slow
-def test_a_model_of_timm_can_be_exported_as_a_program(tmp_path):
-    pytest.importorskip('onnxscript')
-    write('onnx', tmp_path, 'contrastive', RESNET)
 
 
 # Files and faults

@@ -11,7 +11,7 @@ import torch
 from timm.layers import PatchEmbed
 from tiny import SWIN, finished_run
 from torch import nn
-from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_levels, load
+from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_levels
 
 import config as config_module
 from config import OPTIONS, REGISTRIES, Own, default_config, encoder_node
@@ -30,7 +30,6 @@ from models.contrastive import (
 from models.encoder import ENCODERS, PatchEncoder, masked_version, run_block
 from models.export import load_trained_model, model_card
 from models.simmim import MaskedModel
-from optimizer import param_groups
 from utils import load_pretrained, read_checkpoint
 
 
@@ -246,35 +245,6 @@ def test_an_encoder_with_another_stride_than_it_says_is_refused():
             model.encoder(images, mask)
 
 
-def test_an_image_that_output_tokens_do_not_fill_is_refused():
-    config = make_config()
-    config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE = 36, 4
-    with pytest.raises(config_module.OptionError, match=r'IMG_SIZE must be a multiple of 8'):
-        config_module.check_config(config, 'simmim')
-
-
-def test_an_encoder_with_a_head_of_its_own_is_named(monkeypatch):
-    monkeypatch.setitem(globals(), 'build_classifier_head', nn.Linear)
-    with pytest.raises(
-        ValueError, match=r"'some_encoder' must build its head with .*classifier_head"
-    ):
-        build_model(make_config(), is_pretrain=False)
-
-
-def test_pooled_features_leave_out_the_class_token(monkeypatch):
-    model = build_model(make_config(), is_pretrain=False)
-    tokens, token = torch.rand(1, 16, 8), torch.full((1, 1, 8), 100.0)
-    monkeypatch.setattr(model, 'encode', lambda *_: torch.cat([token, tokens], dim=1))
-    assert_same(model.forward_features(torch.zeros(1, 3, 32, 32)), tokens.mean(dim=1))
-
-
-def test_layers_outside_the_model_are_refused(monkeypatch):
-    model = build_model(make_config(), is_pretrain=False)
-    monkeypatch.setattr(ConvNeXt, 'get_layer_id', lambda self, name: 7)
-    with pytest.raises(ValueError, match=r'returns \{7\}, and layers are numbered from 0 to 3'):
-        param_groups(model, weight_decay=0.0, base_lr=1e-3, layer_decay=0.8)
-
-
 def test_a_loss_that_the_task_does_not_name_is_refused():
     """A loss for observations would learn from classes without an error."""
     config = make_config()
@@ -352,16 +322,3 @@ def test_the_held_out_loss_of_a_masked_method_is_a_mean_over_images():
     score = HeldOutReconstruction(SimpleNamespace(holdout=batches, reference=None))
     run = SimpleNamespace(config=default_config(), device=torch.device('cpu'), logger=LOGGER)
     assert score(run, Brightness(), -1)['holdout_loss'] == pytest.approx(1 / 17)
-
-
-def test_only_the_encoder_of_a_masked_method_is_loaded(tmp_path):
-    """The method's own `norm` and `averaged` stay new, though the encoder has a `norm` too."""
-    config = make_config()
-    config.MODEL.PRETRAIN = 'some_masked'
-    source, model = build_model(config), build_model(config)
-    nn.init.ones_(source.encoder.norm.bias)
-    load(source.state_dict(), config, model, tmp_path)
-    loaded = model.encoder.state_dict()
-    assert all(torch.equal(loaded[k], value) for k, value in source.encoder.state_dict().items())
-    assert not model.norm.bias.any() and not model.averaged.norm.bias.any()
-    assert not torch.equal(model.predictor.weight, source.predictor.weight)

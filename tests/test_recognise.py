@@ -55,29 +55,10 @@ def test_a_misfit_names_options_that_fit_the_file(config: CfgNode, tmp_path) -> 
 
 @pytest.mark.parametrize(
     'name',
-    [
-        *('vit_small_patch14_reg4_dinov2', 'vit_large_patch14_reg4_dinov2'),
-        *('vit_giant_patch14_dinov2', 'vit_giant_patch14_reg4_dinov2'),
-        *('resnet34', 'resnet50', 'resnet152', 'densenet121', 'densenet201'),
-    ],
+    ['vit_small_patch14_reg4_dinov2', 'vit_giant_patch14_dinov2', 'resnet50', 'densenet121'],
 )
 def test_an_encoder_that_only_timm_has_gets_its_name_in_timm(name: str) -> None:
     """DINOv2 has registers or gated MLPs here."""
     with torch.device('meta'):
         state = timm.create_model(name).state_dict()
     assert options_in(likely_encoder(state)) == ['MODEL.TYPE', 'timm', 'MODEL.TIMM.NAME', name]
-
-
-@pytest.mark.parametrize(
-    'state',
-    [
-        {},
-        {'stem.weight': torch.ones(1)},
-        {'blocks.0.norm1.weight': torch.ones(4)},
-        {'blocks.0.norm1.weight': torch.ones(4), 'patch_embed.proj.weight': torch.ones(())},
-        {'layers.0.blocks.0.norm1.weight': torch.ones(4), 'patch_embed.proj.weight': torch.ones(4)},
-        {'layer1.0.conv1.weight': torch.ones(4)},
-    ],
-)
-def test_an_unknown_file_has_no_suggestion(state: dict) -> None:
-    assert likely_encoder(state) == ''

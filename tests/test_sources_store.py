@@ -9,15 +9,12 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from test_data_layouts import nih
 from test_data_sources import HERE, LOOSE, THERE, loaders_of
-from tiny import config_with
-from xray_splits import samples_of, write_split, xray
+from xray_splits import samples_of, write_split
 
 from data.check import SAME_XRAY, look_at
 from data.chexpert import read_csv
-from data.image_source import Folder, open_images
-from data.layouts import read_layout
+from data.image_source import Folder
 from data.store import is_store
 from scripts.check_data import main as check
 from scripts.check_data import parse_args as check_args
@@ -131,18 +128,3 @@ def test_thumbnails_of_real_x_rays_tell_copies_from_other_x_rays(nih1000, tmp_pa
     apart = np.abs(whole[:, None] - copies[None]).max(axis=2)
     own = np.eye(len(files), dtype=bool)
     assert apart[own].max() < SAME_XRAY < 0.5 * apart[~own].min()
-
-
-def test_a_data_set_with_a_layout_is_packed_with_its_tables_and_lists(tmp_path):
-    """Only the images of its splits; the readers find all they need."""
-    root, store = nih(tmp_path / 'nih'), tmp_path / 'store'
-    for number, path in enumerate(sorted(root.rglob('*.png'))):
-        xray(seed=number).save(path)
-    xray(seed=9).save(root / 'images_001' / 'images' / 'unlisted.png')
-    argv = ['--data-path', str(root), '--dataset', 'nih', '--size', '16', '--output', str(store)]
-    assert pack_main(pack_args(argv)) == 0
-    config = config_with(DATA__DATASET='nih')
-    for split in ('train', 'test'):
-        records = read_layout(config, store, split, look_up='all')
-        assert records.file.tolist() == read_layout(config, root, split).file.tolist()
-    assert len(open_images(store).files) == 5

@@ -11,7 +11,7 @@ from transfers import make_config
 from config import check_config
 from logger import read_metrics
 from models import build_model
-from models.simmim import TARGETS, HogTarget, NormalisedTarget, average_cells
+from models.simmim import TARGETS, HogTarget, average_cells
 
 GIVEN = '_given_patch_statistics'
 
@@ -72,21 +72,6 @@ def test_loss_equals_a_loop_over_cells(kind, channels, head, size, pixels) -> No
             count += c == 0
     assert count == (2 * size**2 if pixels == 'all' else 8 * (size // 4) ** 2)
     assert model(x, mask).item() == pytest.approx(total / count / channels, rel=1e-4)
-
-
-@pytest.mark.parametrize('channels, unit', [(1, 16), (3, 4)])
-def test_normalised_patches_equal_maes_patches(channels: int, unit: int) -> None:
-    torch.manual_seed(3)
-    x = torch.randn(2, channels, 32, 32) * 5 + 2
-    x[0, :, :16, :16] = 0.25  # a border without structure
-    got = NormalisedTarget(unit=unit).of(x).numpy()
-    want = patches_as_mae(x.double().numpy(), unit)
-    side = 32 // unit
-    for b, row, column in np.ndindex(2, side, side):
-        area = (slice(row * unit, (row + 1) * unit), slice(column * unit, (column + 1) * unit))
-        patch = got[(b, slice(None), *area)].transpose(1, 2, 0).flatten()
-        np.testing.assert_allclose(patch, want[b, row, column], atol=1e-4)
-    assert not got[0, :, :16, :16].any()
 
 
 def test_loss_of_normalised_patches_equals_a_loop() -> None:
@@ -194,19 +179,3 @@ def test_normalised_targets_are_learned_and_logged_under_separate_names(phantom,
     assert 'masked L1: ' not in log
     with Image.open(folder / 'reconstructions' / 'epoch_2.png') as image:
         image.verify()
-
-
-@pytest.mark.slow
-def test_histograms_are_learned_and_scored_next_to_those_of_trivial_images(
-    phantom, tmp_path
-) -> None:
-    before, *epochs = pretrain(phantom, tmp_path, TARGET='hog')
-    assert epochs[-1]['loss'] < epochs[0]['loss']
-    for name in ('holdout', 'reference'):
-        names = {key for key in before if key.startswith(name)}
-        assert names == {f'{name}_l1_hog{end}' for end in ('', '_mean', '_linear')}
-        assert epochs[-1][f'{name}_l1_hog'] < before[f'{name}_l1_hog']
-        assert 0 < before[f'{name}_l1_hog_linear'] == epochs[-1][f'{name}_l1_hog_linear']
-    folder = run_folder(tmp_path, 'simmim')
-    assert 'holdout masked L1 of hog: ' in (folder / 'log_rank0.txt').read_text()
-    assert not (folder / 'reconstructions').exists(), 'histograms are no images'

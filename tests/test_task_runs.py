@@ -72,12 +72,9 @@ def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys)
     assert 'Balanced accuracy' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('mode', ['full', 'linear_probe'])
-def test_a_new_task_is_one_file(
-    labelled: Path, tmp_path: Path, grades_task: None, mode: str, capsys
-) -> None:
+def test_a_new_task_is_one_file(labelled: Path, tmp_path: Path, grades_task: None, capsys) -> None:
     """Runs, probes, the pixel floor, reports, predictions, and exports know it."""
-    folder = run(labelled, tmp_path, ['DATA.TASK', 'grades', 'DATA.LABELS', "['Oedema']"], mode)
+    folder = run(labelled, tmp_path, ['DATA.TASK', 'grades', 'DATA.LABELS', "['Oedema']"])
     table = pd.read_csv(folder / 'predictions_valid.csv')[STEPS]
     assert (np.diff(table, axis=1) <= 0).all()
     scores = json.loads((folder / 'scores.json').read_text())['valid']
@@ -88,8 +85,6 @@ def test_a_new_task_is_one_file(
     again = evaluated(folder, labelled, tmp_path / 'again', *options)['sets'][0]
     areas = {part['label']: part['scores']['auroc']['value'] for part in again['labels']}
     assert areas == pytest.approx(scores['selected']['auroc'])
-    if mode == 'linear_probe':
-        return
     source = load_trained_model(folder / 'ckpt_best.pth', LOGGER)
     assert facts(source)['activation'] == 'none'
     words = [labelled / 'valid', '--checkpoint', folder / 'ckpt_best.pth', '--num-workers', 0]
@@ -122,14 +117,3 @@ def test_data_with_several_classes_per_image_are_an_error_of_the_check(labelled,
     table.to_csv(labelled / 'both.csv', index=False)
     opts = ['--opts', *names, 'DATA.TRAIN_CSV', 'both.csv']
     refused('finetune', arguments(cfg, labelled, tmp_path, *opts), 'both.csv', 'Edema, Pneumonia')
-
-
-def test_studies_with_several_classes_are_counted(labelled, tmp_path) -> None:
-    table = pd.read_csv(labelled / 'valid.csv')
-    table['Finding'] = [NAMES[i % 2] for i in range(len(table))]
-    table.to_csv(labelled / 'mixed.csv', index=False)
-    folder = run(labelled, tmp_path, [*SINGLE, 'DATA.VALID_CSV', 'mixed.csv'])
-    log = ' '.join((folder / 'log_rank0.txt').read_text().split())
-    assert 'valid: 12 of 12 studies have images of several classes' in log
-    report = json.loads((folder / 'report.json').read_text())
-    assert report['sets'][-1]['classes']['n'] == 0

@@ -15,7 +15,6 @@ from sklearn.metrics import (
     balanced_accuracy_score,
     confusion_matrix,
     f1_score,
-    log_loss,
 )
 from sklearn.utils.class_weight import compute_class_weight
 from tiny import LABELS_DECIDE, VIT, config_with, tiny_config
@@ -29,14 +28,12 @@ from data.tasks import make_task
 from evaluation.cases import Cases
 from evaluation.classes import CLASS_METRICS, class_table, confusion_matrices
 from evaluation.metrics import study_level
-from evaluation.probes import KnnClassifier, choose_neighbours
 from evaluation.tuning import fit_softmax
 from models.losses import build_label_loss, class_weights
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 NAN = np.nan
 NAMES = ('Normal', 'Pneumonia', 'Covid')
-FINE = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}
 
 
 def one_hot(classes: list[int], num_classes: int = 3) -> np.ndarray:
@@ -79,26 +76,19 @@ def test_one_column_may_name_the_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    'options, key',
+    'options, loss, outputs',
     [
-        (['DATA.TASK', 'single_label'], 'DATA.LABELS'),
-        (['DATA.LABEL_COLUMN', 'Finding'], 'DATA.LABEL_COLUMN'),
-        (['DATA.TASK', 'effusion', 'DATA.UNCERTAIN', 'multiclass'], 'DATA.UNCERTAIN'),
-        (['DATA.TASK', 'effusion', 'DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'ones'}"], 'BY_LABEL'),
-        (['DATA.TASK', 'single_label', 'DATA.LABELS', "['a', 'b']", 'LOSS.NAME', 'focal'], 'focal'),
+        ([], 'bce', 14),
+        (['DATA.TASK', 'any_finding'], 'bce', 1),
+        (['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES])], 'cross_entropy', 3),
     ],
 )
-def test_options_that_do_not_fit_a_task_are_refused(tmp_path, options, key) -> None:
+def test_the_task_decides_the_loss_and_the_number_of_outputs(
+    tmp_path, options, loss, outputs
+) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
-    with pytest.raises(ValueError, match=key):
-        get_config(Namespace(cfg=str(cfg), stage='finetune', opts=options))
-
-
-def test_the_task_decides_the_loss_and_the_number_of_outputs(tmp_path) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
-    options = ['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES])]
     config = get_config(Namespace(cfg=str(cfg), stage='finetune', opts=options))
-    assert (config.LOSS.NAME, config.MODEL.NUM_CLASSES) == ('cross_entropy', len(NAMES))
+    assert (config.LOSS.NAME, config.MODEL.NUM_CLASSES) == (loss, outputs)
 
 
 # ---- Losses and outputs
@@ -226,22 +216,6 @@ def test_a_class_without_images_is_never_predicted() -> None:
     weight, bias, choices = fit_softmax(features, targets, patients)
     assert softmax(features @ weight.T + bias, axis=1)[:, 0].min() > 0.999
     assert np.isnan(choices[0].loss)
-
-
-def test_neighbours_of_classes_share_their_number_and_vote_probabilities(device) -> None:
-    features, targets, patients = separable()
-    features = features.astype(np.float32)
-    choices = choose_neighbours(features, targets, patients, device, exclusive=True)
-    assert len({*choices}) == 1 and len(choices) == 3
-    encoder = Namespace(forward_features=lambda images: images)
-    encoder = torch.nn.Identity()
-    encoder.forward_features = encoder.forward
-    knn = KnnClassifier(encoder, features, targets, [5] * 3, exclusive=True)
-    scores = knn(torch.from_numpy(features)).numpy()
-    shares = make_task('single_label', LABELS=NAMES).probabilities(scores)
-    np.testing.assert_allclose(shares, np.exp(scores), atol=1e-6)
-    known = ~np.isnan(targets[:, 0])
-    assert log_loss(targets[known], shares[known]) < np.log(3)
 
 
 @pytest.mark.parametrize('images', [4, 7])

@@ -120,21 +120,6 @@ def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ('name', 'size', 'layer'),
-    [
-        ('densenet121', 224, 'features'),
-        ('vit_tiny_patch16_224', 224, 'blocks.10'),
-        ('swin_tiny_patch4_window7_224', 224, ''),
-    ],
-)
-def test_maps_are_of_the_last_features_before_pooling(name: str, size: int, layer: str) -> None:
-    layout = find_layout(name, img_size=size, in_chans=1)
-    assert layout.map_layer == layer
-    assert layout.width == timm.create_model(name).head_hidden_size
-
-
 # Errors
 
 REFUSED = [
