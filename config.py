@@ -144,6 +144,7 @@ TRAINED = ('weights', 'model', 'outputs', 'patients')  # effects on the trained 
 PROBES = ('linear_probe', 'knn', 'attentive_probe')
 VIEWS = ('frontal', 'lateral', 'all')
 FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
+PRETRAIN_FILTER = 'bilinear'  # resizes in pre-training, as in SimMIM
 POLICIES = ('zeros', 'ones', 'ignore', 'zeros_smooth', 'ones_smooth', 'multiclass', 'self_train')
 STEPS = ('equalize', 'equalize_cv', 'clahe', 'denoise', 'non_local_means')
 STEPS += ('resize', 'lung_crop', 'lung_multiply')
@@ -317,14 +318,6 @@ _C.DATA.PREPROCESS = Own(
     file='data.preprocess',
     affects=('weights', 'selection'),
 )
-# Set by hand: docs/data.md: a store of one size for inputs of several sizes.
-_C.DATA.PREPROCESS_SIZE = Own(
-    0,
-    "Side in pixels of the squares that the step 'resize' makes; 0: IMG_SIZE. For a packed store "
-    'it must be the size of the store.',
-    within='[0, 8192]',
-    affects=('weights', 'selection'),
-)
 _C.DATA.LUNG_MASKS = Own(
     '',
     "Folder or packed store of the masks for the steps 'lung_crop' and 'lung_multiply' and for a "
@@ -383,18 +376,6 @@ _C.DATA.LEAVE_OUT = Own(
     'Pre-training: CSV file whose column `file` lists images to exclude, such as the '
     "duplicates that check_data.py finds between DATA.SOURCES; '': none.",
     file='data.sources',
-)
-# Set by hand: docs/explanation/differences.md: a folder whose scored images are not used.
-_C.DATA.ALLOW_ALL_IMAGES = Own(
-    False,
-    "Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on "
-    'the images that are scored later.',
-)
-# Set by hand: docs/explanation/mae.md: MAE resizes with bicubic.
-_C.DATA.PRETRAIN_INTERPOLATION = Own(
-    'bilinear',
-    "Resize filter of pre-training: 'bilinear', 'bicubic', 'lanczos' or 'hamming'.",
-    one_of=FILTERS,
 )
 
 _C.MODEL = Section()
@@ -663,11 +644,6 @@ _C.TRAIN.LR_SCHEDULER.NAME = Option(
 _C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = Own(
     False,
     "'cosine': whether the cosine begins at the end of the warm-up, as in MAE, and not at step 0.",
-)
-_C.TRAIN.LR_SCHEDULER.CYCLE_MOMENTUM = Own(
-    False,
-    "'onecycle': whether the momentum (SGD) or the first of BETAS falls from 0.95 to 0.85 during "
-    "the warm-up and rises again, as in PyTorch's OneCycleLR.",
 )
 _C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = Option(
     30, "'step': epochs between two drops.", within='[1, inf)'
@@ -1041,10 +1017,6 @@ _C.PRETRAINED = Option(
     file='models.pretrained',
 )
 
-_C.PRETRAINED_MEAN = Own(
-    [], "Pixel mean of a foreign file's training; []: assumed.", within='[0, 1]', affects='nothing'
-)
-_C.PRETRAINED_STD = Own([], 'Deviation to PRETRAINED_MEAN.', within='(0, 1]', affects='nothing')
 
 OPTIONS: dict[str, Option] = {}  # by dotted key
 
@@ -1449,9 +1421,6 @@ def _check_schedule(config: Config) -> None:
         latest = min(latest, steps[0])
     allowed = f'at most {latest}, the number of epochs or the epoch of the first drop'
     require(train.WARMUP_EPOCHS <= latest, config, 'TRAIN.WARMUP_EPOCHS', allowed)
-    holds = schedule.NAME == 'onecycle' or not schedule.CYCLE_MOMENTUM
-    allowed = "False unless TRAIN.LR_SCHEDULER.NAME is 'onecycle'"
-    require(holds, config, 'TRAIN.LR_SCHEDULER.CYCLE_MOMENTUM', allowed)
 
 
 def _check_finetuning(config: Config) -> None:

@@ -15,7 +15,7 @@ from system import distributed
 REFERENCE_BATCH = 512  # effective batch size for which the config gives the learning rates
 LINEAR_END = 0.01  # final learning rate of the linear schedule, as a share of the base rate
 
-MOMENTA = 0.95, 0.85  # of CYCLE_MOMENTUM, with the lowest and with the highest rate
+MOMENTA = 0.95, 0.85  # of 'onecycle', with the lowest and with the highest rate
 
 Rate = Callable[[int, float], float]  # (batch of the run, base rate) -> learning rate
 # Each schedule is a function (config, batches per epoch, MIN_LR) -> Rate after the warm-up.
@@ -76,7 +76,7 @@ class Scheduler:
 def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int) -> Scheduler:
     """Build the schedule of TRAIN.LR_SCHEDULER.
 
-    With CYCLE_MOMENTUM the momentum falls while the rate rises, and rises while the rate falls.
+    With 'onecycle' the momentum falls while the rate rises, and rises while the rate falls.
     All parameter groups share the start of the warm-up and the minimum.
     """
     name = config.TRAIN.LR_SCHEDULER.NAME
@@ -107,8 +107,7 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
             return _half_cosine(high, low, step, warmup_steps)
         return onecycle(config, n_iter_per_epoch, high)(step, low)
 
-    cycles = config.TRAIN.LR_SCHEDULER.CYCLE_MOMENTUM
-    return Scheduler(optimizer, rate, momentum if cycles else None)
+    return Scheduler(optimizer, rate, momentum if name == 'onecycle' else None)
 
 
 @SCHEDULES.register('cosine')

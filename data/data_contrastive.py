@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from config import Config
+from config import PRETRAIN_FILTER, Config
 from data.images import full_size
 from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.preprocess import Preprocess
@@ -57,7 +57,7 @@ class ViewsTransform:
         options, size = config.CONTRASTIVE, config.DATA.IMG_SIZE
         self.preprocess = Preprocess(config)
         self.hflip = config.AUG.HFLIP
-        self.filter = FILTERS[config.DATA.PRETRAIN_INTERPOLATION][0]
+        self.filter = FILTERS[PRETRAIN_FILTER][0]
         self.jitter, self.jitters_contrast = config.AUG.COLOR_JITTER, config.AUG.JITTER_CONTRAST
         self.blur = options.BLUR
         self.warp = RandomWarp(config)
@@ -110,8 +110,7 @@ class HoldoutViewsTransform:
     """Return an image [C, S, S] without augmentation, followed by views drawn from `rng`."""
 
     def __init__(self, config: Config, num_views: tuple[int, int]) -> None:
-        interpolation = config.DATA.PRETRAIN_INTERPOLATION
-        self.plain = EvalTransform(config, interpolation, test_time_views=False)
+        self.plain = EvalTransform(config, PRETRAIN_FILTER, test_time_views=False)
         self.views = ViewsTransform(config, num_views)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:

@@ -33,11 +33,17 @@ SCORED_TABLES = re.compile(
 # 'imagenet' is SimMIM's name for a folder of images.
 @register_dataset('folder', 'imagenet', labelled=False, splits=None)
 def _read_unlabelled(
-    config: Config, root: str | Path, split: str, *, on_fault: OnFault = refuse, **options: Any
+    config: Config,
+    root: str | Path,
+    split: str,
+    *,
+    on_fault: OnFault = refuse,
+    allow_all_images: bool = False,
+    **options: Any,
 ) -> Records | None:
     if split != 'train':
         return None
-    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
+    return read_folder(root, allow_all_images=allow_all_images, on_fault=on_fault)
 
 
 def read_folder(
@@ -56,7 +62,7 @@ def read_folder(
         advice = f'use DATA.DATASET {known}, ' if known else ''
         detail = (
             f'the folder has {root / file}{table}, so some of its images are scored later: {advice}'
-            'train on the folder of the training images alone, or set DATA.ALLOW_ALL_IMAGES True'
+            'train on the folder of the training images alone'
         )
         on_fault(Fault('folder with scores', detail, file=file))
     if not files:

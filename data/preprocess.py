@@ -60,7 +60,7 @@ class Preprocess:
 
     def __init__(self, config: Config, *, is_scored: bool = False) -> None:
         self.steps = scored_steps(config) if is_scored else config.DATA.PREPROCESS
-        self.setup = Setup(resized_side(config), config.DATA.LUNG_MASKS)
+        self.setup = Setup(config.DATA.IMG_SIZE, config.DATA.LUNG_MASKS)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         packed = image.info.get(PACKED_STEPS) or []
@@ -76,11 +76,6 @@ def apply_steps(image: Image.Image, steps: Sequence[str], setup: Setup) -> Image
     for name in steps:
         image = PREPROCESS[name](image, setup)
     return image
-
-
-def resized_side(config: Config) -> int:
-    """Return the side in pixels of the squares that the step 'resize' makes."""
-    return config.DATA.PREPROCESS_SIZE or config.DATA.IMG_SIZE
 
 
 def check(config: Config, stage: str | None) -> None:

@@ -21,7 +21,7 @@ from config import (
 )
 from data.chexpert import csv_names, read_csv
 from data.image_source import open_images
-from data.preprocess import LUNG_STEPS, SHAPE_STEPS, resized_side
+from data.preprocess import LUNG_STEPS, SHAPE_STEPS
 from data.records import Records, existing_records, select_views
 from data.splits import split_patients
 from data.store import (
@@ -106,12 +106,12 @@ def read_data_set(
     config = default_config()
     options = {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels), 'TASK': task}
     if is_store(root):
-        about = read_about(root)
-        options['PREPROCESS'] = packed_steps(about)
-        options['PREPROCESS_SIZE'] = about['settings']['size'] or 0
+        options['PREPROCESS'] = packed_steps(read_about(root))
     for name, value in options.items():
         put(config, f'DATA.{name}', value, '--dataset')
     check_config(config)
+    if is_store(root):  # of any size, which may not fit the default encoder
+        config.DATA.IMG_SIZE = read_about(root)['settings']['size'] or config.DATA.IMG_SIZE
     records = read_split(config, split, logging.getLogger(__name__), labelled=bool(labels))
     if records is None:
         raise ValueError(f'--split: the data set {dataset} in {root} has no split {split}')
@@ -130,8 +130,7 @@ def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
         folder, name = os.path.split(place)
         return read_csv(folder or '.', name, labels=())
     config = default_config()
-    config.DATA.ALLOW_ALL_IMAGES = True
-    return part(config, 'DATA.DATASET').read(config, place, 'train')
+    return part(config, 'DATA.DATASET').read(config, place, 'train', allow_all_images=True)
 
 
 def may_be_absent(config: Config, split: str) -> bool:
@@ -252,10 +251,10 @@ def require_packed_steps(config: Config, source: str | Path, key: str = 'DATA.PR
             f'{key} {missing[0]!r} changes the shape of the images, so the store {source} must be '
             f'packed with it: scripts/pack.py --preprocess, got {packed}'
         )
-    if 'resize' in packed and settings['size'] != resized_side(config):
+    if 'resize' in packed and settings['size'] != config.DATA.IMG_SIZE:
         raise ValueError(
-            f'DATA.PREPROCESS_SIZE (0: DATA.IMG_SIZE) must be {settings["size"]}, the size of the '
-            f'store {source}, got {resized_side(config)}'
+            f'DATA.IMG_SIZE must be {settings["size"]}, the size of the store {source}, which was '
+            f"packed with 'resize', got {config.DATA.IMG_SIZE}"
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from config import Config, enlarged_side, pixel_statistics
+from config import PRETRAIN_FILTER, Config, enlarged_side, pixel_statistics
 from data.images import full_size
 from data.masking import MaskGenerator
 from data.preprocess import Preprocess
@@ -124,7 +124,7 @@ class PretrainTransform(RandomCrop):
     """Return a normalised crop [C, S, S] of an image, and a mask [h, w], for pre-training."""
 
     def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
-        super().__init__(config, config.DATA.PRETRAIN_INTERPOLATION, PRETRAIN_AREA)
+        super().__init__(config, PRETRAIN_FILTER, PRETRAIN_AREA)
         self.mask_generator = mask_generator
         self.noise = config.AUG.NOISE
 
@@ -227,8 +227,7 @@ class HoldoutTransform:
     """
 
     def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
-        interpolation = config.DATA.PRETRAIN_INTERPOLATION
-        self.plain = EvalTransform(config, interpolation, test_time_views=False)
+        self.plain = EvalTransform(config, PRETRAIN_FILTER, test_time_views=False)
         self.mask_generator = mask_generator
 
     def __call__(

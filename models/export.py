@@ -29,7 +29,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from config import Config, check_config, enlarged_side, pixel_statistics, scored_steps, value_at
+from config import (
+    PRETRAIN_FILTER,
+    Config,
+    check_config,
+    enlarged_side,
+    pixel_statistics,
+    scored_steps,
+    value_at,
+)
 from data.tasks import task_of
 from models.build import build_saved_model
 from models.contrastive import METHODS, build_contrastive
@@ -255,8 +263,7 @@ def _activation(source: TrainedModel) -> str:
 
 def interpolation(source: TrainedModel) -> Any:
     """Return the Pillow filter that resizes images in evaluation."""
-    data = source.config.DATA
-    name = data.INTERPOLATION if source.outputs else data.PRETRAIN_INTERPOLATION
+    name = source.config.DATA.INTERPOLATION if source.outputs else PRETRAIN_FILTER
     return Image.Resampling['BILINEAR' if name == 'random' else name.upper()]
 
 

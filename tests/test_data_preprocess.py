@@ -87,13 +87,13 @@ def test_16_bit_images_stay_in_the_range_of_grey_levels_after_resizing(root):
     ('packed_steps', 'steps', 'size', 'key'),
     [
         (['resize', 'denoise'], ['denoise', 'resize'], SIZE, 'DATA.PREPROCESS'),
-        (['resize'], ['resize'], 12, 'DATA.PREPROCESS_SIZE'),
+        (['resize'], ['resize'], 12, 'DATA.IMG_SIZE'),
         (['resize', 'denoise'], ['resize'], SIZE, 'DATA.PREPROCESS'),
     ],
 )
 def test_a_store_that_gives_other_images_is_refused(root, tmp_path, packed_steps, steps, size, key):
     store = packed(root, tmp_path / 'store', Settings(SIZE, preprocess=packed_steps))
-    config = config_of(store, steps, 'DATA.PREPROCESS_SIZE', size)
+    config = config_of(store, steps, 'DATA.IMG_SIZE', size)
     with pytest.raises(ValueError, match=key):
         data_root(config, LOGGER)
     if packed_steps:

@@ -117,8 +117,7 @@ def test_no_checkpoint_is_saved_after_a_non_finite_loss(phantom, tmp_path, monke
 def whole(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The config and run folder of a run with a checkpoint after every step."""
     root = tmp_path_factory.mktemp('whole')
-    schedule = {'NAME': 'onecycle', 'CYCLE_MOMENTUM': True}
-    train = {'SAVE_EVERY_STEPS': 1, 'LR_SCHEDULER': schedule}
+    train = {'SAVE_EVERY_STEPS': 1, 'LR_SCHEDULER': {'NAME': 'onecycle'}}
     cfg = tiny_config(root / 'run.yaml', 'simmim', TRAIN=train, EVAL={'HOLDOUT_IMAGES': 2})
     assert run_main('simmim', arguments(cfg, phantom, root)) == 0
     return cfg, run_folder(root, 'simmim')

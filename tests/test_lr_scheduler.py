@@ -86,7 +86,7 @@ def test_rate_and_momentum_of_one_cycle_are_those_of_torch(kind):
         other, max_lr=base, total_steps=total + 1, pct_start=(warmup + 1) / (total + 1)
     )
     rates = {'WARMUP_LR': base / 25, 'MIN_LR': base / 25e4, 'LR_SCHEDULER__NAME': 'onecycle'}
-    rates |= {'EPOCHS': 8, 'WARMUP_EPOCHS': 3, 'LR_SCHEDULER__CYCLE_MOMENTUM': True}
+    rates |= {'EPOCHS': 8, 'WARMUP_EPOCHS': 3}
     scheduler = build_scheduler(make_config(**rates), ours, 10)
     found, wanted = [], []
     for step in range(total):
