@@ -197,6 +197,7 @@ def test_the_first_bad_batch_is_named_and_nothing_is_added(losses, norms, bad) -
         (0, 5, 3, 0, False),
         (2, 1, 3, 0, False),
         (2, 2, 3, 0, True),
+        (1, 1, 3, 0, True),
         (1, 1, 3, 4, False),
         (0, 0, 9, 0, False),
         (0, 0, 10, 0, True),
@@ -256,9 +257,12 @@ def test_training_continues_where_the_checkpoint_ended(
 
 
 def test_a_step_may_be_split_into_more_batches_within_an_epoch() -> None:
-    """28 images: 7 batches of 4 in steps of two are 14 batches of 2 in steps of four."""
-    for before, now in ((4, 8), (7, 14)):
-        state = new_state(num_batches=14, accumulation=4)
+    """28 images: 7 batches of 4 in steps of two are 14 batches of 2 in steps of four.
+
+    Of 30 images, batches of 4 leave out two.
+    """
+    for before, num_batches, now in ((4, 14, 8), (7, 14, 14), (4, 15, 8)):
+        state = new_state(num_batches, accumulation=4)
         resumed(new_state(epoch=1, batch=before), state, finished=False, DATA__BATCH_SIZE=2)
         assert (state.epoch, state.batch) == (1, now)
 

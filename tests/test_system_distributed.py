@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from system import distributed
 
@@ -28,13 +27,3 @@ def test_others_wait_without_a_limit_and_on_the_cpu(alone: list) -> None:
     assert backend == 'gloo' and timeout.days > 30
     with pytest.raises(ZeroDivisionError):
         distributed.run_on_main(lambda: 1 / 0)
-
-
-def test_rank_0_uses_the_threads_of_its_node(alone: list, monkeypatch) -> None:
-    def threads() -> int:
-        return max(pool['num_threads'] for pool in threadpool_info())
-
-    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
-    with threadpool_limits(1):
-        assert distributed.run_on_main(threads) == 2
-        assert threads() == 1
