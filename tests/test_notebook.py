@@ -136,19 +136,6 @@ def test_the_code_is_cloned_or_unpacked_without_a_question(tmp_path, monkeypatch
         run_cell('checkout', folder, monkeypatch).raise_error()  # it is there
 
 
-@pytest.mark.parametrize(('code', 'failed'), [(2, True), (0, False)])
-def test_the_disconnect_does_not_wait_for_a_run_that_has_ended(
-    code: int, failed: bool, tmp_path, monkeypatch
-) -> None:
-    program = tmp_path / 'python'
-    program.write_text(f'#!/bin/sh\nexit {code}\n')
-    program.chmod(0o755)
-    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
-    names = variables(CODE['form']) | {'PRETRAINED': str(tmp_path), '_exit_code': None}
-    result = run_cell('interrupted', tmp_path, monkeypatch, **names)
-    assert isinstance(result.error_in_exec, AssertionError) == failed
-
-
 def execute(
     folder: Path, monkeypatch: pytest.MonkeyPatch, *, skipped: tuple[str, ...], **settings: Any
 ) -> dict[str, Any]:

@@ -212,19 +212,6 @@ def test_the_same_command_with_resume_continues_the_run_that_it_began(tmp_path) 
     assert checkpoint_to_resume(asked, run, LOGGER) == str(first)
 
 
-def test_a_missing_checkpoint_lists_those_that_are_there(tmp_path) -> None:
-    names = ['ckpt_best.pth', *(f'ckpt_epoch_{epoch}.pth' for epoch in range(7))]
-    write(tmp_path, *names)
-    for path in (tmp_path / 'missing.pth', tmp_path):
-        with pytest.raises(ValueError, match=f'{path} .*{", ".join(names[:6])} and 2 ') as caught:
-            read_checkpoint(path)
-        assert names[6] not in str(caught.value)
-    (tmp_path / 'empty').mkdir()
-    for path in (tmp_path / 'empty', tmp_path / 'none' / 'missing.pth'):
-        with pytest.raises(ValueError, match=f'{path} '):
-            read_checkpoint(path)
-
-
 def test_evaluation_takes_the_given_the_best_or_the_newest_checkpoint(tmp_path) -> None:
     run = tmp_path / 'run'
     run.mkdir()
