@@ -65,13 +65,22 @@ def one_epoch(
     first_batch=0,
     **keys,
 ):
-    """Train a linear layer (weights 1, 2, 3; SGD) for an epoch; returns (figures, state, steps)."""
+    """Train a linear layer (weights 1, 2, 3; SGD) for an epoch; returns (figures, state, steps).
+
+    `rate` is a number, or a function of the batch of the run.
+    """
     config = config_with(**keys)
     model = Noting()
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
-    optimizer, updates = torch.optim.SGD(model.parameters(), lr=rate), []
-    scheduler = SimpleNamespace(step_update=updates.append)
+    rate_of = rate if callable(rate) else lambda step: rate
+    optimizer, updates = torch.optim.SGD(model.parameters(), lr=rate_of(0)), []
+
+    def step_update(step: int) -> None:
+        updates.append(step)
+        optimizer.param_groups[0]['lr'] = rate_of(step)
+
+    scheduler = SimpleNamespace(step_update=step_update)
     scaler = torch.amp.GradScaler('cpu', enabled=False)
     state = TrainState(
         wrap(model), optimizer, scheduler, scaler, len(batches),

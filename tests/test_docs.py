@@ -64,42 +64,6 @@ def test_files_of_the_project_that_a_page_names_exist(path) -> None:
     assert [name for name in FILE.findall(prose(path)) if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize(
-    ('heading', 'module', 'registry'),
-    [
-        ('A mask type', 'data.masking', 'MASKS'),
-        ('A head of two convolutions', 'models.simmim', 'HEADS'),
-        ('A prediction target', 'models.simmim', 'TARGETS'),
-        ('A head of the classifier', 'models.classifier_heads', 'CLASSIFIER_HEADS'),
-        ('A label policy', 'data.labels', 'POLICIES'),
-        ('A task', 'data.tasks', 'TASKS'),
-        ('An optimizer', 'optimizer', 'OPTIMIZERS'),
-        ('A schedule', 'lr_scheduler', 'SCHEDULES'),
-        ('A logger', 'logger', 'WRITERS'),
-        ('A metric', 'evaluation.metrics', 'METRICS'),
-    ],
-)
-def test_examples_of_new_parts_register_a_part_that_works(
-    heading, module, registry, monkeypatch, tmp_path
-) -> None:
-    page = (DOCS / 'howto' / 'extend.md').read_text(encoding='utf-8')
-    code = page.split(f'## {heading}\n')[1].split('```')[1].removeprefix('python\n')
-    names = vars(import_module(module))
-    name = (re.search(r"register\w*\('(\w+)'", code) or re.search(r'def (\w+)', code))[1]
-    before = dict(names[registry])
-    if key := getattr(names[registry], 'key', None):  # its option declares the name
-        declared = replace(OPTIONS[key], parts={**OPTIONS[key].parts, name: module})
-        monkeypatch.setitem(OPTIONS, key, declared)
-    if name in before:  # a project of one's own may have pasted the example
-        del names[registry][name]
-    try:
-        exec(code, dict(names))
-        USES[registry](names[registry][name], tmp_path)
-    finally:
-        names[registry].clear()
-        names[registry].update(before)
-
-
 def use_mask(units, folder: Path) -> None:
     for side, count in ((7, 25), (8, 32), (8, 50)):
         chosen = units(np.random.default_rng(0), side, count, None)
@@ -116,7 +80,7 @@ def use_target(target, folder: Path) -> None:
     assert made.of(torch.zeros(2, 1, 16, 16)).shape == (2, made.channels, 8, 8)
 
 
-def use_classifier_head(head, folder: Path) -> None:
+def use_pooling(head, folder: Path) -> None:
     assert head(8, 3).logits(torch.zeros(2, 5, 8)).shape == (2, 3)
 
 
@@ -160,18 +124,38 @@ def use_metric(metric, folder: Path) -> None:
     assert found[metric.name] == pytest.approx(matthews_corrcoef(targets, scores >= 0.5))
 
 
-USES = {
-    'MASKS': use_mask,
-    'HEADS': use_head,
-    'TARGETS': use_target,
-    'CLASSIFIER_HEADS': use_classifier_head,
-    'POLICIES': use_policy,
-    'TASKS': use_task,
-    'OPTIMIZERS': use_optimizer,
-    'SCHEDULES': use_schedule,
-    'WRITERS': use_writer,
-    'METRICS': use_metric,
-}
+@pytest.mark.parametrize(
+    ('heading', 'module', 'registry', 'use'),
+    [
+        ('A mask type', 'data.masking', 'MASKS', use_mask),
+        ('A head of two convolutions', 'models.simmim', 'HEADS', use_head),
+        ('A prediction target', 'models.simmim', 'TARGETS', use_target),
+        ('A head of the classifier', 'models.classifier_heads', 'CLASSIFIER_HEADS', use_pooling),
+        ('A label policy', 'data.labels', 'POLICIES', use_policy),
+        ('A task', 'data.tasks', 'TASKS', use_task),
+        ('An optimizer', 'optimizer', 'OPTIMIZERS', use_optimizer),
+        ('A schedule', 'lr_scheduler', 'SCHEDULES', use_schedule),
+        ('A logger', 'logger', 'WRITERS', use_writer),
+        ('A metric', 'evaluation.metrics', 'METRICS', use_metric),
+    ],
+)  # fmt: skip
+def test_examples_of_new_parts_register_a_part_that_works(  # noqa: PLR0913
+    heading, module, registry, use, monkeypatch, tmp_path
+) -> None:
+    page = (DOCS / 'howto' / 'extend.md').read_text(encoding='utf-8')
+    code = page.split(f'## {heading}\n')[1].split('```')[1].removeprefix('python\n')
+    names = vars(import_module(module))
+    name = (re.search(r"register\w*\('(\w+)'", code) or re.search(r'def (\w+)', code))[1]
+    before = dict(names[registry])
+    if key := getattr(names[registry], 'key', None):  # its option declares the name
+        declared = replace(OPTIONS[key], parts={**OPTIONS[key].parts, name: module})
+        monkeypatch.setitem(OPTIONS, key, declared)
+    try:
+        exec(code, dict(names))
+        use(names[registry][name], tmp_path)
+    finally:
+        names[registry].clear()
+        names[registry].update(before)
 
 
 def test_the_page_of_options_lists_every_key() -> None:

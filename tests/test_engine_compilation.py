@@ -27,22 +27,26 @@ def compiled_on_a_cpu(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ('how', 'device', 'is_compiled'),
+    ('how', 'device', 'stage', 'processes', 'is_compiled'),
     [
-        ('auto', 'cuda', True),
-        ('auto', 'cuda of 7.5', False),
-        ('auto', 'cpu', False),
-        ('none', 'cuda', False),
+        ('auto', 'cuda', 'simmim', 2, True),
+        ('auto', 'cuda of 7.5', 'simmim', 1, False),
+        ('auto', 'cpu', 'simmim', 1, False),
+        ('none', 'cuda', 'simmim', 1, False),
+        ('auto', 'cuda', 'contrastive', 1, True),
+        ('auto', 'cuda', 'contrastive', 2, False),  # they exchange features in the forward pass
     ],
 )
-def test_auto_compiles_on_a_gpu(
-    how: str, device: str, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+def test_auto_compiles_on_a_gpu(  # noqa: PLR0913
+    how: str, device: str, stage: str, processes: int, is_compiled: bool, monkeypatch
 ) -> None:
     device, _, old = device.partition(' of ')
     capability = (7, 5) if old else (8, 0)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: capability)
+    monkeypatch.setattr(distributed, 'world_size', lambda: processes)
+    monkeypatch.setattr(loop, 'wrap_parallel', lambda model, _: model)
     run = SimpleNamespace(config=config_with(TRAIN__COMPILE=how), device=torch.device(device))
-    run.stage, run.logger = 'simmim', LOGGER
+    run.stage, run.logger = stage, LOGGER
     state = SimpleNamespace(model=nn.Linear(3, 4), module=None)
     loop.wrap_model(run, state)
     assert isinstance(state.model, Compiled) == is_compiled

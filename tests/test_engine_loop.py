@@ -62,11 +62,12 @@ def last_metrics(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(('bad', 'print_freq'), [(math.nan, 1), (math.inf, 100)])
-def test_a_non_finite_loss_stops_with_its_epoch_and_batch(tmp_path, bad, print_freq) -> None:
+def test_a_non_finite_loss_stops_with_its_epoch_batch_and_rate(tmp_path, bad, print_freq) -> None:
+    """Batch 3 of epoch 7 is batch 38 of the run, and its rate is set after batch 37."""
     batches = five_batches()
     batches[3] = (torch.full((4, 3), bad),)
-    with pytest.raises(FloatingPointError, match=r'epoch 7, batch 3\b.*2\.5000e-05'):
-        one_epoch(tmp_path, batches, rate=2.5e-5, PRINT_FREQ=print_freq)
+    with pytest.raises(FloatingPointError, match=r'epoch 7, batch 3\b.* 3\.7000e-05;'):
+        one_epoch(tmp_path, batches, rate=lambda step: step * 1e-6, PRINT_FREQ=print_freq)
 
 
 def infinite_gradient(model: torch.nn.Module, batch: tuple) -> torch.Tensor:

@@ -50,6 +50,8 @@ def test_mae_learns_and_draws_reconstructions(pretrained) -> None:
     board = EventAccumulator(str(pretrained / 'tensorboard'))
     board.Reload()
     assert [event.step for event in board.Images('reconstructions')] == [1, 2]
+    batches = [event.step for event in board.Scalars('step/lr')]  # 0, 3 and 6 of 7, in each epoch
+    assert batches == [0, 3, 6, 7, 10, 13, 14, 17, 20]
 
 
 def test_evaluation_repeats_the_held_out_metrics(pretrained, phantom, tmp_path, refused) -> None:
