@@ -125,7 +125,8 @@ def main(args: argparse.Namespace) -> int:
         scores = scores.drop_duplicates('row').set_index('row')
         draw_shares(args.results / f'shares_{score}.png', scores, score, METHODS)
         draw_shares(args.results / f'encoders_{score}.png', scores, score, ENCODERS)
-        draw_epochs(args.results / f'epochs_{score}.png', scores, runs, score)
+        if score == 'Pneumonia':
+            draw_epochs(args.results / f'epochs_{score}.png', scores, runs, score)
     return 0
 
 

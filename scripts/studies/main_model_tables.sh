@@ -50,7 +50,7 @@ draw exploratory exploratory_attentive $(for name in $variants; do echo "attenti
 # One page with all tables. The choices of rates are the same for all of them.
 cd "$results"
 mv primary/tuning.csv .
-rm {secondary,start,exploratory}/tuning.csv {primary,fixed_rates,secondary,start,exploratory}/{*.tex,*_scores.csv}
+rm {secondary,start,exploratory}/{tuning,main_model_mean}.csv {primary,fixed_rates,secondary,start,exploratory}/{*.tex,*_scores.csv}
 {
     echo '# Tables'
     for file in primary/main_model_{Pneumonia,mean}.md fixed_rates/main_model_Pneumonia.md \
