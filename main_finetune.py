@@ -18,10 +18,11 @@ from data.loader import Loaders
 from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.run_record import Run
-from evaluation.classes import CLASS_METRICS, describe_split
+from evaluation.classes import describe_split
 from evaluation.final_scores import FinalScores, check_scoring
 from evaluation.inference import load_classifier, predict, score
 from evaluation.metrics import (
+    CLASS_METRICS,
     FEW_CASES,
     labels_with_few_cases,
     selecting_labels,

@@ -21,8 +21,8 @@ from evaluation.intervals import Resamples, delong_interval
 from evaluation.metrics import (
     METRICS,
     Protocol,
+    case_counts,
     count_classes,
-    few_cases,
     has_few_cases,
     headline_labels,
     label_scores,
@@ -61,7 +61,7 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
     for k, label in enumerate(labels):
         if label in rows.labels:
             pair = rows.of_label(label)
-            few[k] = few_cases(*(int((pair[1] == value).sum()) for value in (1, 0)))
+            few[k] = case_counts(pair[1])['few']
             if not is_fixed:
                 thresholds[k] = choose_threshold(
                     *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
@@ -89,19 +89,16 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     # A task with a single label has other negatives than the radiologists' study.
     were_read = protocol.level == 'study' and len(has_both) > 1 and is_chexpert_test(rows.study)
     scores, entries = {}, []
-    of_probabilities = [name for name, entry in METRICS.items() if entry.is_calibration]
+    of_probabilities = [name for name, entry in METRICS.items() if entry.needs == 'probabilities']
     for k, label in enumerate(rows.labels):
         pair, threshold = rows.of_label(label), held_out.thresholds[k]
-        positives, negatives = (int((pair[1] == value).sum()) for value in (1, 0))
         scores[label] = label_scores(*pair, threshold=threshold, weights=weights)
         if protocol.ranks_only:
             scores[label] |= dict.fromkeys(of_probabilities, np.full(len(weights), np.nan))
         entries.append(
             {
                 'label': label,
-                'n': positives + negatives,
-                'positives': positives,
-                'few': few_cases(positives, negatives),
+                **case_counts(pair[1]),
                 'scores': summaries(scores[label]),
                 'threshold': float(threshold),
                 'few_held_out': few_held_out[k],
@@ -162,7 +159,7 @@ def _calibration(
     }
     if not np.isnan(temperature):
         scaled = apply_temperature(probabilities, temperature)
-        names = [name for name, entry in METRICS.items() if entry.is_calibration]
+        names = [name for name, entry in METRICS.items() if entry.needs == 'probabilities']
         scores = label_scores(scaled, targets, threshold=None, weights=weights, names=names)
         found['scaled'] = summaries(scores)
         found['calibration']['scaled'] = reliability_curve(scaled, targets)

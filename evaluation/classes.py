@@ -1,8 +1,6 @@
-"""Metrics of single-label predictions, for which each case has one of several classes.
+"""Scores of single-label predictions, for which each case has one of several classes.
 
-The decision is the class with the highest probability, the first of equal ones. To add a metric,
-write one function and decorate it with `@class_metric`. It receives confusion matrices [R, K, K],
-true classes in the rows and decisions in the columns, and returns [R] values, NaN where undefined.
+The decision is the class with the highest probability, the first of equal ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,35 +10,14 @@ import numpy as np
 
 from evaluation.cases import Cases
 from evaluation.metrics import (
-    Metric,
-    adds_to,
+    CLASS_METRICS,
+    Decisions,
     describe_scores,
-    ratio,
+    few_of_classes,
     score_table,
     study_level,
     summaries,
 )
-
-CLASS_METRICS: dict[str, Metric] = {}
-class_metric = adds_to(CLASS_METRICS)
-
-
-@class_metric('Accuracy')
-def accuracy(confusion: np.ndarray) -> np.ndarray:
-    """Share of the cases whose class is decided correctly."""
-    return ratio(_diagonal(confusion).sum(axis=1), confusion.sum(axis=(1, 2)))
-
-
-@class_metric('Balanced accuracy')
-def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
-    """Mean, over the classes with cases, of the share of their cases that is decided correctly."""
-    return _mean(ratio(_diagonal(confusion), confusion.sum(axis=2)))
-
-
-@class_metric('Macro F1')
-def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """Mean of the F1 of each class over the classes with cases or decisions."""
-    return _mean(ratio(2 * _diagonal(confusion), confusion.sum(axis=2) + confusion.sum(axis=1)))
 
 
 def confusion_matrices(
@@ -66,13 +43,17 @@ def confusion_matrices(
 def score_classes(rows: Cases, weights: np.ndarray) -> dict[str, Any]:
     """Return the part `classes` of a set in the report: counts, decisions, and metrics.
 
-    The first of the weights [1 + R, N] are ones, followed by those of the bootstrap.
+    The first of the weights [1 + R, N] are ones, followed by those of the bootstrap, which are left
+    out if a class has few cases: there are no intervals then.
     """
     matrices = confusion_matrices(rows.probabilities, rows.targets, weights)
-    scores = {name: entry.compute(matrices) for name, entry in CLASS_METRICS.items()}
+    few = few_of_classes(matrices[0].sum(axis=1).astype(int), rows.labels)
+    decisions = Decisions(matrices[:1] if few else matrices)
+    scores = {name: entry.compute(decisions) for name, entry in CLASS_METRICS.items()}
     return {
         'labels': list(rows.labels),
         'n': int(matrices[0].sum()),
+        'few': few,
         'confusion': matrices[0].astype(int).tolist(),
         'scores': summaries(scores),
     }
@@ -95,7 +76,8 @@ def class_table(
             probabilities, targets, studies, aggregate, exclusive=True
         )
     matrices = confusion_matrices(probabilities, targets, np.ones((1, len(targets))))
-    return table | {name: float(m.compute(matrices)[0]) for name, m in CLASS_METRICS.items()}
+    decisions = Decisions(matrices)
+    return table | {name: float(m.compute(decisions)[0]) for name, m in CLASS_METRICS.items()}
 
 
 def describe_split(scores: Mapping[str, Any]) -> str:
@@ -105,12 +87,3 @@ def describe_split(scores: Mapping[str, Any]) -> str:
         return describe_scores(scores)
     own = ', '.join(f'{title} {value:.4f}' for title, value in named.items())
     return f'{own}; one class against the others: {describe_scores(scores)}'
-
-
-def _diagonal(confusion: np.ndarray) -> np.ndarray:  # [R, K]
-    return np.diagonal(confusion, axis1=1, axis2=2)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:  # [R, K] -> [R]
-    """Average the values that are not NaN."""
-    return ratio(np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1))

@@ -45,7 +45,7 @@ def explain_intervals(part: Any, cause: str = UNDEFINED) -> None:
         if math.isnan(part['low']) and not math.isnan(part['value']):
             part['note'] = f'no interval, because {cause}'
     elif isinstance(part, dict):
-        if {'n', 'positives'} <= part.keys():
+        if {'n', 'few'} <= part.keys():
             cause = f'there are few cases ({part["few"]})' if part['few'] else UNDEFINED
         for name, entry in part.items():
             explain_intervals(entry, CAUSES.get(name, cause))

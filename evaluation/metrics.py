@@ -1,8 +1,9 @@
-"""Metrics of multi-label predictions, their means, and the score that selects a checkpoint.
+"""Metrics of predictions, their means over labels, and the score that selects a checkpoint.
 
-To add a metric, write one function and decorate it with `@metric`. The function receives a `Tally`
-and returns one value per row of weights: the score and the bootstrap replicates. The columns of the
-report, the CSV tables and the console output come from `METRICS`.
+To add a metric, write one function and decorate it with `@metric`, which states what it needs. The
+function receives a `Tally` of a label, or the `Decisions` between classes, and returns one value
+per row of weights: the score and the bootstrap replicates. The columns of the report, the CSV
+tables and the console output come from `METRICS` and `CLASS_METRICS`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -83,6 +84,37 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """Weighted cases that each have one of K classes, by true class and decision.
+
+    Attributes:
+        confusion: Confusion matrices [R, K, K], true classes in the rows, for R rows of weights.
+    """
+
+    confusion: np.ndarray
+
+    @cached_property
+    def right(self) -> np.ndarray:  # [R, K]
+        return np.diagonal(self.confusion, axis1=1, axis2=2)
+
+    @cached_property
+    def num_of_class(self) -> np.ndarray:  # [R, K]
+        return self.confusion.sum(axis=2)
+
+    @cached_property
+    def num_decided(self) -> np.ndarray:  # [R, K]
+        return self.confusion.sum(axis=1)
+
+    @cached_property
+    def num_cases(self) -> np.ndarray:  # [R]
+        return self.confusion.sum(axis=(1, 2))
+
+    @cached_property
+    def num_wrong(self) -> np.ndarray:  # [R]
+        return self.num_cases - self.right.sum(axis=1)
+
+
+@dataclass(frozen=True)
 class Metric:
     """One entry of METRICS or CLASS_METRICS.
 
@@ -90,11 +122,11 @@ class Metric:
         name: Key in scores.json and report.json, and column in the CSV tables.
         title: Column heading in the report.
         explanation: One sentence that the report shows as tooltip of the heading.
-        compute: Function to values [R], NaN where the metric is undefined. Its arguments are those
-            of the dictionary: in METRICS it receives a `Tally`.
-        needs_threshold: Whether the metric scores decisions at a threshold.
+        compute: Function of a `Tally`, or of `Decisions`, to values [R], NaN where undefined.
+        needs: '' for a metric of the order of the cases; 'probabilities' for one of calibration,
+            which is also reported after temperature scaling; 'threshold' for one of decisions at a
+            threshold; 'classes' for one of the decisions between classes.
         higher_is_better: Whether a higher value is better.
-        is_calibration: Whether the metric is also reported after temperature scaling.
         in_summary: Whether the short tables (console, subgroups) show the metric.
     """
 
@@ -102,34 +134,31 @@ class Metric:
     title: str
     explanation: str
     compute: Callable[..., np.ndarray]
-    needs_threshold: bool = False
+    needs: str = ''
     higher_is_better: bool = True
-    is_calibration: bool = False
     in_summary: bool = False
 
 
-def adds_to(metrics: dict[str, Metric]) -> Callable[..., Callable[[Callable], Callable]]:
-    """Return a decorator that adds a function to `metrics` under its name.
+METRICS: dict[str, Metric] = {}  # of one label
+CLASS_METRICS: dict[str, Metric] = {}  # of cases that have one of several classes
 
-    Its arguments are the title and flags of `Metric`. The first line of the function's docstring
-    explains the metric in the report.
+
+def metric(title: str, **about: Any) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds a function to METRICS, or to CLASS_METRICS if it needs classes.
+
+    The key is the name of the function. The first line of its docstring explains the metric in the
+    report. `about` has the other attributes of `Metric`.
     """
 
-    def decorator(title: str, **flags: bool) -> Callable[[Callable], Callable]:
-        def register(function: Callable) -> Callable:
-            explanation = (function.__doc__ or title).splitlines()[0]
-            name = function.__name__
-            assert name not in metrics, f'the metric {name!r} is registered twice'
-            metrics[name] = Metric(name, title, explanation, function, **flags)
-            return function
+    def register(function: Callable) -> Callable:
+        explanation = (function.__doc__ or title).splitlines()[0]
+        entry = Metric(function.__name__, title, explanation, function, **about)
+        metrics = CLASS_METRICS if entry.needs == 'classes' else METRICS
+        assert entry.name not in metrics, f'the metric {entry.name!r} is registered twice'
+        metrics[entry.name] = entry
+        return function
 
-        return register
-
-    return decorator
-
-
-METRICS: dict[str, Metric] = {}
-metric = adds_to(METRICS)
+    return register
 
 
 def ratio(
@@ -159,20 +188,20 @@ def average_precision(tally: Tally) -> np.ndarray:
     return ratio(total, tally.num_positive, tally.has_both_classes)
 
 
-@metric('Recall (sensitivity)', needs_threshold=True, in_summary=True)
+@metric('Recall (sensitivity)', needs='threshold', in_summary=True)
 def recall(tally: Tally) -> np.ndarray:
     """Share of the positive cases that are predicted positive."""
     return ratio(tally.true_positives, tally.num_positive)
 
 
-@metric('Specificity', needs_threshold=True, in_summary=True)
+@metric('Specificity', needs='threshold', in_summary=True)
 def specificity(tally: Tally) -> np.ndarray:
     """Share of the negative cases that are predicted negative."""
     right = tally.num_negative - tally.false_positives
     return ratio(right, tally.num_negative)
 
 
-@metric('Precision', needs_threshold=True)
+@metric('Precision', needs='threshold')
 def precision(tally: Tally) -> np.ndarray:
     """Share of the cases predicted positive that are positive; 0 if there are none.
 
@@ -183,14 +212,14 @@ def precision(tally: Tally) -> np.ndarray:
     return ratio(tally.true_positives, np.where(called > 0, called, 1), tally.has_both_classes)
 
 
-@metric('F1', needs_threshold=True)
+@metric('F1', needs='threshold')
 def f1(tally: Tally) -> np.ndarray:
     """Harmonic mean of precision and recall."""
     called = tally.true_positives + tally.false_positives
     return ratio(2 * tally.true_positives, called + tally.num_positive, tally.has_both_classes)
 
 
-@metric('Cohen\N{RIGHT SINGLE QUOTATION MARK}s kappa', needs_threshold=True)
+@metric('Cohen\N{RIGHT SINGLE QUOTATION MARK}s kappa', needs='threshold')
 def kappa(tally: Tally) -> np.ndarray:
     """Agreement between decisions and labels, corrected for chance."""
     called = tally.true_positives + tally.false_positives
@@ -198,20 +227,39 @@ def kappa(tally: Tally) -> np.ndarray:
     return 1 - ratio(tally.num_wrong * tally.num_cases, by_chance, tally.has_both_classes)
 
 
-@metric('Accuracy', needs_threshold=True)
-def accuracy(tally: Tally) -> np.ndarray:
+@metric('Accuracy', needs='threshold')
+@metric('Accuracy', needs='classes')
+def accuracy(tally: Tally | Decisions) -> np.ndarray:
     """Share of correct decisions."""
     return ratio(tally.num_cases - tally.num_wrong, tally.num_cases)
 
 
-@metric('Brier score', higher_is_better=False, is_calibration=True)
+@metric('Balanced accuracy', needs='classes')
+def balanced_accuracy(decisions: Decisions) -> np.ndarray:
+    """Mean, over the classes with cases, of the share of their cases that is decided correctly."""
+    return mean_of_classes(ratio(decisions.right, decisions.num_of_class))
+
+
+@metric('Macro F1', needs='classes')
+def macro_f1(decisions: Decisions) -> np.ndarray:
+    """Mean of the F1 of each class over the classes with cases or decisions."""
+    either = decisions.num_of_class + decisions.num_decided
+    return mean_of_classes(ratio(2 * decisions.right, either))
+
+
+def mean_of_classes(values: np.ndarray) -> np.ndarray:  # [R, K] -> [R]
+    """Average the values that are not NaN."""
+    return ratio(np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1))
+
+
+@metric('Brier score', higher_is_better=False, needs='probabilities')
 def brier(tally: Tally) -> np.ndarray:
     """Mean squared difference between probability and label (0 or 1)."""
     squares = tally.positive @ (1 - tally.values) ** 2 + tally.negative @ tally.values**2
     return ratio(squares, tally.num_cases)
 
 
-@metric('ECE', higher_is_better=False, is_calibration=True)
+@metric('ECE', higher_is_better=False, needs='probabilities')
 def ece(tally: Tally) -> np.ndarray:
     """Expected calibration error over bins with about equal numbers of cases."""
     mass = tally.positive + tally.negative
@@ -268,7 +316,7 @@ def label_scores(
         negative = np.add.reduceat(mass * ~is_positive, first, axis=1)
         tally = Tally(values, positive, negative, at_threshold)
         for name in names:
-            if has_threshold or not METRICS[name].needs_threshold:
+            if has_threshold or METRICS[name].needs != 'threshold':
                 scores[name][rows] = METRICS[name].compute(tally)
     return scores
 
@@ -502,21 +550,31 @@ def has_few_cases(targets: np.ndarray) -> bool:
     return min((targets == 1).sum(), (targets == 0).sum()) < FEW_CASES
 
 
-def labels_with_few_cases(counts: Mapping[str, Any], enough: int | None = None) -> dict[str, str]:
+def labels_with_few_cases(counts: Mapping[str, Any]) -> dict[str, str]:
     """Return label -> `few_cases` for the labels with few cases, given their `count_classes`."""
     positives, negatives = counts['positives'], counts['negatives']
-    found = {label: few_cases(positives[label], negatives[label], enough) for label in positives}
+    found = {label: few_cases(positives[label], negatives[label]) for label in positives}
     return {label: few for label, few in found.items() if few}
 
 
-def few_cases(positives: int, negatives: int, enough: int | None = None) -> str:
-    """Return the smaller class if it has few cases, such as '2 positives', and otherwise ''.
-
-    `enough` is the smallest number that is not few, by default FEW_CASES.
-    """
+def few_cases(positives: int, negatives: int) -> str:
+    """Return the smaller class if it has few cases, such as '2 positives', and otherwise ''."""
     number, name = min((positives, 'positive'), (negatives, 'negative'))
-    is_few = number < (FEW_CASES if enough is None else enough)
-    return f'{number} {name}{"s" * (number != 1)}' if is_few else ''
+    return f'{number} {name}{"s" * (number != 1)}' if number < FEW_CASES else ''
+
+
+def few_of_classes(counts: Sequence[int], labels: Sequence[str]) -> str:
+    """Return the smallest class that has cases if it has few, such as '2 of Edema', and else ''."""
+    known = [(count, label) for count, label in zip(counts, labels, strict=True) if count]
+    count, label = min(known, default=(FEW_CASES, ''))
+    return f'{count} of {label}' if count < FEW_CASES else ''
+
+
+def case_counts(targets: np.ndarray) -> dict[str, Any]:
+    """Return the numbers `n` and `positives` of targets [N] of a label, and `few` (`few_cases`)."""
+    positives, negatives = (int((targets == value).sum()) for value in (1, 0))
+    few = few_cases(positives, negatives)
+    return {'n': positives + negatives, 'positives': positives, 'few': few}
 
 
 def describe_scores(scores: Mapping[str, Any]) -> str:

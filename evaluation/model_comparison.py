@@ -12,8 +12,8 @@ from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, bootstrap_p, delong_test, holm, interval
 from evaluation.metrics import (
+    case_counts,
     count_classes,
-    few_cases,
     has_few_cases,
     headline_labels,
     label_scores,
@@ -59,11 +59,8 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
             for values in (of_a, of_b)
         ]
         differences[label] = areas[0]['auroc'] - areas[1]['auroc']
-        positives, negatives = (int((targets == value).sum()) for value in (1, 0))
         entries[label] = {
-            'n': positives + negatives,
-            'positives': positives,
-            'few': few_cases(positives, negatives),
+            **case_counts(targets),
             **_summary(differences[label]),
             'p_delong': _p_delong(of_a, of_b, targets, a.patient),
             'same': likeness(of_a, of_b, targets),

@@ -27,10 +27,10 @@ from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import FLOOR, Cases
-from evaluation.classes import CLASS_METRICS
 from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.intervals import add_holm
 from evaluation.metrics import (
+    CLASS_METRICS,
     FEW_CASES,
     METRICS,
     Protocol,
@@ -543,7 +543,7 @@ def _left_out(entry: dict[str, Any]) -> dict[str, list[str]]:
 
 def _labels(report: dict) -> Iterator[Row]:
     """Yield one row for each set and label, and the means of the set."""
-    scaled = [name for name, entry in METRICS.items() if entry.is_calibration]
+    scaled = [name for name, entry in METRICS.items() if entry.needs == 'probabilities']
     for entry in report['sets']:
         keys = {'set': entry['name'], 'level': entry['level'], 'views': entry['views']}
         if 'classes' in entry:
@@ -652,7 +652,7 @@ def _render(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         charts=charts,
         metrics=METRICS,
-        decisions=[entry for entry in METRICS.values() if entry.needs_threshold],
+        decisions=[entry for entry in METRICS.values() if entry.needs == 'threshold'],
         ranking_columns=_ranking_columns(),
         summary_columns=_summary_columns(),
         explanations={
@@ -678,11 +678,11 @@ def _ranking_columns() -> list[tuple[str, str, str]]:
     """Return (heading, part of a label's entry, name) of the metrics without a threshold."""
     columns = []
     for name, entry in METRICS.items():
-        if not entry.needs_threshold:
+        if entry.needs != 'threshold':
             columns.append((entry.title, 'scores', name))
             if name == 'auroc':
                 columns.append((f'{entry.title}, DeLong', 'delong', ''))
-            if entry.is_calibration:
+            if entry.needs == 'probabilities':
                 columns.append((f'{entry.title}, scaled', 'scaled', name))
     return columns
 

@@ -12,8 +12,8 @@ from evaluation.cases import Cases
 from evaluation.intervals import Resamples
 from evaluation.metrics import (
     Protocol,
+    case_counts,
     count_classes,
-    few_cases,
     headline_labels,
     label_scores,
     labels_of_mean,
@@ -91,8 +91,6 @@ def _describe_group(
     """Return the report's entry of one group, from bootstrap weights and `standard_weights`."""
     labels = {}
     for k, (label, values) in enumerate(scores.items()):
-        targets = rows.targets[:, k]
-        positives, negatives = (int((targets == value).sum()) for value in (1, 0))
         standard = label_scores(
             *rows.of_label(label),
             threshold=None,
@@ -100,9 +98,7 @@ def _describe_group(
             names=['auroc'],
         )
         labels[label] = {
-            'n': positives + negatives,
-            'positives': positives,
-            'few': few_cases(positives, negatives),
+            **case_counts(rows.targets[:, k]),
             'scores': summaries(values),
             'standardised_auroc': summary(standard['auroc']),
         }

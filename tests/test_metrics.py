@@ -21,8 +21,6 @@ from evaluation.metrics import (
     FEW_CASES,
     METRICS,
     auroc_per_label,
-    count_classes,
-    describe_scores,
     few_cases,
     label_scores,
     labels_with_few_cases,
@@ -175,7 +173,7 @@ def test_only_metrics_of_decisions_are_undefined_without_a_threshold():
     probabilities, targets, _ = drawn_cases(6, 80, 9)
     scores = label_scores(probabilities, targets, threshold=NAN)
     assert {name for name, values in scores.items() if np.isnan(values).any()} == {
-        name for name, entry in METRICS.items() if entry.needs_threshold
+        name for name, entry in METRICS.items() if (entry.needs == 'threshold')
     }
 
 
@@ -197,10 +195,10 @@ def test_a_mean_over_labels_leaves_out_labels_without_a_threshold_and_names_them
         per_label[name] = label_scores(probabilities, targets, threshold=threshold)
     means = mean_summaries(per_label, ['a', 'b', 'c'])
     for name, entry in METRICS.items():
-        counted = ['a', 'c'] if entry.needs_threshold else ['a', 'b', 'c']
+        counted = ['a', 'c'] if (entry.needs == 'threshold') else ['a', 'b', 'c']
         wanted = np.mean([per_label[label][name][0] for label in counted])
         assert means[name]['value'] == pytest.approx(wanted)
-        assert means[name].get('left_out', []) == ['b'] * entry.needs_threshold
+        assert means[name].get('left_out', []) == ['b'] * (entry.needs == 'threshold')
 
 
 @pytest.mark.parametrize(
@@ -261,20 +259,6 @@ def test_labels_with_few_cases_of_a_class_do_not_select(positives, rule, candida
 )
 def test_few_cases_counts_the_smaller_class(positives, negatives, wanted):
     assert few_cases(positives, negatives) == wanted
-
-
-def test_a_number_of_cases_that_is_enough_can_be_given():
-    counts = count_classes(np.array([[1, 0], [0, 0], [1, 1], [0, np.nan]]), ['Edema', 'Fracture'])
-    assert counts['positives'] == {'Edema': 2, 'Fracture': 1}
-    assert labels_with_few_cases(counts, 2) == {'Fracture': '1 positive'}
-    assert labels_with_few_cases(counts, 0) == {}
-
-
-def test_the_line_of_scores_marks_labels_with_few_cases():
-    table = drawn_table(['Edema', 'Fracture'], {'Fracture': 2 * FEW_CASES + 6})
-    line = describe_scores(table | {'loss': 0.5, 'views': 'all'})
-    assert f'Edema {table["auroc"]["Edema"]:.4f}, Fracture' in line
-    assert line.endswith('(4 negatives)')
 
 
 def test_the_score_table_counts_cases_and_lists_undefined_labels():

@@ -178,7 +178,7 @@ def test_a_metric_is_one_function(tmp_path: Path) -> None:
         """Sensitivity plus specificity minus 1."""
         return recall(tally) + specificity(tally) - 1
 
-    metric('Youden index', needs_threshold=True)(youden)
+    metric('Youden index', needs='threshold')(youden)
     try:
         document = build_document([some_cases()], some_cases('holdout', seed=3), PROTOCOL, run={})
         html = write_report(tmp_path, document).read_text(encoding='utf-8')

@@ -26,8 +26,8 @@ from data.build import build_loader
 from data.chexpert import read_csv
 from data.tasks import make_task
 from evaluation.cases import Cases
-from evaluation.classes import CLASS_METRICS, class_table, confusion_matrices
-from evaluation.metrics import study_level
+from evaluation.classes import class_table, confusion_matrices, score_classes
+from evaluation.metrics import CLASS_METRICS, Decisions, study_level
 from evaluation.tuning import fit_softmax
 from models.losses import build_label_loss, class_weights
 
@@ -148,18 +148,38 @@ def test_the_metrics_of_classes_are_those_of_scikit_learn() -> None:
         options = {'sample_weight': weight}
         np.testing.assert_allclose(matrices[row], confusion_matrix(truth, decided, **options))
         for name, function in wanted.items():
-            found = CLASS_METRICS[name].compute(matrices[row : row + 1])
+            found = CLASS_METRICS[name].compute(Decisions(matrices[row : row + 1]))
             np.testing.assert_allclose(found, function(truth, decided, **options))
 
 
 def test_a_class_without_cases_is_left_out_of_the_means() -> None:
     probabilities, targets = softmax(np.eye(3)[[0, 0, 1, 2]] * 3, axis=1), one_hot([0, 1, 1, 0])
     matrix = confusion_matrices(probabilities, targets, np.ones((1, 4)))
-    assert CLASS_METRICS['balanced_accuracy'].compute(matrix) == [0.5]
+    assert CLASS_METRICS['balanced_accuracy'].compute(Decisions(matrix)) == [0.5]
     f1 = f1_score([0, 1, 1, 0], [0, 0, 1, 2], average='macro', labels=[0, 1, 2], zero_division=0)
-    np.testing.assert_allclose(CLASS_METRICS['macro_f1'].compute(matrix), f1)
+    np.testing.assert_allclose(CLASS_METRICS['macro_f1'].compute(Decisions(matrix)), f1)
     nobody = confusion_matrices(probabilities, one_hot([-1] * 4), np.ones((1, 4)))
-    assert all(np.isnan(metric.compute(nobody)[0]) for metric in CLASS_METRICS.values())
+    assert all(np.isnan(metric.compute(Decisions(nobody))[0]) for metric in CLASS_METRICS.values())
+
+
+@pytest.mark.parametrize('least, few', [(18, ''), (19, '18 of Covid')])
+def test_a_class_with_few_cases_leaves_no_interval(least: int, few: str, monkeypatch) -> None:
+    """The rule of labels holds for classes: an interval over few cases would be too narrow."""
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', least)
+    probabilities, targets, _ = drawn()
+    targets[np.flatnonzero(targets[:, 2] == 1)[18:]] = NAN
+    names = np.arange(len(targets)).astype(str)
+    rows = Cases('x', NAMES, names, names, names, probabilities, targets, exclusive=True)
+    weights = np.random.default_rng(0).integers(0, 4, (41, len(names)))
+    weights[0] = 1
+    found = score_classes(rows, weights)
+    assert found['few'] == few
+    matrices = confusion_matrices(probabilities, targets, weights)
+    for name, score in found['scores'].items():
+        values = CLASS_METRICS[name].compute(Decisions(matrices))
+        ends = [NAN, NAN] if few else np.percentile(values[1:], [2.5, 97.5])
+        wanted = dict(zip(('value', 'low', 'high'), (values[0], *ends), strict=True))
+        assert score == pytest.approx(wanted, nan_ok=True)
 
 
 @pytest.mark.parametrize('how', ['max', 'mean'])
