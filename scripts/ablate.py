@@ -28,9 +28,8 @@ EVAL.SELECT_ON last, the held-out patients. `join` adds the AUROCs to P/tuning.c
 writes the choices to T/tuning.csv.
 
 `table` compares each row with all rows in `against`, in which `pixels` is the logistic regression
-on pixels, and with the better one of `against_best_of` on held-out patients. Joined predictions
-have no held-out scores, so all of these are compared. Without a sweep, `table --runs NAME=FOLDER`
-compares the first of some runs with the others.
+on pixels. Without a sweep, `table --runs NAME=FOLDER` compares the first of some runs with the
+others.
 """
 
 import argparse
@@ -69,6 +68,7 @@ from sweeps.files import (
     only_subsets,
     plan,
     run_folder,
+    sweep_of_runs,
 )
 from sweeps.folds import PREDICTIONS, TUNING, arms_of, join, read_joined, read_ranks, tuned
 from sweeps.long_table import (
@@ -91,8 +91,6 @@ from sweeps.tables import (
     compared_pairs,
     facts_cells,
     file_name,
-    links_of,
-    published_of,
     read_lines,
     write_score,
     write_table,
@@ -104,10 +102,8 @@ DEFAULT_SEEDS = 3
 QUOTES = ('"', "'")
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> ID of the array task
-# Flags that every task of a job array receives, so that all have the same plan.
-PLAN_FLAGS = ('sweep', 'scale', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row', 'keep',
-              'folds', 'unlabelled', 'subsets', 'images_seen', 'pretrain_opts',
-              'finetune_opts')  # fmt: skip
+# A task of a job array receives all flags but these, so that all tasks have the same plan.
+OF_THE_START = ('command', 'function', 'list', 'parallel', 'slurm', 'job')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -186,8 +182,6 @@ def _add_table(add: Callable) -> None:
         help='only these rows, compared with each other; pixels_1 names a baseline')  # fmt: skip
     add('--against', default='', metavar='ROW', help='compare all rows with this one')
     add('--tune', action='store_true', help='choose between rows that differ in TRAIN.BASE_LR')
-    add('--cases', type=_count, default=FEW_CASES, metavar='N',
-        help="positives and negatives that a label in 'mean' needs")  # fmt: skip
     add('--resamples', type=at_least(0), metavar='N',
         help='resamples of the patients (default: 10000, or 200 for each comparison)')  # fmt: skip
     add('--subgroups', nargs='*', metavar='COLUMN', help='also compare the rows by sex, age, view, '
@@ -231,7 +225,7 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
 def seeds_of(args: argparse.Namespace) -> list[int]:
     if getattr(args, 'seed', None) is not None:
         return [args.seed]
-    return list(range(args.seeds or sweep_of(args).scale.seeds or DEFAULT_SEEDS))
+    return list(range(args.seeds or sweep_of(args).seeds or DEFAULT_SEEDS))
 
 
 def split_options(words: list[str]) -> list[str]:
@@ -417,9 +411,8 @@ def _arrays(jobs: list[Job], queued: set[str]) -> tuple[list[list[int]], list[tu
 
 def _plan_flags(args: argparse.Namespace) -> list[str]:
     words = []
-    for name in PLAN_FLAGS:
-        value = getattr(args, name)
-        if value not in (None, '', []):
+    for name, value in vars(args).items():
+        if name not in OF_THE_START and value not in (None, '', []):
             values = value if isinstance(value, list) else [value]
             words += [f'--{name.replace("_", "-")}', *map(str, values)]
     return words
@@ -453,7 +446,7 @@ def table(args: argparse.Namespace) -> None:
 def table_of_joined(args: argparse.Namespace) -> None:
     """Write the tables of the joined predictions of a cross-validated sweep."""
     sweep = sweep_of(args)
-    seeds = args.seeds or sweep.scale.seeds or sys.maxsize
+    seeds = args.seeds or sweep.seeds or sys.maxsize
     replaced = {}  # row -> row that contains it if a rate is chosen
     if args.tune:
         replaced = {name: first for first, *others in arms_of(sweep) for name in others}
@@ -470,8 +463,8 @@ def table_of_joined(args: argparse.Namespace) -> None:
         file = args.predictions / TUNING
         raise ValueError(f'{file} has no scores of {untuned[0]}, which `join --tune` adds')
     resamples = enough_resamples(0) if args.resamples is None else args.resamples
-    drawn = score_runs(runs, args.scores, resamples=resamples, least=args.cases)
-    write_scores(args, sweep, drawn, links_of(sweep), notes=[JOINED])
+    drawn = score_runs(runs, args.scores, resamples=resamples)
+    write_scores(args, sweep, drawn, notes=[JOINED], protocols={})
 
 
 def table_of_runs(args: argparse.Namespace) -> None:
@@ -481,30 +474,28 @@ def table_of_runs(args: argparse.Namespace) -> None:
         groups = args.subgroups, str(args.demographics or '')
     elif args.demographics:
         raise ValueError('--demographics needs --subgroups')
-    notes, sweep = [], None
+    notes = []
     if args.runs:
         runs = named_runs(args.runs)
-        first, *others = runs
-        links = {first: ((*others, PIXELS), ())} | dict.fromkeys(others, ((), ()))
+        sweep = sweep_of_runs([*runs])
     else:
         sweep = sweep_of(args)
         refuse_folds(sweep, seeds_of(args), args.output)
         sweep = only_rows(sweep, args.row) if args.row else sweep
-        links = links_of(sweep)
         runs, missing = finished_runs(sweep, seeds_of(args), args.output)
         notes = [f'Not finished: {", ".join(missing)}.'] if missing else []
         notes += option_notes(sweep, runs)
-        args.split, args.scores = args.split or sweep.split, args.scores or [*sweep.scores]
-    read = read_runs(runs, sweep=sweep, split=args.split, groups=groups)
+    scores = args.scores or [*sweep.scores]
+    read = read_runs(runs, sweep, split=args.split or sweep.split, groups=groups)
     labels = read.scored[0].images.labels
     if args.resamples is None:
-        args.resamples = enough_resamples(sum(len([*a, *b]) for a, b in links.values()))
-    wanted = [*dict.fromkeys([*args.scores, *MEANS[1:], *labels])]
-    drawn = score_runs(read.scored, wanted, resamples=args.resamples, least=args.cases)
-    args.scores = args.scores or [MEANS[1] if MEANS[1] in known_scores(drawn) else MEANS[2]]
+        args.resamples = enough_resamples(sum(len(row.against) for row in sweep.rows))
+    wanted = [*dict.fromkeys([*scores, *MEANS[1:], *labels])]
+    drawn = score_runs(read.scored, wanted, resamples=args.resamples)
+    args.scores = scores or [MEANS[1] if MEANS[1] in known_scores(drawn) else MEANS[2]]
     drawn = pd.concat([drawn, pd.DataFrame(read.facts)], ignore_index=True)
     notes = [f'Scored: {"; ".join(read.splits)}. Higher is better.', *notes, '']
-    write_scores(args, sweep, drawn, links, notes=notes, protocols=read.protocols)
+    write_scores(args, sweep, drawn, notes=notes, protocols=read.protocols)
 
 
 def named_runs(words: Sequence[str]) -> dict[str, dict[int, RunFolders]]:
@@ -525,23 +516,25 @@ def named_runs(words: Sequence[str]) -> dict[str, dict[int, RunFolders]]:
 
 def write_scores(
     args: argparse.Namespace,
-    sweep: Sweep | None,
+    sweep: Sweep,
     drawn: pd.DataFrame,
-    links: Mapping[str, tuple],
     *,
     notes: Sequence[str],
-    protocols: Mapping[tuple[str, int], str] | None = None,
+    protocols: Mapping[tuple[str, int], str],
 ) -> None:
-    """Write the long table, a table of each score, and one of facts about the runs."""
-    name = sweep.name if sweep else 'runs'
+    """Write the long table, a table of each score, and one of facts about the runs.
+
+    `protocols` says what each run was scored on (`compared_pairs`). It is empty for joined
+    predictions, about whose runs there are no facts.
+    """
     if args.against and args.against not in {*drawn['row']}:
         raise ValueError(
             f'--against must be among {[*drawn["row"].unique()]}, got {args.against!r}'
         )
     pairs, others = compared_pairs(
-        drawn, links, protocols=protocols or {}, named=args.row, only=args.against
+        drawn, sweep, protocols=protocols, named=args.row, only=args.against
     )
-    subsets = {row.name: row.subset for row in sweep.rows} if sweep else {}
+    subsets = {row.name: row.subset for row in sweep.rows}
     resamples = max(map(len, drawn['resamples'].dropna()), default=1) - 1
     options = {'draws': f'{resamples:,} resamples of the patients, seed 0'}
     scores = args.scores or known_scores(drawn)
@@ -549,42 +542,32 @@ def write_scores(
         lines = compare(drawn, pairs, score, subsets=subsets)
         if not lines:
             raise ValueError(f'--scores: no run has a defined {score}')
-        own = [*others, *add_columns(lines, drawn, sweep, score)]
-        mean = f'Mean: labels with at least {args.cases} cases of each class. '
+        add_last_epoch(lines, drawn, score)
+        mean = f'Mean: labels with at least {FEW_CASES} cases of each class. '
         mean = (mean if score == MEANS[0] else '') + 'Mean ± standard deviation over seeds.'
-        options['notes'] = [*own, *notes[:-1], f'{notes[-1]}{mean}']
-        path = write_score(args.save, file_name(name, score), lines, **options)
+        own = [*others, *filter(None, [sweep.note]), *notes[:-1], f'{notes[-1]}{mean}']
+        path = write_score(args.save, file_name(sweep.name, score), lines, notes=own, **options)
         print(path.read_text('utf-8') if protocols else path)
     groups = [group for group in drawn['group'].unique() if group]
     if groups:
         lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)
-        print(write_score(args.save, f'{file_name(name, scores[0])}_subgroups', lines, **options))
+        name = f'{file_name(sweep.name, scores[0])}_subgroups'
+        print(write_score(args.save, name, lines, notes=own, **options))
     if protocols:
         facts = facts_cells(drawn)
-        path = write_table(args.save, f'{name}_runs', facts, facts, [NOT_FOR_CLINICAL_USE])
+        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, [NOT_FOR_CLINICAL_USE])
         print(path.read_text('utf-8'))
-    file = args.save / f'{name}_scores.csv'
+    file = args.save / f'{sweep.name}_scores.csv'
     replace_file(file, written(drawn).to_csv(index=False, float_format='%.6g'))
     print(f'all files: {args.save}', file=sys.stderr)
 
 
-def add_columns(
-    lines: Sequence[dict], drawn: pd.DataFrame, sweep: Sweep | None, score: str
-) -> list[str]:
-    """Add the score of the last epoch and the published score to lines, and return a note."""
+def add_last_epoch(lines: Sequence[dict], drawn: pd.DataFrame, score: str) -> None:
+    """Add the score of the last epoch to lines, as far as runs have selected another one."""
     metric, label = parts_of(score)
-    last = facts_of(drawn, 'auroc_last', label).groupby('row').mean() if metric == 'auroc' else {}
-    published = published_of(sweep, score, {*drawn['label']}) if sweep else {}
-    for line in lines:
-        line |= {'last_epoch': last.get(line['row'])} if len(last) else {}
-        line |= {'published': published.get(line['row'])} if published else {}
-    if not published:
-        return []
-    about = sweep.published
-    return [
-        f'Published, context only: {about["measure"]}, {about["source"]}. {about["note"]} Data, '
-        'models or protocols differ, so these values cannot be compared with the other columns.'
-    ]
+    last = facts_of(drawn, 'auroc_last', label).groupby('row').mean() if metric == 'auroc' else ()
+    for line in lines if len(last) else ():
+        line['last_epoch'] = last.get(line['row'])
 
 
 def refuse_folds(sweep: Sweep, seeds: Sequence[int], output: Path) -> None:
@@ -618,8 +601,8 @@ def plot(args: argparse.Namespace) -> None:
     figures: dict[str, Callable[[Path], None]] = {
         f'{file_name("", score)}': lambda path: plot_differences(path, lines, sweep)
     }
-    file = folder / f'{sweep.name}_scores.csv'
-    scores = read_written(file) if file.is_file() else None
+    file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)  # may be compressed
+    scores = read_written(file) if file else None
     if scores is not None and sweep.subsets:
         figures['_labels'] = lambda path: plot_labels(path, scores, sweep, args.subset)
         figures[f'_{sweep.subsets}'] = lambda path: plot_subsets(path, scores, sweep, score)

@@ -358,23 +358,19 @@ def fit_thresholds(
 def read_thresholds(
     files: Sequence[Path], sets: Sequence[Cases], protocol: Protocol
 ) -> tuple[list[HeldOut], str, list[str]]:
-    """Read thresholds and temperatures of one report.json per model.
-
-    They come from the set of the headline. In a report of several models, which has no headline,
-    they come from the model with the same name, or in the same place among as many models.
-    """
+    """Read thresholds and temperatures from the headline's set of one report.json per model."""
     fitted, sources, warnings = [], [], []
-    for place, (file, cases) in enumerate(zip(files, sets, strict=True)):
+    for file, cases in zip(files, sets, strict=True):
         try:
             # Integers with too many digits would raise an error.
             report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
-            entry = _set_of(report, cases.name, place, len(sets))
+            entry = {part['name']: part for part in report['sets']}[report['headline']['set']]
             parts = {part['label']: part for part in entry['labels']}
             then = entry['level'], entry['aggregate'], entry['views']
             if not all(isinstance(name, str) for name in then):
                 raise TypeError(f'level, aggregate and views must be names, got {then!r:.100}')
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f'{file} is not a report.json for {cases.name}: {error!r}') from error
+            raise ValueError(f'{file} is not a report.json of one model: {error!r}') from error
         chosen = {label: parts.get(label, {}) for label in cases.labels}
         missing = tuple(label for label in cases.labels if label not in parts)
         few = tuple(str(part.get('few_held_out', '')) for part in chosen.values())
@@ -389,18 +385,6 @@ def read_thresholds(
             )
         sources.append(f'from {file} ({entry["name"]})')
     return fitted, '; '.join(sources), warnings
-
-
-def _set_of(report: dict[str, Any], name: str, place: int, num_models: int) -> dict[str, Any]:
-    """Return the set of a report from which a model takes its thresholds."""
-    entries = {entry['name']: entry for entry in report['sets']}
-    if report['headline']:
-        return entries[report['headline']['set']]
-    if name in entries:
-        return entries[name]
-    if len(entries) == num_models:
-        return report['sets'][place]
-    raise ValueError(f'its models are {", ".join(entries)}, but none is {name!r}')
 
 
 def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:

@@ -4,7 +4,8 @@ python scripts/pseudo_label.py --cfg configs/... --data-path DIR --output D [--p
     --confidence 0.9 [--all-labels] --opts DATA.TRAIN_FRACTION 0.1
 
 Patients outside DATA.TRAIN_FRACTION (or DATA.TRAIN_IMAGES) count as unlabelled. After a stop, the
-same command resumes. The results are in D/pseudo_labels_table.md and .csv.
+same command resumes. D/pseudo_labels_auroc.md (also .csv and .tex) has the AUROCs. Files
+of the same form have accuracy, precision and recall.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sweeps.pseudo_labels import TABLE, PseudoLabels
+from sweeps.pseudo_labels import PseudoLabels
 from system.tool import Paragraphs, at_least, tool
 
 
@@ -54,8 +55,8 @@ def main(args: argparse.Namespace) -> int:
         say=lambda line: print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True),
     )
     code = work.run(all_labels=args.all_labels)
-    if not code:
-        print((output / f'{TABLE}.md').read_text())
+    for page in work.write() if not code else ():
+        print(page.read_text())
     return code
 
 

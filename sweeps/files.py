@@ -53,21 +53,18 @@ GPUS_SHOWN = 8
 MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
 SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 
-ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
-METHODS_KEYS = {'title', 'reference', 'methods'}
-FREE_KEYS = {'published', 'scores', 'split', 'titles'}
+NEEDED_KEYS = {'title', 'reference'}
+FREE_KEYS = {'note', 'scores', 'split', 'titles'}
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections from which a scale selects entries
-SCALE_KEYS = {'seeds', 'pretrain', 'finetune'}
-REPLACED = ('reference', 'published')  # values that a scale replaces entirely
-COMPARED_BY = {'against', 'against_best_of'}
-ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from'} | COMPARED_BY
+REPLACED = ('reference', 'note')  # values that a scale replaces entirely
+SHARED = ('pretrain', 'finetune')  # sections whose options a scale sets for all rows
+SCALE_KEYS = {'seeds', *SHARED, *SELECTED, *REPLACED}
+ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights'}
-METHOD_KEYS |= {'schedule', *COMPARED_BY}
-# Keys whose values are names, or lists of names.
-NAMED_BY = ('reference', 'row', 'learns_from', *COMPARED_BY, *SELECTED)
+METHOD_KEYS |= {'schedule', 'against'}
+NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)  # their values are names
 PIXELS = 'pixels'  # method: logistic regression on pixels, from runs with REPORT.PIXEL_FLOOR
 NAME = re.compile(r'[\w.-]+', re.ASCII)
-PUBLISHED_KEYS = {'source', 'measure', 'values', 'note', 'label'}
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,6 @@ class Row:
         learns_from: Row whose predictions on the training images are the targets, or ''.
         against: Rows to compare with, each on its own, usually one. () if this row is only a
             reference for others.
-        against_best_of: Rows of which the one with the best mean held-out score is also compared.
         method: Name of the method in a comparison of methods, or ''.
         subset: Share or number of labelled images as written in the file, or ''.
         shared: Section -> options that a scale sets for all rows. `changes` override them.
@@ -98,7 +94,6 @@ class Row:
     weights: str = ''
     learns_from: str = ''
     against: tuple[str, ...] = ()
-    against_best_of: tuple[str, ...] = ()
     method: str = ''
     subset: str = ''
     shared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -119,19 +114,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Settings of a scale for all rows of a sweep.
-
-    Attributes:
-        seeds: Number of seeds; 0 for the number in the command.
-        options: Section -> options that override the YAML files of all rows.
-    """
-
-    seeds: int = 0
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Sweep:
     """Rows around one reference row, or rows of several methods.
 
@@ -142,13 +124,12 @@ class Sweep:
         rows: Rows in the order of the file.
         reference: Row that other rows are compared with by default: the row that changes nothing
             or that `reference` selects, or the method with the most labels.
-        published: `source`, `measure`, `note` and `values` by row name, shown as context only.
-            With `label`, they are shown only for runs that learned this label.
+        note: Text below the tables, such as published scores of similar rows.
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
         scores: Default scores of the table; () for the mean over the labels.
         split: Default split of the table; '' for the first split that the runs were scored on.
         titles: Method or row -> its name in words, for figures.
-        scale: Settings of the selected scale.
+        seeds: Number of seeds of the scale; 0 for the number in the command.
     """
 
     name: str
@@ -156,18 +137,12 @@ class Sweep:
     title: str
     rows: tuple[Row, ...]
     reference: Row
-    published: dict[str, Any] | None = None
+    note: str = ''
     subsets: str = ''
     scores: tuple[str, ...] = ()
     split: str = ''
     titles: Mapping[str, str] = field(default_factory=dict)
-    scale: Scale = Scale()
-
-    @property
-    def keys(self) -> list[str]:
-        """Return all options that rows change."""
-        changes = (options for row in self.rows for options in row.changes.values())
-        return sorted({key for options in changes for key in options})
+    seeds: int = 0
 
     @property
     def mask_rows(self) -> list[Row]:
@@ -224,24 +199,12 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
     try:
         content = yaml.load(path.read_text(encoding='utf-8'), _NamesAsWritten)
         content, chosen = _at_scale(content, scale)
-        is_ablation = 'methods' not in content
-        rows, reference = (_ablation_rows if is_ablation else _method_rows)(
-            path.stem, content, chosen.options
-        )
-        names = [row.name for row in rows]
+        shared = {key: _checked(chosen.get(key), f'scale {scale}: {key}') for key in SHARED}
+        read_rows = _method_rows if 'methods' in content else _ablation_rows
+        rows, reference = read_rows(path.stem, content, shared)
         scores = content.get('scores') or []
         if not (isinstance(scores, list) and all(isinstance(score, str) for score in scores)):
             raise ValueError(f'scores must be a list of names, got {scores!r:.100}')
-        published = content.get('published') or None
-        if published:
-            _check_keys(
-                published, PUBLISHED_KEYS, 'published', needed=PUBLISHED_KEYS - {'note', 'label'}
-            )
-            values = published['values']
-            if scale:  # a scale may leave out rows
-                values = {name: value for name, value in values.items() if name in names}
-            _check_keys(values, names, 'published: values')
-            published = {'note': ''} | published | {'values': values} if values else None
     except (OSError, UnicodeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f'{path}: {" ".join(str(error).split())}') from error
     return Sweep(
@@ -250,35 +213,44 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         title=str(content['title']),
         rows=tuple(rows),
         reference=next(row for row in rows if row.name == reference),
-        published=published,
-        subsets='' if is_ablation else _subset_kind(content),
+        note=' '.join(str(content.get('note', '')).split()),
+        subsets=_subset_kind(content) if 'methods' in content else '',
         scores=tuple(scores),
         split=str(content.get('split', '')),
         titles={'pixels': 'pixels'} | {k: str(v) for k, v in (content.get('titles') or {}).items()},
-        scale=chosen,
+        seeds=chosen.get('seeds', 0),
     )
 
 
-def _at_scale(content: Any, name: str) -> tuple[dict[str, Any], Scale]:
-    """Return the content of a sweep file at a scale, and the settings of the scale."""
+def sweep_of_runs(names: Sequence[str]) -> Sweep:
+    """Return a sweep that compares the first of some runs with the others and with the pixels."""
+    others = {names[0]: (*names[1:], PIXELS)}
+    rows = [
+        Row(name, run=name, configs={}, changes={}, pretrain_run='', against=others.get(name, ()))
+        for name in names
+    ]
+    return Sweep(name='runs', path=Path(), title='Run', rows=tuple(rows), reference=rows[0])
+
+
+def _at_scale(content: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the content of a sweep file at a scale, and the entry of the scale."""
     if not isinstance(content, dict):
         raise ValueError(f'a sweep must be keys and values, got {content!r}')
     scales = dict(_named(content.get('scales') or {}))
     content = {key: value for key, value in content.items() if key != 'scales'}
     if not name:
-        return content, Scale()
+        return content, {}
     if name not in scales:
         raise ValueError(f'--scale must be one of {[*scales]}, got {name!r}')
     entry, where = scales[name], f'scale {name}'
-    _check_keys(entry, {*SCALE_KEYS, *({*SELECTED, *REPLACED} & {*content})}, where)
+    _check_keys(entry, SCALE_KEYS & {'seeds', *SHARED, *content}, where)
     for key in [key for key in SELECTED if key in entry]:
         content[key] = _selected(content[key], entry[key], f'{where}: {key}')
     content |= {key: entry[key] for key in REPLACED if key in entry}
-    options = {key: _checked(entry.get(key), f'{where}: {key}') for key in ('pretrain', 'finetune')}
     seeds = entry.get('seeds', 1)
     if not isinstance(seeds, int) or seeds <= 0:
         raise ValueError(f'{where}: seeds must be above 0, got {seeds!r}')
-    return content, Scale(entry.get('seeds', 0), options)
+    return content, entry
 
 
 def _selected(section: Any, chosen: Any, where: str) -> dict[str, dict]:
@@ -311,24 +283,23 @@ def _ablation_rows(
     stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Row], str]:
     """Return the rows of an ablation and the name of the reference row."""
-    _check_keys(content, ABLATION_KEYS | FREE_KEYS, 'the sweep', needed=ABLATION_KEYS)
+    needed = NEEDED_KEYS | {'rows'}
+    _check_keys(content, needed | FREE_KEYS, 'the sweep', needed=needed)
     start = content['reference']
     _check_keys(start, {'pretrain', 'finetune', 'row'}, 'reference', needed={'finetune'})
     configs = _configs(start, 'reference')
     allowed = ROW_KEYS if 'pretrain' in start else ROW_KEYS - {'pretrain'}
     reference = configs['finetune'].stem.rpartition('__')[2]  # 'reference', 'nano_reference'
     prefix = reference.removesuffix('reference').removeprefix(f'{stem}_')
-    keys = content['keys'] or {}
-    _check_keys(keys, {'pretrain', 'finetune'}, 'keys')
     rows: dict[str, Row] = {}
     for name, entry in _named(content['rows']):
         where = f'row {name}'
         _check_keys(entry, allowed, where)
-        changes = _row_changes(entry, configs, keys, where)
+        changes = _row_changes(entry, configs, where)
         learns_from = str(entry.get('learns_from', ''))
         if learns_from and learns_from not in rows:
             raise ValueError(f'{where}: learns_from must be an earlier row, got {learns_from!r}')
-        run = f'{prefix}{stem}_{name}' if set(entry) - COMPARED_BY else reference
+        run = f'{prefix}{stem}_{name}' if set(entry) - {'against'} else reference
         has_own_pretraining = entry.get('weights') or any(
             options for stage, options in changes.items() if stage != 'finetune'
         )
@@ -340,7 +311,7 @@ def _ablation_rows(
             pretrain_run=run if has_own_pretraining else reference,
             weights=entry.get('weights', ''),
             learns_from=learns_from,
-            **{key: _names(entry.get(key, [])) for key in COMPARED_BY},
+            against=_names(entry.get('against', [])),
             shared=shared,
         )
     unchanged = [row.name for row in rows.values() if row.run == reference]
@@ -353,7 +324,7 @@ def _ablation_rows(
 
 
 def _row_changes(
-    entry: Mapping[str, Any], configs: Mapping[str, Path], keys: Mapping[str, Any], where: str
+    entry: Mapping[str, Any], configs: Mapping[str, Path], where: str
 ) -> dict[str, dict[str, Any]]:
     """Return the options that a row of an ablation changes, for each of its stages.
 
@@ -371,7 +342,6 @@ def _row_changes(
             if options.pop('BASE', None) != [os.path.relpath(reference, file.parent)]:
                 raise ValueError(f'{where}: {section}: BASE of {file} must be {reference}')
             options.pop('TAG', None)
-        _check_keys(options, keys.get(section) or [], f'{where}: {section}')
         changes[stage] = _checked(options, f'{where}: {section}')
     return changes
 
@@ -387,7 +357,8 @@ def _method_rows(
 ) -> tuple[list[Row], str]:
     """Return the rows of a comparison of methods and the name of the reference row."""
     kind = _subset_kind(content)
-    _check_keys(content, METHODS_KEYS | FREE_KEYS | {kind}, 'the sweep', needed=METHODS_KEYS)
+    needed = NEEDED_KEYS | {'methods', kind}
+    _check_keys(content, needed | FREE_KEYS, 'the sweep', needed=needed)
     methods = dict(_named(content['methods']))
     reference = str(content['reference'])
     if reference not in methods:
@@ -413,10 +384,7 @@ def _method_rows(
                 changes=changes,
                 pretrain_run=f'{stem}_{method}',
                 weights=entry.get('weights', ''),
-                **{
-                    key: tuple(f'{other}_{subset}' for other in _names(entry.get(key, [])))
-                    for key in COMPARED_BY
-                },
+                against=tuple(f'{other}_{subset}' for other in _names(entry.get('against', []))),
                 method=method,
                 subset=subset,
                 shared=shared,
@@ -456,7 +424,7 @@ def _subset_kind(content: Mapping[str, Any]) -> str:
 
 def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
     """Complete the rows with shared pre-training runs and with the rows to compare with."""
-    compared_with = {*defaults.values(), *(name for row in rows for name in comparable_rows(row))}
+    compared_with = {*defaults.values(), *(name for row in rows for name in row.against)}
     first: dict[str, str] = {}
     linked = []
     for row in rows:
@@ -469,20 +437,15 @@ def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
             replace(
                 row,
                 pretrain_run=first.setdefault(start, row.pretrain_run),
-                against=row.against if comparable_rows(row) else default,
+                against=row.against or default,
             )
         )
     return linked
 
 
-def comparable_rows(row: Row) -> tuple[str, ...]:
-    """Return all rows that a row may be compared with."""
-    return (*row.against, *row.against_best_of)
-
-
-def pixel_row(row: Row | None) -> str:
+def pixel_row(row: Row) -> str:
     """Return the name of the logistic regression on pixels for the labels of a row."""
-    return f'{PIXELS}_{row.subset}' if row and row.subset else PIXELS
+    return f'{PIXELS}_{row.subset}' if row.subset else PIXELS
 
 
 def scores_pixels(row: Row) -> bool:
@@ -492,11 +455,10 @@ def scores_pixels(row: Row) -> bool:
 
 def _check_compared(row: Row, rows: Sequence[Row]) -> None:
     """Refuse unknown rows to compare with, and pixels that no run of the subset scores."""
-    names = [other.name for other in rows]
-    for key, others in (('against', row.against), ('against_best_of', row.against_best_of)):
-        floor = {pixel_row(row)} if row.subset and key == 'against' else set()
-        if unknown := sorted({*others} - {*names, *floor}):
-            raise ValueError(f'row {row.name}: {key} must be of {names}, got {unknown[0]!r}')
+    known = [other.name for other in rows]
+    floor = {pixel_row(row)} if row.subset else set()
+    if unknown := sorted({*row.against} - {*known, *floor}):
+        raise ValueError(f'row {row.name}: against must be of {known}, got {unknown[0]!r}')
     same_labels = [other for other in rows if other.subset == row.subset]
     if pixel_row(row) in row.against and not any(map(scores_pixels, same_labels)):
         raise ValueError(

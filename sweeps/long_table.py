@@ -14,19 +14,13 @@ import pandas as pd
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
-from evaluation.metrics import (
-    FEW_CASES,
-    METRICS,
-    count_classes,
-    label_scores,
-    labels_of_mean,
-)
+from evaluation.metrics import METRICS, count_classes, label_scores, labels_of_mean
 from evaluation.model_comparison import ENDS, Rows, summarise
 from evaluation.subgroups import natural_order
 
 KEYS = ['row', 'seed', 'fold', 'split', 'level', 'group', 'label', 'metric']
-# Labels that are means: over labels with enough cases, over CheXpert's five if all have enough, and
-# over those that a run counts (`labels_of_mean`).
+# Labels that are means: over the labels with enough cases (`labels_of_mean`), which have two names,
+# and over CheXpert's five if all of them have enough.
 MEANS = ('mean', 'mean_of_five', 'mean_of_defined')
 EVERYONE = ''  # group of all cases
 LEAST_RESAMPLES, PER_COMPARISON = 10_000, 200
@@ -84,7 +78,6 @@ def score_runs(
     *,
     resamples: int,
     seed: int = 0,
-    least: int = FEW_CASES,
 ) -> pd.DataFrame:
     """Return the long table of some runs, with the numbers of cases of each label.
 
@@ -93,7 +86,6 @@ def score_runs(
         scores: Scores, see `parts_of`; () for the mean and the AUROC of each label.
         resamples: Number of resamples of the patients.
         seed: Seed of the resamples.
-        least: Positives and negatives that a label in 'mean' needs.
     """
     lines: list[dict[str, Any]] = []
     draws: dict[tuple[str, ...], Resamples] = {}  # rows with the same patients share them
@@ -107,7 +99,7 @@ def score_runs(
             cases = run.images.select(chosen).at_level(run.level, run.aggregate)
             weights = draws[patients].score_weights(cases.patient)
             wanted = scores or (MEANS[0], *cases.labels)
-            values = _values(cases, wanted, weights, thresholds=run.thresholds, least=least)
+            values = _values(cases, wanted, weights, run.thresholds)
             where = place | {'level': run.level, 'group': group}
             lines += [where | line for line in (*values, *_counts(cases))]
     return pd.DataFrame(lines, columns=[*KEYS, 'value', 'resamples'])
@@ -173,15 +165,10 @@ def _groups(images: Cases) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _values(
-    cases: Cases,
-    scores: Sequence[str],
-    weights: np.ndarray,
-    *,
-    thresholds: Mapping[str, float],
-    least: int,
+    cases: Cases, scores: Sequence[str], weights: np.ndarray, thresholds: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
     """Yield label, metric, value and resamples of each score that is defined."""
-    members = {score: _members(parts_of(score)[1], cases, least) for score in scores}
+    members = {score: _members(parts_of(score)[1], cases) for score in scores}
     metrics = dict.fromkeys(['auroc', *(parts_of(score)[0] for score in scores)])
     found = {
         label: label_scores(
@@ -198,23 +185,14 @@ def _values(
             yield {'label': name, 'metric': metric, 'value': values[0], 'resamples': values}
 
 
-def _members(label: str, cases: Cases, least: int) -> list[str]:
+def _members(label: str, cases: Cases) -> list[str]:
     """Return the labels of a mean, or the label itself; [] if it is undefined."""
-    both = dict(zip(cases.labels, cases.has_both_classes(), strict=True))
-    if label in MEANS[1:]:
-        counted = labels_of_mean(count_classes(cases.targets, cases.labels))
-        if label == 'mean_of_defined':
-            return [*counted]
-        return [*COMPETITION_LABELS] if {*COMPETITION_LABELS} <= {*counted} else []
-    if label == 'mean':
-        counts = count_classes(cases.targets, cases.labels)
-        numbers = (counts[name].values() for name in ('positives', 'negatives'))
-        return [
-            name
-            for name, *own in zip(cases.labels, *numbers, strict=True)
-            if min(own) >= max(least, 1)
-        ]
-    return [label] if both[label] else []
+    if label not in MEANS:
+        return [label] if cases.has_both_classes()[cases.labels.index(label)] else []
+    counted = labels_of_mean(count_classes(cases.targets, cases.labels))
+    if label != 'mean_of_five':
+        return [*counted]
+    return [*COMPETITION_LABELS] if {*COMPETITION_LABELS} <= {*counted} else []
 
 
 def _counts(cases: Cases) -> Iterator[dict[str, Any]]:

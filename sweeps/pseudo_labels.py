@@ -5,12 +5,12 @@ learns from the confident predictions of the teacher.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from config import build_parser, get_config, selecting_split
 from data.predictions import look_up, read_predictions, write_predictions
@@ -20,18 +20,17 @@ from data.splits import split_patients, training_records, unlabelled_records
 from data.tasks import task_of
 from evaluation.calibration import choose_threshold
 from evaluation.cases import Cases
-from evaluation.model_comparison import compare_rows, summarise
 from evaluation.pseudo_label_choice import audit, choose_values
 from logger import json_safe
-from sweeps.files import MAINS, Job, share_steps, without_cache
-from sweeps.long_table import MEANS, Scored, rows_of, score_runs
+from sweeps.files import MAINS, Job, share_steps, sweep_of_runs, without_cache
+from sweeps.long_table import MEANS, Scored, score_runs
 from sweeps.run_scores import SPLITS, RunFolders, read_runs
 from sweeps.runner import LOGS, Runner
-from sweeps.tables import NOT_FOR_CLINICAL_USE, interval_text, shown, write_table
+from sweeps.tables import compare, shown, write_score
 from system.files import sha256
 
 TEACHER, STUDENT, ALL_LABELS = 'teacher', 'student', 'all_labels'
-FILE, TABLE = 'pseudo_labels.csv', 'pseudo_labels_table'
+FILE, TABLE = 'pseudo_labels.csv', 'pseudo_labels'
 METRICS = ('auroc', 'accuracy', 'precision', 'recall')
 SIDES = ('positive', 'negative')
 
@@ -102,7 +101,6 @@ class PseudoLabels:
             self.say('no prediction of the teacher is confident enough: there is no student')
         if all_labels and (code := self._run(self.job(ALL_LABELS, growth=self.all_images / real))):
             return code
-        self.write()
         return 0
 
     def choose(self) -> int:
@@ -169,27 +167,42 @@ class PseudoLabels:
         predictions = read_predictions(file, allow_empty=True, labels=self.task.labels)
         return look_up(predictions, records.path, self.task.labels)
 
-    # The table ----------------------------------------------------------------------------------
+    # The tables ---------------------------------------------------------------------------------
 
-    def write(self) -> Path:
-        """Write the table of all runs, and return the path of the Markdown file."""
-        lines = [line for part in self._splits() for line in self._lines(part)]
+    def write(self) -> list[Path]:
+        """Write a table of each metric, and return the paths of the Markdown files."""
+        scores = {metric: f'{metric}:{MEANS[2]}' for metric in METRICS}
+        how = {'resamples': self.config.EVAL.RESAMPLES, 'seed': self.config.SEED}
+        splits = {runs[0].split: runs for runs in self._splits()}
+        drawn = pd.concat(
+            [
+                score_runs(runs, [*scores.values()], **how).assign(group=split)
+                for split, runs in splits.items()
+            ]
+        )
+        pairs = [(job.run, TEACHER if job.run != TEACHER else '') for job in self.jobs]
+        images = ', '.join(f'{split} {len(runs[0].images):,}' for split, runs in splits.items())
         notes = [
-            'Means over the labels with both classes; in brackets 95 % intervals over patients of '
-            f'one run, seed {self.config.SEED}. Another seed may differ by more.',
+            f'Means over the labels with enough cases. Images: {images}.',
             'Labelled and pseudo-labelled images are training images, scored against the labels '
             'that the run learned from: they show how well it learned them.',
             "Thresholds are the best ones on held-out patients by Youden's index.",
             *self._audit(),
-            NOT_FOR_CLINICAL_USE,
         ]
-        return write_table(self.output, TABLE, lines, [_cells(line) for line in lines], notes)
+        draws = '{resamples:,} resamples of the patients, seed {seed}'.format(**how)
+        pages = []
+        for metric, score in scores.items():
+            lines = compare(drawn, pairs, score, subsets={}, groups=[*splits])
+            if lines:  # without a threshold there are no decisions
+                options = {'notes': notes, 'draws': draws}
+                pages.append(write_score(self.output, f'{TABLE}_{metric}', lines, **options))
+        return pages
 
     def _splits(self) -> list[list[Scored]]:
         """Return the scored images of all runs, for each split of valid, test and training."""
         runs = {job.run: {self.config.SEED: RunFolders(job.folder)} for job in self.jobs}
         splits = [
-            [*read_runs(runs, split=split).scored]
+            read_runs(runs, sweep_of_runs([*runs]), split=split).scored
             for split in SPLITS
             if (self.jobs[0].folder / f'predictions_{split}.csv').is_file()
         ]
@@ -230,27 +243,6 @@ class PseudoLabels:
             for k, label in enumerate(self.task.labels)
         }
 
-    def _lines(self, runs: Sequence[Scored]) -> list[dict[str, Any]]:
-        """Return a line of the table for each run on a split."""
-        scores = [f'{metric}:{MEANS[2]}' for metric in METRICS]
-        resamples = self.config.EVAL.RESAMPLES
-        table = score_runs(runs, scores, resamples=resamples, seed=self.config.SEED)
-        lines = []
-        for run in runs:
-            line = {'run': run.row, 'scored': run.split, 'images': len(run.images)}
-            for metric, score in zip(METRICS, scores, strict=True):
-                rows = rows_of(table, score)
-                if run.row in rows:
-                    own = summarise(rows[run.row])
-                    line |= {metric: own['value'], f'{metric}_low': own['low']}
-                    line |= {f'{metric}_high': own['high']}
-                if metric == 'auroc' and run.row != TEACHER and TEACHER in rows:
-                    (part,) = compare_rows(rows, [(run.row, TEACHER)])
-                    line |= {'minus_teacher': part['difference'] if part else None}
-                    line |= {f'minus_teacher_{k}': v for k, v in part['over_patients'].items()}
-            lines.append(line)
-        return lines
-
     def _audit(self) -> list[str]:
         """Say how many pseudo-labels agree with the real labels, which were never used."""
         if not any(job.run == STUDENT for job in self.jobs):
@@ -264,16 +256,3 @@ class PseudoLabels:
                 f'{found[f"{side}_values"]} {side}, {right} confirmed ({chance} by chance)'
             )
         return [f'Pseudo-labels against real labels that were never used: {"; ".join(parts)}.']
-
-
-def _cells(line: Mapping[str, Any]) -> dict[str, str]:
-    """Return the cells of a line of the Markdown table. Missing values are empty."""
-    cells = {'run': line['run'], 'images': f'{line["scored"]}, {line["images"]:,}'}
-    titles = dict.fromkeys(METRICS) | {'auroc': 'AUROC', 'minus_teacher': 'AUROC minus teacher'}
-    for name, title in titles.items():
-        bounds = {end: line.get(f'{name}_{end}') for end in ('low', 'high')}
-        form = '+.3f' if name == 'minus_teacher' else '.3f'
-        text = interval_text(bounds, form)
-        value = shown(line[name], form) if name in line else ''
-        cells[title or name] = value + (f' ({text})' if text else '')
-    return cells

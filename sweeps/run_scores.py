@@ -105,8 +105,8 @@ def finished_runs(
 
 def read_runs(
     runs: Runs,
+    sweep: Sweep,
     *,
-    sweep: Sweep | None = None,
     split: str = '',
     groups: tuple[Sequence[str], str] | None = None,
 ) -> RunScores:
@@ -114,7 +114,7 @@ def read_runs(
 
     Args:
         runs: Finished runs.
-        sweep: Sweep with these rows, or None.
+        sweep: Sweep with these rows.
         split: One of SPLITS, or '' for the first of them that a run was scored on.
         groups: Columns of groups besides sex, age and view, () for EVAL.GROUPS; and a file with
             such columns by patient, '' for DATA.DEMOGRAPHICS. None for no groups.
@@ -124,7 +124,7 @@ def read_runs(
     """
     splits: dict[str, _Split] = {}  # rows with the same cases share labels and groups
     found = RunScores([], [], {}, {})
-    rows = {each.name: each for each in sweep.rows} if sweep else {}
+    rows = {each.name: each for each in sweep.rows}
     for row, seed in [(name, own) for name in runs for own in runs[name]]:
         run = runs[row][seed]
         chosen, checkpoint, scores = _read_scores(run.finetune, split)
@@ -138,7 +138,7 @@ def read_runs(
         found.scored.append(cases.scored(row, seed, images, thresholds))
         found.protocols[row, seed] = protocol
         pixels = run.finetune / f'predictions_{chosen}_pixels.csv'
-        name = pixel_row(rows.get(row))
+        name = pixel_row(rows[row])
         if pixels.is_file() and (name, seed) not in found.protocols:
             found.scored.append(cases.scored(name, seed, cases.images(pixels), {}))
             found.protocols[name, seed] = protocol

@@ -1,10 +1,9 @@
 """Tables of a sweep from its long table: compared rows as CSV, Markdown and LaTeX files."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from evaluation.footnotes import Footnotes
@@ -53,7 +52,7 @@ Line = dict[str, Any]
 
 def compared_pairs(
     table: pd.DataFrame,
-    against: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+    sweep: Sweep,
     *,
     protocols: Mapping[tuple[str, int], str],
     named: Sequence[str] = (),
@@ -63,8 +62,7 @@ def compared_pairs(
 
     Args:
         table: Long table.
-        against: Row -> rows to compare with, and rows of which the one with the best mean held-out
-            score is also compared, or all if the table has no held-out scores.
+        sweep: Sweep, whose rows name those to compare with.
         protocols: (row, seed) -> what was scored. Rows with other protocols are not compared.
         named: Rows that are only compared with each other; () for all.
         only: Row that all others are compared with instead, or ''.
@@ -73,12 +71,9 @@ def compared_pairs(
         The pairs, and notes about rows that cannot be compared.
     """
     seeds = table.groupby('row', sort=False)['seed'].agg(set).to_dict()
-    held_out = facts_of(table, 'held_out').groupby('row').mean()
     pairs, notes = [], []
-    for row in [row for row in against if row in seeds]:
-        others, candidates = against[row]
-        known = [name for name in candidates if name in held_out]
-        others = (*([held_out[known].idxmax()] if known else candidates), *others)
+    against = {row.name: row.against for row in sweep.rows if row.name in seeds}
+    for row, others in against.items():
         fitting = []
         for name in [only] if only else dict.fromkeys(others):
             common = seeds[row] & seeds.get(name, set())
@@ -90,11 +85,6 @@ def compared_pairs(
             fitting.append(name)
         pairs += [(row, name) for name in fitting or ['']]
     return pairs + [(name, '') for name in seeds if name.startswith(PIXELS)], notes
-
-
-def links_of(sweep: Sweep) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
-    """Return `against` of `compared_pairs` for a sweep."""
-    return {row.name: (row.against, row.against_best_of) for row in sweep.rows}
 
 
 def compare(
@@ -194,25 +184,6 @@ def facts_cells(table: pd.DataFrame) -> list[dict[str, str]]:
             own = facts[facts.index.get_level_values('row') == cell['row']]
             cell[title] = with_sd(own, form) if len(own) else ''
     return cells
-
-
-def published_of(sweep: Sweep, score: str, learned: Collection[str]) -> dict[str, Any]:
-    """Return the published value of a score for each row, shown as context only.
-
-    A list has the values of the scores of the sweep; another value is that of the mean AUROC.
-    `learned` are the labels of the runs.
-    """
-    published = sweep.published or {}
-    if published.get('label', '') not in ('', *learned):
-        return {}
-    found = {}
-    for row, values in published.get('values', {}).items():
-        if isinstance(values, list):
-            pairs = dict(zip(sweep.scores, values, strict=True))
-            found |= {row: pairs[score]} if score in pairs else {}
-        elif score in MEANS:
-            found[row] = values
-    return found
 
 
 def read_lines(path: Path, pairs: Sequence[str] = ()) -> pd.DataFrame:
@@ -322,6 +293,3 @@ def _cells(line: Line, lines: Sequence[Line], footnotes: Footnotes) -> Iterator[
         yield from (
             (title, '') for title in ('difference', 'over seeds', 'over patients', 'verdict')
         )
-    if any('published' in each for each in lines):
-        value = line.get('published')
-        yield 'published, context only', '' if value is None or value is np.nan else str(value)

@@ -43,7 +43,6 @@ def ablation_file(folder: Path, rows: dict[str, Any], **changes: Any) -> Path:
     content = {
         'title': 'Masked share',
         'reference': {'pretrain': str(files['simmim']), 'finetune': str(files['finetune'])},
-        'keys': {'pretrain': ['MODEL.DROP_RATE'], 'finetune': ['TRAIN.LAYER_DECAY']},
         'rows': rows,
     } | changes
     path = folder / 'swept.yaml'

@@ -33,7 +33,7 @@ def test_the_table_has_the_difference_to_the_pixels_by_share_of_labels(tmp_path)
     assert [*pairs.index] == [
         (f'simmim_{share}', f'{other}_{share}')
         for share in shares
-        for other in ('scratch', 'pixels')
+        for other in ('scratch', 'scratch_low_rate', 'pixels')
     ]
     values = lines.drop_duplicates('row').set_index('row')['value']
     part = pairs.loc['simmim_0.1', 'pixels_0.1']

@@ -130,7 +130,8 @@ def test_thresholds_come_from_other_patients(files, tmp_path):
     level = json.dumps({**report, 'sets': [{**report['sets'][0], 'level': 5}]})
     for part in report['sets'][0]['labels']:
         part['threshold'] = None
-    for text in (json.dumps(report), '{"sets": []}', level, '[' * 10**5):
+    several = json.dumps(report | {'headline': None})  # a report of several models
+    for text in (json.dumps(report), several, '{"sets": []}', level, '[' * 10**5):
         (tmp_path / 'other.json').write_text(text)
         words = ['--output', tmp_path / 'x', '--thresholds-from', tmp_path / 'other.json']
         assert run_script('evaluate', *files, *words) == 2
@@ -251,37 +252,6 @@ def test_files_with_different_rows_are_not_compared(files, tmp_path):
     assert report['comparisons'] == []
     assert any(line.startswith('a and b ') for line in report['warnings'])
     assert [entry['rows'] for entry in report['sets']] == [NUM_STUDIES, NUM_STUDIES - 1]
-
-
-def test_thresholds_come_from_a_report_of_several_models(files, tmp_path, capsys):
-    """Each model takes its own, by name, or in the same place among as many models."""
-    paths = [write_predictions(tmp_path / f'{m}.csv', TRUTH, NAMES, noise=n) for m, n in MODELS]
-    held_out = [
-        write_predictions(tmp_path / f'held_{m}.csv', OTHER_TRUTH, OTHER_NAMES, noise=n)
-        for m, n in MODELS
-    ]
-    other = write_labels(tmp_path / 'other.csv', OTHER_TRUTH, OTHER_NAMES)
-    words = ['--predictions', *paths, *files[2:], '--thresholds-from', *held_out, other]
-    report = evaluate(tmp_path / 'both', *words)
-    assert report['headline'] is None
-    wanted = [[part['threshold'] for part in entry['labels']] for entry in report['sets']]
-    assert wanted[0] != wanted[1]
-    page = tmp_path / 'both/report.json'
-
-    def chosen(folder: str, *predictions: Path) -> list[list[float]]:
-        sources = ['--thresholds-from', *[page] * len(predictions)]
-        words = ['--predictions', *predictions, *files[2:], *sources]
-        again = evaluate(tmp_path / folder, *words)
-        return [[part['threshold'] for part in entry['labels']] for entry in again['sets']]
-
-    assert chosen('reversed', *reversed(paths)) == wanted[::-1]
-    assert chosen('single', paths[0]) == wanted[:1]
-    renamed = [path.rename(tmp_path / f'new_{path.name}') for path in paths]
-    assert chosen('renamed', *renamed) == wanted
-    words = ['--predictions', renamed[0], *files[2:], '--output', tmp_path / 'x']
-    assert run_script('evaluate', *words, '--thresholds-from', page) == 2
-    error = capsys.readouterr().err
-    assert str(page) in error and 'new_good' in error and 'bad' in error
 
 
 def test_a_column_that_no_model_has_is_named_once(files, tmp_path):

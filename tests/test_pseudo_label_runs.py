@@ -77,7 +77,10 @@ def test_the_student_learns_what_the_teacher_was_confident_of(done: Path) -> Non
 
 @pytest.mark.slow
 def test_the_table_has_the_scores_of_scikit_learn(done: Path, cfg: Path, phantom: Path) -> None:
-    table = pd.read_csv(done / 'pseudo_labels_table.csv').set_index(['run', 'scored'])
+    tables = {
+        metric: pd.read_csv(done / f'pseudo_labels_{metric}.csv').set_index(['row', 'group'])
+        for metric in ('auroc', 'accuracy', 'precision', 'recall')
+    }
     work = PseudoLabels(str(cfg), str(phantom), done, options=OPTIONS)
     real = pd.read_csv(phantom / 'train.csv').set_index('Path')[[*LABELS]].fillna(0)
     values = pd.read_csv(done / 'pseudo_labels.csv').set_index('Path')
@@ -90,7 +93,7 @@ def test_the_table_has_the_scores_of_scikit_learn(done: Path, cfg: Path, phantom
         predicted = (
             pd.read_csv(folder / 'predictions_train.csv').set_index('Path').loc[targets.index]
         )
-        found = {'auroc': [], 'accuracy': [], 'precision': [], 'recall': []}
+        found = {metric: [] for metric in tables}
         for label in labels_of_mean(count_classes(targets[[*LABELS]].to_numpy(), LABELS)):
             known = targets[label].notna()
             own, given = targets.loc[known, label], predicted.loc[known, label]
@@ -102,27 +105,27 @@ def test_the_table_has_the_scores_of_scikit_learn(done: Path, cfg: Path, phantom
                 found['accuracy'].append(accuracy_score(own, called))
                 found['precision'].append(precision_score(own, called, zero_division=0))
                 found['recall'].append(recall_score(own, called))
-        line = table.loc[(STUDENT, split)]
-        assert line['images'] == len(targets)
-        for metric, areas in found.items():
-            wanted = np.mean(areas) if areas else np.nan
-            assert line[metric] == pytest.approx(wanted, nan_ok=True)
+        for metric, values_of_labels in found.items():
+            known = tables[metric]['value']
+            assert known.get((STUDENT, split)) == pytest.approx(np.mean(values_of_labels))
+    table = tables['auroc']
     assert (ALL_LABELS, 'labelled') not in table.index  # it predicts no training images
     line = table.loc[(STUDENT, 'valid')]
-    assert line['minus_teacher'] == pytest.approx(
-        line['auroc'] - table.loc[(TEACHER, 'valid'), 'auroc']
-    )
-    assert 'confirmed' in (done / 'pseudo_labels_table.md').read_text()
+    assert line['against'] == TEACHER
+    teacher = table.loc[(TEACHER, 'valid'), 'value']
+    assert line['difference'] == pytest.approx(line['value'] - teacher)
+    page = (done / 'pseudo_labels_auroc.md').read_text()
+    assert 'confirmed' in page and f'labelled {len(work.labelled):,}' in page
 
 
 @pytest.mark.slow
 def test_finished_runs_are_left_alone_and_other_pseudo_labels_refused(
     done: Path, cfg: Path, phantom: Path, monkeypatch, capsys
 ) -> None:
-    before, table = runs_in(done), (done / 'pseudo_labels_table.csv').read_bytes()
+    before, table = runs_in(done), (done / 'pseudo_labels_auroc.csv').read_bytes()
     monkeypatch.setenv('PYTHON', '/bin/false')
     assert main(cfg, phantom, done) == 0
-    assert (runs_in(done), (done / 'pseudo_labels_table.csv').read_bytes()) == (before, table)
+    assert (runs_in(done), (done / 'pseudo_labels_auroc.csv').read_bytes()) == (before, table)
     capsys.readouterr()
     assert main(cfg, phantom, done, confidence='0.05') == 2
     assert f'{done / "tiny_finetune" / STUDENT} contains another run' in capsys.readouterr().err

@@ -278,25 +278,6 @@ def test_an_error_of_the_runner_leaves_no_process_behind(tmp_path: Path) -> None
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_the_epochs_of_running_jobs_are_reported(tmp_path: Path, monkeypatch) -> None:
-    jobs = [made_job(tmp_path / 'runs' / name, WAIT) for name in 'ab']
-    write_run(jobs[0], {})
-    (jobs[0].folder / 'metrics.jsonl').write_text('{"epoch": 4}\n{"epo')
-    monkeypatch.setattr('sweeps.runner.REPORT_SECONDS', 0)
-    lines = []
-
-    def say(line: str) -> None:
-        lines.append(line)
-        if line.startswith('running pretrain b'):
-            wait_until(lambda: all((job.folder / 'ready').exists() for job in jobs))
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    assert Runner(jobs, [{}, {}], tmp_path / 'logs', say).run() == EXIT_PREEMPTED
-    epochs = jobs[0].config.TRAIN.EPOCHS
-    assert f'running pretrain a seed 0: epoch 5 of {epochs}' in lines
-    assert 'running pretrain b seed 0: not begun' in lines
-
-
 # Stands for torchrun: starts processes in sessions of their own, and waits for them.
 LAUNCHER = """\
 #!{python} -SE
