@@ -98,14 +98,6 @@ class Decisions:
         return np.diagonal(self.confusion, axis1=1, axis2=2)
 
     @cached_property
-    def num_of_class(self) -> np.ndarray:  # [R, K]
-        return self.confusion.sum(axis=2)
-
-    @cached_property
-    def num_decided(self) -> np.ndarray:  # [R, K]
-        return self.confusion.sum(axis=1)
-
-    @cached_property
     def num_cases(self) -> np.ndarray:  # [R]
         return self.confusion.sum(axis=(1, 2))
 
@@ -237,14 +229,14 @@ def accuracy(tally: Tally | Decisions) -> np.ndarray:
 @metric('Balanced accuracy', needs='classes')
 def balanced_accuracy(decisions: Decisions) -> np.ndarray:
     """Mean, over the classes with cases, of the share of their cases that is decided correctly."""
-    return mean_of_classes(ratio(decisions.right, decisions.num_of_class))
+    return mean_of_classes(ratio(decisions.right, decisions.confusion.sum(axis=2)))
 
 
 @metric('Macro F1', needs='classes')
 def macro_f1(decisions: Decisions) -> np.ndarray:
     """Mean of the F1 of each class over the classes with cases or decisions."""
-    either = decisions.num_of_class + decisions.num_decided
-    return mean_of_classes(ratio(2 * decisions.right, either))
+    counts = decisions.confusion.sum(axis=2) + decisions.confusion.sum(axis=1)
+    return mean_of_classes(ratio(2 * decisions.right, counts))
 
 
 def mean_of_classes(values: np.ndarray) -> np.ndarray:  # [R, K] -> [R]

@@ -18,7 +18,6 @@ from evaluation.metrics import (
     headline_labels,
     label_scores,
     labels_of_mean,
-    summary,
 )
 
 MISSING = 'n/a'
@@ -96,8 +95,10 @@ def _counts(cases: Cases, labels: Sequence[str]) -> dict[str, dict[str, int]]:
 
 
 def _summary(samples: np.ndarray) -> dict[str, Any]:
-    """Summarise a difference and the bootstrap replicates, [1 + R]."""
-    return {'difference': summary(samples), 'p_bootstrap': bootstrap_p(samples[1:])}
+    """Summarise the `difference` of two models, [1 + R], as an entry of the report."""
+    found = difference(samples[None])
+    value = {'value': found['difference'], **found['over_patients']}
+    return {'difference': value, 'p_bootstrap': found['p']}
 
 
 def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:
@@ -130,6 +131,23 @@ def compare_rows(
         part['p_holm'] = float(p_value)
         part['verdict'] = verdict(part)
     return compared
+
+
+def difference(differences: np.ndarray) -> dict[str, Any]:
+    """Summarise paired differences of each seed and resample, [S, 1 + R].
+
+    Returns:
+        The entries of `compare_rows` without the correction: seeds and patients vary separately.
+    """
+    by_seed, over_patients = differences[:, 0], differences.mean(axis=0)[1:]
+    return {
+        'difference': float(by_seed.mean()),
+        'seeds': len(by_seed),
+        'by_seed': by_seed.tolist(),
+        'over_seeds': _bounds(t_interval(by_seed)),
+        'over_patients': _bounds(interval(over_patients)),
+        'p': bootstrap_p(over_patients),
+    }
 
 
 def verdict(part: Mapping[str, Any]) -> str:
@@ -186,17 +204,7 @@ def _compare_seeds(row: pd.DataFrame, other: pd.DataFrame | None) -> dict[str, A
     if not seeds:
         return None
     differences = np.ascontiguousarray(row.loc[seeds]) - np.ascontiguousarray(other.loc[seeds])
-    by_seed, over_patients = differences[:, 0], differences.mean(axis=0)[1:]
-    if np.isnan(by_seed).any():
-        return None
-    return {
-        'difference': float(by_seed.mean()),
-        'seeds': len(seeds),
-        'by_seed': by_seed.tolist(),
-        'over_seeds': _bounds(t_interval(by_seed)),
-        'over_patients': _bounds(interval(over_patients)),
-        'p': bootstrap_p(over_patients),
-    }
+    return None if np.isnan(differences[:, 0]).any() else difference(differences)
 
 
 def _bounds(pair: tuple[float, float]) -> dict[str, float]:
