@@ -22,7 +22,7 @@ from sweeps.run_scores import finished_runs, pretraining_figures, read_runs
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
-DRAWS = 200
+DRAWS = 100
 EDEMA = LABELS.index('Edema')
 NAN = float('nan')
 DEEP = '[' * 100_000  # JSON that is nested too deeply
