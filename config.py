@@ -947,12 +947,11 @@ _C.REPORT.MAPS = Own(
     ' report shows no X-rays at all, not even thumbnails of the worst errors.',
     within='[0, inf)',
 )
-# Set by hand: docs/evaluation.md: maps of a ViT and of an attention head.
+# Set by hand: docs/evaluation.md: maps of an attention head.
 _C.REPORT.METHOD = Own(
     'grad_cam',
-    "Saliency method: 'grad_cam'; 'rollout' (ViT only, the same map for all labels); 'attention' "
-    "(MODEL.HEAD 'attention' only).",
-    parts=dict.fromkeys(('grad_cam', 'rollout', 'attention'), 'evaluation.saliency'),
+    "Saliency method: 'grad_cam'; 'attention' (MODEL.HEAD 'attention' only).",
+    parts=dict.fromkeys(('grad_cam', 'attention'), 'evaluation.saliency'),
     stage='finetune',
 )
 _C.REPORT.PIXEL_FLOOR = Own(

@@ -12,9 +12,8 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from config import Config, Registry, part, require
+from config import Config, Registry, require
 from data.figures import FONT, NOT_FOR_CLINICAL_USE, SMALL, encode_figure, new_figure, show_image
 from data.labels import file_name
 from data.loader import XrayDataset
@@ -22,7 +21,7 @@ from data.tasks import positive_logits
 from data.transforms import EvalTransform
 from evaluation.cases import Cases, choose_cases
 from models.build import build_model
-from models.encoder import MAP_CELLS, Encoder, eager_attention
+from models.encoder import MAP_CELLS, Encoder
 from system.files import atomic_writer, replace_files
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey
@@ -53,14 +52,9 @@ class MapMethod(NamedTuple):
 
     @staticmethod
     def check(config: Config, stage: str | None) -> None:
-        """Check that the method suits the encoder and the head."""
-        reads_tokens = config.MODEL.HEAD == 'attention'
-        methods = ['grad_cam', *['attention'] * reads_tokens]
-        # Attention rollout needs the class token, which a head on all tokens does not read.
-        is_global = part(config, 'MODEL.TYPE').attends_globally
-        if is_global and not part(config, 'MODEL.HEAD').takes_tokens:
-            methods.append('rollout')
-        allowed = f'one of {methods} with this encoder and MODEL.HEAD {config.MODEL.HEAD!r}'
+        """Check that the method suits the head."""
+        methods = ['grad_cam', *['attention'] * (config.MODEL.HEAD == 'attention')]
+        allowed = f'one of {methods} with MODEL.HEAD {config.MODEL.HEAD!r}'
         require(config.REPORT.METHOD in methods, config, 'REPORT.METHOD', allowed)
 
 
@@ -102,36 +96,6 @@ def grad_cam(
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(SMALLEST)
 
 
-def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Compute attention rollout maps, which show how much each patch contributes to the output.
-
-    In each block, the attention averaged over heads and the identity (for the residual connection)
-    have the weight 0.5. The product over all blocks gives the contribution of each patch to the
-    class token, or to the mean of the patch tokens if the model pools them.
-
-    Args:
-        model: ViT. It is set to evaluation mode.
-        images: Images, [B, C, S, S].
-
-    Returns:
-        Maps, [B, S, S], each scaled to [0, 1]. They are the same for all labels.
-
-    Source: Abnar and Zuidema 2020, arXiv:2005.00928.
-    """
-    model.eval()
-    with torch.no_grad(), eager_attention(model), _KeepSoftmax() as probabilities:
-        model(images)
-    identity = torch.eye(probabilities.kept[0].shape[-1], device=images.device)
-    rollout = identity
-    for attention in probabilities.kept:  # [B, heads, 1 + L, 1 + L]
-        rollout = (0.5 * attention.float().mean(dim=1) + 0.5 * identity) @ rollout
-    pools = model.fc_norm is not None
-    shares = rollout[:, 1:, 1:].mean(dim=1) if pools else rollout[:, 0, 1:]  # [B, L]
-    maps = _resize(_as_grid(shares[:, :, None])[:, 0], images)
-    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(SMALLEST)
-
-
 @torch.no_grad()
 def head_attention(model: nn.Module, images: torch.Tensor, output: int) -> torch.Tensor:
     """Return the attention of the query of an output in an `AttentionHead`, [B, S, S], at most 1.
@@ -148,11 +112,6 @@ def head_attention(model: nn.Module, images: torch.Tensor, output: int) -> torch
 
 METHODS.register('grad_cam')(
     MapMethod('Grad-CAM', lambda model, images, score, output: grad_cam(model, images, score))
-)
-METHODS.register('rollout')(
-    MapMethod(
-        'attention rollout', lambda model, images, score, output: attention_rollout(model, images)
-    )
 )
 METHODS.register('attention')(
     MapMethod(
@@ -435,22 +394,6 @@ def _check_maps(
             'only show the image (Adebayo et al. 2018).'
         ),
     }
-
-
-class _KeepSoftmax(TorchFunctionMode):
-    """Record the results of all softmax calls, which are the attention of each block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[torch.Tensor] = []
-
-    def __torch_function__(
-        self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        result = function(*args, **(kwargs or {}))
-        if function is torch.Tensor.softmax:
-            self.kept.append(result)
-        return result
 
 
 def _as_grid(features: torch.Tensor) -> torch.Tensor:

@@ -37,8 +37,8 @@ class Encoder(nn.Module, ABC):
         num_features: Width of the output of `forward_features`, and of the tokens.
         head: Result of `models.classifier_heads.build_classifier_head`.
         hides_patches: Whether masked pre-training can use the encoder (class attribute).
-        attends_globally: Whether attention rollout supports the encoder: in all `blocks`, all
-            tokens attend to each other, and the first is a class token (class attribute).
+        attends_globally: Whether all tokens attend to each other in all `blocks`, and the first
+            is a class token (class attribute).
     """
 
     in_chans: int

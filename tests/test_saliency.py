@@ -21,7 +21,6 @@ from config import get_config
 from data.build import build_loader
 from evaluation.cases import choose_cases
 from evaluation.saliency import (
-    attention_rollout,
     grad_cam,
     label_maps,
     lacks_maps,
@@ -135,38 +134,6 @@ def test_the_attention_of_a_head_is_shown_where_its_tokens_lie(kind, outputs):
     torch.testing.assert_close(found, wanted)
     assert map_cells(model, images, 'attention') == 8 and not lacks_maps(model, 'attention')
     assert lacks_maps(build('swin', img_size=8, head='attention'), 'attention')
-
-
-@pytest.mark.parametrize('kind', KINDS[1:])
-def test_rollout_equals_the_product_of_attentions_from_weights(kind):
-    """The reference computes the attention from the weights of each block."""
-    model, images = build(kind, use_rpb=True).eval(), random_images(2)
-    inputs = []
-    for block in model.blocks:
-        block.attn.register_forward_pre_hook(lambda module, x: inputs.append((module, x[0])))
-    with torch.no_grad():
-        model(images)
-    for block in model.blocks:
-        block.attn._forward_pre_hooks.clear()
-    product = np.eye(65)
-    for attn, x in reversed(inputs):
-        q, k = (
-            (x @ weight.T + bias).unflatten(2, (2, 8)).transpose(1, 2).detach()
-            for weight, bias in zip(attn.qkv.weight.chunk(3)[:2], (attn.q_bias, 0), strict=True)
-        )
-        bias = attn.relative_position_bias_table[attn.relative_position_index].permute(2, 0, 1)
-        logits = (q @ k.transpose(2, 3) / math.sqrt(8) + bias).detach().double().numpy()
-        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        attention = (weights / weights.sum(axis=-1, keepdims=True)).mean(axis=1)
-        product = product @ (attention + np.eye(65)) / 2
-    np.testing.assert_allclose(product.sum(axis=-1), 1)
-    shares = product[:, 1:, 1:].mean(axis=1) if kind == 'vit' else product[:, 0, 1:]
-    expected = F.interpolate(
-        torch.tensor(shares).view(2, 1, 8, 8), (SIZE, SIZE), mode='bilinear'
-    ).numpy()[:, 0]
-    expected -= expected.min(axis=(1, 2), keepdims=True)
-    expected /= expected.max(axis=(1, 2), keepdims=True)
-    np.testing.assert_allclose(attention_rollout(model, images), expected, atol=2e-5)
 
 
 def test_the_check_is_spearmans_correlation_with_ties():

@@ -127,7 +127,7 @@ REFUSED = [
     ('MODEL.IN_CHANS', dict(MODEL__IN_CHANS=2)),
     ('MODEL.DROP_PATH_RATE', dict(MODEL__TIMM__NAME='densenet121', MODEL__DROP_PATH_RATE=0.1)),
     ('MODEL.ATTENTION', dict(MODEL__ATTENTION='sdpa')),
-    ('REPORT.METHOD', dict(REPORT__METHOD='rollout')),
+    ('REPORT.METHOD', dict(REPORT__METHOD='attention')),
 ]
 
 
