@@ -431,7 +431,7 @@ _C.MODEL.DROP_PATH_RATE = Option(
 _C.MODEL.LABEL_SMOOTHING = Option(
     0.1, 'Label smoothing. It must be 0 for the CheXpert labels.', within='[0, 1)'
 )
-# Set by hand: docs/explanation/speed.md; tools/benchmark.py and gpu_check.py compare the values.
+# Set by hand: docs/explanation/speed.md; tools/benchmark.py compares the values.
 _C.MODEL.ATTENTION = Own(
     'auto',
     "Attention: 'eager' (plain), 'sdpa' (fused) or 'auto' (by model and device).",

@@ -64,7 +64,7 @@ class Clock:
 
 
 @pytest.mark.parametrize('gib', [78, 139])
-@pytest.mark.parametrize('calls', [['abfghij', 'cde', 's'], ['abcdefghijs']])
+@pytest.mark.parametrize('calls', [['abfghij', 'cde'], ['abcdefghij']])
 def test_every_call_keeps_within_memory_and_time(monkeypatch, tmp_path, gib, calls) -> None:
     """On one H100 or H200, with parts that take all the time that they may take."""
     monkeypatch.setattr(gpu_check, 'ON_GPU', True)
@@ -122,10 +122,7 @@ def test_every_test_of_whole_runs_is_in_a_part() -> None:
 def test_every_measured_step_is_compiled_in_the_call_before() -> None:
     parts = gpu_check.parts()
     compiled = {name.removeprefix('j: compile ') for name in parts if name[0] == 'j'}
-    variants = {
-        f'{name} {kind}' for name, kinds in gpu_check.OTHER_ATTENTION.items() for kind in kinds
-    }
-    assert compiled == variants | {name[3:] for name in parts if name[0] in 'cde'}
+    assert compiled == {name[3:] for name in parts if name[0] in 'cde'}
 
 
 @pytest.mark.slow
@@ -137,13 +134,12 @@ def test_parts_run_without_a_gpu_and_say_so(tmp_path) -> None:
     parts = json.loads((tmp_path / 'gpu_check.json').read_text())['parts']
     assert len(parts) == 4
     for part in parts.values():
-        assert [row['case'] for row in part['rows']][:2] == ['published', 'ours']
+        assert [row['case'] for row in part['rows']] == ['published', 'ours']
         assert all(row['images_per_second'] > 0 for row in part['rows'])
         assert part['kernels']['ours'][0][1:] > [0, 0]
         milliseconds = sum(time for time, _ in part['kernel_classes']['ours'].values())
-        assert milliseconds == pytest.approx(part['kernel_milliseconds_per_step']['ours'])
-        assert part['values']['attention']['ours'] == ['eager']
+        microseconds = sum(time for _, time, _ in part['kernels']['ours'])
+        assert milliseconds == pytest.approx(microseconds / 1000)
         assert part['values']['compiled'] is False
         assert ('autocast' in part['values']['precision']) == cpu_computes_bfloat16()
-    assert parts['c: swin 128']['rows'][2]['case'] == 'transformers'
     assert 'no GPU' in (tmp_path / 'gpu_check.md').read_text()

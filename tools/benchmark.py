@@ -166,17 +166,15 @@ def training_config(args: argparse.Namespace, opts: list) -> Config:
     )
 
 
-def published_steps(
-    config: Config, stage: str, steps: int, build: Callable[[Config], nn.Module] | None = None
-) -> Case:
-    """Return a case of steps as in SimMIM's code, of the model from `build`."""
+def published_steps(config: Config, stage: str, steps: int) -> Case:
+    """Return a case of steps as in SimMIM's code."""
 
     @cache
     def begin() -> tuple:
         device = local_device()
         set_determinism(config.TRAIN.DETERMINISTIC)
         model, loss_fn = build_task(config, stage)
-        model = (build(config) if build else model).to(device).train()
+        model = model.to(device).train()
         optimizer = build_optimizer(config, model, LOGGER, stage != 'finetune')
         if isinstance(optimizer, AdamW):
             optimizer = AdamW([group | {'fused': None} for group in optimizer.param_groups])

@@ -2,7 +2,6 @@
 
 bash tools/gpu_check.sh OUT --only a b f g h i j    checks, while the compiler fills its cache
 bash tools/gpu_check.sh OUT --only c d e            steps, which find the compiled code in OUT
-bash tools/gpu_check.sh OUT --only s                steps with other kinds of attention
 
 Each part runs in its own process with a time limit, and a failed part does not stop the others.
 Checks run several at a time, as far as the memory of the GPU allows, and measurements run alone. On
@@ -25,7 +24,7 @@ import time
 import traceback
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +33,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import nn
 from torch.autograd import DeviceType
 
 from config import Config
@@ -76,15 +74,6 @@ CONFIGS = {  # name -> (config on a GPU, config on a CPU)
 }
 # Memory of a step on a GPU, from peaks of the published way (docs/explanation/speed.md).
 GIB_PER_IMAGE = {'swin': 0.101, 'vit': 0.114, 'finetune': 0.138, 'mae': 0.08, 'contrastive': 0.08}
-OTHER_ATTENTION = {'swin': ['eager', 'sdpa'], 'vit': ['eager']}  # than that of 'auto'
-# Names of kernels of fused attention, and of the operator on a CPU, begin with these.
-FUSED = (
-    'aten::scaled_dot_product',
-    'fmha',
-    'void pytorch_flash',
-    'cudnn_generated_fort_native_sdpa',
-    'window_attention',
-)
 CLASSES = {  # class of kernels -> regular expression of their names; the first that fits
     'attention': 'window_attention|fmha|flash|sdpa|scaled_dot_product',
     'matrix products': 'nvjet|gemm|cutlass|cublas|splitK|wgrad|dgrad|fprop|addmm|aten::b?mm',
@@ -105,76 +94,31 @@ def training_args(name: str, batch_size: int, *opts: object) -> argparse.Namespa
     stage = name if name in ('finetune', 'contrastive') else 'simmim'
     if stage == 'contrastive' and ON_GPU:
         opts = ('MODEL.TIMM.NAME', 'resnet50', *opts)
-    if name == 'swin' and not ON_GPU:  # transformers needs stages at least as large as a window
-        opts = ('MODEL.SWIN.WINDOW_SIZE', 2, *opts)
     cfg, steps = f'configs/{CONFIGS[name][0 if ON_GPU else 1]}.yaml', 10 if ON_GPU else 1
     size = batch_size if ON_GPU else 16
     return argparse.Namespace(cfg=cfg, stage=stage, batch_size=size, opts=list(opts), steps=steps)
 
 
-class HuggingFaceSwin(nn.Module):
-    """SwinForMaskedImageModeling of transformers with the size of a config."""
-
-    def __init__(self, config: Config) -> None:
-        from transformers import SwinConfig, SwinForMaskedImageModeling
-
-        super().__init__()
-        swin = config.MODEL.SWIN
-        keys = ('EMBED_DIM', 'DEPTHS', 'NUM_HEADS', 'PATCH_SIZE', 'WINDOW_SIZE')
-        options = {key.lower(): swin[key] for key in keys} | {'drop_path_rate': 0.0}
-        options |= {'image_size': config.DATA.IMG_SIZE, 'num_channels': config.MODEL.IN_CHANS}
-        stride = swin.PATCH_SIZE * 2 ** (len(swin.DEPTHS) - 1)
-        self.model = SwinForMaskedImageModeling(SwinConfig(**options, encoder_stride=stride))
-        self.no_weight_decay = self.no_weight_decay_keywords = set
-
-    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        return self.model(images, bool_masked_pos=masks.flatten(1).bool()).loss
-
-
 def run_steps(folder: Path, name: str, batch_size: int) -> dict:
-    """Measure training steps of the published code and ours, and for Swin those of transformers."""
+    """Measure training steps of the published code and ours."""
     args = training_args(name, batch_size)
-    cases = benchmark.training_cases(args)
-    if (name, batch_size) == ('swin', 128):
-        config = benchmark.training_config(args, [])
-        cases['transformers'] = benchmark.published_steps(
-            config, 'simmim', args.steps, HuggingFaceSwin
-        )
-    return measure(cases, benchmark.training_config(args, []))
-
-
-def run_variants(folder: Path, name: str) -> dict:
-    """Measure our steps with the other kinds of attention."""
-    args = training_args(name, 128)
-    cases = benchmark.training_cases(args)
-    for attention in OTHER_ATTENTION[name]:
-        config = benchmark.training_config(args, ['MODEL.ATTENTION', attention])
-        cases[attention] = benchmark.our_steps(config, args.stage, args.steps)
-    return measure(cases, benchmark.training_config(args, []))
+    return measure(benchmark.training_cases(args), benchmark.training_config(args, []))
 
 
 def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
     """Measure the cases in turns, and say with what the steps of 'ours' computed."""
     with recorded(benchmark.LOGGER) as lines:
         rows = benchmark.measure(cases, repeats=5 if ON_GPU else 1)
-    found = {'rows': rows, 'waits_for_gpu': waits_for_gpu(cases['ours'])}
-    operators = {key: kernels(partial(case, 2)) for key, case in cases.items()}
-    attention = {
-        key: sorted({word for word in FUSED for name in each if name.startswith(word)}) or ['eager']
-        for key, each in operators.items()
-    }
     compiled = any(' was compiled ' in line for line in lines)
     compiled &= not any(' is not compiled' in line for line in lines)
     precision = describe_precision(config, local_device()).removeprefix('precision ')
-    found['values'] = {'attention': attention, 'compiled': compiled, 'precision': precision}
-    found |= {'log': lines, 'kernels': {}, 'kernel_classes': {}}
-    found['kernel_milliseconds_per_step'] = {}
-    for key, each in operators.items():
+    found = {'rows': rows, 'values': {'compiled': compiled, 'precision': precision}, 'log': lines}
+    found |= {'waits_for_gpu': waits_for_gpu(cases['ours']), 'kernels': {}, 'kernel_classes': {}}
+    for key, case in cases.items():
+        each = kernels(partial(case, 2))
         steps = [(name, time / 2, count / 2) for name, (time, count) in each.items()]
         found['kernels'][key] = steps
         found['kernel_classes'][key] = classes(each)
-        whole = sum(time for time, _ in each.values())  # 0 without a profiler of the GPU
-        found['kernel_milliseconds_per_step'][key] = whole / 2 / 1000 or None
     return found
 
 
@@ -204,11 +148,11 @@ def recorded(logger: logging.Logger) -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-def compile_steps(folder: Path, name: str, batch_size: int, opts: Sequence = ()) -> dict:
+def compile_steps(folder: Path, name: str, batch_size: int) -> dict:
     """Fill the compiler's cache."""
     start = time.perf_counter()
     with recorded(benchmark.LOGGER) as lines:
-        benchmark.training_cases(training_args(name, batch_size, *opts))['ours'](1)
+        benchmark.training_cases(training_args(name, batch_size))['ours'](1)
     return {'values': {'first turn, s': time.perf_counter() - start}, 'log': lines}
 
 
@@ -331,13 +275,6 @@ def parts() -> dict[str, Part]:
         found[f'j: compile {name} {size}'] = compiling
         measuring = partial(run_steps, **named)
         found[f'{letter}: {name} {size}'] = Part(measuring, gib(name, size, 2), alone=True)
-    for name, kinds in OTHER_ATTENTION.items():
-        for kind in kinds:
-            opts = ['MODEL.ATTENTION', kind]
-            compiling = partial(compile_steps, name=name, batch_size=128, opts=opts)
-            found[f'j: compile {name} {kind}'] = Part(compiling, gib(name, 128, 1))
-        measuring, cases = partial(run_variants, name=name), 2 + len(kinds)
-        found[f's: {name}'] = Part(measuring, gib(name, 128, cases), alone=True)
     for name, (memory, words) in tests.items():
         found[name] = Part(partial(run_tests, words=words), memory)
     return found | {'f: waiting for data': Part(wait_for_data, 16.0, alone=True)}
@@ -444,8 +381,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--only', nargs='+', default=[''], metavar='X', help='letters of parts, such as a c')
     late = 'time limit; parts that have not begun by then are skipped'
     add('--minutes', default=9.0, type=float, metavar='N', help=late)
-    most = 'memory for parts that run at a time (default: what is free on the GPU)'
-    add('--memory', type=float, metavar='GIB', help=most)
     add('--part', help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -475,9 +410,9 @@ def main(args: argparse.Namespace) -> int:
     path = args.output / 'gpu_check.json'
     found['parts'] = earlier(path, found)
     names = [name for name in parts() if name.startswith(tuple(args.only))]
-    gib = args.memory or free_gib()
     failed = False
-    for name, part in run_parts(names, args.output.resolve(), minutes=args.minutes, gib=gib):
+    running = run_parts(names, args.output.resolve(), minutes=args.minutes, gib=free_gib())
+    for name, part in running:
         failed |= bool(part.get('error'))
         found['parts'][name] = part
         replace_file(path, json.dumps(found, indent=1))
