@@ -59,26 +59,3 @@ def assert_close(got, want, *, rtol: float, atol: float, what: str) -> None:
     assert excess.size == 0 or excess[worst] <= 0, (
         f'{what}: {got[worst]!r} at {worst}, recorded {want[worst]!r}'
     )
-
-
-class Worst:
-    """Compare arrays, and record the largest error of each kind and quantity."""
-
-    def __init__(self) -> None:
-        self.errors: dict[tuple[str, str], tuple[float, float]] = {}
-
-    def close(self, case: dict, quantity: str, got: object, want: object, **limits: float) -> None:
-        """Check one array with limits (rtol, atol)."""
-        assert_close(got, want, what=f'{case["name"]} {quantity}', **limits)
-        error = np.abs(np.asarray(got, np.float64) - np.asarray(want, np.float64))
-        allowed = limits['atol'] + limits['rtol'] * np.abs(np.asarray(want, np.float64))
-        key = (case['kind'], quantity.split()[0])
-        before = self.errors.get(key, (0.0, 0.0))
-        share = (error / (allowed + 1e-30)).max()
-        self.errors[key] = max(before[0], error.max()), max(before[1], share)
-
-    def report(self) -> str:
-        return '\n'.join(
-            f'{kind} {quantity}: worst error {error:.3g}, {share:.3g} of the tolerance'
-            for (kind, quantity), (error, share) in self.errors.items()
-        )

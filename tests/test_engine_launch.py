@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -220,12 +219,3 @@ def test_a_missing_checkpoint_is_refused_before_the_data_are_read(flag, tmp_path
     argv = arguments(config_of(tmp_path, 'finetune'), tmp_path / 'no_data', tmp_path / 'out')
     missing = tmp_path / 'missing.pth'
     refused('finetune', [*argv, flag, str(missing)], missing, 'ckpt_best.pth')
-
-
-def test_a_worker_that_dies_while_it_sends_a_batch_is_named():
-    ours, of_worker = multiprocessing.Pipe()
-    of_worker.close()
-    with pytest.raises(EOFError) as caught:
-        ours.recv()
-    code, line = explain(caught.value)
-    assert code == 2 and line.startswith('DataLoader worker') and 'DATA.NUM_WORKERS' in line

@@ -61,13 +61,6 @@ def test_a_run_that_is_ready(stage, phantom, tmp_path, check):
     assert written == ['log_rank0.txt']
 
 
-def test_another_run_in_the_folder(eight, tmp_path, check, monkeypatch):
-    monkeypatch.setattr(preflight, 'is_locked', lambda folder: True)
-    code, _, rows = check('simmim', arguments(config_of(tmp_path, 'simmim'), eight, tmp_path))
-    assert (code, problems(rows)) == (1, {'output'})
-    assert str(run_folder(tmp_path, 'simmim')) in rows['output'][1]
-
-
 def test_a_probe_is_checked(phantom, tmp_path, check, monkeypatch):
     monkeypatch.delattr(preflight.Preflight, 'validation_step')  # the same work as a step
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', FINETUNE={'MODE': 'linear_probe'})

@@ -20,17 +20,13 @@ from data.fingerprint import describe_data
 from data.loader import Loaders
 from engine import run_record as module
 from engine.run_record import (
-    LOCK_FILE,
     RunRecord,
     is_finished,
-    is_locked,
     read_record,
     refuse_another_run,
-    run_lock,
     weights_checksum,
     without_home,
 )
-from system.files import locked
 
 LOGGER = logging.getLogger('test')
 DATA = {'fingerprint': 'a', 'files': {'train.csv': '1', 'valid.csv': '2'}, 'images': 8}
@@ -332,14 +328,3 @@ def test_a_killed_run_is_recorded_and_its_folder_is_kept_for_it(killed, phantom,
     assert run_main('simmim', [*killed, '--opts', 'DATA.BATCH_SIZE', '2']) == 0
     assert (folder / 'config.yaml').read_bytes() == before[folder / 'config.yaml']
     assert is_finished(folder)
-
-
-def test_a_lock_that_is_held_for_a_moment_refuses_no_run(tmp_path: Path, monkeypatch) -> None:
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(locked(tmp_path / LOCK_FILE, wait=False))
-        monkeypatch.setattr(module.time, 'sleep', lambda _: stack.close())
-        with run_lock(tmp_path):
-            assert is_locked(tmp_path)
-    monkeypatch.setattr(module.time, 'sleep', lambda _: None)
-    with run_lock(tmp_path), pytest.raises(ValueError, match='another process'), run_lock(tmp_path):
-        pass

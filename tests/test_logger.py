@@ -3,11 +3,8 @@
 import json
 import logging
 import math
-import shutil
 import socket
 import sys
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import pytest
 from mistakes import no_space
@@ -139,28 +136,6 @@ def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_
         assert all(text in sent for text in (b'epoch/loss', f'{0.5 + epoch}'.encode(), b'0.75'))
         assert b'epoch/maps/edema' in sent and b'report.html' in sent
         assert b'pytest' not in sent and b'name-of-this-computer' not in sent
-
-
-def test_a_copied_run_folder_has_an_id_of_its_own_at_weights_and_biases(tmp_path, monkeypatch):
-    started = []
-    program = SimpleNamespace(
-        init=lambda **options: started.append(options['id']) or MagicMock(offline=True),
-        Settings=lambda **options: None,
-    )
-    monkeypatch.setitem(sys.modules, 'wandb', program)
-
-    def start(tag):
-        config = config_with(LOGGER=['wandb'], TAG=tag)
-        ScalarLog(tmp_path / tag, config=config).close()
-        return started.pop()
-
-    (tmp_path / 'first').mkdir()
-    own = start('first')
-    shutil.copytree(tmp_path / 'first', tmp_path / 'second')
-    other = start('second')
-    assert [start('first'), start('second')] == [own, other] and own != other
-    (tmp_path / 'first/wandb_id.txt').write_text(own)  # as earlier versions wrote it
-    assert start('first') == own
 
 
 def test_a_program_that_is_missing_or_fails(tmp_path, monkeypatch, log):

@@ -90,16 +90,6 @@ def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> Non
     assert figures['holdout_loss'] == pytest.approx(loss, rel=1e-4)
 
 
-def test_eval_logs_the_figures_of_a_checkpoint(simclr, phantom, tmp_path) -> None:
-    line = 'holdout loss {holdout_loss:.4f}, feature spread {holdout_feature_spread:.3f}, '
-    argv = ['--eval', '--pretrained', str(simclr / 'ckpt_epoch_3.pth')]
-    argv = arguments(simclr / 'config.yaml', phantom, tmp_path, *argv)
-    assert run_main('contrastive', argv) == 0
-    log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
-    assert line.format(**read_metrics(simclr / 'metrics.jsonl')[-1]) in log
-    assert not (run_folder(tmp_path, 'contrastive') / 'metrics.jsonl').exists()
-
-
 def test_a_run_starts_from_weights_of_another(phantom, tmp_path, monkeypatch) -> None:
     """The encoder's, before the first step; its slow copy is the same then."""
     cfg = tiny_config(tmp_path / 'first.yaml', 'finetune')

@@ -1,15 +1,9 @@
-"""Models against the numbers recorded from SimMIM.
-
-`pytest tests/test_parity_models.py -s` prints the largest error of each kind and quantity.
-"""
-
-import sys
-from collections.abc import Iterator
+"""Models against the numbers recorded from SimMIM."""
 
 import numpy as np
 import pytest
 import torch
-from golden_cases import Worst, case_config, case_id, cases, fill, recorded
+from golden_cases import assert_close, case_config, case_id, cases, fill, recorded
 from torch import nn
 
 from models import build_model
@@ -21,13 +15,6 @@ CLASSIFIER_KINDS = ('swin_cls', 'vit_cls')
 
 def all_cases(*kinds: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize('case', cases(*kinds), ids=case_id)
-
-
-@pytest.fixture(scope='module')
-def worst() -> Iterator[Worst]:
-    worst = Worst()
-    yield worst
-    sys.stdout.write(f'\n{worst.report()}\n')
 
 
 def limits_on(device: torch.device, **limits: float) -> dict[str, float]:
@@ -70,7 +57,7 @@ def shapes(model: nn.Module) -> dict[str, list[int]]:
 
 @all_cases(*SIMMIM_KINDS)
 def test_pretraining_model_gives_recorded_features_and_loss(
-    case: dict, worst: Worst, device: torch.device
+    case: dict, device: torch.device
 ) -> None:
     values, arrays = recorded(case)
     limits = limits_on(device, **{key: case['tolerance'][key] for key in ('rtol', 'atol')})
@@ -81,15 +68,13 @@ def test_pretraining_model_gives_recorded_features_and_loss(
         features, reconstruction = model.encoder(x, mask), model.reconstruct(x, mask)
         loss = model(x, mask)
     assert loss.shape == ()
-    worst.close(case, 'features', features.cpu(), arrays['features'], **limits)
-    worst.close(case, 'reconstruction', reconstruction.cpu(), arrays['reconstruction'], **limits)
-    worst.close(case, 'loss', loss.cpu(), values['loss'], **limits)
+    assert_close(features.cpu(), arrays['features'], **limits, what='features')
+    assert_close(reconstruction.cpu(), arrays['reconstruction'], **limits, what='reconstruction')
+    assert_close(loss.cpu(), values['loss'], **limits, what='loss')
 
 
 @all_cases(*SIMMIM_KINDS)
-def test_pretraining_model_gives_recorded_gradients(
-    case: dict, worst: Worst, device: torch.device
-) -> None:
+def test_pretraining_model_gives_recorded_gradients(case: dict, device: torch.device) -> None:
     values, _ = recorded(case)
     limits = {'rtol': 5 * case['tolerance']['rtol'], 'atol': case['tolerance']['grad_atol']}
     limits = limits_on(device, **limits)
@@ -99,19 +84,19 @@ def test_pretraining_model_gives_recorded_gradients(
     assert gradients.keys() == values['gradients'].keys()
     for name, want in values['gradients'].items():
         got = gradients[name]
-        worst.close(case, f'gradient {name}', got.flatten()[:8], want['first8'], **limits)
-        worst.close(case, f'gradient-norm {name}', got.norm(), want['norm'], **limits)
+        assert_close(got.flatten()[:8], want['first8'], **limits, what=f'gradient {name}')
+        assert_close(got.norm(), want['norm'], **limits, what=f'gradient-norm {name}')
 
 
 @all_cases(*CLASSIFIER_KINDS)
-def test_classifier_gives_recorded_logits(case: dict, worst: Worst, device: torch.device) -> None:
+def test_classifier_gives_recorded_logits(case: dict, device: torch.device) -> None:
     values, arrays = recorded(case)
     model = filled_model(case, device, is_pretrain=False)
     assert shapes(model) == values['shapes']
     with torch.no_grad():
         logits = model(case_images(case).to(device)).cpu()
     limits = limits_on(device, **case['tolerance'])
-    worst.close(case, 'logits', logits, arrays['logits'], **limits)
+    assert_close(logits, arrays['logits'], **limits, what='logits')
 
 
 def pooled_values(case: dict) -> dict[str, np.ndarray]:
@@ -152,7 +137,7 @@ def test_fresh_models_have_recorded_statistics(case: dict) -> None:
 
 
 @all_cases('drop_path')
-def test_stochastic_depth_grows_as_recorded(case: dict, worst: Worst) -> None:
+def test_stochastic_depth_grows_as_recorded(case: dict) -> None:
     values, _ = recorded(case)
     model = build_model(case_config(case), is_pretrain=case['inputs']['is_pretrain'])
     rates = [
@@ -163,7 +148,7 @@ def test_stochastic_depth_grows_as_recorded(case: dict, worst: Worst) -> None:
     names, got = zip(*rates, strict=True)
     recorded_names, want = zip(*values['rates'], strict=True)
     assert names == recorded_names
-    worst.close(case, 'rate', got, want, **case['tolerance'])
+    assert_close(got, want, **case['tolerance'], what='rate')
 
 
 @all_cases('full_keys')

@@ -1,11 +1,10 @@
 """Recorded rates, parameter groups, pre-trained weights and short training runs of SimMIM."""
 
 import logging
-import sys
 
 import pytest
 import torch
-from golden_cases import Worst, case_config, case_id, cases, fill, recorded
+from golden_cases import assert_close, case_config, case_id, cases, fill, recorded
 
 from config import encoder_node
 from lr_scheduler import build_scheduler, scaled_lr
@@ -14,20 +13,12 @@ from optimizer import build_optimizer
 from utils import load_pretrained
 
 LOGGER = logging.getLogger('parity')
-WORST = Worst()
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _report():
-    """The largest errors at the end (shown by `pytest -s`)."""
-    yield
-    sys.stdout.write(f'\n{WORST.report()}\n')
 
 
 def check(case: dict, got, want, what: str, *, factor: float = 1.0, **tolerance: float) -> None:
     tolerance = case['tolerance'] | tolerance
     limits = {key: tolerance[key] * factor for key in ('rtol', 'atol')}
-    WORST.close(case, what, got, want, **limits)
+    assert_close(got, want, **limits, what=f'{case["name"]} {what}')
 
 
 def rates(optimizer, model, names: list[str]) -> dict[str, float]:
