@@ -155,6 +155,9 @@ IMAGE_SOURCES = {
     'store.json': 'data.store:open_store',
     'packing.json': 'data.store:open_store',  # not finished, which is an error
 }
+# Suffix of image files -> the function from their contents to an image (see data/images.py), for
+# formats that the contents do not tell.
+IMAGE_DECODERS = {'.dcm': 'data.dicom:read_dicom', '.dicom': 'data.dicom:read_dicom'}
 
 _C = Section()
 
@@ -177,6 +180,7 @@ _C.DATA.CACHE_DIR = Own(
     '',
     "Folder on each node's local disk to which a packed store is copied; '': no copy.",
     affects='nothing',
+    file='data.store_files',
 )
 _C.DATA.DATASET = Option(
     'imagenet',
@@ -991,7 +995,7 @@ _C.SAVE_KEEP = Own(
 _C.LOGGER = Own(
     ['tensorboard'],
     "Programs that show the metrics: 'tensorboard', 'wandb' (Weights & Biases), both, or [].",
-    parts={'tensorboard': 'logger', 'wandb': 'logger'},
+    parts={'tensorboard': 'engine.metric_writers', 'wandb': 'engine.metric_writers'},
     affects='nothing',
 )
 _C.PRINT_FREQ = Option(10, 'Batches between two log lines.', within='[1, inf)', affects='nothing')

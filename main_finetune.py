@@ -31,8 +31,8 @@ from evaluation.metrics import (
 from logger import DETAIL
 from models import build_model
 from models.classifier_heads import freeze_encoder
+from models.kept_patches import draw_kept, num_patches
 from models.losses import build_label_loss
-from models.vision_transformer import draw_kept, num_patches
 from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 

@@ -21,12 +21,11 @@ from tqdm import tqdm
 from config import Config, part
 from data.image_source import ImageSource, open_images
 from data.images import COLOUR_LEVELS, CONTRADICTION
-from data.labels import evaluation_targets
+from data.labels import evaluation_targets, task_of
 from data.packing import start_worker
 from data.reading import read_part
 from data.records import Records
 from data.table import Fault
-from data.tasks import task_of
 from system.files import allow_open_files
 
 LOOKS = ['file', 'split', 'patient', 'digest', 'thumbnail']  # columns of `Checked.looks`

@@ -13,10 +13,9 @@ import pandas as pd
 
 from config import Config
 from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
-from data.labels import BLANK, CELLS, LABELS
-from data.records import OLDEST, STUDY, Records, existing_records, register_dataset
+from data.labels import BLANK, CELLS, LABELS, task_of
+from data.records import OLDEST, STUDY, Records, csv_names, existing_records, register_dataset
 from data.table import KEYS, OnFault, Table, refuse
-from data.tasks import task_of
 from system.files import is_below
 
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
@@ -102,12 +101,6 @@ def _read_chexpert(
         return None
     options['class_column'] = task_of(config).class_column
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
-
-
-def csv_names(config: Config) -> dict[str, str]:
-    """Return the path of the CSV file of each split, relative to the data folder."""
-    data = config.DATA
-    return {'train': data.TRAIN_CSV, 'valid': data.VALID_CSV, 'test': data.TEST_CSV}
 
 
 def add_studies(table: Table) -> None:

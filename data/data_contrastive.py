@@ -11,19 +11,13 @@ from PIL import Image
 from scipy import ndimage
 
 from config import PRETRAIN_FILTER, Config
+from data.augmentation import RandomWarp, jitter
 from data.images import full_size
 from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.preprocess import Preprocess
 from data.records import Records
 from data.sources import read_sources
-from data.transforms import (
-    FILTERS,
-    EvalTransform,
-    Normalize,
-    RandomWarp,
-    draw_crop,
-    jitter,
-)
+from data.transforms import FILTERS, EvalTransform, Normalize, draw_crop
 from data.view import resized_crop
 from system import distributed
 

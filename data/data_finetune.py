@@ -11,8 +11,9 @@ import pandas as pd
 from torch.utils.data import DataLoader
 
 from config import PROBES, Config
+from data.augmentation import TrainTransform
 from data.groups import all_groups
-from data.labels import count_uncertain
+from data.labels import count_uncertain, task_of
 from data.loader import Loaders, XrayDataset, inverse_frequency_weights, make_loader
 from data.predictions import Predictions, look_up, read_predictions, row_names
 from data.reading import may_be_absent, open_data, read_split, scored_images
@@ -25,8 +26,7 @@ from data.splits import (
     unlabelled_records,
 )
 from data.table import Fault, refuse
-from data.tasks import task_of
-from data.transforms import EvalTransform, TrainTransform
+from data.transforms import EvalTransform
 
 
 def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:

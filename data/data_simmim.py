@@ -2,20 +2,69 @@
 
 import logging
 
+import numpy as np
+import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from config import Config, encoder_node
+from config import PRETRAIN_FILTER, Config, encoder_node
 from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.masking import MaskGenerator, mask_generator
 from data.records import Records
 from data.sources import read_sources
-from data.transforms import HoldoutTransform, PretrainTransform
+from data.transforms import EvalTransform, RandomCrop
 
 # Every run is also scored on these masks, whatever it trains with. In small images, units of 32 px
 # would leave one corner visible, so the units are an eighth of the side.
 REFERENCE_MASK_PATCH = 32
 REFERENCE_SMALL = 128
 REFERENCE_MASK_RATIO = 0.6
+PRETRAIN_AREA = (0.67, 1.0)
+
+
+class PretrainTransform(RandomCrop):
+    """Return a normalised crop [C, S, S] of an image, and a mask [h, w], for pre-training."""
+
+    def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
+        super().__init__(config, PRETRAIN_FILTER, PRETRAIN_AREA)
+        self.mask_generator = mask_generator
+        self.noise = config.AUG.NOISE
+
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # The view comes before the mask, because a mask may depend on what the crop shows.
+        view = self.draw(image, rng)
+        mask = self.mask_generator(rng, view)
+        pixels = self.cut(view, rng)
+        if self.noise:
+            pixels = pixels + self.noise * rng.standard_normal(pixels.shape, np.float32)
+        return torch.from_numpy(self.normalize(pixels)[0]), mask_bytes(mask)
+
+
+class HoldoutTransform:
+    """Return an image [C, S, S] without augmentation, a mask [h, w], scale [C] and offset [C].
+
+    image * scale + offset restores the grey levels. Only the mask is drawn from `rng`.
+    """
+
+    def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
+        self.plain = EvalTransform(config, PRETRAIN_FILTER, test_time_views=False)
+        self.mask_generator = mask_generator
+
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        image = self.plain.preprocess(image)
+        mask = self.mask_generator(rng, self.plain.view(image))
+        normalized = self.plain.normalize(self.plain.square(image))
+        image, scale, offset = map(torch.from_numpy, normalized)
+        return image, mask_bytes(mask), scale, offset
+
+
+def mask_bytes(mask: np.ndarray) -> torch.Tensor:  # [h, w]
+    """Convert a mask to bytes: an eighth of what workers send and the GPU receives."""
+    return torch.from_numpy(mask.astype(np.uint8))
 
 
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:

@@ -9,16 +9,14 @@ import numpy as np
 import pandas as pd
 
 from config import Config, part
-from data.chexpert import csv_names
 from data.figures import encode_figure, plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups, read_demographics
-from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
+from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS, task_of
 from data.layouts import SPLITS
 from data.preprocess import Preprocess
 from data.reading import read_part
-from data.records import Records, select_views
+from data.records import Records, csv_names, select_views
 from data.splits import describe_subset, split_patients, training_records
-from data.tasks import task_of
 from system.files import replace_files
 
 if TYPE_CHECKING:

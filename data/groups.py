@@ -1,14 +1,17 @@
 """Groups of patients and images, for scores by group."""
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from data.chexpert import SEXES
 from data.records import OLDEST, Records
-from data.table import KEYS, Table, read_excel
+from data.table import KEYS, MAX_COLUMNS, MAX_RATIO, MIN_LIMIT, Table, refuse_bomb
 
 UNKNOWN = 'unknown'  # name of the group of images that are in no group
 SUBJECT = 'subject_id'  # of MIMIC-IV: the number of a patient without the p of the folder's name
@@ -18,6 +21,7 @@ AGE_COLUMNS = ('AGE_AT_CXR', 'anchor_age', 'AGE', 'Age')
 AGE_BANDS = [0, 40, 60, 80]  # first ages in years; the last band has no upper end
 STANDARD_GROUPS = ('Sex', 'Age', 'View')
 MOST_GROUPS = 50  # in one column
+MAX_ROWS = 2**20  # that are read of an Excel file
 
 
 def all_groups(
@@ -154,3 +158,42 @@ def _by_patient(table: pd.DataFrame, column: str, file: str) -> pd.Series:
     if len(again):
         raise ValueError(f'DATA.DEMOGRAPHICS {file}: {again[0]} has several values of {column!r}')
     return pairs
+
+
+def read_excel(file: Path) -> Table:
+    """Read the first sheet of an Excel file as text; a whole number has no decimal point.
+
+    Not by pandas.read_excel, which has no limit of columns: 80 KB can take minutes and all memory.
+    """
+    limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
+    try:
+        from openpyxl import load_workbook
+
+        with zipfile.ZipFile(file) as archive:
+            refuse_bomb(sum(entry.file_size for entry in archive.infolist()), limit)
+        sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
+        sheet.reset_dimensions()  # the file states them, and they may be wrong
+        rows = sheet.iter_rows(max_row=MAX_ROWS, max_col=MAX_COLUMNS, values_only=True)
+        filled = {
+            number: [*map(_cell_text, row)]
+            for number, row in enumerate(rows, -1)  # the header is in front of row 0
+            if row.count(None) < len(row)
+        }
+        header = [name.strip() for name in filled.pop(min(filled))]
+        if not filled:
+            raise ValueError('there is no row below the header')
+    except Exception as error:  # a damaged file makes openpyxl raise almost anything
+        text = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise ValueError(f'{file} cannot be read (with openpyxl): {text}') from error
+    cells = pd.DataFrame.from_dict(filled, 'index', object, header)
+    is_named = (cells.columns != '') & ~cells.columns.duplicated()
+    table = Table(file, cells=cells.loc[:, is_named])
+    table.has_rows = True  # so that messages name them
+    return table
+
+
+def _cell_text(cell: Any) -> str:
+    """Return the cell of an Excel file as text."""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return '' if cell is None else str(cell)

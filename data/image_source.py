@@ -14,10 +14,10 @@ from pkgutil import resolve_name
 import numpy as np
 from PIL import Image
 
-from config import IMAGE_SOURCES
-from data.images import DICOM_SUFFIXES, FILE_NAME, colour_difference, decode_image, read_file
+from config import IMAGE_DECODERS, IMAGE_SOURCES
+from data.images import FILE_NAME, colour_difference, decode_image, read_file
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *DICOM_SUFFIXES)
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *IMAGE_DECODERS)
 TABLE_SUFFIXES = ('.csv', '.csv.gz', '.tsv', '.txt', '.json', '.jsonl', '.xlsx')
 
 

@@ -8,10 +8,14 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import OptionError, Registry, load_yaml
+from config import Config, OptionError, Registry, default_config, load_yaml, part
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NO_FINDING = 'No Finding'
 LABELS = (
@@ -158,6 +162,30 @@ def self_train(images: UncertainImages) -> np.ndarray:
             f'{images.predictions[first]}'
         )
     return images.predictions
+
+
+def task_of(config: Config) -> Any:
+    """Return the task of a config, a `data.tasks.Task`, from the file that DATA.TASK names."""
+    return part(config, 'DATA.TASK')(config)
+
+
+def make_task(name: str, **options: Any) -> Any:
+    """Return a task outside a run, with options of the section DATA such as LABELS and BLANK."""
+    config = default_config()
+    config.DATA.update(TASK=name, **options)
+    return task_of(config)
+
+
+def positive_logits(outputs: 'Tensor', num_labels: int) -> 'Tensor':
+    """Return the logits [B, K] whose sigmoid is the probability of each label.
+
+    Outputs [B, K] are returned unchanged. Outputs [B, 3K] are read as [B, K, 3] with the classes
+    negative, positive and uncertain. The uncertain class is left out of the softmax.
+    """
+    if outputs.shape[1] == num_labels:
+        return outputs
+    classes = outputs.reshape(-1, num_labels, 3)
+    return classes[..., 1] - classes[..., 0]
 
 
 def evaluation_targets(labels: np.ndarray, blank: str, names: Sequence[str] = LABELS) -> np.ndarray:

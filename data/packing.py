@@ -40,22 +40,19 @@ from data.store import (
     FLOATS,
     INDEX_FILE,
     LEVEL_FORMS,
-    LOCK_FILE,
     NAMES_FILE,
     ROUNDED,
     STORE_FILE,
     UNFINISHED_FILE,
     VERSION,
     Settings,
-    copy_file,
     file_crc32,
     is_store,
     open_store,
     read_about,
     read_json,
-    write_about,
-    write_json,
 )
+from data.store_files import LOCK_FILE, copy_file, write_about, write_json
 from system.files import allow_open_files, locked, replace_file
 
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once

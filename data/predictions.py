@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import OPTIONS
+from config import OPTIONS, find_part
 from data.chexpert import add_studies, records_of
 from data.image_source import IMAGE_SUFFIXES
-from data.labels import LABELS
+from data.labels import LABELS, make_task
 from data.records import STUDY, Records, select_views
 from data.table import KEYS, Table
-from data.tasks import TASKS, make_task
 from system.files import replace_files
 
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
@@ -146,7 +145,8 @@ def read_predictions(
     if task and found not in (None, task):
         raise ValueError(f'{table.file}: the predictions are of DATA.TASK {found!r}, not {task!r}')
     is_known = isinstance(found, str) and found in OPTIONS['DATA.TASK'].parts
-    exclusive = TASKS[task or (found if is_known else 'observations')].exclusive
+    kind = find_part('DATA.TASK', task or (found if is_known else 'observations'))
+    exclusive = kind.exclusive
     known = dict.fromkeys(() if exclusive else standard_labels())
     known |= dict.fromkeys(label for label in (*own, *labels) if label not in KEYS)
     labels = tuple(label for label in known if label in table)

@@ -1,9 +1,7 @@
 """Read the data set of a config."""
 
 import logging
-import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,29 +10,18 @@ import pandas as pd
 
 from config import (
     Config,
-    check_config,
     default_config,
     enlarged_side,
+    module_of,
     part,
-    put,
     scored_steps,
 )
-from data.chexpert import csv_names, read_csv
 from data.image_source import open_images
+from data.labels import task_of
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS
-from data.records import Records, existing_records, select_views
-from data.splits import split_patients
-from data.store import (
-    BAD_FILE,
-    STORE_FILE,
-    copy_store,
-    file_crc32,
-    is_store,
-    packed_steps,
-    read_about,
-)
+from data.records import Records, csv_names, existing_records
+from data.store import BAD_FILE, STORE_FILE, file_crc32, is_store, packed_steps, read_about
 from data.table import OnFault, Table, refuse
-from data.tasks import task_of
 from system.files import NETWORK_SYSTEMS, file_system
 
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
@@ -99,40 +86,6 @@ def _select_listed(records: Records, file: Path, on_fault: OnFault) -> Records:
     return records.select(pd.Index(records.path).isin(table['Path']))
 
 
-def read_data_set(
-    dataset: str, root: str, split: str, labels: Sequence[str] = (), *, task: str = 'observations'
-) -> Records:
-    """Read all records of a split outside a run; all other options have their defaults."""
-    config = default_config()
-    options = {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels), 'TASK': task}
-    if is_store(root):
-        options['PREPROCESS'] = packed_steps(read_about(root))
-    for name, value in options.items():
-        put(config, f'DATA.{name}', value, '--dataset')
-    check_config(config)
-    if is_store(root):  # of any size, which may not fit the default encoder
-        config.DATA.IMG_SIZE = read_about(root)['settings']['size'] or config.DATA.IMG_SIZE
-    records = read_split(config, split, logging.getLogger(__name__), labelled=bool(labels))
-    if records is None:
-        raise ValueError(f'--split: the data set {dataset} in {root} has no split {split}')
-    return records
-
-
-def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
-    """Read the images of a folder, a packed store or a CSV file in CheXpert's layout, unlabelled.
-
-    With `dataset`, the folder or store contains this data set, and only the images of the split are
-    read.
-    """
-    if dataset:
-        return read_data_set(dataset, place, split)
-    if place.lower().endswith('.csv'):
-        folder, name = os.path.split(place)
-        return read_csv(folder or '.', name, labels=())
-    config = default_config()
-    return part(config, 'DATA.DATASET').read(config, place, 'train', allow_all_images=True)
-
-
 def may_be_absent(config: Config, split: str) -> bool:
     """Return whether a split may be missing.
 
@@ -145,57 +98,6 @@ def may_be_absent(config: Config, split: str) -> bool:
     if splits is not None:
         has_test = set(splits(config)) & {'valid', 'test'} == {'test'}
     return split == 'test' or (has_test and config.EVAL.SELECT_ON != 'valid')
-
-
-def scored_records(
-    config: Config, split: str, logger: logging.Logger, *, optional: bool = False
-) -> Records | None:
-    """Read the records of 'internal' (see `split_patients`), 'valid' or 'test' in EVAL.VIEWS.
-
-    Returns:
-        Records. None for an absent optional split, and for internal if EVAL.INTERNAL_SHARE is 0.
-    """
-    if split == 'internal':
-        if not config.EVAL.INTERNAL_SHARE:
-            return None
-        records = split_patients(config, read_split(config, 'train', logger))[2]
-    else:
-        records = read_split(config, split, logger, optional=optional)
-    return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
-
-
-def detect_dataset(config: Config) -> str:
-    """Return DATA.DATASET, or what the files of DATA.DATA_PATH show if it has its default value."""
-    root, dataset = Path(config.DATA.DATA_PATH), config.DATA.DATASET
-    if dataset != default_config().DATA.DATASET:
-        return dataset
-    if any(root.glob('mimic-cxr-*-split.csv*')):
-        return 'mimic-cxr'
-    is_chexpert = any((root / name).is_file() for name in csv_names(config).values())
-    return 'chexpert' if is_chexpert else 'folder'
-
-
-def config_of_data(data_path: str, cfg: str | None, opts: list[str]) -> Config:
-    """Return the config of a data set; unless DATA.DATASET is given, detect it from the files.
-
-    Args:
-        data_path: Folder or store (`--data-path`).
-        cfg: YAML file of options (`--cfg`), if any.
-        opts: Further options, key and value in turn (`--opts`).
-
-    Raises:
-        ValueError: If the folder does not exist, or an option is wrong.
-    """
-    config = default_config()
-    if cfg:
-        config.merge_from_file(cfg)
-    config.merge_from_list(opts)
-    put(config, 'DATA.DATA_PATH', data_path, '--data-path')
-    if not Path(data_path).is_dir():
-        raise ValueError(f'--data-path is not a folder: {data_path}')
-    config.DATA.DATASET = detect_dataset(config)
-    check_config(config)
-    return config
 
 
 def data_root(config: Config, logger: logging.Logger) -> str:
@@ -221,7 +123,7 @@ def data_root(config: Config, logger: logging.Logger) -> str:
     source = source.resolve()
     target = Path(data.CACHE_DIR) / f'{source.name}-{file_crc32(source / STORE_FILE):08x}'
     try:
-        return str(copy_store(source, target, logger))
+        return str(module_of('DATA.CACHE_DIR').copy_store(source, target, logger))
     except OSError as error:
         raise ValueError(f'DATA.CACHE_DIR: cannot copy {source} to {target}: {error}') from error
 

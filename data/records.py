@@ -196,3 +196,9 @@ def existing_records(
             f'excluded, see {images.path / BAD_FILE}'
         )
     return records if keep.all() else records.select(keep)
+
+
+def csv_names(config: Config) -> dict[str, str]:
+    """Return the path of the CSV file of each split, relative to the data folder."""
+    data = config.DATA
+    return {'train': data.TRAIN_CSV, 'valid': data.VALID_CSV, 'test': data.TEST_CSV}

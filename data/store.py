@@ -17,23 +17,18 @@ the process.
 """
 
 import json
-import logging
 import os
-import shutil
 import stat
 import weakref
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from data.image_source import ImageSource
 from data.images import (
@@ -44,16 +39,14 @@ from data.images import (
     BadImageError,
     read_patiently,
 )
-from system.files import BLOCK_BYTES, atomic_writer, is_below, locked, replace_file
+from system.files import BLOCK_BYTES, is_below
 
 VERSION = 2
 STORE_FILE = 'store.json'
 NAMES_FILE, INDEX_FILE = 'names_00000.npy', 'places_00000.npy'
 UNFINISHED_FILE = 'packing.json'
 BAD_FILE = 'bad_images.csv'
-LOCK_FILE = 'store.lock'
 OPEN_STORES = 16  # number of stores that a process keeps open
-COPY_THREADS = 4  # several readers make better use of a network drive
 
 ENTRY = np.dtype(
     [
@@ -251,25 +244,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         ValueError: If a file is missing or its size or checksum differs.
     """
     folder = Path(path).resolve()
-    return _open_once(folder, _checksum(read_about(folder)))
-
-
-def verify(path: str | os.PathLike[str]) -> list[str]:
-    """Read every byte of a store and return a list of problems."""
-    try:
-        problems = file_problems(Path(path), read_about(path))
-    except ValueError as error:
-        return [str(error)]
-    if problems:
-        return problems
-    store = Store(path)
-    order = np.lexsort([store.index['offset'], store.index['shard']])
-    for position in tqdm(order.tolist(), unit='image', desc='verify', disable=None):
-        try:
-            store.image(position)
-        except ValueError as error:
-            problems.append(str(error))
-    return problems
+    return _open_once(folder, checksum(read_about(folder)))
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -303,7 +278,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
         version, crc = content['version'], content.pop('crc32')
-        is_whole = crc == _checksum(content)
+        is_whole = crc == checksum(content)
     except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f'{file} cannot be read: {error!r:.200}') from error
     if version != VERSION:
@@ -316,20 +291,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return content | {'settings': asdict(Settings(None)) | content['settings']}
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write store.json or packing.json with a checksum."""
-    replace_file(file, json.dumps({**content, 'crc32': _checksum(content)}, indent=1) + '\n')
-
-
-def write_about(folder: Path, about: dict[str, Any]) -> None:
-    """Write the list of images that were left out, and store.json, which completes the store."""
-    if about['left_out']:
-        bad = pd.DataFrame(about['left_out'].items(), columns=['file', 'problem'])
-        text = bad.to_csv(index=False)
-        replace_file(folder / BAD_FILE, text.encode('utf-8', 'backslashreplace'))
-    write_json(folder / STORE_FILE, about)
-
-
 def packed_steps(about: dict[str, Any]) -> list[str]:
     """Return the steps of DATA.PREPROCESS that were applied to the images of a store."""
     return about['settings']['preprocess']
@@ -338,7 +299,7 @@ def packed_steps(about: dict[str, Any]) -> list[str]:
 def file_problems(path: Path, about: dict[str, Any]) -> list[str]:
     """List missing and changed files of a store; only the size of shards is checked."""
     found = (
-        _file_problem(path / name, size, None if name in about['shards'] else crc)
+        file_problem(path / name, size, None if name in about['shards'] else crc)
         for name, (size, crc) in about['files'].items()
     )
     return [problem for problem in found if problem]
@@ -353,69 +314,8 @@ def file_crc32(path: Path) -> int:
     return crc
 
 
-def copy_store(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    logger: logging.Logger | None = None,
-) -> Path:
-    """Copy a store, for example from a network drive to the disk of a node; return the target.
-
-    Several processes may call this at once: one copies and the others wait. Every file is checked
-    while it is copied, and store.json is written last. An interrupted copy is resumed after a check
-    of the existing files; a complete copy is not changed.
-
-    Raises:
-        ValueError: If a checksum differs, or if the disk is too small.
-    """
-    source, target = Path(source), Path(target)
-    about = read_about(source)
-    if source.resolve() == target.resolve() or _is_copied(target, about):
-        return target
-    if logger is not None:
-        logger.info(f'copying {source} to {target}, or waiting for another process that copies it')
-    with locked(target / LOCK_FILE, wait=True):
-        if _is_copied(target, about):
-            return target
-        (target / STORE_FILE).unlink(missing_ok=True)
-        missing = {
-            name: numbers
-            for name, numbers in about['files'].items()
-            if _file_problem(target / name, *numbers)
-        }
-        needed, free = sum(size for size, _ in missing.values()), shutil.disk_usage(target).free
-        if needed > free:
-            raise ValueError(
-                f'{needed / 1e9:.2f} GB do not fit: {target} has {free / 1e9:.2f} GB free'
-            )
-
-        def copy(name: str) -> None:
-            copy_file(source / name, target / name, *missing[name])
-
-        with ThreadPoolExecutor(COPY_THREADS) as pool:
-            list(pool.map(copy, missing))
-        write_about(target, about)
-    return target
-
-
-def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
-    """Copy a file and check its size and CRC-32; the target is never incomplete."""
-    if problem := _file_problem(source, size, None):  # opening a pipe would wait for ever
-        raise ValueError(problem)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(source, 'rb') as reader, atomic_writer(target) as writer:
-            found_size = found_crc = 0
-            while block := reader.read(BLOCK_BYTES):
-                found_size, found_crc = found_size + len(block), zlib.crc32(block, found_crc)
-                writer.write(block)
-            if (found_size, found_crc) != (size, crc32):
-                raise ValueError(f'{source} was changed: the size or the checksum differs')
-    except OSError as error:
-        raise ValueError(f'{source} cannot be copied to {target.parent}: {error}') from error
-
-
 @lru_cache(maxsize=OPEN_STORES)
-def _open_once(folder: Path, checksum: int) -> Store:
+def _open_once(folder: Path, contents: int) -> Store:
     return Store(folder)
 
 
@@ -450,18 +350,11 @@ def _below(names: np.ndarray, folder: str) -> slice:
     return slice(*np.searchsorted(names, np.array(ends, names.dtype)).tolist())
 
 
-def _checksum(about: dict[str, Any]) -> int:
+def checksum(about: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
-def _is_copied(target: Path, about: dict[str, Any]) -> bool:
-    try:
-        return read_about(target) == about and not file_problems(target, about)
-    except ValueError:
-        return False
-
-
-def _file_problem(path: Path, size: int, crc: int | None) -> str:
+def file_problem(path: Path, size: int, crc: int | None) -> str:
     """Describe the problem of a file, '' if there is none; `crc` None only checks the size."""
     try:
         found = os.stat(path)

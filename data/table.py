@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import re
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ JSON_LINES = ('.json', '.jsonl')  # suffixes of tables with a JSON object on eac
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what damaged files raise
 # A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
 MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
-MAX_ROWS, MAX_COLUMNS = 2**20, 100  # that are read of an Excel file; the second also of JSON
+MAX_COLUMNS = 100  # that are read of JSON lines or of an Excel file
 
 
 @dataclass(frozen=True)
@@ -255,7 +254,7 @@ def _read_rows(file: Path) -> list[list[str]]:
     limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
     with (gzip.open if file.suffix == '.gz' else open)(file, 'rb') as opened:
         data = opened.read(limit + 1)
-    _refuse_bomb(len(data), limit)
+    refuse_bomb(len(data), limit)
     text = data.decode('utf-8-sig')
     if file.name.endswith(JSON_LINES):
         return _read_json_lines(text)
@@ -318,48 +317,10 @@ def _form(line: str) -> str:
     return re.sub(r'\w+', lambda m: kinds.get((m[0].isalpha(), m[0].isdecimal()), 'x'), first)
 
 
-def _refuse_bomb(size: int, limit: int) -> None:
+def refuse_bomb(size: int, limit: int) -> None:
+    """Refuse a compressed file with more bytes than a table can have."""
     if size > limit:
         raise ValueError(f'it has more than {limit:,} bytes when it is decompressed')
-
-
-def read_excel(file: Path) -> Table:
-    """Read the first sheet of an Excel file as text; a whole number has no decimal point.
-
-    Not by pandas.read_excel, which has no limit of columns: 80 KB can take minutes and all memory.
-    """
-    limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
-    try:
-        from openpyxl import load_workbook
-
-        with zipfile.ZipFile(file) as archive:
-            _refuse_bomb(sum(entry.file_size for entry in archive.infolist()), limit)
-        sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
-        sheet.reset_dimensions()  # the file states them, and they may be wrong
-        rows = sheet.iter_rows(max_row=MAX_ROWS, max_col=MAX_COLUMNS, values_only=True)
-        filled = {
-            number: [*map(_text, row)]
-            for number, row in enumerate(rows, -1)  # the header is in front of row 0
-            if row.count(None) < len(row)
-        }
-        header = [name.strip() for name in filled.pop(min(filled))]
-        if not filled:
-            raise ValueError('there is no row below the header')
-    except Exception as error:  # a damaged file makes openpyxl raise almost anything
-        text = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise ValueError(f'{file} cannot be read (with openpyxl): {text}') from error
-    cells = pd.DataFrame.from_dict(filled, 'index', object, header)
-    is_named = (cells.columns != '') & ~cells.columns.duplicated()
-    table = Table(file, cells=cells.loc[:, is_named])
-    table.has_rows = True  # so that messages name them
-    return table
-
-
-def _text(cell: Any) -> str:
-    """Return the cell of an Excel file as text."""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return '' if cell is None else str(cell)
 
 
 def rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray:  # [N]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy.special import expit, log_softmax, logit
 
-from config import PROBES, Config, Registry, default_config, part, require
+from config import PROBES, Config, Registry, require
 from data.labels import (
     COMPETITION_LABELS,
     LABELS,
@@ -22,6 +22,8 @@ from data.labels import (
     check_name,
     evaluation_targets,
     file_name,
+    positive_logits,
+    task_of,
     training_targets,
 )
 
@@ -274,30 +276,6 @@ class SingleLabel(Task):
 
     def inverse(self, probabilities: np.ndarray) -> np.ndarray:
         return np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1))
-
-
-def task_of(config: Config) -> Task:
-    """Return the task of a config."""
-    return part(config, 'DATA.TASK')(config)
-
-
-def make_task(name: str, **options: Any) -> Task:
-    """Return a task outside a run, with options of the section DATA such as LABELS and BLANK."""
-    config = default_config()
-    config.DATA.update(TASK=name, **options)
-    return task_of(config)
-
-
-def positive_logits(outputs: 'Tensor', num_labels: int) -> 'Tensor':
-    """Return the logits [B, K] whose sigmoid is the probability of each label.
-
-    Outputs [B, K] are returned unchanged. Outputs [B, 3K] are read as [B, K, 3] with the classes
-    negative, positive and uncertain. The uncertain class is left out of the softmax.
-    """
-    if outputs.shape[1] == num_labels:
-        return outputs
-    classes = outputs.reshape(-1, num_labels, 3)
-    return classes[..., 1] - classes[..., 0]
 
 
 def check_label_options(config: Config, stage: str | None) -> None:

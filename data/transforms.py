@@ -6,21 +6,16 @@ arrays [H, W] with grey levels in [0, 255] until they are normalised.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import functional as F
 
-from config import PRETRAIN_FILTER, Config, enlarged_side, pixel_statistics
+from config import Config, enlarged_side, pixel_statistics
 from data.images import full_size
-from data.masking import MaskGenerator
 from data.preprocess import Preprocess
 from data.view import Box, View, resize
 
-PRETRAIN_AREA = (0.67, 1.0)
-FINETUNE_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
@@ -31,30 +26,6 @@ FILTERS = {
     'lanczos': (Image.Resampling.LANCZOS,),
     'hamming': (Image.Resampling.HAMMING,),
     'random': (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
-}
-
-# Inward directions (x, y) of the corners: top left, top right, bottom right, bottom left.
-INWARD = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
-ERASE_AREA = (0.02, 1 / 3)
-ERASE_ASPECT = (0.3, 1 / 0.3)
-ERASE_ATTEMPTS = 10
-RANDAUGMENT_STEPS = 30  # number of steps from no change to the greatest strength
-# Name -> function(image, share of the greatest strength in [-1, 1]). These are torchvision's
-# operations, with a bilinear filter and without 'Color', which does not change grey images.
-RANDAUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    'Identity': lambda image, share: image,
-    'ShearX': lambda image, share: _moved(image, slope=(0.3 * share, 0)),
-    'ShearY': lambda image, share: _moved(image, slope=(0, 0.3 * share)),
-    'TranslateX': lambda image, share: _moved(image, shift=(150 / 331 * share, 0)),
-    'TranslateY': lambda image, share: _moved(image, shift=(0, 150 / 331 * share)),
-    'Rotate': lambda image, share: F.rotate(image, 30 * share, F.InterpolationMode.BILINEAR),
-    'Brightness': lambda image, share: F.adjust_brightness(image, 1 + 0.9 * share),
-    'Contrast': lambda image, share: F.adjust_contrast(image, 1 + 0.9 * share),
-    'Sharpness': lambda image, share: F.adjust_sharpness(image, 1 + 0.9 * share),
-    'Posterize': lambda image, share: F.posterize(image, 8 - round(4 * abs(share))),
-    'Solarize': lambda image, share: F.solarize(image, 255 * (1 - abs(share))),
-    'AutoContrast': lambda image, share: F.autocontrast(image),
-    'Equalize': lambda image, share: F.equalize(image),
 }
 
 
@@ -120,50 +91,6 @@ class RandomCrop:
         return view.cut(view.image, resample)
 
 
-class PretrainTransform(RandomCrop):
-    """Return a normalised crop [C, S, S] of an image, and a mask [h, w], for pre-training."""
-
-    def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
-        super().__init__(config, PRETRAIN_FILTER, PRETRAIN_AREA)
-        self.mask_generator = mask_generator
-        self.noise = config.AUG.NOISE
-
-    def __call__(
-        self, image: Image.Image, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        # The view comes before the mask, because a mask may depend on what the crop shows.
-        view = self.draw(image, rng)
-        mask = self.mask_generator(rng, view)
-        pixels = self.cut(view, rng)
-        if self.noise:
-            pixels = pixels + self.noise * rng.standard_normal(pixels.shape, np.float32)
-        return torch.from_numpy(self.normalize(pixels)[0]), mask_bytes(mask)
-
-
-class TrainTransform(RandomCrop):
-    """Return an augmented and normalised crop [C, S, S] of an image for fine-tuning."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, config.DATA.INTERPOLATION, FINETUNE_AREA)
-        aug = config.AUG
-        self.warp = RandomWarp(config)
-        self.randaugment = RandAugment(config)
-        self.jitter, self.jitters_contrast = aug.COLOR_JITTER, aug.JITTER_CONTRAST
-        self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        # Geometry first, then grey levels, and erasing last, on the normalised image.
-        before = self.warp(self.cut(self.draw(image, rng), rng), rng)
-        pixels = self.randaugment(before, rng)
-        if self.jitter:
-            brightness, contrast = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, size=2)
-            contrast = contrast if self.jitters_contrast else 1.0
-            pixels = jitter(pixels, brightness=brightness, contrast=contrast)
-        normalized = self.normalize(pixels, before)[0]
-        erase(normalized, rng, **self.erasing)
-        return torch.from_numpy(normalized)
-
-
 class EvalTransform:
     """Return a normalised image [C, S, S], or several views of it [T, C, S, S]; nothing is random.
 
@@ -220,80 +147,6 @@ class EvalTransform:
         return torch.from_numpy(views if self.five_crops else views[0])
 
 
-class HoldoutTransform:
-    """Return an image [C, S, S] without augmentation, a mask [h, w], scale [C] and offset [C].
-
-    image * scale + offset restores the grey levels. Only the mask is drawn from `rng`.
-    """
-
-    def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
-        self.plain = EvalTransform(config, PRETRAIN_FILTER, test_time_views=False)
-        self.mask_generator = mask_generator
-
-    def __call__(
-        self, image: Image.Image, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        image = self.plain.preprocess(image)
-        mask = self.mask_generator(rng, self.plain.view(image))
-        normalized = self.plain.normalize(self.plain.square(image))
-        image, scale, offset = map(torch.from_numpy, normalized)
-        return image, mask_bytes(mask), scale, offset
-
-
-class RandomWarp:
-    """Apply rotation and perspective with one resampling (AUG.ROTATION and AUG.DISTORTION).
-
-    If both are off, nothing is drawn. Otherwise there are always 13 uniform draws, so that neither
-    option changes the draws of the other. Four of them are not used: they keep the samples of runs
-    that had more options. Areas from outside the crop are black.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.rotation = config.AUG.ROTATION
-        self.distortion = config.AUG.DISTORTION
-
-    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Warp a square image [S, S]."""
-        if not self.rotation and not self.distortion:
-            return pixels
-        size, uniforms = len(pixels), rng.random(13)
-        matrix = warp_matrix(
-            size,
-            angle=(2 * uniforms[0] - 1) * self.rotation,
-            inward=uniforms[5:].reshape(4, 2) * self.distortion * size / 2,
-        )
-        return warp(pixels, matrix)
-
-
-class RandAugment:
-    """Apply several random operations of RANDAUGMENT with the same strength.
-
-    Two numbers are drawn for each operation: its index, and the sign of its strength. Grey levels
-    are rounded, because the operations take 8 bits.
-
-    Source: Cubuk et al. 2020, arXiv:1909.13719, with the strengths of torchvision.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.count, self.magnitude = config.AUG.RANDAUGMENT or (0, 0)
-
-    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Change a square image [S, S]."""
-        if not self.count:
-            return pixels
-        image = Image.fromarray(np.rint(pixels).astype(np.uint8))
-        operations = [*RANDAUGMENT.values()]
-        for _ in range(self.count):
-            change, sign = operations[rng.integers(len(operations))], rng.choice((-1, 1))
-            image = change(image, sign * self.magnitude / RANDAUGMENT_STEPS)
-        return np.asarray(image, np.float32)
-
-
-def mask_bytes(mask: np.ndarray) -> torch.Tensor:  # [h, w]
-    """Convert a mask to bytes: an eighth of what workers send and the GPU receives."""
-    return torch.from_numpy(mask.astype(np.uint8))
-
-
 def draw_crop(
     rng: np.random.Generator, height: int, width: int, *, area: tuple[float, float]
 ) -> Box:
@@ -341,89 +194,6 @@ def five_crops(pixels: np.ndarray, size: int) -> np.ndarray:  # [H, W] -> [5, si
     return np.stack([pixels[top : top + size, left : left + size] for top, left in places])
 
 
-def warp_matrix(
-    size: int,
-    *,
-    angle: float = 0.0,
-    inward: np.ndarray | float = 0.0,
-) -> np.ndarray:  # [3, 3]
-    """Return the homography from points (x, y, 1) of a square image to points of the warped image.
-
-    As in torchvision, a rotation around the centre is followed by a perspective. Points are in
-    pixels; (0, 0) is the outer corner of the first pixel.
-
-    Args:
-        size: Side of the image in pixels.
-        angle: Clockwise rotation in degrees.
-        inward: Inward shifts (x, y) in pixels, [4, 2], of the top left, top right, bottom right and
-            bottom left corner. Below a third of the side, the corners stay convex.
-    """
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    # Clockwise on the screen, because y points down.
-    linear = np.array([[cos, -sin], [sin, cos]])
-    centre = np.array([size / 2, size / 2])
-    rotation = np.eye(3)
-    rotation[:2, :2] = linear
-    # The centre stays where it is.
-    rotation[:2, 2] = centre - linear @ centre
-    corners = size * (INWARD < 0) + INWARD * inward
-    return _perspective(corners, size) @ rotation
-
-
-def warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [S, S] both ways
-    """Warp an image by a homography with a bicubic filter; areas from outside are black."""
-    # Pillow asks for the map from each output pixel back to the input.
-    inverse = np.linalg.inv(matrix)
-    warped = Image.fromarray(pixels).transform(
-        pixels.shape[::-1],
-        Image.Transform.PERSPECTIVE,
-        tuple((inverse / inverse[2, 2]).ravel()[:8]),
-        Image.Resampling.BICUBIC,
-    )
-    return np.clip(np.asarray(warped), 0, 255)  # bicubic may overshoot
-
-
-def jitter(pixels: np.ndarray, *, brightness: float, contrast: float) -> np.ndarray:
-    """Multiply pixels by the brightness, scale them around the mean by the contrast, and clip."""
-    pixels = np.clip(pixels * np.float32(brightness), 0, 255)
-    # The mean after the change of brightness stays the same.
-    mean = pixels.mean()
-    return np.clip(mean + (pixels - mean) * np.float32(contrast), 0, 255)
-
-
-def erase(
-    image: np.ndarray, rng: np.random.Generator, *, probability: float, mode: str, max_count: int
-) -> None:
-    """Erase 1 to max_count random rectangles in place, like timm's random erasing.
-
-    Args:
-        image: Normalised image [C, H, W].
-        rng: Random generator of the sample.
-        probability: Probability of erasing.
-        mode: Content of a rectangle: zeros ('const'), one normal value per channel ('rand'), or one
-            normal value per channel and pixel ('pixel').
-        max_count: Largest number of rectangles, which share the erased area.
-    """
-    if rng.random() >= probability:
-        return
-    channels, height, width = image.shape
-    low, high = np.log(ERASE_ASPECT)
-    # Several rectangles share the erased area, so their number does not change it.
-    count = rng.integers(1, max_count + 1)
-    for _ in range(count):
-        for _ in range(ERASE_ATTEMPTS):
-            pixels = rng.uniform(*ERASE_AREA) * height * width / count
-            aspect = math.exp(rng.uniform(low, high))
-            h, w = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
-            # A candidate that does not fit is drawn again, at most ERASE_ATTEMPTS times.
-            if h < height and w < width:
-                top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-                area = image[:, top : top + h, left : left + w]
-                shape = (channels, 1, 1) if mode == 'rand' else area.shape
-                area[:] = 0 if mode == 'const' else rng.standard_normal(shape, np.float32)
-                break
-
-
 def _enlarge(
     image: Image.Image, size: int, resample: Image.Resampling, *, keep_aspect: bool
 ) -> np.ndarray:  # [H, W]
@@ -431,26 +201,3 @@ def _enlarge(
     height, width = full_size(image) if keep_aspect else (1, 1)
     side, short = enlarged_side(size), min(height, width)
     return resize(image, (side * width // short, side * height // short), resample)
-
-
-def _moved(
-    image: Image.Image, *, shift: tuple[float, float] = (0, 0), slope: tuple[float, float] = (0, 0)
-) -> Image.Image:
-    """Shift by shares of the side, in whole pixels, or shear from the top left corner."""
-    shift = [int(part * image.width) for part in shift]
-    shear = [math.degrees(math.atan(part)) for part in slope]
-    return F.affine(image, 0, shift, 1, shear, F.InterpolationMode.BILINEAR, center=[0, 0])
-
-
-def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3, 3]
-    """Return the homography that maps the corners of a square to four corners, clockwise.
-
-    Source: Heckbert 1989, Fundamentals of Texture Mapping and Image Warping, section 2.2.3.
-    """
-    top_left, top_right, bottom_right, bottom_left = corners
-    sides = np.stack([top_right - bottom_right, bottom_left - bottom_right], axis=1)
-    g, h = np.linalg.solve(sides, top_left - top_right + bottom_right - bottom_left)
-    columns = top_right * (1 + g) - top_left, bottom_left * (1 + h) - top_left, top_left
-    matrix = np.vstack([np.stack(columns, axis=1), (g, h, 1)])
-    matrix[:, :2] /= size  # from the unit square's coordinates to pixels
-    return matrix

@@ -22,7 +22,6 @@ from evaluation.reconstruction import (
     plot_reconstructions,
 )
 from logger import DETAIL
-from models.simmim import ImageTarget, Target
 from system import distributed
 from system.device import autocast, to_device
 
@@ -129,7 +128,7 @@ def _over_ranks(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reconstruction]:
     """Yield the prediction for each held-out image of this rank under its fixed mask."""
     model.eval()
-    is_image = isinstance(model.target, ImageTarget)
+    is_image = model.target.is_image
     # Images are compared in grey levels, features such as HOG in their own units.
     predict = model.reconstruct if is_image else model.predict
     target_of = None if is_image else partial(_target_of, model.target)
@@ -143,7 +142,7 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
 
 
 @torch.no_grad()
-def _target_of(target: Target, image: np.ndarray) -> np.ndarray:
+def _target_of(target: Any, image: np.ndarray) -> np.ndarray:
     return target.of(torch.from_numpy(image)[None])[0].numpy()
 
 
@@ -158,7 +157,7 @@ def _write_figure(run: Run, examples: list[Reconstruction], epoch: int, line: st
         run.logger.warning(f'{path} cannot be written ({error.strerror})')
 
 
-def mean_errors(name: str, sums: np.ndarray, target: Target) -> dict[str, float]:
+def mean_errors(name: str, sums: np.ndarray, target: Any) -> dict[str, float]:
     """Compute the mean errors of the model and of the trivial predictors.
 
     The sums [P, 3] are those of `hidden_error`, for the model and then for each trivial predictor.
@@ -168,7 +167,7 @@ def mean_errors(name: str, sums: np.ndarray, target: Target) -> dict[str, float]
     values = {}
     ends = [_model_suffix(target), *(f'_{predictor}' for predictor in TRIVIAL_PREDICTORS)]
     for (error, grey, count), end in zip(sums, ends, strict=True):
-        if isinstance(target, ImageTarget):
+        if target.is_image:
             values[f'{name}_l1{end}'] = float(error / count)
             values[f'{name}_l1_grey{end}'] = float(grey / count)
         else:
@@ -176,18 +175,18 @@ def mean_errors(name: str, sums: np.ndarray, target: Target) -> dict[str, float]
     return values
 
 
-def describe(name: str, values: dict[str, float], target: Target) -> str:
+def describe(name: str, values: dict[str, float], target: Any) -> str:
     """Return a log line with the model's error and the trivial predictors' errors."""
     suffix = _model_suffix(target)
-    unit = '_grey' if isinstance(target, ImageTarget) else f'_{target.name}'
-    form = '.2f' if isinstance(target, ImageTarget) else '.4f'
+    unit = '_grey' if target.is_image else f'_{target.name}'
+    form = '.2f' if target.is_image else '.4f'
     trivial = ', '.join(f'{k} {values[f"{name}_l1{unit}_{k}"]:{form}}' for k in TRIVIAL_PREDICTORS)
     error = f'{values[f"{name}_l1{unit}{suffix}"]:{form}}'
-    if isinstance(target, ImageTarget):
+    if target.is_image:
         error = f'{values[f"{name}_l1{suffix}"]:.4f}, {error} of 255 grey levels'
         return f'{name} masked L1{suffix.replace("_", " ")}: {error} (trivial: {trivial})'
     return f'{name} masked L1 of {target.name}: {error} (trivial: {trivial})'
 
 
-def _model_suffix(target: Target) -> str:
+def _model_suffix(target: Any) -> str:
     return GIVEN_STATISTICS if target.uses_true_statistics else ''

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from data.labels import task_of
 from data.loader import sample_rng
-from data.tasks import task_of
 from evaluation.classes import class_table
 from evaluation.metrics import score_table
 from models.build import build_saved_model
+from models.kept_patches import num_kept, num_patches
 from models.losses import LABEL_LOSSES
-from models.vision_transformer import num_kept, num_patches
 from system import distributed
 from system.device import autocast, views_of
 from utils import load_model_state, read_checkpoint

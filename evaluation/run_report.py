@@ -17,10 +17,9 @@ from config import (
     scored_steps,
 )
 from data.groups import all_groups
-from data.labels import UNCERTAIN
+from data.labels import UNCERTAIN, task_of
 from data.loader import XrayDataset
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
-from data.tasks import task_of
 from engine.run_record import code_version
 from evaluation.cases import Cases
 from evaluation.final_scores import FinalScores, describe_views, present

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from config import Config, Registry, require
 from data.figures import FONT, NOT_FOR_CLINICAL_USE, SMALL, encode_figure, new_figure, show_image
-from data.labels import file_name
+from data.labels import file_name, positive_logits
 from data.loader import XrayDataset
-from data.tasks import positive_logits
 from data.transforms import EvalTransform
 from evaluation.cases import Cases, choose_cases
 from models.build import build_model

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from config import Registry
-from data.tasks import positive_logits, task_of
+from data.labels import positive_logits, task_of
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')
@@ -157,7 +157,7 @@ def masked_multiclass(
     class. With gamma 0 it is the cross-entropy.
 
     Args:
-        outputs: Outputs of the model, [B, 3K], see `data.tasks.positive_logits`.
+        outputs: Outputs of the model, [B, 3K], see `data.labels.positive_logits`.
         targets: Targets, [B, K], NaN where unknown. They are 0, 1 or 2 (uncertain) for labels with
             three classes, and in [0, 1] for the others.
         multiclass: Mask of the labels with three classes, [K] bool.

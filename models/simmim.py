@@ -142,7 +142,7 @@ class MaskedModel(nn.Module, ABC):
 
 
 class Target(ABC):
-    """What is predicted of an image: T values for each cell.
+    """The target of the reconstruction: T values for each cell of an image.
 
     Args:
         in_chans: Number of image channels C.
@@ -153,12 +153,14 @@ class Target(ABC):
         own_cell: Side of a cell with MODEL.SIMMIM.TARGET_SIZE 0 (class attribute).
         name: Name of the values in metrics.jsonl; '' for pixels (class attribute).
         channels: Number of values T. The head has as many outputs for each cell.
+        is_image: Whether it is an `ImageTarget` (class attribute).
         uses_true_statistics: Whether `to_images` uses statistics of the hidden pixels. A masking
             unit must then contain more than one cell.
     """
 
     own_cell: ClassVar[int] = 1
     name: ClassVar[str] = ''
+    is_image: ClassVar[bool] = False
     uses_true_statistics: ClassVar[bool] = False
 
     def __init__(self, in_chans: int = 1, *, cell: int = 1, unit: int = 1) -> None:
@@ -173,6 +175,8 @@ class Target(ABC):
 
 class ImageTarget(Target):
     """A target from which images can be reconstructed."""
+
+    is_image = True
 
     @abstractmethod
     def to_images(self, predictions: Tensor, images: Tensor) -> Tensor:

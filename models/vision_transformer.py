@@ -23,6 +23,7 @@ from models.encoder import (
     attend,
     run_block,
 )
+from models.kept_patches import num_kept, num_patches
 from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, gather_biases
 
 
@@ -323,22 +324,6 @@ def check(config: Config, stage: str | None) -> None:
         require(holds, config, key, allowed)
         allowed = f'such that 1 or more of the {num_patches(config)} patches remain'
         require(num_kept(num_patches(config), ratio) > 0, config, key, allowed)
-
-
-def num_patches(config: Any) -> int:
-    """Return the number of patches of an image."""
-    return (config.DATA.IMG_SIZE // config.MODEL.VIT.PATCH_SIZE) ** 2
-
-
-def draw_kept(images: torch.Tensor, num_patches: int, mask_ratio: float) -> torch.Tensor:
-    """Draw the positions [B, V] of the patches that each image keeps, at random."""
-    noise = torch.rand(len(images), num_patches, device=images.device)
-    return noise.argsort(dim=1)[:, : num_kept(num_patches, mask_ratio)]
-
-
-def num_kept(num_patches: int, mask_ratio: float) -> int:
-    """Return the number of patches that `draw_kept` keeps. The masked number is rounded up."""
-    return num_patches - math.ceil(num_patches * mask_ratio)
 
 
 def select_tokens(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, default_config, part
 from data.check import Findings, check_data, list_duplicates
-from data.reading import config_of_data, may_be_absent
+from data.given_folders import config_of_data
+from data.reading import may_be_absent
 from data.sources import source_configs
 from system.files import replace_file
 from system.tool import Paragraphs, at_least, tool, usable_cpus

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.describe import build_description, format_description, plot_images, save_description
-from data.reading import config_of_data
+from data.given_folders import config_of_data
 from system.tool import Paragraphs, tool
 
 MOST_EXAMPLES = 16

@@ -30,8 +30,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import Config, config_text
+from data.given_folders import read_images
 from data.noted_images import NotedImages, describe_notes, is_skipped
-from data.reading import read_images, require_packed_steps
+from data.reading import require_packed_steps
 from data.records import Records, images_of
 from data.store import STORE_FILE, is_store
 from data.transforms import EvalTransform

@@ -23,12 +23,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, put
+from data.given_folders import read_images
 from data.image_source import Folder
 from data.images import load_image
+from data.labels import task_of
 from data.noted_images import NotedImages, describe_notes, is_skipped
 from data.predictions import write_predictions
-from data.reading import read_images, read_split
-from data.tasks import task_of
+from data.reading import read_split
 from data.transforms import EvalTransform
 from engine.launch import model_tool
 from evaluation.inference import load_classifier, predict

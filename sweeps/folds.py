@@ -20,6 +20,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from data.folds import folds_of
+from data.labels import task_of
 from data.predictions import (
     LabelTable,
     Predictions,
@@ -32,7 +33,6 @@ from data.reading import read_split
 from data.records import select_views
 from data.splits import split_patients, unlabelled_records
 from data.table import Table
-from data.tasks import task_of
 from engine.run_record import SHOWN, is_finished
 from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases

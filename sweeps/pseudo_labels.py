@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from config import build_parser, get_config, selecting_split
+from data.labels import task_of
 from data.predictions import look_up, read_predictions, write_predictions
 from data.reading import read_split
 from data.records import Records, select_views
 from data.splits import split_patients, training_records, unlabelled_records
-from data.tasks import task_of
 from evaluation.calibration import choose_threshold
 from evaluation.cases import Cases
 from evaluation.pseudo_label_choice import audit, choose_values

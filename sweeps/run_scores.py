@@ -12,10 +12,12 @@ import numpy as np
 
 from config import PROBES, Config, value_at
 from data.groups import all_groups
+from data.labels import task_of
 from data.masking import average_distance, mask_generator
 from data.predictions import look_up, read_predictions
-from data.reading import SCORED_SPLITS, scored_records
-from data.tasks import task_of
+from data.reading import SCORED_SPLITS, read_split
+from data.records import Records, select_views
+from data.splits import split_patients
 from engine.run_record import files_read, is_finished, read_record, without_home
 from evaluation.cases import Cases
 from evaluation.metrics import auroc_per_label
@@ -181,6 +183,23 @@ def option_notes(sweep: Sweep, runs: Runs) -> list[str]:
         if count > 1:
             notes.append(f'The runs of {stage} read {count} different versions of {name}.')
     return notes
+
+
+def scored_records(
+    config: Config, split: str, logger: logging.Logger, *, optional: bool = False
+) -> Records | None:
+    """Read the records of 'internal' (see `split_patients`), 'valid' or 'test' in EVAL.VIEWS.
+
+    Returns:
+        Records. None for an absent optional split, and for internal if EVAL.INTERNAL_SHARE is 0.
+    """
+    if split == 'internal':
+        if not config.EVAL.INTERNAL_SHARE:
+            return None
+        records = split_patients(config, read_split(config, 'train', logger))[2]
+    else:
+        records = read_split(config, split, logger, optional=optional)
+    return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
 
 
 def _facts(run: RunFolders, split: str, checkpoint: str) -> Iterator[dict[str, Any]]:

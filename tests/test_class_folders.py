@@ -10,8 +10,8 @@ from PIL import Image
 from tiny import LABELS_DECIDE, VIT, finished_run
 
 from config import get_config
+from data.labels import task_of
 from data.layouts import open_layout, read_layout
-from data.tasks import task_of
 
 NAMES = ['NORMAL', 'PNEUMONIA', 'COVID']
 SPLITS = """

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import images
-from data.images import BadImageError, load_image, read_dicom
+from data import dicom, images
+from data.dicom import read_dicom
+from data.images import BadImageError, load_image
 
 pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
 
@@ -220,7 +221,7 @@ def test_files_that_are_cut_off_are_refused(path, share):
 
 
 def test_files_that_take_minutes_or_all_memory_are_refused(path, monkeypatch):
-    monkeypatch.setattr(images, 'DEFLATED_BYTES', 2**16)
+    monkeypatch.setattr(dicom, 'DEFLATED_BYTES', 2**16)
     syntax = 'DeflatedExplicitVRLittleEndian'
     assert levels(write(path, SQUARE, syntax=syntax)).shape == SQUARE.shape
     assert '65,536' in refusal(write(path, np.zeros((300, 300), np.uint8), syntax=syntax))

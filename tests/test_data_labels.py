@@ -17,9 +17,9 @@ from data.labels import (
     Policy,
     count_uncertain,
     evaluation_targets,
+    make_task,
     training_targets,
 )
-from data.tasks import make_task
 
 NAN = np.nan
 K = len(LABELS)

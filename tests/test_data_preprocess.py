@@ -12,16 +12,17 @@ from packed_data import file_of, make_data, packed
 from PIL import Image
 from xray_splits import LOGGER, make_config, samples_of
 
+from data.augmentation import TrainTransform
 from data.data_finetune import build_loader_finetune
+from data.given_folders import read_data_set
 from data.image_source import open_images
 from data.images import BadImageError, full_size, load_image
 from data.loader import sample_rng
 from data.packing import Settings
 from data.preprocess import Preprocess, Setup, apply_steps
 from data.preprocess import check as check_steps
-from data.reading import data_root, read_data_set
+from data.reading import data_root
 from data.store import open_store, read_about
-from data.transforms import TrainTransform
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import pack as pack_script  # noqa: E402

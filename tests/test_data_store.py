@@ -15,14 +15,15 @@ from packed_data import SMALL, contents, copied, file_of, flip_bit, killed_after
 from PIL import Image
 from xray_splits import LOGGER, make_config, write_split, xray
 
-import data.store
+import data.store_files
 from data.chexpert import read_csv
 from data.folder import read_folder
 from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, pack, read_source
 from data.reading import data_root
 from data.records import Records
-from data.store import copy_store, file_crc32, is_store, open_store, read_about, verify, write_json
+from data.store import file_crc32, is_store, open_store, read_about
+from data.store_files import copy_store, verify, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import pack as pack_script  # noqa: E402
@@ -264,13 +265,13 @@ def test_a_shard_that_changes_after_its_first_check_is_found(store: Path, tmp_pa
 
 
 def test_a_copy_is_resumed_checked_and_reused(store: Path, tmp_path: Path, monkeypatch) -> None:
-    target, copies, copy_file = tmp_path / 'copy', [], data.store.copy_file
+    target, copies, copy_file = tmp_path / 'copy', [], data.store_files.copy_file
 
     def counted(source: Path, *args) -> None:
         copies.append(source.name)
         copy_file(source, *args)
 
-    monkeypatch.setattr(data.store, 'copy_file', counted)
+    monkeypatch.setattr(data.store_files, 'copy_file', counted)
     copy_store(store, target)
     assert contents(target) == contents(store)
     assert sorted(copies) == sorted(read_about(store)['files'])

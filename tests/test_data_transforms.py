@@ -18,25 +18,21 @@ from torchvision.transforms.v2 import functional as F2
 from xray_splits import xray
 
 from config import check_config, pixel_statistics
-from data.images import FULL_SIZE
-from data.loader import sample_rng
-from data.masking import MaskGenerator
-from data.preprocess import PREPROCESS, Setup
-from data.transforms import (
-    FILTERS,
+from data.augmentation import (
     RANDAUGMENT,
-    EvalTransform,
-    HoldoutTransform,
-    PretrainTransform,
     RandomWarp,
     TrainTransform,
-    centre_crop,
-    draw_crop,
     erase,
     jitter,
     warp,
     warp_matrix,
 )
+from data.data_simmim import HoldoutTransform, PretrainTransform
+from data.images import FULL_SIZE
+from data.loader import sample_rng
+from data.masking import MaskGenerator
+from data.preprocess import PREPROCESS, Setup
+from data.transforms import FILTERS, EvalTransform, centre_crop, draw_crop
 from data.view import Box, resized_crop
 
 SETUP = Setup()

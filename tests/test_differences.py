@@ -20,7 +20,8 @@ from tiny import ROOT, arguments, finished_run, run_folder, run_main, tiny_confi
 from torch import nn
 
 from config import build_parser, default_config
-from data.transforms import EvalTransform, TrainTransform
+from data.augmentation import TrainTransform
+from data.transforms import EvalTransform
 from engine import loop
 from engine.launch import Process, setup_run
 from logger import read_metrics

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import config_with
 
 import logger as module
-from logger import DETAIL, WRITERS, ScalarLog, TensorBoard, create_logger, read_metrics
+from engine.metric_writers import TensorBoard
+from logger import DETAIL, WRITERS, ScalarLog, create_logger, read_metrics
 
 
 def test_every_rank_writes_a_file_and_only_rank_0_writes_to_the_console(tmp_path, capsys):

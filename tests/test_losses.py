@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from config import default_config
-from data.labels import LABELS
-from data.tasks import positive_logits
+from data.labels import LABELS, positive_logits
 from models.losses import build_label_loss, masked_bce, positive_weights
 
 NAN = float('nan')

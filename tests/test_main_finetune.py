@@ -27,7 +27,6 @@ import main_finetune
 from config import check_config, default_config
 from data.loader import XrayDataset, sample_rng
 from data.predictions import read_predictions
-from data.reading import scored_records
 from data.transforms import EvalTransform
 from engine import preflight
 from engine.run_record import RunRecord, read_record
@@ -36,7 +35,7 @@ from evaluation.inference import load_classifier
 from logger import read_metrics
 from models.vision_transformer import Block
 from sweeps.files import load_config
-from sweeps.run_scores import selection_figures
+from sweeps.run_scores import scored_records, selection_figures
 from sweeps.runner import folder_state
 from utils import read_checkpoint
 

@@ -18,8 +18,7 @@ from tiny import SWIN, VIT, finished_run, load_script, run_script
 from transfers import write_run
 
 from data.images import load_image
-from data.labels import LABELS
-from data.tasks import positive_logits
+from data.labels import LABELS, positive_logits
 from data.transforms import EvalTransform
 from evaluation.inference import load_classifier
 from evaluation.saliency import grad_cam

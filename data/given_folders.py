@@ -1,0 +1,80 @@
+"""Read the data in a folder, store or table that a script was given, outside a run."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from config import Config, check_config, default_config, part, put
+from data.chexpert import read_csv
+from data.reading import read_split
+from data.records import Records, csv_names
+from data.store import is_store, packed_steps, read_about
+
+
+def read_data_set(
+    dataset: str, root: str, split: str, labels: Sequence[str] = (), *, task: str = 'observations'
+) -> Records:
+    """Read all records of a split outside a run; all other options have their defaults."""
+    config = default_config()
+    options = {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels), 'TASK': task}
+    if is_store(root):
+        options['PREPROCESS'] = packed_steps(read_about(root))
+    for name, value in options.items():
+        put(config, f'DATA.{name}', value, '--dataset')
+    check_config(config)
+    if is_store(root):  # of any size, which may not fit the default encoder
+        config.DATA.IMG_SIZE = read_about(root)['settings']['size'] or config.DATA.IMG_SIZE
+    records = read_split(config, split, logging.getLogger(__name__), labelled=bool(labels))
+    if records is None:
+        raise ValueError(f'--split: the data set {dataset} in {root} has no split {split}')
+    return records
+
+
+def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
+    """Read the images of a folder, a packed store or a CSV file in CheXpert's layout, unlabelled.
+
+    With `dataset`, the folder or store contains this data set, and only the images of the split are
+    read.
+    """
+    if dataset:
+        return read_data_set(dataset, place, split)
+    if place.lower().endswith('.csv'):
+        folder, name = os.path.split(place)
+        return read_csv(folder or '.', name, labels=())
+    config = default_config()
+    return part(config, 'DATA.DATASET').read(config, place, 'train', allow_all_images=True)
+
+
+def detect_dataset(config: Config) -> str:
+    """Return DATA.DATASET, or what the files of DATA.DATA_PATH show if it has its default value."""
+    root, dataset = Path(config.DATA.DATA_PATH), config.DATA.DATASET
+    if dataset != default_config().DATA.DATASET:
+        return dataset
+    if any(root.glob('mimic-cxr-*-split.csv*')):
+        return 'mimic-cxr'
+    is_chexpert = any((root / name).is_file() for name in csv_names(config).values())
+    return 'chexpert' if is_chexpert else 'folder'
+
+
+def config_of_data(data_path: str, cfg: str | None, opts: list[str]) -> Config:
+    """Return the config of a data set; unless DATA.DATASET is given, detect it from the files.
+
+    Args:
+        data_path: Folder or store (`--data-path`).
+        cfg: YAML file of options (`--cfg`), if any.
+        opts: Further options, key and value in turn (`--opts`).
+
+    Raises:
+        ValueError: If the folder does not exist, or an option is wrong.
+    """
+    config = default_config()
+    if cfg:
+        config.merge_from_file(cfg)
+    config.merge_from_list(opts)
+    put(config, 'DATA.DATA_PATH', data_path, '--data-path')
+    if not Path(data_path).is_dir():
+        raise ValueError(f'--data-path is not a folder: {data_path}')
+    config.DATA.DATASET = detect_dataset(config)
+    check_config(config)
+    return config
