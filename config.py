@@ -234,7 +234,7 @@ _C.DATA.TRAIN_CSV = Own(
     'name is a list of images (column Path) to which the split train is reduced.',
     affects=('weights', 'patients'),
 )
-# Set by hand: docs/howto/cross_validation.md: a fold is a pair of CSV files.
+# Set by hand: docs/howto/ablations.md: a fold is a pair of CSV files.
 _C.DATA.VALID_CSV = Own(
     'valid.csv',
     'Validation labels, a path as TRAIN_CSV; may be absent if TEST_CSV is another file than '

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SimMIM against MAE on your own X-rays with 10 % of the labels, on a CPU: the same encoder, equal
-# compute, each fine-tuned with its own tuned rate. docs/howto/simmim_against_mae.md explains it.
+# compute, each fine-tuned with its own tuned rate. docs/howto/compare_methods.md explains it.
 #   bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]
 # LABELLED: CheXpert's layout; train.csv and valid.csv are joined. UNLABELLED: a folder or packed store.
 # OUT: default simmim_against_mae_output. SEEDS=5, FOLDS=5. PRETRAIN_OPTS and FINETUNE_OPTS: other

@@ -177,8 +177,8 @@ def test_the_site_builds_without_warnings_and_is_searched_from_disk(
     # A page from disk may not fetch the index, so that a script beside the page contains it.
     name, _, index = (site / 'search' / 'search_index.js').read_text().partition(' = ')
     found = {entry['location']: entry['text'] for entry in json.loads(index)['docs']}
-    assert name == 'var __index' and 'torchrun' in found['howto/chexpert.html']
-    for file in ('index.html', 'howto/chexpert.html', 'contributing.html'):
+    assert name == 'var __index' and 'torchrun' in found['howto/slurm.html']
+    for file in ('index.html', 'howto/slurm.html', 'contributing.html'):
         page = site / file
         scripts = re.findall(r'<script[^>]* src="([^"]+)"', page.read_text())
         assert any('iframe-worker' in script for script in scripts)

@@ -347,7 +347,7 @@ def test_flags_that_cannot_work_are_refused(words, named, script, monkeypatch, c
 def test_the_examples_of_the_page_run_on_the_file(
     features, pretrained: Path, phantom: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    page = (ROOT / 'docs' / 'howto' / 'features.md').read_text(encoding='utf-8')
+    page = (ROOT / 'docs' / 'howto' / 'export.md').read_text(encoding='utf-8')
     classify, plane, _ = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'DIR').symlink_to(phantom)
