@@ -30,7 +30,10 @@ CHEXPERT = [path for path in YAMLS if '__chexpert_' in path]
 # token, 2 channels of 768 x 14 x 14 and 12 x 768 biases of keys; and a head for 14 labels.
 # ResNet and DenseNet: torchvision's 25,557,032 and 7,978,856, less 2 channels of 64 x 7 x 7 and 986
 # labels.
+# MAE: a block of width D has 12 D^2 + 12 D. ViT-S has 12 blocks and 256 + 1 + 1 + 2 rows of 384;
+# the decoder has 8 blocks of 512, 384 + 1 + 1 + 2 rows of 512, and 512 x 256 + 256.
 PARAMETERS = {
+    'simmim_pretrain__vit_small__img224__mae_100ep': 46_933_760,
     'simmim_pretrain__swin_base__img192_window6__chexpert_800ep': 87_770_808,
     'simmim_finetune__swin_base__img192_window6__chexpert_800ep': 86_735_430,
     'simmim_finetune__convnext_base__img512__chexpert_highres': 87_576_718,

@@ -150,6 +150,8 @@ def test_dump_and_checkpoint_hold_what_was_asked_for_and_the_dump_repeats_the_ru
     assert (asked['OUTPUT'], asked['TAG']) == (str(output), 'default')
     assert (asked['TRAIN']['BASE_LR'], asked['TRAIN']['WARMUP_LR']) == (0.05, 1e-4)
     assert (asked['MODEL']['RESUME'], asked['TRAIN']['START_EPOCH']) == ('', 0)
+    names = ['ckpt_epoch_0.pth', 'ckpt_epoch_1.pth']  # none within an epoch
+    assert sorted(path.name for path in folder.glob('*.pth')) == names
     last = read_checkpoint(folder / 'ckpt_epoch_1.pth')
     assert last['config'] == dump
     cfg = str(folder / 'config.yaml')
