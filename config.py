@@ -140,8 +140,8 @@ EFFECTS = {
 }
 TRAINED = ('weights', 'model', 'outputs', 'patients')  # effects on the trained model
 
-# Modes that fit a classifier on features of a frozen encoder.
-PROBES = ('linear_probe', 'knn', 'attentive_probe')
+# Modes that fit a classifier on features of a frozen encoder, or as a baseline on pixels.
+PROBES = ('linear_probe', 'knn', 'attentive_probe', 'pixels')
 VIEWS = ('frontal', 'lateral', 'all')
 FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 PRETRAIN_FILTER = 'bilinear'  # resizes in pre-training, as in SimMIM
@@ -927,7 +927,8 @@ _C.FINETUNE = Section()
 _C.FINETUNE.MODE = Own(
     'full',
     "Trained part: the 'full' model, the 'last_layer' (its head), or a classifier ('linear_probe', "
-    "'knn', 'attentive_probe') on the features of the frozen encoder.",
+    "'knn', 'attentive_probe') on the features of the frozen encoder. 'pixels': no encoder, but a "
+    'logistic regression on small images, as a baseline.',
     one_of=('full', 'last_layer', *PROBES),
     file='evaluation.probes',
 )
@@ -958,11 +959,11 @@ _C.REPORT.METHOD = Own(
     parts=dict.fromkeys(('grad_cam', 'attention'), 'evaluation.saliency'),
     stage='finetune',
 )
-_C.REPORT.PIXEL_FLOOR = Own(
-    False,
-    'Whether a logistic regression on pixels is scored next to the model. It reads up to '
-    '20,000 training images and all scored images again.',
-    file='evaluation.pixel_floor',
+_C.REPORT.BASELINES = Own(
+    {},
+    'Name -> prediction file, or folder of a run, that the report shows next to the model and '
+    "compares with it, such as {'pixels': 'output/simmim_finetune/pixels'}.",
+    affects='nothing',
 )
 
 _C.AMP_OPT_LEVEL = Option(
@@ -1396,7 +1397,8 @@ def _check_data_options(config: Config) -> None:
         allowed = f'{channels} numbers, one per channel, or [] for both MEAN and STD'
         require(holds, config, f'DATA.{key}', allowed)
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
-    require(holds, config, 'DATA.TRAIN_IMAGES', '0 if DATA.TRAIN_FRACTION is below 1')
+    allowed = f'0, because DATA.TRAIN_FRACTION is {data.TRAIN_FRACTION:g}: also set that to 1.0'
+    require(holds, config, 'DATA.TRAIN_IMAGES', allowed)
     pairs = {'AUG.CROP_AREA': [], 'AUG.CUTMIX_MINMAX': None}
     for key, off in {**pairs, 'CONTRASTIVE.FIRST_CROP_AREA': []}.items():
         pair = value_at(config, key)
@@ -1430,8 +1432,8 @@ def _check_finetuning(config: Config) -> None:
     for key, works in CHEXPERT_VALUES.items():
         require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
     selects = config.EVAL.SELECT_ON != 'last' and config.FINETUNE.MODE not in PROBES
-    holds = not (config.EVAL.DATA_PATH and config.REPORT.PIXEL_FLOOR)
-    require(holds, config, 'REPORT.PIXEL_FLOOR', 'False with EVAL.DATA_PATH')
+    holds = not (config.FINETUNE.MODE == 'pixels' and config.PRETRAINED)
+    require(holds, config, 'PRETRAINED', "'' with FINETUNE.MODE 'pixels', which has no encoder")
     holds = config.TRAIN.PATIENCE == 0 or selects
     require(holds, config, 'TRAIN.PATIENCE', "0 with EVAL.SELECT_ON 'last' and with a probe")
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE

@@ -217,7 +217,11 @@ class Table:
 
     def _read(self, hint: str) -> pd.DataFrame:
         if not self.file.is_file():
-            self.fault('missing file', f'the file does not exist{hint}')
+            is_folder = self.file.is_dir()
+            problem = (
+                'this is a folder: name a file in it' if is_folder else 'the file does not exist'
+            )
+            self.fault('missing file', f'{problem}{hint}')
             return pd.DataFrame()
         try:
             header, *rows = _read_rows(self.file) or [[]]

@@ -7,8 +7,6 @@ import numpy as np
 
 from evaluation.metrics import study_level
 
-FLOOR = 'logistic regression on pixels'  # name of the cases of this baseline
-
 
 @dataclass(frozen=True, eq=False)
 class Cases:

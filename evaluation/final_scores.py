@@ -14,10 +14,8 @@ from data.loader import Loaders
 from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS
 from engine.run_record import Run, code_version, is_data_of
-from evaluation.cases import FLOOR
 from evaluation.classes import describe_split
 from evaluation.inference import predict, score
-from evaluation.tuning import INVERSE_PENALTIES, log_choices
 from logger import json_safe
 from system import distributed
 from system.files import replace_file
@@ -38,8 +36,6 @@ class FinalScores:
         self.trained: Config | None = None  # options of the training of the scored model
         self.table: dict[str, dict[str, Any]] = {}
         self.values: dict[str, np.ndarray] = {}  # logits of the images
-        self.floor: dict[str, Any] = {}  # numbers of images and components of the pixel baseline
-        self.floor_predictions: dict[str, np.ndarray] = {}
 
     def score(self, name: str, models: list[nn.Module], **facts: Any) -> None:
         """Score the averaged predictions of the models on SCORED_SPLITS under this name.
@@ -67,8 +63,6 @@ class FinalScores:
             found = {s: self.task.probabilities(self.values[s]) for s in self.scored | others}
             self._write_predictions(found, ', '.join(sources))
             run.logger.info(f'scores in {self._write_scores()}. Not for clinical use.')
-        if run.config.REPORT.PIXEL_FLOOR:  # after the scores, so that a failure does not lose them
-            self._score_floor()
         if is_main and run.config.REPORT.WRITE:
             report = module_of('REPORT.WRITE').write_run_report(self, models, sources)
             run.logger.info(f'report in {report}')
@@ -79,48 +73,13 @@ class FinalScores:
     def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
         self.values[split] = predict(self.run.config, self.run.device, models, loader)
 
-    def _score_floor(self) -> None:
-        """Fit and score the baseline on pixels. All ranks read images, and rank 0 fits."""
-        config, logger = self.run.config, self.run.logger
-        loader = self.loaders.train or self.loaders.plain
-        if loader is None:
-            logger.warning('REPORT.PIXEL_FLOOR is skipped, because --eval reads no training images')
-            return
-        baseline = module_of('REPORT.PIXEL_FLOOR')
-        train, targets, patients = baseline.read_pixels(config, loader.dataset)
-        pixels = {
-            split: baseline.read_pixels(config, scored.dataset, limit=len(scored.dataset))[0]
-            for split, scored in self.scored.items()
-        }
-        if not distributed.is_main():
-            return
-        test = np.concatenate([*pixels.values()])
-        exclusive = self.task.exclusive
-        found, count, choices = baseline.pixel_floor(
-            train, targets, patients, test, exclusive=exclusive
-        )
-        chosen = dict(zip(self.task.labels, choices, strict=True))
-        chosen = log_choices(logger, 'pixels', chosen, INVERSE_PENALTIES)
-        self.floor = {'images': len(train), 'components': count, 'chosen': chosen}
-        about = f'{FLOOR} ({count} components of {len(train)} images)'
-        ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
-        for split, values in zip(pixels, np.split(found, ends), strict=True):
-            scores = score(config, values, self.scored[split]) | self.floor
-            logger.info(f'{split}, {about}: {describe_split(scores)}')
-            self.table[split]['pixel_floor'] = scores
-            self.floor_predictions[split] = self.task.probabilities(values)
-        self._write_predictions(self.floor_predictions, about, kind='_pixels')
-        self._write_scores()
-
     def _write_scores(self) -> Path:
         file = self.run.folder / f'scores{self.suffix}.json'
         replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
         return file
 
-    def _write_predictions(
-        self, predictions: dict[str, np.ndarray], checkpoint: str, *, kind: str = ''
-    ) -> None:
-        """Write predictions_<split><kind>.csv for the predictions [N, K] of each split."""
+    def _write_predictions(self, predictions: dict[str, np.ndarray], checkpoint: str) -> None:
+        """Write predictions_<split>.csv for the predictions [N, K] of each split."""
         config = self.run.config
         source = {
             'checkpoint': checkpoint,
@@ -136,7 +95,7 @@ class FinalScores:
         for split, values in predictions.items():
             records = loaders[split].dataset.records
             write_predictions(
-                self.run.folder / f'predictions_{split}{kind}{self.suffix}.csv',
+                self.run.folder / f'predictions_{split}{self.suffix}.csv',
                 values,
                 paths=records.path,
                 labels=self.task.labels,
@@ -182,7 +141,7 @@ def check_scoring(run: Run, path: str | Path) -> None:
             continue
         problem = f'{path} was trained with DATA.{key} {before!r}, but --eval uses {now!r}'
         if key in ('TASK', 'LABELS'):
-            raise ValueError(problem)
+            raise ValueError(f'{problem}: add --opts DATA.{key} "{before}"')
         if key == 'TRAIN_CSV':
             problem += '. Patients that trained the model may be scored if the data are the same'
         run.logger.warning(problem)

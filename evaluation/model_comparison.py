@@ -18,6 +18,7 @@ from evaluation.metrics import (
     headline_labels,
     label_scores,
     labels_of_mean,
+    summary,
 )
 
 MISSING = 'n/a'
@@ -42,25 +43,26 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     Returns:
         Entry of the report's `comparisons` without its `set`. `a` and `b` are the names. `labels`
         contains the common labels with both classes: `n`, `positives`, `few` (of `few_cases`),
-        `difference` (AUROC of a minus AUROC of b), `p_bootstrap`, `p_delong` (NaN unless each
-        patient has one row) and `same` (of `likeness`).
+        `auroc_a`, `auroc_b`, `difference` (of a minus b), `p_bootstrap`, `p_delong` (NaN unless
+        each patient has one row) and `same` (of `likeness`).
         `means` contains `five`, or `labels` (`labels_of_mean`) if one of the five is not counted:
-        `difference`, `p_bootstrap`, `same` and `few`, the names of its labels with few cases.
+        the AUROCs, `difference`, `p_bootstrap`, `same` and `few`, the names of its labels with few
+        cases.
     """
     labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
     b = b.in_order_of(a.path)
     weights = Resamples(a.patient, resamples=resamples, seed=seed).score_weights(a.patient)
-    entries, differences = {}, {}
+    entries, found = {}, {}
     for label in labels:
         (of_a, targets), (of_b, _) = a.of_label(label), b.of_label(label)
         areas = [
             label_scores(values, targets, threshold=None, weights=weights, names=['auroc'])
             for values in (of_a, of_b)
         ]
-        differences[label] = areas[0]['auroc'] - areas[1]['auroc']
+        found[label] = np.stack([scores['auroc'] for scores in areas])
         entries[label] = {
             **case_counts(targets),
-            **_summary(differences[label]),
+            **_summary(found[label]),
             'p_delong': _p_delong(of_a, of_b, targets, a.patient),
             'same': likeness(of_a, of_b, targets),
         }
@@ -69,7 +71,7 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     means = {'five': None}
     if counted:
         kinds = {entries[label]['same'] for label in counted}
-        means[key] = _summary(np.mean([differences[label] for label in counted], axis=0))
+        means[key] = _summary(np.mean([found[label] for label in counted], axis=0))
         means[key]['same'] = '' if '' in kinds else min(kinds - {'identical'}, default='identical')
         means[key]['few'] = ', '.join(label for label in counted if entries[label]['few'])
     return {'a': a.name, 'b': b.name, 'labels': entries, 'means': means}
@@ -95,10 +97,14 @@ def _counts(cases: Cases, labels: Sequence[str]) -> dict[str, dict[str, int]]:
 
 
 def _summary(samples: np.ndarray) -> dict[str, Any]:
-    """Summarise the `difference` of two models, [1 + R], as an entry of the report."""
-    found = difference(samples[None])
-    value = {'value': found['difference'], **found['over_patients']}
-    return {'difference': value, 'p_bootstrap': found['p']}
+    """Summarise the scores of two models and their `difference`, [2, 1 + R], for the report."""
+    found = difference((samples[0] - samples[1])[None])
+    return {
+        'auroc_a': summary(samples[0]),
+        'auroc_b': summary(samples[1]),
+        'difference': {'value': found['difference'], **found['over_patients']},
+        'p_bootstrap': found['p'],
+    }
 
 
 def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:

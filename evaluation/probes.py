@@ -1,5 +1,8 @@
 """Probes of frozen features: logistic regression, nearest neighbours, and an attention head.
 
+FINETUNE.MODE 'pixels' fits the baseline that a trained model should beat: a logistic regression on
+the pixels of small images, without an encoder.
+
 Features are computed once, for the training images that the share of labels leaves. The
 hyperparameter of each label is chosen among them by cross-validation, and the probe is then fitted
 to all of them (`evaluation.tuning`). Held-out patients are not used, so that the thresholds and
@@ -15,14 +18,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.special import log_expit
+from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data.labels import task_of
-from data.loader import Loaders
+from data.loader import Loaders, XrayDataset, make_loader
 from data.tasks import SMALLEST_PROBABILITY
 from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head
@@ -47,6 +52,9 @@ PLAIN_NUM_NEIGHBOURS = 50  # for labels that a cross-validation cannot tune
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 EXCHANGED = 1024  # images whose features the processes exchange at a time
 MIB = 2**20
+# Side of the images of the baseline on pixels, and its largest number of training images and of
+# principal components.
+SIDE_PX, MOST_IMAGES, MOST_COMPONENTS = 64, 20_000, 100
 QUERIES = 256  # number of images that are compared with all training images at a time
 
 
@@ -104,6 +112,22 @@ class KnnClassifier(nn.Module):
         return torch.logit(share, eps=SMALLEST_PROBABILITY).swapaxes(0, 1)
 
 
+class PixelClassifier(nn.Module):
+    """A linear layer on the pixels of images [B, 1, SIDE_PX, SIDE_PX] with values in [0, 1]."""
+
+    num_features = SIDE_PX**2
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(self.num_features, num_labels)
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:  # [B, SIDE_PX ** 2]
+        return images.flatten(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, K]
+        return self.head(self.forward_features(images))
+
+
 def extract_features(
     run: Run, model: nn.Module, loader: DataLoader, *, tokens: bool = False
 ) -> np.ndarray:
@@ -143,23 +167,25 @@ def _check_memory(needed: int) -> None:
 
 
 def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module, dict[str, float]]:
-    """Fit the probe FINETUNE.MODE on the encoder of PRETRAINED, or on random weights.
+    """Fit the probe FINETUNE.MODE on the encoder of PRETRAINED, or on random weights, or on pixels.
 
     Rank 0 chooses and fits, and the other ranks receive the result.
 
     Args:
         run: Run with config, device, logger and record.
         model: Encoder with a head.
-        loaders: Data loaders, of which `plain` is used.
+        loaders: Data loaders, of which `plain` is used. With 'pixels', all load small images then.
 
     Returns:
-        The model with a fitted head, or a `KnnClassifier` ('knn'), and the chosen hyperparameter of
-        each label.
+        The model with a fitted head, a `KnnClassifier` ('knn') or a `PixelClassifier` ('pixels'),
+        and the chosen hyperparameter of each label.
 
     Raises:
         ValueError: If features are not finite.
     """
     config, task = run.config, task_of(run.config)
+    if config.FINETUNE.MODE == 'pixels':
+        return fit_pixel_classifier(run, loaders)
     if config.PRETRAINED:
         load_pretrained(config, model, run.logger)
     else:
@@ -194,6 +220,66 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         probe, grid = model, INVERSE_PENALTIES
     chosen = dict(zip(task.labels, choices, strict=True))
     return probe, log_choices(run.logger, config.FINETUNE.MODE, chosen, grid)
+
+
+def fit_pixel_classifier(run: Run, loaders: Loaders) -> tuple[nn.Module, dict[str, float]]:
+    """Fit the baseline on pixels; see `build_probe`.
+
+    More than MOST_IMAGES training images are subsampled at equal distances.
+    """
+    task, every = task_of(run.config), loaders.plain.dataset
+    for loader in filter(None, loaders):
+        loader.dataset.transform = small_image
+    run.record.begin(None)
+    rows = np.linspace(0, len(every) - 1, min(len(every), MOST_IMAGES)).round().astype(int)
+    some = XrayDataset(
+        every.records.select(rows), small_image, seed=run.config.SEED, targets=every.targets[rows]
+    )
+    probe = PixelClassifier(len(task.labels)).to(run.device)
+    pixels = extract_features(run, probe, make_loader(some, run.config, shuffle=False))
+    known = pixels, some.targets, some.records.patient
+    weight, bias, count, choices = distributed.run_on_main(
+        lambda: fit_pixels(*known, exclusive=task.exclusive)
+    )
+    with torch.no_grad():
+        probe.head.weight.copy_(torch.from_numpy(weight))
+        probe.head.bias.copy_(torch.from_numpy(bias))
+    run.logger.info(f'pixels: {count} principal components of {len(rows)} training images')
+    chosen = dict(zip(task.labels, choices, strict=True))
+    return probe, log_choices(run.logger, 'pixels', chosen, INVERSE_PENALTIES)
+
+
+def small_image(image: Image.Image, _rng: np.random.Generator) -> torch.Tensor:
+    """Reduce an image to [1, SIDE_PX, SIDE_PX] in [0, 1], without preprocessing."""
+    small = np.array(image.resize((SIDE_PX, SIDE_PX)), np.float32)
+    return torch.from_numpy(small[None] / 255)
+
+
+def fit_pixels(
+    pixels: np.ndarray,
+    targets: np.ndarray,
+    patients: np.ndarray,
+    *,
+    exclusive: bool = False,
+) -> tuple[np.ndarray, np.ndarray, int, list[Choice]]:
+    """Fit a linear model on principal components of pixels [N, P], and return it as a linear layer.
+
+    The number of components is at most half the number of images, and components without variance
+    are dropped. There is no whitening, because it would amplify noise. The components keep where
+    a pixel lies, which the mean over tokens of a probe does not.
+
+    Other arguments are as in `evaluation.tuning.fit_linear`. Returns weight [K, P] and bias [K],
+    which are 0 for a finding without both classes in the targets, in float32, the number of
+    components, and the choice of C for each label.
+    """
+    components = PCA(min(MOST_COMPONENTS, len(pixels) // 2), svd_solver='full')
+    reduced = components.fit_transform(pixels)
+    variances = components.explained_variance_
+    kept = int((variances > np.finfo(variances.dtype).eps * variances[:1]).sum())
+    weight, bias, choices = fit_linear(reduced[:, :kept], targets, patients, exclusive=exclusive)
+    weight = weight @ components.components_[:kept]
+    bias = bias - weight @ components.mean_
+    return weight.astype(np.float32), bias.astype(np.float32), kept, choices
 
 
 def fit_linear_head(

@@ -26,7 +26,7 @@ from data.splits import shared_patients
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.calibration import TEMPERATURES
-from evaluation.cases import FLOOR, Cases
+from evaluation.cases import Cases
 from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.intervals import add_holm
 from evaluation.metrics import (
@@ -119,9 +119,11 @@ def build_document(
         policy: Policy for uncertain labels, shown with the published scores; '' if unknown.
         patients: Split -> patients, used to detect patients in two splits.
         warnings: Additional warnings.
-        extras: Additional parts of the report: `training`, `maps`, `maps_check`, `pixel_floor`, and
-            `comparisons`, which is only given if each set belongs to another model.
+        extras: Additional parts of the report: `training`, `maps`, `maps_check`, and `comparisons`.
+            These are between the models, if each set belongs to another one, or with `baselines`
+            True, of the last set with its baselines.
     """
+    extras = {'comparisons': [], 'baselines': False, **(extras or {})}
     if holdout is None or isinstance(holdout, Cases):
         fitted = [fit_held_out(holdout, cases.labels, protocol) for cases in sets]
     else:
@@ -133,7 +135,8 @@ def build_document(
     label_warnings = partial(_label_warnings, has_holdout=holdout is not None, missing=missing)
     if protocol.resamples:
         explain_intervals(scored)
-    main = None if 'comparisons' in (extras or {}) and len(sets) > 1 else scored[-1]
+    has_several_models = len(sets) > 1 and extras['comparisons'] and not extras['baselines']
+    main = None if has_several_models else scored[-1]
     context = []
     if main and main['means']['five']:
         context = context_rows(policy, main['name'], protocol.level, protocol.views)
@@ -145,7 +148,10 @@ def build_document(
         'not_comparable': NOT_COMPARABLE,
         'ranks_only': protocol.ranks_only,
         'published': context,
-        'alerts': _set_lines(scored, _model_alerts),
+        'alerts': [
+            *(_baseline_alerts(extras['comparisons']) if extras['baselines'] else []),
+            *_set_lines(scored, _model_alerts),
+        ],
         'warnings': [
             *warnings,
             *shared_patients(patients or {}),
@@ -156,8 +162,7 @@ def build_document(
             *_set_lines(scored, label_warnings),
         ],
         'sets': scored,
-        **dict.fromkeys(('training', 'maps_check', 'pixel_floor')),
-        **{'comparisons': [], 'maps': [], **(extras or {})},
+        **{'training': None, 'maps_check': None, 'maps': [], **extras},
     }
 
 
@@ -188,10 +193,35 @@ def compare_sets(
     if reference:
         (base,) = [cases for cases in rows if cases.name == reference]
         pairs = [(cases, base) for cases in rows if cases is not base]
+    pairs = [
+        (a, b) for a, b in pairs if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
+    ]
+    return _compare_pairs(pairs, protocol, name=name, seeds=seeds)
+
+
+def compare_with_baselines(
+    cases: Cases, baselines: Mapping[str, np.ndarray], protocol: Protocol
+) -> list[dict[str, Any]]:
+    """Compare a model with baselines, name -> probabilities [N, K]; see `compare_sets`."""
+    pairs = [
+        (replace(cases, name='model'), replace(cases, name=name, probabilities=probabilities))
+        for name, probabilities in baselines.items()
+    ]
+    at_level = [[each.at_level(protocol.level, protocol.aggregate) for each in p] for p in pairs]
+    return _compare_pairs(at_level, protocol, name=cases.name)
+
+
+def _compare_pairs(
+    pairs: Sequence[Sequence[Cases]],
+    protocol: Protocol,
+    *,
+    name: str,
+    seeds: Container[frozenset[str]] = (),
+) -> list[dict[str, Any]]:
+    """Compare pairs of models that predict the same rows; see `compare_sets`."""
     found = [
         {'set': name, **compare(a, b, resamples=protocol.resamples, seed=protocol.seed)}
         for a, b in pairs
-        if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
     ]
     family = []
     for entry in found:
@@ -216,36 +246,6 @@ def _mean_area(cases: Cases) -> float:
         zip(cases.labels, auroc_per_label(cases.probabilities, cases.targets), strict=True)
     )
     return np.nan_to_num(mean_defined(np.array([areas[label] for label in counted])), nan=-1)
-
-
-def floor_part(
-    sets: Sequence[Cases],
-    floor: Mapping[str, np.ndarray],
-    protocol: Protocol,
-    *,
-    facts: Mapping[str, Any],
-) -> dict[str, Any] | None:
-    """Score the baseline on pixels and compare the model with it, for the report's `pixel_floor`.
-
-    `floor` maps the name of a set to the probabilities [N, K] of the baseline. It is empty without
-    a baseline. `facts` are further entries about the baseline.
-    """
-    if not floor:
-        return None
-    parts = []
-    for cases in sets:
-        pixels = replace(cases, name=FLOOR, probabilities=floor[cases.name], groups={})
-        scored = score_set(pixels, fit_held_out(None, cases.labels, protocol), protocol)
-        if protocol.resamples:
-            explain_intervals(scored)
-        (compared,) = compare_sets(
-            [replace(cases, name='model'), pixels], protocol, name=cases.name
-        )
-        areas = {part['label']: part['scores']['auroc'] for part in scored['labels']}
-        mean = next((key for key, value in compared['means'].items() if value), None)
-        area = scored['means'][mean]['auroc'] if mean else None
-        parts.append(compared | {'auroc': areas, 'mean': mean, 'mean_auroc': area})
-    return {**facts, 'sets': parts}
 
 
 def write_report(
@@ -468,6 +468,22 @@ def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _baseline_alerts(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Say which baselines the model is not better than, as far as these cases show it."""
+    for entry in comparisons:
+        for mean in filter(None, entry['means'].values()):
+            value, low = (mean['difference'][end] for end in ('value', 'low'))
+            own, others = (mean[key]['value'] for key in ('auroc_a', 'auroc_b'))
+            scores = f'AUROC {own:.3f} against {others:.3f} on {entry["set"]}'
+            if value <= 0:
+                yield f'the baseline {entry["b"]} does as well as the model or better: {scores}'
+            elif low <= 0:
+                yield (
+                    f'the model may not be better than the baseline {entry["b"]}: {scores}, and '
+                    'the interval of the difference includes 0'
+                )
+
+
 def _small_groups(entry: dict[str, Any]) -> list[str]:
     """Return the groups of a set with few cases of every label."""
     return [
@@ -597,8 +613,9 @@ def _comparisons(report: dict) -> Iterator[Row]:
         rows = dict(entry['labels'])
         rows |= {MEAN_TITLES[name]: mean for name, mean in entry['means'].items() if mean}
         for label, row in rows.items():
-            values = {name: value for name, value in row.items() if name != 'difference'}
-            yield {**keys, 'label': label, **_columns({'difference': row['difference']}), **values}
+            scores = {name: row[name] for name in ('difference', 'auroc_a', 'auroc_b')}
+            values = {name: value for name, value in row.items() if name not in scores}
+            yield {**keys, 'label': label, **_columns(scores), **values}
 
 
 def _columns(scores: dict[str, dict | None]) -> Row:
@@ -641,7 +658,6 @@ def _render(
         sets=_main_first(report),
         class_metrics=[*CLASS_METRICS.values()],
         notes=Footnotes(),
-        floor=report['pixel_floor'],
         names=[*names],
         means=MEAN_ROWS,
         same_labels=len({frozenset(entry['means']['counted']) for entry in report['sets']}) == 1,

@@ -19,6 +19,7 @@ from config import (
 from data.groups import all_groups
 from data.labels import UNCERTAIN, task_of
 from data.loader import XrayDataset
+from data.predictions import look_up, read_predictions
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
 from engine.run_record import code_version
 from evaluation.cases import Cases
@@ -27,7 +28,7 @@ from evaluation.metrics import Protocol
 from evaluation.report import (
     TASK_WORDS,
     build_document,
-    floor_part,
+    compare_with_baselines,
     write_report,
 )
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
@@ -43,6 +44,7 @@ TRAINED_PARTS = {  # FINETUNE.MODE in words
     'linear_probe': 'a logistic regression on frozen features',
     'attentive_probe': 'an attention head on frozen features',
     'knn': 'none: nearest neighbours of frozen features',
+    'pixels': 'a logistic regression on small images, without an encoder',
 }
 CHOSEN_ON = {'holdout': 'held-out training patients', 'last': 'no images: it is the last epoch'}
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
@@ -65,19 +67,23 @@ def write_run_report(final: FinalScores, models: list[nn.Module], sources: list[
     select_on = _selected_on(trained or config, sources[0])
     training = _describe_training(trained, select_on)
     training |= _describe_effort(run.folder, select_on, sources, train)
+    baselines, problems = _read_baselines(config, sets[-1])
     about = {
         'run': _describe_run(config, sources, training),
         'patients': {split: [*dataset.records.patient] for split, dataset in datasets.items()},
-        'warnings': _warnings(final, models[0], sources),
+        'warnings': [*problems, *_warnings(final, models[0], sources)],
     }
     protocol = _protocol(config)
-    floor = floor_part(sets, final.floor_predictions, protocol, facts=final.floor)
     document = build_document(
         sets,
         _cases(final, 'holdout') if final.loaders.holdout else None,
         protocol,
         policy=trained.DATA.UNCERTAIN if trained else '',
-        extras={'training': _training_curves(final, sources), 'pixel_floor': floor},
+        extras={
+            'training': _training_curves(final, sources),
+            'comparisons': compare_with_baselines(sets[-1], baselines, protocol),
+            'baselines': bool(baselines),
+        },
         **about,
     )
     document |= _write_maps(final, models[0], datasets, sets[-1], document, folder)
@@ -107,6 +113,27 @@ def _write_maps(
         file = folder / entry['file']
         final.run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
     return found
+
+
+def _read_baselines(config: Config, cases: Cases) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return name -> probabilities [N, K] of REPORT.BASELINES, and why others cannot be shown.
+
+    A baseline that cannot be read must not cost the report of a long training.
+    """
+    found, problems = {}, []
+    for name, path in config.REPORT.BASELINES.items():
+        file = Path(path)
+        if file.is_dir():
+            file = file / f'predictions_{cases.name}.csv'
+        try:
+            predictions = read_predictions(file, task=config.DATA.TASK, labels=cases.labels)
+            probabilities = look_up(predictions, cases.path, cases.labels)
+            if np.isnan(probabilities).any():
+                raise ValueError(f'{file} lacks images or labels of {cases.name}')
+            found[name] = probabilities
+        except (OSError, ValueError) as error:
+            problems.append(f'the baseline {name} is not shown: {error}')
+    return found, problems
 
 
 def _training_curves(final: FinalScores, sources: list[str]) -> dict[str, Any] | None:

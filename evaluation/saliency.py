@@ -343,10 +343,12 @@ def write_maps(
 
 
 def lacks_maps(model: nn.Module, method: str = 'grad_cam') -> bool:
-    """Return whether a model has no layer for maps: nearest neighbours, or too few cells."""
+    """Return whether a model has no layer for maps: no encoder of its own, or too few cells."""
+    if not isinstance(model, Encoder):
+        return True
     if method == 'attention':
         return model.output_side < MAP_CELLS
-    return not isinstance(model, Encoder) or model.saliency_layer() is None
+    return model.saliency_layer() is None
 
 
 def label_maps(

@@ -27,9 +27,8 @@ These patients are those outside the share of the labels (EVAL.PREDICT_TRAIN) an
 EVAL.SELECT_ON last, the held-out patients. `join` adds the AUROCs to P/tuning.csv, and `table`
 writes the choices to T/tuning.csv.
 
-`table` compares each row with all rows in `against`, in which `pixels` is the logistic regression
-on pixels. Without a sweep, `table --runs NAME=FOLDER` compares the first of some runs with the
-others.
+`table` compares each row with all rows in `against`. Without a sweep, `table --runs NAME=FOLDER`
+compares the first of some runs with the others.
 """
 
 import argparse

@@ -6,7 +6,8 @@
 # OUT: default baseline_output. SEEDS=3: number of seeds (default 1). SHARES='0.1 1': shares of the
 # labelled patients, of 0.01, 0.05, 0.1, 0.25, 0.5 and 1. Other options: PRETRAIN_OPTS and
 # FINETUNE_OPTS='KEY VALUE ...', for example FINETUNE_OPTS="DATA.LABELS \"['Pleural Effusion']\"".
-# Writes tables and figures, OUT/baseline_*. The same command resumes after a stop.
+# Writes tables and figures, OUT/baseline_*, and a report of the pre-trained Swin with its baselines.
+# The same command resumes after a stop.
 set -euo pipefail
 usage='usage: bash scripts/baseline.sh DATA [OUT]'
 data=$(realpath "${1:?$usage}")
@@ -25,7 +26,7 @@ start=$SECONDS
 step() { echo; echo "== $1 [$(((SECONDS - start) / 60)) min so far]"; }
 
 store=$data images=$unlabelled # a store needs no packing
-step '1/3 packing the images at 80 px'
+step '1/4 packing the images at 80 px'
 if [ ! -f "$data/store.json" ]; then
     store=$out/store
     "$python" scripts/pack.py --data-path "$data" --output "$store" --size 80 --skip-bad
@@ -41,12 +42,19 @@ if [ -n "$images" ]; then
     leave_out="DATA.LEAVE_OUT '$out/leave_out.csv'"
 fi
 
-step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
+step "2/4 pre-training and fine-tuning (logs: $out/ablate_logs)"
 "$python" scripts/ablate.py run "${sweep[@]}" --data-path "$store" \
     ${images:+--unlabelled "$images"} --parallel 2 --images-seen 30000 \
     --pretrain-opts "$leave_out" "${PRETRAIN_OPTS:-}" --finetune-opts REPORT.WRITE False "${FINETUNE_OPTS:-}"
 
-step '3/3 table and figures'
+step '3/4 table and figures'
 "$python" scripts/ablate.py table "${sweep[@]}"
 "$python" scripts/ablate.py plot "${sweep[@]}"
-echo "baseline: done in $(((SECONDS - start + 30) / 60)) min"
+
+most=$(printf '%s\n' "${shares[@]}" | sort -g | tail -n 1)
+run() { echo "$out/simmim_finetune/baseline_${1}_${most}_seed0"; }
+step "4/4 report of the pre-trained Swin with the share $most of the labels"
+"$python" main_finetune.py --eval --cfg "$(run simmim)/config.yaml" --opts REPORT.WRITE True \
+    REPORT.BASELINES "{'pixels': '$(run pixels)', 'random weights': '$(run scratch)',
+        'random weights, low rate': '$(run scratch_low_rate)'}"
+echo "baseline: done in $(((SECONDS - start + 30) / 60)) min; open $(run simmim)/report_eval/report.html"

@@ -23,6 +23,7 @@ from config import (
     Config,
     YamlLoader,
     build_parser,
+    config_from_text,
     config_text,
     default_config,
     encoder_node,
@@ -63,7 +64,7 @@ ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights'}
 METHOD_KEYS |= {'schedule', 'against'}
 NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)  # their values are names
-PIXELS = 'pixels'  # method: logistic regression on pixels, from runs with REPORT.PIXEL_FLOOR
+PIXELS = 'pixels'  # method: logistic regression on pixels (FINETUNE.MODE 'pixels')
 NAME = re.compile(r'[\w.-]+', re.ASCII)
 
 
@@ -223,8 +224,8 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
 
 
 def sweep_of_runs(names: Sequence[str]) -> Sweep:
-    """Return a sweep that compares the first of some runs with the others and with the pixels."""
-    others = {names[0]: (*names[1:], PIXELS)}
+    """Return a sweep that compares the first of some runs with the others."""
+    others = {names[0]: tuple(names[1:])}
     rows = [
         Row(name, run=name, configs={}, changes={}, pretrain_run='', against=others.get(name, ()))
         for name in names
@@ -443,28 +444,11 @@ def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
     return linked
 
 
-def pixel_row(row: Row) -> str:
-    """Return the name of the logistic regression on pixels for the labels of a row."""
-    return f'{PIXELS}_{row.subset}' if row.subset else PIXELS
-
-
-def scores_pixels(row: Row) -> bool:
-    """Return whether the runs of a row score the logistic regression on pixels."""
-    return bool(expected_config(row, 'finetune').REPORT.PIXEL_FLOOR)
-
-
 def _check_compared(row: Row, rows: Sequence[Row]) -> None:
-    """Refuse unknown rows to compare with, and pixels that no run of the subset scores."""
+    """Refuse unknown rows to compare with."""
     known = [other.name for other in rows]
-    floor = {pixel_row(row)} if row.subset else set()
-    if unknown := sorted({*row.against} - {*known, *floor}):
+    if unknown := sorted({*row.against} - {*known}):
         raise ValueError(f'row {row.name}: against must be of {known}, got {unknown[0]!r}')
-    same_labels = [other for other in rows if other.subset == row.subset]
-    if pixel_row(row) in row.against and not any(map(scores_pixels, same_labels)):
-        raise ValueError(
-            f'row {row.name}: against {PIXELS} needs REPORT.PIXEL_FLOOR True in a row with the '
-            'same labels, which then scores the logistic regression on pixels'
-        )
 
 
 def _check_encoder(row: Row) -> None:
@@ -587,13 +571,21 @@ def load_config(folder: Path) -> Config:
         ValueError: If the file is damaged. The message names the file.
     """
     file = folder / OPTIONS_FILE
-    return _parsed(file, file.stat().st_mtime_ns).clone()
+    return _saved(file, file.stat().st_mtime_ns).clone()
 
 
 def _options_of(file: Path) -> Config:
     if not file.is_file():
         raise ValueError(f'the file {file} does not exist')
     return _parsed(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _saved(file: Path, changed_ns: int) -> Config:
+    try:
+        return config_from_text(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{file} cannot be read: {error}') from error
 
 
 @lru_cache(maxsize=1024)

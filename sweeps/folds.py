@@ -37,7 +37,7 @@ from engine.run_record import SHOWN, is_finished
 from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
 from logger import read_metrics
-from sweeps.files import PIXELS, Sweep, load_config, pixel_row, run_folder, without_cache
+from sweeps.files import PIXELS, Sweep, load_config, run_folder, without_cache
 from sweeps.long_table import Scored
 from sweeps.runner import folder_state
 from system.files import replace_file
@@ -63,10 +63,8 @@ def join(sweep: Sweep, folder: Path, *, output: Path, folds: int, seeds: int, tu
             if row.pretraining:
                 used.append(run_folder(output, row.pretraining, row, seed))
             used += folders
-            for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
-                files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
-                if kind == '' or files[0].is_file():
-                    predictions[name, seed] = files
+            files = [folder / 'predictions_valid.csv' for folder in folders]
+            predictions[row.name, seed] = files
     save_ranks(folder / PREDICTIONS, predictions)
     save_runs(folder / RUNS, used)
     if tune:

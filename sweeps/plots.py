@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
-from sweeps.files import PIXELS, Sweep, expected_config, run_folder, subset_size
+from sweeps.files import Sweep, expected_config, run_folder, subset_size
 from sweeps.long_table import EVERYONE, MEANS, parts_of
 from sweeps.tables import NOT_FOR_CLINICAL_USE, score_title
 from system.files import atomic_writer
@@ -139,7 +139,7 @@ def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep, subset: st
         raise ValueError(f'--subset must be one of {subsets}, got {subset!r}')
     means = _means(scores, 'auroc')
     names = [row.name for row in sweep.rows if row.subset == subset]
-    names = [name for name in (*names, f'{PIXELS}_{subset}') if name in means['row'].unique()]
+    names = [name for name in names if name in means['row'].unique()]
     labels = [*means['label'].unique()]
     with drawing(path, 1.5 + 0.05 * (len(names) + 3) * len(labels)) as figure:
         axis = figure.subplots()
@@ -177,8 +177,6 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     known = [size * factor for size in sizes if size < math.inf]
     places = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
     methods = [*dict.fromkeys(row.method for row in sweep.rows if row.name in means.index)]
-    if any(name.startswith(PIXELS) for name in means.index):
-        methods.append(PIXELS)
     subsets = sorted({row.subset for row in sweep.rows}, key=subset_size)
     with drawing(path, 4.2) as figure:
         axis = figure.subplots()
@@ -192,6 +190,9 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
         names = ['all' if size == math.inf else f'{place:,g}' for size, place in places.items()]
         axis.set_xticks([*places.values()], names)
         axis.minorticks_off()
+        if len(places) == 1:  # a single share would be spread over the axis
+            (place,) = places.values()
+            axis.set_xlim(place / 2, place * 2)
         axis.grid(axis='y')
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may exceed [0, 1]

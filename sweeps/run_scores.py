@@ -26,7 +26,6 @@ from sweeps.files import (
     Sweep,
     expected_config,
     load_config,
-    pixel_row,
     run_folder,
     training_changes,
     without_cache,
@@ -71,7 +70,7 @@ class RunScores(NamedTuple):
     """What `read_runs` returns.
 
     Attributes:
-        scored: Scored images of each run and of its logistic regression on pixels.
+        scored: Scored images of each run.
         facts: Lines of the long table with facts about the runs.
         protocols: (row, seed) -> what was scored and how. Rows with others cannot be compared.
         splits: Descriptions of the scored splits.
@@ -126,7 +125,6 @@ def read_runs(
     """
     splits: dict[str, _Split] = {}  # rows with the same cases share labels and groups
     found = RunScores([], [], {}, {})
-    rows = {each.name: each for each in sweep.rows}
     for row, seed in [(name, own) for name in runs for own in runs[name]]:
         run = runs[row][seed]
         chosen, checkpoint, scores = _read_scores(run.finetune, split)
@@ -139,11 +137,6 @@ def read_runs(
         thresholds = _thresholds(run.finetune, chosen)
         found.scored.append(cases.scored(row, seed, images, thresholds))
         found.protocols[row, seed] = protocol
-        pixels = run.finetune / f'predictions_{chosen}_pixels.csv'
-        name = pixel_row(rows[row])
-        if pixels.is_file() and (name, seed) not in found.protocols:
-            found.scored.append(cases.scored(name, seed, cases.images(pixels), {}))
-            found.protocols[name, seed] = protocol
         place = {'row': row, 'seed': seed, 'fold': '', 'split': chosen, 'group': ''}
         place['level'] = scores['level']
         found.facts.extend(place | line for line in _facts(run, chosen, checkpoint))

@@ -72,8 +72,8 @@ def compared_pairs(
     """
     seeds = table.groupby('row', sort=False)['seed'].agg(set).to_dict()
     pairs, notes = [], []
-    against = {row.name: row.against for row in sweep.rows if row.name in seeds}
-    for row, others in against.items():
+    rows = [row for row in sweep.rows if row.name in seeds and not row.name.startswith(PIXELS)]
+    for row, others in ((row.name, row.against) for row in rows):
         fitting = []
         for name in [only] if only else dict.fromkeys(others):
             common = seeds[row] & seeds.get(name, set())
@@ -132,6 +132,7 @@ def write_score(
     count = sum(bool(line.get('verdict')) for line in lines)
     below = [
         *footnotes.take(),
+        *_not_above_pixels(lines),
         *notes,
         f'Over patients: 95 % percentile interval from {draws}. Over seeds: 95 % interval by '
         "Student's t. Verdict: above or below if both intervals exclude 0 and the bootstrap "
@@ -140,6 +141,22 @@ def write_score(
         NOT_FOR_CLINICAL_USE,
     ]
     return write_table(folder, name, lines, cells, below)
+
+
+def _not_above_pixels(lines: Sequence[Line]) -> Iterator[str]:
+    """Name the rows that the baseline equals, which a verdict needs several seeds to say."""
+    rows = [
+        line['row']
+        for line in lines
+        if 'group' not in line
+        and line['against'].startswith(PIXELS)
+        and (line['difference'] <= 0 or line['patients_low'] <= 0)
+    ]
+    if rows:
+        yield (
+            'The pixels may do as well, because the difference or its interval over patients '
+            f'reaches 0: {", ".join(rows)}.'
+        )
 
 
 def write_table(

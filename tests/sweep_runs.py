@@ -145,17 +145,6 @@ class MadeRuns:
         write_predictions(file, probabilities[::-1], **options)
         return probabilities
 
-    def add_pixels(self, row: Row, seed: int, *, strength: float) -> np.ndarray:
-        """Add the scores and predictions of a logistic regression on pixels to a finished run."""
-        folder = run_folder(self.output, 'finetune', row, seed)
-        probabilities, file = self.probabilities(strength, seed), folder / 'scores.json'
-        scores = json.loads(file.read_text())
-        scores['test']['pixel_floor'] = self.scores(probabilities) | {'images': 1234}
-        file.write_text(json.dumps(scores))
-        options = {'paths': self.paths, 'labels': LABELS, 'source': {}}
-        write_predictions(folder / 'predictions_test_pixels.csv', probabilities, **options)
-        return probabilities
-
     def add_pretraining(self, row: Row, seed: int, **changes: Any) -> None:
         """A pre-training of two epochs with 80 images each, whose options may differ."""
         folder, stage = run_folder(self.output, row.pretraining, row, seed), row.pretraining

@@ -21,10 +21,9 @@ def test_the_table_has_the_difference_to_the_pixels_by_share_of_labels(tmp_path)
     made, shares = MadeRuns(tmp_path), ['0.1', '1']
     sweep = only_subsets(load_sweep(SWEEP), shares)
     for row in sweep.rows:
-        made.add(row, 0)
-        assert ('REPORT.PIXEL_FLOOR' in row.changes['finetune']) == (row.method == 'scratch')
-        if row.method == 'scratch':
-            made.add_pixels(row, 0, strength=float(row.subset))
+        is_baseline = row.changes['finetune'].get('FINETUNE.MODE') == 'pixels'
+        assert is_baseline == (row.method == 'pixels')
+        made.add(row, 0, strength=float(row.subset) if is_baseline else 1.0)
     words = ['--sweep', SWEEP, '--output', made.output, '--seeds', 1, '--subsets', *shares]
     words += ['--resamples', 200]
     assert run_script('ablate', 'table', *words, '--scores', 'mean_of_five', 'Edema') == 0
@@ -39,6 +38,11 @@ def test_the_table_has_the_difference_to_the_pixels_by_share_of_labels(tmp_path)
     part = pairs.loc['simmim_0.1', 'pixels_0.1']
     assert part['difference'] == pytest.approx(values['simmim_0.1'] - values['pixels_0.1'])
     assert part['patients_low'] < part['difference'] < part['patients_high']
+    equal = pairs.xs('pixels_1', level='against')
+    assert (equal['difference'] <= 0).all(), 'the pixels are made as good as the model'
+    notes = [line for line in (made.output / 'baseline_Edema.md').read_text().splitlines()
+             if line.startswith('- The pixels')]  # fmt: skip
+    assert [('simmim_1' in line, 'simmim_0.1' in line) for line in notes] == [(True, False)]
     words = words[:-2]
     assert run_script('ablate', 'plot', *words) == 0
     assert (made.output / 'baseline_shares.png').stat().st_size > 1000
@@ -64,11 +68,11 @@ def test_baseline_runs_on_few_images_and_resumes(phantom, tmp_path) -> None:
             'FINETUNE_OPTS': f'{short} TRAIN.EPOCHS 1 DATA.LABELS "{labels}"',
         }  # fmt: skip
         # The second start gets the packed store, and finds all runs finished.
-        for data, finished in ((phantom, 0), (tmp_path / 'out/store', 7)):
+        for data, finished in ((phantom, 0), (tmp_path / 'out/store', 9)):
             words = ['bash', 'scripts/baseline.sh', str(data), str(tmp_path / 'out')]
             done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
             assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-            assert f'7 runs, {finished} of them already finished' in done.stdout
+            assert f'9 runs, {finished} of them already finished' in done.stdout
     (file,) = (tmp_path / 'out').glob('baseline_mean_of_*.csv')
     with open(file, newline='') as lines:
         rows = [*csv.DictReader(lines)]

@@ -46,11 +46,11 @@ def names() -> list[str]:
     return [f'train/patient{i // 2:05}/study{i % 2 + 1}/view1_frontal.png' for i in range(count)]
 
 
-def write_run(folder: Path, values: np.ndarray, part: int, kind: str = '') -> None:
+def write_run(folder: Path, values: np.ndarray, part: int) -> None:
     rows = slice(part * PER_FOLD, (part + 1) * PER_FOLD)
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(
-        folder / f'predictions_valid{kind}.csv',
+        folder / 'predictions_valid.csv',
         values[rows],
         paths=names()[rows],
         labels=LABELS,
@@ -66,20 +66,24 @@ def state(folder: Path) -> str:
 def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, dict]:
     """A sweep whose rows have finished but one: sweep file, targets, predictions by row."""
     sweep = methods_file(tmp_path)
+    content = yaml.safe_load(sweep.read_text())
+    scratch = content['methods']['scratch']
+    content['methods']['pixels'] = scratch | {'finetune_options': {'FINETUNE.MODE': 'pixels'}}
+    sweep.write_text(yaml.safe_dump(content, sort_keys=False))
     _, targets = draw(tmp_path)
     values = {}
-    for number, name in enumerate(('simmim_1', 'scratch_1', 'moco_1')):
+    for number, name in enumerate(('simmim_1', 'scratch_1', 'moco_1', 'pixels_1')):
         for seed in range(2):
             rng = np.random.default_rng([number, seed])
             noise = rng.normal(scale=0.6 + 0.4 * number, size=targets.shape)
             values[name, seed] = 1 / (1 + np.exp(-targets - noise))
+            if name == 'pixels_1':
+                values[name, seed] = np.full_like(targets, 0.5)
             for part in range(FOLDS):
                 if (name, part) == ('moco_1', 1):
                     continue  # this row has not finished
                 folder = tmp_path / f'simmim_finetune/mine_{name}_seed{seed}_fold{part}'
                 write_run(folder, values[name, seed], part)
-                if name == 'scratch_1':
-                    write_run(folder, np.full_like(targets, 0.5), part, '_pixels')
     monkeypatch.setattr(folds, 'folder_state', state)
     assert run('join', '--sweep', sweep, *words_of(tmp_path)) == 0
     return sweep, targets, values
@@ -286,7 +290,6 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tu
     folder = sweep.parent
     content = yaml.safe_load(sweep.read_text())
     content['methods']['scratch']['against'] = ['simmim', 'pixels']
-    content['methods']['scratch']['finetune_options']['REPORT.PIXEL_FLOOR'] = True
     sweep.write_text(yaml.safe_dump(content))
     assert table_of(sweep) == 0
     table = pd.read_csv(folder / 't/mine_Edema.csv').set_index(['row', 'against'])

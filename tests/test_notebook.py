@@ -174,7 +174,7 @@ def test_a_study_runs_on_synthetic_xrays(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv('SEEDS', '1')
     monkeypatch.setenv('PHANTOM', '--train 40 --valid 12 --test 12 --size 64 --workers 2')
     monkeypatch.setenv('PRETRAIN_OPTS', f'TRAIN.EPOCHS 1 {TINY}')
-    options = 'EVAL.RESAMPLES 0 REPORT.WRITE False REPORT.PIXEL_FLOOR False'
+    options = 'EVAL.RESAMPLES 0 REPORT.WRITE False'
     monkeypatch.setenv('FINETUNE_OPTS', f'TRAIN.EPOCHS 1 {TINY} {options}')
     needed = ('form', 'names', 'mount', 'checkout', 'study_simmim')
     skipped = tuple(name for name in CODE if name not in needed)

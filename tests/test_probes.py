@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.special import expit
+from PIL import Image
+from scipy.special import expit, logit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -21,8 +22,7 @@ from torch import nn
 from data.labels import LABELS
 from evaluation import probes
 from evaluation.attentive import fit_attention_head
-from evaluation.pixel_floor import pixel_floor
-from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head
+from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head, fit_pixels
 from evaluation.tuning import Choice
 from models.classifier_heads import AttentionHead
 from models.losses import masked_bce
@@ -167,16 +167,37 @@ def patients(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize('num_images, components', [(20, 10), (39, 19), (240, 100)])
-def test_the_pixel_floor_is_a_pipeline_of_scikit_learn(num_images, components) -> None:
+def test_the_baseline_on_pixels_is_a_pipeline_of_scikit_learn(num_images, components) -> None:
     train, targets = shaded_images(1, num_images)
     test, truth = shaded_images(2, 200)
-    found, count, (choice,) = pixel_floor(train, targets, patients(num_images), test)
+    weight, bias, count, (choice,) = fit_pixels(train, targets, patients(num_images))
     assert count == components
     logistic = LogisticRegression(C=choice.value, tol=1e-8, max_iter=10_000)
     reduce = PCA(components, svd_solver='full')
     want = make_pipeline(reduce, logistic).fit(train, targets[:, 0]).predict_proba(test)[:, 1]
-    np.testing.assert_allclose(expit(found[:, 0]), want, atol=1e-3)
-    assert roc_auc_score(truth[:, 0], found[:, 0]) > 0.9
+    found = test @ weight[0] + bias[0]
+    np.testing.assert_allclose(expit(found), want, atol=1e-3)
+    assert roc_auc_score(truth[:, 0], found) > 0.9
+
+
+def test_a_run_on_pixels_predicts_from_components_of_small_images(phantom, tmp_path) -> None:
+    words = ['--opts', 'FINETUNE.MODE', 'pixels', 'EVAL.PREDICT_TRAIN', 'True']
+    data = {'TRAIN_IMAGES': 0, 'VIEWS': 'all'}
+    folder = finished_run('finetune', phantom, tmp_path, *words, DATA=data)
+    scores = json.loads((folder / 'scores.json').read_text())['test']['selected']
+    pixels, logits = {}, {}
+    for split in ('train', 'test'):
+        table = pd.read_csv(folder / f'predictions_{split}.csv', index_col='Path')
+        images = [Image.open(phantom.parent / path).convert('L') for path in table.index]
+        small = [np.array(image.resize((64, 64))).ravel() / 255 for image in images]
+        pixels[split], logits[split] = np.stack(small), logit(table.to_numpy())
+        assert table.columns.tolist() == [*scores['chosen']]
+    reduce = PCA(len(pixels['train']) // 2).fit(pixels['train'])
+    ones = {split: np.ones((len(values), 1)) for split, values in pixels.items()}
+    parts = {split: np.hstack([reduce.transform(pixels[split]), ones[split]]) for split in pixels}
+    line = np.linalg.lstsq(parts['train'], logits['train'], rcond=None)[0]
+    assert logits['test'].std(axis=0).max() > 0.5
+    np.testing.assert_allclose(parts['test'] @ line, logits['test'], atol=0.03)
 
 
 def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(

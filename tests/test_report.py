@@ -26,8 +26,8 @@ from evaluation.report import (
     _label_warnings,
     build_document,
     compare_sets,
+    compare_with_baselines,
     differences_table,
-    floor_part,
     scores_table,
     write_report,
 )
@@ -406,7 +406,7 @@ def test_a_comparison_marks_few_cases(tmp_path: Path) -> None:
         model.targets[:7, 1] = 1
     page = written_page(tmp_path, make_comparison(models))
     of_label = [text for text in page.texts('tr') if text.startswith('Fracture')]
-    difference, *_ = [text for text in of_label if text.startswith('Fracturep ')]
+    difference, *_ = [text for text in of_label if text.startswith('Fracture0.')]
     table, *_ = [text for text in of_label if text.startswith('Fracture\n')]
     assert difference.count('▲\xa0few: 7 positives') == 1
     assert table.count('▲\xa0few: 7 positives') == len(models)
@@ -473,24 +473,32 @@ def test_worst_errors_have_small_images_and_empty_maps_say_so(tmp_path: Path) ->
     assert any('no signal' in text.lower() for text in page.texts('figcaption'))
 
 
-def test_the_pixel_floor_is_shown_next_to_the_model(tmp_path: Path) -> None:
+def test_baselines_are_shown_next_to_the_model(tmp_path: Path) -> None:
     cases = some_cases(labels=('Edema', 'Fracture'))
-    floor = some_cases(seed=7, labels=('Edema', 'Fracture')).probabilities
-    facts = {'images': 60, 'components': 30}
-    part = floor_part([cases], {'test': floor}, PROTOCOL, facts=facts)
-    document = build_document([cases], None, PROTOCOL, run={}, extras={'pixel_floor': part})
+    better = np.where(cases.targets == 1, 0.9, 0.1)
+    worse = np.random.default_rng(3).random(cases.targets.shape)
+    close = some_cases(seed=7, labels=('Edema', 'Fracture')).probabilities
+    baselines = {'pixels': close, 'oracle': better, 'noise': worse}
+    comparisons = compare_with_baselines(cases, baselines, PROTOCOL)
+    extras = {'comparisons': comparisons, 'baselines': True}
+    others = some_cases('valid', labels=('Edema', 'Fracture'))
+    document = build_document([others, cases], None, PROTOCOL, run={}, extras=extras)
     page = written_page(tmp_path, document)
-    (entry,) = json.loads((tmp_path / 'report.json').read_text())['pixel_floor']['sets']
-    area = roc_auc_score(cases.targets[:, 0], floor[:, 0])
+    entry = json.loads((tmp_path / 'report.json').read_text())['comparisons'][0]
+    area = roc_auc_score(cases.targets[:, 0], close[:, 0])
     own = roc_auc_score(cases.targets[:, 0], cases.probabilities[:, 0])
-    assert entry['auroc']['Edema']['value'] == pytest.approx(area)
-    difference = entry['labels']['Edema']['difference']
-    assert difference['value'] == pytest.approx(own - area)
-    assert difference['low'] < difference['value'] < difference['high']
-    shown = {el[1]['value'] for el in page.elements if el[0] == 'data'}
-    means = [entry['mean_auroc']['value'], entry['means'][entry['mean']]['difference']['value']]
-    assert {repr(value) for value in (*difference.values(), *means)} <= shown
-    assert any('30 principal components of 60' in text for text in page.texts('p'))
+    part = entry['labels']['Edema']
+    assert (part['auroc_a']['value'], part['auroc_b']['value']) == pytest.approx((own, area))
+    assert part['difference']['low'] < own - area < part['difference']['high']
+    (table,) = [text for text in page.texts('table') if 'scored by the baselines' in text]
+    for row in comparisons:
+        mean = row['means']['labels']
+        for score in (mean['auroc_b'], mean['difference']):
+            assert f'{score["value"]:.3f}'.replace('-', '−') in table
+    assert document['headline']['set'] == 'test', 'the report is of one model'
+    told = [[row['b'] in line for row in comparisons] for line in document['alerts']]
+    assert [False, True, False] in told, 'the oracle does better than the model'
+    assert not any(noise for *_, noise in told)
 
 
 def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:

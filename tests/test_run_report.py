@@ -6,7 +6,6 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -18,10 +17,7 @@ from tiny import ROOT, finished_run
 
 from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
-from data.predictions import read_predictions
-from data.reading import SCORED_SPLITS
-from evaluation import pixel_floor
-from evaluation.final_scores import FinalScores, check_scoring
+from evaluation.final_scores import check_scoring
 from evaluation.run_report import SELECTED_ON_VALID
 from logger import read_metrics
 from scripts.phantom import make_phantom
@@ -31,7 +27,7 @@ from utils import read_checkpoint
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
 REPORT = {
-    'REPORT': {'WRITE': True, 'MAPS': 1, 'PIXEL_FLOOR': True},
+    'REPORT': {'WRITE': True, 'MAPS': 1},
     'EVAL': {'RESAMPLES': 20},
 }
 
@@ -153,35 +149,24 @@ def test_the_overview_states_training_images_epoch_and_time(finished: Path, many
     assert page.count('class="thumbnail"') == len(errors) > 0
 
 
-@pytest.mark.slow
-def test_the_pixel_floor_is_fitted_to_the_training_images_of_the_run(finished: Path) -> None:
-    scores = json.loads((finished / 'scores.json').read_text())
-    report = json.loads((finished / 'report.json').read_text())['pixel_floor']
-    assert (report['images'], report['components']) == (28, 14)
-    for part in report['sets']:
-        table = scores[part['set']]['pixel_floor']
-        assert table['loss'] > 0 and table['components'] == 14
-        assert table['chosen'] == report['chosen'] and set(table['chosen']) == set(table['auroc'])
-        for label, score in part['auroc'].items():
-            assert score['value'] == pytest.approx(table['auroc'][label])
-        own = read_predictions(finished / f'predictions_{part["set"]}_pixels.csv')
-        model = read_predictions(finished / f'predictions_{part["set"]}.csv')
-        assert own.names.tolist() == model.names.tolist() and own.labels == model.labels
-        assert not np.allclose(own.probabilities, model.probabilities)
-
-
-def test_a_failure_of_the_pixel_floor_keeps_the_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_baselines_are_read_from_a_run_or_a_file(
+    finished: Path, many: Path, tmp_path: Path
 ) -> None:
-    config = default_config()
-    config.REPORT.PIXEL_FLOOR = True
-    run = SimpleNamespace(config=config, folder=tmp_path, logger=logging.getLogger())
-    final = FinalScores(run, MagicMock(**dict.fromkeys((*SCORED_SPLITS, 'holdout', 'whole'))))
-    final.table = {'valid': {'last': {'loss': 0.5}}}
-    monkeypatch.setattr(pixel_floor, 'read_pixels', MagicMock(side_effect=OSError('disk')))
-    with pytest.raises(OSError, match='disk'):
-        final.write([], ['one', 'other'])
-    assert json.loads((tmp_path / 'scores.json').read_text()) == final.table
+    """A run equals itself, and a file that lacks a row is not shown."""
+    table = pd.read_csv(finished / 'predictions_test.csv')
+    table.iloc[1:].to_csv(tmp_path / 'part.csv', index=False)
+    baselines = {'itself': str(finished), 'part': str(tmp_path / 'part.csv'), 'lost': 'none.csv'}
+    words = ['--eval', '--resume', finished / 'ckpt_best.pth']
+    words += ['--opts', 'REPORT.BASELINES', str(baselines)]
+    folder = tmp_path / 'again'
+    finished_run('finetune', many, folder, *map(str, words), DATA={'VIEWS': 'all'}, **REPORT)
+    (page,) = folder.glob('*/*/report_eval/report.json')
+    report = json.loads(page.read_text())
+    (entry,) = report['comparisons']
+    assert (entry['b'], entry['set']) == ('itself', report['headline']['set'])
+    assert {part['difference']['value'] for part in entry['labels'].values()} == {0}
+    told = [line for line in report['warnings'] if line.startswith('the baseline')]
+    assert len(told) == 2 and 'part.csv' in told[0] and 'none.csv' in told[1]
 
 
 @pytest.mark.slow
@@ -314,7 +299,6 @@ def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
         if file.is_file() and PATIENT.search(file.read_bytes())
     }
     predictions = {f'predictions_{split}.csv' for split in ('holdout', 'valid', 'test')}
-    predictions |= {f'predictions_{split}_pixels.csv' for split in ('valid', 'test')}
     assert naming == predictions | {'report.html', 'report.json'}
 
 

@@ -31,7 +31,6 @@ from sweeps.files import (
     load_sweep,
     only_rows,
     only_subsets,
-    pixel_row,
     plan,
     share_steps,
 )
@@ -352,13 +351,13 @@ def test_rows_are_methods_by_shares(tmp_path: Path) -> None:
     assert sweep.reference.name == 'simmim_1'
 
 
-def test_rows_are_compared_with_the_pixels_only_if_a_run_scores_them(tmp_path: Path) -> None:
-    floor = {'REPORT.PIXEL_FLOOR': True}
-    scored = methods(b={'finetune': FINETUNE, 'finetune_options': floor, 'against': 'pixels'})
+def test_rows_are_compared_with_the_pixels_only_if_they_are_a_row(tmp_path: Path) -> None:
+    pixels = {'finetune': FINETUNE, 'finetune_options': {'FINETUNE.MODE': 'pixels'}}
+    scored = methods(b={'finetune': FINETUNE, 'against': 'pixels'}, pixels=pixels)
     rows = {row.name: row for row in load_sweep(methods_file(tmp_path, methods=scored)).rows}
-    assert rows['b_0.1'].against == ('pixels_0.1',) == (pixel_row(rows['simmim_0.1']),)
+    assert rows['b_0.1'].against == ('pixels_0.1',)
     unscored = methods(b={'finetune': FINETUNE, 'against': ['simmim', 'pixels']})
-    with pytest.raises(ValueError, match=r'mine\.yaml.*pixels.*PIXEL_FLOOR'):
+    with pytest.raises(ValueError, match=r'mine\.yaml.*against.*pixels'):
         load_sweep(methods_file(tmp_path, methods=unscored))
 
 

@@ -233,18 +233,6 @@ def two_rows(folder: Path, **changes: Any) -> tuple[MadeRuns, Sweep]:
     return made, sweep
 
 
-def test_all_rows_are_compared_with_the_pixels_if_wanted(tmp_path: Path) -> None:
-    made, sweep = two_rows(tmp_path)
-    for seed in (0, 1):
-        made.add_pixels(sweep.rows[0], seed, strength=0.5)
-    assert table_of(sweep, made, '--against', 'pixels', seeds=2) == 0
-    lines = lines_of(made, 'mean_of_five')
-    assert {*lines['against'].dropna()} == {'pixels'}
-    assert lines.loc['0.1', 'difference'] == pytest.approx(
-        lines.loc['0.1', 'value'] - lines.loc['pixels', 'value']
-    )
-
-
 def test_metrics_at_the_threshold_use_that_of_the_report(tmp_path: Path) -> None:
     made, sweep = two_rows(tmp_path)
     for row in sweep.rows:

@@ -38,7 +38,7 @@ SINGLE = ['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES]), 'DATA.LABEL
 
 def run(data: Path, folder: Path, opts: list[str], mode: str = 'full', *more: str) -> Path:
     words = [*more, '--opts', *opts, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '20']
-    words += ['REPORT.MAPS', '1', 'TRAIN.EPOCHS', '1', 'REPORT.PIXEL_FLOOR', 'True']
+    words += ['REPORT.MAPS', '1', 'TRAIN.EPOCHS', '1']
     given = {'TRAIN_IMAGES': 0, 'VIEWS': 'all'}
     sections = {'DATA': given, 'REPORT': {'WRITE': True}, 'MODEL': LABELS_DECIDE}
     return finished_run('finetune', data, folder, *words, model=FINE, **sections)
@@ -52,7 +52,7 @@ def evaluated(run_folder: Path, data: Path, output: Path, *words: str) -> dict:
     return json.loads((output / 'report.json').read_text())
 
 
-@pytest.mark.parametrize('mode', ['full', 'linear_probe', 'knn'])
+@pytest.mark.parametrize('mode', ['full', 'linear_probe', 'knn', 'pixels'])
 def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys) -> None:
     folder = run(labelled, tmp_path, SINGLE, mode)
     table = pd.read_csv(folder / 'predictions_valid.csv', index_col='Path')
@@ -60,7 +60,6 @@ def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys)
     np.testing.assert_allclose(table.sum(axis=1), 1, rtol=1e-6)
     scores = json.loads((folder / 'scores.json').read_text())['valid']
     assert {'accuracy', 'balanced_accuracy', 'macro_f1', 'auroc'} <= {*scores['selected']}
-    assert {'pixel_floor'} <= {*scores}
     report = json.loads((folder / 'report.json').read_text())
     classes = report['sets'][-1]['classes']
     assert np.sum(classes['confusion']) == classes['n'] == scores['selected']['rows']
@@ -73,12 +72,11 @@ def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys)
 
 
 def test_a_new_task_is_one_file(labelled: Path, tmp_path: Path, grades_task: None, capsys) -> None:
-    """Runs, probes, the pixel floor, reports, predictions, and exports know it."""
+    """Runs, reports, predictions, and exports know it."""
     folder = run(labelled, tmp_path, ['DATA.TASK', 'grades', 'DATA.LABELS', "['Oedema']"])
     table = pd.read_csv(folder / 'predictions_valid.csv')[STEPS]
     assert (np.diff(table, axis=1) <= 0).all()
     scores = json.loads((folder / 'scores.json').read_text())['valid']
-    assert {*scores['pixel_floor']['auroc']} == {*STEPS}
     report = json.loads((folder / 'report.json').read_text())
     assert [part['label'] for part in report['sets'][-1]['labels']] == STEPS
     options = ['--task', 'grades', '--label-names', 'Oedema']
