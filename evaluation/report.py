@@ -137,6 +137,7 @@ def build_document(
         explain_intervals(scored)
     has_several_models = len(sets) > 1 and extras['comparisons'] and not extras['baselines']
     main = None if has_several_models else scored[-1]
+    told = [*_baseline_alerts(extras['comparisons'])] if extras['baselines'] else []
     context = []
     if main and main['means']['five']:
         context = context_rows(policy, main['name'], protocol.level, protocol.views)
@@ -144,14 +145,11 @@ def build_document(
         'format': FORMAT,
         'title': TITLE,
         'run': [{'name': name, 'value': str(value)} for name, value in run.items()],
-        'headline': _headline(main, protocol.resamples > 0) if main else None,
+        'headline': _headline(main, told, protocol.resamples > 0) if main else None,
         'not_comparable': NOT_COMPARABLE,
         'ranks_only': protocol.ranks_only,
         'published': context,
-        'alerts': [
-            *(_baseline_alerts(extras['comparisons']) if extras['baselines'] else []),
-            *_set_lines(scored, _model_alerts),
-        ],
+        'alerts': [*told, *_set_lines(scored, _model_alerts)],
         'warnings': [
             *warnings,
             *shared_patients(patients or {}),
@@ -193,35 +191,10 @@ def compare_sets(
     if reference:
         (base,) = [cases for cases in rows if cases.name == reference]
         pairs = [(cases, base) for cases in rows if cases is not base]
-    pairs = [
-        (a, b) for a, b in pairs if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
-    ]
-    return _compare_pairs(pairs, protocol, name=name, seeds=seeds)
-
-
-def compare_with_baselines(
-    cases: Cases, baselines: Mapping[str, np.ndarray], protocol: Protocol
-) -> list[dict[str, Any]]:
-    """Compare a model with baselines, name -> probabilities [N, K]; see `compare_sets`."""
-    pairs = [
-        (replace(cases, name='model'), replace(cases, name=name, probabilities=probabilities))
-        for name, probabilities in baselines.items()
-    ]
-    at_level = [[each.at_level(protocol.level, protocol.aggregate) for each in p] for p in pairs]
-    return _compare_pairs(at_level, protocol, name=cases.name)
-
-
-def _compare_pairs(
-    pairs: Sequence[Sequence[Cases]],
-    protocol: Protocol,
-    *,
-    name: str,
-    seeds: Container[frozenset[str]] = (),
-) -> list[dict[str, Any]]:
-    """Compare pairs of models that predict the same rows; see `compare_sets`."""
     found = [
         {'set': name, **compare(a, b, resamples=protocol.resamples, seed=protocol.seed)}
         for a, b in pairs
+        if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
     ]
     family = []
     for entry in found:
@@ -237,6 +210,21 @@ def _compare_pairs(
     tested = sum(not np.isnan(part['p_holm']) for part in family)
     note = too_few_resamples(tested, resamples=protocol.resamples)
     return [{**entry, 'note': note} for entry in found]
+
+
+def compare_with_baselines(
+    cases: Cases, baselines: Mapping[str, np.ndarray], protocol: Protocol
+) -> list[dict[str, Any]]:
+    """Compare a model with baselines, name -> probabilities [N, K]; see `compare_sets`.
+
+    Holm's correction is over the labels of each baseline on its own.
+    """
+    found = []
+    for name, probabilities in baselines.items():
+        model = replace(cases, name='model')
+        pair = model, replace(cases, name=name, probabilities=probabilities)
+        found += compare_sets(pair, protocol, name=cases.name)
+    return found
 
 
 def _mean_area(cases: Cases) -> float:
@@ -389,8 +377,8 @@ def _latex(document: dict[str, Any]) -> str:
     return '\n'.join(parts)
 
 
-def _headline(scored: dict[str, Any], has_intervals: bool) -> dict[str, Any]:
-    """Return the mean AUROC of a set over `headline_labels`, with notes."""
+def _headline(scored: dict[str, Any], told: Sequence[str], has_intervals: bool) -> dict[str, Any]:
+    """Return the mean AUROC of a set over `headline_labels`, with notes and alerts on baselines."""
     notes, entries = [], {entry['label']: entry for entry in scored['labels']}
     counted = headline_labels(scored['means']['counted'])
     kinds = 'classes, each against the others' if 'classes' in scored else 'labels'
@@ -417,6 +405,7 @@ def _headline(scored: dict[str, Any], has_intervals: bool) -> dict[str, Any]:
         'name': name,
         'score': score,
         'note': '; '.join(notes),
+        'baselines': [*told],
     } | described
 
 
@@ -474,13 +463,13 @@ def _baseline_alerts(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
         for mean in filter(None, entry['means'].values()):
             value, low = (mean['difference'][end] for end in ('value', 'low'))
             own, others = (mean[key]['value'] for key in ('auroc_a', 'auroc_b'))
-            scores = f'AUROC {own:.3f} against {others:.3f} on {entry["set"]}'
+            scores = f'AUROC {own:.3f} of the model and {others:.3f} of the baseline'
             if value <= 0:
-                yield f'the baseline {entry["b"]} does as well as the model or better: {scores}'
+                yield f'{entry["set"]}: {entry["b"]} do as well as the model or better: {scores}'
             elif low <= 0:
                 yield (
-                    f'the model may not be better than the baseline {entry["b"]}: {scores}, and '
-                    'the interval of the difference includes 0'
+                    f'{entry["set"]}: {entry["b"]} may do as well as the model: {scores}, and the '
+                    'interval of the difference includes 0'
                 )
 
 

@@ -46,6 +46,7 @@ TRAINED_PARTS = {  # FINETUNE.MODE in words
     'knn': 'none: nearest neighbours of frozen features',
     'pixels': 'a logistic regression on small images, without an encoder',
 }
+NORMALISED_BY = {'dataset': 'the whole data set', 'image': 'the image'}  # DATA.NORMALIZE in words
 CHOSEN_ON = {'holdout': 'held-out training patients', 'last': 'no images: it is the last epoch'}
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 AVERAGED = (
@@ -169,6 +170,8 @@ def _warnings(final: FinalScores, model: nn.Module, sources: list[str]) -> list[
             f'scores drop {100 * config.EVAL.MASK_RATIO:g} % of the patches of each image '
             '(EVAL.MASK_RATIO); saliency maps use all'
         )
+    if config.FINETUNE.MODE == 'pixels':
+        return warnings
     if config.REPORT.MAPS and lacks_maps(model, config.REPORT.METHOD):
         warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
     elif config.REPORT.MAPS and _is_averaged(config, sources):
@@ -232,21 +235,22 @@ def _are_selected_on_valid(configs: list[Config | None], sources: list[str]) -> 
 def _describe_run(config: Config, sources: list[str], training: dict[str, str]) -> dict[str, str]:
     """Return the table of run details for the first screen of the report."""
     data = config.DATA
-    checkpoint = ', '.join(sources)
+    checkpoint = ('mean of ' if len(sources) > 1 else '') + ', '.join(sources)
+    is_pixels = config.FINETUNE.MODE == 'pixels'
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     data_set = f'{data.DATASET}{labeller}'
     steps = ', '.join(scored_steps(config)) or 'none'
     return {
         'Predicts': TASK_WORDS.get(data.TASK, data.TASK),
         **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
-        'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px',
+        **({} if is_pixels else {'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px'}),
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
-        'Checkpoint': f'mean of {checkpoint}' if len(sources) > 1 else checkpoint,
+        **({} if sources[0] in PROBES else {'Checkpoint': checkpoint}),
         **training,
         'Data': f'{data.DATA_PATH} ({data_set})',
         **({'Blank labels': data.BLANK} if task_of(config).has_policies else {}),
         'Images': describe_images(config.EVAL.DATA_PATH or data.DATA_PATH),
-        'Pixels': f'preprocessing {steps}, normalised by {data.NORMALIZE}',
+        'Preprocessing': f'{steps}; normalised by {NORMALISED_BY[data.NORMALIZE]}',
         'Threshold rule': config.EVAL.THRESHOLD,
         'Test-time views': describe_views(config),
         'Seed': str(config.SEED),
@@ -272,14 +276,14 @@ def _selected_on(trained: Config, source: str) -> str:
 def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]:
     if trained is None:
         return {'Training': 'unknown'}
-    data, is_probe = trained.DATA, trained.FINETUNE.MODE in PROBES
+    data, mode = trained.DATA, trained.FINETUNE.MODE
     exceptions = ', '.join(f'{k}: {v}' for k, v in data.UNCERTAIN_BY_LABEL.items())
     policy = data.UNCERTAIN + (f' ({exceptions})' if exceptions else '')
     by_share = f'{100 * data.TRAIN_FRACTION:g} % of the patients'
     start = trained.MODEL.RESUME or trained.PRETRAINED
     rows = {
-        'Trained part': TRAINED_PARTS.get(trained.FINETUNE.MODE, trained.FINETUNE.MODE),
-        'Started from': start or 'random weights',
+        'Trained part': TRAINED_PARTS.get(mode, mode),
+        **({'Started from': start or 'random weights'} if mode != 'pixels' else {}),
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
         **({'Uncertain labels in training': policy} if task_of(trained).has_policies else {}),
     }
@@ -287,8 +291,8 @@ def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]
         rows['Trained on'] += f' of {data.TRAIN_CSV}'
     if data.PSEUDO_LABELS:
         rows['Trained on'] += f', and pseudo-labels of {data.PSEUDO_LABELS}'
-    if is_probe:
-        return rows | {'Grid chosen on': 'training patients, by cross-validation'}
+    if mode in PROBES:
+        return rows | {'Hyperparameters chosen on': 'training patients, by cross-validation'}
     if patience := trained.TRAIN.PATIENCE:
         rows['Early stopping'] = (
             f'after {patience} validations without a better score, at most {trained.TRAIN.EPOCHS} '
