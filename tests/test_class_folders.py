@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import LABELS_DECIDE, VIT, finished_run
 
 from config import get_config
 from data.labels import task_of
@@ -75,16 +74,6 @@ def test_a_patient_in_two_splits_is_an_error_that_names_the_image(folders, tmp_p
         read_layout(config_of(tmp_path), folders, 'valid', labels=NAMES)
 
 
-def test_folders_that_are_classes_alone_need_no_split(tmp_path: Path) -> None:
-    for name in NAMES:
-        (tmp_path / 'data' / name).mkdir(parents=True)
-        Image.new('L', (9, 9)).save(tmp_path / 'data' / name / 'a.png')
-    text = "image: '{class}/{name}'\nviews: frontal\nlabels: {column: class}\n"
-    found = read_layout(config_of(tmp_path, text), tmp_path / 'data', 'train', labels=NAMES)
-    np.testing.assert_array_equal(found.labels, np.eye(3)[[2, 0, 1]])
-    assert found.patient.tolist() == ['COVID/a', 'NORMAL/a', 'PNEUMONIA/a']
-
-
 @pytest.mark.parametrize(
     'old, new, key',
     [
@@ -99,18 +88,6 @@ def test_a_layout_without_a_table_that_cannot_work_is_refused(tmp_path, old, new
     (tmp_path / 'folders.yaml').write_text(SPLITS.replace(old, new))
     with pytest.raises(ValueError, match=f'folders.yaml: .*{key}'):
         open_layout(str(tmp_path / 'folders.yaml'))
-
-
-def test_a_run_learns_the_classes_of_folders(folders, tmp_path, few_cases_select) -> None:
-    config = config_of(tmp_path)
-    given = {'DATASET': config.DATA.DATASET, 'LABELS': NAMES, 'TASK': 'single_label'}
-    sections = {'DATA': given | {'TRAIN_IMAGES': 0}, 'MODEL': LABELS_DECIDE}
-    folder = finished_run('finetune', folders, tmp_path / 'runs', model=VIT, **sections)
-    scores = json.loads((folder / 'scores.json').read_text())
-    assert scores['valid']['last']['positives'] == {'NORMAL': 2, 'PNEUMONIA': 2, 'COVID': 0}
-    assert scores['test']['last']['accuracy'] in (0, 1)
-    record = json.loads((folder / 'run.json').read_text())
-    assert [*record['data']['files']] == ['DATA.DATASET'], 'the layout'
 
 
 def test_a_name_with_many_ways_to_be_divided_is_soon_divided_or_refused(tmp_path: Path) -> None:

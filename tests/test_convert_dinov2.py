@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from transfers import GREY, IMAGENET, LOGGER, make_config, make_model, randomise
+from transfers import GREY, IMAGENET, grey_images, make_config, randomise, started
 from yacs.config import CfgNode
 
 from models.timm_classifier import find_layout
-from utils import load_pretrained
 
 PATCH = 14
 # What the ViT of this project needs for DINOv2.
@@ -54,21 +53,6 @@ def timm_vit(name: str, size: int) -> CfgNode:
     return make_config('timm', 3, DATA__IMG_SIZE=size, MODEL__TIMM__NAME=name)
 
 
-def started(config: CfgNode, file: Path, *, is_pretrain: bool = False) -> torch.nn.Module:
-    """Build a model that starts from a file, in float64, so that rounding does not add up."""
-    model = make_model(config, seed=7, is_pretrain=is_pretrain)
-    config.PRETRAINED = str(file)
-    load_pretrained(config, model, LOGGER)
-    return model.double()
-
-
-def images(size: int, statistics: tuple = IMAGENET) -> torch.Tensor:
-    """Return grey X-rays as the channels that were normalised by these statistics."""
-    grey = torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(5))
-    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
-    return ((grey - mean) / std).double()
-
-
 def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert wanted.std() > 0.3
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
@@ -84,9 +68,9 @@ def test_dinov2_of_transformers_gives_its_tokens_and_its_class_token(
 ) -> None:
     """The file has the positions of 4 x 4 patches, which are interpolated for 3 x 3 and 6 x 6."""
     theirs, file = write_dinov2(transformers, 'Dinov2ForImageClassification', tmp_path)
-    ours = started(vit(size, channels), file)
-    x = images(size, IMAGENET if channels == 3 else GREY)
-    wanted = theirs.dinov2(pixel_values=images(size))
+    ours = started(vit(size, channels), file).double()
+    x = grey_images(IMAGENET if channels == 3 else GREY, size=size).double()
+    wanted = theirs.dinov2(pixel_values=grey_images(IMAGENET, size=size).double())
     assert_same(ours.encode(ours.patch_embed(x)), wanted.last_hidden_state)
     assert_same(ours.forward_features(x), wanted.pooler_output)
     assert re.search(r'new +2  head 2$', log.text, re.MULTILINE)
@@ -108,7 +92,8 @@ def test_dinov2_of_transformers_gives_its_features_in_timm(
     """Only models with registers antialias the positions, of 5 x 5 patches here, for 3 x 3."""
     options = {'size': 70, 'hidden_size': 48, 'use_swiglu_ffn': is_gated}
     theirs, file = write_dinov2(transformers, kind, tmp_path, **options)
-    ours, x = started(timm_vit(name, size), file), images(size)
+    ours = started(timm_vit(name, size), file).double()
+    x = grey_images(IMAGENET, size=size).double()
     wanted = theirs(pixel_values=x)
     assert_same(ours.encoder.forward_features(x), wanted.last_hidden_state)
     assert_same(ours.forward_features(x), wanted.pooler_output)
@@ -119,7 +104,8 @@ def test_dinov2_of_transformers_gives_its_features_in_timm(
 def test_masked_pre_training_starts_with_dinov2s_mask_token(transformers, tmp_path) -> None:
     theirs, file = write_dinov2(transformers, 'Dinov2Model', tmp_path)
     config = vit(56, DATA__MASK_PATCH_SIZE=PATCH)
-    ours = started(config, file, is_pretrain=True).encoder
+    ours = started(config, file, is_pretrain=True).double().encoder
     mask = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.6
-    wanted = theirs(pixel_values=images(56), bool_masked_pos=mask.flatten(1)).last_hidden_state
-    assert_same(ours(images(56), mask).flatten(2).transpose(1, 2), wanted[:, 1:])
+    x = grey_images(IMAGENET, size=56).double()
+    wanted = theirs(pixel_values=x, bool_masked_pos=mask.flatten(1)).last_hidden_state
+    assert_same(ours(x, mask).flatten(2).transpose(1, 2), wanted[:, 1:])

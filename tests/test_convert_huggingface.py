@@ -10,25 +10,14 @@ from safetensors.torch import load_file, save_file
 from transfers import (
     GREY,
     IMAGENET,
-    LOGGER,
     grey_images,
     make_config,
-    make_model,
     randomise,
+    started,
 )
-from yacs.config import CfgNode
-
-from utils import load_pretrained
 
 PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
          'MODEL__VIT__USE_SHARED_RPB': False}  # fmt: skip
-
-
-def started(config: CfgNode, file: Path, *, is_pretrain: bool = False) -> torch.nn.Module:
-    model = make_model(config, seed=7, is_pretrain=is_pretrain)
-    config.PRETRAINED = str(file)
-    load_pretrained(config, model, LOGGER)
-    return model
 
 
 def images(channels: int = 1, size: int = 32) -> torch.Tensor:
@@ -87,33 +76,6 @@ def test_simmim_of_transformers_reconstructs_the_same(transformers, tmp_path, lo
     assert wanted.std() > 0.5
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
     assert re.search(r'new +0$', log.text, re.MULTILINE)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_vit_of_transformers_gives_its_features(transformers, tmp_path) -> None:
-    """The biases of the keys, which only timm's ViT has, do not affect the features.
-
-    The test uses float64, because twelve blocks would amplify rounding to about 1e-4.
-    """
-    sizes = {'hidden_size': 192, 'num_hidden_layers': 12, 'num_attention_heads': 3}
-    sizes |= {'intermediate_size': 768, 'patch_size': 16, 'layer_norm_eps': 1e-6}
-    theirs = transformers.ViTModel(vit_config(transformers.ViTConfig, **sizes))
-    file, x = write_theirs(theirs, tmp_path), images().double()
-    wanted = theirs.double()(pixel_values=x).last_hidden_state
-    assert wanted.std() > 0.5
-    assert load_file(file)[next(k for k in load_file(file) if 'key.bias' in k)].std() > 0.1
-
-    config = make_config('timm', 1)
-    config.MODEL.TIMM.NAME = 'vit_tiny_patch16_224'
-    found = started(config, file).double().encoder.forward_features(x)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
-
-    config = make_config('vit', 1, **PLAIN)
-    config.MODEL.VIT.update(EMBED_DIM=192, DEPTH=12, NUM_HEADS=3, PATCH_SIZE=16)
-    ours = started(config, file).double()
-    found = ours.encode(ours.patch_embed(x))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
 
 
 @torch.no_grad()

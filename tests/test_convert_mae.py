@@ -11,7 +11,7 @@ import torch
 from test_mae import mae_config
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
-from transfers import assert_same, load, make_model, transfer
+from transfers import assert_same, load, make_model
 
 from models.vision_transformer import sincos_positions
 
@@ -137,49 +137,7 @@ def test_maes_weights_give_the_same_loss_and_pixels(channels, norm_pix, tmp_path
         assert f'\n{line}\n' in log.text + '\n'
 
 
-@torch.no_grad()
-def test_pretraining_resumes_at_another_size_with_resized_positions(tmp_path) -> None:
-    larger = mae_config(1, DATA__IMG_SIZE=48)
-    source, target = transfer(mae_config(1), larger, tmp_path)
-    for before, after in ((source.encoder, target.encoder), (source.decoder, target.decoder)):
-        width = before.pos_embed.shape[2]
-        grid = before.pos_embed[:, 1:].reshape(1, 4, 4, width).permute(0, 3, 1, 2)
-        want = F.interpolate(grid, size=(6, 6), mode='bicubic', align_corners=False)
-        assert_same(after.pos_embed[:, 1:], want.permute(0, 2, 3, 1).reshape(1, 36, width))
-        assert torch.equal(after.pos_embed[:, :1], before.pos_embed[:, :1])
-
-
-@pytest.mark.parametrize(
-    'options', [{'MODEL__MAE__DECODER_EMBED_DIM': 32}, {'MODEL__PRETRAIN': 'simmim'}]
-)
-def test_another_decoder_is_dropped(options, tmp_path, log) -> None:
-    config = mae_config(3, **options)
-    model = make_model(config, seed=2)
-    own = {key: value.clone() for key, value in model.decoder.state_dict().items()}
-    state = official_state(3)
-    load(state, config, model, tmp_path)
-    assert all(torch.equal(value, own[key]) for key, value in model.decoder.state_dict().items())
-    assert torch.equal(model.encoder.cls_token, state['cls_token'])
-    assert 'decoder is not used' in log.text
-
-
 # Into fine-tuning
-
-
-@pytest.mark.parametrize('positions, pools', [('USE_APE', False), ('USE_SINCOS', True)])
-@torch.no_grad()
-def test_features_of_a_classifier_are_those_of_mae(positions, pools, tmp_path) -> None:
-    """The features are the class token after the norm, or the mean of the patches before it."""
-    state = official_state(3)
-    options = {'MODEL__VIT__USE_SINCOS': False, f'MODEL__VIT__{positions}': True}
-    config = mae_config(3, MODEL__VIT__USE_MEAN_POOLING=pools, **options)
-    model = load(state, config, make_model(config, seed=2, is_pretrain=False), tmp_path)
-    images = torch.randn(3, 3, 32, 32)
-    first = (state['cls_token'] + state['pos_embed'][:, :1]).expand(3, 1, -1)
-    x = torch.cat([first, official_tokens(state, images)], dim=1)
-    x = official_blocks(state, 'blocks', x, HEADS)
-    tokens = model.encode(model.patch_embed(images))
-    assert_same(tokens, x if pools else official_norm(state, 'norm', x))
 
 
 @pytest.mark.parametrize('pool', ['token', 'avg'])

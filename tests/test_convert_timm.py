@@ -8,12 +8,11 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from timm.layers import resample_abs_pos_embed
 from timm.models.swin_transformer import SwinTransformer
 from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images
 from yacs.config import CfgNode
 
-from config import config_text, default_config
+from config import default_config
 from models import build_model
 from models.timm_classifier import TimmClassifier
 from utils import load_pretrained
@@ -90,14 +89,6 @@ def test_resnet_of_transformers_gives_its_features(tmp_path, log) -> None:
     assert re.search(r'new +2  head 2', log.text)
 
 
-def test_positions_of_a_vit_are_resized_as_timm_does(tmp_path) -> None:
-    theirs = make_timm('test_vit', img_size=32)
-    save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
-    ours = started(make_config('test_vit', size=64), tmp_path / 'model.safetensors')
-    expected = resample_abs_pos_embed(theirs.pos_embed, (4, 4), antialias=False)
-    assert_same(ours.encoder.pos_embed, expected)
-
-
 # Channels
 
 
@@ -113,18 +104,6 @@ def test_folded_channels_are_exact_away_from_the_padded_border(tmp_path, log) ->
     assert_same(inner[1], inner[0])
     assert (results[0] - results[1]).abs().max() > 0.01, 'as the log says of the border'
     assert 'from 3 to 1 channels' in log.text and 'border' in log.text
-
-
-@torch.no_grad()
-def test_folding_patches_is_exact(tmp_path, log) -> None:
-    """A patch convolution has a bias and no padding. The checkpoint contains the statistics."""
-    config = make_config('test_vit', 3)
-    theirs = build_model(config, is_pretrain=False).eval()
-    saved = {'model': theirs.state_dict(), 'config': config_text(config)}
-    torch.save(saved, tmp_path / 'ckpt.pth')
-    ours = started(make_config('test_vit', 1), tmp_path / 'ckpt.pth')
-    assert_same(ours(grey_images(GREY)), theirs(grey_images(IMAGENET)))
-    assert 'border' not in log.text
 
 
 @torch.no_grad()

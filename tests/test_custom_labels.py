@@ -113,14 +113,6 @@ def test_a_run_does_not_resume_with_other_labels(
     refused('finetune', arguments(cfg, own_data, tmp_path / 'other', *words), 'DATA.LABELS')
 
 
-def test_a_missing_label_column_is_named_with_those_that_there_are(
-    own_data: Path, tmp_path: Path, refused
-) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE)
-    argv = arguments(cfg, own_data, tmp_path / 'out')
-    refused('finetune', argv, 'train.csv', 'Enlarged Cardiomediastinum', 'Heart/size')
-
-
 def test_pre_training_needs_no_label_columns(own_data: Path, tmp_path: Path) -> None:
     given = {'TRAIN': {'EPOCHS': 1}, 'DATA': {'TRAIN_IMAGES': 0}}
     assert finished_run('simmim', own_data, tmp_path / 'out', model=VIT, **given)

@@ -1,6 +1,5 @@
 """The data check: planted faults are found, each once, and nothing else; the script."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -195,41 +194,3 @@ def test_a_folder_of_images_and_a_damaged_store(
     assert [cells[0] for cells in check(store)] == kinds
     (store / 'store.json').write_text('{}')
     assert 'unreadable data set' in {cells[0] for cells in check(store)}
-
-
-def test_what_was_found_is_listed_if_a_worker_is_killed(clean: Path, check, monkeypatch) -> None:
-    monkeypatch.setattr('data.image_source.decode_image', lambda *_: os._exit(9))
-    assert [kind for kind, *_ in check(clean)] == ['images that were not checked']
-
-
-def test_images_and_patients_in_two_splits_of_one_data_set_are_listed(
-    spoilt: Path, tmp_path: Path, check: Callable
-) -> None:
-    """A smaller JPEG copy, an exact copy, and another image of a patient."""
-    train, valid = (read_text(spoilt / name) for name in ('train.csv', 'valid.csv'))
-    files, scored = (table['Path'].str.partition('/')[2] for table in (train, valid))
-    rng = np.random.default_rng(0)
-    clouds = [
-        Image.fromarray(rng.integers(0, 255, (6, 6)).astype(np.uint8)).resize((256, 256), 3)
-        for _ in range(len(train) + len(valid))
-    ]
-    for file, image in zip([*files, *scored], clouds, strict=True):
-        image.save(spoilt / file, quality=95)
-    clouds[0].resize((150, 140)).save(spoilt / scored[0], quality=60)
-    shutil.copy(spoilt / files[3], spoilt / scored[1])
-    assert ('same X-ray in two splits', '', None, files[0]) in check(spoilt)
-    patient = valid['Path'][2].split('/')[2]
-    name = f'{train["Path"][0].partition("/")[0]}/train/{patient}/study9/view1_frontal.jpg'
-    other = name.partition('/')[2]
-    (spoilt / other).parent.mkdir(parents=True)
-    noise(3).save(spoilt / other)
-    train.loc[len(train)] = train.loc[0].replace(train['Path'][0], name)
-    train.to_csv(spoilt / 'train.csv', index=False)
-    words = ['--data-path', spoilt, '--output', tmp_path / 'p.csv', '--workers', 1]
-    assert run_script('check_data', *words, '--duplicates', tmp_path / 'd.csv') == 1
-    found = read_text(tmp_path / 'd.csv').set_index('file')
-    assert found.to_dict('index') == {
-        files[0]: {'same_as': scored[0], 'why': 'same X-ray in two splits'},
-        files[3]: {'same_as': scored[1], 'why': 'same pixels in two splits'},
-        other: {'same_as': scored[2], 'why': 'patient in two splits'},
-    }

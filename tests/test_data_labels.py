@@ -14,7 +14,6 @@ from data.labels import (
     LABELS,
     POLICIES,
     UNCERTAIN_CLASS,
-    Policy,
     count_uncertain,
     evaluation_targets,
     make_task,
@@ -102,19 +101,6 @@ def test_self_train_reads_predictions_only_where_uncertain() -> None:
             training_targets(labels, ['self_train'] * K, predictions=predictions, **options)
     with pytest.raises(ValueError, match=r'DATA\.SELF_TRAIN_PREDICTIONS'):
         training_targets(labels, ['self_train'] * K, **options)
-
-
-@pytest.mark.parametrize('returned, named', [(50, '50'), (None, 'None'), (-1, '-1'), (2, '2')])
-def test_a_policy_that_returns_no_target_is_refused(
-    returned: object, named: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    labels = np.array([[1, -1]], np.float32)
-    options = {'blank': 'negative', 'rows': np.array([0]), 'names': LABELS[:2]}
-    monkeypatch.setitem(POLICIES, 'mine', Policy(lambda images: returned))
-    with pytest.raises(ValueError, match=rf"'mine' .* from 0 to 1, or NaN .* got {named}"):
-        training_targets(labels, ['mine'] * 2, **options)
-    monkeypatch.setitem(POLICIES, 'mine', Policy(lambda images: 2.0, third_class=True))
-    assert training_targets(labels, ['mine'] * 2, **options).tolist() == [[1, 2]]
 
 
 # ---- Tasks and evaluation

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -24,7 +23,6 @@ from data.packing import Settings, pack, read_source
 from data.records import Records
 from engine.run_record import run_changes
 
-LOGGER = logging.getLogger('test')
 NAN = np.nan
 NIH = """Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,\
 View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]
@@ -186,38 +184,6 @@ def test_what_is_wrong_is_named(tmp_path: Path, table: str, lists: dict, parts: 
     with pytest.raises(ValueError) as error:
         read(root, 'nih', 'train', ('Hernia',))
     assert all(part in str(error.value) for part in parts), error.value
-
-
-def test_missing_images_of_an_optional_split_are_reported(
-    tmp_path: Path, log: pytest.LogCaptureFixture
-) -> None:
-    root, faults = nih(tmp_path), []
-    image = root / 'images_012/images/00000003_000.png'
-    image.unlink()
-    assert read(root, 'nih', 'test', optional=True, logger=LOGGER) is None
-    assert "Data_Entry_2017_v2020.csv: the split 'test' is skipped" in log.text
-    assert len(read(root, 'nih', 'test', optional=True, look_up='none')) == 2
-    options = {'optional': True, 'look_up': 'all', 'on_fault': faults.append}
-    assert read(root, 'nih', 'test', **options).row.tolist() == [4]
-    assert [(fault.kind, fault.row) for fault in faults] == [('missing image', 5)]
-    image.with_name('00000003_001.png').unlink()
-    faults.clear()
-    assert read(root, 'nih', 'test', **options) is None
-    assert [(fault.kind, fault.severity) for fault in faults] == [('missing split', 'warning')]
-
-
-def test_an_image_in_two_folders_is_named_and_a_store_is_searched_like_a_folder(
-    tmp_path: Path,
-) -> None:
-    nih_phantom(tmp_path / 'nih', num_train=2, num_valid=0, num_test=1, size=40)
-    files = read(tmp_path / 'nih', 'nih', 'train').file
-    pack(read_source(tmp_path / 'nih', dataset='nih'), tmp_path / 'store', Settings(size=32))
-    assert read(tmp_path / 'store', 'nih', 'train').file.tolist() == files.tolist()
-    (tmp_path / 'nih' / 'images').mkdir()
-    shutil.copy(tmp_path / 'nih' / files[0], tmp_path / 'nih' / 'images')
-    with pytest.raises(ValueError) as error:
-        read(tmp_path / 'nih', 'nih', 'train')
-    assert files[0] in str(error.value) and 'images/' in str(error.value)
 
 
 @pytest.mark.parametrize('kind', ['pipe', 'device', 'no text'])
@@ -532,11 +498,3 @@ def test_where_selects_the_rows_of_a_table(tmp_path: Path) -> None:
     text = text.replace('{test: m*.csv}', 'metadata.csv')
     write(tmp_path, 'covid.yaml', f'{dedent(text)}splits: {{test: all.txt}}\n')
     assert len(read(tmp_path, layout, 'test')) == 6
-
-
-@pytest.mark.parametrize('table', ['x' * 300, '*/' * 2000 + 'x.csv'])
-def test_a_path_that_no_system_can_look_up_is_refused(table, tmp_path):
-    file = tmp_path / 'long.yaml'
-    file.write_text(f"table: '{table}'\nimage: '{{file}}'\n")
-    with pytest.raises(ValueError, match=r'long\.yaml: table'):
-        open_layout(str(file))

@@ -45,23 +45,6 @@ def test_what_is_written_is_read(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['p.csv', 'p.json']
 
 
-def test_columns_in_any_order_give_the_same(tmp_path):
-    """Public files hold `Study` and the five tasks in orders of their own."""
-    rng = np.random.default_rng(0)
-    columns = {label: rng.random(5).round(6) for label in rng.permutation(LABELS)}
-    columns |= {
-        'Study': [study(i) for i in range(5)],
-        'Edema (note)': ['x'] * 5,
-        'weight': [3.5] * 5,
-    }
-    order = rng.permutation(list(columns))
-    read = read_predictions(csv_of(tmp_path / 'p.csv', {name: columns[name] for name in order}))
-    assert (read.key, read.labels) == ('Study', LABELS)
-    assert read.names.tolist() == columns['Study']
-    for k, label in enumerate(LABELS):
-        assert read.probabilities[:, k].tolist() == columns[label].tolist()
-
-
 @pytest.mark.parametrize(
     'text, parts',
     [

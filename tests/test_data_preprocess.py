@@ -22,11 +22,10 @@ from data.packing import Settings
 from data.preprocess import Preprocess, Setup, apply_steps
 from data.preprocess import check as check_steps
 from data.reading import data_root
-from data.store import open_store, read_about
+from data.store import read_about
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import pack as pack_script  # noqa: E402
-import torch
 
 BICUBIC = Image.Resampling.BICUBIC
 SIZE = 16
@@ -77,11 +76,6 @@ def test_steps_before_and_after_resizing_are_the_same_for_files_and_stores(root,
         views.append(TrainTransform(config)(read(folder, name), sample_rng(0, 0, 1)))
         assert data_root(config, LOGGER) == str(folder)
     assert all((view == views[0]).all() for view in views)
-
-
-def test_16_bit_images_stay_in_the_range_of_grey_levels_after_resizing(root):
-    image = Preprocess(config_of(root, ['resize']))(load_image(root / file_of(6)))
-    assert image.mode == 'F' and image.getextrema()[0] >= 0 and image.getextrema()[1] <= 255
 
 
 @pytest.mark.parametrize(
@@ -138,19 +132,6 @@ def test_masks_are_multiplied_and_cropped_to_their_bounding_box(lungs):
     both = masked(lungs, 'lung_multiply', 'lung_crop', 'resize')
     wanted = Image.fromarray((pixels * MASK)[5:37, 10:41]).resize((SIZE, SIZE), BICUBIC)
     assert np.array_equal(both, wanted) and full_size(both) == (32, 31)
-
-
-@pytest.mark.parametrize(
-    ('levels', 'suffix'),
-    [((0, 2), '.tif'), ((0, 255), '.jpg')],
-)
-def test_masks_may_have_any_format_and_two_levels(lungs, levels, suffix):
-    wanted = np.asarray(masked(lungs, 'lung_multiply'))
-    (lungs / 'masks/a/x.png').unlink()
-    low, high = levels
-    image = Image.fromarray(np.where(MASK, high, low).astype(np.uint8))
-    image.save(lungs / f'masks/a/x{suffix}', **({'quality': 100} if suffix == '.jpg' else {}))
-    assert np.array_equal(masked(lungs, 'lung_multiply'), wanted)
 
 
 def save_mask(lungs: Path, pixels: np.ndarray) -> None:
@@ -210,16 +191,6 @@ def test_a_store_packed_with_masks_gives_the_images_of_the_files(root, tmp_path)
         pack_script.parse_args(flags)
 
 
-def test_packing_can_leave_out_images_without_a_mask(root, tmp_path):
-    masks = make_masks(root, tmp_path / 'masks')
-    (masks / file_of(1)).unlink()
-    settings = Settings(SIZE, preprocess=['lung_crop'], lung_masks=str(masks))
-    with pytest.raises(ValueError, match=file_of(1).removesuffix('.png')):
-        packed(root, tmp_path / 'store', settings)
-    store = open_store(packed(root, tmp_path / 'other', settings, skip_bad=True))
-    assert [*store.left_out] == [file_of(1)]
-
-
 # Scored images
 
 
@@ -255,24 +226,3 @@ def test_images_that_the_second_folder_lacks_are_an_error(root, tmp_path):
     config = config_of(root, [], 'EVAL.DATA_PATH', str(other), 'DATA.HOLDOUT_FRACTION', 0.3)
     with pytest.raises(ValueError, match='patient'):
         build_loader_finetune(config, LOGGER)
-
-
-def test_images_that_the_second_store_left_out_are_an_error(root, tmp_path):
-    other = make_data(tmp_path / 'other')
-    (other / file_of(5)).write_bytes(b'damaged')
-    store = packed(other, tmp_path / 'store', skip_bad=True)
-    config = config_of(root, [], 'EVAL.DATA_PATH', str(store))
-    with pytest.raises(ValueError, match=r'EVAL\.DATA_PATH .*store.*1 of 2 .*bad_images\.csv'):
-        build_loader_finetune(config, LOGGER)
-
-
-def test_a_probe_learns_from_images_with_the_steps_of_training(tmp_path):
-    root = make_data(tmp_path / 'data')
-    options = ('DATA.IMG_SIZE', 16, 'DATA.MASK_PATCH_SIZE', 4, 'FINETUNE.MODE', 'linear_probe')
-    options = (*options, 'DATA.PREPROCESS', ['equalize'])
-    plain = [
-        build_loader_finetune(make_config(root, *options, *more), LOGGER).plain
-        for more in ((), ('EVAL.PREPROCESS', []))
-    ]
-    first, second = ([sample[0] for sample in samples_of(loader, 0)] for loader in plain)
-    assert all(map(torch.equal, first, second))

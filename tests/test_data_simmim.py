@@ -63,10 +63,3 @@ def test_held_out_images_are_limited_and_evenly_spread(data_path, count, rows):
         got = loader.dataset.records.row.tolist()
         assert len(got) == rows
         assert got == ([every[0], every[2], every[5]] if count == 3 else every)
-
-
-def test_held_out_images_of_pretraining_have_the_views_of_training(data_path):
-    config = make_config(data_path, 'DATA.VIEWS', 'frontal')
-    loaders = build_loader(config, LOGGER, is_pretrain=True)
-    for loader in (loaders.train, loaders.holdout, loaders.reference):
-        assert set(loader.dataset.records.view) == {'frontal'}

@@ -4,18 +4,15 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from phantom_layouts import mimic_phantom, nih_phantom
-from test_data_loader import assert_same
 from tiny import SWIN, run_folder, run_main, tiny_config, torchrun
 from xray_splits import LOGGER, make_config, samples_of, xray
 
 from data.build import build_loader
 from data.chexpert import read_csv
 from data.loader import sample_rng, source_seed
-from data.masking import MaskGenerator
 from data.sources import check as check_sources
 from data.splits import split_holdout
 from engine.run_record import read_record
@@ -84,15 +81,6 @@ def test_an_image_has_the_draws_of_its_source_and_row(drive):
             assert torch.equal(image, same_image) and torch.equal(mask, same_mask)
     draws = {sample_rng(source_seed(0, name), 0, 5).random() for name in ('', 'here', 'there')}
     assert len(draws) == 3 and source_seed(7, '') == 7
-
-
-def test_workers_and_a_restart_in_an_epoch_change_no_sample(drive):
-    sources = HERE, THERE, LOOSE
-    wanted = samples_of(loaders_of(drive, *sources).train, 0, 1)
-    workers = loaders_of(drive, *sources, options=('DATA.NUM_WORKERS', 3)).train
-    assert_same(samples_of(workers, 0, 1), wanted)
-    got = samples_of(loaders_of(drive, *sources).train, 1, first_batch=3)
-    assert_same(got, wanted[len(wanted) // 2 + 3 * 4 :])
 
 
 # Errors
@@ -259,14 +247,3 @@ def test_listed_images_are_left_out_and_no_other_patient_is_held_out(drive, tmp_
     listed.write_text('file,same_as\n')  # a check that found nothing
     loaders = loaders_of(drive, *sources, options=('DATA.LEAVE_OUT', str(listed)))
     assert len(loaders.train.dataset) == 20
-
-
-def test_held_out_masks_of_a_source_do_not_depend_on_its_name(drive):
-    loaders = loaders_of(drive, HERE, THERE)
-    generator = MaskGenerator(64, 16, 4, 0.6)
-    keys = [index for batch in loaders.holdout.batch_sampler for _, index in batch]
-    samples = samples_of(loaders.holdout, 0)
-    for index, (_, mask, _, _) in zip(keys, samples, strict=True):
-        name, place = loaders.holdout.dataset.place(index)
-        row = int(loaders.holdout.dataset.parts[name].records.sample[place])
-        assert np.array_equal(mask, generator(sample_rng(0, 0, row)))

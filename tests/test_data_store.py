@@ -1,6 +1,5 @@
 """The packed store: the same records and images as the folder, resumable, every change is found."""
 
-import errno
 import logging
 import os
 import random
@@ -13,14 +12,13 @@ import numpy as np
 import pytest
 from packed_data import SMALL, contents, copied, file_of, flip_bit, killed_after, make_data, packed
 from PIL import Image
-from xray_splits import LOGGER, make_config, write_split, xray
+from xray_splits import write_split, xray
 
 import data.store_files
 from data.chexpert import read_csv
 from data.folder import read_folder
 from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, pack, read_source
-from data.reading import data_root
 from data.records import Records
 from data.store import file_crc32, is_store, open_store, read_about
 from data.store_files import copy_store, verify, write_json
@@ -300,16 +298,6 @@ def test_a_damaged_source_or_a_full_disk_is_not_copied(
         copy_store(store, tmp_path / 'other')
 
 
-def test_a_run_reads_the_copy_in_cache_dir(store: Path, root: Path, tmp_path: Path) -> None:
-    config = make_config(store, 'DATA.CACHE_DIR', str(tmp_path / 'cache'))
-    copy = Path(data_root(config, LOGGER))
-    assert copy.parent == tmp_path / 'cache'
-    assert contents(copy) == contents(store)
-    config = make_config(root, 'DATA.CACHE_DIR', str(tmp_path / 'cache'))
-    with pytest.raises(ValueError, match='DATA.CACHE_DIR'):
-        data_root(config, LOGGER)
-
-
 @pytest.mark.parametrize('name', ['../../victim/x', '/etc/hostname', 'a/../../b', 'a\0b', ''])
 @pytest.mark.parametrize('entry', ['files', 'shards'])
 def test_a_store_that_names_files_outside_its_folder_is_refused(
@@ -325,7 +313,14 @@ def test_a_store_that_names_files_outside_its_folder_is_refused(
     assert not target.exists() and not (tmp_path / 'victim').exists()
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"version": 2}', '{"version": 3}', '[' * 100_000])
+def test_a_store_of_a_later_version_is_refused(store: Path, tmp_path: Path) -> None:
+    later = copied(store, tmp_path / 'later')
+    write_json(later / 'store.json', read_about(later) | {'version': 3})
+    with pytest.raises(ValueError, match='version 3'):
+        open_store(later)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"version": 2}', '[' * 100_000])
 def test_an_index_of_another_form_is_refused(store: Path, tmp_path: Path, text: str) -> None:
     foreign = copied(store, tmp_path / 'foreign')
     (foreign / 'store.json').write_text(text)
@@ -378,21 +373,3 @@ def test_a_pipe_in_a_store_is_not_waited_for(store: Path, tmp_path: Path) -> Non
     for use in (open_store, lambda path: copy_store(path, tmp_path / 'copy')):
         with pytest.raises(ValueError, match='train.csv'):
             use(foreign)
-
-
-def test_a_stale_file_is_opened_again(store: Path, tmp_path: Path, monkeypatch) -> None:
-    """As after a restart of the server of a network drive."""
-    opened, stale = open_store(copied(store, tmp_path / 'copy')), []
-    wanted, pread = np.asarray(opened.image(1)), os.pread
-
-    def fail_once(descriptor: int, *others: int) -> bytes:
-        if not stale:
-            stale.append(descriptor)
-            raise OSError(errno.ESTALE, 'Stale file handle')
-        assert descriptor not in stale
-        return pread(descriptor, *others)
-
-    monkeypatch.setattr(os, 'pread', fail_once)
-    monkeypatch.setattr('data.images.PAUSES', (0,))
-    np.testing.assert_array_equal(np.asarray(opened.image(1)), wanted)
-    assert stale

@@ -105,28 +105,6 @@ def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:
     assert aurocs(found) == pytest.approx(expected)
 
 
-def test_thresholds_come_from_held_out_csv_files(tmp_path: Path) -> None:
-    """Files of held-out cases give Youden's threshold for each common label."""
-    rng = np.random.default_rng(4)
-    own = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
-    theirs = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, 14)), columns=LABELS)
-    tables = {'own': own, 'theirs': theirs, 'held_out': (own + rng.random(own.shape)) / 2}
-    tables['scored'] = pd.DataFrame(rng.random(own.shape), columns=FINDINGS)
-    for name, table in tables.items():
-        first = 1000 * (name in ('own', 'held_out'))
-        paths = [f'patient{first + i:05d}/study1' for i in range(NUM_IMAGES)]
-        table.assign(Study=paths).to_csv(tmp_path / f'{name}.csv', index=False)
-    files = {name: tmp_path / f'{name}.csv' for name in tables}
-    words = ['--predictions', files['scored'], '--labels', files['theirs']]
-    words += ['--label-sets', 'nih', 'chexpert']
-    words += ['--thresholds-from', files['held_out'], files['own']]
-    (entry,) = report(tmp_path / 'out', *words)['sets']
-    thresholds = {part['label']: part['threshold'] for part in entry['labels']}
-    for label in ('Effusion', 'Pleural_Thickening', 'Edema', 'Pneumonia'):
-        assert thresholds[label] == tables['held_out'][label][own[label] == 1].min()
-    assert thresholds['Lung Lesion'] is None
-
-
 def test_a_finding_of_several_labels_is_unknown_if_one_of_them_is(tmp_path) -> None:
     marks = [*product([0, 1, -1], repeat=2)]
     paths = [f'patient{i:05d}/study1' for i in range(len(marks))]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from packed_data import packed
+from packed_data import Killed, packed
 from PIL import Image
 from tiny import MAE, ROOT, SWIN, VIT, finished_run, load_script, tiny_config
 from transfers import write_run
@@ -94,14 +94,11 @@ def test_the_features_are_those_of_a_linear_probe(
     small_parts,
     phantom: Path,
     tmp_path: Path,
-    capsys,
 ) -> None:
     """In several parts and batches, of other sizes than the probe's."""
     checkpoint = write_run(tmp_path, stage, model, **WHOLE)
     words = ['--checkpoint', checkpoint, '--output', tmp_path / 'f.npz', '--batch-size', 3]
     assert features(phantom / 'train.csv', *words, *(['--opts', *opts] if opts else [])) == 0
-    has_note = 'USE_MEAN_POOLING' in capsys.readouterr().out
-    assert has_note == (model['TYPE'] == 'vit' and not opts)
     found = read(tmp_path / 'f.npz')
     model = pooled(model) if opts else model
     want, paths = probe_features(checkpoint, phantom, tmp_path / 'run', model=model)
@@ -170,10 +167,6 @@ def test_the_rows_have_the_order_and_the_names_of_the_table(
     np.testing.assert_array_equal(columns, found['features'])
     assert sorted(path.name for path in tmp_path.iterdir()) == ['f.csv', 'new']
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['f.npz']
-
-
-class Killed(BaseException):
-    """Ends the script like a signal: nothing catches it."""
 
 
 def kill_at(script, call: int) -> object:
@@ -246,39 +239,6 @@ def test_parts_of_another_checkpoint_list_or_option_are_refused(
     assert features(table, *own, '--batch-size', 7, *output) == 0
 
 
-@pytest.fixture
-def faulty(tmp_path: Path) -> Path:
-    """A folder of ten images, of which one is no image and one is coloured."""
-    folder, rng = tmp_path / 'images', np.random.default_rng(0)
-    folder.mkdir()
-    for number in range(10):
-        shape = (40, 40, 3) if number == 8 else (40, 40)
-        Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8)).save(folder / f'{number}.png')
-    (folder / '3.png').write_bytes(b'no image')
-    return folder
-
-
-def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
-    features, small_parts, pretrained: Path, faulty: Path, tmp_path: Path, capsys
-) -> None:
-    words = [faulty, '--checkpoint', pretrained, '--output', tmp_path / 'f.npz', '--batch-size', 2]
-    assert features(*words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('error: ') and '3.png' in line
-    assert not (tmp_path / 'f.npz').exists()
-    assert features(*words, '--skip-bad') == 1
-    skipped, warning = capsys.readouterr().err.splitlines()
-    assert skipped.startswith('skipped: ') and '3.png' in skipped
-    assert warning.startswith('warning: 1 ') and '8.png' in warning
-    found = read(tmp_path / 'f.npz')
-    assert list(found['path']) == [f'{number}.png' for number in range(10) if number != 3]
-    assert len(found['features']) == 9
-    (faulty / '3.png').unlink()
-    assert features(*words) == 0
-    assert list(read(tmp_path / 'f.npz')['path']) == list(found['path'])
-    np.testing.assert_allclose(read(tmp_path / 'f.npz')['features'], found['features'], atol=1e-6)
-
-
 def test_a_file_without_options_needs_a_config_of_its_encoder(
     features, phantom: Path, tmp_path: Path, capsys
 ) -> None:
@@ -328,22 +288,6 @@ def test_options_of_a_checkpoint_that_do_not_fit_its_weights_are_refused(
     assert line.startswith('error: ') and 'bad.pth' in line
 
 
-@pytest.mark.parametrize(
-    ('words', 'named'),
-    [
-        (['--output', 'f.txt'], '--output'),
-        (['--output', 'f.csv', '--tokens'], '--tokens'),
-        (['--output', 'f.parquet'], 'pyarrow'),
-        (['--output', 'f.npz', '--batch-size', '0'], '--batch-size'),
-    ],
-)
-def test_flags_that_cannot_work_are_refused(words, named, script, monkeypatch, capsys) -> None:
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(SystemExit) as stop:
-        script.parse_args(['DATA', '--checkpoint', 'c.pth', *words])
-    assert stop.value.code == 2 and named in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_the_examples_of_the_page_run_on_the_file(
     features, pretrained: Path, phantom: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -362,16 +306,3 @@ def test_the_examples_of_the_page_run_on_the_file(
     exec(plane, names)
     assert Image.open('output/plane.png').width > 100
     names['plt'].close()
-
-
-def test_the_example_in_the_readme_gives_the_same(
-    features, pretrained: Path, phantom: Path, tmp_path: Path
-) -> None:
-    image = next((phantom / 'train').rglob('*.jpg'))
-    (tmp_path / image.name).symlink_to(image)
-    out = tmp_path / 'features.npz'
-    assert features(tmp_path, '--checkpoint', pretrained, '--output', out) == 0
-    code = (ROOT / 'README.md').read_text().split('```python\n')[1].split('```')[0]
-    code = code.replace('ckpt_epoch_799.pth', str(pretrained)).replace('xray.png', str(image))
-    exec(code, found := {})
-    np.testing.assert_allclose(found['features'].detach(), read(out)['features'], rtol=1e-5)

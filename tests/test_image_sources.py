@@ -2,20 +2,17 @@
 
 import pickle
 import sqlite3
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from packed_data import file_of, make_data, packed
-from PIL import Image
 from xray_splits import LOGGER, make_config, samples_of
 
 from config import IMAGE_SOURCES
 from data.build import build_loader
 from data.check import look_at
 from data.image_source import FILE_NAME, ImageSource, open_images
-from data.images import BadImageError, decode_image
 from data.packing import Settings
 from data.store import open_store
 
@@ -89,17 +86,3 @@ def test_every_source_names_its_images_and_is_pickled(root, database, tmp_path):
         assert images.below() == open_images(root).below()
         assert images.reader([file_of(3)])(0).info[FILE_NAME] == file_of(3)
         assert look_at(images, file_of(3))[1] == ''
-
-
-def test_bytes_are_decoded_by_the_rules_of_files(database):
-    file = BytesIO()
-    Image.fromarray(np.zeros((20, 20), np.uint8)).save(file, 'PNG')
-    for data in (b'no image', file.getvalue(), file.getvalue()[:-20]):
-        with pytest.raises(BadImageError, match=r'image some/x\.png'):
-            decode_image(data, 'some/x.png')
-    with sqlite3.connect(database / DATABASE) as connection:
-        connection.execute('UPDATE images SET data = ? WHERE name = ?', (b'bad', file_of(1)))
-    with pytest.raises(BadImageError, match=file_of(1)):
-        open_images(database).reader([file_of(1)])(0)
-    store = open_store(packed(database, database.parent / 'store', NATIVE, skip_bad=True))
-    assert [*store.left_out] == [file_of(1)]

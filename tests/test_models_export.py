@@ -3,21 +3,20 @@
 import json
 import logging
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from tiny import MAE, SWIN, VIT, run_script
+from tiny import MAE, SWIN, VIT
 from transfers import load_run, outputs_of, randomise, write_run
 
 from data.transforms import EvalTransform
 from models import build_model
 from models import export as exports
 from models.export import FORMATS, example_images, export
-from utils import load_pretrained, save_checkpoint
+from utils import load_pretrained
 
 slow = pytest.mark.slow
 ALONE = {'USE_SHARED_RPB': False}
@@ -269,13 +268,3 @@ def test_an_unsupported_model_raises_an_error(target, model, data, part, tmp_pat
     with pytest.raises(ValueError, match=part):
         export(source, target, tmp_path / f'a{SUFFIXES[target]}', overwrite=False)
     assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize('output', ['a.bin', 'b.onnx'])
-def test_the_script_exits_with_2_and_one_line(output, tmp_path: Path, capsys):
-    save_checkpoint(tmp_path / 'a.pth', {'model': {'head.weight': torch.ones(2, 2)}})
-    file = write_run(tmp_path, 'finetune') if output == 'a.bin' else tmp_path / 'a.pth'
-    assert run_script('export', file, '--to', 'onnx', '--output', tmp_path / output) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert ('--output' if output == 'a.bin' else 'a.pth') in error

@@ -235,30 +235,6 @@ def test_a_head_with_named_children_is_folded_between_channels(tmp_path):
     assert_same(found, wanted)
 
 
-def test_an_encoder_with_another_stride_than_it_says_is_refused():
-    config = make_config()
-    model = build_model(config)
-    images, mask = torch.zeros(1, 3, 32, 32), torch.zeros(1, 8, 8, dtype=torch.int64)
-    for stride in (4, 16):
-        model.encoder.stride = stride
-        with pytest.raises(ValueError, match=f'returns 16 tokens, and with stride {stride} '):
-            model.encoder(images, mask)
-
-
-def test_a_loss_that_the_task_does_not_name_is_refused():
-    """A loss for observations would learn from classes without an error."""
-    config = make_config()
-    config.DATA.DATASET = 'chexpert'
-    config.DATA.TASK, config.DATA.LABELS = 'single_label', ['a', 'b']
-    config.MODEL.NUM_CLASSES, config.LOSS.NAME = 2, 'some_loss'
-    for key, value in config_module.CHEXPERT_VALUES.items():
-        config_module.put(config, key, value, 'the test')
-    with pytest.raises(
-        config_module.OptionError, match=r"LOSS\.NAME must be one of 'cross_entropy', "
-    ):
-        config_module.check_config(config, 'finetune')
-
-
 def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
     config = make_config()
     config.CONTRASTIVE.METHOD = 'some_method'

@@ -83,12 +83,6 @@ def test_channels_normalised_by_image_are_summed(tmp_path):
 # Stages and sources
 
 
-def test_pretraining_loads_decoder_and_mask_token(tmp_path):
-    source, target = transfer(make_config('vit', 1), make_config('vit', 1), tmp_path)
-    for key, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[key], value), key
-
-
 def test_classifier_starts_from_pretraining_except_for_the_head(tmp_path, log):
     config = make_config('swin', 1)
     fresh = make_model(config, seed=2, is_pretrain=False).state_dict()
@@ -97,29 +91,6 @@ def test_classifier_starts_from_pretraining_except_for_the_head(tmp_path, log):
         expected = fresh[key] if key.startswith('head.') else source.state_dict()[f'encoder.{key}']
         assert torch.equal(value, expected), key
     assert 'mask_token' in log.text
-
-
-@torch.no_grad()
-def test_official_finetuned_swin_loads_into_both_stages(tmp_path):
-    official = make_model(make_config('swin', 3, MODEL__NUM_CLASSES=1000), is_pretrain=False)
-    state = {key: value.clone() for key, value in official.state_dict().items()}
-    for key, value in state.items():
-        if fill.is_buffer(key):
-            value.zero_()
-    classifier = make_model(make_config('swin', 1), seed=2, is_pretrain=False)
-    head = classifier.head.weight.clone()
-    load(state, make_config('swin', 1), classifier, tmp_path)
-    assert torch.equal(classifier.head.weight, head)
-    index = classifier.state_dict()['layers.0.blocks.0.attn.relative_position_index']
-    assert index.any()  # the initial weights of the model
-
-    pretraining = make_model(make_config('swin', 1), seed=2)
-    decoder = pretraining.decoder[0].weight.clone()
-    load(state, make_config('swin', 1), pretraining, tmp_path)
-    assert torch.equal(pretraining.decoder[0].weight, decoder)
-    features = official.forward_features(grey_images(IMAGENET))
-    visible = torch.zeros(2, 8, 8, dtype=torch.int64)
-    assert_same(pretraining.encoder(grey_images(GREY), visible).mean((2, 3)), features)
 
 
 @torch.no_grad()
@@ -337,14 +308,3 @@ def test_a_file_with_several_models_or_none_names_its_keys(wrapper, message, tmp
     )
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / 'x.pth')
-
-
-def test_several_encoders_and_swin_v2_are_refused(tmp_path):
-    config = make_config('swin', 1)
-    state = make_model(config, is_pretrain=False).state_dict()
-    twins = wrapped(state, 'student.') | wrapped(state, 'teacher.')
-    refused(
-        twins, config, tmp_path, r"several encoders, 'student\.', 'teacher\.'", is_pretrain=False
-    )
-    state['layers.0.blocks.0.attn.cpb_mlp.0.weight'] = torch.ones(4, 2)
-    refused(wrapped(state, 'module.'), config, tmp_path, 'SwinV2.*not supported', is_pretrain=False)

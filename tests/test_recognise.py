@@ -25,11 +25,9 @@ def options_in(message: str) -> list[str]:
     'config',
     [
         make_config('swin', 1),
-        make_config('swin', 3, MODEL__SWIN__WINDOW_SIZE=8, MODEL__SWIN__NUM_HEADS=[4, 8]),
         make_config('vit', 1),
         make_config('vit', 1, MODEL__VIT__USE_RPB=True, MODEL__VIT__USE_SHARED_RPB=False),
         make_config('vit', 1, **DINOV2),
-        make_config('vit', 1, **(DINOV2 | {'MODEL__VIT__INIT_VALUES': None})),
         make_config('timm', 3, MODEL__TIMM__NAME='resnet18'),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import LABELS_DECIDE, VIT, arguments, finished_run, run_script, tiny_config
+from tiny import LABELS_DECIDE, VIT, finished_run, run_script
 from xray_splits import LOGGER, write_split
 
 from config import OPTIONS
@@ -106,12 +106,3 @@ def test_a_checkpoint_of_an_unknown_task_is_refused(
     allowed = "DATA.TASK must be one of ['observations', 'any_finding', "
     assert error.count('\n') == 1 and allowed in error and "got 'grades'" in error
     assert 'damaged' not in error and 'ckpt_best.pth' in error
-
-
-def test_data_with_several_classes_per_image_are_an_error_of_the_check(labelled, tmp_path, refused):
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, MODEL=LABELS_DECIDE)
-    names = ['DATA.TASK', 'single_label', 'DATA.LABELS', "['Edema', 'Pneumonia']"]
-    table = pd.read_csv(labelled / 'train.csv').assign(Edema=1.0, Pneumonia=1.0)
-    table.to_csv(labelled / 'both.csv', index=False)
-    opts = ['--opts', *names, 'DATA.TRAIN_CSV', 'both.csv']
-    refused('finetune', arguments(cfg, labelled, tmp_path, *opts), 'both.csv', 'Edema, Pneumonia')

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
@@ -19,11 +18,10 @@ from sklearn.metrics import (
 from sklearn.utils.class_weight import compute_class_weight
 from tiny import LABELS_DECIDE, VIT, config_with, tiny_config
 from torch.nn import functional as F
-from xray_splits import LOGGER, make_config, write_split
+from xray_splits import LOGGER, make_config
 
 from config import get_config
 from data.build import build_loader
-from data.chexpert import read_csv
 from data.labels import make_task
 from evaluation.cases import Cases
 from evaluation.classes import class_table, confusion_matrices, score_classes
@@ -58,21 +56,6 @@ def test_a_single_label_is_one_hot_and_several_classes_are_refused() -> None:
     labels[2] = 1
     with pytest.raises(ValueError, match=r'a\.csv: 2\.png.*Normal, Pneumonia, Covid.*1 of 5'):
         task.learned(records(labels))
-
-
-def test_one_column_may_name_the_class(tmp_path: Path) -> None:
-    write_split(tmp_path, 'train', 2)
-    table = pd.read_csv(tmp_path / 'train.csv')
-    table['Diagnosis'] = [*NAMES, ''] * (len(table) // 4)
-    table.to_csv(tmp_path / 'train.csv', index=False)
-    options = {'labels': NAMES, 'class_column': 'Diagnosis'}
-    found = read_csv(tmp_path, 'train.csv', **options)
-    task = make_task('single_label', LABELS=NAMES, LABEL_COLUMN='Diagnosis')
-    np.testing.assert_array_equal(task.scored(found)[:4], one_hot([0, 1, 2, -1]))
-    table.loc[1, 'Diagnosis'] = 'Pneumonie'
-    table.to_csv(tmp_path / 'train.csv', index=False)
-    with pytest.raises(ValueError, match=r"row 3.*'Diagnosis'.*Pneumonie.*Normal, Pneumonia, Cov"):
-        read_csv(tmp_path, 'train.csv', **options)
 
 
 @pytest.mark.parametrize(
@@ -225,17 +208,6 @@ def test_the_linear_probe_of_classes_is_scikit_learns(num_classes: int) -> None:
     found = softmax(features @ weight.T + bias, axis=1)
     np.testing.assert_allclose(found, model.predict_proba(features), atol=1e-4)
     assert len({*choices}) == 1 and choices[0].loss < np.log(num_classes)
-
-
-def test_a_class_without_images_is_never_predicted() -> None:
-    features, targets, patients = separable()
-    targets[targets[:, 2] == 1] = NAN
-    weight, bias, choices = fit_softmax(features, targets, patients)
-    assert softmax(features @ weight.T + bias, axis=1)[:, 2].max() < 1e-9
-    targets[targets[:, 1] == 1] = NAN
-    weight, bias, choices = fit_softmax(features, targets, patients)
-    assert softmax(features @ weight.T + bias, axis=1)[:, 0].min() > 0.999
-    assert np.isnan(choices[0].loss)
 
 
 @pytest.mark.parametrize('images', [4, 7])

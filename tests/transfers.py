@@ -47,6 +47,14 @@ def load(state, target_config, model, tmp_path, **extra):
     return model
 
 
+def started(config, file, *, is_pretrain=False):
+    """A filled model that starts from a file, as with --pretrained."""
+    model = make_model(config, seed=7, is_pretrain=is_pretrain)
+    config.PRETRAINED = str(file)
+    load_pretrained(config, model, LOGGER)
+    return model
+
+
 def transfer(source_config, target_config, tmp_path, *, stages=(True, True), own=False):
     """A filled model of the first config, and one of the second started from it."""
     source = make_model(source_config, is_pretrain=stages[0])
@@ -55,10 +63,10 @@ def transfer(source_config, target_config, tmp_path, *, stages=(True, True), own
     return source, load(source.state_dict(), target_config, target, tmp_path, **extra)
 
 
-def grey_images(statistics, count=2):
+def grey_images(statistics, count=2, size=32):
     """The same grey images in [0, 1], as channels normalised by the statistics see them."""
     generator = torch.Generator().manual_seed(5)
-    grey = torch.rand(count, 1, 32, 32, generator=generator, dtype=torch.float64)
+    grey = torch.rand(count, 1, size, size, generator=generator, dtype=torch.float64)
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics)
     return ((grey - mean) / std).float()
 
