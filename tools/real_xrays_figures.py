@@ -1,4 +1,4 @@
-"""Draw the figures of docs/studies/real_xrays.md.
+"""Draw the figures of docs/results.md.
 
 python tools/real_xrays_figures.py --results docs/results/real_xrays
 
