@@ -318,8 +318,8 @@ _C.DATA.SAMPLER = Own(
 _C.DATA.PREPROCESS = Own(
     [],
     "Processing steps applied to every image first, in order, such as ['equalize']; []: none.",
-    parts=dict.fromkeys(STEPS, 'data.preprocess'),
-    file='data.preprocess',
+    parts=dict.fromkeys(STEPS, 'data.preprocess_steps'),
+    file='data.preprocess_steps',
     affects=('weights', 'selection'),
 )
 _C.DATA.LUNG_MASKS = Own(
@@ -327,7 +327,7 @@ _C.DATA.LUNG_MASKS = Own(
     "Folder or packed store of the masks for the steps 'lung_crop' and 'lung_multiply' and for a "
     'MASK_TYPE that uses them, under the names of the images in DATA_PATH with any suffix; '
     "'': no masks, or they are already applied in the store.",
-    file='data.preprocess',
+    file='data.preprocess_steps',
     affects='nothing',
 )
 _C.DATA.DEMOGRAPHICS = Own(
@@ -607,6 +607,7 @@ _C.TRAIN.COMPILE = Own(
     'auto',
     "torch.compile: 'auto' (on a GPU, not on a CPU) or 'none'.",
     one_of=('auto', 'none'),
+    file='engine.compilation',
 )
 _C.TRAIN.LAYER_DECAY = Option(
     1.0,
@@ -773,7 +774,7 @@ _C.EVAL.PREPROCESS = Own(
     one_of=STEPS,
     or_none=list,
     affects=('selection', 'scores'),
-    file='data.preprocess',
+    file='data.preprocess_steps',
 )
 _C.EVAL.DATA_PATH = Own(
     '',

@@ -8,9 +8,9 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors.torch import load_file
@@ -379,33 +379,8 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
     if trained:
-        for line in seen_patients(path, trained.DATA, config.DATA):
+        for line in module_of('PRETRAINED').seen_patients(path, trained.DATA, config.DATA):
             logger.warning(line)
-
-
-def seen_patients(path: str, trained: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    """Return warnings that the weights in a file may have seen patients of this run.
-
-    `trained` and `data` are the DATA options of the training of the weights and of this run.
-    """
-    names = _names_of_data_sets(trained)
-    if names.isdisjoint(_names_of_data_sets(data)):
-        return [
-            f'{path} was trained on DATA.DATASET {", ".join(sorted(names))}, '
-            f'{trained["DATA_PATH"]}. If these images show patients who are held out or scored '
-            'here, their scores are too high: scripts/check_data.py finds X-rays in both'
-        ]
-    seen = []
-    if trained['HOLDOUT_FRACTION'] < data['HOLDOUT_FRACTION']:
-        seen.append('HOLDOUT_FRACTION')
-    if trained['TRAIN_CSV'] != data['TRAIN_CSV']:
-        seen.append('TRAIN_CSV')
-    return [
-        f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has {data[key]!r}. If '
-        'it was trained on the same data set, it may have seen patients that are now held out or '
-        'scored, and their scores are then too high.'
-        for key in seen
-    ]
 
 
 def saved_options(checkpoint: dict) -> Config | None:
@@ -461,12 +436,6 @@ def check_fit(
 
 
 # Private helpers
-
-
-def _names_of_data_sets(data: Mapping[str, Any]) -> set[str]:
-    """Return the data sets of DATA.SOURCES or, without sources, DATA.DATASET."""
-    sources = {str(entry.get('dataset')) for entry in data['SOURCES'] if isinstance(entry, dict)}
-    return sources or {data['DATASET']}
 
 
 def _readable(paths: list[Path], logger: logging.Logger) -> Iterator[tuple[Path, Config | None]]:

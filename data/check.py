@@ -21,10 +21,10 @@ from tqdm import tqdm
 from config import Config, part
 from data.image_source import ImageSource, open_images
 from data.images import COLOUR_LEVELS, CONTRADICTION
-from data.labels import evaluation_targets, task_of
+from data.labels import evaluation_targets
 from data.packing import start_worker
 from data.reading import read_part
-from data.records import Records
+from data.records import Records, task_of
 from data.table import Fault
 from system.files import allow_open_files
 

@@ -13,8 +13,16 @@ import pandas as pd
 
 from config import Config
 from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
-from data.labels import BLANK, CELLS, LABELS, task_of
-from data.records import OLDEST, STUDY, Records, csv_names, existing_records, register_dataset
+from data.labels import BLANK, CELLS, LABELS
+from data.records import (
+    OLDEST,
+    STUDY,
+    Records,
+    csv_names,
+    existing_records,
+    register_dataset,
+    task_of,
+)
 from data.table import KEYS, OnFault, Table, refuse
 from system.files import is_below
 

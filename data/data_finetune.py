@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from config import PROBES, Config
 from data.augmentation import TrainTransform
 from data.groups import all_groups
-from data.labels import count_uncertain, task_of
+from data.labels import count_uncertain
 from data.loader import Loaders, XrayDataset, inverse_frequency_weights, make_loader
 from data.predictions import Predictions, look_up, read_predictions, row_names
 from data.reading import may_be_absent, open_data, read_split, scored_images
-from data.records import Records, select_views
+from data.records import Records, select_views, task_of
 from data.splits import (
     describe_subset,
     shared_patients,

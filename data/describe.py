@@ -11,11 +11,11 @@ import pandas as pd
 from config import Config, part
 from data.figures import encode_figure, plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups, read_demographics
-from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS, task_of
+from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
 from data.layouts import SPLITS
 from data.preprocess import Preprocess
 from data.reading import read_part
-from data.records import Records, csv_names, select_views
+from data.records import Records, csv_names, select_views, task_of
 from data.splits import describe_subset, split_patients, training_records
 from system.files import replace_files
 

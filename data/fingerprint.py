@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from config import Config, part
-from data.labels import task_of
 from data.loader import Loaders
 from data.reading import image_lists
+from data.records import task_of
 from data.sources import source_configs
-from data.store import STORE_FILE, is_store
+from data.store_about import STORE_FILE, is_store
 from system.files import sha256
 
 

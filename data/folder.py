@@ -16,7 +16,7 @@ from data.chexpert import PATIENT_PART
 from data.image_source import IMAGE_SUFFIXES, TABLE_SUFFIXES, open_images
 from data.layouts import SHIPPED
 from data.records import STUDY, Records, existing_records, register_dataset
-from data.store import STORE_FILE
+from data.store_about import STORE_FILE
 from data.table import Fault, OnFault, refuse
 
 # Data sets that need no layout, by patterns of their tables.

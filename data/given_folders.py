@@ -9,7 +9,7 @@ from config import Config, check_config, default_config, part, put
 from data.chexpert import read_csv
 from data.reading import read_split
 from data.records import Records, csv_names
-from data.store import is_store, packed_steps, read_about
+from data.store_about import is_store, packed_steps, read_about
 
 
 def read_data_set(

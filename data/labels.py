@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from config import Config, OptionError, Registry, default_config, load_yaml, part
+from config import OptionError, Registry, load_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,18 +162,6 @@ def self_train(images: UncertainImages) -> np.ndarray:
             f'{images.predictions[first]}'
         )
     return images.predictions
-
-
-def task_of(config: Config) -> Any:
-    """Return the task of a config, a `data.tasks.Task`, from the file that DATA.TASK names."""
-    return part(config, 'DATA.TASK')(config)
-
-
-def make_task(name: str, **options: Any) -> Any:
-    """Return a task outside a run, with options of the section DATA such as LABELS and BLANK."""
-    config = default_config()
-    config.DATA.update(TASK=name, **options)
-    return task_of(config)
 
 
 def positive_logits(outputs: 'Tensor', num_labels: int) -> 'Tensor':

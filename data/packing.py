@@ -32,9 +32,9 @@ from data.folder import read_folder, signs_of_scores
 from data.image_source import open_images
 from data.images import BadImageError, full_size
 from data.mimic import named_images
-from data.preprocess import Setup, apply_steps, squeezed
+from data.preprocess import Setup, apply_steps
+from data.preprocess_steps import squeezed
 from data.store import (
-    BAD_FILE,
     BYTES,
     ENTRY,
     FLOATS,
@@ -42,13 +42,16 @@ from data.store import (
     LEVEL_FORMS,
     NAMES_FILE,
     ROUNDED,
+    open_store,
+)
+from data.store_about import (
+    BAD_FILE,
     STORE_FILE,
     UNFINISHED_FILE,
     VERSION,
     Settings,
     file_crc32,
     is_store,
-    open_store,
     read_about,
     read_json,
 )

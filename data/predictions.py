@@ -13,8 +13,8 @@ import pandas as pd
 from config import OPTIONS, find_part
 from data.chexpert import add_studies, records_of
 from data.image_source import IMAGE_SUFFIXES
-from data.labels import LABELS, make_task
-from data.records import STUDY, Records, select_views
+from data.labels import LABELS
+from data.records import STUDY, Records, make_task, select_views
 from data.table import KEYS, Table
 from system.files import replace_files
 

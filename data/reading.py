@@ -17,10 +17,9 @@ from config import (
     scored_steps,
 )
 from data.image_source import open_images
-from data.labels import task_of
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS
-from data.records import Records, csv_names, existing_records
-from data.store import BAD_FILE, STORE_FILE, file_crc32, is_store, packed_steps, read_about
+from data.records import Records, csv_names, existing_records, task_of
+from data.store_about import BAD_FILE, STORE_FILE, file_crc32, is_store, packed_steps, read_about
 from data.table import OnFault, Table, refuse
 from system.files import NETWORK_SYSTEMS, file_system
 

@@ -1,4 +1,4 @@
-"""Records: the images of a data set with their labels, patients and views, and who reads them.
+"""Records: images with labels, patients and views, and by option the reader and the task of a run.
 
 To add a data set that no layout can describe, write one reader with `@register_dataset`.
 """
@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import Config, Registry, all_parts
+from config import Config, Registry, all_parts, default_config, part
 from data.image_source import ImageSource, open_images
-from data.labels import LABELS
-from data.store import BAD_FILE, is_store
+from data.store_about import BAD_FILE, is_store
 from data.table import Fault, OnFault
 
 DATASETS = Registry('DATA.DATASET')
@@ -46,7 +45,7 @@ class Records:
     age: np.ndarray  # [N] float64 in years, NaN if unknown
     ap_pa: np.ndarray  # [N] 'AP', 'PA', 'LL', 'RL', ''
     labels: np.ndarray | None  # [N, K] float32: 1, 0, -1 uncertain, NaN blank
-    label_names: tuple[str, ...] = LABELS  # [K]
+    label_names: tuple[str, ...] = ()  # [K]
     image_root: Path | None = None  # folder or store with the images if it is not root
 
     def __len__(self) -> int:
@@ -92,6 +91,18 @@ class DataSet:
                 f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run '
                 'would train on the images that this run writes'
             )
+
+
+def task_of(config: Config) -> Any:
+    """Return the task of a config, a `data.tasks.Task`, from the file that DATA.TASK names."""
+    return part(config, 'DATA.TASK')(config)
+
+
+def make_task(name: str, **options: Any) -> Any:
+    """Return a task outside a run, with options of the section DATA such as LABELS and BLANK."""
+    config = default_config()
+    config.DATA.update(TASK=name, **options)
+    return task_of(config)
 
 
 def register_dataset(*names: str, **facts: Any) -> Callable:

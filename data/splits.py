@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from config import Config, part
-from data.labels import task_of
-from data.records import Records, select_views
+from data.records import Records, select_views, task_of
 
 
 def split_holdout(records: Records, fraction: float) -> tuple[Records, Records]:

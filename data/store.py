@@ -1,14 +1,8 @@
 """Read packed image stores: all images of a data set in a few files, with checksums.
 
 A store is a folder that replaces the folder of the data set. It contains unchanged copies of the
-CSV files, and the readers look up images in the store instead of image files.
-
-    store.json         version, settings, and size and CRC-32 of every other file
-    names_00000.npy    [N] names of the image files, sorted
-    places_00000.npy   [N] ENTRY: position, form and CRC-32 of the pixels of each image, and the
-                       size of the image before it was packed
-    pixels_*.bin       the pixels, one image after another
-    bad_images.csv     the files that could not be read and were left out
+CSV files, and the readers look up images in the store instead of image files. Its files are listed
+in `data/store_about.py`.
 
 The index and the CSV files are checked when a store is opened, and an image when a process reads
 it for the first time (15 us for 256 x 256 pixels) or after its shard was modified. Pixels are read
@@ -16,13 +10,10 @@ and not memory-mapped, so that a truncated file causes a ValueError instead of a
 the process.
 """
 
-import json
 import os
-import stat
 import weakref
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +30,10 @@ from data.images import (
     BadImageError,
     read_patiently,
 )
-from system.files import BLOCK_BYTES, is_below
+from data.store_about import STORE_FILE, checksum, file_problems, packed_steps, read_about
+from system.files import is_below
 
-VERSION = 2
-STORE_FILE = 'store.json'
 NAMES_FILE, INDEX_FILE = 'names_00000.npy', 'places_00000.npy'
-UNFINISHED_FILE = 'packing.json'
-BAD_FILE = 'bad_images.csv'
 OPEN_STORES = 16  # number of stores that a process keeps open
 
 ENTRY = np.dtype(
@@ -67,32 +55,6 @@ BYTES, ROUNDED, FLOATS = 0, 1, 32
 LEVEL_FORMS = FULL_RANGE_BITS
 DTYPES = {BYTES: np.dtype('u1'), ROUNDED: np.dtype('u1'), FLOATS: np.dtype('<f4')}
 DTYPES |= dict.fromkeys(LEVEL_FORMS, np.dtype('<u2'))
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings that determine the bytes of a store.
-
-    Attributes:
-        size: Side of square images in pixels. If the aspect is kept, the short side, and smaller
-            images are not enlarged. None keeps the sizes of the images.
-        square: Whether images are squeezed to squares. Training crops undo the squeeze, because the
-            original height and width are stored.
-        keep_16bit: Whether to keep more than 8 bits instead of rounding to 8 bits.
-        shard_bytes: Largest size of a file of pixels.
-        image_suffix: Suffix of the image files (DATA.IMAGE_SUFFIX).
-        preprocess: Steps of DATA.PREPROCESS that are applied. The image is resized afterwards,
-            unless 'resize' is one of them.
-        lung_masks: DATA.LUNG_MASKS.
-    """
-
-    size: int | None
-    square: bool = True
-    keep_16bit: bool = False
-    shard_bytes: int = 10**9
-    image_suffix: str = ''
-    preprocess: list[str] = field(default_factory=list)
-    lung_masks: str = ''
 
 
 class Store(ImageSource):
@@ -224,19 +186,6 @@ class Store(ImageSource):
         return self._shards[shard]
 
 
-def is_store(path: str | os.PathLike[str]) -> bool:
-    """Return whether a folder is a packed store.
-
-    Raises:
-        ValueError: If the store is not finished.
-    """
-    if (Path(path) / STORE_FILE).is_file():
-        return True
-    if (Path(path) / UNFINISHED_FILE).is_file():
-        raise ValueError(f'the store {path} is not finished: run scripts/pack.py on it again')
-    return False
-
-
 def open_store(path: str | os.PathLike[str]) -> Store:
     """Open a store, or return the open store of this process if it has not changed since.
 
@@ -245,73 +194,6 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     """
     folder = Path(path).resolve()
     return _open_once(folder, checksum(read_about(folder)))
-
-
-def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read store.json.
-
-    Returns:
-        version, settings (of `Settings`) and source (checksums of what was packed), and the numbers
-        `images` and `rounded`; left_out: reason by file; scored: whether `read_folder` refuses to
-        train on all images; shards: names; files: (size, CRC-32) by name.
-
-    Raises:
-        ValueError: If the file cannot be read, was changed, or has another version, or if it names
-            files outside its folder.
-    """
-    file = Path(path) / STORE_FILE
-    if not is_store(path):
-        raise ValueError(f'{path} is not a packed store: it has no {STORE_FILE}')
-    about = read_json(file)
-    for name in (*about['files'], *about['shards']):
-        if not is_below(name):
-            raise ValueError(f'{file} names {name!r}, which is not a path below its folder')
-    return about
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a file that `write_json` wrote; settings that an older store lacks have their defaults.
-
-    Raises:
-        ValueError: If the file cannot be read, was changed, or has another version.
-    """
-    try:
-        content = json.loads(file.read_bytes())
-        version, crc = content['version'], content.pop('crc32')
-        is_whole = crc == checksum(content)
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise ValueError(f'{file} cannot be read: {error!r:.200}') from error
-    if version != VERSION:
-        raise ValueError(
-            f'{file} has version {version!r:.100}, but this program reads version {VERSION}: pack '
-            'the images again, into a new folder'
-        )
-    if not is_whole:
-        raise ValueError(f'{file} was changed: the checksum differs')
-    return content | {'settings': asdict(Settings(None)) | content['settings']}
-
-
-def packed_steps(about: dict[str, Any]) -> list[str]:
-    """Return the steps of DATA.PREPROCESS that were applied to the images of a store."""
-    return about['settings']['preprocess']
-
-
-def file_problems(path: Path, about: dict[str, Any]) -> list[str]:
-    """List missing and changed files of a store; only the size of shards is checked."""
-    found = (
-        file_problem(path / name, size, None if name in about['shards'] else crc)
-        for name, (size, crc) in about['files'].items()
-    )
-    return [problem for problem in found if problem]
-
-
-def file_crc32(path: Path) -> int:
-    """Return the CRC-32 of a file."""
-    crc = 0
-    with open(path, 'rb') as file:
-        while block := file.read(BLOCK_BYTES):
-            crc = zlib.crc32(block, crc)
-    return crc
 
 
 @lru_cache(maxsize=OPEN_STORES)
@@ -348,23 +230,6 @@ def _below(names: np.ndarray, folder: str) -> slice:
     """Return the slice of the sorted names [N] that lie in a folder."""
     ends = [os.fsencode(folder) + end for end in (b'/', b'0')]  # 0 is the character after /
     return slice(*np.searchsorted(names, np.array(ends, names.dtype)).tolist())
-
-
-def checksum(about: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
-
-
-def file_problem(path: Path, size: int, crc: int | None) -> str:
-    """Describe the problem of a file, '' if there is none; `crc` None only checks the size."""
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        return f'{path} cannot be read: {error.strerror}'
-    if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-        return f'{path} has {found.st_size} bytes, but {size} were written'
-    if crc is not None and file_crc32(path) != crc:
-        return f'{path} was changed: the checksum differs'
-    return ''
 
 
 def _read_packed(store: Store, positions: np.ndarray, position: int) -> Image.Image:

@@ -13,15 +13,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.store import (
-    BAD_FILE,
-    STORE_FILE,
-    Store,
-    checksum,
-    file_problem,
-    file_problems,
-    read_about,
-)
+from data.store import Store
+from data.store_about import BAD_FILE, STORE_FILE, checksum, file_problem, file_problems, read_about
 from system.files import BLOCK_BYTES, atomic_writer, locked, replace_file
 
 LOCK_FILE = 'store.lock'

@@ -23,9 +23,9 @@ from data.labels import (
     evaluation_targets,
     file_name,
     positive_logits,
-    task_of,
     training_targets,
 )
+from data.records import task_of
 
 if TYPE_CHECKING:
     from torch import Tensor

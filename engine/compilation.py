@@ -8,11 +8,30 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from engine.run_record import Run
+from engine.train_state import WrappedModel
 from system import distributed
 from system.files import in_one_line
 
+COMPILED_FROM = (8, 0)  # compute capability that recent versions of Triton need; a T4 has 7.5
 
-class Compiled(nn.Module):
+
+def compiled(run: Run, model: nn.Module) -> nn.Module:
+    """Return the compiled model, or the model itself if it cannot be compiled."""
+    reason = ''
+    if any(isinstance(part, nn.SyncBatchNorm) for part in model.modules()):
+        reason = 'the processes exchange statistics of batch norms in the forward pass'
+    elif run.stage == 'contrastive' and distributed.world_size() > 1:
+        reason = 'the processes exchange features in the forward pass'
+    elif run.device.type == 'cuda' and torch.cuda.get_device_capability() < COMPILED_FROM:
+        reason = 'Triton needs a GPU of compute capability 8.0 or higher'
+    if reason:
+        run.logger.info(f'TRAIN.COMPILE: the model is not compiled, because {reason}')
+        return model
+    return Compiled(model, graphs=run.device.type == 'cuda', logger=run.logger)
+
+
+class Compiled(WrappedModel):
     """Compiles a model at the first call.
 
     The model is used uncompiled if compilation fails, but a lack of memory of the GPU is raised,
@@ -26,17 +45,14 @@ class Compiled(nn.Module):
         logger: Receives one line about the result.
 
     Attributes:
-        keeps_gradients: Whether gradients that accumulate must stay where they are, because CUDA
-            graphs are used.
+        keeps_gradients: Whether CUDA graphs are used, into whose gradients others are added.
     """
 
     def __init__(self, module: nn.Module, *, graphs: bool, logger: logging.Logger) -> None:
-        super().__init__()
-        self.module = module
+        super().__init__(module)
         self.graphs = graphs
         self.logger = logger
         self.call: Callable[..., torch.Tensor] | None = None
-        self.keeps_gradients = False
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         if self.call is None:

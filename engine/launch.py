@@ -16,7 +16,6 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,7 +40,7 @@ from engine.run_record import (
 from logger import ScalarLog, create_logger
 from system import distributed
 from system.device import autocast_dtype, describe_precision, local_device
-from system.tool import STOP_SIGNALS, tool
+from system.tool import STOP_SIGNALS
 from utils import check_exists
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
@@ -193,27 +192,6 @@ def explain(error: BaseException, *, resumes: bool = True) -> tuple[int, str]:
 def has_small_shared_memory() -> bool:
     """Return whether a few batches fill the shared memory of this machine or container."""
     return os.path.isdir('/dev/shm') and shutil.disk_usage('/dev/shm').total < SMALL_BYTES
-
-
-def model_tool(main: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
-    """Return the `main` of a script that runs a model, as `system.tool.tool` does.
-
-    Errors that a worker of a loader reports, and a lack of memory, also become one line.
-    """
-
-    @tool
-    @wraps(main)
-    def run(args: Namespace) -> int:
-        try:
-            return main(args)
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            code, text = explain(error)
-            if code == EXIT_UNEXPECTED:
-                raise
-            print(f'error: {text}', file=sys.stderr)  # noqa: T201
-            return code
-
-    return run
 
 
 def _reason(error: BaseException) -> str:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from config import Config
+from config import Config, module_of
 from engine.clock import Clock, duration
-from engine.compilation import Compiled
 from engine.interruptions import Interruptions
 from engine.parallel import share_batch_norm, wrap_parallel
 from engine.run_record import Run
@@ -42,7 +41,6 @@ from utils import (
 )
 
 COMPILED_DEVICES = ('cuda',)  # compiling gains little on a CPU: docs/explanation/speed.md
-COMPILED_FROM = (8, 0)  # compute capability that recent versions of Triton need; a T4 has 7.5
 SMALLEST_SCALE = 2.0**-10  # a gradient scaler below this has seen only overflows for many steps
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -184,24 +182,9 @@ def wrap_model(run: Run, state: TrainState) -> None:
     """Wrap the model for several processes, and compile it according to TRAIN.COMPILE."""
     state.model = share_batch_norm(state.model, run.device)
     if run.config.TRAIN.COMPILE != 'none' and run.device.type in COMPILED_DEVICES:
-        state.model = _compile(run, state.model)
+        state.model = module_of('TRAIN.COMPILE').compiled(run, state.model)
     # The exchange of gradients stays outside of the compiled model, which is then one graph.
     state.model = wrap_parallel(state.model, run.device)
-
-
-def _compile(run: Run, model: nn.Module) -> nn.Module:
-    """Return the compiled model, or the model itself if it cannot be compiled."""
-    reason = ''
-    if any(isinstance(part, nn.SyncBatchNorm) for part in model.modules()):
-        reason = 'the processes exchange statistics of batch norms in the forward pass'
-    elif run.stage == 'contrastive' and distributed.world_size() > 1:
-        reason = 'the processes exchange features in the forward pass'
-    elif run.device.type == 'cuda' and torch.cuda.get_device_capability() < COMPILED_FROM:
-        reason = 'Triton needs a GPU of compute capability 8.0 or higher'
-    if reason:
-        run.logger.info(f'TRAIN.COMPILE: the model is not compiled, because {reason}')
-        return model
-    return Compiled(model, graphs=run.device.type == 'cuda', logger=run.logger)
 
 
 def train_one_epoch(

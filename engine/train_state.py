@@ -18,7 +18,6 @@ from config import (
     load_yaml,
 )
 from engine.clock import Clock
-from engine.compilation import Compiled
 from system import distributed
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
@@ -36,6 +35,20 @@ REFUSED_CHANGES = {
     ),
     'model': ('has the weights of another model', 'choose another --tag'),
 }
+
+
+class WrappedModel(nn.Module):
+    """A model with the same weights around another one, such as `engine.compilation.Compiled`.
+
+    Attributes:
+        module: Model inside, which is scored and saved.
+        keeps_gradients: Whether gradients that accumulate must stay where they are.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.keeps_gradients = False
 
 
 @dataclass
@@ -134,15 +147,15 @@ class TrainState:
 
     @property
     def keeps_gradients(self) -> bool:
-        """Return whether gradients that accumulate must stay where they are (`Compiled`)."""
+        """Return whether gradients that accumulate must stay where they are."""
         model = self.parallel.module if self.parallel else self.model
-        return isinstance(model, Compiled) and model.keeps_gradients
+        return isinstance(model, WrappedModel) and model.keeps_gradients
 
     @property
     def module(self) -> nn.Module:
         """Return the model without wrappers."""
         model = self.model
-        while isinstance(model, Compiled | DistributedDataParallel):
+        while isinstance(model, WrappedModel | DistributedDataParallel):
             model = model.module
         return model
 

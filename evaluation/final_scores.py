@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from config import PROBES, Config, config_changes, config_text, module_of, scored_steps, value_at
-from data.labels import task_of
 from data.loader import Loaders
 from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS
+from data.records import task_of
 from engine.run_record import Run, code_version, is_data_of
 from evaluation.classes import describe_split
 from evaluation.inference import predict, score

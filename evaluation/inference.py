@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from data.labels import task_of
 from data.loader import sample_rng
+from data.records import task_of
 from evaluation.classes import class_table
 from evaluation.metrics import score_table
 from models.build import build_saved_model

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from config import Config, part, require
-from data.labels import task_of
 from data.loader import HOLDOUT_SEED, XrayDataset, make_loader
 from data.reading import read_split
+from data.records import task_of
 from data.splits import pretrain_records
 from data.transforms import EvalTransform
 from engine.run_record import Run

@@ -26,8 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from data.labels import task_of
 from data.loader import Loaders, XrayDataset, make_loader
+from data.records import task_of
 from data.tasks import SMALLEST_PROBABILITY
 from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head

@@ -17,10 +17,11 @@ from config import (
     scored_steps,
 )
 from data.groups import all_groups
-from data.labels import UNCERTAIN, task_of
+from data.labels import UNCERTAIN
 from data.loader import XrayDataset
 from data.predictions import look_up, read_predictions
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
+from data.records import task_of
 from engine.run_record import code_version
 from evaluation.cases import Cases
 from evaluation.final_scores import FinalScores, describe_views, present
@@ -33,8 +34,9 @@ from evaluation.report import (
 )
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
 from logger import read_metrics
+from models.pretrained import seen_patients
 from system.files import BEST_CHECKPOINT, checkpoint_position
-from utils import read_checkpoint, seen_patients, trained_config
+from utils import read_checkpoint, trained_config
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from config import part, require
-from data.labels import task_of
+from data.records import task_of
 from models.classifier_heads import ClassifierHead
 from utils import name_damaged, same_entries
 

@@ -38,7 +38,7 @@ from config import (
     scored_steps,
     value_at,
 )
-from data.labels import task_of
+from data.records import task_of
 from models.build import build_saved_model
 from models.contrastive import METHODS, build_contrastive
 from models.convert import PREFIX

@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional as F
 
 from config import Registry
-from data.labels import positive_logits, task_of
+from data.labels import positive_logits
+from data.records import task_of
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')

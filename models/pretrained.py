@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,34 @@ def _weights_within(values: dict, place: str = '') -> dict[str, dict[str, Tensor
         elif place.count('.') < 3:
             found |= _weights_within(value, f'{place}{key}.')
     return found
+
+
+def seen_patients(path: str, trained: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    """Return warnings that the weights in a file may have seen patients of this run.
+
+    `trained` and `data` are the DATA options of the training of the weights and of this run.
+    """
+    names = _names_of_data_sets(trained)
+    if names.isdisjoint(_names_of_data_sets(data)):
+        return [
+            f'{path} was trained on DATA.DATASET {", ".join(sorted(names))}, '
+            f'{trained["DATA_PATH"]}. If these images show patients who are held out or scored '
+            'here, their scores are too high: scripts/check_data.py finds X-rays in both'
+        ]
+    seen = []
+    if trained['HOLDOUT_FRACTION'] < data['HOLDOUT_FRACTION']:
+        seen.append('HOLDOUT_FRACTION')
+    if trained['TRAIN_CSV'] != data['TRAIN_CSV']:
+        seen.append('TRAIN_CSV')
+    return [
+        f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has {data[key]!r}. If '
+        'it was trained on the same data set, it may have seen patients that are now held out or '
+        'scored, and their scores are then too high.'
+        for key in seen
+    ]
+
+
+def _names_of_data_sets(data: Mapping[str, Any]) -> set[str]:
+    """Return the data sets of DATA.SOURCES or, without sources, DATA.DATASET."""
+    sources = {str(entry.get('dataset')) for entry in data['SOURCES'] if isinstance(entry, dict)}
+    return sources or {data['DATASET']}

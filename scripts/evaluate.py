@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import OPTIONS, config_changes, config_from_text, default_config
 from data.given_folders import read_data_set
 from data.groups import all_groups
-from data.labels import label_set, make_task, shared_labels
+from data.labels import label_set, shared_labels
 from data.predictions import (
     LabelTable,
     Predictions,
@@ -37,7 +37,7 @@ from data.predictions import (
     read_predictions,
     standard_labels,
 )
-from data.records import Records, select_views
+from data.records import Records, make_task, select_views
 from data.tasks import TASKS
 from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out

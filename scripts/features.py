@@ -34,9 +34,9 @@ from data.given_folders import read_images
 from data.noted_images import NotedImages, describe_notes, is_skipped
 from data.reading import require_packed_steps
 from data.records import Records, images_of
-from data.store import STORE_FILE, is_store
+from data.store_about import STORE_FILE, is_store
 from data.transforms import EvalTransform
-from engine.launch import model_tool
+from engine.model_tool import model_tool
 from evaluation.feature_files import LOCK_FILE, Parts, write_npz, write_table
 from evaluation.features import batch_features, encoder_config, load_encoder
 from evaluation.inference import require_finite

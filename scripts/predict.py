@@ -26,12 +26,12 @@ from config import Config, put
 from data.given_folders import read_images
 from data.image_source import Folder
 from data.images import load_image
-from data.labels import task_of
 from data.noted_images import NotedImages, describe_notes, is_skipped
 from data.predictions import write_predictions
 from data.reading import read_split
+from data.records import task_of
 from data.transforms import EvalTransform
-from engine.launch import model_tool
+from engine.model_tool import model_tool
 from evaluation.inference import load_classifier, predict
 from evaluation.saliency import (
     METHODS,

@@ -20,7 +20,6 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from data.folds import folds_of
-from data.labels import task_of
 from data.predictions import (
     LabelTable,
     Predictions,
@@ -30,7 +29,7 @@ from data.predictions import (
     row_names,
 )
 from data.reading import read_split
-from data.records import select_views
+from data.records import select_views, task_of
 from data.splits import split_patients, unlabelled_records
 from data.table import Table
 from engine.run_record import SHOWN, is_finished

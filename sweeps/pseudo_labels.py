@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 
 from config import build_parser, get_config, selecting_split
-from data.labels import task_of
 from data.predictions import look_up, read_predictions, write_predictions
 from data.reading import read_split
-from data.records import Records, select_views
+from data.records import Records, select_views, task_of
 from data.splits import split_patients, training_records, unlabelled_records
 from evaluation.calibration import choose_threshold
 from evaluation.cases import Cases

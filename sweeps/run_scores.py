@@ -12,11 +12,10 @@ import numpy as np
 
 from config import PROBES, Config, value_at
 from data.groups import all_groups
-from data.labels import task_of
 from data.masking import average_distance, mask_generator
 from data.predictions import look_up, read_predictions
 from data.reading import SCORED_SPLITS, read_split
-from data.records import Records, select_views
+from data.records import Records, select_views, task_of
 from data.splits import split_patients
 from engine.run_record import files_read, is_finished, read_record, without_home
 from evaluation.cases import Cases

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from config import get_config
-from data.labels import task_of
 from data.layouts import open_layout, read_layout
+from data.records import task_of
 
 NAMES = ['NORMAL', 'PNEUMONIA', 'COVID']
 SPLITS = """

@@ -16,9 +16,9 @@ from data.labels import (
     UNCERTAIN_CLASS,
     count_uncertain,
     evaluation_targets,
-    make_task,
     training_targets,
 )
+from data.records import make_task
 
 NAN = np.nan
 K = len(LABELS)

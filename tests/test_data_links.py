@@ -11,7 +11,7 @@ from xray_splits import LOGGER, make_config
 from data.folder import read_folder
 from data.reading import read_split
 from data.records import images_of
-from data.store import read_about
+from data.store_about import read_about
 from scripts.phantom import make_phantom
 from system.files import is_below
 

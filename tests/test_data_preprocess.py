@@ -20,9 +20,9 @@ from data.images import BadImageError, full_size, load_image
 from data.loader import sample_rng
 from data.packing import Settings
 from data.preprocess import Preprocess, Setup, apply_steps
-from data.preprocess import check as check_steps
+from data.preprocess_steps import check as check_steps
 from data.reading import data_root
-from data.store import read_about
+from data.store_about import read_about
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import pack as pack_script  # noqa: E402

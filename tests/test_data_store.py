@@ -20,7 +20,8 @@ from data.folder import read_folder
 from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, pack, read_source
 from data.records import Records
-from data.store import file_crc32, is_store, open_store, read_about
+from data.store import open_store
+from data.store_about import file_crc32, is_store, read_about
 from data.store_files import copy_store, verify, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))

@@ -22,7 +22,7 @@ from xray_splits import LOGGER, make_config
 
 from config import get_config
 from data.build import build_loader
-from data.labels import make_task
+from data.records import make_task
 from evaluation.cases import Cases
 from evaluation.classes import class_table, confusion_matrices, score_classes
 from evaluation.metrics import CLASS_METRICS, Decisions, study_level
