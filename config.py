@@ -155,8 +155,8 @@ IMAGE_SOURCES = {
     'store.json': 'data.store:open_store',
     'packing.json': 'data.store:open_store',  # not finished, which is an error
 }
-# Suffix of image files -> the function from their contents to an image (see data/images.py), for
-# formats that the contents do not tell.
+# Suffix of image files -> the function from their contents to an image (see data/images.py). For
+# other files, the contents tell the format.
 IMAGE_DECODERS = {'.dcm': 'data.dicom:read_dicom', '.dicom': 'data.dicom:read_dicom'}
 
 _C = Section()
@@ -1139,15 +1139,19 @@ def get_config(args: argparse.Namespace) -> Config:
         ValueError: If a key or value is wrong. The message names the key and the source.
     """
     config = default_config()
+    # Later sources win: defaults, BASE files, --cfg, --opts, flags.
     config.merge_from_file(shipped_file(args.cfg))
     config.merge_from_list(getattr(args, 'opts', None) or [])
     for flag, key in FLAG_KEYS.items():
         value = getattr(args, flag, None)
+        # None is an absent flag; 0 and False are values.
         if value is not None:
             put(config, key, value, '--' + flag.replace('_', '-'))
     stage = getattr(args, 'stage', None)
+    # Before the checks, which compare the number of outputs with the labels of the task.
     fit_to_task(config, stage)
     check_config(config, stage)
+    # Nothing may change options later, so config.yaml always repeats the run.
     config.freeze()
     return config
 
@@ -1345,12 +1349,14 @@ def check_config(config: Config, stage: str | None = None) -> None:
     elif stage:
         allowed = '0 in pre-training, where no score selects an epoch'
         require(config.TRAIN.PATIENCE == 0, config, 'TRAIN.PATIENCE', allowed)
+    # Only the selected parts are imported, and each one knows the rules of its own options.
     for key, option in OPTIONS.items():
         if option.parts and option.stage in ('', stage):
             selected = part(config, key)
             for each in selected if isinstance(selected, list) else [selected]:
                 if hasattr(each, 'check'):
                     each.check(config, stage)
+        # An option with its default switches nothing on, so its file is not needed.
         if option.file and value_at(config, key) != option.default:
             module = module_of(key)
             if hasattr(module, 'check'):
@@ -1475,6 +1481,7 @@ def config_text(config: CfgNode) -> str:
     """Return the options as YAML that repeats the run if used as --cfg. BASE is already merged."""
     plain = config.clone()
     plain.defrost()
+    # The files of BASE may change later, so the text must not read them again.
     plain.BASE = ['']
     return plain.dump(sort_keys=False)
 
@@ -1506,6 +1513,7 @@ def config_changes(before: str, after: str, *effects: str) -> list[str]:
             that no longer exists affects the weights.
     """
     old, new = flat_options(before), flat_options(after)
+    # A text of an earlier version lacks newer options, whose default keeps the earlier behaviour.
     added = {key: value for key, value in _flatten(_C) if key in old or key in new}
     old, new = {**added, **old}, {**added, **new}
     used = {old.get('MODEL.TYPE'), new.get('MODEL.TYPE')}
@@ -1594,6 +1602,7 @@ def _is_mapping(key: str) -> bool:
 
 def _with_current_keys(options: dict[str, Any], encoder: str) -> dict[str, Any]:
     """Replace LEGACY_KEYS. `encoder` is MODEL.TYPE, unless the options set it."""
+    # SimMIM has a key for the channels of each encoder; only that of the selected encoder counts.
     encoder = options.get('MODEL.TYPE', encoder)
     current = {key: value for key, value in options.items() if key not in LEGACY_KEYS}
     channels = f'MODEL.{str(encoder).upper()}.IN_CHANS'
@@ -1650,6 +1659,7 @@ def _current_value(key: str, value: Any) -> Any:
 def _as_type(value: Any, kind: type) -> Any:
     """Convert text to a literal, integers to float and lists to tuple where `kind` needs it."""
     if isinstance(value, str):
+        # A string option keeps text such as '1e-4' or 'None' as it is.
         literal = _literal(value)  # PyYAML reads 1e-4 as text
         value = literal if kind is not str or isinstance(literal, str) else value
     if kind is float and type(value) is int:
@@ -1713,6 +1723,7 @@ def _find(config: CfgNode, key: str, source: str) -> Any:
 def _suggestion(config: CfgNode, key: str) -> str:
     known = [name for name, _ in _flatten(config)]
     close = {name for name in known if name.split('.')[-1] == key.split('.')[-1]}
+    # The same name in another section is the most frequent mistake, then a wrong letter.
     close |= {*difflib.get_close_matches(key, known)}
     ratios = {name: difflib.SequenceMatcher(None, key, name).ratio() for name in sorted(close)}
     best = sorted(ratios, key=ratios.get, reverse=True)[:2]

@@ -46,6 +46,7 @@ def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') ->
     """
     logger = logging.getLogger(name)
     logger.setLevel(logging.DEBUG)
+    # Libraries may configure the root logger, which would print each line twice.
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

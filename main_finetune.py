@@ -52,6 +52,7 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     count = num_patches(run.config)
 
     def batch_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        # [B, C, S, S], [B, K], and the positions of the images, which only scoring needs.
         images, targets, _ = batch
         if is_frozen:
             model.eval()
@@ -81,6 +82,7 @@ class Selection:
         self.labels, self.name, self.warning = (), '', ''
         if self.loader is not None:
             targets = self.loader.dataset.targets
+            # Only the numbers of cases are read, so the scores of zeros will do.
             counts = score(config, np.zeros(targets.shape, np.float32), self.loader)
             self.labels = selecting_labels(counts, config.EVAL.SELECT)
             selects = chosen != 'last' and config.FINETUNE.MODE not in PROBES
@@ -160,6 +162,7 @@ def finetune(
     )
     model = state.scored
     final.score('last', [model])
+    # Two lines of scores: the last epoch, which nothing chose, and the selected one.
     source, best = checkpoint_name(state.epoch - 1), run.folder / BEST_CHECKPOINT
     saved = read_checkpoint(best) if best.exists() else {}
     # A file with another score is of epochs that were discarded when the run resumed.
@@ -196,6 +199,7 @@ def main(run: Run) -> int:
         return 0
 
     is_probe = config.FINETUNE.MODE in PROBES
+    # Before the model is built: a score that cannot be computed should cost no time.
     selection = Selection(config, loaders)
     model = build_model(config, is_pretrain=False).to(run.device)
     if config.FINETUNE.MODE == 'last_layer':

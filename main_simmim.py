@@ -27,6 +27,7 @@ def main(run: Run) -> int:
     config = run.config
     loaders = build_loader_simmim(config, run.logger)
     run.record.describe(config, lambda: describe_data(config, loaders))
+    # Methods with a schedule, such as the momentum of a teacher, need the length of the run.
     steps = total_steps(config, loaders.train)
     model = build_model(config, is_pretrain=True, total_steps=steps)
     validate = HeldOutReconstruction(loaders)

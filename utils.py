@@ -85,15 +85,6 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     replace_file(checksum, f'{digest}  {path.name}\n')
 
 
-def checkpoint_bytes(model: nn.Module, moments: int) -> int:
-    """Estimate the size of a checkpoint in bytes: the model and the moments of its optimizer.
-
-    `moments` is the number of tensors that the optimizer keeps for each trained weight.
-    """
-    trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
-    return sum(tensor.nbytes for tensor in model.state_dict().values()) + moments * trained
-
-
 def prune(folder: str | Path, keep: int, newest: str) -> None:
     """Remove old checkpoints with their checksums.
 

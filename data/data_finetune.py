@@ -14,7 +14,7 @@ from config import PROBES, Config
 from data.augmentation import TrainTransform
 from data.groups import all_groups
 from data.labels import count_uncertain
-from data.loader import Loaders, XrayDataset, inverse_frequency_weights, make_loader
+from data.loader import Loaders, XrayDataset, make_loader
 from data.predictions import Predictions, look_up, read_predictions, row_names
 from data.reading import may_be_absent, open_data, read_split, scored_images
 from data.records import Records, select_views, task_of
@@ -41,6 +41,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
         teacher = read_predictions(file, task=data.TASK, labels=data.LABELS)
     everything = read_split(config, 'train', logger, optional=config.EVAL_MODE)
     if everything is not None:
+        # Patients who choose the checkpoint are taken away before any subset of labels is drawn.
         train_records, *held_out = split_patients(config, everything)
         if not config.EVAL_MODE:
             parts = _training_loaders(config, train_records, teacher, logger)
@@ -75,6 +76,7 @@ def _training_loaders(
     predictions = None
     if teacher:
         predictions = look_up(teacher, records.path, records.label_names).astype(np.float32)
+    # [N, K]: policies decide about uncertain labels, and NaN is excluded from the loss.
     targets = task_of(config).learned(records, predictions)
     unused = np.isnan(targets).sum()
     remark = f'{unused} labels are ignored' if unused else ''
@@ -83,6 +85,7 @@ def _training_loaders(
         pseudo_labelled, values = _read_pseudo_labels(config, everything)
         _log_split(logger, 'pseudo-labelled', pseudo_labelled, data.PSEUDO_LABELS)
         records = _joined(records, pseudo_labelled)
+        # Soft labels are used as they are: the loss takes any target in [0, 1].
         targets = np.concatenate([targets, values])
     if config.FINETUNE.MODE in PROBES:
         transform = EvalTransform(config, test_time_views=False)
@@ -110,6 +113,7 @@ def _eval_loader(
     records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
     records = scored_images(config, records, logger)
     task = task_of(config)
+    # [N, K]: no policy changes what is scored, so that runs with other policies can be compared.
     targets, remark = task.scored(records), ''
     if task.has_policies:
         uncertain = count_uncertain(records.labels, records.label_names)
@@ -232,3 +236,30 @@ def _joined(first: Records, second: Records) -> Records:
     pairs = {e.name: [getattr(part, e.name) for part in (first, second)] for e in fields(Records)}
     arrays = {k: np.concatenate(v) for k, v in pairs.items() if isinstance(v[0], np.ndarray)}
     return replace(first, **arrays)
+
+
+def inverse_frequency_weights(targets: np.ndarray, *, one_hot: bool = False) -> np.ndarray:
+    """Return sampling weights [N] that are larger for images with rare labels.
+
+    A weight is the mean, over the known labels of an image, of 1 / (number of images with the same
+    value of that label). With one label, each of its values is drawn equally often, and with
+    classes (`one_hot`) each class. An image without known labels has the mean weight of the others.
+
+    Args:
+        targets: Targets [N, K]: 0.5 or more is positive, 2 is a third class, NaN is unknown.
+        one_hot: Whether the columns are classes, one of which is 1.
+    """
+    if one_hot:
+        targets = np.where(targets >= 0.5, targets, np.nan)
+    known = ~np.isnan(targets)
+    values = np.where(targets > 1, 2, targets >= 0.5)
+    shares = np.zeros(targets.shape)
+    for value in range(3):
+        same = known & (values == value)
+        shares += same / np.maximum(same.sum(axis=0), 1)
+    # Unknown labels say nothing about how rare an image is.
+    num_known = known.sum(axis=1)
+    weights = shares.sum(axis=1) / np.maximum(num_known, 1)
+    unknown = num_known == 0
+    weights[unknown] = 1.0 if unknown.all() else weights[~unknown].mean()
+    return weights

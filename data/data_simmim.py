@@ -57,6 +57,7 @@ class HoldoutTransform:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         image = self.plain.preprocess(image)
         mask = self.mask_generator(rng, self.plain.view(image))
+        # Only the mask is random, and it is fixed, so that errors of all epochs can be compared.
         normalized = self.plain.normalize(self.plain.square(image))
         image, scale, offset = map(torch.from_numpy, normalized)
         return image, mask_bytes(mask), scale, offset
@@ -77,6 +78,7 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
         logger.info(f'no reference score: masks of {unit} px do not fit the image or its patches')
     held_out = _holdout_loader(config, holdout, masks)
+    # With the masks of the reference itself, the held-out images need to be read only once.
     is_same = reference is not None and vars(reference) == vars(masks)
     return Loaders(
         train=make_loader(train, config, shuffle=True),

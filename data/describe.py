@@ -101,7 +101,7 @@ def count_groups(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataF
 def count_targets(config: Config, targets: np.ndarray) -> pd.DataFrame:
     """Count the targets [N, K] of each label.
 
-    Shares are those of the images with a target; without any they are NaN.
+    Shares refer to the images with a target; without any they are NaN.
     """
     task = task_of(config)
     kinds = (targets == 1, targets == 0, targets == UNCERTAIN_CLASS, np.isnan(targets))

@@ -41,6 +41,7 @@ def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
         names |= {os.path.join(source, file) for part in records for file in part.file}
     files = {name: sha256(path) for name, path in sorted(tables.items())}
     images = sorted(map(os.fsencode, names))
+    # Names and not pixels: hashing all images would read the whole data set at each start.
     total = hashlib.sha256(json.dumps(files).encode())
     for image in images:
         total.update(b'\0' + image)
@@ -74,6 +75,7 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
         yield 'DATA.DATASET', dataset.layout(config)
     if is_store(root):
         yield STORE_FILE, root / STORE_FILE
+    # Pre-training reads no labels, so the files below do not change its result.
     if is_pretrain:
         return
     if config.EVAL.DATA_PATH and is_store(config.EVAL.DATA_PATH):

@@ -127,6 +127,7 @@ class Folder(ImageSource):
 def open_images(root: str | Path) -> ImageSource:
     """Open the images of a data set, whose folder shows what keeps them (IMAGE_SOURCES)."""
     for file, opener in IMAGE_SOURCES.items():
+        # The file is named by text, so that a run on plain images loads no code of stores.
         if (Path(root) / file).is_file():
             return resolve_name(opener)(root)
     return Folder(root)

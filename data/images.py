@@ -153,6 +153,7 @@ def _own_decoder(name: str | PathLike[str]) -> Callable[[bytes], Image.Image] | 
 
     Its module is imported when the first such file is decoded.
     """
+    # The suffix alone decides: if such a file is damaged, no other format is tried.
     opener = IMAGE_DECODERS.get(os.path.splitext(name)[1].lower())
     return resolve_name(opener) if opener else None
 

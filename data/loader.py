@@ -308,33 +308,6 @@ def occurrences(order: np.ndarray) -> np.ndarray:
     return pd.Series(order).groupby(order).cumcount().to_numpy()
 
 
-def inverse_frequency_weights(targets: np.ndarray, *, one_hot: bool = False) -> np.ndarray:
-    """Return sampling weights [N] that are larger for images with rare labels.
-
-    A weight is the mean, over the known labels of an image, of 1 / (number of images with the same
-    value of that label). With one label, each of its values is drawn equally often, and with
-    classes (`one_hot`) each class. An image without known labels has the mean weight of the others.
-
-    Args:
-        targets: Targets [N, K]: 0.5 or more is positive, 2 is a third class, NaN is unknown.
-        one_hot: Whether the columns are classes, one of which is 1.
-    """
-    if one_hot:
-        targets = np.where(targets >= 0.5, targets, np.nan)
-    known = ~np.isnan(targets)
-    values = np.where(targets > 1, 2, targets >= 0.5)
-    shares = np.zeros(targets.shape)
-    for value in range(3):
-        same = known & (values == value)
-        shares += same / np.maximum(same.sum(axis=0), 1)
-    # Unknown labels say nothing about how rare an image is.
-    num_known = known.sum(axis=1)
-    weights = shares.sum(axis=1) / np.maximum(num_known, 1)
-    unknown = num_known == 0
-    weights[unknown] = 1.0 if unknown.all() else weights[~unknown].mean()
-    return weights
-
-
 def make_loader(
     dataset: XrayDataset | JoinedDataset,
     config: Config,

@@ -97,6 +97,7 @@ def write_predictions(
         source: Checkpoint, data, views and other facts about the predictions.
     """
     table = pd.DataFrame(probabilities, columns=list(labels))
+    # The JSON file keeps what the numbers mean; a table alone would not tell its task.
     table.insert(0, 'Path', list(paths))
     source = {'labels': list(labels)} | source
     # The bytes of a file name that is not UTF-8 are written unchanged.
@@ -193,6 +194,7 @@ def look_up(
         Probabilities [N, K], NaN for a missing row or column.
     """
     key = predictions.key
+    # Matched by normalised names, because copies of a data set have other folders and suffixes.
     rows = row_names(predictions.names, key).get_indexer(row_names(paths, key))
     found = np.full((len(paths), len(labels)), np.nan)
     for k, label in enumerate(labels):

@@ -51,6 +51,7 @@ class Preprocess:
         self.setup = Setup(config.DATA.IMG_SIZE, config.DATA.LUNG_MASKS)
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        # Steps such as CLAHE are not idempotent, so those of packing must not be repeated.
         packed = image.info.get(PACKED_STEPS) or []
         return apply_steps(image, self.steps[len(packed) :], self.setup)
 

@@ -28,7 +28,7 @@ TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them
 
 
 def open_data(config: Config, logger: logging.Logger) -> None:
-    """Check that the data of a run are named, and log what is known about a packed store."""
+    """Check that the data of a run are named, and log the facts about a packed store."""
     if not config.DATA.DATA_PATH:
         raise ValueError('DATA.DATA_PATH is empty: give the folder of the data with --data-path')
     # PyTorch warns at each pass; the table of --check reports the number of workers once.
@@ -56,6 +56,7 @@ def read_split(
 def read_part(config: Config, root: str, split: str, **options: Any) -> Records | None:
     """Read a split from a folder or store with the options of `read_layout`; see `read_split`."""
     read = part(config, 'DATA.DATASET').read
+    # A list of images selects from the whole training split, whose labels it does not repeat.
     if split not in image_lists(config):
         return read(config, root, split, **options)
     records = read(config, root, 'train', **options)
@@ -112,6 +113,7 @@ def data_root(config: Config, logger: logging.Logger) -> str:
     data = config.DATA
     source = Path(data.DATA_PATH)
     require_packed_steps(config, source)
+    # Without a copy every epoch reads from DATA_PATH, which may be a network drive.
     if not data.CACHE_DIR:
         return data.DATA_PATH
     if not is_store(source):
@@ -140,6 +142,7 @@ def require_packed_steps(config: Config, source: str | Path, key: str = 'DATA.PR
             raise ValueError(f'DATA.LUNG_MASKS must be a folder with {key} {steps}, got {masks!r}')
         return
     settings = read_about(source)['settings']
+    # Pixels in a store have had their first steps, which cannot be undone.
     packed = settings['preprocess']
     if packed != steps[: len(packed)]:
         hint = ', or EVAL.DATA_PATH another store' if key == 'EVAL.PREPROCESS' else ''
@@ -215,6 +218,7 @@ def log_store(config: Config, logger: logging.Logger) -> None:
     if about['left_out']:
         count = len(about['left_out'])
         logger.warning(f'{path}: {count} images could not be read when it was packed ({BAD_FILE})')
+    # Enlarged pixels add no detail, which costs accuracy without any other sign.
     size, side = config.DATA.IMG_SIZE, about['settings']['size']
     needed = enlarged_side(size) if config.TEST.CROP else size
     if side is not None and side < needed:

@@ -150,6 +150,7 @@ def lacks_images(
     arguments are those of `existing_records`.
     """
     files = records.file[:1] if look_up == 'first' else records.file
+    # One image is proof enough that the images of the split are there.
     if look_up == 'none' or any(map(images.exists, files)):
         return False
     what = 'its first image does not exist'
@@ -188,6 +189,8 @@ def existing_records(
     hint = f'(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted){hint}'
     csv_file = str(records.root / records.csv) if records.csv else ''
     keep = np.full(len(records), True)
+    # Looking up every file takes long on a network drive, and one of each folder already shows a
+    # wrong DATA_PATH or suffix.
     parts = pd.Series(records.file, dtype=object).str.replace(PATIENT_AND_BELOW, '', regex=True)
     wanted = (look_up == 'all') | ~parts.duplicated().to_numpy()
     for position in images.to_look_up(records.file, wanted).tolist():

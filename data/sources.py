@@ -61,6 +61,7 @@ def read_sources(
                 part.select(~pd.Index(_names(name, part)).isin(left_out))
                 for part in (train, holdout)
             )
+        # Patient by patient, so that a smaller number is a subset of a larger one.
         if most := min(entry.get('images', 0), len(train)):
             train = take_subset(train, fraction=1.0, images=most, seed=config.SEED)
         limits = [f'{key} {entry[key]}' for key in LIMITS if key in entry]
@@ -74,6 +75,7 @@ def read_sources(
             raise ValueError(
                 f'DATA.SOURCES: no training image of {name!r} is left (DATA.VIEWS, DATA.LEAVE_OUT)'
             )
+        # Each source has its own held-out patients, so that its error can be shown.
         training[name] = train
         held_out[name] = _evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
     if left_out:
@@ -158,6 +160,7 @@ def _own_config(config: Config, entry: dict[str, Any]) -> Config:
     """Return a copy of the config that describes the data set of an entry."""
     own = config.clone()
     own.defrost()
+    # From here on the source is read like any single data set.
     own.DATA.SOURCES = []
     own.DATA.DATASET = entry['dataset']
     own.DATA.DATA_PATH = str(Path(config.DATA.DATA_PATH) / entry['path'])

@@ -106,6 +106,7 @@ def unlabelled_records(config: Config, records: Records) -> Records:
 def pretrain_records(config: Config, records: Records) -> tuple[Records, Records]:
     """Split the images of the training CSV into images for pre-training and held-out images."""
     data = config.DATA
+    # Patients are held out before views are selected, so that the choice of views moves nobody.
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
     if part(config, 'DATA.DATASET').labelled:
         train = select_views(train, data.VIEWS)

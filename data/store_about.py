@@ -81,6 +81,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not is_store(path):
         raise ValueError(f'{path} is not a packed store: it has no {STORE_FILE}')
     about = read_json(file)
+    # A store may come from a stranger, and copying it writes the files that it names.
     for name in (*about['files'], *about['shards']):
         if not is_below(name):
             raise ValueError(f'{file} names {name!r}, which is not a path below its folder')
@@ -96,6 +97,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
         version, crc = content['version'], content.pop('crc32')
+        # A flipped bit in the numbers below would show wrong pixels without any error.
         is_whole = crc == checksum(content)
     except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f'{file} cannot be read: {error!r:.200}') from error

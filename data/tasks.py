@@ -1,8 +1,8 @@
-"""Tasks of fine-tuning (DATA.TASK): what is learned, from which columns, and what is predicted.
+"""Tasks of fine-tuning (DATA.TASK): the columns, the targets that are learned, and the predictions.
 
 To add a task, write one subclass of `Task` with `@TASKS.register` in a file of its own, and name
 the file in `config.py` at DATA.TASK. Predictions are scored without torch, so this module does not
-import it: what is done with tensors uses their methods.
+import it: functions of tensors use their methods.
 """
 
 from abc import ABC, abstractmethod

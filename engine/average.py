@@ -1,7 +1,7 @@
 """An exponential moving average of the weights of a classifier, which is scored and saved.
 
 With TRAIN.AVERAGE d, the average becomes d * average + (1 - d) * weights after each step. The
-statistics of batch norms are those of the trained model.
+statistics of batch norms come from the trained model.
 
 Source: Polyak & Juditsky 1992, Acceleration of stochastic approximation by averaging.
 """

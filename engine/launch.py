@@ -125,6 +125,7 @@ def setup_run(args: Namespace, process: Process) -> None:
     set_determinism(config.TRAIN.DETERMINISTIC)
     device = local_device()
     process.store = distributed.init_process_group(device, config.TRAIN.RANK_TIMEOUT_MINUTES)
+    # Ranks draw different dropout; the initial weights are those of rank 0.
     seed = config.SEED + distributed.rank()
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -157,6 +158,7 @@ def setup_run(args: Namespace, process: Process) -> None:
         )
     except ValueError as error:
         problem = str(error)
+    # All ranks must agree, or the others would wait for a rank that has stopped.
     if problems := [text for text in distributed.gather(problem) if text]:
         raise ValueError(problems[0])
     facts = _facts(args, config, device)

@@ -1,11 +1,14 @@
-"""The `main` of scripts that run a model: errors become one line."""
+"""Scripts that run a model: their device, and errors in one line."""
 
 import sys
 from argparse import Namespace
 from collections.abc import Callable
 from functools import wraps
 
+import torch
+
 from engine.launch import EXIT_UNEXPECTED, explain
+from system.device import disable_tf32
 from system.tool import tool
 
 
@@ -28,3 +31,18 @@ def model_tool(main: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
             return code
 
     return run
+
+
+def named_device(name: str) -> torch.device:
+    """Return the device that a flag names, 'cpu', 'cuda' or 'cuda:N', and disable TF32.
+
+    Raises:
+        ValueError: If this machine does not have the device.
+    """
+    disable_tf32()
+    gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+    if name not in ('cpu', *gpus, *(['cuda'] if gpus else [])):
+        raise ValueError(
+            f'--device must be cpu, cuda or cuda:N, got {name!r}; PyTorch finds {len(gpus)} GPUs'
+        )
+    return torch.device(name)

@@ -34,12 +34,14 @@ def wrap_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """Wrap the model in DistributedDataParallel if there are several processes."""
     if distributed.world_size() == 1:
         return model
+    # Buffers are equal on all ranks already: shared batch norm updates them everywhere.
     model = DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == 'cuda' else None,
         gradient_as_bucket_view=True,
         **{BUFFER_OPTION: False},
     )
+    # Only convolutions have weights with four axes.
     for parameter in model.parameters():
         if parameter.ndim == 4 and parameter.requires_grad:
             parameter.register_hook(_contiguous_strides)
@@ -55,6 +57,7 @@ def _refuse_batch_norm(model: nn.Module) -> None:
         ValueError: If the model has a batch norm whose weights are trained.
     """
     for name, module in model.named_modules():
+        # A frozen batch norm uses its saved statistics, so processes do not matter to it.
         is_trained = any(parameter.requires_grad for parameter in module.parameters())
         if isinstance(module, BATCH_NORMS) and is_trained:
             raise ValueError(

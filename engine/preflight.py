@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,8 +28,7 @@ from engine.run_record import Run, is_locked
 from logger import wrap
 from optimizer import optimizer_kind
 from system import distributed
-from system.device import autocast, synchronized_time, to_device, views_of
-from utils import checkpoint_bytes
+from system.device import autocast, to_device, views_of
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -369,3 +369,19 @@ def log_throughput(
     rate = num_passes * len(inputs[0]) / seconds
     run.logger.info(f'throughput {rate:.1f} images/s; --check measures training and its hours')
     return 0
+
+
+def checkpoint_bytes(model: nn.Module, moments: int) -> int:
+    """Estimate the size of a checkpoint in bytes: the model and the moments of its optimizer.
+
+    `moments` is the number of tensors that the optimizer keeps for each trained weight.
+    """
+    trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+    return sum(tensor.nbytes for tensor in model.state_dict().values()) + moments * trained
+
+
+def synchronized_time(device: torch.device) -> float:
+    """Wait until the device is idle and return the seconds of a monotonic clock."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter()

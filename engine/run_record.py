@@ -79,12 +79,12 @@ class RunRecord:
         Args:
             checkpoint: Checkpoint that the run resumes from; None for a new run.
             done: Whether all epochs are already trained. In this case a finished run stays
-                finished, and config.yaml keeps the options of the training, with those of the new
-                scores.
+                finished, and config.yaml keeps the options of the training and gets the
+                options of the new scores.
         """
         if 'data' not in self.facts:
             return
-        earlier = _known_record(self.folder) if checkpoint else {}
+        earlier = known_record(self.folder) if checkpoint else {}
         first = self.facts | earlier
         first.pop('ended_early', None)  # the training may continue now
         if not checkpoint:
@@ -114,7 +114,7 @@ class RunRecord:
         self._write()
 
     def _options_of_scores(self) -> str:
-        """Return the options of the training with those of the present scores and report."""
+        """Return the options of the training, and of the present scores and report."""
         file = self.folder / OPTIONS_FILE
         if not file.is_file():
             return self.options
@@ -224,6 +224,7 @@ def refuse_another_run(folder: Path, config: Config) -> None:
         before = config_from_text(path.read_text('utf-8'))
     except ValueError as error:
         raise ValueError(f'{path} cannot be read ({error}): restore or remove the file') from error
+    # More epochs continue a run; its learning rates may then change, but not what it learns.
     continues = not finished or config.TRAIN.EPOCHS > before.TRAIN.EPOCHS
     kept = ('model', 'outputs', 'patients') if continues else TRAINED
     changes = config_changes(config_text(before), config_text(config), *kept)
@@ -242,13 +243,14 @@ def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
     because nothing is downloaded. The list is empty if the run began with a checkpoint, because
     the weights that this checkpoint started from are unknown.
     """
-    given, record = config.PRETRAINED, _known_record(folder)
+    given, record = config.PRETRAINED, known_record(folder)
     first = next(iter(record.get('starts', [])), {})
     if first.get('resumed_from'):
         return []
     starts_anew = not given and not config.MODEL.RESUME and record.get('pretrained')
     if Path(given).is_file() or starts_anew:
         return run_changes(record, {'pretrained': weights_checksum(given)})
+    # Downloading only to compare would take minutes at each start.
     is_other = is_url(given) and before != given
     return [f'PRETRAINED: {before or "none"} -> {given}'] if is_other else []
 
@@ -275,7 +277,7 @@ def files_read(record: Mapping[str, Any] | None) -> dict[str, str]:
 
 def is_finished(folder: str | Path) -> bool:
     """Return whether the run in this folder has finished, including scores and report."""
-    return _known_record(folder).get('finished') is not None
+    return known_record(folder).get('finished') is not None
 
 
 @contextlib.contextmanager
@@ -350,24 +352,6 @@ def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
     }
 
 
-def is_data_of(trained: Config, folder: Path, data_path: str) -> bool:
-    """Return whether a data folder holds the data that a run was trained on.
-
-    It does if its path is the one in `trained`, the options of the run, or if it has an unchanged
-    table of the run, as a copy and a packed store have. The SHA-256 of each table is in run.json in
-    the run's `folder`.
-    """
-    data, root = trained.DATA, Path(data_path)
-    tables = files_read(_known_record(folder))
-    # A folder without training patients can also have the test table and the demographics, and a
-    # table with an absolute path belongs to no folder.
-    others = {data.TEST_CSV, data.DEMOGRAPHICS, *filter(os.path.isabs, tables)}
-    files = {root / name: tables[name] for name in {*tables} - others}
-    return root.resolve() == Path(data.DATA_PATH).resolve() or any(
-        file.is_file() and sha256(file) == known for file, known in files.items()
-    )
-
-
 def processes_of(record: Mapping[str, Any]) -> int:
     """Return the number of processes of the last start that trained, as config.yaml assumes."""
     processes = record.get('processes', 1)
@@ -394,7 +378,7 @@ def without_home(text: str) -> str:
     return text.replace(f'{home}{os.sep}', f'~{os.sep}') if home else text
 
 
-def _known_record(folder: str | Path) -> dict[str, Any]:
+def known_record(folder: str | Path) -> dict[str, Any]:
     """Read `run.json`, or return {} if it is missing or damaged. The next start repairs it."""
     try:
         return read_record(folder) or {}

@@ -12,7 +12,7 @@ from utils import rng_state
 def from_simmim(saved: dict, path: str | Path, logger: logging.Logger) -> dict:
     """Return the entries of `utils.RESUME_KEYS` for a checkpoint of SimMIM.
 
-    Its learning rates are not used, because the schedule is that of the config. SimMIM saves no
+    Its learning rates are not used, because the config has the schedule. SimMIM saves no
     random states, so the own ones stay. Its best score is an accuracy, which selects nothing here.
     """
     options = saved['config']

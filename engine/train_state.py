@@ -310,7 +310,7 @@ class TrainState:
             self.scheduler.step_update(self.epoch * self.num_batches + self.batch - 1)
 
     def _compare_batches(self, saved: dict, config: Config, logger: logging.Logger) -> None:
-        """Compare the images of a step with those of the checkpoint, and warn of another number.
+        """Compare the number of images of a step with the checkpoint, and warn if it has changed.
 
         Raises:
             ValueError: If the checkpoint is within an epoch, and the data or the images of a step

@@ -88,9 +88,11 @@ class Cases:
         probabilities, targets, names = study_level(
             self.probabilities, self.targets, self.study, how, exclusive=self.exclusive
         )
+        # Sorted by name, which is also the order of `study_level`.
         first = self.select(np.unique(self.study.astype(str), return_index=True)[1])
         uncertain = self.uncertain
         if uncertain is not None:
+            # 1 if any image of the study is uncertain, by the same rule as for probabilities.
             highest, *_ = study_level(uncertain, self.targets, self.study)
             uncertain = (highest > 0) & np.isnan(targets)
         return replace(
@@ -132,6 +134,7 @@ def choose_cases(
     }
     chosen = {}
     for kind, (fits, order) in kinds.items():
+        # A stable order: equal probabilities must not change the figures of a report.
         rows = np.flatnonzero(fits)
         chosen[kind] = rows[np.argsort(order[rows], kind='stable')][:count].tolist()
     return chosen

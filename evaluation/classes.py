@@ -32,6 +32,7 @@ def confusion_matrices(
     """
     known, num_classes = ~np.isnan(targets).any(axis=1), targets.shape[1]
     truth, decision = np.nan_to_num(targets).argmax(axis=1), probabilities.argmax(axis=1)
+    # One number per cell of the matrix, [N], so that all weights [R, N] are summed at once.
     code = truth * num_classes + decision
     cells = [
         weights[:, known & (code == cell)].sum(axis=1, dtype=np.float64)
@@ -43,8 +44,8 @@ def confusion_matrices(
 def score_classes(rows: Cases, weights: np.ndarray) -> dict[str, Any]:
     """Return the part `classes` of a set in the report: counts, decisions, and metrics.
 
-    The first of the weights [1 + R, N] are ones, followed by those of the bootstrap, which are left
-    out if a class has few cases: there are no intervals then.
+    The first of the weights [1 + R, N] are ones, followed by the weights of the bootstrap, which
+    are left out if a class has few cases: there are no intervals then.
     """
     matrices = confusion_matrices(rows.probabilities, rows.targets, weights)
     few = few_of_classes(matrices[0].sum(axis=1).astype(int), rows.labels)

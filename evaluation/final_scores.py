@@ -1,6 +1,7 @@
 """Score the final models of a fine-tuning run, and write scores and predictions to its folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from data.loader import Loaders
 from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS
 from data.records import task_of
-from engine.run_record import Run, code_version, is_data_of
+from engine.run_record import Run, code_version, files_read, known_record
 from evaluation.classes import describe_split
 from evaluation.inference import predict, score
 from logger import json_safe
 from system import distributed
-from system.files import replace_file
+from system.files import replace_file, sha256
 from utils import trained_config
 
 
@@ -120,6 +121,8 @@ def check_scoring(run: Run, path: str | Path) -> None:
     is_other_table = table != old_table and is_data_of(
         trained, Path(path).parent, config.DATA.DATA_PATH
     )
+    # Internal patients are a share of the held-out ones. Of another number of held-out patients,
+    # any share could contain some who chose the checkpoint.
     most_share = old_share if holdout == old_holdout else 0
     if is_other_table or holdout > old_holdout or share > most_share:
         changes = [f'{key} {a!r} (now {b!r})' for key, (a, b) in options.items() if a != b]
@@ -164,3 +167,21 @@ def _training_config(run: Run, sources: list[str]) -> Config | None:
     if sources[0] in PROBES:
         return run.config
     return trained_config(sources[0]) if len(sources) == 1 else None
+
+
+def is_data_of(trained: Config, folder: Path, data_path: str) -> bool:
+    """Return whether a data folder holds the data that a run was trained on.
+
+    It does if its path is the one in `trained`, the options of the run, or if it has an unchanged
+    table of the run, as a copy and a packed store have. The SHA-256 of each table is in run.json in
+    the run's `folder`.
+    """
+    data, root = trained.DATA, Path(data_path)
+    tables = files_read(known_record(folder))
+    # A folder without training patients can also have the test table and the demographics, and a
+    # table with an absolute path belongs to no folder.
+    others = {data.TEST_CSV, data.DEMOGRAPHICS, *filter(os.path.isabs, tables)}
+    files = {root / name: tables[name] for name in {*tables} - others}
+    return root.resolve() == Path(data.DATA_PATH).resolve() or any(
+        file.is_file() and sha256(file) == known for file, known in files.items()
+    )

@@ -39,7 +39,7 @@ class HeldOutReconstruction:
     over the images of all sources, and each source also has its own value, `holdout_<source>`. A
     model that predicts normalised patches receives the true mean and deviation of the hidden
     patches, so its values carry the suffix GIVEN_STATISTICS. The error of a target other than an
-    image is in the units of the target, and so are those of the trivial predictors.
+    image, also of the trivial predictors, is in the units of the target.
     """
 
     def __init__(self, loaders: Loaders) -> None:
@@ -132,6 +132,7 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
     # Images are compared in grey levels, features such as HOG in their own units.
     predict = model.reconstruct if is_image else model.predict
     target_of = None if is_image else partial(_target_of, model.target)
+    # image [C, S, S], mask [h, w], scale and offset [C]: see `HoldoutTransform`.
     for batch in loader:
         images, masks, scales, offsets = (item.cpu().numpy() for item in batch)
         with autocast(run.config, run.device):

@@ -33,6 +33,7 @@ def load_classifier(
     Weights of another model raise a ValueError that names the entries.
     """
     state, num_labels = read_checkpoint(path)['model'], config.MODEL.NUM_CLASSES
+    # The weights tell whether uncertain was a third class: the head has a row per output.
     has_three = len(state.get('head.weight', ())) == 3 * num_labels
     num_outputs = 3 * num_labels if has_three else num_labels
     model = build_saved_model(config, state, path, is_pretrain=False, num_outputs=num_outputs)

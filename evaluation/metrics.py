@@ -175,6 +175,7 @@ def average_precision(tally: Tally) -> np.ndarray:
     """Mean precision over the recall levels, without interpolation."""
     true = np.cumsum(tally.positive[:, ::-1], axis=1)[:, ::-1]
     found = true + np.cumsum(tally.negative[:, ::-1], axis=1)[:, ::-1]
+    # Precision at each probability taken as the threshold, [R, G].
     at_each = true / np.where(found > 0, found, 1)
     total = np.einsum('rg,rg->r', tally.positive, at_each)
     return ratio(total, tally.num_positive, tally.has_both_classes)
@@ -215,6 +216,7 @@ def f1(tally: Tally) -> np.ndarray:
 def kappa(tally: Tally) -> np.ndarray:
     """Agreement between decisions and labels, corrected for chance."""
     called = tally.true_positives + tally.false_positives
+    # kappa = 1 - wrong / (wrong by chance), both as shares of the cases.
     by_chance = called * tally.num_negative + (tally.num_cases - called) * tally.num_positive
     return 1 - ratio(tally.num_wrong * tally.num_cases, by_chance, tally.has_both_classes)
 
@@ -291,6 +293,7 @@ def label_scores(
     """
     weights = np.ones((1, len(targets))) if weights is None else weights
     scores = {name: np.full(len(weights), np.nan) for name in names}
+    # Sorted once: all metrics and resamples only need the weights of each distinct probability.
     order = np.argsort(probabilities)
     order = order[~np.isnan(targets[order])]
     values, first = np.unique(probabilities[order].astype(np.float64), return_index=True)
@@ -299,6 +302,7 @@ def label_scores(
     has_threshold = threshold is not None and not np.isnan(threshold)
     at_threshold = int(np.searchsorted(values, threshold)) if has_threshold else None
     is_positive = targets[order] == 1
+    # Replicates of a handful of cases would give an interval that excludes chance too often.
     scored_rows = 1 if has_few_cases(targets) else len(weights)
     step = max(1, CHUNK // max(1, len(order)))
     for start in range(0, scored_rows, step):

@@ -127,7 +127,7 @@ def compare_rows(
     Returns:
         A comparison for each pair, or None without a row or a seed to compare with: `by_seed`, the
         differences in the order of the seeds; `difference`, their mean; `seeds`, their number;
-        `over_seeds`, the `low` and `high` of Student's t interval; `over_patients`, those of the
+        `over_seeds`, the `low` and `high` of Student's t interval; `over_patients`, the same of the
         percentile interval; `p` (`bootstrap_p`) and `p_holm`, corrected over all pairs; and
         `verdict`. NaN marks unknown values.
     """

@@ -1,7 +1,7 @@
 """A probe of the encoder during pre-training: nearest neighbours, and the rank of the features.
 
 Every EVAL.PROBE_EVERY epochs, the labels of each held-out patient are predicted from the features
-of the other held-out patients. The labels are those of the training table, so the probe needs no
+of the other held-out patients. The labels come from the training table, so the probe needs no
 other data, and no patient of the pre-training. It changes nothing of the training.
 
 RankMe (Garrido et al. 2023, arXiv:2210.02885) is the effective rank of the features.

@@ -174,8 +174,8 @@ def compare_sets(
 ) -> list[dict[str, Any]]:
     """Compare pairs of models that predict the same rows, for the report's `comparisons`.
 
-    Holm's correction is over all p-values that are shown: those of the labels of all pairs and,
-    with several pairs, those of the means. More than two models are sorted by their mean AUROC.
+    Holm's correction is over all p-values that are shown, for the labels of all pairs and,
+    with several pairs, for the means. More than two models are sorted by their mean AUROC.
 
     Args:
         sets: Cases of one model each.

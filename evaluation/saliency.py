@@ -43,7 +43,7 @@ class MapMethod(NamedTuple):
     Attributes:
         title: Name in the report.
         make_maps: Function (model, images [B, C, S, S], score, output) -> maps in [0, 1],
-            [B, S, S]. The score is that of the label whose number among the outputs is given, too.
+            [B, S, S]. The score belongs to the label whose number among the outputs is given, too.
     """
 
     title: str

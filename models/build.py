@@ -39,6 +39,7 @@ def build_model(
             f'MODEL.TYPE {config.MODEL.TYPE!r} must build its head with '
             'models.classifier_heads.build_classifier_head'
         )
+    # An encoder that ignores MODEL.HEAD would train another model than the config says.
     holds = not num_outputs or type(model.head) is part(config, 'MODEL.HEAD')
     require(holds, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}")
     return model
@@ -52,6 +53,7 @@ def build_saved_model(
     The comparison needs no memory, so the options of a downloaded or damaged checkpoint cannot
     allocate a huge model. `options` are passed to `build_model`.
     """
+    # Meta tensors have shapes without values: a config that asks for terabytes costs nothing.
     with name_damaged(source), torch.device('meta'):
         without_memory = build_model(config, **options)
     same_entries(without_memory, state, source)

@@ -108,6 +108,6 @@ def build_classifier_head(num_features: int, num_classes: int, name: str = 'line
 
 
 def freeze_encoder(model: nn.Module) -> None:
-    """Freeze all parameters except those of the head."""
+    """Freeze all parameters outside the head."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith('head.'))

@@ -572,7 +572,7 @@ def _convert_decoder(
 ) -> State:
     """Convert the decoder to the model's channels, or drop it if the model has another one.
 
-    `stats` are those of the checkpoint and of the model; () if the channels cannot be converted.
+    `stats` belong to the checkpoint and to the model; () if the channels cannot be converted.
     """
     decoder = {key: value for key, value in state.items() if key.startswith(DECODER)}
     own = {key: value for key, value in target.items() if key.startswith(DECODER)}

@@ -549,7 +549,7 @@ def _trace(source: TrainedModel) -> ExportedProgram:
 
 
 def _shown_options(config: Config, keys: Sequence[str]) -> list[str]:
-    """Return the keys of the options in the model card; `keys` are those of the stage."""
+    """Return the keys of the options in the model card; `keys` are the keys of the stage."""
     hidden = [key for key in IF_SET if not value_at(config, key)]
     hidden += OF_ONE_DATA_SET if config.DATA.SOURCES else ()
     return [key for key in (*SHARED_OPTIONS, *keys, 'PRETRAINED') if key not in hidden]

@@ -108,7 +108,7 @@ def foreign_weights(checkpoint: object, path: str | Path) -> dict[str, Tensor]:
 
 
 def _other_head(before: Config | None, now: Config) -> str:
-    """Describe the head of a checkpoint if its outputs are not those of the run; else ''."""
+    """Describe the head of a checkpoint if the run has other outputs; else ''."""
     if before is None:  # of another project
         return 'unknown labels'
     own = {key: value_at(before, key) for key in HEAD_OPTIONS}

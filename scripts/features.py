@@ -36,11 +36,11 @@ from data.reading import require_packed_steps
 from data.records import Records, images_of
 from data.store_about import STORE_FILE, is_store
 from data.transforms import EvalTransform
-from engine.model_tool import model_tool
+from engine.model_tool import model_tool, named_device
 from evaluation.feature_files import LOCK_FILE, Parts, write_npz, write_table
 from evaluation.features import batch_features, encoder_config, load_encoder
 from evaluation.inference import require_finite
-from system.device import local_device, named_device
+from system.device import local_device
 from system.downloads import local_path
 from system.files import LOADER_FILES, allow_open_files, locked, sha256
 from system.tool import usable_cpus

@@ -186,7 +186,7 @@ def make_body(rng: np.random.Generator, sex: str, age: float, projection: str) -
 
 
 def draw_frontal(scene: Scene, body: dict, severity: dict, collapse: list[float]) -> None:
-    """Fill an empty scene with a frontal view; `collapse` is that of the right and left lung."""
+    """Fill an empty scene with a frontal view; `collapse` is of the right and left lung."""
     x, y, soft, across, half = scene.x, scene.y, scene.soft, np.abs(scene.x), body['half']
     # A collapsed lung raises its half of the diaphragm and pulls the heart to its side.
     shift = 0.07 * (collapse[1] - collapse[0])

@@ -31,7 +31,7 @@ from data.predictions import write_predictions
 from data.reading import read_split
 from data.records import task_of
 from data.transforms import EvalTransform
-from engine.model_tool import model_tool
+from engine.model_tool import model_tool, named_device
 from evaluation.inference import load_classifier, predict
 from evaluation.saliency import (
     METHODS,
@@ -42,7 +42,7 @@ from evaluation.saliency import (
     plot_prediction,
     read_view,
 )
-from system.device import local_device, named_device
+from system.device import local_device
 from system.files import LOADER_FILES, allow_open_files
 from system.tool import Paragraphs, usable_cpus
 from utils import read_checkpoint, trained_config

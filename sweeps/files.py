@@ -129,7 +129,7 @@ class Sweep:
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
         scores: Default scores of the table; () for the mean over the labels.
         split: Default split of the table; '' for the first split that the runs were scored on.
-        titles: Method or row -> its name in words, for figures.
+        titles: Method or row -> its name in figures.
         seeds: Number of seeds of the scale; 0 for the number in the command.
     """
 

@@ -101,7 +101,7 @@ def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> Non
 
 
 def difference_title(sweep: Sweep, row: str, other: str, group: str = '') -> str:
-    """Return a difference in words, such as 'All labels: SimMIM − none'."""
+    """Return a difference as text, such as 'All labels: SimMIM − none'."""
     (labels, first), (other_labels, second) = title_of(sweep, row), title_of(sweep, other)
     second += f', {other_labels}' if other_labels != labels else ''
     where = ', '.join(filter(None, [labels[:1].upper() + labels[1:], group]))
@@ -109,7 +109,7 @@ def difference_title(sweep: Sweep, row: str, other: str, group: str = '') -> str
 
 
 def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
-    """Return the labels of a row, such as 'all labels', and its name in words."""
+    """Return the labels of a row, such as 'all labels', and its name as text."""
     row = next((row for row in sweep.rows if row.name == name), None)
     if row is None:  # logistic regression on pixels
         method, _, subset = name.partition('_')

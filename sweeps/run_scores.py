@@ -206,7 +206,7 @@ def _facts(run: RunFolders, split: str, checkpoint: str) -> Iterator[dict[str, A
 
 
 def _leave_out_errors(facts: list[dict[str, Any]], runs: Runs) -> None:
-    """Remove errors of pre-training that cannot be compared with those of the first row."""
+    """Remove errors of pre-training that cannot be compared with the first row."""
     lines = [line for line in facts if line['metric'] == 'held_out_l1']
     reference: Config | None = None
     for line in lines:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 
 import torch
@@ -18,9 +17,10 @@ def local_device() -> torch.device:
     Raises:
         ValueError: If this computer has fewer GPUs than processes.
     """
-    _disable_tf32()
+    disable_tf32()
     if not torch.cuda.is_available():
         return torch.device('cpu')
+    # torchrun numbers the processes of a computer from 0, and each takes the GPU of its number.
     number, gpus = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
     if number >= gpus:
         raise ValueError(
@@ -30,21 +30,6 @@ def local_device() -> torch.device:
     device = torch.device('cuda', number)
     torch.cuda.set_device(device)
     return device
-
-
-def named_device(name: str) -> torch.device:
-    """Return the device that a flag names, 'cpu', 'cuda' or 'cuda:N', and disable TF32.
-
-    Raises:
-        ValueError: If this machine does not have the device.
-    """
-    _disable_tf32()
-    gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
-    if name not in ('cpu', *gpus, *(['cuda'] if gpus else [])):
-        raise ValueError(
-            f'--device must be cpu, cuda or cuda:N, got {name!r}; PyTorch finds {len(gpus)} GPUs'
-        )
-    return torch.device(name)
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -63,6 +48,7 @@ def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
     if device.type == 'cpu':
         wanted = {'always': True, 'never': False, 'auto': cpu_computes_bfloat16()}
         return torch.bfloat16 if wanted[config.AMP_ON_CPU] else None
+    # bfloat16 has the range of float32 and needs no gradient scaler; older GPUs only have float16.
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float16
 
@@ -109,13 +95,7 @@ def describe_precision(config: Config, device: torch.device) -> str:
     return line
 
 
-def synchronized_time(device: torch.device) -> float:
-    """Wait until the device is idle and return the seconds of a monotonic clock."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _disable_tf32() -> None:
+def disable_tf32() -> None:
+    """Compute matrix products and convolutions in float32."""
     # PyTorch 2.8 only has these switches. Newer versions cannot read them once the newer are set.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

@@ -36,6 +36,7 @@ def init_process_group(device: torch.device, timeout_minutes: float) -> dist.Sto
     backend = 'nccl' if device.type == 'cuda' else 'gloo'
     timeout = timedelta(minutes=timeout_minutes)
     store, number, size = next(dist.rendezvous('env://', timeout=timeout))
+    # After a restart, torchrun's store still has the addresses of the processes that have ended.
     if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
         store = dist.PrefixStore(_agree_on_prefix(store, number, size, timeout), store)
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
@@ -94,6 +95,7 @@ def run_on_main(function: Callable[[], T]) -> T:
     """
     if not dist.is_initialized():
         return function()
+    # The group of the run would give up after its timeout, so a group without one waits.
     group, values = dist.new_group(backend='gloo', timeout=NO_LIMIT), [None]
     if is_main():
         threads = torch.get_num_threads() * int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
@@ -108,6 +110,7 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over all ranks, elementwise."""
     if not dist.is_initialized():
         return values
+    # all_reduce works in place, and the caller keeps its values.
     total = values.clone()
     dist.all_reduce(total)
     return total

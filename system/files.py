@@ -66,6 +66,7 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        # Within one file system a rename is atomic: readers see the old file or the new one.
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
@@ -141,6 +142,7 @@ def allow_open_files(workers: int, *, per_worker: int = 4) -> None:
     """
     needed = OTHER_FILES + per_worker * workers
     given = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Some systems write 'no limit' as -1, which would compare as less than any number.
     soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in given)
     if soft < max(needed, MANY_FILES):
         soft = min(max(needed, MANY_FILES), hard)

@@ -16,11 +16,11 @@ from xray_splits import LOGGER, make_config, samples_of
 
 from data.build import build_loader
 from data.chexpert import read_csv
+from data.data_finetune import inverse_frequency_weights
 from data.loader import (
     EpochSampler,
     XrayDataset,
     epoch_order,
-    inverse_frequency_weights,
     make_loader,
     sample_rng,
     weighted_order,

@@ -45,7 +45,7 @@ from data.data_contrastive import ViewsTransform
 from data.masking import mask_generator
 from engine import loop
 from engine.launch import set_determinism
-from engine.preflight import endless_batches
+from engine.preflight import endless_batches, synchronized_time
 from engine.run_record import Run
 from engine.train_state import TrainState
 from evaluation.model_comparison import t_interval
@@ -55,7 +55,7 @@ from models.build import build_model
 from models.contrastive import build_contrastive
 from models.relative_position import gather_bias
 from optimizer import build_optimizer
-from system.device import local_device, synchronized_time, to_device
+from system.device import local_device, to_device
 from system.files import replace_file
 from system.tool import Paragraphs, tool
 
