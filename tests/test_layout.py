@@ -42,8 +42,9 @@ LIMITS = {'main_simmim': (40, 9_050), 'main_finetune': (50, 11_850)}
 # PRETRAINED needs models/pretrained.py and what it imports: convert, recognise, timm_classifier.
 CORE = ['system', 'data', 'models', 'engine', 'evaluation']
 NOT_NEEDED = {
-    'engine': 'preflight',
-    'data': 'build check data_contrastive describe mimic noted_images packing',
+    'engine': 'compilation model_tool preflight simmim_checkpoint',
+    'data': 'build check data_contrastive describe dicom given_folders mimic noted_images packing '
+    'preprocess_steps store store_files',
     'models': 'contrastive export mae',
     'evaluation': 'attentive feature_files feature_flags features matching online_probe probes '
     'pseudo_label_choice',
