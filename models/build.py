@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from config import part, require
-from data.records import task_of
 from models.classifier_heads import ClassifierHead
 from utils import name_damaged, same_entries
 
@@ -32,7 +31,8 @@ def build_model(
     encoder = part(config, 'MODEL.TYPE')
     if is_pretrain:
         return part(config, 'MODEL.PRETRAIN').from_config(config, total_steps=total_steps)
-    num_outputs = task_of(config).num_outputs if num_outputs is None else num_outputs
+    if num_outputs is None:
+        num_outputs = part(config, 'DATA.TASK')(config).num_outputs
     model = encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
     if num_outputs and not isinstance(model.head, ClassifierHead) and config.MODEL.HEAD == 'linear':
         raise ValueError(

@@ -34,11 +34,11 @@ from config import (
     Config,
     check_config,
     enlarged_side,
+    part,
     pixel_statistics,
     scored_steps,
     value_at,
 )
-from data.records import task_of
 from models.build import build_saved_model
 from models.contrastive import METHODS, build_contrastive
 from models.convert import PREFIX
@@ -139,7 +139,7 @@ def load_trained_model(path: str | Path, logger: logging.Logger) -> TrainedModel
     config.TRAIN.USE_CHECKPOINT = False
     kind = {'is_pretrain': stage == 'simmim'}
     if stage == 'finetune':
-        outputs, gives = task_of(config).labels, 'logits'
+        outputs, gives = part(config, 'DATA.TASK')(config).labels, 'logits'
         kind['num_outputs'] = len(state['head.weight'])
         if kind['num_outputs'] != len(outputs):
             outputs = tuple(f'{label}: {name}' for label in outputs for name in THREE_OUTPUTS)
@@ -255,7 +255,7 @@ def facts(source: TrainedModel) -> dict[str, Any]:
 
 
 def _activation(source: TrainedModel) -> str:
-    task = task_of(source.config)
+    task = part(source.config, 'DATA.TASK')(source.config)
     if len(source.outputs) > len(task.labels):  # THREE_OUTPUTS of each label
         return 'softmax over negative and positive'
     return task.activation
@@ -542,8 +542,8 @@ def _trace(source: TrainedModel) -> ExportedProgram:
     images = example_images(source, EXAMPLES)
     # With strict=False, a length such as len(tokens) would become a constant.
     program = torch.export.export(source.network, (images,), dynamic_shapes=shapes, strict=True)
-    for part in program.graph_module.modules():
-        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             node.meta.pop('stack_trace', None)  # the paths of the source code on this machine
     return program
 

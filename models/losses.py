@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from config import Registry
+from config import Registry, part
 from data.labels import positive_logits
-from data.records import task_of
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')
@@ -38,7 +37,7 @@ def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
             [B, 3K].
         targets: Targets of the training images, [N, K], NaN where unknown.
     """
-    third_class = task_of(config).third_class
+    third_class = part(config, 'DATA.TASK')(config).third_class
     if third_class.any():
         gamma = FOCAL_GAMMA if config.LOSS.NAME == 'focal' else 0.0
         return partial(masked_multiclass, multiclass=torch.from_numpy(third_class), gamma=gamma)
