@@ -1180,7 +1180,8 @@ class Parser(argparse.ArgumentParser):
         _, _, unknown = message.partition('unrecognized arguments: ')
         for flag in [word.partition('=')[0] for word in unknown.split() if word.startswith('--')]:
             name = flag.removeprefix('--').replace('-', '_')
-            keys = [key for key in OPTIONS if key.rpartition('.')[2].lower() == name]
+            names = (name, f'base_{name}')  # --lr is TRAIN.BASE_LR
+            keys = [key for key in OPTIONS if key.rpartition('.')[2].lower() in names]
             if name in FLAGS:
                 message += f'; {flag} is --{name.replace("_", "-")} here'
             elif keys:

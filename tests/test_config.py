@@ -95,12 +95,23 @@ def test_each_flag_overrides_opts(cfg, flag) -> None:
 
 
 def test_a_flag_of_another_project_names_what_replaces_it(cfg, capsys) -> None:
-    words = ['--cfg', str(cfg), '--batch_size', '8', '--epochs=20', '--accum_iter', '2']
+    words = [
+        '--cfg',
+        str(cfg),
+        '--batch_size',
+        '8',
+        '--epochs=20',
+        '--lr',
+        '1',
+        '--accum_iter',
+        '2',
+    ]
     with pytest.raises(SystemExit):
         build_parser('simmim').parse_args(words)
     error = capsys.readouterr().err
     assert '--batch_size is --batch-size here' in error
     assert '--epochs is an option here: --opts TRAIN.EPOCHS VALUE' in error
+    assert '--lr is an option here: --opts TRAIN.BASE_LR VALUE' in error
     assert error.endswith('VALUE\n'), 'nothing replaces --accum_iter'
     with pytest.raises(SystemExit):  # argparse would take it for --accumulation-steps
         build_parser('simmim').parse_args(['--cfg', str(cfg), '--accum', '2'])
