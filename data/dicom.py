@@ -40,11 +40,14 @@ TAGS = """
     BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit
     RescaleIntercept RescaleSlope ModalityLUTSequence
     WindowCenter WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape PixelData
+    BodyPartExamined
 """.split()
 NEEDED_TAGS = ('SamplesPerPixel', 'PhotometricInterpretation', 'Rows', 'Columns')
 NEEDED_TAGS += ('BitsAllocated', 'BitsStored', 'PixelRepresentation')
 GREY = ('MONOCHROME1', 'MONOCHROME2')
 SHAPES = {'MONOCHROME1': 'INVERSE', 'MONOCHROME2': 'IDENTITY'}  # PresentationLUTShape of each
+# Parts of the words for a chest in BodyPartExamined, which many makers write in their own way.
+CHEST = ('CHEST', 'THORA', 'TORA', 'LUNG', 'PULMO', 'RIB', 'HEART', 'WHOLEBODY')
 COLOURS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
 JPEG_END = b'\xff\xd9'
 DICOM_PREAMBLE = 132  # bytes before the header
@@ -64,7 +67,8 @@ def read_dicom(data: bytes) -> Image.Image:
       bits, which may just be the container, the range is the smallest of 8, 10, 12, 14 or 16 bits
       that holds the values of the image (signed if a value is negative), as for a 16-bit PNG.
     - The range of a table is the smallest of 8, 10, 12, 14 or 16 bits that holds its entries.
-    - MONOCHROME1 or 2 with the PresentationLUTShape of the other is noted (CONTRADICTION).
+    - MONOCHROME1 or 2 with the PresentationLUTShape of the other is noted (CONTRADICTION), and so
+      is a BodyPartExamined without a word for the chest.
     - Padding pixels are black and do not affect the range.
     - 8-bit colour becomes ITU-R 601 luma. Palettes and several frames are refused.
 
@@ -157,10 +161,21 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
     whole = np.rint(grey)
     is_whole = np.abs(grey - whole).max() < WHOLE
     levels = whole.astype(np.uint8) if is_whole else grey.astype(np.float32)
-    image, shape = Image.fromarray(levels[codes]), dataset.get('PresentationLUTShape')
-    if shape == SHAPES[GREY[1 - GREY.index(kind)]]:
-        image.info[CONTRADICTION] = f'it is {kind}, which is followed, but the shape is {shape}'
+    image = Image.fromarray(levels[codes])
+    if misfit := _misfit(dataset, kind):
+        image.info[CONTRADICTION] = misfit
     return image
+
+
+def _misfit(dataset: 'Dataset', kind: str) -> str:
+    """Describe a header of a usable image that does not fit it; '' for a usual header."""
+    shape = dataset.get('PresentationLUTShape')
+    if shape == SHAPES[GREY[1 - GREY.index(kind)]]:
+        return f'it is {kind}, which is followed, but the shape is {shape}'
+    part = str(dataset.get('BodyPartExamined') or '').strip().upper()
+    if part and not any(word in part for word in CHEST):
+        return 'BodyPartExamined names another part of the body than the chest'
+    return ''
 
 
 def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB

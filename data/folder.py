@@ -22,6 +22,10 @@ from data.table import Fault, OnFault, refuse
 # Data sets that need no layout, by patterns of their tables.
 BUILT_IN = dict.fromkeys(('train.csv', 'valid.csv', 'test.csv'), 'chexpert')
 BUILT_IN['mimic-cxr-*'] = 'mimic-cxr'
+# Tables that the layouts do not read: labels of other parts of the reports, and boxes of findings.
+BUILT_IN['chexbert_labels/findings_fixed.json'] = 'chexpert_plus'
+BUILT_IN['chexbert_labels/impression_fixed.json'] = 'chexpert_plus'
+BUILT_IN['BBox_List_2017*'] = 'nih'
 # Beginnings of words in names of folders with images to be scored, and of further words in names of
 # tables that show that some images are.
 SCORED_FOLDERS = re.compile(r'(?<![a-z])(test|valid|val(?![a-z])|holdout)')
@@ -59,7 +63,7 @@ def read_folder(
     for file in () if allow_all_images else signs_of_scores(root, [*files, *others]):
         known = data_set_of(file)
         table = f', a table of {known} that is not read' if known else ''
-        advice = f'use DATA.DATASET {known}, ' if known else ''
+        advice = f'use DATA.DATASET {known}, or ' if known else ''
         detail = (
             f'the folder has {root / file}{table}, so some of its images are scored later: {advice}'
             'train on the folder of the training images alone'

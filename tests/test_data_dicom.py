@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from data import dicom, images
+from data.check import look_at
 from data.dicom import read_dicom
+from data.image_source import Folder
 from data.images import BadImageError, load_image
 
 pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
@@ -127,6 +129,21 @@ def test_modality_table_comes_before_the_window(path):
     np.testing.assert_allclose(got, (1020.0 - 4.0 * RAMP) * 255 / 1023, atol=1e-4)
     plain = levels(write(path, RAMP, **RESCALED, **modality))  # and goes before a rescaling
     np.testing.assert_allclose(plain, got, atol=1e-4)  # its range is that of the table's bits
+
+
+@pytest.mark.parametrize(
+    ('tags', 'word'),
+    [
+        ({'PresentationLUTShape': 'INVERSE'}, 'INVERSE'),
+        (INVERTED | {'PresentationLUTShape': 'INVERSE'}, ''),
+        ({'BodyPartExamined': 'EXTREMITY'}, 'BodyPartExamined'),
+        ({'BodyPartExamined': 'PORT CHEST'}, ''),
+    ],
+)
+def test_headers_that_do_not_fit_are_noted_with_the_name(path, tags, word):
+    write(path, SQUARE, **tags)
+    _, kind, detail, _ = look_at(Folder(path.parent), path.name)
+    assert (kind == 'contradictory header') == bool(word) and word in detail
 
 
 def test_padding_is_black_and_no_part_of_the_range(path):

@@ -242,6 +242,8 @@ def test_folder_lists_visible_images_sorted(tmp_path: Path) -> None:
 SIGNS = {
     **{f'below/{form.replace("*", ".csv")}': name for form, name in tables_of_data_sets().items()},
     **dict.fromkeys(('test/b.png', 'stage_2_test_images/b.dcm', 'x/Validation/b.png'), ''),
+    'PLUS/chexbert_labels/impression_fixed.json': 'chexpert_plus',
+    'BBox_List_2017.csv': 'nih',
     **dict.fromkeys(('test_labels.csv', 'groundtruth.csv', 'gt/val.json', 'my-split.tsv'), ''),
 }
 
