@@ -278,7 +278,7 @@ def test_every_file_that_comes_with_pydicom_is_read_or_refused():
         if path.is_dir():
             continue
         try:
-            got = levels(path)
+            got = np.asarray(read_dicom(path.read_bytes()))  # many show no chest
         except (ValueError, ImportError):
             continue
         read += 1
