@@ -381,6 +381,12 @@ _C.DATA.LEAVE_OUT = Own(
     "duplicates that check_data.py finds between DATA.SOURCES; '': none.",
     file='data.sources',
 )
+# Set by hand: docs/explanation/differences.md: a folder whose scored images are not used.
+_C.DATA.ALLOW_ALL_IMAGES = Own(
+    False,
+    "Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on "
+    'the images that are scored later.',
+)
 
 _C.MODEL = Section()
 _C.MODEL.TYPE = Option(
@@ -1021,6 +1027,11 @@ _C.PRETRAINED = Option(
     affects='nothing',
     file='models.pretrained',
 )
+
+_C.PRETRAINED_MEAN = Own(
+    [], "Pixel mean of a foreign file's training; []: assumed.", within='[0, 1]', affects='nothing'
+)
+_C.PRETRAINED_STD = Own([], 'Deviation to PRETRAINED_MEAN.', within='(0, 1]', affects='nothing')
 
 
 OPTIONS: dict[str, Option] = {}  # by dotted key

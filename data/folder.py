@@ -42,12 +42,11 @@ def _read_unlabelled(
     split: str,
     *,
     on_fault: OnFault = refuse,
-    allow_all_images: bool = False,
     **options: Any,
 ) -> Records | None:
     if split != 'train':
         return None
-    return read_folder(root, allow_all_images=allow_all_images, on_fault=on_fault)
+    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
 
 
 def read_folder(
@@ -66,7 +65,7 @@ def read_folder(
         advice = f'use DATA.DATASET {known}, or ' if known else ''
         detail = (
             f'the folder has {root / file}{table}, so some of its images are scored later: {advice}'
-            'train on the folder of the training images alone'
+            'train on the folder of the training images alone, or set DATA.ALLOW_ALL_IMAGES True'
         )
         on_fault(Fault('folder with scores', detail, file=file))
     if not files:

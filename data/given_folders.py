@@ -43,7 +43,8 @@ def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
         folder, name = os.path.split(place)
         return read_csv(folder or '.', name, labels=())
     config = default_config()
-    return part(config, 'DATA.DATASET').read(config, place, 'train', allow_all_images=True)
+    config.DATA.ALLOW_ALL_IMAGES = True
+    return part(config, 'DATA.DATASET').read(config, place, 'train')
 
 
 def detect_dataset(config: Config) -> str:

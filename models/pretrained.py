@@ -69,13 +69,17 @@ def fit_pretrained(
         processor = _read_beside(config.PRETRAINED, PROCESSOR)
         trained = _processor_options(processor, channels)
         notes += _size_notes(processor, config.DATA.IMG_SIZE)
+    trained = _stated(config, channels, is_own=options is not None) or trained
     is_assumed = not trained
     if isinstance(model, TimmClassifier) and not trained and channels == 3:
         known = model.encoder.default_cfg  # the normalisation of timm's published weights
         trained = {key.upper(): list(known[key]) for key in ('mean', 'std') if known.get(key)}
     source_stats = _source_statistics(trained, channels)
     if is_assumed:
-        notes.append(f'the file states no normalisation: {source_stats} is assumed')
+        notes.append(
+            f'the file states no normalisation: {source_stats} is assumed; PRETRAINED_MEAN and '
+            'PRETRAINED_STD state another one'
+        )
     by_image = 'image' in (config.DATA.NORMALIZE, trained.get('NORMALIZE'))
     if by_image:
         source_stats, target_stats = _neutral(source_stats), _neutral(target_stats)
@@ -93,6 +97,22 @@ def fit_pretrained(
     elif source_stats != target_stats and not report.folded:
         report.remarks.append(f'the normalisation changes from {source_stats} to {target_stats}')
     return converted, report
+
+
+def _stated(config: Config, channels: int | None, *, is_own: bool) -> dict[str, list[float]]:
+    """Return MEAN and STD that PRETRAINED_MEAN and PRETRAINED_STD state; {} without them."""
+    given = {'MEAN': list(config.PRETRAINED_MEAN), 'STD': list(config.PRETRAINED_STD)}
+    if any(given.values()) and (is_own or not all(given.values())):
+        raise ValueError(
+            'PRETRAINED_MEAN and PRETRAINED_STD must be given together, and only for a file of '
+            f'another project, got {given["MEAN"]} and {given["STD"]}'
+        )
+    is_one = all(len(values) == 1 for values in given.values())
+    return {
+        key: values * (channels or 1) if is_one else values
+        for key, values in given.items()
+        if values
+    }
 
 
 def foreign_weights(checkpoint: object, path: str | Path) -> dict[str, Tensor]:

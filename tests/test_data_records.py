@@ -253,7 +253,9 @@ def test_folder_with_scored_images_is_refused_unless_allowed(tmp_path: Path, nam
     touch(tmp_path, 'a.png', name)
     used = rf'.*DATA\.DATASET {SIGNS[name]}' if SIGNS[name] else ''
     shown = name if Path(name).suffix in TABLE_SUFFIXES else Path(name).parent
-    with pytest.raises(ValueError, match=re.escape(str(shown)) + used):
+    with pytest.raises(
+        ValueError, match=re.escape(str(shown)) + used + r'.*DATA\.ALLOW_ALL_IMAGES'
+    ):
         read_folder(tmp_path, allow_all_images=False)
     assert 'a.png' in read_folder(tmp_path, allow_all_images=True).file
 

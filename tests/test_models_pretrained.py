@@ -308,3 +308,22 @@ def test_a_file_with_several_models_or_none_names_its_keys(wrapper, message, tmp
     )
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_the_statistics_of_a_foreign_file_can_be_stated(tmp_path, log):
+    stats = {'PRETRAINED_MEAN': [0.5056], 'PRETRAINED_STD': [0.252]}
+    source = make_model(make_config('vit', 3), is_pretrain=False)
+    target = load(
+        source.state_dict(),
+        make_config('vit', 1, **stats),
+        make_model(make_config('vit', 1), seed=2, is_pretrain=False),
+        tmp_path,
+    )
+    features = [
+        model.forward_features(grey_images(stats))
+        for model, stats in ((source, ([0.5056] * 3, [0.252] * 3)), (target, GREY))
+    ]
+    assert_same(features[1], features[0])
+    assert 'assumed' not in log.text
+    with pytest.raises(ValueError, match='PRETRAINED_MEAN and PRETRAINED_STD'):
+        load(source.state_dict(), make_config('vit', 1, PRETRAINED_MEAN=[0.5]), target, tmp_path)
