@@ -245,7 +245,8 @@ def test_two_ranks_equal_one(stage, model, phantom, tmp_path) -> None:
     (data / 'test.csv').write_text(
         ''.join((phantom / 'test.csv').read_text().splitlines(keepends=True)[:2])
     )
-    model = model | {'DROP_PATH_RATE': 0.0}
+    # The gradient of L1 jumps where a prediction meets its target, which rounding may decide.
+    model = model | {'DROP_PATH_RATE': 0.0, 'SIMMIM': {'LOSS': 'l2'}}
     sections = {'TRAIN': {'SAVE_EVERY_STEPS': 3}, 'EVAL': {'HOLDOUT_IMAGES': 3}}
     cfg = tiny_config(tmp_path / 'run.yaml', stage, model, **sections)
     one, two = tmp_path / 'one', tmp_path / 'two'
