@@ -163,7 +163,7 @@ _C = Section()
 
 _C.BASE = Option(
     [''],
-    'YAML files that are merged before this one, in order, as paths relative to its folder.',
+    'YAML files that are read before this one, relative to its folder.',
     affects='nothing',
 )
 
@@ -173,19 +173,18 @@ _C.DATA.BATCH_SIZE = Option(
 )
 _C.DATA.DATA_PATH = Option(
     '',
-    "Root folder of the CSV files and images, or of a tree of images ('folder').",
+    'Folder of the CSV files and images.',
     affects='nothing',
 )
 _C.DATA.CACHE_DIR = Own(
     '',
-    "Folder on each node's local disk to which a packed store is copied; '': no copy.",
+    "Folder on each node's own disk for a copy of a packed store; '': no copy.",
     affects='nothing',
     file='data.store_files',
 )
 _C.DATA.DATASET = Option(
     'imagenet',
-    "Layout of DATA_PATH, or a YAML file that describes it, such as 'mine.yaml'. 'folder' "
-    "and 'imagenet' are trees of unlabelled images.",
+    "Layout of DATA_PATH, or a YAML file that describes it. 'folder', 'imagenet': any images.",
     parts={
         'chexpert': 'data.chexpert',
         'folder': 'data.folder',
@@ -200,63 +199,60 @@ _C.DATA.DATASET = Option(
 )
 _C.DATA.SOURCES = Own(
     [],
-    'Pre-training on several data sets: list of mappings with name, dataset (as in '
-    'DATASET), path (relative to DATA_PATH) and optionally share (of the training patients)'
-    ' or images (at most); []: only DATASET and DATA_PATH.',
+    'Pre-training on several data sets: list of mappings with name, dataset, path (in DATA_PATH) '
+    'and optionally share (of the patients) or images (at most).',
     file='data.sources',
 )
 _C.DATA.IMG_SIZE = Option(224, "Side of the model's square input, in pixels.", within='[1, 8192]')
 _C.DATA.INTERPOLATION = Option(
     'bicubic',
-    "Resize filter of fine-tuning: 'random', 'bilinear', 'bicubic', 'lanczos' or 'hamming'.",
+    'Resize filter of fine-tuning.',
     one_of=('random', *FILTERS),
 )
 _C.DATA.PIN_MEMORY = Option(
     True,
-    'Whether batches are placed in page-locked memory, which makes copies to a GPU faster.',
+    'Whether batches lie in page-locked memory, for faster copies to a GPU.',
     affects='nothing',
 )
 _C.DATA.NUM_WORKERS = Option(
     8,
-    'Loader processes per training process; 0 loads in the training process.',
+    'Loader processes per training process.',
     within='[0, inf)',
     affects='nothing',
 )
 _C.DATA.MASK_PATCH_SIZE = Option(
     32,
-    "Side of a mask unit in pixels. It divides IMG_SIZE and is a multiple of the model's patch.",
+    "Side of a mask unit in pixels; divides IMG_SIZE, and is a multiple of the model's patch.",
     within='[1, inf)',
 )
 _C.DATA.MASK_RATIO = Option(0.6, 'Share of the mask units that are hidden.', within='(0, 1)')
 _C.DATA.TRAIN_CSV = Own(
     'train.csv',
-    'Training labels: the path of a file, relative to DATA_PATH. For MIMIC-CXR and layouts another '
-    'name is a list of images (column Path) to which the split train is reduced.',
+    'Training labels, relative to DATA_PATH. For MIMIC-CXR and layouts: list of images (column '
+    'Path) to which the split train is reduced.',
     affects=('weights', 'patients'),
 )
 # Set by hand: docs/howto/ablations.md: a fold is a pair of CSV files.
 _C.DATA.VALID_CSV = Own(
     'valid.csv',
-    'Validation labels, a path as TRAIN_CSV; may be absent if TEST_CSV is another file than '
-    "'test.csv'. For MIMIC-CXR and layouts another name lists images of the split train.",
+    "Validation labels, as TRAIN_CSV; may be absent if TEST_CSV is not 'test.csv'.",
     affects=('weights', 'selection'),
 )
-_C.DATA.TEST_CSV = Own('test.csv', 'Test labels; this file may be absent.')
+_C.DATA.TEST_CSV = Own('test.csv', 'Test labels; may be absent.')
 # Set by hand: docs/howto/own_data.md: images that were converted to another format.
 _C.DATA.IMAGE_SUFFIX = Own(
-    '', "Suffix of the image files if it differs from the CSV's, such as '.png'; '': the CSV's."
+    '', "Suffix of the image files, such as '.png'; '': that in the CSV file."
 )
 _C.DATA.VIEWS = Own(
     'frontal',
-    "Views to train on: 'frontal', 'lateral' or 'all'.",
+    'Views to train on.',
     one_of=VIEWS,
     affects=('weights', 'selection'),
 )
 _C.DATA.TASK = Own(
     'observations',
-    "What fine-tuning learns: 'observations': each label on its own; 'any_finding' and 'effusion': "
-    "one finding against No Finding; 'any_finding_or_none': images with neither are negative; "
-    "'single_label': the class of an image.",
+    "What fine-tuning learns: each label on its own ('observations'), one finding against No "
+    "Finding, or the class of an image ('single_label').",
     parts=dict.fromkeys(
         ('observations', 'any_finding', 'any_finding_or_none', 'effusion', 'single_label'),
         'data.tasks',
@@ -265,13 +261,12 @@ _C.DATA.TASK = Own(
 )
 _C.DATA.LABELS = Own(
     [],
-    "Columns of the CSV files that are the labels of 'observations' ([]: all 14) or the classes of "
-    "'single_label'.",
+    "Columns of the labels ([]: CheXpert's 14) or, for 'single_label', of the classes.",
     affects='outputs',
 )
 _C.DATA.LABEL_COLUMN = Own(
     '',
-    "'single_label': column with the name of the class of each row; '': the classes have columns.",
+    "'single_label': column with the name of the class; '': each class has a column.",
 )
 _C.DATA.UNCERTAIN = Own(
     'ones',
@@ -282,16 +277,15 @@ _C.DATA.UNCERTAIN = Own(
 # Set by hand: docs/explanation/policies.md: the best published policy differs by label.
 _C.DATA.UNCERTAIN_BY_LABEL = Own(
     {},
-    "Policies of single labels, such as {'Edema': 'zeros'}. A later source replaces the "
-    'whole mapping.',
+    "Policies of single labels, such as {'Edema': 'zeros'}.",
 )
 _C.DATA.SELF_TRAIN_PREDICTIONS = Own(
     '',
-    "'self_train': CSV file with predictions of the training images by a run with 'ignore'.",
+    "'self_train': CSV file with a run's predictions of the training images.",
     affects='nothing',
 )
 _C.DATA.PSEUDO_LABELS = Own(
-    '', "CSV file of pseudo-labels for training patients outside the subset; '': none."
+    '', "CSV file of pseudo-labels for patients outside the subset; '': none."
 )
 _C.DATA.BLANK = Own(
     'negative',
@@ -302,72 +296,68 @@ _C.DATA.BLANK = Own(
 )
 _C.DATA.TRAIN_FRACTION = Own(
     1.0,
-    'Share of the training patients to use. A smaller share is a subset of a larger one.',
+    'Share of the training patients to use; smaller ones lie in larger ones.',
     within='(0, 1]',
 )
 _C.DATA.TRAIN_IMAGES = Own(
     0,
-    'Number of training images to use, patient by patient; 0: TRAIN_FRACTION decides.',
+    'Number of training images to use, patient by patient; 0: by TRAIN_FRACTION.',
     within='[0, inf)',
 )
 _C.DATA.SAMPLER = Own(
     'uniform',
-    "Order of the images in fine-tuning: 'uniform', or 'weighted' by label frequency.",
+    "Order of the images in fine-tuning: 'uniform', or 'weighted' by label.",
     one_of=('uniform', 'weighted'),
 )
 _C.DATA.PREPROCESS = Own(
     [],
-    "Processing steps applied to every image first, in order, such as ['equalize']; []: none.",
+    'Processing steps that come first, in order.',
     parts=dict.fromkeys(STEPS, 'data.preprocess_steps'),
     file='data.preprocess_steps',
     affects=('weights', 'selection'),
 )
 _C.DATA.LUNG_MASKS = Own(
     '',
-    "Folder or packed store of the masks for the steps 'lung_crop' and 'lung_multiply' and for a "
-    'MASK_TYPE that uses them, under the names of the images in DATA_PATH with any suffix; '
-    "'': no masks, or they are already applied in the store.",
+    "Folder or packed store of lung masks, under the names of the images; '': none, or they are "
+    'applied in the store.',
     file='data.preprocess_steps',
     affects='nothing',
 )
 _C.DATA.DEMOGRAPHICS = Own(
     '',
-    'CSV or .xlsx file in DATA_PATH with columns per patient, such as race, and also sex and age '
-    "for a data set that has neither; '': none.",
+    "CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none.",
 )
 _C.DATA.LABELLER = Own(
     'chexpert',
-    "Label file of MIMIC-CXR; '+radiologist': with the labels of mimic-cxr-*-test-set-labeled.csv "
-    'for test.',
+    "Label file of MIMIC-CXR; '+radiologist': test labels by radiologists.",
     one_of=('chexpert', 'negbio', 'chexpert+radiologist', 'negbio+radiologist'),
     affects=('weights', 'selection'),
 )
 _C.DATA.HOLDOUT_FRACTION = Own(
     0.02,
-    'Share of the training patients that all stages hold out.',
+    'Share of the training patients that are held out.',
     within='[0, 1)',
     affects='patients',
 )
 # Set by hand: docs/howto/own_data.md: statistics of other images.
 _C.DATA.MEAN = Own(
     [],
-    "Pixel mean per channel, in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.",
+    "Pixel mean per channel; []: 0.503 for 1 channel, ImageNet's for 3.",
     within='[0, 1]',
 )
 _C.DATA.STD = Own(
     [],
-    "Pixel standard deviation per channel, in (0, 1]; []: 0.292, ImageNet's for 3 channels.",
+    "Pixel standard deviation per channel; []: 0.292 for 1 channel, ImageNet's for 3.",
     within='(0, 1]',
 )
 _C.DATA.NORMALIZE = Own(
     'dataset',
-    "Statistics that normalise an image: 'dataset' (MEAN, STD) or 'image' (its own, before random "
-    'changes of brightness and contrast).',
+    "Statistics that normalise an image: MEAN and STD ('dataset'), or its own ('image').",
     one_of=('dataset', 'image'),
 )
 _C.DATA.MASK_TYPE = Own(
     'random',
-    "Method that chooses the hidden mask units, such as 'random'.",
+    'Method that chooses the hidden mask units.',
     parts={
         'random': 'data.masking',
         'square': 'data.masking',
@@ -377,22 +367,19 @@ _C.DATA.MASK_TYPE = Own(
 )
 _C.DATA.LEAVE_OUT = Own(
     '',
-    'Pre-training: CSV file whose column `file` lists images to exclude, such as the '
-    "duplicates that check_data.py finds between DATA.SOURCES; '': none.",
+    "Pre-training: CSV file whose column `file` lists images to exclude; '': none.",
     file='data.sources',
 )
 # Set by hand: docs/explanation/differences.md: a folder whose scored images are not used.
 _C.DATA.ALLOW_ALL_IMAGES = Own(
     False,
-    "Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on "
-    'the images that are scored later.',
+    "Whether DATASET 'folder' may include images that are scored later.",
 )
 
 _C.MODEL = Section()
 _C.MODEL.TYPE = Option(
     'swin',
-    "Encoder: 'swin' (options in MODEL.SWIN), 'vit' (MODEL.VIT) or, not in SimMIM, 'timm' "
-    '(MODEL.TIMM).',
+    "Encoder, with options in MODEL.SWIN, .VIT or .TIMM. SimMIM has no 'timm'.",
     parts={
         'swin': 'models.swin_transformer',
         'vit': 'models.vision_transformer',
@@ -402,7 +389,7 @@ _C.MODEL.TYPE = Option(
 )
 _C.MODEL.HEAD = Own(
     'linear',
-    "Head of the classifier: 'linear' on pooled features, or 'attention' on all tokens (not timm).",
+    "Head of the classifier: 'linear' on pooled features, 'attention' on tokens (not timm).",
     parts={'linear': 'models.classifier_heads', 'attention': 'models.classifier_heads'},
     stage='finetune',
     affects='model',
@@ -415,96 +402,82 @@ _C.MODEL.PRETRAIN = Own(
 )
 _C.MODEL.NAME = Option(
     'swin_tiny_patch4_window7_224',
-    'Name of the folder below OUTPUT and of the logger; it does not select a model.',
+    'Name of the folder below OUTPUT; it does not select a model.',
     affects='nothing',
 )
 _C.MODEL.RESUME = Option(
     '',
-    "Checkpoint to resume from, a path or a URL; '': the newest in the run folder.",
+    "Checkpoint to resume from; '': the newest of the run.",
     affects='nothing',
     file='engine.simmim_checkpoint',
 )
 _C.MODEL.NUM_CLASSES = Option(
     1000,
-    'Outputs of the classifier. Fine-tuning replaces the default by the number of labels.',
+    'Outputs of the classifier; the default becomes the number of labels.',
     within='[0, inf)',
 )
-_C.MODEL.IN_CHANS = Option(
-    3, 'Input channels of the encoder: 1 (grey) or 3 (the grey channel is repeated).', one_of=(1, 3)
-)
+_C.MODEL.IN_CHANS = Option(3, 'Input channels: 1 (grey) or 3 (grey repeated).', one_of=(1, 3))
 _C.MODEL.DROP_RATE = Option(0.0, 'Dropout after the embedding, attention and MLP.', within='[0, 1)')
 _C.MODEL.DROP_PATH_RATE = Option(
     0.1,
-    'Stochastic depth rate of the last block. It grows linearly from 0 at the first block.',
+    'Stochastic depth of the last block; the first has 0.',
     within='[0, 1)',
 )
-_C.MODEL.LABEL_SMOOTHING = Option(
-    0.1, 'Label smoothing. It must be 0 for the CheXpert labels.', within='[0, 1)'
-)
+_C.MODEL.LABEL_SMOOTHING = Option(0.1, 'Label smoothing; 0 for CheXpert labels.', within='[0, 1)')
 # Set by hand: docs/explanation/speed.md; tools/benchmark.py compares the values.
 _C.MODEL.ATTENTION = Own(
     'auto',
-    "Attention: 'eager' (plain), 'sdpa' (fused) or 'auto' (by model and device).",
+    "Attention: 'eager' (plain), 'sdpa' (fused), 'auto' (by model and device).",
     one_of=('auto', 'eager', 'sdpa'),
 )
 
 _C.MODEL.SWIN = Section(affects='model')
 _C.MODEL.SWIN.PATCH_SIZE = Option(4, 'Side of a token, in pixels.', within='[1, inf)')
 _C.MODEL.SWIN.EMBED_DIM = Option(
-    96, 'Width of the first stage. Every further stage doubles it.', within='[1, inf)'
+    96, 'Width of the first stage; each further one doubles it.', within='[1, inf)'
 )
 _C.MODEL.SWIN.DEPTHS = Option([2, 2, 6, 2], 'Blocks per stage.')
-_C.MODEL.SWIN.NUM_HEADS = Option(
-    [3, 6, 12, 24], 'Attention heads per stage. The number divides the width of the stage.'
-)
+_C.MODEL.SWIN.NUM_HEADS = Option([3, 6, 12, 24], 'Attention heads per stage; divide its width.')
 _C.MODEL.SWIN.WINDOW_SIZE = Option(7, 'Side of an attention window, in tokens.', within='[1, inf)')
-_C.MODEL.SWIN.MLP_RATIO = Option(
-    4.0, 'Width of the MLP divided by the width of the block.', within='(0, inf)'
-)
+_C.MODEL.SWIN.MLP_RATIO = Option(4.0, 'Width of the MLP relative to the block.', within='(0, inf)')
 _C.MODEL.SWIN.QKV_BIAS = Option(True, 'Whether queries, keys and values have a bias.')
 _C.MODEL.SWIN.QK_SCALE = Option(
     None, 'Scale of the queries; None: 1 / sqrt(width of a head).', within='(0, inf)', or_none=float
 )
-_C.MODEL.SWIN.APE = Option(False, 'Whether an absolute position embedding is added.')
+_C.MODEL.SWIN.APE = Option(False, 'Whether absolute positions are added.')
 _C.MODEL.SWIN.PATCH_NORM = Option(True, 'Whether the patch embedding ends with a LayerNorm.')
 
 _C.MODEL.VIT = Section(affects='model')
 _C.MODEL.VIT.PATCH_SIZE = Option(16, 'Side of a token, in pixels.', within='[1, inf)')
 _C.MODEL.VIT.EMBED_DIM = Option(768, 'Width of the tokens.', within='[1, inf)')
 _C.MODEL.VIT.DEPTH = Option(12, 'Number of blocks.', within='[1, 200]')
-_C.MODEL.VIT.NUM_HEADS = Option(
-    12, 'Attention heads. The number divides the width.', within='[1, inf)'
-)
-_C.MODEL.VIT.MLP_RATIO = Option(
-    4.0, 'Width of the MLP divided by the width of the block.', within='(0, inf)'
-)
-_C.MODEL.VIT.QKV_BIAS = Option(True, 'Whether queries and values have a bias. Keys never have one.')
+_C.MODEL.VIT.NUM_HEADS = Option(12, 'Attention heads; divide the width.', within='[1, inf)')
+_C.MODEL.VIT.MLP_RATIO = Option(4.0, 'Width of the MLP relative to the block.', within='(0, inf)')
+_C.MODEL.VIT.QKV_BIAS = Option(True, 'Whether queries and values have a bias.')
 _C.MODEL.VIT.INIT_VALUES = Option(
     0.1,
     'Initial value of the layer scales; None: no layer scales.',
     within='[0, inf)',
     or_none=float,
 )
-_C.MODEL.VIT.USE_APE = Option(False, 'Whether an absolute position embedding is added.')
+_C.MODEL.VIT.USE_APE = Option(False, 'Whether absolute positions are added.')
 _C.MODEL.VIT.USE_MEAN_POOLING = Option(
-    False, 'Whether the classifier reads the mean of the patch tokens instead of the class token.'
+    False, 'Whether the classifier reads the mean of the patch tokens, not the class token.'
 )
 _C.MODEL.VIT.USE_RPB = Option(False, 'Whether each block has its own relative position bias.')
-_C.MODEL.VIT.USE_SHARED_RPB = Option(
-    True, 'Whether all blocks share a relative position bias, in addition to the bias of USE_RPB.'
-)
-_C.MODEL.VIT.USE_SINCOS = Own(False, 'Whether fixed sine-cosine positions are added, as in MAE.')
+_C.MODEL.VIT.USE_SHARED_RPB = Option(True, 'Whether all blocks share a relative position bias.')
+_C.MODEL.VIT.USE_SINCOS = Own(False, 'Whether fixed sine-cosine positions are added (MAE).')
 
 _C.MODEL.TIMM = Section(affects='model')
 _C.MODEL.TIMM.NAME = Own(
     'resnet50',
-    "Name of a timm model, such as 'resnet50', 'densenet121' or 'vit_small_patch16_224'.",
+    "Name of a timm model, such as 'densenet121'.",
 )
 
 _C.MODEL.SIMMIM = Section()
 _C.MODEL.SIMMIM.HEAD = Own(
     'linear',
-    "Prediction head: 'linear' (SimMIM), 'mlp', or an inverse Swin.",
+    "Prediction head; SimMIM's is 'linear'.",
     parts=dict.fromkeys(
         ('linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'), 'models.simmim'
     ),
@@ -512,22 +485,19 @@ _C.MODEL.SIMMIM.HEAD = Own(
 )
 _C.MODEL.SIMMIM.LOSS = Own(
     'l1',
-    "Distance between reconstruction and image, such as 'l1'.",
+    'Distance between reconstruction and image.',
     parts=dict.fromkeys(('l1', 'l2', 'smooth_l1'), 'models.simmim'),
     stage='simmim',
 )
-_C.MODEL.SIMMIM.LOSS_PIXELS = Own(
-    'masked', "Pixels in the loss: 'masked' or 'all'.", one_of=('masked', 'all')
-)
+_C.MODEL.SIMMIM.LOSS_PIXELS = Own('masked', 'Pixels in the loss.', one_of=('masked', 'all'))
 _C.MODEL.SIMMIM.TARGET_SIZE = Own(
     0,
-    'Cells of the target along a side. Of pixels, each cell is the mean. 0: a cell per pixel, or '
-    "of 8 px for 'hog'.",
+    "Cells of the target along a side; 0: one per pixel, or of 8 px for 'hog'.",
     within='[0, inf)',
 )
 _C.MODEL.SIMMIM.TARGET = Own(
     'pixels',
-    "Target: 'pixels', 'patch_normalised' (standardised mask units), or 'hog' (MaskFeat).",
+    "Target: 'pixels', 'patch_normalised' (standardised mask units), 'hog' (MaskFeat).",
     parts=dict.fromkeys(('pixels', 'patch_normalised', 'hog'), 'models.simmim'),
     stage='simmim',
 )
@@ -539,74 +509,63 @@ _C.MODEL.MAE.DECODER_EMBED_DIM = Own(
 _C.MODEL.MAE.DECODER_DEPTH = Own(8, 'Blocks of the decoder.', within='[1, 200]')
 _C.MODEL.MAE.DECODER_NUM_HEADS = Own(
     16,
-    'Attention heads of the decoder. The number divides the width of the decoder.',
+    'Attention heads of the decoder; divide its width.',
     within='[1, inf)',
 )
 _C.MODEL.MAE.NORM_PIX_LOSS = Own(
-    False, 'Whether the target patches are standardised by their own mean and deviation.'
+    False, 'Whether target patches are standardised by their own mean and deviation.'
 )
 
 _C.TRAIN = Section()
-_C.TRAIN.START_EPOCH = Option(
-    0, 'Always 0. A resumed run continues where its checkpoint ended.', affects='nothing'
-)
-_C.TRAIN.EPOCHS = Option(300, 'Number of epochs, including warm-up.', within='[1, inf)')
+_C.TRAIN.START_EPOCH = Option(0, 'Always 0; a resumed run continues by itself.', affects='nothing')
+_C.TRAIN.EPOCHS = Option(300, 'Epochs, with warm-up.', within='[1, inf)')
 # Set by hand: docs/howto/finetune.md: early stopping.
 _C.TRAIN.PATIENCE = Own(
     0,
-    'Fine-tuning: validations in a row without a better selecting score after which training '
-    'ends; 0: never. The learning rates keep the schedule of EPOCHS.',
+    'Fine-tuning: validations without a better score after which training ends; 0: never.',
     within='[0, inf)',
 )
 _C.TRAIN.AVERAGE = Own(
     0.0,
-    'Fine-tuning: decay per step of an exponential average of the weights, such as 0.999, which is '
-    'then scored, selected and saved instead of the weights; 0: no average.',
+    'Fine-tuning: decay per step of an average of the weights, which is then scored and saved; 0: '
+    'none.',
     within='[0, 1)',
     file='engine.average',
 )
 _C.TRAIN.WARMUP_EPOCHS = Option(20, 'Epochs of linear warm-up.', within='[0, inf)')
 _C.TRAIN.WEIGHT_DECAY = Option(
     0.05,
-    'Weight decay. It is not applied to biases, norms, layer scales, absolute positions, class '
-    "tokens, the mask tokens of Swin and MAE, and the Swin's position tables outside masked "
-    "pre-training. As in SimMIM, the ViT's position tables decay, and in masked pre-training so do "
-    "the Swin's and the ViT's mask token.",
+    'Weight decay, not of biases, norms and layer scales.',
     within='[0, inf)',
 )
 _C.TRAIN.BASE_LR = Option(
     5e-4, 'Peak learning rate per 512 images of the effective batch.', within='(0, inf)'
 )
-_C.TRAIN.WARMUP_LR = Option(
-    5e-7, 'Learning rate at the start of the warm-up, per 512 images.', within='[0, inf)'
-)
+_C.TRAIN.WARMUP_LR = Option(5e-7, 'Learning rate at the start, per 512 images.', within='[0, inf)')
 _C.TRAIN.MIN_LR = Option(
     5e-6,
-    "Learning rate at the end of 'cosine' and 'onecycle', per 512 images. Other schedules "
-    'ignore it.',
+    "Learning rate at the end of 'cosine' and 'onecycle', per 512 images.",
     within='[0, inf)',
 )
-_C.TRAIN.CLIP_GRAD = Option(
-    5.0, 'Maximum 2-norm of the gradient; 0: no clipping.', within='[0, inf)'
-)
+_C.TRAIN.CLIP_GRAD = Option(5.0, 'Maximum 2-norm of the gradient; 0: no limit.', within='[0, inf)')
 _C.TRAIN.CLIP_VALUE = Own(
     0.0,
-    'Maximum absolute value of each element of the gradient, after CLIP_GRAD; 0: no limit.',
+    'Maximum size of each element of the gradient; 0: no limit.',
     within='[0, inf)',
 )
 _C.TRAIN.AUTO_RESUME = Option(
     True,
-    'Whether to resume from the newest checkpoint in the run folder.',
+    'Whether to resume from the newest checkpoint of the run.',
     affects='nothing',
 )
 _C.TRAIN.ACCUMULATION_STEPS = Option(
     0,
-    'Batches over which gradients are accumulated; 0 and 1: no accumulation.',
+    'Batches per optimizer step; 0: one.',
     within='[0, inf)',
     affects='nothing',
 )
 _C.TRAIN.USE_CHECKPOINT = Option(
-    False, 'Whether blocks are recomputed in the backward pass, which saves memory.'
+    False, 'Whether blocks are recomputed in the backward pass, to save memory.'
 )
 # Set by hand: docs/explanation/speed.md; tools/benchmark.py compares the values.
 _C.TRAIN.COMPILE = Own(
@@ -617,7 +576,7 @@ _C.TRAIN.COMPILE = Own(
 )
 _C.TRAIN.LAYER_DECAY = Option(
     1.0,
-    'Fine-tuning: ratio of the learning rates of a layer and the next layer.',
+    'Fine-tuning: ratio of the learning rates of a layer and the next.',
     within='(0, 1]',
 )
 _C.TRAIN.SAVE_EVERY_STEPS = Own(
@@ -639,8 +598,7 @@ _C.TRAIN.DETERMINISTIC = Own(
 # Set by hand: docs/faults.md: nodes that copy a store at different speeds.
 _C.TRAIN.RANK_TIMEOUT_MINUTES = Own(
     10.0,
-    'Minutes that a process waits for the others before it fails. There is no limit while one '
-    'process fits a probe.',
+    'Minutes that a process waits for the others before it fails.',
     within='(0, inf)',
     affects='nothing',
 )
@@ -648,13 +606,12 @@ _C.TRAIN.RANK_TIMEOUT_MINUTES = Own(
 _C.TRAIN.LR_SCHEDULER = Section()
 _C.TRAIN.LR_SCHEDULER.NAME = Option(
     'cosine',
-    "Learning rate schedule: 'cosine', 'linear', 'step', 'multistep' or, not in SimMIM, "
-    "'onecycle'.",
+    "Learning rate schedule; SimMIM has no 'onecycle'.",
     parts=dict.fromkeys(('cosine', 'linear', 'step', 'multistep', 'onecycle'), 'lr_scheduler'),
 )
 _C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = Own(
     False,
-    "'cosine': whether the cosine begins at the end of the warm-up, as in MAE, and not at step 0.",
+    "'cosine': whether it begins after the warm-up, as in MAE, and not at step 0.",
 )
 _C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = Option(
     30, "'step': epochs between two drops.", within='[1, inf)'
@@ -663,22 +620,22 @@ _C.TRAIN.LR_SCHEDULER.DECAY_RATE = Option(0.1, "'step': factor of each drop.", w
 _C.TRAIN.LR_SCHEDULER.GAMMA = Option(0.1, "'multistep': factor of each drop.", within='(0, inf)')
 _C.TRAIN.LR_SCHEDULER.MULTISTEPS = Option(
     [],
-    "'multistep': epochs of the drops, ascending, the first one not before the end of the warm-up.",
+    "'multistep': epochs of the drops, after the warm-up.",
 )
 
 _C.TRAIN.OPTIMIZER = Section()
 _C.TRAIN.OPTIMIZER.NAME = Option(
     'adamw',
-    "Optimizer, such as 'adamw', in upper or lower case.",
+    'Optimizer.',
     parts=dict.fromkeys(('adamw', 'sgd', 'lamb'), 'optimizer'),
     any_case=True,
 )
 _C.TRAIN.OPTIMIZER.EPS = Option(
-    1e-8, 'AdamW and LAMB: constant added to the denominator.', within='(0, inf)'
+    1e-8, 'AdamW, LAMB: constant in the denominator.', within='(0, inf)'
 )
 _C.TRAIN.OPTIMIZER.BETAS = Option(
     (0.9, 0.999),
-    'AdamW and LAMB: decay rates of the first and second moment, each.',
+    'AdamW, LAMB: decay rates of the moments.',
     within='[0, 1)',
 )
 _C.TRAIN.OPTIMIZER.MOMENTUM = Option(0.9, 'SGD: Nesterov momentum.', within='(0, 1)')
@@ -686,30 +643,26 @@ _C.TRAIN.OPTIMIZER.MOMENTUM = Option(0.9, 'SGD: Nesterov momentum.', within='(0,
 _C.AUG = Section()
 _C.AUG.COLOR_JITTER = Option(
     0.4,
-    'Brightness and contrast jitter; 0: none. Not for SimMIM and MAE, nor with AUTO_AUGMENT.',
+    'Brightness and contrast jitter; 0: none. Not for SimMIM and MAE.',
     within='[0, inf)',
 )
 _C.AUG.JITTER_CONTRAST = Own(True, 'Whether COLOR_JITTER changes the contrast, too.')
 _C.AUG.AUTO_AUGMENT = Option(
     'rand-m9-mstd0.5-inc1',
-    "timm's augmentation policy as in SimMIM. It must be 'none' for the CheXpert labels.",
+    "timm's augmentation policy; 'none' for CheXpert labels.",
 )
 _C.AUG.REPROB = Option(0.25, 'Fine-tuning: probability of random erasing.', within='[0, 1]')
 _C.AUG.REMODE = Option(
     'pixel',
-    "Fill of an erased area: 'const' (0), 'rand' (a random value per area) or 'pixel' (per pixel).",
+    "Fill of an erased area: 'const' (0), 'rand' (one value per area), 'pixel' (per pixel).",
     one_of=('const', 'rand', 'pixel'),
 )
-_C.AUG.RECOUNT = Option(1, 'Maximum number of erased areas per image.', within='[1, inf)')
-_C.AUG.MIXUP = Option(
-    0.8, 'Beta parameter of Mixup. It must be 0 for the CheXpert labels.', within='[0, inf)'
-)
-_C.AUG.CUTMIX = Option(
-    1.0, 'Beta parameter of CutMix. It must be 0 for the CheXpert labels.', within='[0, inf)'
-)
+_C.AUG.RECOUNT = Option(1, 'Most erased areas per image.', within='[1, inf)')
+_C.AUG.MIXUP = Option(0.8, 'Beta parameter of Mixup; 0 for CheXpert labels.', within='[0, inf)')
+_C.AUG.CUTMIX = Option(1.0, 'Beta parameter of CutMix; 0 for CheXpert labels.', within='[0, inf)')
 _C.AUG.CUTMIX_MINMAX = Option(
     None,
-    "Range [low, high] of CutMix's area ratio. It must be None for the CheXpert labels.",
+    "Range of CutMix's area ratio; None for CheXpert labels.",
     within='[0, 1]',
     or_none=list,
 )
@@ -719,64 +672,61 @@ _C.AUG.MIXUP_SWITCH_PROB = Option(
 )
 _C.AUG.MIXUP_MODE = Option(
     'batch',
-    "Unit that shares a mixing ratio: 'batch', 'pair' or 'elem'.",
+    'Unit that shares a mixing ratio.',
     one_of=('batch', 'pair', 'elem'),
 )
 _C.AUG.CROP_AREA = Own(
     [],
-    'Area of random crops [low, high] as a share of the image; []: [0.67, 1] in masked pre-'
-    'training, [0.3, 1] in contrastive pre-training, [0.08, 1] in fine-tuning.',
+    'Area of random crops [low, high] as a share of the image; []: from 0.67 (masked), 0.3 '
+    '(contrastive), 0.08 (fine-tuning) to 1.',
     within='[0, 1]',
 )
 _C.AUG.HFLIP = Own(0.5, 'Probability of a horizontal flip, in all stages.', within='[0, 1]')
 _C.AUG.ROTATION = Own(
-    0.0, 'Maximum rotation in degrees; 0: none. Not for SimMIM and MAE.', within='[0, 180]'
+    0.0, 'Maximum rotation in degrees. Not for SimMIM and MAE.', within='[0, 180]'
 )
 _C.AUG.DISTORTION = Own(
     0.0,
-    'Maximum shift of a corner as a share of half the side; 0: none. Not for SimMIM and MAE.',
+    'Maximum shift of a corner, in half sides. Not for SimMIM and MAE.',
     within='[0, 0.66]',
 )
 _C.AUG.NOISE = Own(
     0.0,
-    'SimMIM and MAE: standard deviation of Gaussian noise in grey levels of 255; 0: none. The '
-    'target has the same noise.',
+    'SimMIM and MAE: Gaussian noise on input and target, in grey levels of 255.',
     within='[0, 255]',
 )
 _C.AUG.RANDAUGMENT = Own(
-    [], 'Fine-tuning: RandAugment as [number of operations, magnitude from 0 to 30]; []: none.'
+    [], 'Fine-tuning: RandAugment as [operations, magnitude from 0 to 30]; []: none.'
 )
 
 _C.TEST = Section(affects='scores')
 _C.TEST.CROP = Option(
     True,
-    'Evaluation: resize to 256/224 of the input and crop the centre; False: resize the '
-    'whole image.',
+    'Whether scored images are resized to 256/224 of the input and cropped.',
     affects=('selection', 'scores'),
 )
 
 _C.EVAL = Section(affects='scores')
 _C.EVAL.EVERY = Own(
     1,
-    'Epochs between two validations. The last epoch is always validated.',
+    'Epochs between two validations; the last epoch has one.',
     within='[1, inf)',
 )
 _C.EVAL.VIEWS = Own(
     '',
-    "Views to evaluate: 'frontal', 'lateral' or 'all'; '': as DATA.VIEWS.",
+    "Views to score; '': DATA.VIEWS.",
     one_of=('', *VIEWS),
     affects=('selection', 'scores'),
 )
 _C.EVAL.LEVEL = Own(
     'study',
-    "Unit of evaluation: 'study' or 'image'.",
+    'Unit of evaluation.',
     one_of=('study', 'image'),
     affects=('selection', 'scores'),
 )
 _C.EVAL.PREPROCESS = Own(
     None,
-    'Steps for the scored images in fine-tuning and for predictions, as in DATA.PREPROCESS, such '
-    "as ['resize']; None: DATA.PREPROCESS.",
+    'Steps for scored and predicted images; None: DATA.PREPROCESS.',
     one_of=STEPS,
     or_none=list,
     affects=('selection', 'scores'),
@@ -784,94 +734,83 @@ _C.EVAL.PREPROCESS = Own(
 )
 _C.EVAL.DATA_PATH = Own(
     '',
-    'Fine-tuning: folder or packed store from which the scored images are read, under the same '
-    "names as in DATA.DATA_PATH, such as images without DATA.PREPROCESS; '': DATA.DATA_PATH.",
+    "Folder or packed store of the scored images, under the same names; '': DATA.DATA_PATH.",
     affects=('selection', 'scores'),
 )
 # Set by hand: docs/evaluation.md; scripts/evaluate.py --aggregate has the same values.
 _C.EVAL.AGGREGATE = Own(
     'max',
-    "Probability of a study: the 'max' or 'mean' over its images.",
+    'Probability of a study, over its images.',
     one_of=('max', 'mean'),
     affects=('selection', 'scores'),
 )
 _C.EVAL.SELECT_ON = Own(
     'auto',
-    "Patients that choose the best checkpoint: 'holdout', 'valid' (the report warns), or "
-    "'last' (no choice: the last epoch); 'auto': 'holdout' with at least 200 training "
-    "images, else 'last', because otherwise more labelled images would choose the epoch "
-    'than train the model.',
+    "Patients that choose the best checkpoint: 'holdout', 'valid' (the report warns), or none "
+    "('last': the last epoch); 'auto': 'holdout' with at least 200 training images, else 'last'.",
     one_of=('auto', 'holdout', 'valid', 'last'),
     affects=('selection', 'scores'),
 )
 _C.EVAL.INTERNAL_SHARE = Own(
     0.0,
-    "Share of the held-out patients that form the split 'internal', which is only scored "
-    'and chooses no checkpoint, threshold or probe. Its labels are the training labels.',
+    "Share of the held-out patients in the split 'internal', which is only scored.",
     within='[0, 1)',
     affects=('patients', 'scores'),
 )
 _C.EVAL.SELECT = Own(
     'auto',
-    "Mean AUROC that chooses the best checkpoint: over the 'five' competition tasks or "
-    "'all' labels; 'auto': the five if all are defined. Labels with fewer than 20 positives"
-    ' or negatives among the patients that choose are left out; without any other, the last'
-    ' epoch is used.',
+    "Mean AUROC that chooses the best checkpoint; 'five': competition tasks, 'auto': the five if "
+    'defined. Labels need 20 positives and negatives.',
     one_of=('auto', 'five', 'all'),
     affects=('selection', 'scores'),
 )
 _C.EVAL.HOLDOUT_IMAGES = Own(
     256,
-    'Held-out images of each data set that pre-training validates on; 0: all.',
+    'Held-out images of each data set in the validation of pre-training; 0: all.',
     within='[0, inf)',
 )
 _C.EVAL.PROBE_EVERY = Own(
     0,
-    'Pre-training: epochs between two probes of the encoder with labels of held-out patients; 0: '
-    'none.',
+    'Pre-training: epochs between two probes with labels of held-out patients; 0: none.',
     within='[0, inf)',
     file='evaluation.online_probe',
 )
 # Set by hand: docs/howto/score.md: predictions averaged over views.
 _C.EVAL.TTA = Own(
     'none',
-    "Test-time augmentation: 'none', or 'crops' (mean over centre and corner crops).",
+    "Test-time views: 'none', or 'crops' (mean over centre and corners).",
     one_of=('none', 'crops'),
     affects=('selection', 'scores'),
 )
 _C.EVAL.MASK_RATIO = Own(
     0.0,
-    "Share of the patch tokens of a ViT that scoring drops at random, as transformers' "
-    'ViTMAEModel does; an image always keeps the same patches. 0: scores use all patches.',
+    'Share of the patches of a ViT that scoring drops, the same ones of an image each time.',
     within='[0, 1)',
     affects=('selection', 'scores'),
     file='models.vision_transformer',
 )
-_C.EVAL.ENSEMBLE = Own(
-    [], 'Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.'
-)
-_C.EVAL.PREDICT_TRAIN = Own(False, 'Whether predictions of the training images are also written.')
+_C.EVAL.ENSEMBLE = Own([], 'Checkpoints whose probabilities --eval averages.')
+_C.EVAL.PREDICT_TRAIN = Own(False, 'Whether predictions of training images are written, too.')
 _C.EVAL.THRESHOLD = Own(
     'youden',
-    "Rule for the thresholds, which are set on the held-out patients; 'half' is always 0.5.",
+    "Rule for the thresholds, set on held-out patients; 'half': always 0.5.",
     parts=dict.fromkeys(('half', 'youden', 'f1', 'sensitivity'), 'evaluation.calibration'),
     stage='finetune',
 )
 _C.EVAL.RESAMPLES = Own(
     1000,
-    'Bootstrap resamples of the patients for each interval; 0: no intervals.',
+    'Bootstrap resamples of the patients; 0: no intervals.',
     within='[0, inf)',
 )
 _C.EVAL.GROUPS = Own(
     [],
-    "Additional columns for subgroups, from the CSV files or DATA.DEMOGRAPHICS, such as ['RACE'].",
+    'More columns for subgroups, from the CSV files or DATA.DEMOGRAPHICS.',
 )
 
 _C.LOSS = Section()
 _C.LOSS.NAME = Own(
     'bce',
-    "Loss of fine-tuning. 'bce' to 'asymmetric' are for labels learned on their own, and the other "
-    "two are for 'single_label' (default 'cross_entropy').",
+    "Loss of fine-tuning; the 'cross_entropy' ones are for 'single_label'.",
     parts=dict.fromkeys(
         (
             *('bce', 'weighted_bce', 'focal', 'asymmetric'),
@@ -891,7 +830,7 @@ _C.CONTRASTIVE.METHOD = Own(
 )
 _C.CONTRASTIVE.TEMPERATURE = Own(
     None,
-    'Temperature that divides cosines; None: the default of the method.',
+    'Temperature that divides cosines; None: by method.',
     within='(0, inf)',
     or_none=float,
 )
@@ -900,49 +839,46 @@ _C.CONTRASTIVE.QUEUE_SIZE = Own(
 )
 _C.CONTRASTIVE.BN_GROUPS = Own(
     1,
-    "'moco': groups of a batch with separate batch norm statistics; divides BATCH_SIZE.",
+    "'moco': groups with their own batch norm; divides BATCH_SIZE.",
     within='[1, inf)',
 )
 _C.CONTRASTIVE.NUM_PROTOTYPES = Own(
     3000,
-    "'swav': number of prototypes, at most twice the images of the global batch.",
+    "'swav': prototypes, at most twice the global batch.",
     within='[1, inf)',
 )
 _C.CONTRASTIVE.FREEZE_PROTOTYPES_STEPS = Own(
     0,
-    "'swav': optimizer steps at the start for which the prototypes are frozen.",
+    "'swav': steps at the start with frozen prototypes.",
     within='[0, inf)',
 )
 _C.CONTRASTIVE.LOCAL_CROPS = Own(
-    0, "'swav': small crops per image in addition to the two views; 0: none.", within='[0, inf)'
+    0, "'swav': small crops per image beside the two views.", within='[0, inf)'
 )
 _C.CONTRASTIVE.LOCAL_SIZE = Own(
     0,
-    'Side of a small crop in pixels; 0: DATA.IMG_SIZE, the only size for Swin and ViT.',
+    'Side of a small crop in pixels; 0: DATA.IMG_SIZE (Swin, ViT).',
     within='[0, inf)',
 )
 _C.CONTRASTIVE.BLUR = Own(0.5, 'Probability that a view is blurred.', within='[0, 1]')
 _C.CONTRASTIVE.WEAK_VIEW = Own(False, 'Whether the second view is only cropped and flipped.')
 _C.CONTRASTIVE.FIRST_CROP_AREA = Own(
     [],
-    'Area of the crop of the first view [low, high] as a share of the image, such as [1.0, 1.0] '
-    'for the whole image; []: as for the second view.',
+    'AUG.CROP_AREA of the first view, such as [1.0, 1.0]; []: as of the second.',
     within='[0, 1]',
 )
 
 _C.FINETUNE = Section()
 _C.FINETUNE.MODE = Own(
     'full',
-    "Trained part: the 'full' model, the 'last_layer' (its head), or a classifier ('linear_probe', "
-    "'knn', 'attentive_probe') on the features of the frozen encoder. 'pixels': no encoder, but a "
-    'logistic regression on small images, as a baseline.',
+    "Trained part: 'full', 'last_layer' (the head), a classifier on features of the frozen encoder "
+    "('linear_probe', 'knn', 'attentive_probe'), or no encoder: the pixel baseline ('pixels').",
     one_of=('full', 'last_layer', *PROBES),
     file='evaluation.probes',
 )
 _C.FINETUNE.MASK_RATIO = Own(
     0.0,
-    "Share of the patch tokens of a ViT that each training step drops, as MAE's encoder "
-    'does in pre-training. Scoring uses all tokens, unless EVAL.MASK_RATIO is set.',
+    'Share of the patches of a ViT that each training step drops.',
     within='[0, 1)',
     file='models.vision_transformer',
 )
@@ -950,59 +886,54 @@ _C.FINETUNE.MASK_RATIO = Own(
 _C.REPORT = Section(affects='scores')
 _C.REPORT.WRITE = Own(
     True,
-    'Whether fine-tuning and --eval write report.html and its data.',
+    'Whether a report is written.',
     file='evaluation.run_report',
 )
 _C.REPORT.MAPS = Own(
     2,
-    'Saliency maps per label and kind of case (true or false, positive or negative); 0: the'
-    ' report shows no X-rays at all, not even thumbnails of the worst errors.',
+    'Saliency maps per label and kind of case; 0: the report shows no X-rays at all.',
     within='[0, inf)',
 )
 # Set by hand: docs/evaluation.md: maps of an attention head.
 _C.REPORT.METHOD = Own(
     'grad_cam',
-    "Saliency method: 'grad_cam'; 'attention' (MODEL.HEAD 'attention' only).",
+    "Saliency method; 'attention' needs MODEL.HEAD 'attention'.",
     parts=dict.fromkeys(('grad_cam', 'attention'), 'evaluation.saliency'),
     stage='finetune',
 )
 _C.REPORT.BASELINES = Own(
     {},
-    'Name -> prediction file, or folder of a run, that the report shows next to the model and '
-    "compares with it, such as {'pixels': 'output/simmim_finetune/pixels'}.",
+    'Runs or prediction files that the report compares with the model, as {name: path}.',
     affects='nothing',
 )
 
 _C.AMP_OPT_LEVEL = Option(
     'O1',
-    "Precision: 'O0' is float32; 'O1' and 'O2' are autocast. SimMIM's default '' has its "
-    "flag's 'O1'.",
+    "Precision: 'O0' float32, 'O1' and 'O2' autocast.",
     one_of=('O0', 'O1', 'O2'),
 )
 _C.AMP_ON_CPU = Own(
     'auto',
-    "Autocast to bfloat16 on a CPU: 'never', 'always', or 'auto', which is 'always' on a "
-    "CPU with instructions for bfloat16 (AVX512-BF16 or AMX). 'auto' gives other numbers on"
-    ' another CPU.',
+    "Autocast to bfloat16 on a CPU; 'auto': where it has instructions for it, so that numbers "
+    'differ between CPUs.',
     one_of=('auto', 'always', 'never'),
 )
 _C.OUTPUT = Option(
     'output',
-    "Root of all run folders; a run writes to OUTPUT/MODEL.NAME/TAG. SimMIM's flag has this"
-    ' default.',
+    'Root of the run folders, OUTPUT/MODEL.NAME/TAG.',
     affects='nothing',
 )
 _C.TAG = Option('default', 'Last part of the run folder.', affects='nothing')
 _C.SAVE_FREQ = Option(1, 'Epochs between two checkpoints.', within='[1, inf)', affects='nothing')
 _C.SAVE_KEEP = Own(
     0,
-    'Number of newest checkpoints that are kept in addition to the best one; 0: all.',
+    'Newest checkpoints that are kept beside the best one; 0: all.',
     within='[0, inf)',
     affects='nothing',
 )
 _C.LOGGER = Own(
     ['tensorboard'],
-    "Programs that show the metrics: 'tensorboard', 'wandb' (Weights & Biases), both, or [].",
+    "Programs that show the metrics; 'wandb': Weights & Biases.",
     parts={'tensorboard': 'engine.metric_writers', 'wandb': 'engine.metric_writers'},
     affects='nothing',
 )
@@ -1011,25 +942,25 @@ _C.SEED = Option(0, 'Seed of all random numbers.', within='[0, 9.2e18]')
 _C.EVAL_MODE = Option(False, 'Whether to only evaluate.', affects='nothing')
 _C.THROUGHPUT_MODE = Option(
     False,
-    'Whether to only measure the throughput in images per second.',
+    'Whether to only measure images per second.',
     affects='nothing',
     file='engine.preflight',
 )
 _C.CHECK_MODE = Own(
     False,
-    'Whether to only check everything that the run needs.',
+    'Whether to only check all that the run needs.',
     affects='nothing',
     file='engine.preflight',
 )
 _C.PRETRAINED = Option(
     '',
-    "Checkpoint whose weights the run starts from, a path or a URL (https://, hf://); '': none.",
+    "Checkpoint to start from, a path or a URL (https://, hf://); '': none.",
     affects='nothing',
     file='models.pretrained',
 )
 
 _C.PRETRAINED_MEAN = Own(
-    [], "Pixel mean of a foreign file's training; []: assumed.", within='[0, 1]', affects='nothing'
+    [], "Pixel mean in a foreign file's training; []: assumed.", within='[0, 1]', affects='nothing'
 )
 _C.PRETRAINED_STD = Own([], 'Deviation to PRETRAINED_MEAN.', within='(0, 1]', affects='nothing')
 

@@ -20,24 +20,15 @@ from system.files import replace_file
 PAGE = 'reference/config.md'
 HEADER = """# Options
 
-`tools/config_reference.py` writes this page from the declarations in `config.py`.
+Later sources override earlier ones: these defaults, `BASE` files, the YAML file (`--cfg FILE`),
+`--opts KEY VALUE ...`, and the other flags. All are checked before anything is built.
 
-Options come from these defaults, the `BASE` files of the YAML file, the YAML file (`--cfg`),
-`--opts KEY VALUE ...` and the other flags. Each source overrides the previous ones. Keys, types and
-combinations are checked before anything is built.
-
-**Affects** says what changes with an option: `weights`, the `model` (what the same weights
-compute), the `outputs` of a classifier, the `patients` who train, select and are scored, the
-`selection` of a checkpoint, `scores`, or `nothing` of these. A run resumes with the same model,
-outputs and patients.
-
-**Own** marks a key that SimMIM does not have. All other defaults are SimMIM's and suit ImageNet.
-The YAML files in `configs/` set values for X-rays.
+Defaults are SimMIM's and suit ImageNet; the files in `configs/` have values for X-rays. SimMIM does
+not have the keys with a star. `python tools/config_reference.py` writes this page from `config.py`.
 
 ## Flags
 
-`--cfg FILE` is the YAML file of the run, `--opts KEY VALUE ...` sets pairs of key and value, and
-`--local_rank` is accepted and ignored. Each of the other flags sets one option:
+Each flag sets one option. `--local_rank` is ignored.
 
 """
 
@@ -46,8 +37,8 @@ def options_page() -> str:
     """Return the page as Markdown."""
     rows = [f'| `--{flag.replace("_", "-")}` | `{key}` |' for flag, key in FLAG_KEYS.items()]
     parts = [HEADER + '\n'.join(['| flag | option |', '| --- | --- |', *rows])]
-    for section in dict.fromkeys(['', *(key.rpartition('.')[0] for key in OPTIONS)]):
-        keys = [key for key in OPTIONS if key.rpartition('.')[0] == section]
+    for section in dict.fromkeys(['', *(_section(key) for key in OPTIONS)]):
+        keys = [key for key in OPTIONS if _section(key) == section]
         parts.append(f'## {f"`{section}`" if section else "Run"}\n\n{_option_table(keys)}')
     rows = [f'| `{old}` | {f"`{new}`" if new else "none"} |' for old, new in LEGACY_KEYS.items()]
     table = '\n'.join(['| key | replaced by |', '| --- | --- |', *rows])
@@ -55,27 +46,31 @@ def options_page() -> str:
     return '\n\n'.join(parts) + '\n'
 
 
+def _section(key: str) -> str:
+    return key.partition('.')[0] if '.' in key else ''
+
+
 def _option_table(keys: list[str]) -> str:
-    rows = ['| key | default | allowed | affects | meaning |', '| --- ' * 5 + '|']
+    rows = ['| key | default | meaning |', '| --- | --- | --- |']
     for key in keys:
         option = OPTIONS[key]
-        mark = ' **own**' if isinstance(option, Own) else ''
-        cells = [
-            f'`{key}`{mark}',
-            f'`{option.default!r}`',
-            _allowed(option),
-            ', '.join(option.affects),
-            _escaped(option.meaning),
-        ]
-        rows.append(f'| {" | ".join(cells)} |')
+        mark = '\\*' if isinstance(option, Own) else ''
+        meaning = _escaped(option.meaning) + _allowed(option)
+        rows.append(f'| `{key}`{mark} | `{option.default!r}` | {meaning} |')
     return '\n'.join(rows)
 
 
 def _allowed(option: Option) -> str:
-    values = [f'`{value!r}`' for value in option.names]
-    values += [f'`{option.within}`'] if option.within else []
-    values += [f'a path that ends in `{option.suffix}`'] if option.suffix else []
-    return ', '.join(values + (['`None`'] if values and option.or_none else []))
+    """Return the allowed values, unless the meaning has them or they are numbers without limit."""
+    names = option.names
+    if all(repr(name) in option.meaning for name in names):
+        names = ()
+    values = [f'`{name!r}`' for name in names]
+    if option.within and not option.within.endswith('inf)'):
+        values.append(f'`{option.within}`')
+    if option.suffix:
+        values.append(f'`*{option.suffix}`')
+    return f' ({", ".join(values)})' if values else ''
 
 
 def _escaped(text: str) -> str:
