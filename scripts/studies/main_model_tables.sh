@@ -30,22 +30,14 @@ draw primary primary swin_{1/scratch_swin_1,0.1/scratch_swin_0.1}
     {mae,mae0,simmim,scratch,{linear,attentive}_{mae,mae0,simmim,random}}_{1,0.1} scratch{60,120}_1
 draw secondary mae_against_simmim mae_{1/simmim_1,0.1/simmim_0.1} \
     linear_mae_{1/linear_simmim_1,0.1/linear_simmim_0.1} attentive_mae_{1/attentive_simmim_1,0.1/attentive_simmim_0.1}
-draw secondary vit simmim_{1/scratch_1,0.1/scratch_0.1} mae_{1/mae0_1,0.1/mae0_0.1} mae0_{1/scratch_1,0.1/scratch_0.1} \
-    scratch{60,120}_1/{scratch,simmim}_1
-draw secondary pixels {,scratch_,linear_,attentive_}swin_{1/pixels_1,0.1/pixels_0.1} \
-    {mae,simmim,scratch}_{1/pixels_1,0.1/pixels_0.1} scratch{60,120}_1/pixels_1
+# The absolute scores next to the pixels, for README and the page of the study.
+draw secondary auroc {scratch_swin,swin,scratch,scratch120,simmim,mae}_1/pixels_1 \
+    {scratch_swin,swin,scratch,simmim,mae}_0.1/pixels_0.1
 "${table[@]}" --save "$results/start" --row {,linear_,attentive_}{mae,simmim,simmim0}_1
-draw start start simmim0_1/{mae,simmim}_1 linear_simmim0_1/linear_{mae,simmim}_1 attentive_simmim0_1/attentive_{mae,simmim}_1
 
 # shellcheck disable=SC2046 # several words
 "${table[@]}" --save "$results/exploratory" --row swin_1 scratch_swin_1 attentive_swin_1 \
     $(for name in swin20 $variants epochs150; do echo "${name}_1 attentive_${name}_1"; done) images{3000,1500}_1
-# shellcheck disable=SC2046 # several words
-draw exploratory exploratory $(for name in $variants; do echo "${name}_1/swin20_1"; done) \
-    images{3000,1500}_1/swin20_1 {swin20,epochs150}_1/swin_1
-# shellcheck disable=SC2046 # several words
-draw exploratory exploratory_attentive $(for name in $variants; do echo "attentive_${name}_1/attentive_swin20_1"; done) \
-    attentive_{swin20,epochs150}_1/attentive_swin_1
 
 # One page with all tables. The choices of rates are the same for all of them.
 cd "$results"
