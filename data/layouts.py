@@ -643,7 +643,9 @@ def _one_row_per_image(layout: Layout, table: Table, values: np.ndarray) -> np.n
         values = _any_row(values, [table[NAME]])[0]
     else:
         values = values[is_first]
-        table.keep_first(NAME, 'duplicate image')
+        remedy = '; if each reader has a row, the layout names their column as majority_vote, and '
+        remedy += 'if each box has one, it states boxes: true'
+        table.keep_first(NAME, 'duplicate image', remedy=remedy)
     table.cells = table.cells[~table[NAME].duplicated()]
     return values
 

@@ -165,13 +165,15 @@ class Table:
         self.check(column, good, kind, problem, severity)
         self.cells = self.cells[good]
 
-    def keep_first(self, column: str, kind: str, values: Sequence[str] | None = None) -> None:
+    def keep_first(
+        self, column: str, kind: str, values: Sequence[str] | None = None, remedy: str = ''
+    ) -> None:
         """Report and drop every row whose cell (or value, [N]) occurs in an earlier row."""
         values = pd.Series(np.asarray(self[column] if values is None else values, object))
         later = values.duplicated().to_numpy()
         first_rows = dict(zip(values[~later], self.row[~later] + 2, strict=True))
         for position in np.flatnonzero(later).tolist():
-            problem = f'already occurs in row {first_rows[values[position]]}'
+            problem = f'already occurs in row {first_rows[values[position]]}{remedy}'
             self.fault(kind, f'{self._cell(column, position)} {problem}', position)
         self.cells = self.cells[~later]
 

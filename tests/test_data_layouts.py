@@ -395,7 +395,7 @@ BOXES = """file,reader,finding
         ('majority_vote: reader', [[1, 1, 0], [0, 0, 0]]),
         ('boxes: true', [[1, 1, 1], [1, 0, 0]]),
         ('majority_vote: rad_id', 'no column rad_id'),
-        ('', r'row 3.*row 2'),
+        ('', r'row 3.*row 2.*majority_vote.*boxes'),
     ],
 )
 def test_each_reader_of_a_table_of_boxes_has_one_vote(tmp_path: Path, key, expected) -> None:
