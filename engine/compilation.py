@@ -18,17 +18,32 @@ COMPILED_FROM = (8, 0)  # compute capability that recent versions of Triton need
 
 def compiled(run: Run, model: nn.Module) -> nn.Module:
     """Return the compiled model, or the model itself if it cannot be compiled."""
+    exchanges = run.stage == 'contrastive' and distributed.world_size() > 1
+    alone = model.encoder if exchanges else model  # what the other processes do not affect
     reason = ''
-    if any(isinstance(part, nn.SyncBatchNorm) for part in model.modules()):
+    if any(isinstance(part, nn.SyncBatchNorm) for part in alone.modules()):
         reason = 'the processes exchange statistics of batch norms in the forward pass'
-    elif run.stage == 'contrastive' and distributed.world_size() > 1:
-        reason = 'the processes exchange features in the forward pass'
     elif run.device.type == 'cuda' and torch.cuda.get_device_capability() < COMPILED_FROM:
         reason = 'Triton needs a GPU of compute capability 8.0 or higher'
     if reason:
         run.logger.info(f'TRAIN.COMPILE: the model is not compiled, because {reason}')
         return model
+    if exchanges:
+        compile_encoder(model)
+        run.logger.info('TRAIN.COMPILE: only the encoder, since the processes exchange features')
+        return model
     return Compiled(model, graphs=run.device.type == 'cuda', logger=run.logger)
+
+
+def compile_encoder(method: nn.Module) -> None:
+    """Compile the encoders of a contrastive method, in place, at their first calls.
+
+    There are no CUDA graphs, which would overwrite the features of one view by those of the next.
+    An encoder that cannot be compiled runs uncompiled, which PyTorch logs.
+    """
+    torch._dynamo.config.optimize_ddp = False  # as below
+    torch._dynamo.config.suppress_errors = True
+    method.features = torch.compile(method.features, dynamic=False)
 
 
 class Compiled(WrappedModel):

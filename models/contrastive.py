@@ -52,6 +52,7 @@ class ContrastiveMethod(nn.Module, ABC):
         encoder: Part of the encoder that is trained. Its state-dict keys start with `encoder.`.
         projector: Module that maps features [B, F] to the vectors that the loss compares.
         step: Number of training steps that have begun.
+        features: The function `features`, or its compiled form (see engine/compilation.py).
     """
 
     title: ClassVar[str]
@@ -62,6 +63,7 @@ class ContrastiveMethod(nn.Module, ABC):
         self._whole_encoder = (encoder,)  # a tuple, so that its entries are stored only once
         self.encoder = encoder.backbone
         self.projector = projector
+        self.features = features
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
 
     @property
@@ -123,7 +125,7 @@ class ContrastiveMethod(nn.Module, ABC):
 
     def project(self, images: Tensor) -> Tensor:
         """Compute the vectors that the loss compares, [B, C, S, S] -> [B, D]."""
-        return self.projector(features(self.encoder, images))
+        return self.projector(self.features(self.encoder, images))
 
     def no_weight_decay(self) -> set[str]:
         names = getattr(self.encoder, 'no_weight_decay', set)()
@@ -198,7 +200,7 @@ class MomentumMethod(ContrastiveMethod, ABC):
     @torch.no_grad()
     def momentum_project(self, images: Tensor) -> Tensor:
         """Compute the targets without gradient, [B, C, S, S] -> [B, D]."""
-        return self.momentum_projector(features(self.momentum_encoder, images))
+        return self.momentum_projector(self.features(self.momentum_encoder, images))
 
 
 @METHODS.register('moco')
@@ -347,7 +349,7 @@ class SwAV(ContrastiveMethod):
 
     def loss(self, *views: Tensor) -> Tensor:
         same_size = [list(group) for _, group in groupby(views, key=lambda view: view.shape[-1])]
-        pooled = [features(self.encoder, torch.cat(group)) for group in same_size]
+        pooled = [self.features(self.encoder, torch.cat(group)) for group in same_size]
         z = self.projector(torch.cat(pooled))  # [V * B, D]
         scores = self.prototypes(z, learn=self.step > self.freeze_prototypes_steps)
         return swav_loss(

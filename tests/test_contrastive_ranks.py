@@ -1,4 +1,7 @@
-"""Contrastive methods in two processes, without batch norm: they are one with the whole batch."""
+"""Contrastive methods in two processes, without batch norm: they are one with the whole batch.
+
+Their encoders are compiled.
+"""
 
 import os
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from test_contrastive_methods import BUILD, assert_same_state, build, sgd, views
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.compilation import compile_encoder
 from engine.parallel import BUFFER_OPTION
 
 
@@ -21,14 +25,25 @@ def run_rank(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = f'file://{folder / "store"}'
     dist.init_process_group('gloo', init_method=store, rank=rank, world_size=world_size)
-    results = {}
+    results, graphs, compile_with = {}, [], torch.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph)
+        return graph.forward  # Inductor would take minutes
+
+    torch.compile = lambda function, **_: compile_with(function, backend=backend, fullgraph=True)
     for name in BUILD:
+        graphs.clear()
+        torch._dynamo.reset()
+        method = build(name)
+        compile_encoder(method)
         wrapped = DistributedDataParallel(
-            build(name), gradient_as_bucket_view=True, **{BUFFER_OPTION: False}
+            method, gradient_as_bucket_view=True, **{BUFFER_OPTION: False}
         )
         results[name] = three_steps(
             name, wrapped, lambda view: view.chunk(world_size)[rank].contiguous()
         )
+        assert graphs, 'the encoders are compiled'
     torch.save(results, folder / f'rank{rank}.pth')
     dist.destroy_process_group()
 

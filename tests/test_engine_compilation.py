@@ -34,7 +34,7 @@ def compiled_on_a_cpu(monkeypatch) -> None:
         ('auto', 'cpu', 'simmim', 1, False),
         ('none', 'cuda', 'simmim', 1, False),
         ('auto', 'cuda', 'contrastive', 1, True),
-        ('auto', 'cuda', 'contrastive', 2, False),  # they exchange features in the forward pass
+        ('auto', 'cuda', 'contrastive', 2, False),  # only the encoder
     ],
 )
 def test_auto_compiles_on_a_gpu(  # noqa: PLR0913
@@ -47,9 +47,12 @@ def test_auto_compiles_on_a_gpu(  # noqa: PLR0913
     monkeypatch.setattr(loop, 'wrap_parallel', lambda model, _: model)
     run = SimpleNamespace(config=config_with(TRAIN__COMPILE=how), device=torch.device(device))
     run.stage, run.logger = stage, LOGGER
-    state = SimpleNamespace(model=nn.Linear(3, 4), module=None)
+    model = nn.Sequential()
+    model.encoder, model.features = nn.Linear(3, 4), len
+    state = SimpleNamespace(model=model, module=None)
     loop.wrap_model(run, state)
     assert isinstance(state.model, Compiled) == is_compiled
+    assert (model.features != len) == (stage == 'contrastive' and processes == 2)
 
 
 @pytest.mark.slow
