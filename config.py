@@ -140,7 +140,7 @@ EFFECTS = {
 }
 TRAINED = ('weights', 'model', 'outputs', 'patients')  # effects on the trained model
 
-# Modes that fit a classifier on features of a frozen encoder, or as a baseline on pixels.
+# Modes that fit a classifier on features of a frozen encoder, or the pixel baseline.
 PROBES = ('linear_probe', 'knn', 'attentive_probe', 'pixels')
 VIEWS = ('frontal', 'lateral', 'all')
 FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
@@ -1379,6 +1379,12 @@ def _check_schedule(config: Config) -> None:
 
 
 def _check_finetuning(config: Config) -> None:
+    unsuited = any(value_at(config, key) != works for key, works in CHEXPERT_VALUES.items())
+    if unsuited and 'pretrain' in config.MODEL.NAME:
+        raise OptionError(
+            f'--cfg is a pre-training config (MODEL.NAME {config.MODEL.NAME}), but '
+            'main_finetune.py needs a fine-tuning config, such as simmim_finetune__*.yaml'
+        )
     for key, works in CHEXPERT_VALUES.items():
         require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
     selects = config.EVAL.SELECT_ON != 'last' and config.FINETUNE.MODE not in PROBES

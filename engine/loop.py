@@ -31,6 +31,7 @@ from system.device import (
     to_device,
 )
 from system.files import checkpoint_name
+from system.tool import command_of
 from utils import (
     checkpoint_to_evaluate,
     checkpoint_to_resume,
@@ -113,7 +114,7 @@ def fit(
     logger.info(f'Training time {timedelta(seconds=int(time.perf_counter() - start))}')
     if run.is_pretrain:
         last = run.folder / checkpoint_name(train.EPOCHS - 1)
-        logger.info(f'next: fine-tune it with main_finetune.py --pretrained {last}')
+        logger.info(f'next: fine-tune it with {command_of("main_finetune.py")} --pretrained {last}')
     return state
 
 
@@ -305,13 +306,16 @@ def _progress_bar(run: Run, state: TrainState) -> tqdm:
     """Return the progress bar of an epoch, which rank 0 shows if the console is a terminal."""
     return tqdm(
         desc=f'epoch {state.epoch + 1}/{run.config.TRAIN.EPOCHS}',
+        # Without tqdm's own times and rate, so that the bar is long enough at 80 columns.
+        bar_format='{desc} {percentage:3.0f}%|{bar}|{n_fmt}/{total_fmt}{postfix}',
         total=state.num_batches,
         initial=state.batch,
-        unit='batch',
         file=sys.stdout,
         disable=not (distributed.is_main() and sys.stdout.isatty()),
         leave=False,
         dynamic_ncols=True,
+        mininterval=1,
+        miniters=1,
     )
 
 
@@ -325,8 +329,9 @@ def _log_batch(run: Run, state: TrainState, i: int, bar: tqdm) -> None:
     state.clock.batch_done()
     if is_due:
         _log_line(run, state, i)
-    bar.set_postfix_str(f'loss {state.progress.last_loss:.4f}, {_time_left(run, state)}', False)
-    bar.update()
+    if bar.update():  # it was drawn, at most once a second, so that a GPU hardly ever waits
+        losses = [state.progress.last_loss, *state.progress.waiting_losses]
+        bar.set_postfix_str(f'loss {float(losses[-1]):.4f}, {_time_left(run, state)}')
 
 
 def _backward(

@@ -29,6 +29,7 @@ from logger import wrap
 from optimizer import optimizer_kind
 from system import distributed
 from system.device import autocast, to_device, views_of
+from system.tool import command_of
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -139,7 +140,8 @@ class Preflight:
     def data(self) -> None:
         """Read the first batch of each split."""
         for name, loader in self.loaders.items():
-            with self.attempt(f'data: {name}', 'scripts/check_data.py reads every image'):
+            advice = f'{command_of("scripts/check_data.py")} reads every image'
+            with self.attempt(f'data: {name}', advice):
                 batch = next(iter(loader), None)
                 if loader is self.main:
                     self.batch = batch
@@ -271,7 +273,7 @@ class Preflight:
         waits = 1 - step / with_reading(step)
         found = f'loader {world / read:,.1f} images/s, model {world / step:,.1f}: '
         found += f'the model waits {waits:.0%} of the time'
-        advice = 'raise DATA.NUM_WORKERS, or pack the images with scripts/pack.py'
+        advice = f'raise DATA.NUM_WORKERS, or pack the images: {command_of("scripts/pack.py")}'
         self.add('speed', found, advice if waits > WAITING else '')
 
         epochs, work, num_validations = 1.0, 'the features', 1

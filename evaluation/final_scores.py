@@ -20,6 +20,7 @@ from evaluation.inference import predict, score
 from logger import json_safe
 from system import distributed
 from system.files import replace_file, sha256
+from system.tool import command_of
 from utils import trained_config
 
 
@@ -68,7 +69,7 @@ class FinalScores:
             report = module_of('REPORT.WRITE').write_run_report(self, models, sources)
             run.logger.info(f'report in {report}')
         if len(sources) == 1 and Path(sources[0]).is_file():
-            command = f'scripts/predict.py --checkpoint {sources[0]}'
+            command = f'{command_of("scripts/predict.py")} --checkpoint {sources[0]}'
             run.logger.info(f'next: predict other images with {command}')
 
     def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:

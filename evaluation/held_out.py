@@ -52,7 +52,8 @@ class HeldOutReconstruction:
             return self._without_target(run, model, epoch)
         values, results = {}, {}
         for name, loader in self.loaders.items():
-            if loader not in results:  # holdout and reference may share a loader
+            is_new = loader not in results  # holdout and reference may share a loader
+            if is_new:
                 results[loader] = self._sums(run, model, loader)
             by_source, examples = results[loader]
             values |= mean_errors(name, sum(by_source.values()), model.target)
@@ -61,7 +62,9 @@ class HeldOutReconstruction:
             for source in filter(None, by_source):
                 values |= mean_errors(f'{name}_{source}', by_source[source], model.target)
                 lines.append(describe(f'{name}_{source}', values, model.target))
-            for text in lines:
+            if loader is self.loaders.get('reference') and name != 'reference':
+                lines[0] += '; reference: the same'
+            for text in lines if is_new else ():
                 run.logger.info(text, extra=DETAIL if epoch >= 0 else None)
             if name == 'holdout' and distributed.is_main() and epoch >= 0 and examples:
                 _write_figure(run, examples, epoch, line)

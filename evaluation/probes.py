@@ -1,6 +1,6 @@
 """Probes of frozen features: logistic regression, nearest neighbours, and an attention head.
 
-FINETUNE.MODE 'pixels' fits the baseline that a trained model should beat: a logistic regression on
+FINETUNE.MODE 'pixels' fits the pixel baseline, which a trained model should beat: a regression on
 the pixels of small images, without an encoder.
 
 Features are computed once, for the training images that the share of labels leaves. The
@@ -52,7 +52,7 @@ PLAIN_NUM_NEIGHBOURS = 50  # for labels that a cross-validation cannot tune
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 EXCHANGED = 1024  # images whose features the processes exchange at a time
 MIB = 2**20
-# Side of the images of the baseline on pixels, and its largest number of training images and of
+# Side of the images of the pixel baseline, and its largest number of training images and of
 # principal components.
 SIDE_PX, MOST_IMAGES, MOST_COMPONENTS = 64, 20_000, 100
 QUERIES = 256  # number of images that are compared with all training images at a time
@@ -223,7 +223,7 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
 
 
 def fit_pixel_classifier(run: Run, loaders: Loaders) -> tuple[nn.Module, dict[str, float]]:
-    """Fit the baseline on pixels; see `build_probe`.
+    """Fit the pixel baseline; see `build_probe`.
 
     More than MOST_IMAGES training images are subsampled at equal distances.
     """
@@ -244,9 +244,9 @@ def fit_pixel_classifier(run: Run, loaders: Loaders) -> tuple[nn.Module, dict[st
     with torch.no_grad():
         probe.head.weight.copy_(torch.from_numpy(weight))
         probe.head.bias.copy_(torch.from_numpy(bias))
-    run.logger.info(f'pixels: {count} principal components of {len(rows)} training images')
+    run.logger.info(f'pixel baseline: {count} principal components of {len(rows)} training images')
     chosen = dict(zip(task.labels, choices, strict=True))
-    return probe, log_choices(run.logger, 'pixels', chosen, INVERSE_PENALTIES)
+    return probe, log_choices(run.logger, 'pixel baseline', chosen, INVERSE_PENALTIES)
 
 
 def small_image(image: Image.Image, _rng: np.random.Generator) -> torch.Tensor:

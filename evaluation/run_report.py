@@ -46,7 +46,7 @@ TRAINED_PARTS = {  # FINETUNE.MODE in words
     'linear_probe': 'a logistic regression on frozen features',
     'attentive_probe': 'an attention head on frozen features',
     'knn': 'none: nearest neighbours of frozen features',
-    'pixels': 'a logistic regression on small images, without an encoder',
+    'pixels': 'the pixel baseline: a logistic regression on small images',
 }
 NORMALISED_BY = {'dataset': 'the whole data set', 'image': 'the image'}  # DATA.NORMALIZE in words
 CHOSEN_ON = {'holdout': 'held-out training patients', 'last': 'no images: it is the last epoch'}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole project in minutes on a machine that only has Python: set-up, a packed store of synthetic
 # chest X-rays, pre-training without labels, and a linear probe of the frozen features, whose report
-# shows it next to random weights and to a logistic regression on pixels.
+# shows it next to random weights and to the pixel baseline (a logistic regression).
 #   bash scripts/demo.sh [DIR]           results in DIR (default demo_output); the same command resumes
 #   SEED=7 bash scripts/demo.sh DIR      another seed for X-rays, weights and splits
 set -euo pipefail
@@ -57,9 +57,9 @@ probe() {
 }
 options=(--opts SEED "$seed" DATA.TRAIN_FRACTION 1.0 FINETUNE.MODE)
 probes=$runs/simmim_finetune
-baselines="{'pixels': '$probes/pixels', 'random weights': '$probes/random'}"
+baselines="{'pixel baseline': '$probes/pixels', 'random weights': '$probes/random'}"
 weights=$(ls "$runs"/simmim_pretrain/demo/ckpt_epoch_*.pth | sort -V | tail -n 1)
-step "3/3 linear probes of frozen features, random and pre-trained, and the pixels (about 1 minute)"
+step "3/3 linear probes of frozen features, random and pre-trained, and the pixel baseline (about 1 minute)"
 probe random "${options[@]}" linear_probe &
 probe pixels "${options[@]}" pixels || { wait; exit 1; }
 wait $!

@@ -1,4 +1,4 @@
-r"""Score a logistic regression on pixels, the baseline that a trained model should beat.
+r"""Score the pixel baseline, a logistic regression that a trained model should beat.
 
 python scripts/pixel_baseline.py \
     --cfg configs/swin_nano__demo/simmim_finetune__swin_nano__img64_window4__demo.yaml \
@@ -7,7 +7,7 @@ python scripts/pixel_baseline.py \
 It reads the same images and labels as main_finetune.py with the same flags, reduces the images to
 64 x 64 pixels, and chooses C for each label by cross-validation over the training patients. The
 run folder has the same files, such as predictions_test.csv. Show them in the report of a model with
---opts REPORT.BASELINES "{'pixels': 'OUT/simmim_finetune/pixels'}". Not for clinical use.
+--opts REPORT.BASELINES "{'pixel baseline': 'OUT/simmim_finetune/pixels'}". Not for clinical use.
 """
 
 import argparse

@@ -64,7 +64,7 @@ ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights'}
 METHOD_KEYS |= {'schedule', 'against'}
 NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)  # their values are names
-PIXELS = 'pixels'  # method: logistic regression on pixels (FINETUNE.MODE 'pixels')
+PIXELS = 'pixels'  # method: the pixel baseline (FINETUNE.MODE 'pixels')
 NAME = re.compile(r'[\w.-]+', re.ASCII)
 
 
@@ -218,7 +218,8 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         subsets=_subset_kind(content) if 'methods' in content else '',
         scores=tuple(scores),
         split=str(content.get('split', '')),
-        titles={'pixels': 'pixels'} | {k: str(v) for k, v in (content.get('titles') or {}).items()},
+        titles={PIXELS: 'pixel baseline'}
+        | {k: str(v) for k, v in (content.get('titles') or {}).items()},
         seeds=chosen.get('seeds', 0),
     )
 

@@ -104,7 +104,7 @@ def read_joined(
     chosen: Mapping[str, Sequence[str]],
     seeds: int,
 ) -> Iterator[Scored]:
-    """Yield the joined predictions of rows, and of the pixels, with the labels of a file.
+    """Yield the joined predictions of rows, and of the pixel baseline, with the labels of a file.
 
     Args:
         folder: Folder of `join`.

@@ -111,7 +111,7 @@ def difference_title(sweep: Sweep, row: str, other: str, group: str = '') -> str
 def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
     """Return the labels of a row, such as 'all labels', and its name as text."""
     row = next((row for row in sweep.rows if row.name == name), None)
-    if row is None:  # logistic regression on pixels
+    if row is None:  # the pixel baseline
         method, _, subset = name.partition('_')
     else:
         method, subset = row.method or row.name, row.subset

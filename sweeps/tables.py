@@ -154,8 +154,8 @@ def _not_above_pixels(lines: Sequence[Line]) -> Iterator[str]:
     ]
     if rows:
         yield (
-            'The pixels may do as well, because the difference or its interval over patients '
-            f'reaches 0: {", ".join(rows)}.'
+            'The pixel baseline may do as well, because the difference or its interval over '
+            f'patients reaches 0: {", ".join(rows)}.'
         )
 
 

@@ -6,8 +6,10 @@ import sys
 from argparse import ArgumentTypeError, HelpFormatter, Namespace
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from textwrap import fill
 
+ROOT = Path(__file__).resolve().parents[1]
 EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
 # Slurm sends SIGUSR1 or SIGTERM with --signal. A closed terminal sends SIGHUP, which nohup ignores.
 STOP_SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
@@ -28,6 +30,16 @@ class Paragraphs(HelpFormatter):
 def usable_cpus() -> int:
     """Return the number of CPU cores that this process may use, such as those of a Slurm job."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def command_of(program: str, root: Path = ROOT) -> str:
+    """Return what a user calls to start a program, such as 'python scripts/predict.py'.
+
+    An installed wheel has commands instead: simmim-predict (see scripts/console.py).
+    """
+    if (root / 'pyproject.toml').is_file():
+        return f'python {program}'
+    return f'simmim-{Path(program).stem.removeprefix("main_").replace("_", "-")}'
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -41,7 +41,7 @@ def test_the_table_has_the_difference_to_the_pixels_by_share_of_labels(tmp_path)
     equal = pairs.xs('pixels_1', level='against')
     assert (equal['difference'] <= 0).all(), 'the pixels are made as good as the model'
     notes = [line for line in (made.output / 'baseline_Edema.md').read_text().splitlines()
-             if line.startswith('- The pixels')]  # fmt: skip
+             if line.startswith('- The pixel baseline')]  # fmt: skip
     assert [('simmim_1' in line, 'simmim_0.1' in line) for line in notes] == [(True, False)]
     words = words[:-2]
     assert run_script('ablate', 'plot', *words) == 0

@@ -286,6 +286,14 @@ def test_finetuning_rejects_what_does_not_suit_the_labels(key, value) -> None:
         check_config(chexpert(key, value), 'finetune')
 
 
+@pytest.mark.parametrize('stage', ['simmim', 'contrastive'])
+def test_a_pre_training_config_in_fine_tuning_is_named(stage) -> None:
+    name = f'{stage}_pretrain'
+    with pytest.raises(ValueError, match=rf'pre-training config \(MODEL.NAME {name}\)'):
+        check_config(changed('DATA.DATASET', 'chexpert', 'MODEL.NAME', name), 'finetune')
+    check_config(chexpert('MODEL.NAME', name), 'finetune')  # a name alone is no mistake
+
+
 @pytest.mark.parametrize(
     'key, value, other',
     [

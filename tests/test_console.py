@@ -11,6 +11,7 @@ from sysconfig import get_path
 import pytest
 
 from scripts.console import program_of
+from system.tool import command_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
@@ -20,6 +21,14 @@ SETTINGS = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
 def test_every_command_has_a_program(command: str) -> None:
     program = program_of(f'/usr/bin/{command}')
     assert program.is_file() and "if __name__ == '__main__':" in program.read_text()
+
+
+@pytest.mark.parametrize('program', ['main_finetune.py', 'scripts/check_data.py'])
+def test_a_wheel_calls_a_program_by_its_command(program: str, tmp_path: Path) -> None:
+    assert command_of(program) == f'python {program}'
+    command = command_of(program, root=tmp_path)
+    assert command in SETTINGS['project']['scripts']
+    assert program_of(command) == ROOT / program
 
 
 @pytest.mark.slow

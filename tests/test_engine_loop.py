@@ -1,8 +1,14 @@
 """Training: steps by hand, non-finite losses, bit-exact resume, and several processes as one."""
 
+import itertools
 import math
+import os
+import pty
+import re
 import shutil
 import socket
+import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +62,25 @@ def assert_same_weights(got: dict, want: dict) -> None:
 def last_metrics(folder: Path) -> dict:
     values = read_metrics(folder / 'metrics.jsonl')[-1]
     return {key: value for key, value in values.items() if key not in TIMING}
+
+
+# The progress bar
+
+
+def test_the_bar_shows_the_newest_loss_in_80_columns(tmp_path, monkeypatch) -> None:
+    """The loss of a batch whose log line is not due. The clock of tqdm moves 2 s with each look."""
+    clock, (reader, writer) = itertools.count(step=2), pty.openpty()
+    termios.tcsetwinsize(writer, (24, 80))
+    monkeypatch.setattr('tqdm.std.time', lambda: next(clock))
+    with open(writer, 'w') as console, monkeypatch.context() as patch:
+        patch.setattr(sys, 'stdout', console)
+        _, state, _ = one_epoch(tmp_path, five_batches(), rate=0.01, PRINT_FREQ=1000)
+        shown = os.read(reader, 10_000).decode().split('\r')
+    os.close(reader)
+    shown = [line for line in shown if 'loss' in line]
+    losses = [re.search(r'loss ([\d.]+)', line)[1] for line in shown]
+    assert len(dict.fromkeys(losses)) == 5 and losses[-1] == f'{state.progress.last_loss:.4f}'
+    assert all(len(line) <= 80 and len(line.split('|')[1]) >= 20 for line in shown)
 
 
 # Non-finite losses

@@ -93,8 +93,10 @@ def test_equal_masks_are_evaluated_once_and_only_in_validated_epochs(
     monkeypatch.setattr(held_out, 'reconstruct', counted)
     data = {'MASK_PATCH_SIZE': 4, 'TRAIN_IMAGES': 8}  # the reference's unit at 32 px
     sections = {'DATA': data, 'TRAIN': {'EPOCHS': 4}, 'EVAL': FEW | {'EVERY': 3}}
-    records = read_metrics(finished_run('simmim', phantom, tmp_path, **sections) / 'metrics.jsonl')
+    folder = finished_run('simmim', phantom, tmp_path, **sections)
+    records = read_metrics(folder / 'metrics.jsonl')
     assert [r['epoch'] for r in records if 'holdout_l1' in r] == [-1, 2, 3]  # the last one, too
     assert ['loss' in r for r in records] == [False] + [True] * 4
     assert len(evaluated) == 3
+    assert (folder / 'log_rank0.txt').read_text().count('masked L1') == 3, 'a line for both'
     assert records[-1]['reference_l1_grey'] == records[-1]['holdout_l1_grey']
