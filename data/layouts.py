@@ -30,6 +30,7 @@ from data.records import (
 )
 from data.table import Fault, OnFault, Table, find_file, refuse, rows_of
 from system.files import is_below
+from system.tool import command_of
 
 SHIPPED = Path(__file__).resolve().parents[1] / 'configs' / 'datasets'
 SPLITS = ('train', 'valid', 'test')
@@ -276,7 +277,7 @@ def read_layout(
     if split not in layout.split_names:
         raise ValueError(
             f'{layout.file} has no split {split}, only {", ".join(layout.split_names)}: describe '
-            'it there, or choose patients to score with scripts/folds.py'
+            f'it there, or choose patients to score: {command_of("scripts/folds.py")}'
         )
     of_rows = partial(refuse, logger=logger) if on_fault is refuse else on_fault
     tables = {

@@ -28,8 +28,12 @@ from data.records import Records, images_of
 from data.table import Fault
 from system import distributed
 from system.files import LOADER_FILES, allow_open_files
+from system.tool import command_of
 
-HINT = 'scripts/check_data.py finds all such images; pack.py --skip-bad makes a store of the others'
+HINT = (
+    f'{command_of("scripts/check_data.py")} finds all such images; '
+    f'{command_of("scripts/pack.py")} --skip-bad makes a store of the others'
+)
 # The first entries of Philox counters. Streams with different entries never overlap.
 SAMPLE, ORDER, WEIGHTED = 0, 1, 2
 HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks and views

@@ -22,7 +22,9 @@ from data.records import Records, csv_names, existing_records, task_of
 from data.store_about import BAD_FILE, STORE_FILE, file_crc32, is_store, packed_steps, read_about
 from data.table import OnFault, Table, refuse
 from system.files import NETWORK_SYSTEMS, file_system
+from system.tool import command_of
 
+PACK = command_of('scripts/pack.py')
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
 TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them, not radiologists)'
 
@@ -119,7 +121,7 @@ def data_root(config: Config, logger: logging.Logger) -> str:
     if not is_store(source):
         raise ValueError(
             f'DATA.CACHE_DIR is for packed stores, but DATA.DATA_PATH {source} is not a store: '
-            'pack it with scripts/pack.py, or leave DATA.CACHE_DIR empty'
+            f'pack it ({PACK}), or leave DATA.CACHE_DIR empty'
         )
     source = source.resolve()
     target = Path(data.CACHE_DIR) / f'{source.name}-{file_crc32(source / STORE_FILE):08x}'
@@ -148,12 +150,12 @@ def require_packed_steps(config: Config, source: str | Path, key: str = 'DATA.PR
         hint = ', or EVAL.DATA_PATH another store' if key == 'EVAL.PREPROCESS' else ''
         raise ValueError(
             f'{key} must begin with {packed}, with which the store {source} was packed '
-            f'(scripts/pack.py --preprocess){hint}, got {steps}'
+            f'({PACK} --preprocess){hint}, got {steps}'
         )
     if missing := [name for name in SHAPE_STEPS if name in steps[len(packed) :]]:
         raise ValueError(
             f'{key} {missing[0]!r} changes the shape of the images, so the store {source} must be '
-            f'packed with it: scripts/pack.py --preprocess, got {packed}'
+            f'packed with it: {PACK} --preprocess, got {packed}'
         )
     if 'resize' in packed and settings['size'] != config.DATA.IMG_SIZE:
         raise ValueError(
@@ -225,5 +227,5 @@ def log_store(config: Config, logger: logging.Logger) -> None:
         cut = f', from which views of {size} px are cut (TEST.CROP)' if config.TEST.CROP else ''
         logger.warning(
             f'{path}: its images of {side} px are enlarged to {needed} px{cut}. For sharper images '
-            f'pack them with scripts/pack.py --size {needed} or more'
+            f'pack them: {PACK} --size {needed} or more'
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from system.files import BLOCK_BYTES, is_below
+from system.tool import command_of
 
 VERSION = 2
 STORE_FILE = 'store.json'
@@ -61,7 +62,8 @@ def is_store(path: str | os.PathLike[str]) -> bool:
     if (Path(path) / STORE_FILE).is_file():
         return True
     if (Path(path) / UNFINISHED_FILE).is_file():
-        raise ValueError(f'the store {path} is not finished: run scripts/pack.py on it again')
+        command = command_of('scripts/pack.py')
+        raise ValueError(f'the store {path} is not finished: run {command} on it again')
     return False
 
 

@@ -22,6 +22,7 @@ from models.convert import (
 )
 from models.timm_classifier import TimmClassifier
 from system.downloads import FACTS, MODEL_CONFIG, PROCESSOR, local_path
+from system.tool import command_of
 from utils import are_weights, saved_options
 
 CHOOSE = (
@@ -252,7 +253,8 @@ def seen_patients(path: str, trained: Mapping[str, Any], data: Mapping[str, Any]
         return [
             f'{path} was trained on DATA.DATASET {", ".join(sorted(names))}, '
             f'{trained["DATA_PATH"]}. If these images show patients who are held out or scored '
-            'here, their scores are too high: scripts/check_data.py finds X-rays in both'
+            'here, their scores are too high: '
+            f'{command_of("scripts/check_data.py")} finds X-rays in both'
         ]
     seen = []
     if trained['HOLDOUT_FRACTION'] < data['HOLDOUT_FRACTION']:

@@ -54,14 +54,15 @@ def test_the_wheel_trains_in_an_empty_folder(phantom: Path, tmp_path: Path) -> N
     tiny = ['TRAIN.EPOCHS', '1', 'TRAIN.WARMUP_EPOCHS', '0', 'DATA.NUM_WORKERS', '0']
     tiny += ['DATA.BATCH_SIZE', '8', 'DATA.HOLDOUT_FRACTION', '0.2']
     pair = 'configs/swin_nano__demo/simmim_{}__swin_nano__img64_window4__demo.yaml'
-    for name, stage, options in (
-        ('pretrain', 'pretrain', []),
-        ('finetune', 'finetune', ['DATA.TRAIN_FRACTION', '1.0', 'EVAL.RESAMPLES', '0']),
+    for stage, options, next_command in (
+        ('pretrain', [], 'simmim-finetune --pretrained'),
+        ('finetune', ['DATA.TRAIN_FRACTION', '1.0', 'EVAL.RESAMPLES', '0'], 'simmim-predict'),
     ):
-        command = [venv / 'bin' / f'simmim-{name}', '--cfg', pair.format(stage)]
+        command = [venv / 'bin' / f'simmim-{stage}', '--cfg', pair.format(stage)]
         command += ['--data-path', phantom, '--opts', *tiny, *options]
         done = subprocess.run(command, cwd=empty, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert next_command in ' '.join(done.stdout.split())
     assert [*empty.rglob('report.html')] and [*empty.rglob('ckpt_epoch_0.pth')]
 
 
