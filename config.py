@@ -737,13 +737,6 @@ _C.EVAL.DATA_PATH = Own(
     "Folder or packed store of the scored images, under the same names; '': DATA.DATA_PATH.",
     affects=('selection', 'scores'),
 )
-# Set by hand: docs/evaluation.md; scripts/evaluate.py --aggregate has the same values.
-_C.EVAL.AGGREGATE = Own(
-    'max',
-    'Probability of a study, over its images.',
-    one_of=('max', 'mean'),
-    affects=('selection', 'scores'),
-)
 _C.EVAL.SELECT_ON = Own(
     'auto',
     "Patients that choose the best checkpoint: 'holdout', 'valid' (the report warns), or none "
@@ -775,13 +768,6 @@ _C.EVAL.PROBE_EVERY = Own(
     within='[0, inf)',
     file='evaluation.online_probe',
 )
-# Set by hand: docs/howto/score.md: predictions averaged over views.
-_C.EVAL.TTA = Own(
-    'none',
-    "Test-time views: 'none', or 'crops' (mean over centre and corners).",
-    one_of=('none', 'crops'),
-    affects=('selection', 'scores'),
-)
 _C.EVAL.MASK_RATIO = Own(
     0.0,
     'Share of the patches of a ViT that scoring drops, the same ones of an image each time.',
@@ -789,7 +775,6 @@ _C.EVAL.MASK_RATIO = Own(
     affects=('selection', 'scores'),
     file='models.vision_transformer',
 )
-_C.EVAL.ENSEMBLE = Own([], 'Checkpoints whose probabilities --eval averages.')
 _C.EVAL.PREDICT_TRAIN = Own(False, 'Whether predictions of training images are written, too.')
 _C.EVAL.THRESHOLD = Own(
     'youden',
@@ -1333,9 +1318,8 @@ def _check_names(config: Config) -> None:
         path = PurePath(value_at(config, key))
         holds = not path.is_absolute() and '..' not in path.parts
         require(holds, config, key, 'a relative path without .. below OUTPUT')
-    for key in ('EVAL.ENSEMBLE', 'EVAL.GROUPS'):
-        holds = all(isinstance(name, str) and name for name in value_at(config, key))
-        require(holds, config, key, 'a list of names')
+    holds = all(isinstance(name, str) and name for name in config.EVAL.GROUPS)
+    require(holds, config, 'EVAL.GROUPS', 'a list of names')
     holds = config.DATA.IMAGE_SUFFIX[:1] in ('', '.')
     require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix such as '.png'")
 

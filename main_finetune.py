@@ -130,23 +130,21 @@ class Selection:
 
 
 def evaluate(run: Run, loaders: Loaders) -> None:
-    """Score one checkpoint, or the mean prediction of the checkpoints in EVAL.ENSEMBLE."""
-    config = run.config
-    paths = config.EVAL.ENSEMBLE or [checkpoint_to_evaluate(config, run.folder)]
-    for path in paths:
-        check_scoring(run, path)
-    models = [load_classifier(config, path, run.device, run.logger) for path in paths]
+    """Score a checkpoint."""
+    path = checkpoint_to_evaluate(run.config, run.folder)
+    check_scoring(run, path)
+    model = load_classifier(run.config, path, run.device, run.logger)
     final = FinalScores(run, loaders)
-    final.score('given', models)
-    final.write(models, [str(path) for path in paths])
+    final.score('given', model)
+    final.write(model, str(path))
 
 
 def fit_probe(run: Run, model: nn.Module, loaders: Loaders) -> None:
     """Fit a probe on frozen features and score it."""
     final = FinalScores(run, loaders)
     probe, chosen = module_of('FINETUNE.MODE').build_probe(run, model, loaders)
-    final.score('selected', [probe], chosen=chosen)
-    final.write([probe], [run.config.FINETUNE.MODE])
+    final.score('selected', probe, chosen=chosen)
+    final.write(probe, run.config.FINETUNE.MODE)
 
 
 def finetune(
@@ -161,7 +159,7 @@ def finetune(
         run, model, loaders.train, loss_fn, after_epoch=selection, selects_by=selection.name
     )
     model = state.scored
-    final.score('last', [model])
+    final.score('last', model)
     # Two lines of scores: the last epoch, which nothing chose, and the selected one.
     source, best = checkpoint_name(state.epoch - 1), run.folder / BEST_CHECKPOINT
     saved = read_checkpoint(best) if best.exists() else {}
@@ -171,7 +169,7 @@ def finetune(
         load_model_state(model, saved['model'], str(best), logger)
         final.score(
             'selected',
-            [model],
+            model,
             selected_on=selection.split,
             selecting_images=len(selection.loader.dataset),
             selecting_labels=[*selection.labels],
@@ -182,7 +180,7 @@ def finetune(
             f'{run.folder} has no selected checkpoint: no checkpoint is better than the one this '
             'run resumed from. Only the last checkpoint is scored.'
         )
-    final.write([model], [str(run.folder / source)])
+    final.write(model, str(run.folder / source))
 
 
 def main(run: Run) -> int:

@@ -104,7 +104,7 @@ class HoldoutViewsTransform:
     """Return an image [C, S, S] without augmentation, followed by views drawn from `rng`."""
 
     def __init__(self, config: Config, num_views: tuple[int, int]) -> None:
-        self.plain = EvalTransform(config, PRETRAIN_FILTER, test_time_views=False)
+        self.plain = EvalTransform(config, PRETRAIN_FILTER, is_scored=False)
         self.views = ViewsTransform(config, num_views)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:

@@ -88,7 +88,7 @@ def _training_loaders(
         # Soft labels are used as they are: the loss takes any target in [0, 1].
         targets = np.concatenate([targets, values])
     if config.FINETUNE.MODE in PROBES:
-        transform = EvalTransform(config, test_time_views=False)
+        transform = EvalTransform(config, is_scored=False)
         dataset = XrayDataset(records, transform, seed=config.SEED, targets=targets)
         return {'plain': make_loader(dataset, config, shuffle=False)}
     dataset = XrayDataset(records, TrainTransform(config), seed=config.SEED, targets=targets)

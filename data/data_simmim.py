@@ -49,7 +49,7 @@ class HoldoutTransform:
     """
 
     def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
-        self.plain = EvalTransform(config, PRETRAIN_FILTER, test_time_views=False)
+        self.plain = EvalTransform(config, PRETRAIN_FILTER, is_scored=False)
         self.mask_generator = mask_generator
 
     def __call__(

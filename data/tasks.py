@@ -6,11 +6,10 @@ import it: functions of tensors use their methods.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy.special import expit, log_softmax, logit
+from scipy.special import expit, log_softmax
 
 from config import PROBES, Config, Registry, require
 from data.labels import (
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TASKS = Registry('DATA.TASK')
-SMALLEST_PROBABILITY = 1e-12  # lower limit of a probability before it becomes a logit
 
 
 class Task(ABC):
@@ -131,16 +129,6 @@ class Task(ABC):
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the predictions of logits [N, K], in float64."""
         return expit(logits.astype(np.float64))
-
-    def inverse(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return logits that have these probabilities [N, K]."""
-        return logit(np.clip(probabilities, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
-
-    def mean(self, logits: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the logits of the mean prediction. Those of a single model do not change."""
-        if len(logits) == 1:
-            return logits[0]
-        return self.inverse(np.mean([self.probabilities(each) for each in logits], axis=0))
 
 
 @TASKS.register('observations')
@@ -273,9 +261,6 @@ class SingleLabel(Task):
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         return np.exp(log_softmax(logits.astype(np.float64), axis=1))
-
-    def inverse(self, probabilities: np.ndarray) -> np.ndarray:
-        return np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1))
 
 
 def check_label_options(config: Config, stage: str | None) -> None:

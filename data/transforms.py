@@ -92,35 +92,32 @@ class RandomCrop:
 
 
 class EvalTransform:
-    """Return a normalised image [C, S, S], or several views of it [T, C, S, S]; nothing is random.
+    """Return a normalised image [C, S, S]; nothing is random.
 
-    With TEST.CROP, the view is the centre crop of the enlarged image. Otherwise it is the whole
-    image squeezed to a square. With EVAL.TTA 'crops', the views are the centre and the four corners
-    of the enlarged image (T = 5), and TEST.CROP decides whether the aspect is kept.
+    With TEST.CROP, it shows the centre crop of the enlarged image. Otherwise it shows the whole
+    image squeezed to a square.
 
     Args:
         config: Run configuration.
         interpolation: Name in FILTERS. The default is DATA.INTERPOLATION.
-        test_time_views: If False, there is one view as in training, and EVAL.TTA and
-            EVAL.PREPROCESS are ignored.
+        is_scored: Whether EVAL.PREPROCESS replaces DATA.PREPROCESS.
     """
 
     def __init__(
-        self, config: Config, interpolation: str | None = None, *, test_time_views: bool = True
+        self, config: Config, interpolation: str | None = None, *, is_scored: bool = True
     ) -> None:
         self.size = config.DATA.IMG_SIZE
-        self.preprocess = Preprocess(config, is_scored=test_time_views)
+        self.preprocess = Preprocess(config, is_scored=is_scored)
         self.crop = config.TEST.CROP
-        self.five_crops = test_time_views and config.EVAL.TTA == 'crops'
         self.filter = FILTERS[interpolation or config.DATA.INTERPOLATION][0]
         self.normalize = Normalize(config)
 
     def pixels(self, image: Image.Image) -> np.ndarray:  # [S, S]
-        """Return the single view of an image, which EVAL.TTA does not change, in grey levels."""
+        """Return what the model sees of an image, in grey levels."""
         return self.square(self.preprocess(image))
 
     def square(self, image: Image.Image) -> np.ndarray:  # [S, S]
-        """Return the single view of a preprocessed image."""
+        """Return what the model sees of a preprocessed image."""
         if self.crop:
             return centre_crop(image, self.size, self.filter)
         return resize(image, (self.size, self.size), self.filter)
@@ -134,17 +131,8 @@ class EvalTransform:
             box = Box((height - side) / 2, (width - side) / 2, side, side)
         return View(image, box, False, self.size, self.preprocess)
 
-    def views(self, image: Image.Image) -> np.ndarray:  # [T, S, S]
-        """Return all views of an image in grey levels."""
-        if not self.five_crops:
-            return self.pixels(image)[None]
-        image = self.preprocess(image)
-        enlarged = _enlarge(image, self.size, self.filter, keep_aspect=self.crop)
-        return five_crops(enlarged, self.size)
-
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
-        views = np.stack([self.normalize(view)[0] for view in self.views(image)])
-        return torch.from_numpy(views if self.five_crops else views[0])
+        return torch.from_numpy(self.normalize(self.pixels(image))[0])
 
 
 def draw_crop(
@@ -183,21 +171,8 @@ def centre_crop(
     image: Image.Image, size: int, resample: Image.Resampling
 ) -> np.ndarray:  # [size, size]
     """Resize the short side to 256/224 of the size, then cut out the centre."""
-    return five_crops(_enlarge(image, size, resample, keep_aspect=True), size)[0]
-
-
-def five_crops(pixels: np.ndarray, size: int) -> np.ndarray:  # [H, W] -> [5, size, size]
-    """Cut out the centre, top left, top right, bottom left and bottom right."""
-    bottom, right = pixels.shape[0] - size, pixels.shape[1] - size
-    places = [(round(bottom / 2), round(right / 2)), (0, 0), (0, right), (bottom, 0)]
-    places.append((bottom, right))
-    return np.stack([pixels[top : top + size, left : left + size] for top, left in places])
-
-
-def _enlarge(
-    image: Image.Image, size: int, resample: Image.Resampling, *, keep_aspect: bool
-) -> np.ndarray:  # [H, W]
-    """Resize the short side (without keep_aspect, both sides) to `enlarged_side`."""
-    height, width = full_size(image) if keep_aspect else (1, 1)
+    height, width = full_size(image)
     side, short = enlarged_side(size), min(height, width)
-    return resize(image, (side * width // short, side * height // short), resample)
+    pixels = resize(image, (side * width // short, side * height // short), resample)
+    top, left = round((pixels.shape[0] - size) / 2), round((pixels.shape[1] - size) / 2)
+    return pixels[top : top + size, left : left + size]

@@ -28,7 +28,7 @@ from engine.run_record import Run, is_locked
 from logger import wrap
 from optimizer import optimizer_kind
 from system import distributed
-from system.device import autocast, to_device, views_of
+from system.device import autocast, to_device
 from system.tool import command_of
 
 Batch = tuple[torch.Tensor, ...]
@@ -215,8 +215,7 @@ class Preflight:
             return
         with torch.no_grad(), autocast(self.config, self.run.device):
             model = self.state.module.eval()
-            for view in views_of(batch[0], self.run.device):
-                model(view)
+            model(batch[0].to(self.run.device))
 
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> None:

@@ -57,7 +57,7 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
         thresholds[:] = THRESHOLD_RULES['half']
     if holdout is None:
         return HeldOut(thresholds, temperatures)
-    rows, few = holdout.at_level(protocol.level, protocol.aggregate), [''] * len(labels)
+    rows, few = holdout.at_level(protocol.level), [''] * len(labels)
     for k, label in enumerate(labels):
         if label in rows.labels:
             pair = rows.of_label(label)
@@ -77,7 +77,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     The cases have one row per image, or per study if only studies are known. The held-out values
     are in the order of their labels. Labels without both classes are listed but not scored.
     """
-    rows = cases.at_level(protocol.level, protocol.aggregate)
+    rows = cases.at_level(protocol.level)
     has_both = rows.has_both_classes()
     undefined = [label for label, both in zip(rows.labels, has_both, strict=True) if not both]
     every = rows
@@ -118,7 +118,6 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         'images': len(cases),
         'patients': len(set(rows.patient)),
         'level': protocol.level,
-        'aggregate': protocol.aggregate,
         'views': protocol.views,
         'uncertain': rows.count_uncertain(),
         **({'classes': score_classes(every, weights)} if rows.exclusive else {}),

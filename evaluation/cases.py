@@ -76,17 +76,17 @@ class Cases:
         places = {path: row for row, path in enumerate(self.path)}
         return self.select(np.array([places[path] for path in paths], dtype=int))
 
-    def at_level(self, level: str, how: str = 'max') -> 'Cases':
+    def at_level(self, level: str) -> 'Cases':
         """Combine the images of each study into one row if the level is 'study'.
 
-        `how` is 'max' or 'mean' and combines the probabilities. The target is the largest known
-        target. It is uncertain if at least one image is uncertain and no target is known. Paths
-        and groups come from the first image of the study.
+        The probability is the largest one, and the target is the largest known target. It is
+        uncertain if at least one image is uncertain and no target is known. Paths and groups come
+        from the first image of the study.
         """
         if level == 'image':
             return self
         probabilities, targets, names = study_level(
-            self.probabilities, self.targets, self.study, how, exclusive=self.exclusive
+            self.probabilities, self.targets, self.study, exclusive=self.exclusive
         )
         # Sorted by name, which is also the order of `study_level`.
         first = self.select(np.unique(self.study.astype(str), return_index=True)[1])

@@ -67,15 +67,12 @@ def class_table(
     *,
     labels: Sequence[str],
     level: str,
-    aggregate: str = 'max',
 ) -> dict[str, Any]:
     """Compute CLASS_METRICS, and the `score_table` of each class against the others."""
-    options = {'labels': labels, 'level': level, 'aggregate': aggregate, 'exclusive': True}
+    options = {'labels': labels, 'level': level, 'exclusive': True}
     table = score_table(probabilities, targets, studies, **options)
     if level == 'study':
-        probabilities, targets, _ = study_level(
-            probabilities, targets, studies, aggregate, exclusive=True
-        )
+        probabilities, targets, _ = study_level(probabilities, targets, studies, exclusive=True)
     matrices = confusion_matrices(probabilities, targets, np.ones((1, len(targets))))
     decisions = Decisions(matrices)
     return table | {name: float(m.compute(decisions)[0]) for name, m in CLASS_METRICS.items()}

@@ -12,7 +12,6 @@ from models.build import build_model
 from models.convert import shared_keys
 from models.encoder import ENCODERS, Encoder
 from models.pretrained import fit_pretrained
-from system.device import views_of
 from utils import check_fit, drop_buffers, name_damaged, read_checkpoint, trained_config
 
 
@@ -21,7 +20,7 @@ def batch_features(
     model: nn.Module, images: torch.Tensor, device: torch.device, *, tokens: bool = False
 ) -> np.ndarray:
     """Compute the pooled features [B, F] of a batch, or its tokens [B, L, F], in float32."""
-    (view,) = views_of(images, device)
+    view = images.to(device, non_blocking=True)
     compute = model.forward_tokens if tokens else model.forward_features
     return compute(view).float().cpu().numpy()
 

@@ -39,41 +39,41 @@ class FinalScores:
         self.table: dict[str, dict[str, Any]] = {}
         self.values: dict[str, np.ndarray] = {}  # logits of the images
 
-    def score(self, name: str, models: list[nn.Module], **facts: Any) -> None:
-        """Score the averaged predictions of the models on SCORED_SPLITS under this name.
+    def score(self, name: str, model: nn.Module, **facts: Any) -> None:
+        """Score the predictions of a model on SCORED_SPLITS under this name.
 
         `facts` are further entries of scores.json, such as what selected the checkpoint.
         """
         for split, loader in self.scored.items():
-            self._predict(split, models, loader)
+            self._predict(split, model, loader)
             scores = score(self.run.config, self.values[split], loader)
             self.run.logger.info(f'{split}, {name} checkpoint: {describe_split(scores)}')
             self.table.setdefault(split, {})[name] = scores | facts
 
-    def write(self, models: list[nn.Module], sources: list[str]) -> None:
-        """Write all scores, and the predictions and the report of these models.
+    def write(self, model: nn.Module, source: str) -> None:
+        """Write all scores, and the predictions and the report of a model.
 
-        `sources` contains their checkpoints, or the kind of probe.
+        `source` is its checkpoint, or the kind of probe.
         """
         run = self.run
         others = present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
         for split, loader in others.items():  # in the same order on all ranks
-            self._predict(split, models, loader)
-        self.trained = _training_config(run, sources)
+            self._predict(split, model, loader)
+        self.trained = run.config if source in PROBES else trained_config(source)
         is_main = distributed.is_main()
         if is_main:
             found = {s: self.task.probabilities(self.values[s]) for s in self.scored | others}
-            self._write_predictions(found, ', '.join(sources))
+            self._write_predictions(found, source)
             run.logger.info(f'scores in {self._write_scores()}. Not for clinical use.')
         if is_main and run.config.REPORT.WRITE:
-            report = module_of('REPORT.WRITE').write_run_report(self, models, sources)
+            report = module_of('REPORT.WRITE').write_run_report(self, model, source)
             run.logger.info(f'report in {report}')
-        if len(sources) == 1 and Path(sources[0]).is_file():
-            command = f'{command_of("scripts/predict.py")} --checkpoint {sources[0]}'
+        if Path(source).is_file():
+            command = f'{command_of("scripts/predict.py")} --checkpoint {source}'
             run.logger.info(f'next: predict other images with {command}')
 
-    def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
-        self.values[split] = predict(self.run.config, self.run.device, models, loader)
+    def _predict(self, split: str, model: nn.Module, loader: DataLoader) -> None:
+        self.values[split] = predict(self.run.config, self.run.device, model, loader)
 
     def _write_scores(self) -> Path:
         file = self.run.folder / f'scores{self.suffix}.json'
@@ -90,7 +90,7 @@ class FinalScores:
             'views': config.EVAL.VIEWS or config.DATA.VIEWS,
             'trained_views': self.trained.DATA.VIEWS if self.trained else '',
             'preprocess': scored_steps(config),
-            'test_time_views': describe_views(config),
+            'patches': describe_dropped(config),
             'code': code_version(),
         }
         loaders = self.scored | {'holdout': self.loaders.holdout, 'train': self.loaders.whole}
@@ -151,23 +151,15 @@ def check_scoring(run: Run, path: str | Path) -> None:
         run.logger.warning(problem)
 
 
-def describe_views(config: Config) -> str:
-    """Describe the test-time views of an image that are averaged."""
-    views = 'one view' if config.EVAL.TTA == 'none' else config.EVAL.TTA
+def describe_dropped(config: Config) -> str:
+    """Describe which patches of an image are not scored; '' if all are."""
     ratio = config.EVAL.MASK_RATIO
-    return f'{views}, {100 * ratio:g} % of the patches dropped at random' if ratio else views
+    return f'{100 * ratio:g} % dropped at random' if ratio else ''
 
 
 def present(loaders: dict[str, DataLoader | None]) -> dict[str, DataLoader]:
     """Return the loaders that are not None. All ranks have the same loaders."""
     return {name: loader for name, loader in loaders.items() if loader is not None}
-
-
-def _training_config(run: Run, sources: list[str]) -> Config | None:
-    """Return the config that the scored model was trained with; None if unknown."""
-    if sources[0] in PROBES:
-        return run.config
-    return trained_config(sources[0]) if len(sources) == 1 else None
 
 
 def is_data_of(trained: Config, folder: Path, data_path: str) -> bool:

@@ -1,7 +1,6 @@
-"""Load a classifier from a checkpoint, predict with one or several models, and score a split."""
+"""Load a classifier from a checkpoint, predict, and score a split."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from models.build import build_saved_model
 from models.kept_patches import num_kept, num_patches
 from models.losses import LABEL_LOSSES
 from system import distributed
-from system.device import autocast, views_of
+from system.device import autocast
 from utils import load_model_state, read_checkpoint
 
 MASK_SEED = 0  # of the patches that EVAL.MASK_RATIO drops; the same for all runs
@@ -43,27 +42,22 @@ def load_classifier(
 
 @torch.no_grad()
 def predict(
-    config: Any, device: torch.device, models: nn.Module | Sequence[nn.Module], loader: DataLoader
+    config: Any, device: torch.device, model: nn.Module, loader: DataLoader
 ) -> np.ndarray:  # [N, K]
     """Compute the logits [N, K] of a split (`Task`) in the order of the records, on every rank.
 
-    For several models or several test-time views, they are the logits of the mean prediction. With
-    EVAL.MASK_RATIO all of them read the patches of `kept_patches`. A logit that is not finite
+    With EVAL.MASK_RATIO the model reads the patches of `kept_patches`. A logit that is not finite
     raises a ValueError that names the image.
     """
-    models = [models] if isinstance(models, nn.Module) else models
-    for model in models:
-        model.eval()
+    model.eval()
     task, parts = task_of(config), []
     for images, _, index in loader:
-        outputs, kept = [], kept_patches(config, loader.dataset, index.cpu().numpy())
+        kept = kept_patches(config, loader.dataset, index.cpu().numpy())
         inputs = () if kept is None else (kept.to(device),)
-        for view in views_of(images, device):
-            with autocast(config, device):
-                outputs += [model(view, *inputs) for model in models]
+        with autocast(config, device):
+            outputs = model(images.to(device, non_blocking=True), *inputs)
         # Float32 from here on, because probabilities that tie in half precision change the AUROC.
-        of_each = [task.logits(output.float()).cpu().numpy() for output in outputs]
-        parts.append((index.cpu().numpy(), task.mean(of_each)))
+        parts.append((index.cpu().numpy(), task.logits(outputs.float()).cpu().numpy()))
     logits = np.full((len(loader.dataset), len(task.labels)), np.nan, np.float32)
     # Each image has its own row, so the order of the ranks does not matter.
     for rank_parts in distributed.gather(parts):
@@ -86,7 +80,6 @@ def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]
         dataset.records.study,
         labels=task.labels,
         level=config.EVAL.LEVEL,
-        aggregate=config.EVAL.AGGREGATE,
     )
     # Always the same loss, so that runs with different training losses can be compared.
     loss_fn = LABEL_LOSSES[task.losses[0]](config.LOSS, dataset.targets)
@@ -98,7 +91,7 @@ def kept_patches(config: Any, dataset: Dataset, index: np.ndarray) -> torch.Tens
     """Draw the positions [B, V] of the patches that scoring reads; None if it reads all of them.
 
     They only depend on the row of an image in its CSV file, and not on the seed of the run, the
-    batch or the process. All models therefore see the same patches of an image.
+    batch or the process. All runs therefore see the same patches of an image.
 
     Args:
         config: Options of the run, of which EVAL.MASK_RATIO is the share that is dropped.

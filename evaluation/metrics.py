@@ -29,7 +29,6 @@ class Protocol:
     """Options for scoring cases."""
 
     level: str = 'study'  # or 'image'
-    aggregate: str = 'max'  # probability of a study: 'max' or 'mean' over the images
     views: str = 'all'  # only shown in the report
     threshold: str = 'youden'  # rule of evaluation.calibration.choose_threshold
     sensitivity: float = 0.9  # target of the threshold rule 'sensitivity'
@@ -374,7 +373,6 @@ def study_level(
     probabilities: np.ndarray,
     targets: np.ndarray,
     studies: Sequence[str],
-    how: str = 'max',
     *,
     exclusive: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -384,25 +382,19 @@ def study_level(
         probabilities: Probabilities of the images, [N, K].
         targets: 1, 0, or NaN where the label is not scored, [N, K].
         studies: Study of each image, [N].
-        how: Rule for probabilities, 'max' (as in CheXpert) or 'mean'.
         exclusive: Whether the labels are classes, of which a case has one. The probabilities of a
             study then have the sum 1, and a study whose images have several classes is not scored.
 
     Returns:
-        Probabilities [S, K], the largest known targets [S, K] (NaN if no image has one), and the
-        sorted study names [S].
+        The largest probabilities [S, K], the largest known targets [S, K] (NaN if no image has
+        one), and the sorted study names [S].
 
     Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study).
     """
     names, study = np.unique(np.asarray(studies), return_inverse=True)
     shape = names.size, probabilities.shape[1]
-    if how == 'mean':
-        joined = np.zeros(shape)
-        np.add.at(joined, study, probabilities)
-        joined /= np.bincount(study)[:, None]
-    else:
-        joined = np.full(shape, -np.inf)
-        np.maximum.at(joined, study, probabilities)
+    joined = np.full(shape, -np.inf)
+    np.maximum.at(joined, study, probabilities)
     known = np.full(shape, np.nan)
     np.fmax.at(known, study, targets)  # ignores NaN
     if exclusive:
@@ -460,7 +452,6 @@ def score_table(
     *,
     labels: Sequence[str],
     level: str,
-    aggregate: str = 'max',
     exclusive: bool = False,
 ) -> SplitScores:
     """Compute the AUROC of every label and the means.
@@ -471,7 +462,6 @@ def score_table(
         studies: Study of each image, [N].
         labels: Label names, [K].
         level: Level of the scores, 'study' or 'image'.
-        aggregate: Probability of a study, 'max' or 'mean' over the images.
         exclusive: Whether the labels are classes, see `study_level`.
 
     Returns:
@@ -479,7 +469,7 @@ def score_table(
     """
     if level == 'study':
         probabilities, targets, _ = study_level(
-            probabilities, targets, studies, aggregate, exclusive=exclusive
+            probabilities, targets, studies, exclusive=exclusive
         )
     areas = auroc_per_label(probabilities, targets)
     area_of = dict(zip(labels, areas.tolist(), strict=True))

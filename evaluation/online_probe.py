@@ -51,7 +51,7 @@ class OnlineProbe:
         self.validate, self.task = validate, task_of(config)
         _, self.records = pretrain_records(config, read_split(config, 'train', logger))
         self.targets = self.task.scored(self.records)
-        transform = EvalTransform(config, test_time_views=False)
+        transform = EvalTransform(config, is_scored=False)
         dataset = XrayDataset(self.records, transform, seed=HOLDOUT_SEED, targets=self.targets)
         self.loader = make_loader(dataset, config, shuffle=False)
 

@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 
 from data.loader import Loaders, XrayDataset, make_loader
 from data.records import task_of
-from data.tasks import SMALLEST_PROBABILITY
 from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head
 from evaluation.features import batch_features
@@ -49,6 +48,7 @@ from utils import load_pretrained
 
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200, 500, 1000)
 PLAIN_NUM_NEIGHBOURS = 50  # for labels that a cross-validation cannot tune
+SMALLEST_SHARE = 1e-12  # of votes, before it becomes a logit
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 EXCHANGED = 1024  # images whose features the processes exchange at a time
 MIB = 2**20
@@ -109,7 +109,7 @@ class KnnClassifier(nn.Module):
             torch.stack([part[:, :count].sum(1) for count in counts], 1) for part in parts
         )  # [B, G, K]
         share = torch.where(total > 0, votes / total, 0.5).double()
-        return torch.logit(share, eps=SMALLEST_PROBABILITY).swapaxes(0, 1)
+        return torch.logit(share, eps=SMALLEST_SHARE).swapaxes(0, 1)
 
 
 class PixelClassifier(nn.Module):

@@ -184,7 +184,7 @@ def compare_sets(
         reference: Name of the model that all others are compared with; '' compares all pairs.
         seeds: Pairs of names that only differ in their seed. They have no p-value.
     """
-    rows = [cases.at_level(protocol.level, protocol.aggregate) for cases in sets]
+    rows = [cases.at_level(protocol.level) for cases in sets]
     if len(rows) > 2:
         rows.sort(key=_mean_area, reverse=True)
     pairs = [*combinations(rows, 2)]

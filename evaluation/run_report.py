@@ -24,7 +24,7 @@ from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
 from data.records import task_of
 from engine.run_record import code_version
 from evaluation.cases import Cases
-from evaluation.final_scores import FinalScores, describe_views, present
+from evaluation.final_scores import FinalScores, describe_dropped, present
 from evaluation.metrics import Protocol
 from evaluation.report import (
     TASK_WORDS,
@@ -51,14 +51,10 @@ TRAINED_PARTS = {  # FINETUNE.MODE in words
 NORMALISED_BY = {'dataset': 'the whole data set', 'image': 'the image'}  # DATA.NORMALIZE in words
 CHOSEN_ON = {'holdout': 'held-out training patients', 'last': 'no images: it is the last epoch'}
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
-AVERAGED = (
-    'saliency maps are those of the first checkpoint and of one view of the image, while the '
-    'probabilities below them are means over all checkpoints and test-time views'
-)
 
 
-def write_run_report(final: FinalScores, models: list[nn.Module], sources: list[str]) -> Path:
-    """Write report.html, report.json, the tables, and saliency maps of the first model."""
+def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
+    """Write report.html, report.json, the tables, and saliency maps."""
     run, config = final.run, final.run.config
     folder = run.folder / 'report_eval' if config.EVAL_MODE else run.folder
     train = final.loaders.train or final.loaders.plain
@@ -67,14 +63,14 @@ def write_run_report(final: FinalScores, models: list[nn.Module], sources: list[
     sets = [_cases(final, name) for name in final.scored]
 
     trained = final.trained
-    select_on = _selected_on(trained or config, sources[0])
+    select_on = _selected_on(trained or config, source)
     training = _describe_training(trained, select_on)
-    training |= _describe_effort(run.folder, select_on, sources, train)
+    training |= _describe_effort(run.folder, select_on, source, train)
     baselines, problems = _read_baselines(config, sets[-1])
     about = {
-        'run': _describe_run(config, sources, training),
+        'run': _describe_run(config, source, training),
         'patients': {split: [*dataset.records.patient] for split, dataset in datasets.items()},
-        'warnings': [*problems, *_warnings(final, models[0], sources)],
+        'warnings': [*problems, *_warnings(final, model, source)],
     }
     protocol = _protocol(config)
     document = build_document(
@@ -83,13 +79,13 @@ def write_run_report(final: FinalScores, models: list[nn.Module], sources: list[
         protocol,
         policy=trained.DATA.UNCERTAIN if trained else '',
         extras={
-            'training': _training_curves(final, sources),
+            'training': _training_curves(final, source),
             'comparisons': compare_with_baselines(sets[-1], baselines, protocol),
             'baselines': bool(baselines),
         },
         **about,
     )
-    document |= _write_maps(final, models[0], datasets, sets[-1], document, folder)
+    document |= _write_maps(final, model, datasets, sets[-1], document, folder)
     thumbnails = _thumbnails(config, datasets, sets, document)
     for line in document['alerts']:
         run.logger.warning(line)
@@ -139,9 +135,9 @@ def _read_baselines(config: Config, cases: Cases) -> tuple[dict[str, np.ndarray]
     return found, problems
 
 
-def _training_curves(final: FinalScores, sources: list[str]) -> dict[str, Any] | None:
+def _training_curves(final: FinalScores, source: str) -> dict[str, Any] | None:
     """Return losses and selection score by epoch, if the model was trained in this folder."""
-    records = _epochs(final.run.folder, sources)
+    records = _epochs(final.run.folder, source)
     if not records:
         return None
     select_on = (final.trained or final.run.config).EVAL.SELECT_ON
@@ -158,12 +154,12 @@ def _training_curves(final: FinalScores, sources: list[str]) -> dict[str, Any] |
     return {'epochs': [record['epoch'] for record in records], 'curves': curves}
 
 
-def _warnings(final: FinalScores, model: nn.Module, sources: list[str]) -> list[str]:
+def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
     """Return what a reader of the report must know about its scores."""
-    config = final.run.config
-    configs = [final.trained] if len(sources) == 1 else [*map(trained_config, sources)]
-    warnings = _seen_patients(configs, config)
-    if _are_selected_on_valid(configs, sources):
+    config, trained = final.run.config, final.trained
+    warnings = _seen_patients(trained, config)
+    is_trained = trained and trained.FINETUNE.MODE not in PROBES
+    if is_trained and _selected_on(trained, source) == 'valid':
         warnings.append(SELECTED_ON_VALID)
     if 'internal' in final.scored:
         warnings.append(INTERNAL)
@@ -176,8 +172,6 @@ def _warnings(final: FinalScores, model: nn.Module, sources: list[str]) -> list[
         return warnings
     if config.REPORT.MAPS and lacks_maps(model, config.REPORT.METHOD):
         warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
-    elif config.REPORT.MAPS and _is_averaged(config, sources):
-        warnings.append(AVERAGED)
     return warnings
 
 
@@ -205,7 +199,6 @@ def _cases(final: FinalScores, name: str) -> Cases:
 def _protocol(config: Any) -> Protocol:
     return Protocol(
         level=config.EVAL.LEVEL,
-        aggregate=config.EVAL.AGGREGATE,
         views=config.EVAL.VIEWS or config.DATA.VIEWS,
         threshold=config.EVAL.THRESHOLD,
         resamples=config.EVAL.RESAMPLES,
@@ -213,31 +206,20 @@ def _protocol(config: Any) -> Protocol:
     )
 
 
-def _seen_patients(configs: list[Config | None], config: Config) -> list[str]:
+def _seen_patients(trained: Config | None, config: Config) -> list[str]:
     """Return warnings that the weights in PRETRAINED of a training may have seen scored patients.
 
     A file that no longer exists gives no warning. The log of the training has it.
     """
-    lines = {}
-    for path in {trained.PRETRAINED: None for trained in configs if trained}:
-        before = trained_config(path) if Path(path).is_file() else None
-        if before:
-            lines |= dict.fromkeys(seen_patients(path, before.DATA, config.DATA))
-    return [*lines]
+    if not trained or not Path(trained.PRETRAINED).is_file():
+        return []
+    before = trained_config(trained.PRETRAINED)
+    return seen_patients(trained.PRETRAINED, before.DATA, config.DATA) if before else []
 
 
-def _are_selected_on_valid(configs: list[Config | None], sources: list[str]) -> bool:
-    """Return whether the split valid selected one of the scored checkpoints."""
-    return any(
-        trained and trained.FINETUNE.MODE not in PROBES and _selected_on(trained, source) == 'valid'
-        for trained, source in zip(configs, sources, strict=True)
-    )
-
-
-def _describe_run(config: Config, sources: list[str], training: dict[str, str]) -> dict[str, str]:
+def _describe_run(config: Config, source: str, training: dict[str, str]) -> dict[str, str]:
     """Return the table of run details for the first screen of the report."""
     data = config.DATA
-    checkpoint = ('mean of ' if len(sources) > 1 else '') + ', '.join(sources)
     is_pixels = config.FINETUNE.MODE == 'pixels'
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     data_set = f'{data.DATASET}{labeller}'
@@ -247,22 +229,17 @@ def _describe_run(config: Config, sources: list[str], training: dict[str, str]) 
         **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
         **({} if is_pixels else {'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px'}),
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
-        **({} if sources[0] in PROBES else {'Checkpoint': checkpoint}),
+        **({} if source in PROBES else {'Checkpoint': source}),
         **training,
         'Data': f'{data.DATA_PATH} ({data_set})',
         **({'Blank labels': data.BLANK} if task_of(config).has_policies else {}),
         'Images': describe_images(config.EVAL.DATA_PATH or data.DATA_PATH),
         'Preprocessing': f'{steps}; normalised by {NORMALISED_BY[data.NORMALIZE]}',
         'Threshold rule': config.EVAL.THRESHOLD,
-        'Test-time views': describe_views(config),
+        **({'Patches': dropped} if (dropped := describe_dropped(config)) else {}),
         'Seed': str(config.SEED),
         'Code': code_version(),
     }
-
-
-def _is_averaged(config: Config, sources: list[str]) -> bool:
-    """Return whether a probability is a mean over several checkpoints or views of an image."""
-    return len(sources) > 1 or config.EVAL.TTA != 'none'
 
 
 def _selected_on(trained: Config, source: str) -> str:
@@ -307,15 +284,15 @@ def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]
 
 
 def _describe_effort(
-    folder: Path, select_on: str, sources: list[str], train: DataLoader | None
+    folder: Path, select_on: str, source: str, train: DataLoader | None
 ) -> dict[str, str]:
     """Return the number of training images, the selected epoch and the training time, if known."""
-    rows, records = {}, _epochs(folder, sources)
+    rows, records = {}, _epochs(folder, source)
     if train is not None:
         images = train.dataset.records
         rows['Training images'] = f'{len(images)} of {len(set(images.patient))} patients'
-    if records and Path(sources[0]).name == BEST_CHECKPOINT:
-        best = read_checkpoint(sources[0])
+    if records and Path(source).name == BEST_CHECKPOINT:
+        best = read_checkpoint(source)
         rows['Selected epoch'] = (
             f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean AUROC '
             f'{best["best_score"]:.4f} on {CHOSEN_ON.get(select_on, select_on)}'
@@ -326,10 +303,10 @@ def _describe_effort(
     return rows
 
 
-def _epochs(folder: Path, sources: list[str]) -> list[dict[str, Any]]:
+def _epochs(folder: Path, source: str) -> list[dict[str, Any]]:
     """Read the records of the trained epochs, if the model was trained in this folder."""
     file = folder / 'metrics.jsonl'
-    own = len(sources) == 1 and Path(sources[0]).parent == folder
+    own = Path(source).parent == folder
     return [r for r in read_metrics(file) if 'loss' in r] if own and file.is_file() else []
 
 

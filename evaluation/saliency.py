@@ -321,7 +321,7 @@ def write_maps(
         return {'maps': [], 'maps_check': None}
     view, entries = EvalTransform(config), []
     device = next(model.parameters()).device
-    rows = cases.at_level(config.EVAL.LEVEL, config.EVAL.AGGREGATE)
+    rows = cases.at_level(config.EVAL.LEVEL)
     for k, label in enumerate(cases.labels):
         if label not in thresholds:  # labels with a single class are not scored
             continue

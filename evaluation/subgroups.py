@@ -35,12 +35,12 @@ def score_groups(
     [K], NaN if there is none, and the resamples of patients.
     """
     columns = []
-    everyone = cases.at_level(protocol.level, protocol.aggregate)
+    everyone = cases.at_level(protocol.level)
     for column, values in cases.groups.items():
         strata = [name for name in STANDARD_COLUMNS if name != column and name in cases.groups]
         groups, areas = [], {}
         for name in sorted(set(values) - {''}, key=natural_order):
-            rows = cases.select(values == name).at_level(protocol.level, protocol.aggregate)
+            rows = cases.select(values == name).at_level(protocol.level)
             weights = resamples.score_weights(rows.patient)
             scores = {
                 label: label_scores(*rows.of_label(label), threshold=threshold, weights=weights)

@@ -99,8 +99,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--scores', choices=('probabilities', 'any'), default='probabilities', help=kinds)
     choice('--task', 'DATA.TASK', default.DATA.TASK, 'task that defines the labels')
     choice('--level', 'EVAL.LEVEL', default.EVAL.LEVEL, 'unit of evaluation')
-    aggregate = 'probability of a study from its images'
-    choice('--aggregate', 'EVAL.AGGREGATE', default.EVAL.AGGREGATE, aggregate)
     choice('--views', 'DATA.VIEWS', 'all', 'views to score')
     choice('--blank', 'DATA.BLANK', default.DATA.BLANK, 'value of a label that is not mentioned')
     choice('--threshold', 'EVAL.THRESHOLD', default.EVAL.THRESHOLD, 'rule for thresholds')
@@ -137,7 +135,6 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     """Score all prediction files and return the document of the report."""
     protocol = Protocol(
         level=args.level,
-        aggregate=args.aggregate,
         views=args.views,
         threshold=args.threshold,
         sensitivity=args.sensitivity,
@@ -366,9 +363,9 @@ def read_thresholds(
             report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
             entry = {part['name']: part for part in report['sets']}[report['headline']['set']]
             parts = {part['label']: part for part in entry['labels']}
-            then = entry['level'], entry['aggregate'], entry['views']
+            then = entry['level'], entry['views']
             if not all(isinstance(name, str) for name in then):
-                raise TypeError(f'level, aggregate and views must be names, got {then!r:.100}')
+                raise TypeError(f'level and views must be names, got {then!r:.100}')
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f'{file} is not a report.json of one model: {error!r}') from error
         chosen = {label: parts.get(label, {}) for label in cases.labels}
@@ -377,7 +374,7 @@ def read_thresholds(
         fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS), missing, few))
         if np.isnan(fitted[-1].thresholds).all():
             raise ValueError(f'{file} has no threshold for any of these labels')
-        now = protocol.level, protocol.aggregate, protocol.views
+        now = protocol.level, protocol.views
         if then != now:
             warnings.append(
                 f'{file}: the thresholds were chosen for {", ".join(then)}, but these '

@@ -127,7 +127,7 @@ def main(args: argparse.Namespace) -> int:
     for remark in remarks:
         print(f'note: {remark}')
     workers = config.DATA.NUM_WORKERS if args.num_workers is None else args.num_workers
-    transform = EvalTransform(config, test_time_views=False)
+    transform = EvalTransform(config, is_scored=False)
     folder = args.output.with_suffix('.parts')
     with locked(folder / LOCK_FILE, wait=False):
         parts = Parts(folder, len(records), job)

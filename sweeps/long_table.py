@@ -35,7 +35,6 @@ class Scored(NamedTuple):
         images: Cases with one row per image.
         split: Name of the split.
         level: 'image' or 'study'.
-        aggregate: 'max' or 'mean', probability of a study.
         thresholds: Threshold of each label, for metrics that need one.
     """
 
@@ -44,7 +43,6 @@ class Scored(NamedTuple):
     images: Cases
     split: str = ''
     level: str = 'image'
-    aggregate: str = 'max'
     thresholds: Mapping[str, float] = {}  # noqa: RUF012
 
 
@@ -96,7 +94,7 @@ def score_runs(
         place = {'row': run.row, 'seed': run.seed, 'fold': '', 'split': run.split}
         check_scores(scores, run.images.labels)
         for group, chosen in _groups(run.images):
-            cases = run.images.select(chosen).at_level(run.level, run.aggregate)
+            cases = run.images.select(chosen).at_level(run.level)
             weights = draws[patients].score_weights(cases.patient)
             wanted = scores or (MEANS[0], *cases.labels)
             values = _values(cases, wanted, weights, run.thresholds)

@@ -307,7 +307,7 @@ class _Split:
 
     def check(self, folder: Path, images: Cases, written: Mapping[str, float | None]) -> None:
         """Raise a ValueError if scores.json was not computed from these predictions and labels."""
-        cases = images.at_level(self.eval.LEVEL, self.eval.AGGREGATE)
+        cases = images.at_level(self.eval.LEVEL)
         areas = auroc_per_label(cases.probabilities, cases.targets)
         for label, area in zip(cases.labels, areas, strict=True):
             known = written[label]
@@ -318,8 +318,7 @@ class _Split:
                 )
 
     def scored(self, row: str, seed: int, images: Cases, thresholds: Mapping) -> Scored:
-        how = self.eval.LEVEL, self.eval.AGGREGATE
-        return Scored(row, seed, images, self.split, *how, thresholds)
+        return Scored(row, seed, images, self.split, self.eval.LEVEL, thresholds)
 
 
 def _read_scores(folder: Path, split: str) -> tuple[str, str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 
 import torch
 
@@ -59,15 +58,6 @@ def cpu_computes_bfloat16() -> bool:
     Without them, PyTorch computes these products more slowly than those in float32.
     """
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield the test-time views [B, C, S, S] of a batch one at a time, to save device memory.
-
-    The images are [B, C, S, S] for a single view, or [B, T, C, S, S] for T views.
-    """
-    for view in images.unbind(1) if images.ndim == 5 else [images]:
-        yield view.to(device, non_blocking=True)
 
 
 def autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager:

@@ -263,7 +263,7 @@ def test_each_value_of_an_option_selects_a_part_of_the_module_that_it_names(key)
         ('MODEL.SWIN.DEPTHS', [2, 0, 6, 2]), ('MODEL.SWIN.NUM_HEADS', [3, 6, 12, 25]),
         ('MODEL.SWIN.WINDOW_SIZE', 6), ('DATA.MASK_PATCH_SIZE', 30), ('DATA.MASK_PATCH_SIZE', 14),
         ('DATA.MASK_RATIO', 0.99), ('MODEL.NAME', '/other'), ('TAG', '../other'),
-        ('EVAL.ENSEMBLE', [1]), ('EVAL.GROUPS', ['']), ('DATA.IMAGE_SUFFIX', 'png'),
+        ('EVAL.GROUPS', ['']), ('DATA.IMAGE_SUFFIX', 'png'),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:

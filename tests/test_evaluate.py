@@ -120,11 +120,12 @@ def test_thresholds_come_from_other_patients(files, tmp_path):
     warnings = evaluate(tmp_path / 'half', *files, '--thresholds-from', files[1], half)['warnings']
     assert any('half.csv' in line and '30 of 60 patients' in line for line in warnings)
 
-    flags = ['--thresholds-from', tmp_path / 'first/report.json']
-    again = evaluate(tmp_path / 'again', *files, *flags, '--aggregate', 'mean')
+    images = report | {'sets': [report['sets'][0] | {'level': 'image'}]}
+    (tmp_path / 'images.json').write_text(json.dumps(images))
+    again = evaluate(tmp_path / 'again', *files, '--thresholds-from', tmp_path / 'images.json')
     for label, part in labels_of(report).items():
         assert labels_of(again)[label]['scores'] == part['scores']
-    assert any('study, max' in line and 'study, mean' in line for line in again['warnings'])
+    assert any('study, all' in line and 'image, all' in line for line in again['warnings'])
 
     report = json.loads((tmp_path / 'first/report.json').read_text())
     level = json.dumps({**report, 'sets': [{**report['sets'][0], 'level': 5}]})
@@ -151,7 +152,7 @@ def test_thresholds_come_from_other_patients(files, tmp_path):
 def test_impossible_thresholds_of_a_report_are_named(files, tmp_path, capsys, key, value):
     path = tmp_path / 'other.json'
     parts = [{'label': FIVE[0], 'threshold': 0.5, 'temperature': 1, key: value}]
-    entry = {'name': 'a', 'labels': parts, 'level': 'study', 'aggregate': 'max', 'views': 'all'}
+    entry = {'name': 'a', 'labels': parts, 'level': 'study', 'views': 'all'}
     path.write_text(json.dumps({'sets': [entry], 'headline': {'set': 'a'}}))
     words = ['--output', tmp_path / 'x', '--thresholds-from', path]
     assert run_script('evaluate', *files, *words) == 2
@@ -319,8 +320,8 @@ def test_groups_come_from_the_labels_and_the_demographics(files, tmp_path):
             assert auroc == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize('level, how', [('image', 'max'), ('study', 'max'), ('study', 'mean')])
-def test_images_are_scored_at_both_levels(tmp_path, level, how):
+@pytest.mark.parametrize('level', ['image', 'study'])
+def test_images_are_scored_at_both_levels(tmp_path, level):
     """Every second study has two images; the scores are computed with pandas."""
     rng = np.random.default_rng(0)
     paths = [
@@ -337,9 +338,9 @@ def test_images_are_scored_at_both_levels(tmp_path, level, how):
     renamed = [path.replace('.jpg', '.png').replace('CheXpert-v1.0', 'mine') for path in paths]
     pd.DataFrame({'Path': renamed, 'Edema': scores}).to_csv(tmp_path / 'p.csv', index=False)
     flags = ['--predictions', tmp_path / 'p.csv', '--labels', tmp_path / 'l.csv']
-    report = evaluate(tmp_path, *flags, '--level', level, '--aggregate', how)
+    report = evaluate(tmp_path, *flags, '--level', level)
     if level == 'study':
-        labels, scores = labels.groupby(study).max(), scores.groupby(study).agg(how)
+        labels, scores = labels.groupby(study).max(), scores.groupby(study).max()
     part = labels_of(report)['Edema']
     assert part['scores']['auroc']['value'] == pytest.approx(roc_auc_score(labels, scores))
     assert part['n'] == len(labels)

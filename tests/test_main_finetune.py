@@ -169,7 +169,7 @@ def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
     folder = run_folder(tmp_path, 'finetune')
     kept = ('ckpt_best.pth', 'metrics.jsonl')
     before = {name: (folder / name).read_bytes() for name in kept}
-    new = ('EVAL.TTA', 'crops', 'EVAL.LEVEL', 'image')
+    new = ('EVAL.VIEWS', 'all', 'EVAL.LEVEL', 'image')
     assert run_main('finetune', [*argv, '--opts', *new]) == 0
     assert {name: (folder / name).read_bytes() for name in kept} == before
     found = json.loads((folder / 'scores.json').read_text())
@@ -362,7 +362,7 @@ def test_throughput_is_measured_on_a_training_batch(
 
     to_device = preflight.to_device
     monkeypatch.setattr(preflight, 'to_device', noting)
-    options = {'FINETUNE': {'MODE': mode}, 'EVAL': {'TTA': 'crops'}}
+    options = {'FINETUNE': {'MODE': mode}}
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, **options)
     assert run_main('finetune', [*arguments(cfg, data, tmp_path / 'out'), '--throughput']) == 0
     assert shapes == [(4, 1, 32, 32)]

@@ -201,18 +201,15 @@ def test_a_mean_over_labels_leaves_out_labels_without_a_threshold_and_names_them
         assert means[name].get('left_out', []) == ['b'] * (entry.needs == 'threshold')
 
 
-@pytest.mark.parametrize(
-    ('how', 'wanted'), [('mean', [[0.4, 0.3], [0.4, 0.4]]), ('max', [[0.4, 0.3], [0.7, 0.9]])]
-)
-def test_a_study_combines_the_probabilities_and_has_the_greatest_target(how, wanted):
+def test_a_study_has_the_greatest_probability_and_target() -> None:
     probabilities = np.array([[0.2, 0.9], [0.7, 0.1], [0.4, 0.3], [0.3, 0.2]])
     targets = np.array([[1.0, NAN], [0.0, 0.0], [0.0, NAN], [NAN, 1.0]])
-    joined, known, names = study_level(probabilities, targets, ['b', 'b', 'a', 'b'], how)
+    joined, known, names = study_level(probabilities, targets, ['b', 'b', 'a', 'b'])
     assert names.tolist() == ['a', 'b']
-    np.testing.assert_allclose(joined, wanted)
+    np.testing.assert_allclose(joined, [[0.4, 0.3], [0.7, 0.9]])
     np.testing.assert_array_equal(known, [[0.0, NAN], [1.0, 1.0]])
     probabilities[0, 0] = NAN
-    joined, *_ = study_level(probabilities, targets, ['b', 'b', 'a', 'b'], how)
+    joined, *_ = study_level(probabilities, targets, ['b', 'b', 'a', 'b'])
     assert np.isnan(joined).tolist() == [[False, False], [True, False]]
 
 

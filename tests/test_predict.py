@@ -97,7 +97,7 @@ def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
     assert Path(f'{shown[0][0]}.svg').read_text().count('<image') >= 6
     table, config = pd.read_csv(tmp_path / 'p.csv'), trained_config(checkpoint_of(run))
     model = load_classifier(config, checkpoint_of(run), torch.device('cpu'), logging.getLogger())
-    view = EvalTransform(config, test_time_views=False)
+    view = EvalTransform(config, is_scored=False)
     for row, image, (_, pictures, maps, probabilities) in zip(range(2), images, shown, strict=True):
         original, grey = pictures.values()
         assert original == load_image(image) and original.size != grey.shape

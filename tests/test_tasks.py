@@ -165,21 +165,19 @@ def test_a_class_with_few_cases_leaves_no_interval(least: int, few: str, monkeyp
         assert score == pytest.approx(wanted, nan_ok=True)
 
 
-@pytest.mark.parametrize('how', ['max', 'mean'])
-def test_the_probabilities_of_a_study_sum_to_one(how: str) -> None:
+def test_the_probabilities_of_a_study_sum_to_one() -> None:
     probabilities, targets, _ = drawn(6)
     targets[:] = one_hot([0, 0, 1, 2, -1, 2])
     studies = np.array(['a', 'a', 'b', 'b', 'c', 'd'])
-    joined, known, names = study_level(probabilities, targets, studies, how, exclusive=True)
+    joined, known, names = study_level(probabilities, targets, studies, exclusive=True)
     np.testing.assert_allclose(joined.sum(axis=1), 1)
-    combine = {'max': np.max, 'mean': np.mean}[how](probabilities[:2], axis=0)
-    np.testing.assert_allclose(joined[0], combine / combine.sum())
+    largest = probabilities[:2].max(axis=0)
+    np.testing.assert_allclose(joined[0], largest / largest.sum())
     np.testing.assert_array_equal(known, one_hot([0, -1, -1, 2]), 'images of b have two classes')
     assert names.tolist() == [*'abcd']
-    options = {'labels': NAMES, 'level': 'study', 'aggregate': how}
-    table = class_table(probabilities, targets, studies, **options)
+    table = class_table(probabilities, targets, studies, labels=NAMES, level='study')
     rows = Cases('x', NAMES, studies, studies, studies, probabilities, targets, exclusive=True)
-    scored = rows.at_level('study', how)
+    scored = rows.at_level('study')
     right = scored.probabilities.argmax(axis=1) == np.nan_to_num(scored.targets).argmax(axis=1)
     assert table['accuracy'] == right[[0, 3]].mean()
     assert (table['rows'], table['positives']) == (4, {'Normal': 1, 'Pneumonia': 0, 'Covid': 1})
