@@ -28,13 +28,15 @@ not have the keys with a star. `python tools/config_reference.py` writes this pa
 
 ## Flags
 
+Each flag sets one option. `--local_rank` is ignored.
+
 """
 
 
 def options_page() -> str:
     """Return the page as Markdown."""
-    flags = [f'`--{flag.replace("_", "-")}` (`{key}`)' for flag, key in FLAG_KEYS.items()]
-    parts = [f'{HEADER}Each flag sets an option: {", ".join(flags)}. `--local_rank` is ignored.']
+    rows = [f'| `--{flag.replace("_", "-")}` | `{key}` |' for flag, key in FLAG_KEYS.items()]
+    parts = [HEADER + '\n'.join(['| flag | option |', '| --- | --- |', *rows])]
     for section in dict.fromkeys(['', *(_section(key) for key in OPTIONS)]):
         keys = [key for key in OPTIONS if _section(key) == section]
         parts.append(f'## {f"`{section}`" if section else "Run"}\n\n{_option_table(keys)}')
