@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -53,6 +54,11 @@ def device(pytestconfig: pytest.Config) -> Iterator[torch.device]:
     yield torch.device(pytestconfig.getoption('--device') or 'cpu')
     for switch, allowed in zip(switches, before, strict=True):
         switch.allow_tf32 = allowed
+
+
+@pytest.fixture(scope='session')
+def transformers() -> ModuleType:
+    return pytest.importorskip('transformers', reason='needs requirements-dev.txt')
 
 
 @pytest.fixture(scope='session')

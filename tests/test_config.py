@@ -95,19 +95,9 @@ def test_each_flag_overrides_opts(cfg, flag) -> None:
 
 
 def test_a_flag_of_another_project_names_what_replaces_it(cfg, capsys) -> None:
-    words = [
-        '--cfg',
-        str(cfg),
-        '--batch_size',
-        '8',
-        '--epochs=20',
-        '--lr',
-        '1',
-        '--accum_iter',
-        '2',
-    ]
+    words = '--batch_size 8 --epochs=20 --lr 1 --accum_iter 2'.split()
     with pytest.raises(SystemExit):
-        build_parser('simmim').parse_args(words)
+        build_parser('simmim').parse_args(['--cfg', str(cfg), *words])
     error = capsys.readouterr().err
     assert '--batch_size is --batch-size here' in error
     assert '--epochs is an option here: --opts TRAIN.EPOCHS VALUE' in error

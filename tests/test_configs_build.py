@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import default_config, get_config
+from config import get_config
 from models import build_model
 from models.contrastive import build_contrastive
 
@@ -69,23 +69,3 @@ def test_it_loads_for_its_stage_and_builds_its_model(path) -> None:
             model = build_model(config, is_pretrain=stage == 'simmim')
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert count == PARAMETERS.get(stem(path), count)
-
-
-def test_every_counted_model_has_a_config() -> None:
-    assert PARAMETERS.keys() <= {stem(path) for path in YAMLS}
-
-
-@pytest.mark.parametrize('path', CHEXPERT, ids=stem)
-def test_chexpert_options_suit_grey_images_and_their_labels(path) -> None:
-    config = load(path)
-    assert config.DATA.DATASET == 'chexpert'
-    assert config.MODEL.IN_CHANS == 1
-    if stage_of(path) != 'finetune':
-        assert config.AUG.HFLIP == 0.5 and config.AUG.CROP_AREA == []
-        return
-    aug, is_binary = config.AUG, config.DATA.TASK != 'observations'
-    assert config.MODEL.NUM_CLASSES == (1 if is_binary else 14)
-    assert (aug.AUTO_AUGMENT, aug.REPROB, aug.MIXUP, aug.CUTMIX) == ('none', 0, 0, 0)
-    assert aug.HFLIP == (0.5 if is_binary else 0.0)
-    assert aug.CROP_AREA == [0.5, 1.0] and 0 < aug.COLOR_JITTER < default_config().AUG.COLOR_JITTER
-    assert config.TEST.CROP is False

@@ -18,11 +18,6 @@ LAYOUT = {'MODEL__VIT__PATCH_SIZE': PATCH, 'MODEL__VIT__USE_APE': True,
 
 
 @pytest.fixture
-def transformers():
-    return pytest.importorskip('transformers', reason='needs requirements-dev.txt')
-
-
-@pytest.fixture
 def small_timm(monkeypatch):
     """Build timm's models with a width of 48, two blocks and four heads."""
     create, sizes = timm.create_model, {'embed_dim': 48, 'depth': 2, 'num_heads': 4}

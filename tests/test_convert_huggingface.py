@@ -27,11 +27,6 @@ def images(channels: int = 1, size: int = 32) -> torch.Tensor:
 # Models of transformers
 
 
-@pytest.fixture
-def transformers():
-    return pytest.importorskip('transformers', reason='needs requirements-dev.txt')
-
-
 def write_theirs(model: torch.nn.Module, folder: Path) -> Path:
     randomise(model)
     model.eval().save_pretrained(folder)

@@ -7,23 +7,20 @@ import pytest
 import timm
 import torch
 import torchvision
+import transfers
 from safetensors.torch import save_file
 from timm.models.swin_transformer import SwinTransformer
 from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images
 from yacs.config import CfgNode
 
-from config import default_config
 from models import build_model
 from models.timm_classifier import TimmClassifier
 from utils import load_pretrained
 
 
-def make_config(name: str, channels: int = 3, size: int = 32, labels: int = 14) -> CfgNode:
-    config = default_config()
-    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.IN_CHANS = 'timm', name, channels
-    config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES = size, labels
-    config.MODEL.DROP_PATH_RATE = 0.0
-    return config
+def make_config(name: str, channels: int = 3, labels: int = 14) -> CfgNode:
+    options = {'MODEL__TIMM__NAME': name, 'MODEL__NUM_CLASSES': labels}
+    return transfers.make_config('timm', channels, **options)
 
 
 def started(config: CfgNode, path: Path) -> TimmClassifier:
@@ -73,8 +70,7 @@ def test_torchvisions_weights_give_torchvisions_logits(tmp_path, log) -> None:
 
 
 @torch.no_grad()
-def test_resnet_of_transformers_gives_its_features(tmp_path, log) -> None:
-    transformers = pytest.importorskip('transformers', reason='needs requirements-dev.txt')
+def test_resnet_of_transformers_gives_its_features(transformers, tmp_path, log) -> None:
     torch.manual_seed(3)
     sizes = {'embedding_size': 64, 'hidden_sizes': [64, 128, 256, 512], 'depths': [2, 2, 2, 2]}
     config = transformers.ResNetConfig(**sizes, layer_type='basic')

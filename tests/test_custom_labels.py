@@ -87,29 +87,23 @@ def test_scripts_take_the_labels_from_the_checkpoint_and_the_predictions(
     assert [entry['label'] for entry in report['sets'][0]['labels']] == ['Heart/size']
 
 
-def test_evaluation_refuses_other_labels_than_those_of_the_checkpoint(
-    fine_tuned: Path, own_data: Path, tmp_path: Path, refused
-) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, DATA={'VIEWS': 'all'})
-    opts = ['--opts', 'DATA.LABELS', str(OWN[::-1]), 'MODEL.NUM_CLASSES', '3']
-    words = ['--eval', '--resume', str(fine_tuned / 'ckpt_best.pth'), *opts]
-    argv = arguments(cfg, own_data, tmp_path / 'out', *words)
-    refused('finetune', argv, 'ckpt_best.pth', 'DATA.LABELS')
-
-
-def test_a_run_does_not_resume_with_other_labels(
+def test_a_run_is_neither_evaluated_nor_resumed_with_other_labels(
     fine_tuned: Path, own_data: Path, tmp_path: Path, refused
 ) -> None:
     """Also with more epochs, and from a checkpoint of another folder."""
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, DATA={'VIEWS': 'all'})
-    opts = ['--opts', 'DATA.LABELS', str(OWN[::-1]), 'MODEL.NUM_CLASSES', '3', 'TRAIN.EPOCHS', '9']
+    opts = ['--opts', 'DATA.LABELS', str(OWN[::-1]), 'MODEL.NUM_CLASSES', '3']
+    longer = [*opts, 'TRAIN.EPOCHS', '9']
+    words = ['--eval', '--resume', str(fine_tuned / 'ckpt_best.pth'), *opts]
+    argv = arguments(cfg, own_data, tmp_path / 'scored', *words)
+    refused('finetune', argv, 'ckpt_best.pth', 'DATA.LABELS')
     copy = tmp_path / 'out' / fine_tuned.parent.name / fine_tuned.name
     shutil.copytree(fine_tuned, copy)
     before = (copy / 'predictions_valid.csv').read_bytes()
-    words = ['--tag', fine_tuned.name, *opts]
+    words = ['--tag', fine_tuned.name, *longer]
     refused('finetune', arguments(cfg, own_data, tmp_path / 'out', *words), 'DATA.LABELS')
     assert (copy / 'predictions_valid.csv').read_bytes() == before
-    words = ['--resume', str(next(fine_tuned.glob('ckpt_epoch_*.pth'))), *opts]
+    words = ['--resume', str(next(fine_tuned.glob('ckpt_epoch_*.pth'))), *longer]
     refused('finetune', arguments(cfg, own_data, tmp_path / 'other', *words), 'DATA.LABELS')
 
 

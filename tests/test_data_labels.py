@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import LABELS_DECIDE, VIT, tiny_config
 
-from config import get_config
 from data.labels import (
     COMPETITION_LABELS,
     LABELS,
@@ -135,43 +133,3 @@ def test_evaluation_excludes_uncertain_and_counts_it() -> None:
     np.testing.assert_array_equal(ignored[:, 0], [1, 0, NAN, 0])
     assert count_uncertain(FOUR[[0, 2, 2]]) == dict.fromkeys(LABELS, 2)
     assert count_uncertain(FOUR[:2]) == {}
-
-
-# ---- What is refused
-
-
-SINGLE = ['DATA.TASK', 'single_label', 'DATA.LABELS', "['a', 'b']"]
-OWN = ['DATA.LABELS', "['a']"]
-
-
-@pytest.mark.parametrize(
-    'options, key',
-    [
-        (['DATA.UNCERTAIN', 'u_ones'], 'DATA.UNCERTAIN'),
-        (['DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'one'}"], "DATA.UNCERTAIN_BY_LABEL.*'Edema'"),
-        (['DATA.UNCERTAIN', 'multiclass', 'LOSS.NAME', 'asymmetric'], 'LOSS.NAME'),
-        (['DATA.UNCERTAIN', 'self_train'], 'DATA.SELF_TRAIN_PREDICTIONS'),
-        (['DATA.PSEUDO_LABELS', 'x.csv'], 'DATA.TRAIN_FRACTION'),
-        (['DATA.DATASET', 'folder'], 'DATA.DATASET'),
-        (['DATA.LABEL_COLUMN', 'Finding'], 'DATA.LABEL_COLUMN'),
-        (['DATA.TASK', 'effusion', 'MODEL.NUM_CLASSES', '14'], 'MODEL.NUM_CLASSES'),
-        (['DATA.TASK', 'effusion', 'DATA.UNCERTAIN', 'multiclass'], 'DATA.UNCERTAIN'),
-        (['DATA.TASK', 'effusion', 'DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'ones'}"], 'BY_LABEL'),
-        (['DATA.TASK', 'single_label'], 'DATA.LABELS'),
-        ([*SINGLE, 'LOSS.NAME', 'focal'], 'focal'),
-        ([*OWN, 'MODEL.NUM_CLASSES', '14'], 'MODEL.NUM_CLASSES'),
-        ([*OWN, 'DATA.TASK', 'any_finding'], 'DATA.LABELS'),
-        ([*OWN, 'DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'ones'}"], 'Edema'),
-        ([*OWN, 'EVAL.SELECT', 'five'], 'EVAL.SELECT'),
-        (['DATA.LABELS', "['Heart/size', 'heart_size']"], 'DATA.LABELS'),
-        (['DATA.LABELS', "['Path']"], 'DATA.LABELS'),
-    ],
-)
-def test_options_that_do_not_fit_the_labels_are_refused(
-    tmp_path: Path, options: list[str], key: str
-) -> None:
-    sections = {'DATA': {'TRAIN_IMAGES': 0}, 'MODEL': LABELS_DECIDE}
-    cfg = str(tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, **sections))
-    get_config(Namespace(cfg=cfg, opts=[], stage='finetune'))
-    with pytest.raises(ValueError, match=key):
-        get_config(Namespace(cfg=cfg, opts=options, stage='finetune'))

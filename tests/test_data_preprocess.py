@@ -1,6 +1,5 @@
 """Steps that change the shape of images, lung masks, and other steps for scored images."""
 
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from packed_data import file_of, make_data, packed
 from PIL import Image
+from tiny import run_script
 from xray_splits import LOGGER, make_config, samples_of
 
 from data.augmentation import TrainTransform
@@ -23,9 +23,6 @@ from data.preprocess import Preprocess, Setup, apply_steps
 from data.preprocess_steps import check as check_steps
 from data.reading import data_root
 from data.store_about import read_about
-
-sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
-import pack as pack_script  # noqa: E402
 
 BICUBIC = Image.Resampling.BICUBIC
 SIZE = 16
@@ -95,17 +92,6 @@ def test_a_store_that_gives_other_images_is_refused(root, tmp_path, packed_steps
         assert len(read_data_set('chexpert', str(store), 'train'))  # any steps will do for records
 
 
-@pytest.mark.parametrize(
-    'steps',
-    [['resize', 'lung_crop'], ['resize', 'resize'], ['lung_crop', 'lung_multiply']],
-)
-def test_steps_in_an_order_that_cannot_work_are_refused(root, steps):
-    with pytest.raises(ValueError, match='DATA.PREPROCESS'):
-        check_steps(config_of(root, steps), 'finetune')
-    with pytest.raises(ValueError, match='EVAL.PREPROCESS'):
-        check_steps(config_of(root, [], 'EVAL.PREPROCESS', steps), 'finetune')
-
-
 # Lung masks
 
 
@@ -170,7 +156,7 @@ def test_a_store_packed_with_masks_gives_the_images_of_the_files(root, tmp_path)
     masks, steps = make_masks(root, tmp_path / 'masks'), ['lung_multiply', 'lung_crop', 'resize']
     flags = ['--data-path', str(root), '--output', str(tmp_path / 'store'), '--size', str(SIZE)]
     flags += ['--preprocess', *steps, '--workers', '1']
-    assert pack_script.main(pack_script.parse_args([*flags, '--lung-masks', str(masks)])) == 0
+    assert run_script('pack', *flags, '--lung-masks', masks) == 0
     store = tmp_path / 'store'
     from_files = config_of(root, steps, 'DATA.LUNG_MASKS', str(masks))
     from_store = config_of(store, steps)
@@ -188,7 +174,7 @@ def test_a_store_packed_with_masks_gives_the_images_of_the_files(root, tmp_path)
     with pytest.raises(ValueError, match='DATA.LUNG_MASKS'):
         data_root(config_of(root, steps), LOGGER)
     with pytest.raises(SystemExit):
-        pack_script.parse_args(flags)
+        run_script('pack', *flags)
 
 
 # Scored images

@@ -311,23 +311,6 @@ def test_a_loss_that_compares_images_keeps_their_number(
             assert any('learning rates' in line for line in log.messages) == changed
 
 
-def test_options_that_no_longer_exist_are_one_line(log) -> None:
-    state, saved = new_state(), new_state(epoch=1)
-    config = config_with(TRAIN__OPTIMIZER__NAME='sgd', TRAIN__CLIP_GRAD=3.0)
-    contents = saved.contents(config, [{'torch': torch.get_rng_state()}], finished=True)
-    contents['config'] += 'OLD:\n  ONE: 1\n  TWO: 2\n'
-    config.merge_from_list(['TRAIN.CLIP_GRAD', 5.0])
-    state.restore(contents, config, source='c.pth', logger=LOGGER)
-    (gone,) = [line for line in log.messages if 'OLD.' in line]
-    assert 'OLD.ONE, OLD.TWO' in gone
-    assert any('TRAIN.CLIP_GRAD: 3.0 -> 5.0' in line for line in log.messages)
-
-
-def test_an_epoch_with_one_more_image_is_other_data() -> None:
-    with pytest.raises(ValueError, match='7 batches, and now it has 8'):
-        resumed(new_state(batch=4), new_state(8), finished=False, size=1)
-
-
 @pytest.mark.parametrize(
     'epochs, keys, kept',
     [

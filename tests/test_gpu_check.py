@@ -1,12 +1,10 @@
 """tools/gpu_check.py: parts that fail stop no other, and a CPU runs it at tiny sizes."""
 
 import json
-import re
 import threading
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
 
 from system.device import cpu_computes_bfloat16
 from tools import gpu_check
@@ -107,22 +105,6 @@ def test_a_part_that_does_not_fit_is_not_started(monkeypatch, tmp_path) -> None:
 @pytest.mark.slow
 def test_a_part_that_takes_too_long_is_stopped(tmp_path) -> None:
     assert '5 s' in gpu_check.run_part('f: waiting for data', tmp_path, 5)['error']
-
-
-def test_every_test_of_whole_runs_is_in_a_part() -> None:
-    source = (ROOT / 'tests/test_gpu_runs.py').read_text('utf-8')
-    tests = re.findall(r'^def test_(\w+)', source, re.MULTILINE)
-    runs = [getattr(part.run, 'keywords', {}) for part in gpu_check.parts().values()]
-    words = [each['words'] for each in runs if 'words' in each]
-    chosen = [each[-1] for each in words if 'tests/test_gpu_runs.py' in each]
-    assert len(tests) == len(chosen) == 5
-    assert all(sum(word in test for word in chosen) == 1 for test in tests)
-
-
-def test_every_measured_step_is_compiled_in_the_call_before() -> None:
-    parts = gpu_check.parts()
-    compiled = {name.removeprefix('j: compile ') for name in parts if name[0] == 'j'}
-    assert compiled == {name[3:] for name in parts if name[0] in 'cde'}
 
 
 @pytest.mark.slow

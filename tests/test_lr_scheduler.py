@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
+from tiny import config_with
 from torch.optim.lr_scheduler import OneCycleLR
 
-from config import default_config
 from lr_scheduler import SCHEDULES, build_scheduler, scaled_lr
 
 BATCHES = 625  # per epoch
@@ -14,11 +14,7 @@ BATCHES = 625  # per epoch
 
 def make_config(**options):
     """A config whose rates are those of the options: the global batch is 512."""
-    config = default_config()
-    config.DATA.BATCH_SIZE = 512
-    for key, value in options.items():
-        config.merge_from_list([f'TRAIN.{key.replace("__", ".")}', value])
-    return config
+    return config_with(DATA__BATCH_SIZE=512, **{f'TRAIN__{k}': v for k, v in options.items()})
 
 
 def make_optimizer(*rates):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import SWIN, arguments, run_folder, run_main, tiny_config, torchrun
+from tiny import SWIN, arguments, run_folder, run_main, tiny_config
 
 from config import get_config
 from data.data_contrastive import build_loader_contrastive
@@ -131,28 +131,6 @@ def test_a_stopped_run_resumes_to_the_same_weights(method, phantom, tmp_path) ->
     assert got.keys() == want.keys()
     for key, value in want.items():
         assert torch.equal(got[key], value), key
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_one(phantom, tmp_path) -> None:
-    """MoCo with a Swin, which have no batch norm: the queue has the keys of all processes."""
-    train = {'EPOCHS': 1, 'BASE_LR': 1.0, 'OPTIMIZER': {'NAME': 'sgd'}}
-    model = SWIN | {'DROP_PATH_RATE': 0.0}
-    cfg = write(tmp_path / 'run.yaml', 'moco', model, TRAIN=train, DATA={'TRAIN_IMAGES': 48})
-    one, two = tmp_path / 'one', tmp_path / 'two'
-    assert run_main('contrastive', arguments(cfg, phantom, one)) == 0
-    argv = arguments(cfg, phantom, two, '--batch-size', '8')
-    done = torchrun('contrastive', argv, processes=2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = run_folder(one, 'contrastive'), run_folder(two, 'contrastive')
-    want, got = (weights(folder, 'ckpt_epoch_0.pth') for folder in (one, two))
-    assert got.keys() == want.keys()
-    for key, value in want.items():
-        np.testing.assert_allclose(got[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
-    records = (read_metrics(folder / 'metrics.jsonl') for folder in (two, one))
-    for got, want in zip(*records, strict=True):
-        for key in set(want) - {'seconds', 'data_seconds', 'images_per_second'}:
-            assert got[key] == pytest.approx(want[key], rel=1e-3), key
 
 
 # Before a run

@@ -13,7 +13,6 @@ import torch
 from mistakes import edit, linked
 from tiny import (
     MAE,
-    SWIN,
     VIT,
     arguments,
     finished_run,
@@ -24,7 +23,6 @@ from tiny import (
 )
 
 import main_finetune
-from config import check_config, default_config
 from data.loader import XrayDataset, sample_rng
 from data.predictions import read_predictions
 from data.transforms import EvalTransform
@@ -224,26 +222,6 @@ def test_all_ranks_end_early(phantom: Path, tmp_path: Path) -> None:
     assert read_record(run_folder(tmp_path, 'finetune'))['ended_early'] == 6
 
 
-@pytest.mark.parametrize(
-    'stage, options',
-    [
-        ('simmim', []),
-        ('finetune', ['EVAL.SELECT_ON', 'last']),
-        ('finetune', ['FINETUNE.MODE', 'linear_probe']),
-    ],
-)
-def test_patience_is_refused_where_no_score_selects(
-    stage: str, options: list[str], tmp_path: Path
-) -> None:
-    config = default_config()
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN={'PATIENCE': 2})
-    config.merge_from_file(str(cfg))
-    check_config(config, 'finetune')
-    config.merge_from_list(options)
-    with pytest.raises(ValueError, match=r'TRAIN\.PATIENCE must be 0'):
-        check_config(config, stage)
-
-
 def test_patience_with_too_few_images_for_a_selection_is_refused(
     phantom: Path, tmp_path: Path, refused
 ) -> None:
@@ -324,27 +302,6 @@ def test_scoring_drops_the_same_patches_in_every_batch_and_run(
                 x = block(x)
             wanted = encoder.head(encoder.norm(x)[:, 0]).sigmoid()[0]
         np.testing.assert_allclose(trained[place], wanted, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    'section, model, mode, ratio',
-    [
-        ('FINETUNE', SWIN, 'full', 0.5),
-        ('EVAL', VIT, 'full', 0.5),  # with relative positions
-        ('FINETUNE', MAE, 'linear_probe', 0.5),
-        ('EVAL', MAE, 'knn', 0.5),
-        ('FINETUNE', MAE, 'full', 0.95),  # none of 16 patches would be left
-    ],
-)
-def test_dropping_patches_is_refused_where_it_cannot_work(
-    section: str, model: dict, mode: str, ratio: float, tmp_path: Path
-) -> None:
-    config = default_config()
-    options = {'FINETUNE': {'MODE': mode}, 'EVAL': {}}
-    options[section]['MASK_RATIO'] = ratio
-    config.merge_from_file(tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options))
-    with pytest.raises(ValueError, match=rf'{section}\.MASK_RATIO'):
-        check_config(config, 'finetune')
 
 
 @pytest.mark.parametrize('mode', ['full', 'linear_probe'])

@@ -6,28 +6,14 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_mae import mae_config
 from tiny import MAE, arguments, finished_run, run_folder, run_main
 
-from config import check_config
 from evaluation import held_out
 from logger import read_metrics
 from utils import read_checkpoint
 
 TRAIN = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
 FEW = {'HOLDOUT_IMAGES': 6}
-REFUSED = [
-    ({'MODEL__TYPE': 'swin'}, 'MODEL.TYPE'),
-    ({'MODEL__VIT__USE_SINCOS': False}, 'MODEL.VIT.USE_SINCOS'),
-    ({'DATA__MASK_PATCH_SIZE': 4}, 'DATA.MASK_PATCH_SIZE'),
-    ({'MODEL__MAE__DECODER_NUM_HEADS': 3}, 'MODEL.MAE.DECODER_NUM_HEADS'),
-]
-
-
-@pytest.mark.parametrize(('options', 'key'), REFUSED)
-def test_options_that_mae_cannot_use_are_refused_by_name(options: dict, key: str) -> None:
-    with pytest.raises(ValueError, match=key):
-        check_config(mae_config(**options), 'simmim')
 
 
 @pytest.fixture(scope='module')

@@ -100,11 +100,6 @@ def test_every_command_parses_whatever_the_form_says(model, monkeypatch) -> None
             assert (config.TAG, config.SEED) == (names['RUN_NAME'], names['SEED'])
 
 
-@pytest.mark.parametrize('sweep', choices('SWEEP'))
-def test_every_sweep_of_the_form_is_there(sweep) -> None:
-    assert load_sweep(ROOT / f'scripts/ablations/nano/{sweep}.yaml').rows
-
-
 def run_cell(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **variables: Any) -> Any:
     """What IPython returns for a cell that runs in this folder."""
     monkeypatch.setenv('IPYTHONDIR', str(folder / 'ipython'))

@@ -7,17 +7,11 @@ import pytest
 import torch
 from tiny import config_with
 
-from config import config_text, default_config
+from config import config_text
 from optimizer import OPTIMIZERS, build_optimizer, param_groups
 from utils import load_moments
 
 LOGGER = logging.getLogger('test')
-
-
-def make_config(*pairs):
-    config = default_config()
-    config.merge_from_list(['DATA.BATCH_SIZE', 512, *pairs])
-    return config
 
 
 class Named(torch.nn.Module):
@@ -69,7 +63,7 @@ def test_the_rate_falls_from_the_head_to_the_embedding_and_no_layer_is_outside()
 
 
 def test_sgd_is_nesterov_without_dampening():
-    config = make_config('TRAIN.OPTIMIZER.NAME', 'SGD', 'TRAIN.OPTIMIZER.MOMENTUM', 0.8)
+    config = config_with(TRAIN__OPTIMIZER__NAME='SGD', TRAIN__OPTIMIZER__MOMENTUM=0.8)
     optimizer = build_optimizer(config, Named(), LOGGER, is_pretrain=True)
     assert type(optimizer) is torch.optim.SGD
     group = optimizer.param_groups[0]
@@ -82,7 +76,7 @@ def step_with(optimizer, parameters, value):
     optimizer.step()
 
 
-def in_two_groups(name, *pairs):
+def in_two_groups(name, **options):
     """An optimizer of two tensors, of which one has weight decay."""
     matrix = torch.linspace(-1, 1, 6).reshape(2, 3)
     parameters = [torch.nn.Parameter(matrix.clone()) for _ in range(2)]
@@ -90,8 +84,7 @@ def in_two_groups(name, *pairs):
         {'params': [parameter], 'lr': 0.1, 'weight_decay': decay}
         for parameter, decay in zip(parameters, (0.05, 0.0), strict=True)
     ]
-    options = make_config(*pairs).TRAIN.OPTIMIZER
-    return parameters, OPTIMIZERS[name].build(groups, options)
+    return parameters, OPTIMIZERS[name].build(groups, config_with(**options).TRAIN.OPTIMIZER)
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
@@ -104,7 +97,7 @@ def test_an_optimizer_names_its_moments_and_resumes_exactly(name):
     assert len(moments) == OPTIMIZERS[name].moments
 
     saved = {
-        'config': config_text(make_config('TRAIN.OPTIMIZER.NAME', name)),
+        'config': config_text(config_with(TRAIN__OPTIMIZER__NAME=name)),
         'optimizer': copy.deepcopy(optimizer.state_dict()),
         'scaler': {},
     }
@@ -119,7 +112,7 @@ def test_an_optimizer_names_its_moments_and_resumes_exactly(name):
 
 def test_lamb_moves_by_the_norm_of_the_weights():
     """You et al. 2019, algorithm 2: the first step has the length rate * |weights|."""
-    parameters, optimizer = in_two_groups('lamb', 'TRAIN.OPTIMIZER.EPS', 1e-12)
+    parameters, optimizer = in_two_groups('lamb', TRAIN__OPTIMIZER__EPS=1e-12)
     before = parameters[0].detach().clone()
     step_with(optimizer, parameters, 1e3)  # no gradient is clipped
     moved = (parameters[0] - before).norm().item()

@@ -134,21 +134,6 @@ def test_a_head_predicts_as_many_values_as_the_target_has(kind: str, head: str) 
     assert model(x, mask).item() == pytest.approx(error, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    'key, options',
-    [
-        ('TARGET_SIZE', {'TARGET': 'hog', 'HEAD': 'inverse_swin_nano'}),
-        ('TARGET_SIZE', {'TARGET_SIZE': 5}),
-        ('TARGET_SIZE', {'TARGET_SIZE': 2}),
-        ('TARGET_SIZE', {'TARGET_SIZE': 4, 'HEAD': 'inverse_swin_nano'}),
-        ('TARGET', {'TARGET': 'patch_normalised', 'TARGET_SIZE': 4}),
-    ],
-)
-def test_invalid_targets_raise_an_error(key: str, options: dict) -> None:
-    with pytest.raises(ValueError, match=f'MODEL.SIMMIM.{key} '):
-        seeded(**{f'MODEL__SIMMIM__{name}': value for name, value in options.items()})
-
-
 def pretrain(phantom, tmp_path, **options: object) -> list[dict]:
     """Return the metrics of a 64 px run with 16 px units, before training and after each epoch."""
     data = {'IMG_SIZE': 64, 'MASK_PATCH_SIZE': 16, 'TRAIN_IMAGES': 40}

@@ -1,7 +1,6 @@
 """Runs that learn one class per image, or grades, with their reports, predictions and exports."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 from tiny import LABELS_DECIDE, VIT, finished_run, run_script
 from xray_splits import LOGGER, write_split
 
-from config import OPTIONS
 from models.export import facts, load_trained_model
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
@@ -90,19 +88,3 @@ def test_a_new_task_is_one_file(labelled: Path, tmp_path: Path, grades_task: Non
     assert (np.diff(pd.read_csv(tmp_path / 'p.csv')[STEPS], axis=1) <= 0).all()
     exported = [folder / 'ckpt_best.pth', '--to', 'torch_export']
     assert run_script('export', *exported, '--output', tmp_path / 'grades.pt2') == 0
-
-
-def test_a_checkpoint_of_an_unknown_task_is_refused(
-    labelled: Path, tmp_path: Path, grades_task: None, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    folder = run(labelled, tmp_path, ['DATA.TASK', 'grades', 'DATA.LABELS', "['Oedema']"])
-    option = OPTIONS['DATA.TASK']
-    parts = {name: file for name, file in option.parts.items() if name != 'grades'}
-    monkeypatch.setitem(OPTIONS, 'DATA.TASK', replace(option, parts=parts))
-    words = [labelled / 'valid', '--checkpoint', folder / 'ckpt_best.pth', '--num-workers', 0]
-    capsys.readouterr()
-    assert run_script('predict', *words, '--output', tmp_path / 'q.csv') == 2
-    error = capsys.readouterr().err
-    allowed = "DATA.TASK must be one of ['observations', 'any_finding', "
-    assert error.count('\n') == 1 and allowed in error and "got 'grades'" in error
-    assert 'damaged' not in error and 'ckpt_best.pth' in error

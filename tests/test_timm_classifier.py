@@ -7,10 +7,9 @@ import pytest
 import timm
 import torch
 from timm.optim import param_groups_layer_decay
-from tiny import finished_run
+from tiny import config_with, finished_run
 from torch.nn import functional as F
 
-from config import check_config, default_config
 from evaluation.saliency import grad_cam, map_cells
 from logger import read_metrics
 from models import build_model
@@ -36,15 +35,9 @@ def timm_twin(model: TimmClassifier) -> torch.nn.Module:
 
 
 def make_config(name: str = 'resnet18', size: int = 32, **options):
-    """Return a config of fine-tuning. `__` in the names of overrides stands for a dot."""
-    config = default_config()
-    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.IN_CHANS = 'timm', name, 1
-    config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES, config.DATA.DATASET = size, 14, 'chexpert'
-    config.MODEL.DROP_PATH_RATE = config.MODEL.LABEL_SMOOTHING = 0.0
-    config.AUG.AUTO_AUGMENT, config.AUG.MIXUP, config.AUG.CUTMIX = 'none', 0.0, 0.0
-    for key, value in options.items():
-        config.merge_from_list([key.replace('__', '.'), value])
-    return config
+    model = {'TYPE': 'timm', 'TIMM__NAME': name, 'IN_CHANS': 1, 'NUM_CLASSES': 14}
+    model = {f'MODEL__{key}': value for key, value in model.items()}
+    return config_with(DATA__IMG_SIZE=size, MODEL__DROP_PATH_RATE=0.0, **model, **options)
 
 
 # Outputs
@@ -118,23 +111,6 @@ def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
         rtol=1e-4,
         atol=1e-5,
     )
-
-
-# Errors
-
-REFUSED = [
-    ('MODEL.TIMM.NAME', dict(MODEL__TIMM__NAME='resnet5O')),
-    ('MODEL.IN_CHANS', dict(MODEL__IN_CHANS=2)),
-    ('MODEL.DROP_PATH_RATE', dict(MODEL__TIMM__NAME='densenet121', MODEL__DROP_PATH_RATE=0.1)),
-    ('MODEL.ATTENTION', dict(MODEL__ATTENTION='sdpa')),
-    ('REPORT.METHOD', dict(REPORT__METHOD='attention')),
-]
-
-
-@pytest.mark.parametrize('key, options', REFUSED)
-def test_invalid_options_raise_an_error(key: str, options: dict) -> None:
-    with pytest.raises(ValueError, match=key):
-        check_config(make_config(**options), 'finetune')
 
 
 # Runs

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from tiny import DEADLINE, ROOT, arguments, run_folder, tiny_config
 
 MAIN = Path(__file__).with_name('faulty_main.py')
@@ -85,9 +84,3 @@ def log_lines(folder: Path, rank: int = 0) -> list[str]:
     path = run_folder(folder / 'out', 'simmim') / f'log_rank{rank}.txt'
     lines = path.read_text().splitlines() if path.exists() else []
     return [re.sub(r'^\[[^\]]*\] \([^)]*\): ', '', line) for line in lines]
-
-
-def assert_same_weights(got: dict, want: dict) -> None:
-    """Compare the models of two checkpoints bit by bit."""
-    assert list(got['model']) == list(want['model'])
-    assert all(torch.equal(got['model'][key], value) for key, value in want['model'].items())

@@ -6,7 +6,8 @@ import signal
 import subprocess
 
 import pytest
-from runs import Started, assert_same_weights, log_lines, started, tiny_arguments
+from runs import Started, log_lines, started, tiny_arguments
+from test_engine_loop import assert_same_weights
 from tiny import SCRIPTS, run_folder, wait_until
 
 from logger import read_metrics

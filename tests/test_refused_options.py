@@ -1,0 +1,85 @@
+"""Options that cannot work are refused by their key before anything is built."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from tiny import LABELS_DECIDE, MAE, SWIN, VIT, tiny_config
+
+from config import get_config
+
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
+HOG = {'MODEL.SIMMIM.TARGET': 'hog'}
+PATCHES = {'MODEL.SIMMIM.TARGET': 'patch_normalised'}
+NANO = {'MODEL.SIMMIM.HEAD': 'inverse_swin_nano'}
+EFFUSION = {'DATA.TASK': 'effusion'}
+SINGLE = {'DATA.TASK': 'single_label', 'DATA.LABELS': ['a', 'b']}
+OWN = {'DATA.LABELS': ['a']}
+PATIENT = {'TRAIN.PATIENCE': 2}
+CROPS = {'CONTRASTIVE.METHOD': 'swav', 'CONTRASTIVE.LOCAL_CROPS': 6}
+EDEMA = 'DATA.UNCERTAIN_BY_LABEL'
+
+REFUSED = [  # stage, model, options, what the message names
+    ('simmim', MAE, {'MODEL.TYPE': 'swin', 'MODEL.SWIN.WINDOW_SIZE': 4}, 'MODEL.TYPE'),
+    ('simmim', MAE, {'MODEL.VIT.USE_SINCOS': False}, 'MODEL.VIT.USE_SINCOS'),
+    ('simmim', MAE, {'DATA.MASK_PATCH_SIZE': 4}, 'DATA.MASK_PATCH_SIZE'),
+    ('simmim', MAE, {'MODEL.MAE.DECODER_NUM_HEADS': 3}, 'MODEL.MAE.DECODER_NUM_HEADS'),
+    ('simmim', VIT, HOG | NANO, 'MODEL.SIMMIM.TARGET_SIZE '),
+    ('simmim', VIT, {'MODEL.SIMMIM.TARGET_SIZE': 5}, 'MODEL.SIMMIM.TARGET_SIZE '),
+    ('simmim', VIT, {'MODEL.SIMMIM.TARGET_SIZE': 2}, 'MODEL.SIMMIM.TARGET_SIZE '),
+    ('simmim', VIT, {'MODEL.SIMMIM.TARGET_SIZE': 4} | NANO, 'MODEL.SIMMIM.TARGET_SIZE '),
+    ('simmim', VIT, {'MODEL.SIMMIM.TARGET_SIZE': 4} | PATCHES, 'MODEL.SIMMIM.TARGET '),
+    ('simmim', VIT, PATIENT, 'TRAIN.PATIENCE must be 0'),
+    ('contrastive', SWIN, {'CONTRASTIVE.METHOD': 'byol', 'CONTRASTIVE.TEMPERATURE': 0.1}, 'TEMPER'),
+    ('contrastive', SWIN, {'DATA.BATCH_SIZE': 1}, 'DATA.BATCH_SIZE'),
+    ('contrastive', SWIN, {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 24}, 'BN_GROUPS'),
+    ('contrastive', SWIN, {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 64}, 'BN_GROUPS'),
+    ('contrastive', SWIN, CROPS | {'CONTRASTIVE.LOCAL_SIZE': 96}, 'CONTRASTIVE.LOCAL_SIZE'),
+    ('finetune', VIT, PATIENT | {'EVAL.SELECT_ON': 'last'}, 'TRAIN.PATIENCE must be 0'),
+    ('finetune', VIT, PATIENT | {'FINETUNE.MODE': 'linear_probe'}, 'TRAIN.PATIENCE must be 0'),
+    ('finetune', SWIN, {'FINETUNE.MASK_RATIO': 0.5}, 'FINETUNE.MASK_RATIO'),
+    ('finetune', VIT, {'EVAL.MASK_RATIO': 0.5}, 'EVAL.MASK_RATIO'),  # with relative positions
+    ('finetune', MAE, {'FINETUNE.MODE': 'linear_probe', 'FINETUNE.MASK_RATIO': 0.5}, 'MASK_RATIO'),
+    ('finetune', MAE, {'FINETUNE.MODE': 'knn', 'EVAL.MASK_RATIO': 0.5}, 'EVAL.MASK_RATIO'),
+    ('finetune', MAE, {'FINETUNE.MASK_RATIO': 0.95}, 'FINETUNE.MASK_RATIO'),  # leaves none of 16
+    ('finetune', RESNET, {'MODEL.TIMM.NAME': 'resnet5O'}, 'MODEL.TIMM.NAME'),
+    ('finetune', RESNET, {'MODEL.IN_CHANS': 2}, 'MODEL.IN_CHANS'),
+    ('finetune', RESNET, {'MODEL.TIMM.NAME': 'densenet121', 'MODEL.DROP_PATH_RATE': 0.1},
+     'MODEL.DROP_PATH_RATE'),
+    ('finetune', RESNET, {'MODEL.ATTENTION': 'sdpa'}, 'MODEL.ATTENTION'),
+    ('finetune', RESNET, {'REPORT.METHOD': 'attention'}, 'REPORT.METHOD'),
+    ('finetune', VIT, {'DATA.PREPROCESS': ['resize', 'lung_crop']}, 'DATA.PREPROCESS'),
+    ('finetune', VIT, {'DATA.PREPROCESS': ['resize', 'resize']}, 'DATA.PREPROCESS'),
+    ('finetune', VIT, {'EVAL.PREPROCESS': ['lung_crop', 'lung_multiply']}, 'EVAL.PREPROCESS'),
+    ('finetune', VIT, {'DATA.UNCERTAIN': 'u_ones'}, 'DATA.UNCERTAIN'),
+    ('finetune', VIT, {EDEMA: {'Edema': 'one'}}, f"{EDEMA}.*'Edema'"),
+    ('finetune', VIT, {'DATA.UNCERTAIN': 'multiclass', 'LOSS.NAME': 'asymmetric'}, 'LOSS.NAME'),
+    ('finetune', VIT, {'DATA.UNCERTAIN': 'self_train'}, 'DATA.SELF_TRAIN_PREDICTIONS'),
+    ('finetune', VIT, {'DATA.PSEUDO_LABELS': 'x.csv'}, 'DATA.TRAIN_FRACTION'),
+    ('finetune', VIT, {'DATA.DATASET': 'folder'}, 'DATA.DATASET'),
+    ('finetune', VIT, {'DATA.LABEL_COLUMN': 'Finding'}, 'DATA.LABEL_COLUMN'),
+    ('finetune', VIT, EFFUSION | {'MODEL.NUM_CLASSES': 14}, 'MODEL.NUM_CLASSES'),
+    ('finetune', VIT, EFFUSION | {'DATA.UNCERTAIN': 'multiclass'}, 'DATA.UNCERTAIN'),
+    ('finetune', VIT, EFFUSION | {EDEMA: {'Edema': 'ones'}}, 'BY_LABEL'),
+    ('finetune', VIT, {'DATA.TASK': 'single_label'}, 'DATA.LABELS'),
+    ('finetune', VIT, SINGLE | {'LOSS.NAME': 'focal'}, 'focal'),
+    ('finetune', VIT, OWN | {'MODEL.NUM_CLASSES': 14}, 'MODEL.NUM_CLASSES'),
+    ('finetune', VIT, OWN | {'DATA.TASK': 'any_finding'}, 'DATA.LABELS'),
+    ('finetune', VIT, OWN | {EDEMA: {'Edema': 'ones'}}, 'Edema'),
+    ('finetune', VIT, OWN | {'EVAL.SELECT': 'five'}, 'EVAL.SELECT'),
+    ('finetune', VIT, {'DATA.LABELS': ['Heart/size', 'heart_size']}, 'DATA.LABELS'),
+    ('finetune', VIT, {'DATA.LABELS': ['Path']}, 'DATA.LABELS'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('stage', 'model', 'options', 'named'), REFUSED)
+def test_options_that_cannot_work_are_refused_by_their_key(
+    tmp_path: Path, stage: str, model: dict, options: dict, named: str
+) -> None:
+    """Without them, the same config is accepted."""
+    sections = {'MODEL': LABELS_DECIDE} if stage == 'finetune' else {}
+    cfg = str(tiny_config(tmp_path / 'c.yaml', stage, model, DATA={'TRAIN_IMAGES': 0}, **sections))
+    get_config(Namespace(cfg=cfg, stage=stage, opts=[]))
+    words = [str(word) for pair in options.items() for word in pair]
+    with pytest.raises(ValueError, match=named):
+        get_config(Namespace(cfg=cfg, stage=stage, opts=words))
