@@ -1,6 +1,7 @@
 """Behaviour that differs from SimMIM, in whole runs."""
 
 import contextlib
+import importlib
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import torch
 import yaml
 from one_epoch import five_batches, one_epoch
 from PIL import Image
-from tiny import arguments, finished_run, run_folder, run_main, tiny_config
+from tiny import ROOT, arguments, finished_run, run_folder, run_main, tiny_config
 from torch import nn
 
 from config import build_parser, default_config
@@ -28,6 +29,10 @@ from system import distributed
 from utils import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
+
+MODULES = sorted(
+    path for part in ('.', 'data', 'models', 'evaluation') for path in (ROOT / part).glob('*.py')
+)
 
 
 @pytest.fixture(scope='module')
@@ -245,3 +250,10 @@ def test_small_images_are_cropped_and_resized_like_large_ones():
     assert levels(EvalTransform(config)) == pytest.approx(252 * 224 / 256, abs=9)
     drawn = [levels(TrainTransform(config), seed) for seed in range(50)]
     assert min(drawn) < 252 * 0.4 and max(drawn) > 252 * 0.9, 'of crops of 0.08 to 1'
+
+
+def test_modules_hold_no_logger_and_no_device():
+    for path in MODULES:
+        name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+        held = vars(importlib.import_module(name.removesuffix('.__init__'))).values()
+        assert not any(isinstance(v, logging.Logger | torch.device) for v in held), name

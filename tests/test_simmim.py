@@ -168,6 +168,18 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
         torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
 
 
+@both_encoders
+def test_wrong_sizes_are_named(kind: str) -> None:
+    model, classifier = tiny_model(kind), tiny_model(kind, is_pretrain=False)
+    mask = half_hidden(model)
+    with pytest.raises(AssertionError, match='40'):
+        model(torch.zeros(2, 1, 32, 40), mask)
+    with pytest.raises(AssertionError, match='64'):
+        classifier(torch.zeros(1, 1, 64, 64))
+    with pytest.raises(ValueError, match='mask'):
+        model(torch.zeros(2, 1, 32, 32), mask[:, :-1])
+
+
 def test_layer_ids_follow_the_depth_of_swin() -> None:
     options = {'MODEL__SWIN__APE': True, 'MODEL__SWIN__DEPTHS': [2, 2]}
     model = tiny_model('swin', is_pretrain=False, **options)
