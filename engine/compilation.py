@@ -38,7 +38,7 @@ def compiled(run: Run, model: nn.Module) -> nn.Module:
 def compile_encoder(method: nn.Module) -> None:
     """Compile the encoders of a contrastive method, in place, at their first calls.
 
-    There are no CUDA graphs, which would overwrite the features of one view by those of the next.
+    There are no CUDA graphs: the features of one view would be overwritten by the next view.
     An encoder that cannot be compiled runs uncompiled, which PyTorch logs.
     """
     torch._dynamo.config.optimize_ddp = False  # as below
