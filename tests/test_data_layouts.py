@@ -209,11 +209,7 @@ def test_a_list_that_is_no_text_file_is_refused(tmp_path: Path, kind: str) -> No
         ('xrays/{file}', '{file}', 'quotes'),
         ('lateral: [lat]', 'lateral: [pa, lat]', 'views'),
         ('valid: c', 'valid: [b, c]', 'splits'),
-        (
-            '{column: findings, separator: ;}',
-            "{positive: ['1', 'y'], negative: ['0', '1']}",
-            'labels',
-        ),
+        ('column: findings, separator: ;', "positive: ['1', 'y'], negative: ['0', '1']", 'labels'),
         ('separator: ;', 'separator: ;, table: ../labels.csv, key: file', 'labels'),
         ('table: export.csv', 'table: ../other/export.csv', 'table'),
         ('table: export.csv', 'table: /etc/hostname', 'table'),

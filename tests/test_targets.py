@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import VIT, finished_run, run_folder
+from tiny import VIT, finished_run
 from torch import nn
 from transfers import make_config
 
@@ -134,19 +134,15 @@ def test_a_head_predicts_as_many_values_as_the_target_has(kind: str, head: str) 
     assert model(x, mask).item() == pytest.approx(error, rel=1e-4)
 
 
-def pretrain(phantom, tmp_path, **options: object) -> list[dict]:
-    """Return the metrics of a 64 px run with 16 px units, before training and after each epoch."""
-    data = {'IMG_SIZE': 64, 'MASK_PATCH_SIZE': 16, 'TRAIN_IMAGES': 40}
-    train = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
-    model, few = VIT | {'SIMMIM': options, 'DROP_PATH_RATE': 0.0}, {'HOLDOUT_IMAGES': 6}
-    sections = {'DATA': data, 'TRAIN': train, 'EVAL': few}
-    folder = finished_run('simmim', phantom, tmp_path, model=model, **sections)
-    return read_metrics(folder / 'metrics.jsonl')
-
-
 @pytest.mark.slow
 def test_normalised_targets_are_learned_and_logged_under_separate_names(phantom, tmp_path) -> None:
-    before, *epochs = pretrain(phantom, tmp_path, TARGET='patch_normalised')
+    """At 64 px with units of 16 px."""
+    data = {'IMG_SIZE': 64, 'MASK_PATCH_SIZE': 16, 'TRAIN_IMAGES': 40}
+    train = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
+    model = VIT | {'SIMMIM': {'TARGET': 'patch_normalised'}, 'DROP_PATH_RATE': 0.0}
+    sections = {'DATA': data, 'TRAIN': train, 'EVAL': {'HOLDOUT_IMAGES': 6}}
+    folder = finished_run('simmim', phantom, tmp_path, model=model, **sections)
+    before, *epochs = read_metrics(folder / 'metrics.jsonl')
     assert epochs[-1]['loss'] < 0.98 * epochs[0]['loss']
     for name in ('holdout', 'reference'):
         names = {key for key in before if key.startswith(name)}
@@ -158,7 +154,6 @@ def test_normalised_targets_are_learned_and_logged_under_separate_names(phantom,
         # Given each unit's mean, even an untrained model is far better than the visible mean.
         assert before[f'{name}_l1{GIVEN}'] < 0.8 * before[f'{name}_l1_mean']
         assert epochs[-1][f'{name}_l1{GIVEN}'] < before[f'{name}_l1{GIVEN}']
-    folder = run_folder(tmp_path, 'simmim')
     log = (folder / 'log_rank0.txt').read_text()
     assert log.count('holdout masked L1 given patch statistics: ') == len(epochs) + 1
     assert 'masked L1: ' not in log
