@@ -1,4 +1,4 @@
-"""Images for a model with a note about each image that is coloured or cannot be used."""
+"""Images for a model with a note about each image that may mislead it or cannot be used."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,11 +7,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from data.image_source import ImageSource
-from data.images import COLOUR_LEVELS, BadImageError
+from data.images import COLOUR_LEVELS, CONTRADICTION, BadImageError
 
 SKIPPED = 'skipped: '  # prefix of the note about a skipped image
-COLOURED = 'coloured'  # note about a coloured image that is read as grey
-NAMED = 3  # maximum number of coloured images in a message
+COLOURED = 'coloured image(s) read as grey'
+NAMED = 3  # maximum number of images with the same note in a message
 
 
 class NotedImages(Dataset):
@@ -40,7 +40,9 @@ class NotedImages(Dataset):
         note = ''
         try:
             image = self.read(index)
-            if self.images.colour_difference(self.files[index]) > COLOUR_LEVELS:
+            if misfit := image.info.get(CONTRADICTION):
+                note = f'image(s) with a contradictory header, {misfit}'
+            elif self.images.colour_difference(self.files[index]) > COLOUR_LEVELS:
                 note = COLOURED
         except ValueError as error:
             is_bad = isinstance(error, BadImageError)
@@ -56,9 +58,12 @@ def is_skipped(note: str) -> bool:
 
 
 def describe_notes(notes: Sequence[str], paths: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each skipped image, and a warning if there are coloured images."""
+    """Yield a line for each skipped image, and a warning for each other note."""
     yield from filter(is_skipped, notes)
-    coloured = [path for path, note in zip(paths, notes, strict=True) if note == COLOURED]
-    if coloured:
-        names = ', '.join(coloured[:NAMED]) + (' ...' if len(coloured) > NAMED else '')
-        yield f'warning: {len(coloured)} coloured image(s) read as grey: {names}'
+    noted: dict[str, list[str]] = {}
+    for path, note in zip(paths, notes, strict=True):
+        if note and not is_skipped(note):
+            noted.setdefault(note, []).append(path)
+    for note, found in noted.items():
+        names = ', '.join(found[:NAMED]) + (' ...' if len(found) > NAMED else '')
+        yield f'warning: {len(found)} {note}: {names}'

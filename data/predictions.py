@@ -204,6 +204,16 @@ def look_up(
     return found
 
 
+def read_complete(
+    file: str | Path, paths: Sequence[str], labels: Sequence[str], *, task: str = ''
+) -> np.ndarray:  # [N, K]
+    """Read the probabilities of images (see `look_up`), and refuse a file that lacks one."""
+    found = look_up(read_predictions(file, task=task, labels=labels), paths, labels)
+    if lacking := int(np.isnan(found).any(axis=1).sum()):
+        raise ValueError(f'{file} lacks predictions of {lacking} of the {len(paths)} images')
+    return found
+
+
 def read_label_file(
     path: str | Path,
     *,

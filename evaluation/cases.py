@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
+from data.labels import UNCERTAIN
+from data.records import Records
 from evaluation.metrics import study_level
 
 
@@ -109,6 +112,30 @@ class Cases:
             return {}
         counts = self.uncertain.sum(axis=0).tolist()
         return {label: count for label, count in zip(self.labels, counts, strict=True) if count}
+
+
+def cases_of(
+    records: Records,
+    task: Any,
+    probabilities: np.ndarray,
+    *,
+    name: str,
+    targets: np.ndarray | None = None,
+    groups: Mapping[str, np.ndarray] | None = None,
+) -> Cases:
+    """Return the cases of records and probabilities [N, K], with the task's targets by default."""
+    return Cases(
+        name=name,
+        labels=task.labels,
+        path=records.path,
+        study=records.study,
+        patient=records.patient,
+        probabilities=probabilities,
+        targets=task.scored(records) if targets is None else targets,
+        groups=groups or {},
+        uncertain=records.labels == UNCERTAIN if task.has_policies else None,
+        exclusive=task.exclusive,
+    )
 
 
 def choose_cases(

@@ -45,6 +45,17 @@ from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
 from system.files import replace_files
 
+# The long table of scores: a line is one number. `row` is a run of a sweep, one of several models,
+# or '' for the only one, `group` is '' for everyone, `label` is '' for what belongs to all cases.
+# `resample` is '' for the value itself, and 'low' or 'high' for the 95 % interval over patients.
+KEYS = ['row', 'seed', 'fold', 'split', 'level', 'group', 'label', 'metric']
+COLUMNS = [*KEYS, 'value', 'resample']
+SCORES_FILE = 'report_scores.csv'  # of a run, in its folder
+RESAMPLES = {'value': '', 'low': 'low', 'high': 'high'}  # key of a score -> `resample`
+MEAN_LABELS = {'five': 'mean_of_five', 'labels': 'mean_of_defined'}  # key of a mean -> its `label`
+Place = Mapping[str, str]
+Line = dict[str, Any]
+
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'
 TEMPLATES = Path(__file__).parent / 'templates'
@@ -93,7 +104,6 @@ MEAN_ROWS = {
     'five': 'Mean of the five CheXpert tasks',
     'labels': 'Mean of the labels',
 }
-Row = dict[str, object]
 
 
 def build_document(
@@ -260,15 +270,9 @@ def write_report(
         'report.html': page,
         'report.json': text,
         'report_scores.tex': _latex(document),
-        'report_labels.csv': _table(['set', 'level', 'views', 'label'], _labels(report)),
-        'report_groups.csv': _table(['set', 'column', 'group', 'label'], _groups(report)),
+        SCORES_FILE: report_table(report).to_csv(index=False, lineterminator='\n'),
     }
-    if report['comparisons']:
-        header = ['set', 'a', 'b', 'label']
-        files['report_comparisons.csv'] = _table(header, _comparisons(report))
     replace_files({folder / name: text.encode('utf-8', 'replace') for name, text in files.items()})
-    if not report['comparisons']:
-        (folder / 'report_comparisons.csv').unlink(missing_ok=True)
     return folder / 'report.html'
 
 
@@ -546,81 +550,71 @@ def _left_out(entry: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _labels(report: dict) -> Iterator[Row]:
-    """Yield one row for each set and label, and the means of the set."""
-    scaled = [name for name, entry in METRICS.items() if entry.needs == 'probabilities']
+def report_table(report: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the long table of a report: scores, counts, thresholds, groups and differences.
+
+    Args:
+        report: Content of report.json.
+    """
+    lines: list[Line] = []
+    has_several_models = report['headline'] is None
     for entry in report['sets']:
-        keys = {'set': entry['name'], 'level': entry['level'], 'views': entry['views']}
-        if 'classes' in entry:
-            own = {'label': '(class decisions)', 'n': entry['classes']['n']}
-            yield keys | own | _columns(entry['classes']['scores'])
-        for label in entry['labels']:
-            after = {f'{name}_scaled': label['scaled'].get(name) for name in scaled}
-            yield {
-                **keys,
-                **{name: label[name] for name in ('label', 'n', 'positives', 'few')},
-                'uncertain_left_out': entry['uncertain'].get(label['label'], 0),
-                **{name: label[name] for name in ('threshold', 'few_held_out', 'temperature')},
-                **(label['confusion'] or {}),
-                **_columns({**label['scores'], **after, 'auroc_delong': label['delong']}),
-                'radiologists_below': label['radiologists_below'],
-            }
-        for name in MEAN_TITLES:
-            if entry['means'][name]:
-                yield {**keys, 'label': MEAN_TITLES[name], **_columns(entry['means'][name])}
-
-
-def _groups(report: dict) -> Iterator[Row]:
-    """Yield one row for each group and label, the means of the group, and the gaps."""
-    for entry in report['sets']:
-        for column in entry['groups']:
-            keys = {'set': entry['name'], 'column': column['column']}
-            for group in column['groups']:
-                yield from _rows_of_group({**keys, 'group': group['group']}, group)
-            for label, gap in column['gaps'].items():
-                pair = f'(gap: {gap["best"]} above {gap["worst"]})'
-                yield {**keys, 'group': pair, 'label': label, **_columns({'gap': gap['gap']})}
-
-
-def _rows_of_group(keys: Row, group: dict) -> Iterator[Row]:
-    for label, values in group['labels'].items():
-        scores = {**values['scores'], 'auroc_standardised': values['standardised_auroc']}
-        counts = {name: values[name] for name in ('n', 'positives', 'few')}
-        yield {**keys, 'label': label, **counts, **_columns(scores)}
-    counts = {name: group[name] for name in ('rows', 'patients')}
-    rates = _columns({'underdiagnosis': group['underdiagnosis']})
-    yield {**keys, 'label': '(all cases)', **counts, **rates}
-    for name in MEAN_TITLES:
-        if group['means'][name]:
-            yield {**keys, 'label': MEAN_TITLES[name], **_columns({'auroc': group['means'][name]})}
-
-
-def _comparisons(report: dict) -> Iterator[Row]:
-    """Yield one row for each pair of models and label, and the means."""
+        kind = 'row' if has_several_models else 'split'
+        place = {kind: entry['name'], 'level': entry['level']}
+        lines += _lines_of_set(place, entry)
     for entry in report['comparisons']:
-        keys = {name: entry[name] for name in ('set', 'a', 'b')}
-        rows = dict(entry['labels'])
-        rows |= {MEAN_TITLES[name]: mean for name, mean in entry['means'].items() if mean}
-        for label, row in rows.items():
-            scores = {name: row[name] for name in ('difference', 'auroc_a', 'auroc_b')}
-            values = {name: value for name, value in row.items() if name not in scores}
-            yield {**keys, 'label': label, **_columns(scores), **values}
+        place = {'row': f'{entry["a"]} minus {entry["b"]}', 'split': entry['set']}
+        means = {MEAN_LABELS[key]: mean for key, mean in entry['means'].items() if mean}
+        for label, part in (entry['labels'] | means).items():
+            lines += _lines(place | {'label': label}, part)
+    table = pd.DataFrame(lines, columns=COLUMNS, dtype=object)  # whole numbers stay whole
+    return table.fillna(dict.fromkeys(KEYS, ''))
 
 
-def _columns(scores: dict[str, dict | None]) -> Row:
-    """Return three columns for each score: value, low and high."""
-    row = {}
-    for name, score in scores.items():
-        score = score or {'value': None, 'low': None, 'high': None}
-        row |= {name: score['value'], f'{name}_low': score['low'], f'{name}_high': score['high']}
-    return row
+def _lines_of_set(place: Place, entry: Mapping[str, Any]) -> Iterator[Line]:
+    """Yield the lines of one of the report's `sets`."""
+    counts = {'cases': entry['rows'], 'patients': entry['patients']}
+    yield from _lines(place, counts | entry.get('classes', {}).get('scores', {}))
+    for label in entry['labels']:
+        facts = {name: label[name] for name in ('threshold', 'temperature', 'radiologists_below')}
+        facts['uncertain_left_out'] = entry['uncertain'].get(label['label'], 0)
+        facts['auroc_delong'] = label['delong']
+        scaled = {f'{name}_scaled': score for name, score in label['scaled'].items()}
+        values = label['scores'] | scaled | _counts(label) | facts | (label['confusion'] or {})
+        yield from _lines(place | {'label': label['label']}, values)
+    for key, name in MEAN_LABELS.items():
+        yield from _lines(place | {'label': name}, entry['means'][key] or {})
+    for column in entry['groups']:
+        for group in column['groups']:
+            name = f'{column["column"]}: {group["group"]}'
+            yield from _lines_of_group(place | {'group': name}, group)
+        for label, gap in column['gaps'].items():
+            pair = f'{column["column"]}: {gap["best"]} minus {gap["worst"]}'
+            yield from _lines(place | {'group': pair, 'label': label}, {'auroc_gap': gap['gap']})
 
 
-def _table(first: Sequence[str], rows: Iterator[Row]) -> str:
-    rows = list(rows)
-    header = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
-    # The dtype object keeps integers in columns with empty cells.
-    return pd.DataFrame(rows, columns=header, dtype=object).to_csv(index=False, lineterminator='\n')
+def _lines_of_group(place: Place, group: Mapping[str, Any]) -> Iterator[Line]:
+    counts = {'cases': group['rows'], 'patients': group['patients']}
+    yield from _lines(place, counts | {'underdiagnosis': group['underdiagnosis']})
+    for label, part in group['labels'].items():
+        standardised = {'auroc_standardised': part['standardised_auroc']}
+        yield from _lines(place | {'label': label}, part['scores'] | standardised | _counts(part))
+    for key, name in MEAN_LABELS.items():
+        yield from _lines(place | {'label': name}, {'auroc': group['means'][key]})
+
+
+def _counts(part: Mapping[str, Any]) -> dict[str, int]:
+    return {'positives': part['positives'], 'negatives': part['n'] - part['positives']}
+
+
+def _lines(place: Place, values: Mapping[str, Any]) -> Iterator[Line]:
+    """Yield a line for each known number: of scores with an interval, and of plain numbers."""
+    for metric, value in values.items():
+        score = value if isinstance(value, dict) else {'value': value}
+        for key, resample in RESAMPLES.items():
+            number = score.get(key)
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                yield {**place, 'metric': metric, 'value': number, 'resample': resample}
 
 
 def _render(

@@ -17,13 +17,12 @@ from config import (
     scored_steps,
 )
 from data.groups import all_groups
-from data.labels import UNCERTAIN
 from data.loader import XrayDataset
-from data.predictions import look_up, read_predictions
+from data.predictions import read_complete
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
 from data.records import task_of
 from engine.run_record import code_version
-from evaluation.cases import Cases
+from evaluation.cases import Cases, cases_of
 from evaluation.final_scores import FinalScores, describe_dropped, present
 from evaluation.metrics import Protocol
 from evaluation.report import (
@@ -125,11 +124,7 @@ def _read_baselines(config: Config, cases: Cases) -> tuple[dict[str, np.ndarray]
         if file.is_dir():
             file = file / f'predictions_{cases.name}.csv'
         try:
-            predictions = read_predictions(file, task=config.DATA.TASK, labels=cases.labels)
-            probabilities = look_up(predictions, cases.path, cases.labels)
-            if np.isnan(probabilities).any():
-                raise ValueError(f'{file} lacks images or labels of {cases.name}')
-            found[name] = probabilities
+            found[name] = read_complete(file, cases.path, cases.labels, task=config.DATA.TASK)
         except (OSError, ValueError) as error:
             problems.append(f'the baseline {name} is not shown: {error}')
     return found, problems
@@ -181,19 +176,9 @@ def _cases(final: FinalScores, name: str) -> Cases:
     records, groups = dataset.records, {}
     if name in SCORED_SPLITS:
         groups = all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
-    is_uncertain = records.labels == UNCERTAIN if final.task.has_policies else None
-    return Cases(
-        name=name,
-        labels=final.task.labels,
-        path=records.path,
-        study=records.study,
-        patient=records.patient,
-        probabilities=final.task.probabilities(final.values[name]),
-        targets=dataset.targets,
-        groups=groups,
-        uncertain=is_uncertain,
-        exclusive=final.task.exclusive,
-    )
+    probabilities = final.task.probabilities(final.values[name])
+    about = {'name': name, 'targets': dataset.targets, 'groups': groups}
+    return cases_of(records, final.task, probabilities, **about)
 
 
 def _protocol(config: Any) -> Protocol:

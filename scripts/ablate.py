@@ -18,8 +18,7 @@ python scripts/ablate.py table --sweep F --predictions P --labels DATA/all.csv -
 python scripts/ablate.py plot --sweep F --save T
 
 P/predictions.csv.gz contains each image once for each row and seed, and P/runs.csv the seed,
-minutes and commit of each run. Other rows and seeds stay, so a sweep may run in parts. `extract`
-writes a row for scripts/evaluate.py.
+minutes and commit of each run. Other rows and seeds stay, so a sweep may run in parts.
 
 With --tune, rows that only differ in TRAIN.BASE_LR become one row: each fold takes the predictions
 of the row with the highest mean AUROC on the training patients whom its runs did not learn from.
@@ -51,7 +50,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 
 from data.folds import write_folds
-from data.predictions import write_predictions
 from engine.run_record import is_finished
 from evaluation.metrics import FEW_CASES
 from sweeps.files import (
@@ -66,23 +64,30 @@ from sweeps.files import (
     only_rows,
     only_subsets,
     plan,
-    run_folder,
     sweep_of_runs,
 )
-from sweeps.folds import PREDICTIONS, TUNING, arms_of, join, read_joined, read_ranks, tuned
+from sweeps.folds import TUNING, arms_of, join, read_joined, tuned
 from sweeps.long_table import (
     MEANS,
     enough_resamples,
     facts_of,
     known_scores,
     parts_of,
-    read_written,
+    read_table,
     score_runs,
     written,
 )
 from sweeps.plots import plot_curves, plot_differences, plot_labels, plot_masks, plot_subsets
-from sweeps.run_scores import SPLITS, RunFolders, finished_runs, option_notes, read_runs
-from sweeps.runner import LOGS, Runner, check_runs, describe_runs, epochs_for, state_of
+from sweeps.run_scores import SPLITS, option_notes, read_runs
+from sweeps.runner import (
+    LOGS,
+    Runner,
+    check_runs,
+    describe_runs,
+    epochs_for,
+    finished_runs,
+    state_of,
+)
 from sweeps.tables import (
     JOINED,
     NOT_FOR_CLINICAL_USE,
@@ -200,13 +205,6 @@ def _add_plot(add: Callable) -> None:
     add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='only these differences')
     add('--figure', type=Path, metavar='FILE',
         help='only draw the differences, to this .png, .pdf or .svg file')  # fmt: skip
-
-
-def _add_extract(add: Callable) -> None:
-    add('--predictions', type=Path, required=True, help='folder that `join` wrote')
-    add('--row', required=True, help='name of a row; pixels_1 names a baseline')
-    add('--seed', type=int, default=0, help='seed of the row')
-    add('--save', type=Path, required=True, help='CSV file')
 
 
 def _path(text: str) -> Path:
@@ -479,9 +477,9 @@ def table_of_runs(args: argparse.Namespace) -> None:
         sweep = sweep_of_runs([*runs])
     else:
         sweep = sweep_of(args)
-        refuse_folds(sweep, seeds_of(args), args.output)
         sweep = only_rows(sweep, args.row) if args.row else sweep
-        runs, missing = finished_runs(sweep, seeds_of(args), args.output)
+        found, missing = finished_runs(sweep, seeds_of(args), args.output)
+        runs = {row: {seed: own for seed, (own,) in found[row].items()} for row in found}
         notes = [f'Not finished: {", ".join(missing)}.'] if missing else []
         notes += option_notes(sweep, runs)
     scores = args.scores or [*sweep.scores]
@@ -497,19 +495,18 @@ def table_of_runs(args: argparse.Namespace) -> None:
     write_scores(args, sweep, drawn, notes=notes, protocols=read.protocols)
 
 
-def named_runs(words: Sequence[str]) -> dict[str, dict[int, RunFolders]]:
-    """Return the runs of NAME=FOLDER, with the pre-training whose weights they start from."""
-    runs: dict[str, dict[int, RunFolders]] = {}
+def named_runs(words: Sequence[str]) -> dict[str, dict[int, Path]]:
+    """Return the runs of NAME=FOLDER by name and seed."""
+    runs: dict[str, dict[int, Path]] = {}
     for word in words:
         name, _, pattern = word.partition('=')
         for folder in map(Path, sorted(glob.glob(pattern)) or [pattern]):
             if not (name and pattern and is_finished(folder)):
                 raise ValueError(f'--runs must be NAME=FOLDER of finished runs, got {word!r}')
-            config = load_config(folder)
-            start = Path(config.PRETRAINED).parent if config.PRETRAINED else None
-            if config.SEED in runs.setdefault(name, {}):
-                raise ValueError(f'--runs: {name} has two runs with seed {config.SEED}')
-            runs[name][config.SEED] = RunFolders(folder, start)
+            seed = load_config(folder).SEED
+            if seed in runs.setdefault(name, {}):
+                raise ValueError(f'--runs: {name} has two runs with seed {seed}')
+            runs[name][seed] = folder
     return runs
 
 
@@ -569,20 +566,6 @@ def add_last_epoch(lines: Sequence[dict], drawn: pd.DataFrame, score: str) -> No
         line['last_epoch'] = last.get(line['row'])
 
 
-def refuse_folds(sweep: Sweep, seeds: Sequence[int], output: Path) -> None:
-    """Raise a ValueError if there are runs of a cross-validation and no others."""
-    runs = [(row, seed) for row in sweep.rows for seed in seeds]
-    whole, first = (
-        [folder for run in runs if (folder := run_folder(output, 'finetune', *run, fold)).is_dir()]
-        for fold in ('', '0/1')
-    )
-    if first and not whole:
-        raise ValueError(
-            f'--output {output}: {first[0].name} is a fold of a cross-validation: join the folds '
-            'with `ablate.py join`, and make their table with --predictions'
-        )
-
-
 def plot(args: argparse.Namespace) -> None:
     """Draw the tables in a folder, and with --output the learning curves of the runs."""
     if not (args.save or args.output):
@@ -601,7 +584,7 @@ def plot(args: argparse.Namespace) -> None:
         f'{file_name("", score)}': lambda path: plot_differences(path, lines, sweep)
     }
     file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)  # may be compressed
-    scores = read_written(file) if file else None
+    scores = read_table(file) if file else None
     if scores is not None and sweep.subsets:
         figures['_labels'] = lambda path: plot_labels(path, scores, sweep, args.subset)
         figures[f'_{sweep.subsets}'] = lambda path: plot_subsets(path, scores, sweep, score)
@@ -619,24 +602,11 @@ def plot(args: argparse.Namespace) -> None:
             print(path)
 
 
-def extract(args: argparse.Namespace) -> None:
-    """Write the joined predictions of a row with a seed as a CSV file."""
-    file = args.predictions / PREDICTIONS
-    by_seed = read_ranks(file, args.row.__eq__).get(args.row, {})
-    if args.seed not in by_seed:
-        raise ValueError(f'{file} has no row {args.row} with seed {args.seed}')
-    found = by_seed[args.seed]
-    write_predictions(
-        args.save, found.probabilities, paths=found.names, labels=found.labels, source={}
-    )
-
-
 COMMANDS = {
     'run': (run, _add_run, 'Run all unfinished runs of a sweep.'),
     'join': (join_folds, _add_join, 'Join the predictions of the folds of a sweep.'),
     'table': (table, _add_table, 'Write tables as CSV, Markdown and LaTeX.'),
     'plot': (plot, _add_plot, 'Draw the tables.'),
-    'extract': (extract, _add_extract, 'Write joined predictions for scripts/evaluate.py.'),
 }
 
 

@@ -146,7 +146,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     files = zip(sets, args.predictions, strict=True)
     run = {
         'Predictions': '; '.join(f'{cases.name}: {file}' for cases, file in files),
-        'Labels': describe_labels(args),
+        'Labels': f'{args.labels} ({args.dataset}, {args.split})' if args.dataset else args.labels,
         'Predicts': TASK_WORDS.get(args.task, args.task),
         **({'Blank labels': args.blank} if TASKS[args.task].has_policies else {}),
         'Resamples': args.resamples,
@@ -189,13 +189,6 @@ def pairs_of_seeds(files: Mapping[str, Path]) -> set[frozenset[str]]:
         if [change.split(':')[0] for change in changes] == ['SEED']:
             found.add(frozenset((a, b)))
     return found
-
-
-def describe_labels(args: argparse.Namespace) -> str:
-    """Return the label file, or the folder and the name of the data set."""
-    if not args.dataset:
-        return str(args.labels)
-    return f'{args.labels} ({args.dataset}, {args.split})'
 
 
 def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:

@@ -8,19 +8,12 @@ The checkpoint is of any main script, or one that --pretrained of main_finetune.
 Exit code: 0; 1 if an image was skipped (--skip-bad); 2 if nothing was written.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from evaluation.feature_flags import TABLES, parse_args
-
-if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
-    parse_args(about=__doc__)
-
 import argparse
 import hashlib
+import importlib.util
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +21,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, config_text
 from data.given_folders import read_images
@@ -43,9 +38,43 @@ from evaluation.inference import require_finite
 from system.device import local_device
 from system.downloads import local_path
 from system.files import LOADER_FILES, allow_open_files, locked, sha256
-from system.tool import usable_cpus
+from system.tool import Paragraphs, usable_cpus
 
 MOST_IMAGES = 128  # maximum default batch size
+TABLES = ('.csv', '.parquet')  # formats with a column for each feature
+SUFFIXES = ('.npz', *TABLES)
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
+    add = parser.add_argument
+    place = "folder of images, packed store, or CSV file in CheXpert's layout"
+    add('data', metavar='DATA', help=place)
+    add('--checkpoint', required=True, metavar='C.pth', help='checkpoint, file or URL of weights')
+    add('--output', required=True, type=Path, metavar='OUT.npz', help='.npz, .csv or .parquet')
+    add('--tokens', action='store_true', help='all tokens of the last stage (.npz only)')
+    cfg = 'options of the encoder and its images (default: those in the checkpoint)'
+    add('--cfg', metavar='FILE', help=cfg)
+    add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='change some of these options')
+    dataset = 'DATA is the folder of this data set, such as chexpert or nih (see DATA.DATASET)'
+    add('--dataset', default='', metavar='NAME', help=dataset)
+    splits = ('train', 'valid', 'test')
+    add('--split', default='train', choices=splits, help='split of --dataset (default: train)')
+    add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
+    add('--num-workers', type=int, help='processes that load images (default: as in the run)')
+    add('--skip-bad', action='store_true', help='skip unusable images and list them')
+    add('--device', help='cpu, cuda or cuda:N (default: a GPU if there is one)')
+    args = parser.parse_args(arguments)
+    suffix = args.output.suffix.lower()
+    if suffix not in SUFFIXES:
+        parser.error(f'--output must end in one of {", ".join(SUFFIXES)}, got {args.output}')
+    if args.tokens and suffix in TABLES:
+        parser.error(f'--output must end in .npz with --tokens, got {args.output}')
+    if suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
+        parser.error('--output .parquet needs pyarrow: pip install pyarrow, or write .npz or .csv')
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
+    return args
 
 
 def describe_job(
@@ -144,4 +173,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(parse_args(about=__doc__)))
+    sys.exit(main(parse_args()))

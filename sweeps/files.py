@@ -116,15 +116,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Rows around one reference row, or rows of several methods.
+    """Rows around a reference, or rows of several methods.
 
     Attributes:
         name: Name of the file without suffix, such as 'mask_ratio'.
         path: Sweep file.
         title: Name of the varied option for readers.
         rows: Rows in the order of the file.
-        reference: Row that other rows are compared with by default: the row that changes nothing
-            or that `reference` selects, or the method with the most labels.
         note: Text below the tables, such as published scores of similar rows.
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
         scores: Default scores of the table; () for the mean over the labels.
@@ -137,7 +135,6 @@ class Sweep:
     path: Path
     title: str
     rows: tuple[Row, ...]
-    reference: Row
     note: str = ''
     subsets: str = ''
     scores: tuple[str, ...] = ()
@@ -202,7 +199,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         content, chosen = _at_scale(content, scale)
         shared = {key: _checked(chosen.get(key), f'scale {scale}: {key}') for key in SHARED}
         read_rows = _method_rows if 'methods' in content else _ablation_rows
-        rows, reference = read_rows(path.stem, content, shared)
+        rows = read_rows(path.stem, content, shared)
         scores = content.get('scores') or []
         if not (isinstance(scores, list) and all(isinstance(score, str) for score in scores)):
             raise ValueError(f'scores must be a list of names, got {scores!r:.100}')
@@ -213,7 +210,6 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         path=path,
         title=str(content['title']),
         rows=tuple(rows),
-        reference=next(row for row in rows if row.name == reference),
         note=' '.join(str(content.get('note', '')).split()),
         subsets=_subset_kind(content) if 'methods' in content else '',
         scores=tuple(scores),
@@ -231,7 +227,7 @@ def sweep_of_runs(names: Sequence[str]) -> Sweep:
         Row(name, run=name, configs={}, changes={}, pretrain_run='', against=others.get(name, ()))
         for name in names
     ]
-    return Sweep(name='runs', path=Path(), title='Run', rows=tuple(rows), reference=rows[0])
+    return Sweep(name='runs', path=Path(), title='Run', rows=tuple(rows))
 
 
 def _at_scale(content: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -281,10 +277,11 @@ class _NamesAsWritten(YamlLoader):
         return super().construct_mapping(node, deep)
 
 
-def _ablation_rows(
-    stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[Row], str]:
-    """Return the rows of an ablation and the name of the reference row."""
+def _ablation_rows(stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Return the rows of an ablation.
+
+    They are compared with the row that changes nothing, or that `reference` selects.
+    """
     needed = NEEDED_KEYS | {'rows'}
     _check_keys(content, needed | FREE_KEYS, 'the sweep', needed=needed)
     start = content['reference']
@@ -322,7 +319,7 @@ def _ablation_rows(
     base = str(start.get('row', *unchanged))
     if base not in rows:
         raise ValueError(f'reference: row must be one of {[*rows]}, got {base!r}')
-    return _linked([*rows.values()], dict.fromkeys(rows, base)), base
+    return _linked([*rows.values()], dict.fromkeys(rows, base))
 
 
 def _row_changes(
@@ -354,10 +351,8 @@ def _own_file(entry: Mapping[str, Any], stage: str) -> Path | None:
     return ROOT / named if isinstance(named, str) and named.endswith('.yaml') else None
 
 
-def _method_rows(
-    stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[Row], str]:
-    """Return the rows of a comparison of methods and the name of the reference row."""
+def _method_rows(stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Return the rows of a comparison of methods."""
     kind = _subset_kind(content)
     needed = NEEDED_KEYS | {'methods', kind}
     _check_keys(content, needed | FREE_KEYS, 'the sweep', needed=needed)
@@ -394,8 +389,7 @@ def _method_rows(
             rows.append(row)
             defaults[row.name] = f'{reference}_{subset}'
     _refuse_unequal_training([row for row in rows if 'schedule' not in methods[row.method]])
-    most = max((row.subset for row in rows), key=subset_size)
-    return _linked(rows, defaults), f'{reference}_{most}'
+    return _linked(rows, defaults)
 
 
 def subset_size(subset: str) -> float:
@@ -749,10 +743,7 @@ def only_subsets(sweep: Sweep, names: Sequence[str]) -> Sweep:
     if others := [name for name in names if name not in known]:
         allowed = known if sweep.subsets else 'left out, because the sweep has no subsets'
         raise ValueError(f'--subsets must be of {allowed} ({sweep.path}), got {others[0]!r}')
-    rows = tuple(row for row in sweep.rows if row.subset in names)
-    methods = [row for row in rows if row.method == sweep.reference.method]
-    reference = max(methods, key=lambda row: subset_size(row.subset))
-    return replace(sweep, rows=rows, reference=reference)
+    return replace(sweep, rows=tuple(row for row in sweep.rows if row.subset in names))
 
 
 def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str], Config]:

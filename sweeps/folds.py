@@ -23,7 +23,7 @@ from data.folds import folds_of
 from data.predictions import (
     LabelTable,
     Predictions,
-    look_up,
+    read_complete,
     read_label_file,
     read_predictions,
     row_names,
@@ -32,13 +32,13 @@ from data.reading import read_split
 from data.records import select_views, task_of
 from data.splits import split_patients, unlabelled_records
 from data.table import Table
-from engine.run_record import SHOWN, is_finished
+from engine.run_record import is_finished
 from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
 from logger import read_metrics
 from sweeps.files import PIXELS, Sweep, load_config, run_folder, without_cache
 from sweeps.long_table import Scored
-from sweeps.runner import folder_state
+from sweeps.runner import finished_runs
 from system.files import replace_file
 
 LOGGER = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ def join(sweep: Sweep, folder: Path, *, output: Path, folds: int, seeds: int, tu
     Other rows and seeds in the folder stay, so a sweep may run in parts. A table of the runs has
     their seed, minutes and commit. With `tune`, another has the scores that choose a rate.
     """
-    runs = finished_folds(sweep, output=output, folds=folds, seeds=seeds)
+    runs, others = finished_runs(sweep, range(seeds), output, folds=folds)
+    for run in others:
+        LOGGER.warning('skipped %s', run)
     used: list[Path] = []  # run folders
     predictions: dict[tuple[str, int], list[Path]] = {}
     for row in [row for row in sweep.rows if row.name in runs]:
@@ -68,32 +70,6 @@ def join(sweep: Sweep, folder: Path, *, output: Path, folds: int, seeds: int, tu
     save_runs(folder / RUNS, used)
     if tune:
         save_scores(folder / TUNING, sweep, runs)
-
-
-def finished_folds(sweep: Sweep, *, output: Path, folds: int, seeds: int) -> dict[str, Folds]:
-    """Return the runs of every row and seed whose folds have all finished, and log the others.
-
-    Raises:
-        ValueError: If there is no such row.
-    """
-    runs: dict[str, Folds] = {}
-    skipped = []
-    for row in sweep.rows:
-        for seed in range(seeds):
-            parts = [f'{part}/{folds}' for part in range(folds)]
-            folders = [run_folder(output, 'finetune', row, seed, part) for part in parts]
-            states = zip(parts, map(folder_state, folders), strict=True)
-            if missing := [f'{part} {state}' for part, state in states if state != 'finished']:
-                skipped.append(f'{row.name} seed {seed} (fold {", ".join(missing)})')
-                LOGGER.warning('skipped %s', skipped[-1])
-                continue
-            runs.setdefault(row.name, {})[seed] = folders
-    if not runs:
-        raise ValueError(
-            f'--output {output}: no run of {sweep.path} has finished all {folds} folds: '
-            + '; '.join(skipped[:SHOWN])
-        )
-    return runs
 
 
 def read_joined(
@@ -380,8 +356,7 @@ def _not_learned(folder: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]
     for split, records in parts.items():
         if len(records):
             file = folder / f'predictions_{split}.csv'
-            predictions = read_predictions(file, labels=task.labels)
-            probabilities.append(look_up(predictions, records.path, task.labels))
+            probabilities.append(read_complete(file, records.path, task.labels))
             targets.append(task.scored(records))
     return task.labels, np.concatenate(probabilities), np.concatenate(targets)
 

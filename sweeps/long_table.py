@@ -1,8 +1,8 @@
-"""The long table of a sweep: row, seed, fold, split, level, group, label, metric, value, resample.
+"""The long table of a sweep (`evaluation.report`).
 
 Everything that tabulates, compares or plots reads it. In memory, `resamples` holds the values of a
 score in all resamples of the patients, which all rows share. In files, lines without a seed are
-means over the seeds, and their `resample` is 'low' or 'high' for the 95 % interval over patients.
+means over the seeds, and only they have intervals.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +16,9 @@ from evaluation.cases import Cases
 from evaluation.intervals import Resamples
 from evaluation.metrics import METRICS, count_classes, label_scores, labels_of_mean
 from evaluation.model_comparison import ENDS, Rows, summarise
+from evaluation.report import COLUMNS, KEYS
 from evaluation.subgroups import natural_order
 
-KEYS = ['row', 'seed', 'fold', 'split', 'level', 'group', 'label', 'metric']
 # Labels that are means: over the labels with enough cases (`labels_of_mean`), which have two names,
 # and over CheXpert's five if all of them have enough.
 MEANS = ('mean', 'mean_of_five', 'mean_of_defined')
@@ -135,13 +135,13 @@ def written(table: pd.DataFrame) -> pd.DataFrame:
         line = {'seed': '', 'fold': '', **dict(zip(where, place, strict=True))}
         for resample in ('', *ENDS):
             lines.append(line | {'resample': resample, 'value': own[resample or 'value']})
-    means = pd.DataFrame(lines, columns=[*KEYS, 'value', 'resample'])
+    means = pd.DataFrame(lines, columns=COLUMNS)
     runs = table[[*KEYS, 'value']].astype({'seed': str})
     return pd.concat([runs.assign(resample=''), means])
 
 
-def read_written(path: Any) -> pd.DataFrame:
-    """Read a table of `written`.
+def read_table(path: Any) -> pd.DataFrame:
+    """Read a long table. Everything but the value is text.
 
     Raises:
         ValueError: If it cannot be read or lacks a column.
@@ -149,9 +149,9 @@ def read_written(path: Any) -> pd.DataFrame:
     text = dict.fromkeys([*KEYS, 'resample'], str)
     try:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={'value': ['']})
-        return table[[*KEYS, 'value', 'resample']]
+        return table[COLUMNS]
     except (ValueError, KeyError) as error:
-        raise ValueError(f'{path} is no table of scores of `ablate.py table`: {error}') from error
+        raise ValueError(f'{path} is no long table of scores: {error}') from error
 
 
 def _groups(images: Cases) -> Iterator[tuple[str, np.ndarray]]:

@@ -18,12 +18,12 @@ from data.reading import read_split
 from data.records import Records, select_views, task_of
 from data.splits import split_patients, training_records, unlabelled_records
 from evaluation.calibration import choose_threshold
-from evaluation.cases import Cases
+from evaluation.cases import cases_of
 from evaluation.pseudo_label_choice import audit, choose_values
 from logger import json_safe
 from sweeps.files import MAINS, Job, share_steps, sweep_of_runs, without_cache
 from sweeps.long_table import MEANS, Scored, score_runs
-from sweeps.run_scores import SPLITS, RunFolders, read_runs
+from sweeps.run_scores import SPLITS, read_runs
 from sweeps.runner import LOGS, Runner
 from sweeps.tables import compare, shown, write_score
 from system.files import sha256
@@ -199,7 +199,7 @@ class PseudoLabels:
 
     def _splits(self) -> list[list[Scored]]:
         """Return the scored images of all runs, for each split of valid, test and training."""
-        runs = {job.run: {self.config.SEED: RunFolders(job.folder)} for job in self.jobs}
+        runs = {job.run: {self.config.SEED: job.folder} for job in self.jobs}
         splits = [
             read_runs(runs, sweep_of_runs([*runs]), split=split).scored
             for split in SPLITS
@@ -221,15 +221,8 @@ class PseudoLabels:
         records = self.labelled if split == 'labelled' else self.unlabelled
         known = ~np.isnan(targets).all(axis=1)
         records, targets = records.select(known), targets[known]
-        cases = Cases(
-            name=split,
-            labels=self.task.labels,
-            path=records.path,
-            study=records.study,
-            patient=records.patient,
-            probabilities=self._predicted(job, 'train', records),
-            targets=targets,
-        )
+        probabilities = self._predicted(job, 'train', records)
+        cases = cases_of(records, self.task, probabilities, name=split, targets=targets)
         return Scored(job.run, job.seed, cases, split)
 
     def _thresholds(self, job: Job) -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -13,15 +14,17 @@ import numpy as np
 from config import PROBES, Config, value_at
 from data.groups import all_groups
 from data.masking import average_distance, mask_generator
-from data.predictions import look_up, read_predictions
+from data.predictions import read_complete
 from data.reading import SCORED_SPLITS, read_split
 from data.records import Records, select_views, task_of
 from data.splits import split_patients
 from engine.run_record import files_read, is_finished, read_record, without_home
-from evaluation.cases import Cases
+from evaluation.cases import Cases, cases_of
 from evaluation.metrics import auroc_per_label
+from evaluation.report import SCORES_FILE
 from logger import read_metrics
 from sweeps.files import (
+    Row,
     Sweep,
     expected_config,
     load_config,
@@ -29,7 +32,7 @@ from sweeps.files import (
     training_changes,
     without_cache,
 )
-from sweeps.long_table import MEANS, Scored
+from sweeps.long_table import MEANS, Scored, read_table
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
 # What JSON of another form raises, also if its parts are nested too deeply.
@@ -55,14 +58,7 @@ ERROR_KEYS = (
 )
 
 
-class RunFolders(NamedTuple):
-    """Folder of a fine-tuning, and of the pre-training that it starts from, or None."""
-
-    finetune: Path
-    pretrain: Path | None = None
-
-
-Runs = Mapping[str, Mapping[int, RunFolders]]  # row -> seed -> finished run
+Runs = Mapping[str, Mapping[int, Path]]  # row -> seed -> folder of a finished fine-tuning
 
 
 class RunScores(NamedTuple):
@@ -81,26 +77,12 @@ class RunScores(NamedTuple):
     splits: dict[str, None]
 
 
-def finished_runs(
-    sweep: Sweep, seeds: Sequence[int], output: str | Path
-) -> tuple[dict[str, dict[int, RunFolders]], list[str]]:
-    """Return the finished runs of a sweep, and the names of the others.
-
-    Raises:
-        ValueError: If no run is finished.
-    """
-    runs: dict[str, dict[int, RunFolders]] = {}
-    others = []
-    for row, seed in ((row, seed) for row in sweep.rows for seed in seeds):
-        folder = run_folder(output, 'finetune', row, seed)
-        if is_finished(folder):
-            pretrain = run_folder(output, row.pretraining, row, seed)
-            runs.setdefault(row.name, {})[seed] = RunFolders(folder, pretrain)
-        else:
-            others.append(f'{row.name} seed {seed}')
-    if not runs:
-        raise ValueError(f'--output {output}: no run of {sweep.path} is finished')
-    return runs, others
+def pretraining_of(folder: Path, row: Row, seed: int) -> Path | None:
+    """Return the folder of the pre-training that a run starts from, or None."""
+    if row.pretraining:
+        return run_folder(folder.parents[1], row.pretraining, row, seed)
+    weights = load_config(folder).PRETRAINED
+    return Path(weights).parent if weights else None
 
 
 def read_runs(
@@ -122,26 +104,37 @@ def read_runs(
     Raises:
         ValueError: If a file of a run cannot be read. The message names it.
     """
-    splits: dict[str, _Split] = {}  # rows with the same cases share labels and groups
+    splits: dict[str, Cases] = {}  # rows with the same cases share labels and groups
     found = RunScores([], [], {}, {})
+    rows = {each.name: each for each in sweep.rows}
+    reference: Config | None = None  # options of the first pre-training with a held-out error
     for row, seed in [(name, own) for name in runs for own in runs[name]]:
-        run = runs[row][seed]
-        chosen, checkpoint, scores = _read_scores(run.finetune, split)
+        folder = runs[row][seed]
+        chosen, checkpoint, scores = _read_scores(folder, split)
         protocol = str([chosen, *(scores.get(key) for key in PROTOCOL)])
+        config = load_config(folder)
         if protocol not in splits:
-            splits[protocol] = _Split(load_config(run.finetune), chosen, groups)
-        cases = splits[protocol]
-        images = cases.images(run.finetune / f'predictions_{chosen}.csv')
-        cases.check(run.finetune, images, scores['auroc'])
-        thresholds = _thresholds(run.finetune, chosen)
-        found.scored.append(cases.scored(row, seed, images, thresholds))
+            splits[protocol] = _labelled_images(config, chosen, groups)
+        images, file = splits[protocol], folder / f'predictions_{chosen}.csv'
+        images = replace(images, probabilities=read_complete(file, images.path, images.labels))
+        level, thresholds = config.EVAL.LEVEL, _thresholds(folder, chosen)
+        run = Scored(row, seed, images, chosen, level, thresholds)
+        _check(folder, run, scores['auroc'])
+        found.scored.append(run)
         found.protocols[row, seed] = protocol
         place = {'row': row, 'seed': seed, 'fold': '', 'split': chosen, 'group': ''}
         place['level'] = scores['level']
-        found.facts.extend(place | line for line in _facts(run, chosen, checkpoint))
+        pretrain = pretraining_of(folder, rows[row], seed)
+        facts = run_facts(folder, pretrain, checkpoint)
+        if 'held_out_l1' in facts:
+            own = load_config(pretrain)
+            reference = reference or own
+            if any(value_at(own, key) != value_at(reference, key) for key in ERROR_KEYS):
+                del facts['held_out_l1']  # of other images: it cannot be compared
+        lines = (*_fact_lines(facts), *_last_epoch_lines(folder, chosen))
+        found.facts.extend(place | line for line in lines)
         found.splits[f'{chosen}, {scores["rows"]} rows at {scores["level"]} level, '
                      f'{scores["views"]} views, {checkpoint} checkpoint'] = None  # fmt: skip
-    _leave_out_errors(found.facts, runs)
     return found
 
 
@@ -152,8 +145,8 @@ def option_notes(sweep: Sweep, runs: Runs) -> list[str]:
     for row in [row for row in sweep.rows if row.name in runs]:
         for stage in row.stages:
             expected = expected_config(row, stage)
-            for run in runs[row.name].values():
-                folder = run.finetune if stage == 'finetune' else run.pretrain
+            for seed, own in runs[row.name].items():
+                folder = own if stage == 'finetune' else pretraining_of(own, row, seed)
                 if not is_finished(folder):
                     continue
                 config, record = load_config(folder), read_record(folder) or {}
@@ -194,39 +187,32 @@ def scored_records(
     return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
 
 
-def _facts(run: RunFolders, split: str, checkpoint: str) -> Iterator[dict[str, Any]]:
+def _fact_lines(facts: Mapping[str, float]) -> Iterator[dict[str, Any]]:
     """Yield lines of the long table with facts about a run."""
-    for name, value in run_facts(run, checkpoint).items():
+    for name, value in facts.items():
         yield {'label': '', 'metric': name, 'value': value}
-    last = _score_file(run.finetune)[split].get('last') or {}
+
+
+def _last_epoch_lines(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Yield lines of the long table with the AUROCs of a run after its last epoch, if known."""
+    last = _score_file(folder)[split].get('last') or {}
     areas = {name: last.get(name) for name in MEANS} | last.get('auroc', {})
     for label, area in areas.items():
         if area is not None:
             yield {'label': label, 'metric': 'auroc_last', 'value': area}
 
 
-def _leave_out_errors(facts: list[dict[str, Any]], runs: Runs) -> None:
-    """Remove errors of pre-training that cannot be compared with the first row."""
-    lines = [line for line in facts if line['metric'] == 'held_out_l1']
-    reference: Config | None = None
-    for line in lines:
-        config = load_config(runs[line['row']][line['seed']].pretrain)
-        reference = reference or config
-        if any(value_at(config, key) != value_at(reference, key) for key in ERROR_KEYS):
-            facts.remove(line)
-
-
-def run_facts(run: RunFolders, checkpoint: str) -> dict[str, float]:
+def run_facts(folder: Path, pretrain: Path | None, checkpoint: str) -> dict[str, float]:
     """Return facts about a run and its pre-training by name."""
-    record = read_record(run.finetune) or {}
-    facts: dict[str, Any] = selection_figures(run.finetune, checkpoint)
+    record = read_record(folder) or {}
+    facts: dict[str, Any] = selection_figures(folder, checkpoint)
     facts['minutes'] = (record.get('seconds') or np.nan) / 60
     facts['training_images'] = ((record.get('data') or {}).get('training') or {}).get('images')
-    facts['dropped_patches'] = load_config(run.finetune).EVAL.MASK_RATIO or None
-    if run.pretrain is not None and (run.pretrain / 'metrics.jsonl').is_file():
-        facts |= pretraining_figures(read_metrics(run.pretrain / 'metrics.jsonl'))
+    facts['dropped_patches'] = load_config(folder).EVAL.MASK_RATIO or None
+    if pretrain is not None and (pretrain / 'metrics.jsonl').is_file():
+        facts |= pretraining_figures(read_metrics(pretrain / 'metrics.jsonl'))
         if 'held_out_l1' in facts:
-            facts |= _own_masks(load_config(run.pretrain))
+            facts |= _own_masks(load_config(pretrain))
     return {name: value for name, value in facts.items() if value is not None and value == value}
 
 
@@ -263,62 +249,30 @@ def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return figures
 
 
-class _Split:
-    """Labels, patients and groups of the images of a split that runs were scored on."""
+def _labelled_images(config: Config, split: str, groups: tuple[Sequence[str], str] | None) -> Cases:
+    """Return the images of a split as cases without predictions."""
+    config = without_cache(config)
+    task, found = task_of(config), {}
+    records = scored_records(config, split, logging.getLogger(__name__))
+    if groups is not None:
+        columns, demographics = groups
+        columns = columns or config.EVAL.GROUPS
+        found = all_groups(records, columns, demographics or config.DATA.DEMOGRAPHICS)
+    unknown = np.full((len(records), len(task.labels)), np.nan)
+    return cases_of(records, task, unknown, name=split, groups=found)
 
-    def __init__(
-        self, config: Config, split: str, groups: tuple[Sequence[str], str] | None
-    ) -> None:
-        config = without_cache(config)
-        self.split, self.eval, self.task = split, config.EVAL, task_of(config)
-        self.records = scored_records(config, split, logging.getLogger(__name__))
-        self.targets, self.groups = self.task.scored(self.records), {}
-        if groups is not None:
-            columns, demographics = groups
-            columns = columns or self.eval.GROUPS
-            demographics = demographics or config.DATA.DEMOGRAPHICS
-            self.groups = all_groups(self.records, columns, demographics)
 
-    def images(self, file: Path) -> Cases:
-        """Read the predictions of a run as cases with one row per image.
-
-        Raises:
-            ValueError: If the file does not have a prediction for each image.
-        """
-        labels, records = self.task.labels, self.records
-        predictions = read_predictions(file, labels=labels)
-        probabilities = look_up(predictions, records.path, labels)
-        if len(predictions.names) != len(records.path) or np.isnan(probabilities).any():
+def _check(folder: Path, run: Scored, written: Mapping[str, float | None]) -> None:
+    """Raise a ValueError if scores.json was not computed from these predictions and labels."""
+    cases = run.images.at_level(run.level)
+    areas = auroc_per_label(cases.probabilities, cases.targets)
+    for label, area in zip(cases.labels, areas, strict=True):
+        known = written[label]
+        if not (np.isnan(area) if known is None else abs(area - known) <= TOLERANCE):
             raise ValueError(
-                f'{file}: the {len(predictions.names)} rows are not the {len(records.path)} images '
-                f'of {records.csv}'
+                f'{folder}: the AUROC of {label} is {area} from predictions and labels, '
+                f'but {known} in scores.json. One of these files has changed.'
             )
-        return Cases(
-            name=str(file),
-            labels=labels,
-            path=records.path,
-            study=records.study,
-            patient=records.patient,
-            probabilities=probabilities,
-            targets=self.targets,
-            groups=self.groups,
-            exclusive=self.task.exclusive,
-        )
-
-    def check(self, folder: Path, images: Cases, written: Mapping[str, float | None]) -> None:
-        """Raise a ValueError if scores.json was not computed from these predictions and labels."""
-        cases = images.at_level(self.eval.LEVEL)
-        areas = auroc_per_label(cases.probabilities, cases.targets)
-        for label, area in zip(cases.labels, areas, strict=True):
-            known = written[label]
-            if not (np.isnan(area) if known is None else abs(area - known) <= TOLERANCE):
-                raise ValueError(
-                    f'{folder}: the AUROC of {label} is {area} from predictions and labels, '
-                    f'but {known} in scores.json. One of these files has changed.'
-                )
-
-    def scored(self, row: str, seed: int, images: Cases, thresholds: Mapping) -> Scored:
-        return Scored(row, seed, images, self.split, self.eval.LEVEL, thresholds)
 
 
 def _read_scores(folder: Path, split: str) -> tuple[str, str, dict[str, Any]]:
@@ -352,14 +306,13 @@ def _score_file(folder: Path) -> dict[str, Any]:
 
 
 def _thresholds(folder: Path, split: str) -> dict[str, float]:
-    """Return the threshold of each label from the report of a run; {} without a report."""
-    report = folder / 'report.json'
-    try:
-        sets = json.loads(report.read_bytes())['sets'] if report.is_file() else []
-        parts = [part['labels'] for part in sets if part['name'] == split]
-        return {entry['label']: entry.get('threshold') for entry in parts[0]} if parts else {}
-    except MALFORMED as error:
-        raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
+    """Return the threshold of each label from the long table of a run; {} without a report."""
+    file = folder / SCORES_FILE
+    if not file.is_file():
+        return {}
+    table = read_table(file)
+    chosen = (table['split'] == split) & (table['metric'] == 'threshold')
+    return table[chosen].set_index('label')['value'].to_dict()
 
 
 def _own_masks(config: Config) -> dict[str, float]:

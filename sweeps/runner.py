@@ -33,8 +33,10 @@ from sweeps.files import (
     ROOT,
     SECTIONS,
     Job,
+    Sweep,
     load_config,
     option_changes,
+    run_folder,
     training_changes,
     without_cache,
 )
@@ -70,6 +72,34 @@ def folder_state(folder: Path) -> str:
     if is_locked(folder):
         return 'running'
     return 'stopped' if has_begun else 'not started'
+
+
+def finished_runs(
+    sweep: Sweep, seeds: Sequence[int], output: str | Path, *, folds: int = 0
+) -> tuple[dict[str, dict[int, list[Path]]], list[str]]:
+    """Return row -> seed -> folder of the finished run, or folders of its folds, and the others.
+
+    A cross-validated run is finished if all its folds are.
+
+    Raises:
+        ValueError: If no run is finished.
+    """
+    parts = [f'{part}/{folds}' for part in range(folds)] or ['']
+    runs: dict[str, dict[int, list[Path]]] = {}
+    others = []
+    for row, seed in ((row, seed) for row in sweep.rows for seed in seeds):
+        folders = [run_folder(output, 'finetune', row, seed, part) for part in parts]
+        states = zip(parts, map(folder_state, folders), strict=True)
+        missing = [f'{part} {state}'.strip() for part, state in states if state != 'finished']
+        if missing:
+            others.append(f'{row.name} seed {seed} ({", ".join(missing)})')
+        else:
+            runs.setdefault(row.name, {})[seed] = folders
+    if not runs:
+        shown = '; '.join(others[:SHOWN])
+        hint = '' if folds else ' (`ablate.py join` joins the folds of a cross-validation)'
+        raise ValueError(f'--output {output}: no run of {sweep.path} is finished{hint}: {shown}')
+    return runs, others
 
 
 def differences(job: Job) -> list[str]:

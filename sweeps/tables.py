@@ -222,11 +222,9 @@ def read_lines(path: Path, pairs: Sequence[str] = ()) -> pd.DataFrame:
         raise ValueError(f'{path} must be a table in which rows are compared: it lacks {missing}')
     # With groups, a row has a value in each of them.
     keys = ['row', *(['group'] if 'group' in found else [])]
-    values = found.drop_duplicates(keys).set_index(keys)['value']
-    bases = found[['against', *keys[1:]]].apply(
-        tuple if keys[1:] else lambda cells: cells.iloc[0], axis=1
-    )
-    found['against_value'] = bases.map(values)
+    names = {'row': 'against', 'value': 'against_value'}
+    values = found.drop_duplicates(keys)[[*keys, 'value']].rename(columns=names)
+    found = found.merge(values, how='left', on=['against', *keys[1:]])
     found.index = found['row'] + '/' + found['against'].fillna('')
     if unknown := [pair for pair in pairs if pair not in found.index]:
         raise ValueError(f'--pairs: {path} does not compare {unknown[0]!r}')

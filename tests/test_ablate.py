@@ -173,8 +173,7 @@ def test_the_table_of_a_cross_validated_sweep_is_refused_and_the_right_tool_name
     folder.mkdir(parents=True)
     words = ['table', '--sweep', str(SWEEP), '--output', str(tmp_path), '--seeds', '1']
     assert run_script('ablate', *words) == 2
-    shown = capsys.readouterr().err
-    assert folder.name in shown and 'ablate.py join' in shown
+    assert 'ablate.py join' in capsys.readouterr().err
 
 
 def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:

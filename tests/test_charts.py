@@ -1,6 +1,5 @@
 """Charts of the report show the numbers of the report."""
 
-import itertools
 import re
 
 import numpy as np
@@ -10,7 +9,7 @@ from sklearn.metrics import auc
 
 from data.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, score_set
-from evaluation.charts import Panel, forest_row, histogram, nice_axis, precision_recall, roc
+from evaluation.charts import forest_row, histogram, nice_axis, precision_recall, roc
 from evaluation.metrics import Protocol
 
 
@@ -79,20 +78,6 @@ def test_axes_end_at_round_ticks(values: list, low: float, high: float, names: l
     axis = nice_axis(values)
     assert (axis.low, axis.high) == pytest.approx((low, high))
     assert [name for _, name in axis.names()] == names
-
-
-@pytest.mark.parametrize('lowest, highest', [(0, 0.0031), (0, 3e-4), (0.738, 0.7394), (0, 0.97)])
-def test_tick_labels_overlap_neither_each_other_nor_the_title(lowest, highest) -> None:
-    axis = nice_axis([lowest, highest], 'title')
-    svg = str(Panel(axis, axis).svg('a', '', ''))
-    ticks = re.findall(r'class="tick" x="([\d.]+)" y="262.0" text-anchor="middle">([^<]+)<', svg)
-    assert len(ticks) >= 2
-    for (x, name), (following, other) in itertools.pairwise(ticks):
-        assert float(following) - float(x) > 7 * (len(name) + len(other)) / 2
-    names = re.findall(r'class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)<', svg)
-    left = min(float(x) - 7 * len(name) for x, name in names)
-    title = float(re.search(r'rotate\(-90\) translate\(\S+ (\S+)\)', svg)[1])
-    assert float(re.search('viewBox="(\\S+)', svg)[1]) <= title - 12 < title < left
 
 
 def test_a_histogram_shows_the_shares_of_both_classes_and_the_threshold(labels: list[dict]) -> None:

@@ -194,3 +194,14 @@ def test_a_folder_of_images_and_a_damaged_store(
     assert [cells[0] for cells in check(store)] == kinds
     (store / 'store.json').write_text('{}')
     assert 'unreadable data set' in {cells[0] for cells in check(store)}
+
+
+def test_a_split_without_any_image_is_one_fault_and_its_labels_are_checked(
+    spoilt: Path, tmp_path: Path, check: Callable
+) -> None:
+    shutil.rmtree(spoilt / 'train')
+    kinds = [kind for kind, *_ in check(spoilt)]
+    assert kinds.count('missing images') == 1 and 'missing image' not in kinds
+    table = read_text(tmp_path / 'lists' / 'problems.csv')
+    about_labels = table[table['kind'].isin(ONE_CLASS)]
+    assert about_labels['csv'].isin(['train.csv']).any()

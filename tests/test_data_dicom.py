@@ -12,6 +12,7 @@ from data.check import look_at
 from data.dicom import read_dicom
 from data.image_source import Folder
 from data.images import BadImageError, load_image
+from data.noted_images import NotedImages, describe_notes
 
 pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
 
@@ -144,6 +145,9 @@ def test_headers_that_do_not_fit_are_noted_with_the_name(path, tags, word):
     write(path, SQUARE, **tags)
     _, kind, detail, _ = look_at(Folder(path.parent), path.name)
     assert (kind == 'contradictory header') == bool(word) and word in detail
+    images = NotedImages(Folder(path.parent), [path.name], lambda *_: 0, skip_bad=False)
+    warnings = [*describe_notes([images[0][1]], [path.name])]  # as predict.py and features.py
+    assert len(warnings) == bool(word) and all(path.name in line for line in warnings)
 
 
 def test_padding_is_black_and_no_part_of_the_range(path):

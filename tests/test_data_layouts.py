@@ -22,6 +22,8 @@ from data.loader import Loaders
 from data.packing import Settings, pack, read_source
 from data.records import Records
 from engine.run_record import run_changes
+from evaluation.report import SCORES_FILE
+from sweeps.long_table import read_table
 
 NAN = np.nan
 NIH = """Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,\
@@ -295,11 +297,12 @@ def test_chexpert_plus_becomes_a_report_from_files_and_packed(tmp_path: Path) ->
         out = tmp_path / f'of_{place.name}'
         folder = finished_run('finetune', place, out, model=VIT, DATA=data, **more)
         predictions.append(pd.read_csv(folder / 'predictions_valid.csv'))
-        groups = pd.read_csv(folder / 'report_groups.csv')
-        assert set(groups['column']) == {'Sex', 'Age', 'View', 'race', 'ethnicity'}
+        groups = {*read_table(folder / SCORES_FILE)['group']}
+        columns = {group.partition(':')[0] for group in groups if group}
+        assert columns == {'Sex', 'Age', 'View', 'race', 'ethnicity'}
     pd.testing.assert_frame_equal(*predictions)
     assert predictions[0]['Path'][0] == 'PNG/PNG/valid/patient80001/study1/view1_frontal.png'
-    assert {'Asian', 'White, non-Hispanic'} <= {*groups.query("column == 'race'")['group']}
+    assert {'race: Asian', 'race: White, non-Hispanic'} <= groups
 
 
 def test_labels_of_another_table_are_found_by_a_key(tmp_path: Path, caplog) -> None:

@@ -25,7 +25,6 @@ from evaluation.metrics import (
     label_scores,
     labels_with_few_cases,
     mean_summaries,
-    metric,
     score_table,
     selecting_labels,
     selection_score,
@@ -279,13 +278,3 @@ def test_a_perfect_prediction_has_the_best_value(name):
     best = label_scores(p, y, threshold=0.5)[name][0]
     other = label_scores(np.array([0.3, 0.8, 0.4, 0.6]), y, threshold=0.5)[name][0]
     assert (best > other) == METRICS[name].higher_is_better
-
-
-def test_a_second_metric_with_the_same_name_is_refused():
-    def auroc(tally):
-        """Another function."""
-
-    before = METRICS['auroc']
-    with pytest.raises(AssertionError, match='auroc'):
-        metric('Mine')(auroc)
-    assert METRICS['auroc'] is before

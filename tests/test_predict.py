@@ -6,7 +6,6 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -221,13 +220,6 @@ def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
     assert json.loads((tmp_path / 'p.json').read_text())['rows'] == 4
 
 
-def test_a_defect_of_the_program_is_not_reported_as_a_mistake(predict, monkeypatch):
-    broken = MagicMock(side_effect=RuntimeError('size'))
-    monkeypatch.setattr(predict.script, 'predict_images', broken)
-    with pytest.raises(RuntimeError, match='size'):
-        predict('--checkpoint', 'c.pth', '--output', 'p.csv', 'images')
-
-
 @pytest.mark.parametrize(
     'words', [['--batch-size', '0'], ['--device', 'cuda:2'], ['--device', 'cuda']]
 )
@@ -236,12 +228,6 @@ def test_flags_that_cannot_work_are_refused(words, predict, monkeypatch, capsys)
     with pytest.raises(SystemExit) as stop:
         predict('--checkpoint', 'c.pth', '--output', 'p.csv', *words, 'images')
     assert stop.value.code == 2 and words[0] in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_gpu_may_be_chosen(predict, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    words = ['--checkpoint', 'c.pth', '--output', 'p.csv', '--device', 'cuda:1', 'images']
-    assert predict.script.parse_args(words).device == torch.device('cuda', 1)
 
 
 @pytest.mark.parametrize(

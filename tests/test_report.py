@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from cases import make_cases
 from PIL import Image
@@ -22,8 +21,8 @@ from evaluation.metrics import METRICS, Protocol, Tally, metric, recall, specifi
 from evaluation.report import (
     CHANCE,
     NO_RESAMPLES,
+    SCORES_FILE,
     SMALL_SPAN,
-    _label_warnings,
     build_document,
     compare_sets,
     compare_with_baselines,
@@ -31,6 +30,7 @@ from evaluation.report import (
     scores_table,
     write_report,
 )
+from sweeps.long_table import read_table
 
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="alert(1)">\'&amp;{{ 7 }}'
 LABELS = (*COMPETITION_LABELS, 'Fracture', HOSTILE)
@@ -188,8 +188,8 @@ def test_a_metric_is_one_function(tmp_path: Path) -> None:
     index = scores['recall']['value'] + scores['specificity']['value'] - 1
     assert scores['youden']['value'] == pytest.approx(index)
     assert scores['youden']['low'] < index < scores['youden']['high']
-    table = pd.read_csv(tmp_path / 'report_labels.csv')
-    assert table['youden_low'][0] == pytest.approx(scores['youden']['low'])
+    table = read_table(tmp_path / SCORES_FILE).set_index(['metric', 'resample'])['value']
+    assert table['youden', 'low'].iloc[0] == pytest.approx(scores['youden']['low'])
     assert '>Youden index</th>' in html
     assert f'value="{scores["youden"]["high"]!r}"' in html
 
@@ -215,27 +215,30 @@ def test_the_page_loads_no_other_file(page: Page, folder: Path) -> None:
 
 
 def test_tables_hold_the_numbers_of_the_json(folder: Path, written: dict) -> None:
-    table = pd.read_csv(folder / 'report_labels.csv')
-    counts = table['set'].value_counts()
-    assert (counts['test'], counts['valid']) == (len(LABELS) + 2, len(LABELS) - 1 + 2)
-    assert 'Fracture' not in set(
-        table['label'][table['set'] == 'valid']
-    )  # the label has one class in this set
-    edema = table.set_index(['set', 'label']).loc['test', 'Edema']
+    table = read_table(folder / SCORES_FILE).set_index(
+        ['row', 'split', 'group', 'label', 'metric', 'resample']
+    )
+    table = table['value'].sort_index()
+    assert table.index.is_unique and table.notna().all()
+    assert 'Fracture' not in table['', 'valid', ''].index  # the label has one class in this set
+    edema = table['', 'test', '', 'Edema']
     label = written['sets'][1]['labels'][LABELS.index('Edema')]
     for name in METRICS:
-        assert edema[f'{name}_high'] == pytest.approx(label['scores'][name]['high'])
-    assert edema['ece_scaled'] == pytest.approx(label['scaled']['ece']['value'])
-    assert edema['auroc_delong_low'] == pytest.approx(label['delong']['low'])
-    assert edema['positives'] == pytest.approx(label['positives'])
-    groups = pd.read_csv(folder / 'report_groups.csv').set_index(['set', 'group', 'label'])
-    values = written['sets'][0]['groups'][0]['groups'][1]['labels']['Edema']
-    kappa = groups.loc[('valid', 'Female', 'Edema'), 'kappa_high']
-    assert kappa == pytest.approx(values['scores']['kappa']['high'])
-    assert groups['gap'].notna().any()
-    differences = pd.read_csv(folder / 'report_comparisons.csv')
-    wanted = written['comparisons'][0]['means']['five']['difference']['value']
-    assert differences['difference'].iloc[-1] == pytest.approx(wanted)
+        assert edema[name, 'high'] == label['scores'][name]['high']
+    assert edema['ece_scaled', ''] == label['scaled']['ece']['value']
+    assert edema['auroc_delong', 'low'] == label['delong']['low']
+    assert edema['threshold', ''] == label['threshold']
+    assert edema['positives', ''] + edema['negatives', ''] == label['n']
+    female = written['sets'][0]['groups'][0]['groups'][1]
+    kappa = female['labels']['Edema']['scores']['kappa']['high']
+    assert table['', 'valid', 'Sex: Female', 'Edema', 'kappa', 'high'] == kappa
+    assert table['', 'valid', 'Sex: Female', '', 'cases', ''] == female['rows']
+    assert 'auroc_gap' in table.index.get_level_values('metric')
+    compared = written['comparisons'][0]
+    difference = table['test minus other', 'test', '']
+    mean = compared['means']['five']['difference']
+    assert difference['mean_of_five', 'difference', 'low'] == mean['low']
+    assert difference['Edema', 'p_holm', ''] == compared['labels']['Edema']['p_holm']
 
 
 def test_a_set_with_one_class_shows_na_and_no_empty_section(tmp_path: Path) -> None:
@@ -312,7 +315,7 @@ def test_labels_of_one_class_are_listed_once_and_neither_scored_nor_counted(tmp_
     assert document['published'] == []
     page = written_page(tmp_path, document)
     assert sum(text.count('Edema') for text in page.texts('body')) == 1
-    assert '(mean of the five tasks)' not in (tmp_path / 'report_labels.csv').read_text()
+    assert 'mean_of_five' not in {*read_table(tmp_path / SCORES_FILE)['label']}
 
 
 def test_a_model_without_signal_gives_an_alert(tmp_path: Path) -> None:
@@ -524,24 +527,3 @@ def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
     assert '{value:.3f} [{low:.3f}, {high:.3f}]'.format(**edema) in cells[1]
     assert cells[-4][2:] == ['difference in AUROC', 'p (bootstrap)', r'p (Holm) \\']
     assert cells[-1][3] and not cells[-1][4].rstrip(' \\'), 'the mean is not corrected'
-
-
-def test_tables_show_small_p_values_and_missing_intervals(tmp_path: Path) -> None:
-    sure = some_cases('a', labels=('Edema',))
-    sure.probabilities[:] = 0.5 + 0.4 * (sure.targets - 0.5)
-    protocol = replace(PROTOCOL, resamples=0)
-    other = replace(sure, name='b', probabilities=1 - sure.probabilities)
-    comparisons = compare_sets([sure, other], protocol, name='test')
-    comparisons[0]['labels']['Edema']['p_holm'] = 1e-9
-    assert differences_table(comparisons[0], Footnotes())['p (Holm)'].iloc[0] == '<0.0001'
-    document = build_document([sure], None, protocol, run={}, extras={'comparisons': comparisons})
-    write_report(tmp_path, document)
-    assert 'intervals' not in (tmp_path / 'report_scores.tex').read_text()
-
-
-def test_a_group_without_a_defined_label_is_not_small() -> None:
-    group = {'group': 'F', 'labels': {}}
-    means = {'undefined': [], 'labels': None}
-    entry = {'means': means, 'labels': [],
-             'groups': [{'column': 'Sex', 'groups': [group]}]}  # fmt: skip
-    assert not [*_label_warnings(entry, has_holdout=False)]

@@ -16,9 +16,10 @@ from tiny import run_script
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.intervals import Resamples, bootstrap_p, holm
 from evaluation.model_comparison import SIGNIFICANT, compare_rows, summarise, verdict
+from evaluation.report import COLUMNS, SCORES_FILE
 from sweeps.files import Sweep, load_sweep, run_folder
-from sweeps.long_table import enough_resamples, read_written
-from sweeps.run_scores import finished_runs, pretraining_figures, read_runs
+from sweeps.long_table import enough_resamples, read_table
+from sweeps.run_scores import pretraining_figures, read_runs
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
@@ -120,7 +121,7 @@ def test_lines_of_groups_are_those_of_their_members_and_corrected_together(finis
 
 
 def test_the_long_table_has_every_run_label_and_fact(finished: Finished) -> None:
-    table = read_written(finished.made.output / 'swept_scores.csv')
+    table = read_table(finished.made.output / 'swept_scores.csv')
     where = (table['row'] == '0.1') & (table['group'] == '') & (table['seed'] == '1')
     own = table[where].set_index(['metric', 'label'])['value']
     probabilities = finished.predicted['0.1', 1]
@@ -163,7 +164,7 @@ def test_all_figures_are_drawn(finished: Finished, tmp_path: Path) -> None:
     assert all(file.stat().st_size > 8000 for file in made.output.glob('*.png'))
     assert run_script('ablate', *words, '--subset', '0.3') == 2
     masks = load_sweep('scripts/ablations/nano/mask_ratio.yaml')
-    table = read_written(finished.made.output / 'swept_scores.csv').replace({'row': {'0.1': '0.3'}})
+    table = read_table(finished.made.output / 'swept_scores.csv').replace({'row': {'0.1': '0.3'}})
     facts = [{'row': row, 'metric': 'average_distance_px', 'value': value, 'seed': '0'}
              for row, value in (('0.3', 2.7), ('0.6', 4.1))]  # fmt: skip
     table = pd.concat([table, pd.DataFrame(facts)]).fillna('')
@@ -237,10 +238,11 @@ def test_metrics_at_the_threshold_use_that_of_the_report(tmp_path: Path) -> None
     made, sweep = two_rows(tmp_path)
     for row in sweep.rows:
         for seed in (0, 1):
-            entries = [{'label': label, 'threshold': 0.6} for label in ('Edema', 'Pneumonia')]
-            report = {'sets': [{'name': 'valid'}, {'name': 'test', 'labels': entries}]}
+            lines = [{'split': split, 'label': label, 'metric': 'threshold', 'value': value}
+                     for split, value in (('valid', 0.1), ('test', 0.6))
+                     for label in ('Edema', 'Pneumonia')]  # fmt: skip
             folder = run_folder(made.output, 'finetune', row, seed)
-            (folder / 'report.json').write_text(json.dumps(report))
+            pd.DataFrame(lines, columns=COLUMNS).to_csv(folder / SCORES_FILE, index=False)
     assert table_of(sweep, made, '--scores', 'f1:Edema', 'precision:mean_of_defined', seeds=2) == 0
     called = [made.probabilities(2.5, seed) >= 0.6 for seed in (0, 1)]
     wanted = np.mean([f1_score(made.targets[:, EDEMA], own[:, EDEMA]) for own in called])
@@ -263,7 +265,7 @@ def test_notes_name_unfinished_rows_and_changed_options(tmp_path: Path) -> None:
     made.add(sweep.rows[2], 0, finished=False)
     assert table_of(sweep, made, seeds=1) == 0
     page = (made.output / 'swept_mean_of_five.md').read_text()
-    assert 'Not finished: 0.9 seed 0.' in page
+    assert 'Not finished: 0.9 seed 0 (stopped).' in page
     assert 'The runs used 2 versions of the code: other, v1-2-gabc.' in page
     assert 'Runs of 0.1 differ from the sweep file: TRAIN.LAYER_DECAY' in page
     assert '| n/a (note 1) |' in page and 'note 1: A single seed' in page
@@ -295,7 +297,8 @@ def test_errors_of_pretraining_on_other_images_are_left_out(tmp_path: Path) -> N
     made.add_pretraining(sweep.rows[1], 0, **{'EVAL.HOLDOUT_IMAGES': 7})
     for row in sweep.rows:
         made.add(row, 0)
-    read = read_runs(finished_runs(sweep, [0], made.output)[0], sweep)
+    runs = {row.name: {0: run_folder(made.output, 'finetune', row, 0)} for row in sweep.rows}
+    read = read_runs(runs, sweep)
     errors = {line['row']: line['value'] for line in read.facts if line['metric'] == 'held_out_l1'}
     assert errors == {'0.1': 20}
 
@@ -329,7 +332,7 @@ def test_single_runs_are_compared_without_a_sweep(tmp_path: Path, capsys) -> Non
 @pytest.mark.parametrize(
     'name, content, words, error',
     [
-        ('report.json', 'x', [], 'scores in'),
+        (SCORES_FILE, 'x', [], SCORES_FILE),
         ('scores.json', DEEP, [], 'scores in'),
         ('scores.json', '{"valid": {}}', ['--split', 'test'], '--split'),
         ('predictions_test.csv', 'Path,Edema\nx,0.5\n', [], 'predictions_test.csv'),
