@@ -76,23 +76,7 @@ VIT_BLOCK = (
     ('gamma_', 'lambda_'),
     *BLOCK,
 )
-# Beginnings of keys in this project and in transformers. {} is the same number in both.
-NAMES = (
-    ('patch_embed.proj.', 'embeddings.patch_embeddings.projection.'),
-    ('patch_embed.norm.', 'embeddings.norm.'),
-    ('mask_token', 'embeddings.mask_token'),
-    ('cls_token', 'embeddings.cls_token'),
-    ('pos_embed', 'embeddings.position_embeddings'),
-    ('rel_pos_bias.', 'encoder.relative_position_bias.'),
-    ('layers.{}.downsample.', 'encoder.layers.{}.downsample.'),
-    *(('layers.{}.blocks.{}.' + a, 'encoder.layers.{}.blocks.{}.' + b) for a, b in SWIN_BLOCK),
-    *(('blocks.{}.' + a, 'encoder.layer.{}.' + b) for a, b in VIT_BLOCK),
-    ('norm.', 'layernorm.'),
-    ('fc_norm.', 'pooler.layernorm.'),
-    ('head.', 'classifier.'),
-)
-# DINOv2 (the weights in and out belong to gated MLPs), ResNet, and MAE's
-# decoder (`decoder_encoder` in transformers 5).
+# The weights in and out belong to gated MLPs.
 DINOV2_BLOCK = (
     *((name, name) for name in ('norm1.', 'norm2.', 'mlp.fc1.', 'mlp.fc2.')),
     ('gamma_1', 'layer_scale1.lambda1'),
@@ -106,7 +90,9 @@ RESNET_BLOCK = (
     ('downsample.0.', 'shortcut.convolution.'),
     ('downsample.1.', 'shortcut.normalization.'),
 )
-NAMES_READ = (
+# Beginnings of keys in this project and in transformers; the first row that matches counts. {} is
+# the same number in both.
+NAMES = (
     ('conv1.', 'embedder.embedder.convolution.'),
     ('bn1.', 'embedder.embedder.normalization.'),
     *(
@@ -117,10 +103,22 @@ NAMES_READ = (
     ('head.', 'classifier.1.'),
     (REGISTERS, 'embeddings.register_tokens'),
     *(('blocks.{}.' + a, 'encoder.layer.{}.' + b) for a, b in DINOV2_BLOCK),
+    # MAE's decoder; `decoder_encoder` is its name in transformers 5.
     *(('decoder.blocks.{}.' + a, 'decoder.decoder_layers.{}.' + b) for a, b in VIT_BLOCK),
     *(('decoder.blocks.{}.' + a, 'decoder.decoder_encoder.layer.{}.' + b) for a, b in VIT_BLOCK),
     ('decoder.', 'decoder.decoder_'),
-    *NAMES,
+    ('patch_embed.proj.', 'embeddings.patch_embeddings.projection.'),
+    ('patch_embed.norm.', 'embeddings.norm.'),
+    ('mask_token', 'embeddings.mask_token'),
+    ('cls_token', 'embeddings.cls_token'),
+    ('pos_embed', 'embeddings.position_embeddings'),
+    ('rel_pos_bias.', 'encoder.relative_position_bias.'),
+    ('layers.{}.downsample.', 'encoder.layers.{}.downsample.'),
+    *(('layers.{}.blocks.{}.' + a, 'encoder.layers.{}.blocks.{}.' + b) for a, b in SWIN_BLOCK),
+    *(('blocks.{}.' + a, 'encoder.layer.{}.' + b) for a, b in VIT_BLOCK),
+    ('norm.', 'layernorm.'),
+    ('fc_norm.', 'pooler.layernorm.'),
+    ('head.', 'classifier.'),
 )
 
 
@@ -213,7 +211,9 @@ def _fit_entries(
     state = _spread_shared_table(state, target, report)
     state = _resize_positions(state, target, report)
     state = _fold_first_layer(state, model, *stats, report)
-    state = _convert_decoder(state, target, stats if _predicts_pixels(model) else (), report)
+    # Channels can only be converted if the decoder predicts them.
+    predicts_pixels = isinstance(getattr(model, 'target', None), ImageTarget)
+    state = _convert_decoder(state, target, stats if predicts_pixels else (), report)
     return _select(state, target, report)
 
 
@@ -291,11 +291,10 @@ def from_huggingface(state: State) -> tuple[State, list[str]]:
         `attn.qkv.bias`, or `attn.q_bias` and `attn.v_bias` if keys have none (BEiT).
     """
     prefix = _huggingface_prefix(state) or ''
-    back = tuple((theirs, ours) for ours, theirs in NAMES_READ)
     bare = {key.removeprefix(prefix): key for key in state}
     unused = [key for name, key in bare.items() if name.startswith(NOT_USED)]
     kept = {name: state[key] for name, key in bare.items() if key not in unused}
-    renamed = {_renamed(name, back): value for name, value in kept.items()}
+    renamed = {_own_name(name): value for name, value in kept.items()}
     if MASK_TOKEN in renamed:
         renamed[MASK_TOKEN] = renamed[MASK_TOKEN].reshape(1, 1, -1)  # DINOv2 stores [1, D]
     return join_qkv(renamed), unused
@@ -562,11 +561,6 @@ def _norm_after(encoder: nn.Module, layer: str) -> str:
     return following[0] if fits else ''
 
 
-def _predicts_pixels(model: nn.Module) -> bool:
-    """Return whether the outputs of the decoder are channels of the image."""
-    return isinstance(getattr(model, 'target', None), ImageTarget)
-
-
 def _convert_decoder(
     state: State, target: State, stats: tuple[Statistics, ...], report: Report
 ) -> State:
@@ -645,10 +639,10 @@ def _huggingface_prefix(state: State) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def _renamed(key: str, names: tuple[tuple[str, str], ...]) -> str:
-    """Replace the beginning of a key by the first row of the table that matches."""
-    for begins, becomes in names:
-        pattern = re.escape(begins).replace(r'\{\}', r'(\d+)')
+def _own_name(key: str) -> str:
+    """Replace the beginning of a key of transformers by the first row of NAMES that matches."""
+    for ours, theirs in NAMES:
+        pattern = re.escape(theirs).replace(r'\{\}', r'(\d+)')
         if match := re.match(pattern, key):
-            return becomes.format(*match.groups()) + key[match.end() :]
+            return ours.format(*match.groups()) + key[match.end() :]
     return key
