@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from argparse import Namespace
@@ -302,15 +303,23 @@ def _with_cause(store: dist.Store, code: int, message: str) -> tuple[int, str]:
 
     torchrun holds the store, so it also answers after a process has ended.
     """
-    with contextlib.suppress(RuntimeError):  # without torchrun, the store ends with rank 0
-        if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED, EXIT_NOT_KEPT):
-            place = f'rank {distributed.rank()} on host {socket.gethostname()}'
-            store.compare_set(CAUSE_KEY, '', f'{place} failed first: {message}')
-            return code, message
-        time.sleep(CAUSE_SECONDS)
-        if store.check([CAUSE_KEY]):
-            return EXIT_OTHER_PROCESS, store.get(CAUSE_KEY).decode()
-    return code, message
+    found = [(code, message)]
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):  # without torchrun, the store ends with rank 0
+            if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED, EXIT_NOT_KEPT):
+                place = f'rank {distributed.rank()} on host {socket.gethostname()}'
+                store.compare_set(CAUSE_KEY, '', f'{place} failed first: {message}')
+                return
+            time.sleep(CAUSE_SECONDS)
+            if store.check([CAUSE_KEY]):
+                found.append((EXIT_OTHER_PROCESS, store.get(CAUSE_KEY).decode()))
+
+    # Without a network, the store does not answer for a quarter of an hour, and nothing stops it.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(4 * CAUSE_SECONDS)
+    return found[-1]
 
 
 def _trains(config: Config) -> bool:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ import torch.distributed as dist
 from mistakes import config_of
 from tiny import ROOT, arguments, run_folder
 
+from engine import launch as starting
 from engine.interruptions import Interruptions, Preempted
-from engine.launch import Terminated, explain, launch
+from engine.launch import Process, Terminated, explain, launch
 from engine.run_record import is_locked
 
 HOLD = """
@@ -219,3 +222,19 @@ def test_a_missing_checkpoint_is_refused_before_the_data_are_read(flag, tmp_path
     argv = arguments(config_of(tmp_path, 'finetune'), tmp_path / 'no_data', tmp_path / 'out')
     missing = tmp_path / 'missing.pth'
     refused('finetune', [*argv, flag, str(missing)], missing, 'ckpt_best.pth')
+
+
+def test_a_process_ends_although_the_store_does_not_answer(monkeypatch, capsys) -> None:
+    """As after a network has failed; the test would hang."""
+    forever = threading.Event()
+    store = SimpleNamespace(compare_set=lambda *_: forever.wait())
+
+    def set_up(args: object, process: Process) -> None:
+        process.store = store
+        raise ValueError('a mistake')
+
+    monkeypatch.setattr(starting, 'setup_run', set_up)
+    monkeypatch.setattr(starting, 'CAUSE_SECONDS', 0.01)
+    assert launch('simmim', print, ['--cfg', 'any.yaml', '--data-path', 'any']) == 2
+    assert 'error: a mistake' in capsys.readouterr().err
+    forever.set()
