@@ -81,6 +81,23 @@ def test_without_the_fast_decoder_the_image_is_the_same(kind, monkeypatch):
     assert usual[0].startswith('F' if image is DEEP else 'L')
 
 
+@pytest.mark.parametrize('kind', ['PNG', 'PNG of 16 bits', 'PNG with resolution', 'colour'])
+def test_a_damaged_png_is_refused_or_has_the_same_pixels(kind):
+    small = GREY.crop((0, 0, 30, 20))
+    whole = encode(small.convert('RGB'), 'PNG')
+    if kind != 'colour':
+        image, options = PLAIN[kind]
+        whole = encode(image.crop((0, 0, 30, 20)), kind, **options)
+    expected, rng = outcome(whole), np.random.default_rng(0)
+    refused = 0
+    for place, value in rng.integers([0, 1], [len(whole), 256], (300, 2)).tolist():
+        changed = bytes([whole[place] ^ value])
+        got = outcome(whole[:place] + changed + whole[place + 1 :])
+        assert got == expected or not got[1]
+        refused += not got[1]
+    assert refused > 250
+
+
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'PNG with resolution', 'PNG of 16 bits'])
 def test_damaged_files_are_read_or_refused_as_by_pillow(kind, monkeypatch):
@@ -156,35 +173,48 @@ def png(colour_type: int, channels: int, width: int = 75, height: int = 61) -> b
     return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
 
 
-DEEP_TIFF = encode(DEEP, 'TIFF')
-WHITE_IS_0 = struct.pack('<HHII', 262, 3, 1, 0)
 BAD = {
-    'empty': b'',
-    'a format that starts a program': encode(GREY, 'EPS'),
-    'PNG that is cut off': PNG[:1500],
-    'JPEG that is cut off': encode(GREY, 'JPEG')[:900],
-    'TIFF that is cut off': encode(GREY, 'TIFF', compression='tiff_adobe_deflate')[:-100],
-    'CMYK JPEG': encode(GREY.convert('CMYK'), 'JPEG'),
-    'black': encode(Image.new('L', (75, 61)), 'PNG'),
-    'one 16-bit level': encode(Image.fromarray(np.full((61, 75), 65535, np.uint16)), 'PNG'),
-    'strip': encode(xray(161, 16), 'PNG'),
-    'two images in a TIFF': encode(GREY, 'TIFF', save_all=True, append_images=[GREY]),
-    'floats': encode(Image.fromarray(np.asarray(GREY, np.float32)), 'TIFF'),
-    'a transparent 16-bit level': encode(DEEP, 'PNG', transparency=3),
-    '16 bits with 0 as white': DEEP_TIFF.replace(struct.pack('<HHII', 262, 3, 1, 1), WHITE_IS_0),
+    'empty': (b'', 'the format must be'),
+    'a format that starts a program': (encode(GREY, 'EPS'), 'the format must be'),
+    'PNG that is cut off': (PNG[:1500], 'cannot be read'),
+    'JPEG that is cut off': (encode(GREY, 'JPEG')[:900], 'truncated'),
+    'deflated TIFF that is cut off': (
+        encode(GREY, 'TIFF', compression='tiff_adobe_deflate')[:-100],
+        'the format must be',
+    ),
+    'CMYK JPEG': (encode(GREY.convert('CMYK'), 'JPEG'), 'CMYK'),
+    'black': (encode(Image.new('L', (75, 61)), 'PNG'), 'all pixels are 0'),
+    'one 16-bit level': (
+        encode(Image.fromarray(np.full((61, 75), 65535, np.uint16)), 'PNG'),
+        'all pixels are 255',
+    ),
+    'strip': (encode(xray(161, 16), 'PNG'), '16 x 161'),
+    'two images in a TIFF': (
+        encode(GREY, 'TIFF', save_all=True, append_images=[GREY]),
+        'several images',
+    ),
+    'floats': (encode(Image.fromarray(np.asarray(GREY, np.float32)), 'TIFF'), "mode 'F'"),
+    'a transparent 16-bit level': (encode(DEEP, 'PNG', transparency=3), 'without transparency'),
+    '16 bits with 0 as white': (
+        encode(DEEP, 'TIFF').replace(
+            struct.pack('<HHII', 262, 3, 1, 1), struct.pack('<HHII', 262, 3, 1, 0)
+        ),
+        '0 as black',
+    ),
 }
-for kind, count in ((2, 3), (4, 2), (6, 4)):
-    BAD[f'PNG of 16 bits and {count} channels'] = png(kind, count)
+DEEP_COLOUR = {f'PNG of type {kind}': png(kind, count) for kind, count in ((2, 3), (4, 2), (6, 4))}
 for count in (3, 4):
     levels = np.asarray(GREY).astype(np.uint16)[..., None].repeat(count, axis=2) * 16
-    BAD[f'TIFF of 16 bits and {count} channels'] = cv2.imencode('.tif', levels)[1].tobytes()
+    DEEP_COLOUR[f'TIFF of {count} channels'] = cv2.imencode('.tif', levels)[1].tobytes()
+BAD |= {name: (data, '16-bit colour or alpha') for name, data in DEEP_COLOUR.items()}
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_bad_images_are_refused_with_their_path(kind, tmp_path):
+def test_bad_images_are_refused_with_their_path_and_the_reason(kind, tmp_path):
     path = tmp_path / 'x.png'
-    path.write_bytes(BAD[kind])
-    with pytest.raises(BadImageError, match=re.escape(str(path))):
+    data, reason = BAD[kind]
+    path.write_bytes(data)
+    with pytest.raises(BadImageError, match=rf'{re.escape(str(path))}.*({reason})'):
         load_image(path)
 
 
