@@ -45,7 +45,7 @@ class FinalScores:
         `facts` are further entries of scores.json, such as what selected the checkpoint.
         """
         for split, loader in self.scored.items():
-            self._predict(split, model, loader)
+            self.values[split] = predict(self.run.config, self.run.device, model, loader)
             scores = score(self.run.config, self.values[split], loader)
             self.run.logger.info(f'{split}, {name} checkpoint: {describe_split(scores)}')
             self.table.setdefault(split, {})[name] = scores | facts
@@ -58,7 +58,7 @@ class FinalScores:
         run = self.run
         others = present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
         for split, loader in others.items():  # in the same order on all ranks
-            self._predict(split, model, loader)
+            self.values[split] = predict(self.run.config, self.run.device, model, loader)
         self.trained = run.config if source in PROBES else trained_config(source)
         is_main = distributed.is_main()
         if is_main:
@@ -71,9 +71,6 @@ class FinalScores:
         if Path(source).is_file():
             command = f'{command_of("scripts/predict.py")} --checkpoint {source}'
             run.logger.info(f'next: predict other images with {command}')
-
-    def _predict(self, split: str, model: nn.Module, loader: DataLoader) -> None:
-        self.values[split] = predict(self.run.config, self.run.device, model, loader)
 
     def _write_scores(self) -> Path:
         file = self.run.folder / f'scores{self.suffix}.json'
