@@ -276,13 +276,19 @@ def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
     return {key: value for key, value in kept.items() if key not in heads}, left
 
 
-def is_huggingface(state: State) -> bool:
-    """Return whether the names are transformers' of Swin, ViT, BEiT, DINOv2, MAE or ResNet."""
-    return _huggingface_prefix(state) is not None
+def huggingface_prefix(state: State) -> str | None:
+    """Return what transformers puts before the names of an encoder, such as `vit.`.
+
+    None means that the names are not transformers' of Swin, ViT, BEiT, DINOv2, MAE or ResNet.
+    """
+    keys = [key for key, value in state.items() if value.ndim == 4]
+    layers = '|'.join(map(re.escape, (PATCHES, RESNET_STEM)))
+    found = (re.fullmatch(rf'((?:\w+\.)?)(?:{layers})', key) for key in keys)
+    return next((match[1] for match in found if match), None)
 
 
-def from_huggingface(state: State) -> tuple[State, list[str]]:
-    """Rename the entries of a model of transformers.
+def from_huggingface(state: State, prefix: str) -> tuple[State, list[str]]:
+    """Rename the entries of a model of transformers, whose `prefix` is removed.
 
     Entries with unknown names do not change and are rejected later.
 
@@ -290,7 +296,6 @@ def from_huggingface(state: State) -> tuple[State, list[str]]:
         The renamed entries, and the names of removed entries of unsupported heads. Biases become
         `attn.qkv.bias`, or `attn.q_bias` and `attn.v_bias` if keys have none (BEiT).
     """
-    prefix = _huggingface_prefix(state) or ''
     bare = {key.removeprefix(prefix): key for key in state}
     unused = [key for name, key in bare.items() if name.startswith(NOT_USED)]
     kept = {name: state[key] for name, key in bare.items() if key not in unused}
@@ -629,14 +634,6 @@ def _select(state: State, target: State, report: Report) -> State:
     changed = {*report.resized, *report.folded}
     report.loaded += [key for key in target if key in state and key not in changed]
     return {key: value for key, value in state.items() if key in target}
-
-
-def _huggingface_prefix(state: State) -> str | None:
-    """Return the encoder prefix of transformers, such as `vit.`; None for other names."""
-    keys = [key for key, value in state.items() if value.ndim == 4]
-    layers = '|'.join(map(re.escape, (PATCHES, RESNET_STEM)))
-    found = (re.fullmatch(rf'((?:\w+\.)?)(?:{layers})', key) for key in keys)
-    return next((match[1] for match in found if match), None)
 
 
 def _own_name(key: str) -> str:

@@ -17,7 +17,7 @@ from models.convert import (
     convert,
     first_weight,
     from_huggingface,
-    is_huggingface,
+    huggingface_prefix,
     unwrap,
 )
 from models.timm_classifier import TimmClassifier
@@ -57,9 +57,10 @@ def fit_pretrained(
     _check_heads(options, config)
     if options is None:
         state, not_used = unwrap(state, model)
-    is_theirs = is_huggingface(state)
+    prefix = huggingface_prefix(state)
+    is_theirs = prefix is not None
     if is_theirs:
-        state, heads = from_huggingface(state)
+        state, heads = from_huggingface(state, prefix)
         not_used += heads
     channels = _input_channels(state, model)
     notes = []
