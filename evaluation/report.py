@@ -469,11 +469,11 @@ def _baseline_alerts(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
             own, others = (mean[key]['value'] for key in ('auroc_a', 'auroc_b'))
             scores = f'AUROC {own:.3f} of the model and {others:.3f} of the baseline'
             if value <= 0:
-                yield f'{entry["set"]}: {entry["b"]} do as well as the model or better: {scores}'
+                yield f'{entry["set"]}: the model is not better than {entry["b"]}: {scores}'
             elif low <= 0:
                 yield (
-                    f'{entry["set"]}: {entry["b"]} may do as well as the model: {scores}, and the '
-                    'interval of the difference includes 0'
+                    f'{entry["set"]}: the model may be no better than {entry["b"]}: {scores}, and '
+                    'the interval of the difference includes 0'
                 )
 
 

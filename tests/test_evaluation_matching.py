@@ -57,7 +57,7 @@ def test_rows_are_matched_by_name_and_rows_without_labels_are_ignored(extra, pre
 
 
 def test_images_get_the_labels_of_their_study(tmp_path):
-    """The probability of a study is the maximum or mean over the images."""
+    """The probability of a study is the largest one of its images."""
     paths = [image(1), image(1, 'view2_lateral'), image(2), image(3), image(3, 'view2_frontal')]
     predictions = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Edema': [0.1, 0.9, 0.6, 0.5, 0.3]})
     labels = csv_of(
@@ -66,11 +66,10 @@ def test_images_get_the_labels_of_their_study(tmp_path):
     cases, _ = matched(predictions, labels)
     assert cases.path.tolist() == paths
     assert cases.targets[:, 0].tolist() == [1, 1, 0, 0, 0]
-    for how, expected in (('max', [0.9, 0.6, 0.5]), ('mean', [0.5, 0.6, 0.4])):
-        rows = cases.at_level('study', how)
-        assert rows.path.tolist() == [study(i) for i in (1, 2, 3)]
-        np.testing.assert_allclose(rows.probabilities[:, 0], expected)
-        assert rows.targets[:, 0].tolist() == [1, 0, 0]
+    rows = cases.at_level('study')
+    assert rows.path.tolist() == [study(i) for i in (1, 2, 3)]
+    np.testing.assert_allclose(rows.probabilities[:, 0], [0.9, 0.6, 0.5])
+    assert rows.targets[:, 0].tolist() == [1, 0, 0]
     frontal, notes = matched(predictions, labels, views='frontal')
     assert frontal.path.tolist() == [image(1), image(2), image(3), image(3, 'view2_frontal')]
     assert '1 of 5 rows' in notes[0]

@@ -29,7 +29,7 @@ def run(phantom, tmp_path_factory) -> Path:
     """The folder of a tiny run with the policy 'multiclass': three outputs per label."""
     output = tmp_path_factory.mktemp('run')
     data = {'UNCERTAIN': 'multiclass', 'PREPROCESS': 'equalize'}
-    return finished_run('finetune', phantom, output, DATA=data, EVAL={'TTA': 'crops'})
+    return finished_run('finetune', phantom, output, DATA=data)
 
 
 @pytest.fixture(scope='module')
