@@ -22,7 +22,6 @@ from data.store_files import verify
 from system.tool import Paragraphs, at_least, tool, usable_cpus
 
 SHOWN = 5  # images in a warning
-UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,8 +35,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     keep = 'keep the aspect; --size is the short side, and smaller images are not enlarged'
     add('--keep-aspect', action='store_true', help=keep)
     add('--keep-16bit', action='store_true', help='keep 16 bits of images with more than 8')
-    shard = 'largest size of a file of pixels (1GB)'
-    add('--shard-size', default='1GB', type=_bytes, metavar='N', help=shard)
     add('--image-suffix', default='', metavar='.png', help='DATA.IMAGE_SUFFIX')
     steps = 'apply these steps of DATA.PREPROCESS, in this order'
     add('--preprocess', nargs='+', default=[], choices=[*PREPROCESS], metavar='STEP',
@@ -119,18 +116,10 @@ def settings(args: argparse.Namespace) -> Settings:
         size=None if native else int(args.size),
         square=not (native or args.keep_aspect),
         keep_16bit=args.keep_16bit,
-        shard_bytes=args.shard_size,
         image_suffix=args.image_suffix,
         preprocess=args.preprocess,
         lung_masks=args.lung_masks,
     )
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r'([1-9]\d*)(|KB|MB|GB)', text.upper())
-    if not match:
-        raise argparse.ArgumentTypeError(f'must be like 1GB or 500MB, got {text!r}')
-    return int(match[1]) * UNITS[match[2]]
 
 
 if __name__ == '__main__':
