@@ -8,7 +8,6 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,14 +29,6 @@ FONT, SMALL = 9, 8
 FONT_WIDTH = 12.5  # letters in an inch, for titles that are wrapped
 STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'figure'}  # selectable text, reproducible names
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
-
-
-@dataclass(frozen=True)
-class Panel:
-    """An image of a grid and its title, which may be empty."""
-
-    image: Image.Image | np.ndarray
-    title: str = ''
 
 
 def encode_figure(figure: 'Figure') -> dict[str, bytes]:
@@ -75,8 +66,7 @@ def plot_examples(records: Records, count: int, seed: int) -> 'Figure':
         chosen = _choose(records, np.flatnonzero(values == POSITIVE), count, seed)
         if len(chosen):
             titles = [label] + [''] * (len(chosen) - 1)
-            panels = zip(map(read, chosen.tolist()), titles, strict=True)
-            blocks.append([Panel(*panel) for panel in panels])
+            blocks.append([*zip(titles, map(read, chosen.tolist()), strict=True)])
     if not blocks:
         raise ValueError(f'--examples: no image of {records.root} is positive for a label')
     figure = _plot_grid(blocks, count)
@@ -102,10 +92,10 @@ def plot_steps(records: Records, preprocess: Preprocess, count: int, seed: int) 
                 f'--examples: the store {records.root} was packed with the steps {[*steps]} of '
                 'DATA.PREPROCESS, so that the images before them are not known; use the image files'
             )
-        panels = [Panel(image, 'original')]
+        panels = [('original', image)]
         for number, step in enumerate(steps, start=1):
             image = apply_steps(image, [step], preprocess.setup)
-            panels.append(Panel(image, f'{number}. {step}'))
+            panels.append((f'{number}. {step}', image))
         blocks.append(panels)
     figure = _plot_grid(blocks, 1 + len(steps))
     figure.supxlabel(
@@ -130,23 +120,22 @@ def _choose(records: Records, rows: np.ndarray, count: int, seed: int) -> np.nda
     return rows[np.sort(first)][:count]
 
 
-def _plot_grid(blocks: Sequence[Sequence[Panel]], size: int) -> 'Figure':
-    """Plot blocks of up to `size` panels, as many next to each other as fit into a row."""
+def _plot_grid(blocks: Sequence[Sequence[tuple[str, Image.Image]]], size: int) -> 'Figure':
+    """Plot blocks of up to `size` (title, image), as many next to each other as fit into a row."""
     columns = min(size, IMAGES_PER_ROW)
     across, lines = IMAGES_PER_ROW // columns, math.ceil(size / columns)
     rows, side = math.ceil(len(blocks) / across) * lines, WIDTH / (across * columns)
-    shapes = [np.shape(panel.image) for block in blocks for panel in block]
-    tallest = min(1.4, max(height / width for height, width in shapes))
+    tallest = min(1.4, max(each.height / each.width for block in blocks for _, each in block))
     figure = new_figure(0.5 + rows * (0.35 + side * tallest))
     axes = figure.subplots(rows, across * columns, squeeze=False)
     for axis in axes.ravel():
         axis.set_axis_off()
     for number, block in enumerate(blocks):
         row, column = number // across * lines, number % across * columns
-        for place, panel in enumerate(block):
+        for place, (title, image) in enumerate(block):
             axis = axes[row + place // columns, column + place % columns]
-            show_image(axis, panel.image)
+            show_image(axis, image)
             axis.set_anchor('N')
-            title = textwrap.fill(panel.title, round(FONT_WIDTH * side))
+            title = textwrap.fill(title, round(FONT_WIDTH * side))
             axis.set_title(title, fontsize=FONT, loc='left')
     return figure
