@@ -1,6 +1,5 @@
 """Read data sets in CheXpert's layout."""
 
-import logging
 import os
 import re
 from collections.abc import Sequence
@@ -42,7 +41,6 @@ def read_csv(
     image_suffix: str = '',
     labels: Sequence[str] = LABELS,
     class_column: str = '',
-    logger: logging.Logger | None = None,
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records:
@@ -58,7 +56,6 @@ def read_csv(
         image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Names of the labels; may be empty.
         class_column: Column that names the label of each row; '': each label has a column.
-        logger: Logger for the number of images.
         look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
     """
@@ -86,15 +83,11 @@ def read_csv(
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
         records = replace(records, sample=np.arange(len(records)))
-    records = existing_records(records, images, look_up, on_fault, logger, hint=batches)
-    if logger is not None:
-        logger.info(f'{csv_name}: {len(records)} images')
+    records = existing_records(records, images, look_up, on_fault, batches)
     absent = [name for name in DESCRIPTION if name not in table]
     if absent and len(records):
         detail = f'it has no column {", ".join(absent)}: the values are unknown'
         table.fault('missing description', detail, severity='note')
-        if logger is not None:
-            logger.warning(f'{csv_name}: {detail}')
     return records
 
 
@@ -104,8 +97,6 @@ def _read_chexpert(
 ) -> Records | None:
     csv_name = csv_names(config)[split]
     if optional and not (Path(root) / csv_name).is_file():
-        if split == 'valid' and (logger := options.get('logger')):
-            logger.warning(f'{csv_name} does not exist, so only test is scored')
         return None
     options['class_column'] = task_of(config).class_column
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)

@@ -102,6 +102,8 @@ def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLo
     """Build the loader of valid or test, if present, and check the columns of subgroups."""
     records = read_split(config, split, logger, optional=may_be_absent(config, split))
     if records is None:
+        if split == 'valid':
+            logger.info('there is no split valid, so only test is scored')
         return None
     all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
     return _eval_loader(config, split, records, logger)

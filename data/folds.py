@@ -2,7 +2,6 @@
 
 import csv
 import io
-import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def folds_of(patients: np.ndarray, parts: int) -> np.ndarray:  # [N] int64
     return np.array([int.from_bytes(h, 'big') % parts for h in hashes], np.int64)[codes]
 
 
-def write_folds(config: Config, folder: str | Path, parts: int, logger: logging.Logger) -> None:
+def write_folds(config: Config, folder: str | Path, parts: int) -> None:
     """Write the training images of a data set as pairs of CSV files, see `fold_files`.
 
     The patients of a fold are in its valid file, and all other patients in its train file. In
@@ -42,8 +41,7 @@ def write_folds(config: Config, folder: str | Path, parts: int, logger: logging.
     Raises:
         ValueError: If a fold would have no patient, or a file exists with other content.
     """
-    options = {'labels': (), 'look_up': 'none', 'logger': logger}
-    records = read_part(config, config.DATA.DATA_PATH, 'train', **options)
+    records = read_part(config, config.DATA.DATA_PATH, 'train', labels=(), look_up='none')
     cells, row = pd.DataFrame({'Path': records.path}), np.arange(len(records))
     if part(config, 'DATA.DATASET').reads_csv:
         cells, row = Table(records.root / records.csv).cells, records.row

@@ -4,13 +4,11 @@ DATA.DATASET is the name of a shipped layout (a file in configs/datasets/) or th
 file. docs/howto/datasets.md explains the keys, which are the fields of `Layout`.
 """
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from data.records import (
     lacks_images,
     register_dataset,
 )
-from data.table import Fault, OnFault, Table, find_file, refuse, rows_of
+from data.table import Fault, OnFault, Table, find_file, refuse, rows_of_labels
 from system.files import is_below
 from system.tool import command_of
 
@@ -257,7 +255,6 @@ def read_layout(
     *,
     labels: Sequence[str] = (),
     optional: bool = False,
-    logger: logging.Logger | None = None,
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records | None:
@@ -279,9 +276,8 @@ def read_layout(
             f'{layout.file} has no split {split}, only {", ".join(layout.split_names)}: describe '
             f'it there, or choose patients to score: {command_of("scripts/folds.py")}'
         )
-    of_rows = partial(refuse, logger=logger) if on_fault is refuse else on_fault
     tables = {
-        part: _read_rows(layout, root, images, part=part, labels=labels, on_fault=of_rows)
+        part: _read_rows(layout, root, images, part=part, labels=labels, on_fault=on_fault)
         for part in layout.tables
         if part == own or is_there[part]
     }
@@ -294,7 +290,10 @@ def read_layout(
     values = _read_labels(layout, source, labels)
     is_wanted = (table[SPLIT] == split).to_numpy(bool)
     table.cells = table.cells[is_wanted]
-    values = values[is_wanted if source is table else _join(layout, table, source)]
+    if source is table:
+        values = values[is_wanted]
+    else:
+        values = values[rows_of_labels(table, source, [layout.labels['key']], NAME)]
     if not len(table):
         table.fault('empty split', f'it has no usable row of the split {split}')
         return None
@@ -320,14 +319,9 @@ def read_layout(
         labels=values,
         label_names=tuple(labels),
     )
-    options = {'look_up': look_up, 'on_fault': on_fault, 'logger': logger}
-    if optional and lacks_images(records, images, split, **options):
+    if optional and lacks_images(records, images, split, look_up, on_fault):
         return None
-    if logger is not None:
-        unknown = f'{(records.view == "").sum()} are neither frontal nor lateral'
-        source = records.csv or layout.file.name
-        logger.info(f'{source}, {split}: {len(records)} images; {unknown}')
-    return existing_records(records, images, **options)
+    return existing_records(records, images, look_up, on_fault)
 
 
 def _read_rows(
@@ -508,19 +502,6 @@ def _open_labels(layout: Layout, root: Path, table: Table, labels: Sequence[str]
     source.require(key, *listed, labels=_columns_of_labels(layout, labels))
     source.keep_first(key, 'duplicate row of labels')
     return source
-
-
-def _join(layout: Layout, table: Table, source: Table) -> np.ndarray:
-    """Return the row of labels of each row, and drop the rows that have none."""
-    place = rows_of(table, source, [layout.labels['key']])
-    has_labels = place >= 0
-    if not has_labels.all():
-        without = table[NAME][~has_labels]
-        counts = f'{len(without):,} of {len(place):,} rows have no row in {source.file.name}'
-        detail = f'{counts} and are left out, such as {without.iloc[0]}'
-        table.fault('rows without labels', detail, severity='warning')
-    table.cells = table.cells[has_labels]
-    return place[has_labels]
 
 
 def _columns_of_labels(layout: Layout, labels: Sequence[str]) -> list[str]:

@@ -1,19 +1,17 @@
 """Read MIMIC-CXR-JPG."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from config import OPTIONS, Config
 from data.chexpert import labels_of, records_of
 from data.image_source import open_images
 from data.labels import LABELS
 from data.records import Records, existing_records, lacks_images, register_dataset
-from data.table import IDS, OnFault, Table, find_file, refuse, rows_of
+from data.table import IDS, OnFault, Table, find_file, refuse, rows_of, rows_of_labels
 
 # MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
 # other ViewPosition are neither frontal nor lateral.
@@ -33,7 +31,6 @@ def read_mimic(
     *,
     labels: Sequence[str] = LABELS,
     optional: bool = False,
-    logger: logging.Logger | None = None,
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records | None:
@@ -67,33 +64,28 @@ def read_mimic(
     place = rows_of(table, metadata, IDS)
     table.keep('dicom_id', place >= 0, 'missing row', f'has no row in {metadata.file.name}')
     position = metadata['ViewPosition'].to_numpy(object)[place[place >= 0]]
-    place = rows_of(table, of_studies, key)
-    problem = f'has no row in {of_studies.file.name}'
-    table.keep('study_id', place >= 0, 'study without labels', problem, 'warning')
+    table.cells = table.cells.assign(position=position)
+    place = rows_of_labels(table, of_studies, key, 'dicom_id')
     if not len(table):
         detail = f'no image of the split {split!r} has a row in {of_studies.file.name}'
         table.fault('missing row', detail)
         return None
-    view = pd.Series(position[place >= 0], table.cells.index).map(POSITIONS).fillna('')
+    view = table['position'].map(POSITIONS).fillna('')
+    if others := (view == '').sum():
+        detail = f'{others:,} of {len(view):,} images are neither frontal nor lateral'
+        table.fault('other views', detail, severity='note')
     patient = 'p' + table['subject_id']
     study = 'files/' + patient.str[:3] + '/' + patient + '/s' + table['study_id']
     image = study + '/' + table['dicom_id']
     columns = {'Frontal/Lateral': view.str.capitalize(), 'patient': patient, 'study': study}
-    columns['AP/PA'] = np.where(view == 'frontal', position[place >= 0], '')
+    columns['AP/PA'] = np.where(view == 'frontal', table['position'], '')
     table.cells = table.cells.assign(path=image + '.jpg', file=image + suffix, **columns)
-    values = labels_of(of_studies, labels)[place[place >= 0]]
+    values = labels_of(of_studies, labels)[place]
     images = open_images(root)
     records = replace(records_of(table, ()), labels=values, label_names=tuple(labels))
-    options = {'look_up': look_up, 'on_fault': on_fault, 'logger': logger}
-    if optional and lacks_images(records, images, split, **options):
+    if optional and lacks_images(records, images, split, look_up, on_fault):
         return None
-    if logger is not None:
-        logger.info(
-            f'{table.file.name}, {split}: {len(records)} images with labels of '
-            f'{of_studies.file.name}; {(place < 0).sum()} images have none, '
-            f'{(records.view == "").sum()} are neither frontal nor lateral'
-        )
-    return existing_records(records, images, **options)
+    return existing_records(records, images, look_up, on_fault)
 
 
 def named_images(config: Config, root: Path) -> dict[str, str]:

@@ -18,9 +18,9 @@ from config import (
 )
 from data.image_source import open_images
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS
-from data.records import Records, csv_names, existing_records, task_of
+from data.records import LEFT_OUT, Records, csv_names, existing_records, task_of
 from data.store_about import BAD_FILE, STORE_FILE, file_crc32, is_store, packed_steps, read_about
-from data.table import OnFault, Table, refuse
+from data.table import Fault, OnFault, Table, refuse
 from system.files import NETWORK_SYSTEMS, file_system
 from system.tool import command_of
 
@@ -51,7 +51,12 @@ def read_split(
     With `labelled=False` no labels are read, and their columns may be missing.
     """
     labels = task_of(config).columns if labelled else ()
-    options = {'labels': labels, 'optional': optional, 'logger': logger}
+
+    def on_fault(fault: Fault) -> None:
+        if fault.kind != LEFT_OUT:  # `log_store` counts these images
+            refuse(fault, logger)
+
+    options = {'labels': labels, 'optional': optional, 'on_fault': on_fault}
     return read_part(config, data_root(config, logger), split, **options)
 
 

@@ -3,7 +3,6 @@
 To add a data set that no layout can describe, write one reader with `@register_dataset`.
 """
 
-import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,7 +14,7 @@ import pandas as pd
 
 from config import Config, Registry, all_parts, default_config, part
 from data.image_source import ImageSource, open_images
-from data.store_about import BAD_FILE, is_store
+from data.store_about import is_store
 from data.table import Fault, OnFault
 
 DATASETS = Registry('DATA.DATASET')
@@ -24,6 +23,7 @@ STUDY = re.compile(
     r'\A(?P<study>(?:.*?/)?(?P<patient>patient\d+|p\d+)/(?:study|s)\d+)(?=/|\Z)(?P<image>.*)'
 )
 PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|(?<![^/])[^/]*\Z')  # or the name of the file
+LEFT_OUT = 'left out of the store'  # kind of a fault
 OLDEST = 120  # years; the highest age of a patient
 VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
 
@@ -136,15 +136,9 @@ def images_of(records: Records) -> ImageSource:
 
 
 def lacks_images(
-    records: Records,
-    images: ImageSource,
-    split: str,
-    *,
-    look_up: str,
-    on_fault: OnFault,
-    logger: logging.Logger | None = None,
+    records: Records, images: ImageSource, split: str, look_up: str, on_fault: OnFault
 ) -> bool:
-    """Return whether an optional split is skipped for lack of its images, and warn if it is.
+    """Return whether an optional split is skipped for lack of its images, and report it if it is.
 
     With `look_up` 'first' the first image decides; with 'all', every image must be missing. The
     arguments are those of `existing_records`.
@@ -159,8 +153,6 @@ def lacks_images(
     detail = f'the split {split!r} is skipped and not scored, because {what} below {images.path}'
     csv_file = str(records.root / records.csv) if records.csv else ''
     on_fault(Fault('missing split', detail, csv_file, file=files[0], severity='warning'))
-    if logger is not None:
-        logger.warning(f'{records.csv}: {detail}' if records.csv else detail)
     return True
 
 
@@ -169,8 +161,6 @@ def existing_records(
     images: ImageSource,
     look_up: str,
     on_fault: OnFault,
-    logger: logging.Logger | None = None,
-    *,
     hint: str = '',
 ) -> Records:
     """Select the records whose images exist, and report each missing image.
@@ -181,7 +171,6 @@ def existing_records(
         look_up: 'all', 'none', or 'first': the first image of each folder such as `train/`. In a
             store, all images are looked up.
         on_fault: Function that receives each fault.
-        logger: Logger for the number of images that a store lacks.
         hint: What may help if an image is missing.
     """
     if look_up == 'none':
@@ -197,18 +186,12 @@ def existing_records(
         file = records.file[position]
         place = (csv_file, int(records.row[position]) + 2 if csv_file else None, file)
         if file in images.left_out:
-            on_fault(Fault('left out of the store', images.left_out[file], *place, 'warning'))
+            on_fault(Fault(LEFT_OUT, images.left_out[file], *place, 'warning'))
             keep[position] = False
         elif not images.has_image(file):
             detail = f'the image {images.path / file} does not exist {hint}'
             on_fault(Fault('missing image', detail, *place))
             keep[position] = False
-    left_out = sum(file in images.left_out for file in records.file) if images.left_out else 0
-    if logger is not None and left_out:
-        logger.warning(
-            f'{records.csv}: {left_out} images could not be read when the store was packed and are '
-            f'excluded, see {images.path / BAD_FILE}'
-        )
     return records if keep.all() else records.select(keep)
 
 

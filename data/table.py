@@ -30,6 +30,7 @@ UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what damaged files r
 # A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
 MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
 MAX_COLUMNS = 100  # that are read of JSON lines or of an Excel file
+LOG_LEVELS = {'warning': logging.WARNING, 'note': logging.INFO}  # of faults that are no errors
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ OnFault = Callable[[Fault], None]
 
 
 def refuse(fault: Fault, logger: logging.Logger | None = None) -> None:
-    """Raise an error for a fault. Warnings are logged if there is a logger; notes are ignored."""
+    """Raise an error for a fault. Warnings and notes are logged if there is a logger."""
     if fault.severity == 'error':
         raise ValueError(str(fault))
-    if fault.severity == 'warning' and logger is not None:
-        logger.warning(str(fault))
+    if logger is not None:
+        logger.log(LOG_LEVELS[fault.severity], str(fault))
 
 
 class Table:
@@ -337,6 +338,24 @@ def rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray:  
     first = np.flatnonzero(~names.duplicated())
     place = names[first].get_indexer(wanted)
     return np.where(place >= 0, first[place], -1)
+
+
+def rows_of_labels(
+    table: Table, source: Table, columns: Sequence[str], name: str
+) -> np.ndarray:  # [N]
+    """Return the row of labels of each row, and drop the rows that have none.
+
+    The column `name` names a dropped row in the warning.
+    """
+    place = rows_of(table, source, columns)
+    has_labels = place >= 0
+    if not has_labels.all():
+        without = table[name][~has_labels]
+        counts = f'{len(without):,} of {len(place):,} rows have no row in {source.file.name}'
+        detail = f'{counts} and are left out, such as {without.iloc[0]}'
+        table.fault('rows without labels', detail, severity='warning')
+    table.cells = table.cells[has_labels]
+    return place[has_labels]
 
 
 def find_file(root: Path, *patterns: str, hint: str) -> Path:

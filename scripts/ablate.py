@@ -298,7 +298,7 @@ def write_tables(args: argparse.Namespace) -> None:
     if len(read) > 1:
         raise ValueError(f'--folds needs one DATA.DATASET and DATA.TRAIN_CSV, got {sorted(read)}')
     folder = folds_folder(args.output, args.folds)
-    write_folds(configs[0], folder, args.folds, logging.getLogger(__name__))
+    write_folds(configs[0], folder, args.folds)
 
 
 def _say(line: str) -> None:

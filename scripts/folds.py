@@ -9,7 +9,6 @@ on a seed nor on the other patients.
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 @tool
 def main(args: argparse.Namespace) -> int:
     config = config_of_data(args.data_path, args.cfg, args.opts)
-    write_folds(config, args.output, args.folds, logging.getLogger('folds'))
+    write_folds(config, args.output, args.folds)
     print(f'{args.folds} folds in {args.output.resolve()}: train_0.csv, valid_0.csv and so on')
     return 0
 

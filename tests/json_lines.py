@@ -1,7 +1,6 @@
 """A reader of JSON lines as a user would write it, which `tests/test_reader.py` uses."""
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,6 @@ def read_lines(
     *,
     labels: Sequence[str] = (),
     optional: bool = False,
-    logger: logging.Logger | None = None,
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records | None:
@@ -36,4 +34,4 @@ def read_lines(
         return None
     cells = cells.assign(path=cells['file'], patient=cells['who'], study=cells['file'])
     records = records_of(Table(file, on_fault, cells=cells), labels)
-    return existing_records(records, open_images(root), look_up, on_fault, logger)
+    return existing_records(records, open_images(root), look_up, on_fault)

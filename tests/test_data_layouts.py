@@ -1,8 +1,8 @@
 """Data sets that a YAML file describes: hand-written files by value, and faults by name."""
 
 import json
-import logging
 import os
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ import pytest
 from phantom_layouts import nih_phantom, plus_phantom
 from sklearn.metrics import roc_auc_score
 from tiny import LABELS_DECIDE, VIT, config_with, finished_run, run_script
+from xray_splits import LOGGER
 
 from config import default_config
 from data.fingerprint import describe_data
@@ -21,6 +22,7 @@ from data.layouts import open_layout, read_layout
 from data.loader import Loaders
 from data.packing import Settings, pack, read_source
 from data.records import Records
+from data.table import refuse
 from engine.run_record import run_changes
 from evaluation.report import SCORES_FILE
 from sweeps.long_table import read_table
@@ -312,7 +314,7 @@ def test_labels_of_another_table_are_found_by_a_key(tmp_path: Path, caplog) -> N
     rows = [json.dumps({'file': file, 'findings': text, 'n': 1.0}) for file, text in lines]
     (tmp_path / 'labels.jsonl').write_text('\n'.join(rows))
     labels = ('Cardiomegaly', 'effusion')
-    train = read(tmp_path, name, 'train', labels, logger=logging.getLogger('layouts'))
+    train = read(tmp_path, name, 'train', labels, on_fault=partial(refuse, logger=LOGGER))
     assert train.file.tolist() == ['xrays/x/1.png', 'xrays/x/2.png'] and train.csv == 'export.csv'
     np.testing.assert_array_equal(train.labels, [[1, 1], [NAN, NAN]])
     assert '1 of 3 rows have no row in labels.jsonl' in caplog.text and 'y/3.png' in caplog.text

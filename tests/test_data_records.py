@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import logging
 import math
 import re
 import zipfile
@@ -105,13 +104,12 @@ def test_byte_order_mark_windows_line_ends_and_empty_lines_do_not_matter(tmp_pat
     ],
 )
 def test_the_prefix_of_a_path_may_differ_from_the_folder(
-    tmp_path: Path, log: pytest.LogCaptureFixture, folder: str, on_disk: str
+    tmp_path: Path, folder: str, on_disk: str
 ) -> None:
     write(tmp_path / 'train.csv', [row(image_path(1, folder=folder))])
     touch(tmp_path, image_path(1, folder=on_disk))
-    records = read_csv(tmp_path, 'train.csv', logger=logging.getLogger('test'))
+    records = read_csv(tmp_path, 'train.csv')
     assert records.file.tolist() == [image_path(1, folder=on_disk)]
-    assert '1 images' in log.text and 'patient' not in log.text
 
 
 def test_the_first_image_of_each_folder_of_patients_must_exist(tmp_path: Path) -> None:

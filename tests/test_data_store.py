@@ -1,6 +1,5 @@
 """The packed store: the same records and images as the folder, resumable, every change is found."""
 
-import logging
 import os
 import random
 import shutil
@@ -11,14 +10,15 @@ import numpy as np
 import pytest
 from packed_data import SMALL, contents, copied, file_of, flip_bit, killed_after, make_data, packed
 from PIL import Image
-from tiny import run_script
-from xray_splits import write_split, xray
+from tiny import config_with, run_script
+from xray_splits import LOGGER, write_split, xray
 
 import data.store_files
 from data.chexpert import read_csv
 from data.folder import read_folder
 from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, pack, read_source
+from data.reading import open_data, read_split
 from data.records import Records
 from data.store import open_store
 from data.store_about import file_crc32, is_store, read_about
@@ -144,10 +144,11 @@ def test_damaged_images_are_listed_and_left_out(tmp_path: Path, caplog) -> None:
     about = pack(read_source(root), tmp_path / 'store', SMALL, skip_bad=True)
     assert list(about['left_out']) == [file_of(2)] and about['images'] == 9
     assert file_of(2) in (tmp_path / 'store' / 'bad_images.csv').read_text()
-    with caplog.at_level('INFO'):
-        records = read_csv(tmp_path / 'store', 'train.csv', logger=logging.getLogger('test'))
-    assert len(records) == len(read_csv(root, 'train.csv')) - 1
-    assert f'{len(records)} images' in caplog.text and 'bad_images.csv' in caplog.text
+    config = config_with(DATA__DATA_PATH=str(tmp_path / 'store'))
+    open_data(config, LOGGER)
+    assert len(read_split(config, 'train', LOGGER)) == len(read_csv(root, 'train.csv')) - 1
+    (warning,) = caplog.messages
+    assert '1 images could not be read' in warning and 'bad_images.csv' in warning
     (root / file_of(3)).unlink()
     with pytest.raises(ValueError, match='patient00003'):  # it may be readable later
         pack(read_source(root), tmp_path / 'other', SMALL, skip_bad=True)
@@ -181,7 +182,7 @@ def test_the_script_packs_verifies_and_reports(root: Path, tmp_path: Path, capsy
     def run(*words: str) -> int:
         return run_script('pack', *words, '--output', store)
 
-    words = ['--data-path', str(root), '--workers', '1', '--shard-size', '1KB']
+    words = ['--data-path', str(root), '--workers', '1']
     assert run(*words, '--size', '16') == 0
     assert run('--verify') == 0
     assert run(*words, '--size', '17') == 2

@@ -378,7 +378,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
         image.touch()
     config = config_of(tmp_path, 0)
     config.DATA.TRAIN_CSV = 'all.csv'
-    write_folds(config, tmp_path / 'folds', FOLDS, LOGGER)
+    write_folds(config, tmp_path / 'folds', FOLDS)
     (valid, _), noise = folds_of(tmp_path, 0), np.random.default_rng(1).random(targets.shape) / 10
     is_valid = np.isin(names(), valid)[:, None]
     right, wrong = targets * 0.9 + noise, (1 - targets) * 0.9 + noise

@@ -91,7 +91,7 @@ def test_a_data_set_with_tables_of_its_own_takes_a_list_of_images(tmp_path: Path
     options = ['DATA.DATASET', 'nih', 'DATA.LABELS', ['Edema']]
     config = make_config(tmp_path / 'nih', *options)
     whole = read_split(config, 'train', LOGGER)
-    write_folds(config, tmp_path, PARTS, LOGGER)
+    write_folds(config, tmp_path, PARTS)
     scored = []
     for part in range(PARTS):
         own = make_config(tmp_path / 'nih', *options, *tables_of(tmp_path, part))
@@ -109,8 +109,8 @@ def test_a_data_set_with_tables_of_its_own_takes_a_list_of_images(tmp_path: Path
 
 def test_an_empty_fold_and_tables_of_other_folds_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='999 folds'):
-        write_folds(make_config(data), tmp_path, 999, LOGGER)
-    write_folds(make_config(data), tmp_path, 3, LOGGER)
-    write_folds(make_config(data), tmp_path, 3, LOGGER)
+        write_folds(make_config(data), tmp_path, 999)
+    write_folds(make_config(data), tmp_path, 3)
+    write_folds(make_config(data), tmp_path, 3)
     with pytest.raises(ValueError, match='train_0.csv'):
-        write_folds(make_config(data), tmp_path, 2, LOGGER)
+        write_folds(make_config(data), tmp_path, 2)
