@@ -8,18 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mistakes import linked
 from scipy.stats import chisquare
-from test_bad_data import replace
 from torch.utils.data import Dataset
 from xray_splits import LOGGER, make_config, samples_of
 
 from data.build import build_loader
-from data.chexpert import read_csv
 from data.data_finetune import inverse_frequency_weights
 from data.loader import (
     EpochSampler,
-    XrayDataset,
     epoch_order,
     make_loader,
     sample_rng,
@@ -179,18 +175,6 @@ def test_an_image_that_is_drawn_twice_is_augmented_twice(data_path):
     assert len(images) == len(samples) > len({int(index) for _, _, index in samples})
 
 
-# Loaders and errors
-
-
-def test_an_image_that_cannot_be_used_stops_the_run_with_its_row(phantom, tmp_path):
-    data = linked(phantom, tmp_path / 'data')
-    records = read_csv(data, 'train.csv')
-    replace(data / records.file[5], b'')
-    loader = make_loader(XrayDataset(records, None, seed=3), loader_config(), shuffle=False)
-    with pytest.raises(ValueError, match=r'train\.csv, row 7 .*pack\.py --skip-bad'):
-        loader.dataset[0, 5]
-
-
 # Open files
 
 
@@ -204,14 +188,6 @@ class Many(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> list[torch.Tensor]:
         return [torch.zeros(2)] * 4
-
-
-@pytest.mark.parametrize('cuda', [True, False])
-def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
-    config = loader_config()
-    config.DATA.PIN_MEMORY = True
-    assert make_loader(Many(), config, shuffle=False).pin_memory == cuda
 
 
 def test_workers_may_open_more_files_than_the_soft_limit_allows():
