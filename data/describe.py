@@ -10,7 +10,7 @@ import pandas as pd
 
 from config import Config, part
 from data.figures import encode_figure, plot_examples, plot_steps
-from data.groups import UNKNOWN, add_demographics, all_groups, read_demographics
+from data.groups import UNKNOWN, add_demographics, all_groups
 from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
 from data.layouts import SPLITS
 from data.preprocess import Preprocess
@@ -27,7 +27,6 @@ KINDS = {'positive': POSITIVE, 'uncertain': UNCERTAIN, 'negative': NEGATIVE}  # 
 EVERYTHING = 'All'  # name of the column and group of counts over a whole split
 TARGETS = ('positive', 'negative', 'soft', 'third class')
 SHARES = {'positive': 'positive share', 'negative': 'negative share'}  # of all but the left out
-RACE = 'PRIMARY_RACE'  # column of CheXpert's demographics file
 TABLES = ('counts', 'targets')
 
 
@@ -55,9 +54,8 @@ def build_description(config: Config) -> Description:
     sets = {
         name: add_demographics(records, demographics) for name, records in read_sets(config).items()
     }
-    further = config.EVAL.GROUPS or _race(next(iter(sets.values())), demographics)
     for name, records in sets.items():
-        groups = all_groups(records, further, demographics)
+        groups = all_groups(records, config.EVAL.GROUPS, demographics)
         counts.append(count_groups(records, groups).assign(split=name))
     counts = pd.concat(counts)[['split', 'column', 'group', *UNITS]]
     targets, notes = _count_all_targets(config, sets), []
@@ -236,12 +234,6 @@ def _in_views(config: Config, split: str, records: Records) -> Records:
     """Select the images in the views that a split is trained on or scored in."""
     views = config.DATA.VIEWS if split == 'train' else config.EVAL.VIEWS or config.DATA.VIEWS
     return select_views(records, views)
-
-
-def _race(records: Records, demographics: str) -> list[str]:
-    """Return the column of CheXpert's demographics that is counted by default, if it exists."""
-    has_race = demographics and RACE in read_demographics(records, demographics)
-    return [RACE] if has_race else []
 
 
 def _describe_targets(config: Config) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from config import Config, part
 from data.loader import Loaders
 from data.reading import image_lists
@@ -27,9 +25,9 @@ def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
 
     Returns:
         `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table and layout;
-        `images`, the number of different images; in fine-tuning, `training`, the number of training
-        images with the `positives` and `negatives` of each label. With DATA.SOURCES, file names
-        begin with the name of the source.
+        `images`, the number of different images; in fine-tuning, `training`, with the number of
+        `images` that are trained on. With DATA.SOURCES, file names begin with the name of the
+        source.
     """
     datasets = [loader.dataset for loader in loaders if loader is not None]
     tables, names = {}, set()
@@ -49,19 +47,8 @@ def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
     learned = loaders.train or loaders.plain
     targets = None if learned is None else getattr(learned.dataset, 'targets', None)
     if targets is not None:
-        described['training'] = _count_targets(config, targets)
+        described['training'] = {'images': len(targets)}
     return described
-
-
-def _count_targets(config: Config, targets: np.ndarray) -> dict[str, Any]:
-    """Count training images, and their positive (from 0.5 to 1) and negative targets by label."""
-    labels = task_of(config).labels
-    sides = {'positives': (targets >= 0.5) & (targets <= 1), 'negatives': targets < 0.5}
-    counts = {
-        name: dict(zip(labels, side.sum(axis=0).tolist(), strict=True))
-        for name, side in sides.items()
-    }
-    return {'images': len(targets), **counts}
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from mistakes import linked, no_space
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
@@ -104,21 +103,6 @@ def test_the_fingerprint_of_fine_tuning_covers_what_it_reads_besides(eight, tmp_
         'train.csv': sha256(root / 'train.csv'),
         'valid.csv': sha256(root / 'valid.csv'),
     }
-
-
-def test_the_targets_of_fine_tuning_are_counted_by_label(eight):
-    records, config = read_csv(eight, 'train.csv'), config_of('DATA.LABELS', ['Edema', 'Fracture'])
-    unknown, third = float('nan'), 2.0
-    targets = np.array([[1, 0], [0.7, unknown], [0.2, third], [0, 0]])
-    dataset = SimpleNamespace(parts={'': SimpleNamespace(records=records)}, targets=targets)
-    for split in ('train', 'plain'):
-        loader = SimpleNamespace(dataset=dataset)
-        assert describe_data(config, Loaders(**{split: loader}))['training'] == {
-            'images': 4,
-            'positives': {'Edema': 2, 'Fracture': 0},
-            'negatives': {'Edema': 2, 'Fracture': 2},
-        }
-    assert 'training' not in describe(records)
 
 
 # run.json
