@@ -17,8 +17,7 @@ from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.preprocess import Preprocess
 from data.records import Records
 from data.sources import read_sources
-from data.transforms import FILTERS, EvalTransform, Normalize, draw_crop
-from data.view import resized_crop
+from data.transforms import FILTERS, EvalTransform, Normalize, draw_crop, resized_crop
 from system import distributed
 
 GLOBAL_AREA = (0.3, 1.0)

@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt
 from config import Config, Registry, encoder_node
 
 if TYPE_CHECKING:
-    from data.view import View
+    from data.transforms import View
 
 BLOCK_MIN_SHARE = 16 / 196  # BEiT's smallest block has 16 of 14 x 14 patches
 BLOCK_ASPECT = (0.3, 1 / 0.3)

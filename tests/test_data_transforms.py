@@ -30,8 +30,7 @@ from data.images import FULL_SIZE
 from data.loader import sample_rng
 from data.masking import MaskGenerator
 from data.preprocess import PREPROCESS, Setup
-from data.transforms import FILTERS, EvalTransform, centre_crop, draw_crop
-from data.view import Box, resized_crop
+from data.transforms import FILTERS, Box, EvalTransform, centre_crop, draw_crop, resized_crop
 
 SETUP = Setup()
 BILINEAR = FILTERS['bilinear'][0]

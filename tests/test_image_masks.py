@@ -15,7 +15,7 @@ from data.images import BadImageError
 from data.masking import MASKS, MaskGenerator, Rng
 from data.packing import Settings, pack, read_source
 from data.preprocess import Preprocess
-from data.view import Box, View
+from data.transforms import Box, View
 
 SIZE, SIDE = 64, 8  # of the input in pixels, and of the grid of mask units
 DARK, BRIGHT = 40, 220
