@@ -190,6 +190,14 @@ class Many(Dataset):
         return [torch.zeros(2)] * 4
 
 
+@pytest.mark.parametrize('cuda', [True, False])
+def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    config = loader_config()
+    config.DATA.PIN_MEMORY = True
+    assert make_loader(Many(), config, shuffle=False).pin_memory == cuda
+
+
 def test_workers_may_open_more_files_than_the_soft_limit_allows():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/dev/fd')) + 14, hard))
