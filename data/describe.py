@@ -26,7 +26,6 @@ UNITS = ('images', 'studies', 'patients')
 KINDS = {'positive': POSITIVE, 'uncertain': UNCERTAIN, 'negative': NEGATIVE}  # others are blank
 EVERYTHING = 'All'  # name of the column and group of counts over a whole split
 TARGETS = ('positive', 'negative', 'soft', 'third class')
-SHARES = {'positive': 'positive share', 'negative': 'negative share'}  # of all but the left out
 TABLES = ('counts', 'targets')
 
 
@@ -38,7 +37,7 @@ class Description:
     """
 
     counts: pd.DataFrame  # split, column, group, then UNITS
-    # split, label, policy, then SHARES, TARGETS, 'total' and 'left out'; see `_count_all_targets`
+    # split, label, policy, then TARGETS, their 'total', and 'left out'; see `_count_all_targets`
     targets: pd.DataFrame
     # image, a column for each label, split, sub-sample; None for a task with policies
     images: pd.DataFrame | None
@@ -97,10 +96,7 @@ def count_groups(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataF
 
 
 def count_targets(config: Config, targets: np.ndarray) -> pd.DataFrame:
-    """Count the targets [N, K] of each label.
-
-    Shares refer to the images with a target; without any they are NaN.
-    """
+    """Count the targets [N, K] of each label."""
     task = task_of(config)
     kinds = (targets == 1, targets == 0, targets == UNCERTAIN_CLASS, np.isnan(targets))
     positive, negative, third_class, left_out = (kind.sum(axis=0) for kind in kinds)
@@ -108,17 +104,15 @@ def count_targets(config: Config, targets: np.ndarray) -> pd.DataFrame:
     counts = dict(zip(TARGETS, (positive, negative, soft, third_class), strict=True))
     policies = [task.policies.get(label, 'none') for label in task.labels]
     table = pd.DataFrame({'label': task.labels, 'policy': policies} | counts)
-    total = table[[*TARGETS]].sum(axis=1)
-    for kind, title in SHARES.items():
-        table[title] = table[kind] / total
-    return table.assign(**{'total': total, 'left out': left_out})
+    return table.assign(**{'total': table[[*TARGETS]].sum(axis=1), 'left out': left_out})
 
 
 def format_description(description: Description) -> str:
     """Format the numbers of images by split and the targets as text."""
     parts = [_count_rows(description.counts)]
     if len(description.targets):
-        parts.append(f'targets\n{_text(description.targets)}')
+        forms = dict.fromkeys((*TARGETS, 'total', 'left out'), '{:,}'.format)
+        parts.append(f'targets\n{description.targets.to_string(index=False, formatters=forms)}')
     return '\n\n'.join([*parts, *description.notes])
 
 
@@ -259,10 +253,3 @@ def _count_rows(counts: pd.DataFrame) -> str:
     names = pd.MultiIndex.from_product([[EVERYTHING], UNITS])
     sizes = pd.DataFrame(whole.T.to_numpy(), names, whole.index).map('{:,}       '.format)
     return pd.concat([sizes, table]).rename_axis(columns=None).to_string()
-
-
-def _text(table: pd.DataFrame) -> str:
-    """Format a table with separators of thousands, and shares in per cent."""
-    forms = {'i': '{:,}'.format, 'f': '{:.1%}'.format}
-    formatters = [forms.get(dtype.kind, str) for dtype in table.dtypes]
-    return table.to_string(index=False, formatters=formatters)
