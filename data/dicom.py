@@ -42,8 +42,6 @@ TAGS = """
     WindowCenter WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape PixelData
     BodyPartExamined
 """.split()
-NEEDED_TAGS = ('SamplesPerPixel', 'PhotometricInterpretation', 'Rows', 'Columns')
-NEEDED_TAGS += ('BitsAllocated', 'BitsStored', 'PixelRepresentation')
 GREY = ('MONOCHROME1', 'MONOCHROME2')
 SHAPES = {'MONOCHROME1': 'INVERSE', 'MONOCHROME2': 'IDENTITY'}  # PresentationLUTShape of each
 # Parts of the words for a chest in BodyPartExamined, which many makers write in their own way.
@@ -138,8 +136,6 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
         raise _DicomError('the file has no pixel data, or ends before them')
     if (frames := int(dataset.get('NumberOfFrames') or 1)) > 1:
         raise _DicomError(f'the file has {frames} frames; write each frame to its own file')
-    if missing := [tag for tag in NEEDED_TAGS if dataset.get(tag) is None]:
-        raise _DicomError(f'the file has no value of {", ".join(missing)}')
     samples, bits = dataset.SamplesPerPixel, dataset.BitsStored
     kind = str(dataset.get('PhotometricInterpretation')).strip()
     if not (samples == 1 and kind in GREY or samples == 3 and kind in COLOURS and bits == 8):
