@@ -178,8 +178,6 @@ def open_layout(name: str) -> Layout:
 
 def _check_values(layout: Layout, demand: Callable[[object, str, str], None]) -> None:
     """Refuse values that do not fit each other; `demand` takes what holds, the key and a rule."""
-    holds = layout.majority_vote not in ('true', 'false')
-    demand(holds, 'majority_vote', 'the column that names the reader, who has one vote')
     demand(layout.boxes in ('true', 'false'), 'boxes', 'true or false')
     for key, names in (
         ('table', layout.tables),
@@ -206,7 +204,6 @@ def _check_values(layout: Layout, demand: Callable[[object, str, str], None]) ->
     demand(holds, 'views', f'one of {", ".join(VIEWS)}, or a mapping from them to cells')
     holds = 'column' in layout.labels or not {*OF_LISTS} & {*layout.labels}
     demand(holds, 'labels', 'with the column that separator, names and leave_out belong to')
-    demand(layout.labels.get('separator') != '', 'labels', 'with a separator that is not empty')
     holds = ('table' in layout.labels) == ('key' in layout.labels)
     holds = holds and not {'table', 'leave_out'} <= {*layout.labels}
     demand(holds, 'labels', 'with both table and key, without leave_out, or with neither')

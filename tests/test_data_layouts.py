@@ -209,7 +209,6 @@ def test_a_list_that_is_no_text_file_is_refused(tmp_path: Path, kind: str) -> No
         ('{file}', 'x.png', 'image'),
         ('lateral: [lat]', 'oblique: [lat]', 'views: unknown key oblique; allowed: frontal'),
         ('column: part, train: [a, b], valid: c, test: d', 'column: part', 'splits'),
-        ('patient: who', 'majority_vote: true', 'the column that names the reader'),
         ('xrays/{file}', '{file}', 'quotes'),
         ('lateral: [lat]', 'lateral: [pa, lat]', 'views'),
         ('valid: c', 'valid: [b, c]', 'splits'),
