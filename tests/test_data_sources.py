@@ -98,19 +98,16 @@ REFUSED = [
     ([HERE | {'images': 2, 'share': 0.5}], r'SOURCES\[0\].*not both'),
     ([HERE, THERE | {'path': 'A/train'}], "SOURCES.*'there'.*'here'"),
     ([HERE, THERE | {'path': 'B/../A'}], "SOURCES.*'here'"),
+    ([HERE], r'DATA\.TRAIN_FRACTION', 'DATA.TRAIN_FRACTION', 0.5),  # of a single data set
+    ([HERE], r'DATA\.TRAIN_IMAGES', 'DATA.TRAIN_IMAGES', 5),
 ]
 
 
-@pytest.mark.parametrize(('entries', 'message'), REFUSED)
-def test_entries_that_cannot_be_read_are_refused_by_name(drive, entries, message):
+@pytest.mark.parametrize('case', REFUSED)
+def test_entries_that_cannot_be_read_are_refused_by_name(drive, case):
+    entries, message, *options = case
     with pytest.raises(ValueError, match=message):
-        check_sources(config_of(drive, *entries), 'simmim')
-
-
-@pytest.mark.parametrize('key, value', [('TRAIN_FRACTION', 0.5), ('TRAIN_IMAGES', 5)])
-def test_limits_of_one_data_set_are_refused(drive, key, value):
-    with pytest.raises(ValueError, match=f'DATA.{key}'):
-        check_sources(config_of(drive, HERE, options=(f'DATA.{key}', value)), 'simmim')
+        check_sources(config_of(drive, *entries, options=options), 'simmim')
 
 
 def test_fine_tuning_refuses_sources_and_an_output_in_a_folder_source_is_refused(drive):

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -297,30 +298,7 @@ def test_a_damaged_source_or_a_full_disk_is_not_copied(
         copy_store(store, tmp_path / 'other')
 
 
-@pytest.mark.parametrize('name', ['../../victim/x', '/etc/hostname', 'a/../../b', 'a\0b', ''])
-@pytest.mark.parametrize('entry', ['files', 'shards'])
-def test_a_store_that_names_files_outside_its_folder_is_refused(
-    store: Path, tmp_path: Path, entry: str, name: str
-) -> None:
-    foreign = copied(store, tmp_path / 'foreign')
-    about = read_about(foreign)
-    entries = {'files': {name: [0, 0]}, 'shards': [*about['shards'], name]}
-    write_json(foreign / 'store.json', about | {entry: entries[entry]})
-    target = tmp_path / 'cache' / 'store'
-    with pytest.raises(ValueError, match='store.json'):
-        copy_store(foreign, target)
-    assert not target.exists() and not (tmp_path / 'victim').exists()
-
-
-def test_an_index_of_another_form_or_version_is_refused(store: Path, tmp_path: Path) -> None:
-    foreign = copied(store, tmp_path / 'foreign')
-    write_json(foreign / 'store.json', read_about(foreign) | {'version': 3})
-    with pytest.raises(ValueError, match='version 3'):
-        open_store(foreign)
-    for text in ('', '[]', '{"version": 2}', '[' * 100_000):
-        (foreign / 'store.json').write_text(text)
-        with pytest.raises(ValueError, match='store.json'):
-            open_store(foreign)
+# Stores from elsewhere, whose checksums fit
 
 
 def put(field: str, value: int) -> Callable[[np.ndarray], None]:
@@ -328,6 +306,38 @@ def put(field: str, value: int) -> Callable[[np.ndarray], None]:
         places[field][3] = value
 
     return change
+
+
+def rewrite(store: Path, **entries: object) -> None:
+    """Change entries of store.json and its checksum."""
+    write_json(store / 'store.json', read_about(store) | entries)
+
+
+def pipe(store: Path) -> None:
+    (store / 'train.csv').unlink()
+    os.mkfifo(store / 'train.csv')
+    rewrite(store, files=read_about(store)['files'] | {'train.csv': [0, 0]})
+
+
+FOREIGN = {'version': ('version 3', lambda store: rewrite(store, version=3))}
+FOREIGN['a pipe, which nothing may wait for'] = ('train.csv', pipe)
+for text in ('', '[]', '{"version": 2}', '[' * 100_000):
+    change = partial(lambda text, store: (store / 'store.json').write_text(text), text)
+    FOREIGN[f'text {text:.20}'] = ('store.json', change)
+for name in ('../../victim/x', '/etc/hostname', 'a/../../b', 'a\0b', ''):
+    FOREIGN[f'file {name!r}'] = ('store.json', partial(rewrite, files={name: [0, 0]}))
+    FOREIGN[f'shard {name!r}'] = ('store.json', partial(rewrite, shards=[name]))
+
+
+@pytest.mark.parametrize('kind', FOREIGN)
+def test_a_foreign_store_is_neither_opened_nor_copied(store: Path, tmp_path: Path, kind) -> None:
+    part, change = FOREIGN[kind]
+    foreign, target = copied(store, tmp_path / 'foreign'), tmp_path / 'cache' / 'store'
+    change(foreign)
+    for use in (open_store, lambda path: copy_store(path, target)):
+        with pytest.raises(ValueError, match=part):
+            use(foreign)
+    assert not (target / 'store.json').exists() and not (tmp_path / 'victim').exists()
 
 
 PLACES, NAMES = 'places_00000.npy', 'names_00000.npy'
@@ -345,26 +355,13 @@ MISFITS = {
 
 @pytest.mark.parametrize('misfit', MISFITS)
 def test_an_index_that_does_not_fit_is_refused(store: Path, tmp_path: Path, misfit: str) -> None:
-    """Although its checksum fits: such a store comes from elsewhere."""
     name, change = MISFITS[misfit]
     foreign = copied(store, tmp_path / 'foreign')
-    about, file = read_about(foreign), foreign / name
+    file = foreign / name
     index = np.load(file)
     change(index)
     np.save(file, index)
-    about['files'][name] = [file.stat().st_size, file_crc32(file)]
-    write_json(foreign / 'store.json', about)
+    entry = {name: [file.stat().st_size, file_crc32(file)]}
+    rewrite(foreign, files=read_about(foreign)['files'] | entry)
     with pytest.raises(ValueError, match=name):
         open_store(foreign)
-
-
-def test_a_pipe_in_a_store_is_not_waited_for(store: Path, tmp_path: Path) -> None:
-    foreign = copied(store, tmp_path / 'foreign')
-    about, file = read_about(foreign), foreign / 'train.csv'
-    file.unlink()
-    os.mkfifo(file)
-    about['files'][file.name] = [0, 0]
-    write_json(foreign / 'store.json', about)
-    for use in (open_store, lambda path: copy_store(path, tmp_path / 'copy')):
-        with pytest.raises(ValueError, match='train.csv'):
-            use(foreign)
