@@ -519,12 +519,6 @@ _C.MODEL.MAE.NORM_PIX_LOSS = Own(
 _C.TRAIN = Section()
 _C.TRAIN.START_EPOCH = Option(0, 'Always 0; a resumed run continues by itself.', affects='nothing')
 _C.TRAIN.EPOCHS = Option(300, 'Epochs, with warm-up.', within='[1, inf)')
-# Set by hand: docs/howto/finetune.md: early stopping.
-_C.TRAIN.PATIENCE = Own(
-    0,
-    'Fine-tuning: validations without a better score after which training ends; 0: never.',
-    within='[0, inf)',
-)
 _C.TRAIN.AVERAGE = Own(
     0.0,
     'Fine-tuning: decay per step of an average of the weights, which is then scored and saved; 0: '
@@ -1274,9 +1268,6 @@ def check_config(config: Config, stage: str | None = None) -> None:
     _check_schedule(config)
     if stage == 'finetune':
         _check_finetuning(config)
-    elif stage:
-        allowed = '0 in pre-training, where no score selects an epoch'
-        require(config.TRAIN.PATIENCE == 0, config, 'TRAIN.PATIENCE', allowed)
     # Only the selected parts are imported, and each one knows the rules of its own options.
     for key, option in OPTIONS.items():
         if option.parts and option.stage in ('', stage):
@@ -1371,11 +1362,8 @@ def _check_finetuning(config: Config) -> None:
         )
     for key, works in CHEXPERT_VALUES.items():
         require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
-    selects = config.EVAL.SELECT_ON != 'last' and config.FINETUNE.MODE not in PROBES
     holds = not (config.FINETUNE.MODE == 'pixels' and config.PRETRAINED)
     require(holds, config, 'PRETRAINED', "'' with FINETUNE.MODE 'pixels', which has no encoder")
-    holds = config.TRAIN.PATIENCE == 0 or selects
-    require(holds, config, 'TRAIN.PATIENCE', "0 with EVAL.SELECT_ON 'last' and with a probe")
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
     needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
     holds = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout

@@ -98,11 +98,6 @@ class Selection:
             score_name = several if len(self.labels) > 1 else f'AUROC of {self.labels[0]}'
             self.name = f'{self.split} {score_name}'
             self.about = f'the {self.name} selects the epoch'
-        if config.TRAIN.PATIENCE and not self.name:
-            raise ValueError(
-                f'TRAIN.PATIENCE {config.TRAIN.PATIENCE} needs a score that selects the epoch, but '
-                f'{self.about}. Set it to 0, or hold out more patients and set EVAL.SELECT_ON'
-            )
 
     def _warn(self, few: Mapping[str, str], selects: bool) -> str:
         if not few:
@@ -161,7 +156,7 @@ def finetune(
     model = state.scored
     final.score('last', model)
     # Two lines of scores: the last epoch, which nothing chose, and the selected one.
-    source, best = checkpoint_name(state.epoch - 1), run.folder / BEST_CHECKPOINT
+    source, best = checkpoint_name(run.config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
     saved = read_checkpoint(best) if best.exists() else {}
     # A file with another score is of epochs that were discarded when the run resumed.
     is_of_this_run = saved.get('best_score') == state.best_score

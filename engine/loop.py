@@ -57,8 +57,6 @@ def fit(
 ) -> TrainState:
     """Train for TRAIN.EPOCHS epochs, starting from a checkpoint or pre-trained weights if given.
 
-    With TRAIN.PATIENCE the training may end earlier.
-
     Args:
         run: Run.
         model: Model on any device.
@@ -78,10 +76,8 @@ def fit(
     wrap_model(run, state)
     # Epochs after the checkpoint may have been logged already; they are trained again.
     run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
-    if state.epoch == train.EPOCHS:
+    if state.is_done(config):
         logger.warning(f'all {state.epoch} epochs are already trained: nothing is left to do')
-    elif state.is_done(config):
-        logger.warning('TRAIN.PATIENCE has already ended the training: nothing is left to do')
     start = time.perf_counter()
     with (
         Interruptions(train.SAVE_EVERY_MINUTES, train.RANK_TIMEOUT_MINUTES) as interruptions,
@@ -103,13 +99,6 @@ def fit(
             state.next_epoch()
             _log_epoch(run, state, figures['loss'], held_out, selects_by)
         saver.close()
-    if state.epoch < train.EPOCHS:
-        run.record.ended_early(state.epoch)
-        logger.info(
-            f'the training ends after epoch {state.epoch} of {train.EPOCHS}: in '
-            f'{state.num_not_better} validations the {selects_by} was not above '
-            f'{state.best_score:.4f} (TRAIN.PATIENCE {train.PATIENCE})'
-        )
     distributed.barrier()  # all ranks can now read the files of rank 0
     logger.info(f'Training time {timedelta(seconds=int(time.perf_counter() - start))}')
     if run.is_pretrain:

@@ -86,7 +86,6 @@ class RunRecord:
             return
         earlier = known_record(self.folder) if checkpoint else {}
         first = self.facts | earlier
-        first.pop('ended_early', None)  # the training may continue now
         if not checkpoint:
             first['pretrained'] = weights_checksum(self.pretrained)
             if is_url(self.pretrained):
@@ -122,11 +121,6 @@ class RunRecord:
         for key in options_that_affect('scores'):
             put(trained, key, value_at(now, key), OPTIONS_FILE)
         return config_text(trained)
-
-    def ended_early(self, epochs: int) -> None:
-        """Record that TRAIN.PATIENCE ended the training after this number of epochs."""
-        if self.contents:
-            self.contents['ended_early'] = epochs
 
     def finish(self) -> None:
         """Mark the run as finished, including all its files. `save` writes the record."""

@@ -72,7 +72,7 @@ class Saver:
         # Before anything is saved, because a checkpoint contains the best score.
         is_best = score is not None and state.add_score(score)
         stops, _ = self.interruptions.due(wait=True)
-        is_last = epoch + 1 == config.TRAIN.EPOCHS or state.ends_early(config)
+        is_last = epoch + 1 == config.TRAIN.EPOCHS
         # The best file comes first: after a kill between the two, the run repeats the epoch.
         names = [BEST_CHECKPOINT] if is_best else []
         if stops or is_last or epoch % config.SAVE_FREQ == 0:

@@ -134,7 +134,6 @@ class TrainState:
     epoch: int = 0
     batch: int = 0  # finished batches of the current epoch
     best_score: float = -math.inf
-    num_not_better: int = 0  # validations since the one with the best score
     source: str = ''  # checkpoint that training resumed from
     compares_images: bool = False  # whether the loss compares the images of a batch
     progress: Progress = field(default_factory=Progress)
@@ -182,19 +181,11 @@ class TrainState:
         """Take note of the score of a validation, and return whether it is the best so far."""
         is_best = score > self.best_score  # never for NaN: no later score would exceed it
         self.best_score = score if is_best else self.best_score
-        self.num_not_better = 0 if is_best else self.num_not_better + 1
         return is_best
 
-    def ends_early(self, config: Config) -> bool:
-        """Return whether TRAIN.PATIENCE ends the training after the current validation."""
-        return 0 < config.TRAIN.PATIENCE <= self.num_not_better
-
     def is_done(self, config: Config) -> bool:
-        """Return, between two epochs, whether nothing is left to train.
-
-        An epoch that has begun is always trained to its end and validated.
-        """
-        return self.epoch >= config.TRAIN.EPOCHS or (self.batch == 0 and self.ends_early(config))
+        """Return whether nothing is left to train."""
+        return self.epoch >= config.TRAIN.EPOCHS
 
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.progress = self.epoch + 1, 0, self.progress.next_epoch()
@@ -222,7 +213,7 @@ class TrainState:
             'accumulation': self.accumulation,
             'finished': finished,
             'best_score': self.best_score,
-            'progress': {**self.progress.numbers(), 'num_not_better': self.num_not_better},
+            'progress': self.progress.numbers(),
             'rng': rng,
             'config': config_text(config),
         }
@@ -250,8 +241,8 @@ class TrainState:
             load_moments(saved, self.optimizer, self.scaler, name=name, source=source)
             self.best_score = saved['best_score']
             progress = dict(saved['progress'])
-            progress.pop('num_skipped', None)  # of earlier versions
-            self.num_not_better = progress.pop('num_not_better', 0)
+            for name in ('num_skipped', 'num_not_better'):  # of earlier versions
+                progress.pop(name, None)
             self.progress = Progress(**progress)
             self._set_position(saved, config)
             self._compare_batches(saved, config, logger)
@@ -285,7 +276,7 @@ class TrainState:
             if line.partition(':')[0] not in gone:
                 logger.warning(f'changed since the checkpoint: {line}')
         if changes('selection') and not self.is_done(config):
-            self.best_score, self.num_not_better = -math.inf, 0
+            self.best_score = -math.inf
             logger.warning(
                 'another score selects the checkpoint now, so earlier epochs no longer count'
             )

@@ -257,11 +257,6 @@ def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]
         rows['Trained on'] += f', and pseudo-labels of {data.PSEUDO_LABELS}'
     if mode in PROBES:
         return rows | {'Hyperparameters chosen on': 'training patients, by cross-validation'}
-    if patience := trained.TRAIN.PATIENCE:
-        rows['Early stopping'] = (
-            f'after {patience} validations without a better score, at most {trained.TRAIN.EPOCHS} '
-            'epochs'
-        )
     return rows | {
         'Loss': trained.LOSS.NAME,
         'Epoch chosen on': CHOSEN_ON.get(select_on, select_on),

@@ -90,7 +90,7 @@ def reproduce(args: argparse.Namespace, output: Path) -> int:
         print(f'changed: {change}')
     if not changes:
         print('code, packages, machine, data and pre-trained weights are unchanged')
-    last = checkpoint_name((record.get('ended_early') or config.TRAIN.EPOCHS) - 1)
+    last = checkpoint_name(config.TRAIN.EPOCHS - 1)
     return report(compare(args.run_dir, folder, (last, BEST_CHECKPOINT)), args.tolerance)
 
 

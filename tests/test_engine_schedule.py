@@ -98,17 +98,6 @@ def test_epochs_are_saved_by_save_freq_and_at_the_end_and_the_best_always(
         assert (saved['model']['weight'] == number).all()
 
 
-def test_the_epoch_that_patience_ends_with_is_saved(tmp_path, saver_of) -> None:
-    saver, state = saver_of(SAVE_FREQ=100, TRAIN__PATIENCE=2, TRAIN__EPOCHS=9), new_state()
-    for score in (0.5, 0.4, 0.5):
-        assert not state.is_done(saver.run.config)
-        saver.after_epoch(state, score)
-        state.next_epoch()
-    assert state.is_done(saver.run.config)
-    saver.close()
-    assert files(tmp_path) == [BEST, 'ckpt_epoch_0.pth', 'ckpt_epoch_2.pth']
-
-
 @pytest.mark.parametrize('every, due', [(3, [3, 6]), (0, [])])
 def test_steps_are_counted_over_epochs(tmp_path, saver_of, requests, every, due) -> None:
     """Seven batches in steps of two are four steps; the last one has a single batch."""
@@ -191,33 +180,16 @@ def test_the_first_bad_batch_is_named_and_nothing_is_added(losses, norms, bad) -
     assert progress.num_losses == progress.num_norms == 0
 
 
-@pytest.mark.parametrize(
-    'patience, not_better, epoch, batch, done',
-    [
-        (0, 5, 3, 0, False),
-        (2, 1, 3, 0, False),
-        (2, 2, 3, 0, True),
-        (1, 1, 3, 0, True),
-        (1, 1, 3, 4, False),
-        (0, 0, 9, 0, False),
-        (0, 0, 10, 0, True),
-        (0, 0, 11, 0, True),
-    ],
-)
-def test_training_ends_after_its_epochs_or_its_patience(
-    patience, not_better, epoch, batch, done
-) -> None:
-    config = config_with(TRAIN__EPOCHS=10, TRAIN__PATIENCE=patience)
-    state = new_state(epoch=epoch, batch=batch, num_not_better=not_better)
-    assert state.is_done(config) == done
+@pytest.mark.parametrize('epoch, done', [(9, False), (10, True), (11, True)])
+def test_training_ends_after_its_epochs(epoch, done) -> None:
+    assert new_state(epoch=epoch).is_done(config_with(TRAIN__EPOCHS=10)) == done
 
 
-def test_validations_without_a_better_score_are_counted() -> None:
-    state, counts = new_state(), []
+def test_the_best_score_is_the_first_of_the_highest_ones() -> None:
+    state, found = new_state(), []
     for score in (0.5, 0.5, math.nan, 0.6, 0.1):
-        state.add_score(score)
-        counts.append((state.best_score, state.num_not_better))
-    assert counts == [(0.5, 0), (0.5, 1), (0.5, 2), (0.6, 0), (0.6, 1)]
+        found.append((state.add_score(score), state.best_score))
+    assert found == [(True, 0.5), (False, 0.5), (False, 0.5), (True, 0.6), (False, 0.6)]
 
 
 def resumed(
@@ -233,6 +205,7 @@ def resumed(
     options = {'TRAIN__OPTIMIZER__NAME': 'sgd', 'DATA__BATCH_SIZE': size}
     rng = [{'torch': torch.get_rng_state()}] * processes
     contents = saved.contents(config_with(**options), rng, finished=finished)
+    contents['progress'] |= {'num_skipped': 0, 'num_not_better': 3}  # of earlier versions
     config = config_with(**(options | keys))
     state.restore(contents, config, source='c.pth', logger=LOGGER)
     return config
@@ -245,13 +218,13 @@ def resumed(
 def test_training_continues_where_the_checkpoint_ended(
     finished, batch, accumulation, position
 ) -> None:
-    saved = new_state(epoch=3, batch=batch, best_score=0.7, num_not_better=3)
+    saved = new_state(epoch=3, batch=batch, best_score=0.7)
     saved.progress.loss_sum, saved.progress.num_losses = 6.0, 3
     state = new_state(accumulation=accumulation)
     resumed(saved, state, finished=finished)
     assert (state.epoch, state.batch) == position
     assert state.scheduler.updates == [position[0] * 7 + position[1] - 1]
-    assert (state.best_score, state.num_not_better, state.source) == (0.7, 3, 'c.pth')
+    assert (state.best_score, state.source) == (0.7, 'c.pth')
     assert state.progress.loss_sum == (0 if finished else 6)
     assert torch.equal(state.model.weight, saved.model.weight)
 
@@ -322,7 +295,6 @@ def test_a_loss_that_compares_images_keeps_their_number(
 def test_the_best_score_counts_until_another_score_selects(epochs, keys, kept) -> None:
     """A run that has nothing left to train keeps its selection."""
     state = new_state()
-    saved = new_state(epoch=2, best_score=0.7, num_not_better=1)
+    saved = new_state(epoch=2, best_score=0.7)
     resumed(saved, state, finished=True, TRAIN__EPOCHS=epochs, **keys)
-    expected = (0.7, 1) if kept else (-math.inf, 0)
-    assert (state.best_score, state.num_not_better) == expected
+    assert state.best_score == (0.7 if kept else -math.inf)

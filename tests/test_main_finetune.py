@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import shutil
 from pathlib import Path
 from unittest.mock import patch
@@ -19,7 +18,6 @@ from tiny import (
     run_folder,
     run_main,
     tiny_config,
-    torchrun,
 )
 
 import main_finetune
@@ -27,14 +25,12 @@ from data.loader import XrayDataset, sample_rng
 from data.predictions import read_predictions
 from data.transforms import EvalTransform
 from engine import preflight
-from engine.run_record import RunRecord, read_record
+from engine.run_record import RunRecord
 from evaluation import metrics
 from evaluation.inference import load_classifier
-from logger import read_metrics
 from models.vision_transformer import Block
 from sweeps.files import load_config
-from sweeps.run_scores import scored_records, selection_figures
-from sweeps.runner import folder_state
+from sweeps.run_scores import scored_records
 from utils import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
@@ -123,43 +119,12 @@ def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
 
 
 @pytest.mark.slow
-def test_training_ends_after_validations_without_a_better_score(
-    phantom: Path, tmp_path: Path, scores: list[float]
-) -> None:
-    """Epochs count from 0: the score of epoch 1 is the best, and epochs 2 and 3 are not better."""
-    scores += [0.6, 0.7, 0.7, math.nan, 0.9]
-    options = {'model': VIT, 'TRAIN': {'EPOCHS': 5, 'WARMUP_EPOCHS': 1}}
-    patience = ('--opts', 'TRAIN.PATIENCE', '2')
-    folder = finished_run('finetune', phantom, tmp_path / 'early', *patience, **options)
-    assert scores == [0.9]
-    assert scored(folder) == 'ckpt_best.pth'
-    assert read_checkpoint(folder / 'ckpt_best.pth')['epoch'] == 1
-    assert not (folder / 'ckpt_epoch_4.pth').exists()
-    # The rates are those of a run without early stopping.
-    scores[:] = [0.5] * 5
-    whole = finished_run('finetune', phantom, tmp_path / 'whole', **options)
-    rates = [record.get('lr') for record in read_metrics(whole / 'metrics.jsonl')]
-    assert [r.get('lr') for r in read_metrics(folder / 'metrics.jsonl')] == rates[:5]
-    # A sweep counts the run as finished, and the same command trains nothing.
-    assert folder_state(folder) == 'finished'
-    figures = selection_figures(folder, 'selected')
-    assert (figures['selected_epoch'], figures['epochs']) == (2, 4)
-    before = (folder / 'scores.json').read_bytes()
-    finished_run('finetune', phantom, tmp_path / 'early', *patience, **options)
-    assert (folder / 'scores.json').read_bytes() == before
-    assert read_record(folder)['ended_early'] == 4
-    assert not (folder / 'ckpt_epoch_4.pth').exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('patience', [0, 1])
 def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
-    patience: int, phantom: Path, tmp_path: Path, scores: list[float]
+    phantom: Path, tmp_path: Path, scores: list[float]
 ) -> None:
     """Also if other options of the selecting score are given."""
     scores += [0.6, 0.5]
-    train = {'EPOCHS': 5 if patience else 2, 'WARMUP_EPOCHS': 0, 'PATIENCE': patience}
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN=train)
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT)
     argv = arguments(cfg, phantom, tmp_path)
     with patch.object(RunRecord, 'save', autospec=True, side_effect=RunRecord.save) as save:
         assert run_main('finetune', argv) == 0
@@ -206,29 +171,6 @@ def test_a_checkpoint_of_another_model_or_other_patients_is_not_resumed_from(
     cfg = tiny_config(tmp_path / 'r.yaml', 'finetune', VIT)
     more = ['--resume', str(one_epoch / 'ckpt_epoch_0.pth'), '--opts', option, value]
     refused('finetune', arguments(cfg, data, tmp_path / 'out', *more), f'{option}: ')
-
-
-@pytest.mark.slow
-def test_all_ranks_end_early(phantom: Path, tmp_path: Path) -> None:
-    """With a rate of almost 0 no epoch is better than the first one.
-
-    Epochs without a validation do not count.
-    """
-    train = {'EPOCHS': 9, 'WARMUP_EPOCHS': 0, 'BASE_LR': 1e-12, 'MIN_LR': 0.0, 'PATIENCE': 2}
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN=train)
-    argv = arguments(cfg, phantom, tmp_path, '--batch-size', '2', '--opts', 'EVAL.EVERY', '2')
-    done = torchrun('finetune', argv, processes=2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert read_record(run_folder(tmp_path, 'finetune'))['ended_early'] == 6
-
-
-def test_patience_with_too_few_images_for_a_selection_is_refused(
-    phantom: Path, tmp_path: Path, refused
-) -> None:
-    cfg = tiny_config(
-        tmp_path / 'r.yaml', 'finetune', VIT, TRAIN={'PATIENCE': 2}, EVAL={'SELECT_ON': 'auto'}
-    )
-    refused('finetune', arguments(cfg, phantom, tmp_path), 'TRAIN.PATIENCE 2')
 
 
 def test_patients_of_train_and_valid_are_named_before_training(

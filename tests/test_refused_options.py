@@ -15,7 +15,6 @@ NANO = {'MODEL.SIMMIM.HEAD': 'inverse_swin_nano'}
 EFFUSION = {'DATA.TASK': 'effusion'}
 SINGLE = {'DATA.TASK': 'single_label', 'DATA.LABELS': ['a', 'b']}
 OWN = {'DATA.LABELS': ['a']}
-PATIENT = {'TRAIN.PATIENCE': 2}
 CROPS = {'CONTRASTIVE.METHOD': 'swav', 'CONTRASTIVE.LOCAL_CROPS': 6}
 EDEMA = 'DATA.UNCERTAIN_BY_LABEL'
 
@@ -29,14 +28,11 @@ REFUSED = [  # stage, model, options, what the message names
     ('simmim', VIT, {'MODEL.SIMMIM.TARGET_SIZE': 2}, 'MODEL.SIMMIM.TARGET_SIZE '),
     ('simmim', VIT, {'MODEL.SIMMIM.TARGET_SIZE': 4} | NANO, 'MODEL.SIMMIM.TARGET_SIZE '),
     ('simmim', VIT, {'MODEL.SIMMIM.TARGET_SIZE': 4} | PATCHES, 'MODEL.SIMMIM.TARGET '),
-    ('simmim', VIT, PATIENT, 'TRAIN.PATIENCE must be 0'),
     ('contrastive', SWIN, {'CONTRASTIVE.METHOD': 'byol', 'CONTRASTIVE.TEMPERATURE': 0.1}, 'TEMPER'),
     ('contrastive', SWIN, {'DATA.BATCH_SIZE': 1}, 'DATA.BATCH_SIZE'),
     ('contrastive', SWIN, {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 24}, 'BN_GROUPS'),
     ('contrastive', SWIN, {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 64}, 'BN_GROUPS'),
     ('contrastive', SWIN, CROPS | {'CONTRASTIVE.LOCAL_SIZE': 96}, 'CONTRASTIVE.LOCAL_SIZE'),
-    ('finetune', VIT, PATIENT | {'EVAL.SELECT_ON': 'last'}, 'TRAIN.PATIENCE must be 0'),
-    ('finetune', VIT, PATIENT | {'FINETUNE.MODE': 'linear_probe'}, 'TRAIN.PATIENCE must be 0'),
     ('finetune', SWIN, {'FINETUNE.MASK_RATIO': 0.5}, 'FINETUNE.MASK_RATIO'),
     ('finetune', VIT, {'EVAL.MASK_RATIO': 0.5}, 'EVAL.MASK_RATIO'),  # with relative positions
     ('finetune', MAE, {'FINETUNE.MODE': 'linear_probe', 'FINETUNE.MASK_RATIO': 0.5}, 'MASK_RATIO'),
