@@ -744,13 +744,6 @@ _C.EVAL.INTERNAL_SHARE = Own(
     within='[0, 1)',
     affects=('patients', 'scores'),
 )
-_C.EVAL.SELECT = Own(
-    'auto',
-    "Mean AUROC that chooses the best checkpoint; 'five': competition tasks, 'auto': the five if "
-    'defined. Labels need 20 positives and negatives.',
-    one_of=('auto', 'five', 'all'),
-    affects=('selection', 'scores'),
-)
 _C.EVAL.HOLDOUT_IMAGES = Own(
     256,
     'Held-out images of each data set in the validation of pre-training; 0: all.',

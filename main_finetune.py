@@ -26,7 +26,6 @@ from evaluation.metrics import (
     FEW_CASES,
     labels_with_few_cases,
     selecting_labels,
-    selection_score,
 )
 from logger import DETAIL
 from models import build_model
@@ -84,7 +83,7 @@ class Selection:
             targets = self.loader.dataset.targets
             # Only the numbers of cases are read, so the scores of zeros will do.
             counts = score(config, np.zeros(targets.shape, np.float32), self.loader)
-            self.labels = selecting_labels(counts, config.EVAL.SELECT)
+            self.labels = selecting_labels(counts)
             selects = chosen != 'last' and config.FINETUNE.MODE not in PROBES
             self.warning = self._warn(labels_with_few_cases(counts), selects)
         if config.FINETUNE.MODE in PROBES:
@@ -119,9 +118,11 @@ class Selection:
         line = f'{self.split}: {describe_split(scores)}'
         run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
         keys = [key for key in LOGGED if key in scores]
-        selecting = selection_score(scores, run.config.EVAL.SELECT) if self.labels else None
         found = {f'{self.split}_{key}': scores[key] for key in keys}
-        return found | ({} if selecting is None else {'score': selecting})
+        if self.labels:
+            areas = [scores['auroc'][label] for label in self.labels]
+            found['score'] = float(np.mean(areas))
+        return found
 
 
 def evaluate(run: Run, loaders: Loaders) -> None:

@@ -13,7 +13,6 @@ from scipy.special import expit, log_softmax
 
 from config import PROBES, Config, Registry, require
 from data.labels import (
-    COMPETITION_LABELS,
     LABELS,
     NO_FINDING,
     POLICIES,
@@ -289,8 +288,6 @@ def check_label_options(config: Config, stage: str | None) -> None:
     require(config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed)
     allowed = f'one of {", ".join(map(repr, task.losses))} {of_task}'
     require(config.LOSS.NAME in task.losses, config, 'LOSS.NAME', allowed)
-    holds = config.EVAL.SELECT != 'five' or set(COMPETITION_LABELS) <= set(task.labels)
-    require(holds, config, 'EVAL.SELECT', "'auto' or 'all' if not all of the five are learned")
     if task.third_class.any():
         because = 'with a policy for which uncertain is a third class'
         holds = config.LOSS.NAME in ('bce', 'focal')

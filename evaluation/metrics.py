@@ -491,24 +491,15 @@ def score_table(
     }
 
 
-def selecting_labels(scores: SplitScores, rule: str) -> tuple[str, ...]:
+def selecting_labels(scores: SplitScores) -> tuple[str, ...]:
     """Return the labels whose mean AUROC selects a checkpoint. Predictions do not change them.
 
-    Args:
-        scores: Result of `score_table`.
-        rule: 'five' (the five tasks), 'all' (all defined labels), or 'auto' ('five' if all five are
-            defined, otherwise 'all'). Labels with few cases (`has_few_cases`) are left out.
+    They are CheXpert's five tasks if all five are defined, and otherwise all defined labels.
+    Labels with few cases (`has_few_cases`) are left out.
     """
     defined = [label for label in scores['auroc'] if label not in scores['undefined']]
-    of_rule = {'five': COMPETITION_LABELS, 'all': defined, 'auto': headline_labels(defined)}[rule]
     few = labels_with_few_cases(scores)
-    return tuple(label for label in of_rule if label not in few)
-
-
-def selection_score(scores: Mapping[str, Any], rule: str) -> float:
-    """Return the mean AUROC of the `selecting_labels`; NaN if there is none."""
-    labels = selecting_labels(scores, rule)
-    return float(np.mean([scores['auroc'][label] for label in labels])) if labels else np.nan
+    return tuple(label for label in headline_labels(defined) if label not in few)
 
 
 def count_classes(targets: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -62,7 +62,6 @@ REFUSED = [  # stage, model, options, what the message names
     ('finetune', VIT, OWN | {'MODEL.NUM_CLASSES': 14}, 'MODEL.NUM_CLASSES'),
     ('finetune', VIT, OWN | {'DATA.TASK': 'any_finding'}, 'DATA.LABELS'),
     ('finetune', VIT, OWN | {EDEMA: {'Edema': 'ones'}}, 'Edema'),
-    ('finetune', VIT, OWN | {'EVAL.SELECT': 'five'}, 'EVAL.SELECT'),
     ('finetune', VIT, {'DATA.LABELS': ['Heart/size', 'heart_size']}, 'DATA.LABELS'),
     ('finetune', VIT, {'DATA.LABELS': ['Path']}, 'DATA.LABELS'),
 ]  # fmt: skip
