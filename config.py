@@ -866,13 +866,6 @@ _C.REPORT.MAPS = Own(
     'Saliency maps per label and kind of case; 0: the report shows no X-rays at all.',
     within='[0, inf)',
 )
-# Set by hand: docs/evaluation.md: maps of an attention head.
-_C.REPORT.METHOD = Own(
-    'grad_cam',
-    "Saliency method; 'attention' needs MODEL.HEAD 'attention'.",
-    parts=dict.fromkeys(('grad_cam', 'attention'), 'evaluation.saliency'),
-    stage='finetune',
-)
 _C.REPORT.BASELINES = Own(
     {},
     'Runs or prediction files that the report compares with the model, as {name: path}.',

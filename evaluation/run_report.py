@@ -165,7 +165,7 @@ def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
         )
     if config.FINETUNE.MODE == 'pixels':
         return warnings
-    if config.REPORT.MAPS and lacks_maps(model, config.REPORT.METHOD):
+    if config.REPORT.MAPS and lacks_maps(model):
         warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
     return warnings
 

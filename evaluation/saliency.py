@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional as F
 
-from config import Config, Registry, require
+from config import Config
 from data.figures import FONT, NOT_FOR_CLINICAL_USE, SMALL, encode_figure, new_figure, show_image
 from data.labels import file_name, positive_logits
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
 from evaluation.cases import Cases, choose_cases
 from models.build import build_model
+from models.classifier_heads import AttentionHead
 from models.encoder import MAP_CELLS, Encoder
 from system.files import atomic_writer, replace_files
 
@@ -31,30 +32,9 @@ FOLDER = 'maps'
 TRUE_WORDS = {1: ('positive', {'weight': 'bold'}), 0: ('negative', {})}
 SIGNAL = 0.01  # smallest range of values of a map with a signal
 SMALLEST = torch.finfo(torch.float32).tiny  # avoids 0 / 0 in maps of zeros
-METHODS = Registry('REPORT.METHOD')
 NO_MAPS = f'no suitable layer with at least {MAP_CELLS} x {MAP_CELLS} cells'
 
 Score = Callable[[torch.Tensor], torch.Tensor]  # outputs [B, *] -> scores [B]
-
-
-class MapMethod(NamedTuple):
-    """A method (REPORT.METHOD).
-
-    Attributes:
-        title: Name in the report.
-        make_maps: Function (model, images [B, C, S, S], score, output) -> maps in [0, 1],
-            [B, S, S]. The score belongs to the label whose number among the outputs is given, too.
-    """
-
-    title: str
-    make_maps: Callable[[nn.Module, torch.Tensor, Score, int], torch.Tensor]
-
-    @staticmethod
-    def check(config: Config, stage: str | None) -> None:
-        """Check that the method suits the head."""
-        methods = ['grad_cam', *['attention'] * (config.MODEL.HEAD == 'attention')]
-        allowed = f'one of {methods} with MODEL.HEAD {config.MODEL.HEAD!r}'
-        require(config.REPORT.METHOD in methods, config, 'REPORT.METHOD', allowed)
 
 
 def grad_cam(
@@ -109,20 +89,14 @@ def head_attention(model: nn.Module, images: torch.Tensor, output: int) -> torch
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(SMALLEST)
 
 
-METHODS.register('grad_cam')(
-    MapMethod('Grad-CAM', lambda model, images, score, output: grad_cam(model, images, score))
-)
-METHODS.register('attention')(
-    MapMethod(
-        'attention of the head',
-        lambda model, images, score, output: head_attention(model, images, output),
-    )
-)
+def map_title(model: nn.Module) -> str:
+    """Return what the maps of a model show, as a title."""
+    return 'attention of the head' if _shows_attention(model) else 'Grad-CAM'
 
 
-def map_cells(model: nn.Module, images: torch.Tensor, method: str = 'grad_cam') -> int:
+def map_cells(model: nn.Module, images: torch.Tensor) -> int:
     """Return the side of the grid of cells of a model's maps, which are enlarged to the image."""
-    if method == 'attention':
+    if _shows_attention(model):
         return model.output_side
     shapes: list[int] = []
     layer = model.saliency_layer()
@@ -317,7 +291,7 @@ def write_maps(
         has no layer for maps (`lacks_maps`).
     """
     count = config.REPORT.MAPS
-    if not count or lacks_maps(model, config.REPORT.METHOD):
+    if not count or lacks_maps(model):
         return {'maps': [], 'maps_check': None}
     view, entries = EvalTransform(config), []
     device = next(model.parameters()).device
@@ -331,7 +305,7 @@ def write_maps(
         for kind, number, row in places:
             index = cases.strongest_image(rows.path[row], label)
             grey, image = read_view(view, dataset.image(index))
-            maps = label_maps(config, model, image.to(device), k, method=config.REPORT.METHOD)
+            maps = label_maps(config, model, image.to(device), k)
             map_ = maps[0].cpu().numpy()
             file = f'{FOLDER}/{file_name(f"{label}_{kind}")}_{number}.png'
             plot_map(folder / file, grey, map_)
@@ -342,25 +316,23 @@ def write_maps(
     return {'maps': entries, 'maps_check': check}
 
 
-def lacks_maps(model: nn.Module, method: str = 'grad_cam') -> bool:
+def lacks_maps(model: nn.Module) -> bool:
     """Return whether a model has no layer for maps: no encoder of its own, or too few cells."""
     if not isinstance(model, Encoder):
         return True
-    if method == 'attention':
+    if _shows_attention(model):
         return model.output_side < MAP_CELLS
     return model.saliency_layer() is None
 
 
-def label_maps(
-    config: Config, model: nn.Module, images: torch.Tensor, k: int, *, method: str = 'grad_cam'
-) -> torch.Tensor:
-    """Compute the maps [B, S, S] of label k."""
+def label_maps(config: Config, model: nn.Module, images: torch.Tensor, k: int) -> torch.Tensor:
+    """Compute the maps [B, S, S] of label k: the attention of its query, or Grad-CAM."""
     num_labels = config.MODEL.NUM_CLASSES
+    if not _shows_attention(model):
+        return grad_cam(model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k])
     outputs_each = len(model.head.weight) // num_labels
     output = k if outputs_each == 1 else k * outputs_each + 1  # `positive_logits`
-    return METHODS[method].make_maps(
-        model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k], output
-    )
+    return head_attention(model, images, output)
 
 
 def read_view(view: EvalTransform, image: Image.Image) -> tuple[np.ndarray, torch.Tensor]:
@@ -370,11 +342,15 @@ def read_view(view: EvalTransform, image: Image.Image) -> tuple[np.ndarray, torc
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), normalized[None]
 
 
+def _shows_attention(model: nn.Module) -> bool:
+    """Return whether maps are the attention of the head's queries; others are by Grad-CAM."""
+    return isinstance(model.head, AttentionHead)
+
+
 def _check_maps(
     config: Config, model: nn.Module, view: EvalTransform, dataset: XrayDataset
 ) -> dict[str, Any]:
     """Apply `randomised_check` to the maps of the first label."""
-    method = config.REPORT.METHOD
     indices = np.linspace(0, len(dataset) - 1, min(CHECKED_IMAGES, len(dataset))).astype(int)
     images = torch.cat([read_view(view, dataset.image(index))[1] for index in indices])
     images = images.to(next(model.parameters()).device)
@@ -382,12 +358,12 @@ def _check_maps(
         model,
         lambda: build_model(config, is_pretrain=False, num_outputs=len(model.head.weight)),
         images,
-        lambda any_model, batch: label_maps(config, any_model, batch, 0, method=method),
+        lambda any_model, batch: label_maps(config, any_model, batch, 0),
         seed=config.SEED,
     )
     return {
-        'method': METHODS[method].title,
-        'cells': map_cells(model, images[:1], method),
+        'method': map_title(model),
+        'cells': map_cells(model, images[:1]),
         'similarity': similarity,
         'note': (
             'the mean rank correlation with maps of the same model with random weights, over '

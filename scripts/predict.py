@@ -34,11 +34,11 @@ from data.transforms import EvalTransform
 from engine.model_tool import model_tool, named_device
 from evaluation.inference import load_classifier, predict
 from evaluation.saliency import (
-    METHODS,
     NO_MAPS,
     label_maps,
     lacks_maps,
     map_cells,
+    map_title,
     plot_prediction,
     read_view,
 )
@@ -140,8 +140,7 @@ def predict_images(args: argparse.Namespace) -> int:
     labels = task.labels
     if unknown := set(args.maps) - set(labels):
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
-    method = 'attention' if config.MODEL.HEAD == 'attention' else 'grad_cam'
-    if args.maps and lacks_maps(model, method):
+    if args.maps and lacks_maps(model):
         raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')
     data, workers = config.DATA, args.num_workers
     workers = min(data.NUM_WORKERS, usable_cpus()) if workers is None else workers
@@ -173,7 +172,7 @@ def predict_images(args: argparse.Namespace) -> int:
     )
     if args.maps:
         table = pd.DataFrame(predictions, paths_used, labels)
-        write_figures(args, config, model, table, method)
+        write_figures(args, config, model, table)
     for line in describe_notes(loader.notes, paths):
         print(line, file=sys.stderr)
     rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
@@ -217,11 +216,7 @@ def true_labels(config: Config, args: argparse.Namespace) -> dict[str, dict[str,
 
 
 def write_figures(
-    args: argparse.Namespace,
-    config: Config,
-    model: nn.Module,
-    probabilities: pd.DataFrame,
-    method: str,
+    args: argparse.Namespace, config: Config, model: nn.Module, probabilities: pd.DataFrame
 ) -> None:
     """Write a figure per image: the image, maps of the labels in --maps, and all probabilities."""
     folder, truth = maps_folder(args.output), true_labels(config, args)
@@ -232,9 +227,9 @@ def write_figures(
         grey, image = read_view(view, original)
         image, maps = image.to(device), {}
         for label in args.maps:
-            found = label_maps(config, model, image, row.index.get_loc(label), method=method)
+            found = label_maps(config, model, image, row.index.get_loc(label))
             maps[label] = found[0].cpu().numpy()
-        cells = map_cells(model, image, method)
+        cells = map_cells(model, image)
         plot_prediction(
             folder / figure_name(number, path),
             {
@@ -243,7 +238,7 @@ def write_figures(
             },
             maps,
             dict(row),
-            title=f'{METHODS[method].title}, {cells} x {cells} cells',
+            title=f'{map_title(model)}, {cells} x {cells} cells',
             truth=truth.get(path),
         )
     print(f'{len(probabilities)} figures, each as PNG and SVG, in {folder}')

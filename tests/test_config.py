@@ -267,7 +267,6 @@ def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:
         ('DATA.DATASET', 'folder'), ('DATA.DATASET', 'imagenet'), ('MODEL.NUM_CLASSES', 5),
         ('MODEL.LABEL_SMOOTHING', 0.1), ('AUG.AUTO_AUGMENT', 'rand-m9-mstd0.5-inc1'),
         ('AUG.MIXUP', 0.8), ('AUG.CUTMIX', 1.0), ('AUG.CUTMIX_MINMAX', [0.2, 0.8]),
-        ('REPORT.METHOD', 'attention'),
     ],
 )  # fmt: skip
 def test_finetuning_rejects_what_does_not_suit_the_labels(key, value) -> None:

@@ -25,6 +25,7 @@ from evaluation.saliency import (
     label_maps,
     lacks_maps,
     map_cells,
+    map_title,
     plot_map,
     randomised_check,
     write_maps,
@@ -123,7 +124,7 @@ def test_maps_have_the_deepest_grid_with_enough_cells(kind, size, cells):
 def test_the_attention_of_a_head_is_shown_where_its_tokens_lie(kind, outputs):
     model, images = build(kind, num_classes=outputs, head='attention').eval(), random_images(2)
     config = SimpleNamespace(MODEL=SimpleNamespace(NUM_CLASSES=3))
-    found = label_maps(config, model, images, 1, method='attention')
+    found = label_maps(config, model, images, 1)
     with torch.no_grad():
         tokens = model.forward_tokens(images)
         attention, _ = model.head.attend(tokens)
@@ -132,8 +133,9 @@ def test_the_attention_of_a_head_is_shown_where_its_tokens_lie(kind, outputs):
     wanted = F.interpolate(shares, (SIZE, SIZE), mode='bilinear')[:, 0]
     wanted /= wanted.amax(dim=(1, 2), keepdim=True)
     torch.testing.assert_close(found, wanted)
-    assert map_cells(model, images, 'attention') == 8 and not lacks_maps(model, 'attention')
-    assert lacks_maps(build('swin', img_size=8, head='attention'), 'attention')
+    assert map_title(model) == 'attention of the head' and map_title(build(kind)) == 'Grad-CAM'
+    assert map_cells(model, images) == 8 and not lacks_maps(model)
+    assert lacks_maps(build('swin', img_size=8, head='attention'))
 
 
 def test_the_check_is_spearmans_correlation_with_ties():
