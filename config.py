@@ -424,12 +424,6 @@ _C.MODEL.DROP_PATH_RATE = Option(
     within='[0, 1)',
 )
 _C.MODEL.LABEL_SMOOTHING = Option(0.1, 'Label smoothing; 0 for CheXpert labels.', within='[0, 1)')
-# Set by hand: docs/explanation/speed.md; tools/benchmark.py compares the values.
-_C.MODEL.ATTENTION = Own(
-    'auto',
-    "Attention: 'eager' (plain), 'sdpa' (fused), 'auto' (by model and device).",
-    one_of=('auto', 'eager', 'sdpa'),
-)
 
 _C.MODEL.SWIN = Section(affects='model')
 _C.MODEL.SWIN.PATCH_SIZE = Option(4, 'Side of a token, in pixels.', within='[1, inf)')

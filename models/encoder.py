@@ -9,8 +9,6 @@ options of the encoder, such as MODEL.CONVNEXT.PATCH_SIZE, are lines of config.p
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar
 
@@ -56,7 +54,6 @@ class Encoder(nn.Module, ABC):
             'drop_rate': config.MODEL.DROP_RATE,
             'drop_path_rate': config.MODEL.DROP_PATH_RATE,
             'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
-            'attention': config.MODEL.ATTENTION,
             'head': config.MODEL.HEAD,
             **{key.lower(): value for key, value in encoder_node(config).items()},
         }
@@ -240,17 +237,8 @@ def masked_version(encoder: type[PatchEncoder]) -> type[PatchEncoder]:
     return type(encoder)(f'{encoder.__name__}ForSimMIM', (MaskedEncoder, encoder), {})
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    bias: Tensor | None,
-    scale: float,
-    attention: str,
-    in_windows: bool,
-) -> Tensor:
-    """Compute softmax(scale * q k^T + bias) v.
+def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, scale: float) -> Tensor:
+    """Compute softmax(scale * q k^T + bias) v with plain operations.
 
     Args:
         q: Queries, [B, heads, N, d] or [B, windows, heads, N, d].
@@ -258,14 +246,7 @@ def attend(
         v: Values with the shape of q.
         bias: Bias of the logits, [heads, N, N] or [windows, heads, N, N], or None.
         scale: Factor of the dot products.
-        attention: Implementation (MODEL.ATTENTION). 'sdpa' uses PyTorch's fused kernels and
-            'eager' does not. 'auto' uses them only on a GPU and only without windows.
-        in_windows: Whether tokens attend only within their window.
     """
-    if attention == 'auto':
-        attention = 'sdpa' if q.device.type == 'cuda' and not in_windows else 'eager'
-    if attention == 'sdpa':
-        return _fused_attention(q, k, v, bias, scale)
     # Scaling the queries costs less than scaling the N x N logits.
     logits = (q * scale) @ k.transpose(-2, -1)  # [..., heads, N, N]
     if bias is not None:
@@ -273,21 +254,11 @@ def attend(
     return logits.softmax(dim=-1) @ v
 
 
-@contextmanager
-def eager_attention(model: nn.Module) -> Iterator[None]:
-    """Make the model compute attention with Tensor.softmax inside this context.
-
-    Hooks can then read the attention probabilities, which fused kernels do not return.
-    """
-    modules = [module for module in model.modules() if hasattr(module, 'attention')]
-    before = [module.attention for module in modules]
-    for module in modules:
-        module.attention = 'eager'
-    try:
-        yield
-    finally:
-        for module, attention in zip(modules, before, strict=True):
-            module.attention = attention
+def attend_fused(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, scale: float) -> Tensor:
+    """Compute `attend` of [B, heads, N, d] with PyTorch's fused kernels."""
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
 def run_block(block: nn.Module, *inputs: Tensor | None, use_checkpoint: bool) -> Tensor:
@@ -295,20 +266,3 @@ def run_block(block: nn.Module, *inputs: Tensor | None, use_checkpoint: bool) ->
     if use_checkpoint:
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
-
-
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Compute attention with PyTorch's fused kernels, which require tensors with four dimensions.
-
-    The windows are merged into the heads if each window has its own bias, otherwise into the batch.
-    """
-    shape = q.shape
-    if bias is not None:
-        bias = bias.to(q.dtype)
-    # [B, windows, heads, N, d] -> [B, windows * heads, N, d] or [B * windows, heads, N, d]
-    if q.ndim == 5:
-        first = 0 if bias is None or bias.ndim == 3 else 1
-        q, k, v = (tensor.flatten(first, first + 1) for tensor in (q, k, v))
-        bias = bias.flatten(0, 1) if first else bias
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    return x.view(shape)

@@ -135,7 +135,6 @@ def load_trained_model(path: str | Path, logger: logging.Logger) -> TrainedModel
     with name_damaged(path):
         stage = _stage(config, state)
         check_config(config, stage)
-    config.MODEL.ATTENTION = 'eager'  # every format supports the operations of eager attention
     config.TRAIN.USE_CHECKPOINT = False
     kind = {'is_pretrain': stage == 'simmim'}
     if stage == 'finetune':

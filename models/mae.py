@@ -28,7 +28,6 @@ class MAE(MaskedModel):
         decoder_num_heads: Number of attention heads in the decoder.
         norm_pix_loss: Whether the target of each patch is normalised by the patch's mean and
             standard deviation.
-        attention: Implementation of attention in the decoder (MODEL.ATTENTION).
     """
 
     title = 'MAE'
@@ -43,7 +42,6 @@ class MAE(MaskedModel):
         decoder_depth: int = 8,
         decoder_num_heads: int = 16,
         norm_pix_loss: bool = False,
-        attention: str = 'auto',
     ) -> None:
         super().__init__()
         self.in_chans = encoder.in_chans
@@ -52,9 +50,7 @@ class MAE(MaskedModel):
         kind = 'patch_normalised' if norm_pix_loss else 'pixels'
         self.target = TARGETS[kind](encoder.in_chans, unit=encoder.patch_size)
         self.encoder = encoder
-        self.decoder = Decoder(
-            encoder, decoder_embed_dim, decoder_depth, decoder_num_heads, attention
-        )
+        self.decoder = Decoder(encoder, decoder_embed_dim, decoder_depth, decoder_num_heads)
         self._init_weights()
 
     @classmethod
@@ -67,7 +63,6 @@ class MAE(MaskedModel):
         return cls(
             encoder,
             num_visible=encoder.grid_size**2 * (units - masks.count) // units,
-            attention=config.MODEL.ATTENTION,
             **{key.lower(): value for key, value in config.MODEL.MAE.items()},
         )
 
@@ -139,17 +134,13 @@ class MAE(MaskedModel):
 class Decoder(nn.Module):
     """Transformer blocks over visible tokens and mask tokens, then a linear layer to pixels."""
 
-    def __init__(
-        self, encoder: VisionTransformer, width: int, depth: int, num_heads: int, attention: str
-    ) -> None:
+    def __init__(self, encoder: VisionTransformer, width: int, depth: int, num_heads: int) -> None:
         super().__init__()
         self.use_checkpoint = encoder.use_checkpoint
         self.embed = nn.Linear(encoder.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer('pos_embed', sincos_positions(encoder.grid_size, width))
-        self.blocks = nn.ModuleList(
-            Block(width, num_heads, attention=attention) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.pred = nn.Linear(width, encoder.patch_size**2 * encoder.in_chans)
 

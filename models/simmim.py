@@ -305,7 +305,6 @@ class InverseSwin(nn.Sequential):
                 drop_path=[0.0] * depth,
                 is_last=True,  # no patch merging
                 use_checkpoint=use_checkpoint,
-                attention=getattr(encoder, 'attention', 'auto'),
             )
             layers.append(_OnGrid(stage))
         # A token of the last stage may still cover several cells of the target.

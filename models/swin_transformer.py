@@ -69,14 +69,12 @@ class WindowAttention(nn.Module):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
-        attention: str = 'auto',
     ) -> None:
         super().__init__()
         self.window_size = window_size
         self.shift = shift
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
-        self.attention = attention
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
@@ -97,7 +95,7 @@ class WindowAttention(nn.Module):
             mask: Mask that is added to the logits, [windows, N, N]. None for unshifted windows.
         """
         B, H, _, C = x.shape
-        if self.attention == 'auto' and is_used(x, self.window_size, C // self.num_heads):
+        if is_used(x, self.window_size, C // self.num_heads):
             x = window_attention(self.qkv(x.flatten(1, 2)), bias, mask, self.shift, self.scale)
             return self.proj_drop(self.proj(x))
         # Shifted windows are windows of the rolled grid, so one cut serves both (Liu et al. 2021).
@@ -110,9 +108,7 @@ class WindowAttention(nn.Module):
         # Tokens of one rolled window may come from opposite edges; the mask keeps these apart.
         if mask is not None:
             bias = bias + mask[:, None]  # [windows, heads, N, N]
-        x = attend(
-            *(q, k, v), bias=bias, scale=self.scale, attention=self.attention, in_windows=True
-        )
+        x = attend(q, k, v, bias=bias, scale=self.scale)
         x = window_reverse(x.transpose(2, 3).flatten(3), self.window_size, H)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
@@ -134,13 +130,12 @@ class SwinTransformerBlock(nn.Module):
         qk_scale: float | None = None,
         drop_rate: float = 0.0,
         drop_path: float = 0.0,
-        attention: str = 'auto',
     ) -> None:
         super().__init__()
         self.side = side
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(
-            dim, window_size, num_heads, shift, qkv_bias, qk_scale, drop_rate, attention
+            dim, window_size, num_heads, shift, qkv_bias, qk_scale, drop_rate
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
@@ -249,7 +244,6 @@ class SwinTransformer(PatchEncoder):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         use_checkpoint: bool = False,
-        attention: str = 'auto',
         head: str = 'linear',
     ) -> None:
         super().__init__()
@@ -260,7 +254,6 @@ class SwinTransformer(PatchEncoder):
         self.embed_dim = embed_dim
         self.num_features = embed_dim * 2**last
         self.depths = list(depths)
-        self.attention = attention
 
         norm_layer = nn.LayerNorm if patch_norm else None
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, norm_layer)
@@ -283,7 +276,6 @@ class SwinTransformer(PatchEncoder):
                 qkv_bias=qkv_bias,
                 qk_scale=qk_scale,
                 drop_rate=drop_rate,
-                attention=attention,
             )
             for i in range(len(depths))
         )

@@ -71,12 +71,6 @@ class TimmClassifier(Encoder):
             nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def constructor_arguments(cls, config: Any) -> dict[str, Any]:
-        arguments = super().constructor_arguments(config)
-        del arguments['attention']  # timm has its own
-        return arguments
-
-    @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
         """Check that the model exists and supports the options."""
         holds = timm.is_model(config.MODEL.TIMM.NAME)
@@ -85,8 +79,6 @@ class TimmClassifier(Encoder):
             layout = cls(**cls.constructor_arguments(config), num_classes=1).layout
         name, train = config.MODEL.TIMM.NAME, config.TRAIN
         why = f"for timm's {name}"
-        holds = config.MODEL.ATTENTION == 'auto'
-        require(holds, config, 'MODEL.ATTENTION', f"'auto' {why}, which has its own attention")
         holds = not CLASSIFIER_HEADS[config.MODEL.HEAD].takes_tokens
         require(holds, config, 'MODEL.HEAD', f'a head on pooled features {why}')
         if stage == 'finetune':

@@ -21,6 +21,7 @@ from models.encoder import (
     MAP_CELLS,
     PatchEncoder,
     attend,
+    attend_fused,
     run_block,
 )
 from models.kept_patches import num_kept, num_patches
@@ -50,11 +51,9 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         grid_size: int | None = None,
         proj_drop: float = 0.0,
-        attention: str = 'auto',
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.attention = attention
         self.scale = (dim // num_heads) ** -0.5
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
@@ -75,9 +74,9 @@ class Attention(nn.Module):
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D/heads]
-        x = attend(
-            *(q, k, v), bias=bias, scale=self.scale, attention=self.attention, in_windows=False
-        )
+        # On the CPU, where models are exported, plain operations, which every format has.
+        compute = attend_fused if x.is_cuda else attend
+        x = compute(q, k, v, bias=bias, scale=self.scale)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, D)))
 
 
@@ -94,14 +93,13 @@ class Block(nn.Module):
         init_values: float | None = None,
         drop_rate: float = 0.0,
         drop_path: float = 0.0,
-        attention: str = 'auto',
     ) -> None:
         super().__init__()
         has_scale = init_values is not None
         self.gamma_1 = nn.Parameter(torch.full((dim,), float(init_values))) if has_scale else None
         self.gamma_2 = nn.Parameter(torch.full((dim,), float(init_values))) if has_scale else None
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, qkv_bias, grid_size, drop_rate, attention)
+        self.attn = Attention(dim, num_heads, qkv_bias, grid_size, drop_rate)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=(0.0, drop_rate))  # only after fc2
@@ -146,12 +144,10 @@ class VisionTransformer(PatchEncoder):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
-        attention: str = 'auto',
         head: str = 'linear',
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
-        self.attention = attention
         self.patch_size = self.stride = patch_size
         self.embed_dim = self.num_features = embed_dim
         self.use_checkpoint = use_checkpoint
@@ -176,7 +172,6 @@ class VisionTransformer(PatchEncoder):
                 init_values=init_values,
                 drop_rate=drop_rate,
                 drop_path=rate,
-                attention=attention,
             )
             for rate in np.linspace(0, drop_path_rate, depth).tolist()
         )

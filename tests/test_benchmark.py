@@ -12,7 +12,9 @@ from tools import benchmark
 
 
 @pytest.mark.parametrize('model', [SWIN, VIT | {'VIT': VIT['VIT'] | {'USE_RPB': True}}])
-def test_separate_biases_change_the_way_and_not_the_result(model, tmp_path, monkeypatch) -> None:
+def test_the_published_layers_change_the_way_and_not_the_result(
+    model, tmp_path, monkeypatch
+) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'simmim', model, DATA={'BATCH_SIZE': 2})
     words = ['train', '--cfg', str(cfg), '--batch-size', '2']
     config = benchmark.training_config(benchmark.parse_args(words), [])
@@ -23,7 +25,7 @@ def test_separate_biases_change_the_way_and_not_the_result(model, tmp_path, monk
     monkeypatch.setattr(
         benchmark, 'gather_bias', lambda *parts: gathered.append(0) or gather(*parts)
     )
-    with benchmark.separate_biases():
+    with benchmark.published_layers():
         found = encoder.forward_features(images)
     torch.testing.assert_close(found, expected)
     blocks = len(getattr(encoder, 'blocks', ())) or 4

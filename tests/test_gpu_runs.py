@@ -28,7 +28,7 @@ from utils import read_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 SMALL_CONTRASTIVE = 'configs/resnet18__demo/contrastive_pretrain__resnet18__img64__{}_demo.yaml'
-EAGER = ['TRAIN.COMPILE', 'none', 'MODEL.ATTENTION', 'eager']
+EAGER = ['TRAIN.COMPILE', 'none']
 # Processes that share a GPU exchange through gloo.
 MAIN = """
 import sys

@@ -42,7 +42,6 @@ REFUSED = [  # stage, model, options, what the message names
     ('finetune', RESNET, {'MODEL.IN_CHANS': 2}, 'MODEL.IN_CHANS'),
     ('finetune', RESNET, {'MODEL.TIMM.NAME': 'densenet121', 'MODEL.DROP_PATH_RATE': 0.1},
      'MODEL.DROP_PATH_RATE'),
-    ('finetune', RESNET, {'MODEL.ATTENTION': 'sdpa'}, 'MODEL.ATTENTION'),
     ('finetune', VIT, {'DATA.PREPROCESS': ['resize', 'lung_crop']}, 'DATA.PREPROCESS'),
     ('finetune', VIT, {'DATA.PREPROCESS': ['resize', 'resize']}, 'DATA.PREPROCESS'),
     ('finetune', VIT, {'EVAL.PREPROCESS': ['lung_crop', 'lung_multiply']}, 'EVAL.PREPROCESS'),
