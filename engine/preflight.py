@@ -25,6 +25,7 @@ from engine.launch import (
 )
 from engine.loop import LossFunction, begin, train_one_batch, wrap_model
 from engine.run_record import Run, is_locked
+from engine.train_state import TrainState
 from logger import wrap
 from optimizer import optimizer_kind
 from system import distributed
@@ -73,10 +74,11 @@ def preflight(
         check.add(*finding)
     check.weights()
     seconds = math.nan
-    if all(distributed.gather(check.batch is not None)):
-        seconds = check.steps()
-    if loss_fn is not None:
-        check.disk()
+    if all(distributed.gather(check.state is not None)):
+        if all(distributed.gather(check.batch is not None)):
+            seconds = check.steps()
+        if loss_fn is not None:
+            check.disk()
     return check.verdict(seconds)
 
 
@@ -94,6 +96,7 @@ class Preflight:
         self.loaders = {name: each for name, each in loaders.items() if each is not None}
         self.main = self.loaders['train' if 'train' in self.loaders else 'plain']
         self.batch: Batch | None = None  # the first one of `main`
+        self.state: TrainState | None = None  # None if the weights cannot be loaded
         self.findings: list[Finding] = []
 
     def add(self, check: str, found: str, advice: str = '', *, problem: bool = False) -> None:
@@ -151,8 +154,8 @@ class Preflight:
                 return  # the other splits would fail alike
 
     def weights(self) -> None:
-        """Load the weights that the run would start from, or random weights if that fails."""
-        config, state = self.config, None
+        """Load the weights that the run would start from."""
+        config = self.config
         with self.attempt('weights', 'choose another --pretrained or --resume, or another --tag'):
             state = begin(self.run, self.model, self.main)
             found, advice = f'starts from {config.PRETRAINED or "random weights"}', ''
@@ -164,14 +167,7 @@ class Preflight:
             elif not config.PRETRAINED and not self.run.is_pretrain:
                 advice = 'choose a pre-trained encoder with --pretrained'
             self.add('weights', found, advice)
-        # `begin` exchanges values, so all processes begin again if one has failed.
-        if not all(distributed.gather(state is not None)):
-            config = config.clone()
-            config.defrost()
-            config.merge_from_list(['MODEL.RESUME', '', 'PRETRAINED', ''])
-            config.TRAIN.AUTO_RESUME = False
-            state = begin(replace(self.run, config=config), self.model, self.main)
-        self.state = state
+            self.state = state
 
     def steps(self) -> float:
         """Make real steps, report memory, loss and speed, and return the seconds of the run.

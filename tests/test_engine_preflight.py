@@ -91,10 +91,12 @@ def test_weights_disk_output_and_loss_are_all_reported(phantom, tmp_path, check,
     weights.write_bytes(b'half a file')
     data = {'MEAN': [0.5], 'STD': [1e-38]}
     cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', DATA=data)
-    argv = arguments(cfg, phantom, tmp_path / 'out', '--pretrained', str(weights))
+    argv = arguments(cfg, phantom, tmp_path / 'out')
     code, verdict, rows = check('simmim', argv)
-    assert code == 1 and '4 problem' in verdict
-    assert problems(rows) == {'weights', 'disk', 'output', 'step'}
+    assert code == 1 and '3 problem' in verdict
+    assert problems(rows) == {'disk', 'output', 'step'}
+    code, _, rows = check('simmim', [*argv, '--pretrained', str(weights)])
+    assert (code, problems(rows)) == (1, {'output', 'weights'}), 'without weights, no steps'
     assert str(weights) in rows['weights'][1]
 
 
