@@ -25,7 +25,7 @@ from config import (
     value_at,
 )
 from logger import ScalarLog
-from system.downloads import describe_weights, is_url
+from system.downloads import fetch, is_url
 from system.files import BEST_CHECKPOINT, checksum_file, locked, replace_file, sha256
 
 if TYPE_CHECKING:  # scripts that only read records do not need torch
@@ -89,7 +89,7 @@ class RunRecord:
         if not checkpoint:
             first['pretrained'] = weights_checksum(self.pretrained)
             if is_url(self.pretrained):
-                first['pretrained_source'] = describe_weights(self.pretrained)['source']
+                first['pretrained_source'] = fetch(self.pretrained).source
         start = {
             'time': _now(),
             'code': self.facts['code'],
@@ -172,13 +172,12 @@ def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """List the differences between two runs. Without any, they count as the same run.
 
     Args:
-        before: Facts about a run, such as the contents of run.json: `options` (text of
-            config.yaml), `pretrained` (SHA-256 of the initial weights), `code`, `data` (see
-            `data.fingerprint`), `processes` and `environment`.
+        before: Facts about a run, such as the contents of run.json: `pretrained` (SHA-256 of the
+            initial weights), `code`, `data` (see `data.fingerprint`), `processes`, `environment`.
         now: Facts about the other run. Only facts that exist for both runs are compared.
 
     Returns:
-        One line for each difference. Options that do not change the trained model are ignored.
+        One line for each difference.
     """
     lines = []
     for fact, compare in _COMPARISONS.items():
@@ -357,7 +356,7 @@ def processes_of(record: Mapping[str, Any]) -> int:
 def weights_checksum(path: str) -> str | None:
     """Return the SHA-256 of pre-trained weights, or None if the file does not exist."""
     if is_url(path):
-        return describe_weights(path)['sha256']
+        return fetch(path).sha256
     if not Path(path).is_file():
         return None
     # Computing the checksums of all runs of a sweep would take long.
@@ -402,7 +401,6 @@ def _changed_environment(before: dict[str, Any], now: dict[str, Any]) -> list[st
 
 
 _COMPARISONS: dict[str, Callable[[Any, Any], list[str]] | None] = {
-    'options': lambda old, new: config_changes(old, new, *TRAINED),
     'pretrained': lambda old, new: [
         f'PRETRAINED: SHA-256 {(old or "none")[:8]} -> {(new or "none")[:8]}'
     ],

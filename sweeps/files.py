@@ -23,6 +23,7 @@ from config import (
     Config,
     YamlLoader,
     build_parser,
+    config_changes,
     config_from_text,
     config_text,
     default_config,
@@ -35,7 +36,7 @@ from config import (
     value_at,
 )
 from data.folds import fold_files
-from engine.run_record import OPTIONS_FILE, ROOT, processes_of, run_changes
+from engine.run_record import OPTIONS_FILE, ROOT, processes_of
 from system.downloads import is_url
 from system.files import checkpoint_name
 
@@ -591,11 +592,11 @@ def _parsed(file: Path, changed_ns: int) -> Config:
 
 
 def option_changes(before: Config, after: Config) -> list[str]:
-    """List the changed options that affect the trained model (`engine.run_record.run_changes`)."""
+    """List the changed options that affect the trained model."""
     trained = options_that_affect(*TRAINED)
     if all(value_at(before, key) == value_at(after, key) for key in trained):
         return []  # comparing texts is slow
-    return run_changes({'options': config_text(before)}, {'options': config_text(after)})
+    return config_changes(config_text(before), config_text(after), *TRAINED)
 
 
 def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[str, int]:

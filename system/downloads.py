@@ -50,13 +50,6 @@ def local_path(path: str | Path) -> Path:
     return fetch(str(path)).path if is_url(path) else Path(path)
 
 
-def describe_weights(path: str | Path) -> dict[str, str]:
-    """Return the SHA-256 and the source of weights for run.json, without the local folder."""
-    if is_url(path):
-        return {'sha256': fetch(str(path)).sha256, 'source': fetch(str(path)).source}
-    return {'sha256': sha256(path), 'source': Path(path).name}
-
-
 def log_download(path: str | Path, logger: logging.Logger) -> None:
     """Log the source and the SHA-256 of downloaded weights."""
     if is_url(path):

@@ -18,7 +18,7 @@ from tiny import ROOT
 from transfers import make_config, make_model
 
 from system import downloads
-from system.downloads import MODEL_CONFIG, PROCESSOR, describe_weights, fetch
+from system.downloads import MODEL_CONFIG, PROCESSOR, fetch
 from utils import load_model_state, load_pretrained, read_checkpoint
 
 LOGGER = logging.getLogger('test')
@@ -193,10 +193,8 @@ def test_a_repository_gives_its_weights_and_the_statistics_of_their_pixels(hub, 
     load_pretrained(config, target, LOGGER)
     assert torch.equal(target.norm.weight, model.norm.weight)
     checksum = hashlib.sha256((folder / 'pytorch_model.bin').read_bytes()).hexdigest()
-    assert describe_weights(config.PRETRAINED) == {
-        'sha256': checksum,
-        'source': 'hf://owner/name@c0ffee/pytorch_model.bin',
-    }
+    _, *about = fetch(config.PRETRAINED)
+    assert about == [checksum, 'hf://owner/name@c0ffee/pytorch_model.bin']
     assert any(checksum in line and 'c0ffee' in line for line in log.messages)
     assert hub == [('main', file, PROCESSOR, MODEL_CONFIG) for file in downloads.HUB_FILES]
 
