@@ -26,29 +26,6 @@ class Batches(list):
     batch_sampler = Keys()
 
 
-class Noting(nn.Linear):
-    """A linear layer 3 -> 1 that notes what it sees, as batch norm and MoCo's queue do.
-
-    Attributes:
-        seen: sum of all inputs; steps: begun; slow: a frozen weight that each step adds 1 to.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(3, 1, bias=False)
-        self.register_buffer('seen', torch.zeros(()))
-        self.register_buffer('steps', torch.zeros((), dtype=torch.int64))
-        self.slow = nn.Parameter(torch.zeros(()), requires_grad=False)
-
-    def begin_step(self) -> None:
-        self.steps += 1
-        with torch.no_grad():
-            self.slow += 1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen += x.sum()
-        return super().forward(x)
-
-
 def squares(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
     return (model(batch[0]) ** 2).mean()
 
@@ -70,7 +47,7 @@ def one_epoch(
     `rate` is a number, or a function of the batch of the run.
     """
     config = config_with(**keys)
-    model = Noting()
+    model = nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
     rate_of = rate if callable(rate) else lambda step: rate

@@ -261,42 +261,12 @@ def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:
         check_config(changed(key, bad), 'simmim')
 
 
-@pytest.mark.parametrize(
-    'key, value',
-    [
-        ('DATA.DATASET', 'folder'), ('DATA.DATASET', 'imagenet'), ('MODEL.NUM_CLASSES', 5),
-        ('MODEL.LABEL_SMOOTHING', 0.1), ('AUG.AUTO_AUGMENT', 'rand-m9-mstd0.5-inc1'),
-        ('AUG.MIXUP', 0.8), ('AUG.CUTMIX', 1.0), ('AUG.CUTMIX_MINMAX', [0.2, 0.8]),
-    ],
-)  # fmt: skip
-def test_finetuning_rejects_what_does_not_suit_the_labels(key, value) -> None:
-    check_config(chexpert(key, value), 'simmim')
-    with pytest.raises(ValueError, match=key):
-        check_config(chexpert(key, value), 'finetune')
-
-
 @pytest.mark.parametrize('stage', ['simmim', 'contrastive'])
 def test_a_pre_training_config_in_fine_tuning_is_named(stage) -> None:
     name = f'{stage}_pretrain'
     with pytest.raises(ValueError, match=rf'pre-training config \(MODEL.NAME {name}\)'):
         check_config(changed('DATA.DATASET', 'chexpert', 'MODEL.NAME', name), 'finetune')
     check_config(chexpert('MODEL.NAME', name), 'finetune')  # a name alone is no mistake
-
-
-@pytest.mark.parametrize(
-    'key, value, other',
-    [
-        ('DATA.HOLDOUT_FRACTION', 0, ['EVAL.SELECT_ON', 'holdout']),
-        ('DATA.HOLDOUT_FRACTION', 0, ['FINETUNE.MODE', 'linear_probe']),
-        ('MODEL.RESUME', 'x.pth', ['FINETUNE.MODE', 'linear_probe']),
-        ('DATA.SAMPLER', 'weighted', ['FINETUNE.MODE', 'linear_probe']),
-        ('THROUGHPUT_MODE', True, ['CHECK_MODE', True]),
-    ],
-)
-def test_options_that_exclude_each_other_are_refused_by_name(key, value, other) -> None:
-    check_config(chexpert(*other), 'finetune')
-    with pytest.raises(ValueError, match=key):
-        check_config(chexpert(*other, key, value), 'finetune')
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Schedules against those of timm and PyTorch, scaling, and refusals."""
+"""Schedules against those of timm and PyTorch, and refusals; SimMIM's: test_parity_training.py."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from timm.scheduler import CosineLRScheduler
 from tiny import config_with
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lr_scheduler import SCHEDULES, build_scheduler, scaled_lr
+from lr_scheduler import SCHEDULES, build_scheduler
 
 BATCHES = 625  # per epoch
 
@@ -30,25 +30,6 @@ def rate_at(config, steps, base):
         scheduler.step_update(step)
         got.append(optimizer.param_groups[0]['lr'])
     return got
-
-
-def test_the_rate_depends_on_the_step_alone():
-    config = make_config(BASE_LR=8e-4, WARMUP_LR=4e-6, EPOCHS=100, WARMUP_EPOCHS=10)
-    assert rate_at(config, [40000, 3, 6250], 8e-4)[2] == rate_at(config, [6250], 8e-4)[0]
-    assert rate_at(config, [0, 3125], 8e-4) == pytest.approx([4e-6, 4.02e-4], rel=1e-8)
-
-
-def test_layer_scale_is_applied_once():
-    scale = 0.65**13
-    optimizer = make_optimizer(5e-3, 5e-3 * scale)
-    for group, value in zip(optimizer.param_groups, (1.0, scale), strict=True):
-        group['lr_scale'] = value
-    config = make_config(EPOCHS=100, WARMUP_EPOCHS=0, MIN_LR=0.0)
-    scheduler = build_scheduler(config, optimizer, BATCHES)
-    for step in (0, 100, 31250):
-        scheduler.step_update(step)
-        top, bottom = (group['lr'] for group in optimizer.param_groups)
-        assert bottom / top == pytest.approx(scale, rel=1e-12)
 
 
 def test_the_shifted_cosine_is_that_of_timm():
@@ -97,20 +78,6 @@ def test_rate_and_momentum_of_one_cycle_are_those_of_torch(kind):
         assert ours.param_groups[0]['betas'][1] == 0.999
     scheduler.step_update(3 * total)
     assert ours.param_groups[0]['lr'] == base / 25e4 and momentum(ours) == 0.95
-
-
-@pytest.mark.parametrize(
-    'batch, accumulation, processes, factor',
-    [(128, 0, 16, 4), (128, 1, 16, 4), (64, 4, 4, 2), (8, 0, 1, 1 / 64)],
-)
-def test_rates_scale_with_the_global_batch(batch, accumulation, processes, factor):
-    config = make_config(BASE_LR=1e-4, WARMUP_LR=5e-7, MIN_LR=5e-6)
-    config.DATA.BATCH_SIZE, config.TRAIN.ACCUMULATION_STEPS = batch, accumulation
-    config.freeze()
-    before = config.dump()
-    got = scaled_lr(config, processes)
-    assert got == pytest.approx((1e-4 * factor, 5e-7 * factor, 5e-6 * factor), rel=1e-12)
-    assert config.dump() == before
 
 
 @pytest.mark.parametrize('value', [-1e-9, np.nan, np.inf])

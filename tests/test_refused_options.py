@@ -16,6 +16,7 @@ EFFUSION = {'DATA.TASK': 'effusion'}
 SINGLE = {'DATA.TASK': 'single_label', 'DATA.LABELS': ['a', 'b']}
 OWN = {'DATA.LABELS': ['a']}
 CROPS = {'CONTRASTIVE.METHOD': 'swav', 'CONTRASTIVE.LOCAL_CROPS': 6}
+PROBE = {'FINETUNE.MODE': 'linear_probe'}
 EDEMA = 'DATA.UNCERTAIN_BY_LABEL'
 
 REFUSED = [  # stage, model, options, what the message names
@@ -35,7 +36,7 @@ REFUSED = [  # stage, model, options, what the message names
     ('contrastive', SWIN, CROPS | {'CONTRASTIVE.LOCAL_SIZE': 96}, 'CONTRASTIVE.LOCAL_SIZE'),
     ('finetune', SWIN, {'FINETUNE.MASK_RATIO': 0.5}, 'FINETUNE.MASK_RATIO'),
     ('finetune', VIT, {'EVAL.MASK_RATIO': 0.5}, 'EVAL.MASK_RATIO'),  # with relative positions
-    ('finetune', MAE, {'FINETUNE.MODE': 'linear_probe', 'FINETUNE.MASK_RATIO': 0.5}, 'MASK_RATIO'),
+    ('finetune', MAE, PROBE | {'FINETUNE.MASK_RATIO': 0.5}, 'MASK_RATIO'),
     ('finetune', MAE, {'FINETUNE.MODE': 'knn', 'EVAL.MASK_RATIO': 0.5}, 'EVAL.MASK_RATIO'),
     ('finetune', MAE, {'FINETUNE.MASK_RATIO': 0.95}, 'FINETUNE.MASK_RATIO'),  # leaves none of 16
     ('finetune', RESNET, {'MODEL.TIMM.NAME': 'resnet5O'}, 'MODEL.TIMM.NAME'),
@@ -51,6 +52,17 @@ REFUSED = [  # stage, model, options, what the message names
     ('finetune', VIT, {'DATA.UNCERTAIN': 'self_train'}, 'DATA.SELF_TRAIN_PREDICTIONS'),
     ('finetune', VIT, {'DATA.PSEUDO_LABELS': 'x.csv'}, 'DATA.TRAIN_FRACTION'),
     ('finetune', VIT, {'DATA.DATASET': 'folder'}, 'DATA.DATASET'),
+    ('finetune', VIT, {'DATA.DATASET': 'imagenet'}, 'DATA.DATASET'),
+    ('finetune', VIT, {'MODEL.LABEL_SMOOTHING': 0.1}, 'MODEL.LABEL_SMOOTHING'),
+    ('finetune', VIT, {'AUG.AUTO_AUGMENT': 'rand-m9-mstd0.5-inc1'}, 'AUG.AUTO_AUGMENT'),
+    ('finetune', VIT, {'AUG.MIXUP': 0.8}, 'AUG.MIXUP'),
+    ('finetune', VIT, {'AUG.CUTMIX': 1.0}, 'AUG.CUTMIX'),
+    ('finetune', VIT, {'AUG.CUTMIX_MINMAX': [0.2, 0.8]}, 'AUG.CUTMIX_MINMAX'),
+    ('finetune', VIT, {'DATA.HOLDOUT_FRACTION': 0}, 'DATA.HOLDOUT_FRACTION'),
+    ('finetune', VIT, PROBE | {'EVAL.SELECT_ON': 'last', 'DATA.HOLDOUT_FRACTION': 0}, 'HOLDOUT_FR'),
+    ('finetune', VIT, PROBE | {'MODEL.RESUME': 'x.pth'}, 'MODEL.RESUME'),
+    ('finetune', VIT, PROBE | {'DATA.SAMPLER': 'weighted'}, 'DATA.SAMPLER'),
+    ('finetune', VIT, {'THROUGHPUT_MODE': True, 'CHECK_MODE': True}, 'THROUGHPUT_MODE'),
     ('finetune', VIT, {'DATA.LABEL_COLUMN': 'Finding'}, 'DATA.LABEL_COLUMN'),
     ('finetune', VIT, EFFUSION | {'MODEL.NUM_CLASSES': 14}, 'MODEL.NUM_CLASSES'),
     ('finetune', VIT, EFFUSION | {'DATA.UNCERTAIN': 'multiclass'}, 'DATA.UNCERTAIN'),

@@ -1,7 +1,5 @@
 """Masked encoders, reconstruction heads and losses, and the layers for the optimizer."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch import nn
 from transfers import make_config
 
 from models import build_model
-from models.simmim import linear_head, pixel_loss
+from models.simmim import pixel_loss
 
 both_encoders = pytest.mark.parametrize('kind', ['swin', 'vit'])
 
@@ -40,47 +38,6 @@ def hidden_pixels(model: nn.Module, mask: torch.Tensor) -> torch.Tensor:
     """Return the hidden pixels, [B, 1, S, S] bool, by a Kronecker product."""
     patch = np.ones((1, model.patch_size, model.patch_size), dtype=np.int64)
     return torch.from_numpy(np.kron(mask.numpy(), patch)).bool().unsqueeze(1)
-
-
-ERRORS = {
-    'l1': abs,
-    'l2': lambda d: d * d,
-    'smooth_l1': lambda d: 0.5 * d * d if abs(d) < 1 else abs(d) - 0.5,
-}
-
-
-@pytest.mark.parametrize(
-    'loss, pixels, channels', [('l1', 'masked', 3), ('l2', 'all', 1), ('smooth_l1', 'masked', 1)]
-)
-def test_loss_equals_a_loop_over_pixels(loss: str, pixels: str, channels: int) -> None:
-    options = {'MODEL__SIMMIM__LOSS': loss, 'MODEL__SIMMIM__LOSS_PIXELS': pixels}
-    model = enlarge_weights(tiny_model('vit', MODEL__IN_CHANS=channels, **options))
-    x, mask = torch.randn(2, channels, 32, 32), half_hidden(model)
-    mask[0, 3, 3] = 1  # the images differ in how much is hidden
-    with torch.no_grad():
-        got = model(x, mask).item()
-        reconstruction = model.reconstruct(x, mask).double().numpy()
-    total, count = 0.0, 0
-    for b, c, row, column in np.ndindex(*x.shape):
-        if pixels == 'all' or mask[b, row // 8, column // 8] == 1:
-            difference = x[b, c, row, column].item() - reconstruction[b, c, row, column]
-            total += ERRORS[loss](difference)
-            count += c == 0
-    assert got == pytest.approx(total / (count + 1e-5) / channels, rel=1e-5)
-
-
-def test_head_puts_channels_where_the_shuffle_expects_them() -> None:
-    """Channel c s^2 + a s + b of token (y, x) is pixel (y s + a, x s + b), with s the stride."""
-    encoder = SimpleNamespace(num_features=5, stride=4)
-    head = linear_head(encoder, channels=2)
-    features = torch.randn(1, 5, 2, 3)
-    with torch.no_grad():
-        got = head(features)
-        flat = head[0](features)
-    assert got.shape == (1, 2, 8, 12)
-    for c, row, column in np.ndindex(2, 8, 12):
-        channel = c * 16 + row % 4 * 4 + column % 4
-        assert got[0, c, row, column] == flat[0, channel, row // 4, column // 4]
 
 
 @both_encoders
@@ -118,16 +75,6 @@ def test_hidden_pixels_do_not_reach_the_features(kind: str) -> None:
         assert not torch.allclose(changed, features, atol=1e-3)
         model.encoder.mask_token.normal_()  # no constant shift: the norms remove one
         assert not torch.allclose(model.encoder(x, mask), features, atol=1e-3)
-
-
-@both_encoders
-def test_every_pretraining_parameter_gets_a_gradient(kind: str) -> None:
-    """DistributedDataParallel would stop at the second step otherwise."""
-    overrides = {'MODEL__VIT__USE_MEAN_POOLING': True, 'MODEL__SWIN__APE': True}
-    model = tiny_model(kind, **overrides)
-    model(torch.randn(2, 1, 32, 32), half_hidden(model)).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
-    assert not any('fc_norm' in name for name in model.state_dict())
 
 
 @both_encoders

@@ -51,13 +51,24 @@ def patches_as_mae(images: np.ndarray, p: int) -> np.ndarray:
     return target
 
 
+ERRORS = {
+    'l1': abs,
+    'l2': lambda d: d * d,
+    'smooth_l1': lambda d: 0.5 * d * d if abs(d) < 1 else abs(d) - 0.5,
+}
+
+
 @pytest.mark.parametrize(
-    'kind, channels, head, size, pixels',
-    [('swin', 1, 'linear', 8, 'masked'), ('vit', 3, 'mlp', 16, 'all'),
-     ('vit', 1, 'inverse_swin_nano', 8, 'masked')],
+    'kind, channels, head, size, pixels, loss',
+    [('swin', 1, 'linear', 8, 'masked', 'l2'), ('vit', 3, 'mlp', 16, 'all', 'l2'),
+     ('vit', 1, 'inverse_swin_nano', 8, 'masked', 'l1'), ('vit', 3, 'linear', 32, 'masked', 'l1'),
+     ('swin', 1, 'linear', 32, 'all', 'smooth_l1')],
 )  # fmt: skip
-def test_loss_equals_a_loop_over_cells(kind, channels, head, size, pixels) -> None:
-    options = {'HEAD': head, 'TARGET_SIZE': size, 'LOSS_PIXELS': pixels, 'LOSS': 'l2'}
+def test_loss_equals_a_loop_over_cells(  # noqa: PLR0913
+    kind, channels, head, size, pixels, loss
+) -> None:
+    """With 32 cells, each is a pixel."""
+    options = {'HEAD': head, 'TARGET_SIZE': size, 'LOSS_PIXELS': pixels, 'LOSS': loss}
     model = seeded(kind, channels, **{f'MODEL__SIMMIM__{k}': v for k, v in options.items()})
     x, mask = batch(model)
     predicted, cell = predictions(model, x, mask), 32 // size
@@ -68,7 +79,7 @@ def test_loss_equals_a_loop_over_cells(kind, channels, head, size, pixels) -> No
         token = [index * cell // model.patch_size for index in (row, column)]
         if pixels == 'all' or mask[b, token[0], token[1]] == 1:
             wanted = x[b, c][place].double().mean().item()
-            total += (predicted[b, c, row, column] - wanted) ** 2
+            total += ERRORS[loss](predicted[b, c, row, column] - wanted)
             count += c == 0
     assert count == (2 * size**2 if pixels == 'all' else 8 * (size // 4) ** 2)
     assert model(x, mask).item() == pytest.approx(total / count / channels, rel=1e-4)

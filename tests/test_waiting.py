@@ -14,14 +14,20 @@ CONFIGS = {
     'vit': lambda **options: make_config('vit', 1, **options),
     'mae': mae_config,
 }
-RATES = {'MODEL__DROP_RATE': 0.1, 'MODEL__DROP_PATH_RATE': 0.2, 'DATA__MASK_PATCH_SIZE': 8}
+OPTIONS = {
+    **{'MODEL__DROP_RATE': 0.1, 'MODEL__DROP_PATH_RATE': 0.2, 'DATA__MASK_PATCH_SIZE': 8},
+    **{'MODEL__VIT__USE_MEAN_POOLING': True, 'MODEL__SWIN__APE': True},
+}
 
 
 @pytest.mark.parametrize('target', ['pixels', 'normalised'])
 @pytest.mark.parametrize('name', CONFIGS)
 def test_a_step_needs_no_value(name: str, target: str) -> None:
-    """Tensors of the meta device have shapes and no values: whatever asks for one raises."""
-    config = CONFIGS[name](**RATES)
+    """Tensors of the meta device have shapes and no values: whatever asks for one raises.
+
+    All parameters have gradients, or DistributedDataParallel would stop at the second step.
+    """
+    config = CONFIGS[name](**OPTIONS)
     config.MODEL.MAE.NORM_PIX_LOSS = target == 'normalised'
     config.MODEL.SIMMIM.TARGET = 'patch_normalised' if target == 'normalised' else 'pixels'
     with torch.device('meta'):
