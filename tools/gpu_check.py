@@ -280,27 +280,6 @@ def parts() -> dict[str, Part]:
     return found | {'f: waiting for data': Part(wait_for_data, 16.0, alone=True)}
 
 
-class Memory:
-    """Memory that parts of several threads take and give back."""
-
-    def __init__(self, gib: float) -> None:
-        self.gib = self.free = gib
-        self.changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def take(self, gib: float) -> Iterator[None]:
-        """Wait until so much is free."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.free >= gib)
-            self.free -= gib
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.free += gib
-                self.changed.notify_all()
-
-
 def run_part(name: str, root: Path, seconds: float) -> dict:
     """Run a part in a separate process and return the result."""
     start = time.monotonic()
@@ -329,19 +308,28 @@ def run_parts(names: list[str], root: Path, *, minutes: float, gib: float) -> It
     Parts that run together leave `SECONDS_PER_PART` to each part that runs alone, and so does each
     of these to its successors.
     """
-    start, all_parts, memory = time.monotonic(), parts(), Memory(gib)
+    start, all_parts = time.monotonic(), parts()
+    free, changed = gib, threading.Condition()
     alone = [name for name in names if all_parts[name].alone]
     together = [name for name in names if name not in alone]
 
     def run(name: str) -> dict:
+        nonlocal free
         part, later = all_parts[name], len(alone)
         if part.alone:
             later -= alone.index(name) + 1
         if part.gib > gib:
             return {'error': f'needs {part.gib:.0f} GiB of {gib:.0f}', 'seconds': 0.0}
-        with memory.take(part.gib):
+        with changed:  # waits for memory that other parts give back
+            changed.wait_for(lambda: free >= part.gib)
+            free -= part.gib
+        try:
             begun = time.monotonic() - start
             found = run_part(name, root, 60 * minutes - SECONDS_PER_PART * later - begun)
+        finally:
+            with changed:
+                free += part.gib
+                changed.notify_all()
         return found | {'begun': begun, 'gib': part.gib}
 
     for group, workers in ((together, 10 if ON_GPU else 2), (alone, 1)):
