@@ -75,9 +75,8 @@ SHARED_OPTIONS = (
     'MODEL.NAME TAG DATA.SOURCES DATA.DATASET DATA.VIEWS DATA.TRAIN_FRACTION '
     'DATA.TRAIN_IMAGES TRAIN.EPOCHS TRAIN.OPTIMIZER.NAME TRAIN.BASE_LR TRAIN.WEIGHT_DECAY SEED'
 ).split()
-# Options that do nothing with DATA.SOURCES, and options that are only in the card if they are set.
+# Options that do nothing with DATA.SOURCES.
 OF_ONE_DATA_SET = ('DATA.DATASET', 'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES')
-IF_SET = ('DATA.SOURCES',)
 FINE_TUNING_OPTIONS = (
     'DATA.TASK DATA.LABELS DATA.UNCERTAIN DATA.UNCERTAIN_BY_LABEL DATA.BLANK LOSS.NAME '
     'FINETUNE.MODE TRAIN.LAYER_DECAY'
@@ -298,7 +297,8 @@ def model_card(source: TrainedModel) -> ModelCard:
         method=method,
         options=[(key, _option(config, key)) for key in _shown_options(config, keys)],
         scores=_card_scores(source),
-        is_prepared=_is_prepared(source),
+        # Whether timm's transform prepares images as in evaluation.
+        is_prepared=not scored_steps(config) and config.DATA.NORMALIZE == 'dataset',
         short_side=enlarged_side(config.DATA.IMG_SIZE),
     )
     return ModelCard(f'---\n{_card_data(source).to_yaml()}\n---\n{text}')
@@ -346,11 +346,6 @@ def _data_sets(config: Config) -> list[str]:
     """Return the names of the data sets of a run, without folders."""
     sources = [entry['dataset'] for entry in config.DATA.SOURCES] or [config.DATA.DATASET]
     return sorted({_literal(PurePath(name).stem) for name in sources})
-
-
-def _is_prepared(source: TrainedModel) -> bool:
-    """Return whether timm's transform prepares images as in evaluation."""
-    return not scored_steps(source.config) and source.config.DATA.NORMALIZE == 'dataset'
 
 
 def push(folder: Path, repository: str) -> str:
@@ -549,8 +544,7 @@ def _trace(source: TrainedModel) -> ExportedProgram:
 
 def _shown_options(config: Config, keys: Sequence[str]) -> list[str]:
     """Return the keys of the options in the model card; `keys` are the keys of the stage."""
-    hidden = [key for key in IF_SET if not value_at(config, key)]
-    hidden += OF_ONE_DATA_SET if config.DATA.SOURCES else ()
+    hidden = OF_ONE_DATA_SET if config.DATA.SOURCES else ('DATA.SOURCES',)
     return [key for key in (*SHARED_OPTIONS, *keys, 'PRETRAINED') if key not in hidden]
 
 
@@ -566,13 +560,6 @@ def _option(config: Config, key: str) -> object:
     if key in ('PRETRAINED', 'DATA.DATASET'):  # a data set may be the path of its layout
         return PurePath(value).name or 'nothing'
     if key == 'DATA.SOURCES':
-        names = [PurePath(entry['dataset']).name for entry in value]
-        return [
-            {
-                name: data_set if name == 'dataset' else entry[name]
-                for name in entry
-                if name != 'path'
-            }
-            for entry, data_set in zip(value, names, strict=True)
-        ]
+        named = [entry | {'dataset': PurePath(entry['dataset']).name} for entry in value]
+        return [{name: each for name, each in entry.items() if name != 'path'} for entry in named]
     return dict(value) if isinstance(value, dict) else value
