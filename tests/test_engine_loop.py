@@ -1,5 +1,6 @@
 """Training: steps by hand, non-finite losses, bit-exact resume, and several processes as one."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -75,9 +76,12 @@ def test_the_bar_shows_the_newest_loss_in_80_columns(tmp_path, monkeypatch) -> N
     with open(writer, 'w') as console, monkeypatch.context() as patch:
         patch.setattr(sys, 'stdout', console)
         _, state, _ = one_epoch(tmp_path, five_batches(), rate=0.01, PRINT_FREQ=1000)
-        shown = os.read(reader, 10_000).decode().split('\r')
+    text = b''
+    with contextlib.suppress(OSError):  # the end of what was written to a closed terminal
+        while part := os.read(reader, 10_000):
+            text += part
     os.close(reader)
-    shown = [line for line in shown if 'loss' in line]
+    shown = [line for line in text.decode().split('\r') if 'loss' in line]
     losses = [re.search(r'loss ([\d.]+)', line)[1] for line in shown]
     assert len(dict.fromkeys(losses)) == 5 and losses[-1] == f'{state.progress.last_loss:.4f}'
     assert all(len(line) <= 80 and len(line.split('|')[1]) >= 20 for line in shown)
