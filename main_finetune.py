@@ -18,12 +18,13 @@ from data.loader import Loaders
 from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.run_record import Run
-from evaluation.classes import describe_split
 from evaluation.final_scores import FinalScores, check_scoring
 from evaluation.inference import load_classifier, predict, score
 from evaluation.metrics import (
-    CLASS_METRICS,
     FEW_CASES,
+    OF_CLASSES,
+    applicable,
+    describe_scores,
     labels_with_few_cases,
     selecting_labels,
 )
@@ -36,7 +37,7 @@ from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
 # Scores that are written for each epoch, as far as the task has them.
-LOGGED = ('loss', *CLASS_METRICS, 'mean_of_five', 'mean_of_defined', 'auroc')
+LOGGED = ('loss', *applicable(OF_CLASSES), 'mean_of_five', 'mean_of_defined', 'auroc')
 
 
 def label_loss(run: Run, loader: DataLoader) -> LossFunction:
@@ -115,7 +116,7 @@ class Selection:
             return {}
         values = predict(run.config, run.device, model, self.loader)
         scores = score(run.config, values, self.loader)
-        line = f'{self.split}: {describe_split(scores)}'
+        line = f'{self.split}: {describe_scores(scores)}'
         run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
         keys = [key for key in LOGGED if key in scores]
         found = {f'{self.split}_{key}': scores[key] for key in keys}

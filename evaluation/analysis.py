@@ -16,13 +16,15 @@ from evaluation.calibration import (
     reliability_curve,
 )
 from evaluation.cases import Cases, choose_cases
-from evaluation.classes import score_classes
 from evaluation.intervals import Resamples, delong_interval
 from evaluation.metrics import (
-    METRICS,
+    Decisions,
     Protocol,
+    applicable,
     case_counts,
+    compute,
     count_classes,
+    few_of_classes,
     has_few_cases,
     headline_labels,
     label_scores,
@@ -89,12 +91,13 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     # A task with a single label has other negatives than the radiologists' study.
     were_read = protocol.level == 'study' and len(has_both) > 1 and is_chexpert_test(rows.study)
     scores, entries = {}, []
-    of_probabilities = [name for name, entry in METRICS.items() if entry.needs == 'probabilities']
     for k, label in enumerate(rows.labels):
         pair, threshold = rows.of_label(label), held_out.thresholds[k]
         scores[label] = label_scores(*pair, threshold=threshold, weights=weights)
         if protocol.ranks_only:
-            scores[label] |= dict.fromkeys(of_probabilities, np.full(len(weights), np.nan))
+            scores[label] |= dict.fromkeys(
+                applicable({'probabilities'}), np.full(len(weights), np.nan)
+            )
         entries.append(
             {
                 'label': label,
@@ -133,6 +136,26 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     }
 
 
+def score_classes(rows: Cases, weights: np.ndarray) -> dict[str, Any]:
+    """Return the part `classes` of a set in the report: counts, decisions, and metrics.
+
+    The first of the weights [1 + R, N] are ones, followed by the weights of the bootstrap, which
+    are left out if a class has few cases: there are no intervals then.
+    """
+    decisions = Decisions.of(rows.probabilities, rows.targets, weights)
+    counts = decisions.confusion[0].astype(int)
+    few = few_of_classes(counts.sum(axis=1), rows.labels)
+    if few:
+        decisions = Decisions(decisions.confusion[:1])
+    return {
+        'labels': list(rows.labels),
+        'n': int(counts.sum()),
+        'few': few,
+        'confusion': counts.tolist(),
+        'scores': summaries(compute(decisions)),
+    }
+
+
 def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
     """Find the most confident false positive and false negative of each label."""
     found = []
@@ -158,7 +181,7 @@ def _calibration(
     }
     if not np.isnan(temperature):
         scaled = apply_temperature(probabilities, temperature)
-        names = [name for name, entry in METRICS.items() if entry.needs == 'probabilities']
+        names = applicable({'probabilities'})
         scores = label_scores(scaled, targets, threshold=None, weights=weights, names=names)
         found['scaled'] = summaries(scores)
         found['calibration']['scaled'] = reliability_curve(scaled, targets)

@@ -15,8 +15,8 @@ from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS
 from data.records import task_of
 from engine.run_record import Run, code_version, files_read, known_record
-from evaluation.classes import describe_split
 from evaluation.inference import predict, score
+from evaluation.metrics import describe_scores
 from logger import json_safe
 from system import distributed
 from system.files import replace_file, sha256
@@ -47,7 +47,7 @@ class FinalScores:
         for split, loader in self.scored.items():
             self.values[split] = predict(self.run.config, self.run.device, model, loader)
             scores = score(self.run.config, self.values[split], loader)
-            self.run.logger.info(f'{split}, {name} checkpoint: {describe_split(scores)}')
+            self.run.logger.info(f'{split}, {name} checkpoint: {describe_scores(scores)}')
             self.table.setdefault(split, {})[name] = scores | facts
 
     def write(self, model: nn.Module, source: str) -> None:

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.loader import sample_rng
 from data.records import task_of
-from evaluation.classes import class_table
 from evaluation.metrics import score_table
 from models.build import build_saved_model
 from models.kept_patches import num_kept, num_patches
@@ -73,13 +72,13 @@ def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]
     The loss is the default of the task, whatever the loss of the training is.
     """
     dataset, task = loader.dataset, task_of(config)
-    table = class_table if task.exclusive else score_table
-    found = table(
+    found = score_table(
         task.probabilities(logits),
         dataset.targets,
         dataset.records.study,
         labels=task.labels,
         level=config.EVAL.LEVEL,
+        exclusive=task.exclusive,
     )
     # Always the same loss, so that runs with different training losses can be compared.
     loss_fn = LABEL_LOSSES[task.losses[0]](config.LOSS, dataset.targets)

@@ -3,7 +3,7 @@
 To add a metric, write one function and decorate it with `@metric`, which states what it needs. The
 function receives a `Tally` of a label, or the `Decisions` between classes, and returns one value
 per row of weights: the score and the bootstrap replicates. The columns of the report, the CSV
-tables and the console output come from `METRICS` and `CLASS_METRICS`.
+tables and the console output come from `METRICS`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,6 +22,9 @@ from evaluation.intervals import interval
 FEW_CASES = 20
 CALIBRATION_BINS = 15
 CHUNK = 2**15  # number of weights that are processed at a time and fit into a CPU cache
+# What a metric may need of the cases of a label, and of cases that each have one of several
+# classes. Every label has an order of its cases, and it may lack a threshold.
+OF_LABEL, OF_CLASSES = ('order', 'probabilities', 'threshold'), ('classes',)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Tally:
     positive: np.ndarray
     negative: np.ndarray
     first: int | None = None
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Return what metrics may use, see `Metric.needs`."""
+        return OF_LABEL[:2] if self.first is None else OF_LABEL
 
     @cached_property
     def num_positive(self) -> np.ndarray:  # [R]
@@ -91,6 +99,26 @@ class Decisions:
     """
 
     confusion: np.ndarray
+    known = OF_CLASSES
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> 'Decisions':
+        """Decide for the class with the highest probability, the first of equal ones.
+
+        Args:
+            probabilities: Probabilities of the classes, [N, K].
+            targets: One-hot targets, [N, K]; rows of NaN are not counted.
+            weights: Weights of the cases, [R, N].
+        """
+        is_known, num_classes = ~np.isnan(targets).any(axis=1), targets.shape[1]
+        truth, decision = np.nan_to_num(targets).argmax(axis=1), probabilities.argmax(axis=1)
+        # One number per cell of the matrix, [N], so that all weights [R, N] are summed at once.
+        code = truth * num_classes + decision
+        cells = [
+            weights[:, is_known & (code == cell)].sum(axis=1, dtype=np.float64)
+            for cell in range(num_classes**2)
+        ]
+        return cls(np.stack(cells, axis=1).reshape(len(weights), num_classes, num_classes))
 
     @cached_property
     def right(self) -> np.ndarray:  # [R, K]
@@ -107,16 +135,17 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Metric:
-    """One entry of METRICS or CLASS_METRICS.
+    """One entry of METRICS.
 
     Attributes:
         name: Key in scores.json and report.json, and column in the CSV tables.
         title: Column heading in the report.
         explanation: One sentence that the report shows as tooltip of the heading.
         compute: Function of a `Tally`, or of `Decisions`, to values [R], NaN where undefined.
-        needs: '' for a metric of the order of the cases; 'probabilities' for one of calibration,
-            which is also reported after temperature scaling; 'threshold' for one of decisions at a
-            threshold; 'classes' for one of the decisions between classes.
+        needs: 'order' for a metric of the order of the cases; 'probabilities' for one of
+            calibration, which is also reported after temperature scaling; 'threshold' for one of
+            decisions at a threshold; 'classes' for one of the decisions between classes. One of
+            several is enough.
         higher_is_better: Whether a higher value is better.
         in_summary: Whether the short tables (console, subgroups) show the metric.
     """
@@ -125,31 +154,44 @@ class Metric:
     title: str
     explanation: str
     compute: Callable[..., np.ndarray]
-    needs: str = ''
+    needs: tuple[str, ...]
     higher_is_better: bool = True
     in_summary: bool = False
 
 
-METRICS: dict[str, Metric] = {}  # of one label
-CLASS_METRICS: dict[str, Metric] = {}  # of cases that have one of several classes
+METRICS: dict[str, Metric] = {}
 
 
-def metric(title: str, **about: Any) -> Callable[[Callable], Callable]:
-    """Return a decorator that adds a function to METRICS, or to CLASS_METRICS if it needs classes.
+def metric(
+    title: str, *, needs: str | tuple[str, ...] = 'order', **about: Any
+) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds a function to METRICS.
 
     The key is the name of the function. The first line of its docstring explains the metric in the
     report. `about` has the other attributes of `Metric`.
     """
+    alternatives = (needs,) if isinstance(needs, str) else needs
 
     def register(function: Callable) -> Callable:
-        explanation = (function.__doc__ or title).splitlines()[0]
-        entry = Metric(function.__name__, title, explanation, function, **about)
-        metrics = CLASS_METRICS if entry.needs == 'classes' else METRICS
-        assert entry.name not in metrics, f'the metric {entry.name!r} is registered twice'
-        metrics[entry.name] = entry
+        name, explanation = function.__name__, (function.__doc__ or title).splitlines()[0]
+        assert name not in METRICS, f'the metric {name!r} is registered twice'
+        METRICS[name] = Metric(name, title, explanation, function, alternatives, **about)
         return function
 
     return register
+
+
+def applicable(known: Iterable[str]) -> dict[str, Metric]:
+    """Return the metrics that apply if this is known of the cases, see `Metric.needs`."""
+    return {name: entry for name, entry in METRICS.items() if {*entry.needs} & {*known}}
+
+
+def compute(
+    cases: Tally | Decisions, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Compute the metrics that apply to some cases, or those of them with these names."""
+    found = applicable(cases.known)
+    return {name: found[name].compute(cases) for name in found if names is None or name in names}
 
 
 def ratio(
@@ -220,8 +262,7 @@ def kappa(tally: Tally) -> np.ndarray:
     return 1 - ratio(tally.num_wrong * tally.num_cases, by_chance, tally.has_both_classes)
 
 
-@metric('Accuracy', needs='threshold')
-@metric('Accuracy', needs='classes')
+@metric('Accuracy', needs=('threshold', 'classes'))
 def accuracy(tally: Tally | Decisions) -> np.ndarray:
     """Share of correct decisions."""
     return ratio(tally.num_cases - tally.num_wrong, tally.num_cases)
@@ -271,7 +312,7 @@ def label_scores(
     *,
     threshold: float | None,
     weights: np.ndarray | None = None,
-    names: Collection[str] = METRICS,
+    names: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Compute metrics of one label for each row of weights.
 
@@ -285,12 +326,13 @@ def label_scores(
         threshold: Lowest probability that is predicted positive. Metrics that need a threshold are
             NaN if it is None or NaN.
         weights: Non-negative weights, [R, N]. None means a single row of ones.
-        names: Metrics to compute, by default all of METRICS.
+        names: Metrics to compute, by default all that apply to labels.
 
     Returns:
         Values [R] for each name, NaN where the metric is undefined.
     """
     weights = np.ones((1, len(targets))) if weights is None else weights
+    names = applicable(OF_LABEL) if names is None else names
     scores = {name: np.full(len(weights), np.nan) for name in names}
     # Sorted once: all metrics and resamples only need the weights of each distinct probability.
     order = np.argsort(probabilities)
@@ -310,9 +352,8 @@ def label_scores(
         positive = np.add.reduceat(mass * is_positive, first, axis=1)
         negative = np.add.reduceat(mass * ~is_positive, first, axis=1)
         tally = Tally(values, positive, negative, at_threshold)
-        for name in names:
-            if has_threshold or METRICS[name].needs != 'threshold':
-                scores[name][rows] = METRICS[name].compute(tally)
+        for name, values_of_rows in compute(tally, names).items():
+            scores[name][rows] = values_of_rows
     return scores
 
 
@@ -345,7 +386,7 @@ def mean_summaries(
     if np.isnan([per_label[label]['auroc'][0] for label in labels]).any():
         return None
     means = {}
-    for name in METRICS:
+    for name in applicable(OF_LABEL):
         left_out = [label for label in labels if np.isnan(per_label[label][name][0])]
         counted = [label for label in labels if label not in left_out]
         means[name] = summary(
@@ -427,7 +468,7 @@ def mean_defined(values: np.ndarray) -> float:
 class SplitScores(TypedDict, total=False):
     """Scores of a checkpoint on a split, as in scores.json (split -> checkpoint -> scores).
 
-    Classes have further metrics, see `evaluation.classes`.
+    Classes also have the metrics of the decisions between them.
     """
 
     level: str  # 'study' or 'image'
@@ -454,7 +495,7 @@ def score_table(
     level: str,
     exclusive: bool = False,
 ) -> SplitScores:
-    """Compute the AUROC of every label and the means.
+    """Compute the AUROC of every label and the means, and the metrics of classes.
 
     Args:
         probabilities: Probabilities of the images, [N, K].
@@ -465,7 +506,7 @@ def score_table(
         exclusive: Whether the labels are classes, see `study_level`.
 
     Returns:
-        The entries up to `undefined`.
+        The entries up to `undefined`, and those of classes.
     """
     if level == 'study':
         probabilities, targets, _ = study_level(
@@ -480,6 +521,10 @@ def score_table(
         has_five = set(COMPETITION_LABELS) <= set(counted)
         five = [area_of[name] for name in COMPETITION_LABELS] if has_five else [np.nan]
         means['mean_of_five'] = float(np.mean(five))
+    of_classes = {}
+    if exclusive:
+        decisions = Decisions.of(probabilities, targets, np.ones((1, len(targets))))
+        of_classes = {name: float(values[0]) for name, values in compute(decisions).items()}
     return {
         'level': level,
         'rows': len(targets),
@@ -488,6 +533,7 @@ def score_table(
         'auroc': area_of,
         **counts,
         'undefined': [name for name, area in area_of.items() if np.isnan(area)],
+        **of_classes,
     }
 
 
@@ -566,9 +612,13 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
         f'{label} {scores["auroc"][label]:.4f}' + (f' ({few[label]})' if label in few else '')
         for label in defined
     ]
+    decided = ''
+    if of_classes := [entry for name, entry in applicable(OF_CLASSES).items() if name in scores]:
+        values = [f'{entry.title.lower()} {scores[entry.name]:.4f}' for entry in of_classes]
+        decided = f'{", ".join(values)}; one class against the others: '
     return (
-        f'AUROC at {scores["level"]} level, {scores["views"]} views, n = {scores["rows"]}: '
-        f'mean of {counted} {"n/a" if np.isnan(mean) else f"{mean:.4f}"}, '
+        f'{decided}AUROC at {scores["level"]} level, {scores["views"]} views, '
+        f'n = {scores["rows"]}: mean of {counted} {"n/a" if np.isnan(mean) else f"{mean:.4f}"}, '
         f'loss {scores["loss"]:.4f}; {", ".join(parts)}'
     )
 

@@ -30,10 +30,12 @@ from evaluation.cases import Cases
 from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.intervals import add_holm
 from evaluation.metrics import (
-    CLASS_METRICS,
     FEW_CASES,
     METRICS,
+    OF_CLASSES,
+    OF_LABEL,
     Protocol,
+    applicable,
     auroc_per_label,
     count_classes,
     headline_labels,
@@ -303,7 +305,7 @@ def classes_line(entry: dict[str, Any]) -> str:
     if 'classes' not in entry:
         return ''
     scores, notes = entry['classes']['scores'], Footnotes()
-    titles = {name: metric.title for name, metric in CLASS_METRICS.items()}
+    titles = {name: metric.title for name, metric in applicable(OF_CLASSES).items()}
     return ', '.join(f'{titles[name]} {_format_score(scores[name], notes)}' for name in titles)
 
 
@@ -639,7 +641,7 @@ def _render(
     return environment.get_template('report.html.j2').render(
         report=report,
         sets=_main_first(report),
-        class_metrics=[*CLASS_METRICS.values()],
+        class_metrics=[*applicable(OF_CLASSES).values()],
         notes=Footnotes(),
         names=[*names],
         means=MEAN_ROWS,
@@ -650,8 +652,8 @@ def _render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         charts=charts,
-        metrics=METRICS,
-        decisions=[entry for entry in METRICS.values() if entry.needs == 'threshold'],
+        metrics=applicable(OF_LABEL),
+        decisions=[*applicable({'threshold'}).values()],
         ranking_columns=_ranking_columns(),
         summary_columns=_summary_columns(),
         explanations={
@@ -676,13 +678,12 @@ def _main_first(report: dict) -> list[dict]:
 def _ranking_columns() -> list[tuple[str, str, str]]:
     """Return (heading, part of a label's entry, name) of the metrics without a threshold."""
     columns = []
-    for name, entry in METRICS.items():
-        if entry.needs != 'threshold':
-            columns.append((entry.title, 'scores', name))
-            if name == 'auroc':
-                columns.append((f'{entry.title}, DeLong', 'delong', ''))
-            if entry.needs == 'probabilities':
-                columns.append((f'{entry.title}, scaled', 'scaled', name))
+    for name, entry in applicable({'order', 'probabilities'}).items():
+        columns.append((entry.title, 'scores', name))
+        if name == 'auroc':
+            columns.append((f'{entry.title}, DeLong', 'delong', ''))
+        if 'probabilities' in entry.needs:
+            columns.append((f'{entry.title}, scaled', 'scaled', name))
     return columns
 
 

@@ -14,7 +14,13 @@ import pandas as pd
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
-from evaluation.metrics import METRICS, count_classes, label_scores, labels_of_mean
+from evaluation.metrics import (
+    OF_LABEL,
+    applicable,
+    count_classes,
+    label_scores,
+    labels_of_mean,
+)
 from evaluation.model_comparison import ENDS, Rows, summarise
 from evaluation.report import COLUMNS, KEYS
 from evaluation.subgroups import natural_order
@@ -65,7 +71,7 @@ def check_scores(scores: Sequence[str], labels: Sequence[str]) -> None:
     """Raise a ValueError for a score of an unknown metric or label."""
     for score in scores:
         metric, label = parts_of(score)
-        if metric not in METRICS or label not in (*MEANS, *labels):
+        if metric not in applicable(OF_LABEL) or label not in (*MEANS, *labels):
             known = [*MEANS, *labels]
             raise ValueError(f'--scores must be of {known}, or METRIC:LABEL, got {score!r}')
 

@@ -17,7 +17,16 @@ from sklearn.metrics import roc_auc_score
 
 from data.labels import COMPETITION_LABELS
 from evaluation.footnotes import Footnotes
-from evaluation.metrics import METRICS, Protocol, Tally, metric, recall, specificity
+from evaluation.metrics import (
+    METRICS,
+    OF_LABEL,
+    Protocol,
+    Tally,
+    applicable,
+    metric,
+    recall,
+    specificity,
+)
 from evaluation.report import (
     CHANCE,
     NO_RESAMPLES,
@@ -168,7 +177,7 @@ def test_the_page_shows_the_numbers_of_the_json(page: Page, written: dict) -> No
         assert on_page.issuperset(numbers([label['scores'] for label in part['labels']]))
     for key in ('headline', 'published', 'maps', 'maps_check'):
         assert written[key] and on_page.issuperset(numbers(written[key])), key
-    assert {entry.title for entry in METRICS.values()} <= set(page.texts('th'))
+    assert {entry.title for entry in applicable(OF_LABEL).values()} <= set(page.texts('th'))
 
 
 def test_a_metric_is_one_function(tmp_path: Path) -> None:
@@ -223,7 +232,7 @@ def test_tables_hold_the_numbers_of_the_json(folder: Path, written: dict) -> Non
     assert 'Fracture' not in table['', 'valid', ''].index  # the label has one class in this set
     edema = table['', 'test', '', 'Edema']
     label = written['sets'][1]['labels'][LABELS.index('Edema')]
-    for name in METRICS:
+    for name in applicable(OF_LABEL):
         assert edema[name, 'high'] == label['scores'][name]['high']
     assert edema['ece_scaled', ''] == label['scaled']['ece']['value']
     assert edema['auroc_delong', 'low'] == label['delong']['low']

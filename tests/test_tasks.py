@@ -23,9 +23,9 @@ from xray_splits import LOGGER, make_config
 from config import get_config
 from data.build import build_loader
 from data.records import make_task
+from evaluation.analysis import score_classes
 from evaluation.cases import Cases
-from evaluation.classes import class_table, confusion_matrices, score_classes
-from evaluation.metrics import CLASS_METRICS, Decisions, study_level
+from evaluation.metrics import OF_CLASSES, Decisions, applicable, compute, score_table, study_level
 from evaluation.tuning import fit_softmax
 from models.losses import build_label_loss, class_weights
 
@@ -118,29 +118,30 @@ def test_the_metrics_of_classes_are_those_of_scikit_learn() -> None:
     probabilities, targets, weights = drawn()
     known = ~np.isnan(targets[:, 0])
     truth, decided = targets[known].argmax(axis=1), probabilities[known].argmax(axis=1)
-    matrices = confusion_matrices(probabilities, targets, weights)
+    decisions = Decisions.of(probabilities, targets, weights)
+    found = compute(decisions)
     wanted = {
         'accuracy': accuracy_score,
         'balanced_accuracy': balanced_accuracy_score,
         'macro_f1': partial(f1_score, average='macro'),
     }
-    assert {*CLASS_METRICS} == {*wanted}
+    assert {*applicable(OF_CLASSES)} == {*found} == {*wanted}
     for row, weight in enumerate(weights[:, known]):
         options = {'sample_weight': weight}
-        np.testing.assert_allclose(matrices[row], confusion_matrix(truth, decided, **options))
+        matrix = confusion_matrix(truth, decided, **options)
+        np.testing.assert_allclose(decisions.confusion[row], matrix)
         for name, function in wanted.items():
-            found = CLASS_METRICS[name].compute(Decisions(matrices[row : row + 1]))
-            np.testing.assert_allclose(found, function(truth, decided, **options))
+            np.testing.assert_allclose(found[name][row], function(truth, decided, **options))
 
 
 def test_a_class_without_cases_is_left_out_of_the_means() -> None:
     probabilities, targets = softmax(np.eye(3)[[0, 0, 1, 2]] * 3, axis=1), one_hot([0, 1, 1, 0])
-    matrix = confusion_matrices(probabilities, targets, np.ones((1, 4)))
-    assert CLASS_METRICS['balanced_accuracy'].compute(Decisions(matrix)) == [0.5]
+    found = compute(Decisions.of(probabilities, targets, np.ones((1, 4))))
+    assert found['balanced_accuracy'] == [0.5]
     f1 = f1_score([0, 1, 1, 0], [0, 0, 1, 2], average='macro', labels=[0, 1, 2], zero_division=0)
-    np.testing.assert_allclose(CLASS_METRICS['macro_f1'].compute(Decisions(matrix)), f1)
-    nobody = confusion_matrices(probabilities, one_hot([-1] * 4), np.ones((1, 4)))
-    assert all(np.isnan(metric.compute(Decisions(nobody))[0]) for metric in CLASS_METRICS.values())
+    np.testing.assert_allclose(found['macro_f1'], f1)
+    nobody = compute(Decisions.of(probabilities, one_hot([-1] * 4), np.ones((1, 4))))
+    assert all(np.isnan(values).all() for values in nobody.values())
 
 
 @pytest.mark.parametrize('least, few', [(18, ''), (19, '18 of Covid')])
@@ -155,9 +156,9 @@ def test_a_class_with_few_cases_leaves_no_interval(least: int, few: str, monkeyp
     weights[0] = 1
     found = score_classes(rows, weights)
     assert found['few'] == few
-    matrices = confusion_matrices(probabilities, targets, weights)
+    values_of = compute(Decisions.of(probabilities, targets, weights))
     for name, score in found['scores'].items():
-        values = CLASS_METRICS[name].compute(Decisions(matrices))
+        values = values_of[name]
         ends = [NAN, NAN] if few else np.percentile(values[1:], [2.5, 97.5])
         wanted = dict(zip(('value', 'low', 'high'), (values[0], *ends), strict=True))
         assert score == pytest.approx(wanted, nan_ok=True)
@@ -173,7 +174,8 @@ def test_the_probabilities_of_a_study_sum_to_one() -> None:
     np.testing.assert_allclose(joined[0], largest / largest.sum())
     np.testing.assert_array_equal(known, one_hot([0, -1, -1, 2]), 'images of b have two classes')
     assert names.tolist() == [*'abcd']
-    table = class_table(probabilities, targets, studies, labels=NAMES, level='study')
+    options = {'labels': NAMES, 'level': 'study', 'exclusive': True}
+    table = score_table(probabilities, targets, studies, **options)
     rows = Cases('x', NAMES, studies, studies, studies, probabilities, targets, exclusive=True)
     scored = rows.at_level('study')
     right = scored.probabilities.argmax(axis=1) == np.nan_to_num(scored.targets).argmax(axis=1)
