@@ -32,7 +32,6 @@ compares the first of some runs with the others.
 
 import argparse
 import glob
-import json
 import logging
 import math
 import os
@@ -82,13 +81,13 @@ from sweeps.run_scores import SPLITS, option_notes, read_runs
 from sweeps.runner import (
     LOGS,
     Runner,
-    check_runs,
     describe_runs,
     epochs_for,
     finished_runs,
     state_of,
 )
 from sweeps.tables import (
+    ABOUT_ERRORS,
     JOINED,
     NOT_FOR_CLINICAL_USE,
     compare,
@@ -105,7 +104,6 @@ from system.tool import Paragraphs, at_least, tool
 DEFAULT_SEEDS = 3
 QUOTES = ('"', "'")
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
-SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> ID of the array task
 # A task of a job array receives all flags but these, so that all tasks have the same plan.
 OF_THE_START = ('command', 'function', 'list', 'parallel', 'slurm', 'job')
 
@@ -184,7 +182,6 @@ def _add_table(add: Callable) -> None:
         help=f'{", ".join(MEANS)}, a label, or METRIC:LABEL such as f1:Edema')  # fmt: skip
     add('--row', nargs='+', default=[], metavar='NAME',
         help='only these rows, compared with each other; pixels_1 names a baseline')  # fmt: skip
-    add('--against', default='', metavar='ROW', help='compare all rows with this one')
     add('--tune', action='store_true', help='choose between rows that differ in TRAIN.BASE_LR')
     add('--resamples', type=at_least(0), metavar='N',
         help='resamples of the patients (default: 10000, or 200 for each comparison)')  # fmt: skip
@@ -200,8 +197,6 @@ def _add_plot(add: Callable) -> None:
     add('--output', type=_path, metavar='D', help='root of the run folders, for learning curves')
     add('--seeds', type=_count, metavar='N', help='seeds of the learning curves')
     add('--scores', nargs=1, default=[], metavar='SCORE', help='a score of the tables')
-    add('--subset', default='', metavar='S', help='share or number of labelled images for the '
-        'figure by label (default: the largest)')  # fmt: skip
     add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='only these differences')
     add('--figure', type=Path, metavar='FILE',
         help='only draw the differences, to this .png, .pdf or .svg file')  # fmt: skip
@@ -276,7 +271,6 @@ def run(args: argparse.Namespace) -> int:
     if not (args.data_path or args.list):
         raise ValueError('run needs --data-path, the root folder of the data')
     jobs = jobs_of(args)
-    check_runs(jobs)
     if args.list:
         print(*describe_runs(jobs), sep='\n')
         return 0
@@ -343,13 +337,9 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
     """Submit job arrays. The runs of each array only need runs of earlier arrays."""
     if shutil.which('sbatch') is None:
         raise ValueError('--slurm: sbatch was not found; use a login node of the cluster')
-    record = args.output / SUBMITTED_FILE
-    tasks = json.loads(record.read_text('utf-8')) if record.is_file() else {}
-    listed = _slurm(['squeue', '--me', '--array', '--noheader', '--format=%F_%K']).split()
-    arrays, left_out = _arrays(jobs, {folder for folder, task in tasks.items() if task in listed})
     before, count, logs = '', 0, args.output / LOGS
     logs.mkdir(parents=True, exist_ok=True)  # Slurm does not make the folder of --output
-    for members in arrays:
+    for members in _arrays(jobs):
         command = ['sbatch', '--parsable', f'--array={",".join(map(str, members))}']
         command.append(f'--output={logs}/slurm-%A_%a.out')
         command += _resources(args.processes) if args.processes > 1 else []
@@ -358,24 +348,15 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
             # With afterany a failed run does not stop the others. Each run checks its needs.
             command.append(f'--dependency=afterany:{before}')
         command += [str(ARRAY_SCRIPT), *_plan_flags(args)]
-        before = _slurm(command).strip().partition(';')[0]
-        tasks |= {str(jobs[number].folder): f'{before}_{number}' for number in members}
-        replace_file(record, json.dumps(tasks, indent=1))
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ValueError(f'sbatch failed ({done.stderr.strip()}): {" ".join(command)}')
+        before = done.stdout.strip().partition(';')[0]
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
         count += len(members)
-    for job, need in left_out:
-        print(f'skipped {job.name}, which waits for {need}: submit again when that has finished')
-    others = len(jobs) - count - len(left_out)
-    print(f'{count} runs submitted, {len(left_out)} skipped, {others} finished, queued or running')
+    others = len(jobs) - count
+    print(f'{count} runs submitted; {others} have finished, are running or wait for such a run')
     return 0
-
-
-def _slurm(command: list[str]) -> str:
-    """Run a Slurm command and return the output."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f'{command[0]} failed ({done.stderr.strip()}): {" ".join(command)}')
-    return done.stdout
 
 
 def _resources(processes: int) -> list[str]:
@@ -386,24 +367,18 @@ def _resources(processes: int) -> list[str]:
     return [f'--{key}={int(number) * processes}{unit}' for key, number, unit in lines]
 
 
-def _arrays(jobs: list[Job], queued: set[str]) -> tuple[list[list[int]], list[tuple[Job, Path]]]:
-    """Return the run numbers of each array, and runs that wait for queued or running ones."""
+def _arrays(jobs: list[Job]) -> list[list[int]]:
+    """Return the run numbers of each array. Runs that wait for a running one are left out."""
+    states = {job.folder: state_of(job) for job in jobs}
     waves: dict[Path, int] = {}
     arrays: dict[int, list[int]] = {}
-    running: dict[Path, Path] = {}  # run -> itself if it is running, or the run that it waits for
-    left_out = []
     for number, job in enumerate(jobs):  # the needs of a job come before the job
-        state = 'running' if str(job.folder) in queued else state_of(job)
-        waits_for = [running[need] for need in job.needs if need in running]
-        if state == 'running':
-            running[job.folder] = job.folder
-        elif state != 'finished' and waits_for:
-            running[job.folder] = waits_for[0]
-            left_out.append((job, waits_for[0]))
-        elif state != 'finished':
+        if any(states[need] == 'running' for need in job.needs):
+            states[job.folder] = 'running'
+        if states[job.folder] not in ('running', 'finished'):
             waves[job.folder] = 1 + max((waves.get(need, 0) for need in job.needs), default=0)
             arrays.setdefault(waves[job.folder], []).append(number)
-    return [members for _, members in sorted(arrays.items())], left_out
+    return [members for _, members in sorted(arrays.items())]
 
 
 def _plan_flags(args: argparse.Namespace) -> list[str]:
@@ -523,13 +498,7 @@ def write_scores(
     `protocols` says what each run was scored on (`compared_pairs`). It is empty for joined
     predictions, about whose runs there are no facts.
     """
-    if args.against and args.against not in {*drawn['row']}:
-        raise ValueError(
-            f'--against must be among {[*drawn["row"].unique()]}, got {args.against!r}'
-        )
-    pairs, others = compared_pairs(
-        drawn, sweep, protocols=protocols, named=args.row, only=args.against
-    )
+    pairs, others = compared_pairs(drawn, sweep, protocols=protocols, named=args.row)
     subsets = {row.name: row.subset for row in sweep.rows}
     resamples = max(map(len, drawn['resamples'].dropna()), default=1) - 1
     options = {'draws': f'{resamples:,} resamples of the patients, seed 0'}
@@ -551,7 +520,9 @@ def write_scores(
         print(write_score(args.save, name, lines, notes=own, **options))
     if protocols:
         facts = facts_cells(drawn)
-        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, [NOT_FOR_CLINICAL_USE])
+        below = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
+        below.append(NOT_FOR_CLINICAL_USE)
+        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, below)
         print(path.read_text('utf-8'))
     file = args.save / f'{sweep.name}_scores.csv'
     replace_file(file, written(drawn).to_csv(index=False, float_format='%.6g'))
@@ -586,7 +557,7 @@ def plot(args: argparse.Namespace) -> None:
     file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)  # may be compressed
     scores = read_table(file) if file else None
     if scores is not None and sweep.subsets:
-        figures['_labels'] = lambda path: plot_labels(path, scores, sweep, args.subset)
+        figures['_labels'] = lambda path: plot_labels(path, scores, sweep)
         figures[f'_{sweep.subsets}'] = lambda path: plot_subsets(path, scores, sweep, score)
     if scores is not None and len(sweep.mask_rows) > 1:
         figures['_masks'] = lambda path: plot_masks(path, scores, sweep, score)

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from config import Config
+from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
 from sweeps.files import Sweep, expected_config, run_folder, subset_size
@@ -58,6 +60,7 @@ LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
 CURVES_NOTE = 'One line per seed. Solid: held-out patients. Dashed: training images.'
 ALL_IMAGES = 4  # 'all' images are drawn at this multiple of the largest number
 COLUMNS = 3  # columns of panels with learning curves
+NUM_MASKS = 200  # for the mean distance to a visible pixel
 
 
 def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> None:
@@ -127,16 +130,12 @@ def subset_title(sweep: Sweep, subset: str) -> str:
     return 'all images' if subset == 'all' else f'{int(subset):,} images'
 
 
-def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep, subset: str = '') -> None:
-    """Draw the AUROC of every label for each method, with intervals over patients.
+def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> None:
+    """Draw the AUROC of every label for each method with the most labels.
 
-    `scores` is a table of `sweeps.long_table.written`, and `subset` a share or number of labelled
-    images, by default the largest.
+    Intervals are over patients. `scores` is a table of `sweeps.long_table.written`.
     """
-    subsets = sorted({row.subset for row in sweep.rows}, key=subset_size)
-    subset = subset or subsets[-1]
-    if subset not in subsets:
-        raise ValueError(f'--subset must be one of {subsets}, got {subset!r}')
+    subset = max((row.subset for row in sweep.rows), key=subset_size)
     means = _means(scores, 'auroc')
     names = [row.name for row in sweep.rows if row.subset == subset]
     names = [name for name in names if name in means['row'].unique()]
@@ -210,13 +209,13 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
     Each combination of mask type and mask size has a line.
     """
     means = _means(scores, *parts_of(score)).set_index('row')
-    facts = scores[scores['metric'] == 'average_distance_px'].groupby('row')['value'].mean()
     lines: dict[str, list[tuple[float, str, float]]] = {}
     for row in sweep.mask_rows:
-        if row.name in means.index and row.name in facts.index:
-            data = expected_config(row, 'simmim').DATA
-            name = f'{data.MASK_TYPE}, {data.MASK_PATCH_SIZE} px'
-            lines.setdefault(name, []).append((facts[row.name], row.name, data.MASK_RATIO))
+        if row.name in means.index:
+            config = expected_config(row, 'simmim')
+            name = f'{config.DATA.MASK_TYPE}, {config.DATA.MASK_PATCH_SIZE} px'
+            point = _distance(config), row.name, config.DATA.MASK_RATIO
+            lines.setdefault(name, []).append(point)
     with drawing(path, 3.8) as figure:
         axis = figure.subplots()
         for number, (name, points) in enumerate(lines.items()):
@@ -273,6 +272,13 @@ def drawing(path: str | Path, height: float) -> Iterator[Figure]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
             figure.savefig(file, dpi=200, format=path.suffix[1:])
+
+
+def _distance(config: Config) -> float:
+    """Return AvgDist of random masks of a run."""
+    generator, rng = mask_generator(config), np.random.default_rng(0)
+    masks = np.stack([generator(rng) for _ in range(NUM_MASKS)])
+    return average_distance(masks, config.DATA.IMG_SIZE // masks.shape[1])
 
 
 def add_note(figure: Figure, text: str) -> None:

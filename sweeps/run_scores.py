@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import PROBES, Config, value_at
+from config import PROBES, Config
 from data.groups import all_groups
-from data.masking import average_distance, mask_generator
 from data.predictions import read_complete
 from data.reading import SCORED_SPLITS, read_split
 from data.records import Records, select_views, task_of
 from data.splits import split_patients
-from engine.run_record import files_read, is_finished, read_record, without_home
+from engine.run_record import is_finished, read_record, without_home
 from evaluation.cases import Cases, cases_of
 from evaluation.metrics import auroc_per_label
 from evaluation.report import SCORES_FILE
@@ -40,23 +38,6 @@ MALFORMED = (OSError, ValueError, AttributeError, KeyError, TypeError, Recursion
 TOLERANCE = 1e-4  # allowed difference of a recomputed AUROC; predictions have 9 digits
 # Runs are scored on the same cases, and can be compared, only if these values agree.
 PROTOCOL = ('level', 'views', 'rows', 'undefined', 'positives', 'negatives')
-NUM_MASKS, MASK_SEED = 200, 0  # masks for the mean distance to a visible pixel
-# Held-out errors of pre-training can be compared only if these options agree: they decide what is
-# predicted, which images are held out, and how they are read.
-ERROR_KEYS = (
-    *('MODEL.SIMMIM.TARGET', 'MODEL.SIMMIM.TARGET_SIZE', 'MODEL.MAE.NORM_PIX_LOSS'),
-    *(
-        'DATA.VIEWS',
-        'DATA.TRAIN_CSV',
-        'DATA.HOLDOUT_FRACTION',
-        'DATA.DATASET',
-        'DATA.SOURCES',
-        'DATA.LEAVE_OUT',
-    ),
-    *('EVAL.HOLDOUT_IMAGES', 'DATA.IMG_SIZE', 'DATA.PREPROCESS'),
-    'TEST.CROP',
-)
-
 
 Runs = Mapping[str, Mapping[int, Path]]  # row -> seed -> folder of a finished fine-tuning
 
@@ -107,7 +88,6 @@ def read_runs(
     splits: dict[str, Cases] = {}  # rows with the same cases share labels and groups
     found = RunScores([], [], {}, {})
     rows = {each.name: each for each in sweep.rows}
-    reference: Config | None = None  # options of the first pre-training with a held-out error
     for row, seed in [(name, own) for name in runs for own in runs[name]]:
         folder = runs[row][seed]
         chosen, checkpoint, scores = _read_scores(folder, split)
@@ -124,13 +104,7 @@ def read_runs(
         found.protocols[row, seed] = protocol
         place = {'row': row, 'seed': seed, 'fold': '', 'split': chosen, 'group': ''}
         place['level'] = scores['level']
-        pretrain = pretraining_of(folder, rows[row], seed)
-        facts = run_facts(folder, pretrain, checkpoint)
-        if 'held_out_l1' in facts:
-            own = load_config(pretrain)
-            reference = reference or own
-            if any(value_at(own, key) != value_at(reference, key) for key in ERROR_KEYS):
-                del facts['held_out_l1']  # of other images: it cannot be compared
+        facts = run_facts(folder, pretraining_of(folder, rows[row], seed), checkpoint)
         lines = (*_fact_lines(facts), *_last_epoch_lines(folder, chosen))
         found.facts.extend(place | line for line in lines)
         found.splits[f'{chosen}, {scores["rows"]} rows at {scores["level"]} level, '
@@ -139,9 +113,8 @@ def read_runs(
 
 
 def option_notes(sweep: Sweep, runs: Runs) -> list[str]:
-    """List how finished runs differ from the sweep file, and from each other in code and data."""
+    """List how the options of finished runs differ from the sweep file."""
     found: dict[str, set[str]] = {}
-    codes, tables = set(), set()
     for row in [row for row in sweep.rows if row.name in runs]:
         for stage in row.stages:
             expected = expected_config(row, stage)
@@ -150,24 +123,13 @@ def option_notes(sweep: Sweep, runs: Runs) -> list[str]:
                 if not is_finished(folder):
                     continue
                 config, record = load_config(folder), read_record(folder) or {}
-                codes.add(str(record.get('code')))
-                tables |= {(stage, *item) for item in files_read(record).items()}
                 expected.SEED = config.SEED
                 for change in training_changes(stage, (expected, {}), (config, record)):
                     found.setdefault(without_home(change), set()).add(row.name)
-    notes = [
+    return [
         f'Runs of {", ".join(sorted(rows))} differ from the sweep file: {change}.'
         for change, rows in found.items()
     ]
-    if len(codes) > 1:
-        notes.append(
-            f'The runs used {len(codes)} versions of the code: {", ".join(sorted(codes))}.'
-        )
-    read = Counter((stage, name) for stage, name, _ in tables)
-    for (stage, name), count in read.items():
-        if count > 1:
-            notes.append(f'The runs of {stage} read {count} different versions of {name}.')
-    return notes
 
 
 def scored_records(
@@ -208,11 +170,8 @@ def run_facts(folder: Path, pretrain: Path | None, checkpoint: str) -> dict[str,
     facts: dict[str, Any] = selection_figures(folder, checkpoint)
     facts['minutes'] = (record.get('seconds') or np.nan) / 60
     facts['training_images'] = ((record.get('data') or {}).get('training') or {}).get('images')
-    facts['dropped_patches'] = load_config(folder).EVAL.MASK_RATIO or None
     if pretrain is not None and (pretrain / 'metrics.jsonl').is_file():
         facts |= pretraining_figures(read_metrics(pretrain / 'metrics.jsonl'))
-        if 'held_out_l1' in facts:
-            facts |= _own_masks(load_config(pretrain))
     return {name: value for name, value in facts.items() if value is not None and value == value}
 
 
@@ -237,9 +196,8 @@ def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     The minutes are the number of epochs times the median epoch without evaluation.
     """
-    last, key = records[-1] if records else {}, 'reference_l1_grey'
-    names = {'held_out_l1': key, 'l1_of_mean': f'{key}_mean', 'l1_of_linear': f'{key}_linear'}
-    figures = {name: last[key] for name, key in names.items() if last.get(key) is not None}
+    last = records[-1] if records else {}
+    figures = {'held_out_l1': last.get('reference_l1_grey')}
     timed = [r for r in records if r['epoch'] >= 0 and r.get('seconds') and r['images_per_second']]
     if timed:
         images = max(round(r['images_per_second'] * r['seconds']) for r in timed)
@@ -313,12 +271,3 @@ def _thresholds(folder: Path, split: str) -> dict[str, float]:
     table = read_table(file)
     chosen = (table['split'] == split) & (table['metric'] == 'threshold')
     return table[chosen].set_index('label')['value'].to_dict()
-
-
-def _own_masks(config: Config) -> dict[str, float]:
-    """Compute the hidden share of a row's masks and the mean distance to a visible pixel."""
-    generator, rng = mask_generator(config), np.random.default_rng(MASK_SEED)
-    masks = np.stack([generator(rng) for _ in range(NUM_MASKS)])
-    distance = average_distance(masks, config.DATA.IMG_SIZE // masks.shape[1])
-    hidden = 100 * generator.count / generator.rand_size**2
-    return {'average_distance_px': float(distance), 'hidden_percent': hidden}

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
-from data.reading import read_split, require_packed_steps
+from data.reading import read_split
 from data.splits import pretrain_records
 from engine.run_record import (
     EXIT_NOT_KEPT,
@@ -166,23 +166,6 @@ def epochs_for(jobs: Sequence[Job], images_seen: int, logger: logging.Logger) ->
     records = read_split(without_cache(configs[0]), 'train', logger)
     images = len(pretrain_records(configs[0], records)[0])
     return min(math.ceil(images_seen / images), MOST_EPOCHS)
-
-
-def check_runs(jobs: Sequence[Job]) -> None:
-    """Refuse options that the stores of the runs do not support.
-
-    `sweeps.files.plan` makes all checks that do not need the data.
-
-    Raises:
-        ValueError: At the first problem. The message names the run and the option.
-    """
-    first = {(job.stage, job.run): job for job in reversed(jobs)}  # a seed changes nothing here
-    for job in first.values():
-        if path := job.config.DATA.DATA_PATH:
-            require_packed_steps(job.config, path)
-            scored = job.stage == 'finetune' and (job.config.EVAL.DATA_PATH or path)
-            if scored:
-                require_packed_steps(job.config, scored, 'EVAL.PREPROCESS')
 
 
 def progress(folder: Path) -> str:

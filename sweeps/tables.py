@@ -30,23 +30,21 @@ JOINED = (
     'Each image is scored by a model that was not trained on its patient, with the rank of the '
     'prediction within the fold. '
 )
+ABOUT_ERRORS = (
+    'Held-out L1: under masks that all rows share. Only errors on the same images and of the same '
+    'target can be compared.'
+)
 NOISE = {'over_seeds': 'seeds', 'over_patients': 'patients'}  # name of its columns in the CSV file
 FACTS = {  # fact of the long table -> title and format
     'images_seen': ('images seen in pre-training', ',.0f'),
     'pretrain_minutes': ('minutes of pre-training', ',.1f'),
-    'average_distance_px': ('AvgDist (px)', '.2f'),
-    'hidden_percent': ('hidden (%)', '.1f'),
     'held_out_l1': ('held-out L1 (grey levels)', '.2f'),
-    'l1_of_mean': ('L1 of the mean of visible pixels', '.2f'),
-    'l1_of_linear': ('L1 of interpolation', '.2f'),
     'training_images': ('labelled training images', ',.0f'),
-    'dropped_patches': ('dropped patches in scoring', '.2f'),
     'epochs': ('epochs', '.0f'),
     'selected_epoch': ('selected epoch', '.1f'),
     'held_out': ('held-out score', '.3f'),
     'minutes': ('minutes', ',.1f'),
 }
-OF_MASKS = ('average_distance_px', 'hidden_percent')
 Line = dict[str, Any]
 
 
@@ -56,7 +54,6 @@ def compared_pairs(
     *,
     protocols: Mapping[tuple[str, int], str],
     named: Sequence[str] = (),
-    only: str = '',
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Return each row with each row to compare it with, or with '', and then the pixel baselines.
 
@@ -65,7 +62,6 @@ def compared_pairs(
         sweep: Sweep, whose rows name those to compare with.
         protocols: (row, seed) -> what was scored. Rows with other protocols are not compared.
         named: Rows that are only compared with each other; () for all.
-        only: Row that all others are compared with instead, or ''.
 
     Returns:
         The pairs, and notes about rows that cannot be compared.
@@ -75,9 +71,9 @@ def compared_pairs(
     rows = [row for row in sweep.rows if row.name in seeds and not row.name.startswith(PIXELS)]
     for row, others in ((row.name, row.against) for row in rows):
         fitting = []
-        for name in [only] if only else dict.fromkeys(others):
+        for name in dict.fromkeys(others):
             common = seeds[row] & seeds.get(name, set())
-            if name == row or not common or (named and not only and name not in named):
+            if not common or (named and name not in named):
                 continue
             if any(protocols.get((row, s)) != protocols.get((name, s)) for s in common):
                 notes.append(f'{row} was scored on other cases than {name}: not compared.')
@@ -195,8 +191,6 @@ def facts_cells(table: pd.DataFrame) -> list[dict[str, str]]:
     ]
     for metric, (title, form) in FACTS.items():
         facts = facts_of(table, metric)
-        if metric in OF_MASKS and facts.nunique() < 2:
-            continue  # the masks are not what the rows vary
         for cell in cells if len(facts) else ():
             own = facts[facts.index.get_level_values('row') == cell['row']]
             cell[title] = with_sd(own, form) if len(own) else ''
