@@ -3,18 +3,18 @@
 python scripts/features.py DATA --checkpoint C.pth --output OUT.npz [--tokens]
 
 The checkpoint is of any main script, or one that --pretrained of main_finetune.py accepts, with
---cfg. The features are those of a probe. An interrupted call continues from the parts in OUT.parts.
+--cfg. The features are those of a probe.
 
 Exit code: 0; 1 if an image was skipped (--skip-bad); 2 if nothing was written.
 """
 
 import argparse
-import hashlib
 import importlib.util
-import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -24,23 +24,21 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, config_text
 from data.given_folders import read_images
 from data.noted_images import NotedImages, describe_notes, is_skipped
 from data.reading import require_packed_steps
 from data.records import Records, images_of
-from data.store_about import STORE_FILE, is_store
 from data.transforms import EvalTransform
 from engine.model_tool import model_tool, named_device
-from evaluation.feature_files import LOCK_FILE, Parts, write_npz, write_table
+from evaluation.feature_files import write_npz, write_table
 from evaluation.features import batch_features, encoder_config, load_encoder
 from evaluation.inference import require_finite
 from system.device import local_device
-from system.downloads import local_path
-from system.files import LOADER_FILES, allow_open_files, locked, sha256
+from system.files import LOADER_FILES, allow_open_files
 from system.tool import Paragraphs, usable_cpus
 
 MOST_IMAGES = 128  # maximum default batch size
+CHUNK = 512  # images whose features are read at a time
 TABLES = ('.csv', '.parquet')  # formats with a column for each feature
 SUFFIXES = ('.npz', *TABLES)
 
@@ -77,65 +75,49 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def describe_job(
-    args: argparse.Namespace, config: Config, records: Records, *, device: torch.device
-) -> dict[str, Any]:
-    """Return what determines the features: parts of another job are not used."""
-    images = hashlib.sha256(str(records.root.resolve()).encode(errors='surrogateescape'))
-    for file in records.file:
-        images.update(b'\0' + os.fsencode(file))
-    if is_store(records.root):
-        images.update(sha256(records.root / STORE_FILE).encode())
-    return {
-        'checkpoint': sha256(local_path(args.checkpoint)),
-        'images': images.hexdigest(),
-        'options': config_text(config),
-        'tokens': args.tokens,
-        'batch_size': args.batch_size or min(config.DATA.BATCH_SIZE, MOST_IMAGES),
-        'device': device.type,
-    }
+def compute_features(
+    model: nn.Module, loader: DataLoader, file: BinaryIO, *, device: torch.device, tokens: bool
+) -> tuple[tuple[int, ...], list[str]]:
+    """Write the features of all images to a file, because tokens may not fit into the memory.
+
+    Returns:
+        The shape of the features of an image, and a note about each image.
+    """
+    shape, notes = (), []
+    with tqdm(total=len(loader.dataset), desc='features', unit='image', disable=None) as bar:
+        for pixels, about, _ in loader:
+            values = batch_features(model, pixels, device, tokens=tokens)
+            require_finite(values, loader.dataset, start=len(notes))
+            file.write(values.tobytes())
+            shape = values.shape[1:]
+            notes += about
+            bar.update(len(about))
+    return shape, notes
 
 
-def compute_parts(
-    parts: Parts,
-    model: nn.Module,
-    images: NotedImages,
-    *,
-    device: torch.device,
-    tokens: bool,
-    batch_size: int,
-    workers: int,
-) -> None:
-    """Compute and write the parts that are missing."""
-    numbers = parts.missing()
-    by_part = {number: parts.batches(number, batch_size) for number in numbers}
-    batches = [batch for number in numbers for batch in by_part[number]]
-    allow_open_files(workers, per_worker=LOADER_FILES)
-    loader = iter(DataLoader(images, batch_sampler=batches, num_workers=workers))
-    done, total = len(images) - sum(map(len, batches)), len(images)
-    with tqdm(total=total, initial=done, desc='features', unit='image', disable=None) as bar:
-        for number in numbers:
-            values, notes = [], []
-            for _ in by_part[number]:
-                pixels, about, _ = next(loader)
-                values.append(batch_features(model, pixels, device, tokens=tokens))
-                notes += about
-                bar.update(len(about))
-            features = np.concatenate(values)
-            require_finite(features, images, start=parts.images(number)[0])
-            parts.write(number, features, notes)
+def read_features(file: BinaryIO, shape: tuple[int, ...], used: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the features of the images for which `used` [N] is true."""
+    file.seek(0)
+    for start in range(0, len(used), CHUNK):
+        own = used[start : start + CHUNK]
+        part = file.read(len(own) * int(np.prod(shape)) * np.dtype(np.float32).itemsize)
+        yield np.frombuffer(part, np.float32).reshape(-1, *shape)[own]
 
 
-def join_parts(parts: Parts, args: argparse.Namespace, records: Records) -> int:
+def write_features(
+    args: argparse.Namespace,
+    file: BinaryIO,
+    shape: tuple[int, ...],
+    notes: list[str],
+    records: Records,
+) -> int:
     """Write the output, report problems with images, and return the exit code."""
-    notes = parts.notes()
     used = np.array([not is_skipped(note) for note in notes])
     if not used.any():
         raise ValueError(f'none of the {len(notes)} images can be used: {notes[0]}')
     names = {name: getattr(records, name)[used] for name in ('path', 'patient', 'study')}
     write = write_table if args.output.suffix.lower() in TABLES else write_npz
-    write(args.output, parts.features(), names)
-    parts.remove()
+    write(args.output, read_features(file, shape, used), names)
     for line in describe_notes(notes, records.path):
         print(line, file=sys.stderr)
     rest = '' if used.all() else f'; {(~used).sum()} were skipped'
@@ -150,26 +132,22 @@ def main(args: argparse.Namespace) -> int:
     records = read_images(args.data, args.dataset, args.split)
     config = encoder_config(args.checkpoint, args.cfg, args.opts, tokens=args.tokens)
     require_packed_steps(config, records.root)
-    job = describe_job(args, config, records, device=device)
     is_own = not (args.cfg or args.opts)
     model, remarks = load_encoder(config, args.checkpoint, device, is_own=is_own)
     for remark in remarks:
         print(f'note: {remark}')
     workers = config.DATA.NUM_WORKERS if args.num_workers is None else args.num_workers
+    workers = min(workers, usable_cpus())
+    allow_open_files(workers, per_worker=LOADER_FILES)
     transform = EvalTransform(config, is_scored=False)
-    folder = args.output.with_suffix('.parts')
-    with locked(folder / LOCK_FILE, wait=False):
-        parts = Parts(folder, len(records), job)
-        compute_parts(
-            parts,
-            model,
-            NotedImages(images_of(records), records.file, transform, skip_bad=args.skip_bad),
-            device=device,
-            tokens=args.tokens,
-            batch_size=job['batch_size'],
-            workers=min(workers, usable_cpus()),
-        )
-        return join_parts(parts, args, records)
+    images = NotedImages(images_of(records), records.file, transform, skip_bad=args.skip_bad)
+    size = args.batch_size or min(config.DATA.BATCH_SIZE, MOST_IMAGES)
+    loader = DataLoader(images, batch_size=size, num_workers=workers)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=args.output.parent) as file:
+        options = {'device': device, 'tokens': args.tokens}
+        shape, notes = compute_features(model, loader, file, **options)
+        return write_features(args, file, shape, notes, records)
 
 
 if __name__ == '__main__':

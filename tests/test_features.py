@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from packed_data import Killed, packed
+from packed_data import packed
 from PIL import Image
 from tiny import MAE, ROOT, SWIN, VIT, finished_run, load_script, tiny_config
 from transfers import write_run
 
 from data.packing import Settings
-from evaluation import feature_files, probes
+from evaluation import probes
 from models.timm_classifier import TimmClassifier
 
 NAMES = ('path', 'patient', 'study')
@@ -42,11 +42,6 @@ def features(script) -> Callable[..., int]:
 @pytest.fixture(scope='module')
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp('swin'), 'simmim', **WHOLE)
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_files, 'PART_IMAGES', 7)
 
 
 def pooled(model: dict) -> dict:
@@ -91,11 +86,10 @@ def test_the_features_are_those_of_a_linear_probe(
     model: dict,
     opts: list[object],
     features,
-    small_parts,
     phantom: Path,
     tmp_path: Path,
 ) -> None:
-    """In several parts and batches, of other sizes than the probe's."""
+    """In several batches, of another size than the probe's."""
     checkpoint = write_run(tmp_path, stage, model, **WHOLE)
     words = ['--checkpoint', checkpoint, '--output', tmp_path / 'f.npz', '--batch-size', 3]
     assert features(phantom / 'train.csv', *words, *(['--opts', *opts] if opts else [])) == 0
@@ -167,76 +161,6 @@ def test_the_rows_have_the_order_and_the_names_of_the_table(
     np.testing.assert_array_equal(columns, found['features'])
     assert sorted(path.name for path in tmp_path.iterdir()) == ['f.csv', 'new']
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['f.npz']
-
-
-def kill_at(script, call: int) -> object:
-    """Return a context in which the script ends at a batch."""
-    patch, compute, calls = pytest.MonkeyPatch(), script.batch_features, []
-
-    def compute_or_die(*arguments: object, **options: object) -> np.ndarray:
-        calls.append(1)
-        if len(calls) == call:
-            raise Killed
-        return compute(*arguments, **options)
-
-    patch.setattr(script, 'batch_features', compute_or_die)
-    return patch
-
-
-@pytest.mark.parametrize('kind', ['csv', 'tokens'])
-def test_a_killed_and_continued_call_writes_the_same_bytes(
-    kind: str, script, features, small_parts, pretrained: Path, phantom: Path, tmp_path: Path
-) -> None:
-    """In the first call two parts of seven images in batches of three are complete."""
-    name = 'f.csv' if kind == 'csv' else 'f.npz'
-    more = ['--tokens'] if kind == 'tokens' else []
-    words = [phantom / 'train.csv', '--checkpoint', pretrained, '--batch-size', 3, *more]
-    whole, output = tmp_path / 'whole' / name, tmp_path / 'two' / name
-    assert features(*words, '--output', whole) == 0
-    patch = kill_at(script, 3 * 2 + 2)
-    with pytest.raises(Killed):
-        features(*words, '--output', output)
-    patch.undo()
-    parts = tmp_path / 'two' / 'f.parts'
-    assert [path.name for path in sorted(parts.glob('*.npz'))] == ['000000.npz', '000001.npz']
-    assert not output.exists()
-    before = (parts / '000000.npz').stat().st_ino
-    patch = kill_at(script, 3 + 2)
-    with pytest.raises(Killed):
-        features(*words, '--output', output)
-    patch.undo()
-    assert (parts / '000000.npz').stat().st_ino == before, 'complete parts are kept'
-    assert (parts / '000002.npz').exists()
-    assert features(*words, '--output', output) == 0
-    assert output.read_bytes() == whole.read_bytes()
-    assert not parts.exists()
-
-
-def test_parts_of_another_checkpoint_list_or_option_are_refused(
-    script, features, small_parts, pretrained: Path, phantom: Path, tmp_path: Path, capsys
-) -> None:
-    output = ['--output', tmp_path / 'f.npz']
-    own, table = ['--checkpoint', pretrained], phantom / 'train.csv'
-    patch = kill_at(script, 2)
-    with pytest.raises(Killed):
-        features(table, *own, '--batch-size', 7, *output)
-    patch.undo()
-    other = write_run(tmp_path / 'other', 'simmim', **WHOLE)
-    saved = torch.load(other, weights_only=True)
-    saved['model']['encoder.norm.bias'] += 1
-    torch.save(saved, tmp_path / 'other.pth')
-    calls = {
-        'checkpoint': [table, '--checkpoint', tmp_path / 'other.pth', '--batch-size', 7],
-        'images': [phantom / 'valid.csv', *own, '--batch-size', 7],
-        'options': [table, *own, '--batch-size', 7, '--opts', 'TEST.CROP', True],
-        'tokens': [table, *own, '--batch-size', 7, '--tokens'],
-        'batch_size': [table, *own, '--batch-size', 5],
-    }
-    for name, words in calls.items():
-        assert features(*words, *output) == 2, name
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith('error: ') and name in line and 'f.parts' in line
-    assert features(table, *own, '--batch-size', 7, *output) == 0
 
 
 def test_a_file_without_options_needs_a_config_of_its_encoder(
