@@ -255,23 +255,6 @@ def test_files_with_different_rows_are_not_compared(files, tmp_path):
     assert [entry['rows'] for entry in report['sets']] == [NUM_STUDIES, NUM_STUDIES - 1]
 
 
-def test_a_column_that_no_model_has_is_named_once(files, tmp_path):
-    paths = [write_predictions(tmp_path / f'{m}.csv', TRUTH, NAMES, noise=n) for m, n in MODELS]
-    table = pd.read_csv(paths[1]).drop(columns='Edema')
-    labels = write_labels(tmp_path / 'l.csv', TRUTH, NAMES, Fracture=['1', '0'] * 30)
-
-    def lines(folder: str, label: str) -> list[str]:
-        words = ['--predictions', *paths, '--labels', labels]
-        warnings = evaluate(tmp_path / folder, *words)['warnings']
-        return [line for line in warnings if label in line and 'column' in line]
-
-    (line,) = lines('both', 'Fracture')
-    assert not [path for path in paths if str(path) in line]
-    table.to_csv(paths[1], index=False)
-    (line,) = lines('one', 'Edema')
-    assert str(paths[1]) in line and str(paths[0]) not in line
-
-
 @pytest.mark.parametrize('known', ['', 'json', 'run', 'all'])
 def test_lateral_images_of_a_model_trained_on_frontal_ones_give_a_warning(known, tmp_path):
     folder, paths = tmp_path / 'run', [f'{name}/view1_frontal.jpg' for name in NAMES]
@@ -320,32 +303,6 @@ def test_groups_come_from_the_labels_and_the_demographics(files, tmp_path):
             assert auroc == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize('level', ['image', 'study'])
-def test_images_are_scored_at_both_levels(tmp_path, level):
-    """Every second study has two images; the scores are computed with pandas."""
-    rng = np.random.default_rng(0)
-    paths = [
-        f'{name}/view{view + 1}_{kind}.jpg'
-        for i, name in enumerate(NAMES)
-        for view, kind in enumerate(('frontal', 'lateral')[: 1 + i % 2])
-    ]
-    study = pd.Series(paths).str.rpartition('/')[0]
-    labels = study.map(dict(zip(NAMES, TRUTH[:, 0], strict=True)))
-    scores = (rng.random(len(paths)) * 0.5 + labels * 0.2).round(6)
-    blank = {label: [''] * len(paths) for label in LABELS}
-    table = pd.DataFrame({'Path': paths} | blank | {'Edema': labels})
-    table.to_csv(tmp_path / 'l.csv', index=False)
-    renamed = [path.replace('.jpg', '.png').replace('CheXpert-v1.0', 'mine') for path in paths]
-    pd.DataFrame({'Path': renamed, 'Edema': scores}).to_csv(tmp_path / 'p.csv', index=False)
-    flags = ['--predictions', tmp_path / 'p.csv', '--labels', tmp_path / 'l.csv']
-    report = evaluate(tmp_path, *flags, '--level', level)
-    if level == 'study':
-        labels, scores = labels.groupby(study).max(), scores.groupby(study).max()
-    part = labels_of(report)['Edema']
-    assert part['scores']['auroc']['value'] == pytest.approx(roc_auc_score(labels, scores))
-    assert part['n'] == len(labels)
-
-
 @pytest.mark.parametrize(
     'flag, value, part',
     [('--labels', 'nowhere.csv', 'nowhere.csv'), ('--groups', 'RACE', '--demographics')],
@@ -370,14 +327,3 @@ def test_flags_that_cannot_work_are_refused(words, part, files, tmp_path, capsys
     with pytest.raises(SystemExit):
         load_script('evaluate').parse_args([*map(str, files), '--output', str(tmp_path), *words])
     assert part in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize('task, stated', [('observations', True), ('effusion', False)])
-def test_the_value_of_blank_labels_is_stated_where_blank_ones_are_filled(
-    files, tmp_path, task, stated
-):
-    table = pd.read_csv(files[3]).reindex(columns=['Study', *LABELS])
-    table['No Finding'] = 1 - table['Pleural Effusion']
-    table.to_csv(tmp_path / 'l.csv', index=False)
-    run = evaluate(tmp_path, *files[:3], tmp_path / 'l.csv', '--task', task)['run']
-    assert ('Blank labels' in [row['name'] for row in run]) == stated

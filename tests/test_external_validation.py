@@ -1,7 +1,6 @@
 """A model with one label set is scored on the common findings of another data set."""
 
 import json
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -103,19 +102,3 @@ def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:
         for name, (label, score) in pairs.items()
     }
     assert aurocs(found) == pytest.approx(expected)
-
-
-def test_a_finding_of_several_labels_is_unknown_if_one_of_them_is(tmp_path) -> None:
-    marks = [*product([0, 1, -1], repeat=2)]
-    paths = [f'patient{i:05d}/study1' for i in range(len(marks))]
-    table = pd.DataFrame({'Study': paths, 'Clavicle fracture': 0, 'Rib fracture': 0})
-    table[['Clavicle fracture', 'Rib fracture']] = marks
-    table.to_csv(tmp_path / 'labels.csv', index=False)
-    scores = np.linspace(0.1, 0.9, len(marks))
-    pd.DataFrame({'Study': paths, 'Fracture': scores}).to_csv(tmp_path / 'model.csv', index=False)
-    words = ['--predictions', tmp_path / 'model.csv', '--labels', tmp_path / 'labels.csv']
-    found = report(tmp_path / 'out', *words, '--label-sets', 'chexpert', 'vindr')
-    is_known = [1 in pair or -1 not in pair for pair in marks]
-    truth = [1 in pair for pair in marks]
-    wanted = roc_auc_score(np.array(truth)[is_known], scores[is_known])
-    assert aurocs(found) == {'Fracture': pytest.approx(wanted)}

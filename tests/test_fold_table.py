@@ -165,13 +165,6 @@ def test_the_table_has_the_differences_of_scikit_learn(joined: tuple) -> None:
     assert 'scratch_1' in page and 'Not for clinical use' in page
 
 
-def test_labels_without_a_column_are_named_once(joined: tuple, caplog) -> None:
-    file = joined[0].parent / 'all.csv'
-    pd.read_csv(file).drop(columns='Edema').to_csv(file, index=False)
-    assert table_of(joined[0]) == 0
-    assert caplog.text.count(f'{file} has no column Edema') == 1
-
-
 def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
     sweep, targets, _ = joined
     folder = sweep.parent / 'simmim_finetune/mine_simmim_1_seed0_fold2'
@@ -261,15 +254,6 @@ def test_joined_runs_are_listed_and_those_of_earlier_parts_stay(joined: tuple) -
     assert table['holdout_l1_grey'].tolist()[-1] == 17.5
 
 
-def test_a_table_of_named_rows_leaves_out_the_others(joined: tuple) -> None:
-    sweep, _, _ = joined
-    assert table_of(sweep, '--row', 'simmim_1') == 0
-    table = pd.read_csv(sweep.parent / 't/mine_mean.csv')
-    assert {*table['row']} == {'simmim_1', 'pixels_1'}
-    assert table['against'].isna().all()
-    assert table_of(sweep, '--row', 'simmim_1', 'swav') == 2
-
-
 def test_a_difference_over_some_of_the_seeds_says_so(joined: tuple) -> None:
     keep(joined[0].parent, 'row != "simmim_1" or seed == 0')
     assert table_of(joined[0]) == 0
@@ -292,16 +276,6 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tu
     assert table_of(sweep, '--row', 'scratch_1', 'pixels_1') == 0
     named = pd.read_csv(folder / 't/mine_Edema.csv')
     assert named['against'].dropna().tolist() == ['pixels_1']
-
-
-def test_missing_values_have_the_mark_of_their_reason(joined: tuple) -> None:
-    sweep, _, _ = joined
-    keep(sweep.parent, 'seed == 0')
-    assert table_of(sweep, '--scores', 'Edema') == 0
-    lines = (sweep.parent / 't/mine_Edema.md').read_text().splitlines()
-    (scratch,) = [line for line in lines if line.startswith('| scratch_1')]
-    assert scratch.count('n/a (note 1)') == 2  # over seeds, and the verdict
-    assert any(line.startswith('- note 1: ') and 'seed' in line for line in lines)
 
 
 def test_figures_show_the_differences_of_the_table(joined: tuple, monkeypatch) -> None:

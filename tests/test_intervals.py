@@ -66,28 +66,6 @@ def test_an_interval_contains_the_middle_95_percent_of_the_defined_values():
     assert np.isnan(interval(perfect)).all()
 
 
-def test_repeated_images_of_a_patient_do_not_narrow_the_interval():
-    rng = np.random.default_rng(7)
-    y = (np.arange(200) % 3 == 0).astype(float)
-    p, patients = norm.cdf(rng.standard_normal(200) + 1.2 * y), [f'p{i}' for i in range(200)]
-    single = label_scores(p, y, threshold=0.7, weights=_weights(patients))
-    repeated = [np.repeat(values, 6) for values in (p, y, patients)]
-    grouped = label_scores(*repeated[:2], threshold=0.7, weights=_weights(repeated[2]))
-    each = [str(i) for i in range(1200)]
-    naive = label_scores(*repeated[:2], threshold=0.7, weights=_weights(each))
-    for name in ('auroc', 'recall'):
-        of_single, of_grouped, of_naive = (
-            np.subtract(*interval(scores[name])) for scores in (single, grouped, naive)
-        )
-        assert of_grouped == pytest.approx(of_single)
-        # Resampling images would give 1 / sqrt(6) of the width.
-        assert of_naive == pytest.approx(of_single / 6**0.5, rel=0.2), name
-
-
-def _weights(patients):
-    return Resamples(patients, resamples=400, seed=0).weights(patients)
-
-
 def draw(seed, *, levels, size=45):
     """Draw two correlated predictions with ties, and targets, some of which are unknown."""
     rng = np.random.default_rng(seed)

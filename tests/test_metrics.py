@@ -23,7 +23,6 @@ from evaluation.metrics import (
     OF_LABEL,
     applicable,
     auroc_per_label,
-    few_cases,
     label_scores,
     labels_with_few_cases,
     mean_summaries,
@@ -121,27 +120,6 @@ def test_weights_count_as_repetitions_in_every_row_and_chunk(chunk, monkeypatch)
         wanted = {**label_scores(*repeated, threshold=0.5), **wanted}
         for name in OF_LABELS:
             assert scores[name][r] == pytest.approx(wanted[name], abs=1e-9), (name, r)
-
-
-def test_fractional_weights_are_scikit_learns_sample_weights():
-    probabilities, targets, rng = drawn_cases(4, 100, 15)
-    weights = rng.random((2, 100)) * (rng.random((2, 100)) < 0.8)
-    scores = label_scores(probabilities, targets, threshold=0.4, weights=weights)
-    for r, row in enumerate(weights):
-        for name, wanted in by_sklearn(probabilities, targets, 0.4, row).items():
-            assert scores[name][r] == pytest.approx(wanted, abs=1e-9), name
-
-
-def test_calibration_error_worked_by_hand():
-    # 0.2 three times, one positive: gap 2/15, weight 3/5. 0.9 twice, both positive: gap 1/10.
-    scores = label_scores(
-        np.array([0.9, 0.2, 0.2, 0.9, 0.2]), np.array([1.0, 0, 1, 1, 0]), threshold=None
-    )
-    assert scores['ece'][0] == pytest.approx(3 / 5 * 2 / 15 + 2 / 5 / 10)
-    # 1/60, 3/60, ... 59/60, two a bin, the lower one negative, the upper one positive: bin j has
-    # mean (2j + 1) / 30 and share 1/2, a gap of 14/30, 12/30, ... 0, ... 14/30, together 112/30.
-    p, y = (np.arange(30) + 0.5) / 30, np.tile([0.0, 1.0], 15)
-    assert label_scores(p, y, threshold=None)['ece'][0] == pytest.approx(112 / 30 / 15)
 
 
 def test_scores_without_both_classes_are_undefined_without_a_warning():
@@ -243,14 +221,6 @@ def test_labels_with_few_cases_of_a_class_do_not_select(positives, candidates, f
     table = drawn_table(SIX, positives)
     assert selecting_labels(table) == tuple(label for label in candidates if label not in few)
     assert labels_with_few_cases(table) == few
-
-
-@pytest.mark.parametrize(
-    ('positives', 'negatives', 'wanted'),
-    [(20, 20, ''), (1, 80, '1 positive'), (137, 4, '4 negatives'), (0, 9, '0 positives')],
-)
-def test_few_cases_counts_the_smaller_class(positives, negatives, wanted):
-    assert few_cases(positives, negatives) == wanted
 
 
 def test_the_score_table_counts_cases_and_lists_undefined_labels():

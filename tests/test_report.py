@@ -398,33 +398,6 @@ def test_too_few_resamples_for_a_corrected_p_have_a_footnote() -> None:
     assert NO_RESAMPLES in document['warnings']
 
 
-def test_equal_predictions_are_shown_as_identical(tmp_path: Path) -> None:
-    labels = ('Edema', 'Fracture')
-    one, two = (some_cases(name, seed=i, labels=labels) for i, name in enumerate('ab'))
-    two.probabilities[:, 0] = one.probabilities[:, 0]
-    document = make_comparison([one, two])
-    page = written_page(tmp_path, document)
-    cells = differences_table(document['comparisons'][0], Footnotes())['difference in AUROC']
-    assert 'identical' in cells['Edema'] and 'identical' not in cells['Fracture']
-    (row,) = [text for text in page.texts('tr') if 'identical' in text]
-    assert row.startswith('Edema')
-
-
-def test_a_comparison_marks_few_cases(tmp_path: Path) -> None:
-    labels = ('Edema', 'Fracture')
-    models = [some_cases(name, seed=i, labels=labels) for i, name in enumerate('ab')]
-    for model in models:
-        model.targets[7:, 1] = 0
-        model.targets[:7, 1] = 1
-    page = written_page(tmp_path, make_comparison(models))
-    of_label = [text for text in page.texts('tr') if text.startswith('Fracture')]
-    difference, *_ = [text for text in of_label if text.startswith('Fracture0.')]
-    table, *_ = [text for text in of_label if text.startswith('Fracture\n')]
-    assert difference.count('▲\xa0few: 7 positives') == 1
-    assert table.count('▲\xa0few: 7 positives') == len(models)
-    assert 'Hollow: few cases' in ' '.join(page.texts('p'))
-
-
 def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: Path) -> None:
     models = [some_cases(name, seed=i) for i, name in enumerate(('one', 'two', 'three'))]
     document = make_comparison(models)

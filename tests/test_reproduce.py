@@ -139,13 +139,6 @@ def test_changed_inputs_are_reported(folder, copied, capsys):
         assert any(part in line for line in found), part
 
 
-@pytest.mark.parametrize('tolerance', ['nan', '-1'])
-def test_a_tolerance_is_a_number_from_0_on(tolerance, capsys):
-    with pytest.raises(SystemExit) as stop:
-        reproduce.parse_args(['run', '--tolerance', tolerance])
-    assert stop.value.code == 2 and '--tolerance' in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_a_run_that_is_not_finished_cannot_be_repeated(folder, copied, capsys):
     rewrite(folder / 'run.json', lambda record: record.update(finished=None))
     code, output = result(capsys, folder)
