@@ -497,47 +497,45 @@ def test_rows_from_other_weights_are_no_rates_of_each_other(tmp_path: Path) -> N
     assert arms_of(load_sweep(ROOT / 'scripts/ablations/nano/pretraining.yaml')) == shares
 
 
-def test_a_row_without_scores_of_its_rates_is_not_shown_as_tuned(settings: tuple, capsys) -> None:
+def spoil(folder: Path, change: str) -> None:
+    """Take away what a choice of rates needs."""
+    tuning = folder / 'p/tuning.csv'
+    if change == 'all scores':
+        tuning.write_text(tuning.read_text().splitlines()[0])
+    elif change == 'the file':
+        tuning.unlink()
+    elif change == 'the scores of a seed':
+        lines = [line for line in tuning.read_text().splitlines() if 'simmim_low_1,1' not in line]
+        tuning.write_text('\n'.join(lines))
+    elif change:
+        keep(folder, f'not ({change})')
+
+
+@pytest.mark.parametrize(
+    ('change', 'words', 'part'),
+    [
+        ('', ['--row', 'simmim_low_1'], 'simmim_low_1 is a rate of simmim_1'),
+        ('all scores', ['--row', 'simmim_1'], 'tuning.csv has no scores of simmim_1'),
+        ('the file', [], 'tuning.csv'),
+        ('the scores of a seed', [], 'simmim_low_1'),
+        ('row == "simmim_low_1"', [], 'simmim_low_1'),
+        (f'row == "simmim_low_1" and seed == 0 and Path == "{names()[3]}"', [], 'simmim_low_1'),
+    ],
+)
+def test_a_rate_is_chosen_only_among_complete_rows(
+    change: str, words: list[str], part: str, settings: tuple, capsys
+) -> None:
     sweep, _ = settings
-    scores = sweep.parent / 'p/tuning.csv'
     assert run('join', '--sweep', sweep, *words_of(sweep.parent), '--tune') == 0
-    assert table_of(sweep, '--tune', '--row', 'simmim_low_1') == 2
-    assert 'simmim_low_1 is a rate of simmim_1' in capsys.readouterr().err
-    scores.write_text(scores.read_text().splitlines()[0])
-    for more in ([], ['--row', 'simmim_1']):
-        assert table_of(sweep, '--tune', *more) == 2
-        error = capsys.readouterr().err
-        assert 'tuning.csv' in error and 'simmim_1' in error
+    spoil(sweep.parent, change)
+    assert table_of(sweep, '--tune', *words) == 2
+    assert part in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('gone', ['row == "simmim_low_1" and seed == 0', 'row == "simmim_low_1"'])
-def test_rates_without_the_images_or_the_seeds_of_the_row_are_not_composed(
-    gone: str, settings: tuple, capsys
+def test_runs_with_few_cases_that_they_did_not_learn_from_choose_no_rate(
+    settings: tuple, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    folder = settings[0].parent
-    assert run('join', '--sweep', settings[0], *words_of(folder), '--tune') == 0
-    keep(folder, f'not ({gone} and Path == "{names()[3]}")' if 'and' in gone else f'not ({gone})')
-    assert table_of(settings[0], '--tune') == 2
-    error = capsys.readouterr().err
-    assert str(folder / 'p') in error and 'simmim_low_1' in error
-
-
-def test_tuning_needs_the_same_seeds_and_enough_cases(
-    settings: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    sweep, _ = settings
-    folder = sweep.parent
-    words = [*words_of(folder), '--tune']
     monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
-    assert run('join', '--sweep', sweep, *words) == 2
+    words = [*words_of(settings[0].parent), '--tune']
+    assert run('join', '--sweep', settings[0], *words) == 2
     assert 'simmim_1_seed0_fold0' in capsys.readouterr().err
-    monkeypatch.undo()
-    monkeypatch.setattr(runner, 'folder_state', state)
-    (folder / 'simmim_finetune/mine_simmim_low_1_seed1_fold0').rename(folder / 'elsewhere')
-    assert run('join', '--sweep', sweep, *words) == 0
-    assert table_of(sweep, '--tune') == 2
-    assert 'simmim_low_1' in capsys.readouterr().err
-    assert table_of(sweep, '--tune', '--seeds', 1) == 0  # which both have finished
-    (folder / 'p/tuning.csv').unlink()
-    assert table_of(sweep, '--tune') == 2
-    assert 'tuning.csv' in capsys.readouterr().err

@@ -278,12 +278,9 @@ def test_few_cases_and_patients_in_two_splits_give_warnings(tmp_path: Path) -> N
     assert 'Accuracy leave out Edema' in warnings
     assert '2 patient(s) are in both train and test' in warnings
     assert '7 positives' in document['headline']['note']
-    page = written_page(tmp_path, document)
-    marked = [text for text in page.texts('tr') if '▲\xa0few' in text]
-    for label, few in ((LABELS[0], '7 positives'), (LABELS[1], '4 negatives')):
-        assert any(row.startswith(label) and few in row for row in marked)
-    (chosen,) = (text for text in page.texts('tr') if '2 positives held out' in text)
-    assert chosen.startswith(LABELS[2])
+    rows = written_page(tmp_path, document).texts('tr')
+    marked = [row for row in rows if '▲\xa0few' in row and '7 positives' in row]
+    assert marked and all(row.startswith(LABELS[0]) for row in marked)
 
 
 def test_a_temperature_at_the_end_of_its_range_gives_a_warning() -> None:
@@ -404,19 +401,10 @@ def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: 
     page = written_page(tmp_path, document)
     assert json.loads((tmp_path / 'report.json').read_text())['headline'] is None
     assert not [el for el in page.elements if el[1].get('class') == 'big']
-    headings = page.texts('h2')
-    assert headings[:2] == ['Differences between the models', 'Models compared']
-    assert '(headline)' not in ' '.join(headings)
-    first, table = page.texts('table')[0], page.texts('table')[4]  # 3 pairs have tables, too
+    first = page.texts('table')[0]
     for entry in document['comparisons']:
         assert f'{entry["a"]} minus {entry["b"]}' in first
         assert f'{abs(entry["means"]["five"]["difference"]["value"]):.3f}' in first
-    assert all(name in table for name in ('one', 'two', 'three', *COMPETITION_LABELS, 'Fracture'))
-    first = next(text for text in page.texts('title') if text == 'ROC curves: Edema')
-    chart = next(el for el in page.elements if el[0] == 'svg' and el[2].startswith(first))
-    inside = page.elements[page.elements.index(chart) :]
-    styles = [attributes.get('class') for tag, attributes, _ in inside if tag == 'path'][:20]
-    assert {'curve series-0', 'curve series-1'} <= set(styles)
 
 
 def test_models_with_other_labels_have_no_mean_side_by_side(tmp_path: Path) -> None:
