@@ -469,13 +469,13 @@ def _baseline_alerts(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
         for mean in filter(None, entry['means'].values()):
             value, low = (mean['difference'][end] for end in ('value', 'low'))
             own, others = (mean[key]['value'] for key in ('auroc_a', 'auroc_b'))
-            scores = f'AUROC {own:.3f} of the model and {others:.3f} of the baseline'
+            scores = f'AUROC {own:.3f} and {others:.3f}'
             if value <= 0:
-                yield f'{entry["set"]}: the model is not better than {entry["b"]}: {scores}'
+                yield f'{entry["set"]}: the model is not better than "{entry["b"]}": {scores}'
             elif low <= 0:
                 yield (
-                    f'{entry["set"]}: the model may be no better than {entry["b"]}: {scores}, and '
-                    'the interval of the difference includes 0'
+                    f'{entry["set"]}: the model may be no better than "{entry["b"]}": {scores}, '
+                    'and the interval of the difference includes 0'
                 )
 
 

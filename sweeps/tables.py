@@ -186,7 +186,10 @@ def facts_cells(table: pd.DataFrame) -> list[dict[str, str]]:
     """Return the facts about the runs of each row, as mean and standard deviation over seeds."""
     runs = facts_of(table, 'epochs').groupby('row', sort=False)
     cells = [
-        {'row': row, 'finished seeds': ', '.join(map(str, part.index.get_level_values('seed')))}
+        {
+            'row': row,
+            'SEED of finished runs': ', '.join(map(str, part.index.get_level_values('seed'))),
+        }
         for row, part in runs
     ]
     for metric, (title, form) in FACTS.items():
