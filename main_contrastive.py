@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from config import part
+from config import module_of, part
 from data.data_contrastive import build_loader_contrastive
 from data.fingerprint import describe_data
 from engine.launch import launch
-from engine.loop import pretrain, total_steps
+from engine.loop import evaluate, fit, total_steps
 from engine.run_record import Run
 from evaluation.collapse import held_out_figures
 from models.contrastive import MomentumMethod, build_contrastive, features
@@ -72,7 +72,20 @@ def main(run: Run) -> int:
     model = build_contrastive(config, total_steps=total_steps(config, loaders.train))
     if isinstance(model, MomentumMethod):
         logger.info(f'momentum of the averaged encoder {float(model.momentum()):.6g}')
-    return pretrain(run, model, loaders._asdict(), views_loss, HeldOutViews(loaders.holdout))
+    validate = HeldOutViews(loaders.holdout)
+    if config.EVAL.PROBE_EVERY:
+        validate = module_of('EVAL.PROBE_EVERY').OnlineProbe(config, logger, validate)
+
+    if config.EVAL_MODE:
+        evaluate(run, model, loaders.holdout, validate)
+        return 0
+    if config.THROUGHPUT_MODE:
+        return module_of('THROUGHPUT_MODE').log_throughput(run, model, loaders._asdict())
+    if config.CHECK_MODE:
+        return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), views_loss)
+
+    fit(run, model, loaders.train, views_loss, after_epoch=validate)
+    return 0
 
 
 if __name__ == '__main__':

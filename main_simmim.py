@@ -7,10 +7,11 @@ import sys
 
 from torch import Tensor, nn
 
+from config import module_of
 from data.data_simmim import build_loader_simmim
 from data.fingerprint import describe_data
 from engine.launch import launch
-from engine.loop import pretrain, total_steps
+from engine.loop import evaluate, fit, total_steps
 from engine.run_record import Run
 from evaluation.held_out import HeldOutReconstruction
 from models import build_model
@@ -30,7 +31,19 @@ def main(run: Run) -> int:
     steps = total_steps(config, loaders.train)
     model = build_model(config, is_pretrain=True, total_steps=steps)
     validate = HeldOutReconstruction(loaders)
-    return pretrain(run, model, loaders._asdict(), reconstruction_loss, validate)
+    if config.EVAL.PROBE_EVERY:
+        validate = module_of('EVAL.PROBE_EVERY').OnlineProbe(config, run.logger, validate)
+
+    if config.EVAL_MODE:
+        evaluate(run, model, loaders.holdout, validate)
+        return 0
+    if config.THROUGHPUT_MODE:
+        return module_of('THROUGHPUT_MODE').log_throughput(run, model, loaders._asdict())
+    if config.CHECK_MODE:
+        return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), reconstruction_loss)
+
+    fit(run, model, loaders.train, reconstruction_loss, after_epoch=validate)
+    return 0
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -44,29 +44,6 @@ from utils import (
 COMPILED_DEVICES = ('cuda',)  # compiling gains little on a CPU: docs/explanation/speed.md
 SMALLEST_SCALE = 2.0**-10  # a gradient scaler below this has seen only overflows for many steps
 LossFunction = Callable[[nn.Module, Any], Tensor]
-Validate = Callable[[Run, nn.Module, int], dict[str, Any]]
-
-
-def pretrain(
-    run: Run,
-    model: nn.Module,
-    loaders: Mapping[str, DataLoader | None],
-    loss_fn: LossFunction,
-    validate: Validate,
-) -> int:
-    """Pre-train, or do what --eval, --throughput or --check asks for. Returns the exit code."""
-    config = run.config
-    if config.EVAL.PROBE_EVERY:
-        validate = module_of('EVAL.PROBE_EVERY').OnlineProbe(config, run.logger, validate)
-    if config.EVAL_MODE:
-        evaluate(run, model, loaders['holdout'], validate)
-        return 0
-    if config.THROUGHPUT_MODE:
-        return module_of('THROUGHPUT_MODE').log_throughput(run, model, loaders)
-    if config.CHECK_MODE:
-        return module_of('CHECK_MODE').preflight(run, model, loaders, loss_fn)
-    fit(run, model, loaders['train'], loss_fn, after_epoch=validate)
-    return 0
 
 
 def fit(
@@ -75,7 +52,7 @@ def fit(
     loader: DataLoader,
     loss_fn: LossFunction,
     *,
-    after_epoch: Validate,
+    after_epoch: Callable[[Run, nn.Module, int], dict[str, Any]],
     selects_by: str = '',
 ) -> TrainState:
     """Train for TRAIN.EPOCHS epochs, starting from a checkpoint or pre-trained weights if given.
@@ -130,7 +107,12 @@ def fit(
     return state
 
 
-def evaluate(run: Run, model: nn.Module, holdout: DataLoader | None, validate: Validate) -> None:
+def evaluate(
+    run: Run,
+    model: nn.Module,
+    holdout: DataLoader | None,
+    after_epoch: Callable[[Run, nn.Module, int], dict[str, Any]],
+) -> None:
     """Evaluate a checkpoint of pre-training on the held-out images (--eval)."""
     config = run.config
     if holdout is None:
@@ -139,7 +121,7 @@ def evaluate(run: Run, model: nn.Module, holdout: DataLoader | None, validate: V
     path = checkpoint_to_evaluate(config, run.folder)
     weights = read_checkpoint(path)['model']
     load_model_state(model.to(run.device), weights, str(path), run.logger)
-    validate(run, model, -1)
+    after_epoch(run, model, -1)
 
 
 def total_steps(config: Config, loader: DataLoader) -> int:
