@@ -30,6 +30,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--confidence', type=float, default=0.9, metavar='C', help='required reduction of the '
         'errors, as a share of the errors at the base rate (%(default)s)')  # fmt: skip
     add('--all-labels', action='store_true', help='also run with the real labels of all patients')
+    add('--equal-steps', action='store_true',
+        help='fewer epochs with more images, for about the same number of steps')  # fmt: skip
     add('--processes', type=at_least(1), default=1, help='processes (GPUs) of a run (%(default)s)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='pairs of key and value')
     args = parser.parse_args(argv)
@@ -49,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
         pretrained=os.path.abspath(args.pretrained) if args.pretrained else '',
         processes=args.processes,
         confidence=args.confidence,
+        equal_steps=args.equal_steps,
         say=lambda line: print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True),
     )
     code = work.run(all_labels=args.all_labels)

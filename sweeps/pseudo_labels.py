@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from config import selecting_split
+from config import build_parser, get_config, selecting_split
 from data.predictions import look_up, read_predictions, write_predictions
 from data.reading import read_split
 from data.records import Records, select_views, task_of
@@ -46,6 +46,8 @@ class PseudoLabels:
         pretrained: Checkpoint that every run starts from, or ''.
         processes: Number of processes of a run.
         confidence: See `evaluation.pseudo_label_choice.choose_values`.
+        equal_steps: Whether runs with more images have fewer epochs, so that all runs take about
+            the same number of steps.
         say: Function that receives each line about the progress.
         jobs: Finished runs.
 
@@ -60,6 +62,7 @@ class PseudoLabels:
     pretrained: str = ''
     processes: int = 1
     confidence: float = 0.9
+    equal_steps: bool = False
     say: Callable[[str], None] = print
     jobs: list[Job] = field(default_factory=list, init=False)
     select_on: str = field(default='', init=False)
@@ -77,6 +80,7 @@ class PseudoLabels:
         self.held_out = select_views(held_out, self.config.DATA.VIEWS)
         self.unlabelled = unlabelled_records(self.config, train)
         self.labelled = training_records(self.config, train)
+        self.all_images = len(self.labelled) + len(self.unlabelled)
         # Pseudo-labels do not decide whether a checkpoint is selected, so runs stay comparable.
         self.select_on = selecting_split(self.config, len(self.labelled))
 
@@ -86,19 +90,20 @@ class PseudoLabels:
         Returns:
             The exit code of the last run.
         """
+        real = len(self.labelled)
         if code := self._run(self.job(TEACHER)):
             return code
-        if self.choose():
-            if code := self._run(self.job(STUDENT)):
+        if images := self.choose():
+            if code := self._run(self.job(STUDENT, growth=1 + images / real)):
                 return code
         else:
             self.say('no prediction of the teacher is confident enough: there is no student')
-        if all_labels and (code := self._run(self.job(ALL_LABELS))):
+        if all_labels and (code := self._run(self.job(ALL_LABELS, growth=self.all_images / real))):
             return code
         return 0
 
-    def choose(self) -> bool:
-        """Choose and write the pseudo-labels, and return whether there are any."""
+    def choose(self) -> int:
+        """Choose and write the pseudo-labels, and return the number of images."""
         teacher = self.jobs[0]
         values, cuts = choose_values(
             self._predicted(teacher, 'holdout', self.held_out),
@@ -108,7 +113,7 @@ class PseudoLabels:
         )
         kept = ~np.isnan(values).all(axis=1)
         if not kept.any():
-            return False
+            return 0
         pairs = zip(self.task.labels, cuts, strict=True)
         source = {
             'task': self.config.DATA.TASK,
@@ -118,7 +123,7 @@ class PseudoLabels:
         }
         options = {'paths': self.unlabelled.path[kept], 'labels': self.task.labels}
         write_predictions(self.output / FILE, values[kept], source=json_safe(source), **options)
-        return True
+        return int(kept.sum())
 
     def _run(self, job: Job) -> int:
         code = Runner([job], [{}], self.output / LOGS, self.say).run()
@@ -126,8 +131,8 @@ class PseudoLabels:
             self.jobs.append(job)
         return code
 
-    def job(self, tag: str) -> Job:
-        """Return the run with this name."""
+    def job(self, tag: str, *, growth: float = 1.0) -> Job:
+        """Return a run with `growth` times the images of the teacher."""
         changes = {'EVAL.PREDICT_TRAIN': 'True'}
         if tag == ALL_LABELS:
             changes = {'DATA.TRAIN_FRACTION': '1.0', 'DATA.TRAIN_IMAGES': '0'}
@@ -138,6 +143,10 @@ class PseudoLabels:
         arguments += ['--pretrained', self.pretrained] if self.pretrained else []
         arguments += ['--tag', tag, '--opts', *self.options]
         arguments += [word for pair in changes.items() for word in pair]
+        if self.equal_steps:
+            train = get_config(build_parser('finetune').parse_args(arguments)).TRAIN
+            arguments += ['TRAIN.EPOCHS', str(max(1, round(train.EPOCHS / growth)))]
+            arguments += ['TRAIN.WARMUP_EPOCHS', str(round(train.WARMUP_EPOCHS / growth))]
         arguments, config = share_steps('finetune', arguments, self.processes)
         return Job(
             stage='finetune',

@@ -138,8 +138,22 @@ def test_real_labels_decide_for_all_runs_whether_a_checkpoint_is_selected(
     options = [*OPTIONS, 'EVAL.SELECT_ON', 'auto']
     work = PseudoLabels(str(cfg), str(phantom), tmp_path, options=options)
     assert len(work.labelled) < FEW_TRAINING_IMAGES
-    jobs = map(work.job, (TEACHER, STUDENT, ALL_LABELS))
+    jobs = work.job(TEACHER), work.job(STUDENT, growth=9.0), work.job(ALL_LABELS, growth=9.0)
     assert [job.config.EVAL.SELECT_ON for job in jobs] == ['last'] * 3
+
+
+def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(
+    cfg: Path, phantom: Path, tmp_path: Path
+) -> None:
+    options = [*OPTIONS, 'TRAIN.EPOCHS', '40', 'TRAIN.WARMUP_EPOCHS', '4']
+    work = PseudoLabels(str(cfg), str(phantom), tmp_path, options=options, equal_steps=True)
+    for growth, epochs, warmup in ((1.0, 40, 4), (2.5, 16, 2), (100.0, 1, 0)):
+        train = work.job(STUDENT, growth=growth).config.TRAIN
+        assert (train.EPOCHS, train.WARMUP_EPOCHS) == (epochs, warmup)
+    table = pd.read_csv(phantom / 'train.csv')
+    patients = table['Path'].str.extract(r'(patient\d+)')[0]
+    trained = ~patients.isin(work.held_out.patient) & (table['Frontal/Lateral'] == 'Frontal')
+    assert work.all_images == trained.sum()
 
 
 @pytest.mark.parametrize(
