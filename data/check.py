@@ -11,7 +11,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +35,6 @@ EXAMPLES = 3  # of each kind, in the summary
 
 CHUNK_IMAGES = 32
 DIGEST_BYTES = 16
-MISSING = 'missing image'  # kind of a fault (`data.records`)
 FEW_LEVELS = 16  # an X-ray has more grey levels
 SAME_PATIENT, SAME_PIXELS = 'patient in two splits', 'same pixels in two splits'
 SAME_LOOK = ('same X-ray in two splits', 'same X-ray in two sources')
@@ -178,7 +176,10 @@ def check_data(
     options = {'labels': task.columns if labelled else ()}
     for split in ('train', 'valid', 'test'):
         try:
-            records, named = _read(config, split, findings, optional=split in optional, **options)
+            read = partial(read_part, config, root, split, optional=split in optional, **options)
+            records = named = read(look_up='all', on_fault=findings.add)
+            if records is not None and not len(records):  # labels can be checked without images
+                named = read(look_up='none', on_fault=findings.add)
         except ValueError as error:  # concerns the whole folder or store
             findings.add(Fault('unreadable data set', str(error)))
             continue
@@ -208,35 +209,6 @@ def check_data(
     rows = {name: len(part) for name, part in splits.items()}
     looks = named[['file', 'split', 'patient']].merge(unique[['file', 'digest', 'thumbnail']])
     return Checked(rows, looks)
-
-
-def _read(
-    config: Config, split: str, findings: Findings, **options: Any
-) -> tuple[Records | None, Records | None]:
-    """Read a split, and add its faults.
-
-    Returns:
-        The records whose images exist, and those whose labels are checked. These are the same,
-        unless no image exists: then one fault says so, and the labels of all are checked.
-    """
-    read = partial(read_part, config, Path(config.DATA.DATA_PATH), split, **options)
-    missing: list[Fault] = []
-
-    def add(fault: Fault) -> None:
-        if fault.kind == MISSING:
-            missing.append(fault)
-        else:
-            findings.add(fault)
-
-    records = read(look_up='all', on_fault=add)
-    lacks_all = len(missing) > 1 and records is not None and not len(records)
-    if not lacks_all:
-        for fault in missing:
-            findings.add(fault)
-        return records, records
-    detail = f'none of the {len(missing):,} images exists. The first: {missing[0].detail}'
-    findings.add(replace(missing[0], kind='missing images', detail=detail))
-    return records, read(look_up='none', on_fault=findings.add)
 
 
 def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray | None]:

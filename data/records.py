@@ -163,7 +163,7 @@ def existing_records(
     on_fault: OnFault,
     hint: str = '',
 ) -> Records:
-    """Select the records whose images exist, and report each missing image.
+    """Select the records whose images exist, and report each missing image, or that none exists.
 
     Args:
         records: Records of N images.
@@ -180,6 +180,7 @@ def existing_records(
     keep = np.full(len(records), True)
     # Looking up every file takes long on a network drive, and one of each folder already shows a
     # wrong DATA_PATH or suffix.
+    missing: list[Fault] = []
     parts = pd.Series(records.file, dtype=object).str.replace(PATIENT_AND_BELOW, '', regex=True)
     wanted = (look_up == 'all') | ~parts.duplicated().to_numpy()
     for position in images.to_look_up(records.file, wanted).tolist():
@@ -190,8 +191,13 @@ def existing_records(
             keep[position] = False
         elif not images.has_image(file):
             detail = f'the image {images.path / file} does not exist {hint}'
-            on_fault(Fault('missing image', detail, *place))
+            missing.append(Fault('missing image', detail, *place))
             keep[position] = False
+    if len(missing) > 1 and not keep.any():
+        detail = f'none of the {len(missing):,} images exists. The first: {missing[0].detail}'
+        missing = [replace(missing[0], kind='missing images', detail=detail)]
+    for fault in missing:
+        on_fault(fault)
     return records if keep.all() else records.select(keep)
 
 
