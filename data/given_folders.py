@@ -5,8 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import Config, check_config, default_config, part, put
+from config import Config, check_config, default_config, put
 from data.chexpert import read_csv
+from data.folder import read_folder
 from data.reading import read_split
 from data.records import Records, csv_names
 from data.store_about import is_store, packed_steps, read_about
@@ -42,9 +43,7 @@ def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
     if place.lower().endswith('.csv'):
         folder, name = os.path.split(place)
         return read_csv(folder or '.', name, labels=())
-    config = default_config()
-    config.DATA.ALLOW_ALL_IMAGES = True
-    return part(config, 'DATA.DATASET').read(config, place, 'train')
+    return read_folder(place, allow_all_images=True)
 
 
 def detect_dataset(config: Config) -> str:
