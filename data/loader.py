@@ -173,25 +173,22 @@ def training_dataset(
     records: dict[str, Records], transform: Callable, *, seed: int
 ) -> XrayDataset | JoinedDataset:
     """Build the training dataset of the records of each source; see `read_sources`."""
-    parts = {
-        name: XrayDataset(part, transform, seed=source_seed(seed, name))
-        for name, part in records.items()
-    }
-    return _join(parts, seed=seed)
+    seeds = {name: source_seed(seed, name) for name in records}
+    return _join(records, transform, seeds, seed)
 
 
 def holdout_dataset(
     records: dict[str, Records], transform: Callable
 ) -> XrayDataset | JoinedDataset:
     """Build the dataset of the held-out records of each source, with fixed random draws."""
-    parts = {
-        name: XrayDataset(part, transform, seed=HOLDOUT_SEED) for name, part in records.items()
-    }
-    return _join(parts, seed=HOLDOUT_SEED)
+    return _join(records, transform, dict.fromkeys(records, HOLDOUT_SEED), HOLDOUT_SEED)
 
 
-def _join(parts: dict[str, XrayDataset], *, seed: int) -> XrayDataset | JoinedDataset:
+def _join(
+    records: dict[str, Records], transform: Callable, seeds: dict[str, int], seed: int
+) -> XrayDataset | JoinedDataset:
     """Join the datasets of sources; without DATA.SOURCES there is one, whose name is ''."""
+    parts = {name: XrayDataset(part, transform, seed=seeds[name]) for name, part in records.items()}
     return parts[''] if '' in parts else JoinedDataset(parts, seed=seed)
 
 
