@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from csv_files import touch
 from phantom_layouts import nih_phantom, plus_phantom
 from sklearn.metrics import roc_auc_score
 from tiny import LABELS_DECIDE, VIT, config_with, finished_run, run_script
@@ -66,11 +67,8 @@ def nih(root: Path, table: str = NIH, **lists: str) -> Path:
     given |= {'test': '00000003_000.png\n00000003_001.png\n'} | lists
     (root / 'train_val_list.txt').write_text(given['train_val'])
     (root / 'test_list.txt').write_text(given['test'])
-    for line in NIH.splitlines()[1:]:
-        name = line.partition(',')[0]
-        image = root / FOLDERS[name[:8]] / 'images' / name
-        image.parent.mkdir(parents=True, exist_ok=True)
-        image.touch()
+    names = [line.partition(',')[0] for line in NIH.splitlines()[1:]]
+    touch(root, *(f'{FOLDERS[name[:8]]}/images/{name}' for name in names))
     return root
 
 
@@ -82,10 +80,7 @@ def read(root: Path, layout: str, split: str, labels: tuple[str, ...] = (), **op
 
 def described(root: Path, text: str = MINE, table: str = EXPORT) -> str:
     """A data set of the user below a folder; returns the path of its layout."""
-    for line in table.splitlines()[1:]:
-        image = root / 'xrays' / line.partition(',')[0]
-        image.parent.mkdir(parents=True, exist_ok=True)
-        image.touch()
+    touch(root / 'xrays', *(line.partition(',')[0] for line in table.splitlines()[1:]))
     (root / 'export.csv').write_text(table)
     (root / 'mine.yaml').write_text(text)
     return str(root / 'mine.yaml')
@@ -326,9 +321,7 @@ def test_labels_of_another_table_are_found_by_a_key(tmp_path: Path, caplog) -> N
 
 def write(root: Path, name: str, text: str, *images: str) -> Path:
     """A table below a folder, and empty files for its images."""
-    for file in (name, *images):
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).touch()
+    touch(root, name, *images)
     (root / name).write_text(text)
     return root
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from csv_files import touch
 from phantom_layouts import mimic_phantom, nih_phantom
 from tiny import run_script
 from xray_splits import LOGGER, make_config
@@ -35,9 +36,7 @@ def test_images_behind_links_are_read_and_packed(layout: str, tmp_path: Path) ->
 
 def test_a_folder_to_which_links_lead_is_listed_once(tmp_path: Path) -> None:
     root, shared = tmp_path / 'root', tmp_path / 'shared'
-    for file in ('shared/p/x.png', 'shared/q/deep/y.png', 'root/a.png', 'root/own/b.png'):
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).touch()
+    touch(tmp_path, 'shared/p/x.png', 'shared/q/deep/y.png', 'root/a.png', 'root/own/b.png')
     (root / 'one.png').symlink_to(shared / 'p' / 'x.png')
     (root / 'p').symlink_to(shared / 'p')
     (root / 'q').symlink_to(shared / 'q')

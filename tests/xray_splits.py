@@ -1,18 +1,17 @@
 """Splits of X-rays, two views a patient; a config that loads them, and the samples loaded."""
 
-import csv
 import logging
 from pathlib import Path
 
 import numpy as np
 import torch
+from csv_files import image_path, row, write
 from PIL import Image
 
 from config import default_config
 from data.labels import LABELS
 
 LOGGER = logging.getLogger('xray_splits')
-COLUMNS = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS)
 CYCLE = ('1.0', '0.0', '-1.0', '')
 
 
@@ -32,19 +31,16 @@ def cells_of(number: int, cycle: tuple[str, ...] = CYCLE) -> list[str]:
 
 def write_split(root: Path, split: str, num_patients: int, cycle: tuple[str, ...] = CYCLE) -> None:
     """A CSV of two images a patient, frontal and lateral, and the images, all different."""
-    with open(root / f'{split}.csv', 'w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for number in range(2 * num_patients):
-            patient, view = number // 2, ('frontal', 'lateral')[number % 2]
-            path = f'{split}/patient{patient:05d}/study1/view{number % 2 + 1}_{view}.png'
-            projection = 'AP' if view == 'frontal' else ''
-            writer.writerow(
-                [f'Set/{path}', 'Female', 50, view.title(), projection] + cells_of(number, cycle)
-            )
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            noise = np.random.RandomState(number).randint(0, 256, (36 + number % 5, 40))
-            Image.fromarray(noise.astype(np.uint8)).save(root / path)
+    rows = []
+    for number in range(2 * num_patients):
+        view = ('view1_frontal', 'view2_lateral')[number % 2]
+        path = image_path(number // 2, 1, view, folder=split).replace('.jpg', '.png')
+        cells = dict(zip(LABELS, cells_of(number, cycle), strict=True))
+        rows.append(row(f'Set/{path}', **{'AP/PA': 'AP' if number % 2 == 0 else ''}, **cells))
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.RandomState(number).randint(0, 256, (36 + number % 5, 40))
+        Image.fromarray(noise.astype(np.uint8)).save(root / path)
+    write(root / f'{split}.csv', rows)
 
 
 def make_config(data_path: Path, *options):
