@@ -177,9 +177,20 @@ def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('stage', 'model'), [('simmim', MAE), ('finetune', VIT)])
-def test_each_stage_resumes_bit_for_bit(stage, model, phantom, tmp_path) -> None:
-    cfg = tiny_config(tmp_path / 'run.yaml', stage, model, TRAIN={'SAVE_EVERY_STEPS': 2})
+@pytest.mark.parametrize(
+    ('stage', 'model', 'method'),
+    [
+        ('simmim', MAE, ''),
+        ('finetune', VIT, ''),
+        *(('contrastive', SWIN, method) for method in ('moco', 'byol', 'swav')),
+    ],
+)
+def test_each_stage_resumes_bit_for_bit(stage, model, method, phantom, tmp_path) -> None:
+    sections = {'TRAIN': {'SAVE_EVERY_STEPS': 2}}
+    if method:
+        small = {'QUEUE_SIZE': 32, 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2}
+        sections |= {'CONTRASTIVE': small | {'METHOD': method}, 'EVAL': {'HOLDOUT_IMAGES': 8}}
+    cfg = tiny_config(tmp_path / 'run.yaml', stage, model, **sections)
     assert run_main(stage, arguments(cfg, phantom, tmp_path / 'whole')) == 0
     whole = run_folder(tmp_path / 'whole', stage)
     stop = str(whole / 'ckpt_epoch_1_step_2.pth')

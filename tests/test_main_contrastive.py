@@ -35,10 +35,6 @@ def write(path: Path, method: str, model: dict = SWIN, **sections: dict) -> Path
     return tiny_config(path, 'contrastive', model, AUG=EASY, EVAL=FEW, **sections)
 
 
-def weights(folder: Path, name: str = 'ckpt_epoch_1.pth') -> dict[str, torch.Tensor]:
-    return read_checkpoint(folder / name)['model']
-
-
 def config_of(cfg: Path, data: Path | str = ''):
     opts = ['DATA.DATA_PATH', str(data)]
     return get_config(argparse.Namespace(cfg=str(cfg), stage='contrastive', opts=opts))
@@ -67,7 +63,7 @@ def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> Non
     config = config_of(simclr / 'config.yaml', phantom)
     loaders = build_loader_contrastive(config, logging.getLogger('test'), (2, 0))
     model = build_contrastive(config, total_steps=1).eval()
-    model.load_state_dict(weights(simclr, 'ckpt_epoch_3.pth'))
+    model.load_state_dict(read_checkpoint(simclr / 'ckpt_epoch_3.pth')['model'])
     (batch,) = loaders.holdout
     with torch.no_grad():
         rows = model.encoder.forward_features(batch[0]).double().numpy()
@@ -112,25 +108,6 @@ def test_a_run_starts_from_weights_of_another(phantom, tmp_path, monkeypatch) ->
         if not key.startswith('head.'):
             assert torch.equal(seen[0][f'encoder.{key}'], value), key
             assert torch.equal(seen[0][f'momentum_encoder.{key}'], value), key
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('method', ['moco', 'byol', 'swav'])
-def test_a_stopped_run_resumes_to_the_same_weights(method, phantom, tmp_path) -> None:
-    """In the middle of an epoch, with gradients accumulated over 2 batches."""
-    train = {'SAVE_EVERY_STEPS': 2, 'ACCUMULATION_STEPS': 2}
-    cfg = write(tmp_path / 'run.yaml', method, TRAIN=train)
-    assert run_main('contrastive', arguments(cfg, phantom, tmp_path / 'whole')) == 0
-    whole = run_folder(tmp_path / 'whole', 'contrastive')
-    want = weights(whole)
-    assert want['step'] == 2 * 3
-    stop = str(whole / 'ckpt_epoch_0_step_2.pth')
-    argv = arguments(cfg, phantom, tmp_path / 'resumed', '--resume', stop)
-    assert run_main('contrastive', argv) == 0
-    got = weights(run_folder(tmp_path / 'resumed', 'contrastive'))
-    assert got.keys() == want.keys()
-    for key, value in want.items():
-        assert torch.equal(got[key], value), key
 
 
 # Before a run

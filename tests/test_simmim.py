@@ -4,27 +4,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transfers import make_config
+from transfers import make_config, make_model
 
-from models import build_model
 from models.simmim import pixel_loss
 
 both_encoders = pytest.mark.parametrize('kind', ['swin', 'vit'])
 
 
-def tiny_model(kind: str, is_pretrain: bool = True, **options: object) -> nn.Module:
-    """Build a small seeded model with stride 8 for 32 px images."""
-    torch.manual_seed(0)
-    return build_model(make_config(kind, 1, **options), is_pretrain=is_pretrain)
-
-
-def enlarge_weights(model: nn.Module) -> nn.Module:
-    """Enlarge the initial weights, so that every part affects the output."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
+def small(kind: str, is_pretrain: bool = True, **options: object) -> nn.Module:
+    """Build a model with stride 8 for 32 px images, in which every part affects the output."""
+    return make_model(make_config(kind, 1, **options), is_pretrain=is_pretrain)
 
 
 def half_hidden(model: nn.Module, images: int = 2) -> torch.Tensor:
@@ -42,7 +31,7 @@ def hidden_pixels(model: nn.Module, mask: torch.Tensor) -> torch.Tensor:
 
 @both_encoders
 def test_mlp_head_is_two_convolutions_with_gelu_between(kind: str) -> None:
-    model = enlarge_weights(tiny_model(kind, MODEL__SIMMIM__HEAD='mlp'))
+    model = small(kind, MODEL__SIMMIM__HEAD='mlp')
     width = model.encoder.num_features
     state = model.state_dict()
     shapes = {key: list(state[key].shape) for key in state if key.startswith('decoder.')}
@@ -64,7 +53,7 @@ def test_mlp_head_is_two_convolutions_with_gelu_between(kind: str) -> None:
 
 @both_encoders
 def test_hidden_pixels_do_not_reach_the_features(kind: str) -> None:
-    model = enlarge_weights(tiny_model(kind)).eval()
+    model = small(kind).eval()
     mask = half_hidden(model)
     hidden = hidden_pixels(model, mask)
     x = torch.randn(2, 1, 32, 32)
@@ -79,7 +68,7 @@ def test_hidden_pixels_do_not_reach_the_features(kind: str) -> None:
 
 @both_encoders
 def test_loss_is_float32_under_autocast(kind: str) -> None:
-    model = enlarge_weights(tiny_model(kind))
+    model = small(kind)
     x, mask = torch.randn(2, 1, 32, 32), half_hidden(model)
     full = model(x, mask)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -100,8 +89,7 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
     gradients = []
     for use_checkpoint in (False, True):
         options = {'MODEL__DROP_RATE': 0.2, 'MODEL__DROP_PATH_RATE': 0.5}
-        model = tiny_model(kind, TRAIN__USE_CHECKPOINT=use_checkpoint, **options)
-        model = enlarge_weights(model).train()
+        model = small(kind, TRAIN__USE_CHECKPOINT=use_checkpoint, **options).train()
         calls = []
         blocks = [m for name, m in model.named_modules() if name.split('.')[-2:-1] == ['blocks']]
         for block in blocks:
@@ -117,7 +105,7 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
 
 @both_encoders
 def test_wrong_sizes_are_named(kind: str) -> None:
-    model, classifier = tiny_model(kind), tiny_model(kind, is_pretrain=False)
+    model, classifier = small(kind), small(kind, is_pretrain=False)
     mask = half_hidden(model)
     with pytest.raises(AssertionError, match='40'):
         model(torch.zeros(2, 1, 32, 40), mask)
@@ -129,7 +117,7 @@ def test_wrong_sizes_are_named(kind: str) -> None:
 
 def test_layer_ids_follow_the_depth_of_swin() -> None:
     options = {'MODEL__SWIN__APE': True, 'MODEL__SWIN__DEPTHS': [2, 2]}
-    model = tiny_model('swin', is_pretrain=False, **options)
+    model = small('swin', is_pretrain=False, **options)
     assert model.get_num_layers() == 4
     want = {
         'patch_embed.norm.weight': 0,
