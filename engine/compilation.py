@@ -115,27 +115,18 @@ def _warn_of_skipped_graphs(logger: logging.Logger) -> None:
         logger.warning(f'TRAIN.COMPILE: {skipped} parts of the model run without CUDA graphs')
 
 
-def copy_buffers(module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Copy the tensors that a forward pass may change: buffers and frozen weights."""
-    frozen = (parameter for parameter in module.parameters() if not parameter.requires_grad)
-    return [(tensor, tensor.clone()) for tensor in (*module.buffers(), *frozen)]
-
-
-@torch.no_grad()
-def restore_buffers(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Restore the tensors from the copies of `copy_buffers`."""
-    for tensor, before in copies:
-        tensor.copy_(before)
-
-
 @contextlib.contextmanager
 def _restoring(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Restore buffers, random state and gradients after forward and backward passes."""
-    copies = copy_buffers(module)
+    # A forward pass may change buffers and, as averages of weights do, frozen weights.
+    frozen = (parameter for parameter in module.parameters() if not parameter.requires_grad)
+    copies = [(tensor, tensor.clone()) for tensor in (*module.buffers(), *frozen)]
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
         try:
             yield
         finally:
             module.zero_grad(set_to_none=True)
             torch.clear_autocast_cache()
-            restore_buffers(copies)
+            with torch.no_grad():
+                for tensor, before in copies:
+                    tensor.copy_(before)
