@@ -1,6 +1,7 @@
 """scripts/features.py: the features of a probe, in the order of the images, whole or continued."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,24 @@ def test_the_rows_have_the_order_and_the_names_of_the_table(
     np.testing.assert_array_equal(columns, found['features'])
     assert sorted(path.name for path in tmp_path.iterdir()) == ['f.csv', 'new']
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['f.npz']
+
+
+def test_a_skipped_image_has_no_row(
+    script, features, pretrained: Path, phantom: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(script, 'CHUNK', 2)
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for number, file in enumerate(sorted(phantom.rglob('view1_frontal.jpg'))[:4]):
+        shutil.copy(file, folder / f'{number}.jpg')
+    words = ['--checkpoint', pretrained, '--batch-size', 1, '--output']
+    assert features(folder, *words, tmp_path / 'all.npz') == 0
+    (folder / '1.jpg').write_bytes(b'no image')
+    assert features(folder, *words, tmp_path / 'f.npz') == 2
+    assert features(folder, *words, tmp_path / 'f.npz', '--skip-bad') == 1
+    found, every = read(tmp_path / 'f.npz'), read(tmp_path / 'all.npz')
+    assert found['path'].tolist() == ['0.jpg', '2.jpg', '3.jpg']
+    np.testing.assert_array_equal(found['features'], every['features'][[0, 2, 3]])
 
 
 def test_a_file_without_options_needs_a_config_of_its_encoder(
