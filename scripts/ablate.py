@@ -181,7 +181,7 @@ def _add_table(add: Callable) -> None:
     add('--scores', nargs='+', default=[], metavar='SCORE',
         help=f'{", ".join(MEANS)}, a label, or METRIC:LABEL such as f1:Edema')  # fmt: skip
     add('--row', nargs='+', default=[], metavar='NAME',
-        help='only these rows, compared with each other; pixels_1 names a baseline')  # fmt: skip
+        help='only these rows, compared with each other')  # fmt: skip
     add('--tune', action='store_true', help='choose between rows that differ in TRAIN.BASE_LR')
     add('--resamples', type=at_least(0), metavar='N',
         help='resamples of the patients (default: 10000, or 200 for each comparison)')  # fmt: skip
@@ -426,8 +426,9 @@ def table_of_joined(args: argparse.Namespace) -> None:
         name = candidates[0]
         raise ValueError(f'--row: with --tune, {name} is a rate of {replaced[name]}: name that row')
     chosen = tuned(sweep, args.predictions, args.save, seeds) if args.tune else {}
-    rows = [name for name in args.row if not name.startswith(PIXELS)]
-    sweep = only_rows(sweep, rows) if rows else sweep
+    if args.row:  # tables of some rows show the pixel baselines, too
+        baselines = [row.name for row in sweep.rows if row.method == PIXELS]
+        sweep = only_rows(sweep, [*args.row, *baselines])
     names = [row.name for row in sweep.rows if row.name not in replaced]
     runs = [*read_joined(args.predictions, args.labels, names, chosen=chosen, seeds=seeds)]
     found = {run.row for run in runs}

@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from engine.run_record import is_finished
 from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
 from logger import read_metrics
-from sweeps.files import PIXELS, Sweep, load_config, run_folder, without_cache
+from sweeps.files import Sweep, load_config, run_folder, without_cache
 from sweeps.long_table import Scored
 from sweeps.runner import finished_runs
 from system.files import replace_file
@@ -80,7 +80,7 @@ def read_joined(
     chosen: Mapping[str, Sequence[str]],
     seeds: int,
 ) -> Iterator[Scored]:
-    """Yield the joined predictions of rows, and of the pixel baseline, with the labels of a file.
+    """Yield the joined predictions of rows with the labels of a file.
 
     Args:
         folder: Folder of `join`.
@@ -92,12 +92,8 @@ def read_joined(
     Raises:
         ValueError: If there are no predictions of the rows, or not those of a chosen row.
     """
-    wanted = {*names, *itertools.chain(*chosen.values())}
-    joined = read_ranks(
-        folder / PREDICTIONS, lambda name: name in wanted or name.startswith(PIXELS)
-    )
-    shown = [name for name in joined if name in names or name.startswith(PIXELS)]
-    found = {name: joined[name] for name in shown}
+    joined = read_ranks(folder / PREDICTIONS, {*names, *itertools.chain(*chosen.values())})
+    found = {name: joined[name] for name in joined if name in names}
     if not found:
         raise ValueError(f'{folder} has no predictions of the rows {", ".join(names)}')
     if others := sorted({seed for by_seed in joined.values() for seed in by_seed if seed >= seeds}):
@@ -169,11 +165,11 @@ def save_ranks(path: Path, files: Mapping[tuple[str, int], Sequence[Path]]) -> N
     replace_file(path, gzip.compress(text.encode(), mtime=0))  # no time: it is reproducible
 
 
-def read_ranks(path: Path, wanted: Callable[[str], bool]) -> dict[str, dict[int, Predictions]]:
-    """Return row -> seed -> predictions of a table of `save_ranks`, for rows with wanted names."""
+def read_ranks(path: Path, names: Collection[str]) -> dict[str, dict[int, Predictions]]:
+    """Return row -> seed -> predictions of a table of `save_ranks`, for rows with these names."""
     cells = _joined_cells(path)
     found: dict[str, dict[int, Predictions]] = {}
-    for (row, seed), part in cells[cells['row'].map(wanted)].groupby(['row', 'seed']):
+    for (row, seed), part in cells[cells['row'].isin(names)].groupby(['row', 'seed']):
         table = Table(f'{path}, {row} seed {seed}', cells=part.drop(columns=['row', 'seed']))
         # All columns are labels, also those that only DATA.LABELS names.
         found.setdefault(row, {})[int(seed)] = read_predictions(table, labels=[*table.cells])

@@ -68,7 +68,7 @@ def compared_pairs(
     """
     seeds = table.groupby('row', sort=False)['seed'].agg(set).to_dict()
     pairs, notes = [], []
-    rows = [row for row in sweep.rows if row.name in seeds and not row.name.startswith(PIXELS)]
+    rows = [row for row in sweep.rows if row.name in seeds and row.method != PIXELS]
     for row, others in ((row.name, row.against) for row in rows):
         fitting = []
         for name in dict.fromkeys(others):
@@ -80,7 +80,8 @@ def compared_pairs(
                 continue
             fitting.append(name)
         pairs += [(row, name) for name in fitting or ['']]
-    return pairs + [(name, '') for name in seeds if name.startswith(PIXELS)], notes
+    baselines = [row.name for row in sweep.rows if row.name in seeds and row.method == PIXELS]
+    return pairs + [(name, '') for name in baselines], notes
 
 
 def compare(
@@ -103,7 +104,7 @@ def compare(
     for ((row, group), base), part in zip(keys, compare_rows(rows, keys), strict=True):
         own = summarise(rows[row, group])
         line = {'group': group} if group else {}
-        line |= {'row': row, 'labels': subsets.get(row, row.removeprefix(f'{PIXELS}_'))}
+        line |= {'row': row, 'labels': subsets.get(row, '')}
         line |= {'seeds': own['seeds'], 'score': score, **own, 'against': base[0] if base else ''}
         if part:
             line |= _comparison(part)
@@ -145,7 +146,7 @@ def _not_above_pixels(lines: Sequence[Line]) -> Iterator[str]:
         line['row']
         for line in lines
         if 'group' not in line
-        and line['against'].startswith(PIXELS)
+        and line['against'].startswith(f'{PIXELS}_')
         and (line['difference'] <= 0 or line['patients_low'] <= 0)
     ]
     if rows:
