@@ -152,12 +152,10 @@ def read_table(path: Any) -> pd.DataFrame:
     Raises:
         ValueError: If it cannot be read or lacks a column.
     """
-    text = dict.fromkeys([*KEYS, 'resample'], str)
-    # By default, pandas may change the last bit of a number, and a score may equal its threshold.
-    options = {'dtype': text, 'float_precision': 'round_trip'}
     try:
-        table = pd.read_csv(path, **options, keep_default_na=False, na_values={'value': ['']})
-        return table[COLUMNS]
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)[COLUMNS]
+        # As pandas reads it, a number may lose its last bit, and a score may equal its threshold.
+        return table.assign(value=table['value'].replace('', 'nan').map(float))
     except (ValueError, KeyError) as error:
         raise ValueError(f'{path} is no long table of scores: {error}') from error
 

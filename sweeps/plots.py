@@ -21,7 +21,7 @@ from config import Config
 from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
-from sweeps.files import Sweep, expected_config, run_folder, subset_size
+from sweeps.files import PIXELS, Sweep, expected_config, run_folder, subset_size
 from sweeps.long_table import EVERYONE, MEANS, parts_of
 from sweeps.tables import NOT_FOR_CLINICAL_USE, score_title
 from system.files import atomic_writer
@@ -114,10 +114,11 @@ def difference_title(sweep: Sweep, row: str, other: str, group: str = '') -> str
 def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
     """Return the labels of a row, such as 'all labels', and its name as text."""
     row = next((row for row in sweep.rows if row.name == name), None)
-    if row is None:  # the pixel baseline
-        method, _, subset = name.partition('_')
-    else:
+    method, _, subset = name.partition('_')
+    if row is not None:
         method, subset = row.method or row.name, row.subset
+    elif method != PIXELS:  # a baseline is a row of the table alone
+        raise ValueError(f'{sweep.path} has no row {name!r}, but the table has (--scale)')
     return subset_title(sweep, subset), sweep.titles.get(method, method)
 
 

@@ -311,12 +311,15 @@ def line_of(axis: object, number: int) -> list[float]:
         (['--scores', 'Oedema'], 'mine_Oedema.csv does not exist'),
         (['--scores', 'Edema', '--figure', 'f.xyz'], 'xyz'),
         (['--scores', 'Pneumonia'], 'by_seed'),
+        (['--scores', 'Fracture'], "has no row 'gone_1'"),
     ],
 )
 def test_figures_that_the_tables_do_not_have_are_refused(words, error, joined, capsys) -> None:
     folder = joined[0].parent
     assert table_of(joined[0], '--scores', 'Edema') == 0
     (folder / 't/mine_Pneumonia.csv').write_text('a,b\n1,2\n')
+    of_another_sweep = (folder / 't/mine_Edema.csv').read_text().replace('scratch_1', 'gone_1')
+    (folder / 't/mine_Fracture.csv').write_text(of_another_sweep)
     assert run('plot', '--sweep', joined[0], '--save', folder / 't', *words) == 2
     assert error in capsys.readouterr().err
 
