@@ -275,6 +275,14 @@ def test_rows_scored_on_other_cases_are_not_compared(tmp_path: Path) -> None:
     assert '0.1 was scored on other cases than 0.6: not compared.' in page
 
 
+def test_a_row_of_an_ablation_that_is_called_pixels_is_no_baseline(tmp_path: Path) -> None:
+    made, sweep = MadeRuns(tmp_path), make_sweep(tmp_path, ['pixels', '0.6'], reference=1)
+    for row in sweep.rows:
+        made.add(row, 0)
+    assert table_of(sweep, made, seeds=1) == 0
+    assert lines_of(made, 'mean_of_five').loc['pixels', 'against'] == '0.6'
+
+
 def test_a_label_with_few_cases_has_no_verdict(tmp_path: Path, monkeypatch) -> None:
     made, sweep = two_rows(tmp_path)
     monkeypatch.setattr('evaluation.model_comparison.SIGNIFICANT', 0.9)
