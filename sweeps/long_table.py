@@ -67,6 +67,11 @@ def parts_of(score: str) -> tuple[str, str]:
     return metric or 'auroc', label
 
 
+def label_title(label: str) -> str:
+    """Return a label or a mean over labels for readers."""
+    return {'mean_of_five': 'mean of five', 'mean_of_defined': 'mean'}.get(label, label)
+
+
 def check_scores(scores: Sequence[str], labels: Sequence[str]) -> None:
     """Raise a ValueError for a score of an unknown metric or label."""
     for score in scores:

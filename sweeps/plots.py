@@ -22,7 +22,7 @@ from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
 from sweeps.files import PIXELS, Sweep, expected_config, run_folder, subset_size
-from sweeps.long_table import EVERYONE, MEANS, parts_of
+from sweeps.long_table import EVERYONE, label_title, parts_of
 from sweeps.tables import NOT_FOR_CLINICAL_USE, score_title
 from system.files import atomic_writer
 
@@ -148,8 +148,7 @@ def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> None:
             own = means[means['row'] == name].set_index('label').reindex(labels)
             places, bars = np.arange(len(labels)) + step, _bars(own)
             axis.errorbar(own['value'], places, xerr=bars, **_style(sweep, number, name))
-        titles = [label.replace('_', ' ') if label in MEANS else label for label in labels]
-        axis.set_yticks(range(len(labels)), titles)
+        axis.set_yticks(range(len(labels)), map(label_title, labels))
         axis.set_ylim(len(labels) - 0.5, -0.5)
         for edge in np.arange(0.5, len(labels) - 1):
             axis.axhline(edge, color=LIGHT, linewidth=0.6, zorder=0)

@@ -16,7 +16,7 @@ from evaluation.model_comparison import (
     summarise,
 )
 from sweeps.files import PIXELS, Sweep
-from sweeps.long_table import EVERYONE, MEANS, facts_of, parts_of, rows_of
+from sweeps.long_table import EVERYONE, facts_of, label_title, parts_of, rows_of
 from system.files import replace_files
 
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
@@ -237,7 +237,7 @@ def file_name(sweep: str, score: str) -> str:
 def score_title(score: str) -> str:
     """Return the name of a score for readers."""
     metric, label = parts_of(score)
-    return f'{METRICS[metric].title}, {label.replace("_", " ") if label in MEANS else label}'
+    return f'{METRICS[metric].title}, {label_title(label)}'
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:

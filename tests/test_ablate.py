@@ -57,8 +57,8 @@ def test_a_sweep_that_is_killed_three_times_loses_no_run_and_repeats_none(
         return any(map(is_locked, begun))
 
     kept = {}
-    # The last stop may come before a resumed run has made a step, which is code 76.
-    kills = (signal.SIGKILL, 1, {-9}), (signal.SIGTERM, 2, {75}), (signal.SIGINT, 3, {75, 76})
+    stopped = {75, 76}  # 76: a resumed run has not yet made a step
+    kills = (signal.SIGKILL, 1, {-9}), (signal.SIGTERM, 2, stopped), (signal.SIGINT, 3, stopped)
     for number, least, codes in (*kills, (None, 6, {0})):
         with subprocess.Popen(words, cwd=ROOT, env=env) as runner:
             if number is not None:

@@ -254,6 +254,10 @@ def test_other_steps_or_data_are_refused_within_an_epoch_alone(now, size) -> Non
 def test_more_epochs_than_the_run_has_are_refused() -> None:
     with pytest.raises(ValueError, match=r'4 epochs and 0 batches.*TRAIN.EPOCHS 3'):
         resumed(new_state(epoch=3), new_state(), finished=True, TRAIN__EPOCHS=3)
+    begun = new_state(accumulation=1, epoch=3, batch=1)
+    state = new_state(accumulation=1)
+    with pytest.raises(ValueError, match=r'3 epochs and 1 batches.*TRAIN.EPOCHS 3'):
+        resumed(begun, state, finished=False, TRAIN__EPOCHS=3)
     state = new_state()
     assert state.is_done(resumed(new_state(epoch=2), state, finished=True, TRAIN__EPOCHS=3))
 
