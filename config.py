@@ -1224,9 +1224,9 @@ def all_parts(key: str) -> dict[str, Any]:
 def find_part(key: str, name: str) -> Any:
     """Return the part with a name of an option, after importing the module that registers it."""
     option = OPTIONS[key]
-    module = option.parts.get(option.part_name(name))
-    if module and key not in REGISTRIES:
-        import_module(module)  # the registry of the option is there or in a module that it imports
+    if key not in REGISTRIES:
+        # The registry, which refuses wrong names, is in this module or in one that it imports.
+        import_module(option.parts.get(option.part_name(name)) or min(option.parts.values()))
     return REGISTRIES[key][name]
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import subprocess
+import sys
 from functools import reduce
 from pathlib import Path
 
@@ -385,3 +387,10 @@ def test_yaml_that_fills_the_memory_is_refused() -> None:
     for text in ('\n'.join(levels), '[' * 1000, 'a: ' + 'b' * 1_000_001):
         with pytest.raises(ValueError, match='YAML'):
             config_from_text(text)
+
+
+def test_a_wrong_part_is_refused_before_any_part_is_imported() -> None:
+    code = 'from config import *; c = default_config(); c.DATA.TASK = "wrong"; part(c, "DATA.TASK")'
+    words = [sys.executable, '-c', code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "DATA.TASK must be one of ['observations'" in done.stderr
