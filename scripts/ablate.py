@@ -337,26 +337,36 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
     """Submit job arrays. The runs of each array only need runs of earlier arrays."""
     if shutil.which('sbatch') is None:
         raise ValueError('--slurm: sbatch was not found; use a login node of the cluster')
+    name = f'{args.sweep.stem} in {args.output}'
+    if name in _slurm(['squeue', '--me', '--noheader', '--format=%j']).splitlines():
+        raise ValueError(
+            f'--slurm: jobs named {name!r} are in the queue; submit when they have ended'
+        )
     before, count, logs = '', 0, args.output / LOGS
     logs.mkdir(parents=True, exist_ok=True)  # Slurm does not make the folder of --output
     for members in _arrays(jobs):
         command = ['sbatch', '--parsable', f'--array={",".join(map(str, members))}']
-        command.append(f'--output={logs}/slurm-%A_%a.out')
+        command += [f'--job-name={name}', f'--output={logs}/slurm-%A_%a.out']
         command += _resources(args.processes) if args.processes > 1 else []
         command += [f'--{option}' for option in args.slurm]
         if before:
             # With afterany a failed run does not stop the others. Each run checks its needs.
             command.append(f'--dependency=afterany:{before}')
         command += [str(ARRAY_SCRIPT), *_plan_flags(args)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ValueError(f'sbatch failed ({done.stderr.strip()}): {" ".join(command)}')
-        before = done.stdout.strip().partition(';')[0]
+        before = _slurm(command).strip().partition(';')[0]
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
         count += len(members)
     others = len(jobs) - count
     print(f'{count} runs submitted; {others} have finished, are running or wait for such a run')
     return 0
+
+
+def _slurm(command: list[str]) -> str:
+    """Run a Slurm command and return the output."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f'{command[0]} failed ({done.stderr.strip()}): {" ".join(command)}')
+    return done.stdout
 
 
 def _resources(processes: int) -> list[str]:

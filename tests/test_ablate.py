@@ -191,10 +191,11 @@ def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:
 
 @pytest.fixture
 def submitted(tmp_path, monkeypatch) -> Path:
-    """The arguments of a stand-in for sbatch."""
+    """The arguments of a stand-in for sbatch. The queue is empty."""
     text = f'echo "$@" >>{tmp_path}/notes\necho $((100 + $(wc -l <{tmp_path}/notes)))\n'
-    (tmp_path / 'sbatch').write_text(f'#!/usr/bin/env bash\n{text}')
-    (tmp_path / 'sbatch').chmod(0o755)
+    for name, commands in (('sbatch', text), ('squeue', '')):
+        (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{commands}')
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
     return tmp_path / 'notes'
 
@@ -205,8 +206,8 @@ def test_job_arrays_wait_for_the_runs_they_need(submitted, tmp_path) -> None:
     first, second = submitted.read_text().splitlines()
     logs = tmp_path / 'runs' / LOGS
     assert logs.is_dir()  # Slurm does not make it
-    options = f'--array=0,1,2,3 --output={logs}/slurm-%A_%a.out --partition=gpu'
-    assert options in first and '--dependency' not in first
+    options = f'--output={logs}/slurm-%A_%a.out --partition=gpu'
+    assert '--array=0,1,2,3 ' in first and options in first and '--dependency' not in first
     assert '--array=4,5,6,7' in second and '--dependency=afterany:101' in second
     # A task of the array makes the same plan.
     words = second.split()[second.split().index('--sweep') :]
