@@ -49,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 
 from data.folds import write_folds
+from data.reading import require_packed_steps
 from engine.run_record import is_finished
 from evaluation.metrics import FEW_CASES
 from sweeps.files import (
@@ -274,6 +275,8 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print(*describe_runs(jobs), sep='\n')
         return 0
+    for job in jobs:  # now, not when the runs before it have ended
+        require_packed_steps(job.config, job.config.DATA.DATA_PATH)
     if args.folds:
         write_tables(args)
     if args.slurm is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from packed_data import make_data, packed
 from sweep_commands import PRETRAIN, SWEEP, command, in_process, jobs_of
 from sweep_runs import methods_file
 from tiny import DEADLINE, load_script, run_script, wait_until
@@ -253,6 +254,18 @@ def test_mistakes_are_reported_before_anything_runs(
     monkeypatch.setenv('PATH', str(tmp_path))
     assert in_process(command, SWEEP, tmp_path / 'runs', tmp_path, *more) == 2
     assert key in capsys.readouterr().err
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_a_store_that_lacks_the_steps_of_a_row_is_refused_before_the_first_run(
+    tmp_path, capsys
+) -> None:
+    store = packed(make_data(tmp_path / 'data'), tmp_path / 'store')
+    content = yaml.safe_load(SWEEP.read_text())
+    content['rows'] |= {'resized': {'pretrain': {'DATA.PREPROCESS': ['resize']}}}
+    (tmp_path / 'mine.yaml').write_text(yaml.safe_dump(content))
+    assert in_process('run', tmp_path / 'mine.yaml', tmp_path / 'runs', store) == 2
+    assert "DATA.PREPROCESS 'resize' changes the shape" in capsys.readouterr().err
     assert not (tmp_path / 'runs').exists()
 
 
