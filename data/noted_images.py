@@ -4,13 +4,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
+from config import Config
 from data.image_source import ImageSource
 from data.images import COLOUR_LEVELS, CONTRADICTION, BadImageError
+from system.files import LOADER_FILES, allow_open_files
+from system.tool import usable_cpus
 
 SKIPPED = 'skipped: '  # prefix of the note about a skipped image
 COLOURED = 'coloured image(s) read as grey'
+MOST_IMAGES = 128  # in a batch, unless the user wants more
 NAMED = 3  # maximum number of images with the same note in a message
 
 
@@ -50,6 +55,37 @@ class NotedImages(Dataset):
                 raise
             image, note = Image.linear_gradient('L'), f'{SKIPPED}{error}'
         return self.transform(image, None), note, index
+
+
+class NotedLoader(DataLoader):
+    """Loader of `NotedImages` with a progress bar.
+
+    Args:
+        images: Images.
+        config: Options of the run of the model, for what the user leaves open.
+        batch_size: Images per batch, if the user chooses it.
+        num_workers: Processes that load images, if the user chooses it.
+
+    Attributes:
+        notes: Notes about the images so far, in their order.
+    """
+
+    def __init__(
+        self, images: NotedImages, config: Config, batch_size: int | None, num_workers: int | None
+    ) -> None:
+        if num_workers is None:
+            num_workers = min(config.DATA.NUM_WORKERS, usable_cpus())
+        allow_open_files(num_workers, per_worker=LOADER_FILES)
+        self.notes: list[str] = []
+        size = batch_size or min(config.DATA.BATCH_SIZE, MOST_IMAGES)
+        super().__init__(images, size, num_workers=num_workers)
+
+    def __iter__(self) -> Iterator[list]:
+        with tqdm(total=len(self.dataset), unit='image', disable=None) as bar:
+            for batch in super().__iter__():
+                self.notes += batch[1]
+                yield batch
+                bar.update(len(batch[1]))
 
 
 def is_skipped(note: str) -> bool:

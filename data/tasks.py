@@ -41,7 +41,7 @@ class Task(ABC):
         config: Options of the run.
         losses: Values of LOSS.NAME; the first one is the default, and the loss that scores have.
         exclusive: Whether the labels are classes, of which an image has one. Their probabilities
-            have the sum 1, and their scores include those of the decisions between them.
+            have the sum 1, and their scores also have metrics of the decisions between them.
         activation: Name, for users of exports, of the function from outputs to probabilities;
             'none' if it has no name.
         has_policies: Whether uncertain labels have policies in training and are never scored, and

@@ -1,7 +1,7 @@
-"""Scripts that run a model: their device, and errors in one line."""
+"""Scripts that run a model on images: their flags, and errors in one line."""
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from functools import wraps
 
@@ -9,7 +9,7 @@ import torch
 
 from engine.launch import EXIT_UNEXPECTED, explain
 from system.device import disable_tf32
-from system.tool import tool
+from system.tool import Paragraphs, at_least, tool
 
 
 def model_tool(main: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
@@ -33,16 +33,26 @@ def model_tool(main: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
     return run
 
 
-def named_device(name: str) -> torch.device:
-    """Return the device that a flag names, 'cpu', 'cuda' or 'cuda:N', and disable TF32.
+def model_parser(description: str) -> ArgumentParser:
+    """Return a parser with the flags of all scripts that run a model on images."""
+    parser = ArgumentParser(description=description, formatter_class=Paragraphs)
+    add = parser.add_argument
+    number = {'type': at_least(1), 'help': 'images per batch (default: as in the run, at most 128)'}
+    add('--batch-size', **number)
+    workers = 'processes that load images (default: as in the run)'
+    add('--num-workers', type=at_least(0), help=workers)
+    add('--skip-bad', action='store_true', help='skip unusable images and list them')
+    device = 'cpu, cuda or cuda:N (default: a GPU if there is one)'
+    add('--device', type=_device, help=device)
+    return parser
 
-    Raises:
-        ValueError: If this machine does not have the device.
-    """
+
+def _device(name: str) -> torch.device:
+    """Return the device that a flag names, and disable TF32."""
     disable_tf32()
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
     if name not in ('cpu', *gpus, *(['cuda'] if gpus else [])):
-        raise ValueError(
-            f'--device must be cpu, cuda or cuda:N, got {name!r}; PyTorch finds {len(gpus)} GPUs'
+        raise ArgumentTypeError(
+            f'must be cpu, cuda or cuda:N, got {name!r}; PyTorch finds {len(gpus)} GPUs'
         )
     return torch.device(name)

@@ -12,39 +12,34 @@ import argparse
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.given_folders import read_images
-from data.noted_images import NotedImages, describe_notes, is_skipped
+from data.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
 from data.reading import require_packed_steps
-from data.records import Records, images_of
+from data.records import images_of
 from data.transforms import EvalTransform
-from engine.model_tool import model_tool, named_device
-from evaluation.feature_files import write_npz, write_table
+from engine.model_tool import model_parser, model_tool
 from evaluation.features import batch_features, encoder_config, load_encoder
 from evaluation.inference import require_finite
 from system.device import local_device
-from system.files import LOADER_FILES, allow_open_files
-from system.tool import Paragraphs, usable_cpus
+from system.files import atomic_writer
 
-MOST_IMAGES = 128  # maximum default batch size
-CHUNK = 512  # images whose features are read at a time
 TABLES = ('.csv', '.parquet')  # formats with a column for each feature
 SUFFIXES = ('.npz', *TABLES)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
+    parser = model_parser(__doc__)
     add = parser.add_argument
     place = "folder of images, packed store, or CSV file in CheXpert's layout"
     add('data', metavar='DATA', help=place)
@@ -58,10 +53,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--dataset', default='', metavar='NAME', help=dataset)
     splits = ('train', 'valid', 'test')
     add('--split', default='train', choices=splits, help='split of --dataset (default: train)')
-    add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
-    add('--num-workers', type=int, help='processes that load images (default: as in the run)')
-    add('--skip-bad', action='store_true', help='skip unusable images and list them')
-    add('--device', help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
     suffix = args.output.suffix.lower()
     if suffix not in SUFFIXES:
@@ -70,65 +61,48 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f'--output must end in .npz with --tokens, got {args.output}')
     if suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
         parser.error('--output .parquet needs pyarrow: pip install pyarrow, or write .npz or .csv')
-    if args.batch_size is not None and args.batch_size < 1:
-        parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
     return args
 
 
 def compute_features(
-    model: nn.Module, loader: DataLoader, file: BinaryIO, *, device: torch.device, tokens: bool
-) -> tuple[tuple[int, ...], list[str]]:
-    """Write the features of all images to a file, because tokens may not fit into the memory.
+    model: nn.Module, loader: NotedLoader, file: BinaryIO, *, device: torch.device, tokens: bool
+) -> np.ndarray:  # [N, F] or [N, L, F]
+    """Compute the features of the images that can be used.
 
-    Returns:
-        The shape of the features of an image, and a note about each image.
+    They are in a file and not in the memory, into which the tokens may not fit.
     """
-    shape, notes = (), []
-    with tqdm(total=len(loader.dataset), desc='features', unit='image', disable=None) as bar:
-        for pixels, about, _ in loader:
-            values = batch_features(model, pixels, device, tokens=tokens)
-            require_finite(values, loader.dataset, start=len(notes))
-            file.write(values.tobytes())
-            shape = values.shape[1:]
-            notes += about
-            bar.update(len(about))
-    return shape, notes
+    shape = ()
+    for images, notes, index in loader:
+        values = batch_features(model, images, device, tokens=tokens)
+        require_finite(values, loader.dataset, start=int(index[0]))
+        used = [not is_skipped(note) for note in notes]
+        file.write(values[used].tobytes())
+        shape = values.shape[1:]
+    file.flush()
+    if not file.tell():
+        raise ValueError(f'none of the {len(loader.notes)} images can be used: {loader.notes[0]}')
+    return np.memmap(file, np.float32, 'r').reshape(-1, *shape)
 
 
-def read_features(file: BinaryIO, shape: tuple[int, ...], used: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the features of the images for which `used` [N] is true."""
-    file.seek(0)
-    for start in range(0, len(used), CHUNK):
-        own = used[start : start + CHUNK]
-        part = file.read(len(own) * int(np.prod(shape)) * np.dtype(np.float32).itemsize)
-        yield np.frombuffer(part, np.float32).reshape(-1, *shape)[own]
-
-
-def write_features(
-    args: argparse.Namespace,
-    file: BinaryIO,
-    shape: tuple[int, ...],
-    notes: list[str],
-    records: Records,
-) -> int:
-    """Write the output, report problems with images, and return the exit code."""
-    used = np.array([not is_skipped(note) for note in notes])
-    if not used.any():
-        raise ValueError(f'none of the {len(notes)} images can be used: {notes[0]}')
-    names = {name: getattr(records, name)[used] for name in ('path', 'patient', 'study')}
-    write = write_table if args.output.suffix.lower() in TABLES else write_npz
-    write(args.output, read_features(file, shape, used), names)
-    for line in describe_notes(notes, records.path):
-        print(line, file=sys.stderr)
-    rest = '' if used.all() else f'; {(~used).sum()} were skipped'
-    kind = 'tokens' if args.tokens else 'features'
-    print(f'{args.output}: {kind} of {used.sum()} images{rest}. Not for clinical use.')
-    return int(not used.all())
+def write_features(path: Path, features: np.ndarray, names: Mapping[str, np.ndarray]) -> None:
+    """Write features and arrays of text [N] as NPZ, or as a table with the columns f0, f1, ..."""
+    with atomic_writer(path) as file:
+        if path.suffix.lower() not in TABLES:
+            texts = {name: values.astype(str) for name, values in names.items()}
+            np.savez(file, features=features, **texts)
+            return
+        values = pd.DataFrame(features, columns=[f'f{k}' for k in range(features.shape[1])])
+        table = pd.concat([pd.DataFrame(dict(names)), values], axis=1)
+        if path.suffix.lower() == '.csv':
+            options = {'lineterminator': '\n', 'errors': 'surrogateescape'}
+            table.to_csv(file, index=False, mode='wb', **options)
+        else:
+            table.to_parquet(file, engine='pyarrow', index=False)
 
 
 @model_tool
 def main(args: argparse.Namespace) -> int:
-    device = named_device(args.device) if args.device else local_device()
+    device = args.device or local_device()
     records = read_images(args.data, args.dataset, args.split)
     config = encoder_config(args.checkpoint, args.cfg, args.opts, tokens=args.tokens)
     require_packed_steps(config, records.root)
@@ -136,18 +110,22 @@ def main(args: argparse.Namespace) -> int:
     model, remarks = load_encoder(config, args.checkpoint, device, is_own=is_own)
     for remark in remarks:
         print(f'note: {remark}')
-    workers = config.DATA.NUM_WORKERS if args.num_workers is None else args.num_workers
-    workers = min(workers, usable_cpus())
-    allow_open_files(workers, per_worker=LOADER_FILES)
     transform = EvalTransform(config, is_scored=False)
     images = NotedImages(images_of(records), records.file, transform, skip_bad=args.skip_bad)
-    size = args.batch_size or min(config.DATA.BATCH_SIZE, MOST_IMAGES)
-    loader = DataLoader(images, batch_size=size, num_workers=workers)
+    loader = NotedLoader(images, config, args.batch_size, args.num_workers)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=args.output.parent) as file:
         options = {'device': device, 'tokens': args.tokens}
-        shape, notes = compute_features(model, loader, file, **options)
-        return write_features(args, file, shape, notes, records)
+        features = compute_features(model, loader, file, **options)
+        used = np.array([not is_skipped(note) for note in loader.notes])
+        names = {name: getattr(records, name)[used] for name in ('path', 'patient', 'study')}
+        write_features(args.output, features, names)
+    for line in describe_notes(loader.notes, records.path):
+        print(line, file=sys.stderr)
+    rest = '' if used.all() else f'; {(~used).sum()} were skipped'
+    kind = 'tokens' if args.tokens else 'features'
+    print(f'{args.output}: {kind} of {len(features)} images{rest}. Not for clinical use.')
+    return int(not used.all())
 
 
 if __name__ == '__main__':

@@ -9,15 +9,11 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,12 +22,12 @@ from config import Config, put
 from data.given_folders import read_images
 from data.image_source import Folder
 from data.images import load_image
-from data.noted_images import NotedImages, describe_notes, is_skipped
+from data.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
 from data.predictions import write_predictions
 from data.reading import read_split
 from data.records import task_of
 from data.transforms import EvalTransform
-from engine.model_tool import model_tool, named_device
+from engine.model_tool import model_parser, model_tool
 from evaluation.inference import load_classifier, predict
 from evaluation.saliency import (
     NO_MAPS,
@@ -43,28 +39,11 @@ from evaluation.saliency import (
     read_view,
 )
 from system.device import local_device
-from system.files import LOADER_FILES, allow_open_files
-from system.tool import Paragraphs, usable_cpus
 from utils import read_checkpoint, trained_config
-
-MOST_IMAGES = 128  # maximum default batch size
-
-
-class ImageLoader(DataLoader):
-    """Loader with a progress bar, which collects the notes about the images in `notes`."""
-
-    notes: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[Any]:
-        with tqdm(total=len(self.dataset), desc='predict', unit='image', disable=None) as bar:
-            for batch in super().__iter__():
-                self.notes += tuple(batch[1])
-                yield batch
-                bar.update(len(batch[1]))
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
+    parser = model_parser(__doc__)
     add = parser.add_argument
     add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders are searched recursively')
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')
@@ -72,26 +51,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     dataset = 'predict a split of this data set in the folder, such as nih (see DATA.DATASET)'
     add('--dataset', default='', metavar='NAME', help=dataset)
     add('--split', default='test', choices=('train', 'valid', 'test'), help='split of --dataset')
-    add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
-    add('--num-workers', type=int, help='processes that load images (default: as in the run)')
     add('--maps', nargs='+', default=[], metavar='LABEL',
         help='also write a figure per image to F_maps, with Grad-CAM of these labels, or with '
         'the attention of the head MODEL.HEAD attention')  # fmt: skip
-    add('--skip-bad', action='store_true', help='skip unusable images and list them')
-    add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
     if args.output.suffix.lower() != '.csv':
         parser.error(f'--output must end in .csv, got {args.output}')
-    if args.batch_size is not None and args.batch_size < 1:
-        parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
     return args
-
-
-def _device(text: str) -> torch.device:
-    try:
-        return named_device(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def list_images(places: list[str], dataset: str = '', split: str = 'test') -> list[str]:
@@ -123,61 +89,6 @@ def read_config(path: str) -> Config:
         )
         put(config, 'EVAL.MASK_RATIO', 0.0, path)
     return config
-
-
-def predict_images(args: argparse.Namespace) -> int:
-    """Write the predictions, report problems with images, and return the exit code."""
-    folder = maps_folder(args.output)
-    if args.maps and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f'--maps: the folder {folder} is not empty; remove it, or choose another --output'
-        )
-    config, paths = read_config(args.checkpoint), list_images(args.images, args.dataset, args.split)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    device = args.device or local_device()
-    model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
-    task = task_of(config)
-    labels = task.labels
-    if unknown := set(args.maps) - set(labels):
-        raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
-    if args.maps and lacks_maps(model):
-        raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')
-    data, workers = config.DATA, args.num_workers
-    workers = min(data.NUM_WORKERS, usable_cpus()) if workers is None else workers
-    allow_open_files(workers, per_worker=LOADER_FILES)
-    loader = ImageLoader(
-        NotedImages(Folder('.'), paths, EvalTransform(config), skip_bad=args.skip_bad),
-        batch_size=args.batch_size or min(data.BATCH_SIZE, MOST_IMAGES),
-        num_workers=workers,
-    )
-    logits = predict(config, device, model, loader)
-    skipped = [is_skipped(note) for note in loader.notes]
-    if all(skipped):
-        raise ValueError(f'none of the {len(paths)} images can be used: {loader.notes[0]}')
-    used = np.flatnonzero(~np.array(skipped))
-    predictions = task.probabilities(logits[used])
-    paths_used = [paths[i] for i in used]
-    write_predictions(
-        args.output,
-        predictions,
-        paths=paths_used,
-        labels=labels,
-        source={
-            'checkpoint': args.checkpoint,
-            'run': config.TAG,
-            'task': config.DATA.TASK,
-            'trained_views': config.DATA.VIEWS,
-            'rows': len(used),
-        },
-    )
-    if args.maps:
-        table = pd.DataFrame(predictions, paths_used, labels)
-        write_figures(args, config, model, table)
-    for line in describe_notes(loader.notes, paths):
-        print(line, file=sys.stderr)
-    rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
-    print(f'{args.output}: predictions for {len(used)} images{rest}. Not for clinical use.')
-    return int(any(skipped))
 
 
 def maps_folder(output: Path) -> Path:
@@ -246,7 +157,51 @@ def write_figures(
 
 @model_tool
 def main(args: argparse.Namespace) -> int:
-    return predict_images(args)
+    folder = maps_folder(args.output)
+    if args.maps and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f'--maps: the folder {folder} is not empty; remove it, or choose another --output'
+        )
+    config, paths = read_config(args.checkpoint), list_images(args.images, args.dataset, args.split)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    device = args.device or local_device()
+    model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
+    task = task_of(config)
+    labels = task.labels
+    if unknown := set(args.maps) - set(labels):
+        raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
+    if args.maps and lacks_maps(model):
+        raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')
+    images = NotedImages(Folder('.'), paths, EvalTransform(config), skip_bad=args.skip_bad)
+    loader = NotedLoader(images, config, args.batch_size, args.num_workers)
+    logits = predict(config, device, model, loader)
+    skipped = [is_skipped(note) for note in loader.notes]
+    if all(skipped):
+        raise ValueError(f'none of the {len(paths)} images can be used: {loader.notes[0]}')
+    used = np.flatnonzero(~np.array(skipped))
+    predictions = task.probabilities(logits[used])
+    paths_used = [paths[i] for i in used]
+    write_predictions(
+        args.output,
+        predictions,
+        paths=paths_used,
+        labels=labels,
+        source={
+            'checkpoint': args.checkpoint,
+            'run': config.TAG,
+            'task': config.DATA.TASK,
+            'trained_views': config.DATA.VIEWS,
+            'rows': len(used),
+        },
+    )
+    if args.maps:
+        table = pd.DataFrame(predictions, paths_used, labels)
+        write_figures(args, config, model, table)
+    for line in describe_notes(loader.notes, paths):
+        print(line, file=sys.stderr)
+    rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
+    print(f'{args.output}: predictions for {len(used)} images{rest}. Not for clinical use.')
+    return int(any(skipped))
 
 
 if __name__ == '__main__':

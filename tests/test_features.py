@@ -165,9 +165,8 @@ def test_the_rows_have_the_order_and_the_names_of_the_table(
 
 
 def test_a_skipped_image_has_no_row(
-    script, features, pretrained: Path, phantom: Path, tmp_path: Path, monkeypatch
+    features, pretrained: Path, phantom: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(script, 'CHUNK', 2)
     folder = tmp_path / 'images'
     folder.mkdir()
     for number, file in enumerate(sorted(phantom.rglob('view1_frontal.jpg'))[:4]):

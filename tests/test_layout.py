@@ -46,8 +46,7 @@ NOT_NEEDED = {
     'data': 'build check data_contrastive describe dicom given_folders mimic noted_images packing '
     'preprocess_steps store store_files',
     'models': 'contrastive export mae',
-    'evaluation': 'attentive feature_files features matching online_probe probes '
-    'pseudo_label_choice',
+    'evaluation': 'attentive features matching online_probe probes pseudo_label_choice',
 }
 
 
