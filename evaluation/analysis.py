@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from data.labels import COMPETITION_LABELS
 from evaluation.calibration import (
     THRESHOLD_RULES,
     apply_temperature,
@@ -20,15 +19,12 @@ from evaluation.intervals import Resamples, delong_interval
 from evaluation.metrics import (
     Decisions,
     Protocol,
+    allows_delong,
     applicable,
     case_counts,
     compute,
-    count_classes,
     few_of_classes,
-    has_few_cases,
-    headline_labels,
     label_scores,
-    labels_of_mean,
     mean_summaries,
     summaries,
 )
@@ -113,8 +109,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
                 **_radiologists(*pair, RADIOLOGISTS.get(label, ()) if were_read else ()),
             }
         )
-    counted = labels_of_mean(count_classes(rows.targets, rows.labels))
-    has_five = headline_labels(counted) == COMPETITION_LABELS
+    mean_labels = rows.mean_labels()
     return {
         'name': cases.name,
         'rows': len(rows),
@@ -126,9 +121,8 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         **({'classes': score_classes(every, weights)} if rows.exclusive else {}),
         'labels': entries,
         'means': {
-            'five': mean_summaries(scores, COMPETITION_LABELS) if has_five else None,
-            'labels': mean_summaries(scores, counted),
-            'counted': [*counted],
+            **{key: mean_summaries(scores, labels) for key, labels in mean_labels.items()},
+            'counted': [*mean_labels['labels']],
             'undefined': undefined,
         },
         'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
@@ -234,8 +228,7 @@ def _delong(
     probabilities: np.ndarray, targets: np.ndarray, patients: np.ndarray
 ) -> dict[str, float] | None:
     """Compute DeLong's interval; None if a patient appears more than once, or with few cases."""
-    known = ~np.isnan(targets)
-    if len(set(patients[known])) < known.sum() or has_few_cases(targets):
+    if not allows_delong(targets, patients):
         return None
     return dict(zip(('value', 'low', 'high'), delong_interval(probabilities, targets), strict=True))
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from data.labels import UNCERTAIN
+from data.labels import COMPETITION_LABELS, UNCERTAIN
 from data.records import Records
-from evaluation.metrics import study_level
+from evaluation.metrics import count_classes, labels_of_mean, study_level
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,15 @@ class Cases:
     def has_both_classes(self) -> np.ndarray:  # [K] bool
         """Return whether each label has positive and negative rows."""
         return (self.targets == 1).any(axis=0) & (self.targets == 0).any(axis=0)
+
+    def mean_labels(self) -> dict[str, tuple[str, ...]]:
+        """Return the labels of each mean: 'labels' (`labels_of_mean`) and 'five'.
+
+        'five' are CheXpert's five tasks if all of them are in 'labels', and otherwise no label.
+        """
+        counted = labels_of_mean(count_classes(self.targets, self.labels))
+        has_five = {*COMPETITION_LABELS} <= {*counted}
+        return {'five': COMPETITION_LABELS if has_five else (), 'labels': counted}
 
     def with_labels(self, wanted: Sequence[bool]) -> 'Cases':
         """Select the labels for which `wanted` [K] is true."""

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, TypedDict
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from data.labels import COMPETITION_LABELS
 from evaluation.intervals import interval
@@ -451,12 +450,9 @@ def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarra
         probabilities: Probabilities or any other increasing scores, [N, K].
         targets: 1, 0, or NaN where the label is not scored, [N, K].
     """
-    areas = np.full(targets.shape[1], np.nan)
-    for k, target in enumerate(targets.T):
-        known = ~np.isnan(target)
-        if np.unique(target[known]).size == 2:
-            areas[k] = roc_auc_score(target[known], probabilities[known, k])
-    return areas
+    pairs = zip(probabilities.T, targets.T, strict=True)
+    scores = [label_scores(*pair, threshold=None, names=['auroc']) for pair in pairs]
+    return np.array([each['auroc'][0] for each in scores])
 
 
 def mean_defined(values: np.ndarray) -> float:
@@ -571,6 +567,12 @@ def labels_of_mean(counts: Mapping[str, Any]) -> tuple[str, ...]:
 def has_few_cases(targets: np.ndarray) -> bool:
     """Return whether fewer than FEW_CASES targets [N] are 1, or are 0."""
     return min((targets == 1).sum(), (targets == 0).sum()) < FEW_CASES
+
+
+def allows_delong(targets: np.ndarray, patients: np.ndarray) -> bool:
+    """Return whether a label [N] has enough cases, each of another patient, for DeLong's method."""
+    known = patients[~np.isnan(targets)]
+    return len(set(known)) == len(known) and not has_few_cases(targets)
 
 
 def labels_with_few_cases(counts: Mapping[str, Any]) -> dict[str, str]:

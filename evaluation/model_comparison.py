@@ -8,16 +8,12 @@ import pandas as pd
 from scipy import stats
 from scipy.stats import rankdata
 
-from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, bootstrap_p, delong_test, holm, interval
 from evaluation.metrics import (
+    allows_delong,
     case_counts,
-    count_classes,
-    has_few_cases,
-    headline_labels,
     label_scores,
-    labels_of_mean,
     summary,
 )
 
@@ -66,9 +62,9 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
             'p_delong': _p_delong(of_a, of_b, targets, a.patient),
             'same': likeness(of_a, of_b, targets),
         }
-    counted = headline_labels(labels_of_mean(_counts(a, labels)))
-    key = 'five' if counted == COMPETITION_LABELS else 'labels'
-    means = {'five': None}
+    mean_labels = a.with_labels([label in labels for label in a.labels]).mean_labels()
+    key = 'five' if mean_labels['five'] else 'labels'
+    counted, means = mean_labels[key], {'five': None}
     if counted:
         kinds = {entries[label]['same'] for label in counted}
         means[key] = _summary(np.mean([found[label] for label in counted], axis=0))
@@ -90,12 +86,6 @@ def likeness(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> str:
     return 'same order of cases' if np.array_equal(rankdata(a[known]), rankdata(b[known])) else ''
 
 
-def _counts(cases: Cases, labels: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return `count_classes` of these labels."""
-    wanted = cases.with_labels([label in labels for label in cases.labels])
-    return count_classes(wanted.targets, wanted.labels)
-
-
 def _summary(samples: np.ndarray) -> dict[str, Any]:
     """Summarise the scores of two models and their `difference`, [2, 1 + R], for the report."""
     found = difference((samples[0] - samples[1])[None])
@@ -109,10 +99,7 @@ def _summary(samples: np.ndarray) -> dict[str, Any]:
 
 def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:
     """Return DeLong's p-value; NaN if a patient appears more than once, or with few cases."""
-    of_known = patients[~np.isnan(targets)]
-    if len(set(of_known)) < len(of_known) or has_few_cases(targets):
-        return float('nan')
-    return delong_test(a, b, targets)
+    return delong_test(a, b, targets) if allows_delong(targets, patients) else float('nan')
 
 
 def compare_rows(

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,8 +28,7 @@ from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
-from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
-from evaluation.intervals import add_holm
+from evaluation.intervals import LEVEL, add_holm
 from evaluation.metrics import (
     FEW_CASES,
     METRICS,
@@ -36,11 +36,8 @@ from evaluation.metrics import (
     OF_LABEL,
     Protocol,
     applicable,
-    auroc_per_label,
-    count_classes,
     headline_labels,
-    labels_of_mean,
-    mean_defined,
+    score_table,
 )
 from evaluation.model_comparison import compare
 from evaluation.published import MEAN_OF_FIVE, context_rows
@@ -92,6 +89,10 @@ NO_RESAMPLES = (
 SMALL_SPAN = 0.02  # a smaller range of the probabilities of a label raises an alert
 CHANCE = 0.5  # AUROC of random predictions
 NO_INTERVAL = 'there is no interval, because too many resamples lack a class of one label'
+UNDEFINED = (
+    'A score has no interval if there are few cases, if more than 5 of 100 resamples leave the '
+    'score undefined, or if all resamples have the same score.'
+)
 TASK_WORDS = {  # DATA.TASK -> what a model predicts
     'observations': 'each label on its own',
     'single_label': 'one class per image',
@@ -145,8 +146,6 @@ def build_document(
     ]
     missing = {label for held_out in fitted for label in held_out.missing}
     label_warnings = partial(_label_warnings, has_holdout=holdout is not None, missing=missing)
-    if protocol.resamples:
-        explain_intervals(scored)
     has_several_models = len(sets) > 1 and extras['comparisons'] and not extras['baselines']
     main = None if has_several_models else scored[-1]
     told = [*_baseline_alerts(extras['comparisons'])] if extras['baselines'] else []
@@ -216,11 +215,9 @@ def compare_sets(
             for part in (*entry['labels'].values(), *means):
                 part |= dict.fromkeys(part.keys() & {'p_bootstrap', 'p_delong'}, np.nan)
         family += [*entry['labels'].values(), *(means if len(found) > 1 else ())]
-        if protocol.resamples:
-            explain_intervals(entry)
     add_holm(family)
     tested = sum(not np.isnan(part['p_holm']) for part in family)
-    note = too_few_resamples(tested, resamples=protocol.resamples)
+    note = _too_few_resamples(tested, resamples=protocol.resamples)
     return [{**entry, 'note': note} for entry in found]
 
 
@@ -239,13 +236,23 @@ def compare_with_baselines(
     return found
 
 
-def _mean_area(cases: Cases) -> float:
-    """Return the mean AUROC of the `labels_of_mean`, below all others if it is undefined."""
-    counted = labels_of_mean(count_classes(cases.targets, cases.labels))
-    areas = dict(
-        zip(cases.labels, auroc_per_label(cases.probabilities, cases.targets), strict=True)
+def _too_few_resamples(num_labels: int, *, resamples: int) -> str:
+    """Say that no corrected p-value of a comparison can be significant; '' if one can be."""
+    smallest = num_labels * 2 / (resamples + 1)
+    if not resamples or smallest < 1 - LEVEL:
+        return ''
+    needed = math.floor(2 * num_labels / (1 - LEVEL))
+    return (
+        f'no corrected p can be below {1 - LEVEL:.2f}: with {resamples} resamples and {num_labels} '
+        f'labels it is at least {min(1.0, smallest):.3f}. This needs more than {needed} resamples.'
     )
-    return np.nan_to_num(mean_defined(np.array([areas[label] for label in counted])), nan=-1)
+
+
+def _mean_area(cases: Cases) -> float:
+    """Return the mean AUROC over the labels, below all others if it is undefined."""
+    pair = cases.probabilities, cases.targets
+    scores = score_table(*pair, cases.study, labels=cases.labels, level='image')
+    return np.nan_to_num(scores['mean_of_defined'], nan=-1)
 
 
 def write_report(
@@ -278,13 +285,8 @@ def write_report(
     return folder / 'report.html'
 
 
-def scores_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
-    """Format the main scores of a set with intervals, in one row for each label and mean.
-
-    Args:
-        entry: Entry of the report's `sets`.
-        notes: Footnotes to which the reasons for missing intervals are added.
-    """
+def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
+    """Format the main scores of one of the report's `sets`, in a row for each label and mean."""
     shown = {name: metric.title for name, metric in METRICS.items() if metric.in_summary}
     counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
     scores = {part['label']: part['scores'] for part in entry['labels']}
@@ -293,7 +295,7 @@ def scores_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
     rows = {
         label: [
             *counts.get(label, ['', '']),
-            *(_format_score(values[name], notes) for name in shown),
+            *(_format_score(values[name]) for name in shown),
         ]
         for label, values in scores.items()
     }
@@ -304,42 +306,34 @@ def classes_line(entry: dict[str, Any]) -> str:
     """Format the scores of the class decisions of a set in one line, '' if it has none."""
     if 'classes' not in entry:
         return ''
-    scores, notes = entry['classes']['scores'], Footnotes()
-    titles = {name: metric.title for name, metric in applicable(OF_CLASSES).items()}
-    return ', '.join(f'{titles[name]} {_format_score(scores[name], notes)}' for name in titles)
+    scores = entry['classes']['scores']
+    metrics = applicable(OF_CLASSES).values()
+    return ', '.join(f'{each.title} {_format_score(scores[each.name])}' for each in metrics)
 
 
-def differences_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
-    """Format the differences of a comparison with intervals and p-values.
-
-    Args:
-        entry: Entry of the report's `comparisons`.
-        notes: Footnotes to which the reasons for missing intervals and verdicts are added.
-    """
-    parts = entry['labels'] | {MEAN_TITLES[key]: m for key, m in entry['means'].items() if m}
-    return _format_differences(parts, entry['note'], notes)
+def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
+    """Format one of the report's `comparisons` with intervals and p-values."""
+    means = {MEAN_TITLES[key]: mean for key, mean in entry['means'].items() if mean}
+    return _format_differences(entry['labels'] | means)
 
 
-def overview_table(entries: Sequence[dict[str, Any]], notes: Footnotes) -> pd.DataFrame:
-    """Format the difference of the means of each pair; arguments as in `differences_table`."""
+def overview_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Format the difference of the means of each of the report's `comparisons`."""
     parts = {
         f'{entry["a"]} minus {entry["b"]}': mean
         for entry in entries
         for mean in entry['means'].values()
         if mean
     }
-    return _format_differences(parts, entries[0]['note'], notes)
+    return _format_differences(parts)
 
 
-def _format_differences(
-    parts: Mapping[str, dict[str, Any]], note: str, notes: Footnotes
-) -> pd.DataFrame:
-    mark = f' ({notes.mark(note)})' if note else ''
+def _format_differences(parts: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     rows = {
         label: [
-            f'0.000, {part["same"]}' if part['same'] else _format_score(part['difference'], notes),
+            f'0.000, {part["same"]}' if part['same'] else _format_score(part['difference']),
             _format_p(part['p_bootstrap']),
-            _format_p(part['p_holm']) + mark if 'p_holm' in part else '',
+            _format_p(part['p_holm']) if 'p_holm' in part else '',
         ]
         for label, part in parts.items()
     }
@@ -351,34 +345,31 @@ def _format_p(value: float) -> str:
     return 'n/a' if np.isnan(value) else f'{value:.4f}' if value >= 1e-4 else '<0.0001'
 
 
-def _format_score(score: dict[str, Any], notes: Footnotes) -> str:
-    """Format a score with its interval, or with the mark of a footnote."""
+def _format_score(score: dict[str, Any]) -> str:
+    """Format a score with its interval, if it has one."""
     if np.isnan(score['value']):
         return 'n/a'
-    about = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
-    if 'note' in score:
-        about = f' ({notes.mark(score["note"])})'
-    return f'{score["value"]:.3f}{about}'
+    if np.isnan(score['low']):
+        return f'{score["value"]:.3f}'
+    return f'{score["value"]:.3f} [{score["low"]:.3f}, {score["high"]:.3f}]'
 
 
 def _latex(document: dict[str, Any]) -> str:
     """Format the tables of scores and differences in LaTeX with escaped special characters."""
-    notes = Footnotes()
     tables = {
-        'Scores': {entry['name']: partial(scores_table, entry) for entry in document['sets']},
+        'Scores': {entry['name']: scores_table(entry) for entry in document['sets']},
         'Differences in AUROC': {
-            f'{entry["a"]} minus {entry["b"]}': partial(differences_table, entry)
+            f'{entry["a"]} minus {entry["b"]}': differences_table(entry)
             for entry in document['comparisons']
         },
     }
     parts = ['% For a document with \\usepackage{booktabs}. Not for clinical use.\n']
     for title, frames in tables.items():
         if frames:
-            table = pd.concat({name: format_table(notes) for name, format_table in frames.items()})
+            table = pd.concat(frames)
             has_intervals = table.map(lambda cell: '[' in str(cell)).any(axis=None)
             about = ', with 95 \\% intervals over patients in brackets' * bool(has_intervals)
-            caption = '. '.join([f'{title}{about}', *notes.take()]) + '.'
-            text = table.to_latex(caption=caption, escape=True, multirow=False)
+            text = table.to_latex(caption=f'{title}{about}.', escape=True, multirow=False)
             parts.append(text.replace('<', r'\textless{}'))
     return '\n'.join(parts)
 
@@ -642,7 +633,6 @@ def _render(
         report=report,
         sets=_main_first(report),
         class_metrics=[*applicable(OF_CLASSES).values()],
-        notes=Footnotes(),
         names=[*names],
         means=MEAN_ROWS,
         same_labels=len({frozenset(entry['means']['counted']) for entry in report['sets']}) == 1,
@@ -666,6 +656,7 @@ def _render(
         one_training=ONE_TRAINING,
         few_cases=FEW_CASES,
         few_labels=_few_labels,
+        no_interval=UNDEFINED,
     )
 
 

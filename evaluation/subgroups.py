@@ -7,16 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.labels import COMPETITION_LABELS, NO_FINDING
+from data.labels import NO_FINDING
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
 from evaluation.metrics import (
     Protocol,
     case_counts,
-    count_classes,
-    headline_labels,
     label_scores,
-    labels_of_mean,
     mean_summaries,
     summaries,
     summary,
@@ -102,17 +99,15 @@ def _describe_group(
             'scores': summaries(values),
             'standardised_auroc': summary(standard['auroc']),
         }
-    counted = labels_of_mean(count_classes(rows.targets, rows.labels))
-    has_five = headline_labels(counted) == COMPETITION_LABELS
-    chosen = {'five': COMPETITION_LABELS if has_five else (), 'labels': counted}
-    means = {key: mean_summaries(scores, names) for key, names in chosen.items()}
+    mean_labels = rows.mean_labels()
+    means = {key: mean_summaries(scores, names) for key, names in mean_labels.items()}
     return {
         'group': name,
         'rows': len(rows),
         'patients': len(set(rows.patient)),
         'labels': labels,
         'means': {key: mean and mean['auroc'] for key, mean in means.items()},
-        'counted': [*counted],
+        'counted': [*mean_labels['labels']],
         'underdiagnosis': _underdiagnosis(scores),
     }
 

@@ -43,7 +43,6 @@ from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
-from evaluation.footnotes import Footnotes
 from evaluation.matching import match, share_labels
 from evaluation.metrics import Protocol
 from evaluation.report import (
@@ -391,28 +390,27 @@ def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
 
 def format_scores(document: dict[str, Any]) -> str:
     """Format the comparisons and the scores of every set as tables, followed by the warnings."""
-    blocks, notes = [], Footnotes()
+    blocks = []
     if document['comparisons']:
         blocks.append(ONE_TRAINING)
     if len(document['comparisons']) > 1:
-        table = overview_table(document['comparisons'], notes).to_string()
-        blocks.append('\n'.join(['Differences in the mean AUROC', table, *notes.take()]))
+        table = overview_table(document['comparisons']).to_string()
+        blocks.append(f'Differences in the mean AUROC\n{table}')
     for entry in document['comparisons']:
-        table = differences_table(entry, notes).to_string()
+        table = differences_table(entry).to_string()
         about = '(p of the bootstrap over patients; Holm corrects it for all p-values shown)'
         if entry['only_seed']:
             about = '(one recipe with two seeds: the spread between trainings, without p)'
-        lines = [f'{entry["a"]} minus {entry["b"]} {about}', table, *notes.take()]
-        blocks.append('\n'.join(lines))
+        title = f'{entry["a"]} minus {entry["b"]} {about}'
+        blocks.append('\n'.join(filter(None, [title, table, entry['note']])))
     for entry in document['sets']:
-        table = scores_table(entry, notes).to_string(na_rep='n/a')
+        table = scores_table(entry).to_string(na_rep='n/a')
         about = ' (95 % intervals over patients)' * ('[' in table)
         title = (
             f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
             f'n = {entry["rows"]}, {entry["patients"]} patients{about}'
         )
-        decisions = [line for line in [classes_line(entry)] if line]
-        blocks.append('\n'.join([title, *decisions, table, *notes.take()]))
+        blocks.append('\n'.join(filter(None, [title, classes_line(entry), table])))
     warnings = '\n'.join(
         f'warning: {line}' for line in [*document['alerts'], *document['warnings']]
     )

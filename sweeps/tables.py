@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.footnotes import Footnotes
 from evaluation.metrics import FEW_CASES, METRICS
 from evaluation.model_comparison import (
     ENDS,
@@ -46,6 +45,23 @@ FACTS = {  # fact of the long table -> title and format
     'minutes': ('minutes', ',.1f'),
 }
 Line = dict[str, Any]
+
+
+class Footnotes:
+    """The footnotes below one table, which are numbered in the order of their marks."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def mark(self, text: str) -> str:
+        """Return the mark of a footnote, such as 'note 1'. Equal texts share a mark."""
+        return f'note {self._numbers.setdefault(text, len(self._numbers) + 1)}'
+
+    def take(self) -> list[str]:
+        """Return the lines to write below the table, and begin with note 1 again."""
+        lines = [f'{self.mark(text)}: {text}' for text in self._numbers]
+        self._numbers = {}
+        return lines
 
 
 def compared_pairs(

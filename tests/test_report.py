@@ -16,7 +16,6 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from data.labels import COMPETITION_LABELS
-from evaluation.footnotes import Footnotes
 from evaluation.metrics import (
     METRICS,
     OF_LABEL,
@@ -354,43 +353,30 @@ def test_a_narrow_range_of_probabilities_that_rank_well_gives_no_alert() -> None
     assert 'Edema' in alert and 'Fracture' in alert
 
 
-def test_a_missing_interval_has_a_footnote_with_its_reason(tmp_path: Path) -> None:
+def test_a_score_of_few_cases_has_no_interval(tmp_path: Path) -> None:
     models = [some_cases(name, seed=i, labels=('Edema', 'Fracture')) for i, name in enumerate('ab')]
     for cases in models:
         cases.targets[:, 0] = np.arange(len(cases)) < 1
     document = make_comparison(models)
     page = written_page(tmp_path, document)
     edema, fracture = document['sets'][0]['labels']
-    assert 'few cases (1 positive)' in edema['scores']['auroc']['note']
-    assert 'note' not in fracture['scores']['auroc']
-    notes = Footnotes()
-    table = scores_table(document['sets'][0], notes)['AUROC']
-    assert table['Edema'].endswith('(note 1)') and '[' in table['Fracture']
-    assert notes.take()[0] == f'note 1: {edema["scores"]["auroc"]["note"]}'
-    assert notes.take() == []
-    parts = [
-        (tag, text) for tag, _, text in page.elements if tag == 'table' or 'note 1:' == text[:7]
-    ]
-    marked = [i for i, (tag, text) in enumerate(parts) if tag == 'table' and 'note 1' in text]
-    assert len(marked) > 3
-    for i in marked:  # the footnote is below its own table
-        assert parts[i + 1][0] == 'p', parts[i]
-    assert 'few cases (1 positive)' in ' '.join(page.texts('p'))
-    assert 'few cases (1 positive)' in (tmp_path / 'report_scores.tex').read_text()
+    assert np.isnan(edema['scores']['auroc']['low']) and edema['few'] == '1 positive'
+    table = scores_table(document['sets'][0])['AUROC']
+    assert table['Edema'] == f'{edema["scores"]["auroc"]["value"]:.3f}'
+    assert '[' in table['Fracture'] and fracture['few'] == ''
+    assert any('no interval' in text for text in page.texts('footer'))
 
 
-def test_too_few_resamples_for_a_corrected_p_have_a_footnote() -> None:
+def test_too_few_resamples_for_a_corrected_p_are_said() -> None:
     models = [some_cases(name, seed=i) for i, name in enumerate('ab')]  # 7 labels: 2 * 7 / .05
     for resamples, has_note in ((278, True), (280, False)):
-        document = make_comparison(models, replace(PROTOCOL, resamples=resamples))
-        (entry,), notes = document['comparisons'], Footnotes()
-        cells = differences_table(entry, notes)['p (Holm)']
-        assert ('(note 1)' in cells['Edema']) == has_note == bool(entry['note'])
-        assert bool(notes.take()) == has_note
+        (entry,) = make_comparison(models, replace(PROTOCOL, resamples=resamples))['comparisons']
+        assert ('more than 279 resamples' in entry['note']) == has_note == bool(entry['note'])
     for cases in models:  # a label without an interval has no p and is not counted
         cases.targets[:, 0] = np.arange(len(cases)) < 1
     (entry,) = make_comparison(models, replace(PROTOCOL, resamples=278))['comparisons']
     assert np.isnan(entry['labels'][LABELS[0]]['p_holm']) and not entry['note']
+    assert differences_table(entry)['p (Holm)'][LABELS[0]] == 'n/a'
     document = make_comparison(models, replace(PROTOCOL, resamples=0))
     assert NO_RESAMPLES in document['warnings']
 

@@ -6,7 +6,6 @@ from cases import NAN, make_cases
 from sklearn.metrics import roc_auc_score
 
 from data.labels import NO_FINDING
-from evaluation.footnotes import explain_intervals
 from evaluation.intervals import Resamples
 from evaluation.metrics import Protocol
 from evaluation.subgroups import score_groups, standard_weights
@@ -125,8 +124,6 @@ def test_only_the_gap_of_two_groups_has_an_interval(groups):
     resamples = Resamples(cases.patient, resamples=20, seed=0)
     _, gaps = by_group(cases, column='Site', resamples=resamples)
     assert np.isnan(gaps['label 0']['gap']['low']) == (groups > 2)
-    explain_intervals(gaps)
-    assert ('more than two groups' in gaps['label 0']['gap'].get('note', '')) == (groups > 2)
 
 
 def test_underdiagnosis_is_the_share_of_ill_patients_called_healthy():
