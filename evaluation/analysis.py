@@ -17,13 +17,13 @@ from evaluation.calibration import (
 from evaluation.cases import Cases, choose_cases
 from evaluation.intervals import Resamples, delong_interval
 from evaluation.metrics import (
+    FEW_CASES,
     Decisions,
     Protocol,
     allows_delong,
     applicable,
     case_counts,
     compute,
-    few_of_classes,
     label_scores,
     mean_summaries,
     summaries,
@@ -138,7 +138,7 @@ def score_classes(rows: Cases, weights: np.ndarray) -> dict[str, Any]:
     """
     decisions = Decisions.of(rows.probabilities, rows.targets, weights)
     counts = decisions.confusion[0].astype(int)
-    few = few_of_classes(counts.sum(axis=1), rows.labels)
+    few = _few_of_classes(counts.sum(axis=1), rows.labels)
     if few:
         decisions = Decisions(decisions.confusion[:1])
     return {
@@ -148,6 +148,13 @@ def score_classes(rows: Cases, weights: np.ndarray) -> dict[str, Any]:
         'confusion': counts.tolist(),
         'scores': summaries(compute(decisions)),
     }
+
+
+def _few_of_classes(counts: Sequence[int], labels: Sequence[str]) -> str:
+    """Return the smallest class that has cases if it has few, such as '2 of Edema', and else ''."""
+    known = [(count, label) for count, label in zip(counts, labels, strict=True) if count]
+    count, label = min(known, default=(FEW_CASES, ''))
+    return f'{count} of {label}' if count < FEW_CASES else ''
 
 
 def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:

@@ -588,13 +588,6 @@ def few_cases(positives: int, negatives: int) -> str:
     return f'{number} {name}{"s" * (number != 1)}' if number < FEW_CASES else ''
 
 
-def few_of_classes(counts: Sequence[int], labels: Sequence[str]) -> str:
-    """Return the smallest class that has cases if it has few, such as '2 of Edema', and else ''."""
-    known = [(count, label) for count, label in zip(counts, labels, strict=True) if count]
-    count, label = min(known, default=(FEW_CASES, ''))
-    return f'{count} of {label}' if count < FEW_CASES else ''
-
-
 def case_counts(targets: np.ndarray) -> dict[str, Any]:
     """Return the numbers `n` and `positives` of targets [N] of a label, and `few` (`few_cases`)."""
     positives, negatives = (int((targets == value).sum()) for value in (1, 0))
