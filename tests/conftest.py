@@ -1,5 +1,7 @@
 """Options and fixtures that all tests share."""
 
+import gc
+import importlib
 import logging
 import resource
 import sys
@@ -16,6 +18,11 @@ from shared_material import SHARED
 from config import OPTIONS
 from data.tasks import TASKS
 from system.device import local_device
+
+# timm imports wandb if it is there, which takes a second in each process of the tests.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(sys.modules, 'wandb', None)
+    importlib.import_module('timm')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         has_device = torch.cuda.is_available() or config.getoption('--device')
         if 'gpu' in item.keywords and not has_device:
             item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays, and need not be looked at in each collection
 
 
 @pytest.fixture(autouse=True)

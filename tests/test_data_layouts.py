@@ -286,8 +286,8 @@ def test_chexpert_plus_becomes_a_report_from_files_and_packed(tmp_path: Path) ->
     assert run_script('check_data', '--data-path', root, *words) == 0
     pack(read_source(root, dataset='chexpert_plus'), store, Settings(size=None, square=False))
     data = {'DATASET': 'chexpert_plus', 'TRAIN_IMAGES': 0}
-    assert finished_run('simmim', store, tmp_path / 'pretrain', model=VIT, DATA=data)
-    more = {'EVAL': {'GROUPS': ['race', 'ethnicity'], 'RESAMPLES': 20}, 'REPORT': {'WRITE': True}}
+    more = {'TRAIN': {'EPOCHS': 1}, 'REPORT': {'WRITE': True, 'MAPS': 0}}
+    more['EVAL'] = {'GROUPS': ['race', 'ethnicity'], 'RESAMPLES': 0}
     predictions = []
     for place in (root, store):
         out = tmp_path / f'of_{place.name}'

@@ -150,7 +150,14 @@ SAME_ON_RANKS = SWIN | {'DROP_PATH_RATE': 0.0}  # each process drops paths of it
 
 
 def argv(folder: Path, output: Path, *more: str) -> list[str]:
-    cfg = tiny_config(output / 'c.yaml', 'simmim', SAME_ON_RANKS, DATA=DATA, TRAIN=TRAIN)
+    cfg = tiny_config(
+        output / 'c.yaml',
+        'simmim',
+        SAME_ON_RANKS,
+        DATA=DATA,
+        TRAIN=TRAIN,
+        EVAL={'HOLDOUT_IMAGES': 0},
+    )
     return ['--cfg', str(cfg), '--data-path', str(folder), '--output', str(output), *more]
 
 

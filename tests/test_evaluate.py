@@ -196,7 +196,7 @@ def test_holm_corrects_all_that_is_shown_of_several_files(tmp_path):
     }
     words = ['--predictions', *paths.values()]
     words += ['--labels', write_labels(tmp_path / 'l.csv', TRUTH, NAMES)]
-    report = evaluate(tmp_path / 'out', *words, resamples=400)
+    report = evaluate(tmp_path / 'out', *words, resamples=60)
     pairs = [(entry['a'], entry['b']) for entry in report['comparisons']]
     assert pairs == [('good', 'fair'), ('good', 'bad'), ('fair', 'bad')]
     parts = [p for e in report['comparisons'] for p in (*e['labels'].values(), e['means']['five'])]
@@ -275,8 +275,9 @@ def test_lateral_images_of_a_model_trained_on_frontal_ones_give_a_warning(known,
     assert len(found) == (known != 'all')
     assert all(('trained on frontal' in line) == bool(known) for line in found)
     assert all('--views frontal' in line for line in found)
-    warnings = evaluate(tmp_path / 'out', *words, '--views', 'frontal')['warnings']
-    assert not [line for line in warnings if '--views' in line]
+    if known == 'json':
+        warnings = evaluate(tmp_path / 'out', *words, '--views', 'frontal')['warnings']
+        assert not [line for line in warnings if '--views' in line]
 
 
 def test_groups_come_from_the_labels_and_the_demographics(files, tmp_path):

@@ -62,9 +62,10 @@ def state(folder: Path) -> str:
     return 'finished' if folder.is_dir() else 'not started'
 
 
-@pytest.fixture
-def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, dict]:
-    """A sweep whose rows have finished but one: sweep file, targets, predictions by row."""
+@pytest.fixture(scope='module')
+def joined_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, dict]:
+    """A sweep whose rows have finished but one: folder, targets, predictions by row."""
+    tmp_path = tmp_path_factory.mktemp('joined')
     sweep = methods_file(tmp_path)
     content = yaml.safe_load(sweep.read_text())
     scratch = content['methods']['scratch']
@@ -84,9 +85,18 @@ def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.nd
                     continue  # this row has not finished
                 folder = tmp_path / f'simmim_finetune/mine_{name}_seed{seed}_fold{part}'
                 write_run(folder, values[name, seed], part)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, 'folder_state', state)
+        assert run('join', '--sweep', sweep, *words_of(tmp_path)) == 0
+    return tmp_path, targets, values
+
+
+@pytest.fixture
+def joined(joined_once: tuple, tmp_path: Path, monkeypatch) -> tuple[Path, np.ndarray, dict]:
+    """A copy of this sweep: sweep file, targets, predictions by row."""
     monkeypatch.setattr(runner, 'folder_state', state)
-    assert run('join', '--sweep', sweep, *words_of(tmp_path)) == 0
-    return sweep, targets, values
+    folder, targets, values = joined_once
+    return copied(folder, tmp_path) / 'mine.yaml', targets, values
 
 
 def words_of(folder: Path) -> list[object]:
@@ -340,12 +350,13 @@ def test_tables_that_the_predictions_do_not_have_are_refused(words, error, joine
     assert error in capsys.readouterr().err
 
 
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict]:
+@pytest.fixture(scope='module')
+def two_settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """Two settings of one pre-training; on fold 0 each one is right about the other's patients.
 
-    Returns the sweep file and row -> predictions of all images by the runs of each fold.
+    Returns the folder and row -> predictions of all images by the runs of each fold.
     """
+    tmp_path = tmp_path_factory.mktemp('settings')
     sweep = methods_file(tmp_path)
     content = yaml.safe_load(sweep.read_text())
     simmim, scratch = content['methods']['simmim'], content['methods']['scratch']
@@ -353,7 +364,6 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
     other = simmim | {'finetune_options': {'MODEL.HEAD': 'attention'}}  # more than another rate
     content['methods'] = {'simmim': simmim, 'simmim_low': low, 'other': other, 'scratch': scratch}
     sweep.write_text(yaml.safe_dump(content, sort_keys=False))
-    monkeypatch.setattr(runner, 'folder_state', state)
     _, targets = draw(tmp_path)
     for image in map(tmp_path.joinpath, names()):
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -383,7 +393,28 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
                     write_predictions(
                         file, by_fold[part][chosen], paths=paths, labels=LABELS, source={}
                     )
-    return sweep, values
+    return tmp_path, values
+
+
+@pytest.fixture
+def settings(two_settings: tuple, tmp_path: Path, monkeypatch) -> tuple[Path, dict]:
+    """A copy of these runs: sweep file and predictions."""
+    monkeypatch.setattr(runner, 'folder_state', state)
+    return copied(two_settings[0], tmp_path) / 'mine.yaml', two_settings[1]
+
+
+@pytest.fixture(scope='module')
+def tuned(two_settings: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of these runs with their joined predictions."""
+    folder = copied(two_settings[0], tmp_path_factory.mktemp('tuned'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, 'folder_state', state)
+        assert run('join', '--sweep', folder / 'mine.yaml', *words_of(folder), '--tune') == 0
+    return folder
+
+
+def copied(source: Path, target: Path) -> Path:
+    return Path(shutil.copytree(source, target, dirs_exist_ok=True))
 
 
 def config_of(folder: Path, part: int) -> Config:
@@ -526,12 +557,10 @@ def spoil(folder: Path, change: str) -> None:
     ],
 )
 def test_a_rate_is_chosen_only_among_complete_rows(
-    change: str, words: list[str], part: str, settings: tuple, capsys
+    change: str, words: list[str], part: str, tuned: Path, tmp_path: Path, capsys
 ) -> None:
-    sweep, _ = settings
-    assert run('join', '--sweep', sweep, *words_of(sweep.parent), '--tune') == 0
-    spoil(sweep.parent, change)
-    assert table_of(sweep, '--tune', *words) == 2
+    spoil(copied(tuned, tmp_path), change)
+    assert table_of(tmp_path / 'mine.yaml', '--tune', *words) == 2
     assert part in capsys.readouterr().err
 
 

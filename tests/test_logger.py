@@ -111,6 +111,7 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path, capfd):
     create_logger(tmp_path / '..', 5, name='full')  # closes the file without an error
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_path, monkeypatch):
     wandb = pytest.importorskip('wandb', reason='needs the package wandb')
     monkeypatch.setenv('WANDB_MODE', 'offline')

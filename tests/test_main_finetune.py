@@ -48,8 +48,8 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return given
 
 
-def finetune(phantom: Path, output: Path, *more: str) -> Path:
-    train = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0}
+def finetune(phantom: Path, output: Path, *more: str, epochs: int = 3) -> Path:
+    train = {'EPOCHS': epochs, 'WARMUP_EPOCHS': 0}
     return finished_run('finetune', phantom, output, *more, model=VIT, TRAIN=train)
 
 
@@ -81,7 +81,7 @@ def test_the_best_of_epochs_that_were_given_up_is_not_scored(
 def test_the_log_and_the_scores_say_what_selected_the_epoch(
     phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = finetune(phantom, tmp_path / 'out')
+    folder = finetune(phantom, tmp_path / 'out', epochs=1)
     scores = json.loads((folder / 'scores.json').read_text())['test']
     record = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
     counted = scores['selected']['selecting_labels']
@@ -105,7 +105,7 @@ def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
     if reason == 'cases':
         monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
         more = []
-    folder = finetune(phantom, tmp_path / 'out', *more)
+    folder = finetune(phantom, tmp_path / 'out', *more, epochs=1)
     assert not (folder / 'ckpt_best.pth').exists()
     scores = json.loads((folder / 'scores.json').read_text())
     assert {split: set(found) for split, found in scores.items()} == {
@@ -174,8 +174,9 @@ def test_a_checkpoint_of_another_model_or_other_patients_is_not_resumed_from(
 
 
 def test_patients_of_train_and_valid_are_named_before_training(
-    phantom: Path, tmp_path: Path, capsys
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
+    monkeypatch.setattr(preflight, 'LOADER_SECONDS', 0.05)
     (name, *train), (_, *valid) = (
         (phantom / f'{split}.csv').read_text().splitlines() for split in ('train', 'valid')
     )
@@ -224,6 +225,7 @@ def test_scoring_drops_the_same_patches_in_every_batch_and_run(
     folder = run_folder(tmp_path / 'out', 'finetune')
     trained = read_predictions(folder / 'predictions_test.csv').probabilities
     more = ['DATA.BATCH_SIZE', '3', 'DATA.NUM_WORKERS', '1', 'SEED', '7', 'REPORT.WRITE', 'True']
+    more += ['REPORT.MAPS', '0', 'EVAL.RESAMPLES', '0']
     assert run_main('finetune', [*argv, '--eval', '--opts', *more]) == 0
     again = read_predictions(folder / 'predictions_test_eval.csv').probabilities
     np.testing.assert_allclose(again, trained, rtol=1e-5)

@@ -9,15 +9,11 @@ import pytest
 import yaml
 from sweep_runs import methods_file, reference_files
 
-from config import (
-    build_parser,
-    config_text,
-    default_config,
-    get_config,
-)
+from config import default_config
 from data.folds import fold_files
 from sweeps.files import (
     ROOT,
+    Sweep,
     batch_counts,
     expected_config,
     folds_folder,
@@ -29,16 +25,8 @@ from sweeps.files import (
 )
 
 FOLDER = ROOT / 'scripts/ablations'
-SWEEPS = {
-    path.relative_to(FOLDER).with_suffix('').as_posix(): load_sweep(path)
-    for path in sorted(FOLDER.rglob('*.yaml'))
-}
-METHODS = {path.stem: load_sweep(path) for path in sorted(ROOT.glob('scripts/comparison/*.yaml'))}
-STUDIES = [
-    (path, scale)
-    for path in sorted(ROOT.glob('scripts/studies/*.yaml'))
-    for scale in yaml.safe_load(path.read_text())['scales']
-]
+SHIPPED = [*sorted(FOLDER.rglob('*.yaml')), *sorted(ROOT.glob('scripts/comparison/*.yaml'))]
+STUDIES = sorted(ROOT.glob('scripts/studies/*.yaml'))
 FINETUNE = str(reference_files()['finetune'])
 PRETRAIN = str(reference_files()['simmim'])
 SMALL_BATCH = {'DATA.BATCH_SIZE': 2}
@@ -51,8 +39,12 @@ PLAN += ['loss', 'loss_pixels', 'target', 'target_size']
 
 
 @cache
-def options(path: Path, stage: str, *more: str) -> str:
-    return config_text(get_config(build_parser(stage).parse_args(['--cfg', str(path), *more])))
+def ablation(name: str) -> Sweep:
+    return load_sweep(FOLDER / f'{name}.yaml')
+
+
+def scales_of(path: Path) -> list[str]:
+    return [*yaml.safe_load(path.read_text())['scales']]
 
 
 def sweep_file(folder: Path, **changes: object) -> Path:
@@ -68,7 +60,7 @@ def methods(**entries: dict) -> dict:
 
 def test_each_row_of_the_plan_has_a_config_and_a_script() -> None:
     # All of these sweeps have the row `reference`, and its script runs that of the first one.
-    rows = {row.run: (name, row) for name in reversed(PLAN) for row in SWEEPS[name].rows}
+    rows = {row.run: (name, row) for name in reversed(PLAN) for row in ablation(name).rows}
     scripts = {path.stem: path.read_text() for path in FOLDER.glob('*.sh')}
     assert 'run_row.sh" views all_in_both "$@"' in scripts.pop('views_all_in_both')
     assert {*scripts} == {*rows, 'run_row'}
@@ -103,8 +95,8 @@ def test_a_row_may_name_a_file_with_its_options(tmp_path: Path) -> None:
 
 def test_from_scratch_has_the_options_of_the_pre_trained_rows_and_two_learning_rates() -> None:
     for name in ('label_share', 'subset', 'init', 'nano/pretraining'):
-        rows = {row.name: row.changes['finetune'] for row in SWEEPS[name].rows}
-        rows_of = SWEEPS[name].rows
+        rows = {row.name: row.changes['finetune'] for row in ablation(name).rows}
+        rows_of = ablation(name).rows
         pairs = {(row.name, row.against) for row in rows_of if len(row.against) == 2}
         assert pairs
         for pre_trained, (scratch, low_rate) in pairs:
@@ -126,7 +118,7 @@ def test_only_a_method_with_its_own_schedule_may_train_for_other_epochs(tmp_path
 
 
 def test_a_plan_has_each_run_once_after_what_it_needs() -> None:
-    jobs = plan(SWEEPS['uncertain'], seeds=[0, 1], data='/data', output='/runs')
+    jobs = plan(ablation('uncertain'), seeds=[0, 1], data='/data', output='/runs')
     folders = [job.folder for job in jobs]
     assert len(folders) == len(set(folders)) == 2 * (1 + 7)
     for i, job in enumerate(jobs):
@@ -140,7 +132,7 @@ def test_a_plan_has_each_run_once_after_what_it_needs() -> None:
 
 
 def test_some_rows_of_a_sweep_bring_those_that_they_learn_from() -> None:
-    sweep = only_rows(SWEEPS['uncertain'], ['self_train', 'zeros'])
+    sweep = only_rows(ablation('uncertain'), ['self_train', 'zeros'])
     assert {row.name for row in sweep.rows} == {'self_train', 'zeros', 'ignore'}
     with pytest.raises(ValueError, match='none'):
         only_rows(sweep, ['zeros', 'none'])
@@ -153,7 +145,7 @@ def test_some_rows_of_a_sweep_bring_those_that_they_learn_from() -> None:
 def test_some_subsets_keep_the_method_of_the_reference(tmp_path: Path) -> None:
     sweep = only_subsets(load_sweep(methods_file(tmp_path)), ['0.1'])
     assert {row.name for row in sweep.rows} == {'simmim_0.1', 'moco_0.1', 'scratch_0.1'}
-    for other, names in ((sweep, ['1']), (SWEEPS['uncertain'], ['0.1'])):
+    for other, names in ((sweep, ['1']), (ablation('uncertain'), ['0.1'])):
         with pytest.raises(ValueError, match='--subsets') as caught:
             only_subsets(other, names)
         assert names[0] in str(caught.value)
@@ -162,7 +154,7 @@ def test_some_subsets_keep_the_method_of_the_reference(tmp_path: Path) -> None:
 def test_weights_may_be_named_by_an_address() -> None:
     address = 'hf://owner/name'
     environment = {'IMAGENET_WEIGHTS': address}
-    jobs = plan(SWEEPS['init'], seeds=[0], data='/data', output='/runs', environment=environment)
+    jobs = plan(ablation('init'), seeds=[0], data='/data', output='/runs', environment=environment)
     assert address in {job.config.PRETRAINED for job in jobs}
 
 
@@ -277,16 +269,37 @@ def test_a_bad_scale_is_refused(scale: dict, key: str, tmp_path: Path) -> None:
     assert key in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ('path', 'scale'), STUDIES, ids=[f'{path.stem}-{scale}' for path, scale in STUDIES]
-)
-def test_the_runs_of_a_study_have_possible_options_at_every_scale(path: Path, scale: str) -> None:
+def check_study(path: Path, scale: str) -> None:
     sweep = load_sweep(path, scale)
     weights = {row.weights: 'weights.pth' for row in sweep.rows}
     jobs = plan(sweep, seeds=[0], data='/data', output='/runs', environment=weights)
     assert {job.stage for job in jobs} == {stage for row in sweep.rows for stage in row.stages}
     assert len({job.folder for job in jobs}) == len(jobs) >= len(sweep.rows)
+    check_comparisons(sweep)
+
+
+def check_comparisons(sweep: Sweep) -> None:
+    """A row that another row names in `against` loses the comparison with the reference."""
+    alone = {row.method or row.name for row in sweep.rows if row.pretraining and not row.against}
+    assert len(alone) <= 1, f'{sweep.path}: only the reference is not compared'
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_the_runs_of_a_study_have_possible_options_and_are_compared(path: Path) -> None:
     assert path.with_suffix('.sh').is_file()
+    check_study(path, scales_of(path)[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_the_runs_of_a_study_have_possible_options_at_its_larger_scales(path: Path) -> None:
+    for scale in scales_of(path)[:-1]:
+        check_study(path, scale)
+
+
+def test_every_pretrained_row_of_a_shipped_sweep_is_compared_with_another_one() -> None:
+    for path in SHIPPED:
+        check_comparisons(load_sweep(path))
 
 
 def test_any_row_may_be_the_reference_of_an_ablation(tmp_path: Path) -> None:
@@ -419,17 +432,6 @@ def test_a_bad_methods_file_is_refused(changes: dict, key: str, tmp_path: Path) 
     with pytest.raises(ValueError, match=r'mine\.yaml') as caught:
         load_sweep(methods_file(tmp_path, **changes))
     assert key in str(caught.value)
-
-
-COMPARED = [*SWEEPS.values(), *METHODS.values()]
-COMPARED += [load_sweep(path, scale) for path, scale in STUDIES]
-
-
-@pytest.mark.parametrize('sweep', COMPARED, ids=lambda sweep: sweep.name)
-def test_every_pretrained_row_is_compared_with_another_one(sweep) -> None:
-    """A row that another row names in `against` loses the comparison with the reference."""
-    alone = {row.method or row.name for row in sweep.rows if row.pretraining and not row.against}
-    assert len(alone) <= 1, 'only the reference is not compared'
 
 
 # Several GPUs -----------------------------------------------------------------------------------

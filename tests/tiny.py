@@ -72,6 +72,8 @@ def tiny_config(path: Path, stage: str, model: dict = SWIN, **sections: dict) ->
                   'ACCUMULATION_STEPS': 2},
         'PRINT_FREQ': 3, 'AMP_ON_CPU': 'never',
     }  # fmt: skip
+    if stage == 'simmim':
+        config['EVAL'] = {'HOLDOUT_IMAGES': 2}  # a figure of more takes longer than the training
     if stage == 'finetune':
         config['AUG'] = dict(FINETUNE_AUG)
         config['TEST'] = {'CROP': False}
