@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Registry, default_config, require
+from config import Registry, require
 from models.encoder import ENCODERS, Encoder
 from models.grouped_batch_norm import normalise_in_groups
 from system import distributed
@@ -48,7 +48,6 @@ class ContrastiveMethod(nn.Module, ABC):
 
     Attributes:
         title: Name of the method (class attribute).
-        view_options: Options of CONTRASTIVE that only affect the views (class attribute).
         encoder: Part of the encoder that is trained. Its state-dict keys start with `encoder.`.
         projector: Module that maps features [B, F] to the vectors that the loss compares.
         step: Number of training steps that have begun.
@@ -56,7 +55,6 @@ class ContrastiveMethod(nn.Module, ABC):
     """
 
     title: ClassVar[str]
-    view_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -72,17 +70,9 @@ class ContrastiveMethod(nn.Module, ABC):
         return self._whole_encoder[0]
 
     @classmethod
-    def options(cls) -> list[str]:
-        """Return the options of section CONTRASTIVE that the method reads."""
-        own = {name.upper() for name in signature(cls).parameters}
-        own |= {'METHOD', 'BLUR', 'WEAK_VIEW', 'FIRST_CROP_AREA', *cls.view_options}
-        return [key for key in default_config().CONTRASTIVE if key in own]
-
-    @classmethod
     def num_views(cls, config: Any) -> tuple[int, int]:
         """Return the number of global views and the number of small crops for each image."""
-        reads_crops = 'LOCAL_CROPS' in cls.options()
-        return 2, config.CONTRASTIVE.LOCAL_CROPS if reads_crops else 0
+        return 2, 0
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
@@ -93,8 +83,8 @@ class ContrastiveMethod(nn.Module, ABC):
         """
         if stage != 'contrastive':
             return
-        options, own = config.CONTRASTIVE, cls.options()
-        holds = options.TEMPERATURE is None or 'TEMPERATURE' in own
+        options = config.CONTRASTIVE
+        holds = options.TEMPERATURE is None or 'temperature' in signature(cls).parameters
         allowed = f'None with CONTRASTIVE.METHOD {options.METHOD!r}, which ignores it'
         require(holds, config, 'CONTRASTIVE.TEMPERATURE', allowed)
         require(config.DATA.BATCH_SIZE > 1, config, 'DATA.BATCH_SIZE', 'at least 2')
@@ -318,7 +308,6 @@ class SwAV(ContrastiveMethod):
     """
 
     title = 'SwAV'
-    view_options = ('LOCAL_CROPS', 'LOCAL_SIZE')
 
     def __init__(
         self,
@@ -338,6 +327,10 @@ class SwAV(ContrastiveMethod):
         self.temperature = temperature
         self.epsilon = epsilon
         self.freeze_prototypes_steps = freeze_prototypes_steps
+
+    @classmethod
+    def num_views(cls, config: Any) -> tuple[int, int]:
+        return 2, config.CONTRASTIVE.LOCAL_CROPS
 
     @classmethod
     def chance_loss(cls, options: Any, images: int) -> float:

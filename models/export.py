@@ -15,7 +15,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -31,19 +31,21 @@ from torch.fx import GraphModule
 
 from config import (
     PRETRAIN_FILTER,
+    TRAINED,
     Config,
     check_config,
+    default_config,
     enlarged_side,
+    options_that_affect,
     part,
     pixel_statistics,
     scored_steps,
     value_at,
 )
 from models.build import build_saved_model
-from models.contrastive import METHODS, build_contrastive
+from models.contrastive import build_contrastive
 from models.convert import PREFIX
 from models.encoder import ENCODERS, Encoder
-from models.simmim import PRETRAINING
 from system.downloads import FACTS, MODEL_CONFIG
 from system.files import BEST_CHECKPOINT, checkpoint_name, in_one_line
 from utils import (
@@ -70,17 +72,6 @@ MOST_IMAGES = 65535  # largest batch of a traced program; some versions of PyTor
 CROPPED_SHARE = 224 / 256  # of the enlarged image with TEST.CROP
 # Entries about timm's published weights, which say nothing about these.
 OF_PUBLISHED_WEIGHTS = ('tag', 'test_input_size', 'test_crop_pct', 'origin_url', 'paper_ids')
-# Options in the model card, in addition to the options of the stage.
-SHARED_OPTIONS = (
-    'MODEL.NAME TAG DATA.SOURCES DATA.DATASET DATA.VIEWS DATA.TRAIN_FRACTION '
-    'DATA.TRAIN_IMAGES TRAIN.EPOCHS TRAIN.OPTIMIZER.NAME TRAIN.BASE_LR TRAIN.WEIGHT_DECAY SEED'
-).split()
-# Options that do nothing with DATA.SOURCES.
-OF_ONE_DATA_SET = ('DATA.DATASET', 'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES')
-FINE_TUNING_OPTIONS = (
-    'DATA.TASK DATA.LABELS DATA.UNCERTAIN DATA.UNCERTAIN_BY_LABEL DATA.BLANK LOSS.NAME '
-    'FINETUNE.MODE TRAIN.LAYER_DECAY'
-).split()
 
 
 class TrainedModel(NamedTuple):
@@ -275,15 +266,8 @@ def example_images(source: TrainedModel, count: int) -> Tensor:
 
 def model_card(source: TrainedModel) -> ModelCard:
     """Return the model card with its metadata for Hugging Face."""
-    config, method = source.config, ''
-    if source.outputs:
-        keys = FINE_TUNING_OPTIONS
-    elif source.gives == 'features':
-        part = METHODS[config.CONTRASTIVE.METHOD]
-        method, keys = part.title, [f'CONTRASTIVE.{name}' for name in part.options()]
-    else:
-        part = PRETRAINING[config.MODEL.PRETRAIN]
-        method, keys = part.title, ['MODEL.PRETRAIN', *part.options()]
+    config = source.config
+    method = 'CONTRASTIVE.METHOD' if source.gives == 'features' else 'MODEL.PRETRAIN'
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, finalize=_literal
@@ -294,8 +278,8 @@ def model_card(source: TrainedModel) -> ModelCard:
         labels=source.outputs,
         gives=source.gives,
         activation=_activation(source) if source.outputs else '',
-        method=method,
-        options=[(key, _option(config, key)) for key in _shown_options(config, keys)],
+        method=part(config, method).title,
+        options=_shown_options(config),
         scores=_card_scores(source),
         # Whether timm's transform prepares images as in evaluation.
         is_prepared=not scored_steps(config) and config.DATA.NORMALIZE == 'dataset',
@@ -542,10 +526,18 @@ def _trace(source: TrainedModel) -> ExportedProgram:
     return program
 
 
-def _shown_options(config: Config, keys: Sequence[str]) -> list[str]:
-    """Return the keys of the options in the model card; `keys` are the keys of the stage."""
-    hidden = OF_ONE_DATA_SET if config.DATA.SOURCES else ('DATA.SOURCES',)
-    return [key for key in (*SHARED_OPTIONS, *keys, 'PRETRAINED') if key not in hidden]
+def _shown_options(config: Config) -> dict[str, object]:
+    """Return the options of the training that do not have their default values, and the names."""
+    default = default_config()
+    trained = [
+        key
+        for key in options_that_affect(*TRAINED)
+        if value_at(config, key) != value_at(default, key)
+    ]
+    names = {'MODEL.NAME': config.MODEL.NAME, 'TAG': config.TAG}
+    return names | {
+        key: _without_folders(value_at(config, key)) for key in (*trained, 'PRETRAINED')
+    }
 
 
 def _literal(value: object) -> str:
@@ -554,12 +546,10 @@ def _literal(value: object) -> str:
     return text.replace('|', '&#124;').replace('`', '&#96;')
 
 
-def _option(config: Config, key: str) -> object:
-    """Return the value of an option for the model card, with only the name of a path or none."""
-    value = value_at(config, key)
-    if key in ('PRETRAINED', 'DATA.DATASET'):  # a data set may be the path of its layout
+def _without_folders(value: Any) -> object:
+    """Return the value of an option for the model card, with only the name of each path."""
+    if isinstance(value, str):  # a data set may be the path of its layout
         return PurePath(value).name or 'nothing'
-    if key == 'DATA.SOURCES':
-        named = [entry | {'dataset': PurePath(entry['dataset']).name} for entry in value]
-        return [{name: each for name, each in entry.items() if name != 'path'} for entry in named]
-    return dict(value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items() if key != 'path'}
+    return [*map(_without_folders, value)] if isinstance(value, list) else value

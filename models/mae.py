@@ -31,7 +31,6 @@ class MAE(MaskedModel):
     """
 
     title = 'MAE'
-    section = 'MODEL.MAE'
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Registry, all_parts, default_config, require, value_at
+from config import Registry, all_parts, require
 from data.masking import mask_generator
 from models.encoder import ENCODERS, PatchEncoder, masked_version
 from models.swin_transformer import BasicLayer, SwinTransformer, init_linear_or_table
@@ -58,7 +58,6 @@ class MaskedModel(nn.Module, ABC):
 
     Attributes:
         title: Name of the method for model cards.
-        section: Config section with the method's own options.
         in_chans: Number of image channels.
         patch_size: Side in pixels of one mask entry.
         target: What `predict` predicts; None for a method that predicts nothing of an image, such
@@ -67,18 +66,10 @@ class MaskedModel(nn.Module, ABC):
     """
 
     title: ClassVar[str]
-    section: ClassVar[str]
     in_chans: int
     patch_size: int
     target: 'Target | None'
     encoder: PatchEncoder
-
-    @classmethod
-    def options(cls) -> list[str]:
-        """Return the config keys that the method reads."""
-        own = value_at(default_config(), cls.section)
-        masks = ['DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO']
-        return [*masks, *(f'{cls.section}.{key}' for key in own)]
 
     @classmethod
     @abstractmethod
@@ -349,7 +340,6 @@ class SimMIM(MaskedModel):
     """
 
     title = 'SimMIM'
-    section = 'MODEL.SIMMIM'
 
     def __init__(
         self,

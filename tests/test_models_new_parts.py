@@ -107,7 +107,7 @@ def cross_correlation_loss(z1, z2):
 class FeaturePrediction(MaskedModel):
     """Predict the features of an averaged encoder, without a target in the image."""
 
-    title, section, target = 'Feature prediction', 'MODEL.SOME_MASKED', None
+    title, target = 'Feature prediction', None
 
     def __init__(self, encoder, *, total_steps, momentum):
         super().__init__()
@@ -235,7 +235,7 @@ def test_a_head_with_named_children_is_folded_between_channels(tmp_path):
     assert_same(found, wanted)
 
 
-def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
+def test_a_new_method_trains_a_new_encoder():
     config = make_config()
     config.CONTRASTIVE.METHOD = 'some_method'
     config_module.check_config(config, 'contrastive')
@@ -244,7 +244,6 @@ def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
     assert model.projector[-1].out_features == 16
-    assert BarlowTwins.options() == ['METHOD', 'BLUR', 'WEAK_VIEW', 'FIRST_CROP_AREA']
 
 
 @pytest.mark.parametrize('counter', ['updates', pytest.param('step', marks=pytest.mark.slow)])
@@ -253,7 +252,10 @@ def test_a_masked_method_without_target_is_trained_loaded_and_exported(
 ):
     """The name of its counter does not matter, nor that a module is named like the encoder's."""
     monkeypatch.setattr(FeaturePrediction, 'counter', counter)
-    model, once = SWIN | {'PRETRAIN': 'some_masked'}, {'EPOCHS': 1}
+    model, once = (
+        SWIN | {'PRETRAIN': 'some_masked', 'SOME_MASKED': {'MOMENTUM': 0.8}},
+        {'EPOCHS': 1},
+    )
     learned = finished_run('simmim', phantom, tmp_path / 'first', model=model, TRAIN=once)
     last = json.loads((learned / 'metrics.jsonl').read_text().splitlines()[-1])
     assert {'holdout_loss', 'holdout_feature_spread', 'holdout_effective_rank'} <= last.keys()
@@ -281,7 +283,7 @@ def test_a_masked_method_without_target_is_trained_loaded_and_exported(
     source = load_trained_model(checkpoint, LOGGER)
     card = model_card(source).content
     assert source.gives == 'tokens' and 'pre-trained by Feature prediction;' in card
-    assert '| MODEL.SOME_MASKED.MOMENTUM | 0.9 |' in card and 'CONTRASTIVE' not in card
+    assert '| MODEL.SOME_MASKED.MOMENTUM | 0.8 |' in card and 'CONTRASTIVE' not in card
 
 
 def test_the_held_out_loss_of_a_masked_method_is_a_mean_over_images():
