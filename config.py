@@ -917,11 +917,13 @@ _C.PRETRAINED = Option(
     affects='nothing',
     file='models.pretrained',
 )
-
-_C.PRETRAINED_MEAN = Own(
-    [], "Pixel mean in a foreign file's training; []: assumed.", within='[0, 1]', affects='nothing'
+_C.PRETRAINED_STATISTICS = Own(
+    [],
+    'Pixels in the training of a foreign file: [mean, deviation], or the means of all channels '
+    'and then their deviations; []: assumed.',
+    within='[0, 1]',
+    affects='nothing',
 )
-_C.PRETRAINED_STD = Own([], 'Deviation to PRETRAINED_MEAN.', within='(0, 1]', affects='nothing')
 
 
 OPTIONS: dict[str, Option] = {}  # by dotted key

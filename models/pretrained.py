@@ -79,8 +79,8 @@ def fit_pretrained(
     source_stats = _source_statistics(trained, channels)
     if is_assumed:
         notes.append(
-            f'the file states no normalisation: {source_stats} is assumed; PRETRAINED_MEAN and '
-            'PRETRAINED_STD state another one'
+            f'the file states no normalisation: {source_stats} is assumed; PRETRAINED_STATISTICS '
+            'states another one'
         )
     by_image = 'image' in (config.DATA.NORMALIZE, trained.get('NORMALIZE'))
     if by_image:
@@ -102,19 +102,18 @@ def fit_pretrained(
 
 
 def _stated(config: Config, channels: int | None, *, is_own: bool) -> dict[str, list[float]]:
-    """Return MEAN and STD that PRETRAINED_MEAN and PRETRAINED_STD state; {} without them."""
-    given = {'MEAN': list(config.PRETRAINED_MEAN), 'STD': list(config.PRETRAINED_STD)}
-    if any(given.values()) and (is_own or not all(given.values())):
+    """Return MEAN and STD that PRETRAINED_STATISTICS states; {} without it."""
+    given, channels = [*config.PRETRAINED_STATISTICS], channels or 1
+    if not given:
+        return {}
+    if is_own or len(given) not in (2, 2 * channels):
         raise ValueError(
-            'PRETRAINED_MEAN and PRETRAINED_STD must be given together, and only for a file of '
-            f'another project, got {given["MEAN"]} and {given["STD"]}'
+            f'PRETRAINED_STATISTICS must be [mean, deviation], or {channels} means and then '
+            f'{channels} deviations, and only for a file of another project, got {given}'
         )
-    is_one = all(len(values) == 1 for values in given.values())
-    return {
-        key: values * (channels or 1) if is_one else values
-        for key, values in given.items()
-        if values
-    }
+    if len(given) == 2:
+        return {'MEAN': given[:1] * channels, 'STD': given[1:] * channels}
+    return {'MEAN': given[:channels], 'STD': given[channels:]}
 
 
 def foreign_weights(checkpoint: object, path: str | Path) -> dict[str, Tensor]:

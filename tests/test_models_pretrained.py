@@ -310,12 +310,12 @@ def test_a_file_with_several_models_or_none_names_its_keys(wrapper, message, tmp
         read_checkpoint(tmp_path / 'x.pth')
 
 
-def test_the_statistics_of_a_foreign_file_can_be_stated(tmp_path, log):
-    stats = {'PRETRAINED_MEAN': [0.5056], 'PRETRAINED_STD': [0.252]}
+@pytest.mark.parametrize('stated', [[0.5056, 0.252], [0.5056] * 3 + [0.252] * 3])
+def test_the_statistics_of_a_foreign_file_can_be_stated(stated, tmp_path, log):
     source = make_model(make_config('vit', 3), is_pretrain=False)
     target = load(
         source.state_dict(),
-        make_config('vit', 1, **stats),
+        make_config('vit', 1, PRETRAINED_STATISTICS=stated),
         make_model(make_config('vit', 1), seed=2, is_pretrain=False),
         tmp_path,
     )
@@ -325,5 +325,6 @@ def test_the_statistics_of_a_foreign_file_can_be_stated(tmp_path, log):
     ]
     assert_same(features[1], features[0])
     assert 'assumed' not in log.text
-    with pytest.raises(ValueError, match='PRETRAINED_MEAN and PRETRAINED_STD'):
-        load(source.state_dict(), make_config('vit', 1, PRETRAINED_MEAN=[0.5]), target, tmp_path)
+    wrong = make_config('vit', 1, PRETRAINED_STATISTICS=[0.5])
+    with pytest.raises(ValueError, match='PRETRAINED_STATISTICS'):
+        load(source.state_dict(), wrong, target, tmp_path)
