@@ -264,10 +264,6 @@ _C.DATA.LABELS = Own(
     "Columns of the labels ([]: CheXpert's 14) or, for 'single_label', of the classes.",
     affects='outputs',
 )
-_C.DATA.LABEL_COLUMN = Own(
-    '',
-    "'single_label': column with the name of the class; '': each class has a column.",
-)
 _C.DATA.UNCERTAIN = Own(
     'ones',
     'Policy for uncertain labels (-1) in training.',

@@ -12,7 +12,7 @@ import pandas as pd
 
 from config import Config
 from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
-from data.labels import BLANK, CELLS, LABELS
+from data.labels import CELLS, LABELS
 from data.records import (
     OLDEST,
     STUDY,
@@ -20,7 +20,6 @@ from data.records import (
     csv_names,
     existing_records,
     register_dataset,
-    task_of,
 )
 from data.table import KEYS, OnFault, Table, refuse
 from system.files import is_below
@@ -40,7 +39,6 @@ def read_csv(
     *,
     image_suffix: str = '',
     labels: Sequence[str] = LABELS,
-    class_column: str = '',
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records:
@@ -55,7 +53,6 @@ def read_csv(
         csv_name: Path of the CSV file, relative to `data_path`.
         image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Names of the labels; may be empty.
-        class_column: Column that names the label of each row; '': each label has a column.
         look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
     """
@@ -66,7 +63,7 @@ def read_csv(
         hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
     batches = _advice_on_batches(root)
     table = Table(root / csv_name, on_fault, hint + batches)
-    table.require(KEYS, labels=[class_column] if labels and class_column else labels)
+    table.require(KEYS, labels=labels)
     key = table.key
     inside = [is_below(path) for path in table[key]]
     problem = 'must be a relative path without ..'
@@ -77,7 +74,7 @@ def read_csv(
     table.keep_first(key, 'duplicate path', table['file'])
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = records_of(table, labels, class_column)
+    records = records_of(table, labels)
     records = replace(records, root=root, csv=str(csv_name))
     problem = 'has neither a view nor a name like view1_frontal.jpg'
     table.check(key, records.view != '', 'value of the view', problem)
@@ -98,7 +95,6 @@ def _read_chexpert(
     csv_name = csv_names(config)[split]
     if optional and not (Path(root) / csv_name).is_file():
         return None
-    options['class_column'] = task_of(config).class_column
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
 
@@ -112,19 +108,14 @@ def add_studies(table: Table) -> None:
     table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
 
 
-def labels_of(table: Table, labels: Sequence[str], class_column: str = '') -> np.ndarray:
+def labels_of(table: Table, labels: Sequence[str]) -> np.ndarray:
     """Read labels, [N, K] float32: 1, 0, -1 uncertain, NaN blank."""
-    kind = 'value of a label'
-    if class_column:
-        classes = {label: number for number, label in enumerate(labels)} | {'': np.nan}
-        own = table.map(class_column, classes, kind)[:, None]
-        return np.where(np.isnan(own), BLANK, own == np.arange(len(labels))).astype(np.float32)
-    columns = [table.map(label, CELLS, kind) for label in labels]
+    columns = [table.map(label, CELLS, 'value of a label') for label in labels]
     stacked = np.array(columns, np.float32).reshape(len(labels), len(table))
     return np.ascontiguousarray(stacked.T)
 
 
-def records_of(table: Table, labels: Sequence[str], class_column: str = '') -> Records:
+def records_of(table: Table, labels: Sequence[str]) -> Records:
     """Build the records of a table to which path, file, patient and study have been added."""
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
     names = ('path', 'file', 'patient', 'study')
@@ -138,7 +129,7 @@ def records_of(table: Table, labels: Sequence[str], class_column: str = '') -> R
         sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
         age=table.numbers('Age', 'value of the age', most=OLDEST),
         ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
-        labels=labels_of(table, labels, class_column),
+        labels=labels_of(table, labels),
         label_names=tuple(labels),
     )
 

@@ -221,7 +221,6 @@ def read_label_file(
     blank: str = 'negative',
     views: str = 'all',
     labels: Sequence[str] = (),
-    column: str = '',
 ) -> LabelTable:
     """Read and check a CSV file with a column `Path` or `Study` and one column per label.
 
@@ -233,16 +232,14 @@ def read_label_file(
         blank: Target of a label that is not mentioned (DATA.BLANK).
         views: Views of the images that are kept: 'frontal', 'lateral' or 'all'.
         labels: Names of the labels (DATA.LABELS).
-        column: Column that names the class of each row (DATA.LABEL_COLUMN).
     """
-    table, made = Table(path), make_task(task, LABELS=labels, BLANK=blank, LABEL_COLUMN=column)
-    wanted = [made.class_column] if made.class_column else made.columns
-    missing = tuple(label for label in wanted if label not in table)
-    table.require(KEYS, *([wanted] if made.has_policies else missing))
+    table, made = Table(path), make_task(task, LABELS=labels, BLANK=blank)
+    missing = tuple(label for label in made.columns if label not in table)
+    table.require(KEYS, *([made.columns] if made.has_policies else missing))
     _check_names(table)
     add_studies(table)
     table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
-    records = records_of(table, made.columns, made.class_column)
+    records = records_of(table, made.columns)
     if views != 'all' and table.key == 'Path':
         table.check('Path', records.view != '', 'value of the view', 'names no view')
         records = select_views(records, views)

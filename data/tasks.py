@@ -76,11 +76,6 @@ class Task(ABC):
         return self.names or LABELS
 
     @property
-    def class_column(self) -> str:
-        """Return the column that names one of `columns` in each row; '': each has a column."""
-        return ''
-
-    @property
     def policies(self) -> dict[str, str]:
         """Return label -> name of its policy for uncertain labels; {} without policies."""
         return {}
@@ -220,7 +215,7 @@ class Effusion(AgainstNoFinding):
 class SingleLabel(Task):
     """Learn which one of the classes DATA.LABELS an image has; images without one are left out.
 
-    The classes have one column each, or the column DATA.LABEL_COLUMN names the class of each row.
+    The classes have one column each. A layout may also read them from one column.
     """
 
     losses = ('cross_entropy', 'weighted_cross_entropy')
@@ -232,10 +227,6 @@ class SingleLabel(Task):
     @property
     def labels(self) -> tuple[str, ...]:
         return self.names
-
-    @property
-    def class_column(self) -> str:
-        return self.config.DATA.LABEL_COLUMN
 
     def scored(self, records: Any) -> np.ndarray:
         """Return one-hot targets, [N, K] float32, and rows of NaN for images without a class.
@@ -273,9 +264,6 @@ def check_label_options(config: Config, stage: str | None) -> None:
     require(holds, config, 'DATA.LABELS', f'[] {of_task}')
     allowed = f'at least {task.least_names} name{"s" * (task.least_names > 1)} {of_task}'
     require(len(data.LABELS) >= task.least_names, config, 'DATA.LABELS', allowed)
-    holds = not data.LABEL_COLUMN or (task.exclusive and data.DATASET == 'chexpert')
-    allowed = "'' unless DATA.TASK is 'single_label' and DATA.DATASET is 'chexpert'"
-    require(holds, config, 'DATA.LABEL_COLUMN', allowed)
     policies = [POLICIES[name] for name in task.policies.values()]  # checks the names
     if not task.has_policies:
         own = POLICIES[data.UNCERTAIN]

@@ -81,8 +81,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', type=Path, required=True, metavar='DIR', help='folder of the report')
     names = 'columns of the labels, as in DATA.LABELS (default: see above)'
     add('--label-names', nargs='+', default=[], metavar='NAME', help=names)
-    column = 'column with the name of the class of each row, as in DATA.LABEL_COLUMN'
-    add('--label-column', default='', metavar='NAME', help=column)
     add(
         '--thresholds-from',
         nargs='+',
@@ -288,7 +286,6 @@ def read_labels(
     labels = wanted or args.label_names or (() if is_standard else tuple(given))
     labels = labels if TASKS[args.task].takes_names else ()
     options = {'blank': args.blank, 'views': args.views, 'labels': labels}
-    options['column'] = args.label_column
     return read_label_file(file, task=args.task, **options)
 
 

@@ -1,4 +1,4 @@
-"""A task that is no part of the package: grades 0 to 3 in a column.
+"""A task that is no part of the package: grades 0 to 3, with a column for each.
 
 This file and a line at DATA.TASK, which `conftest.py` adds, are all that it needs.
 """
@@ -16,7 +16,7 @@ STEPS = 3
 
 @TASKS.register('grades')
 class Grades(Task):
-    """Learn whether a grade reaches each step from 1 to STEPS. DATA.LABELS names its column."""
+    """Learn whether a grade reaches each step from 1 to STEPS. DATA.LABELS has its name."""
 
     losses = ('bce',)
     activation = 'none'
@@ -29,11 +29,7 @@ class Grades(Task):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(map(str, range(STEPS + 1)))
-
-    @property
-    def class_column(self) -> str:
-        return self.names[0]
+        return tuple(f'{name} {k}' for name in self.names[:1] for k in range(STEPS + 1))
 
     def scored(self, records: Any) -> np.ndarray:
         is_grade = records.labels == POSITIVE  # [N, STEPS + 1]

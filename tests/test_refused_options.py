@@ -63,7 +63,6 @@ REFUSED = [  # stage, model, options, what the message names
     ('finetune', VIT, PROBE | {'MODEL.RESUME': 'x.pth'}, 'MODEL.RESUME'),
     ('finetune', VIT, PROBE | {'DATA.SAMPLER': 'weighted'}, 'DATA.SAMPLER'),
     ('finetune', VIT, {'THROUGHPUT_MODE': True, 'CHECK_MODE': True}, 'THROUGHPUT_MODE'),
-    ('finetune', VIT, {'DATA.LABEL_COLUMN': 'Finding'}, 'DATA.LABEL_COLUMN'),
     ('finetune', VIT, EFFUSION | {'MODEL.NUM_CLASSES': 14}, 'MODEL.NUM_CLASSES'),
     ('finetune', VIT, EFFUSION | {'DATA.UNCERTAIN': 'multiclass'}, 'DATA.UNCERTAIN'),
     ('finetune', VIT, EFFUSION | {EDEMA: {'Edema': 'ones'}}, 'BY_LABEL'),

@@ -25,13 +25,15 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_split(root, split, patients)
         table = pd.read_csv(root / f'{split}.csv')
         patient = table['Path'].str.extract(r'patient(\d+)')[0].astype(int)
-        table['Finding'] = [NAMES[i % 3] for i in patient]
-        table['Oedema'] = [i % (len(STEPS) + 1) for i in patient]
+        for k, name in enumerate(NAMES):
+            table[name] = (patient % 3 == k).astype(int)
+        for k in range(len(STEPS) + 1):
+            table[f'Oedema {k}'] = (patient % (len(STEPS) + 1) == k).astype(int)
         table.to_csv(root / f'{split}.csv', index=False)
     return root
 
 
-SINGLE = ['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES]), 'DATA.LABEL_COLUMN', 'Finding']
+SINGLE = ['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES])]
 
 
 def run(data: Path, folder: Path, opts: list[str], mode: str = 'full', *more: str) -> Path:
@@ -63,8 +65,7 @@ def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys)
     assert np.sum(classes['confusion']) == classes['n'] == scores['selected']['rows']
     assert classes['scores']['accuracy']['value'] == scores['selected']['accuracy']
     assert 'Confusion matrix' in (folder / 'report.html').read_text()
-    options = ['--task', 'single_label', '--label-column', 'Finding']
-    again = evaluated(folder, labelled, tmp_path / 'again', *options)
+    again = evaluated(folder, labelled, tmp_path / 'again', '--task', 'single_label')
     assert again['sets'][0]['classes']['confusion'] == classes['confusion']
     assert 'Balanced accuracy' in capsys.readouterr().out
 
