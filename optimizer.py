@@ -1,12 +1,12 @@
 """Optimizers, and parameter groups: weight decay and learning rates by layer.
 
-To add an optimizer, write one function with `@register_optimizer`. It takes the parameter groups,
+To add an optimizer, write one function with `@OPTIMIZERS.register`. It takes the parameter groups,
 which contain their learning rate and weight decay, and the options TRAIN.OPTIMIZER.
 """
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from timm.optim import Lamb
 from torch import nn, optim
@@ -15,48 +15,28 @@ from config import Config, Registry
 from lr_scheduler import scaled_lr
 from system import distributed
 
-Build = Callable[[list[dict], Any], optim.Optimizer]
-OPTIMIZERS = Registry('TRAIN.OPTIMIZER.NAME')
+# Name -> function(parameter groups, TRAIN.OPTIMIZER) -> optimizer.
+OPTIMIZERS: dict[str, Callable[[list[dict], Any], optim.Optimizer]] = Registry(
+    'TRAIN.OPTIMIZER.NAME'
+)
 
 
-class OptimizerKind(NamedTuple):
-    """An entry of OPTIMIZERS."""
-
-    build: Build
-    moments: int  # tensors that it keeps of the size of each trained weight
-
-
-def register_optimizer(name: str, *, moments: int) -> Callable[[Build], Build]:
-    """Return a decorator that registers a function (groups, options) -> optimizer."""
-
-    def add(build: Build) -> Build:
-        OPTIMIZERS.register(name)(OptimizerKind(build, moments))
-        return build
-
-    return add
-
-
-@register_optimizer('adamw', moments=2)
+@OPTIMIZERS.register('adamw')
 def adamw(groups: list[dict], options: Any) -> optim.Optimizer:
     """Loshchilov & Hutter 2017, arXiv:1711.05101."""
     return optim.AdamW(groups, eps=options.EPS, betas=options.BETAS, fused=True)
 
 
-@register_optimizer('sgd', moments=1)
+@OPTIMIZERS.register('sgd')
 def sgd(groups: list[dict], options: Any) -> optim.Optimizer:
     """Build SGD with Nesterov momentum."""
     return optim.SGD(groups, momentum=options.MOMENTUM, nesterov=True)
 
 
-@register_optimizer('lamb', moments=2)
+@OPTIMIZERS.register('lamb')
 def lamb(groups: list[dict], options: Any) -> optim.Optimizer:
     """You et al. 2019, arXiv:1904.00962. The training loop clips the gradients, not LAMB itself."""
     return Lamb(groups, eps=options.EPS, betas=options.BETAS, max_grad_norm=None)
-
-
-def optimizer_kind(config: Config) -> OptimizerKind:
-    """Return the entry of TRAIN.OPTIMIZER.NAME."""
-    return OPTIMIZERS[config.TRAIN.OPTIMIZER.NAME.lower()]
 
 
 def build_optimizer(
@@ -75,7 +55,7 @@ def build_optimizer(
             f'{group.get("group_name", "group")}: {len(group["params"])} tensors, '
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
-    optimizer = optimizer_kind(config).build(groups, options)
+    optimizer = OPTIMIZERS[options.NAME.lower()](groups, options)
     logger.info(_describe(options.NAME.lower(), optimizer.param_groups))
     return optimizer
 

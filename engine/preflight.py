@@ -27,7 +27,6 @@ from engine.loop import LossFunction, begin, train_one_batch, wrap_model
 from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
 from logger import wrap
-from optimizer import optimizer_kind
 from system import distributed
 from system.device import autocast, to_device
 from system.tool import command_of
@@ -77,7 +76,7 @@ def preflight(
     if all(distributed.gather(check.state is not None)):
         if all(distributed.gather(check.batch is not None)):
             seconds = check.steps()
-        if loss_fn is not None:
+        if loss_fn is not None and not math.isnan(seconds):
             check.disk()
     return check.verdict(seconds)
 
@@ -304,7 +303,7 @@ class Preflight:
             count += len(epochs) * state.steps_per_epoch // train.SAVE_EVERY_STEPS
         # The best checkpoint, and the next one before an old one is removed, also need space.
         count = min(count, config.SAVE_KEEP or count) + (not self.run.is_pretrain) + 1
-        needed = count * checkpoint_bytes(state.module, optimizer_kind(config).moments)
+        needed = count * checkpoint_bytes(state)
         free = shutil.disk_usage(self.run.folder).free
         found = f'up to {count:,} checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free'
         advice = 'set SAVE_KEEP (such as 3), raise SAVE_FREQ, or choose another --output'
@@ -368,13 +367,11 @@ def log_throughput(
     return 0
 
 
-def checkpoint_bytes(model: nn.Module, moments: int) -> int:
-    """Estimate the size of a checkpoint in bytes: the model and the moments of its optimizer.
-
-    `moments` is the number of tensors that the optimizer keeps for each trained weight.
-    """
-    trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
-    return sum(tensor.nbytes for tensor in model.state_dict().values()) + moments * trained
+def checkpoint_bytes(state: TrainState) -> int:
+    """Return the bytes of the model and the optimizer in a checkpoint, after the first step."""
+    moments = state.optimizer.state_dict()['state'].values()
+    values = [*state.module.state_dict().values(), *(v for own in moments for v in own.values())]
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 def synchronized_time(device: torch.device) -> float:

@@ -94,14 +94,13 @@ def use_task(task, folder: Path) -> None:
     assert task(default_config()).is_positive(labels).tolist() == [True]
 
 
-def use_optimizer(kind, folder: Path) -> None:
+def use_optimizer(build, folder: Path) -> None:
     weight = nn.Parameter(torch.ones(2, 2))
     groups = [{'params': [weight], 'lr': 0.1, 'weight_decay': 0.0}]
-    optimizer = kind.build(groups, default_config().TRAIN.OPTIMIZER)
+    optimizer = build(groups, default_config().TRAIN.OPTIMIZER)
     weight.grad = torch.ones(2, 2)
     optimizer.step()
     assert (weight < 1).all()
-    assert sum(v.shape == weight.shape for v in optimizer.state[weight].values()) == kind.moments
 
 
 def use_schedule(schedule, folder: Path) -> None:

@@ -100,6 +100,16 @@ def test_weights_disk_output_and_loss_are_all_reported(phantom, tmp_path, check,
     assert str(weights) in rows['weights'][1]
 
 
+def test_a_checkpoint_has_the_model_and_two_moments_of_adamw() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    steps = 2 * 4  # a float32 of each of the two parameters
+    state = SimpleNamespace(module=model, optimizer=optimizer)
+    assert preflight.checkpoint_bytes(state) == 3 * (6 + 2) * 4 + steps
+
+
 def test_batch_norm_gets_two_images(phantom, tmp_path, check):
     """In the last layers a channel has one value per image, so batch norm rejects single images."""
     model = {'TYPE': 'timm', 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
