@@ -51,20 +51,16 @@ class ImageSource(ABC):
         """
         raise NotImplementedError
 
-    def has_image(self, file: str) -> bool:
-        """Return whether an image can be read."""
-        return self.exists(file)
-
     def scan(self) -> tuple[list[str], list[str]]:
         """List all image files, and other files that may show that some images are scored."""
         return self.below(), os.listdir(self.path)
 
-    def to_look_up(self, files: Sequence[str], wanted: np.ndarray) -> np.ndarray:
-        """Return the positions of the files to look up one by one: those that are `wanted` [N].
+    def lacking(self, files: Sequence[str], wanted: np.ndarray) -> list[int]:
+        """Return the positions of the files that are looked up, `wanted` [N], and cannot be read.
 
-        A store answers for all files at once, so only those that it lacks remain.
+        A store answers for all files at once, so it looks up all of them.
         """
-        return np.flatnonzero(wanted)
+        return [place for place in np.flatnonzero(wanted).tolist() if not self.exists(files[place])]
 
     def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:
         """Return a function that reads one of these files by its position; see `decode_image`.

@@ -128,7 +128,9 @@ def mask_of(image: Image.Image, folder: str, *, is_cropped: bool = False) -> Ima
             f'DATA.LUNG_MASKS, got {folder!r} for {name or "an image"}'
         )
     stem, masks = os.path.splitext(name)[0], open_images(folder)
-    found = [f'{stem}{suffix}' for suffix in IMAGE_SUFFIXES if masks.has_image(f'{stem}{suffix}')]
+    names = [f'{stem}{suffix}' for suffix in IMAGE_SUFFIXES]
+    lacking = masks.lacking(names, np.full(len(names), True))
+    found = [name for place, name in enumerate(names) if place not in lacking]
     if len(found) != 1:
         raise BadImageError(
             f'image {name} needs one lung mask {stem} with a suffix of {", ".join(IMAGE_SUFFIXES)} '

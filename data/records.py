@@ -183,16 +183,15 @@ def existing_records(
     missing: list[Fault] = []
     parts = pd.Series(records.file, dtype=object).str.replace(PATIENT_AND_BELOW, '', regex=True)
     wanted = (look_up == 'all') | ~parts.duplicated().to_numpy()
-    for position in images.to_look_up(records.file, wanted).tolist():
+    for position in images.lacking(records.file, wanted):
         file = records.file[position]
         place = (csv_file, int(records.row[position]) + 2 if csv_file else None, file)
+        keep[position] = False
         if file in images.left_out:
             on_fault(Fault(LEFT_OUT, images.left_out[file], *place, 'warning'))
-            keep[position] = False
-        elif not images.has_image(file):
+        else:
             detail = f'the image {images.path / file} does not exist {hint}'
             missing.append(Fault('missing image', detail, *place))
-            keep[position] = False
     if len(missing) > 1 and not keep.any():
         detail = f'none of the {len(missing):,} images exists. The first: {missing[0].detail}'
         missing = [replace(missing[0], kind='missing images', detail=detail)]

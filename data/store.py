@@ -102,9 +102,6 @@ class Store(ImageSource):
         is_image = file in self.left_out or self.position([file])[0] >= 0
         return bool(is_image or self.below(file))
 
-    def has_image(self, file: str) -> bool:
-        return bool(self.position([file])[0] >= 0)
-
     def below(self, place: str = '') -> list[str]:
         if not place:
             return sorted([*self.files, *self.left_out])
@@ -114,8 +111,8 @@ class Store(ImageSource):
     def scan(self) -> tuple[list[str], list[str]]:
         return self.below(), [STORE_FILE] if self.about['scored'] else []
 
-    def to_look_up(self, files: Sequence[str], wanted: np.ndarray) -> np.ndarray:
-        return np.flatnonzero(self.position(files) < 0)
+    def lacking(self, files: Sequence[str], wanted: np.ndarray) -> list[int]:
+        return np.flatnonzero(self.position(files) < 0).tolist()
 
     def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:
         return partial(_read_packed, self, self.position(files))
