@@ -14,10 +14,9 @@ from config import PRETRAIN_FILTER, Config
 from data.augmentation import RandomWarp, jitter
 from data.images import full_size
 from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
-from data.preprocess import Preprocess
 from data.records import Records
 from data.sources import read_sources
-from data.transforms import FILTERS, EvalTransform, Normalize, draw_crop, resized_crop
+from data.transforms import EvalTransform, RandomCrop, View, draw_crop
 from system import distributed
 
 GLOBAL_AREA = (0.3, 1.0)
@@ -27,7 +26,7 @@ BLUR_SIZE = 224
 BLUR_REACH = 3.0  # standard deviations at which the kernel ends
 
 
-class ViewsTransform:
+class ViewsTransform(RandomCrop):
     """Draw two views [C, S, S] of an image, followed by SwAV's small crops [C, s, s].
 
     The augmentation preserves the anatomy and changes low-level cues by which a network could
@@ -47,19 +46,15 @@ class ViewsTransform:
     """
 
     def __init__(self, config: Config, num_views: tuple[int, int]) -> None:
-        options, size = config.CONTRASTIVE, config.DATA.IMG_SIZE
-        self.preprocess = Preprocess(config)
-        self.hflip = config.AUG.HFLIP
-        self.filter = FILTERS[PRETRAIN_FILTER][0]
+        super().__init__(config, PRETRAIN_FILTER, GLOBAL_AREA)
+        options = config.CONTRASTIVE
         self.jitter, self.jitters_contrast = config.AUG.COLOR_JITTER, config.AUG.JITTER_CONTRAST
         self.blur = options.BLUR
         self.warp = RandomWarp(config)
-        self.normalize = Normalize(config)
         num_global, num_local = num_views
-        area = tuple(config.AUG.CROP_AREA) or GLOBAL_AREA
-        first = tuple(options.FIRST_CROP_AREA) or area
-        self.views = [(size, first), *(num_global - 1) * [(size, area)]]
-        self.views += num_local * [(options.LOCAL_SIZE or size, LOCAL_AREA)]
+        first = tuple(options.FIRST_CROP_AREA) or self.area
+        self.views = [(self.size, first), *(num_global - 1) * [(self.size, self.area)]]
+        self.views += num_local * [(options.LOCAL_SIZE or self.size, LOCAL_AREA)]
         self.weak = [options.WEAK_VIEW and number == 1 for number in range(len(self.views))]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
@@ -82,8 +77,7 @@ class ViewsTransform:
         """Return a view, and the same without changes of brightness, contrast and sharpness."""
         box = draw_crop(rng, *full_size(image), area=area)
         flip, brightness, contrast, blur, strength = rng.random(5)
-        pixels = resized_crop(image, box, size, self.filter)
-        pixels = pixels[:, ::-1] if flip < self.hflip else pixels
+        pixels = View(image, box, flip < self.hflip, size, self.preprocess).cut(image)
         if weak:
             return pixels, pixels
         pixels = before = self.warp(pixels, rng)
