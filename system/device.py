@@ -67,15 +67,10 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
 
 
 def describe_precision(config: Config, device: torch.device) -> str:
-    """Return a log line about the precision inside and outside autocast."""
+    """Return a log line about the precision. Outside autocast it is float32 (`disable_tf32`)."""
     dtype = autocast_dtype(config, device)
-    switches = {'convolutions': torch.backends.cudnn, 'matrix products': torch.backends.cuda.matmul}
-    plain = ', '.join(
-        f'{name} in {"TF32" if device.type == "cuda" and switch.allow_tf32 else "float32"}'
-        for name, switch in switches.items()
-    )
     line = f'precision {config.AMP_OPT_LEVEL}: '
-    line += f'autocast to {dtype}, outside it {plain}' if dtype else plain
+    line += f'autocast to {dtype}, outside it float32' if dtype else 'float32'
     if device.type == 'cpu' and config.AMP_ON_CPU == 'auto' and config.AMP_OPT_LEVEL != 'O0':
         line += (
             f' (AMP_ON_CPU auto: this CPU has {"" if cpu_computes_bfloat16() else "no "}bfloat16)'
