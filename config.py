@@ -1160,7 +1160,7 @@ class OptionError(ValueError):
 class Registry(dict):
     """The parts that an option selects, by their names.
 
-    A module with parts registers them: `MASKS = Registry('DATA.MASK_TYPE')`, then
+    A module with parts registers them: `MASKS = REGISTRIES['DATA.MASK_TYPE']`, then
     `@MASKS.register('random')` before each part. The option names this module (`Option.parts`),
     which is imported when one of its parts is looked up. If the selected part has a function
     `check(config, stage)`, `check_config` calls it.
@@ -1172,7 +1172,6 @@ class Registry(dict):
     def __init__(self, key: str) -> None:
         super().__init__()
         self.key = key
-        REGISTRIES[key] = self
 
     def __missing__(self, value: str) -> Any:
         """Import the module of a part; a path or an upper-case value has the name of its part."""
@@ -1198,15 +1197,13 @@ class Registry(dict):
         return add
 
 
-REGISTRIES: dict[str, Registry] = {}  # by option, filled when a module with parts is imported
+REGISTRIES = {key: Registry(key) for key, option in OPTIONS.items() if option.parts}
 
 
 def part(config: CfgNode, key: str) -> Any:
     """Return the part that an option selects, or the list of parts of an option that is a list."""
-    value = value_at(config, key)
-    return (
-        [find_part(key, name) for name in value] if type(value) is list else find_part(key, value)
-    )
+    value, parts = value_at(config, key), REGISTRIES[key]
+    return [parts[name] for name in value] if type(value) is list else parts[value]
 
 
 def module_of(key: str) -> ModuleType:
@@ -1216,16 +1213,7 @@ def module_of(key: str) -> ModuleType:
 
 def all_parts(key: str) -> dict[str, Any]:
     """Return all parts of an option by name, after importing their modules."""
-    return {name: find_part(key, name) for name in OPTIONS[key].names}
-
-
-def find_part(key: str, name: str) -> Any:
-    """Return the part with a name of an option, after importing the module that registers it."""
-    option = OPTIONS[key]
-    if key not in REGISTRIES:
-        # The registry, which refuses wrong names, is in this module or in one that it imports.
-        import_module(option.parts.get(option.part_name(name)) or min(option.parts.values()))
-    return REGISTRIES[key][name]
+    return {name: REGISTRIES[key][name] for name in OPTIONS[key].names}
 
 
 def check_config(config: Config, stage: str | None = None) -> None:

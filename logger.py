@@ -25,7 +25,7 @@ from typing import Any
 from termcolor import colored
 from tqdm import tqdm
 
-from config import Config, Registry, default_config
+from config import REGISTRIES, Config, default_config
 from system.files import in_one_line, replace_file
 
 DATE_FORMAT, TIME_FORMAT = '%Y-%m-%d %H:%M:%S', '%H:%M:%S'
@@ -33,7 +33,7 @@ COLUMNS = 100  # width of the console; a terminal may be narrower
 # Passed as `extra` with messages within an epoch. A terminal shows the progress bar instead of
 # them. If `extra` also has the key 'short', the console shows this text instead of the message.
 DETAIL = {'is_detail': True}
-WRITERS = Registry('LOGGER')
+WRITERS = REGISTRIES['LOGGER']
 
 
 def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') -> logging.Logger:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
-from config import Config, Registry
+from config import REGISTRIES, Config
 from system import distributed
 
 REFERENCE_BATCH = 512  # effective batch size for which the config gives the learning rates
@@ -19,7 +19,7 @@ MOMENTA = 0.95, 0.85  # of 'onecycle', with the lowest and with the highest rate
 
 Rate = Callable[[int, float], float]  # (batch of the run, base rate) -> learning rate
 # Each schedule is a function (config, batches per epoch, MIN_LR) -> Rate after the warm-up.
-SCHEDULES: dict[str, Callable[[Config, int, float], Rate]] = Registry('TRAIN.LR_SCHEDULER.NAME')
+SCHEDULES: dict[str, Callable[[Config, int, float], Rate]] = REGISTRIES['TRAIN.LR_SCHEDULER.NAME']
 
 
 class ScaledLR(NamedTuple):

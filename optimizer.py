@@ -5,20 +5,16 @@ which contain their learning rate and weight decay, and the options TRAIN.OPTIMI
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from timm.optim import Lamb
 from torch import nn, optim
 
-from config import Config, Registry
+from config import REGISTRIES, Config, part
 from lr_scheduler import scaled_lr
 from system import distributed
 
-# Name -> function(parameter groups, TRAIN.OPTIMIZER) -> optimizer.
-OPTIMIZERS: dict[str, Callable[[list[dict], Any], optim.Optimizer]] = Registry(
-    'TRAIN.OPTIMIZER.NAME'
-)
+OPTIMIZERS = REGISTRIES['TRAIN.OPTIMIZER.NAME']
 
 
 @OPTIMIZERS.register('adamw')
@@ -55,7 +51,7 @@ def build_optimizer(
             f'{group.get("group_name", "group")}: {len(group["params"])} tensors, '
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
-    optimizer = OPTIMIZERS[options.NAME.lower()](groups, options)
+    optimizer = part(config, 'TRAIN.OPTIMIZER.NAME')(groups, options)
     logger.info(_describe(options.NAME.lower(), optimizer.param_groups))
     return optimizer
 

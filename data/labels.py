@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from config import OptionError, Registry, load_yaml
+from config import REGISTRIES, OptionError, load_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +52,8 @@ CELLS = {
 
 LABEL_SETS = Path(__file__).with_name('label_sets.yaml')
 
-POLICIES = Registry('DATA.UNCERTAIN')
-BLANKS = Registry('DATA.BLANK')  # target of a label that is not mentioned
+POLICIES = REGISTRIES['DATA.UNCERTAIN']
+BLANKS = REGISTRIES['DATA.BLANK']  # target of a label that is not mentioned
 BLANKS.register('negative')(NEGATIVE)
 BLANKS.register('ignore')(np.nan)
 

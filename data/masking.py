@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from config import Config, Registry, encoder_node
+from config import REGISTRIES, Config, encoder_node
 
 if TYPE_CHECKING:
     from data.transforms import View
@@ -24,7 +24,7 @@ Rng = np.random.Generator | np.random.RandomState
 # Name -> function(rng, side, count, view). The function returns the flat indices of exactly `count`
 # hidden units on a grid of side x side units. The count follows from DATA.MASK_RATIO. The view is
 # what the sample shows of its image, or None for a mask without an image.
-MASKS = Registry('DATA.MASK_TYPE')
+MASKS = REGISTRIES['DATA.MASK_TYPE']
 
 
 class MaskGenerator:

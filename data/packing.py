@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from config import Config, default_config, find_part
+from config import REGISTRIES, Config, default_config, part
 from data.chexpert import read_csv
 from data.folder import read_folder, signs_of_scores
 from data.image_source import open_images
@@ -167,7 +167,7 @@ def read_source(
     config = default_config()
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
     named, scored = {}, bool(signs_of_scores(root, [*tables]))
-    if dataset and find_part('DATA.DATASET', dataset).splits:
+    if dataset and REGISTRIES['DATA.DATASET'][dataset].splits:
         named, own_tables, scored = _read_splits(config, root)
         tables |= own_tables
     elif not csv_names and any(root.glob('mimic-cxr-*-split.csv*')):
@@ -185,12 +185,12 @@ def read_source(
 
 def _read_splits(config: Config, root: Path) -> tuple[dict[str, str], dict[str, Path], bool]:
     """Return images with their split, and tables, and whether some images are scored."""
-    kind = find_part('DATA.DATASET', config.DATA.DATASET)
+    kind = part(config, 'DATA.DATASET')
     splits = kind.splits(config)
     records = [kind.read(config, root, split, labels=()) for split in splits]
     pairs = zip(splits, records, strict=True)
-    files = {file: split for split, part in pairs for file in part.file}
-    tables = {part.csv: root / part.csv for part in records if part.csv}
+    files = {file: split for split, own in pairs for file in own.file}
+    tables = {own.csv: root / own.csv for own in records if own.csv}
     tables |= {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
     return files, tables, list(splits) != ['train']
 

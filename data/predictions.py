@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import OPTIONS, find_part
+from config import OPTIONS, REGISTRIES
 from data.chexpert import add_studies, records_of
 from data.image_source import IMAGE_SUFFIXES
 from data.labels import LABELS
@@ -146,7 +146,7 @@ def read_predictions(
     if task and found not in (None, task):
         raise ValueError(f'{table.file}: the predictions are of DATA.TASK {found!r}, not {task!r}')
     is_known = isinstance(found, str) and found in OPTIONS['DATA.TASK'].parts
-    kind = find_part('DATA.TASK', task or (found if is_known else 'observations'))
+    kind = REGISTRIES['DATA.TASK'][task or (found if is_known else 'observations')]
     exclusive = kind.exclusive
     known = dict.fromkeys(() if exclusive else standard_labels())
     known |= dict.fromkeys(label for label in (*own, *labels) if label not in KEYS)

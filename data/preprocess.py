@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from config import Config, Registry, module_of, scored_steps
+from config import REGISTRIES, Config, module_of, scored_steps
 from data.images import PACKED_STEPS
 
 # Steps that need the image's own shape or change it, in the only order in which masks fit. In a
@@ -35,7 +35,7 @@ class Setup:
 # Name -> function(image, setup) -> image. Steps on grey levels except 'denoise' are defined for 256
 # levels, so they round 16-bit images.
 Step = Callable[[Image.Image, Setup], Image.Image]
-PREPROCESS: dict[str, Step] = Registry('DATA.PREPROCESS')
+PREPROCESS: dict[str, Step] = REGISTRIES['DATA.PREPROCESS']
 
 
 class Preprocess:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import Config, Registry, all_parts, default_config, part
+from config import REGISTRIES, Config, all_parts, default_config, part
 from data.image_source import ImageSource, open_images
 from data.store_about import is_store
 from data.table import Fault, OnFault
 
-DATASETS = Registry('DATA.DATASET')
+DATASETS = REGISTRIES['DATA.DATASET']
 # Matches a study in a name: CheXpert's patient00001/study1, MIMIC-CXR's p10000032/s50414267.
 STUDY = re.compile(
     r'\A(?P<study>(?:.*?/)?(?P<patient>patient\d+|p\d+)/(?:study|s)\d+)(?=/|\Z)(?P<image>.*)'

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy.special import expit, log_softmax
 
-from config import PROBES, Config, Registry, require
+from config import PROBES, REGISTRIES, Config, require
 from data.labels import (
     LABELS,
     NO_FINDING,
@@ -28,7 +28,7 @@ from data.records import task_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-TASKS = Registry('DATA.TASK')
+TASKS = REGISTRIES['DATA.TASK']
 
 
 class Task(ABC):

@@ -11,14 +11,14 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
-from config import Registry
+from config import REGISTRIES
 from evaluation.metrics import calibration_bins
 
 # Probabilities are clipped to [CLIP, 1 - CLIP], because the logit is infinite at 0 and 1. Files of
 # predictions have 9 significant digits, so a 1 stands for a probability of at least 1 - 5e-10.
 CLIP = 1e-9
 TEMPERATURES = (0.01, 100.0)  # lower and upper bound of the search
-THRESHOLD_RULES = Registry('EVAL.THRESHOLD')
+THRESHOLD_RULES = REGISTRIES['EVAL.THRESHOLD']
 THRESHOLD_RULES.register('half')(0.5)  # fixed for all labels
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Registry
+from config import REGISTRIES
 
-CLASSIFIER_HEADS = Registry('MODEL.HEAD')
+CLASSIFIER_HEADS = REGISTRIES['MODEL.HEAD']
 HEAD_DIM = 64  # width of an attention head, as in a ViT
 
 

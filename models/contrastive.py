@@ -30,12 +30,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Registry, require
+from config import REGISTRIES, require
 from models.encoder import ENCODERS, Encoder
 from models.grouped_batch_norm import normalise_in_groups
 from system import distributed
 
-METHODS = Registry('CONTRASTIVE.METHOD')
+METHODS = REGISTRIES['CONTRASTIVE.METHOD']
 SHARE_LEFT = 0.01  # largest share of the initial weights left in a momentum encoder after a run
 
 

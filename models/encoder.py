@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from config import Registry, encoder_node
+from config import REGISTRIES, encoder_node
 
-ENCODERS = Registry('MODEL.TYPE')
+ENCODERS = REGISTRIES['MODEL.TYPE']
 MAP_CELLS = 7  # smallest side of the grid of a saliency map
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from config import Registry, part
+from config import REGISTRIES, part
 from data.labels import positive_logits
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-LABEL_LOSSES = Registry('LOSS.NAME')
+LABEL_LOSSES = REGISTRIES['LOSS.NAME']
 FOCAL_GAMMA = 2.0  # exponent of Lin et al. 2017
 # Exponents, and the probability below which a negative has no loss, of Ridnik et al. 2021.
 ASYMMETRIC = {'gamma_pos': 0.0, 'gamma_neg': 4.0, 'clip': 0.05}

@@ -22,16 +22,16 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Registry, all_parts, require
+from config import REGISTRIES, all_parts, require
 from data.masking import mask_generator
 from models.encoder import ENCODERS, PatchEncoder, masked_version
 from models.swin_transformer import BasicLayer, SwinTransformer, init_linear_or_table
 from models.vision_transformer import VisionTransformer
 
-PRETRAINING = Registry('MODEL.PRETRAIN')
-HEADS = Registry('MODEL.SIMMIM.HEAD')
-TARGETS = Registry('MODEL.SIMMIM.TARGET')
-LOSSES = Registry('MODEL.SIMMIM.LOSS')
+PRETRAINING = REGISTRIES['MODEL.PRETRAIN']
+HEADS = REGISTRIES['MODEL.SIMMIM.HEAD']
+TARGETS = REGISTRIES['MODEL.SIMMIM.TARGET']
+LOSSES = REGISTRIES['MODEL.SIMMIM.LOSS']
 
 LOSSES.register('l1')(F.l1_loss)
 LOSSES.register('l2')(F.mse_loss)

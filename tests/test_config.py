@@ -14,13 +14,13 @@ from config import (
     EFFECTS,
     FLAG_KEYS,
     OPTIONS,
+    REGISTRIES,
     build_parser,
     check_config,
     config_changes,
     config_from_text,
     config_text,
     default_config,
-    find_part,
     flat_options,
     get_config,
     load_yaml,
@@ -237,7 +237,7 @@ def test_only_the_allowed_values_of_an_option_are_accepted(key) -> None:
 @pytest.mark.parametrize('key', sorted(key for key in OPTIONS if OPTIONS[key].parts))
 def test_each_value_of_an_option_selects_a_part_of_the_module_that_it_names(key) -> None:
     for name, module in OPTIONS[key].parts.items():
-        found = find_part(key, name)
+        found = REGISTRIES[key][name]
         if isinstance(found, type):
             assert found.__module__ == module
 
