@@ -119,6 +119,9 @@ def test_parts_run_without_a_gpu_and_say_so(tmp_path) -> None:
         assert [row['case'] for row in part['rows']] == ['published', 'ours']
         assert all(row['images_per_second'] > 0 for row in part['rows'])
         assert part['kernels']['ours'][0][1:] > [0, 0]
+        milliseconds = sum(time for time, _ in part['kernel_classes']['ours'].values())
+        microseconds = sum(time for _, time, _ in part['kernels']['ours'])
+        assert milliseconds == pytest.approx(microseconds / 1000)
         assert part['values']['compiled'] is False
         assert ('autocast' in part['values']['precision']) == cpu_computes_bfloat16()
     assert 'no GPU' in (tmp_path / 'gpu_check.md').read_text()

@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,16 @@ CONFIGS = {  # name -> (config on a GPU, config on a CPU)
 }
 # Memory of a step on a GPU, from peaks of the published way (docs/explanation/speed.md).
 GIB_PER_IMAGE = {'swin': 0.101, 'vit': 0.114, 'finetune': 0.138, 'mae': 0.08, 'contrastive': 0.08}
+CLASSES = {  # class of kernels -> regular expression of their names; the first that fits
+    'attention': 'window_attention|fmha|flash|sdpa|scaled_dot_product',
+    'matrix products': 'nvjet|gemm|cutlass|cublas|splitK|wgrad|dgrad|fprop|addmm|aten::b?mm',
+    'optimizer and norm of gradients': 'multi_tensor|adam|lpnorm|foreach',
+    'normalisation': 'layer_norm|batch_norm',
+    'GELU': 'gelu',
+    'sums': 'reduce_kernel|aten::sum',
+    'copies and casts': 'memcpy|Memset|copy|clone|cat',
+    'other': '',
+}
 GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
 SECONDS_ON_GPU = 65
 SECONDS_PER_PART = SECONDS_ON_GPU if ON_GPU else 10  # left to each of the parts that run alone
@@ -102,12 +113,22 @@ def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
     compiled &= not any(' is not compiled' in line for line in lines)
     precision = describe_precision(config, local_device()).removeprefix('precision ')
     found = {'rows': rows, 'values': {'compiled': compiled, 'precision': precision}, 'log': lines}
-    found |= {'waits_for_gpu': waits_for_gpu(cases['ours']), 'kernels': {}}
+    found |= {'waits_for_gpu': waits_for_gpu(cases['ours']), 'kernels': {}, 'kernel_classes': {}}
     for key, case in cases.items():
         each = kernels(partial(case, 2))
-        found['kernels'][key] = [
-            (name, time / 2, count / 2) for name, (time, count) in each.items()
-        ]
+        steps = [(name, time / 2, count / 2) for name, (time, count) in each.items()]
+        found['kernels'][key] = steps
+        found['kernel_classes'][key] = classes(each)
+    return found
+
+
+def classes(kernels: dict[str, tuple[float, int]]) -> dict[str, tuple[float, float]]:
+    """Return milliseconds and launches of a step for each class of kernels of two steps."""
+    found = {name: (0.0, 0.0) for name in CLASSES}
+    for kernel, (microseconds, count) in kernels.items():
+        name = next(name for name, words in CLASSES.items() if re.search(words, kernel))
+        milliseconds, launches = found[name]
+        found[name] = milliseconds + microseconds / 2000, launches + count / 2
     return found
 
 
