@@ -4,9 +4,9 @@ bash tools/gpu_check.sh OUT --only a b f g h i j    checks, while the compiler f
 bash tools/gpu_check.sh OUT --only c d e            steps, which find the compiled code in OUT
 
 Each part runs in its own process with a time limit, and a failed part does not stop the others.
-Checks run several at a time, as far as the memory of the GPU allows, and measurements run alone. On
-a CPU everything is tiny. OUT/gpu_check.json and OUT/gpu_check.md are updated after each part, and
-keep the parts of earlier calls at the same commit on the same machine.
+Checks run several at a time, and measurements run alone. On a CPU everything is tiny.
+OUT/gpu_check.json and OUT/gpu_check.md are updated after each part, and keep the parts of earlier
+calls at the same commit on the same machine.
 """
 
 import argparse
@@ -19,14 +19,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -72,8 +70,6 @@ CONFIGS = {  # name -> (config on a GPU, config on a CPU)
         TINY,
     ),
 }
-# Memory of a step on a GPU, from peaks of the published way (docs/explanation/speed.md).
-GIB_PER_IMAGE = {'swin': 0.101, 'vit': 0.114, 'finetune': 0.138, 'mae': 0.08, 'contrastive': 0.08}
 CLASSES = {  # class of kernels -> regular expression of their names; the first that fits
     'attention': 'window_attention|fmha|flash|sdpa|scaled_dot_product',
     'matrix products': 'nvjet|gemm|cutlass|cublas|splitK|wgrad|dgrad|fprop|addmm|aten::b?mm',
@@ -84,7 +80,10 @@ CLASSES = {  # class of kernels -> regular expression of their names; the first 
     'copies and casts': 'memcpy|Memset|copy|clone|cat',
     'other': '',
 }
-GIB_OF_PROCESS = 2.0  # CUDA itself, weights and optimizer
+MEASURED = {'swin': 'c', 'vit': 'c', 'finetune': 'd', 'mae': 'e', 'contrastive': 'e'}
+BATCH_SIZE = 128
+AT_ONCE = 5 if ON_GPU else 2  # the five largest parts together need about 76 GB
+ALONE = 'cdef'  # letters of the parts that measure time
 SECONDS_ON_GPU = 65
 SECONDS_PER_PART = SECONDS_ON_GPU if ON_GPU else 10  # left to each of the parts that run alone
 
@@ -99,9 +98,9 @@ def training_args(name: str, batch_size: int, *opts: object) -> argparse.Namespa
     return argparse.Namespace(cfg=cfg, stage=stage, batch_size=size, opts=list(opts), steps=steps)
 
 
-def run_steps(folder: Path, name: str, batch_size: int) -> dict:
+def run_steps(folder: Path, name: str) -> dict:
     """Measure training steps of the published code and ours."""
-    args = training_args(name, batch_size)
+    args = training_args(name, BATCH_SIZE)
     return measure(benchmark.training_cases(args), benchmark.training_config(args, []))
 
 
@@ -148,11 +147,11 @@ def recorded(logger: logging.Logger) -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-def compile_steps(folder: Path, name: str, batch_size: int) -> dict:
+def compile_steps(folder: Path, name: str) -> dict:
     """Fill the compiler's cache."""
     start = time.perf_counter()
     with recorded(benchmark.LOGGER) as lines:
-        benchmark.training_cases(training_args(name, batch_size))['ours'](1)
+        benchmark.training_cases(training_args(name, BATCH_SIZE))['ours'](1)
     return {'values': {'first turn, s': time.perf_counter() - start}, 'log': lines}
 
 
@@ -231,53 +230,24 @@ def wait_for_data(folder: Path) -> dict:
     return {'values': {'share of time': waited / whole, 'images/s': round(rate), 'steps': steps}}
 
 
-@dataclass(frozen=True)
-class Part:
-    """One check or measurement.
-
-    Attributes:
-        run: Receives a folder and returns the result.
-        gib: Memory of the GPU that it needs at most, estimated.
-        alone: Whether it runs alone, because it measures time.
-    """
-
-    run: Callable[[Path], dict]
-    gib: float
-    alone: bool = False
-
-
-def parts() -> dict[str, Part]:
-    """Return all parts by name, those with the largest memory first."""
+def parts() -> dict[str, Callable[[Path], dict]]:
+    """Return all parts by name: functions that receive a folder and return the result."""
     runs, golden = 'tests/test_gpu_runs.py', ['models', 'training'] if ON_GPU else ['training']
     golden = [f'tests/test_parity_{name}.py' for name in golden]
     tests = {
-        'a: GPU tests': (
-            2.0,
-            ['-m', 'gpu', 'tests/test_gpu_steps.py', 'tests/test_window_kernel.py'],
-        ),
-        'b: recorded numbers': (2.0, [*golden, '-k', 'gives_recorded or short_training']),
-        'b: loss curves': (7.0, [runs, '-k', 'float32']),
-        'g: waiting for the GPU': (6.0, [runs, '-k', 'waits']),
-        'h: SIGTERM and resume': (8.0, [runs, '-k', 'stopped']),
-        'i: two processes': (3.0, [runs, '-k', 'two_processes']),
-        'a: contrastive steps': (3.0, [runs, '-k', 'contrastive_steps']),
+        'a: GPU tests': ['-m', 'gpu', 'tests/test_gpu_steps.py', 'tests/test_window_kernel.py'],
+        'b: recorded numbers': [*golden, '-k', 'gives_recorded or short_training'],
+        'b: loss curves': [runs, '-k', 'float32'],
+        'g: waiting for the GPU': [runs, '-k', 'waits'],
+        'h: SIGTERM and resume': [runs, '-k', 'stopped'],
+        'i: two processes': [runs, '-k', 'two_processes'],
+        'a: contrastive steps': [runs, '-k', 'contrastive_steps'],
     }
-    steps = [('c', name, size) for size in (256, 128) for name in ('swin', 'vit')]
-    steps += [('d', 'finetune', 128), ('e', 'mae', 128), ('e', 'contrastive', 128)]
-    found = {}
-
-    def gib(name: str, size: int, cases: int) -> float:
-        return GIB_OF_PROCESS + GIB_PER_IMAGE[name] * size * cases
-
-    for letter, name, size in steps:
-        named = {'name': name, 'batch_size': size}
-        compiling = Part(partial(compile_steps, **named), gib(name, size, 1))
-        found[f'j: compile {name} {size}'] = compiling
-        measuring = partial(run_steps, **named)
-        found[f'{letter}: {name} {size}'] = Part(measuring, gib(name, size, 2), alone=True)
-    for name, (memory, words) in tests.items():
-        found[name] = Part(partial(run_tests, words=words), memory)
-    return found | {'f: waiting for data': Part(wait_for_data, 16.0, alone=True)}
+    found = {name: partial(run_tests, words=words) for name, words in tests.items()}
+    for name, letter in MEASURED.items():
+        found[f'j: compile {name}'] = partial(compile_steps, name=name)
+        found[f'{letter}: {name}'] = partial(run_steps, name=name)
+    return found | {'f: waiting for data': wait_for_data}
 
 
 def run_part(name: str, root: Path, seconds: float) -> dict:
@@ -302,37 +272,25 @@ def run_part(name: str, root: Path, seconds: float) -> dict:
     return found | {'seconds': time.monotonic() - start}
 
 
-def run_parts(names: list[str], root: Path, *, minutes: float, gib: float) -> Iterator[tuple]:
-    """Run parts within a time and a memory, and yield the name and result of each.
+def run_parts(names: list[str], root: Path, *, minutes: float) -> Iterator[tuple[str, dict]]:
+    """Run parts within a time, and yield the name and result of each.
 
     Parts that run together leave `SECONDS_PER_PART` to each part that runs alone, and so does each
     of these to its successors.
     """
-    start, all_parts = time.monotonic(), parts()
-    free, changed = gib, threading.Condition()
-    alone = [name for name in names if all_parts[name].alone]
+    start = time.monotonic()
+    alone = [name for name in names if name[0] in ALONE]
     together = [name for name in names if name not in alone]
 
     def run(name: str) -> dict:
-        nonlocal free
-        part, later = all_parts[name], len(alone)
-        if part.alone:
+        later = len(alone)
+        if name in alone:
             later -= alone.index(name) + 1
-        if part.gib > gib:
-            return {'error': f'needs {part.gib:.0f} GiB of {gib:.0f}', 'seconds': 0.0}
-        with changed:  # waits for memory that other parts give back
-            changed.wait_for(lambda: free >= part.gib)
-            free -= part.gib
-        try:
-            begun = time.monotonic() - start
-            found = run_part(name, root, 60 * minutes - SECONDS_PER_PART * later - begun)
-        finally:
-            with changed:
-                free += part.gib
-                changed.notify_all()
-        return found | {'begun': begun, 'gib': part.gib}
+        begun = time.monotonic() - start
+        seconds = 60 * minutes - SECONDS_PER_PART * later - begun
+        return run_part(name, root, seconds) | {'begun': begun}
 
-    for group, workers in ((together, 10 if ON_GPU else 2), (alone, 1)):
+    for group, workers in ((together, AT_ONCE), (alone, 1)):
         with ThreadPoolExecutor(workers) as pool:
             yield from zip(group, pool.map(run, group), strict=True)
 
@@ -373,11 +331,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def free_gib() -> float:
-    """Return the free memory of the GPU in GiB, without a reserve of 3 %; unlimited on a CPU."""
-    return 0.97 * torch.cuda.mem_get_info()[0] / 2**30 if ON_GPU else float('inf')
-
-
 def earlier(path: Path, found: dict) -> dict:
     """Return the parts of an earlier call at the same commit on the same machine."""
     before = json.loads(path.read_text('utf-8')) if path.is_file() else {}
@@ -387,7 +340,7 @@ def earlier(path: Path, found: dict) -> dict:
 
 def main(args: argparse.Namespace) -> int:
     if args.part:
-        result = parts()[args.part].run(args.output)
+        result = parts()[args.part](args.output)
         replace_file(args.output / 'result.json', json.dumps(result))
         return 0
     args.output.mkdir(parents=True, exist_ok=True)
@@ -399,7 +352,7 @@ def main(args: argparse.Namespace) -> int:
     found['parts'] = earlier(path, found)
     names = [name for name in parts() if name.startswith(tuple(args.only))]
     failed = False
-    running = run_parts(names, args.output.resolve(), minutes=args.minutes, gib=free_gib())
+    running = run_parts(names, args.output.resolve(), minutes=args.minutes)
     for name, part in running:
         failed |= bool(part.get('error'))
         found['parts'][name] = part
