@@ -24,7 +24,7 @@ from data.transforms import EvalTransform
 from engine.run_record import Run
 from evaluation.collapse import effective_rank
 from evaluation.metrics import score_table
-from evaluation.probes import PLAIN_NUM_NEIGHBOURS, KnnClassifier, extract_features
+from evaluation.probes import PLAIN_NUM_NEIGHBOURS, extract_features, out_of_fold_votes
 from evaluation.tuning import patient_folds
 from logger import DETAIL
 from system.device import autocast
@@ -62,8 +62,11 @@ class OnlineProbe:
         encoder = getattr(model, 'whole_encoder', model.encoder)
         with autocast(run.config, run.device):
             features = extract_features(run, encoder, self.loader)
+        fold = patient_folds(self.targets, self.records.patient)
+        counts = [PLAIN_NUM_NEIGHBOURS]
+        (logits,) = out_of_fold_votes(features, self.targets, fold, counts, run.device)
         scores = score_table(
-            self.task.probabilities(self._logits(features, run.device)),
+            self.task.probabilities(logits),
             self.targets,
             self.records.study,
             labels=self.task.labels,
@@ -79,15 +82,3 @@ class OnlineProbe:
         )
         found = {f'probe_{name}': mean for name, mean in means.items()}
         return values | found | {'probe_rank': rank}
-
-    def _logits(self, features: np.ndarray, device: torch.device) -> np.ndarray:  # [N, K]
-        """Return the votes of the nearest images of other folds of the patients."""
-        logits = np.zeros(self.targets.shape)
-        fold = patient_folds(self.targets, self.records.patient)
-        for number in np.unique(fold):
-            own = fold == number
-            others = KnnClassifier(nn.Identity(), features[~own], self.targets[~own], ())
-            queries = torch.from_numpy(features[own]).to(device)
-            (votes,) = others.to(device).votes(queries, [PLAIN_NUM_NEIGHBOURS])
-            logits[own] = votes.cpu().numpy()
-        return logits

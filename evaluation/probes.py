@@ -314,14 +314,7 @@ def choose_neighbours(
     Classes share the number, so that their shares of the votes have the sum 1.
     """
     fold = patient_folds(targets, patients)
-    logits = np.zeros((len(NUM_NEIGHBOURS), *targets.shape))
-    for number in np.unique(fold):
-        own = fold == number
-        if own.all():
-            continue
-        others = KnnClassifier(nn.Identity(), features[~own], targets[~own], ()).to(device)
-        votes = others.votes(torch.from_numpy(features[own]).to(device), NUM_NEIGHBOURS)
-        logits[:, own] = votes.cpu().numpy()
+    logits = out_of_fold_votes(features, targets, fold, NUM_NEIGHBOURS, device)
     if exclusive:
         known = ~np.isnan(targets).any(axis=1)
         shares = targets[known].mean(axis=0)
@@ -333,6 +326,25 @@ def choose_neighbours(
         choose(NUM_NEIGHBOURS, logits[..., k], target=target, fold=fold, plain=PLAIN_NUM_NEIGHBOURS)
         for k, target in enumerate(targets.T)
     ]
+
+
+def out_of_fold_votes(
+    features: np.ndarray,
+    targets: np.ndarray,
+    fold: np.ndarray,
+    counts: Sequence[int],
+    device: torch.device,
+) -> np.ndarray:
+    """Compute the logits [G, N, K] by neighbours of other folds, for each number of neighbours."""
+    logits = np.zeros((len(counts), *targets.shape))
+    for number in np.unique(fold):
+        own = fold == number
+        if own.all():
+            continue
+        others = KnnClassifier(nn.Identity(), features[~own], targets[~own], ()).to(device)
+        votes = others.votes(torch.from_numpy(features[own]).to(device), counts)
+        logits[:, own] = votes.cpu().numpy()
+    return logits
 
 
 def _fit_attention(

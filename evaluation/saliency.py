@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from models.encoder import MAP_CELLS, Encoder
 from system.files import atomic_writer, replace_files
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey
+# Left, bottom, width and height of the two X-rays and the colour bar, as shares of the figure.
+MAP_AXES = ((0.01, 0.02, 0.41, 0.96), (0.44, 0.02, 0.41, 0.96), (0.87, 0.07, 0.02, 0.86))
 OPACITY = 0.75  # opacity at importance 1; the opacity at importance 0 is 0
 CHECKED_IMAGES, RANDOM_MODELS = 8, 5  # in the check against random weights
 FOLDER = 'maps'
@@ -42,8 +43,8 @@ def grad_cam(
 ) -> torch.Tensor:
     """Compute Grad-CAM maps, which show the regions whose features increase a score.
 
-    Each feature map of a layer is weighted by the mean gradient. The positive part of the weighted
-    sum is resized to the image and divided by the maximum.
+    Each feature map of a layer is weighted by the mean gradient, and the map is the positive part
+    of the weighted sum.
 
     Args:
         model: Model that maps images to outputs [B, *]. It is set to evaluation mode.
@@ -53,7 +54,7 @@ def grad_cam(
             `saliency_layer`.
 
     Returns:
-        Maps in [0, 1], [B, S, S]. A map is 0 everywhere if no feature increases the score.
+        Maps of the cells of the layer, [B, h, w]: 0 everywhere if no feature increases the score.
 
     Source: Selvaraju et al. 2017, arXiv:1610.02391.
     """
@@ -70,44 +71,32 @@ def grad_cam(
         # Only the first tensor is used, because gradient checkpointing calls the hook again.
         (gradient,) = torch.autograd.grad(score(model(images)).sum(), kept[:1])
     weights = _as_grid(gradient).mean(dim=(2, 3), keepdim=True)  # [B, F, 1, 1]
-    maps = (weights * _as_grid(kept[0].detach())).sum(dim=1).relu()  # [B, h, w]
-    maps = _resize(maps, images)
-    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(SMALLEST)
+    return (weights * _as_grid(kept[0].detach())).sum(dim=1).relu()
 
 
 @torch.no_grad()
 def head_attention(model: nn.Module, images: torch.Tensor, output: int) -> torch.Tensor:
-    """Return the attention of the query of an output in an `AttentionHead`, [B, S, S], at most 1.
+    """Return the attention of the query of an output in an `AttentionHead`, [B, h, h].
 
-    It is averaged over the attention heads and divided by its maximum. It shows where the head
-    looks, not whether this speaks for or against the label.
+    It is averaged over the attention heads. It shows where the head looks, not whether this speaks
+    for or against the label.
     """
     model.eval()
     attention, _ = model.head.attend(model.forward_tokens(images))  # [B, heads, K, L]
     of_query = attention.float().mean(dim=1)[:, output]
-    maps = _resize(_as_grid(of_query[:, :, None])[:, 0], images)
+    return _as_grid(of_query[:, :, None])[:, 0]
+
+
+def enlarge(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Resize maps of cells [B, h, w] to the size of the images, and divide by their maximum."""
+    size = images.shape[-2:]
+    maps = F.interpolate(maps[:, None].float(), size, mode='bilinear', align_corners=False)[:, 0]
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(SMALLEST)
 
 
 def map_title(model: nn.Module) -> str:
     """Return what the maps of a model show, as a title."""
     return 'attention of the head' if _shows_attention(model) else 'Grad-CAM'
-
-
-def map_cells(model: nn.Module, images: torch.Tensor) -> int:
-    """Return the side of the grid of cells of a model's maps, which are enlarged to the image."""
-    if _shows_attention(model):
-        return model.output_side
-    shapes: list[int] = []
-    layer = model.saliency_layer()
-    with (
-        layer.register_forward_hook(
-            lambda _module, _inputs, features: shapes.append(_as_grid(features).shape[-1])
-        ),
-        torch.no_grad(),
-    ):
-        model.eval()(images)
-    return shapes[0]
 
 
 def randomised_check(
@@ -155,14 +144,21 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
         image: X-ray, [S, S] uint8.
         saliency: Map in [0, 1], [S, S]. Lower values are more transparent.
     """
-    figure, xrays, overlay = _map_figure(len(image))
-    for xray in xrays:
-        xray.set_data(image)
-    overlay.set_data(saliency)
+    from matplotlib.figure import Figure
+
+    # Places of the axes instead of an automatic layout, which takes longer than the rest.
+    figure = Figure(figsize=(4.5, 2.05), dpi=110)
+    xray, overlaid, scale = (figure.add_axes(place) for place in MAP_AXES)
+    show_image(xray, image)
+    show_image(overlaid, image)
+    shown = overlaid.imshow(saliency, cmap=_transparent_colours(), vmin=0, vmax=1)
+    bar = figure.colorbar(shown, cax=scale, ticks=(0, 0.5, 1))
+    scale.set_facecolor('0.5')  # grey like an X-ray behind the transparent colours
+    scale.tick_params(labelsize=7)
+    bar.set_label('relative importance (0 to 1)', fontsize=7)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(path) as file:
-        figure.canvas.print_png(file, metadata={'Software': None})
-    figure.set_layout_engine('none')  # every map has the same layout, which is computed only once
+        figure.savefig(file, metadata={'Software': None})
 
 
 def plot_prediction(
@@ -243,27 +239,6 @@ def _transparent_colours() -> Any:
     return ListedColormap(colours)
 
 
-@cache
-def _map_figure(size_px: int) -> tuple[Any, list, Any]:
-    """Return an empty figure, the two X-rays in it, and the overlay of the second."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    empty = np.zeros((size_px, size_px))
-    figure = Figure(figsize=(4.5, 2.05), dpi=110, layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    xrays = [axis.imshow(empty, cmap='gray', vmin=0, vmax=255) for axis in axes]
-    for axis in axes:
-        axis.set_axis_off()
-    overlay = axes[1].imshow(empty, cmap=_transparent_colours(), vmin=0, vmax=1)
-    bar = figure.colorbar(overlay, ax=axes[1], ticks=(0, 0.5, 1), fraction=0.05, pad=0.03)
-    bar.ax.set_facecolor('0.5')  # grey like an X-ray behind the transparent colours
-    bar.ax.tick_params(labelsize=7)
-    bar.set_label('relative importance (0 to 1)', fontsize=7)
-    return figure, xrays, overlay
-
-
 def write_maps(
     config: Config,
     model: nn.Module,
@@ -305,8 +280,8 @@ def write_maps(
         for kind, number, row in places:
             index = cases.strongest_image(rows.path[row], label)
             grey, image = read_view(view, dataset.image(index))
-            maps = label_maps(config, model, image.to(device), k)
-            map_ = maps[0].cpu().numpy()
+            image = image.to(device)
+            map_ = enlarge(label_maps(config, model, image, k), image)[0].cpu().numpy()
             file = f'{FOLDER}/{file_name(f"{label}_{kind}")}_{number}.png'
             plot_map(folder / file, grey, map_)
             entry = {'label': label, 'kind': kind, 'path': cases.path[index], 'file': file}
@@ -326,7 +301,7 @@ def lacks_maps(model: nn.Module) -> bool:
 
 
 def label_maps(config: Config, model: nn.Module, images: torch.Tensor, k: int) -> torch.Tensor:
-    """Compute the maps [B, S, S] of label k: the attention of its query, or Grad-CAM."""
+    """Compute the maps of label k, [B, h, w]: the attention of its query, or Grad-CAM."""
     num_labels = config.MODEL.NUM_CLASSES
     if not _shows_attention(model):
         return grad_cam(model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k])
@@ -358,12 +333,12 @@ def _check_maps(
         model,
         lambda: build_model(config, is_pretrain=False, num_outputs=len(model.head.weight)),
         images,
-        lambda any_model, batch: label_maps(config, any_model, batch, 0),
+        lambda any_model, batch: enlarge(label_maps(config, any_model, batch, 0), batch),
         seed=config.SEED,
     )
     return {
         'method': map_title(model),
-        'cells': map_cells(model, images[:1]),
+        'cells': label_maps(config, model, images[:1], 0).shape[-1],
         'similarity': similarity,
         'note': (
             'the mean rank correlation with maps of the same model with random weights, over '
@@ -379,12 +354,6 @@ def _as_grid(features: torch.Tensor) -> torch.Tensor:
         return features
     side = math.isqrt(features.shape[1])
     return features[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
-
-
-def _resize(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Resize maps [B, h, w] to the size of the images."""
-    size = images.shape[-2:]
-    return F.interpolate(maps[:, None].float(), size, mode='bilinear', align_corners=False)[:, 0]
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,7 +1,6 @@
-r"""Make synthetic chest X-rays in the layout of CheXpert.
+"""Make synthetic chest X-rays in the layout of CheXpert.
 
-python scripts/make_phantom.py --output demo_output/CheXpert-phantom --train 700 --valid 100 \
-    --test 300 --seed 0 --workers 2 --contact-sheet demo_output/phantom.png
+python scripts/make_phantom.py --output CheXpert-phantom --train 700 --valid 100 --test 300
 """
 
 import argparse
@@ -11,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.phantom import contact_sheet, make_phantom
+from scripts.phantom import make_phantom
 from system.tool import Paragraphs, tool, usable_cpus
 
 
@@ -26,7 +25,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--seed', default=0, **number, help='seed of the data set (0)')
     add('--size', default=390, **number, help='long side of the images in pixels (390)')
     add('--workers', default=usable_cpus(), **number, help='number of processes')
-    add('--contact-sheet', metavar='FILE.png', help='overview of the first images')
     return parser.parse_args(arguments)
 
 
@@ -42,8 +40,6 @@ def main(args: argparse.Namespace) -> int:
         workers=args.workers,
         size=args.size,
     )
-    if args.contact_sheet:
-        contact_sheet(args.output, args.contact_sheet)
     seconds = time.perf_counter() - start
     rows = ', '.join(f'{split} {count}' for split, count in made['images'].items())
     print(f'{args.output}: images {rows}; drew {made["drawn"]} in {seconds:.1f} s')

@@ -19,12 +19,12 @@ from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
 from data.labels import LABELS
-from system.files import atomic_writer, replace_file
+from system.files import replace_file
 
 SETTINGS_FILE = 'phantom.json'
 SIZES = (32, 1000)  # smallest and largest long side of an image
@@ -112,18 +112,6 @@ SIGNS = {
 
 
 @dataclass
-class Lung:
-    """A lung: u runs from its inner (0) to its outer edge (1), v from its apex to its base."""
-
-    inner: float
-    outer: float
-    base: float
-
-    def point(self, u: float, v: float) -> tuple[float, float]:
-        return self.inner + (self.outer - self.inner) * u, APEX + (self.base - APEX) * v
-
-
-@dataclass
 class Scene:
     """An image that is being drawn."""
 
@@ -133,7 +121,7 @@ class Scene:
     texture: np.ndarray  # uneven tissue, unit deviation, [H, W]
     air: np.ndarray = None  # aerated lung (0 to 1), [H, W]
     dense: np.ndarray = None  # attenuation of everything else, [H, W]
-    lungs: tuple[Lung, Lung] = None  # right and left, or front and back
+    lungs: list = ()  # inner edge, outer edge and base of the right and left, or front and back
 
 
 def step(distance: np.ndarray, soft: float) -> np.ndarray:
@@ -193,7 +181,7 @@ def draw_frontal(scene: Scene, body: dict, severity: dict, collapse: list[float]
     right_base = body['base'] - 0.2 * collapse[0]
     left_base = body['base'] - 0.2 * collapse[1] + 0.06
     wall = half * (0.39 + 0.57 * dome((y - APEX) / 0.95) + 0.04 * np.clip(y, 0, 1))  # [H, 1]
-    scene.lungs = Lung(-0.16, -half, right_base), Lung(0.16, half, left_base)
+    scene.lungs = [(-0.16, -half, right_base), (0.16, half, left_base)]
     far = across / half - 0.42
     floor = right_base + (left_base - right_base) * step(x, 0.07)
     floor = floor + 0.35 * far**2 + 0.5 * np.maximum(far, 0) ** 2  # [1, W]
@@ -222,7 +210,7 @@ def draw_lateral(scene: Scene, body: dict, severity: dict, collapse: list[float]
     vault = dome((y - APEX) / 0.9)
     axis = 0.5 + 0.12 * bump(y, -0.1, 0.7)  # of the spine, [H, 1]
     front, back = -0.1 - 0.52 * vault, 0.1 + axis * vault
-    scene.lungs = Lung(0.05, -0.6, base), Lung(0.05, 0.6, base + 0.1)
+    scene.lungs = [(0.05, -0.6, base), (0.05, 0.6, base + 0.1)]
     floor = base + 0.3 * np.clip(x + 0.1, 0, 1) ** 1.6 + 0.1 * np.clip(-x, 0, 1)
     cage, below = step(np.minimum(x - front, back - x), 1.5 * soft), step(y - floor, soft)
     width = 0.34 + 0.16 * severity['Cardiomegaly'] + 0.38 * body['heart']
@@ -267,11 +255,11 @@ def draw_blobs(
     angle = rng.uniform(-blobs.tilt, blobs.tilt)
     cos, sin = math.cos(angle), math.sin(angle)
     for _ in range(1 + int(blobs.most * severity * rng.random())):
-        place = rng.uniform(*blobs.across), rng.uniform(*blobs.along)
+        across, along = rng.uniform(*blobs.across), rng.uniform(*blobs.along)
         radius = rng.uniform(*blobs.radius) * (0.6 + 0.6 * severity)
-        for lung in lungs:
-            center_x, center_y = lung.point(*place)
-            dx, dy = scene.x - center_x, scene.y - center_y
+        for inner, outer, base in lungs:
+            dx = scene.x - (inner + (outer - inner) * across)
+            dy = scene.y - (APEX + (base - APEX) * along)
             wide, high = dx * cos + dy * sin, dy * cos - dx * sin
             shape = step(1 - np.hypot(wide, high / blobs.height) / radius, blobs.soft)
             scene.air *= 1 - blobs.fills * min(1.2 * severity, 1) * shape
@@ -430,19 +418,6 @@ def make_phantom(
     done = settings | {'images': counts}
     replace_file(output / SETTINGS_FILE, json.dumps(done, indent=1) + '\n')
     return done | {'drawn': sum(counts.values())}
-
-
-def contact_sheet(output: str | Path, file: str | Path) -> None:
-    """Write a PNG with the first 24 training images of a phantom."""
-    output, cell, columns = Path(output).resolve(), 280, 6
-    paths = pd.read_csv(output / 'train.csv')['Path'].head(24)
-    sheet = Image.new('L', (columns * cell, math.ceil(len(paths) / columns) * cell), 255)
-    for number, path in enumerate(paths):
-        with Image.open(output.parent / path) as image:
-            place = number % columns * cell, number // columns * cell
-            sheet.paste(ImageOps.contain(image, (cell - 4, cell - 4)), place)
-    with atomic_writer(file) as target:
-        sheet.save(target, 'PNG')
 
 
 def draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], workers: int) -> None:

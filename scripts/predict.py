@@ -31,9 +31,9 @@ from engine.model_tool import model_parser, model_tool
 from evaluation.inference import load_classifier, predict
 from evaluation.saliency import (
     NO_MAPS,
+    enlarge,
     label_maps,
     lacks_maps,
-    map_cells,
     map_title,
     plot_prediction,
     read_view,
@@ -139,8 +139,7 @@ def write_figures(
         image, maps = image.to(device), {}
         for label in args.maps:
             found = label_maps(config, model, image, row.index.get_loc(label))
-            maps[label] = found[0].cpu().numpy()
-        cells = map_cells(model, image)
+            maps[label], cells = enlarge(found, image)[0].cpu().numpy(), found.shape[-1]
         plot_prediction(
             folder / figure_name(number, path),
             {

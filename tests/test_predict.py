@@ -20,7 +20,7 @@ from data.images import load_image
 from data.labels import LABELS, positive_logits
 from data.transforms import EvalTransform
 from evaluation.inference import load_classifier
-from evaluation.saliency import grad_cam
+from evaluation.saliency import enlarge, grad_cam
 from utils import trained_config
 
 
@@ -106,8 +106,8 @@ def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
         batch = view(load_image(image), None)[None]
         for label, found in maps.items():
             k = LABELS.index(label)
-            expected = grad_cam(model, batch, lambda out, k=k: positive_logits(out, 14)[:, k])[0]
-            np.testing.assert_allclose(found, expected, atol=1e-6)
+            expected = grad_cam(model, batch, lambda out, k=k: positive_logits(out, 14)[:, k])
+            np.testing.assert_allclose(found, enlarge(expected, batch)[0], atol=1e-6)
     assert np.abs(maps['Edema'] - maps['Pleural Effusion']).max() > 1e-3
     before = (tmp_path / 'p.csv').read_bytes()
     assert predict(*reversed(images), *words, '--maps', 'Edema') == 2  # the folder has figures
