@@ -756,7 +756,7 @@ _C.EVAL.PREDICT_TRAIN = Own(False, 'Whether predictions of training images are w
 _C.EVAL.THRESHOLD = Own(
     'youden',
     "Rule for the thresholds, set on held-out patients; 'half': always 0.5.",
-    parts=dict.fromkeys(('half', 'youden', 'f1', 'sensitivity'), 'evaluation.calibration'),
+    one_of=('half', 'youden', 'f1', 'sensitivity'),
     stage='finetune',
 )
 _C.EVAL.RESAMPLES = Own(

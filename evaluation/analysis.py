@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from evaluation.calibration import (
-    THRESHOLD_RULES,
+    HALF,
     apply_temperature,
     choose_threshold,
     fit_temperature,
@@ -52,7 +52,7 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
     """
     thresholds, temperatures = np.full((2, len(labels)), np.nan)
     if is_fixed := protocol.threshold == 'half':
-        thresholds[:] = THRESHOLD_RULES['half']
+        thresholds[:] = HALF
     if holdout is None:
         return HeldOut(thresholds, temperatures)
     rows, few = holdout.at_level(protocol.level), [''] * len(labels)

@@ -1,55 +1,21 @@
 """Decision thresholds and temperature scaling, both fitted on held-out patients.
 
-The threshold 'half' is fixed. Each label has its own temperature.
+Each label has its own temperature. The threshold HALF is not fitted.
 
 Source: Guo et al. 2017, arXiv:1706.04599, section 4.2 (temperature scaling).
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
-from config import REGISTRIES
 from evaluation.metrics import calibration_bins
 
 # Probabilities are clipped to [CLIP, 1 - CLIP], because the logit is infinite at 0 and 1. Files of
 # predictions have 9 significant digits, so a 1 stands for a probability of at least 1 - 5e-10.
 CLIP = 1e-9
 TEMPERATURES = (0.01, 100.0)  # lower and upper bound of the search
-THRESHOLD_RULES = REGISTRIES['EVAL.THRESHOLD']
-THRESHOLD_RULES.register('half')(0.5)  # fixed for all labels
-
-
-class Candidates(NamedTuple):
-    """True and false positives of one label at each candidate threshold, in descending order."""
-
-    hits: np.ndarray  # [C] true positives
-    alarms: np.ndarray  # [C] false positives
-    num_positive: int
-    num_negative: int
-
-
-@THRESHOLD_RULES.register('youden')
-def youden(found: Candidates, _sensitivity: float) -> np.ndarray:
-    """Return sensitivity + specificity - 1 times both counts, so that ties are exact.
-
-    Source: Youden 1950, Cancer 3(1), 32-35.
-    """
-    return found.hits * found.num_negative - found.alarms * found.num_positive
-
-
-@THRESHOLD_RULES.register('f1')
-def best_f1(found: Candidates, _sensitivity: float) -> np.ndarray:
-    """Return the F1 score of each candidate."""
-    return 2 * found.hits / (found.num_positive + found.hits + found.alarms)
-
-
-@THRESHOLD_RULES.register('sensitivity')
-def wanted_sensitivity(found: Candidates, sensitivity: float) -> np.ndarray:
-    """Return whether each candidate has at least this sensitivity."""
-    return found.hits / found.num_positive >= sensitivity
+HALF = 0.5  # for all labels with EVAL.THRESHOLD half
 
 
 def choose_threshold(
@@ -63,17 +29,25 @@ def choose_threshold(
     Args:
         probabilities: Probabilities, [N].
         targets: 1, 0, or NaN where the label is not scored, [N].
-        rule: Name in THRESHOLD_RULES except 'half'.
+        rule: 'youden', 'f1' or 'sensitivity' (EVAL.THRESHOLD).
         sensitivity: Lowest sensitivity that the rule 'sensitivity' accepts, in (0, 1].
+
+    Source: Youden 1950, Cancer 3(1), 32-35 ('youden').
     """
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     if not (positive.size and negative.size):
         return float('nan')
     thresholds = np.unique(np.concatenate([positive, negative]))[::-1]  # descending
     hits, alarms = _at_least(positive, thresholds), _at_least(negative, thresholds)
-    found = Candidates(hits, alarms, positive.size, negative.size)
+    if rule == 'youden':
+        # Sensitivity + specificity - 1, times both counts, so that ties are exact.
+        quality = hits * negative.size - alarms * positive.size
+    elif rule == 'f1':
+        quality = 2 * hits / (positive.size + hits + alarms)
+    else:
+        quality = hits / positive.size >= sensitivity
     # argmax returns the first maximum, and therefore the highest threshold.
-    return float(thresholds[np.argmax(THRESHOLD_RULES[rule](found, sensitivity))])
+    return float(thresholds[np.argmax(quality)])
 
 
 def fit_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:

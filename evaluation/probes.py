@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from scipy.special import log_expit
+from scipy.special import entr, log_expit
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -184,9 +184,11 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         ValueError: If features are not finite.
     """
     config, task = run.config, task_of(run.config)
-    if config.FINETUNE.MODE == 'pixels':
-        return fit_pixel_classifier(run, loaders)
-    if config.PRETRAINED:
+    mode, loader = config.FINETUNE.MODE, loaders.plain
+    if mode == 'pixels':
+        model = PixelClassifier(len(task.labels)).to(run.device)
+        loader = small_images(run, loaders)
+    elif config.PRETRAINED:
         load_pretrained(config, model, run.logger)
     else:
         run.logger.warning(
@@ -194,16 +196,16 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         )
     run.record.begin(None)
     _share_weights(model)
-    takes_tokens = config.FINETUNE.MODE == 'attentive_probe'
-    features = extract_features(run, model, loaders.plain, tokens=takes_tokens)
-    dataset = loaders.plain.dataset
+    takes_tokens = mode == 'attentive_probe'
+    features = extract_features(run, model, loader, tokens=takes_tokens)
+    dataset = loader.dataset
     known = features, dataset.targets, dataset.records.patient
     targets = dataset.targets
     if takes_tokens:
         state, choice = distributed.run_on_main(lambda: _fit_attention(run, model, known))
         model.head.load_state_dict(state)
         probe, grid, choices = model, RATES, [choice] * targets.shape[1]
-    elif config.FINETUNE.MODE == 'knn':
+    elif mode == 'knn':
         choices = distributed.run_on_main(
             lambda: choose_neighbours(*known, run.device, exclusive=task.exclusive)
         )
@@ -211,42 +213,31 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         probe = KnnClassifier(model, features, targets, counts, exclusive=task.exclusive)
         probe, grid = probe.to(run.device), NUM_NEIGHBOURS
     else:
+        fit = fit_pixels if mode == 'pixels' else fit_linear_head
         weight, bias, choices = distributed.run_on_main(
-            lambda: fit_linear_head(*known, exclusive=task.exclusive)
+            lambda: fit(*known, exclusive=task.exclusive)
         )
         with torch.no_grad():
             model.head.weight.copy_(torch.from_numpy(weight))
             model.head.bias.copy_(torch.from_numpy(bias))
         probe, grid = model, INVERSE_PENALTIES
     chosen = dict(zip(task.labels, choices, strict=True))
-    return probe, log_choices(run.logger, config.FINETUNE.MODE, chosen, grid)
+    return probe, log_choices(run.logger, mode, chosen, grid)
 
 
-def fit_pixel_classifier(run: Run, loaders: Loaders) -> tuple[nn.Module, dict[str, float]]:
-    """Fit the pixel baseline; see `build_probe`.
+def small_images(run: Run, loaders: Loaders) -> DataLoader:
+    """Let all loaders read small images, and return a loader of training images.
 
     More than MOST_IMAGES training images are subsampled at equal distances.
     """
-    task, every = task_of(run.config), loaders.plain.dataset
     for loader in filter(None, loaders):
         loader.dataset.transform = small_image
-    run.record.begin(None)
+    every = loaders.plain.dataset
     rows = np.linspace(0, len(every) - 1, min(len(every), MOST_IMAGES)).round().astype(int)
     some = XrayDataset(
         every.records.select(rows), small_image, seed=run.config.SEED, targets=every.targets[rows]
     )
-    probe = PixelClassifier(len(task.labels)).to(run.device)
-    pixels = extract_features(run, probe, make_loader(some, run.config, shuffle=False))
-    known = pixels, some.targets, some.records.patient
-    weight, bias, count, choices = distributed.run_on_main(
-        lambda: fit_pixels(*known, exclusive=task.exclusive)
-    )
-    with torch.no_grad():
-        probe.head.weight.copy_(torch.from_numpy(weight))
-        probe.head.bias.copy_(torch.from_numpy(bias))
-    run.logger.info(f'pixel baseline: {count} principal components of {len(rows)} training images')
-    chosen = dict(zip(task.labels, choices, strict=True))
-    return probe, log_choices(run.logger, 'pixel baseline', chosen, INVERSE_PENALTIES)
+    return make_loader(some, run.config, shuffle=False)
 
 
 def small_image(image: Image.Image, _rng: np.random.Generator) -> torch.Tensor:
@@ -261,7 +252,7 @@ def fit_pixels(
     patients: np.ndarray,
     *,
     exclusive: bool = False,
-) -> tuple[np.ndarray, np.ndarray, int, list[Choice]]:
+) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
     """Fit a linear model on principal components of pixels [N, P], and return it as a linear layer.
 
     The number of components is at most half the number of images, and components without variance
@@ -269,8 +260,8 @@ def fit_pixels(
     a pixel lies, which the mean over tokens of a probe does not.
 
     Other arguments are as in `evaluation.tuning.fit_linear`. Returns weight [K, P] and bias [K],
-    which are 0 for a finding without both classes in the targets, in float32, the number of
-    components, and the choice of C for each label.
+    which are 0 for a finding without both classes in the targets, in float32, and the choice of C
+    for each label.
     """
     components = PCA(min(MOST_COMPONENTS, len(pixels) // 2), svd_solver='full')
     reduced = components.fit_transform(pixels)
@@ -279,7 +270,7 @@ def fit_pixels(
     weight, bias, choices = fit_linear(reduced[:, :kept], targets, patients, exclusive=exclusive)
     weight = weight @ components.components_[:kept]
     bias = bias - weight @ components.mean_
-    return weight.astype(np.float32), bias.astype(np.float32), kept, choices
+    return weight.astype(np.float32), bias.astype(np.float32), choices
 
 
 def fit_linear_head(
@@ -317,8 +308,7 @@ def choose_neighbours(
     logits = out_of_fold_votes(features, targets, fold, NUM_NEIGHBOURS, device)
     if exclusive:
         known = ~np.isnan(targets).any(axis=1)
-        shares = targets[known].mean(axis=0)
-        constant = -np.sum(shares * np.log(np.where(shares > 0, shares, 1)))
+        constant = entr(targets[known].mean(axis=0)).sum()
         losses = (-(targets * log_expit(each))[known].sum(axis=1).mean() for each in logits)
         options = {'constant': constant, 'plain': PLAIN_NUM_NEIGHBOURS}
         return [choose_lowest(NUM_NEIGHBOURS, losses, **options)] * targets.shape[1]

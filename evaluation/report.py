@@ -99,14 +99,7 @@ TASK_WORDS = {  # DATA.TASK -> what a model predicts
     'any_finding': 'any finding against No Finding',
     'effusion': 'Pleural Effusion against No Finding',
 }
-MEAN_TITLES = {
-    'five': '(mean of the five tasks)',
-    'labels': '(mean of the labels with enough cases)',
-}
-MEAN_ROWS = {
-    'five': 'Mean of the five CheXpert tasks',
-    'labels': 'Mean of the labels',
-}
+MEAN_TITLES = {'five': 'Mean of the five CheXpert tasks', 'labels': 'Mean of the labels'}
 
 
 def build_document(
@@ -634,7 +627,7 @@ def _render(
         sets=_main_first(report),
         class_metrics=[*applicable(OF_CLASSES).values()],
         names=[*names],
-        means=MEAN_ROWS,
+        means=MEAN_TITLES,
         same_labels=len({frozenset(entry['means']['counted']) for entry in report['sets']}) == 1,
         maps=_maps_by_label(folder, report['maps']),
         thumbnails={key: _data_uri(image) for key, image in thumbnails.items()},

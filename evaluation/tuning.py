@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import entr
 from sklearn.linear_model import LogisticRegression
 
 INVERSE_PENALTIES = tuple(10.0**power for power in range(-6, 5))  # C of LogisticRegression
@@ -74,7 +75,7 @@ def choose(
     if min(np.unique(fold[target > 0]).size, np.unique(fold[target < 1]).size) < 2:
         return Choice(plain, float('nan'))
     share = np.nanmean(target)
-    constant = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    constant = entr([share, 1 - share]).sum()
     losses = (np.nanmean(np.logaddexp(0, values) - target * values) for values in logits)
     return choose_lowest(options, losses, constant=constant, plain=plain)
 
@@ -170,10 +171,8 @@ def fit_softmax(
     choice = plain
     if all(np.unique(fold[known & (classes == k)]).size > 1 for k in present):
         shares = np.bincount(classes[known])[present] / known.sum()
-        constant = -(shares * np.log(shares)).sum()
-        choice = choose_lowest(
-            INVERSE_PENALTIES, losses(), constant=constant, plain=PLAIN_INVERSE_PENALTY
-        )
+        options = {'constant': entr(shares).sum(), 'plain': PLAIN_INVERSE_PENALTY}
+        choice = choose_lowest(INVERSE_PENALTIES, losses(), **options)
     model = _multinomial(choice.value).fit(features[known], classes[known])
     is_binary = len(present) == 2  # scikit-learn then has one row, for the second class
     weight[present] = np.concatenate([0 * model.coef_, model.coef_]) if is_binary else model.coef_

@@ -191,11 +191,8 @@ def pairs_of_seeds(files: Mapping[str, Path]) -> set[frozenset[str]]:
 def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
     """Read the cases of every prediction file, with warnings about rows that are not scored."""
     shared = shared_labels(*args.label_sets) if args.label_sets else []
-    predicted, wanted = map(label_set, args.label_sets) if shared else ((), ())
-    predicted = [*args.label_names, *predicted]
-    task = args.task if TASKS[args.task].exclusive else ''
-    options = {'task': task, 'labels': predicted, 'any_scores': args.scores == 'any'}
-    files = [read_predictions(file, **options) for file in args.predictions]
+    wanted = label_set(args.label_sets[1]) if args.label_sets else ()
+    files = read_files(args, args.predictions)
     if args.dataset:
         given = dict.fromkeys(label for part in files for label in part.labels)
         labels = labels_of_data_set(args, wanted or tuple(given))
@@ -222,6 +219,14 @@ def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
         which = ', '.join(without) if len(without) < len(sets) else 'any prediction file'
         warnings.append(f'labels without a column in {which} are not scored: {missing}')
     return sets, warnings
+
+
+def read_files(args: argparse.Namespace, files: Sequence[Path]) -> list[Predictions]:
+    """Read prediction files, with the labels that the flags name."""
+    labels = [*args.label_names, *(label_set(args.label_sets[0]) if args.label_sets else ())]
+    task = args.task if TASKS[args.task].exclusive else ''
+    options = {'task': task, 'labels': labels, 'any_scores': args.scores == 'any'}
+    return [read_predictions(file, **options) for file in files]
 
 
 def trained_views(predictions: Predictions) -> str:
@@ -321,16 +326,13 @@ def fit_thresholds(
         return read_thresholds(files, sets, protocol)
     fitted, sources, warnings = [], [], []
     labels = read_labels(args, files[-1], sets)
-    predicted = args.label_names or (label_set(args.label_sets[0]) if args.label_sets else ())
-    for file, cases in zip(files[:-1], sets, strict=True):
-        task = args.task if TASKS[args.task].exclusive else ''
-        predictions = read_predictions(file, task=task, labels=predicted)
+    for predictions, cases in zip(read_files(args, files[:-1]), sets, strict=True):
         held_out, _ = match(predictions, labels, name='held-out', level=args.level, complete=False)
         fitted.append(fit_held_out(held_out, cases.labels, protocol))
         patients, scored = set(held_out.patient), set(cases.patient)
         sources.append(
             f'{args.threshold}, on {len(held_out)} rows of {len(patients)} patients '
-            f'({file}, {labels.file})'
+            f'({predictions.file}, {labels.file})'
         )
         if shared := patients & scored:
             warnings.append(

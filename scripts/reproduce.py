@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -173,11 +174,11 @@ def _results(folder: Path, checkpoints: tuple[str, ...]) -> Iterator[tuple[tuple
     """Yield ((name, place), value) for every metric, score and weight of a run."""
     metrics, scores = folder / 'metrics.jsonl', folder / 'scores.json'
     for record in read_metrics(metrics) if metrics.is_file() else ():
-        for name, value in _flat(record):
+        for name, value in _flat(record).items():
             if name not in TIMINGS:
                 yield (name, f'epoch {record["epoch"]}'), value
     if scores.is_file():
-        for name, value in _flat(json.loads(scores.read_bytes())):
+        for name, value in _flat(json.loads(scores.read_bytes())).items():
             yield (name, 'scores'), value
     for checkpoint in checkpoints:
         if (folder / checkpoint).is_file():
@@ -185,13 +186,9 @@ def _results(folder: Path, checkpoints: tuple[str, ...]) -> Iterator[tuple[tuple
                 yield (f'weights of {checkpoint}', key), value
 
 
-def _flat(value: Any, name: str = '') -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dictionaries with names such as 'test selected auroc Edema'."""
-    if not isinstance(value, dict):
-        yield name.strip(), value
-        return
-    for key, item in value.items():
-        yield from _flat(item, f'{name} {key}')
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of nested dictionaries, with names such as 'test selected auroc Edema'."""
+    return pd.json_normalize(values, sep=' ').to_dict('records')[0]
 
 
 if __name__ == '__main__':
