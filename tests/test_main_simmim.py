@@ -13,7 +13,7 @@ from logger import read_metrics
 from utils import read_checkpoint
 
 TRAIN = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
-FEW = {'HOLDOUT_IMAGES': 6}
+FEW = {'HOLDOUT_IMAGES': 2}
 
 
 @pytest.fixture(scope='module')

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures('few_cases_select')
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
 REPORT = {
     'REPORT': {'WRITE': True, 'MAPS': 1},
-    'EVAL': {'RESAMPLES': 20},
+    'EVAL': {'RESAMPLES': 8},
 }
 
 
@@ -148,7 +148,9 @@ def test_baselines_are_read_from_a_run_or_a_file(
     words = ['--eval', '--resume', finished / 'ckpt_best.pth']
     words += ['--opts', 'REPORT.BASELINES', str(baselines)]
     folder = tmp_path / 'again'
-    finished_run('finetune', many, folder, *map(str, words), DATA={'VIEWS': 'all'}, **REPORT)
+    sections = {'DATA': {'VIEWS': 'all'}, 'REPORT': {'WRITE': True, 'MAPS': 0}}
+    sections['EVAL'] = {'RESAMPLES': 0}
+    finished_run('finetune', many, folder, *map(str, words), **sections)
     (page,) = folder.glob('*/*/report_eval/report.json')
     report = json.loads(page.read_text())
     (entry,) = report['comparisons']

@@ -1,9 +1,10 @@
 """The long table of a sweep, its comparisons and tables, against independent computations."""
 
+import copy
 import json
 import re
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -232,17 +233,26 @@ def test_draws_suffice_for_every_row_to_be_significant() -> None:
     assert holm([bootstrap_p(samples)] * 300)[0] < SIGNIFICANT / 4
 
 
-def two_rows(folder: Path, **changes: Any) -> tuple[MadeRuns, Sweep]:
-    """A row and the reference with two seeds."""
-    made, sweep = MadeRuns(folder), make_sweep(folder, ['0.1', '0.6'], reference=1, **changes)
+@pytest.fixture(scope='module')
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[MadeRuns, Sweep]:
+    folder = tmp_path_factory.mktemp('two')
+    made, sweep = MadeRuns(folder), make_sweep(folder, ['0.1', '0.6'], reference=1)
     for row in sweep.rows:
         for seed in (0, 1):
             made.add(row, seed, strength=STRENGTHS[row.name])
     return made, sweep
 
 
-def test_metrics_at_the_threshold_use_that_of_the_report(tmp_path: Path) -> None:
-    made, sweep = two_rows(tmp_path)
+@pytest.fixture
+def two_rows(made_once: tuple[MadeRuns, Sweep], tmp_path: Path) -> tuple[MadeRuns, Sweep]:
+    """A copy of the runs of a row and of the reference with two seeds."""
+    made, sweep = copy.copy(made_once[0]), made_once[1]
+    made.output = Path(shutil.copytree(made.output, tmp_path / 'output'))
+    return made, sweep
+
+
+def test_metrics_at_the_threshold_use_that_of_the_report(two_rows: tuple) -> None:
+    made, sweep = two_rows
     for row in sweep.rows:
         for seed in (0, 1):
             lines = [{'split': split, 'label': label, 'metric': 'threshold', 'value': value}
@@ -275,8 +285,8 @@ def test_notes_name_unfinished_rows_and_changed_options(tmp_path: Path) -> None:
     assert '| n/a (note 1) |' in page and 'note 1: A single seed' in page
 
 
-def test_rows_scored_on_other_cases_are_not_compared(tmp_path: Path) -> None:
-    made, sweep = two_rows(tmp_path)
+def test_rows_scored_on_other_cases_are_not_compared(two_rows: tuple) -> None:
+    made, sweep = two_rows
     for seed in (0, 1):
         file = run_folder(made.output, 'finetune', sweep.rows[0], seed) / 'scores.json'
         file.write_text(file.read_text().replace('"frontal"', '"all"'))
@@ -294,8 +304,8 @@ def test_a_row_of_an_ablation_that_is_called_pixels_is_no_baseline(tmp_path: Pat
     assert lines_of(made, 'mean_of_five').loc['pixels', 'against'] == '0.6'
 
 
-def test_a_label_with_few_cases_has_no_verdict(tmp_path: Path, monkeypatch) -> None:
-    made, sweep = two_rows(tmp_path)
+def test_a_label_with_few_cases_has_no_verdict(two_rows: tuple, monkeypatch) -> None:
+    made, sweep = two_rows
     monkeypatch.setattr('evaluation.model_comparison.SIGNIFICANT', 0.9)
     for few, wanted in ((20, 'above'), (80, 'n/a')):
         monkeypatch.setattr('evaluation.metrics.FEW_CASES', few)
@@ -315,8 +325,8 @@ def test_cost_is_epochs_times_the_median_epoch() -> None:
     assert figures['pretrain_minutes'] == pytest.approx(4 * 15 / 60)
 
 
-def test_single_runs_are_compared_without_a_sweep(tmp_path: Path, capsys) -> None:
-    made, sweep = two_rows(tmp_path)
+def test_single_runs_are_compared_without_a_sweep(two_rows: tuple, tmp_path: Path, capsys) -> None:
+    made, sweep = two_rows
     for row in sweep.rows:
         file = run_folder(made.output, 'finetune', row, 1) / 'config.yaml'
         file.write_text(re.sub('^SEED: 0', 'SEED: 1', file.read_text(), flags=re.M))
@@ -343,17 +353,17 @@ def test_single_runs_are_compared_without_a_sweep(tmp_path: Path, capsys) -> Non
     ],
 )
 def test_tables_that_runs_cannot_have_are_refused(
-    name, content, words, error, tmp_path: Path, capsys
+    two_rows: tuple, name, content, words, error, capsys
 ) -> None:
-    made, sweep = two_rows(tmp_path)
+    made, sweep = two_rows
     if name:
         (run_folder(made.output, 'finetune', sweep.rows[0], 0) / name).write_text(content)
     assert table_of(sweep, made, *words, seeds=2) == 2
     assert error in capsys.readouterr().err
 
 
-def test_scores_that_are_not_those_of_the_predictions_are_refused(tmp_path: Path, capsys) -> None:
-    made, sweep = two_rows(tmp_path)
+def test_scores_that_are_not_those_of_the_predictions_are_refused(two_rows: tuple, capsys) -> None:
+    made, sweep = two_rows
     file = run_folder(made.output, 'finetune', sweep.rows[0], 1) / 'scores.json'
     scores = json.loads(file.read_text())
     scores['test']['selected']['auroc']['Edema'] -= 0.01

@@ -52,7 +52,10 @@ def evaluated(run_folder: Path, data: Path, output: Path, *words: str) -> dict:
     return json.loads((output / 'report.json').read_text())
 
 
-@pytest.mark.parametrize('mode', ['full', 'linear_probe', 'knn', 'pixels'])
+SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ('linear_probe', 'pixels')]
+
+
+@pytest.mark.parametrize('mode', ['full', 'knn', *SLOW])
 def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys) -> None:
     folder = run(labelled, tmp_path, SINGLE, mode)
     table = pd.read_csv(folder / 'predictions_valid.csv', index_col='Path')
@@ -83,9 +86,7 @@ def test_a_new_task_is_one_file(labelled: Path, tmp_path: Path, grades_task: Non
     areas = {part['label']: part['scores']['auroc']['value'] for part in again['labels']}
     assert areas == pytest.approx(scores['selected']['auroc'])
     source = load_trained_model(folder / 'ckpt_best.pth', LOGGER)
-    assert facts(source)['activation'] == 'none'
+    assert source.outputs == tuple(STEPS) and facts(source)['activation'] == 'none'
     words = [labelled / 'valid', '--checkpoint', folder / 'ckpt_best.pth', '--num-workers', 0]
     assert run_script('predict', *words, '--output', tmp_path / 'p.csv') == 0
     assert (np.diff(pd.read_csv(tmp_path / 'p.csv')[STEPS], axis=1) <= 0).all()
-    exported = [folder / 'ckpt_best.pth', '--to', 'torch_export']
-    assert run_script('export', *exported, '--output', tmp_path / 'grades.pt2') == 0
