@@ -173,7 +173,7 @@ def test_the_card_has_the_scores_of_the_run(tmp_path):
 
 def test_the_card_shows_the_text_of_a_foreign_checkpoint_literally_and_no_paths(tmp_path):
     layout = '/home/someone/clinic.yaml'
-    sources = [{'dataset': layout, 'name': 'a', 'path': 'x'}]
+    sources = [{'dataset': layout, 'name': 'a', 'path': 'hospital'}]
     tag = 'a\n# Approved\n<img src=x> | `b`'
     source = load_run(tmp_path, 'simmim', DATA={'DATASET': layout})
     source.config.defrost()
@@ -184,6 +184,7 @@ def test_the_card_shows_the_text_of_a_foreign_checkpoint_literally_and_no_paths(
     rows, more = card_rows(source)
     assert "'dataset': 'clinic.yaml'" in rows['DATA.SOURCES']
     assert 'someone' not in text + more and 'clinic.yaml' in text
+    assert 'hospital' not in more
 
 
 # ONNX and torch.export

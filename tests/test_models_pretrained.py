@@ -20,6 +20,7 @@ from transfers import (
     transfer,
 )
 
+from config import config_text
 from models.convert import resize_position_embedding
 from utils import load_pretrained, read_checkpoint
 
@@ -328,3 +329,6 @@ def test_the_statistics_of_a_foreign_file_can_be_stated(stated, tmp_path, log):
     wrong = make_config('vit', 1, PRETRAINED_STATISTICS=[0.5])
     with pytest.raises(ValueError, match='PRETRAINED_STATISTICS'):
         load(source.state_dict(), wrong, target, tmp_path)
+    own = make_config('vit', 1, PRETRAINED_STATISTICS=stated)
+    with pytest.raises(ValueError, match='PRETRAINED_STATISTICS'):  # our files state theirs
+        load(source.state_dict(), own, target, tmp_path, config=config_text(make_config('vit', 3)))
