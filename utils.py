@@ -50,21 +50,32 @@ RESUME_KEYS = (
 # Files
 
 
-def newest_good(folder: str | Path, logger: logging.Logger) -> Path | None:
+def newest_good(folder: str | Path, logger: logging.Logger, begun_with: str = '') -> Path | None:
     """Return the newest checkpoint that can be read, or None if the folder has no checkpoint.
+
+    With `begun_with`, only checkpoints of a run that began with this MODEL.RESUME count, and none
+    of them need exist.
 
     Raises:
         ValueError: If there are checkpoints but none can be read. Starting from scratch would
             overwrite them.
     """
     paths = newest_first(folder)
-    good = next(_readable(paths, logger), None)
-    if paths and not good:
+    for path in paths:
+        try:
+            trained = trained_config(path)
+        except ValueError as error:
+            logger.warning(f'{error}; trying the previous checkpoint')
+            continue
+        first = trained.MODEL.RESUME if trained else ''
+        if not begun_with or (first and Path(first).resolve() == Path(begun_with).resolve()):
+            return path
+    if paths and not begun_with:
         raise ValueError(
             f'none of the {len(paths)} checkpoint(s) in {folder} can be read (the newest is '
             f'{paths[0].name}): restore one of them, or start from scratch with another --tag'
         )
-    return good and good[0]
+    return None
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
@@ -206,10 +217,8 @@ def checkpoint_to_resume(config: Config, folder: Path, logger: logging.Logger) -
     newest, problem, given = None, '', config.MODEL.RESUME
     if distributed.is_main():
         try:
-            if config.TRAIN.AUTO_RESUME and given:
-                newest = _newest_begun_with(given, folder, logger)
-            elif config.TRAIN.AUTO_RESUME:
-                newest = newest_good(folder, logger)
+            if config.TRAIN.AUTO_RESUME:
+                newest = newest_good(folder, logger, begun_with=given)
         except ValueError as error:
             problem = str(error)
     newest, problem = distributed.broadcast((newest, problem))
@@ -427,25 +436,6 @@ def check_fit(
 
 
 # Private helpers
-
-
-def _readable(paths: list[Path], logger: logging.Logger) -> Iterator[tuple[Path, Config | None]]:
-    """Yield each readable checkpoint with its options, and log a warning for each other one."""
-    for path in paths:
-        try:
-            yield path, trained_config(path)
-        except ValueError as error:
-            logger.warning(f'{error}; trying the previous checkpoint')
-
-
-def _newest_begun_with(given: str, folder: Path, logger: logging.Logger) -> Path | None:
-    """Return the newest readable checkpoint of a run that began with MODEL.RESUME `given`."""
-    for path, trained in _readable(newest_first(folder), logger):
-        begun_with = trained.MODEL.RESUME if trained else ''
-        if begun_with and Path(begun_with).resolve() == Path(given).resolve():
-            logger.info(f'the run began with {given} and resumes from {path.name}')
-            return path
-    return None
 
 
 def _own_checkpoint(folder: Path) -> Path | None:
