@@ -680,7 +680,9 @@ _C.AUG.NOISE = Own(
     within='[0, 255]',
 )
 _C.AUG.RANDAUGMENT = Own(
-    [], 'Fine-tuning: RandAugment as [operations, magnitude from 0 to 30]; []: none.'
+    [],
+    'Fine-tuning: RandAugment as [operations, magnitude from 0 to 30]; []: none.',
+    within='[0, 30]',
 )
 
 _C.TEST = Section(affects='scores')
@@ -1296,13 +1298,8 @@ def _check_data_options(config: Config) -> None:
         holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
         require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
     operations = config.AUG.RANDAUGMENT
-    holds = not operations or (
-        len(operations) == 2
-        and all(type(number) is int for number in operations)
-        and operations[0] >= 1
-        and 0 <= operations[1] <= 30
-    )
-    allowed = '[number of operations (at least 1), magnitude (0 to 30)], or []'
+    holds = len(operations) in (0, 2) and all(type(number) is int for number in operations)
+    allowed = 'two whole numbers, [operations, magnitude], or []'
     require(holds, config, 'AUG.RANDAUGMENT', allowed)
 
 
