@@ -79,16 +79,18 @@ def noise(seed: int, height: int = 150, width: int = 120) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8)).resize((width, height))
 
 
-def test_views_are_those_drawn_by_hand(data_path) -> None:
+@pytest.mark.parametrize('given, area', [([], (0.3, 1.0)), ([0.5, 0.7], (0.5, 0.7))])
+def test_views_are_those_drawn_by_hand(data_path, given, area) -> None:
     """27 uniforms each; at 224 px blurs reach up to 6 pixels far."""
     size, kinds = 224, set()
-    transform = views_transform(config_of(data_path, 'DATA.IMG_SIZE', size))
+    config = config_of(data_path, 'DATA.IMG_SIZE', size, 'AUG.CROP_AREA', given)
+    transform = views_transform(config)
     for row in range(8):
         views = transform(noise(row), sample_rng(3, 5, row))
         uniforms = sample_rng(3, 5, row).random(2 * PER_VIEW).reshape(2, PER_VIEW)
         for view, own in zip(views, uniforms, strict=True):
             assert view.dtype == torch.float32
-            want = view_by_hand(noise(row), own, size)
+            want = view_by_hand(noise(row), own, size, area)
             np.testing.assert_allclose(view[0].numpy(), want, atol=2e-5)
             kinds.add((own[22] < 0.5, own[25] < 0.5))
         assert not torch.allclose(*views, atol=0.1)
