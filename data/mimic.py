@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import OPTIONS, Config
+from config import Config
 from data.chexpert import labels_of, records_of
 from data.image_source import open_images
 from data.labels import LABELS
@@ -15,8 +15,7 @@ from data.table import IDS, OnFault, Table, find_file, refuse, rows_of, rows_of_
 
 # MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
 # other ViewPosition are neither frontal nor lateral.
-MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
-LABELLERS = OPTIONS['DATA.LABELLER'].one_of
+MIMIC_SPLITS = {'train': 'train', 'validate': 'valid', 'test': 'test'}
 OF_TEST = (
     'test-set-labeled'  # radiologists' labels of test studies, without subject_id (from 2.1.0)
 )
@@ -45,22 +44,14 @@ def read_mimic(
         Records in the order of the split file; `row` is the 0-based row of this file. None for an
         optional split without its images (see `lacks_images`), or if no row can be used.
     """
-    split, suffix = MIMIC_SPLITS[split], config.DATA.IMAGE_SUFFIX or '.jpg'
-    kinds = _kinds(config.DATA.LABELLER)
+    table = _read_images(config, root, on_fault)
     # The last kind are the labels of test, and the third those of the other splits.
-    kinds = [*kinds[:2], kinds[-1] if split == 'test' else kinds[2]]
-    table, metadata, of_studies = (Table(_mimic_file(root, kind), on_fault) for kind in kinds)
-    table.require(*IDS, 'split')
+    kind = _kinds(config.DATA.LABELLER)[-1 if split == 'test' else 2]
+    metadata, of_studies = (Table(_mimic_file(root, each), on_fault) for each in ('metadata', kind))
     metadata.require(*IDS, 'ViewPosition')
-    key = ['study_id'] if kinds[-1] == OF_TEST else ['subject_id', 'study_id']
+    key = ['study_id'] if kind == OF_TEST else ['subject_id', 'study_id']
     of_studies.require(*key, labels=labels)
-    for name in IDS:
-        good = table[name].str.fullmatch(r'[A-Za-z0-9_-]+')
-        table.keep(name, good, 'form of an id', 'is not made of letters, digits, - and _')
-    table.keep_first('dicom_id', 'duplicate id')
-    splits = {name: name for name in MIMIC_SPLITS.values()}
-    splits = table.map('split', splits, 'value of the split', dtype=object)
-    table.cells = table.cells[splits == split]
+    table.cells = table.cells[table['own split'] == split]
     place = rows_of(table, metadata, IDS)
     table.keep('dicom_id', place >= 0, 'missing row', f'has no row in {metadata.file.name}')
     position = metadata['ViewPosition'].to_numpy(object)[place[place >= 0]]
@@ -74,12 +65,9 @@ def read_mimic(
     if others := (view == '').sum():
         detail = f'{others:,} of {len(view):,} images are neither frontal nor lateral'
         table.fault('other views', detail, severity='note')
-    patient = 'p' + table['subject_id']
-    study = 'files/' + patient.str[:3] + '/' + patient + '/s' + table['study_id']
-    image = study + '/' + table['dicom_id']
-    columns = {'Frontal/Lateral': view.str.capitalize(), 'patient': patient, 'study': study}
+    columns = {'Frontal/Lateral': view.str.capitalize()}
     columns['AP/PA'] = np.where(view == 'frontal', table['position'], '')
-    table.cells = table.cells.assign(path=image + '.jpg', file=image + suffix, **columns)
+    table.cells = table.cells.assign(**columns)
     values = labels_of(of_studies, labels)[place]
     images = open_images(root)
     records = replace(records_of(table, ()), labels=values, label_names=tuple(labels))
@@ -89,20 +77,27 @@ def read_mimic(
 
 
 def named_images(config: Config, root: Path) -> dict[str, str]:
-    """Return the image files of MIMIC-CXR-JPG with their split, for all label files that exist."""
-    listed, config = set(Table(_mimic_file(root, 'split'))['split']), config.clone()
-    labellers = [
-        name
-        for name in LABELLERS
-        if all(list(root.glob(f'mimic-cxr-*-{kind}.csv*')) for kind in _kinds(name))
-    ]
-    named = {}
-    for labeller in labellers or LABELLERS:
-        config.DATA.LABELLER = labeller
-        for split, name in MIMIC_SPLITS.items():
-            if name in listed:
-                named |= dict.fromkeys(read_mimic(config, root, split, labels=()).file, split)
-    return named
+    """Return the image files of MIMIC-CXR-JPG with their split, with and without labels."""
+    table = _read_images(config, root, refuse)
+    return dict(zip(table['file'], table['own split'], strict=True))
+
+
+def _read_images(config: Config, root: str | Path, on_fault: OnFault) -> Table:
+    """Read the list of images, and add their split, patient, study, path and file."""
+    table = Table(_mimic_file(root, 'split'), on_fault)
+    table.require(*IDS, 'split')
+    for name in IDS:
+        good = table[name].str.fullmatch(r'[A-Za-z0-9_-]+')
+        table.keep(name, good, 'form of an id', 'is not made of letters, digits, - and _')
+    table.keep_first('dicom_id', 'duplicate id')
+    split = table.map('split', MIMIC_SPLITS, 'value of the split', dtype=object)
+    patient = 'p' + table['subject_id']
+    study = 'files/' + patient.str[:3] + '/' + patient + '/s' + table['study_id']
+    image = study + '/' + table['dicom_id']
+    file = image + (config.DATA.IMAGE_SUFFIX or '.jpg')
+    columns = {'own split': split, 'patient': patient, 'study': study}
+    table.cells = table.cells.assign(path=image + '.jpg', file=file, **columns)
+    return table
 
 
 def _mimic_file(root: str | Path, kind: str) -> Path:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 
 from data.labels import LABELS
-from data.mimic import MIMIC_SPLITS
 from scripts.phantom import SPLITS, make_phantom
 
 NIH_FINDINGS = {
@@ -33,7 +32,7 @@ def mimic_phantom(root: Path, **options: int) -> None:
     table['study_id'] = (50_000_000 + 100 * table['patient'] + table['study']).astype(str)
     table['dicom_id'] = [f'{number:08x}' for number in range(len(table))]
     table['ViewPosition'] = table['AP/PA'].fillna('LATERAL')
-    table['split'] = table['split'].map(MIMIC_SPLITS)
+    table['split'] = table['split'].replace('valid', 'validate')
     patients, studies = table['subject_id'], table['study_id']
     names = 'files/p' + patients.str[:2] + '/p' + patients + '/s' + studies
     move_images(root, table, names + '/' + table['dicom_id'] + '.jpg')
