@@ -94,18 +94,21 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
             scores[label] |= dict.fromkeys(
                 applicable({'probabilities'}), np.full(len(weights), np.nan)
             )
+        temperature = float(held_out.temperatures[k])
+        scaled, curves = _calibration(*pair, temperature, weights)
+        more = scaled | {'auroc_delong': _delong(*pair, rows.patient)}
         entries.append(
             {
                 'label': label,
                 **case_counts(pair[1]),
-                'scores': summaries(scores[label]),
+                'scores': summaries(scores[label]) | more,
                 'threshold': float(threshold),
                 'few_held_out': few_held_out[k],
-                **_calibration(*pair, held_out.temperatures[k], weights),
+                'temperature': temperature,
+                'calibration': curves,
                 'confusion': _confusion(*pair, threshold),
                 'histogram': _histogram(*pair),
                 **_curves(*pair),
-                'delong': _delong(*pair, rows.patient),
                 **_radiologists(*pair, RADIOLOGISTS.get(label, ()) if were_read else ()),
             }
         )
@@ -173,20 +176,16 @@ def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
 
 def _calibration(
     probabilities: np.ndarray, targets: np.ndarray, temperature: float, weights: np.ndarray
-) -> dict[str, Any]:
-    """Compute reliability curves, and calibration metrics after temperature scaling."""
-    found = {
-        'temperature': float(temperature),
-        'scaled': {},
-        'calibration': {'raw': reliability_curve(probabilities, targets), 'scaled': None},
-    }
-    if not np.isnan(temperature):
-        scaled = apply_temperature(probabilities, temperature)
-        names = applicable({'probabilities'})
-        scores = label_scores(scaled, targets, threshold=None, weights=weights, names=names)
-        found['scaled'] = summaries(scores)
-        found['calibration']['scaled'] = reliability_curve(scaled, targets)
-    return found
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compute calibration metrics after temperature scaling, and reliability curves."""
+    curves = {'raw': reliability_curve(probabilities, targets), 'scaled': None}
+    if np.isnan(temperature):
+        return {}, curves
+    scaled = apply_temperature(probabilities, temperature)
+    curves['scaled'] = reliability_curve(scaled, targets)
+    names = applicable({'probabilities'})
+    scores = label_scores(scaled, targets, threshold=None, weights=weights, names=names)
+    return {f'{name}_scaled': each for name, each in summaries(scores).items()}, curves
 
 
 def _confusion(
@@ -233,10 +232,10 @@ def _thin(x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
 
 def _delong(
     probabilities: np.ndarray, targets: np.ndarray, patients: np.ndarray
-) -> dict[str, float] | None:
-    """Compute DeLong's interval; None if a patient appears more than once, or with few cases."""
+) -> dict[str, float]:
+    """Compute DeLong's interval; NaN if a patient appears more than once, or with few cases."""
     if not allows_delong(targets, patients):
-        return None
+        return dict.fromkeys(('value', 'low', 'high'), float('nan'))
     return dict(zip(('value', 'low', 'high'), delong_interval(probabilities, targets), strict=True))
 
 

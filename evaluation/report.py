@@ -564,9 +564,7 @@ def _lines_of_set(place: Place, entry: Mapping[str, Any]) -> Iterator[Line]:
     for label in entry['labels']:
         facts = {name: label[name] for name in ('threshold', 'temperature', 'radiologists_below')}
         facts['uncertain_left_out'] = entry['uncertain'].get(label['label'], 0)
-        facts['auroc_delong'] = label['delong']
-        scaled = {f'{name}_scaled': score for name, score in label['scaled'].items()}
-        values = label['scores'] | scaled | _counts(label) | facts | (label['confusion'] or {})
+        values = label['scores'] | _counts(label) | facts | (label['confusion'] or {})
         yield from _lines(place | {'label': label['label']}, values)
     for key, name in MEAN_LABELS.items():
         yield from _lines(place | {'label': name}, entry['means'][key] or {})
@@ -583,8 +581,7 @@ def _lines_of_group(place: Place, group: Mapping[str, Any]) -> Iterator[Line]:
     counts = {'cases': group['rows'], 'patients': group['patients']}
     yield from _lines(place, counts | {'underdiagnosis': group['underdiagnosis']})
     for label, part in group['labels'].items():
-        standardised = {'auroc_standardised': part['standardised_auroc']}
-        yield from _lines(place | {'label': label}, part['scores'] | standardised | _counts(part))
+        yield from _lines(place | {'label': label}, part['scores'] | _counts(part))
     for key, name in MEAN_LABELS.items():
         yield from _lines(place | {'label': name}, {'auroc': group['means'][key]})
 
@@ -659,15 +656,15 @@ def _main_first(report: dict) -> list[dict]:
     return sorted(report['sets'], key=lambda entry: entry['name'] != main)
 
 
-def _ranking_columns() -> list[tuple[str, str, str]]:
-    """Return (heading, part of a label's entry, name) of the metrics without a threshold."""
+def _ranking_columns() -> list[tuple[str, str]]:
+    """Return (heading, name) of the scores without a threshold in the table of labels."""
     columns = []
     for name, entry in applicable({'order', 'probabilities'}).items():
-        columns.append((entry.title, 'scores', name))
+        columns.append((entry.title, name))
         if name == 'auroc':
-            columns.append((f'{entry.title}, DeLong', 'delong', ''))
+            columns.append((f'{entry.title}, DeLong', 'auroc_delong'))
         if 'probabilities' in entry.needs:
-            columns.append((f'{entry.title}, scaled', 'scaled', name))
+            columns.append((f'{entry.title}, scaled', f'{name}_scaled'))
     return columns
 
 
@@ -678,7 +675,7 @@ def _summary_columns() -> list[tuple[str, str]]:
         if entry.in_summary:
             columns.append((entry.title, name))
             if name == 'auroc':
-                columns.append((f'{entry.title}, standardised', 'standardised_auroc'))
+                columns.append((f'{entry.title}, standardised', 'auroc_standardised'))
     return columns
 
 

@@ -96,8 +96,7 @@ def _describe_group(
         )
         labels[label] = {
             **case_counts(rows.targets[:, k]),
-            'scores': summaries(values),
-            'standardised_auroc': summary(standard['auroc']),
+            'scores': summaries(values) | {'auroc_standardised': summary(standard['auroc'])},
         }
     mean_labels = rows.mean_labels()
     means = {key: mean_summaries(scores, names) for key, names in mean_labels.items()}

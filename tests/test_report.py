@@ -233,8 +233,8 @@ def test_tables_hold_the_numbers_of_the_json(folder: Path, written: dict) -> Non
     label = written['sets'][1]['labels'][LABELS.index('Edema')]
     for name in applicable(OF_LABEL):
         assert edema[name, 'high'] == label['scores'][name]['high']
-    assert edema['ece_scaled', ''] == label['scaled']['ece']['value']
-    assert edema['auroc_delong', 'low'] == label['delong']['low']
+    assert edema['ece_scaled', ''] == label['scores']['ece_scaled']['value']
+    assert edema['auroc_delong', 'low'] == label['scores']['auroc_delong']['low']
     assert edema['threshold', ''] == label['threshold']
     assert edema['positives', ''] + edema['negatives', ''] == label['n']
     female = written['sets'][0]['groups'][0]['groups'][1]

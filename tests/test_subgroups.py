@@ -50,7 +50,9 @@ def test_standardised_is_weighed_over_the_known_rows():
         areas[sex] = [roc_auc_score(*pair), roc_auc_score(*pair, sample_weight=weights)]
         part = found[sex]['label 0']
         assert part['scores']['auroc']['value'] == pytest.approx(areas[sex][0], abs=1e-12)
-        assert part['standardised_auroc']['value'] == pytest.approx(areas[sex][1], abs=1e-12)
+        assert part['scores']['auroc_standardised']['value'] == pytest.approx(
+            areas[sex][1], abs=1e-12
+        )
     crude, standardised = np.abs(np.diff(list(areas.values()), axis=0))[0]
     assert crude > 0.15, 'the ages alone make a difference'
     assert standardised < crude / 2
@@ -84,7 +86,7 @@ def test_standardised_intervals_use_the_same_resamples():
         roc_auc_score(*pair, sample_weight=(counts * shares)[known])
         for counts in resamples.weights(chosen.patient)
     ]
-    part = found['Male']['label 0']['standardised_auroc']
+    part = found['Male']['label 0']['scores']['auroc_standardised']
     assert [part['low'], part['high']] == pytest.approx(np.percentile(areas, [2.5, 97.5]))
 
 
@@ -98,8 +100,8 @@ def test_a_stratum_that_no_study_has_gets_weight_0():
     targets = np.array([[1.0], [1.0], [0.0], [0.0]])
     cases = make_cases(np.full((4, 1), 0.5), targets, study=study, groups=groups)
     found, _ = by_group(cases, level='study', column='View')
-    assert found['Frontal']['label 0']['standardised_auroc']['value'] == 0.5
-    assert np.isnan(found['Lateral']['label 0']['standardised_auroc']['value'])
+    assert found['Frontal']['label 0']['scores']['auroc_standardised']['value'] == 0.5
+    assert np.isnan(found['Lateral']['label 0']['scores']['auroc_standardised']['value'])
 
 
 def test_the_gap_is_between_the_best_and_the_worst_group():
