@@ -45,7 +45,8 @@ class HeldOutReconstruction:
     def __init__(self, loaders: Loaders) -> None:
         splits = {'holdout': loaders.holdout, 'reference': loaders.reference}
         self.loaders = {name: loader for name, loader in splits.items() if loader is not None}
-        self.trivial_sums = {}  # loader -> sums, computed once because they never change
+        # loader -> errors of the trivial predictors on each image, which never change.
+        self.trivial: dict[DataLoader, list[list[np.ndarray]]] = {}
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
         if model.target is None:
@@ -96,35 +97,25 @@ class HeldOutReconstruction:
         The errors have the shape [P, 3]. The first row belongs to the model and the others to
         the trivial predictors.
         """
-        dataset, is_first = loader.dataset, loader not in self.trivial_sums
-        sums = {source: np.zeros((1, 3)) for source in dataset.parts}
-        trivial = {source: np.zeros((len(TRIVIAL_PREDICTORS), 3)) for source in dataset.parts}
+        dataset, trivial = loader.dataset, self.trivial.setdefault(loader, [])
+        sums = {source: np.zeros((1 + len(TRIVIAL_PREDICTORS), 3)) for source in dataset.parts}
         examples = {source: [] for source in dataset.parts}
         # The sampler repeats its order, which tells the source of each image.
         keys = itertools.chain.from_iterable(loader.batch_sampler)
-        for item, (_, index) in zip(reconstruct(run, model, loader), keys, strict=True):
-            source, _ = dataset.place(index)
-            sums[source] += hidden_error(item, item.prediction)
-            # The masks are fixed, so the errors of the trivial predictors never change.
-            if is_first:
+        items = zip(reconstruct(run, model, loader), keys, strict=True)
+        for number, (item, (_, index)) in enumerate(items):
+            if number == len(trivial):
                 guesses = (guess(item.image, item.hidden) for guess in TRIVIAL_PREDICTORS.values())
-                trivial[source] += [hidden_error(item, item.measured(guess)) for guess in guesses]
+                trivial.append([hidden_error(item, item.measured(guess)) for guess in guesses])
+            source, _ = dataset.place(index)
+            sums[source] += [hidden_error(item, item.prediction), *trivial[number]]
             if item.target_of is None and len(examples[source]) < NUM_IMAGES:
                 examples[source].append(item)
-        sums = _over_ranks(sums)
-        if is_first:
-            self.trivial_sums[loader] = _over_ranks(trivial)
-        before = self.trivial_sums[loader]
-        sums = {source: np.concatenate([each, before[source]]) for source, each in sums.items()}
         # The sources take turns, so that each one is shown.
         shown = itertools.chain.from_iterable(itertools.zip_longest(*examples.values()))
+        gathered = distributed.gather(sums)
+        sums = {source: sum(each[source] for each in gathered) for source in sums}
         return sums, [item for item in shown if item][:NUM_IMAGES]
-
-
-def _over_ranks(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add up the errors of each source over all ranks."""
-    gathered = distributed.gather(sums)
-    return {source: sum(each[source] for each in gathered) for source in sums}
 
 
 @torch.no_grad()

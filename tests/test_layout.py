@@ -37,7 +37,7 @@ NEVER = {'engine': {'models', 'data'}}
 ONLY = {'models': {'data.labels', 'data.masking'}}
 # Files and lines of this project that a main loads, directly and indirectly; parts that an option
 # names do not count. Whoever has to raise a limit makes everybody read more.
-LIMITS = {'main_simmim': (39, 8_841), 'main_finetune': (46, 11_102)}
+LIMITS = {'main_simmim': (39, 8_832), 'main_finetune': (46, 11_102)}
 # The rooms that the mains load, and the files in them that CheXpert and a Swin do not need.
 # PRETRAINED needs models/pretrained.py and what it imports: convert, recognise, timm_classifier.
 CORE = ['system', 'data', 'models', 'engine', 'evaluation']

@@ -1,8 +1,7 @@
-r"""Compare the speed of the input pipeline and of training steps with SimMIM's published code.
+"""Compare the speed of the input pipeline and of training steps with SimMIM's published code.
 
-python tools/benchmark.py input --data-path DIR [--store STORE] [--size 192] [--json FILE]
-python tools/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--json FILE] \
-    [--opts KEY VALUE]
+python tools/benchmark.py input --data-path DIR [--store STORE] [--size 192]
+python tools/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--opts KEY VALUE]
 
 `input` reads the same images through SimMIM's pipeline, rebuilt from torchvision, and through this
 project's pipeline from image files and from a packed store, in one process with one thread. `train`
@@ -15,7 +14,6 @@ the config. The cases take turns, so that a slow moment of the machine affects a
 
 import argparse
 import contextlib
-import json
 import logging
 import sys
 import tempfile
@@ -56,7 +54,6 @@ from models.encoder import attend
 from models.relative_position import gather_bias
 from optimizer import build_optimizer
 from system.device import local_device, to_device
-from system.files import replace_file
 from system.tool import Paragraphs, tool
 
 LOGGER = logging.getLogger('benchmark')
@@ -110,7 +107,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def _add_common(add: Callable, *, batch_size: int) -> None:
     add('--batch-size', default=batch_size, type=int, metavar='N', help='images per batch')
     add('--repeats', default=5, type=int, metavar='N', help='repeats of each case (default: 5)')
-    add('--json', type=Path, metavar='FILE', help='also write the table as JSON')
 
 
 def input_cases(args: argparse.Namespace) -> dict[str, Case]:
@@ -343,8 +339,6 @@ def main(args: argparse.Namespace) -> int:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     print(f'{where}, {time.strftime("%Y-%m-%d")}, PyTorch {torch.__version__}\n')
     print_table(rows)
-    if args.json:
-        replace_file(args.json, json.dumps({'device': where, 'rows': rows}, indent=1) + '\n')
     return 0
 
 
