@@ -147,7 +147,7 @@ def test_a_class_without_cases_is_left_out_of_the_means() -> None:
 @pytest.mark.parametrize('least, few', [(18, ''), (19, '18 of Covid')])
 def test_a_class_with_few_cases_leaves_no_interval(least: int, few: str, monkeypatch) -> None:
     """The rule of labels holds for classes: an interval over few cases would be too narrow."""
-    monkeypatch.setattr('evaluation.metrics.FEW_CASES', least)
+    monkeypatch.setattr('evaluation.analysis.FEW_CASES', least)
     probabilities, targets, _ = drawn()
     targets[np.flatnonzero(targets[:, 2] == 1)[18:]] = NAN
     names = np.arange(len(targets)).astype(str)
