@@ -1,6 +1,5 @@
 """Pseudo-labels: permitted patients, and the labels of training."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,19 @@ from scripts.phantom import make_phantom
 NAN = np.nan
 
 
-def files(folder: Path) -> Path:
-    root = folder / 'CheXpert-phantom'
-    make_phantom(root, num_train=20, num_valid=3, num_test=3, size=32, seed=0)
-    return root
+@pytest.fixture(scope='module')
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same X-rays in two layouts."""
+    folder = tmp_path_factory.mktemp('data')
+    sizes = {'num_train': 20, 'num_valid': 3, 'num_test': 3, 'size': 32, 'seed': 0}
+    make_phantom(folder / 'CheXpert-phantom', **sizes)
+    mimic_phantom(folder / 'mimic', **sizes)
+    return {'files': folder / 'CheXpert-phantom', 'mimic': folder / 'mimic'}
 
 
-def mimic(folder: Path) -> Path:
-    mimic_phantom(folder / 'mimic', num_train=20, num_valid=3, num_test=3, size=32, seed=0)
-    return folder / 'mimic'
+@pytest.fixture
+def root(roots: dict[str, Path]) -> Path:
+    return roots['files']
 
 
 def loaders_of(root: Path, *options: object):
@@ -49,11 +52,11 @@ def write(file: Path, paths, values: np.ndarray) -> Path:
     return file
 
 
-@pytest.mark.parametrize('make', [files, mimic])
+@pytest.mark.parametrize('layout', ['files', 'mimic'])
 def test_the_values_of_the_file_are_learned_with_the_labels_of_the_subset(
-    make: Callable[[Path], Path], tmp_path: Path
+    layout: str, roots: dict[str, Path], tmp_path: Path
 ) -> None:
-    root = make(tmp_path)
+    root = roots[layout]
     labelled, held_out, others = parts_of(root)
     assert min(len(labelled), len(held_out), len(others)) > 3
     rng = np.random.default_rng(0)
@@ -72,9 +75,8 @@ def test_the_values_of_the_file_are_learned_with_the_labels_of_the_subset(
     assert loaders.holdout.dataset.records.path.tolist() == held_out.path.tolist()
 
 
-def test_the_labels_outside_the_subset_are_never_learned(tmp_path: Path) -> None:
+def test_the_labels_outside_the_subset_are_never_learned(root: Path, tmp_path: Path) -> None:
     """Two data sets with contradicting labels for these patients have the same targets."""
-    root = files(tmp_path)
     _, _, others = parts_of(root)
     values = np.random.default_rng(0).choice([0.0, 1.0, NAN], (len(others), len(LABELS)))
     file = write(tmp_path / 'p.csv', others.path, values)
@@ -105,8 +107,8 @@ def test_a_file_of_studies_may_name_images_without_a_folder_of_a_patient(tmp_pat
     assert len(others) > 3 and targets[len(labelled) :].tolist() == [[1.0]] * len(others)
 
 
-def test_a_binary_task_takes_its_own_column(tmp_path: Path) -> None:
-    root, task = files(tmp_path), ['DATA.TASK', 'any_finding', 'MODEL.NUM_CLASSES', 1]
+def test_a_binary_task_takes_its_own_column(root: Path, tmp_path: Path) -> None:
+    task = ['DATA.TASK', 'any_finding', 'MODEL.NUM_CLASSES', 1]
     labelled, _, others = parts_of(root, *task)
     outside = ~np.isin(others.patient.astype(str), labelled.records.patient.astype(str))
     paths = others.path[outside]
@@ -120,8 +122,8 @@ def test_a_binary_task_takes_its_own_column(tmp_path: Path) -> None:
         loaders_of(root, *options)
 
 
-def test_rows_that_may_not_have_pseudo_labels_raise_an_error(tmp_path: Path) -> None:
-    root, views = files(tmp_path), ['DATA.VIEWS', 'frontal', 'EVAL.VIEWS', 'all']
+def test_rows_that_may_not_have_pseudo_labels_raise_an_error(root: Path, tmp_path: Path) -> None:
+    views = ['DATA.VIEWS', 'frontal', 'EVAL.VIEWS', 'all']
     labelled, held_out, others = parts_of(root, *views)
     frontal, lateral = (others.path[others.view == view] for view in ('frontal', 'lateral'))
     valid, test = (pd.read_csv(root / f'{split}.csv') for split in ('valid', 'test'))
@@ -136,17 +138,19 @@ def test_rows_that_may_not_have_pseudo_labels_raise_an_error(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize('cells', [['-1'] * 14, [''] * 14])
-def test_a_file_without_usable_values_raises_an_error(cells: list[str], tmp_path: Path) -> None:
-    root, file = files(tmp_path), tmp_path / 'p.csv'
+def test_a_file_without_usable_values_raises_an_error(
+    cells: list[str], root: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / 'p.csv'
     _, _, others = parts_of(root)
     write(file, others.path[:1], np.array([cells]))
     with pytest.raises(ValueError, match=str(file)):
         loaders_of(root, 'DATA.PSEUDO_LABELS', str(file))
 
 
-def test_values_of_a_label_with_three_classes_are_classes(tmp_path: Path) -> None:
+def test_values_of_a_label_with_three_classes_are_classes(root: Path, tmp_path: Path) -> None:
     """A share such as 0.9 would be learned as a negative."""
-    root, file = files(tmp_path), tmp_path / 'p.csv'
+    file = tmp_path / 'p.csv'
     _, _, others = parts_of(root)
     values = np.random.default_rng(0).choice([0.0, 1.0, NAN], (len(others), len(LABELS)))
     values[3, LABELS.index('Edema')] = 0.9

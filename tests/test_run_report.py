@@ -19,7 +19,6 @@ from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.final_scores import check_scoring
 from evaluation.run_report import SELECTED_ON_VALID
-from logger import read_metrics
 from scripts.phantom import make_phantom
 from system.files import sha256
 from utils import read_checkpoint
@@ -117,25 +116,6 @@ def test_the_report_contains_groups_and_maps(finished: Path) -> None:
         above = entry['probability'] >= entry['threshold']
         assert above == (entry['kind'] in ('true positive', 'false positive'))
     assert -1 <= report['maps_check']['similarity'] <= 1
-
-
-@pytest.mark.slow
-def test_the_overview_states_training_images_epoch_and_time(finished: Path, many: Path) -> None:
-    report = json.loads((finished / 'report.json').read_text())
-    rows = {row['name']: row['value'] for row in report['run']}
-    csv = pd.read_csv(many / 'train.csv')
-    held_out = set(pd.read_csv(finished / 'predictions_holdout.csv')['Path'])
-    images, patients = map(int, re.findall(r'\d+', rows['Training images']))
-    assert images == 28
-    assert patients <= csv[~csv['Path'].isin(held_out)]['Path'].str.split('/').str[2].nunique()
-    epochs = [r for r in read_metrics(finished / 'metrics.jsonl') if 'loss' in r]
-    best = max(epochs, key=lambda record: record['score'])
-    assert rows['Selected epoch'].startswith(f'{best["epoch"] + 1} of {len(epochs)}')
-    assert f'{best["score"]:.4f}' in rows['Selected epoch']
-    assert rows['Training time']
-    page = (finished / 'report.html').read_text()
-    errors = [error for part in report['sets'] for error in part['worst_errors']]
-    assert page.count('class="thumbnail"') == len(errors) > 0
 
 
 def test_baselines_are_read_from_a_run_or_a_file(
@@ -244,27 +224,6 @@ def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
     }
     predictions = {f'predictions_{split}.csv' for split in ('holdout', 'valid', 'test')}
     assert naming == predictions | {'report.html', 'report.json'}
-
-
-@pytest.mark.slow
-def test_a_binary_task_from_end_to_end(many: Path, tmp_path: Path) -> None:
-    task, label = 'any_finding', 'Any Finding'
-    opts = ['--opts', 'MODEL.NUM_CLASSES', '1']
-    folder = finished_run('finetune', many, tmp_path, *opts, DATA={'TASK': task}, **REPORT)
-    predicted = pd.read_csv(folder / 'predictions_test.csv')
-    assert list(predicted.columns) == ['Path', label]
-    labels = pd.read_csv(many / 'test.csv').set_index('Path').loc[predicted['Path'], list(LABELS)]
-    others = [name for name in LABELS if name != 'No Finding']
-    positive = (labels[others] == 1).any(axis=1)
-    known = positive | (labels['No Finding'] == 1)
-    assert 0 < positive.sum() < known.sum() <= len(labels)
-    frame = pd.DataFrame({'p': predicted[label].to_numpy(), 'y': positive.to_numpy()})
-    frame = frame[known.to_numpy()]
-    frame = frame.groupby(predicted['Path'].str.rsplit('/', n=1).str[0]).max()
-    report = json.loads((folder / 'report.json').read_text())
-    score = report['sets'][-1]['labels'][0]['scores']['auroc']['value']
-    assert score == pytest.approx(roc_auc_score(frame['y'], frame['p']), abs=1e-9)
-    assert report['headline']['score']['value'] == score
 
 
 def test_eval_is_compared_with_the_options_of_the_checkpoint(

@@ -151,13 +151,6 @@ def test_some_subsets_keep_the_method_of_the_reference(tmp_path: Path) -> None:
         assert names[0] in str(caught.value)
 
 
-def test_weights_may_be_named_by_an_address() -> None:
-    address = 'hf://owner/name'
-    environment = {'IMAGENET_WEIGHTS': address}
-    jobs = plan(ablation('init'), seeds=[0], data='/data', output='/runs', environment=environment)
-    assert address in {job.config.PRETRAINED for job in jobs}
-
-
 @pytest.mark.parametrize(
     ('changes', 'key'),
     [
