@@ -151,19 +151,15 @@ class Table:
         if missing:
             self.cells = self.cells[:0]
 
-    def check(
-        self, column: str, good: np.ndarray, kind: str, problem: str, severity: str = 'error'
-    ) -> None:
+    def check(self, column: str, good: np.ndarray, kind: str, problem: str) -> None:
         """Report every cell of a column where `good` ([N] bool) is false."""
         for position in np.flatnonzero(~good).tolist():
-            self.fault(kind, f'{self._cell(column, position)} {problem}', position, severity)
+            self.fault(kind, f'{self._cell(column, position)} {problem}', position)
 
-    def keep(
-        self, column: str, good: Sequence[bool], kind: str, problem: str, severity: str = 'error'
-    ) -> None:
+    def keep(self, column: str, good: Sequence[bool], kind: str, problem: str) -> None:
         """Report and drop every row where `good` ([N] bool) is false."""
         good = np.asarray(good, bool)
-        self.check(column, good, kind, problem, severity)
+        self.check(column, good, kind, problem)
         self.cells = self.cells[good]
 
     def keep_first(
