@@ -34,6 +34,7 @@ from sweeps.run_scores import scored_records
 from utils import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
+MAE_ENCODER = {key: value for key, value in MAE.items() if key != 'PRETRAIN'}
 
 
 @pytest.fixture
@@ -200,15 +201,12 @@ def test_fine_tuning_drops_patches_in_training_alone(
         return plain_forward(block, x, bias)
 
     monkeypatch.setattr(Block, 'forward', forward)
-    options = {'FINETUNE': {'MASK_RATIO': 0.7}, 'TRAIN': {'EPOCHS': 1}}
-    model = {key: value for key, value in MAE.items() if key != 'PRETRAIN'}
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options)
-    argv = arguments(cfg, phantom, tmp_path / 'out')
-    assert run_main('finetune', argv) == 0
+    options = {'FINETUNE': {'MASK_RATIO': 0.7}, 'TRAIN': {'EPOCHS': 1}, 'model': MAE_ENCODER}
+    folder = finished_run('finetune', phantom, tmp_path, **options)
     assert tokens == {True: {1 + 4}, False: {1 + 16}}
-    folder = run_folder(tmp_path / 'out', 'finetune')
     trained = (folder / 'predictions_test.csv').read_text()
-    assert run_main('finetune', [*argv, '--eval', '--opts', 'FINETUNE.MASK_RATIO', '0']) == 0
+    more = ['--eval', '--opts', 'FINETUNE.MASK_RATIO', '0']
+    finished_run('finetune', phantom, tmp_path, *more, **options)
     assert (folder / 'predictions_test_eval.csv').read_text() == trained
 
 
@@ -217,16 +215,12 @@ def test_scoring_drops_the_same_patches_in_every_batch_and_run(
 ) -> None:
     """The predictions are those of a model whose other patches are removed by hand."""
     options = {'FINETUNE': {'MASK_RATIO': 0.5}, 'TRAIN': {'EPOCHS': 1}, 'EVAL': {'MASK_RATIO': 0.7}}
-    options['EVAL']['SELECT_ON'] = 'last'
-    model = {key: value for key, value in MAE.items() if key != 'PRETRAIN'}
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options)
-    argv = arguments(cfg, phantom, tmp_path / 'out')
-    assert run_main('finetune', argv) == 0
-    folder = run_folder(tmp_path / 'out', 'finetune')
+    options['EVAL']['SELECT_ON'], options['model'] = 'last', MAE_ENCODER
+    folder = finished_run('finetune', phantom, tmp_path, **options)
     trained = read_predictions(folder / 'predictions_test.csv').probabilities
     more = ['DATA.BATCH_SIZE', '3', 'DATA.NUM_WORKERS', '1', 'SEED', '7', 'REPORT.WRITE', 'True']
     more += ['REPORT.MAPS', '0', 'EVAL.RESAMPLES', '0']
-    assert run_main('finetune', [*argv, '--eval', '--opts', *more]) == 0
+    finished_run('finetune', phantom, tmp_path, '--eval', '--opts', *more, **options)
     again = read_predictions(folder / 'predictions_test_eval.csv').probabilities
     np.testing.assert_allclose(again, trained, rtol=1e-5)
     assert 'EVAL.MASK_RATIO' in (folder / 'report_eval' / 'report.html').read_text()
