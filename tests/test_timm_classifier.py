@@ -8,7 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from tiny import config_with, finished_run
 
-from evaluation.saliency import map_cells
+from evaluation.saliency import grad_cam
 from logger import read_metrics
 from models import build_model
 from models.timm_classifier import TimmClassifier, find_layout
@@ -89,7 +89,8 @@ def test_rates_and_decay_of_layers_are_timms() -> None:
 def test_maps_of_a_resnet_are_of_the_last_stage_with_enough_cells() -> None:
     model = TimmClassifier('resnet18', 64, 1, 3).eval()
     assert model.saliency_layer() is model.encoder.layer2
-    assert map_cells(model, images(64)) == 8
+    maps = grad_cam(model, images(64), lambda outputs: outputs[:, 0])
+    assert maps.shape[1:] == (8, 8)
     assert find_layout('resnet18', img_size=224, in_chans=1).map_layer == 'layer4'
 
 
