@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import NAN, make_cases
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_curve
+from scipy.special import expit, logit
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    f1_score,
+    roc_curve,
+)
 
 from data.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, fit_held_out, score_set, worst_errors
@@ -152,3 +159,14 @@ def test_the_confusion_matrix_is_that_of_the_threshold() -> None:
     }
     nothing = HeldOut(*np.full((2, 1), NAN))
     assert score_set(cases, nothing, Protocol(resamples=0))['labels'][0]['confusion'] is None
+
+
+def test_scaled_scores_are_those_of_the_probabilities_at_the_temperature() -> None:
+    cases, temperature = of_test_set(labels=('Edema',)), 2.5
+    held_out = HeldOut(np.array([np.nan]), np.array([temperature]))
+    (found,) = score_set(cases, held_out, Protocol(resamples=0))['labels']
+    probabilities, targets = cases.probabilities[:, 0], cases.targets[:, 0]
+    scaled = expit(logit(probabilities) / temperature)
+    for name, values in (('brier', probabilities), ('brier_scaled', scaled)):
+        wanted = brier_score_loss(targets, values)
+        assert found['scores'][name]['value'] == pytest.approx(wanted)
