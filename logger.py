@@ -91,7 +91,8 @@ class Writer(ABC):
         """Keep a result, such as the report, with the run, if the program can."""
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self, code: int) -> None:
+        """End with the exit code of the run, which is 0 if it has finished."""
 
 
 class ScalarLog:
@@ -168,12 +169,12 @@ class ScalarLog:
         """Keep a result, such as the report, with the run in LOGGER."""
         self._write(lambda writer: writer.write_file(path))
 
-    def close(self) -> None:
-        """Write the remaining records, and warn if that fails."""
+    def close(self, code: int = 0) -> None:
+        """Write the remaining records, and warn if that fails. `code` is the run's exit code."""
         self._write_waiting()
         if self._waiting:
             self.logger.warning(f'{self.path}: the last records cannot be written')
-        self._write(lambda writer: writer.close())
+        self._write(lambda writer: writer.close(code))
         self._writers = {}
 
     def _write_waiting(self) -> None:

@@ -106,11 +106,11 @@ class Process:
     store: dist.Store | None = None
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    def close(self) -> None:
-        """Close the run and release the lock of its folder."""
+    def close(self, code: int) -> None:
+        """Close the run with its exit code, and release the lock of its folder."""
         with self.lock:
             if self.run is not None:
-                self.run.close()
+                self.run.close(code)
 
 
 def setup_run(args: Namespace, process: Process) -> None:
@@ -271,7 +271,7 @@ def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
             distributed.barrier()  # torchrun ends all processes soon after the first one exits
         run.logger.warning(str(stop))
         code = EXIT_PREEMPTED
-    process.close()
+    process.close(code)
     distributed.destroy_process_group()
     return code
 
@@ -290,7 +290,7 @@ def _fail(process: Process, error: BaseException) -> int:
         run.logger.log(logging.ERROR if unexpected else logging.DEBUG, 'traceback:', exc_info=error)
         run.logger.error(message)
     with contextlib.suppress(Exception):  # the last metrics may be impossible to write
-        process.close()
+        process.close(code)
     if run is None or not distributed.is_main():  # only the logger of rank 0 writes to the console
         if unexpected:
             traceback.print_exception(error)

@@ -36,7 +36,7 @@ class TensorBoard(Writer):
     def write_file(self, path: Path) -> None:
         """TensorBoard has no files."""
 
-    def close(self) -> None:
+    def close(self, code: int) -> None:
         self.board.close()
 
 
@@ -89,8 +89,8 @@ class WeightsAndBiases(Writer):
     def write_file(self, path: Path) -> None:
         self.run.log_artifact(path, name=f'{self.run.id}-{path.stem}', type=path.stem)
 
-    def close(self) -> None:
+    def close(self, code: int) -> None:
         # Without network, the last uploads would wait without end.
-        ending = threading.Thread(target=self.run.finish, daemon=True)
+        ending = threading.Thread(target=self.run.finish, args=(code,), daemon=True)
         ending.start()
         ending.join(WANDB_SECONDS)

@@ -162,9 +162,9 @@ class Run:
     def is_pretrain(self) -> bool:
         return self.stage in ('simmim', 'contrastive')
 
-    def close(self) -> None:
-        """Write the remaining metrics and the record."""
-        self.scalars.close()
+    def close(self, code: int) -> None:
+        """Write the remaining metrics and the record. `code` is the exit code of the run."""
+        self.scalars.close(code)
         self.record.save()
 
 

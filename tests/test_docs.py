@@ -112,7 +112,7 @@ def use_schedule(schedule, folder: Path) -> None:
 def use_writer(writer, folder: Path) -> None:
     made = writer(folder, default_config(), logging.getLogger('docs'))
     made.write_scalars({'epoch/a, b': 0.5}, 3)
-    made.close()
+    made.close(0)
     (file,) = folder.iterdir()
     assert pd.read_csv(file, header=None).to_numpy().tolist() == [[3, 'epoch/a, b', 0.5]]
 

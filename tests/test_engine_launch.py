@@ -19,7 +19,9 @@ from tiny import ROOT, arguments, run_folder
 from engine import launch as starting
 from engine.interruptions import Interruptions, Preempted
 from engine.launch import Process, Terminated, explain, launch
+from engine.metric_writers import TensorBoard
 from engine.run_record import is_locked
+from logger import WRITERS
 
 HOLD = """
 import sys
@@ -131,10 +133,19 @@ def test_each_error_has_an_exit_code_and_one_line(error, code, part):
     ],
 )
 def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(
-    main, code, level, argv, folder, capfd
+    main, code, level, argv, folder, capfd, monkeypatch
 ):
+    codes = []
+
+    class Board(TensorBoard):
+        def close(self, code):
+            codes.append(code)
+            super().close(code)
+
+    monkeypatch.setitem(WRITERS, 'tensorboard', Board)
     before = signal.getsignal(signal.SIGTERM)
     assert launch('simmim', main, argv) == code
+    assert codes == [code]
     shown = capfd.readouterr()
     if level:
         assert level in log_of(folder).splitlines()[-1]

@@ -124,7 +124,7 @@ def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_
         scalars.write_epoch({'epoch': epoch, 'loss': 0.5 + epoch, 'auroc': {'a': None, 'b': 0.75}})
         scalars.write_image('maps/edema', tmp_path / 'map.png', epoch)
         scalars.write_file(tmp_path / 'report.html')
-        scalars.close()
+        scalars.close(0 if epoch else 75)
         wandb.teardown()  # as at the end of a process; until then, a file may lack its last records
 
     name = (tmp_path / 'wandb_id.txt').read_text().split()[0]
