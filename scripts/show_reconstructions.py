@@ -32,7 +32,10 @@ def newest(run: Path) -> Path:
     """Return the reconstructions of the last epoch of a run."""
     files = [*run.glob('reconstructions/epoch_*.png')]
     if not files:
-        raise ValueError(f'{run} has no file reconstructions/epoch_*.png')
+        raise ValueError(
+            f'{run} has no file reconstructions/epoch_*.png: it has not finished an epoch, or its '
+            'method predicts no pixels'
+        )
     return max(files, key=lambda file: int(re.sub(r'\D', '', file.stem)))
 
 
