@@ -39,16 +39,28 @@ draw secondary auroc {scratch_swin,swin,scratch,scratch120,simmim,mae}_1/pixels_
 "${table[@]}" --save "$results/exploratory" --row swin_1 scratch_swin_1 attentive_swin_1 \
     $(for name in swin20 $variants epochs150; do echo "${name}_1 attentive_${name}_1"; done) images{3000,1500}_1
 
+# Longer training of the Swin: seeds that are complete in all rows.
+longer=("$python" scripts/ablate.py table --sweep scripts/studies/swin_longer.yaml --scale all --seeds 3
+    --predictions "$predictions" --labels "$labels" --scores Pneumonia)
+"${longer[@]}" mean --tune --save "$results/longer_primary" --row {,scratch_}swin120_1
+"${longer[@]}" mean --tune --save "$results/longer_secondary" --row {,scratch_}swin{,120}_1 pixels_1
+"${longer[@]}" --save "$results/longer_fixed_rates" --row {,scratch_}swin{,120}{_lowest,_low,}_1
+"$python" scripts/ablate.py plot --sweep scripts/studies/swin_longer.yaml --scale all --scores Pneumonia \
+    --save "$results/longer_secondary" --figure "$results/longer.png"
+
 # One page with all tables. The choices of rates are the same for all of them.
 cd "$results"
 mv primary/tuning.csv .
-rm {secondary,start,exploratory}/{tuning,main_model_mean}.csv {primary,fixed_rates,secondary,start,exploratory}/{*.tex,*_scores.csv}
+mv longer_primary/tuning.csv tuning_longer.csv
+rm {secondary,start,exploratory}/{tuning,main_model_mean}.csv longer_secondary/tuning.csv longer_{primary,secondary}/swin_longer_mean.csv \
+    {primary,fixed_rates,secondary,start,exploratory,longer_{primary,secondary,fixed_rates}}/{*.tex,*_scores.csv}
 {
     echo '# Tables'
     for file in primary/main_model_{Pneumonia,mean}.md fixed_rates/main_model_Pneumonia.md \
-        {secondary,start,exploratory}/main_model_{Pneumonia,mean}.md; do
+        {secondary,start,exploratory}/main_model_{Pneumonia,mean}.md \
+        longer_{primary,secondary}/swin_longer_{Pneumonia,mean}.md longer_fixed_rates/swin_longer_Pneumonia.md; do
         name=${file%.md}
-        printf '\n## %s\n\n' "${name/\/main_model_/, }"
+        printf '\n## %s\n\n' "${name/\/*_/, }"
         cat "$file"
         rm "$file"
     done
