@@ -40,7 +40,7 @@ from evaluation.metrics import (
     score_table,
 )
 from evaluation.model_comparison import compare
-from evaluation.published import MEAN_OF_FIVE, context_rows
+from evaluation.published import MEAN_OF_FIVE, are_synthetic, context_rows
 from logger import json_safe
 from system.files import replace_files
 
@@ -70,6 +70,10 @@ NOT_COMPARABLE = (
 NO_HELD_OUT = (
     'there are no held-out training patients, so thresholds and temperatures cannot be chosen, and '
     'all scores that require them are n/a'
+)
+SYNTHETIC = (
+    'these are synthetic X-rays (phantoms), so the scores say nothing about patients and cannot '
+    'be compared with scores on X-rays'
 )
 NO_PATIENTS = (
     'the data name no patients, so each image counts as a patient: if patients have several '
@@ -141,7 +145,8 @@ def build_document(
     label_warnings = partial(_label_warnings, has_holdout=holdout is not None, missing=missing)
     has_several_models = len(sets) > 1 and extras['comparisons'] and not extras['baselines']
     main = None if has_several_models else scored[-1]
-    told = [*_baseline_alerts(extras['comparisons'])] if extras['baselines'] else []
+    told = [SYNTHETIC] if any(are_synthetic(cases.path) for cases in sets) else []
+    told += _baseline_alerts(extras['comparisons']) if extras['baselines'] else []
     context = []
     if main and main['means']['five']:
         context = context_rows(policy, main['name'], protocol.level, protocol.views)
@@ -368,7 +373,7 @@ def _latex(document: dict[str, Any]) -> str:
 
 
 def _headline(scored: dict[str, Any], told: Sequence[str], has_intervals: bool) -> dict[str, Any]:
-    """Return the mean AUROC of a set over `headline_labels`, with notes and alerts on baselines."""
+    """Return the mean AUROC of a set over `headline_labels`, with notes and alerts."""
     notes, entries = [], {entry['label']: entry for entry in scored['labels']}
     counted = headline_labels(scored['means']['counted'])
     kinds = 'classes, each against the others' if 'classes' in scored else 'labels'
@@ -395,7 +400,7 @@ def _headline(scored: dict[str, Any], told: Sequence[str], has_intervals: bool) 
         'name': name,
         'score': score,
         'note': '; '.join(notes),
-        'baselines': [*told],
+        'alerts': [*told],
     } | described
 
 

@@ -458,7 +458,7 @@ def test_baselines_are_shown_next_to_the_model(tmp_path: Path) -> None:
     told = [[row['b'] in line for row in comparisons] for line in document['alerts']]
     assert [False, True, False] in told, 'the oracle does better than the model'
     assert not any(noise for *_, noise in told)
-    assert set(document['headline']['baselines']) <= set(page.texts('p')) | {
+    assert set(document['headline']['alerts']) <= set(page.texts('p')) | {
         text.rstrip('.') for text in page.texts('p')
     }
 

@@ -106,6 +106,7 @@ def test_the_report_contains_groups_and_maps(finished: Path) -> None:
     rows = sum(group['rows'] for group in columns['Sex']['groups'])
     assert rows == report['sets'][1]['rows']
     assert report['maps']
+    assert any('synthetic' in line for line in report['headline']['alerts'])
     board = EventAccumulator(str(finished / 'tensorboard'))
     board.Reload()
     tags = board.Tags()
