@@ -123,6 +123,14 @@ def test_norms_of_steps_that_the_scaler_skips_are_not_counted() -> None:
     assert progress().flush(overflow_is_handled=False) == 1
 
 
+def test_losses_are_means_over_the_ranks(monkeypatch) -> None:
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    monkeypatch.setattr(distributed, 'all_reduce_sum', lambda losses: losses + torch.tensor(4.0))
+    progress = Progress(waiting_losses=[*torch.tensor([1.0, 3.0])])
+    progress.flush(overflow_is_handled=False)
+    assert (progress.mean_loss(), progress.last_loss) == (3.0, 3.5), 'of (1 + 4)/2 and (3 + 4)/2'
+
+
 @pytest.mark.slow
 def test_no_checkpoint_is_saved_after_a_non_finite_loss(phantom, tmp_path, monkeypatch) -> None:
     loss, calls = main_simmim.reconstruction_loss, []
