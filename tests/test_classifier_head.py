@@ -69,6 +69,11 @@ def test_each_output_reads_the_tokens_that_its_query_attends_to(options: dict) -
         torch.testing.assert_close(head(tokens), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('width, number', [(48, 1), (96, 1), (200, 2), (768, 12), (1024, 16)])
+def test_an_attention_head_has_64_features_or_the_next_larger_divisor(width, number) -> None:
+    assert AttentionHead(width, 14).num_heads == number
+
+
 def test_tokens_are_those_of_the_patches_and_all_weights_learn() -> None:
     """DistributedDataParallel rejects weights without a gradient, such as an unused norm."""
     for options, count in ((SWIN, 64), (VIT, 16)):

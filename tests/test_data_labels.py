@@ -12,6 +12,7 @@ from data.labels import (
     LABELS,
     POLICIES,
     UNCERTAIN_CLASS,
+    Policy,
     count_uncertain,
     evaluation_targets,
     training_targets,
@@ -99,6 +100,32 @@ def test_self_train_reads_predictions_only_where_uncertain() -> None:
             training_targets(labels, ['self_train'] * K, predictions=predictions, **options)
     with pytest.raises(ValueError, match=r'DATA\.SELF_TRAIN_PREDICTIONS'):
         training_targets(labels, ['self_train'] * K, **options)
+
+
+@pytest.mark.parametrize(
+    ('returned', 'third_class', 'got'),
+    [
+        ([0, 0.5, 1, NAN], False, None),
+        ([0, 1, UNCERTAIN_CLASS, NAN], True, None),
+        ([0, UNCERTAIN_CLASS, 1, NAN], False, '2.0'),
+        ([0, 1, 1.5, NAN], True, '1.5'),
+        ([0, 1, -0.1, 1.5], False, '-0.1'),
+        (None, False, 'None'),
+    ],
+)
+def test_a_policy_must_return_targets_that_a_loss_can_use(
+    returned: list | None, third_class: bool, got: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = None if returned is None else np.array(returned)
+    monkeypatch.setitem(POLICIES, 'mine', Policy(lambda images: values, third_class))
+    labels = np.full((4, K), -1, np.float32)
+    arguments = {'blank': 'ignore', 'rows': np.arange(4), 'seed': 0}
+    if got is None:
+        targets = training_targets(labels, ['mine'] * K, **arguments)
+        np.testing.assert_array_equal(targets[:, 5], returned)
+    else:
+        with pytest.raises(ValueError, match=f"'mine'.*DATA.UNCERTAIN.*got {got}$"):
+            training_targets(labels, ['mine'] * K, **arguments)
 
 
 # ---- Tasks and evaluation

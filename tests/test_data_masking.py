@@ -1,6 +1,7 @@
 """Mask generators: counts, places and draws of the hidden units, and the masks of SimMIM."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,9 +52,10 @@ def test_draws_depend_on_the_given_source_alone(mask_type):
     assert not all(np.array_equal(other, first) for other in others)
 
 
-def test_square_is_compact_and_its_corner_is_uniform():
-    generator = MaskGenerator(192, 16, 16, 0.3, 'square')
-    n, count = 12, math.ceil(12**2 * 0.3)
+@pytest.mark.parametrize('ratio', [0.25, 0.3])  # 0.25 of 12 x 12 units are a full square
+def test_square_is_compact_and_its_corner_is_uniform(ratio):
+    generator = MaskGenerator(192, 16, 16, ratio, 'square')
+    n, count = 12, math.ceil(12**2 * ratio)
     side = math.ceil(math.sqrt(count))
     places = np.zeros((n - side + 1, n - side + 1))
     for mask in units(generator, 3000):
@@ -131,6 +133,14 @@ def test_no_block_is_smaller_than_beits_smallest():
     masks = units(MaskGenerator(224, 16, 16, 16 / 196, 'block'), 200)
     regions = [label(mask)[1] for mask in masks]
     assert max(regions) <= 3 and np.mean(regions) < 1.7
+
+
+@pytest.mark.parametrize(('drawn', 'shape'), [(0.0, (3, 10)), (1.0, (10, 3))])
+def test_the_aspect_of_blocks_is_between_beits_limits(drawn, shape):
+    """The largest block for 30 units: its height / width is 0.3 or 1 / 0.3 at the limits."""
+    rng = SimpleNamespace(random=lambda number: np.array([1.0, drawn, 0.0, 0.0, 0.9]))
+    rows, columns = np.divmod(MASKS['block'](rng, 14, 30, None), 14)
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == shape and len(rows) == 30
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from data.image_source import TABLE_SUFFIXES
 from data.labels import LABELS
 from data.records import Records, select_views
 from data.splits import (
+    describe_subset,
+    shared_patients,
     split_holdout,
     split_patients,
     take_subset,
@@ -309,7 +311,7 @@ def test_internal_patients_are_held_out_and_choose_nothing(records: Records) -> 
     config.DATA.HOLDOUT_FRACTION = 0.2
     before = split_holdout(records, 0.2)
     parts = {}
-    for share in (0.0, 0.25, 0.5):
+    for share in (0.0, 0.001, 0.25, 0.5):
         config.EVAL.INTERNAL_SHARE = share
         parts[share] = split_patients(config, records)
         train, holdout, internal = ({*part.patient} for part in parts[share])
@@ -350,6 +352,34 @@ def test_subsets_are_nested_exact_and_by_patient(records: Records) -> None:
 
 
 # ---- Groups
+
+
+def test_a_task_without_policies_learns_from_the_images_with_a_target(tmp_path: Path) -> None:
+    values = [{'No Finding': '1.0'}, {'Pleural Effusion': '1.0'}, {'Edema': '1.0'}]
+    uncertain = {'Pleural Effusion': '-1.0'}
+    cells = [*values, uncertain, *values]
+    effusion = read(tmp_path, [row(image_path(i), **cells[i]) for i in range(len(cells))])
+    for images, rows in ((0, [0, 1, 4, 5]), (3, None)):
+        config = config_with(DATA__TASK='effusion', DATA__TRAIN_IMAGES=images, DATA__VIEWS='all')
+        found = training_records(config, effusion)
+        assert {*found.row} <= {0, 1, 4, 5} and len(found) == (images or 4)
+        assert rows is None or found.row.tolist() == rows
+
+
+def test_patients_of_two_splits_are_named() -> None:
+    splits = {'train': ['a', 'b', 'b', 'c'], 'valid': ['d'], 'test': ['c', 'b', 'e', 'd']}
+    first, second = shared_patients(splits)
+    assert first.startswith('2 patient(s) are in both train and test, for example b, so')
+    assert second.startswith('1 patient(s) are in both valid and test, for example d, so')
+    assert shared_patients({'train': ['a'], 'valid': ['b']}) == []
+
+
+def test_a_subset_is_described_by_its_options() -> None:
+    images, share = '40 of the images: DATA.TRAIN_IMAGES', '12.5 % of the patients'
+    described = {(0, 1.0): '', (40, 1.0): images, (0, 0.125): f'{share}: DATA.TRAIN_FRACTION'}
+    for (number, fraction), wanted in described.items():
+        config = config_with(DATA__TRAIN_IMAGES=number, DATA__TRAIN_FRACTION=fraction)
+        assert describe_subset(config) == wanted
 
 
 @pytest.fixture

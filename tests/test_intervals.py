@@ -35,6 +35,9 @@ def test_weights_are_multiplicities_of_whole_patients_that_every_subset_shares()
     np.testing.assert_array_equal(again.weights(patients), weights)
     other = Resamples(patients, resamples=200, seed=4)
     assert (other.weights(patients) != weights).any()
+    with_score = resamples.score_weights(patients)
+    assert with_score.shape == (201, 7) and (with_score[0] == 1).all()
+    np.testing.assert_array_equal(with_score[1:], weights)
 
 
 def test_replicates_are_those_of_repeated_rows():

@@ -5,13 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from config import default_config
 from data.labels import LABELS, positive_logits
-from models.losses import build_label_loss, masked_bce, positive_weights
+from models.losses import (
+    build_label_loss,
+    class_weights,
+    masked_asymmetric,
+    masked_bce,
+    positive_weights,
+)
 
 NAN = float('nan')
 FOCAL = ('LOSS.NAME', 'focal')
@@ -130,6 +137,14 @@ def test_positive_weight_is_negatives_over_positives_soft_ones_by_their_value():
     assert got.dtype == np.float32
 
 
+def test_class_weights_are_scikit_learns_and_1_for_a_class_without_images():
+    classes = np.array([0, 0, 0, 1, 3, 3])
+    targets = np.full((7, 4), NAN)
+    targets[:6] = np.eye(4)[classes]
+    wanted = compute_class_weight('balanced', classes=np.unique(classes), y=classes)
+    np.testing.assert_allclose(class_weights(targets), np.insert(wanted, 2, 1.0), rtol=1e-6)
+
+
 def test_weighted_bce_is_torchs_with_weights_of_the_training_targets():
     torch.manual_seed(5)
     training = (torch.rand(50, 14) < 0.2).float()
@@ -171,6 +186,23 @@ def test_asymmetric_loss_and_gradients_equal_the_formula():
     rise = asymmetric(points + step, targets) - asymmetric(points - step, targets)
     want = np.nan_to_num(rise / (2 * step * 420))
     np.testing.assert_allclose(logits.grad.numpy(), want, rtol=2e-3, atol=1e-8)
+
+
+def test_a_negative_without_exponent_has_the_loss_of_its_shifted_probability():
+    """At exponent 0 the loss is -log(1 - q), which is 0 where p is below the clip."""
+    logits = torch.linspace(-8, 8, 33)[:, None]
+    p = torch.sigmoid(logits.double())
+    exponents = {'gamma_pos': 0.0, 'gamma_neg': 0.0}
+    for clip in (0.0, 0.05, 0.3):
+        got = [
+            masked_asymmetric(logit[None], torch.zeros(1, 1), **exponents, clip=clip).item()
+            for logit in logits
+        ]
+        wanted = -torch.log1p(-(p - clip).clamp(min=0))
+        np.testing.assert_allclose(got, wanted[:, 0], rtol=1e-5, atol=1e-7)
+        if not clip:
+            plain = masked_asymmetric(logits, torch.zeros_like(logits), **exponents)
+            assert plain.item() == pytest.approx(np.mean(got), rel=1e-6)
 
 
 # Three classes -------------------------------------------------------------------------------
