@@ -5,15 +5,17 @@ import torch
 from tiny import config_with
 from torch import nn
 
-from models.swin_transformer import SwinTransformer
+from models.swin_transformer import BasicLayer, SwinTransformer
 
 
 def test_the_defaults_are_the_published_swin_t() -> None:
     """28,288,354 parameters with 1,000 classes, as Swin-T of Liu et al. 2021 in timm."""
     with torch.device('meta'):
         model = SwinTransformer()
+        stage = BasicLayer(96, 56, 3, 7, drop_path=[0.0, 0.0], is_last=True)  # as in a decoder
     assert sum(parameter.numel() for parameter in model.parameters()) == 28_288_354
-    assert not any(module.p for module in model.modules() if isinstance(module, nn.Dropout))
+    for part in (model, stage):
+        assert not any(module.p for module in part.modules() if isinstance(module, nn.Dropout))
 
 
 def test_every_other_block_is_shifted_where_there_are_several_windows() -> None:
