@@ -49,8 +49,8 @@ def test_apply_divides_the_logits():
 def test_degenerate_labels_give_a_bound_or_one():
     targets = np.array([1.0, 1.0, 0.0, 0.0, NAN])
     separable = np.array([1.0, 0.6, 0.4, 0.0, 0.5])
-    assert fit_temperature(separable, targets) == TEMPERATURES[0]
-    assert fit_temperature(1 - separable, targets) == TEMPERATURES[1]
+    assert fit_temperature(separable, targets) == TEMPERATURES[0] == 0.01
+    assert fit_temperature(1 - separable, targets) == TEMPERATURES[1] == 100
     assert (
         fit_temperature(np.full(5, 0.5), targets) == 1.0
     )  # every temperature gives the same result
@@ -88,6 +88,8 @@ def test_curve_of_equal_bins_worked_by_hand():
     assert curve['count'] == [2] * 15
     assert curve['x'] == [(2 * i + 1.5) / 32 for i in range(15)]
     assert curve['y'] == [0.5, 1.0, 0.0] * 5
+    few = reliability_curve(np.array([0.7, 0.2, 0.4]), np.array([1.0, NAN, 0.0]))
+    assert few == {'x': [0.4, 0.7], 'y': [0.0, 1.0], 'count': [1, 1]}
 
 
 def draw(seed, *, levels, size=40):
