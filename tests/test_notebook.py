@@ -16,6 +16,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 from test_readme import commands_in, parse
+from traitlets.config import Config as TraitletsConfig
 from warm_python import warm_python
 
 from config import get_config
@@ -104,7 +105,10 @@ def run_cell(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **variabl
     """What IPython returns for a cell that runs in this folder."""
     monkeypatch.setenv('IPYTHONDIR', str(folder / 'ipython'))
     monkeypatch.chdir(folder)  # undone after the test, whatever the cell does
-    shell = InteractiveShell(user_ns={'Path': Path, 'CHECKOUT': 'code', 'REPOSITORY': ''})
+    names = {'Path': Path, 'CHECKOUT': 'code', 'REPOSITORY': ''}
+    # Without a history, which it would write at the end of the process into a removed folder.
+    settings = TraitletsConfig({'HistoryManager': {'enabled': False}})
+    shell = InteractiveShell(user_ns=names, config=settings)
     shell.push(variables)
     return shell.run_cell(CODE[name])
 

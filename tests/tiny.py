@@ -112,7 +112,11 @@ def finished_run(
 def torchrun(stage: str, argv: list[str], processes: int) -> subprocess.CompletedProcess:
     """The same over several processes (gloo on the CPU)."""
     node = start_torchrun(stage, argv, ['--standalone', '--nproc_per_node', str(processes)])
-    out, err = node.communicate(timeout=300)
+    try:
+        out, err = node.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        node.terminate()  # torchrun ends the processes that hang
+        raise
     return subprocess.CompletedProcess(node.args, node.returncode, out, err)
 
 
