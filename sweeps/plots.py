@@ -240,12 +240,16 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
 def plot_curves(
     path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path, *, pretrain: bool
 ) -> None:
-    """Draw the losses of each pre-training, or each fine-tuning with the most labels, by epoch."""
+    """Draw the losses of each pre-training, or each fine-tuning with the most labels, by epoch.
+
+    The pixel baseline is left out, because it has no epochs.
+    """
     most = max((row.subset for row in sweep.rows), key=lambda name: subset_size(name or 'all'))
+    trained = [row for row in reversed(sweep.rows) if row.method != PIXELS]
     if pretrain:
-        rows = {row.pretrain_run: row for row in reversed(sweep.rows) if row.pretraining}
+        rows = {row.pretrain_run: row for row in trained if row.pretraining}
     else:
-        rows = {row.run: row for row in reversed(sweep.rows) if row.subset == most}
+        rows = {row.run: row for row in trained if row.subset == most}
     chosen = [*reversed(rows.values())]
     columns = min(COLUMNS, len(chosen))
     lines = math.ceil(len(chosen) / columns)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, precision_score, roc_auc_score
-from sweep_runs import MadeRuns, make_sweep, methods_file
+from sweep_runs import MadeRuns, make_sweep, methods_file, reference_files
 from tiny import run_script
 
 from data.labels import COMPETITION_LABELS, LABELS
@@ -20,7 +20,7 @@ from evaluation.model_comparison import SIGNIFICANT, compare_rows, summarise, ve
 from evaluation.report import COLUMNS, SCORES_FILE
 from sweeps.files import Sweep, load_sweep, run_folder
 from sweeps.long_table import enough_resamples, read_table
-from sweeps.plots import plot_masks
+from sweeps.plots import plot_curves, plot_masks
 from sweeps.run_scores import pretraining_figures
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
@@ -179,6 +179,16 @@ def test_all_figures_are_drawn(finished: Finished, tmp_path: Path) -> None:
     table = read_table(finished.made.output / 'swept_scores.csv').replace({'row': {'0.1': '0.3'}})
     plot_masks(tmp_path / 'masks.png', table, masks, 'Edema')
     assert (tmp_path / 'masks.png').stat().st_size > 8000
+
+
+def test_the_pixel_baseline_has_no_panel_of_losses(tmp_path: Path) -> None:
+    scratch = {'finetune': str(reference_files()['finetune'])}
+    pixels = scratch | {'finetune_options': {'FINETUNE.MODE': 'pixels'}}
+    for name, more in (('with', {'pixels': pixels}), ('without', {})):
+        methods = {'scratch': scratch, **more}
+        sweep = load_sweep(methods_file(tmp_path, methods=methods, reference='scratch'))
+        plot_curves(tmp_path / f'{name}.png', sweep, [0], tmp_path, pretrain=False)
+    assert (tmp_path / 'with.png').read_bytes() == (tmp_path / 'without.png').read_bytes()
 
 
 # Which rows are compared ------------------------------------------------------------------------
