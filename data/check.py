@@ -251,7 +251,7 @@ def _check_labels(split: str, records: Records, findings: Findings, *, blank: st
     for name, value in (('positive', 1), ('negative', 0)):
         lacking = [names[k] for k in np.flatnonzero(~(targets == value).any(axis=0))]
         if lacking:
-            detail = f'{", ".join(lacking)}: no {name} in the {len(records):,} images of {split}'
+            detail = f'{", ".join(lacking)}: no {name} in {split} (images: {len(records):,})'
             findings.add(Fault(f'labels without a {name}', detail, csv_file, severity='warning'))
     labels = pd.DataFrame(records.labels, columns=names)
     counts = labels.groupby(records.study).nunique(dropna=False)

@@ -45,7 +45,8 @@ from utils import read_checkpoint, trained_config
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = model_parser(__doc__)
     add = parser.add_argument
-    add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders are searched recursively')
+    places = "folders are searched recursively; a CSV file has CheXpert's layout"
+    add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help=places)
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
     dataset = 'predict a split of this data set in the folder, such as nih (see DATA.DATASET)'
@@ -61,15 +62,17 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def list_images(places: list[str], dataset: str = '', split: str = 'test') -> list[str]:
-    """List the given image files and the images in folders, each only once.
+    """List the given image files and the images of folders and CSV files, each only once.
 
     With `dataset`, folders contain this data set, and only the images of the split are listed.
     """
     found = []
     for place in places:
-        if os.path.isdir(place):
+        is_csv = place.lower().endswith('.csv')
+        if is_csv or os.path.isdir(place):
             files = read_images(place, dataset, split).file
-            found += [os.path.join(place, file) for file in files]
+            folder = os.path.dirname(place) if is_csv else place
+            found += [os.path.join(folder, file) for file in files]
         else:
             found.append(place)
     return list(dict.fromkeys(found))

@@ -70,6 +70,9 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     about |= {'trained_views': 'frontal'}
     assert source == about | {'rows': len(images)}
     assert 'Not for clinical use' in capsys.readouterr().out
+    assert predict(*words, phantom / 'valid.csv') == 0
+    named = pd.read_csv(phantom / 'valid.csv').Path
+    assert pd.read_csv(output).Path.tolist() == [str(phantom.parent / path) for path in named]
 
 
 def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
