@@ -39,8 +39,8 @@ draw secondary auroc {scratch_swin,swin,scratch,scratch120,simmim,mae}_1/pixels_
 "${table[@]}" --save "$results/exploratory" --row swin_1 scratch_swin_1 attentive_swin_1 \
     $(for name in swin20 $variants epochs150; do echo "${name}_1 attentive_${name}_1"; done) images{3000,1500}_1
 
-# Longer training of the Swin: seeds that are complete in all rows.
-longer=("$python" scripts/ablate.py table --sweep scripts/studies/swin_longer.yaml --scale all --seeds 3
+# Longer training of the Swin.
+longer=("$python" scripts/ablate.py table --sweep scripts/studies/swin_longer.yaml --scale all --seeds 5
     --predictions "$predictions" --labels "$labels" --scores Pneumonia)
 "${longer[@]}" mean --tune --save "$results/longer_primary" --row {,scratch_}swin120_1
 "${longer[@]}" mean --tune --save "$results/longer_secondary" --row {,scratch_}swin{,120}_1 pixels_1
