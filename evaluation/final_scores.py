@@ -69,7 +69,8 @@ class FinalScores:
             report = module_of('REPORT.WRITE').write_run_report(self, model, source)
             run.logger.info(f'report in {report}')
         if Path(source).is_file():
-            command = f'{command_of("scripts/predict.py")} --checkpoint {source}'
+            words = f'IMAGE_OR_FOLDER --checkpoint {source} --output predictions.csv'
+            command = f'{command_of("scripts/predict.py")} {words}'
             run.logger.info(f'next: predict other images with {command}')
 
     def _write_scores(self) -> Path:

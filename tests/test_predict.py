@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,17 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     about |= {'trained_views': 'frontal'}
     assert source == about | {'rows': len(images)}
     assert 'Not for clinical use' in capsys.readouterr().out
-    assert predict(*words, phantom / 'valid.csv') == 0
+
+
+def test_the_command_in_the_log_of_a_run_predicts_the_images_of_a_csv_file(
+    run, phantom, predict, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (words,) = re.findall(r'scripts/predict.py (.*)', (run / 'log_rank0.txt').read_text())
+    assert predict(*words.replace('IMAGE_OR_FOLDER', str(phantom / 'valid.csv')).split()) == 0
     named = pd.read_csv(phantom / 'valid.csv').Path
-    assert pd.read_csv(output).Path.tolist() == [str(phantom.parent / path) for path in named]
+    found = pd.read_csv('predictions.csv').Path.tolist()
+    assert found == [str(phantom.parent / path) for path in named]
 
 
 def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
