@@ -103,7 +103,8 @@ def fit(
     logger.info(f'Training time {timedelta(seconds=int(time.perf_counter() - start))}')
     if run.is_pretrain:
         last = run.folder / checkpoint_name(train.EPOCHS - 1)
-        logger.info(f'next: fine-tune it with {command_of("main_finetune.py")} --pretrained {last}')
+        words = f'{command_of("main_finetune.py")} --cfg CONFIG --data-path DIR --pretrained {last}'
+        logger.info(f'next: fine-tune it with {words}')
     return state
 
 

@@ -55,7 +55,7 @@ def test_the_wheel_trains_in_an_empty_folder(phantom: Path, tmp_path: Path) -> N
     tiny += ['DATA.BATCH_SIZE', '8', 'DATA.HOLDOUT_FRACTION', '0.2']
     pair = 'configs/swin_nano__demo/simmim_{}__swin_nano__img64_window4__demo.yaml'
     for stage, options, next_command in (
-        ('pretrain', [], 'simmim-finetune --pretrained'),
+        ('pretrain', [], 'simmim-finetune --cfg CONFIG'),
         ('finetune', ['DATA.TRAIN_FRACTION', '1.0', 'EVAL.RESAMPLES', '0'], 'simmim-predict'),
     ):
         command = [venv / 'bin' / f'simmim-{stage}', '--cfg', pair.format(stage)]

@@ -32,7 +32,8 @@ def test_mae_learns_and_draws_reconstructions(pretrained) -> None:
     with Image.open(pretrained / 'reconstructions' / 'epoch_2.png') as image:
         image.verify()
     log = ' '.join((pretrained / 'log_rank0.txt').read_text().split())
-    assert f'main_finetune.py --pretrained {pretrained / "ckpt_epoch_2.pth"}' in log
+    words = '--cfg CONFIG --data-path DIR --pretrained'
+    assert f'main_finetune.py {words} {pretrained / "ckpt_epoch_2.pth"}' in log
     board = EventAccumulator(str(pretrained / 'tensorboard'))
     board.Reload()
     assert [event.step for event in board.Images('reconstructions')] == [1, 2]
