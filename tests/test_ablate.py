@@ -40,15 +40,16 @@ def test_a_sweep_that_is_killed_three_times_loses_no_run_and_repeats_none(
     python, phantom, tmp_path, capsys
 ) -> None:
     content = yaml.safe_load(SWEEP.read_text())
-    # With four runs, the two that a killed runner leaves behind could be the last ones.
-    rows = {size: {'pretrain': {'DATA.MASK_PATCH_SIZE': size}} for size in (4, 16)}
+    # With six runs, those that a killed runner leaves behind and two that end while they are
+    # being stopped could be the last ones.
+    rows = {size: {'pretrain': {'DATA.MASK_PATCH_SIZE': size}} for size in (4, 16, 32)}
     content['rows'] = {8: {}} | rows
     sweep, output = tmp_path / 'mine.yaml', tmp_path / 'runs'
     sweep.write_text(yaml.safe_dump(content))
     env = os.environ | ENV | {'PYTHON': str(python)}
     words = command('run', sweep, output, phantom, '--seeds', '1', '--parallel', '2')
     folders = [job.folder for job in jobs_of(sweep, output, phantom, 1)]
-    assert len(folders) == 3 * 2
+    assert len(folders) == 4 * 2
 
     def finished() -> dict[Path, bytes]:
         return {f: (f / RECORD_FILE).read_bytes() for f in folders if is_finished(f)}
@@ -60,7 +61,7 @@ def test_a_sweep_that_is_killed_three_times_loses_no_run_and_repeats_none(
     kept = {}
     stopped = {75, 76}  # 76: a resumed run has not yet made a step
     kills = (signal.SIGKILL, 1, {-9}), (signal.SIGTERM, 2, stopped), (signal.SIGINT, 3, stopped)
-    for number, least, codes in (*kills, (None, 6, {0})):
+    for number, least, codes in (*kills, (None, 8, {0})):
         with subprocess.Popen(words, cwd=ROOT, env=env) as runner:
             if number is not None:
                 wait_until(lambda least=least: len(finished()) >= least and half_done())
@@ -69,7 +70,7 @@ def test_a_sweep_that_is_killed_three_times_loses_no_run_and_repeats_none(
             assert runner.wait(DEADLINE) in codes
         if number is not None:  # the runs of a killed runner continue to their end
             wait_until(lambda: not any(map(is_locked, folders)))
-    assert len(finished()) == 6
+    assert len(finished()) == 8
     assert {f: data for f, data in finished().items() if f in kept} == kept
     for folder in folders:
         starts = read_record(folder)['starts']
@@ -77,7 +78,7 @@ def test_a_sweep_that_is_killed_three_times_loses_no_run_and_repeats_none(
         epochs = [record['epoch'] for record in read_metrics(folder / 'metrics.jsonl')]
         assert epochs == [-1, 0, 1, 2]
     assert in_process('run', sweep, output, phantom, '--seeds', '1', '--list') == 0
-    assert '6 of them already finished' in capsys.readouterr().out
+    assert '8 of them already finished' in capsys.readouterr().out
     for name in ('table', 'plot'):
         assert in_process(name, sweep, output, phantom, '--seeds', '1') == 0
     files = [output / f'mine_mean_of_defined.{kind}' for kind in ('csv', 'png')]

@@ -4,6 +4,7 @@ python tests/warm_python.py SOCKET        serves until its standard input is clo
 
 `warm_python(folder)` starts one and gives an executable that stands for Python and hands its
 command over. Starting a run so takes a fraction of a second, which counts where there are many.
+A SIGTERM reaches the run, which may save a checkpoint before it ends.
 """
 
 import array
@@ -21,16 +22,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = """\
 #!{python} -SE
-import array, json, os, socket, sys
+import array, json, os, signal, socket, sys
 if sys.argv[1:] == ['-']:  # a program on standard input
     os.execv({python!r}, [{python!r}, '-'])
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 call = json.dumps([os.getcwd(), dict(os.environ), sys.argv[1:]]).encode()
 streams = array.array('i', [1, 2])
 server.sendmsg([len(call).to_bytes(8, 'big')], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
 server.sendall(call)
-sys.exit(int(server.makefile().read() or 1))
+answer = server.makefile()
+process = int(answer.readline())
+signal.signal(signal.SIGTERM, lambda number, frame: os.kill(process, number))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+sys.exit(int(answer.read() or 1))
 """
 
 
@@ -74,7 +80,7 @@ def _end_with_stdin() -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """In a process of its own: run the command, send its exit code."""
+    """In a process of its own: send its number, run the command, send its exit code."""
     length, rights, _, _ = connection.recvmsg(8, socket.CMSG_SPACE(2 * array.array('i').itemsize))
     for target, stream in zip((1, 2), array.array('i', rights[0][2]), strict=True):
         os.dup2(stream, target)
@@ -82,6 +88,7 @@ def _answer(connection: socket.socket) -> None:
         folder, environment, (script, *arguments) = json.loads(
             file.read(int.from_bytes(length, 'big'))
         )
+    connection.sendall(f'{os.getpid()}\n'.encode())
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
