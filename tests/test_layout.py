@@ -19,6 +19,7 @@ ROOT_MODULES = {
 }
 # A module may import modules of its own row and of the rows above it, from the ground up.
 ROWS = [
+    ['options'],
     ['config'],
     ['system'],
     ['logger', 'lr_scheduler', 'optimizer', 'utils'],
@@ -35,12 +36,12 @@ ROW = {package: number for number, row in enumerate(ROWS) for package in row}
 NEVER = {'engine': {'models', 'data'}}
 # Modules of `data` that models may import.
 ONLY = {'models': {'data.labels', 'data.masking'}}
-# Files and lines of this project that a main loads, directly and indirectly; parts that an option
-# names do not count. Whoever has to raise a limit makes everybody read more.
-LIMITS = {'main_simmim': (39, 8_832), 'main_finetune': (46, 11_102)}
+# The most files and lines of this project that a main may load, directly and indirectly, with some
+# slack. The options do not count (config.py and options/), nor do parts that an option names.
+LIMITS = {'main_simmim': (42, 7_600), 'main_finetune': (49, 10_000)}
 # The rooms that the mains load, and the files in them that CheXpert and a Swin do not need.
 # PRETRAINED needs models/pretrained.py and what it imports: convert, recognise, timm_classifier.
-CORE = ['system', 'data', 'models', 'engine', 'evaluation']
+CORE = ['options', 'system', 'data', 'models', 'engine', 'evaluation']
 NOT_NEEDED = {
     'engine': 'compilation model_tool preflight simmim_checkpoint',
     'data': 'build check data_contrastive describe dicom given_folders mimic noted_images packing '
@@ -123,10 +124,16 @@ def loaded_by(main: str) -> set[str]:
 
 @pytest.mark.parametrize('main', LIMITS)
 def test_what_a_main_loads_does_not_grow(main: str) -> None:
-    texts = [MODULES[name].read_text(encoding='utf-8') for name in loaded_by(main)]
-    lines = sum(len(text.splitlines()) for text in texts)
+    names = [
+        name for name in loaded_by(main) if name.partition('.')[0] not in ('config', 'options')
+    ]
+    lines = sum(len(MODULES[name].read_text(encoding='utf-8').splitlines()) for name in names)
     most_files, most_lines = LIMITS[main]
-    assert len(texts) <= most_files and lines <= most_lines, f'{len(texts)} files, {lines} lines'
+    assert len(names) <= most_files and lines <= most_lines, (
+        f'{main} loads {len(names)} files ({most_files} allowed), {lines} lines ({most_lines}). '
+        'Code that only some runs need belongs in a module that its option names (parts or file, '
+        'see docs/howto/extend.md). If every run needs it, raise the limit and say why.'
+    )
 
 
 @pytest.mark.slow

@@ -165,13 +165,12 @@ class TwoStepHead(nn.Module):
 @pytest.fixture(autouse=True)
 def parts(monkeypatch):
     """Declare and register the parts for one test."""
-    monkeypatch.setattr(config_module, 'OPTIONS', dict(OPTIONS))
-    monkeypatch.setattr(config_module, '_C', default_config())
+    before = dict(OPTIONS)
     options = {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]}  # lines of config.py
     options = {name: Own(default, f'{name} of the encoder.') for name, default in options.items()}
     masked = {'MOMENTUM': Own(0.9, 'First momentum.', within='[0, 1)')}
     sections = {'SOME_ENCODER': options, 'SOME_MASKED': masked}
-    config_module._declare(sections, config_module._C.MODEL, 'MODEL.')
+    config_module.declare(sections, config_module._C.MODEL, 'MODEL.')
     added = {
         'MODEL.TYPE': ('some_encoder', ConvNeXt),
         'MODEL.PRETRAIN': ('some_masked', FeaturePrediction),
@@ -187,6 +186,11 @@ def parts(monkeypatch):
     yield
     for key, (name, _) in added.items():
         del REGISTRIES[key][name]
+    for key in OPTIONS.keys() - before.keys():
+        del OPTIONS[key]
+    OPTIONS.update(before)
+    for section in sections:
+        del config_module._C.MODEL[section]
 
 
 def squared_loss(outputs, targets):

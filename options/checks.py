@@ -1,0 +1,130 @@
+"""Values and combinations of options that cannot work, refused before anything is built."""
+
+from pathlib import PurePath
+
+from options.declaration import OPTIONS, is_inside
+from options.parts import OptionError, module_of, part, require
+from options.values import Config, value_at
+
+# Modes that fit a classifier on features of a frozen encoder, or the pixel baseline.
+PROBES = ('linear_probe', 'knn', 'attentive_probe', 'pixels')
+
+
+def check_config(config: Config, stage: str | None = None) -> None:
+    """Reject values and combinations of options that cannot work, before anything is built.
+
+    Args:
+        config: Run configuration.
+        stage: 'simmim', 'contrastive' or 'finetune' adds the checks of that stage.
+
+    Raises:
+        ValueError: At the first problem. The message names the key, the value and the allowed
+            values.
+    """
+    for key, option in OPTIONS.items():
+        require(option.allows(value_at(config, key)), config, key, option.allowed)
+    _check_names(config)
+    _check_data_options(config)
+    _check_schedule(config)
+    if stage == 'finetune':
+        _check_finetuning(config)
+    # Only the selected parts are imported, and each one knows the rules of its own options.
+    for key, option in OPTIONS.items():
+        if option.parts and option.stage in ('', stage):
+            selected = part(config, key)
+            for each in selected if isinstance(selected, list) else [selected]:
+                if hasattr(each, 'check'):
+                    each.check(config, stage)
+        # An option with its default switches nothing on, so its file is not needed.
+        if option.file and value_at(config, key) != option.default:
+            module = module_of(key)
+            if hasattr(module, 'check'):
+                module.check(config, stage)
+
+
+def _check_names(config: Config) -> None:
+    """Check the mode of the run, and values that name files, folders or columns."""
+    modes = [key for key in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[key]]
+    if len(modes) > 1:
+        require(False, config, modes[1], f'False with {modes[0]}')
+    for key in ('MODEL.NAME', 'TAG'):
+        path = PurePath(value_at(config, key))
+        holds = not path.is_absolute() and '..' not in path.parts
+        require(holds, config, key, 'a relative path without .. below OUTPUT')
+    holds = all(isinstance(name, str) and name for name in config.EVAL.GROUPS)
+    require(holds, config, 'EVAL.GROUPS', 'a list of names')
+    holds = config.DATA.IMAGE_SUFFIX[:1] in ('', '.')
+    require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix such as '.png'")
+
+
+def _check_data_options(config: Config) -> None:
+    data, channels = config.DATA, config.MODEL.IN_CHANS
+    for key in ('MEAN', 'STD'):
+        holds = len(data[key]) == (channels if data.MEAN or data.STD else 0)
+        allowed = f'{channels} numbers, one per channel, or [] for both MEAN and STD'
+        require(holds, config, f'DATA.{key}', allowed)
+    holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
+    allowed = f'0, because DATA.TRAIN_FRACTION is {data.TRAIN_FRACTION:g}: also set that to 1.0'
+    require(holds, config, 'DATA.TRAIN_IMAGES', allowed)
+    pairs = {'AUG.CROP_AREA': [], 'AUG.CUTMIX_MINMAX': None}
+    for key, off in {**pairs, 'CONTRASTIVE.FIRST_CROP_AREA': []}.items():
+        pair = value_at(config, key)
+        holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
+        require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
+    operations = config.AUG.RANDAUGMENT
+    holds = len(operations) in (0, 2) and all(type(number) is int for number in operations)
+    allowed = 'two whole numbers, [operations, magnitude], or []'
+    require(holds, config, 'AUG.RANDAUGMENT', allowed)
+
+
+def _check_schedule(config: Config) -> None:
+    train, schedule = config.TRAIN, config.TRAIN.LR_SCHEDULER
+    require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', '0')
+    latest = train.EPOCHS
+    if schedule.NAME == 'multistep':
+        steps = schedule.MULTISTEPS
+        holds = bool(steps) and is_inside(steps, '[1, inf)') and steps == sorted(steps)
+        require(holds, config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', 'ascending epochs such as [700]')
+        latest = min(latest, steps[0])
+    allowed = f'at most {latest}, the number of epochs or the epoch of the first drop'
+    require(train.WARMUP_EPOCHS <= latest, config, 'TRAIN.WARMUP_EPOCHS', allowed)
+
+
+def _check_finetuning(config: Config) -> None:
+    unsuited = any(value_at(config, key) != works for key, works in CHEXPERT_VALUES.items())
+    if unsuited and 'pretrain' in config.MODEL.NAME:
+        raise OptionError(
+            f'--cfg is a pre-training config (MODEL.NAME {config.MODEL.NAME}), but '
+            'main_finetune.py needs a fine-tuning config, such as simmim_finetune__*.yaml'
+        )
+    for key, works in CHEXPERT_VALUES.items():
+        require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
+    holds = not (config.FINETUNE.MODE == 'pixels' and config.PRETRAINED)
+    require(holds, config, 'PRETRAINED', "'' with FINETUNE.MODE 'pixels', which has no encoder")
+    is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
+    needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
+    holds = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout
+    reason = f'FINETUNE.MODE {config.FINETUNE.MODE}' if is_probe else 'EVAL.SELECT_ON holdout'
+    require(holds, config, 'DATA.HOLDOUT_FRACTION', f'above 0 with {reason}')
+    holds = not (is_probe and config.MODEL.RESUME)
+    allowed = 'empty with a probe (use --pretrained for the encoder)'
+    require(holds, config, 'MODEL.RESUME', allowed)
+    if is_probe:
+        head = 'attention' if config.FINETUNE.MODE == 'attentive_probe' else 'linear'
+        allowed = f'{head!r} with FINETUNE.MODE {config.FINETUNE.MODE!r}'
+        require(config.MODEL.HEAD == head, config, 'MODEL.HEAD', allowed)
+        holds = config.DATA.SAMPLER == 'uniform'
+        require(
+            holds, config, 'DATA.SAMPLER', "'uniform' with a probe, which reads each image once"
+        )
+
+
+# Options that mix images or targets, with the only value that works for CheXpert: an image has
+# several labels, and some are unknown.
+CHEXPERT_VALUES = {
+    'MODEL.LABEL_SMOOTHING': 0.0,
+    'AUG.AUTO_AUGMENT': 'none',
+    'AUG.MIXUP': 0.0,
+    'AUG.CUTMIX': 0.0,
+    'AUG.CUTMIX_MINMAX': None,
+}

@@ -1,0 +1,85 @@
+"""The parts of the code that options select, each imported when it is used."""
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from yacs.config import CfgNode
+
+from options.declaration import OPTIONS
+from options.values import value_at
+
+
+class OptionError(ValueError):
+    """An option has a wrong value. The message names the option, the value and the allowed ones."""
+
+
+class Registry(dict):
+    """The parts that an option selects, by their names.
+
+    A module with parts registers them: `MASKS = REGISTRIES['DATA.MASK_TYPE']`, then
+    `@MASKS.register('random')` before each part. The option names this module (`Option.parts`),
+    which is imported when one of its parts is looked up. If the selected part has a function
+    `check(config, stage)`, `check_config` calls it.
+
+    Args:
+        key: Option that selects a part.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.key = key
+
+    def __missing__(self, value: str) -> Any:
+        """Import the module of a part; a path or an upper-case value has the name of its part."""
+        option = OPTIONS[self.key]
+        name = option.part_name(value)
+        if name not in option.parts:
+            raise OptionError(f'{self.key} must be {option.allowed}, got {value!r}')
+        module = option.parts[name]
+        import_module(module)
+        assert name in self, f'{module} must register {name!r} as a part of {self.key}'
+        return self[name]
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Return a decorator that adds a part under a name."""
+
+        def add(part: Any) -> Any:
+            parts = OPTIONS[self.key].parts
+            assert name in parts, f'add {name!r} and its module to the parts of {self.key}'
+            assert name not in self, f'{self.key} {name!r} is registered twice'
+            self[name] = part
+            return part
+
+        return add
+
+
+REGISTRIES: dict[str, Registry] = {}
+
+
+def make_registries() -> None:
+    """Make a registry for each option that selects a part of the code."""
+    REGISTRIES.update({key: Registry(key) for key, option in OPTIONS.items() if option.parts})
+
+
+def part(config: CfgNode, key: str) -> Any:
+    """Return the part that an option selects, or the list of parts of an option that is a list."""
+    value, parts = value_at(config, key), REGISTRIES[key]
+    return [parts[name] for name in value] if type(value) is list else parts[value]
+
+
+def module_of(key: str) -> ModuleType:
+    """Return the module that implements an option, which is imported when it is first used."""
+    return import_module(OPTIONS[key].file)
+
+
+def all_parts(key: str) -> dict[str, Any]:
+    """Return all parts of an option by name, after importing their modules."""
+    return {name: REGISTRIES[key][name] for name in OPTIONS[key].names}
+
+
+def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
+    """Raise an OptionError with the key, value and allowed values, unless `holds` is true."""
+    if not holds:
+        raise OptionError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
