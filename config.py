@@ -19,7 +19,6 @@ from options.legacy import EARLIER_VALUES, LEGACY_KEYS  # noqa: F401
 from options.parts import (  # noqa: F401
     REGISTRIES,
     OptionError,
-    all_parts,
     make_registries,
     module_of,
     part,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import REGISTRIES, Config, all_parts, default_config, part
+from config import REGISTRIES, Config, default_config, part
 from data.image_source import ImageSource, open_images
 from data.store_about import is_store
 from data.table import Fault, OnFault
@@ -78,9 +78,7 @@ class DataSet:
         """Refuse fine-tuning without labels, and an output folder inside the folder of images."""
         root = config.DATA.DATA_PATH
         if stage == 'finetune' and not self.labelled:
-            names = ' or '.join(
-                repr(name) for name, entry in all_parts('DATA.DATASET').items() if entry.labelled
-            )
+            names = ' or '.join(repr(name) for name, entry in DATASETS.items() if entry.labelled)
             raise ValueError(
                 f'DATA.DATASET must be {names} for fine-tuning, got {config.DATA.DATASET!r}'
             )

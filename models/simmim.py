@@ -22,7 +22,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import REGISTRIES, all_parts, require
+from config import REGISTRIES, require
 from data.masking import mask_generator
 from models.encoder import ENCODERS, PatchEncoder, masked_version
 from models.swin_transformer import BasicLayer, SwinTransformer, init_linear_or_table
@@ -96,8 +96,7 @@ class MaskedModel(nn.Module, ABC):
             require(config.DATA.IMG_SIZE % stride == 0, config, 'DATA.IMG_SIZE', allowed)
             cls.check_options(config)
         else:
-            encoders = all_parts('MODEL.TYPE').items()
-            names = [name for name, encoder in encoders if encoder.hides_patches]
+            names = [name for name, encoder in ENCODERS.items() if encoder.hides_patches]
             allowed = f'one of {names} for masked pre-training'
             require(stage is None, config, 'MODEL.TYPE', allowed)
 

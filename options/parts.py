@@ -1,6 +1,7 @@
 """The parts of the code that options select, each imported when it is used."""
 
-from collections.abc import Callable
+from collections import UserDict
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -15,21 +16,39 @@ class OptionError(ValueError):
     """An option has a wrong value. The message names the option, the value and the allowed ones."""
 
 
-class Registry(dict):
+class Registry(UserDict):
     """The parts that an option selects, by their names.
 
     A module with parts registers them: `MASKS = REGISTRIES['DATA.MASK_TYPE']`, then
     `@MASKS.register('random')` before each part. The option names this module (`Option.parts`),
-    which is imported when one of its parts is looked up. If the selected part has a function
+    which is imported when one of its parts is looked up. Iteration covers all names of the option,
+    whether their modules are imported or not. If the selected part has a function
     `check(config, stage)`, `check_config` calls it.
 
     Args:
         key: Option that selects a part.
+
+    Attributes:
+        data: The parts whose modules are imported, by their names in `Option.parts`.
     """
 
     def __init__(self, key: str) -> None:
         super().__init__()
         self.key = key
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OPTIONS[self.key].names)
+
+    def __len__(self) -> int:
+        return len(OPTIONS[self.key].names)
+
+    def __contains__(self, value: Any) -> bool:
+        option = OPTIONS[self.key]
+        return value in self.data or option.part_name(value) in option.parts
+
+    def get(self, value: str, default: Any = None) -> Any:
+        """Return a part, or the default if the option has no such part."""
+        return self[value] if value in self else default
 
     def __missing__(self, value: str) -> Any:
         """Import the module of a part; a path or an upper-case value has the name of its part."""
@@ -39,8 +58,8 @@ class Registry(dict):
             raise OptionError(f'{self.key} must be {option.allowed}, got {value!r}')
         module = option.parts[name]
         import_module(module)
-        assert name in self, f'{module} must register {name!r} as a part of {self.key}'
-        return self[name]
+        assert name in self.data, f'{module} must register {name!r} as a part of {self.key}'
+        return self.data[name]
 
     def register(self, name: str) -> Callable[[Any], Any]:
         """Return a decorator that adds a part under a name."""
@@ -48,8 +67,8 @@ class Registry(dict):
         def add(part: Any) -> Any:
             parts = OPTIONS[self.key].parts
             assert name in parts, f'add {name!r} and its module to the parts of {self.key}'
-            assert name not in self, f'{self.key} {name!r} is registered twice'
-            self[name] = part
+            assert name not in self.data, f'{self.key} {name!r} is registered twice'
+            self.data[name] = part
             return part
 
         return add
@@ -72,11 +91,6 @@ def part(config: CfgNode, key: str) -> Any:
 def module_of(key: str) -> ModuleType:
     """Return the module that implements an option, which is imported when it is first used."""
     return import_module(OPTIONS[key].file)
-
-
-def all_parts(key: str) -> dict[str, Any]:
-    """Return all parts of an option by name, after importing their modules."""
-    return {name: REGISTRIES[key][name] for name in OPTIONS[key].names}
 
 
 def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from new_parts import add_part  # noqa: F401
 from shared_material import SHARED
 
 from config import OPTIONS
@@ -170,7 +171,7 @@ def grades_task() -> Iterator[None]:
         added = replace(option, parts={**option.parts, 'grades': 'grades'})
         patch.setitem(OPTIONS, 'DATA.TASK', added)
         yield
-    TASKS.pop('grades', None)
+    TASKS.data.pop('grades', None)
     sys.modules.pop('grades', None)
 
 

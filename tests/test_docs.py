@@ -145,7 +145,7 @@ def test_examples_of_new_parts_register_a_part_that_works(  # noqa: PLR0913
     code = page.split(f'## {heading}\n')[1].split('```')[1].removeprefix('python\n')
     names = vars(import_module(module))
     name = (re.search(r"register\w*\('(\w+)'", code) or re.search(r'def (\w+)', code))[1]
-    before = dict(names[registry])
+    before = dict(getattr(names[registry], 'data', names[registry]))
     if key := getattr(names[registry], 'key', None):  # its option declares the name
         declared = replace(OPTIONS[key], parts={**OPTIONS[key].parts, name: module})
         monkeypatch.setitem(OPTIONS, key, declared)
@@ -153,8 +153,8 @@ def test_examples_of_new_parts_register_a_part_that_works(  # noqa: PLR0913
         exec(code, dict(names))
         use(names[registry][name], tmp_path)
     finally:
-        names[registry].clear()
-        names[registry].update(before)
+        getattr(names[registry], 'data', names[registry]).clear()
+        getattr(names[registry], 'data', names[registry]).update(before)
 
 
 def test_the_page_of_options_lists_every_key() -> None:
