@@ -55,34 +55,44 @@ CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # layers that do not transform their wei
 # First layers in transformers, without the model's prefix: Swin, ViT, BEiT and DINOv2; ResNet.
 PATCHES = 'embeddings.patch_embeddings.projection.weight'
 RESNET_STEM = 'embedder.embedder.convolution.weight'
+FIRST_LAYERS = (PATCH_WEIGHT, 'conv1.weight')  # the same layers here
 NOT_USED = ('pooler.dense.', 'lm_head.')  # heads that do not exist in this project
 QKV = ('query', 'key', 'value')  # the order of the rows in the joint matrix
 
+# Beginnings of keys within a block of a ViT, BEiT, DINOv2, MAE or Swin, here and in transformers.
 BLOCK = (
+    *((f'attn.{name}.', f'attention.self.{name}.') for name in QKV),  # Swin
+    *((f'attn.{name}.', f'attention.attention.{name}.') for name in QKV),
+    *((f'attn.{name}.', f'attention.{name[0]}_proj.') for name in QKV),  # in a `state_dict()` of 5
+    ('attn.relative_', 'attention.self.relative_'),
+    ('attn.relative_', 'attention.attention.relative_position_bias.relative_'),
+    ('attn.relative_', 'attention.relative_position_bias.relative_'),
+    ('attn.relative_', 'relative_position_bias.relative_'),
+    ('attn.proj.', 'attention.output.dense.'),
+    ('attn.proj.', 'attention.o_proj.'),
     ('norm1.', 'layernorm_before.'),
     ('norm2.', 'layernorm_after.'),
-    ('attn.proj.', 'attention.output.dense.'),
     ('mlp.fc1.', 'intermediate.dense.'),
     ('mlp.fc2.', 'output.dense.'),
-)
-SWIN_BLOCK = (
-    *((f'attn.{name}.', f'attention.self.{name}.') for name in QKV),
-    ('attn.relative_', 'attention.self.relative_'),
-    *BLOCK,
-)
-VIT_BLOCK = (
-    *((f'attn.{name}.', f'attention.attention.{name}.') for name in QKV),
-    ('attn.relative_', 'attention.attention.relative_position_bias.relative_'),
     ('gamma_', 'lambda_'),
-    *BLOCK,
-)
-# The weights in and out belong to gated MLPs.
-DINOV2_BLOCK = (
     *((name, name) for name in ('norm1.', 'norm2.', 'mlp.fc1.', 'mlp.fc2.')),
     ('gamma_1', 'layer_scale1.lambda1'),
     ('gamma_2', 'layer_scale2.lambda1'),
+    # Gated MLPs
     ('mlp.fc1.', 'mlp.weights_in.'),
     ('mlp.fc2.', 'mlp.weights_out.'),
+    ('mlp.gate.', 'mlp.gate_proj.'),
+    ('mlp.up.', 'mlp.up_proj.'),
+    ('mlp.fc2.', 'mlp.down_proj.'),
+)
+# Where blocks are, here and in transformers. Releases from 5 on keep a ViT's in `layers`, but
+# `save_pretrained` writes the names of before.
+BLOCKS = (
+    ('layers.{}.blocks.{}.', 'encoder.layers.{}.blocks.{}.'),
+    ('blocks.{}.', 'encoder.layer.{}.'),
+    ('blocks.{}.', 'layers.{}.'),
+    ('decoder.blocks.{}.', 'decoder.decoder_layers.{}.'),
+    ('decoder.blocks.{}.', 'decoder.decoder_encoder.layer.{}.'),
 )
 RESNET_BLOCK = (
     *((f'conv{k + 1}.', f'layer.{k}.convolution.') for k in range(3)),
@@ -102,10 +112,7 @@ NAMES = (
     ),
     ('head.', 'classifier.1.'),
     (REGISTERS, 'embeddings.register_tokens'),
-    *(('blocks.{}.' + a, 'encoder.layer.{}.' + b) for a, b in DINOV2_BLOCK),
-    # MAE's decoder; `decoder_encoder` is its name in transformers 5.
-    *(('decoder.blocks.{}.' + a, 'decoder.decoder_layers.{}.' + b) for a, b in VIT_BLOCK),
-    *(('decoder.blocks.{}.' + a, 'decoder.decoder_encoder.layer.{}.' + b) for a, b in VIT_BLOCK),
+    *((ours + a, theirs + b) for ours, theirs in BLOCKS for a, b in BLOCK),
     ('decoder.', 'decoder.decoder_'),
     ('patch_embed.proj.', 'embeddings.patch_embeddings.projection.'),
     ('patch_embed.norm.', 'embeddings.norm.'),
@@ -113,9 +120,8 @@ NAMES = (
     ('cls_token', 'embeddings.cls_token'),
     ('pos_embed', 'embeddings.position_embeddings'),
     ('rel_pos_bias.', 'encoder.relative_position_bias.'),
+    ('rel_pos_bias.', 'shared_position_bias.'),
     ('layers.{}.downsample.', 'encoder.layers.{}.downsample.'),
-    *(('layers.{}.blocks.{}.' + a, 'encoder.layers.{}.blocks.{}.' + b) for a, b in SWIN_BLOCK),
-    *(('blocks.{}.' + a, 'encoder.layer.{}.' + b) for a, b in VIT_BLOCK),
     ('norm.', 'layernorm.'),
     ('fc_norm.', 'pooler.layernorm.'),
     ('head.', 'classifier.'),
@@ -221,9 +227,11 @@ def shared_keys(state: State) -> dict[str, str]:
     """Return the keys of encoder, decoder and head, by their names without the prefix `encoder.`.
 
     Other modules of pre-training, such as projectors, predictors and averaged encoders, are left
-    out. If no key has the prefix, all entries are the encoder's.
+    out. If no key has the prefix, or the first layer has none, all entries are the encoder's.
     """
-    if not any(key.startswith(PREFIX) for key in state):
+    is_bare = not any(key.startswith(PREFIX) for key in state)
+    # Names of transformers that are not known here keep the prefix, and must be refused.
+    if is_bare or any(layer in state for layer in FIRST_LAYERS):
         return {key: key for key in state}
     return {
         key.removeprefix(PREFIX): key for key in state if key.startswith((PREFIX, DECODER, HEAD))
@@ -302,21 +310,28 @@ def from_huggingface(state: State, prefix: str) -> tuple[State, list[str]]:
     renamed = {_own_name(name): value for name, value in kept.items()}
     if MASK_TOKEN in renamed:
         renamed[MASK_TOKEN] = renamed[MASK_TOKEN].reshape(1, 1, -1)  # DINOv2 stores [1, D]
-    return join_qkv(renamed), unused
+    return _join_layers(renamed), unused
 
 
-def join_qkv(state: State) -> State:
-    """Join query, key and value to `attn.qkv`, or to `attn.q_bias` and `attn.v_bias`."""
+def _join_layers(state: State) -> State:
+    """Join the layers that transformers keeps apart.
+
+    These are query, key and value, to `attn.qkv` (or `attn.q_bias` and `attn.v_bias`), and from 5
+    on the two first layers of a gated MLP, to `mlp.fc1`. Incomplete entries stay as they are, and
+    are reported later.
+    """
     joined = dict(state)
-    for key in [key for key in state if '.attn.query.' in key]:
-        q, k, v = (joined.pop(key.replace('.query.', f'.{name}.'), None) for name in QKV)
-        if v is None:
-            continue  # the incomplete entry is reported as missing later
-        if k is None:
+    for key in state:
+        qkv = [key.replace('.attn.query.', f'.attn.{name}.') for name in QKV]
+        gates = [key.replace('.mlp.gate.', f'.mlp.{name}.') for name in ('gate', 'up')]
+        if '.attn.query.' in key and all(name in state for name in qkv):
+            joined[key.replace('.query.', '.qkv.')] = torch.cat([joined.pop(name) for name in qkv])
+        elif key.endswith('.attn.query.bias') and qkv[2] in state:  # BEiT's keys have no bias
             start = key.removesuffix('query.bias')
-            joined |= {f'{start}q_bias': q, f'{start}v_bias': v}
-        else:
-            joined[key.replace('.query.', '.qkv.')] = torch.cat([q, k, v])
+            joined[f'{start}q_bias'] = joined.pop(key)
+            joined[f'{start}v_bias'] = joined.pop(qkv[2])
+        elif '.mlp.gate.' in key and gates[1] in state:
+            joined[key.replace('.gate.', '.fc1.')] = torch.cat([joined.pop(name) for name in gates])
     return joined
 
 

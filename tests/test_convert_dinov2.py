@@ -27,8 +27,13 @@ def small_timm(monkeypatch):
     find_layout.cache_clear()
 
 
-def write_dinov2(transformers, kind: str, folder: Path, *, size: int = 56, **options: object):
-    """Write a DINOv2 of transformers with random weights; return it and its file."""
+def write_dinov2(
+    transformers, kind: str, folder: Path, *, size: int = 56, plain: bool = False, **options: object
+):
+    """Write a DINOv2 of transformers with random weights; return it and its file.
+
+    With `plain`, the file has the names of `state_dict()`, which differ from `save_pretrained`'s.
+    """
     family = re.match(r'Dinov2(WithRegisters)?', kind)[0]
     sizes = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4}
     sizes |= {'image_size': size, 'patch_size': PATCH}
@@ -37,7 +42,9 @@ def write_dinov2(transformers, kind: str, folder: Path, *, size: int = 56, **opt
     )
     randomise(model)
     model.eval().save_pretrained(folder)
-    return model.double(), folder / 'model.safetensors'
+    if plain:
+        torch.save(model.state_dict(), folder / 'weights.pth')
+    return model.double(), folder / ('weights.pth' if plain else 'model.safetensors')
 
 
 def vit(size: int, channels: int = 3, **options: object) -> CfgNode:
@@ -57,12 +64,15 @@ def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(('size', 'channels'), [(42, 3), (84, 3), (56, 1)])
+@pytest.mark.parametrize(
+    ('size', 'channels', 'plain'), [(42, 3, False), (84, 3, False), (56, 1, False), (56, 3, True)]
+)
 def test_dinov2_of_transformers_gives_its_tokens_and_its_class_token(
-    size: int, channels: int, transformers, tmp_path, log
+    size: int, channels: int, plain: bool, transformers, tmp_path, log
 ) -> None:
     """The file has the positions of 4 x 4 patches, which are interpolated for 3 x 3 and 6 x 6."""
-    theirs, file = write_dinov2(transformers, 'Dinov2ForImageClassification', tmp_path)
+    kind = 'Dinov2ForImageClassification'
+    theirs, file = write_dinov2(transformers, kind, tmp_path, plain=plain)
     ours = started(vit(size, channels), file).double()
     x = grey_images(IMAGENET if channels == 3 else GREY, size=size).double()
     wanted = theirs.dinov2(pixel_values=grey_images(IMAGENET, size=size).double())
@@ -79,13 +89,13 @@ def test_dinov2_of_transformers_gives_its_tokens_and_its_class_token(
         ('Dinov2WithRegistersModel', 'vit_giant_patch14_reg4_dinov2', True),
     ],
 )
-@pytest.mark.parametrize('size', [70, 42])
+@pytest.mark.parametrize(('size', 'plain'), [(70, False), (42, False), (70, True)])
 @pytest.mark.usefixtures('small_timm')
 def test_dinov2_of_transformers_gives_its_features_in_timm(
-    kind: str, name: str, is_gated: bool, size: int, transformers, tmp_path, log
+    kind: str, name: str, is_gated: bool, size: int, plain: bool, transformers, tmp_path, log
 ) -> None:
     """Only models with registers antialias the positions, of 5 x 5 patches here, for 3 x 3."""
-    options = {'size': 70, 'hidden_size': 48, 'use_swiglu_ffn': is_gated}
+    options = {'size': 70, 'plain': plain, 'hidden_size': 48, 'use_swiglu_ffn': is_gated}
     theirs, file = write_dinov2(transformers, kind, tmp_path, **options)
     ours = started(timm_vit(name, size), file).double()
     x = grey_images(IMAGENET, size=size).double()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,19 @@ def images(channels: int = 1, size: int = 32) -> torch.Tensor:
 # Models of transformers
 
 
-def write_theirs(model: torch.nn.Module, folder: Path) -> Path:
-    randomise(model)
-    model.eval().save_pretrained(folder)
-    return folder / 'model.safetensors'
+@pytest.fixture(params=['save_pretrained', 'state_dict'])
+def write_theirs(request, tmp_path) -> Callable[[torch.nn.Module], Path]:
+    """Fill a model and write it in one of two ways, which give the entries different names."""
+
+    def write(model: torch.nn.Module) -> Path:
+        randomise(model)
+        model.eval().save_pretrained(tmp_path)
+        if request.param == 'save_pretrained':
+            return tmp_path / 'model.safetensors'
+        torch.save(model.state_dict(), tmp_path / 'weights.pth')
+        return tmp_path / 'weights.pth'
+
+    return write
 
 
 def swin_config(transformers, channels: int = 1, **options: object):
@@ -47,9 +57,9 @@ def vit_config(kind, channels: int = 1, **options: object):
 
 
 @torch.no_grad()
-def test_swin_of_transformers_gives_its_features(transformers, tmp_path, log) -> None:
+def test_swin_of_transformers_gives_its_features(transformers, write_theirs, log) -> None:
     theirs = transformers.SwinForImageClassification(swin_config(transformers))
-    file = write_theirs(theirs, tmp_path)
+    file = write_theirs(theirs)
     ours = started(make_config('swin', 1), file)
     x, wanted = images(), theirs.swin(pixel_values=images())
     tokens = ours.encode(ours.patch_embed(x))
@@ -60,10 +70,10 @@ def test_swin_of_transformers_gives_its_features(transformers, tmp_path, log) ->
 
 
 @torch.no_grad()
-def test_simmim_of_transformers_reconstructs_the_same(transformers, tmp_path, log) -> None:
+def test_simmim_of_transformers_reconstructs_the_same(transformers, write_theirs, log) -> None:
     """The test compares encoder, mask token and decoder on hidden patches."""
     theirs = transformers.SwinForMaskedImageModeling(swin_config(transformers))
-    file = write_theirs(theirs, tmp_path)
+    file = write_theirs(theirs)
     ours = started(make_config('swin', 1), file, is_pretrain=True)
     mask = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(2)) < 0.6
     wanted = theirs(pixel_values=images(), bool_masked_pos=mask.flatten(1)).reconstruction
@@ -74,11 +84,11 @@ def test_simmim_of_transformers_reconstructs_the_same(transformers, tmp_path, lo
 
 
 @torch.no_grad()
-def test_beit_of_transformers_gives_its_features(transformers, tmp_path) -> None:
+def test_beit_of_transformers_gives_its_features(transformers, write_theirs) -> None:
     options = {'use_relative_position_bias': True, 'use_shared_relative_position_bias': True}
     config = vit_config(transformers.BeitConfig, use_mean_pooling=True, **options)
     theirs = transformers.BeitModel(config)
-    file = write_theirs(theirs, tmp_path)
+    file = write_theirs(theirs)
     ours = make_config('vit', 1, MODEL__VIT__USE_RPB=True, MODEL__VIT__USE_MEAN_POOLING=True)
     wanted = theirs(pixel_values=images()).pooler_output
     found = started(ours, file).forward_features(images())
@@ -103,9 +113,12 @@ def mae_of_transformers(transformers) -> torch.nn.Module:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('layers', ['decoder_layers', 'decoder_encoder.layer'])
+@pytest.mark.parametrize('layers', ['decoder_layers', 'decoder_encoder.layer', ''])
 def test_mae_of_transformers_predicts_the_same_pixels(layers: str, transformers, tmp_path) -> None:
-    """The decoder's blocks can have two names. The published file uses the first."""
+    """A saved decoder's blocks can have two names, and `state_dict()` has others ('').
+
+    The published file uses the first.
+    """
     torch.manual_seed(2)
     theirs = mae_of_transformers(transformers)
     theirs.save_pretrained(tmp_path)
@@ -114,7 +127,7 @@ def test_mae_of_transformers_predicts_the_same_pixels(layers: str, transformers,
         re.sub(r'decoder_(layers|encoder\.layer)', layers, key): value
         for key, value in load_file(file).items()
     }
-    save_file(state, file)
+    save_file(state if layers else theirs.state_dict(), file)
     config = make_config(
         'vit', 1, **PLAIN | {'MODEL__PRETRAIN': 'mae', 'MODEL__VIT__USE_APE': False}
     )
@@ -139,11 +152,11 @@ def test_mae_of_transformers_predicts_the_same_pixels(layers: str, transformers,
     ],
 )
 def test_channels_are_folded_by_the_processor_s_statistics(
-    processor: dict | None, statistics: tuple, transformers, tmp_path
+    processor: dict | None, statistics: tuple, transformers, write_theirs, tmp_path
 ) -> None:
     """Without the file, ImageNet's statistics are assumed."""
     theirs = transformers.ViTModel(vit_config(transformers.ViTConfig, 3))
-    file = write_theirs(theirs, tmp_path)
+    file = write_theirs(theirs)
     if processor:
         (tmp_path / 'preprocessor_config.json').write_text(json.dumps(processor))
     ours = started(make_config('vit', 1, **PLAIN), file)
@@ -156,10 +169,24 @@ def test_channels_are_folded_by_the_processor_s_statistics(
 
 
 def test_a_processor_that_does_not_fit_the_weights_raises_an_error(transformers, tmp_path) -> None:
-    write_theirs(transformers.ViTModel(vit_config(transformers.ViTConfig, 3)), tmp_path)
+    transformers.ViTModel(vit_config(transformers.ViTConfig, 3)).save_pretrained(tmp_path)
     grey = json.dumps({'image_mean': [0.5], 'image_std': [0.5]})
     no_numbers = json.dumps({'image_mean': [0.5] * 3, 'image_std': ['0.5'] * 3})
     for text in (grey, no_numbers, '[]', '{', '[' * 100_000):
         (tmp_path / 'preprocessor_config.json').write_text(text)
         with pytest.raises(ValueError, match='preprocessor_config.json'):
             started(make_config('vit', 3, **PLAIN), tmp_path / 'model.safetensors')
+
+
+def test_an_unknown_entry_is_refused_and_not_called_a_missing_patch_embedding(
+    transformers, tmp_path
+) -> None:
+    """Names of transformers begin with `encoder.`, as names of this project's pre-training do."""
+    state = transformers.ViTModel(vit_config(transformers.ViTConfig)).state_dict()
+    state['encoder.layer.0.strange.weight'] = torch.ones(3)
+    torch.save(state, tmp_path / 'weights.pth')
+    config = make_config('vit', 1, **PLAIN)
+    with pytest.raises(
+        ValueError, match=r'model: 1 unexpected \(encoder\.layer\.0\.strange\.weight\)\. '
+    ):
+        started(config, tmp_path / 'weights.pth')
