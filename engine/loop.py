@@ -152,11 +152,9 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     state.compares_images = run.stage == 'contrastive'
     # A checkpoint of this run already contains what became of the pre-trained weights.
     if saved is None and config.PRETRAINED:
-        whole = getattr(model, 'whole_encoder', model)
-        load_pretrained(config, whole, logger)
+        load_pretrained(config, model.pretrained_module, logger)
     # Averaged copies of the encoder (MoCo, BYOL) begin with the loaded weights.
-    if hasattr(model, 'encoder_loaded'):
-        model.encoder_loaded()
+    model.encoder_loaded()
     if saved is not None:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     run.record.begin(checkpoint, done=state.is_done(config))
@@ -234,27 +232,23 @@ def train_one_epoch(
 def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, i: int) -> None:
     """Run forward and backward passes of batch `i`, and the optimizer step after the last batch.
 
-    A model may have the methods `begin_step()` and `after_step(state)`, which are called before the
-    first batch of each optimizer step and after the step. A loss may have the method
-    `begin_batch(rng)`, which is called before each batch. Its random numbers depend on SEED, epoch,
-    batch and rank, so that a resumed run draws the same ones, for example for Mixup.
+    The hooks of the model (`models.model.Model`) are called around the step. `run.batch_rng` has
+    the random numbers of the batch. They depend on SEED, epoch, batch and rank, so that a resumed
+    run draws the same ones, for example for Mixup.
     """
     # Batches start to start + size - 1 form the step of batch i; the last step may be shorter.
     start = i - i % state.accumulation
     size = min(state.accumulation, state.num_batches - start)
-    if i == start and hasattr(state.module, 'begin_step'):
+    if i == start:
         state.module.begin_step()
-    if hasattr(loss_fn, 'begin_batch'):
-        key = [run.config.SEED, state.epoch, i, distributed.rank()]
-        loss_fn.begin_batch(np.random.default_rng(key))
+    run.batch_rng = np.random.default_rng([run.config.SEED, state.epoch, i, distributed.rank()])
     ends_step = i + 1 == start + size
     loss = _backward(run, state, batch, loss_fn, group_size=size, exchange=ends_step)
     state.progress.waiting_losses.append(loss)
     if ends_step:
         _optimizer_step(run, state)
         state.scheduler.step_update(state.epoch * state.num_batches + i)
-        if hasattr(state.module, 'after_step'):
-            state.module.after_step(state)
+        state.module.after_step(state)
     state.batch = i + 1
 
 

@@ -29,6 +29,7 @@ from system.downloads import fetch, is_url
 from system.files import BEST_CHECKPOINT, checksum_file, locked, replace_file, sha256
 
 if TYPE_CHECKING:  # scripts that only read records do not need torch
+    import numpy as np
     import torch
 
 RECORD_FILE = 'run.json'
@@ -146,9 +147,12 @@ class RunRecord:
                 self.logger.warning(f'{self.folder / name} cannot be written ({error.strerror})')
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """A run of a main: options, folder, device, logs and record."""
+    """A run of a main: options, folder, device, logs and record.
+
+    `batch_rng` has the random numbers of the batch that is trained, see `loop.train_one_batch`.
+    """
 
     config: Config
     stage: str
@@ -157,6 +161,7 @@ class Run:
     logger: logging.Logger
     scalars: ScalarLog
     record: RunRecord = field(default_factory=RunRecord)
+    batch_rng: 'np.random.Generator | None' = None
 
     @property
     def is_pretrain(self) -> bool:

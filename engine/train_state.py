@@ -162,10 +162,11 @@ class TrainState:
     def scored(self) -> nn.Module:
         """Return the model whose weights are scored, and `model` in checkpoints.
 
-        It is the trained model, or its submodule `scored` if it has one, for example an average of
-        the weights that `after_step` updates.
+        It is the trained model, or its submodule `scored`, for example an average of the weights
+        that `after_step` updates.
         """
-        return getattr(self.module, 'scored', self.module)
+        model = self.module
+        return model if model.scored is None else model.scored
 
     @property
     def steps_per_epoch(self) -> int:

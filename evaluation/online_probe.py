@@ -59,9 +59,8 @@ class OnlineProbe:
         values, done = self.validate(run, model, epoch), epoch + 1
         if done % run.config.EVAL.PROBE_EVERY and done != run.config.TRAIN.EPOCHS:
             return values
-        encoder = getattr(model, 'whole_encoder', model.encoder)
         with autocast(run.config, run.device):
-            features = extract_features(run, encoder, self.loader)
+            features = extract_features(run, model.whole_encoder, self.loader)
         fold = patient_folds(self.targets, self.records.patient)
         counts = [PLAIN_NUM_NEIGHBOURS]
         (logits,) = out_of_fold_votes(features, self.targets, fold, counts, run.device)

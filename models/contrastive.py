@@ -33,13 +33,14 @@ from torch.nn import functional as F
 from config import REGISTRIES, require
 from models.encoder import ENCODERS, Encoder
 from models.grouped_batch_norm import normalise_in_groups
+from models.model import Model
 from system import distributed
 
 METHODS = REGISTRIES['CONTRASTIVE.METHOD']
 SHARE_LEFT = 0.01  # largest share of the initial weights left in a momentum encoder after a run
 
 
-class ContrastiveMethod(nn.Module, ABC):
+class ContrastiveMethod(Model, ABC):
     """Base class of the methods: an encoder, a projector, and a counter of training steps.
 
     The constructor's arguments are the options of section CONTRASTIVE that the method reads, in
@@ -66,8 +67,11 @@ class ContrastiveMethod(nn.Module, ABC):
 
     @property
     def whole_encoder(self) -> Encoder:
-        """Return the complete encoder, which can load pre-trained weights."""
         return self._whole_encoder[0]
+
+    @property
+    def pretrained_module(self) -> Encoder:
+        return self.whole_encoder
 
     @classmethod
     def num_views(cls, config: Any) -> tuple[int, int]:
@@ -105,9 +109,6 @@ class ContrastiveMethod(nn.Module, ABC):
     @abstractmethod
     def loss(self, *views: Tensor) -> Tensor:
         """Compute the loss of the views of B images, each [B, C, S, S]. Returns a scalar."""
-
-    def encoder_loaded(self) -> None:
-        """Update copies of the encoder after pre-trained weights were loaded."""
 
     def begin_step(self) -> None:
         """Update the state of the method at the start of each training step."""

@@ -19,12 +19,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from config import REGISTRIES, encoder_node
+from models.model import Model
 
 ENCODERS = REGISTRIES['MODEL.TYPE']
 MAP_CELLS = 7  # smallest side of the grid of a saliency map
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(Model, ABC):
     """A classifier whose features can also be used without the head.
 
     The options of an encoder are in the section MODEL.<TYPE>, for example MODEL.SWIN. The
@@ -97,14 +98,6 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def get_layer_id(self, name: str) -> int:
         """Return the layer of a parameter, from 0 (input) to get_num_layers() + 1 (head)."""
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the parameters without weight decay, in addition to vectors and biases."""
-        return set()
-
-    def no_weight_decay_keywords(self) -> set[str]:
-        """Return parts of dotted names. Parameters whose name has one of them do not decay."""
-        return set()
 
     def saliency_layer(self) -> nn.Module | None:
         """Return the module whose output Grad-CAM explains, [B, F, h, w] or tokens [B, L, F].

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from config import REGISTRIES, require
 from data.masking import mask_generator
 from models.encoder import ENCODERS, PatchEncoder, masked_version
+from models.model import Model
 from models.swin_transformer import BasicLayer, SwinTransformer, init_linear_or_table
 from models.vision_transformer import VisionTransformer
 
@@ -50,11 +51,10 @@ SMALLEST_WINDOW, LARGEST_WINDOW = 4, 7
 NORM_EPS = 1e-5  # the default of nn.LayerNorm
 
 
-class MaskedModel(nn.Module, ABC):
+class MaskedModel(Model, ABC):
     """Base class of the methods of masked pre-training (MODEL.PRETRAIN).
 
-    As for contrastive methods, the engine calls `begin_step` before each optimizer step and
-    `encoder_loaded` after pre-trained weights were loaded, if a method has them.
+    `Model` has the hooks of training that a method may override.
 
     Attributes:
         title: Name of the method for model cards.
@@ -122,6 +122,10 @@ class MaskedModel(nn.Module, ABC):
     def held_out_features(self, x: Tensor) -> Tensor:
         """Return features [B, F] of whole images. Validation uses them to detect a collapse."""
         raise NotImplementedError(f'{self.title} is validated by its target')
+
+    @property
+    def whole_encoder(self) -> PatchEncoder:
+        return self.encoder
 
     def no_weight_decay(self) -> set[str]:
         return {f'encoder.{name}' for name in self.encoder.no_weight_decay()}

@@ -11,6 +11,15 @@ from engine.launch import Run
 from engine.loop import train_one_epoch
 from engine.train_state import TrainState
 from logger import ScalarLog
+from models.model import Model
+
+
+class Linear(Model, nn.Linear):
+    """A linear layer with the hooks of training."""
+
+    def __init__(self, *sizes: int) -> None:
+        nn.Linear.__init__(self, *sizes, bias=False)
+        self.scored = None
 
 
 class Keys(list):
@@ -47,7 +56,7 @@ def one_epoch(
     `rate` is a number, or a function of the batch of the run.
     """
     config = config_with(**keys)
-    model = nn.Linear(3, 1, bias=False)
+    model = Linear(3, 1)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
     rate_of = rate if callable(rate) else lambda step: rate

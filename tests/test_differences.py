@@ -25,6 +25,7 @@ from data.transforms import EvalTransform
 from engine import loop
 from engine.launch import Process, setup_run
 from logger import read_metrics
+from models.model import Model
 from system import distributed
 from utils import read_checkpoint
 
@@ -88,7 +89,7 @@ def test_elements_of_the_gradient_are_clipped_after_its_norm(tmp_path):
     np.testing.assert_allclose(state.model.weight[0].detach(), weight - 0.1 * gradient, rtol=1e-5)
 
 
-class Wrapped(nn.Module):
+class Wrapped(Model):
     """Stands for DistributedDataParallel and records which forward passes exchange gradients."""
 
     def __init__(self, module: nn.Module) -> None:

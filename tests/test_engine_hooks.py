@@ -1,4 +1,4 @@
-"""The hooks of training: an average of the weights, and a loss with random numbers of its own."""
+"""The hooks of training: an average of the weights, and random numbers of each batch."""
 
 import shutil
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import main_finetune
 from engine.average import average_weights
+from engine.run_record import Run
 from utils import read_checkpoint
 
 DECAY = 0.5
@@ -79,27 +80,23 @@ def test_the_average_follows_each_optimizer_step(tmp_path: Path) -> None:
     torch.testing.assert_close(state.scored.weight.data, expected.data)
 
 
-class Mixup:
-    """Mixes each image with the next one by a drawn share, and keeps the shares."""
+def test_the_random_numbers_of_a_batch_depend_on_seed_epoch_and_batch_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    monkeypatch.setattr('one_epoch.Run', lambda *facts: runs.append(Run(*facts)) or runs[-1])
 
-    def __init__(self) -> None:
-        self.shares = []
-
-    def begin_batch(self, rng: np.random.Generator) -> None:
-        self.shares.append(rng.random())
-
-    def __call__(self, model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-        (images,), share = batch, self.shares[-1]
-        return squares(model, (share * images + (1 - share) * images.roll(1, 0),))
-
-
-def test_the_draws_of_a_loss_depend_on_seed_epoch_and_batch_alone(tmp_path: Path) -> None:
     def draws_of(epoch: int, seed: int, first: int = 0) -> list[float]:
         np.random.seed(first)
         torch.manual_seed(first)
-        loss = Mixup()
-        one_epoch(tmp_path, five_batches(), loss, epoch=epoch, first_batch=first, SEED=seed)
-        return loss.shares
+        draws = []
+
+        def noting(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
+            draws.append(runs[-1].batch_rng.random())
+            return squares(model, batch)
+
+        one_epoch(tmp_path, five_batches(), noting, epoch=epoch, first_batch=first, SEED=seed)
+        return draws
 
     whole = draws_of(epoch=7, seed=0)
     assert len({*whole}) == 5

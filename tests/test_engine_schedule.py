@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from one_epoch import Linear
 from tiny import config_with
-from torch import nn
 
 from config import Config
 from engine.interruptions import Preempted
@@ -39,7 +39,7 @@ class Requests:
 
 
 def new_state(num_batches: int = 7, accumulation: int = 2, **values: object) -> TrainState:
-    model = nn.Linear(2, 1)
+    model = Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     updates = []
     scheduler = SimpleNamespace(step_update=updates.append, updates=updates)

@@ -178,7 +178,7 @@ def published_steps(config: Config, stage: str, steps: int) -> Case:
         model, loss_fn, optimizer, scaler, batch = begin()
         on_gpu = batch[0].is_cuda
         for _ in range(steps):
-            getattr(model, 'begin_step', int)()
+            model.begin_step()
             optimizer.zero_grad()
             with torch.autocast('cuda', torch.float16, enabled=on_gpu), published_layers():
                 loss = loss_fn(model, batch)
