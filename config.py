@@ -13,7 +13,7 @@ from typing import NoReturn
 from yacs.config import CfgNode
 
 # Other modules import the mechanism from here, so that the options below are declared first.
-from options.checks import CHEXPERT_VALUES, PROBES, check_config  # noqa: F401
+from options.checks import CHEXPERT_VALUES, PROBES, check_config, refuse_other_stage  # noqa: F401
 from options.declaration import OPTIONS, Option, Own, Section, declare
 from options.legacy import EARLIER_VALUES, LEGACY_KEYS  # noqa: F401
 from options.parts import (  # noqa: F401
@@ -45,6 +45,15 @@ EFFECTS = {
     'nothing': 'neither weights nor scores: paths, division of work, saving and printing',
 }
 TRAINED = ('weights', 'model', 'outputs', 'patients')  # effects on the trained model
+# Stage of a main, main_<stage>.py -> what it does.
+STAGES = {
+    'simmim': 'SimMIM pre-training',
+    'contrastive': 'Contrastive pre-training',
+    'finetune': 'Fine-tuning and evaluation',
+}
+# Stages of options that more than one of them uses.
+PRETRAINING = ('simmim', 'contrastive')
+AUGMENTED = ('contrastive', 'finetune')  # SimMIM and MAE only crop and flip
 VIEWS = ('frontal', 'lateral', 'all')
 FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 PRETRAIN_FILTER = 'bilinear'  # resizes in pre-training, as in SimMIM
@@ -62,6 +71,12 @@ IMAGE_SOURCES = {
 # other files, the contents tell the format.
 IMAGE_DECODERS = {'.dcm': 'data.dicom:read_dicom', '.dicom': 'data.dicom:read_dicom'}
 _C = Section()
+_C.STAGE = Own(
+    '',
+    "Stage of these options; '': any. A run writes its own into config.yaml.",
+    one_of=('', *STAGES),
+    affects='nothing',
+)
 _C.BASE = Option(
     [''], 'YAML files that are read before this one, relative to its folder.', affects='nothing'
 )
@@ -93,9 +108,10 @@ _C.DATA.DATASET = Option(
 )
 _C.DATA.SOURCES = Own(
     [],
-    'Pre-training on several data sets: list of mappings with name, dataset, path (in DATA_PATH) '
+    'Several data sets: list of mappings with name, dataset, path (in DATA_PATH) '
     'and optionally share (of the patients) or images (at most).',
     file='data.sources',
+    stage=PRETRAINING,
 )
 _C.DATA.IMG_SIZE = Option(224, "Side of the model's square input, in pixels.", within='[1, 8192]')
 _C.DATA.INTERPOLATION = Option(
@@ -113,8 +129,11 @@ _C.DATA.MASK_PATCH_SIZE = Option(
     32,
     "Side of a mask unit in pixels; divides IMG_SIZE, and is a multiple of the model's patch.",
     within='[1, inf)',
+    stage='simmim',
 )
-_C.DATA.MASK_RATIO = Option(0.6, 'Share of the mask units that are hidden.', within='(0, 1)')
+_C.DATA.MASK_RATIO = Option(
+    0.6, 'Share of the mask units that are hidden.', within='(0, 1)', stage='simmim'
+)
 _C.DATA.TRAIN_CSV = Own(
     'train.csv',
     'Training labels, relative to DATA_PATH. For MIMIC-CXR and layouts: list of images (column '
@@ -155,18 +174,22 @@ _C.DATA.UNCERTAIN = Own(
     stage='finetune',
 )
 # Set by hand: docs/explanation/policies.md: the best published policy differs by label.
-_C.DATA.UNCERTAIN_BY_LABEL = Own({}, "Policies of single labels, such as {'Edema': 'zeros'}.")
+_C.DATA.UNCERTAIN_BY_LABEL = Own(
+    {}, "Policies of single labels, such as {'Edema': 'zeros'}.", stage='finetune'
+)
 _C.DATA.SELF_TRAIN_PREDICTIONS = Own(
-    '', "'self_train': CSV file with a run's predictions of the training images.", affects='nothing'
+    '',
+    "'self_train': CSV file with a run's predictions of the training images.",
+    affects='nothing',
+    stage='finetune',
 )
 _C.DATA.PSEUDO_LABELS = Own(
-    '', "CSV file of pseudo-labels for patients outside the subset; '': none."
+    '', "CSV file of pseudo-labels for patients outside the subset; '': none.", stage='finetune'
 )
 _C.DATA.BLANK = Own(
     'negative',
     'Target of a label that is not mentioned, in training and scoring.',
     parts={'negative': 'data.labels', 'ignore': 'data.labels'},
-    stage='finetune',
     affects=('weights', 'selection'),
 )
 _C.DATA.TRAIN_FRACTION = Own(
@@ -181,6 +204,7 @@ _C.DATA.SAMPLER = Own(
     'uniform',
     "Order of the images in fine-tuning: 'uniform', or 'weighted' by label.",
     one_of=('uniform', 'weighted'),
+    stage='finetune',
 )
 _C.DATA.PREPROCESS = Own(
     [],
@@ -197,7 +221,9 @@ _C.DATA.LUNG_MASKS = Own(
     affects='nothing',
 )
 _C.DATA.DEMOGRAPHICS = Own(
-    '', "CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none."
+    '',
+    "CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none.",
+    stage='finetune',
 )
 _C.DATA.LABELLER = Own(
     'chexpert',
@@ -230,12 +256,13 @@ _C.DATA.MASK_TYPE = Own(
 )
 _C.DATA.LEAVE_OUT = Own(
     '',
-    "Pre-training: CSV file whose column `file` lists images to exclude; '': none.",
+    "CSV file whose column `file` lists images to exclude; '': none.",
     file='data.sources',
+    stage=PRETRAINING,
 )
 # Set by hand: docs/explanation/differences.md: a folder whose scored images are not used.
 _C.DATA.ALLOW_ALL_IMAGES = Own(
-    False, "Whether DATASET 'folder' may include images that are scored later."
+    False, "Whether DATASET 'folder' may include images that are scored later.", stage=PRETRAINING
 )
 _C.MODEL = Section()
 _C.MODEL.TYPE = Option(
@@ -280,7 +307,9 @@ _C.MODEL.DROP_RATE = Option(0.0, 'Dropout after the embedding, attention and MLP
 _C.MODEL.DROP_PATH_RATE = Option(
     0.1, 'Stochastic depth of the last block; the first has 0.', within='[0, 1)'
 )
-_C.MODEL.LABEL_SMOOTHING = Option(0.1, 'Label smoothing; 0 for CheXpert labels.', within='[0, 1)')
+_C.MODEL.LABEL_SMOOTHING = Option(
+    0.1, 'Label smoothing; 0 for CheXpert labels.', within='[0, 1)', stage='finetune'
+)
 _C.MODEL.SWIN = Section(affects='model')
 _C.MODEL.SWIN.PATCH_SIZE = Option(4, 'Side of a token, in pixels.', within='[1, inf)')
 _C.MODEL.SWIN.EMBED_DIM = Option(
@@ -318,20 +347,18 @@ _C.MODEL.VIT.USE_SHARED_RPB = Option(True, 'Whether all blocks share a relative 
 _C.MODEL.VIT.USE_SINCOS = Own(False, 'Whether fixed sine-cosine positions are added (MAE).')
 _C.MODEL.TIMM = Section(affects='model')
 _C.MODEL.TIMM.NAME = Own('resnet50', "Name of a timm model, such as 'densenet121'.")
-_C.MODEL.SIMMIM = Section()
+_C.MODEL.SIMMIM = Section(stage='simmim')
 _C.MODEL.SIMMIM.HEAD = Own(
     'linear',
     "Prediction head; SimMIM's is 'linear'.",
     parts=dict.fromkeys(
         ('linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'), 'models.simmim'
     ),
-    stage='simmim',
 )
 _C.MODEL.SIMMIM.LOSS = Own(
     'l1',
     'Distance between reconstruction and image.',
     parts=dict.fromkeys(('l1', 'l2', 'smooth_l1'), 'models.simmim'),
-    stage='simmim',
 )
 _C.MODEL.SIMMIM.LOSS_PIXELS = Own('masked', 'Pixels in the loss.', one_of=('masked', 'all'))
 _C.MODEL.SIMMIM.TARGET_SIZE = Own(
@@ -343,9 +370,8 @@ _C.MODEL.SIMMIM.TARGET = Own(
     'pixels',
     "Target: 'pixels', 'patch_normalised' (standardised mask units), 'hog' (MaskFeat).",
     parts=dict.fromkeys(('pixels', 'patch_normalised', 'hog'), 'models.simmim'),
-    stage='simmim',
 )
-_C.MODEL.MAE = Section()
+_C.MODEL.MAE = Section(stage='simmim')
 _C.MODEL.MAE.DECODER_EMBED_DIM = Own(
     512, 'Width of the decoder, a multiple of 4.', within='[1, inf)'
 )
@@ -361,10 +387,11 @@ _C.TRAIN.START_EPOCH = Option(0, 'Always 0; a resumed run continues by itself.',
 _C.TRAIN.EPOCHS = Option(300, 'Epochs, with warm-up.', within='[1, inf)')
 _C.TRAIN.AVERAGE = Own(
     0.0,
-    'Fine-tuning: decay per step of an average of the weights, which is then scored and saved; 0: '
+    'Decay per step of an average of the weights, which is then scored and saved; 0: '
     'none.',
     within='[0, 1)',
     file='engine.average',
+    stage='finetune',
 )
 _C.TRAIN.WARMUP_EPOCHS = Option(20, 'Epochs of linear warm-up.', within='[0, inf)')
 _C.TRAIN.WEIGHT_DECAY = Option(
@@ -396,9 +423,13 @@ _C.TRAIN.COMPILE = Own(
     "torch.compile: 'auto' (on a GPU, not on a CPU) or 'none'.",
     one_of=('auto', 'none'),
     file='engine.compilation',
+    off=('none',),
 )
 _C.TRAIN.LAYER_DECAY = Option(
-    1.0, 'Fine-tuning: ratio of the learning rates of a layer and the next.', within='(0, 1]'
+    1.0,
+    'Ratio of the learning rates of a layer and the next.',
+    within='(0, 1]',
+    stage='finetune',
 )
 _C.TRAIN.SAVE_EVERY_STEPS = Own(
     0,
@@ -453,30 +484,50 @@ _C.TRAIN.OPTIMIZER.BETAS = Option(
 _C.TRAIN.OPTIMIZER.MOMENTUM = Option(0.9, 'SGD: Nesterov momentum.', within='(0, 1)')
 _C.AUG = Section()
 _C.AUG.COLOR_JITTER = Option(
-    0.4, 'Brightness and contrast jitter; 0: none. Not for SimMIM and MAE.', within='[0, inf)'
+    0.4,
+    'Brightness and contrast jitter; 0: none.',
+    within='[0, inf)',
+    stage=AUGMENTED,
 )
-_C.AUG.JITTER_CONTRAST = Own(True, 'Whether COLOR_JITTER changes the contrast, too.')
+_C.AUG.JITTER_CONTRAST = Own(
+    True, 'Whether COLOR_JITTER changes the contrast, too.', stage=AUGMENTED
+)
 _C.AUG.AUTO_AUGMENT = Option(
-    'rand-m9-mstd0.5-inc1', "timm's augmentation policy; 'none' for CheXpert labels."
+    'rand-m9-mstd0.5-inc1',
+    "timm's augmentation policy; 'none' for CheXpert labels.",
+    stage='finetune',
 )
-_C.AUG.REPROB = Option(0.25, 'Fine-tuning: probability of random erasing.', within='[0, 1]')
+_C.AUG.REPROB = Option(
+    0.25, 'Probability of random erasing.', within='[0, 1]', stage='finetune'
+)
 _C.AUG.REMODE = Option(
     'pixel',
     "Fill of an erased area: 'const' (0), 'rand' (one value per area), 'pixel' (per pixel).",
     one_of=('const', 'rand', 'pixel'),
+    stage='finetune',
 )
-_C.AUG.RECOUNT = Option(1, 'Most erased areas per image.', within='[1, inf)')
-_C.AUG.MIXUP = Option(0.8, 'Beta parameter of Mixup; 0 for CheXpert labels.', within='[0, inf)')
-_C.AUG.CUTMIX = Option(1.0, 'Beta parameter of CutMix; 0 for CheXpert labels.', within='[0, inf)')
+_C.AUG.RECOUNT = Option(1, 'Most erased areas per image.', within='[1, inf)', stage='finetune')
+_C.AUG.MIXUP = Option(
+    0.8, 'Beta parameter of Mixup; 0 for CheXpert labels.', within='[0, inf)', stage='finetune'
+)
+_C.AUG.CUTMIX = Option(
+    1.0, 'Beta parameter of CutMix; 0 for CheXpert labels.', within='[0, inf)', stage='finetune'
+)
 _C.AUG.CUTMIX_MINMAX = Option(
-    None, "Range of CutMix's area ratio; None for CheXpert labels.", within='[0, 1]', or_none=list
+    None,
+    "Range of CutMix's area ratio; None for CheXpert labels.",
+    within='[0, 1]',
+    or_none=list,
+    stage='finetune',
 )
-_C.AUG.MIXUP_PROB = Option(1.0, 'Probability that a batch is mixed.', within='[0, 1]')
+_C.AUG.MIXUP_PROB = Option(
+    1.0, 'Probability that a batch is mixed.', within='[0, 1]', stage='finetune'
+)
 _C.AUG.MIXUP_SWITCH_PROB = Option(
-    0.5, 'Probability of CutMix if Mixup is also on.', within='[0, 1]'
+    0.5, 'Probability of CutMix if Mixup is also on.', within='[0, 1]', stage='finetune'
 )
 _C.AUG.MIXUP_MODE = Option(
-    'batch', 'Unit that shares a mixing ratio.', one_of=('batch', 'pair', 'elem')
+    'batch', 'Unit that shares a mixing ratio.', one_of=('batch', 'pair', 'elem'), stage='finetune'
 )
 _C.AUG.CROP_AREA = Own(
     [],
@@ -486,20 +537,25 @@ _C.AUG.CROP_AREA = Own(
 )
 _C.AUG.HFLIP = Own(0.5, 'Probability of a horizontal flip, in all stages.', within='[0, 1]')
 _C.AUG.ROTATION = Own(
-    0.0, 'Maximum rotation in degrees. Not for SimMIM and MAE.', within='[0, 180]'
+    0.0, 'Maximum rotation in degrees.', within='[0, 180]', stage=AUGMENTED
 )
 _C.AUG.DISTORTION = Own(
-    0.0, 'Maximum shift of a corner, in half sides. Not for SimMIM and MAE.', within='[0, 0.66]'
+    0.0,
+    'Maximum shift of a corner, in half sides.',
+    within='[0, 0.66]',
+    stage=AUGMENTED,
 )
 _C.AUG.NOISE = Own(
     0.0,
-    'SimMIM and MAE: Gaussian noise on input and target, in grey levels of 255.',
+    'Gaussian noise on input and target, in grey levels of 255.',
     within='[0, 255]',
+    stage='simmim',
 )
 _C.AUG.RANDAUGMENT = Own(
     [],
-    'Fine-tuning: RandAugment as [operations, magnitude from 0 to 30]; []: none.',
+    'RandAugment as [operations, magnitude from 0 to 30]; []: none.',
     within='[0, 30]',
+    stage='finetune',
 )
 _C.TEST = Section(affects='scores')
 _C.TEST.CROP = Option(
@@ -522,6 +578,7 @@ _C.EVAL.PREPROCESS = Own(
     or_none=list,
     affects=('selection', 'scores'),
     file='data.preprocess_steps',
+    off=([],),
 )
 _C.EVAL.DATA_PATH = Own(
     '',
@@ -545,12 +602,14 @@ _C.EVAL.HOLDOUT_IMAGES = Own(
     256,
     'Held-out images of each data set in the validation of pre-training; 0: all.',
     within='[0, inf)',
+    stage=PRETRAINING,
 )
 _C.EVAL.PROBE_EVERY = Own(
     0,
-    'Pre-training: epochs between two probes with labels of held-out patients; 0: none.',
+    'Epochs between two probes with labels of held-out patients; 0: none.',
     within='[0, inf)',
     file='evaluation.online_probe',
+    stage=PRETRAINING,
 )
 _C.EVAL.MASK_RATIO = Own(
     0.0,
@@ -558,8 +617,11 @@ _C.EVAL.MASK_RATIO = Own(
     within='[0, 1)',
     affects=('selection', 'scores'),
     file='models.vision_transformer',
+    stage='finetune',
 )
-_C.EVAL.PREDICT_TRAIN = Own(False, 'Whether predictions of training images are written, too.')
+_C.EVAL.PREDICT_TRAIN = Own(
+    False, 'Whether predictions of training images are written, too.', stage='finetune'
+)
 _C.EVAL.THRESHOLD = Own(
     'youden',
     "Rule for the thresholds, set on held-out patients; 'half': always 0.5.",
@@ -567,10 +629,15 @@ _C.EVAL.THRESHOLD = Own(
     stage='finetune',
 )
 _C.EVAL.RESAMPLES = Own(
-    1000, 'Bootstrap resamples of the patients; 0: no intervals.', within='[0, inf)'
+    1000,
+    'Bootstrap resamples of the patients; 0: no intervals.',
+    within='[0, inf)',
+    stage='finetune',
 )
-_C.EVAL.GROUPS = Own([], 'More columns for subgroups, from the CSV files or DATA.DEMOGRAPHICS.')
-_C.LOSS = Section()
+_C.EVAL.GROUPS = Own(
+    [], 'More columns for subgroups, from the CSV files or DATA.DEMOGRAPHICS.', stage='finetune'
+)
+_C.LOSS = Section(stage='finetune')
 _C.LOSS.NAME = Own(
     'bce',
     "Loss of fine-tuning; the 'cross_entropy' ones are for 'single_label'.",
@@ -581,14 +648,12 @@ _C.LOSS.NAME = Own(
         ),
         'models.losses',
     ),
-    stage='finetune',
 )
-_C.CONTRASTIVE = Section()
+_C.CONTRASTIVE = Section(stage='contrastive')
 _C.CONTRASTIVE.METHOD = Own(
     'moco',
     'Method of main_contrastive.py.',
     parts=dict.fromkeys(('simclr', 'moco', 'byol', 'swav'), 'models.contrastive'),
-    stage='contrastive',
 )
 _C.CONTRASTIVE.TEMPERATURE = Own(
     None, 'Temperature that divides cosines; None: by method.', within='(0, inf)', or_none=float
@@ -618,13 +683,14 @@ _C.CONTRASTIVE.FIRST_CROP_AREA = Own(
     'AUG.CROP_AREA of the first view, such as [1.0, 1.0]; []: as of the second.',
     within='[0, 1]',
 )
-_C.FINETUNE = Section()
+_C.FINETUNE = Section(stage='finetune')
 _C.FINETUNE.MODE = Own(
     'full',
     "Trained part: 'full', 'last_layer' (the head), a classifier on features of the frozen encoder "
     "('linear_probe', 'knn', 'attentive_probe'), or no encoder: the pixel baseline ('pixels').",
     one_of=('full', 'last_layer', *PROBES),
     file='evaluation.probes',
+    off=('last_layer',),
 )
 _C.FINETUNE.MASK_RATIO = Own(
     0.0,
@@ -632,8 +698,10 @@ _C.FINETUNE.MASK_RATIO = Own(
     within='[0, 1)',
     file='models.vision_transformer',
 )
-_C.REPORT = Section(affects='scores')
-_C.REPORT.WRITE = Own(True, 'Whether a report is written.', file='evaluation.run_report')
+_C.REPORT = Section(affects='scores', stage='finetune')
+_C.REPORT.WRITE = Own(
+    True, 'Whether a report is written.', file='evaluation.run_report', off=(False,)
+)
 _C.REPORT.MAPS = Own(
     2,
     'Saliency maps per label and kind of case; 0: the report shows no X-rays at all.',
@@ -739,6 +807,9 @@ def get_config(args: argparse.Namespace) -> Config:
         if value is not None:
             put(config, key, value, '--' + flag.replace('_', '-'))
     stage = getattr(args, 'stage', None)
+    if stage:
+        refuse_other_stage(config, stage)
+        config.STAGE = stage
     # Before the checks, which compare the number of outputs with the labels of the task.
     fit_to_task(config, stage)
     check_config(config, stage)
@@ -776,13 +847,9 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(stage: str) -> argparse.ArgumentParser:
     """Build the parser of a stage: 'simmim', 'contrastive' or 'finetune'. Absent flags are None."""
-    title = {
-        'simmim': 'SimMIM pre-training',
-        'contrastive': 'Contrastive pre-training',
-        'finetune': 'Fine-tuning and evaluation',
-    }[stage]
     parser = Parser(
-        description=f'{title}. Start it with python, or with torchrun for several processes.',
+        description=f'{STAGES[stage]}. Start it with python, or with torchrun for several '
+        'processes.',
         allow_abbrev=False,
     )
     parser.set_defaults(stage=stage)

@@ -148,9 +148,6 @@ def setup_run(args: Namespace, process: Process) -> None:
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
         if not is_safe:
             logger.warning(f'{folder} cannot be locked: do not start two runs with this --tag')
-        name = config.MODEL.NAME  # fine-tuning refuses the options of pre-training
-        if 'finetune' in name and args.stage != 'finetune':
-            logger.warning(f'MODEL.NAME is {name}, but this is pre-training: is --cfg right?')
         scalars = ScalarLog(folder, writes, config=config, logger=logger)
     except OSError as error:
         problem = (

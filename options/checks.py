@@ -4,7 +4,7 @@ from pathlib import PurePath
 
 from options.declaration import OPTIONS, is_inside
 from options.parts import OptionError, module_of, part, require
-from options.values import Config, value_at
+from options.values import COMMAND_LINE, Config, given_keys, value_at
 
 # Modes that fit a classifier on features of a frozen encoder, or the pixel baseline.
 PROBES = ('linear_probe', 'knn', 'attentive_probe', 'pixels')
@@ -30,16 +30,52 @@ def check_config(config: Config, stage: str | None = None) -> None:
         _check_finetuning(config)
     # Only the selected parts are imported, and each one knows the rules of its own options.
     for key, option in OPTIONS.items():
-        if option.parts and option.stage in ('', stage):
+        if option.parts and option.is_used_in(stage):
             selected = part(config, key)
             for each in selected if isinstance(selected, list) else [selected]:
                 if hasattr(each, 'check'):
                     each.check(config, stage)
-        # An option with its default switches nothing on, so its file is not needed.
-        if option.file and value_at(config, key) != option.default:
+        # An option with its default, or with a value that is off, needs nothing of its file.
+        if option.file and value_at(config, key) not in (option.default, *option.off):
             module = module_of(key)
             if hasattr(module, 'check'):
                 module.check(config, stage)
+
+
+def refuse_other_stage(config: Config, stage: str) -> None:
+    """Reject a config file of another stage, and --opts that this stage does not use.
+
+    A file may have options of other stages beside those that only this stage uses. The --cfg file
+    decides whether it is of this stage, or else its BASE files.
+
+    Args:
+        config: Options that have been merged from files and --opts.
+        stage: 'simmim', 'contrastive' or 'finetune', the stage of main_<stage>.py.
+
+    Raises:
+        OptionError: If the options are of another stage. The message names the option, its source
+            and the main that uses it.
+    """
+    if config.STAGE not in ('', stage):
+        raise OptionError(
+            f'STAGE is {config.STAGE!r}, so these are options of main_{config.STAGE}.py, and this '
+            f'is main_{stage}.py: choose another --cfg'
+        )
+    given = [(key, source) for key, source in given_keys(config) if key in OPTIONS]
+    stages = {}  # source -> stages of its options that only one stage uses
+    for key, source in given:
+        if source != COMMAND_LINE and len(OPTIONS[key].stage) == 1:
+            stages.setdefault(source, set()).update(OPTIONS[key].stage)
+    last = next(reversed(stages.values()), set())  # files come after their BASE files
+    for key, source in reversed(given):
+        option = OPTIONS[key]
+        if not option.is_used_in(stage) and (source == COMMAND_LINE or stage not in last):
+            mains = ' and '.join(f'main_{name}.py' for name in option.stage)
+            remedy = 'leave it out' if source == COMMAND_LINE else 'choose another --cfg'
+            raise OptionError(
+                f'{key} in {source} is an option of {mains}, and main_{stage}.py does not use it: '
+                f'{remedy}'
+            )
 
 
 def _check_names(config: Config) -> None:
@@ -91,12 +127,6 @@ def _check_schedule(config: Config) -> None:
 
 
 def _check_finetuning(config: Config) -> None:
-    unsuited = any(value_at(config, key) != works for key, works in CHEXPERT_VALUES.items())
-    if unsuited and 'pretrain' in config.MODEL.NAME:
-        raise OptionError(
-            f'--cfg is a pre-training config (MODEL.NAME {config.MODEL.NAME}), but '
-            'main_finetune.py needs a fine-tuning config, such as simmim_finetune__*.yaml'
-        )
     for key, works in CHEXPERT_VALUES.items():
         require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
     holds = not (config.FINETUNE.MODE == 'pixels' and config.PRETRAINED)

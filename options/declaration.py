@@ -21,8 +21,10 @@ class Option:
             registers the part (`Registry`), and is imported when the part is used. A module for
             `suffix` is the one of all paths.
         file: Module that implements the option (`module_of`). If it has a function
-            `check(config, stage)`, this checks values other than the default.
-        stage: Stage of which a run uses the part; '': all stages.
+            `check(config, stage)`, this checks values that switch something on.
+        off: Values with which the file is not needed, besides the default.
+        stage: Stages that use the option, 'simmim', 'contrastive' or 'finetune'. None: those of
+            the section, or else all.
         within: Interval of the number, or of each number of a list, such as '[0, 1)'.
         or_none: Type of the values of an option that may also be None.
         suffix: Text that ends in this suffix, such as the path of a file, is allowed, too.
@@ -35,7 +37,8 @@ class Option:
     one_of: tuple = ()
     parts: Mapping[str, str] = field(default_factory=dict)
     file: str = ''
-    stage: str = ''
+    off: tuple = ()
+    stage: str | tuple[str, ...] | None = None
     within: str = ''
     or_none: type | None = None
     suffix: str = ''
@@ -66,6 +69,10 @@ class Option:
             return self.or_none is not None
         return all(map(self._allows, value if isinstance(value, (list, tuple)) else [value]))
 
+    def is_used_in(self, stage: str | None) -> bool:
+        """Return whether a stage uses the option; None: whether all stages do."""
+        return not self.stage or stage in self.stage
+
     def part_name(self, value: Any) -> Any:
         """Return the name of a value in `parts`: a path has the name `suffix`."""
         if self.suffix and str(value).endswith(self.suffix):
@@ -85,10 +92,11 @@ class Own(Option):
 class Section(dict):
     """Options and sections by name, which are also attributes."""
 
-    def __init__(self, affects: str = 'weights') -> None:
-        """`affects` is what its options affect unless they say otherwise."""
+    def __init__(self, affects: str = 'weights', stage: str | tuple[str, ...] = ()) -> None:
+        """`affects` and `stage` are those of its options unless they say otherwise."""
         super().__init__()
         self.__dict__['affects'] = affects
+        self.__dict__['stage'] = stage
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -119,13 +127,17 @@ def declare(options: dict[str, Any], node: CfgNode, section: str = '') -> None:
     for name, entry in options.items():
         key = f'{section}{name}'
         if isinstance(entry, Option):
-            affects = (
-                getattr(options, 'affects', 'weights') if entry.affects is None else entry.affects
-            )
-            OPTIONS[key] = replace(
-                entry, affects=(affects,) if isinstance(affects, str) else affects
-            )
+            affects, stage = entry.affects, entry.stage
+            if affects is None:
+                affects = getattr(options, 'affects', 'weights')
+            if stage is None:
+                stage = getattr(options, 'stage', ())
+            OPTIONS[key] = replace(entry, affects=_as_tuple(affects), stage=_as_tuple(stage))
             node[name] = CN(new_allowed=True) if entry.default == {} else entry.default
         else:
             node[name] = CN()
             declare(entry, node[name], f'{key}.')
+
+
+def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value

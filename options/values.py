@@ -24,11 +24,12 @@ class Config(CfgNode):
 
     def merge_from_list(self, cfg_list: list) -> None:
         if len(cfg_list) % 2:
-            raise ValueError(f'--opts needs pairs of KEY VALUE, got {cfg_list}')
-        _merge(self, dict(zip(cfg_list[::2], cfg_list[1::2], strict=True)), '--opts')
+            raise ValueError(f'{COMMAND_LINE} needs pairs of KEY VALUE, got {cfg_list}')
+        _merge(self, dict(zip(cfg_list[::2], cfg_list[1::2], strict=True)), COMMAND_LINE)
 
 
 DEFAULTS = Config()
+COMMAND_LINE = '--opts'
 
 
 def default_config() -> Config:
@@ -45,6 +46,11 @@ def shipped_file(path: str | Path) -> Path:
 def value_at(config: CfgNode, key: str) -> Any:
     """Return the value at a dotted key."""
     return _find(config, key, 'the config')
+
+
+def given_keys(config: Config) -> list[tuple[str, str]]:
+    """Return each key that a file or COMMAND_LINE has set, with its source, in their order."""
+    return config.__dict__.get('_given', [])
 
 
 def put(config: CfgNode, key: str, value: Any, source: str) -> None:
@@ -126,8 +132,10 @@ def _merge(config: Config, options: dict[str, Any], source: str) -> None:
     legacy |= {key: value for key, value in options.items() if LEGACY_KEYS.get(key)}
     if any(key in LEGACY_KEYS.values() for key in options):
         legacy.clear()
+    given = config.__dict__.setdefault('_given', [])
     for key, value in with_current_keys(legacy | options, config.MODEL.TYPE).items():
         put(config, key, value, source)
+        given.append((key, source))
 
 
 def _literal(text: str) -> Any:

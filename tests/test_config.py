@@ -15,6 +15,7 @@ from config import (
     FLAG_KEYS,
     OPTIONS,
     REGISTRIES,
+    STAGES,
     build_parser,
     check_config,
     config_changes,
@@ -24,11 +25,16 @@ from config import (
     flat_options,
     get_config,
     load_yaml,
+    refuse_other_stage,
     selecting_split,
     value_at,
 )
 
 ROOT = Path(__file__).parents[1]
+LABELS = [
+    *('DATA.DATASET', 'chexpert', 'MODEL.NUM_CLASSES', 14, 'MODEL.LABEL_SMOOTHING', 0),
+    *('AUG.AUTO_AUGMENT', 'none', 'AUG.MIXUP', 0, 'AUG.CUTMIX', 0),
+]  # fmt: skip
 
 
 def write(folder: Path, name: str, text: str) -> str:
@@ -44,8 +50,10 @@ def cfg(tmp_path) -> str:
     return write(tmp_path, 'run.yaml', 'TAG: default\n')
 
 
-def load(cfg: str, *words: str):
-    return get_config(build_parser('simmim').parse_args(['--cfg', cfg, *words]))
+def load(cfg: str, *words: str, stage: str | None = 'simmim'):
+    args = build_parser('simmim').parse_args(['--cfg', cfg, *words])
+    args.stage = stage
+    return get_config(args)
 
 
 def changed(*pairs):
@@ -56,8 +64,7 @@ def changed(*pairs):
 
 def chexpert(*pairs):
     """Options that fine-tuning accepts, with changes."""
-    labels = ['DATA.DATASET', 'chexpert', 'MODEL.NUM_CLASSES', 14, 'MODEL.LABEL_SMOOTHING', 0]
-    return changed(*labels, 'AUG.AUTO_AUGMENT', 'none', 'AUG.MIXUP', 0, 'AUG.CUTMIX', 0, *pairs)
+    return changed(*LABELS, *pairs)
 
 
 # Precedence
@@ -142,7 +149,7 @@ def test_the_config_is_frozen_and_launchers_may_give_a_rank(cfg) -> None:
 def test_a_value_is_read_the_same_from_opts_and_from_yaml(tmp_path, cfg, key, text, want) -> None:
     nested = f'{{{key.replace(".", ": {")}: {text}{"}" * key.count(".")}}}'
     written = write(tmp_path, 'value.yaml', nested.replace('(', '[').replace(')', ']'))
-    for config in (load(cfg, '--opts', key, text), load(written)):
+    for config in (load(cfg, '--opts', key, text, stage=None), load(written, stage=None)):
         got = reduce(getattr, key.split('.'), config)
         assert got == want and (type(got) is type(want) or isinstance(want, dict))
 
@@ -265,12 +272,93 @@ def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:
         check_config(changed(key, bad), 'simmim')
 
 
-@pytest.mark.parametrize('stage', ['simmim', 'contrastive'])
-def test_a_pre_training_config_in_fine_tuning_is_named(stage) -> None:
-    name = f'{stage}_pretrain'
-    with pytest.raises(ValueError, match=rf'pre-training config \(MODEL.NAME {name}\)'):
-        check_config(changed('DATA.DATASET', 'chexpert', 'MODEL.NAME', name), 'finetune')
-    check_config(chexpert('MODEL.NAME', name), 'finetune')  # a name alone is no mistake
+SHIPPED = sorted(path for path in ROOT.glob('configs/*/*.yaml') if '__' in path.name)
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_config_is_accepted_by_one_main_and_refused_by_the_others(path) -> None:
+    of = path.name.partition('_')[0] if 'pretrain' in path.name else 'finetune'
+    for stage in STAGES:
+        config = default_config()
+        config.merge_from_file(path)
+        if stage == of:
+            refuse_other_stage(config, stage)
+        else:
+            with pytest.raises(ValueError, match=rf'main_{of}\.py.*main_{stage}\.py.* --cfg'):
+                refuse_other_stage(config, stage)
+
+
+SMALLEST = {  # what a config of each stage may have at least
+    'simmim': 'DATA: {MASK_RATIO: 0.6}',
+    'contrastive': 'CONTRASTIVE: {METHOD: moco}',
+    'finetune': 'FINETUNE: {MODE: full}\nAUG: {AUTO_AUGMENT: none, MIXUP: 0, CUTMIX: 0}\n'
+    'MODEL: {NUM_CLASSES: 14, LABEL_SMOOTHING: 0}\nDATA: {DATASET: chexpert}',
+}
+
+
+@pytest.mark.parametrize('stage', STAGES)
+@pytest.mark.parametrize('of', STAGES)
+def test_the_options_of_a_config_tell_its_stage(of, stage, tmp_path) -> None:
+    """Those of the file itself count, or else those of its BASE files, or what a run recorded."""
+    write(tmp_path, 'base.yaml', SMALLEST[of])
+    other = next(name for name in STAGES if name not in (of, stage))
+    write(tmp_path, 'other.yaml', SMALLEST[other])
+    files = [
+        write(tmp_path, 'plain.yaml', SMALLEST[of]),
+        write(tmp_path, 'inherits.yaml', 'BASE: [base.yaml]\nSEED: 7'),
+        write(tmp_path, 'overrides.yaml', f'BASE: [other.yaml]\n{SMALLEST[of]}'),
+        write(tmp_path, 'config.yaml', config_text(load(str(tmp_path / 'base.yaml'), stage=of))),
+    ]
+    for file in files:
+        if stage == of:
+            assert load(file, stage=stage).STAGE == stage
+        else:
+            with pytest.raises(ValueError, match=rf'main_{of}\.py.*main_{stage}\.py'):
+                load(file, stage=stage)
+
+
+@pytest.mark.parametrize(
+    'stage, key, value',
+    [
+        ('simmim', 'LOSS.NAME', 'bce'),
+        ('simmim', 'AUG.ROTATION', '5'),
+        ('contrastive', 'DATA.MASK_RATIO', '0.5'),
+        ('finetune', 'CONTRASTIVE.BLUR', '0.5'),
+        ('finetune', 'MODEL.MAE.DECODER_DEPTH', '2'),
+    ],
+)
+def test_an_option_of_another_stage_in_opts_is_refused(stage, key, value, tmp_path) -> None:
+    cfg = write(tmp_path, 'run.yaml', SMALLEST[stage])
+    with pytest.raises(ValueError, match=rf'{key} in --opts .*main_{stage}.py does not use it'):
+        load(cfg, '--opts', key, value, stage=stage)
+
+
+def test_a_file_may_have_options_of_other_stages_beside_its_own(tmp_path) -> None:
+    cfg = write(tmp_path, 'run.yaml', 'DATA: {MASK_RATIO: 0.5, UNCERTAIN: zeros}')
+    assert load(cfg).DATA.MASK_RATIO == 0.5
+    lonely = write(tmp_path, 'lonely.yaml', 'AUG: {ROTATION: 5.0}')
+    with pytest.raises(ValueError, match='AUG.ROTATION.*main_contrastive.py and main_finetune.py'):
+        load(lonely)
+    assert load(lonely, stage='contrastive').AUG.ROTATION == 5
+
+
+def test_an_option_that_is_switched_off_imports_nothing() -> None:
+    keys = {key: option for key, option in OPTIONS.items() if option.off}
+    pairs = [(key, value) for key, option in keys.items() for value in option.off]
+    assert {key for key, _ in pairs} >= {'REPORT.WRITE', 'TRAIN.COMPILE', 'FINETUNE.MODE'}
+    code = f'import sys; sys.path.insert(0, {str(ROOT / "tests")!r})\n' + (
+        'from config import *\n'
+        'def loaded(pairs):\n'
+        '    config = default_config()\n'
+        f'    config.merge_from_list({LABELS!r})\n'
+        '    for pair in pairs: put(config, *pair, "test")\n'
+        '    check_config(config, "finetune")\n'
+        '    return {name for name in sys.modules if name.partition(".")[0] in '
+        '("engine", "evaluation", "data", "models")}\n'
+        f'assert loaded([]) == loaded({pairs!r})'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -312,8 +400,8 @@ def test_the_text_repeats_the_run(tmp_path) -> None:
     write(tmp_path, 'base.yaml', 'DATA: {UNCERTAIN_BY_LABEL: {Edema: zeros, Fracture: ignore}}')
     cfg = write(tmp_path, 'run.yaml', 'BASE: [base.yaml]\nTRAIN: {BASE_LR: 1e-4, MIN_LR: 1e-7}')
     opts = ['TRAIN.OPTIMIZER.BETAS', '(0.9, 0.95)', 'MODEL.VIT.INIT_VALUES', 'None']
-    first = load(cfg, '--opts', *opts, '--tag', '7', '--output', 'null')
-    again = load(write(tmp_path, 'elsewhere/config.yaml', config_text(first)))
+    first = load(cfg, '--opts', *opts, '--tag', '7', '--output', 'null', stage=None)
+    again = load(write(tmp_path, 'elsewhere/config.yaml', config_text(first)), stage=None)
     assert {**again, 'BASE': 0} == {**first, 'BASE': 0}
     assert again.BASE == [''] and again.OUTPUT == 'null'
     assert config_text(again) == config_text(first)

@@ -66,15 +66,16 @@ def tiny_config(path: Path, stage: str, model: dict = SWIN, **sections: dict) ->
     config = {
         'MODEL': model,
         'DATA': {'DATASET': 'chexpert', 'IMG_SIZE': 32, 'BATCH_SIZE': 4, 'NUM_WORKERS': 0,
-                 'MASK_PATCH_SIZE': 8, 'HOLDOUT_FRACTION': 0.2, 'UNCERTAIN': 'ignore',
-                 'TRAIN_IMAGES': 28},
+                 'HOLDOUT_FRACTION': 0.2, 'TRAIN_IMAGES': 28},
         'TRAIN': {'EPOCHS': 2, 'WARMUP_EPOCHS': 1, 'BASE_LR': 0.05, 'WARMUP_LR': 1e-4,
                   'ACCUMULATION_STEPS': 2},
         'PRINT_FREQ': 3, 'AMP_ON_CPU': 'never',
     }  # fmt: skip
     if stage == 'simmim':
+        config['DATA']['MASK_PATCH_SIZE'] = 8
         config['EVAL'] = {'HOLDOUT_IMAGES': 2}  # a figure of more takes longer than the training
     if stage == 'finetune':
+        config['DATA']['UNCERTAIN'] = 'ignore'
         config['AUG'] = dict(FINETUNE_AUG)
         config['TEST'] = {'CROP': False}
         config['REPORT'] = {'WRITE': False}

@@ -21,7 +21,8 @@ PAGE = 'reference/config.md'
 HEADER = """# Options
 
 Later sources override earlier ones: these defaults, `BASE` files, the YAML file (`--cfg FILE`),
-`--opts KEY VALUE ...`, and the other flags. All are checked before anything is built.
+`--opts KEY VALUE ...`, and the other flags. All are checked before anything is built. A file of
+another stage is refused: `main_<stage>.py` uses the options of its stage.
 
 Defaults are SimMIM's and suit ImageNet; the files in `configs/` have values for X-rays. SimMIM does
 not have the keys with a star. `python tools/config_reference.py` writes this page from `config.py`.
@@ -51,12 +52,13 @@ def _section(key: str) -> str:
 
 
 def _option_table(keys: list[str]) -> str:
-    rows = ['| key | default | meaning |', '| --- | --- | --- |']
+    rows = ['| key | default | meaning | stages |', '| --- | --- | --- | --- |']
     for key in keys:
         option = OPTIONS[key]
         mark = '\\*' if isinstance(option, Own) else ''
         meaning = _escaped(option.meaning) + _allowed(option)
-        rows.append(f'| `{key}`{mark} | `{option.default!r}` | {meaning} |')
+        stages = ', '.join(option.stage) or 'all'
+        rows.append(f'| `{key}`{mark} | `{option.default!r}` | {meaning} | {stages} |')
     return '\n'.join(rows)
 
 
