@@ -5,7 +5,7 @@ To add a policy for uncertain labels (DATA.UNCERTAIN), write one function with `
 
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NO_FINDING = 'No Finding'
+SUPPORT_DEVICES = 'Support Devices'
 LABELS = (
     NO_FINDING,
     'Enlarged Cardiomediastinum',
@@ -32,7 +33,7 @@ LABELS = (
     'Pleural Effusion',
     'Pleural Other',
     'Fracture',
-    'Support Devices',
+    SUPPORT_DEVICES,
 )
 COMPETITION_LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Pleural Effusion')
 
@@ -49,6 +50,10 @@ CELLS = {
     '-1': UNCERTAIN,
     '': BLANK,
 }
+
+# Two labels are one label if no image contradicts it, if this share of the images that state either
+# label state both, and if these have so many cases of each class; fewer may agree by chance.
+LEAST_COMMON, LEAST_OF_CLASS = 0.9, 5
 
 LABEL_SETS = Path(__file__).with_name('label_sets.yaml')
 
@@ -268,6 +273,95 @@ def _read_label_sets(name: str) -> list[tuple[str, ...]]:
     check_name('--label-sets', name, list(dict.fromkeys(key for row in rows for key in row)))
     found = [row.get(name, []) for row in rows]
     return [(labels,) if isinstance(labels, str) else tuple(labels) for labels in found]
+
+
+def same_labels(targets: np.ndarray, names: Sequence[str]) -> dict[str, str]:
+    """Find labels that are one label under several names, so that a mean counts them once.
+
+    Two labels are the same if they are equal, or one is the complement of the other, for all images
+    that state both. How many that must be, LEAST_COMMON and LEAST_OF_CLASS say.
+
+    Args:
+        targets: 1, 0, or NaN where the label is not known, [N, K].
+        names: Names of the labels, [K].
+
+    Returns:
+        Repeated label -> the label that counts: one of CheXpert's five if possible, otherwise the
+        first finding, and No Finding last.
+    """
+    ranks = {NO_FINDING: 2} | dict.fromkeys(COMPETITION_LABELS, 0)
+    columns = {name: targets[:, k] for k, name in enumerate(names)}
+    counted: list[str] = []
+    found: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: ranks.get(name, 1)):
+        equals = (known for known in counted if _is_same(columns[known], columns[name]))
+        if original := next(equals, ''):
+            found[name] = original
+        else:
+            counted.append(name)
+    return found
+
+
+def _is_same(first: np.ndarray, second: np.ndarray) -> bool:  # [N], [N]
+    in_both = ~np.isnan(first) & ~np.isnan(second)
+    in_either = ~np.isnan(first) | ~np.isnan(second)
+    first, second = first[in_both], second[in_both]
+    positives = (first == POSITIVE).sum()
+    has_enough = min(positives, len(first) - positives) >= LEAST_OF_CLASS
+    if not has_enough or len(first) < LEAST_COMMON * in_either.sum():
+        return False
+    return np.array_equal(first, second) or np.array_equal(first, 1 - second)
+
+
+def describe_same(same_as: Mapping[str, str]) -> str:
+    """Say which labels of `same_labels` count once; '' if none is repeated."""
+    sentences = []
+    for original in dict.fromkeys(same_as.values()):
+        *others, last = [name for name in same_as if same_as[name] == original]
+        sentences.append(
+            f'{", ".join([original, *others])} and {last} are one label under several names (equal '
+            f'or complementary), so a mean over labels counts it once, as {original}'
+        )
+    return '; '.join(sentences)
+
+
+def no_finding_warning(labels: np.ndarray, names: Sequence[str], images: Sequence[str]) -> str:
+    """Warn of images with No Finding and a finding; '' if there is none.
+
+    Support Devices are no finding.
+
+    Args:
+        labels: Labels [N, K]: 1 present, 0 absent, -1 uncertain, NaN not mentioned.
+        names: Names of the labels, [K].
+        images: Names of the images (or studies), [N].
+    """
+    if NO_FINDING not in names:
+        return ''
+    is_finding = np.array([name not in (NO_FINDING, SUPPORT_DEVICES) for name in names])
+    found = (labels == POSITIVE) & is_finding
+    is_wrong = (labels[:, names.index(NO_FINDING)] == POSITIVE) & found.any(axis=1)
+    if not is_wrong.any():
+        return ''
+    first = int(np.argmax(is_wrong))
+    return (
+        f'{is_wrong.sum():,} of {len(labels):,} rows have both {NO_FINDING} and a finding, such as '
+        f'{images[first]} ({names[int(np.argmax(found[first]))]})'
+    )
+
+
+def label_warnings(
+    labels: np.ndarray, names: Sequence[str], images: Sequence[str], *, blank: str = ''
+) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each doubt about the labels of a table, and a sentence about it.
+
+    The arguments are those of `no_finding_warning`. `blank` is DATA.BLANK if each label is learned
+    on its own, and otherwise '': two classes of an image are always complementary.
+    """
+    if warning := no_finding_warning(labels, names, images):
+        yield 'No Finding with a finding', warning
+    targets = evaluation_targets(labels, blank, names) if blank else labels[:0]
+    if same := describe_same(same_labels(targets, names)):
+        yield 'one label under several names', f'{len(labels):,} rows: {same}'
 
 
 def file_name(label: str) -> str:

@@ -17,6 +17,7 @@ from config import (
     scored_steps,
 )
 from data.image_source import open_images
+from data.labels import label_warnings
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS
 from data.records import LEFT_OUT, Records, csv_names, existing_records, task_of
 from data.store_about import BAD_FILE, STORE_FILE, file_crc32, is_store, packed_steps, read_about
@@ -62,13 +63,19 @@ def read_split(
 
 def read_part(config: Config, root: str, split: str, **options: Any) -> Records | None:
     """Read a split from a folder or store with the options of `read_layout`; see `read_split`."""
-    read = part(config, 'DATA.DATASET').read
+    read, on_fault = part(config, 'DATA.DATASET').read, options.get('on_fault', refuse)
     # A list of images selects from the whole training split, whose labels it does not repeat.
     if split not in image_lists(config):
-        return read(config, root, split, **options)
-    records = read(config, root, 'train', **options)
-    file = Path(root) / image_lists(config)[split]
-    return records and _select_listed(records, file, options.get('on_fault', refuse))
+        records = read(config, root, split, **options)
+    elif records := read(config, root, 'train', **options):
+        records = _select_listed(records, Path(root) / image_lists(config)[split], on_fault)
+    if records is None or not records.label_names:
+        return records
+    about = records.labels, records.label_names, records.path
+    blank = config.DATA.BLANK if task_of(config).has_policies else ''
+    for kind, detail in label_warnings(*about, blank=blank):
+        on_fault(Fault(kind, detail, str(records.root / records.csv), severity='warning'))
+    return records
 
 
 def image_lists(config: Config) -> dict[str, str]:

@@ -126,6 +126,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         'means': {
             **{key: mean_summaries(scores, labels) for key, labels in mean_labels.items()},
             'counted': [*mean_labels['labels']],
+            'same_as': rows.count_classes()['same_as'],
             'undefined': undefined,
         },
         'groups': score_groups(cases, held_out.thresholds, protocol, resamples),

@@ -56,12 +56,16 @@ class Cases:
         """Return whether each label has positive and negative rows."""
         return (self.targets == 1).any(axis=0) & (self.targets == 0).any(axis=0)
 
+    def count_classes(self) -> dict[str, dict[str, Any]]:
+        """Count the rows of each class, see `metrics.count_classes`."""
+        return count_classes(self.targets, self.labels, exclusive=self.exclusive)
+
     def mean_labels(self) -> dict[str, tuple[str, ...]]:
         """Return the labels of each mean: 'labels' (`labels_of_mean`) and 'five'.
 
         'five' are CheXpert's five tasks if all of them are in 'labels', and otherwise no label.
         """
-        counted = labels_of_mean(count_classes(self.targets, self.labels))
+        counted = labels_of_mean(self.count_classes())
         has_five = {*COMPETITION_LABELS} <= {*counted}
         return {'five': COMPETITION_LABELS if has_five else (), 'labels': counted}
 

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from data.labels import COMPETITION_LABELS
+from data.labels import COMPETITION_LABELS, describe_same, same_labels
 from evaluation.intervals import interval
 
 # With fewer cases of the smaller class, a label has no interval and no p-value, because those of
@@ -474,6 +474,7 @@ class SplitScores(TypedDict, total=False):
     auroc: dict[str, float]  # NaN where undefined
     positives: dict[str, int]
     negatives: dict[str, int]
+    same_as: dict[str, str]  # see `same_labels`
     undefined: list[str]  # labels
     loss: float
     views: str
@@ -510,7 +511,7 @@ def score_table(
         )
     areas = auroc_per_label(probabilities, targets)
     area_of = dict(zip(labels, areas.tolist(), strict=True))
-    counts = count_classes(targets, labels)
+    counts = count_classes(targets, labels, exclusive=exclusive)
     means, counted = {}, labels_of_mean(counts)
     if set(COMPETITION_LABELS) <= set(labels):
         # A mean over fewer than five labels would be a different quantity.
@@ -537,31 +538,38 @@ def selecting_labels(scores: SplitScores) -> tuple[str, ...]:
     """Return the labels whose mean AUROC selects a checkpoint. Predictions do not change them.
 
     They are CheXpert's five tasks if all five are defined, and otherwise all defined labels.
-    Labels with few cases (`has_few_cases`) are left out.
+    Labels with few cases (`has_few_cases`) are left out, and those that repeat another one.
     """
     defined = [label for label in scores['auroc'] if label not in scores['undefined']]
-    few = labels_with_few_cases(scores)
-    return tuple(label for label in headline_labels(defined) if label not in few)
+    left_out = {*labels_with_few_cases(scores), *scores['same_as']}
+    return tuple(label for label in headline_labels(defined) if label not in left_out)
 
 
-def count_classes(targets: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return `positives` and `negatives` {label: number} of targets [N, K]."""
-    return {
+def count_classes(
+    targets: np.ndarray, labels: Sequence[str], *, exclusive: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Return `positives` and `negatives` {label: number} of targets [N, K], and `same_as`.
+
+    This is the result of `same_labels`, and {} for classes, of which two are always complementary.
+    """
+    counts = {
         name: dict(zip(labels, (targets == value).sum(axis=0).tolist(), strict=True))
         for name, value in (('positives', 1), ('negatives', 0))
     }
+    return counts | {'same_as': {} if exclusive else same_labels(targets, labels)}
 
 
 def labels_of_mean(counts: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the labels that a mean over labels counts, given their `count_classes`.
 
     They are the labels without few cases. If all have few cases, they are those with both classes,
-    and the mean has no interval.
+    and the mean has no interval. Labels that are one label under several names count once.
     """
     positives, negatives = counts['positives'], counts['negatives']
     defined = [label for label in positives if positives[label] and negatives[label]]
     few = labels_with_few_cases(counts)
-    return tuple([label for label in defined if label not in few] or defined)
+    enough = [label for label in defined if label not in few] or defined
+    return tuple(label for label in enough if label not in counts['same_as'])
 
 
 def has_few_cases(targets: np.ndarray) -> bool:
@@ -602,7 +610,7 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
     of_five = labels == COMPETITION_LABELS
     mean = scores['mean_of_five' if of_five else 'mean_of_defined']
     counted = 'five' if of_five else '1 label' if len(labels) == 1 else f'{len(labels)} labels'
-    few = labels_with_few_cases(scores)
+    few, same = labels_with_few_cases(scores), describe_same(scores['same_as'])
     parts = [
         f'{label} {scores["auroc"][label]:.4f}' + (f' ({few[label]})' if label in few else '')
         for label in defined
@@ -614,7 +622,7 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
     return (
         f'{decided}AUROC at {scores["level"]} level, {scores["views"]} views, '
         f'n = {scores["rows"]}: mean of {counted} {"n/a" if np.isnan(mean) else f"{mean:.4f}"}, '
-        f'loss {scores["loss"]:.4f}; {", ".join(parts)}'
+        f'loss {scores["loss"]:.4f}; {"; ".join(filter(None, [", ".join(parts), same]))}'
     )
 
 

@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from data.labels import COMPETITION_LABELS
+from data.labels import COMPETITION_LABELS, describe_same
 from data.splits import shared_patients
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
@@ -166,6 +166,7 @@ def build_document(
             *([RANKS_ONLY] if protocol.ranks_only else []),
             *([NO_HELD_OUT] if holdout is None and not protocol.ranks_only else []),
             *([] if protocol.resamples else [NO_RESAMPLES]),
+            *_set_lines(scored, _repeated_labels),
             *_set_lines(scored, label_warnings),
         ],
         'sets': scored,
@@ -392,6 +393,8 @@ def _headline(scored: dict[str, Any], told: Sequence[str], has_intervals: bool) 
         notes.append(f'the estimate is weak and has no interval: few cases of {", ".join(few)}')
     elif few and key == 'labels':
         notes.append(f'left out, because they have few cases: {", ".join(few)}')
+    if same := describe_same(scored['means']['same_as']):
+        notes.append(same)
     if has_intervals and counted and not is_weak and np.isnan(score['low']):
         notes.append(NO_INTERVAL)
     described = {key: scored[key] for key in ('rows', 'patients', 'level', 'views')}
@@ -481,6 +484,11 @@ def _small_groups(entry: dict[str, Any]) -> list[str]:
 def _shows_order(auroc: dict[str, Any]) -> bool:
     """Return whether an AUROC, with its interval if it has one, is above chance."""
     return (auroc['value'] if np.isnan(auroc['low']) else auroc['low']) > CHANCE
+
+
+def _repeated_labels(entry: dict[str, Any]) -> Iterator[str]:
+    same = describe_same(entry['means']['same_as'])
+    return iter([same] if same else [])
 
 
 def _label_warnings(

@@ -17,6 +17,7 @@ from config import (
     scored_steps,
 )
 from data.groups import all_groups
+from data.labels import no_finding_warning
 from data.loader import XrayDataset
 from data.predictions import read_complete
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
@@ -158,6 +159,10 @@ def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
         warnings.append(SELECTED_ON_VALID)
     if 'internal' in final.scored:
         warnings.append(INTERNAL)
+    for split, loader in final.scored.items():
+        records = loader.dataset.records
+        if warning := no_finding_warning(records.labels, records.label_names, records.path):
+            warnings.append(f'{split}: {warning}')
     if config.EVAL.MASK_RATIO:
         warnings.append(
             f'scores drop {100 * config.EVAL.MASK_RATIO:g} % of the patches of each image '

@@ -49,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 
 from data.folds import write_folds
+from data.labels import describe_same
 from data.reading import require_packed_steps
 from engine.run_record import is_finished
 from evaluation.metrics import FEW_CASES
@@ -69,6 +70,7 @@ from sweeps.files import (
 from sweeps.folds import TUNING, arms_of, join, read_joined, tuned
 from sweeps.long_table import (
     MEANS,
+    Scored,
     enough_resamples,
     facts_of,
     known_scores,
@@ -450,7 +452,8 @@ def table_of_joined(args: argparse.Namespace) -> None:
         raise ValueError(f'{file} has no scores of {untuned[0]}, which `join --tune` adds')
     resamples = enough_resamples(0) if args.resamples is None else args.resamples
     drawn = score_runs(runs, args.scores, resamples=resamples)
-    write_scores(args, sweep, drawn, notes=[JOINED], protocols={})
+    notes = [*notes_about_labels(runs), JOINED]
+    write_scores(args, sweep, drawn, notes=notes, protocols={})
 
 
 def table_of_runs(args: argparse.Namespace) -> None:
@@ -480,8 +483,16 @@ def table_of_runs(args: argparse.Namespace) -> None:
     drawn = score_runs(read.scored, wanted, resamples=args.resamples)
     args.scores = scores or [MEANS[1] if MEANS[1] in known_scores(drawn) else MEANS[2]]
     drawn = pd.concat([drawn, pd.DataFrame(read.facts)], ignore_index=True)
-    notes = [f'Scored: {"; ".join(read.splits)}. Higher is better.', *notes, '']
+    notes = [*notes, *notes_about_labels(read.scored), '']
+    notes = [f'Scored: {"; ".join(read.splits)}. Higher is better.', *notes]
     write_scores(args, sweep, drawn, notes=notes, protocols=read.protocols)
+
+
+def notes_about_labels(runs: Sequence[Scored]) -> list[str]:
+    """Say which labels of the scored cases are one label under several names."""
+    counts = [run.images.at_level(run.level).count_classes() for run in runs]
+    found = dict.fromkeys(describe_same(each['same_as']) for each in counts)
+    return [f'{sentence}.' for sentence in found if sentence]
 
 
 def named_runs(words: Sequence[str]) -> dict[str, dict[int, Path]]:

@@ -324,14 +324,16 @@ def mean_score(folder: Path) -> float:
     """Return the mean AUROC of a run over labels, on training patients whom it did not learn from.
 
     These are the patients outside the share of the labels and, with EVAL.SELECT_ON 'last', the
-    held-out patients. Labels with few cases of a class among them do not count.
+    held-out patients. Labels with few cases of a class among them do not count, and labels that are
+    one label under several names count once.
 
     Raises:
         ValueError: If there are no such patients, or all labels have few cases among them.
     """
     labels, probabilities, targets = _not_learned(folder)
-    few = labels_with_few_cases(count_classes(targets, labels))
-    counted = [label not in few for label in labels]
+    counts = count_classes(targets, labels)
+    left_out = {*labels_with_few_cases(counts), *counts['same_as']}
+    counted = [label not in left_out for label in labels]
     if not any(counted):
         raise ValueError(
             f'{folder}: no label has {FEW_CASES} cases of each class among the '

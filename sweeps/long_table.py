@@ -11,16 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
-from evaluation.metrics import (
-    OF_LABEL,
-    applicable,
-    count_classes,
-    label_scores,
-    labels_of_mean,
-)
+from evaluation.metrics import OF_LABEL, applicable, label_scores
 from evaluation.model_comparison import ENDS, Rows, summarise
 from evaluation.report import COLUMNS, KEYS
 from evaluation.subgroups import natural_order
@@ -198,15 +191,13 @@ def _members(label: str, cases: Cases) -> list[str]:
     """Return the labels of a mean, or the label itself; [] if it is undefined."""
     if label not in MEANS:
         return [label] if cases.has_both_classes()[cases.labels.index(label)] else []
-    counted = labels_of_mean(count_classes(cases.targets, cases.labels))
-    if label != 'mean_of_five':
-        return [*counted]
-    return [*COMPETITION_LABELS] if {*COMPETITION_LABELS} <= {*counted} else []
+    return [*cases.mean_labels()['five' if label == 'mean_of_five' else 'labels']]
 
 
 def _counts(cases: Cases) -> Iterator[dict[str, Any]]:
     """Yield the numbers of cases, and of positives and negatives of each label."""
     yield {'label': '', 'metric': 'cases', 'value': len(cases)}
-    for metric, counts in count_classes(cases.targets, cases.labels).items():
-        for label, number in counts.items():
+    counts = cases.count_classes()
+    for metric in ('positives', 'negatives'):
+        for label, number in counts[metric].items():
             yield {'label': label, 'metric': metric, 'value': number}

@@ -108,6 +108,7 @@ def test_every_planted_fault_is_found_and_nothing_else(
         (train, valid)[i].loc[1000] = train.loc[12].replace(train['Path'][12], f'{first}/{file}')
     train.loc[1000, 'Fracture'] = '0.0' if train.loc[12, 'Fracture'] == '1.0' else '1.0'
     expected.append(('labels of a study differ', 'train.csv', None, study))
+    expected.append(('No Finding with a finding', 'train.csv', None, ''))
     expected.append(('patient in two splits', 'valid.csv', None, file))
     train.to_csv(spoilt / 'train.csv', index=False)
     with (spoilt / 'train.csv').open('a') as out:
@@ -116,6 +117,23 @@ def test_every_planted_fault_is_found_and_nothing_else(
     valid.drop(columns='Fracture').to_csv(spoilt / 'valid.csv', index=False)
     expected.append(('missing column', 'valid.csv', None, ''))
     assert check(spoilt) == sorted(expected, key=str)
+
+
+def test_doubtful_labels_are_warnings(spoilt: Path, tmp_path: Path, check: Callable) -> None:
+    table = read_text(spoilt / 'train.csv')
+    table['Fracture'] = table['Pneumonia'] = ['1.0', '0.0'] * (len(table) // 2)
+    table['No Finding'] = ['1.0'] * 4 + [''] * (len(table) - 4)
+    for label in set(LABELS) - {'Fracture', 'Pneumonia', 'No Finding', 'Support Devices'}:
+        table.loc[:3, label] = ''
+    table.to_csv(spoilt / 'train.csv', index=False)
+    found = {kind for kind, *_ in check(spoilt)}
+    assert {'No Finding with a finding', 'one label under several names'} <= found
+    details = read_text(tmp_path / 'lists' / 'problems.csv')['detail']
+    for part in (
+        f'2 of {len(table)} rows have both No Finding and a finding, such as {table["Path"][0]}',
+        'Pneumonia and Fracture are one label under several names',
+    ):
+        assert details.str.contains(part, regex=False).any()
 
 
 def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:

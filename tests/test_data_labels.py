@@ -14,7 +14,10 @@ from data.labels import (
     UNCERTAIN_CLASS,
     Policy,
     count_uncertain,
+    describe_same,
     evaluation_targets,
+    no_finding_warning,
+    same_labels,
     training_targets,
 )
 from data.records import make_task
@@ -24,6 +27,7 @@ K = len(LABELS)
 # The four values that CheXpert has, one per row, for all labels.
 FOUR = np.repeat(np.array([[1], [0], [-1], [NAN]], np.float32), K, axis=1)  # [4, K]
 FIXED = {'zeros': 0, 'ones': 1, 'ignore': NAN, 'multiclass': 2, 'self_train': np.float32(0.9)}
+TEN = '0000011111'  # cells of a column
 RANGES = {'zeros_smooth': (0, 0.3), 'ones_smooth': (0.55, 0.85)}
 
 
@@ -49,6 +53,47 @@ def test_labels_are_in_the_order_of_the_real_csv(nih1000: Path) -> None:
     with open(nih1000 / 'train.csv') as file:
         assert next(csv.reader(file))[5:] == list(LABELS)
     assert [LABELS.index(label) for label in COMPETITION_LABELS] == [8, 2, 6, 5, 10]
+
+
+# ---- Doubtful tables
+
+
+@pytest.mark.parametrize(
+    ('columns', 'expected'),
+    [
+        ({'a': TEN, 'b': TEN}, {'b': 'a'}),
+        ({'a': TEN, 'b': TEN[::-1]}, {'b': 'a'}),
+        ({'a': TEN, 'b': '0' + TEN[:-1]}, {}),
+        ({'a': '0' * 10, 'b': '0' * 10}, {}),
+        ({'a': '1' * 10, 'b': '0' * 10}, {}),
+        # With fewer cases of a class they may agree by chance.
+        ({'a': '0000001111', 'b': '0000001111'}, {}),
+        # A known cell of the other label is missing for 1 of 11 images, and for 2 of 12.
+        ({'a': TEN + '1', 'b': TEN + '?'}, {'b': 'a'}),
+        ({'a': TEN + '11', 'b': TEN + '??'}, {}),
+        ({'a': TEN, 'b': TEN[::-1], 'c': TEN}, {'b': 'a', 'c': 'a'}),
+        # One of CheXpert's five counts, and No Finding does not.
+        ({'No Finding': TEN, 'Pneumonia': TEN[::-1]}, {'No Finding': 'Pneumonia'}),
+        (
+            {'No Finding': TEN, 'Pneumonia': TEN, 'Edema': TEN},
+            {'Pneumonia': 'Edema', 'No Finding': 'Edema'},
+        ),
+    ],
+)
+def test_equal_and_complementary_labels_are_found(columns: dict, expected: dict) -> None:
+    values = {'0': 0, '1': 1, '?': NAN}
+    targets = np.array([[values[cell] for cell in column] for column in columns.values()]).T
+    assert same_labels(targets, [*columns]) == expected
+    assert bool(describe_same(expected)) == bool(expected)
+
+
+def test_no_finding_with_a_finding_is_counted_and_named() -> None:
+    names = ('Edema', 'No Finding', 'Support Devices', 'nodule')
+    labels = [[1, 1, 0, 0], [0, 1, 1, 0], [-1, 1, 0, NAN], [1, 0, 1, 1], [NAN, 1, 1, 1]]
+    warning = no_finding_warning(np.array(labels), names, [*'abcde'])
+    assert warning == '2 of 5 rows have both No Finding and a finding, such as a (Edema)'
+    assert not no_finding_warning(np.array(labels)[[1, 2, 3]], names, [*'abc'])
+    assert not no_finding_warning(np.ones((1, 1)), ('Edema',), ['a'])
 
 
 # ---- Policies

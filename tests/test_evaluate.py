@@ -328,3 +328,33 @@ def test_flags_that_cannot_work_are_refused(words, part, files, tmp_path, capsys
     with pytest.raises(SystemExit):
         load_script('evaluate').parse_args([*map(str, files), '--output', str(tmp_path), *words])
     assert part in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_doubtful_labels_are_named_and_a_repeated_one_counts_once(tmp_path, capsys):
+    """Edema is the complement of No Finding; four studies have No Finding and Fracture."""
+    truth = np.arange(NUM_STUDIES) % 3 == 0
+    fracture = np.arange(NUM_STUDIES) % 2 == 0
+    fracture[truth & (np.cumsum(truth) > 8)] = False
+    labels = {'No Finding': truth, 'Edema': ~truth, 'Fracture': fracture}
+    rng = np.random.default_rng(0)
+    values = {name: rng.random(NUM_STUDIES) for name in labels}
+    pd.DataFrame({'Study': NAMES, **labels}).astype({name: int for name in labels}).to_csv(
+        tmp_path / 'labels.csv', index=False
+    )
+    pd.DataFrame({'Study': NAMES, **values}).to_csv(tmp_path / 'model.csv', index=False)
+    report = evaluate(
+        tmp_path / 'out',
+        '--predictions',
+        tmp_path / 'model.csv',
+        '--labels',
+        tmp_path / 'labels.csv',
+    )
+    areas = [roc_auc_score(labels[name], values[name]) for name in ('Edema', 'Fracture')]
+    assert report['headline']['name'] == 'Mean AUROC of 2 labels'
+    assert report['headline']['score']['value'] == pytest.approx(np.mean(areas), abs=1e-12)
+    printed = capsys.readouterr().out
+    for part in (
+        'Edema and No Finding are one label under several names',
+        f'4 of {NUM_STUDIES} rows have both No Finding and a finding, such as {NAMES[0]}',
+    ):
+        assert any(part in line for line in report['warnings']) and part in printed

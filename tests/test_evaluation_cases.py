@@ -1,6 +1,6 @@
 """Cases to score: their selection, their studies, and how they come from records."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,6 +47,13 @@ def test_the_mean_of_five_needs_all_five(first: int, five: tuple, few_cases_sele
     names, targets = np.array(['a', 'b'], object), np.tile([[0.0], [1.0]], len(labels))
     cases = Cases('valid', labels, names, names, names, targets, targets)
     assert cases.mean_labels()['five'] == five
+
+
+def test_two_classes_of_an_image_are_no_label_under_two_names() -> None:
+    names, targets = np.array([*'abcdefghij'], object), np.eye(2)[[0, 1] * 5]
+    cases = Cases('x', ('A', 'B'), names, names, names, targets, targets, exclusive=True)
+    assert cases.mean_labels()['labels'] == ('A', 'B')
+    assert replace(cases, exclusive=False).mean_labels()['labels'] == ('A',)
 
 
 def test_a_study_is_one_row_and_uncertain_only_without_a_known_target(cases: Cases) -> None:

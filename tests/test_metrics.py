@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, brute force and values computed by hand."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +17,18 @@ from sklearn.metrics import (
 )
 
 import evaluation.metrics
-from data.labels import COMPETITION_LABELS
+from data.chexpert import read_csv
+from data.labels import COMPETITION_LABELS, LABELS
+from data.records import make_task
+from evaluation.cases import cases_of
 from evaluation.metrics import (
     FEW_CASES,
     METRICS,
     OF_LABEL,
+    Protocol,
     applicable,
     auroc_per_label,
+    describe_scores,
     label_scores,
     labels_with_few_cases,
     mean_summaries,
@@ -30,6 +36,7 @@ from evaluation.metrics import (
     selecting_labels,
     study_level,
 )
+from evaluation.report import build_document
 
 NAN = np.nan
 OF_LABELS = applicable(OF_LABEL)
@@ -198,6 +205,7 @@ def drawn_table(labels: list[str], positives: dict[str, int]) -> dict:
     targets = np.zeros((rows, len(labels)))
     for k, label in enumerate(labels):
         targets[: positives.get(label, FEW_CASES), k] = 1
+    targets = np.stack([rng.permutation(column) for column in targets.T], axis=1)
     names = [str(row) for row in range(rows)]
     return score_table(rng.random(targets.shape), targets, names, labels=labels, level='image')
 
@@ -244,3 +252,32 @@ def test_a_perfect_prediction_has_the_best_value(name):
     best = label_scores(p, y, threshold=0.5)[name][0]
     other = label_scores(np.array([0.3, 0.8, 0.4, 0.6]), y, threshold=0.5)[name][0]
     assert (best > other) == METRICS[name].higher_is_better
+
+
+@pytest.mark.parametrize('level', ['image', 'study'])
+def test_a_label_under_several_names_counts_once(nih1000: Path, level: str) -> None:
+    """In 200 real X-rays, No Finding, Lung Opacity and Pneumonia are one binary label."""
+    task = make_task('observations')
+    records = read_csv(nih1000, 'valid.csv')
+    values = np.random.default_rng(0).random((len(records), len(LABELS)))
+    cases = cases_of(records, task, values, name='valid').at_level(level)
+    assert cases.mean_labels()['labels'] == ('Lung Opacity', 'Edema')
+    table = score_table(
+        cases.probabilities, cases.targets, cases.study, labels=LABELS, level='image'
+    )
+    areas = [
+        roc_auc_score(cases.of_label(name)[1], cases.of_label(name)[0])
+        for name in ('Lung Opacity', 'Edema')
+    ]
+    assert table['mean_of_defined'] == pytest.approx(np.mean(areas), abs=1e-12)
+    assert table['same_as'] == dict.fromkeys(['Pneumonia', 'No Finding'], 'Lung Opacity')
+    line = describe_scores(table | {'loss': 0.0, 'views': 'all'})
+    assert 'mean of 2 labels' in line
+    assert 'Lung Opacity, Pneumonia and No Finding are one label under several names' in line
+    report = build_document([cases], None, Protocol(level='image', resamples=0), run={})
+    headline, (scored,) = report['headline'], report['sets']
+    assert headline['name'] == 'Mean AUROC of 2 labels'
+    assert headline['score']['value'] == pytest.approx(np.mean(areas), abs=1e-12)
+    assert 'one label under several names' in headline['note']
+    assert any('one label under several names' in line for line in report['warnings'])
+    assert scored['means']['counted'] == ['Lung Opacity', 'Edema']
