@@ -13,7 +13,13 @@ from typing import NoReturn
 from yacs.config import CfgNode
 
 # Other modules import the mechanism from here, so that the options below are declared first.
-from options.checks import CHEXPERT_VALUES, PROBES, check_config, refuse_other_stage  # noqa: F401
+from options.checks import (  # noqa: F401
+    CHEXPERT_VALUES,
+    NO_ENCODER,
+    PROBES,
+    check_config,
+    refuse_other_stage,
+)
 from options.declaration import OPTIONS, Option, Own, Section, declare
 from options.legacy import EARLIER_VALUES, LEGACY_KEYS  # noqa: F401
 from options.parts import (  # noqa: F401
@@ -687,7 +693,8 @@ _C.FINETUNE = Section(stage='finetune')
 _C.FINETUNE.MODE = Own(
     'full',
     "Trained part: 'full', 'last_layer' (the head), a classifier on features of the frozen encoder "
-    "('linear_probe', 'knn', 'attentive_probe'), or no encoder: the pixel baseline ('pixels').",
+    "('linear_probe', 'knn', 'attentive_probe'), or no encoder: a regression on small images "
+    "('pixels') or on view, age, sex and number of the study ('metadata').",
     one_of=('full', 'last_layer', *PROBES),
     file='evaluation.probes',
     off=('last_layer',),

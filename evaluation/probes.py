@@ -1,7 +1,8 @@
 """Probes of frozen features: logistic regression, nearest neighbours, and an attention head.
 
 FINETUNE.MODE 'pixels' fits the pixel baseline, which a trained model should beat: a regression on
-the pixels of small images, without an encoder.
+the pixels of small images, without an encoder. 'metadata' fits one that sees no image at all
+(`evaluation.metadata`).
 
 Features are computed once, for the training images that the share of labels leaves. The
 hyperparameter of each label is chosen among them by cross-validation, and the probe is then fitted
@@ -32,6 +33,7 @@ from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head
 from evaluation.features import batch_features
 from evaluation.inference import require_finite
+from evaluation.metadata import NAMES, read_metadata
 from evaluation.tuning import (
     INVERSE_PENALTIES,
     Choice,
@@ -112,20 +114,19 @@ class KnnClassifier(nn.Module):
         return torch.logit(share, eps=SMALLEST_SHARE).swapaxes(0, 1)
 
 
-class PixelClassifier(nn.Module):
-    """A linear layer on the pixels of images [B, 1, SIDE_PX, SIDE_PX] with values in [0, 1]."""
+class LinearClassifier(nn.Module):
+    """A linear layer on F numbers per case: pixels [B, 1, SIDE_PX, SIDE_PX] or metadata [B, F]."""
 
-    num_features = SIDE_PX**2
-
-    def __init__(self, num_labels: int) -> None:
+    def __init__(self, num_features: int, num_labels: int) -> None:
         super().__init__()
-        self.head = nn.Linear(self.num_features, num_labels)
+        self.num_features = num_features
+        self.head = nn.Linear(num_features, num_labels)
 
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:  # [B, SIDE_PX ** 2]
-        return images.flatten(1)
+    def forward_features(self, inputs: torch.Tensor) -> torch.Tensor:  # [B, F]
+        return inputs.flatten(1)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, K]
-        return self.head(self.forward_features(images))
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:  # [B, K]
+        return self.head(self.forward_features(inputs))
 
 
 def extract_features(
@@ -167,18 +168,19 @@ def _check_memory(needed: int) -> None:
 
 
 def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module, dict[str, float]]:
-    """Fit the probe FINETUNE.MODE on the encoder of PRETRAINED, or on random weights, or on pixels.
+    """Fit the probe FINETUNE.MODE on the encoder of PRETRAINED, random weights, or no encoder.
 
     Rank 0 chooses and fits, and the other ranks receive the result.
 
     Args:
         run: Run with config, device, logger and record.
         model: Encoder with a head.
-        loaders: Data loaders, of which `plain` is used. With 'pixels', all load small images then.
+        loaders: Data loaders, of which `plain` is used. With 'pixels', all load small images then,
+            and with 'metadata' the numbers of `evaluation.metadata`.
 
     Returns:
-        The model with a fitted head, a `KnnClassifier` ('knn') or a `PixelClassifier` ('pixels'),
-        and the chosen hyperparameter of each label.
+        The model with a fitted head, a `KnnClassifier` ('knn') or a `LinearClassifier` ('pixels',
+        'metadata'), and the chosen hyperparameter of each label.
 
     Raises:
         ValueError: If features are not finite.
@@ -186,8 +188,11 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
     config, task = run.config, task_of(run.config)
     mode, loader = config.FINETUNE.MODE, loaders.plain
     if mode == 'pixels':
-        model = PixelClassifier(len(task.labels)).to(run.device)
+        model = LinearClassifier(SIDE_PX**2, len(task.labels)).to(run.device)
         loader = small_images(run, loaders)
+    elif mode == 'metadata':
+        model = LinearClassifier(len(NAMES), len(task.labels)).to(run.device)
+        read_metadata(run, loaders)
     elif config.PRETRAINED:
         load_pretrained(config, model, run.logger)
     else:

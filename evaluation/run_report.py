@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from config import (
+    NO_ENCODER,
     PROBES,
     Config,
     default_config,
@@ -47,6 +48,7 @@ TRAINED_PARTS = {  # FINETUNE.MODE in words
     'attentive_probe': 'an attention head on frozen features',
     'knn': 'none: nearest neighbours of frozen features',
     'pixels': 'the pixel baseline: a logistic regression on small images',
+    'metadata': 'the metadata baseline: a logistic regression on view, age, sex and study number',
 }
 NORMALISED_BY = {'dataset': 'the whole data set', 'image': 'the image'}  # DATA.NORMALIZE in words
 CHOSEN_ON = {'holdout': 'held-out training patients', 'last': 'no images: it is the last epoch'}
@@ -168,7 +170,7 @@ def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
             f'scores drop {100 * config.EVAL.MASK_RATIO:g} % of the patches of each image '
             '(EVAL.MASK_RATIO); saliency maps use all'
         )
-    if config.FINETUNE.MODE == 'pixels':
+    if config.FINETUNE.MODE in NO_ENCODER:
         return warnings
     if config.REPORT.MAPS and lacks_maps(model):
         warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
@@ -210,14 +212,14 @@ def _seen_patients(trained: Config | None, config: Config) -> list[str]:
 def _describe_run(config: Config, source: str, training: dict[str, str]) -> dict[str, str]:
     """Return the table of run details for the first screen of the report."""
     data = config.DATA
-    is_pixels = config.FINETUNE.MODE == 'pixels'
+    has_encoder = config.FINETUNE.MODE not in NO_ENCODER
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     data_set = f'{data.DATASET}{labeller}'
     steps = ', '.join(scored_steps(config)) or 'none'
     return {
         'Predicts': TASK_WORDS.get(data.TASK, data.TASK),
         **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
-        **({} if is_pixels else {'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px'}),
+        **({'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px'} if has_encoder else {}),
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
         **({} if source in PROBES else {'Checkpoint': source}),
         **training,
@@ -252,7 +254,7 @@ def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]
     start = trained.MODEL.RESUME or trained.PRETRAINED
     rows = {
         'Trained part': TRAINED_PARTS.get(mode, mode),
-        **({'Started from': start or 'random weights'} if mode != 'pixels' else {}),
+        **({} if mode in NO_ENCODER else {'Started from': start or 'random weights'}),
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
         **({'Uncertain labels in training': policy} if task_of(trained).has_policies else {}),
     }
@@ -301,7 +303,9 @@ def _thumbnails(
     """Return (set, label, kind) -> thumbnail of each worst error, or {} if REPORT.MAPS is 0."""
     found = {}
     for cases, scored in zip(sets, document['sets'], strict=True):
-        for error in scored['worst_errors'] if config.REPORT.MAPS else []:
+        # The metadata baseline reads no images.
+        shows_images = config.REPORT.MAPS and config.FINETUNE.MODE != 'metadata'
+        for error in scored['worst_errors'] if shows_images else []:
             label, kind = error['label'], error['kind']
             image = datasets[cases.name].image(cases.strongest_image(error['path'], label))
             # A new image has no metadata, which could contain the patient's name.

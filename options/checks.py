@@ -6,8 +6,9 @@ from options.declaration import OPTIONS, is_inside
 from options.parts import OptionError, module_of, part, require
 from options.values import COMMAND_LINE, Config, given_keys, value_at
 
-# Modes that fit a classifier on features of a frozen encoder, or the pixel baseline.
-PROBES = ('linear_probe', 'knn', 'attentive_probe', 'pixels')
+# Modes that fit a classifier on features of a frozen encoder, and baselines without an encoder.
+NO_ENCODER = ('pixels', 'metadata')
+PROBES = ('linear_probe', 'knn', 'attentive_probe', *NO_ENCODER)
 
 
 def check_config(config: Config, stage: str | None = None) -> None:
@@ -129,8 +130,9 @@ def _check_schedule(config: Config) -> None:
 def _check_finetuning(config: Config) -> None:
     for key, works in CHEXPERT_VALUES.items():
         require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
-    holds = not (config.FINETUNE.MODE == 'pixels' and config.PRETRAINED)
-    require(holds, config, 'PRETRAINED', "'' with FINETUNE.MODE 'pixels', which has no encoder")
+    mode = config.FINETUNE.MODE
+    holds = not (mode in NO_ENCODER and config.PRETRAINED)
+    require(holds, config, 'PRETRAINED', f"'' with FINETUNE.MODE {mode!r}, which has no encoder")
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
     needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
     holds = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout

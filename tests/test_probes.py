@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from tiny import SWIN, arguments, finished_run, run_folder, tiny_config, torchru
 from torch import nn
 
 from data.labels import LABELS
+from data.records import Records
 from evaluation import probes
 from evaluation.attentive import fit_attention_head
+from evaluation.metadata import NAMES, metadata_features
 from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head, fit_pixels
 from evaluation.tuning import Choice
 from models.classifier_heads import AttentionHead
@@ -199,6 +202,62 @@ def test_a_run_on_pixels_predicts_from_components_of_small_images(phantom, tmp_p
     np.testing.assert_allclose(parts['test'] @ line, logits['test'], atol=0.03)
 
 
+def test_a_run_on_metadata_is_scikit_learns_regression_on_the_columns(phantom, tmp_path) -> None:
+    data = tmp_path / phantom.name
+    shutil.copytree(phantom, data)
+    tables = {}
+    for split in ('train', 'test'):
+        table = pd.read_csv(data / f'{split}.csv', dtype=str, keep_default_na=False)
+        table.loc[::7, 'Age'], table.loc[::5, 'Sex'] = '0', ''
+        table.to_csv(data / f'{split}.csv', index=False)
+        tables[split] = table.set_index('Path')
+    options = {'TRAIN_IMAGES': 0, 'VIEWS': 'all', 'UNCERTAIN': 'ones'}
+    words = ['--opts', 'EVAL.PREDICT_TRAIN', 'True', 'REPORT.WRITE', 'True']
+    folder = probe_run(data, tmp_path, 'metadata', *words, DATA=options)
+    assert 'metadata: the' not in log_of(folder)
+    columns, predicted = {}, {}
+    for split, table in tables.items():
+        predicted[split] = pd.read_csv(folder / f'predictions_{split}.csv', index_col='Path')
+        own = table.loc[predicted[split].index]
+        age, number = own['Age'].astype(float), own.index.str.extract(r'study(\d+)/')[0]
+        marks = [own[column] == name for column, name in (
+            ('Frontal/Lateral', 'Frontal'), ('Frontal/Lateral', 'Lateral'), ('AP/PA', 'AP'),
+            ('AP/PA', 'PA'), ('Sex', 'Male'), ('Sex', 'Female'))]  # fmt: skip
+        columns[split] = np.stack([*marks, age, age == 0, number.astype(float)], axis=1)
+    target = tables['train'].loc[predicted['train'].index, 'Edema'].isin(['1.0', '-1.0'])
+    chosen = json.loads((folder / 'scores.json').read_text())['test']['selected']['chosen']
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=chosen['Edema'], tol=1e-8))
+    want = model.fit(columns['train'], target).predict_proba(columns['test'])[:, 1]
+    assert want.std() > 0.003
+    np.testing.assert_allclose(predicted['test']['Edema'], want, atol=1e-4)
+    page = (folder / 'report.html').read_text()
+    assert 'the metadata baseline' in page and 'class="thumbnail"' not in page
+
+
+def test_unknown_metadata_have_features_of_their_own() -> None:
+    texts = {'view': ['frontal', 'lateral', ''], 'ap_pa': ['PA', 'LL', ''],
+             'sex': ['Male', 'Unknown', 'Female'], 'patient': ['a', 'b', 'c'],
+             'study': ['patient1/study12', 'p10000032/s50414267', '3']}  # fmt: skip
+    rows = dict.fromkeys(('row', 'sample', 'path', 'file'), np.arange(3))
+    rows |= {name: np.array(values, object) for name, values in texts.items()}
+    rows |= {'age': np.array([61.0, 0, NAN]), 'labels': None, 'root': Path(), 'csv': ''}
+    wanted = pd.DataFrame(0.0, range(3), NAMES)
+    wanted.loc[0, ['frontal', 'PA', 'Male', 'age', 'number']] = 1, 1, 1, 61, 12
+    wanted.loc[1, ['lateral', 'age unknown', 'number unknown']] = 1
+    wanted.loc[2, ['Female', 'age unknown', 'number']] = 1, 1, 3
+    np.testing.assert_array_equal(metadata_features(Records(**rows)), wanted)
+
+
+def test_metadata_that_no_image_has_are_named(phantom, tmp_path) -> None:
+    bare = tmp_path / phantom.name
+    shutil.copytree(phantom, bare)
+    for file in bare.glob('*.csv'):
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table.drop(columns=['Sex', 'Age']).to_csv(file, index=False)
+    log = log_of(probe_run(bare, tmp_path, 'metadata'))
+    assert re.findall('metadata: the (.*) of no image is known', log) == ['sex', 'age']
+
+
 def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
     phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,8 +286,8 @@ def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
     assert changed == {'head.weight', 'head.bias'}
 
 
-def probe_run(phantom: Path, folder: Path, mode: str, **sections: dict) -> Path:
-    return finished_run('finetune', phantom, folder, FINETUNE={'MODE': mode}, **sections)
+def probe_run(phantom: Path, folder: Path, mode: str, *more: str, **sections: dict) -> Path:
+    return finished_run('finetune', phantom, folder, *more, FINETUNE={'MODE': mode}, **sections)
 
 
 def log_of(folder: Path) -> str:
