@@ -373,8 +373,10 @@ def _method_rows(stem: str, content: dict, shared: Mapping[str, Mapping[str, Any
                 key = f'{SECTIONS[stage]}_options'
                 changes[stage] = _checked(entry.get(key), f'method {method}: {key}')
             own = _checked(entry.get('schedule'), f'method {method}: schedule')
-            options_of_subset = _checked(options, f'{kind} {subset}')
-            changes['finetune'] = changes['finetune'] | size | options_of_subset | own
+            of_subset = size | _checked(options, f'{kind} {subset}')
+            _refuse_replaced(f'method {method}: finetune_options', changes['finetune'], of_subset)
+            _refuse_replaced('finetune of the scale', shared.get('finetune', {}), of_subset)
+            changes['finetune'] = changes['finetune'] | of_subset | own
             row = Row(
                 name=f'{method}_{subset}',
                 run=f'{stem}_{method}_{subset}',
@@ -391,6 +393,15 @@ def _method_rows(stem: str, content: dict, shared: Mapping[str, Mapping[str, Any
             defaults[row.name] = f'{reference}_{subset}'
     _refuse_unequal_training([row for row in rows if 'schedule' not in methods[row.method]])
     return _linked(rows, defaults)
+
+
+def _refuse_replaced(where: str, options: Collection[str], of_subset: Mapping[str, Any]) -> None:
+    """Refuse options that the subset of the labels would replace."""
+    if both := sorted({*options} & {*of_subset}):
+        raise ValueError(
+            f'{where}: {both[0]} is set to {of_subset[both[0]]!r} by a share or number of images. '
+            'Change it there, or in the schedule of a method'
+        )
 
 
 def subset_size(subset: str) -> float:

@@ -117,6 +117,29 @@ def test_only_a_method_with_its_own_schedule_may_train_for_other_epochs(tmp_path
         load_sweep(methods_file(tmp_path, **sections, methods=unequal))
 
 
+@pytest.mark.parametrize(
+    ('options', 'key'),
+    [
+        ({'TRAIN.EPOCHS': 30}, 'TRAIN.EPOCHS is set to 5'),
+        ({'TRAIN.EPOCHS': 5}, 'TRAIN.EPOCHS is set to 5'),  # chance: the share may change
+        ({'TRAIN.BASE_LR': 1.0, 'DATA.TRAIN_FRACTION': 0.5}, 'DATA.TRAIN_FRACTION is set to 1.0'),
+    ],
+)
+def test_an_option_that_the_share_would_replace_is_refused(options, key, tmp_path) -> None:
+    shares, own = (
+        {'shares': {1: {'TRAIN.EPOCHS': 5}}, 'reference': 'simmim'},
+        {'finetune': FINETUNE},
+    )
+    wanted = methods(scratch=own, b=own | {'finetune_options': options})
+    with pytest.raises(ValueError, match=f'method b: finetune_options: {key}.*schedule'):
+        load_sweep(methods_file(tmp_path, **shares, methods=wanted))
+    scales = {'tiny': {'finetune': options}}
+    file = methods_file(tmp_path, **shares, methods=methods(scratch=own), scales=scales)
+    assert load_sweep(file).rows
+    with pytest.raises(ValueError, match=f'finetune of the scale: {key}'):
+        load_sweep(file, 'tiny')
+
+
 def test_a_plan_has_each_run_once_after_what_it_needs() -> None:
     jobs = plan(ablation('uncertain'), seeds=[0, 1], data='/data', output='/runs')
     folders = [job.folder for job in jobs]
