@@ -54,7 +54,7 @@ from data.reading import require_packed_steps
 from engine.run_record import is_finished
 from evaluation.metrics import FEW_CASES
 from sweeps.files import (
-    PIXELS,
+    BASELINES,
     ROOT,
     SECTIONS,
     Job,
@@ -79,7 +79,14 @@ from sweeps.long_table import (
     score_runs,
     written,
 )
-from sweeps.plots import plot_curves, plot_differences, plot_labels, plot_masks, plot_subsets
+from sweeps.plots import (
+    plot_curves,
+    plot_differences,
+    plot_labels,
+    plot_masks,
+    plot_subsets,
+    rows_with_curves,
+)
 from sweeps.run_scores import SPLITS, option_notes, read_runs
 from sweeps.runner import (
     LOGS,
@@ -441,8 +448,8 @@ def table_of_joined(args: argparse.Namespace) -> None:
         name = candidates[0]
         raise ValueError(f'--row: with --tune, {name} is a rate of {replaced[name]}: name that row')
     chosen = tuned(sweep, args.predictions, args.save, seeds) if args.tune else {}
-    if args.row:  # tables of some rows show the pixel baselines, too
-        baselines = [row.name for row in sweep.rows if row.method == PIXELS]
+    if args.row:  # tables of some rows show the baselines, too
+        baselines = [row.name for row in sweep.rows if row.method in BASELINES]
         sweep = only_rows(sweep, [*args.row, *baselines])
     names = [row.name for row in sweep.rows if row.name not in replaced]
     runs = [*read_joined(args.predictions, args.labels, names, chosen=chosen, seeds=seeds)]
@@ -588,8 +595,9 @@ def plot(args: argparse.Namespace) -> None:
         figures['_masks'] = lambda path: plot_masks(path, scores, sweep, score)
     if args.output:
         runs = sweep, seeds_of(args), args.output
-        figures['_losses'] = lambda path: plot_curves(path, *runs, pretrain=False)
-        if any(row.pretraining for row in sweep.rows):
+        if rows_with_curves(sweep, pretrain=False):
+            figures['_losses'] = lambda path: plot_curves(path, *runs, pretrain=False)
+        if rows_with_curves(sweep, pretrain=True):
             figures['_curves'] = lambda path: plot_curves(path, *runs, pretrain=True)
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# First scores on your own X-rays on a CPU: the pixel baseline, a small Swin from scratch,
-# and the same Swin pre-trained with SimMIM, with 1, 10 and 100 % of the labelled patients.
+# First scores on your own X-rays on a CPU: a small Swin pre-trained with SimMIM, the same Swin and a
+# ResNet-18 from scratch, and regressions on small images (pixels) and on view, age, sex and number of
+# the study (metadata), with 1, 10 and 100 % of the labelled patients.
 #   bash scripts/baseline.sh DATA [OUT]      DATA in CheXpert's layout, or a packed store of it
 #   UNLABELLED=FOLDER bash scripts/baseline.sh DATA [OUT]    pre-trains only on the images in FOLDER
 # OUT: default baseline_output. SEEDS=3: number of seeds (default 1). SHARES='0.1 1': shares of the
@@ -55,6 +56,7 @@ most=$(printf '%s\n' "${shares[@]}" | sort -g | tail -n 1)
 run() { echo "$out/simmim_finetune/baseline_${1}_${most}_seed0"; }
 step "4/4 report of the pre-trained Swin with the share $most of the labels"
 "$python" main_finetune.py --eval --cfg "$(run simmim)/config.yaml" --opts REPORT.WRITE True \
-    REPORT.BASELINES "{'pixel baseline': '$(run pixels)', 'random weights': '$(run scratch)',
+    REPORT.BASELINES "{'pixel baseline': '$(run pixels)', 'metadata baseline': '$(run metadata)',
+        'ResNet-18 from scratch': '$(run resnet18)', 'random weights': '$(run scratch)',
         'random weights, low rate': '$(run scratch_low_rate)'}"
 echo "baseline: done in $(((SECONDS - start + 30) / 60)) min; open $(run simmim)/report_eval/report.html"

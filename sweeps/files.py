@@ -65,7 +65,12 @@ ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights'}
 METHOD_KEYS |= {'schedule', 'against'}
 NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)  # their values are names
-PIXELS = 'pixels'  # method: the pixel baseline (FINETUNE.MODE 'pixels')
+# Methods that a pre-trained model should beat -> their names in figures.
+BASELINES = {
+    'pixels': 'pixel baseline',  # FINETUNE.MODE 'pixels'
+    'metadata': 'metadata baseline',  # FINETUNE.MODE 'metadata'
+    'resnet18': 'ResNet-18 from scratch',
+}
 NAME = re.compile(r'[\w.-]+', re.ASCII)
 
 
@@ -215,8 +220,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         subsets=_subset_kind(content) if 'methods' in content else '',
         scores=tuple(scores),
         split=str(content.get('split', '')),
-        titles={PIXELS: 'pixel baseline'}
-        | {k: str(v) for k, v in (content.get('titles') or {}).items()},
+        titles=BASELINES | {k: str(v) for k, v in (content.get('titles') or {}).items()},
         seeds=chosen.get('seeds', 0),
     )
 

@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from config import Config
+from config import PROBES, Config
 from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
-from sweeps.files import PIXELS, Sweep, expected_config, run_folder, subset_size
+from sweeps.files import BASELINES, Row, Sweep, expected_config, run_folder, subset_size
 from sweeps.long_table import EVERYONE, label_title, parts_of
 from sweeps.tables import NOT_FOR_CLINICAL_USE, score_title
 from system.files import atomic_writer
@@ -117,7 +117,7 @@ def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
     method, _, subset = name.partition('_')
     if row is not None:
         method, subset = row.method or row.name, row.subset
-    elif method != PIXELS:  # a baseline is a row of the table alone
+    elif method not in BASELINES:  # a baseline is a row of the table alone
         raise ValueError(f'{sweep.path} has no row {name!r}, but the table has (--scale)')
     return subset_title(sweep, subset), sweep.titles.get(method, method)
 
@@ -237,20 +237,26 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
         add_note(figure, f'Numbers: masked share. {bars} {NOT_FOR_CLINICAL_USE}')
 
 
+def rows_with_curves(sweep: Sweep, *, pretrain: bool) -> list[Row]:
+    """Return a row for each pre-training, or each fine-tuning with the most labels.
+
+    Probes and baselines without an encoder are left out, because they have no epochs.
+    """
+    most = max((row.subset for row in sweep.rows), key=lambda name: subset_size(name or 'all'))
+    rows: dict[str, Row] = {}  # by run, which rows may share
+    for row in sweep.rows:
+        if pretrain and row.pretraining:
+            rows.setdefault(row.pretrain_run, row)
+        elif not pretrain and row.subset == most and not _is_probe(row):
+            rows.setdefault(row.run, row)
+    return [*rows.values()]
+
+
 def plot_curves(
     path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path, *, pretrain: bool
 ) -> None:
-    """Draw the losses of each pre-training, or each fine-tuning with the most labels, by epoch.
-
-    The pixel baseline is left out, because it has no epochs.
-    """
-    most = max((row.subset for row in sweep.rows), key=lambda name: subset_size(name or 'all'))
-    trained = [row for row in reversed(sweep.rows) if row.method != PIXELS]
-    if pretrain:
-        rows = {row.pretrain_run: row for row in trained if row.pretraining}
-    else:
-        rows = {row.run: row for row in trained if row.subset == most}
-    chosen = [*reversed(rows.values())]
+    """Draw the losses of each of the `rows_with_curves` by epoch."""
+    chosen = rows_with_curves(sweep, pretrain=pretrain)
     columns = min(COLUMNS, len(chosen))
     lines = math.ceil(len(chosen) / columns)
     with drawing(path, 0.5 + 1.75 * lines) as figure:
@@ -264,6 +270,10 @@ def plot_curves(
                 _draw_losses(axis, run_folder(output, stage, row, seed) / 'metrics.jsonl')
             axis.set_xlabel('epochs')
         add_note(figure, CURVES_NOTE)
+
+
+def _is_probe(row: Row) -> bool:
+    return expected_config(row, 'finetune').FINETUNE.MODE in PROBES
 
 
 @contextlib.contextmanager

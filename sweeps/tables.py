@@ -14,7 +14,7 @@ from evaluation.model_comparison import (
     compare_rows,
     summarise,
 )
-from sweeps.files import PIXELS, Sweep
+from sweeps.files import BASELINES, Sweep
 from sweeps.long_table import EVERYONE, facts_of, label_title, parts_of, rows_of
 from system.files import replace_files
 
@@ -71,7 +71,7 @@ def compared_pairs(
     protocols: Mapping[tuple[str, int], str],
     named: Sequence[str] = (),
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return each row with each row to compare it with, or with '', and then the pixel baselines.
+    """Return each row with each row to compare it with, or with '', and then the baselines.
 
     Args:
         table: Long table.
@@ -84,7 +84,7 @@ def compared_pairs(
     """
     seeds = table.groupby('row', sort=False)['seed'].agg(set).to_dict()
     pairs, notes = [], []
-    rows = [row for row in sweep.rows if row.name in seeds and row.method != PIXELS]
+    rows = [row for row in sweep.rows if row.name in seeds and row.method not in BASELINES]
     for row, others in ((row.name, row.against) for row in rows):
         fitting = []
         for name in dict.fromkeys(others):
@@ -96,7 +96,7 @@ def compared_pairs(
                 continue
             fitting.append(name)
         pairs += [(row, name) for name in fitting or ['']]
-    baselines = [row.name for row in sweep.rows if row.name in seeds and row.method == PIXELS]
+    baselines = [row.name for row in sweep.rows if row.name in seeds and row.method in BASELINES]
     return pairs + [(name, '') for name in baselines], notes
 
 
@@ -145,7 +145,7 @@ def write_score(
     count = sum(bool(line.get('verdict')) for line in lines)
     below = [
         *footnotes.take(),
-        *_not_above_pixels(lines),
+        *_not_above_baselines(lines),
         *notes,
         f'Over patients: 95 % percentile interval from {draws}. Over seeds: 95 % interval by '
         "Student's t. Verdict: above or below if both intervals exclude 0 and the bootstrap "
@@ -156,20 +156,21 @@ def write_score(
     return write_table(folder, name, lines, cells, below)
 
 
-def _not_above_pixels(lines: Sequence[Line]) -> Iterator[str]:
-    """Name the rows that the baseline equals, which a verdict needs several seeds to say."""
-    rows = [
-        line['row']
-        for line in lines
-        if 'group' not in line
-        and line['against'].startswith(f'{PIXELS}_')
-        and (line['difference'] <= 0 or line['patients_low'] <= 0)
-    ]
-    if rows:
-        yield (
-            'The pixel baseline may do as well, because the difference or its interval over '
-            f'patients reaches 0: {", ".join(rows)}.'
-        )
+def _not_above_baselines(lines: Sequence[Line]) -> Iterator[str]:
+    """Name the rows that each baseline equals, which a verdict needs several seeds to say."""
+    for method, title in BASELINES.items():
+        rows = [
+            line['row']
+            for line in lines
+            if 'group' not in line
+            and line['against'].startswith(f'{method}_')
+            and (line['difference'] <= 0 or line['patients_low'] <= 0)
+        ]
+        if rows:
+            yield (
+                f'The {title} may do as well, because the difference or its interval over '
+                f'patients reaches 0: {", ".join(rows)}.'
+            )
 
 
 def write_table(

@@ -11,18 +11,20 @@ from sweep_runs import MadeRuns
 from tiny import run_script
 from warm_python import warm_python
 
-from sweeps.files import ROOT, load_sweep, only_subsets
+from config import NO_ENCODER
+from sweeps.files import BASELINES, ROOT, load_sweep, only_subsets
 
 SWEEP = ROOT / 'scripts/comparison/baseline.yaml'
 
 
 @pytest.mark.slow
-def test_the_table_has_the_difference_to_the_pixels_by_share_of_labels(tmp_path) -> None:
+def test_the_table_has_the_difference_to_each_baseline_by_share_of_labels(tmp_path) -> None:
     made, shares = MadeRuns(tmp_path), ['0.1', '1']
     sweep = only_subsets(load_sweep(SWEEP), shares)
     for row in sweep.rows:
-        is_baseline = row.changes['finetune'].get('FINETUNE.MODE') == 'pixels'
-        assert is_baseline == (row.method == 'pixels')
+        is_baseline = row.method in BASELINES
+        mode = row.method if row.method in NO_ENCODER else None
+        assert row.changes['finetune'].get('FINETUNE.MODE') == mode
         made.add(row, 0, strength=float(row.subset) if is_baseline else 1.0)
     words = ['--sweep', SWEEP, '--output', made.output, '--seeds', 1, '--subsets', *shares]
     words += ['--resamples', 200]
@@ -32,17 +34,18 @@ def test_the_table_has_the_difference_to_the_pixels_by_share_of_labels(tmp_path)
     assert [*pairs.index] == [
         (f'simmim_{share}', f'{other}_{share}')
         for share in shares
-        for other in ('scratch', 'scratch_low_rate', 'pixels')
+        for other in ('scratch', 'scratch_low_rate', 'resnet18', 'pixels', 'metadata')
     ]
     values = lines.drop_duplicates('row').set_index('row')['value']
     part = pairs.loc['simmim_0.1', 'pixels_0.1']
     assert part['difference'] == pytest.approx(values['simmim_0.1'] - values['pixels_0.1'])
     assert part['patients_low'] < part['difference'] < part['patients_high']
-    equal = pairs.xs('pixels_1', level='against')
-    assert (equal['difference'] <= 0).all(), 'the pixels are made as good as the model'
-    notes = [line for line in (made.output / 'baseline_Edema.md').read_text().splitlines()
-             if line.startswith('- The pixel baseline')]  # fmt: skip
-    assert [('simmim_1' in line, 'simmim_0.1' in line) for line in notes] == [(True, False)]
+    page = (made.output / 'baseline_Edema.md').read_text()
+    for name, title in BASELINES.items():
+        equal = pairs.xs(f'{name}_1', level='against')
+        assert (equal['difference'] <= 0).all(), 'the baselines are made as good as the model'
+        notes = [line for line in page.splitlines() if line.startswith(f'- The {title} may')]
+        assert [('simmim_1' in line, 'simmim_0.1' in line) for line in notes] == [(True, False)]
     words = words[:-2]
     assert run_script('ablate', 'plot', *words) == 0
     assert (made.output / 'baseline_shares.png').stat().st_size > 1000
@@ -68,15 +71,21 @@ def test_baseline_runs_on_few_images_and_resumes(phantom, tmp_path) -> None:
             'FINETUNE_OPTS': f'{short} TRAIN.EPOCHS 1 DATA.LABELS "{labels}"',
         }  # fmt: skip
         # The second start gets the packed store, and finds all runs finished.
-        for data, finished in ((phantom, 0), (tmp_path / 'out/store', 9)):
+        for data, finished in ((phantom, 0), (tmp_path / 'out/store', 13)):
             words = ['bash', 'scripts/baseline.sh', str(data), str(tmp_path / 'out')]
             done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
             assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-            assert f'9 runs, {finished} of them already finished' in done.stdout
+            assert f'13 runs, {finished} of them already finished' in done.stdout
     (file,) = (tmp_path / 'out').glob('baseline_mean_of_*.csv')
     with open(file, newline='') as lines:
         rows = [*csv.DictReader(lines)]
     methods = {row['row'].rpartition('_')[0] for row in rows}
-    assert methods == {'simmim', 'scratch', 'scratch_low_rate', 'pixels'}
+    assert methods == {'simmim', 'scratch', 'scratch_low_rate', *BASELINES}
     compared = {(row['row'], row['against']) for row in rows}
-    assert {('simmim_0.5', 'pixels_0.5'), ('simmim_1', 'pixels_1')} <= compared
+    assert {
+        (f'simmim_{share}', f'{name}_{share}') for share in ('0.5', '1') for name in BASELINES
+    } <= compared
+    page = (
+        tmp_path / 'out/simmim_finetune/baseline_simmim_1_seed0/report_eval/report.html'
+    ).read_text()
+    assert all(f'<th scope="row">{name}' in page for name in ('pixel', 'metadata', 'ResNet-18'))
