@@ -25,6 +25,7 @@ from options.legacy import EARLIER_VALUES, LEGACY_KEYS  # noqa: F401
 from options.parts import (  # noqa: F401
     REGISTRIES,
     OptionError,
+    load,
     make_registries,
     module_of,
     part,

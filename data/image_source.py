@@ -9,12 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 
 import numpy as np
 from PIL import Image
 
-from config import IMAGE_DECODERS, IMAGE_SOURCES
+from config import IMAGE_DECODERS, IMAGE_SOURCES, load
 from data.images import FILE_NAME, colour_difference, decode_image, read_file
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *IMAGE_DECODERS)
@@ -125,7 +124,7 @@ def open_images(root: str | Path) -> ImageSource:
     for file, opener in IMAGE_SOURCES.items():
         # The file is named by text, so that a run on plain images loads no code of stores.
         if (Path(root) / file).is_file():
-            return resolve_name(opener)(root)
+            return load(opener)(root)
     return Folder(root)
 
 

@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from os import PathLike
-from pkgutil import resolve_name
 from typing import TypeVar
 
 import numpy as np
 from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from config import IMAGE_DECODERS
+from config import IMAGE_DECODERS, load
 
 T = TypeVar('T')
 
@@ -155,7 +154,7 @@ def _own_decoder(name: str | PathLike[str]) -> Callable[[bytes], Image.Image] | 
     """
     # The suffix alone decides: if such a file is damaged, no other format is tried.
     opener = IMAGE_DECODERS.get(os.path.splitext(name)[1].lower())
-    return resolve_name(opener) if opener else None
+    return load(opener) if opener else None
 
 
 def _read_regular(path: str | PathLike[str]) -> bytes:

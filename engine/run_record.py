@@ -322,7 +322,7 @@ def code_version() -> str:
     """Return the commit of this code, such as 'c0ffee with changes', or the wheel's version."""
     if not (ROOT / '.git').exists():  # the wheel may lie in another project's repository
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return f'version {metadata.version("simmim-chest-xrays")}'
+            return f'version {metadata.version("simmim-xray")}'
         return 'unknown'
     command = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--tags']
     try:

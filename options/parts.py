@@ -2,7 +2,7 @@
 
 from collections import UserDict
 from collections.abc import Callable, Iterator
-from importlib import import_module
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +10,13 @@ from yacs.config import CfgNode
 
 from options.declaration import OPTIONS
 from options.values import value_at
+
+PACKAGE = __name__.removesuffix('options.parts')  # '' in the repository, 'simmim_xray.' in a wheel
+
+
+def load(name: str) -> Any:
+    """Import a module by its name in the repository, or an object of it by 'module:object'."""
+    return resolve_name(PACKAGE + name)
 
 
 class OptionError(ValueError):
@@ -57,7 +64,7 @@ class Registry(UserDict):
         if name not in option.parts:
             raise OptionError(f'{self.key} must be {option.allowed}, got {value!r}')
         module = option.parts[name]
-        import_module(module)
+        load(module)
         assert name in self.data, f'{module} must register {name!r} as a part of {self.key}'
         return self.data[name]
 
@@ -90,7 +97,7 @@ def part(config: CfgNode, key: str) -> Any:
 
 def module_of(key: str) -> ModuleType:
     """Return the module that implements an option, which is imported when it is first used."""
-    return import_module(OPTIONS[key].file)
+    return load(OPTIONS[key].file)
 
 
 def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:

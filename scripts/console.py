@@ -25,4 +25,10 @@ def main() -> None:
     program = program_of(sys.argv[0])
     if not program.is_file():
         sys.exit(f'error: there is no {program}')
-    os.execv(sys.executable, [sys.executable, str(program), *sys.argv[1:]])
+    start = [str(program)]
+    if not (ROOT / 'pyproject.toml').is_file():
+        # In a wheel it is a module of the package. -P: modules in the user's folder, such as a
+        # data.py, replace no others.
+        name = '.'.join(program.relative_to(ROOT.parent).with_suffix('').parts)
+        start = ['-P', '-m', name]
+    os.execv(sys.executable, [sys.executable, *start, *sys.argv[1:]])

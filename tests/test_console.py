@@ -31,26 +31,62 @@ def test_a_wheel_calls_a_program_by_its_command(program: str, tmp_path: Path) ->
     assert program_of(command) == ROOT / program
 
 
-@pytest.mark.slow
-def test_the_wheel_trains_in_an_empty_folder(phantom: Path, tmp_path: Path) -> None:
-    """A fresh environment has the wheel, and takes the requirements from the one of the tests."""
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a fresh environment that has the wheel, and the requirements of the tests."""
+    folder = tmp_path_factory.mktemp('wheel')
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
     others = ('.*', 'build', 'docs', 'output', 'tests', '*.egg-info')
-    source = shutil.copytree(ROOT, tmp_path / 'source', ignore=shutil.ignore_patterns(*others))
+    source = shutil.copytree(ROOT, folder / 'source', ignore=shutil.ignore_patterns(*others))
     built = subprocess.run(
-        [*pip, 'wheel', '--no-deps', '-w', tmp_path, source], capture_output=True, text=True
+        [*pip, 'wheel', '--no-deps', '-w', folder, source], capture_output=True, text=True
     )
     if built.returncode and 'setuptools' in built.stderr:
         pytest.skip('the build needs setuptools from the package index')
     assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob('*.whl')
-    venv, empty = tmp_path / 'venv', tmp_path / 'empty'
-    empty.mkdir()
+    (wheel,) = folder.glob('*.whl')
+    venv = folder / 'venv'
     subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
     subprocess.run([venv / 'bin/pip', '-q', 'install', '--no-deps', wheel], check=True)
     (site,) = venv.glob('lib/python*/site-packages')
     (site / 'requirements.pth').write_text(get_path('purelib') + '\n')
     assert not any((site / name).exists() for name in ('data', 'utils.py', 'models'))
+    return venv
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """Return the folder of another project, whose modules have the names of ours."""
+    folder = tmp_path / 'foreign'
+    folder.mkdir()
+    for name in ('data', 'models', 'utils', 'config', 'logger', 'options'):
+        (folder / f'{name}.py').write_text("raise ImportError('this is not our module')\n")
+    return folder
+
+
+IN_PYTHON = """
+import sys
+import simmim_xray
+assert 'torch' not in sys.modules
+from simmim_xray import evaluate, load_encoder, load_image, predict
+
+image, checkpoint, classifier, predictions, labels = sys.argv[1:]
+encoder, transform = load_encoder(checkpoint)
+features = encoder(transform(load_image(image))[None])
+assert features.ndim == 2 and len(features) == 1 and not features.requires_grad
+assert not encoder.training
+table = predict(image, classifier)
+assert [*table.index] == [image] and table.to_numpy().min() > 0
+scores = evaluate(predictions, labels, views='frontal', resamples=0)
+assert scores['sets'][0]['rows'] > 1
+print(*table.columns, sep=',')
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_works_beside_foreign_modules_of_the_same_names(
+    installed: Path, foreign: Path, phantom: Path
+) -> None:
     tiny = ['TRAIN.EPOCHS', '1', 'TRAIN.WARMUP_EPOCHS', '0', 'DATA.NUM_WORKERS', '0']
     tiny += ['DATA.BATCH_SIZE', '8', 'DATA.HOLDOUT_FRACTION', '0.2']
     pair = 'configs/swin_nano__demo/simmim_{}__swin_nano__img64_window4__demo.yaml'
@@ -58,12 +94,20 @@ def test_the_wheel_trains_in_an_empty_folder(phantom: Path, tmp_path: Path) -> N
         ('pretrain', [], 'simmim-finetune --cfg CONFIG'),
         ('finetune', ['DATA.TRAIN_FRACTION', '1.0', 'EVAL.RESAMPLES', '0'], 'simmim-predict'),
     ):
-        command = [venv / 'bin' / f'simmim-{stage}', '--cfg', pair.format(stage)]
+        command = [installed / 'bin' / f'simmim-{stage}', '--cfg', pair.format(stage)]
         command += ['--data-path', phantom, '--opts', *tiny, *options]
-        done = subprocess.run(command, cwd=empty, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=foreign, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert next_command in ' '.join(done.stdout.split())
-    assert [*empty.rglob('report.html')] and [*empty.rglob('ckpt_epoch_0.pth')]
+    assert [*foreign.rglob('report.html')]
+    pretrained, finetuned = sorted(foreign.rglob('ckpt_epoch_0.pth'), key=str, reverse=True)
+    image = next(phantom.rglob('*.jpg'))
+    predictions = finetuned.with_name('predictions_valid.csv')
+    words = [image, pretrained, finetuned, predictions, phantom / 'valid.csv']
+    command = [installed / 'bin/python', '-c', IN_PYTHON, *map(str, words)]
+    done = subprocess.run(command, cwd=foreign, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'Edema' in done.stdout
 
 
 def test_arguments_and_the_exit_code_are_those_of_the_program(tmp_path) -> None:

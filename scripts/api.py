@@ -1,0 +1,103 @@
+"""Features, predictions and scores in Python. Not for clinical use.
+
+An installed wheel has these functions at its top: `from simmim_xray import load_encoder`. In the
+repository they are in this module.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from data.image_source import Folder
+from data.images import load_image
+from data.noted_images import NotedImages, NotedLoader
+from data.records import task_of
+from data.transforms import EvalTransform
+from evaluation import features, inference
+from scripts import evaluate as evaluation_script
+from scripts.predict import list_images, read_config
+
+LOGGER = logging.getLogger(__name__)
+__all__ = ['evaluate', 'load_encoder', 'load_image', 'predict']
+
+
+def load_encoder(
+    checkpoint: str | Path, device: str = 'cpu'
+) -> tuple[nn.Module, Callable[[Any], torch.Tensor]]:
+    """Load the encoder of a checkpoint of this project, and its transform.
+
+    `encoder(transform(load_image('xray.png'))[None])` are the features [1, F] of an image.
+
+    Args:
+        checkpoint: Checkpoint of pre-training or fine-tuning, a path or an address such as
+            hf://owner/name.
+        device: Where the encoder computes, such as 'cuda'.
+
+    Returns:
+        The encoder, images [B, C, S, S] -> features [B, F], in evaluation mode and without
+        gradients; and the transform, an image of `load_image` -> [C, S, S].
+
+    Raises:
+        ValueError: If the checkpoint contains no options, or its weights do not fit them.
+    """
+    config = features.encoder_config(checkpoint)
+    encoder, _ = features.load_encoder(config, checkpoint, torch.device(device), is_own=True)
+    return encoder.requires_grad_(False), EvalTransform(config, is_scored=False)
+
+
+def predict(images: str | Sequence[str], checkpoint: str, device: str = 'cpu') -> pd.DataFrame:
+    """Predict the labels of images with a fine-tuned checkpoint, as scripts/predict.py does.
+
+    Args:
+        images: Image files, folders that are searched, or CSV files in CheXpert's layout.
+        checkpoint: Checkpoint of main_finetune.py.
+        device: Where the model computes, such as 'cuda'.
+
+    Returns:
+        Probabilities, a row for each image and a column for each label.
+
+    Raises:
+        ValueError: If an image cannot be read, or the checkpoint is not of a classifier.
+    """
+    config = read_config(checkpoint)
+    paths = list_images([images] if isinstance(images, str) else [*images])
+    place = torch.device(device)
+    model = inference.load_classifier(config, checkpoint, place, LOGGER)
+    transform = EvalTransform(config)
+    loader = NotedLoader(
+        NotedImages(Folder('.'), paths, transform, skip_bad=False), config, None, None
+    )
+    task = task_of(config)
+    logits = inference.predict(config, place, model, loader)
+    return pd.DataFrame(task.probabilities(logits), pd.Index(paths, name='Path'), task.labels)
+
+
+def evaluate(predictions: str | Sequence[str], labels: str, **flags: Any) -> dict[str, Any]:
+    """Score prediction files as scripts/evaluate.py does.
+
+    Args:
+        predictions: CSV files of predictions.
+        labels: CSV file of labels.
+        flags: Other flags of the script, such as `level='image'` for --level image.
+
+    Returns:
+        The document of the report, as in report.json.
+
+    Raises:
+        ValueError: If a file is wrong.
+    """
+    files = [predictions] if isinstance(predictions, str) else [*predictions]
+    words = ['--predictions', *files, '--labels', labels, '--output', '.']
+    for name, value in flags.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f'--{name.replace("_", "-")}', *map(str, values)]
+    try:
+        args = evaluation_script.parse_args(words)
+    except SystemExit as error:  # argparse has printed the reason
+        raise ValueError(f'evaluate: wrong flags, {" ".join(words)}') from error
+    return evaluation_script.score_files(args)
