@@ -758,7 +758,8 @@ _C.CHECK_MODE = Own(
 )
 _C.PRETRAINED = Option(
     '',
-    "Checkpoint to start from, a path or a URL (https://, hf://); '': none.",
+    'Checkpoint to start from, a path or a URL (https://, hf://), and ::KEY to choose weights in '
+    "it; '': none.",
     affects='nothing',
     file='models.pretrained',
 )

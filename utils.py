@@ -26,7 +26,7 @@ from config import (
     module_of,
 )
 from system import distributed
-from system.downloads import is_url, local_path, log_download
+from system.downloads import is_url, local_path, log_download, split_key
 from system.files import (
     BEST_CHECKPOINT,
     atomic_writer,
@@ -126,6 +126,7 @@ def check_exists(path: str | Path) -> None:
 
     URLs are not checked.
     """
+    path, _ = split_key(path)
     if is_url(path) or Path(path).is_file():
         return
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -139,11 +140,12 @@ def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint from a file or a URL with PyTorch's safe loader.
 
     No code in the file is executed. The config node in SimMIM's own checkpoints becomes a plain
-    dictionary. Weights alone, or under one other key, are returned as {'model': weights}.
+    dictionary. Weights that are not under the key 'model' are returned there; `path` may end in
+    ::KEY to choose them.
 
     Raises:
         ValueError: If the file does not exist, is damaged, contains pickled objects, has no
-            weights, or cannot be downloaded.
+            weights or several, or cannot be downloaded.
     """
     check_exists(path)
     file = local_path(path)
@@ -157,11 +159,12 @@ def read_checkpoint(path: str | Path) -> dict:
         raise
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f'{path}: {_reason(error)}') from error
+    key = split_key(path)[1]
     if are_weights(checkpoint) and checkpoint:
-        return {'model': checkpoint}
-    if isinstance(checkpoint, dict) and are_weights(checkpoint.get('model')):
+        checkpoint = {'model': checkpoint}
+    if isinstance(checkpoint, dict) and are_weights(checkpoint.get('model')) and not key:
         return checkpoint
-    return {'model': module_of('PRETRAINED').foreign_weights(checkpoint, path)}
+    return module_of('PRETRAINED').choose_weights(checkpoint, path, key)
 
 
 def trained_config(path: str | Path, stage: str | None = None) -> Config | None:

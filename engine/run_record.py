@@ -25,7 +25,7 @@ from config import (
     value_at,
 )
 from logger import ScalarLog
-from system.downloads import fetch, is_url
+from system.downloads import fetch, is_url, split_key
 from system.files import BEST_CHECKPOINT, checksum_file, locked, replace_file, sha256
 
 if TYPE_CHECKING:  # scripts that only read records do not need torch
@@ -246,10 +246,12 @@ def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
     if first.get('resumed_from'):
         return []
     starts_anew = not given and not config.MODEL.RESUME and record.get('pretrained')
-    if Path(given).is_file() or starts_anew:
+    file, key = split_key(given)
+    has_other_key = bool(given) and key != split_key(before)[1]
+    if not has_other_key and (Path(file).is_file() or starts_anew):
         return run_changes(record, {'pretrained': weights_checksum(given)})
     # Downloading only to compare would take minutes at each start.
-    is_other = is_url(given) and before != given
+    is_other = has_other_key or (is_url(given) and before != given)
     return [f'PRETRAINED: {before or "none"} -> {given}'] if is_other else []
 
 
@@ -362,6 +364,7 @@ def weights_checksum(path: str) -> str | None:
     """Return the SHA-256 of pre-trained weights, or None if the file does not exist."""
     if is_url(path):
         return fetch(path).sha256
+    path, _ = split_key(path)
     if not Path(path).is_file():
         return None
     # Computing the checksums of all runs of a sweep would take long.

@@ -36,6 +36,7 @@ from evaluation.report import (
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
 from logger import read_metrics
 from models.pretrained import seen_patients
+from system.downloads import split_key
 from system.files import BEST_CHECKPOINT, checkpoint_position
 from utils import read_checkpoint, trained_config
 
@@ -203,7 +204,7 @@ def _seen_patients(trained: Config | None, config: Config) -> list[str]:
 
     A file that no longer exists gives no warning. The log of the training has it.
     """
-    if not trained or not Path(trained.PRETRAINED).is_file():
+    if not trained or not Path(split_key(trained.PRETRAINED)[0]).is_file():
         return []
     before = trained_config(trained.PRETRAINED)
     return seen_patients(trained.PRETRAINED, before.DATA, config.DATA) if before else []

@@ -45,6 +45,10 @@ MAE_DECODER = re.compile(r'^decoder_(embed|pos_embed|blocks|norm|pred)\b')
 # torchvision's published DenseNet files have `denselayer1.norm.1.` instead of `denselayer1.norm1.`.
 OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
 AUXILIARY = 'AuxLogits.'  # Inception's second classifier, which is only used in training
+# Names that DataParallel, torch.compile, FSDP and activation checkpointing put before others.
+WRAPPERS = re.compile(
+    r'(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+)
 DOWNSAMPLING = re.compile(r'^layers\.(\d+)\.downsample\.')
 COUNTER = '.num_batches_tracked'  # unused counter of batch norm, which old files do not have
 # Layer scales of a block, here and in timm's ViT.
@@ -253,8 +257,10 @@ def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
         ValueError: If the file has several encoders, such as a teacher and a student.
     """
     own = shared_keys(model.state_dict())
+    firsts = [first for first in (first_weight(model), PATCHES, RESNET_STEM) if first]
+    state, left = _unwrapped(state, firsts)
     places: dict[str, int] = {}
-    for first in filter(None, (first_weight(model), PATCHES, RESNET_STEM)):
+    for first in firsts:
         for key in state:
             if f'.{key}'.endswith(f'.{first}'):
                 place = key.removesuffix(first)
@@ -265,9 +271,10 @@ def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
     # A block of a ResNet also has a first convolution, but few other names of the model.
     places = {place: count for place, count in places.items() if count >= most / 2}
     if len(places) > 1:
+        keys = [place.removesuffix('.') for place in places if place]
         raise ValueError(
-            f'the file has several encoders, {", ".join(map(repr, places))}: keep the entries of '
-            'one, without this beginning (docs/howto/imagenet_weights.md has the lines)'
+            f'the file has several encoders, {", ".join(map(repr, places))}: choose one with '
+            f'FILE::KEY, such as FILE::{keys[0]}'
         )
     (place,) = places or ('',)
     *outer, last = place.split('.')[:-1] or ('',)
@@ -280,8 +287,38 @@ def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
     heads = {
         key for key in kept if HEADS.match(bare := key.removeprefix(PREFIX)) and bare not in named
     }
-    left = [key for key in state if not key.startswith(place)] + [place + key for key in heads]
+    left += [key for key in state if not key.startswith(place)] + [place + key for key in heads]
     return {key: value for key, value in kept.items() if key not in heads}, left
+
+
+def without_wrappers(state: State) -> State:
+    """Remove the names that PyTorch's wrappers of modules add, wherever they stand.
+
+    Raises:
+        ValueError: If two entries get the same name.
+    """
+    names: dict[str, str] = {}
+    for key in state:
+        bare = WRAPPERS.sub('', key)
+        if bare in names:
+            raise ValueError(
+                f'the file has both {names[bare]} and {key}: choose one with FILE::KEY'
+            )
+        names[bare] = key
+    return {bare: state[key] for bare, key in names.items()}
+
+
+def _unwrapped(state: State, firsts: list[str]) -> tuple[State, list[str]]:
+    """Remove the names of wrappers, and the wrapper's entries, such as the counter of an average.
+
+    `firsts` are names of the first weights of an encoder. Also returns the removed entries.
+    """
+    beside = [key for key in state if not WRAPPERS.match(key)]
+    ends = tuple(f'.{first}' for first in firsts)
+    if len(beside) == len(state) or any(f'.{key}'.endswith(ends) for key in beside):
+        beside = []  # the outermost module is no wrapper, or there is an encoder beside it
+    kept = {key: value for key, value in state.items() if key not in beside}
+    return without_wrappers(kept), beside
 
 
 def huggingface_prefix(state: State) -> str | None:

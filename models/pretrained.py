@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from config import Config, default_config, options_that_affect, pixel_statistics, value_at
 from models.convert import (
     PREFIX,
+    WRAPPERS,
     Report,
     Statistics,
     convert,
@@ -19,16 +20,14 @@ from models.convert import (
     from_huggingface,
     huggingface_prefix,
     unwrap,
+    without_wrappers,
 )
 from models.timm_classifier import TimmClassifier
-from system.downloads import FACTS, MODEL_CONFIG, PROCESSOR, local_path
+from system.downloads import FACTS, MODEL_CONFIG, PROCESSOR, local_path, split_key
 from system.tool import command_of
 from utils import are_weights, saved_options
 
-CHOOSE = (
-    "Choose one: torch.save({'model': torch.load(FILE, weights_only=True)[KEY]}, NEW), or see "
-    'docs/howto/imagenet_weights.md'
-)
+SHOWN_KEYS = 12  # keys of a file that a message names
 # Keys of a foreign file under which tensors are no model.
 NO_MODEL = re.compile(r'optim|sched|scaler|loss|criterion|rng|config|args|hyper|callback|metric')
 HEAD_OPTIONS = (*options_that_affect('outputs'), 'MODEL.HEAD')
@@ -116,16 +115,54 @@ def _stated(config: Config, channels: int | None, *, is_own: bool) -> dict[str, 
     return {'MEAN': given[:channels], 'STD': given[channels:]}
 
 
-def foreign_weights(checkpoint: object, path: str | Path) -> dict[str, Tensor]:
-    """Return the one state dict in a file of another project, or refuse the file by its keys."""
+def choose_weights(checkpoint: object, path: str | Path, key: str) -> dict[str, Any]:
+    """Return the weights in a file as the entry 'model' of a checkpoint.
+
+    Args:
+        checkpoint: Contents of the file.
+        path: The file, for messages.
+        key: Key of the weights, with dots between keys of keys, or the beginning of their names;
+            '' if the file has only one model.
+
+    Returns:
+        {'model': weights}; of a checkpoint of this project also its other entries.
+
+    Raises:
+        ValueError: If there are no such weights, or several. The message has the keys of the file.
+    """
     found = _weights_within(checkpoint) if isinstance(checkpoint, dict) else {}
-    if len(found) == 1:
-        return next(iter(found.values()))
+    chosen = _below(found, key) if key else found
+    if len(chosen) == 1:
+        (weights,) = chosen.values()
+        is_own = are_weights(checkpoint.get('model')) and isinstance(checkpoint.get('config'), str)
+        return (checkpoint if is_own else {}) | {'model': weights}
+    file, _ = split_key(path)
     keys = [*found] or [*checkpoint] if isinstance(checkpoint, dict) else []
-    problem = 'weights under several keys' if found else "no weights under the key 'model'"
-    raise ValueError(
-        f'{path} has {problem}; there are {", ".join(map(str, keys))[:300] or "none"}. {CHOOSE}'
-    )
+    if key:
+        names = (WRAPPERS.sub('', name) for state in found.values() for name in state)
+        # The beginnings of names are keys, too.
+        keys = dict.fromkeys([*keys, *(name.split('.')[0] for name in names if '.' in name)])
+        problem = f'{"several" if chosen else "no"} weights under {key!r}'
+    else:
+        problem = 'weights under several keys' if found else "no weights under the key 'model'"
+    shown = ', '.join(map(str, [*keys][:SHOWN_KEYS]))[:300] or 'none'
+    advice = f': choose one, such as {file}::{next(iter(found))}' if found else ''
+    raise ValueError(f'{file} has {problem}; there are {shown}{advice}')
+
+
+def _below(found: dict[str, dict[str, Tensor]], key: str) -> dict[str, dict[str, Tensor]]:
+    """Return the state dict under a key, or the entries whose names begin with it, without it."""
+    if key in found:
+        return {key: found[key]}
+    below = {}
+    for place, state in found.items():
+        start = f'{key}.'.removeprefix(f'{place}.')
+        if not any(name.startswith(start) for name in state):
+            state = without_wrappers(state)
+        entries = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+        if entries:
+            below[place] = entries
+    return below
 
 
 def _other_head(before: Config | None, now: Config) -> str:

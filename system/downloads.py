@@ -28,6 +28,7 @@ FACTS = 'simmim'  # its entry of an export, and key of the metadata in an .onnx 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # the first one that exists is used
 HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?', re.IGNORECASE)
 SCHEME = re.compile(r'\w+://')
+KEY_IN_FILE = re.compile(r'(.+)::([^:/]+)')
 NO_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
 TIMEOUT_SECONDS = 60
 
@@ -45,9 +46,15 @@ def is_url(path: str | Path) -> bool:
     return bool(SCHEME.match(str(path)))
 
 
+def split_key(path: str | Path) -> tuple[str, str]:
+    """Split FILE::KEY into the file, a path or URL, and the key of the weights; '' without one."""
+    match = KEY_IN_FILE.fullmatch(str(path))
+    return (match[1], match[2]) if match else (str(path), '')
+
+
 def local_path(path: str | Path) -> Path:
-    """Return the path itself, or the downloaded file of a URL."""
-    return fetch(str(path)).path if is_url(path) else Path(path)
+    """Return the path of a file, or of the downloaded file of a URL, without a key."""
+    return fetch(str(path)).path if is_url(path) else Path(split_key(path)[0])
 
 
 def log_download(path: str | Path, logger: logging.Logger) -> None:
@@ -59,12 +66,15 @@ def log_download(path: str | Path, logger: logging.Logger) -> None:
 
 @cache
 def fetch(address: str) -> Download:
-    """Download the file of a URL. Processes with the same cache wait for a single download.
+    """Download the file of a URL, which may end in ::KEY.
+
+    Processes with the same cache wait for a single download.
 
     Raises:
         ValueError: If the URL is wrong, the server does not send the whole file over https, or
             there is no folder for the cache. Incomplete files do not stay in the cache.
     """
+    address, _ = split_key(address)
     scheme = address.partition('://')[0].lower()
     if scheme == 'hf':
         return _from_hugging_face(address)

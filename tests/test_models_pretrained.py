@@ -1,6 +1,7 @@
 """Conversion of weights from other models, stages and numbers of channels."""
 
 import re
+from argparse import Namespace
 
 import pytest
 import torch
@@ -296,7 +297,7 @@ def test_the_encoder_of_another_project_is_found_by_its_names(kind, wrapper, tmp
 @pytest.mark.parametrize(
     ('wrapper', 'message'),
     [
-        ({'student': '', 'teacher': ''}, r'several keys; there are student, teacher.*Choose'),
+        ({'student': '', 'teacher': ''}, r'keys; there are student, teacher: .*x\.pth::student$'),
         ({'state_dict': 'student.', 'state_dict_ema': ''}, r'state_dict, state_dict_ema'),
         ({'epoch': None}, r"no weights under the key 'model'; there are epoch"),
     ],
@@ -309,6 +310,102 @@ def test_a_file_with_several_models_or_none_names_its_keys(wrapper, message, tmp
     )
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / 'x.pth')
+
+
+def started_from(file, address, kind='vit', **options):
+    """Names and values of the encoder that a file has for an address, without the head."""
+    config = make_config(kind, 1, **options)
+    config.PRETRAINED = f'{file}{address}'
+    model = make_model(config, seed=9, is_pretrain=False)
+    load_pretrained(config, model, LOGGER)
+    return {key: value for key, value in model.state_dict().items() if not key.startswith('head.')}
+
+
+def two_encoders(kind='vit'):
+    return [
+        make_model(make_config(kind, 1), seed=seed, is_pretrain=False).state_dict()
+        for seed in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ('address', 'seed'),
+    [
+        ('::state_dict_ema', 2),
+        ('::state_dict', 1),
+        ('::nested.inner', 1),
+        ('::nested.inner.module', 1),
+        ('::module', 1),  # the beginning of names
+    ],
+)
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+def test_a_key_in_the_address_chooses_the_weights(kind, address, seed, tmp_path):
+    """The file is one of timm's CheckpointSaver, whose `args` are an argparse.Namespace."""
+    first, second = two_encoders(kind)
+    checkpoint = {'state_dict_ema': second, 'state_dict': first, 'args': Namespace(model='x')}
+    if 'nested' in address:
+        checkpoint = {'nested': {'inner': wrapped(first, 'module.')}, 'other': second}
+    elif address == '::module':
+        checkpoint = {'module.' + key: value for key, value in first.items()} | second
+    torch.save(checkpoint, tmp_path / 'x.pth')
+    wanted = (first, second)[seed - 1]
+    for key, value in started_from(tmp_path / 'x.pth', address, kind).items():
+        assert torch.equal(value, wanted[key]), key
+
+
+def test_one_of_two_encoders_in_a_state_dict_is_chosen_by_the_beginning_of_its_names(tmp_path):
+    """As in files of MoCo v3 and DINO; the message without a key names both."""
+    first, second = two_encoders()
+    names = ('module.base_encoder.', 'module.momentum_encoder.')
+    both = wrapped(first, names[0]) | wrapped(second, names[1])
+    torch.save({'epoch': 1, 'arch': 'vit', 'state_dict': both}, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=r'base_encoder.*momentum_encoder.*FILE::base_encoder'):
+        started_from(tmp_path / 'x.pth', '')
+    for address, wanted in (
+        ('::module.base_encoder', first),
+        ('::base_encoder', first),
+        ('::state_dict.module.momentum_encoder', second),
+    ):
+        for key, value in started_from(tmp_path / 'x.pth', address).items():
+            assert torch.equal(value, wanted[key]), (address, key)
+    with pytest.raises(
+        ValueError, match=r"no weights under 'teacher'; there are state_dict, base_"
+    ):
+        started_from(tmp_path / 'x.pth', '::teacher')
+
+
+def test_a_key_keeps_the_options_of_a_checkpoint_of_this_project(tmp_path, log):
+    """Otherwise another normalisation would be assumed."""
+    config = make_config('vit', 1)
+    first, second = two_encoders()
+    state = wrapped(first, 'encoder.') | wrapped(second, 'momentum_encoder.')
+    checkpoint = {'model': state, 'config': config_text(config)}
+    torch.save(checkpoint, tmp_path / 'x.pth')
+    for key, value in started_from(tmp_path / 'x.pth', '::momentum_encoder').items():
+        assert torch.equal(value, second[key]), key
+    assert 'assumed' not in log.text
+
+
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+def test_names_of_wrappers_are_removed_wherever_they_stand(kind, tmp_path):
+    state = two_encoders(kind)[0]
+    others = {
+        re.sub(r'blocks\.(\d+)\.', r'blocks.\1._fsdp_wrapped_module._orig_mod.', key): value
+        for key, value in state.items()
+    }
+    others = wrapped(others, 'backbone._checkpoint_wrapped_module.')
+    # A wrapper may have entries of its own, such as the counter of an average.
+    others = wrapped(others, 'module._orig_mod.') | {'n_averaged': torch.tensor(3)}
+    torch.save(others, tmp_path / 'x.pth')
+    for key, value in started_from(tmp_path / 'x.pth', '', kind).items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_two_entries_that_differ_by_a_wrapper_are_not_mixed(tmp_path):
+    state = two_encoders()[0]
+    torch.save(state | {'blocks.0.module.norm1.weight': torch.ones(32)}, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=r'both blocks\.0\.norm1\.weight and blocks\.0\.module'):
+        started_from(tmp_path / 'x.pth', '')
 
 
 @pytest.mark.parametrize('stated', [[0.5056, 0.252], [0.5056] * 3 + [0.252] * 3])

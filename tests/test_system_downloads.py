@@ -111,6 +111,16 @@ def test_a_file_is_downloaded_once_and_logged(server, tmp_path, log):
         fetch(address)
 
 
+def test_an_address_with_a_key_downloads_the_file_and_chooses_its_weights(server, tmp_path):
+    states = {name: {'weight': torch.full((1000,), k)} for k, name in enumerate(('old', 'new'))}
+    torch.save(states, tmp_path / 'made.pth')
+    server.files['/w.pth'] = (tmp_path / 'made.pth').read_bytes(), {}
+    assert [value_of(f'{server.address}/w.pth::{name}') for name in states] == [0, 1]
+    assert server.asked == ['/w.pth']
+    with pytest.raises(ValueError, match=r'w\.pth::old$'):
+        value_of(f'{server.address}/w.pth')
+
+
 def test_a_server_without_a_trusted_certificate_is_refused(server, tmp_path, monkeypatch):
     server.files['/w.pth'] = weights(1, tmp_path), {}
     monkeypatch.delenv('SSL_CERT_FILE')
@@ -203,7 +213,8 @@ def test_a_file_of_a_repository_and_what_is_wrong_are_named(hub, tmp_path):
     path = tmp_path / 'c0ffee/sub/w.pth'
     path.write_bytes(b'1')
     assert fetch('hf://owner/name/sub/w.pth').path == path
-    assert hub == [(None, 'sub/w.pth', f'sub/{PROCESSOR}', f'sub/{MODEL_CONFIG}')]
+    assert fetch('hf://owner/name/sub/w.pth::teacher').path == path
+    assert hub == 2 * [(None, 'sub/w.pth', f'sub/{PROCESSOR}', f'sub/{MODEL_CONFIG}')]
     for address in ('hf://owner/name', 'hf://owner/other', 'hf://owner'):
         with pytest.raises(ValueError, match=address) as caught:
             fetch(address)
