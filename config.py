@@ -21,7 +21,7 @@ from options.checks import (  # noqa: F401
     refuse_other_stage,
 )
 from options.declaration import OPTIONS, Option, Own, Section, declare
-from options.legacy import EARLIER_VALUES, LEGACY_KEYS  # noqa: F401
+from options.legacy import LEGACY_KEYS  # noqa: F401
 from options.parts import (  # noqa: F401
     REGISTRIES,
     OptionError,

@@ -64,9 +64,8 @@ class TrainTransform(RandomCrop):
 class RandomWarp:
     """Apply rotation and perspective with one resampling (AUG.ROTATION and AUG.DISTORTION).
 
-    If both are off, nothing is drawn. Otherwise there are always 13 uniform draws, so that neither
-    option changes the draws of the other. Four of them are not used: they keep the samples of runs
-    that had more options. Areas from outside the crop are black.
+    If both are off, nothing is drawn. Otherwise there are always 9 uniform draws, so that neither
+    option changes the draws of the other. Areas from outside the crop are black.
     """
 
     def __init__(self, config: Config) -> None:
@@ -77,11 +76,11 @@ class RandomWarp:
         """Warp a square image [S, S]."""
         if not self.rotation and not self.distortion:
             return pixels
-        size, uniforms = len(pixels), rng.random(13)
+        size, uniforms = len(pixels), rng.random(9)
         matrix = warp_matrix(
             size,
             angle=(2 * uniforms[0] - 1) * self.rotation,
-            inward=uniforms[5:].reshape(4, 2) * self.distortion * size / 2,
+            inward=uniforms[1:].reshape(4, 2) * self.distortion * size / 2,
         )
         return warp(pixels, matrix)
 

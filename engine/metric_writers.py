@@ -54,7 +54,7 @@ class WeightsAndBiases(Writer):
 
         path, name = folder / WANDB_ID, f'{config.MODEL.NAME}/{config.TAG}'
         known = path.read_text('utf-8').splitlines() if path.exists() else []
-        if not known or known[1:] not in ([name], []):  # earlier versions wrote no name
+        if known[1:] != [name]:
             known = [uuid4().hex, name]
             replace_file(path, '\n'.join(known))
         self.wandb = wandb

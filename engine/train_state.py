@@ -241,10 +241,7 @@ class TrainState:
             name = config.TRAIN.OPTIMIZER.NAME
             load_moments(saved, self.optimizer, self.scaler, name=name, source=source)
             self.best_score = saved['best_score']
-            progress = dict(saved['progress'])
-            for name in ('num_skipped', 'num_not_better'):  # of earlier versions
-                progress.pop(name, None)
-            self.progress = Progress(**progress)
+            self.progress = Progress(**saved['progress'])
             self._set_position(saved, config)
             self._compare_batches(saved, config, logger)
             self._compare_options(saved, config, logger)

@@ -8,7 +8,6 @@ from options.declaration import OPTIONS
 from options.values import (
     DEFAULTS,
     Config,
-    current_value,
     default_config,
     flatten,
     put,
@@ -58,7 +57,7 @@ def config_changes(before: str, after: str, *effects: str) -> list[str]:
             that no longer exists affects the weights.
     """
     old, new = flat_options(before), flat_options(after)
-    # A text of an earlier version lacks newer options, whose default keeps the earlier behaviour.
+    # An option that a text lacks has its default value.
     added = {key: value for key, value in flatten(DEFAULTS) if key in old or key in new}
     old, new = {**added, **old}, {**added, **new}
     used = {old.get('MODEL.TYPE'), new.get('MODEL.TYPE')}
@@ -83,8 +82,7 @@ def flat_options(text: str) -> dict[str, Any]:
     Raises:
         ValueError: If the text is not a mapping.
     """
-    options = with_current_keys(read_options(text), DEFAULTS.MODEL.TYPE)
-    return {key: current_value(key, value) for key, value in options.items()}
+    return with_current_keys(read_options(text), DEFAULTS.MODEL.TYPE)
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,6 @@ import difflib
 import math
 from ast import literal_eval
 from collections.abc import Iterator
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from yacs.config import CfgNode
 from yacs.config import CfgNode as CN
 
 from options.declaration import OPTIONS
-from options.legacy import EARLIER_VALUES, LEGACY_KEYS
+from options.legacy import LEGACY_KEYS
 from options.yaml_text import load_yaml
 
 
@@ -68,7 +67,7 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
     """
     found = _find(config, key, source)
     kind = OPTIONS[key].kind if key in OPTIONS else type(found)
-    typed = current_value(key, _as_type(value, kind))
+    typed = _as_type(value, kind)
     if kind is dict and isinstance(typed, dict):
         typed = CN(dict(typed), new_allowed=True)
     elif not (
@@ -79,15 +78,6 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
         raise ValueError(f'{key} in {source} must be {allowed}, got {got}')
     section, _, name = key.rpartition('.')
     setattr(value_at(config, section) if section else config, name, typed)
-
-
-def current_value(key: str, value: Any) -> Any:
-    """Return a value of an earlier version as it is written now."""
-    earlier = EARLIER_VALUES.get(key, {})
-    if str(value) in earlier:
-        return copy(earlier[str(value)])
-    is_list = key in OPTIONS and OPTIONS[key].kind is list and OPTIONS[key].names
-    return [value] if is_list and isinstance(value, str) else value
 
 
 def _as_type(value: Any, kind: type) -> Any:

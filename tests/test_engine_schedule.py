@@ -205,7 +205,6 @@ def resumed(
     options = {'TRAIN__OPTIMIZER__NAME': 'sgd', 'DATA__BATCH_SIZE': size}
     rng = [{'torch': torch.get_rng_state()}] * processes
     contents = saved.contents(config_with(**options), rng, finished=finished)
-    contents['progress'] |= {'num_skipped': 0, 'num_not_better': 3}  # of earlier versions
     config = config_with(**(options | keys))
     state.restore(contents, config, source='c.pth', logger=LOGGER)
     return config

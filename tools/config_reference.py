@@ -43,7 +43,7 @@ def options_page() -> str:
         parts.append(f'## {f"`{section}`" if section else "Run"}\n\n{_option_table(keys)}')
     rows = [f'| `{old}` | {f"`{new}`" if new else "none"} |' for old, new in LEGACY_KEYS.items()]
     table = '\n'.join(['| key | replaced by |', '| --- | --- |', *rows])
-    parts.append(f'## Keys of SimMIM and of earlier versions\n\n{table}')
+    parts.append(f'## Keys of SimMIM\n\n{table}')
     return '\n\n'.join(parts) + '\n'
 
 
