@@ -79,6 +79,13 @@ class Writer(ABC):
     def __init__(self, folder: Path, config: Config, logger: logging.Logger) -> None: ...
 
     @abstractmethod
+    def forget_from(self, epoch: int, step: int) -> None:
+        """Drop the values of this epoch and batch and of later ones, which a run writes again.
+
+        It is called before training begins, for a new run with epoch -1 and batch 0.
+        """
+
+    @abstractmethod
     def write_scalars(self, scalars: dict[str, float], step: int) -> None:
         """Write values at an epoch (names with 'epoch/') or batch (names with 'step/')."""
 
@@ -130,11 +137,13 @@ class ScalarLog:
             except Exception as error:
                 self._warn(name, error)
 
-    def forget_from(self, epoch: int) -> None:
-        """Remove the records from `epoch` on, which a resumed run writes again.
+    def forget_from(self, epoch: int, step: int) -> None:
+        """Remove what a resumed run writes again: values from an epoch on and from a batch on.
 
-        An incomplete last line, which a killed run can leave, is also removed.
+        An incomplete last line, which a killed run can leave, is also removed. `step` counts
+        batches over the whole run, as in `write_step`.
         """
+        self._write(lambda writer: writer.forget_from(epoch, step))
         if not self.enabled or not self.path.exists():
             return
         lines = self.path.read_bytes().splitlines(keepends=True)

@@ -75,7 +75,8 @@ def fit(
     state = begin(run, model, loader)
     wrap_model(run, state)
     # Epochs after the checkpoint may have been logged already; they are trained again.
-    run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
+    first = state.epoch if state.epoch or state.batch else -1
+    run.scalars.forget_from(first, state.progress.run_batches)
     if state.is_done(config):
         logger.warning(f'all {state.epoch} epochs are already trained: nothing is left to do')
     start = time.perf_counter()
@@ -250,6 +251,7 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
         state.scheduler.step_update(state.epoch * state.num_batches + i)
         state.module.after_step(state)
     state.batch = i + 1
+    state.progress.run_batches += 1
 
 
 def flush_metrics(run: Run, state: TrainState) -> None:
@@ -399,5 +401,5 @@ def _log_line(run: Run, state: TrainState, i: int) -> None:
     )
     run.scalars.write_step(
         {'loss': progress.last_loss, 'loss_ema': progress.loss_ema, 'lr': rate},
-        state.epoch * state.num_batches + i,
+        progress.run_batches - 1,
     )

@@ -3,6 +3,7 @@
 import logging
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
@@ -12,32 +13,62 @@ from config import Config, config_text, load_yaml
 from logger import WRITERS, Writer
 from system.files import replace_file
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 WANDB_ID = 'wandb_id.txt'  # file in the run folder with the id and the name of the run
 WANDB_SECONDS = 30  # longest wait for the last uploads; a preempted run has little time
 
 
+def axis_of(scalars: dict[str, float]) -> str:
+    """Return what the values are counted by: 'epoch', or 'step' for batches."""
+    return next(iter(scalars)).partition('/')[0]
+
+
 @WRITERS.register('tensorboard')
 class TensorBoard(Writer):
-    """Curves and images in RUN/tensorboard."""
+    """Curves and images in RUN/tensorboard/epoch, and curves within epochs in RUN/tensorboard/step.
+
+    A folder has one axis, because TensorBoard forgets all its values from one number on.
+    """
 
     def __init__(self, folder: Path, config: Config, logger: logging.Logger) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes seconds, and only rank 0 needs it
 
-        self.board = SummaryWriter(str(folder / 'tensorboard'))
+        self.new_board = SummaryWriter
+        self.folder = folder / 'tensorboard'
+        self.first = {'epoch': -1, 'step': 0}  # what a new run writes first
+        self.boards: dict[str, SummaryWriter] = {}
+
+    def forget_from(self, epoch: int, step: int) -> None:
+        self.first = {'epoch': epoch, 'step': step}
 
     def write_scalars(self, scalars: dict[str, float], step: int) -> None:
+        if not scalars:
+            return
+        board = self._board(axis_of(scalars))
         for tag, value in scalars.items():
-            self.board.add_scalar(tag, value, step)
+            board.add_scalar(tag, value, step)
+        board.flush()  # a killed run must not lose values from before its checkpoint
 
     def write_image(self, tag: str, path: Path, step: int) -> None:
         pixels = np.asarray(Image.open(path).convert('RGB'))
-        self.board.add_image(tag, pixels, step, dataformats='HWC')
+        board = self._board('epoch')
+        board.add_image(tag, pixels, step, dataformats='HWC')
+        board.flush()
 
     def write_file(self, path: Path) -> None:
         """TensorBoard has no files."""
 
     def close(self, code: int) -> None:
-        self.board.close()
+        for board in self.boards.values():
+            board.close()
+
+    def _board(self, axis: str) -> 'SummaryWriter':
+        if axis not in self.boards:
+            folder = str(self.folder / axis)
+            self.boards[axis] = self.new_board(folder, purge_step=self.first[axis])
+        return self.boards[axis]
 
 
 @WRITERS.register('wandb')
@@ -47,6 +78,9 @@ class WeightsAndBiases(Writer):
     A resumed run continues, because the run folder keeps its id. In a copy of the folder with
     another TAG, a run has a new id. The environment variables of wandb apply, such as
     WANDB_PROJECT. WANDB_MODE=offline sends nothing.
+
+    W&B deletes no values and orders them by a number of its own, which never falls. So this number
+    follows from the batches of the run, and a resumed run does not send what W&B already has.
     """
 
     def __init__(self, folder: Path, config: Config, logger: logging.Logger) -> None:
@@ -69,8 +103,10 @@ class WeightsAndBiases(Writer):
                 console='off', host='hidden', disable_git=True, x_disable_meta=True
             ),
         )
-        for kind in ('epoch', 'step'):
-            self.run.define_metric(f'{kind}/*', step_metric=kind)
+        for axis in ('epoch', 'step'):
+            self.run.define_metric(f'{axis}/*', step_metric=axis)
+        self.num_batches = 0  # of the run so far
+        self.first_row = self.run.step  # W&B already has the rows before it
         if not self.run.offline:
             logger.warning(
                 f'LOGGER wandb sends options with their paths, metrics, reconstructions and maps '
@@ -78,13 +114,24 @@ class WeightsAndBiases(Writer):
                 'institution, set WANDB_MODE=offline'
             )
 
+    def forget_from(self, epoch: int, step: int) -> None:
+        self.num_batches = step
+
     def write_scalars(self, scalars: dict[str, float], step: int) -> None:
-        if scalars:
-            kind = next(iter(scalars)).split('/')[0]
-            self.run.log({**scalars, kind: step})
+        if not scalars:
+            return
+        axis = axis_of(scalars)
+        row = 2 * self.num_batches  # of an epoch: between two batches
+        if axis == 'step':
+            row = 2 * step + 1
+            self.num_batches = step + 1
+        if row >= self.first_row:
+            self.run.log({**scalars, axis: step}, step=row)
 
     def write_image(self, tag: str, path: Path, step: int) -> None:
-        self.run.log({f'epoch/{tag}': self.wandb.Image(str(path)), 'epoch': step})
+        # W&B may have the row without the image, if the run was killed between them.
+        row = max(2 * self.num_batches, self.first_row)
+        self.run.log({f'epoch/{tag}': self.wandb.Image(str(path)), 'epoch': step}, step=row)
 
     def write_file(self, path: Path) -> None:
         self.run.log_artifact(path, name=f'{self.run.id}-{path.stem}', type=path.stem)

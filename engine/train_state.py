@@ -33,7 +33,10 @@ REFUSED_CHANGES = {
         'may have learned from patients who would be held out or scored now',
         'use the same values',
     ),
-    'model': ('has the weights of another model', 'choose another --tag'),
+    'model': (
+        'has the weights of another model',
+        'choose another --tag, or start from its encoder with --pretrained',
+    ),
 }
 
 
@@ -67,6 +70,7 @@ class Progress:
     last_norm: float = math.nan
     seconds: float = 0.0  # of this epoch before the last resume
     data_seconds: float = 0.0  # part of them that waited for data
+    run_batches: int = 0  # finished batches of the run, of whatever size: the axis of its curves
     waiting_losses: list[Tensor] = field(default_factory=list)
     # (number of waiting losses up to the end of the step, norm of the step)
     waiting_norms: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -114,7 +118,7 @@ class Progress:
 
     def next_epoch(self) -> 'Progress':
         """Return the initial progress of the next epoch."""
-        return Progress(loss_ema=self.loss_ema)
+        return Progress(loss_ema=self.loss_ema, run_batches=self.run_batches)
 
     def numbers(self) -> dict[str, float]:
         """Return the values for a checkpoint."""
@@ -228,23 +232,32 @@ class TrainState:
         """
         self.source = source
         with name_damaged(source):
+            changes = partial(config_changes, saved['config'], config_text(config))
+            for effect, (problem, advice) in REFUSED_CHANGES.items():
+                if other := changes(effect):
+                    raise ValueError(f'{source} {problem} ({"; ".join(other)}): {advice}')
+            scored = saved['model']
+            weights = saved.get('trained') or scored
+            # TRAIN.AVERAGE may be switched: an average that begins now begins with these weights.
+            if self.scored is not self.module:
+                weights = weights | {f'{SCORED}{key}': scored[key] for key in scored}
             try:
-                weights = saved['model']
-                if trained := saved.get('trained'):
-                    weights = trained | {f'{SCORED}{key}': weights[key] for key in weights}
                 load_model_state(self.module, weights, source, logger)
             except ValueError as error:
                 raise ValueError(
-                    f'{error}. To start from the encoder of another model, such as a pre-trained '
-                    'one, use --pretrained instead of --resume'
+                    f'{error}. Changed since the checkpoint: {"; ".join(changes()) or "no option"}.'
+                    ' To start from the encoder of another model, such as a pre-trained one, use '
+                    '--pretrained instead of --resume'
                 ) from error
             name = config.TRAIN.OPTIMIZER.NAME
             load_moments(saved, self.optimizer, self.scaler, name=name, source=source)
             self.best_score = saved['best_score']
             self.progress = Progress(**saved['progress'])
             self._set_position(saved, config)
+            if 'run_batches' not in progress:  # of earlier versions, or of SimMIM
+                self.progress.run_batches = self.epoch * self.num_batches + self.batch
             self._compare_batches(saved, config, logger)
-            self._compare_options(saved, config, logger)
+            self._log_changes(saved, config, logger)
             # Each rank has drawn its own dropout and drop path.
             rng, processes = saved['rng'], distributed.world_size()
             if len(rng) == processes:
@@ -256,15 +269,12 @@ class TrainState:
                 )
         logger.info(f'resumed from {source}: epoch {self.epoch}, batch {self.batch}')
 
-    def _compare_options(self, saved: dict, config: Config, logger: logging.Logger) -> None:
-        """Refuse or log changed options, and forget the best score if another score selects now.
+    def _log_changes(self, saved: dict, config: Config, logger: logging.Logger) -> None:
+        """Log changed options, and forget the best score if another score selects now.
 
         The selection of a run that has nothing left to train stays as it is.
         """
         changes = partial(config_changes, saved['config'], config_text(config))
-        for effect, (problem, advice) in REFUSED_CHANGES.items():
-            if other := changes(effect):
-                raise ValueError(f'{self.source} {problem} ({"; ".join(other)}): {advice}')
         gone = sorted(
             flat_options(saved['config']).keys() - flat_options(config_text(config)).keys()
         )

@@ -113,7 +113,7 @@ def _write_maps(
     )
     for entry in found['maps']:
         file = folder / entry['file']
-        final.run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
+        final.run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS)
     return found
 
 

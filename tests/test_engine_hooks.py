@@ -57,6 +57,33 @@ def test_an_average_of_the_weights_is_scored_saved_and_resumed_bit_for_bit(
     assert (resumed / 'scores.json').read_text() == (whole / 'scores.json').read_text()
 
 
+@pytest.mark.usefixtures('few_cases_select')
+def test_an_average_may_begin_or_end_at_a_resume(phantom: Path, tmp_path: Path) -> None:
+    """It does not change the training, so the trained weights are the same in all four runs."""
+    ends = {}
+    for first in (0.0, DECAY):
+        folder = tmp_path / str(first)
+        cfg = tiny_config(folder / 'run.yaml', 'finetune', VIT, TRAIN={'AVERAGE': first})
+        assert run_main('finetune', arguments(cfg, phantom, folder)) == 0
+        start = run_folder(folder, 'finetune') / 'ckpt_epoch_0.pth'
+        ends[first, first] = final_state(start.parent)
+        second = DECAY - first
+        other = folder / 'other'
+        more = ['--resume', str(start), '--opts', 'TRAIN.AVERAGE', str(second)]
+        assert run_main('finetune', arguments(cfg, phantom, other, *more)) == 0
+        ends[first, second] = final_state(run_folder(other, 'finetune'))
+        log = (run_folder(other, 'finetune') / 'log_rank0.txt').read_text()
+        assert f'changed since the checkpoint: TRAIN.AVERAGE: {first} -> {second}' in log
+    plain = ends[0.0, 0.0]['model']
+    for (_, last), saved in ends.items():
+        assert bool(saved['trained']) == bool(last)
+        for key, value in (saved['trained'] or saved['model']).items():
+            assert torch.equal(value, plain[key])
+    begun = ends[0.0, DECAY]['model']['head.weight']
+    assert not torch.equal(begun, plain['head.weight'])
+    assert not torch.equal(begun, ends[DECAY, DECAY]['model']['head.weight'])
+
+
 def test_the_average_follows_each_optimizer_step(tmp_path: Path) -> None:
     weights = []
 

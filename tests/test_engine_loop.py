@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from curves import curves
 from one_epoch import five_batches, one_epoch
 from timm.scheduler import CosineLRScheduler
 from tiny import (
@@ -43,11 +44,12 @@ from logger import read_metrics
 from system import distributed
 from utils import read_checkpoint, save_checkpoint
 
+LAST = 'ckpt_epoch_1.pth'
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}
 
 
 def final_state(folder: Path) -> dict:
-    return read_checkpoint(folder / 'ckpt_epoch_1.pth')
+    return read_checkpoint(folder / LAST)
 
 
 def assert_same_weights(got: dict, want: dict) -> None:
@@ -58,6 +60,10 @@ def assert_same_weights(got: dict, want: dict) -> None:
     for index, moments in want['optimizer']['state'].items():
         for name, value in moments.items():
             assert torch.equal(got['optimizer']['state'][index][name], value), (index, name)
+
+
+def untimed_curves(folder: Path) -> dict:
+    return {tag: rows for tag, rows in curves(folder).items() if tag.split('/')[1] not in TIMING}
 
 
 def last_metrics(folder: Path) -> dict:
@@ -182,6 +188,24 @@ def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path, monkeypatch)
     assert_same_weights(final_state(killed), final_state(folder))
     assert [record['epoch'] for record in read_metrics(killed / 'metrics.jsonl')] == [-1, 0, 1]
     assert last_metrics(killed) == last_metrics(folder)
+    assert untimed_curves(killed) == untimed_curves(folder)
+
+
+def test_curves_go_on_with_batches_of_another_size(whole, phantom, tmp_path) -> None:
+    """An epoch then has fewer batches, so the position in the run alone would fall."""
+    cfg, folder = whole
+    resumed = run_folder(tmp_path, 'simmim')
+    shutil.copytree(folder, resumed)
+    for path in resumed.glob('ckpt_epoch_1*'):
+        path.unlink()
+    more = ['--batch-size', '8', '--accumulation-steps', '1']
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path, *more)) == 0
+    (before, after), batches = map(untimed_curves, (folder, resumed)), 7
+    for tag, rows in after.items():
+        first = batches if tag.startswith('step/') else 1
+        assert [row for row in rows if row[0] < first] == [r for r in before[tag] if r[0] < first]
+        steps = [step for step, _ in rows]
+        assert steps == sorted({*steps}) and steps[-1] >= first
 
 
 @pytest.mark.slow
@@ -208,6 +232,60 @@ def test_each_stage_resumes_bit_for_bit(stage, model, method, phantom, tmp_path)
     assert last_metrics(folder) == last_metrics(whole)
     if stage == 'finetune':
         assert (folder / 'scores.json').read_text() == (whole / 'scores.json').read_text()
+
+
+FROZEN = {'METHOD': 'swav', 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2}
+RESNET = {'TYPE': 'timm', 'IN_CHANS': 1, 'DROP_PATH_RATE': 0.1, 'TIMM': {'NAME': 'resnet10t'}}
+
+
+@pytest.mark.parametrize(
+    ('model', 'options'),
+    [
+        pytest.param(SWIN, {'FREEZE_PROTOTYPES_STEPS': 6}, id='killed while frozen'),
+        pytest.param(
+            VIT,
+            {'FREEZE_PROTOTYPES_STEPS': 5, 'FIRST_CROP_AREA': [0.5, 1.0]},
+            id='killed after the last frozen step',
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            RESNET,
+            {'FREEZE_PROTOTYPES_STEPS': 7, 'LOCAL_SIZE': 24, 'WEAK_VIEW': True, 'BLUR': 0.9},
+            id='batch norm, smaller crops and other views',
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_swav_with_frozen_prototypes_and_small_crops_is_killed_and_resumes_bit_for_bit(
+    model, options, phantom, tmp_path, monkeypatch
+) -> None:
+    """The kill is in the 7th of 8 steps, after a checkpoint of the 5th."""
+    sections = {
+        'TRAIN': {'SAVE_EVERY_STEPS': 5},
+        'CONTRASTIVE': FROZEN | options,
+        'EVAL': {'HOLDOUT_IMAGES': 8},
+        'AUG': {'CROP_AREA': [0.3, 1.0]},
+    }
+    cfg = tiny_config(tmp_path / 'run.yaml', 'contrastive', model, **sections)
+    step, calls = loop._optimizer_step, []
+
+    def killed_in_step_7(*args: object, **options: object) -> None:
+        calls.append(0)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return step(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, '_optimizer_step', killed_in_step_7)
+        run_main('contrastive', arguments(cfg, phantom, tmp_path / 'killed'))
+    killed = run_folder(tmp_path / 'killed', 'contrastive')
+    assert (killed / 'ckpt_epoch_1_step_1.pth').exists() and not (killed / LAST).exists()
+    for folder in ('killed', 'whole'):
+        assert run_main('contrastive', arguments(cfg, phantom, tmp_path / folder)) == 0
+    whole = run_folder(tmp_path / 'whole', 'contrastive')
+    assert_same_weights(final_state(killed), final_state(whole))
+    assert last_metrics(killed) == last_metrics(whole)
+    assert untimed_curves(killed) == untimed_curves(whole)
 
 
 def test_a_checkpoint_of_simmim_continues_after_its_epoch(phantom, tmp_path, refused) -> None:

@@ -156,7 +156,7 @@ def test_the_figures_of_an_epoch_by_hand() -> None:
     ema = 0.98 * (0.98 * 4 + 0.02 * 2) + 0.02 * 1
     assert progress.numbers() == pytest.approx(
         {'loss_sum': 7, 'num_losses': 3, 'norm_sum': 8, 'num_norms': 2, 'loss_ema': ema,
-         'last_loss': 1, 'last_norm': 2, 'seconds': 0, 'data_seconds': 0}
+         'last_loss': 1, 'last_norm': 2, 'seconds': 0, 'data_seconds': 0, 'run_batches': 0}
     )  # fmt: skip
     assert (progress.mean_loss(), progress.mean_norm()) == (7 / 3, 4)
     following = progress.next_epoch()

@@ -5,11 +5,12 @@ import logging
 import math
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
+from curves import curves
 from mistakes import no_space
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import config_with
 
 import logger as module
@@ -48,28 +49,78 @@ def test_a_record_is_valid_json_and_in_tensorboard_whatever_its_values(tmp_path)
     scalars.close()
     record = json.loads((tmp_path / 'metrics.jsonl').read_text())
     assert record == {'epoch': 3, 'loss': 0.25, 'norm': None, 'auroc': {'a': 0.5, 'b': None}}
-    board = EventAccumulator(str(tmp_path / 'tensorboard'))
-    board.Reload()
-    found = {
-        tag: [(event.step, event.value) for event in board.Scalars(tag)]
-        for tag in board.Tags()['scalars']
-        if 'norm' not in tag
+    found = curves(tmp_path)
+    assert math.isnan(found.pop('epoch/norm')[0][1])
+    assert found == {
+        'epoch/loss': [(3, 0.25)],
+        'epoch/auroc/a': [(3, 0.5)],
+        'step/lr': [(40, 0.5)],
     }
-    curves = {'epoch/loss': [(3, 0.25)], 'epoch/auroc/a': [(3, 0.5)], 'step/lr': [(40, 0.5)]}
-    assert found == curves
 
 
-def test_a_resumed_run_does_not_repeat_records(tmp_path):
-    scalars = ScalarLog(tmp_path)
-    for epoch in (-1, 0, 1, 2):
-        scalars.write_epoch({'epoch': epoch, 'loss': 1.0})
-    with scalars.path.open('a') as file:
-        file.write('{"epoch": 3, "lo')  # the process was killed here
-    scalars.forget_from(1)
-    scalars.write_epoch({'epoch': 1, 'loss': 2.0})
-    scalars.close()
+def train(scalars: ScalarLog, first: int, loss: float, end: int = 12) -> None:
+    """Write as the loop does: three epochs of 4 batches, from batch `first` of the run on."""
+    scalars.forget_from(first // 4 if first else -1, first)
+    if not first:
+        scalars.write_epoch({'epoch': -1, 'loss': loss})
+    for step in range(first, end):
+        scalars.write_step({'loss': loss}, step)
+        if step % 4 == 3:
+            scalars.write_epoch({'epoch': step // 4, 'loss': loss})
+
+
+def test_a_resumed_run_repeats_nothing_and_loses_nothing(tmp_path):
+    """Within an epoch, at its end with nothing left to train, and again from an earlier one."""
+    epochs, steps = {}, {}
+    for first, loss in ((0, 1.0), (6, 2.0), (12, 3.0), (4, 4.0)):
+        scalars = ScalarLog(tmp_path)  # the one before was not closed: its process was killed
+        train(scalars, first, loss)
+        with scalars.path.open('a') as file:
+            file.write('{"epoch": 3, "lo')  # the process was killed here
+        epochs |= dict.fromkeys(range(first // 4 if first else -1, 3), loss)
+        steps |= dict.fromkeys(range(first, 12), loss)
+        assert curves(tmp_path) == {
+            'epoch/loss': list(epochs.items()),
+            'step/loss': list(steps.items()),
+        }
+    scalars.forget_from(3, 12)
     records = read_metrics(tmp_path / 'metrics.jsonl')
-    assert [(r['epoch'], r['loss']) for r in records] == [(-1, 1.0), (0, 1.0), (1, 2.0)]
+    assert {record['epoch']: record['loss'] for record in records} == epochs
+    assert len(records) == len(epochs)
+
+
+def test_weights_and_biases_receives_each_row_once(tmp_path, monkeypatch):
+    """Of a run that is killed between an epoch and its image, and then resumes before it."""
+    rows, refused = {}, []
+
+    class FakeRun:
+        """Merges what is logged at one number, which may not fall, as W&B does."""
+
+        id, offline = 'id', True
+
+        def __init__(self) -> None:
+            self.step = max(rows, default=-1) + 1
+
+        def define_metric(self, *_, **__) -> None:
+            pass
+
+        def log(self, values: dict, step: int) -> None:
+            if step < self.step or rows.get(step, {}).keys() & values.keys() - {'epoch'}:
+                refused.append((step, values))
+            self.step = step
+            rows.setdefault(step, {}).update(values)
+
+    fake = SimpleNamespace(init=lambda **_: FakeRun(), Settings=dict, Image=str)
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    for first, end in ((0, 8), (6, 12), (12, 12)):
+        scalars = ScalarLog(tmp_path, config=config_with(LOGGER=['wandb']))
+        train(scalars, first, float(first), end)
+    scalars.write_image('map', tmp_path / 'map.png', 3)
+    assert not refused
+    for axis, numbers in (('epoch', range(-1, 3)), ('step', range(12))):
+        sent = [row for row in rows.values() if f'{axis}/loss' in row]
+        assert [row[axis] for row in sent] == [*numbers]
+    assert [row['epoch'] for row in rows.values() if 'epoch/map' in row] == [3]
 
 
 @pytest.mark.parametrize('line', ['{', '7', '{"loss": 1.0}', '{"epoch": null}'])
@@ -81,7 +132,7 @@ def test_a_line_that_is_not_a_record_is_refused_by_file_and_number(line, tmp_pat
         read_metrics(path)
     scalars = ScalarLog(tmp_path)
     with pytest.raises(ValueError, match='metrics.jsonl, line 2'):
-        scalars.forget_from(1)
+        scalars.forget_from(1, 0)
     scalars.close()
     assert path.read_text() == text
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from runs import Started, log_lines, started, tiny_arguments
-from test_engine_loop import assert_same_weights
+from test_engine_loop import assert_same_weights, untimed_curves
 from tiny import SCRIPTS, run_folder, wait_until
 
 from logger import read_metrics
@@ -27,12 +27,12 @@ def start(folder, data, console):
 
 @pytest.fixture(scope='module')
 def whole(phantom, tmp_path_factory):
-    """The last checkpoint of an undisturbed run."""
+    """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp('whole')
     run = start(folder, phantom, folder / 'console.txt')
     with started(run):
         assert run.wait() == 0, run.text
-    return read_checkpoint(run_folder(folder / 'out', 'simmim') / LAST)
+    return run_folder(folder / 'out', 'simmim')
 
 
 def steps(folder):
@@ -52,7 +52,9 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
                 os.killpg(run.process.pid, kind)  # like a cluster and a terminal do
             expected = {None: 0, signal.SIGKILL: -9}.get(kind, 75)
             assert run.wait() == expected, run.text
-    assert_same_weights(read_checkpoint(run_folder(tmp_path / 'out', 'simmim') / LAST), whole)
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    assert_same_weights(read_checkpoint(folder / LAST), read_checkpoint(whole / LAST))
+    assert untimed_curves(folder) == untimed_curves(whole)
 
 
 @pytest.fixture
@@ -82,6 +84,6 @@ def test_a_run_waits_for_space_on_a_full_disk_and_loses_nothing(phantom, whole, 
         assert newest_good(folder, None) is not None
         ballast.unlink()
         assert run.wait() == 0, run.text
-    assert_same_weights(read_checkpoint(folder / LAST), whole)
+    assert_same_weights(read_checkpoint(folder / LAST), read_checkpoint(whole / LAST))
     assert [r['epoch'] for r in read_metrics(folder / 'metrics.jsonl')] == list(range(-1, EPOCHS))
     assert not list(folder.glob('*.tmp'))
