@@ -254,7 +254,7 @@ class TrainState:
             self.best_score = saved['best_score']
             self.progress = Progress(**saved['progress'])
             self._set_position(saved, config)
-            if 'run_batches' not in progress:  # of earlier versions, or of SimMIM
+            if 'run_batches' not in saved['progress']:  # a checkpoint of SimMIM
                 self.progress.run_batches = self.epoch * self.num_batches + self.batch
             self._compare_batches(saved, config, logger)
             self._log_changes(saved, config, logger)
