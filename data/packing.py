@@ -1,12 +1,11 @@
 """Write packed stores, in parallel, resumably and reproducibly.
 
 Worker processes read and resize the images. The main process writes them in the order of the file
-names, so the store does not depend on the number of workers. When a file of pixels (a shard) is
+names, so the store does not depend on the number of workers. When a file of images (a shard) is
 complete, packing.json lists it with its checksum. An interrupted call resumes after the last
-complete shard.
+complete shard, which costs at most SHARD_IMAGES images.
 """
 
-import io
 import multiprocessing
 import os
 import signal
@@ -23,44 +22,40 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
+from pyarrow import ipc
 from tqdm import tqdm
 
 from config import REGISTRIES, Config, default_config, part
 from data.chexpert import read_csv
 from data.folder import read_folder, signs_of_scores
 from data.image_source import open_images
-from data.images import BadImageError, full_size
+from data.images import FULL_RANGE_BITS, BadImageError, full_size
 from data.mimic import named_images
 from data.preprocess import Setup, apply_steps
 from data.preprocess_steps import squeezed
-from data.store import (
-    BYTES,
-    ENTRY,
-    FLOATS,
-    INDEX_FILE,
-    LEVEL_FORMS,
-    NAMES_FILE,
-    ROUNDED,
-    open_store,
-)
+from data.store import SCHEMA, open_store, read_rows, rows_checksum
 from data.store_about import (
     BAD_FILE,
+    SHARD_SUFFIX,
     STORE_FILE,
     UNFINISHED_FILE,
     VERSION,
     Settings,
     file_crc32,
+    file_problems,
     is_store,
     read_about,
     read_json,
+    shard_names,
 )
 from data.store_files import LOCK_FILE, copy_file, write_about, write_json
-from system.files import allow_open_files, locked, replace_file
+from system.files import allow_open_files, atomic_writer, locked
 
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
+SHARD_IMAGES = 1024  # the most in a file: a killed call loses these, less than a minute of work
 TABLES = ('train.csv', 'valid.csv', 'test.csv')
-PARTIAL_INDEX_FILE = 'packing.npy'
 
 
 @dataclass(frozen=True)
@@ -83,16 +78,17 @@ class Source:
         }
 
 
-class Encoded(NamedTuple):
-    """An image in its stored form."""
+class Row(NamedTuple):
+    """The columns of SCHEMA but the name, and whether more than 8 bits were rounded to 8."""
 
-    form: int
     height: int
     width: int
-    full_height: int  # height of the image before it was resized
+    full_height: int
     full_width: int
+    white: int
     crc32: int
-    data: bytes
+    pixels: bytes
+    is_rounded: bool
 
 
 def pack(
@@ -134,8 +130,7 @@ def pack(
             _refuse_other(output, about, job)
         else:
             about = _build(source, output, settings, job, workers=workers, skip_bad=skip_bad)
-        for name in (UNFINISHED_FILE, PARTIAL_INDEX_FILE):
-            (output / name).unlink(missing_ok=True)
+        (output / UNFINISHED_FILE).unlink(missing_ok=True)
     return about
 
 
@@ -180,6 +175,10 @@ def read_source(
     if all_images or not named:
         every.update(read_folder(root, allow_all_images=all_images).file)
         scored = scored or bool(signs_of_scores(root, sum(open_images(root).scan(), [])))
+    if wrong := [file for file in every if file.encode('utf-8', 'replace') != os.fsencode(file)]:
+        raise ValueError(
+            f'{root}: rename the images whose names are not UTF-8, such as {wrong[0]!r}'
+        )
     return Source(root, sorted(every, key=os.fsencode), named, tables, scored)
 
 
@@ -206,7 +205,7 @@ def copies_in_splits(source: Source, output: str | Path) -> list[tuple[str, str]
         if file not in source.splits:
             continue
         entry = store.index[position]
-        key = tuple(entry[name].item() for name in ('height', 'width', 'crc32'))
+        key = entry['height'], entry['width'], entry['crc32']
         other = first.setdefault(key, (file, position))
         if source.splits[file] != source.splits[other[0]]:
             pixels = [np.asarray(store.image(place)) for place in (other[1], position)]
@@ -215,7 +214,7 @@ def copies_in_splits(source: Source, output: str | Path) -> list[tuple[str, str]
     return copies
 
 
-def encode(image: Image.Image, settings: Settings) -> Encoded:
+def encode(image: Image.Image, settings: Settings) -> Row:
     """Convert an image to its stored form."""
     setup = Setup(settings.size, settings.lung_masks)
     image = apply_steps(image, settings.preprocess, setup)
@@ -226,107 +225,19 @@ def encode(image: Image.Image, settings: Settings) -> Encoded:
     elif size is not None and short > size:
         image = squeezed(image, tuple(round(side * size / short) for side in image.size))
     pixels = np.asarray(image)
-    if image.mode == 'L':
-        form = BYTES
-    elif not settings.keep_16bit:
-        form, pixels = ROUNDED, np.rint(np.clip(pixels, 0, 255)).astype('u1')
-    elif size is None:
-        form, pixels = _exact_levels(pixels)
-    else:
-        form, pixels = 16, np.rint(np.clip(pixels, 0, 255) * np.float32(257)).astype('<u2')
+    white = 255
+    if image.mode != 'L':
+        if not settings.keep_16bit:
+            pixels = np.rint(np.clip(pixels, 0, 255)).astype('u1')
+        elif size is None:
+            white, pixels = _exact_levels(pixels)
+        else:
+            white = 2**16 - 1
+            pixels = np.rint(np.clip(pixels, 0, 255) * np.float32(white / 255)).astype('<u2')
     data = pixels.tobytes()
-    return Encoded(form, *pixels.shape, full_height, full_width, zlib.crc32(data), data)
-
-
-class ShardWriter:
-    """Writes images one after another into shards of limited size.
-
-    An unfinished store must have been begun with the same job. An image that is larger than the
-    limit has its own shard.
-
-    Attributes:
-        index: Array [count] of ENTRY, filled up to `done`.
-        left_out: Reason why an image could not be read, by position.
-        shards: Name, size and CRC-32 of each complete shard.
-        done: Number of images so far.
-    """
-
-    def __init__(self, folder: Path, job: dict[str, Any], count: int, *, shard_bytes: int) -> None:
-        self.folder = folder
-        self.job = job
-        self.shard_bytes = shard_bytes
-        self.index = np.zeros(count, ENTRY)
-        self.left_out: dict[int, str] = {}
-        self.shards: list[tuple[str, int, int]] = []
-        self.done = 0
-        if (folder / UNFINISHED_FILE).is_file():
-            self._resume(read_json(folder / UNFINISHED_FILE))
-        else:
-            self._save()
-        self._size = self._crc = 0  # of the open shard
-
-    def add(self, image: Encoded | str) -> None:
-        """Write the next image, or record the reason why it could not be read."""
-        if isinstance(image, str):
-            self.left_out[self.done] = image
-        else:
-            form, *sizes, crc, data = image
-            if self._size and self._size + len(data) > self.shard_bytes:
-                self.complete()
-            if not self._size:
-                self._file = open(self.folder / f'pixels_{len(self.shards):05d}.bin', 'wb')
-            self.index[self.done] = (len(self.shards), self._size, *sizes, form, crc)
-            self._file.write(data)
-            self._size, self._crc = self._size + len(data), zlib.crc32(data, self._crc)
-        self.done += 1
-
-    def complete(self) -> None:
-        """Write the open shard to disk, followed by the files from which packing resumes."""
-        if not self._size:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self.shards.append((Path(self._file.name).name, self._size, self._crc))
-        self._size = self._crc = 0
-        self._save()
-
-    def retry_left_out(self) -> None:
-        """Start from scratch if images were left out, because they may have been repaired since."""
-        if self.left_out:
-            self.index[:] = 0
-            self.left_out, self.shards, self.done = {}, [], 0
-
-    def close(self) -> None:
-        if self._size:
-            self._file.close()
-
-    def _save(self) -> None:
-        replace_file(self.folder / PARTIAL_INDEX_FILE, _npy(self.index))
-        left_out = [*self.left_out.items()]
-        state = {'shards': self.shards, 'done': self.done, 'left_out': left_out}
-        write_json(self.folder / UNFINISHED_FILE, self.job | state)
-
-    def _resume(self, found: dict[str, Any]) -> None:
-        """Resume after the complete shards, or start from scratch if one of them is damaged."""
-        _refuse_other(self.folder, found, self.job)
-        shards, index = found['shards'], self._load_index()
-        if index is None or not all(self._is_intact(*shard) for shard in shards):
-            return
-        self.index, self.shards, self.done = index, shards, found['done']
-        self.left_out = dict(found['left_out'])
-
-    def _load_index(self) -> np.ndarray | None:
-        """Read the index up to the last complete shard; None if the file is damaged."""
-        try:
-            index = np.load(self.folder / PARTIAL_INDEX_FILE)
-        except Exception:  # a damaged file makes NumPy raise almost anything
-            return None
-        return index if (index.dtype, index.shape) == (ENTRY, self.index.shape) else None
-
-    def _is_intact(self, name: str, size: int, crc: int) -> bool:
-        path = self.folder / name
-        return path.is_file() and path.stat().st_size == size and file_crc32(path) == crc
+    is_rounded = image.mode != 'L' and not settings.keep_16bit
+    full = full_height, full_width
+    return Row(*pixels.shape, *full, white, zlib.crc32(data), data, is_rounded)
 
 
 def start_worker() -> None:
@@ -340,7 +251,7 @@ def start_worker() -> None:
 def _refuse_other(output: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
     """Refuse to resume if the settings or the source have changed."""
     found, job = ({**d, **d['settings'], **d['source']} for d in (found, job))
-    for key in ('version', *job['settings'], *job['source']):
+    for key in (*job['settings'], *job['source']):
         if found[key] != job[key]:
             raise ValueError(
                 f'{output} was packed with other settings or from other data: {key} was '
@@ -357,58 +268,68 @@ def _build(
     workers: int,
     skip_bad: bool,
 ) -> dict[str, Any]:
-    count = len(source.files)
-    with closing(ShardWriter(output, job, count, shard_bytes=settings.shard_bytes)) as writer:
-        if not skip_bad:
-            writer.retry_left_out()
-        images = _encode_all(source, source.files[writer.done :], settings, workers)
-        bar = tqdm(images, 'pack', count, unit='image', initial=writer.done, disable=None)
-        with closing(images):
-            for image in bar:
-                writer.add(image)
-                if writer.left_out and not skip_bad:
-                    problem = next(iter(writer.left_out.values()))
-                    raise ValueError(f'{problem} (--skip-bad leaves out damaged images)')
-        writer.complete()
-    return _finish(source, output, job, writer)
-
-
-def _finish(
-    source: Source, output: Path, job: dict[str, Any], writer: ShardWriter
-) -> dict[str, Any]:
-    """Write the index, copy the CSV files, and make the folder a store."""
-    names = np.array([os.fsencode(file) for file in source.files], bytes)
-    packed = np.ones(len(names), bool)
-    packed[list(writer.left_out)] = False
-    left_out = {source.files[position]: text for position, text in writer.left_out.items()}
-    if not packed.any():
+    """Write the missing shards, the tables, and store.json last; return its contents."""
+    progress = job | {'done': 0, 'rounded': 0, 'left_out': {}, 'files': {}}
+    if (output / UNFINISHED_FILE).is_file():
+        found = read_json(output / UNFINISHED_FILE, {'done': int})
+        _refuse_other(output, found, job)
+        # Images that were left out may have been repaired since.
+        may_resume = skip_bad or not found['left_out']
+        if may_resume and not file_problems(output, found, every_byte=True):
+            progress = found
+    write_json(output / UNFINISHED_FILE, progress)
+    rest = source.files[progress['done'] :]
+    images = _encode_all(source, rest, settings, workers)
+    bar = tqdm(
+        images, 'pack', len(source.files), unit='image', initial=progress['done'], disable=None
+    )
+    rows: list[tuple[Any, ...]] = []
+    num_bytes = 0
+    with closing(images):
+        for file, image in zip(rest, bar, strict=True):
+            if isinstance(image, str) and not skip_bad:
+                raise ValueError(f'{image} (--skip-bad leaves out damaged images)')
+            if isinstance(image, str):
+                progress['left_out'][file] = image
+            else:
+                is_full = num_bytes + len(image.pixels) > settings.shard_bytes
+                if rows and (is_full or len(rows) == SHARD_IMAGES):
+                    _save_shard(output, rows, progress)
+                    rows, num_bytes = [], 0
+                rows.append((file, *image[:-1]))
+                num_bytes += len(image.pixels)
+                progress['rounded'] += image.is_rounded
+            progress['done'] += 1
+    if rows:
+        _save_shard(output, rows, progress)
+    if not progress['files']:
         raise ValueError(f'none of the images in {source.root} can be read')
-    index = writer.index[packed]
-    files = {}
-    for name, values in {NAMES_FILE: names[packed], INDEX_FILE: index}.items():
-        data = _npy(values)
-        replace_file(output / name, data)
-        files[name] = [len(data), zlib.crc32(data)]
+    names, index = read_rows([output / name for name in shard_names(progress)])
+    about = {name: value for name, value in progress.items() if name != 'done'}
+    about |= {'images': len(index), 'scored': source.scored}
+    about |= {'rows_crc32': rows_checksum(names, index), 'files': {**progress['files']}}
     for name, path in source.tables.items():
-        files[name] = [path.stat().st_size, job['source']['tables_crc32'][name]]
-        copy_file(path, output / name, *files[name])
-    files |= {name: numbers for name, *numbers in writer.shards}
-    about = {
-        **job,
-        'images': len(index),
-        'rounded': int((index['form'] == ROUNDED).sum()),
-        'left_out': left_out,
-        'scored': source.scored,
-        'shards': [name for name, _, _ in writer.shards],
-        'files': dict(sorted(files.items())),
-    }
+        numbers = [path.stat().st_size, job['source']['tables_crc32'][name]]
+        copy_file(path, output / name, *numbers)
+        about['files'][name] = numbers
     write_about(output, about)
     return about
 
 
+def _save_shard(output: Path, rows: list[tuple[Any, ...]], progress: dict[str, Any]) -> None:
+    """Write the rows of SCHEMA to an Arrow file, and the progress from which packing resumes."""
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, SCHEMA.types, strict=True)]
+    file = output / f'images_{len(progress["files"]):05d}{SHARD_SUFFIX}'
+    with atomic_writer(file) as opened, ipc.new_file(opened, SCHEMA) as writer:
+        writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+    progress['files'][file.name] = [file.stat().st_size, file_crc32(file)]
+    write_json(output / UNFINISHED_FILE, progress)
+
+
 def _encode_all(
     source: Source, files: Sequence[str], settings: Settings, workers: int
-) -> Iterator[Encoded | str]:
+) -> Iterator[Row | str]:
     """Yield the encoded files in order, or the reason why an image is damaged."""
     encode_chunk = partial(_encode_chunk, source.root, settings)
     if workers == 1:
@@ -432,8 +353,8 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_chunk(root: Path, settings: Settings, files: Sequence[str]) -> list[Encoded | str]:
-    encoded: list[Encoded | str] = []
+def _encode_chunk(root: Path, settings: Settings, files: Sequence[str]) -> list[Row | str]:
+    encoded: list[Row | str] = []
     read = open_images(root).reader(files)
     for position in range(len(files)):
         try:
@@ -444,16 +365,11 @@ def _encode_chunk(root: Path, settings: Settings, files: Sequence[str]) -> list[
 
 
 def _exact_levels(pixels: np.ndarray) -> tuple[int, np.ndarray]:
-    """Return the form and the integer levels of grey levels, or FLOATS and the grey levels."""
-    for bits in LEVEL_FORMS:
-        scale = np.float32(255 / (2**bits - 1))
-        levels = np.clip(np.rint(pixels / scale), 0, 2**bits - 1).astype('<u2')
+    """Return the integers and the one for grey level 255, or 255 and the unchanged grey levels."""
+    for bits in FULL_RANGE_BITS:
+        white = 2**bits - 1
+        scale = np.float32(255 / white)
+        levels = np.clip(np.rint(pixels / scale), 0, white).astype('<u2')
         if (levels * scale == pixels).all():
-            return bits, levels
-    return FLOATS, pixels.astype('<f4')
-
-
-def _npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    return buffer.getvalue()
+            return white, levels
+    return 255, pixels.astype('<f4')

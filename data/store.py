@@ -1,60 +1,69 @@
-"""Read packed image stores: all images of a data set in a few files, with checksums.
+"""Read packed image stores: all images of a data set in a few Arrow files, with checksums.
 
 A store is a folder that replaces the folder of the data set. It contains unchanged copies of the
-CSV files, and the readers look up images in the store instead of image files. Its files are listed
-in `data/store_about.py`.
+tables, and the readers look up images in the store instead of image files. Its files are listed in
+`data/store_about.py`. Each shard is an uncompressed Arrow IPC file with one record batch, in which
+a row is an image (SCHEMA).
 
-The index and the CSV files are checked when a store is opened, and an image when a process reads
-it for the first time (15 us for 256 x 256 pixels) or after its shard was modified. Pixels are read
-and not memory-mapped, so that a truncated file causes a ValueError instead of a signal that kills
-the process.
+The tables and all columns but the pixels are checked when a store is opened, and the pixels of an
+image when a process reads it for the first time or after its shard was modified. Pixels are read by
+position and not memory-mapped, so that a truncated file causes a ValueError instead of a signal
+that kills the process.
 """
 
 import os
-import weakref
+import struct
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
+from pyarrow import ipc
 
 from data.image_source import ImageSource
-from data.images import (
-    FILE_NAME,
-    FULL_RANGE_BITS,
-    FULL_SIZE,
-    PACKED_STEPS,
-    BadImageError,
-    read_patiently,
+from data.images import FILE_NAME, FULL_SIZE, PACKED_STEPS, BadImageError, read_patiently
+from data.store_about import (
+    STORE_FILE,
+    checksum,
+    file_problems,
+    packed_steps,
+    read_about,
+    shard_names,
 )
-from data.store_about import STORE_FILE, checksum, file_problems, packed_steps, read_about
 from system.files import is_below
 
-NAMES_FILE, INDEX_FILE = 'names_00000.npy', 'places_00000.npy'
-OPEN_STORES = 16  # number of stores that a process keeps open
-
-ENTRY = np.dtype(
+# A row of a shard. Pixels are height * width values from left to right and top to bottom: 8-bit
+# grey levels; or, of images with more bits, 16-bit values of which `white` stands for the grey
+# level 255, or 32-bit floats of grey levels (little-endian).
+SCHEMA = pa.schema(
     [
-        ('shard', '<u4'),
-        ('offset', '<u8'),  # in bytes
-        ('height', '<u4'),
-        ('width', '<u4'),
-        ('full_height', '<u4'),  # before packing
-        ('full_width', '<u4'),
-        ('form', 'u1'),
-        ('crc32', '<u4'),
+        pa.field(name, kind, nullable=False)
+        for name, kind in {
+            'name': pa.string(),  # path of the image file, relative to the folder of the data set
+            'height': pa.int32(),
+            'width': pa.int32(),
+            'full_height': pa.int32(),  # before packing
+            'full_width': pa.int32(),
+            'white': pa.uint16(),
+            'crc32': pa.uint32(),  # of the pixels
+            'pixels': pa.binary(),
+        }.items()
     ]
 )
-# Forms of pixels. Mode 'L': unchanged 8-bit pixels (BYTES), or pixels rounded to 8 bits (ROUNDED).
-# Mode 'F': integers 0..2**form - 1 for grey levels 0..255 (LEVEL_FORMS), or float32 grey levels
-# (FLOATS).
-BYTES, ROUNDED, FLOATS = 0, 1, 32
-LEVEL_FORMS = FULL_RANGE_BITS
-DTYPES = {BYTES: np.dtype('u1'), ROUNDED: np.dtype('u1'), FLOATS: np.dtype('<f4')}
-DTYPES |= dict.fromkeys(LEVEL_FORMS, np.dtype('<u2'))
+NUMBERS = SCHEMA.names[1:-1]
+PIXEL_TYPES = {1: np.dtype('u1'), 2: np.dtype('<u2'), 4: np.dtype('<f4')}
+ENTRY = np.dtype(
+    [('shard', '<u4'), ('offset', '<u8'), ('bytes', '<u4')]  # where the pixels are
+    + [(name, SCHEMA.field(name).type.to_pandas_dtype()) for name in NUMBERS]
+)
+MAGIC = b'ARROW1\0\0'  # first bytes of an Arrow IPC file, before its messages
+MAX_NAMES_BYTES = 2**30  # of the names of all images, padded to the length of the longest
+OPEN_STORES = 16  # number of stores that a process keeps open
+OPEN_SHARDS = 512  # number of files that it keeps open for each
 
 
 class Store(ImageSource):
@@ -72,8 +81,11 @@ class Store(ImageSource):
         self.about = read_about(path)
         if problems := file_problems(self.path, self.about):
             raise ValueError(problems[0])
-        self.names, self.index = _load_index(self.path, self.about)
-        self._shards: dict[int, int] = {}  # descriptors of the open shards
+        self._shard_files = [self.path / name for name in shard_names(self.about)]
+        self.names, self.index = read_rows(self._shard_files)
+        if rows_checksum(self.names, self.index) != self.about['rows_crc32']:
+            raise ValueError(f'{self.path}: the rows of its shards do not fit {STORE_FILE}')
+        self._open: dict[int, BinaryIO] = {}  # shards, the oldest first
         # Modification time of the shard when an image was checked, which costs less than a CRC-32.
         self._checked = np.full(len(self.names), -1, np.int64)
 
@@ -83,7 +95,7 @@ class Store(ImageSource):
     @property
     def files(self) -> list[str]:
         """Return the sorted names of the image files, in the order of positions."""
-        return [os.fsdecode(name) for name in self.names.tolist()]
+        return [name.decode() for name in self.names.tolist()]
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -105,7 +117,9 @@ class Store(ImageSource):
     def below(self, place: str = '') -> list[str]:
         if not place:
             return sorted([*self.files, *self.left_out])
-        packed = [os.fsdecode(name) for name in self.names[_below(self.names, place)].tolist()]
+        ends = [os.fsencode(place) + end for end in (b'/', b'0')]  # 0 is the character after /
+        first, last = np.searchsorted(self.names, np.array(ends, self.names.dtype))
+        packed = [name.decode() for name in self.names[first:last].tolist()]
         return sorted([*packed, *(f for f in self.left_out if f.startswith(f'{place}/'))])
 
     def scan(self) -> tuple[list[str], list[str]]:
@@ -131,56 +145,51 @@ class Store(ImageSource):
         """
         if position < 0:
             raise IndexError(f'{self.path} has no image at position {position}')
-        entry = self.index[position].item()
-        _, _, _, _, *full, form, _ = entry
-        pixels = self._read(position, entry)
-        if form in LEVEL_FORMS:
-            pixels = pixels.astype(np.float32) * np.float32(255 / (2**form - 1))
-        elif form == FLOATS:
-            pixels = pixels.astype(np.float32)  # the byte order of this machine
-        image = Image.fromarray(pixels)
-        image.info[FILE_NAME] = os.fsdecode(self.names[position])
-        image.info[FULL_SIZE] = tuple(full)
-        image.info[PACKED_STEPS] = packed_steps(self.about)
-        return image
-
-    def _read(self, position: int, entry: tuple[int, ...]) -> np.ndarray:  # [H, W]
-        """Read the stored pixels; the result is a view of the bytes."""
-        shard, offset, height, width, *_, form, crc = entry
-        dtype = DTYPES[form]
-        size = height * width * dtype.itemsize
-        file = self.path / self.about['shards'][shard]
+        shard, offset, size, height, width, *full, white, crc = self.index[position].item()
+        file = self._shard_files[shard]
 
         def read() -> tuple[int, bytes]:
             try:
-                descriptor = self._descriptor(shard, file)
+                if shard not in self._open:
+                    self._open_shard(shard)
+                descriptor = self._open[shard].fileno()
                 return os.fstat(descriptor).st_mtime_ns, os.pread(descriptor, size, offset)
             except OSError:
-                self._shards.pop(shard, None)  # it may be stale
+                self._open.pop(shard, None)  # it may be stale
                 raise
 
         try:
             modified, data = read_patiently(read)
         except OSError as error:
             raise ValueError(f'{file} cannot be read: {error.strerror}') from error
+        name = self.names[position].decode()
         is_checked = self._checked[position] == modified
         if len(data) < size or not is_checked and zlib.crc32(data) != crc:
-            name = os.fsdecode(self.names[position])
             raise BadImageError(
                 f'{file} is damaged: the checksum of {name} ({size} bytes from byte {offset}) '
                 'differs; copy or pack the store again'
             )
         self._checked[position] = modified
-        return np.frombuffer(data, dtype).reshape(height, width)
+        pixels = np.frombuffer(data, PIXEL_TYPES[size // (height * width)]).reshape(height, width)
+        if pixels.itemsize > 1:
+            pixels = pixels.astype(np.float32)
+            if size == 2 * pixels.size:
+                pixels *= np.float32(255 / white)
+        image = Image.fromarray(pixels)
+        image.info = {
+            FILE_NAME: name,
+            FULL_SIZE: tuple(full),
+            PACKED_STEPS: packed_steps(self.about),
+        }
+        return image
 
-    def _descriptor(self, shard: int, file: Path) -> int:
-        if shard not in self._shards:
-            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            weakref.finalize(self, os.close, descriptor)
-            if hasattr(os, 'posix_fadvise'):  # without it the system reads ahead
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-            self._shards[shard] = descriptor
-        return self._shards[shard]
+    def _open_shard(self, shard: int) -> None:
+        if len(self._open) == OPEN_SHARDS:
+            self._open.pop(next(iter(self._open)))
+        file = open(self._shard_files[shard], 'rb', buffering=0)
+        if hasattr(os, 'posix_fadvise'):  # without it the system reads ahead
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        self._open[shard] = file
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
@@ -198,35 +207,93 @@ def _open_once(folder: Path, contents: int) -> Store:
     return Store(folder)
 
 
-def _load_index(folder: Path, about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Read the names [N] and the index [N], or raise a ValueError if they do not fit store.json."""
-    # The names come first in all stores; earlier versions have other names for the index.
-    files = sorted(name for name in about['files'] if name.endswith('.npy'))
-    try:
-        names, index = (np.load(folder / file, mmap_mode='r').view(np.ndarray) for file in files)
-        fits = (names.dtype.kind, index.dtype, len(names)) == ('S', ENTRY, len(index))
-        fits &= bool((names[1:] > names[:-1]).all()) and _entries_fit(index, about)
-        fits &= all(is_below(os.fsdecode(name)) for name in names.tolist())
-    except Exception as error:  # a damaged file makes NumPy raise almost anything
-        raise ValueError(f'{folder}: the index {files} cannot be read: {error!r:.200}') from error
-    if not fits:
-        raise ValueError(f'{folder}: the index {files} does not fit {STORE_FILE}')
-    return names, index
+def read_rows(shards: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Read all columns of Arrow files but the pixels.
+
+    Returns:
+        Names [N] as sorted bytes, and an array [N] of ENTRY.
+
+    Raises:
+        ValueError: If a file is no shard of a store, or if the names are not sorted.
+    """
+    names: list[bytes] = []
+    rows = []
+    for number, file in enumerate(shards):
+        try:
+            own_names, own_rows = _read_shard(file)
+        except (pa.ArrowException, ValueError, OSError, struct.error) as error:
+            raise ValueError(f'{file} is no shard of a store: {error!r:.200}') from error
+        own_rows['shard'] = number
+        names += own_names
+        rows.append(own_rows)
+    longest = max(map(len, names), default=0)
+    if longest * len(names) > MAX_NAMES_BYTES:
+        raise ValueError(f'{shards[0].parent}: the names need more than {MAX_NAMES_BYTES:,} bytes')
+    sorted_names = np.array(names, bytes)
+    if not names or not (sorted_names[1:] > sorted_names[:-1]).all():
+        raise ValueError(f'{shards[:1]}: there are no images, or their names are not sorted')
+    return sorted_names, np.concatenate(rows)
 
 
-def _entries_fit(index: np.ndarray, about: dict[str, Any]) -> bool:
-    """Return whether all images have pixels, and whether these lie within the shards."""
-    shards = np.array([about['files'][name][0] for name in about['shards']])
-    bytes_of = np.array([dtype.itemsize for dtype in map(DTYPES.get, index['form'].tolist())])
-    ends = index['offset'] + bytes_of * index['height'].astype(float) * index['width']
-    sides = (index[name].min() for name in ('height', 'width', 'full_height', 'full_width'))
-    return all(side > 0 for side in sides) and bool((ends <= shards[index['shard']]).all())
+def rows_checksum(names: np.ndarray, index: np.ndarray) -> int:
+    """Return the checksum of the rows of a store without the pixels."""
+    return zlib.crc32(index.tobytes(), zlib.crc32(names.tobytes()))
 
 
-def _below(names: np.ndarray, folder: str) -> slice:
-    """Return the slice of the sorted names [N] that lie in a folder."""
-    ends = [os.fsencode(folder) + end for end in (b'/', b'0')]  # 0 is the character after /
-    return slice(*np.searchsorted(names, np.array(ends, names.dtype)).tolist())
+def _read_shard(file: Path) -> tuple[list[bytes], np.ndarray]:
+    """Read the names and the ENTRY of each row of an Arrow file, which may be hostile."""
+    with pa.memory_map(str(file)) as mapped:
+        content = mapped.read_buffer()
+    if content[: len(MAGIC)].to_pybytes() != MAGIC:
+        raise ValueError('it is not an Arrow IPC file')
+    messages = [*ipc.MessageReader.open_stream(content[len(MAGIC) :])]
+    # pyarrow crashes if a message is not what it is read as.
+    if [message.type for message in messages] != ['schema', 'record batch']:
+        raise ValueError('it must have one record batch')
+    schema = ipc.read_schema(messages[0])
+    if not schema.equals(SCHEMA):
+        raise ValueError(f'the columns must be {", ".join(SCHEMA.names)}')
+    if _is_compressed(messages[1].metadata.to_pybytes()):  # a few bytes could fill the memory
+        raise ValueError('it is compressed')
+    batch = ipc.read_record_batch(messages[1], schema)
+    batch.validate(full=True)
+    if any(column.null_count for column in batch.columns) or not len(batch):
+        raise ValueError('a value is missing')
+    names = batch['name'].to_pylist()
+    if not is_below('/'.join(names)):  # of all names at once
+        raise ValueError('a name is not a path below its folder')
+    rows = np.zeros(len(batch), ENTRY)
+    for name in NUMBERS:
+        rows[name] = batch[name]
+    _, offsets, values = batch['pixels'].buffers()
+    ends = np.frombuffer(offsets, '<i4', len(batch) + 1)
+    rows['offset'] = values.address - content.address + ends[:-1]
+    rows['bytes'] = np.diff(ends)
+    pixels = rows['height'].astype(np.int64) * rows['width']
+    is_complete = np.any([rows['bytes'] == size * pixels for size in PIXEL_TYPES], axis=0)
+    is_positive = np.all([rows[name] > 0 for name in NUMBERS if name != 'crc32'], axis=0)
+    if not (is_complete & is_positive).all():
+        raise ValueError('a size does not fit the pixels')
+    return [name.encode() for name in names], rows
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Return whether the buffers of a record batch are compressed, without decompressing them.
+
+    pyarrow has no function for this. Message.fbs of Arrow's format: field 2 of a message is its
+    header, here a record batch, and field 3 of this is the kind of compression. FlatBuffers: a
+    table begins with the distance back to its list of fields, whose first number is its size.
+    """
+
+    def find(table: int, field: int) -> int:
+        fields = table - struct.unpack_from('<i', metadata, table)[0]
+        size = struct.unpack_from('<H', metadata, fields)[0]
+        entry = 4 + 2 * field
+        return struct.unpack_from('<H', metadata, fields + entry)[0] if entry < size else 0
+
+    message = struct.unpack_from('<I', metadata)[0]
+    header = message + find(message, 2)
+    return bool(find(header + struct.unpack_from('<I', metadata, header)[0], 3))
 
 
 def _read_packed(store: Store, positions: np.ndarray, position: int) -> Image.Image:

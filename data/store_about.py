@@ -1,19 +1,20 @@
 """What a packed store is: store.json, its settings, and the checks of its files.
 
-    store.json         version, settings, and size and CRC-32 of every other file
-    names_00000.npy    [N] names of the image files, sorted
-    places_00000.npy   [N] ENTRY: position, form and CRC-32 of the pixels of each image, and the
-                       size of the image before it was packed
-    pixels_*.bin       the pixels, one image after another
-    bad_images.csv     the files that could not be read and were left out
+    store.json          version, settings, and size and CRC-32 of every other file
+    images_00000.arrow  the images, in the order of their names over all shards (data/store.py)
+    train.csv, ...      unchanged copies of the tables
+    bad_images.csv      the files that could not be read and were left out
 
-`data/store.py` reads the pixels, and `data/store_files.py` writes, copies and verifies stores.
+`data/store.py` reads the images, `data/packing.py` writes them, and `data/store_files.py` copies
+and verifies stores.
 """
 
 import json
 import os
+import shlex
 import stat
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from typing import Any
 from system.files import BLOCK_BYTES, is_below
 from system.tool import command_of
 
-VERSION = 2
+VERSION = 3
 STORE_FILE = 'store.json'
 UNFINISHED_FILE = 'packing.json'
 BAD_FILE = 'bad_images.csv'
+SHARD_SUFFIX = '.arrow'
+MAX_JSON_BYTES = 2**26  # of store.json, which names the shards and the images that were left out
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Settings:
         square: Whether images are squeezed to squares. Training crops undo the squeeze, because the
             original height and width are stored.
         keep_16bit: Whether to keep more than 8 bits instead of rounding to 8 bits.
-        shard_bytes: Largest size of a file of pixels.
+        shard_bytes: Largest size of the pixels in a file.
         image_suffix: Suffix of the image files (DATA.IMAGE_SUFFIX).
         preprocess: Steps of DATA.PREPROCESS that are applied. The image is resized afterwards,
             unless 'resize' is one of them.
@@ -47,10 +50,17 @@ class Settings:
     size: int | None
     square: bool = True
     keep_16bit: bool = False
-    shard_bytes: int = 10**9
+    shard_bytes: int = 2**26
     image_suffix: str = ''
     preprocess: list[str] = field(default_factory=list)
     lung_masks: str = ''
+
+
+# Types of the entries of store.json and packing.json, and of their settings.
+ENTRY_TYPES = {'version': int, 'settings': dict, 'source': dict}
+ENTRY_TYPES |= {'files': dict, 'left_out': dict, 'rounded': int}
+SETTING_TYPES = {name: type(value) for name, value in asdict(Settings(0)).items()}
+SETTING_TYPES['size'] = int | None
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
@@ -73,7 +83,8 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         version, settings (of `Settings`) and source (checksums of what was packed), and the numbers
         `images` and `rounded`; left_out: reason by file; scored: whether `read_folder` refuses to
-        train on all images; shards: names; files: (size, CRC-32) by name.
+        train on all images; rows_crc32: checksum of all columns but the pixels; files: (size,
+        CRC-32) by name.
 
     Raises:
         ValueError: If the file cannot be read, was changed, or has another version, or if it names
@@ -82,47 +93,68 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path) / STORE_FILE
     if not is_store(path):
         raise ValueError(f'{path} is not a packed store: it has no {STORE_FILE}')
-    about = read_json(file)
-    # A store may come from a stranger, and copying it writes the files that it names.
-    for name in (*about['files'], *about['shards']):
-        if not is_below(name):
-            raise ValueError(f'{file} names {name!r}, which is not a path below its folder')
-    return about
+    return read_json(file, {'images': int, 'scored': bool, 'rows_crc32': int})
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a file that `write_json` wrote; settings that an older store lacks have their defaults.
+def read_json(file: Path, types: Mapping[str, type]) -> dict[str, Any]:
+    """Read store.json or packing.json, which may come from a stranger.
+
+    Args:
+        file: Path of the file.
+        types: Types of the entries that only this file has.
 
     Raises:
-        ValueError: If the file cannot be read, was changed, or has another version.
+        ValueError: If the file cannot be read, was changed, or has another version, or if it names
+            files outside its folder.
     """
     try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f'it has more than {MAX_JSON_BYTES:,} bytes')
         content = json.loads(file.read_bytes())
-        version, crc = content['version'], content.pop('crc32')
-        # A flipped bit in the numbers below would show wrong pixels without any error.
+        crc = content.pop('crc32')
+        version = content['version']
+        is_current = version == VERSION
+        if is_current:
+            _require_types(content, ENTRY_TYPES | types)
+            _require_types(content['settings'], SETTING_TYPES)
+            _require_types(content['left_out'], dict.fromkeys(content['left_out'], str))
+            for size, crc32 in content['files'].values():
+                _require_types({'size': size, 'crc32': crc32}, {'size': int, 'crc32': int})
+        else:
+            command = _packing_command(content['settings'])
+        # A flipped bit in the numbers would show wrong pixels without any error.
         is_whole = crc == checksum(content)
     except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f'{file} cannot be read: {error!r:.200}') from error
-    if version != VERSION:
+    if not is_current:
         raise ValueError(
             f'{file} has version {version!r:.100}, but this program reads version {VERSION}: pack '
-            'the images again, into a new folder'
+            f'the images again, into a new folder: {command}'
         )
     if not is_whole:
         raise ValueError(f'{file} was changed: the checksum differs')
-    return content | {'settings': asdict(Settings(None)) | content['settings']}
+    for name in content['files']:  # copying a store writes the files that it names
+        if not is_below(name):
+            raise ValueError(f'{file} names {name!r}, which is not a path below its folder')
+    return content
 
 
-def packed_steps(about: dict[str, Any]) -> list[str]:
+def shard_names(about: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files of images, in the order of the images."""
+    return sorted(name for name in about['files'] if name.endswith(SHARD_SUFFIX))
+
+
+def packed_steps(about: Mapping[str, Any]) -> list[str]:
     """Return the steps of DATA.PREPROCESS that were applied to the images of a store."""
     return about['settings']['preprocess']
 
 
-def file_problems(path: Path, about: dict[str, Any]) -> list[str]:
-    """List missing and changed files of a store; only the size of shards is checked."""
+def file_problems(path: Path, about: Mapping[str, Any], *, every_byte: bool = False) -> list[str]:
+    """List missing and changed files of a store; of shards only the size, or `every_byte`."""
     found = (
-        file_problem(path / name, size, None if name in about['shards'] else crc)
+        file_problem(path / name, size, None if is_shard and not every_byte else crc)
         for name, (size, crc) in about['files'].items()
+        for is_shard in [name.endswith(SHARD_SUFFIX)]
     )
     return [problem for problem in found if problem]
 
@@ -136,7 +168,7 @@ def file_crc32(path: Path) -> int:
     return crc
 
 
-def checksum(about: dict[str, Any]) -> int:
+def checksum(about: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
@@ -151,3 +183,26 @@ def file_problem(path: Path, size: int, crc: int | None) -> str:
     if crc is not None and file_crc32(path) != crc:
         return f'{path} was changed: the checksum differs'
     return ''
+
+
+def _require_types(values: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    """Raise a TypeError unless a mapping has exactly these entries with values of these types."""
+    wrong = [name for name in types if not isinstance(values.get(name), types[name])]
+    if wrong or len(values) != len(types):
+        raise TypeError(f'the entries must be {", ".join(types)}; wrong: {wrong}')
+
+
+def _packing_command(settings: Mapping[str, Any]) -> str:
+    """Return the command that packs images with the settings of a store of any version."""
+    words = ['--data-path', 'DIR', '--output', 'STORE', '--size', settings.get('size') or 'native']
+    if settings.get('size') and not settings.get('square', True):
+        words.append('--keep-aspect')
+    if settings.get('keep_16bit'):
+        words.append('--keep-16bit')
+    for name in ('image_suffix', 'preprocess', 'lung_masks'):
+        if value := settings.get(name):
+            words += [
+                f'--{name.replace("_", "-")}',
+                *([value] if isinstance(value, str) else value),
+            ]
+    return f'{command_of("scripts/pack.py")} {shlex.join(map(str, words))}'

@@ -9,9 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from data.store import Store
 from data.store_about import BAD_FILE, STORE_FILE, checksum, file_problem, file_problems, read_about
@@ -24,19 +22,13 @@ COPY_THREADS = 4  # several readers make better use of a network drive
 def verify(path: str | os.PathLike[str]) -> list[str]:
     """Read every byte of a store and return a list of problems."""
     try:
-        problems = file_problems(Path(path), read_about(path))
+        about = read_about(path)
+        if problems := file_problems(Path(path), about, every_byte=True):
+            return problems
+        Store(path)
     except ValueError as error:
         return [str(error)]
-    if problems:
-        return problems
-    store = Store(path)
-    order = np.lexsort([store.index['offset'], store.index['shard']])
-    for position in tqdm(order.tolist(), unit='image', desc='verify', disable=None):
-        try:
-            store.image(position)
-        except ValueError as error:
-            problems.append(str(error))
-    return problems
+    return []
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ import pytest
 from csv_files import PREFIX, image_path, row, write
 from PIL import Image
 
-from data.packing import Settings, ShardWriter, pack, read_source
+import data.packing
+from data.packing import Settings, pack, read_source
 
 SMALL = Settings(size=16, shard_bytes=1000)  # three images in a shard
 
@@ -21,17 +22,17 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_after(count: int) -> Iterator[None]:
-    """End the packing before it writes one more image."""
-    left, add = [count], ShardWriter.add
+    """End the packing before it encodes one more image."""
+    left, encode = [count], data.packing.encode
 
-    def add_or_die(writer: ShardWriter, result: object) -> None:
+    def encode_or_die(image: Image.Image, settings: Settings) -> object:
         if left[0] == 0:
             raise Killed
         left[0] -= 1
-        add(writer, result)
+        return encode(image, settings)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(ShardWriter, 'add', add_or_die)
+        patch.setattr(data.packing, 'encode', encode_or_die)
         yield
 
 

@@ -2,15 +2,19 @@
 
 import os
 import random
+import re
 import shutil
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from packed_data import SMALL, contents, copied, file_of, flip_bit, killed_after, make_data, packed
 from PIL import Image
+from pyarrow import ipc
 from tiny import run_script
 from xray_splits import LOGGER, make_config, write_split, xray
 
@@ -21,7 +25,7 @@ from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, pack, read_source
 from data.reading import open_data, read_split
 from data.records import Records
-from data.store import open_store
+from data.store import open_store, read_rows
 from data.store_about import file_crc32, is_store, read_about
 from data.store_files import copy_store, verify, write_json
 
@@ -57,6 +61,21 @@ def test_records_and_images_are_those_of_the_folder(root: Path, tmp_path: Path) 
             image, original = opened.image(opened.position([file])[0]), load_image(root / file)
             assert image.mode == original.mode and image.tobytes() == original.tobytes()
             assert full_size(image) == full_size(original)
+
+
+def test_other_programs_read_the_rows(root: Path, tmp_path: Path) -> None:
+    store = packed(root, tmp_path / 'store', Settings(size=None, square=False, keep_16bit=True))
+    rows = ipc.open_file(str(store / 'images_00000.arrow')).read_all().to_pylist()
+    assert [row['name'] for row in rows] == sorted(row['name'] for row in rows)
+    for row in rows:
+        image = load_image(root / row['name'])
+        bits = {255: 'u1', 4095: '<u2', 65535: '<u2'}
+        pixels = np.frombuffer(row['pixels'], bits[row['white']])
+        pixels = pixels.reshape(row['height'], row['width']) * (255 / row['white'])
+        np.testing.assert_allclose(pixels, np.asarray(image), rtol=1e-6)
+        assert (row['full_height'], row['full_width']) == pixels.shape
+        assert row['crc32'] == zlib.crc32(row['pixels'])
+    assert {row['white'] for row in rows} == {255, 4095, 65535}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +114,18 @@ def test_positions_names_and_folders(tmp_path: Path) -> None:
         store.image(-1)
 
 
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / 'data').mkdir()
+    file = os.fsencode(tmp_path / 'data') + b'/R\xf6ntgen.png'
+    xray(20, 20).save(tmp_path / 'x.png')
+    try:
+        os.rename(tmp_path / 'x.png', file)
+    except OSError:
+        pytest.skip('the file system has no such names')
+    with pytest.raises(ValueError, match='UTF-8.*ntgen'):
+        read_source(tmp_path / 'data')
+
+
 # Packing
 
 
@@ -115,7 +146,7 @@ def test_packing_starts_over_from_a_damaged_shard_and_a_repaired_image(tmp_path:
     wanted = contents(packed(root, tmp_path / 'whole'))
     with killed_after(7):
         pack(read_source(root), tmp_path / 'cut', SMALL)
-    os.truncate(tmp_path / 'cut/pixels_00000.bin', 10)
+    os.truncate(tmp_path / 'cut/images_00000.arrow', 10)
     assert contents(packed(root, tmp_path / 'cut')) == wanted
     good = (root / file_of(2)).read_bytes()
     (root / file_of(2)).write_bytes(b'damaged')
@@ -189,9 +220,9 @@ def test_the_script_packs_verifies_and_reports(root: Path, tmp_path: Path, capsy
     assert run(*words, '--size', '17') == 2
     assert run(*words, '--size', 'big') == 2
     assert store in capsys.readouterr().err
-    flip_bit(Path(store) / 'pixels_00000.bin', 5)
+    flip_bit(Path(store) / 'images_00000.arrow', 5)
     assert run('--verify') == 1
-    assert 'pixels_00000.bin' in capsys.readouterr().err
+    assert 'images_00000.arrow' in capsys.readouterr().err
 
 
 # Damage
@@ -224,7 +255,7 @@ def test_a_flipped_bit_anywhere_is_found(store: Path, tmp_path: Path) -> None:
         assert name in verify(damaged)[0]
         (damaged / name).unlink()
         assert name in verify(damaged)[0]
-        if not name.startswith('pixels'):
+        if not name.startswith('images'):
             with pytest.raises(ValueError, match=name):
                 open_store(damaged)
         (damaged / name).write_bytes(written)
@@ -233,27 +264,27 @@ def test_a_flipped_bit_anywhere_is_found(store: Path, tmp_path: Path) -> None:
 
 def test_reading_finds_damage_and_a_file_that_is_cut_short(store: Path, tmp_path: Path) -> None:
     damaged = copied(store, tmp_path / 'damaged')
-    flip_bit(damaged / 'pixels_00001.bin', 2 * 256 + 17, 5)
     opened = open_store(damaged)
+    flip_bit(damaged / 'images_00001.arrow', opened.index['offset'][5].item() + 17, 5)
     opened.image(4)
     with pytest.raises(BadImageError, match=opened.files[5]):
         opened.image(5)
-    os.truncate(damaged / 'pixels_00001.bin', 300)
-    with pytest.raises(BadImageError, match='pixels_00001.bin'):
+    os.truncate(damaged / 'images_00001.arrow', 300)
+    with pytest.raises(BadImageError, match='images_00001.arrow'):
         opened.image(4)
-    (damaged / 'pixels_00003.bin').unlink()
-    with pytest.raises(ValueError, match='pixels_00003.bin') as caught:
+    (damaged / 'images_00003.arrow').unlink()
+    with pytest.raises(ValueError, match='images_00003.arrow') as caught:
         opened.image(9)
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
 def test_a_shard_that_changes_after_its_first_check_is_found(store: Path, tmp_path: Path) -> None:
     changing = copied(store, tmp_path / 'changing')
-    opened, file = open_store(changing), changing / 'pixels_00001.bin'
+    opened, file = open_store(changing), changing / 'images_00001.arrow'
     before = opened.image(5).tobytes()
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # the same pixels
     assert opened.image(5).tobytes() == before
-    flip_bit(file, 2 * 256 + 17, 5)
+    flip_bit(file, opened.index['offset'][5].item() + 17, 5)
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # however coarse the clock is
     with pytest.raises(BadImageError, match=opened.files[5]):
         opened.image(5)
@@ -277,9 +308,9 @@ def test_a_copy_is_resumed_checked_and_reused(store: Path, tmp_path: Path, monke
     copy_store(store, target)
     assert copies == []
     (target / 'store.json').unlink()
-    flip_bit(target / 'pixels_00002.bin', 7)
+    flip_bit(target / 'images_00002.arrow', 7)
     copy_store(store, target)
-    assert copies == ['pixels_00002.bin'] and contents(target) == contents(store)
+    assert copies == ['images_00002.arrow'] and contents(target) == contents(store)
     assert copy_store(store, store) == store
 
 
@@ -287,8 +318,8 @@ def test_a_damaged_source_or_a_full_disk_is_not_copied(
     store: Path, tmp_path: Path, monkeypatch
 ) -> None:
     damaged = copied(store, tmp_path / 'damaged')
-    flip_bit(damaged / 'pixels_00002.bin', 7)
-    with pytest.raises(ValueError, match='pixels_00002.bin'):
+    flip_bit(damaged / 'images_00002.arrow', 7)
+    with pytest.raises(ValueError, match='images_00002.arrow'):
         copy_store(damaged, tmp_path / 'copy')
     assert not is_store(tmp_path / 'copy')
     assert not list((tmp_path / 'copy').glob('*.tmp'))
@@ -299,13 +330,6 @@ def test_a_damaged_source_or_a_full_disk_is_not_copied(
 
 
 # Stores from elsewhere, whose checksums fit
-
-
-def put(field: str, value: int) -> Callable[[np.ndarray], None]:
-    def change(places: np.ndarray) -> None:
-        places[field][3] = value
-
-    return change
 
 
 def rewrite(store: Path, **entries: object) -> None:
@@ -319,14 +343,25 @@ def pipe(store: Path) -> None:
     rewrite(store, files=read_about(store)['files'] | {'train.csv': [0, 0]})
 
 
-FOREIGN = {'version': ('version 3', lambda store: rewrite(store, version=3))}
+FOREIGN = {'version': ('version 4', lambda store: rewrite(store, version=4))}
 FOREIGN['a pipe, which nothing may wait for'] = ('train.csv', pipe)
 for text in ('', '[]', '{"version": 2}', '[' * 100_000):
     change = partial(lambda text, store: (store / 'store.json').write_text(text), text)
     FOREIGN[f'text {text:.20}'] = ('store.json', change)
 for name in ('../../victim/x', '/etc/hostname', 'a/../../b', 'a\0b', ''):
     FOREIGN[f'file {name!r}'] = ('store.json', partial(rewrite, files={name: [0, 0]}))
-    FOREIGN[f'shard {name!r}'] = ('store.json', partial(rewrite, shards=[name]))
+
+
+for entry in (
+    {'files': []},
+    {'files': {'images_00000.arrow': [1, '2']}},
+    {'files': {'images_00000.arrow': 5}},
+    {'left_out': {'a.png': 3}},
+    {'settings': {'size': '256'}},
+    {'scored': None},
+    {'another': 1},
+):
+    FOREIGN[f'entry {entry}'] = ('store.json cannot be read', partial(rewrite, **entry))
 
 
 @pytest.mark.parametrize('kind', FOREIGN)
@@ -340,28 +375,113 @@ def test_a_foreign_store_is_neither_opened_nor_copied(store: Path, tmp_path: Pat
     assert not (target / 'store.json').exists() and not (tmp_path / 'victim').exists()
 
 
-PLACES, NAMES = 'places_00000.npy', 'names_00000.npy'
+def test_a_store_of_an_earlier_version_is_refused_with_the_command_that_packs_again(
+    root: Path, store: Path, tmp_path: Path
+) -> None:
+    old = copied(store, tmp_path / 'old')
+    settings = {'size': 320, 'square': False, 'keep_16bit': True, 'preprocess': ['clahe', '$(x)']}
+    write_json(old / 'store.json', {'version': 2, 'settings': settings})
+    command = "--output STORE --size 320 --keep-aspect --keep-16bit --preprocess clahe '$(x)'"
+    for use in (open_store, lambda path: pack(read_source(root), path, SMALL)):
+        with pytest.raises(ValueError, match='version 2.*' + re.escape(command)):
+            use(old)
+
+
+def write_shard(store: Path, batch: pa.RecordBatch, times: int = 1, **options: str) -> None:
+    """Replace the second shard of a store, and its checksums in store.json."""
+    file = store / 'images_00001.arrow'
+    options = ipc.IpcWriteOptions(**options)
+    with ipc.new_file(str(file), batch.schema, options=options) as writer:
+        for _ in range(times):
+            writer.write_batch(batch)
+    numbers = [file.stat().st_size, file_crc32(file)]
+    rewrite(store, files=read_about(store)['files'] | {file.name: numbers})
+
+
+def second_shard(store: Path) -> pa.RecordBatch:
+    return ipc.open_file(str(store / 'images_00001.arrow')).get_batch(0)
+
+
+def with_column(name: str, *values: object) -> Callable[[Path], None]:
+    """Return a function that changes a column of the second shard, which has three rows."""
+
+    def change(store: Path) -> None:
+        batch = second_shard(store)
+        place, field = batch.schema.get_field_index(name), batch.schema.field(name)
+        write_shard(store, batch.set_column(place, field, pa.array(values, field.type)))
+
+    return change
+
+
+def write_nulls(store: Path) -> None:
+    batch = second_shard(store)
+    columns = [
+        pa.nulls(3, field.type) if field.name == 'width' else batch[field.name]
+        for field in batch.schema
+    ]
+    write_shard(store, pa.record_batch(columns, schema=batch.schema))
+
+
+def rename_first_image(store: Path) -> None:
+    names = second_shard(store)['name'].to_pylist()
+    with_column('name', names[0] + 'a', *names[1:])(store)
+
+
+def take_rows(*rows: int) -> Callable[[Path], None]:
+    numbers = pa.array(rows, pa.int32())
+    return lambda store: write_shard(store, second_shard(store).take(numbers))
+
+
+OTHER_ROWS, SIZE, NAME = 'do not fit store.json', 'a size does not fit', 'a name is not a path'
+ORDER, MISSING = 'not sorted', 'a value is missing'
 MISFITS = {
-    'shard': (PLACES, put('shard', 4)),
-    'form': (PLACES, put('form', 99)),
-    'offset': (PLACES, put('offset', 2**63)),
-    'height': (PLACES, put('height', 2**31)),
-    'width': (PLACES, put('width', 0)),
-    'a name outside': (NAMES, lambda names: names.put(0, b'../x.png')),
-    'unsorted names': (NAMES, lambda names: names.put([1, 2, 3], names[[3, 1, 2]])),
-    'a repeated name': (NAMES, lambda names: names.put(2, names[1])),
+    'another number': (OTHER_ROWS, with_column('full_height', 20, 20, 20)),
+    'another name': (OTHER_ROWS, rename_first_image),
+    'no side': (SIZE, with_column('width', 0, 16, 16)),
+    'two negative sides': (
+        SIZE,
+        lambda store: [with_column(side, -16, 16, 16)(store) for side in ('width', 'height')],
+    ),
+    'a side that is too long': (SIZE, with_column('height', 2**31 - 1, 16, 16)),
+    'a negative side before packing': (SIZE, with_column('full_width', -1, 16, 16)),
+    'no white': (SIZE, with_column('white', 0, 255, 255)),
+    'too few pixels': (SIZE, with_column('pixels', b'x', b'x', b'x')),
+    'a name outside': (NAME, with_column('name', '../x.png', 'b', 'c')),
+    'an empty name': (NAME, with_column('name', '', 'b', 'c')),
+    'unsorted names': (ORDER, take_rows(1, 2, 0)),
+    'a repeated name': (ORDER, take_rows(0, 1, 1)),
+    'missing numbers': (MISSING, write_nulls),
+    'no rows': (MISSING, take_rows()),
+    'two batches': ('one record batch', lambda store: write_shard(store, second_shard(store), 2)),
+    'compressed': (
+        'compressed',
+        lambda store: write_shard(store, second_shard(store), compression='zstd'),
+    ),
+    'other columns': (
+        'the columns must be',
+        lambda store: write_shard(store, second_shard(store).select(['name'])),
+    ),
 }
 
 
 @pytest.mark.parametrize('misfit', MISFITS)
-def test_an_index_that_does_not_fit_is_refused(store: Path, tmp_path: Path, misfit: str) -> None:
-    name, change = MISFITS[misfit]
+def test_a_shard_that_does_not_fit_is_refused(store: Path, tmp_path: Path, misfit: str) -> None:
+    message, change = MISFITS[misfit]
     foreign = copied(store, tmp_path / 'foreign')
-    file = foreign / name
-    index = np.load(file)
-    change(index)
-    np.save(file, index)
-    entry = {name: [file.stat().st_size, file_crc32(file)]}
-    rewrite(foreign, files=read_about(foreign)['files'] | entry)
-    with pytest.raises(ValueError, match=name):
+    change(foreign)
+    with pytest.raises(ValueError, match=message):
         open_store(foreign)
+
+
+@pytest.mark.parametrize('changes', [{28: 127, 190: 128}, {37: 128, 335: 128}])
+def test_a_message_of_another_kind_is_refused_and_ends_no_process(
+    store: Path, tmp_path: Path, changes: dict[int, int]
+) -> None:
+    """Pyarrow ends the process if such a message is read as a schema."""
+    file = tmp_path / 'images_00000.arrow'
+    damaged = bytearray((store / file.name).read_bytes())
+    for place, value in changes.items():
+        damaged[place] = value
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match='no shard of a store'):
+        read_rows([file])
