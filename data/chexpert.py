@@ -22,6 +22,7 @@ from data.records import (
     register_dataset,
 )
 from data.table import KEYS, OnFault, Table, refuse
+from data.views import views_in_names
 from system.files import is_below
 
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
@@ -29,7 +30,6 @@ SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
-VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 
 
@@ -132,12 +132,6 @@ def records_of(table: Table, labels: Sequence[str]) -> Records:
         labels=labels_of(table, labels),
         label_names=tuple(labels),
     )
-
-
-def views_in_names(names: Sequence[str]) -> np.ndarray:
-    """Return the view [N] in names such as view1_frontal.jpg, and '' for other names."""
-    found = [VIEW_NAME.search(name) for name in names]
-    return np.array([view[1] if view else '' for view in found], object)
 
 
 def _files_of(paths: pd.Series, images: ImageSource, suffix: str) -> pd.Series:

@@ -18,10 +18,12 @@ from data.images import (
     CONTRADICTION,
     FULL_RANGE_BITS,
     MAX_PIXELS,
+    VIEW,
     fault_of_scans,
     full_range,
     refuse_damaged_jpeg,
 )
+from data.views import POSITIONS
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -40,7 +42,7 @@ TAGS = """
     BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit
     RescaleIntercept RescaleSlope ModalityLUTSequence
     WindowCenter WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape PixelData
-    BodyPartExamined
+    BodyPartExamined ViewPosition
 """.split()
 GREY = ('MONOCHROME1', 'MONOCHROME2')
 SHAPES = {'MONOCHROME1': 'INVERSE', 'MONOCHROME2': 'IDENTITY'}  # PresentationLUTShape of each
@@ -67,6 +69,7 @@ def read_dicom(data: bytes) -> Image.Image:
     - The range of a table is the smallest of 8, 10, 12, 14 or 16 bits that holds its entries.
     - MONOCHROME1 or 2 with the PresentationLUTShape of the other is noted (CONTRADICTION), and so
       is a BodyPartExamined without a word for the chest.
+    - The view is noted (VIEW) if ViewPosition states it.
     - Padding pixels are black and do not affect the range.
     - 8-bit colour becomes ITU-R 601 luma. Palettes and several frames are refused.
 
@@ -149,7 +152,15 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
         raise _DicomError(f'HighBit must be BitsStored - 1, which is {bits - 1}')
     if dataset.Rows * dataset.Columns > MAX_PIXELS:  # before memory is allocated
         raise _DicomError(f'{dataset.Columns} x {dataset.Rows} pixels; {MAX_PIXELS:,} are allowed')
-    pixels = _dicom_pixels(dataset)
+    image = _grey_image(dataset, _dicom_pixels(dataset), kind)
+    position = str(dataset.get('ViewPosition') or '').strip().upper()
+    if view := POSITIONS.get(position):
+        image.info[VIEW] = view
+    return image
+
+
+def _grey_image(dataset: 'Dataset', pixels: np.ndarray, kind: str) -> Image.Image:
+    """Turn the stored values into grey levels, and note a header that does not fit."""
     if pixels.ndim == 3:
         return Image.fromarray(pixels).convert('L')
     codes = pixels.astype(f'u{pixels.itemsize}', copy=False)

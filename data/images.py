@@ -36,6 +36,7 @@ FULL_RANGE_BITS = (8, 10, 12, 14, 16)
 # Keys in Image.info. They are tuples, because files can set keys that are strings.
 FULL_SIZE, PACKED_STEPS, FILE_NAME = ('full size',), ('packed steps',), ('file name',)
 CONTRADICTION = ('contradiction',)  # what a DICOM file states that does not fit
+VIEW = ('view',)  # of a DICOM file that states it: 'frontal' or 'lateral'
 
 # Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')

@@ -12,15 +12,13 @@ from data.image_source import open_images
 from data.labels import LABELS
 from data.records import Records, existing_records, lacks_images, register_dataset
 from data.table import IDS, OnFault, Table, find_file, refuse, rows_of, rows_of_labels
+from data.views import POSITIONS
 
-# MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
-# other ViewPosition are neither frontal nor lateral.
+# MIMIC-CXR-JPG: the values of its split column.
 MIMIC_SPLITS = {'train': 'train', 'validate': 'valid', 'test': 'test'}
 OF_TEST = (
     'test-set-labeled'  # radiologists' labels of test studies, without subject_id (from 2.1.0)
 )
-POSITIONS = {'AP': 'frontal', 'PA': 'frontal'}
-POSITIONS |= dict.fromkeys(('LATERAL', 'LL', 'RL', 'XTABLE LATERAL'), 'lateral')
 
 
 def read_mimic(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -9,7 +10,8 @@ from tqdm import tqdm
 
 from config import Config
 from data.image_source import ImageSource
-from data.images import COLOUR_LEVELS, CONTRADICTION, BadImageError
+from data.images import COLOUR_LEVELS, CONTRADICTION, VIEW, BadImageError
+from data.views import UNSEEN, end_of_warning, views_in_names
 from system.files import LOADER_FILES, allow_open_files
 from system.tool import usable_cpus
 
@@ -20,20 +22,35 @@ NAMED = 3  # maximum number of images with the same note in a message
 
 
 class NotedImages(Dataset):
-    """Data set of (model input, note about the image, index), one item per image.
+    """Data set of (model input, notes about the image, index), one item per image.
+
+    Each line of the notes is one note.
 
     Args:
         images: Where the images are.
         files: Names of the images.
         transform: Function that is called with (image, None).
         skip_bad: Whether an unusable image is replaced by a grey ramp, and the note has the reason.
+        views: View of each image that a table states, '' if it is unknown; () for no table.
+        trained: DATA.VIEWS of the training, for a note about other views; 'all' for none.
     """
 
     def __init__(
-        self, images: ImageSource, files: Sequence[str], transform: Callable, *, skip_bad: bool
+        self,
+        images: ImageSource,
+        files: Sequence[str],
+        transform: Callable,
+        *,
+        skip_bad: bool,
+        views: Sequence[str] = (),
+        trained: str = 'all',
     ) -> None:
         self.images = images
         self.files = files
+        in_names = views_in_names(files)
+        stated = np.asarray(views if len(views) else in_names, object)
+        self.views = np.where(stated == '', in_names, stated)
+        self.trained = trained
         self.read = images.reader(files)
         self.transform = transform
         self.skip_bad = skip_bad
@@ -42,19 +59,24 @@ class NotedImages(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str, int]:
-        note = ''
         try:
             image = self.read(index)
-            if misfit := image.info.get(CONTRADICTION):
-                note = f'image(s) with a contradictory header, {misfit}'
-            elif self.images.colour_difference(self.files[index]) > COLOUR_LEVELS:
-                note = COLOURED
+            note = '\n'.join(self._notes(image, index))
         except ValueError as error:
             is_bad = isinstance(error, BadImageError)
             if not self.skip_bad or not (is_bad or isinstance(error.__cause__, FileNotFoundError)):
                 raise
             image, note = Image.linear_gradient('L'), f'{SKIPPED}{error}'
         return self.transform(image, None), note, index
+
+    def _notes(self, image: Image.Image, index: int) -> Iterator[str]:
+        if misfit := image.info.get(CONTRADICTION):
+            yield f'image(s) with a contradictory header, {misfit}'
+        elif self.images.colour_difference(self.files[index]) > COLOUR_LEVELS:
+            yield COLOURED
+        view = self.views[index] or image.info.get(VIEW, '')
+        if view and view == UNSEEN.get(self.trained):
+            yield f'{view} image(s), {end_of_warning(self.trained)}'
 
 
 class NotedLoader(DataLoader):
@@ -97,8 +119,8 @@ def describe_notes(notes: Sequence[str], paths: Sequence[str]) -> Iterator[str]:
     """Yield a line for each skipped image, and a warning for each other note."""
     yield from filter(is_skipped, notes)
     noted: dict[str, list[str]] = {}
-    for path, note in zip(paths, notes, strict=True):
-        if note and not is_skipped(note):
+    for path, lines in zip(paths, notes, strict=True):
+        for note in () if is_skipped(lines) else lines.splitlines():
             noted.setdefault(note, []).append(path)
     for note, found in noted.items():
         names = ', '.join(found[:NAMED]) + (' ...' if len(found) > NAMED else '')

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import Config, check_config, default_config
+from config import Config, check_config, default_config, part
+from data.sources import source_configs
 from models.build import build_model
 from models.convert import shared_keys
 from models.encoder import ENCODERS, Encoder
@@ -57,6 +58,13 @@ def encoder_config(
         raise ValueError(f'--tokens: MODEL.TYPE {config.MODEL.TYPE} has no tokens')
     config.MODEL.HEAD = 'attention' if tokens else 'linear'
     return config
+
+
+def trained_views(config: Config) -> str:
+    """Return the views that the encoder of a run has seen; 'all' if its data do not state them."""
+    configs = source_configs(config).values()
+    has_views = all(part(own, 'DATA.DATASET').labelled for own in configs)
+    return config.DATA.VIEWS if has_views else 'all'
 
 
 def load_encoder(

@@ -14,6 +14,7 @@ from data.loader import Loaders
 from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS
 from data.records import task_of
+from data.views import views_warning
 from engine.run_record import Run, code_version, files_read, known_record
 from evaluation.inference import predict, score
 from evaluation.metrics import describe_scores
@@ -61,6 +62,10 @@ class FinalScores:
             self.values[split] = predict(self.run.config, self.run.device, model, loader)
         self.trained = run.config if source in PROBES else trained_config(source)
         is_main = distributed.is_main()
+        for split, loader in self.scored.items():
+            views = loader.dataset.records.view
+            if self.trained and (warning := views_warning(views, self.trained.DATA.VIEWS)):
+                run.logger.warning(f'{split}: {warning}')
         if is_main:
             found = {s: self.task.probabilities(self.values[s]) for s in self.scored | others}
             self._write_predictions(found, source)

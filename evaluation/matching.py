@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.chexpert import views_in_names
 from data.labels import UNCERTAIN, SharedLabel, any_of
 from data.predictions import LabelTable, Predictions, row_names
 from data.records import Records
 from data.tasks import TASKS
+from data.views import views_in_names
 from evaluation.cases import Cases
 
 SHOWN = 3  # number of example names in a message

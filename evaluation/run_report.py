@@ -23,6 +23,7 @@ from data.loader import XrayDataset
 from data.predictions import read_complete
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
 from data.records import task_of
+from data.views import views_warning
 from engine.run_record import code_version
 from evaluation.cases import Cases, cases_of
 from evaluation.final_scores import FinalScores, describe_dropped, present
@@ -165,6 +166,8 @@ def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
     for split, loader in final.scored.items():
         records = loader.dataset.records
         if warning := no_finding_warning(records.labels, records.label_names, records.path):
+            warnings.append(f'{split}: {warning}')
+        if trained and (warning := views_warning(records.view, trained.DATA.VIEWS)):
             warnings.append(f'{split}: {warning}')
     if config.EVAL.MASK_RATIO:
         warnings.append(

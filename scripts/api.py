@@ -15,7 +15,7 @@ from torch import nn
 
 from data.image_source import Folder
 from data.images import load_image
-from data.noted_images import NotedImages, NotedLoader
+from data.noted_images import NotedImages, NotedLoader, describe_notes
 from data.records import task_of
 from data.transforms import EvalTransform
 from evaluation import features, inference
@@ -65,15 +65,17 @@ def predict(images: str | Sequence[str], checkpoint: str, device: str = 'cpu') -
         ValueError: If an image cannot be read, or the checkpoint is not of a classifier.
     """
     config = read_config(checkpoint)
-    paths = list_images([images] if isinstance(images, str) else [*images])
+    found = list_images([images] if isinstance(images, str) else [*images])
+    paths = [*found]
     place = torch.device(device)
     model = inference.load_classifier(config, checkpoint, place, LOGGER)
-    transform = EvalTransform(config)
-    loader = NotedLoader(
-        NotedImages(Folder('.'), paths, transform, skip_bad=False), config, None, None
-    )
+    options = {'views': [*found.values()], 'trained': config.DATA.VIEWS, 'skip_bad': False}
+    noted = NotedImages(Folder('.'), paths, EvalTransform(config), **options)
+    loader = NotedLoader(noted, config, None, None)
     task = task_of(config)
     logits = inference.predict(config, place, model, loader)
+    for line in describe_notes(loader.notes, paths):
+        LOGGER.warning(line)
     return pd.DataFrame(task.probabilities(logits), pd.Index(paths, name='Path'), task.labels)
 
 

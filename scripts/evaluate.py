@@ -39,6 +39,7 @@ from data.predictions import (
 )
 from data.records import Records, make_task, select_views
 from data.tasks import TASKS
+from data.views import views_warning
 from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
@@ -244,18 +245,11 @@ def trained_views(predictions: Predictions) -> str:
 
 def _view_warnings(cases: Cases, predictions: Predictions, trained: str) -> list[str]:
     """Warn of scored images whose view the model was not trained on, as far as that is known."""
-    if predictions.key == 'Study' or trained == 'all':
+    if predictions.key == 'Study':
         return []
-    wanted, other = ('lateral', 'frontal') if trained == 'lateral' else ('frontal', 'lateral')
-    count = sum(view.lower().startswith(other) for view in cases.groups['View'])
-    if not count:
-        return []
-    known = f'but the model was trained on {trained} images only'
-    unknown = 'and no file next to the predictions says on which views the model was trained'
-    return [
-        f'{predictions.file}: {count} of {len(cases)} scored images are {other}, '
-        f'{known if trained else unknown}. --views {wanted} leaves them out.'
-    ]
+    views = [name.partition(' ')[0].lower() for name in cases.groups['View']]
+    warning, advice = views_warning(views, trained), f'--views {trained or "frontal"}'
+    return [f'{predictions.file}: {warning}. {advice} leaves them out.'] if warning else []
 
 
 def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> LabelTable:

@@ -29,7 +29,7 @@ from data.reading import require_packed_steps
 from data.records import images_of
 from data.transforms import EvalTransform
 from engine.model_tool import model_parser, model_tool
-from evaluation.features import batch_features, encoder_config, load_encoder
+from evaluation.features import batch_features, encoder_config, load_encoder, trained_views
 from evaluation.inference import require_finite
 from system.device import local_device
 from system.files import atomic_writer
@@ -111,7 +111,14 @@ def main(args: argparse.Namespace) -> int:
     for remark in remarks:
         print(f'note: {remark}')
     transform = EvalTransform(config, is_scored=False)
-    images = NotedImages(images_of(records), records.file, transform, skip_bad=args.skip_bad)
+    images = NotedImages(
+        images_of(records),
+        records.file,
+        transform,
+        skip_bad=args.skip_bad,
+        views=records.view,
+        trained='all' if args.cfg else trained_views(config),
+    )
     loader = NotedLoader(images, config, args.batch_size, args.num_workers)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=args.output.parent) as file:

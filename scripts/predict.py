@@ -61,21 +61,25 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def list_images(places: list[str], dataset: str = '', split: str = 'test') -> list[str]:
+def list_images(places: list[str], dataset: str = '', split: str = 'test') -> dict[str, str]:
     """List the given image files and the images of folders and CSV files, each only once.
 
     With `dataset`, folders contain this data set, and only the images of the split are listed.
+
+    Returns:
+        Path of each image -> its view, '' if no table states it.
     """
-    found = []
+    found: dict[str, str] = {}
     for place in places:
         is_csv = place.lower().endswith('.csv')
         if is_csv or os.path.isdir(place):
-            files = read_images(place, dataset, split).file
+            records = read_images(place, dataset, split)
             folder = os.path.dirname(place) if is_csv else place
-            found += [os.path.join(folder, file) for file in files]
+            for file, view in zip(records.file, records.view, strict=True):
+                found.setdefault(os.path.join(folder, file), view)
         else:
-            found.append(place)
-    return list(dict.fromkeys(found))
+            found.setdefault(place, '')
+    return found
 
 
 def read_config(path: str) -> Config:
@@ -164,7 +168,9 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(
             f'--maps: the folder {folder} is not empty; remove it, or choose another --output'
         )
-    config, paths = read_config(args.checkpoint), list_images(args.images, args.dataset, args.split)
+    config = read_config(args.checkpoint)
+    found = list_images(args.images, args.dataset, args.split)
+    paths = [*found]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
     model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
@@ -174,7 +180,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
     if args.maps and lacks_maps(model):
         raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')
-    images = NotedImages(Folder('.'), paths, EvalTransform(config), skip_bad=args.skip_bad)
+    options = {'views': [*found.values()], 'trained': config.DATA.VIEWS, 'skip_bad': args.skip_bad}
+    images = NotedImages(Folder('.'), paths, EvalTransform(config), **options)
     loader = NotedLoader(images, config, args.batch_size, args.num_workers)
     logits = predict(config, device, model, loader)
     skipped = [is_skipped(note) for note in loader.notes]

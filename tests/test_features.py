@@ -15,10 +15,13 @@ from PIL import Image
 from tiny import MAE, ROOT, SWIN, VIT, arguments, load_script, run_main, tiny_config
 from transfers import write_run
 
+from config import put
 from data.packing import Settings
 from evaluation import probes
+from evaluation.features import trained_views
 from models.timm_classifier import TimmClassifier
 from scripts.phantom import make_phantom
+from utils import trained_config
 
 NAMES = ('path', 'patient', 'study')
 WHOLE = {'TEST': {'CROP': False}}  # the evaluation transform of the fine-tuning runs of tests
@@ -143,6 +146,23 @@ def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(
     assert (rows >= 0).all() and len(rows) < len(found['folder']['path'])
     np.testing.assert_array_equal(found['folder']['features'][rows], found['table']['features'])
     np.testing.assert_array_equal(found['folder']['patient'][rows], found['table']['patient'])
+
+
+def test_an_encoder_that_saw_frontal_images_names_laterals(
+    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
+) -> None:
+    """In a table and a folder. A pre-training on a folder does not state the views."""
+    count = (pd.read_csv(phantom / 'train.csv')['Frontal/Lateral'] == 'Lateral').sum()
+    words = ['--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
+    for place in (phantom / 'train.csv', phantom / 'train'):
+        assert features(place, *words) == 0
+        (warning,) = [line for line in capsys.readouterr().err.splitlines() if 'warning' in line]
+        assert f': {count} lateral image(s), but the model was trained on frontal' in warning
+    assert trained_views(trained_config(pretrained)) == 'frontal'
+    for dataset in ('folder', 'imagenet'):
+        config = trained_config(pretrained)
+        put(config, 'DATA.DATASET', dataset, '--dataset')
+        assert trained_views(config) == 'all'
 
 
 def test_the_rows_have_the_order_and_the_names_of_the_table(

@@ -155,6 +155,26 @@ def one_epoch(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished_run('finetune', phantom, folder, model=VIT, TRAIN=train)
 
 
+def test_scores_of_laterals_by_a_frontal_model_give_a_warning(
+    one_epoch: Path, phantom: Path, tmp_path: Path
+) -> None:
+    words = ['--eval', '--resume', str(one_epoch / 'ckpt_epoch_0.pth'), '--opts']
+    words += [
+        'EVAL.VIEWS',
+        'all',
+        'REPORT.WRITE',
+        'True',
+        'REPORT.MAPS',
+        '0',
+        'EVAL.RESAMPLES',
+        '0',
+    ]
+    folder = finished_run('finetune', phantom, tmp_path, *words, model=VIT)
+    warning = 'test: 3 of 13 images are lateral, but the model was trained on frontal images only'
+    assert warning in ' '.join((folder / 'log_rank0.txt').read_text().split())
+    assert warning in json.loads((folder / 'report_eval' / 'report.json').read_text())['warnings']
+
+
 @pytest.mark.parametrize(
     'option, value',
     [

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from dicom_files import write as write_dicom
 from PIL import Image
 from tiny import SWIN, VIT, finished_run, load_script, run_script
 from transfers import write_run
@@ -179,6 +180,39 @@ def test_folders_are_searched_sorted_and_names_stay_as_given(
     values = values_of(tmp_path / 'p.csv')
     np.testing.assert_array_equal(values[0], values[3])
     assert np.abs(values[1] - values[2]).max() > 1e-6
+
+
+def test_a_frontal_model_names_the_laterals_that_it_predicts(
+    run, phantom, predict, tmp_path, capsys
+):
+    """The view is in a name, in the header of a DICOM file, or in a table, which comes first."""
+    image = load_image(next((phantom / 'valid').rglob('view1_frontal.jpg')))
+    folder, names = tmp_path / 'images', [f'p{n}/view1_frontal.png' for n in range(20)]
+    names += [f'p{n}/view2_lateral.png' for n in range(2)] + ['p2/LAT-7.png', 'p3/lateral/7.png']
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(folder / name)
+    pixels = np.asarray(image).copy()
+    for number, position in enumerate(('LL', 'PA')):
+        write_dicom(folder / f'{number}.dcm', pixels, ViewPosition=position)
+    output = tmp_path / 'p.csv'
+    words = ['--checkpoint', checkpoint_of(run), '--output', output, '--num-workers', 0]
+    assert predict(*words, folder) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if 'warning' in line]
+    assert warning.startswith(
+        f'warning: 5 lateral image(s), but the model was trained on frontal images only: {folder}/'
+    )
+    assert len(pd.read_csv(output)) == 26
+    rows = [f'{n}/view1_frontal.png' for n in range(3)]
+    for name in rows:
+        target = tmp_path / 'table' / 'patient1' / f'study{name}'
+        target.parent.mkdir(parents=True)
+        image.save(target)
+    table = pd.DataFrame({'Path': [f'patient1/study{name}' for name in rows]})
+    table['Frontal/Lateral'] = ['Frontal', 'Lateral', 'Frontal']
+    table.to_csv(tmp_path / 'table' / 'images.csv', index=False)
+    assert predict(*words, tmp_path / 'table' / 'images.csv') == 0
+    assert 'warning: 1 lateral image(s)' in capsys.readouterr().err
 
 
 def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_path, capsys):
