@@ -29,6 +29,8 @@ from options.parts import (  # noqa: F401
     make_registries,
     module_of,
     part,
+    part_options,
+    part_with_options,
     require,
 )
 from options.text import (  # noqa: F401
@@ -364,8 +366,15 @@ _C.MODEL.SIMMIM.HEAD = Own(
 )
 _C.MODEL.SIMMIM.LOSS = Own(
     'l1',
-    'Distance between reconstruction and image.',
-    parts=dict.fromkeys(('l1', 'l2', 'smooth_l1'), 'models.simmim'),
+    "Distance between reconstruction and image, or a sum of several: {'l1': 1.0, 'gradient': 0.5}.",
+    parts=dict.fromkeys(
+        ('l1', 'l2', 'smooth_l1', 'frequency', 'gradient'), 'models.reconstruction_losses'
+    ),
+    weighted=True,
+)
+_C.MODEL.SIMMIM.FREQUENCY = Section(stage='simmim')
+_C.MODEL.SIMMIM.FREQUENCY.ALPHA = Own(
+    1.0, "'frequency': exponent of the errors that weigh the frequencies.", within='[0, inf)'
 )
 _C.MODEL.SIMMIM.LOSS_PIXELS = Own('masked', 'Pixels in the loss.', one_of=('masked', 'all'))
 _C.MODEL.SIMMIM.TARGET_SIZE = Own(
@@ -835,7 +844,7 @@ def fit_to_task(config: Config, stage: str | None) -> None:
     if config.MODEL.NUM_CLASSES == _C.MODEL.NUM_CLASSES:
         config.MODEL.NUM_CLASSES = len(task(config).labels)
     if config.LOSS.NAME == _C.LOSS.NAME:
-        config.LOSS.NAME = task.losses[0]
+        config.LOSS.NAME = task.loss
 
 
 class Parser(argparse.ArgumentParser):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
-from config import REGISTRIES, Config
+from config import REGISTRIES, Config, part_with_options
 from system import distributed
 
 REFERENCE_BATCH = 512  # effective batch size for which the config gives the learning rates
@@ -18,7 +18,8 @@ LINEAR_END = 0.01  # final learning rate of the linear schedule, as a share of t
 MOMENTA = 0.95, 0.85  # of 'onecycle', with the lowest and with the highest rate
 
 Rate = Callable[[int, float], float]  # (batch of the run, base rate) -> learning rate
-# Each schedule is a function (config, batches per epoch, MIN_LR) -> Rate after the warm-up.
+# Each schedule is a function (config, batches per epoch, MIN_LR, **options) -> Rate after the
+# warm-up. The options are its own, such as TRAIN.LR_SCHEDULER.WSD.SHARE of 'wsd'.
 SCHEDULES: dict[str, Callable[[Config, int, float], Rate]] = REGISTRIES['TRAIN.LR_SCHEDULER.NAME']
 
 
@@ -83,7 +84,9 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
     rates = scaled_lr(config, distributed.world_size())
     warmup_steps = int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch)
     total_steps = int(config.TRAIN.EPOCHS * n_iter_per_epoch)
-    decay = SCHEDULES[name](config, n_iter_per_epoch, rates.min)
+    decay = part_with_options(config, 'TRAIN.LR_SCHEDULER.NAME')(
+        config, n_iter_per_epoch, rates.min
+    )
 
     def rate(step: int, base: float) -> float:
         # From here on the schedule alone decides; its own start may lie before, as in SimMIM.

@@ -1,7 +1,8 @@
 """Optimizers, and parameter groups: weight decay and learning rates by layer.
 
 To add an optimizer, write one function with `@OPTIMIZERS.register`. It takes the parameter groups,
-which contain their learning rate and weight decay, and the options TRAIN.OPTIMIZER.
+which contain their learning rate and weight decay, the options TRAIN.OPTIMIZER, and as keyword
+arguments options of its own, such as TRAIN.OPTIMIZER.MUON.STEPS of 'muon'.
 """
 
 import logging
@@ -10,7 +11,7 @@ from typing import Any
 from timm.optim import Lamb
 from torch import nn, optim
 
-from config import REGISTRIES, Config, part
+from config import REGISTRIES, Config, part_with_options
 from lr_scheduler import scaled_lr
 from system import distributed
 
@@ -51,7 +52,7 @@ def build_optimizer(
             f'{group.get("group_name", "group")}: {len(group["params"])} tensors, '
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
-    optimizer = part(config, 'TRAIN.OPTIMIZER.NAME')(groups, options)
+    optimizer = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')(groups, options)
     logger.info(_describe(options.NAME.lower(), optimizer.param_groups))
     return optimizer
 

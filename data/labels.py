@@ -1,6 +1,7 @@
 """Define the names of labels, and the targets for uncertain and blank labels.
 
 To add a policy for uncertain labels (DATA.UNCERTAIN), write one function with `@register_policy`.
+Options of a policy, such as DATA.RANGES.FILE of 'ranges', are keyword arguments of its function.
 """
 
 import re
@@ -8,11 +9,11 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import REGISTRIES, OptionError, load_yaml
+from config import REGISTRIES, OptionError, load_yaml, part_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +92,7 @@ class UncertainImages:
 class Policy:
     """A policy for uncertain labels."""
 
-    targets: Callable[[UncertainImages], np.ndarray | float]  # NaN: excluded from the loss
+    targets: Callable[..., np.ndarray | float]  # NaN: excluded from the loss
     third_class: bool = False  # uncertain is a third class: three outputs per label
     needs_predictions: bool = False  # reads the file of DATA.SELF_TRAIN_PREDICTIONS
 
@@ -106,7 +107,7 @@ class SharedLabel:
 
 
 def register_policy(name: str, **facts: bool) -> Callable:
-    """Return a decorator that registers a function (UncertainImages) -> targets as a policy."""
+    """Return a decorator that registers (UncertainImages, **options) -> targets as a policy."""
 
     def add(function: Callable) -> Callable:
         POLICIES.register(name)(Policy(function, **facts))
@@ -195,6 +196,7 @@ def training_targets(
     seed: int = 0,
     predictions: np.ndarray | None = None,
     names: Sequence[str] = LABELS,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> np.ndarray:
     """Return the targets of the training loss, with a policy for each label.
 
@@ -207,6 +209,7 @@ def training_targets(
         seed: SEED of the config, which determines random targets.
         predictions: Probabilities [N, K] for policies that need them.
         names: Names [K] of the labels.
+        options: Options of each policy by its name; None: their default values.
 
     Returns:
         Targets [N, K] float32. NaN is excluded from the loss, UNCERTAIN_CLASS is a third class.
@@ -221,7 +224,8 @@ def training_targets(
             raise ValueError(f'DATA.SELF_TRAIN_PREDICTIONS must name a file for {name!r}')
         predicted = predictions[which, k] if policy.needs_predictions else None
         images = UncertainImages(names[k], rows[which], seed, predicted)
-        targets[which, k] = _checked(policy.targets(images), name, policy)
+        own = part_options('DATA.UNCERTAIN', name) if options is None else options[name]
+        targets[which, k] = _checked(policy.targets(images, **own), name, policy)
     return targets
 
 

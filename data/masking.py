@@ -1,17 +1,18 @@
 """Draw masks, which hide patches of an image.
 
 To add a mask type, write a function that draws the hidden units of one image and register it under
-the name for DATA.MASK_TYPE. A mask may depend on the image: see MASKS.
+the name for DATA.MASK_TYPE. A mask may depend on the image: see MASKS. Options of a mask type, such
+as DATA.GREEN.WIDTH of 'green', are keyword arguments of its function.
 """
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from config import REGISTRIES, Config, encoder_node
+from config import REGISTRIES, Config, encoder_node, part_options
 
 if TYPE_CHECKING:
     from data.transforms import View
@@ -21,9 +22,9 @@ BLOCK_ASPECT = (0.3, 1 / 0.3)
 
 Rng = np.random.Generator | np.random.RandomState
 
-# Name -> function(rng, side, count, view). The function returns the flat indices of exactly `count`
-# hidden units on a grid of side x side units. The count follows from DATA.MASK_RATIO. The view is
-# what the sample shows of its image, or None for a mask without an image.
+# Name -> function(rng, side, count, view, **options). The function returns the flat indices of
+# exactly `count` hidden units on a grid of side x side units. The count follows from
+# DATA.MASK_RATIO. The view is what the sample shows of its image, or None without an image.
 MASKS = REGISTRIES['DATA.MASK_TYPE']
 
 
@@ -36,6 +37,7 @@ class MaskGenerator:
         model_patch_size: Side of a token in pixels.
         mask_ratio: Share of hidden units in (0, 1); the number of units is rounded up.
         mask_type: A name in MASKS.
+        options: Options of the mask type; None: their default values.
 
     Raises:
         ValueError: If a size is not a multiple of the next, if no unit or every unit would be
@@ -49,6 +51,7 @@ class MaskGenerator:
         model_patch_size: int = 4,
         mask_ratio: float = 0.6,
         mask_type: str = 'random',
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if input_size % mask_patch_size:
             raise ValueError(
@@ -73,6 +76,7 @@ class MaskGenerator:
             )
         self.mask_type = mask_type
         self.hidden_units: Callable[..., np.ndarray] = MASKS[mask_type]
+        self.options = part_options('DATA.MASK_TYPE', mask_type) if options is None else options
 
     def __call__(self, rng: Rng | None = None, view: 'View | None' = None) -> np.ndarray:
         """Draw a mask int64 [h, w] on the grid of tokens, with 1 for hidden tokens.
@@ -83,7 +87,7 @@ class MaskGenerator:
         side, scale = self.rand_size, self.scale
         mask = np.zeros(side**2, dtype=np.int64)
         rng = np.random if rng is None else rng
-        units = np.asarray(self.hidden_units(rng, side, self.count, view))
+        units = np.asarray(self.hidden_units(rng, side, self.count, view, **self.options))
         if units.dtype.kind in 'iu' and units.size and 0 <= units.min() <= units.max() < side**2:
             mask[units] = 1
         if mask.sum() != self.count:
@@ -150,12 +154,14 @@ def block_units(rng: Rng, side: int, count: int, view: 'View | None') -> np.ndar
 
 def mask_generator(config: Config) -> MaskGenerator:
     """Build the mask generator of a run."""
+    data = config.DATA
     return MaskGenerator(
-        config.DATA.IMG_SIZE,
-        config.DATA.MASK_PATCH_SIZE,
+        data.IMG_SIZE,
+        data.MASK_PATCH_SIZE,
         encoder_node(config).PATCH_SIZE,
-        config.DATA.MASK_RATIO,
-        config.DATA.MASK_TYPE,
+        data.MASK_RATIO,
+        data.MASK_TYPE,
+        part_options('DATA.MASK_TYPE', data.MASK_TYPE, config),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy.special import expit, log_softmax
 
-from config import PROBES, REGISTRIES, Config, require
+from config import PROBES, REGISTRIES, Config, part_options, require
 from data.labels import (
     LABELS,
     NO_FINDING,
@@ -39,7 +39,7 @@ class Task(ABC):
 
     Attributes:
         config: Options of the run.
-        losses: Values of LOSS.NAME; the first one is the default, and the loss that scores have.
+        loss: Value of LOSS.NAME if it is not set, and the loss that scores have.
         exclusive: Whether the labels are classes, of which an image has one. Their probabilities
             have the sum 1, and their scores also have metrics of the decisions between them.
         activation: Name, for users of exports, of the function from outputs to probabilities;
@@ -50,7 +50,7 @@ class Task(ABC):
         least_names: Smallest number of names in DATA.LABELS.
     """
 
-    losses: ClassVar[tuple[str, ...]] = ('bce', 'weighted_bce', 'focal', 'asymmetric')
+    loss: ClassVar[str] = 'bce'
     exclusive: ClassVar[bool] = False
     activation: ClassVar[str] = 'sigmoid'
     has_policies: ClassVar[bool] = False
@@ -149,14 +149,16 @@ class Observations(Task):
         return evaluation_targets(records.labels, self.config.DATA.BLANK, records.label_names)
 
     def learned(self, records: Any, predictions: np.ndarray | None = None) -> np.ndarray:
+        policies = [*self.policies.values()]
         return training_targets(
             records.labels,
-            [*self.policies.values()],
+            policies,
             blank=self.config.DATA.BLANK,
             rows=records.sample,
             seed=self.config.SEED,
             predictions=predictions,
             names=records.label_names,
+            options={p: part_options('DATA.UNCERTAIN', p, self.config) for p in policies},
         )
 
 
@@ -218,7 +220,7 @@ class SingleLabel(Task):
     The classes have one column each. A layout may also read them from one column.
     """
 
-    losses = ('cross_entropy', 'weighted_cross_entropy')
+    loss = 'cross_entropy'
     exclusive = True
     activation = 'softmax'
     takes_names = True
@@ -274,8 +276,6 @@ def check_label_options(config: Config, stage: str | None) -> None:
         return
     allowed = f'left out, or {len(task.labels)}, the number of labels of DATA.TASK and DATA.LABELS'
     require(config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed)
-    allowed = f'one of {", ".join(map(repr, task.losses))} {of_task}'
-    require(config.LOSS.NAME in task.losses, config, 'LOSS.NAME', allowed)
     if task.third_class.any():
         because = 'with a policy for which uncertain is a third class'
         holds = config.LOSS.NAME in ('bce', 'focal')

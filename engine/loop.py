@@ -222,6 +222,7 @@ def train_one_epoch(
     images = state.batch * config.DATA.BATCH_SIZE * distributed.world_size()
     return {
         'loss': state.progress.mean_loss(),
+        **state.progress.mean_logged(),
         'grad_norm': state.progress.mean_norm(),
         'lr': shown_rate(run, state),
         'images_per_second': images / seconds,
@@ -246,6 +247,8 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
     ends_step = i + 1 == start + size
     loss = _backward(run, state, batch, loss_fn, group_size=size, exchange=ends_step)
     state.progress.waiting_losses.append(loss)
+    logged = state.module.logged_values()
+    state.progress.waiting_logged.append({name: v.clone() for name, v in logged.items()})
     if ends_step:
         _optimizer_step(run, state)
         state.scheduler.step_update(state.epoch * state.num_batches + i)
@@ -389,6 +392,8 @@ def _log_line(run: Run, state: TrainState, i: int) -> None:
     memory = torch.cuda.max_memory_allocated() / 2**20 if run.device.type == 'cuda' else 0.0
     head, left = f'Train: [{state.epoch}/{epochs}][{i}/{state.num_batches}]', _time_left(run, state)
     loss = f'loss {progress.last_loss:.4f} ({progress.mean_loss():.4f})'
+    for name, mean in progress.mean_logged().items():
+        loss += f' {name} {progress.last_logged[name]:.4f} ({mean:.4f})'
     speed = f'{images_per_second:.0f} images/s'
     rate = shown_rate(run, state)
     run.logger.info(
@@ -400,6 +405,11 @@ def _log_line(run: Run, state: TrainState, i: int) -> None:
         extra=DETAIL | {'short': f'{head} {left}, lr {rate:.1e}, {loss}, {speed}'},
     )
     run.scalars.write_step(
-        {'loss': progress.last_loss, 'loss_ema': progress.loss_ema, 'lr': rate},
+        {
+            'loss': progress.last_loss,
+            **progress.last_logged,
+            'loss_ema': progress.loss_ema,
+            'lr': rate,
+        },
         progress.run_batches - 1,
     )

@@ -72,6 +72,9 @@ class Progress:
     data_seconds: float = 0.0  # part of them that waited for data
     run_batches: int = 0  # finished batches of the run, of whatever size: the axis of its curves
     waiting_losses: list[Tensor] = field(default_factory=list)
+    logged_sums: dict[str, float] = field(default_factory=dict)  # of values beside the loss
+    last_logged: dict[str, float] = field(default_factory=dict)
+    waiting_logged: list[dict[str, Tensor]] = field(default_factory=list)
     # (number of waiting losses up to the end of the step, norm of the step)
     waiting_norms: list[tuple[int, Tensor]] = field(default_factory=list)
 
@@ -88,11 +91,14 @@ class Progress:
         """
         if not self.waiting_losses:
             return None
-        losses = distributed.all_reduce_sum(torch.stack(self.waiting_losses).float())
-        losses = (losses / distributed.world_size()).tolist()
+        losses = _over_ranks(self.waiting_losses)
+        logged = {
+            name: _over_ranks([values[name] for values in self.waiting_logged])
+            for name in (self.waiting_logged or [{}])[0]
+        }
         ends = [waited - 1 for waited, _ in self.waiting_norms]
         norms = torch.stack([norm for _, norm in self.waiting_norms]).tolist() if ends else []
-        self.waiting_losses, self.waiting_norms = [], []
+        self.waiting_losses, self.waiting_logged, self.waiting_norms = [], [], []
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         if not overflow_is_handled:
             bad += [i for i, norm in zip(ends, norms, strict=True) if not math.isfinite(norm)]
@@ -104,6 +110,10 @@ class Progress:
             self.last_loss = loss
             is_first = math.isnan(self.loss_ema)
             self.loss_ema = loss if is_first else EMA_DECAY * self.loss_ema + (1 - EMA_DECAY) * loss
+        for name, values in logged.items():
+            for value in values:  # one by one, so that a resumed run has the same sum
+                self.logged_sums[name] = self.logged_sums.get(name, 0.0) + value
+            self.last_logged[name] = values[-1]
         for norm in filter(math.isfinite, norms):
             self.norm_sum += norm
             self.num_norms += 1
@@ -113,6 +123,10 @@ class Progress:
     def mean_loss(self) -> float:
         return self.loss_sum / self.num_losses if self.num_losses else math.nan
 
+    def mean_logged(self) -> dict[str, float]:
+        """Return the means of the values that are logged beside the loss."""
+        return {name: value / self.num_losses for name, value in self.logged_sums.items()}
+
     def mean_norm(self) -> float:
         return self.norm_sum / self.num_norms if self.num_norms else math.nan
 
@@ -120,9 +134,16 @@ class Progress:
         """Return the initial progress of the next epoch."""
         return Progress(loss_ema=self.loss_ema, run_batches=self.run_batches)
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, Any]:
         """Return the values for a checkpoint."""
-        return {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
+        numbers = {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
+        return numbers | ({'logged_sums': dict(self.logged_sums)} if self.logged_sums else {})
+
+
+def _over_ranks(values: list[Tensor]) -> list[float]:
+    """Return the means over the ranks of scalars on the device."""
+    total = distributed.all_reduce_sum(torch.stack(values).float())
+    return (total / distributed.world_size()).tolist()
 
 
 @dataclass

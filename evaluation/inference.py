@@ -14,7 +14,7 @@ from data.records import task_of
 from evaluation.metrics import score_table
 from models.build import build_saved_model
 from models.kept_patches import num_kept, num_patches
-from models.losses import LABEL_LOSSES
+from models.losses import default_loss
 from system import distributed
 from system.device import autocast
 from utils import load_model_state, read_checkpoint
@@ -81,7 +81,7 @@ def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]
         exclusive=task.exclusive,
     )
     # Always the same loss, so that runs with different training losses can be compared.
-    loss_fn = LABEL_LOSSES[task.losses[0]](config.LOSS, dataset.targets)
+    loss_fn = default_loss(task, dataset.targets)
     loss = loss_fn(torch.from_numpy(logits), torch.from_numpy(dataset.targets))
     return found | {'loss': loss.item(), 'views': config.EVAL.VIEWS or config.DATA.VIEWS}
 

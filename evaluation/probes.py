@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from config import part_options
 from data.loader import Loaders, XrayDataset, make_loader
 from data.records import task_of
 from engine.run_record import Run
@@ -44,7 +45,7 @@ from evaluation.tuning import (
     patient_folds,
 )
 from models.classifier_heads import build_classifier_head
-from models.losses import LABEL_LOSSES
+from models.losses import default_loss
 from system import distributed
 from utils import load_pretrained
 
@@ -350,9 +351,11 @@ def _fit_attention(
 
     def make_head() -> nn.Module:
         outputs = len(model.head.weight)
-        return build_classifier_head(model.num_features, outputs, run.config.MODEL.HEAD)
+        name = run.config.MODEL.HEAD
+        options = part_options('MODEL.HEAD', name, run.config)
+        return build_classifier_head(model.num_features, outputs, name, options)
 
-    loss_fn = LABEL_LOSSES[task.losses[0]](run.config.LOSS, targets)
+    loss_fn = default_loss(task, targets)
     options = {'loss_fn': loss_fn, 'device': run.device, 'seed': run.config.SEED}
     head, choice = fit_attention_head(make_head, *known, **options)
     return {key: value.cpu() for key, value in head.state_dict().items()}, choice

@@ -144,7 +144,7 @@ def _training_curves(final: FinalScores, source: str) -> dict[str, Any] | None:
     split = 'valid' if select_on == 'valid' else 'holdout'  # that of `Selection`
     names = {
         'Training loss': 'loss',
-        f'Loss on {split} ({final.task.losses[0]})': f'{split}_loss',
+        f'Loss on {split} ({final.task.loss})': f'{split}_loss',
         f'Mean AUROC on {split}': 'score',
     }
     curves = [

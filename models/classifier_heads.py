@@ -1,11 +1,13 @@
 """Heads of classifiers, which map the output of an encoder to one logit per output.
 
 To add a head, register one subclass of `ClassifierHead`. Its constructor takes the width F of the
-features and the number K of outputs, and its parameter `weight` has K rows.
+features and the number K of outputs, and as keyword arguments options of its own, such as
+MODEL.MAXIMA.COUNT of 'maxima'. Its parameter `weight` has K rows.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -102,9 +104,16 @@ class AttentionHead(ClassifierHead):
         return (found * self.weight).sum(dim=2) + self.bias
 
 
-def build_classifier_head(num_features: int, num_classes: int, name: str = 'linear') -> nn.Module:
-    """Return the head MODEL.HEAD, or nn.Identity for 0 classes."""
-    return CLASSIFIER_HEADS[name](num_features, num_classes) if num_classes > 0 else nn.Identity()
+def build_classifier_head(
+    num_features: int,
+    num_classes: int,
+    name: str = 'linear',
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Return the head MODEL.HEAD with its options, or nn.Identity for 0 classes."""
+    if num_classes == 0:
+        return nn.Identity()
+    return CLASSIFIER_HEADS[name](num_features, num_classes, **(options or {}))
 
 
 def freeze_encoder(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import REGISTRIES, require
+from config import REGISTRIES, part_options, require
 from models.encoder import ENCODERS, Encoder
 from models.grouped_batch_norm import normalise_in_groups
 from models.model import Model
@@ -44,8 +44,9 @@ class ContrastiveMethod(Model, ABC):
     """Base class of the methods: an encoder, a projector, and a counter of training steps.
 
     The constructor's arguments are the options of section CONTRASTIVE that the method reads, in
-    lower case. For an option with the value None, the constructor's default is used. An argument
-    `total_steps` receives the number of optimizer steps of the run.
+    lower case, and all options of its own section, such as CONTRASTIVE.DINO. For an option of
+    CONTRASTIVE with the value None, the constructor's default is used. An argument `total_steps`
+    receives the number of optimizer steps of the run.
 
     Attributes:
         title: Name of the method (class attribute).
@@ -356,12 +357,14 @@ class SwAV(ContrastiveMethod):
 
 def build_contrastive(config: Any, *, total_steps: int) -> ContrastiveMethod:
     """Build the method CONTRASTIVE.METHOD for a run with `total_steps` optimizer steps."""
-    method, encoder = METHODS[config.CONTRASTIVE.METHOD], ENCODERS[config.MODEL.TYPE]
+    name = config.CONTRASTIVE.METHOD
+    method, encoder = METHODS[name], ENCODERS[config.MODEL.TYPE]
     options = {key.lower(): v for key, v in config.CONTRASTIVE.items() if v is not None}
     options['total_steps'] = total_steps
     if issubclass(method, MomentumMethod):
         options['momentum'] = method.default_momentum(total_steps)
     taken = {name: options[name] for name in signature(method).parameters if name in options}
+    taken |= part_options('CONTRASTIVE.METHOD', name, config)
     return method(encoder(**encoder.constructor_arguments(config), num_classes=0), **taken)
 
 

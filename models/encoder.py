@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from config import REGISTRIES, encoder_node
+from config import REGISTRIES, encoder_node, part_options
 from models.model import Model
 
 ENCODERS = REGISTRIES['MODEL.TYPE']
@@ -49,6 +49,7 @@ class Encoder(Model, ABC):
     @classmethod
     def constructor_arguments(cls, config: Any) -> dict[str, Any]:
         """Return the shared constructor arguments and the encoder's options in lower case."""
+        head_options = part_options('MODEL.HEAD', config.MODEL.HEAD, config)
         return {
             'img_size': config.DATA.IMG_SIZE,
             'in_chans': config.MODEL.IN_CHANS,
@@ -56,7 +57,8 @@ class Encoder(Model, ABC):
             'drop_path_rate': config.MODEL.DROP_PATH_RATE,
             'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
             'head': config.MODEL.HEAD,
-            **{key.lower(): value for key, value in encoder_node(config).items()},
+            **({'head_options': head_options} if head_options else {}),
+            **part_options('MODEL.TYPE', config.MODEL.TYPE, config),
         }
 
     @classmethod

@@ -5,12 +5,14 @@ the sum over all images with a class divided by the number of images. The diviso
 how many targets are known. The losses of equally large batches or ranks therefore average to the
 loss of the whole batch.
 
-To add a loss, register a function that takes the section LOSS of the configuration and the training
-targets [N, K], and that returns a function (outputs, targets [B, K]) -> scalar.
+To add a loss, write one function with `@register_loss`. It takes the training targets [N, K], the
+names [K] of the labels, and as keyword arguments options of its own, such as LOSS.CIRCLE.MARGIN of
+'circle'. It returns a function (outputs, targets [B, K]) -> scalar.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from config import REGISTRIES, part
+from config import REGISTRIES, part, part_options, require
 from data.labels import positive_logits
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -29,6 +31,36 @@ ASYMMETRIC = {'gamma_pos': 0.0, 'gamma_neg': 4.0, 'clip': 0.05}
 TINY = torch.finfo(torch.float32).tiny
 
 
+@dataclass(frozen=True)
+class LossOfLabels:
+    """An entry of LABEL_LOSSES.
+
+    Attributes:
+        build: Function (targets [N, K], names of the labels, **options) -> loss.
+        exclusive: Whether it is for classes, of which an image has one.
+    """
+
+    build: Callable[..., LabelLoss]
+    exclusive: bool = False
+
+    def check(self, config: Any, stage: str | None) -> None:
+        """Check that the loss suits the task."""
+        exclusive = part(config, 'DATA.TASK').exclusive
+        names = [name for name, loss in LABEL_LOSSES.items() if loss.exclusive == exclusive]
+        allowed = f'one of {names} with DATA.TASK {config.DATA.TASK!r}'
+        require(stage is None or self.exclusive == exclusive, config, 'LOSS.NAME', allowed)
+
+
+def register_loss(name: str, *, exclusive: bool = False) -> Callable:
+    """Return a decorator that registers a function (targets, labels, **options) -> loss."""
+
+    def add(build: Callable[..., LabelLoss]) -> Callable[..., LabelLoss]:
+        LABEL_LOSSES.register(name)(LossOfLabels(build, exclusive))
+        return build
+
+    return add
+
+
 def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
     """Return the loss function (outputs, targets [B, K]) -> scalar of a run.
 
@@ -37,40 +69,47 @@ def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
             [B, 3K].
         targets: Targets of the training images, [N, K], NaN where unknown.
     """
-    third_class = part(config, 'DATA.TASK')(config).third_class
-    if third_class.any():
-        gamma = FOCAL_GAMMA if config.LOSS.NAME == 'focal' else 0.0
-        return partial(masked_multiclass, multiclass=torch.from_numpy(third_class), gamma=gamma)
-    return LABEL_LOSSES[config.LOSS.NAME](config.LOSS, targets)
+    task, name = part(config, 'DATA.TASK')(config), config.LOSS.NAME
+    if task.third_class.any():
+        third_class = torch.from_numpy(task.third_class)
+        gamma = FOCAL_GAMMA if name == 'focal' else 0.0
+        return partial(masked_multiclass, multiclass=third_class, gamma=gamma)
+    options = part_options('LOSS.NAME', name, config)
+    return LABEL_LOSSES[name].build(targets, task.labels, **options)
 
 
-@LABEL_LOSSES.register('bce')
-def _bce(options: Any, targets: np.ndarray) -> LabelLoss:
+def default_loss(task: Any, targets: np.ndarray) -> LabelLoss:
+    """Return the loss that the scores of a `Task` have, whatever the loss of the training is."""
+    return LABEL_LOSSES[task.loss].build(targets, task.labels)
+
+
+@register_loss('bce')
+def _bce(targets: np.ndarray, labels: Sequence[str]) -> LabelLoss:
     return masked_bce
 
 
-@LABEL_LOSSES.register('weighted_bce')
-def _weighted_bce(options: Any, targets: np.ndarray) -> LabelLoss:
+@register_loss('weighted_bce')
+def _weighted_bce(targets: np.ndarray, labels: Sequence[str]) -> LabelLoss:
     return partial(masked_bce, positive_weight=torch.from_numpy(positive_weights(targets)))
 
 
-@LABEL_LOSSES.register('focal')
-def _focal(options: Any, targets: np.ndarray) -> LabelLoss:
+@register_loss('focal')
+def _focal(targets: np.ndarray, labels: Sequence[str]) -> LabelLoss:
     return partial(masked_asymmetric, gamma_pos=FOCAL_GAMMA, gamma_neg=FOCAL_GAMMA)
 
 
-@LABEL_LOSSES.register('asymmetric')
-def _asymmetric(options: Any, targets: np.ndarray) -> LabelLoss:
+@register_loss('asymmetric')
+def _asymmetric(targets: np.ndarray, labels: Sequence[str]) -> LabelLoss:
     return partial(masked_asymmetric, **ASYMMETRIC)
 
 
-@LABEL_LOSSES.register('cross_entropy')
-def _cross_entropy(options: Any, targets: np.ndarray) -> LabelLoss:
+@register_loss('cross_entropy', exclusive=True)
+def _cross_entropy(targets: np.ndarray, labels: Sequence[str]) -> LabelLoss:
     return masked_cross_entropy
 
 
-@LABEL_LOSSES.register('weighted_cross_entropy')
-def _weighted_cross_entropy(options: Any, targets: np.ndarray) -> LabelLoss:
+@register_loss('weighted_cross_entropy', exclusive=True)
+def _weighted_cross_entropy(targets: np.ndarray, labels: Sequence[str]) -> LabelLoss:
     return partial(masked_cross_entropy, class_weight=torch.from_numpy(class_weights(targets)))
 
 

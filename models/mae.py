@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import default_config, require
+from config import default_config, part_options, require
 from data.masking import mask_generator
 from models.encoder import ENCODERS, check_mask, run_block
-from models.simmim import LOSSES, PRETRAINING, TARGETS, MaskedModel, pixel_loss, repeat
+from models.reconstruction_losses import LOSSES, Term, term_values
+from models.simmim import PRETRAINING, TARGETS, MaskedModel, repeat
 from models.vision_transformer import Block, VisionTransformer, select_tokens, sincos_positions
 
 
@@ -62,7 +63,7 @@ class MAE(MaskedModel):
         return cls(
             encoder,
             num_visible=encoder.grid_size**2 * (units - masks.count) // units,
-            **{key.lower(): value for key, value in config.MODEL.MAE.items()},
+            **part_options('MODEL.PRETRAIN', config.MODEL.PRETRAIN, config),
         )
 
     @classmethod
@@ -99,9 +100,10 @@ class MAE(MaskedModel):
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error over hidden pixels, see `MaskedModel.forward`."""
         # One value per patch becomes one per pixel; visible patches have no loss, as in MAE.
-        weight = repeat(mask.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
+        hidden = repeat(mask.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
         predictions = self.predict(x, mask, self.num_visible)
-        return pixel_loss(predictions, self.target.of(x), weight, LOSSES['l2'])
+        terms = {'l2': Term(1.0, LOSSES['l2'])}
+        return term_values(terms, predictions, self.target.of(x), hidden).squeeze(0)
 
     def predict(
         self, x: torch.Tensor, mask: torch.Tensor, num_visible: int | None = None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Model(nn.Module):
@@ -35,6 +35,10 @@ class Model(nn.Module):
 
     def after_step(self, state: Any) -> None:
         """Follow an optimizer step. `state` is the `TrainState`."""
+
+    def logged_values(self) -> dict[str, Tensor]:
+        """Return scalars of the last batch that are logged beside its loss, by name."""
+        return {}
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters without weight decay, in addition to vectors and biases."""

@@ -2,19 +2,18 @@
 
 Xie et al. 2022, arXiv:2111.09886.
 
-To add a head, target or loss, register one function or class. A head takes the encoder and the
-keywords `channels`, `cell` and `use_checkpoint`, and returns a module that maps features
+To add a head or target, register one function or class. A head takes the encoder, the keywords
+`channels`, `cell` and `use_checkpoint`, and options of its own, such as
+MODEL.SIMMIM.CONVOLUTIONS.WIDTH of 'convolutions'. It returns a module that maps features
 [B, F, h, w] to [B, channels, S / cell, S / cell]. The rows of the last layer are ordered by channel
 first, as for nn.PixelShuffle, so that models/convert.py can convert the number of channels. A head
 that upsamples in several stages also has a static method `output_patch(stride)`, which returns the
-side in pixels of one position in the last stage. A loss has the signature of
-torch.nn.functional.l1_loss and returns the error of each value, because it is called with
-reduction='none': the mean over hidden pixels is computed here.
+side in pixels of one position in the last stage. models/reconstruction_losses.py has the losses.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,21 +21,17 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import REGISTRIES, require
+from config import REGISTRIES, part_with_options, require
 from data.masking import mask_generator
 from models.encoder import ENCODERS, PatchEncoder, masked_version
 from models.model import Model
+from models.reconstruction_losses import LOSSES, Term, loss_terms, term_values
 from models.swin_transformer import BasicLayer, SwinTransformer, init_linear_or_table
 from models.vision_transformer import VisionTransformer
 
 PRETRAINING = REGISTRIES['MODEL.PRETRAIN']
 HEADS = REGISTRIES['MODEL.SIMMIM.HEAD']
 TARGETS = REGISTRIES['MODEL.SIMMIM.TARGET']
-LOSSES = REGISTRIES['MODEL.SIMMIM.LOSS']
-
-LOSSES.register('l1')(F.l1_loss)
-LOSSES.register('l2')(F.mse_loss)
-LOSSES.register('smooth_l1')(F.smooth_l1_loss)
 
 # Names of these classes in SimMIM.
 SwinTransformerForSimMIM = masked_version(SwinTransformer)
@@ -332,14 +327,16 @@ class SimMIM(MaskedModel):
 
     Args:
         encoder: Masked encoder (`models.encoder.MaskedEncoder`).
-        head: Name in HEADS.
-        loss: Name in LOSSES.
+        build_head: Function that builds the head, see HEADS.
+        terms: Terms of the loss by name; None: SimMIM's L1.
         loss_pixels: Pixels that the loss averages over, 'masked' or 'all'.
-        target: Name in TARGETS.
-        target_cell: Side in pixels of the cells of the target. It must divide the masking unit and
-            the patch that the head predicts at once.
-        mask_patch_size: Side of a masking unit in pixels. Only normalised targets use it.
+        target: What is predicted; None: pixels. Neither a masking unit nor the patch that the head
+            predicts at once divides its cells.
         use_checkpoint: Whether the head uses gradient checkpointing.
+
+    Attributes:
+        values: Terms of the last batch without their weights, [number of terms]. No checkpoint
+            contains them.
     """
 
     title = 'SimMIM'
@@ -347,41 +344,42 @@ class SimMIM(MaskedModel):
     def __init__(
         self,
         encoder: PatchEncoder,
-        head: str = 'linear',
+        build_head: Callable[..., nn.Module] | None = None,
         *,
-        loss: str = 'l1',
+        terms: Mapping[str, Term] | None = None,
         loss_pixels: str = 'masked',
-        target: str = 'pixels',
-        target_cell: int = 1,
-        mask_patch_size: int = 1,
+        target: Target | None = None,
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.in_chans = encoder.in_chans
         self.patch_size = encoder.patch_size
-        self.loss = LOSSES[loss]
+        self.terms = {'l1': Term(1.0, LOSSES['l1'])} if terms is None else terms
+        self.register_buffer('values', torch.zeros(len(self.terms)), persistent=False)
         self.loss_pixels = loss_pixels
-        self.target = TARGETS[target](encoder.in_chans, cell=target_cell, unit=mask_patch_size)
+        self.target = PixelTarget(encoder.in_chans) if target is None else target
         self.encoder = encoder
-        self.decoder = HEADS[head](
+        self.decoder = (build_head or linear_head)(
             encoder,
             channels=self.target.channels,
-            cell=target_cell,
+            cell=self.target.cell,
             use_checkpoint=use_checkpoint,
         )
 
     @classmethod
     def from_config(cls, config: Any, *, total_steps: int = 1) -> 'SimMIM':
-        encoder, options = ENCODERS[config.MODEL.TYPE], config.MODEL.SIMMIM
+        kind = ENCODERS[config.MODEL.TYPE]
+        # The same encoder with a mask token, as SimMIM's SwinTransformerForSimMIM.
+        encoder = masked_version(kind)(**kind.constructor_arguments(config))
+        build_target = part_with_options(config, 'MODEL.SIMMIM.TARGET')
         return cls(
-            # The same encoder with a mask token, as SimMIM's SwinTransformerForSimMIM.
-            masked_version(encoder)(**encoder.constructor_arguments(config)),
-            head=options.HEAD,
-            loss=options.LOSS,
-            loss_pixels=options.LOSS_PIXELS,
-            target=options.TARGET,
-            target_cell=cls.target_cell(config),
-            mask_patch_size=config.DATA.MASK_PATCH_SIZE,
+            encoder,
+            part_with_options(config, 'MODEL.SIMMIM.HEAD'),
+            terms=loss_terms(config),
+            loss_pixels=config.MODEL.SIMMIM.LOSS_PIXELS,
+            target=build_target(
+                encoder.in_chans, cell=cls.target_cell(config), unit=config.DATA.MASK_PATCH_SIZE
+            ),
             use_checkpoint=config.TRAIN.USE_CHECKPOINT,
         )
 
@@ -414,43 +412,23 @@ class SimMIM(MaskedModel):
         counted = mask if self.loss_pixels == 'masked' else torch.ones_like(mask)
         # From one value per token to one per pixel.
         counted = repeat(counted.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
-        weight = average_cells(counted, self.target.cell)  # 0 or 1: units are whole cells
-        return pixel_loss(predictions, self.target.of(x), weight, self.loss)
+        hidden = average_cells(counted, self.target.cell)  # 0 or 1: units are whole cells
+        values = term_values(self.terms, predictions, self.target.of(x), hidden)
+        if len(self.terms) > 1:
+            self.values.copy_(values.detach())
+        weights = [term.weight for term in self.terms.values()]
+        weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+        return sum(weighted[1:], start=weighted[0])
+
+    def logged_values(self) -> dict[str, Tensor]:
+        """Return the terms of the last batch without their weights, if there are several."""
+        if len(self.terms) == 1:
+            return {}
+        return {f'loss_{name}': v for name, v in zip(self.terms, self.values, strict=True)}
 
     def predict(self, x: Tensor, mask: Tensor) -> Tensor:
         # [B, C, S, S] -> features [B, F, h, w] -> [B, T, S / cell, S / cell]
         return self.decoder(self.encoder(x, mask))
-
-
-def pixel_loss(
-    predictions: Tensor, targets: Tensor, weight: Tensor, error: Callable[..., Tensor] = F.l1_loss
-) -> Tensor:
-    """Compute the mean error over channels and counted cells, in float32.
-
-    Args:
-        predictions: [B, C, S, S], one value per channel and cell; a cell of pixels is one pixel.
-        targets: [B, C, S, S].
-        weight: [B, 1, S, S], 1 for counted cells and 0 for others. If none counts, the loss is 0.
-        error: One of LOSSES.
-
-    Raises:
-        ValueError: If predictions, targets and errors have different shapes, which would be
-            broadcast.
-    """
-    if predictions.shape != targets.shape:
-        shapes = f'{[*predictions.shape]} and {[*targets.shape]}'
-        raise ValueError(f'predictions and targets must have one shape, got {shapes}')
-    # Sums over many pixels need float32, also under autocast.
-    weight = weight.float()
-    errors = error(predictions.float(), targets.float(), reduction='none')
-    if errors.shape != targets.shape:
-        raise ValueError(
-            "MODEL.SIMMIM.LOSS must return the error of each value with reduction='none', "
-            f'{[*targets.shape]}, got {[*errors.shape]}'
-        )
-    # SimMIM's loss ||y_M - x_M||_1 / Omega(x_M), where M are the hidden pixels and Omega counts
-    # values; SimMIM adds 1e-5 to their number.
-    return (errors * weight).sum() / (weight.sum() + 1e-5) / targets.shape[1]
 
 
 def average_cells(values: Tensor, cell: int) -> Tensor:

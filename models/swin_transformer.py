@@ -3,6 +3,7 @@
 Liu et al. 2021, arXiv:2103.14030.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,7 @@ class SwinTransformer(PatchEncoder):
         drop_path_rate: float = 0.1,
         use_checkpoint: bool = False,
         head: str = 'linear',
+        head_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         last = len(depths) - 1
@@ -280,7 +282,7 @@ class SwinTransformer(PatchEncoder):
             for i in range(len(depths))
         )
         self.norm = nn.LayerNorm(self.num_features)
-        self.head = build_classifier_head(self.num_features, num_classes, head)
+        self.head = build_classifier_head(self.num_features, num_classes, head, head_options)
         for module in self.modules():
             init_linear_or_table(module)
         if self.absolute_pos_embed is not None:

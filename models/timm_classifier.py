@@ -1,6 +1,6 @@
 """Wrap any timm model as an encoder, for example for supervised baselines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ class TimmClassifier(Encoder):
         num_classes: int = 1000,
         use_checkpoint: bool = False,
         head: str = 'linear',
+        head_options: Mapping[str, Any] | None = None,
         **rates: float,
     ) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class TimmClassifier(Encoder):
                 raise ValueError(
                     f"TRAIN.USE_CHECKPOINT must be False for timm's {name}, got True"
                 ) from None
-        self.head = build_classifier_head(self.num_features, num_classes, head)
+        self.head = build_classifier_head(self.num_features, num_classes, head, head_options)
         if num_classes > 0:
             nn.init.normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)

@@ -4,7 +4,7 @@ Dosovitskiy et al. 2021, arXiv:2010.11929; Bao et al. 2022, arXiv:2106.08254.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -145,6 +145,7 @@ class VisionTransformer(PatchEncoder):
         drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
         head: str = 'linear',
+        head_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
@@ -182,7 +183,7 @@ class VisionTransformer(PatchEncoder):
         # DistributedDataParallel rejects parameters without gradient, so no unused norm is built.
         pools = use_mean_pooling and not self.is_masked
         self.fc_norm = norm_layer(embed_dim) if pools else None
-        self.head = build_classifier_head(embed_dim, num_classes, head)
+        self.head = build_classifier_head(embed_dim, num_classes, head, head_options)
         self._init_weights()
 
     @classmethod

@@ -29,6 +29,7 @@ class Option:
         or_none: Type of the values of an option that may also be None.
         suffix: Text that ends in this suffix, such as the path of a file, is allowed, too.
         any_case: Whether names may also be written in upper case.
+        weighted: Whether the value may also be a mapping of the names to weights above 0.
         affects: One or more of EFFECTS. None: what the section affects, or else 'weights'.
     """
 
@@ -43,6 +44,7 @@ class Option:
     or_none: type | None = None
     suffix: str = ''
     any_case: bool = False
+    weighted: bool = False
     affects: str | tuple[str, ...] | None = None
 
     @property
@@ -61,12 +63,18 @@ class Option:
         which = 'some of' if self.kind is list else 'one of'
         names = f'{which} {[*self.names]}' if self.names else ''
         path = f', or a path that ends in {self.suffix}' if self.suffix else ''
-        return names + path + (f'a number in {self.within}' if self.within else '')
+        weights = ', or a mapping of these names to weights above 0' if self.weighted else ''
+        return names + path + weights + (f'a number in {self.within}' if self.within else '')
 
     def allows(self, value: Any) -> bool:
         """Return whether a value of the right type is allowed."""
         if value is None:
             return self.or_none is not None
+        if self.weighted and isinstance(value, Mapping):
+            return bool(value) and all(
+                self._allows(name) and is_inside(weight, '(0, inf)')
+                for name, weight in value.items()
+            )
         return all(map(self._allows, value if isinstance(value, (list, tuple)) else [value]))
 
     def is_used_in(self, stage: str | None) -> bool:

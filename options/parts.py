@@ -2,6 +2,7 @@
 
 from collections import UserDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from options.declaration import OPTIONS
-from options.values import value_at
+from options.values import DEFAULTS, value_at
 
 PACKAGE = __name__.removesuffix('options.parts')  # '' in the repository, 'simmim_xray.' in a wheel
 
@@ -90,9 +91,32 @@ def make_registries() -> None:
 
 
 def part(config: CfgNode, key: str) -> Any:
-    """Return the part that an option selects, or the list of parts of an option that is a list."""
+    """Return the part that an option selects, or a list of parts if it names several."""
     value, parts = value_at(config, key), REGISTRIES[key]
-    return [parts[name] for name in value] if type(value) is list else parts[value]
+    return [parts[name] for name in value] if isinstance(value, list | dict) else parts[value]
+
+
+def part_options(key: str, name: str, config: CfgNode = DEFAULTS) -> dict[str, Any]:
+    """Return the options of a part by their names in lower case; {} if it has none.
+
+    They are those of the section beside the option that has the name of the part: MODEL.SWIN for
+    the value 'swin' of MODEL.TYPE. Every part receives them as keyword arguments.
+
+    Args:
+        key: Option that selects the part.
+        name: Value that selects it.
+        config: Options of the run; without them, the default values.
+    """
+    node = config
+    for section in [*key.split('.')[:-1], OPTIONS[key].part_name(name).upper()]:
+        node = node.get(section, {})
+    return {option.lower(): value for option, value in node.items()}
+
+
+def part_with_options(config: CfgNode, key: str) -> Any:
+    """Return the function or class that an option selects, with its options of the run."""
+    name = value_at(config, key)
+    return partial(REGISTRIES[key][name], **part_options(key, name, config))
 
 
 def module_of(key: str) -> ModuleType:

@@ -67,6 +67,9 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
     """
     found = _find(config, key, source)
     kind = OPTIONS[key].kind if key in OPTIONS else type(found)
+    if key in OPTIONS and OPTIONS[key].weighted and isinstance(_literal(value), dict):
+        weights = _literal(value).items()
+        value, kind = {name: _as_type(weight, float) for name, weight in weights}, dict
     typed = _as_type(value, kind)
     if kind is dict and isinstance(typed, dict):
         typed = CN(dict(typed), new_allowed=True)
@@ -128,10 +131,10 @@ def _merge(config: Config, options: dict[str, Any], source: str) -> None:
         given.append((key, source))
 
 
-def _literal(text: str) -> Any:
-    """Return the value of a Python literal, or the text itself if it is not a literal."""
+def _literal(text: Any) -> Any:
+    """Return the value of a Python literal as text, or the value itself if it is none."""
     try:
-        return literal_eval(text)
+        return literal_eval(text) if isinstance(text, str) else text
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
@@ -177,8 +180,8 @@ def flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _is_mapping(key: str) -> bool:
-    """Return whether the value of an option is a mapping with names that the user chooses."""
-    return key in OPTIONS and OPTIONS[key].kind is dict
+    """Return whether the value of an option may be a mapping, and not a section of options."""
+    return key in OPTIONS and (OPTIONS[key].kind is dict or OPTIONS[key].weighted)
 
 
 def with_current_keys(options: dict[str, Any], encoder: str) -> dict[str, Any]:

@@ -18,7 +18,6 @@ STEPS = 3
 class Grades(Task):
     """Learn whether a grade reaches each step from 1 to STEPS. DATA.LABELS has its name."""
 
-    losses = ('bce',)
     activation = 'none'
     takes_names = True
     least_names = 1

@@ -22,6 +22,7 @@ from torch import nn
 from config import OPTIONS, default_config
 from data.labels import LABELS, UncertainImages
 from evaluation.metrics import label_scores
+from models.reconstruction_losses import Term, term_values
 from tools.config_reference import options_page
 
 DOCS = ROOT / 'docs'
@@ -80,6 +81,12 @@ def use_target(target, folder: Path) -> None:
     assert made.of(torch.zeros(2, 1, 16, 16)).shape == (2, made.channels, 8, 8)
 
 
+def use_loss(loss, folder: Path) -> None:
+    terms, error = {'log_cosh': Term(1.0, loss)}, torch.tensor([0.1, -3.0]).view(1, 1, 1, 2)
+    found = term_values(terms, error, torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
+    torch.testing.assert_close(found, error.cosh().log().mean()[None])
+
+
 def use_pooling(head, folder: Path) -> None:
     assert head(8, 3).logits(torch.zeros(2, 5, 8)).shape == (2, 3)
 
@@ -129,6 +136,7 @@ def use_metric(metric, folder: Path) -> None:
         ('A mask type', 'data.masking', 'MASKS', use_mask),
         ('A head of two convolutions', 'models.simmim', 'HEADS', use_head),
         ('A prediction target', 'models.simmim', 'TARGETS', use_target),
+        ('A loss of pre-training', 'models.reconstruction_losses', 'LOSSES', use_loss),
         ('A head of the classifier', 'models.classifier_heads', 'CLASSIFIER_HEADS', use_pooling),
         ('A label policy', 'data.labels', 'POLICIES', use_policy),
         ('A task', 'data.tasks', 'TASKS', use_task),

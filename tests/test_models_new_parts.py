@@ -15,7 +15,6 @@ from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_
 
 import config as config_module
 from config import OPTIONS, REGISTRIES, Own, default_config, encoder_node
-from data.tasks import Observations
 from evaluation.held_out import HeldOutReconstruction
 from models.build import build_model
 from models.classifier_heads import build_classifier_head
@@ -29,6 +28,7 @@ from models.contrastive import (
 )
 from models.encoder import ENCODERS, PatchEncoder, masked_version, run_block
 from models.export import load_trained_model, model_card
+from models.losses import LossOfLabels
 from models.simmim import MaskedModel
 from utils import load_pretrained, read_checkpoint
 
@@ -163,7 +163,7 @@ class TwoStepHead(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def parts(monkeypatch):
+def parts():
     """Declare and register the parts for one test."""
     before = dict(OPTIONS)
     options = {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]}  # lines of config.py
@@ -176,13 +176,12 @@ def parts(monkeypatch):
         'MODEL.PRETRAIN': ('some_masked', FeaturePrediction),
         'CONTRASTIVE.METHOD': ('some_method', BarlowTwins),
         'MODEL.SIMMIM.HEAD': ('some_head', TwoStepHead),
-        'LOSS.NAME': ('some_loss', lambda options, targets: squared_loss),
+        'LOSS.NAME': ('some_loss', LossOfLabels(lambda targets, labels: squared_loss)),
     }
     for key, (name, part) in added.items():
         option = OPTIONS[key]
         config_module.OPTIONS[key] = replace(option, parts={**option.parts, name: __name__})
         REGISTRIES[key].register(name)(part)
-    monkeypatch.setattr(Observations, 'losses', (*Observations.losses, 'some_loss'))
     yield
     for key, (name, _) in added.items():
         del REGISTRIES[key][name]

@@ -1,14 +1,30 @@
 """Parts: a registry has all names of its option, and parts of one's own are found by the tools."""
 
+import logging
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from tiny import run_script
+import torch
+from tiny import config_with, run_script
 from xray_splits import xray
 
-from config import OPTIONS, REGISTRIES
+from config import OPTIONS, REGISTRIES, Config, Own, check_config, part
+from data.labels import LABELS
+from data.masking import MaskGenerator, mask_generator
+from data.records import task_of
+from lr_scheduler import build_scheduler
+from models.build import build_model
+from models.contrastive import build_contrastive
+from models.losses import build_label_loss
+from optimizer import build_optimizer
+
+LOGGER = logging.getLogger('test')
 
 ROOT = Path(__file__).resolve().parents[1]
 STRIPES = """
@@ -18,6 +34,14 @@ from data.masking import MASKS
 @MASKS.register('stripes')
 def striped_units(rng, side, count, view):
     return list(range(count))
+"""
+MARGIN = """
+from models.losses import masked_bce, register_loss
+
+
+@register_loss('mine')
+def margin(targets, labels):
+    return masked_bce
 """
 
 
@@ -45,3 +69,139 @@ def test_a_mask_of_ones_own_is_shown_by_the_tool(tmp_path, add_part, capsys) -> 
     words = ['--image', tmp_path / 'x.png', '--output', tmp_path / 'masks.png', '--size', 64]
     assert run_script('show_masks', *words, '--units', 16, '--ratios', 0.5) == 0
     assert 'stripes, 16 px, ratio 0.5: AvgDist' in capsys.readouterr().out
+
+
+# Options of a part: module, option with its new value, section, and how the part is used. Each part
+# notes its option WIDTH, as the keyword `width`.
+NOTED = """
+import torch
+from config import REGISTRIES
+from data.labels import register_policy
+from data.masking import random_units
+from lr_scheduler import linear
+from models.classifier_heads import CLASSIFIER_HEADS, LinearHead
+from models.contrastive import METHODS, SimCLR
+from models.losses import masked_bce, register_loss
+from models.simmim import HEADS, PixelTarget, TARGETS, linear_head
+from models.reconstruction_losses import LOSSES, l1
+
+noted = []
+
+
+def noting(function):
+    def noted_function(*args, width, **options):
+        noted.append(width)
+        return function(*args, **options)
+    return noted_function
+
+
+class NotingHead(LinearHead):
+    def __init__(self, num_features, num_classes, *, width):
+        super().__init__(num_features, num_classes)
+        noted.append(width)
+
+
+class NotingMethod(SimCLR):
+    def __init__(self, encoder, *, temperature=0.5, width):
+        super().__init__(encoder, temperature=temperature)
+        noted.extend([width, temperature])
+
+
+PARTS = {
+    'DATA.MASK_TYPE': noting(random_units),
+    'MODEL.SIMMIM.HEAD': noting(linear_head),
+    'MODEL.SIMMIM.TARGET': noting(PixelTarget),
+    'MODEL.SIMMIM.LOSS': noting(l1),
+    'MODEL.HEAD': NotingHead,
+    'CONTRASTIVE.METHOD': NotingMethod,
+    'TRAIN.OPTIMIZER.NAME': noting(lambda groups, options: torch.optim.SGD(groups)),
+    'TRAIN.LR_SCHEDULER.NAME': noting(linear),
+}
+PARTS['MODEL.SIMMIM.TARGET'].own_cell = 1
+PARTS['MODEL.SIMMIM.TARGET'].uses_true_statistics = False
+for key, part in PARTS.items():
+    REGISTRIES[key].register('mine')(part)
+register_policy('mine')(noting(lambda images: 0.5))
+register_loss('mine')(noting(lambda targets, labels: noted.append(labels) or masked_bce))
+"""
+SMALL = {
+    'DATA__IMG_SIZE': 32,
+    'DATA__MASK_PATCH_SIZE': 8,
+    'MODEL__SWIN__EMBED_DIM': 8,
+    'MODEL__SWIN__DEPTHS': [1, 1],
+    'MODEL__SWIN__NUM_HEADS': [1, 2],
+    'MODEL__SWIN__WINDOW_SIZE': 4,
+}
+
+
+def build_masked(config: Config) -> None:
+    model = build_model(config)
+    model(torch.zeros(1, 3, 32, 32), torch.ones(1, 8, 8))
+
+
+def learn_labels(config: Config) -> None:
+    labels = np.full((2, len(LABELS)), -1.0, np.float32)
+    records = SimpleNamespace(labels=labels, sample=np.arange(2), label_names=LABELS)
+    assert (task_of(config).learned(records)[:, LABELS.index('Edema')] == 0.5).all()
+
+
+def build_run(config: Config) -> None:
+    model = build_model(config, is_pretrain=False, num_outputs=2)
+    build_scheduler(config, build_optimizer(config, model, LOGGER, is_pretrain=False), 4)
+
+
+@pytest.mark.parametrize(
+    ('key', 'use', 'noted'),
+    [
+        ('DATA.MASK_TYPE', lambda config: mask_generator(config)(), [5]),
+        ('MODEL.SIMMIM.HEAD', build_masked, [5]),
+        ('MODEL.SIMMIM.TARGET', build_masked, [5]),
+        ('MODEL.SIMMIM.LOSS', build_masked, [5]),
+        ('MODEL.HEAD', build_run, [5]),
+        ('CONTRASTIVE.METHOD', lambda config: build_contrastive(config, total_steps=1), [5, 0.25]),
+        ('TRAIN.OPTIMIZER.NAME', build_run, [5]),
+        ('TRAIN.LR_SCHEDULER.NAME', build_run, [5]),
+        ('DATA.UNCERTAIN', learn_labels, [5] * len(LABELS)),
+        ('LOSS.NAME', lambda config: build_label_loss(config, np.zeros((2, 14))), [LABELS, 5]),
+    ],
+)
+def test_every_part_receives_the_options_of_the_section_with_its_name(
+    key: str, use: Callable[[Config], object], noted: list, add_part: Callable[..., None]
+) -> None:
+    section = f'{key.rpartition(".")[0]}.MINE'
+    for every in REGISTRIES:  # the module registers parts of several options
+        add_part(every, 'mine', 'noting_parts')
+    width = Own(3, 'Number that the part notes.', within='[1, inf)')
+    add_part(key, 'mine', 'noting_parts', NOTED, section, {'WIDTH': width})
+    options = {key: 'mine', f'{section}.WIDTH': 5, 'CONTRASTIVE.TEMPERATURE': 0.25}
+    config = config_with(**SMALL | {key.replace('.', '__'): v for key, v in options.items()})
+    check_config(config)
+    use(config)
+    found = sys.modules['noting_parts'].noted
+    assert sorted(found, key=str) == sorted(noted, key=str)
+
+
+def test_a_mask_without_a_config_has_the_default_options(add_part) -> None:
+    for key in REGISTRIES:
+        add_part(key, 'mine', 'noting_parts')
+    width = {'WIDTH': Own(3, 'Number that the part notes.')}
+    add_part('DATA.MASK_TYPE', 'mine', 'noting_parts', NOTED, 'DATA.MINE', width)
+    MaskGenerator(64, 16, 4, 0.6, 'mine')()
+    assert sys.modules['noting_parts'].noted == [3]
+
+
+@pytest.mark.parametrize(
+    ('task', 'loss', 'names'),
+    [
+        ('single_label', 'focal', "['cross_entropy', 'weighted_cross_entropy']"),
+        ('observations', 'cross_entropy', "['bce', 'weighted_bce', 'focal', 'asymmetric', 'mine']"),
+    ],
+)
+def test_a_loss_of_labels_that_does_not_suit_the_task_is_refused(
+    task: str, loss: str, names: str, add_part: Callable[..., None]
+) -> None:
+    """A loss of one's own is among those that suit, without a second registration."""
+    add_part('LOSS.NAME', 'mine', 'margin', MARGIN)
+    config = config_with(DATA__TASK=task, DATA__LABELS=['a', 'b'], LOSS__NAME=loss)
+    with pytest.raises(ValueError, match=re.escape(f'LOSS.NAME must be one of {names} with')):
+        part(config, 'LOSS.NAME').check(config, 'finetune')

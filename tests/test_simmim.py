@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transfers import make_config, make_model
 
-from models.simmim import pixel_loss
+from models.reconstruction_losses import LOSSES, Term, term_values
 
 both_encoders = pytest.mark.parametrize('kind', ['swin', 'vit'])
 
@@ -140,4 +140,4 @@ def test_layer_ids_follow_the_depth_of_swin() -> None:
 def test_a_reconstruction_of_another_shape_is_not_broadcast(channels):
     image, weight = torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
     with pytest.raises(ValueError, match=rf'\[2, {channels}, 8, 8\]'):
-        pixel_loss(image[:, :channels], image, weight)
+        term_values({'l1': Term(1.0, LOSSES['l1'])}, image[:, :channels], image, weight)
