@@ -162,15 +162,15 @@ def _advice_on_batches(root: Path) -> str:
 
 def _add_images(table: Table, images: ImageSource, image_suffix: str) -> None:
     """Replace each row of a study by one row per image with its path and file."""
-    suffixes = (image_suffix.lower(),) if image_suffix else IMAGE_SUFFIXES
     found = [
-        [file for file in images.below(place) if file.lower().endswith(suffixes)]
+        [file for file in images.below(place) if file.lower().endswith(image_suffix.lower())]
         if images.exists(place)
         else []
         for place in table['file']
     ]
     table.cells = table.cells.assign(image=pd.Series(found, table.cells.index, object))
-    problem = f'has no image ({", ".join(suffixes)}) below {images.path}'
+    suffixes = image_suffix or ', '.join(IMAGE_SUFFIXES)
+    problem = f'has no image ({suffixes}) below {images.path}'
     table.keep('Study', [bool(files) for files in found], 'missing image', problem)
     cells = table.cells.explode('image')
     pairs = zip(cells['image'], cells['file'], strict=True)

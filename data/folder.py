@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -26,6 +27,7 @@ BUILT_IN['mimic-cxr-*'] = 'mimic-cxr'
 BUILT_IN['chexbert_labels/findings_fixed.json'] = 'chexpert_plus'
 BUILT_IN['chexbert_labels/impression_fixed.json'] = 'chexpert_plus'
 BUILT_IN['BBox_List_2017*'] = 'nih'
+MOST_KINDS = 8  # suffixes in a warning
 # Beginnings of words in names of folders with images to be scored, and of further words in names of
 # tables that show that some images are.
 SCORED_FOLDERS = re.compile(r'(?<![a-z])(test|valid|val(?![a-z])|holdout)')
@@ -59,7 +61,7 @@ def read_folder(
     """
     root, images = Path(data_path), open_images(data_path)
     files, others = images.scan()
-    for file in () if allow_all_images else signs_of_scores(root, [*files, *others]):
+    for file in () if allow_all_images else signs_of_scores(root, files, others):
         known = data_set_of(file)
         table = f', a table of {known} that is not read' if known else ''
         advice = f'use DATA.DATASET {known}, or ' if known else ''
@@ -68,6 +70,11 @@ def read_folder(
             'train on the folder of the training images alone, or set DATA.ALLOW_ALL_IMAGES True'
         )
         on_fault(Fault('folder with scores', detail, file=file))
+    unread = [file for file in others if not file.lower().endswith(TABLE_SUFFIXES)]
+    if unread:
+        count = f'{len(unread):,} of {len(files) + len(unread):,} files are not read'
+        detail = f'{root}: {count}: {_count_suffixes(unread)}'
+        on_fault(Fault('files that are not read', detail, file=unread[0], severity='warning'))
     if not files:
         detail = f'no image was found below {root} (looked for {", ".join(IMAGE_SUFFIXES)})'
         on_fault(Fault('missing image', detail))
@@ -113,15 +120,15 @@ def data_set_of(table: str) -> str:
     return next(found, '')
 
 
-def signs_of_scores(root: Path, files: Sequence[str]) -> list[str]:
+def signs_of_scores(root: Path, images: Sequence[str], others: Sequence[str]) -> list[str]:
     """Return the folders and tables among files below a root that show that images are scored.
 
-    These are tables of known data sets, and folders and tables with names such as test.
+    These are tables of known data sets, and folders of images and tables with names such as test.
     """
-    folders = {os.path.dirname(f): None for f in files if f.lower().endswith(IMAGE_SUFFIXES)}
+    folders = dict.fromkeys(map(os.path.dirname, images))
     found = ['.'] if SCORED_FOLDERS.fullmatch(root.resolve().name.lower()) else []
     found += [folder for folder in folders if SCORED_FOLDERS.search(folder.lower())][:1]
-    for file in files:
+    for file in others:
         name = os.path.basename(file).lower()
         is_table = name.endswith(TABLE_SUFFIXES) and (
             SCORED_TABLES.search(name) or data_set_of(file)
@@ -129,6 +136,14 @@ def signs_of_scores(root: Path, files: Sequence[str]) -> list[str]:
         if is_table or file == STORE_FILE:  # only a store that holds scored images names itself
             found.append(file)
     return found
+
+
+def _count_suffixes(files: Sequence[str]) -> str:
+    """Count files by suffix, and name the first one."""
+    kinds = Counter(os.path.splitext(file)[1].lower() or 'no suffix' for file in files)
+    counts = ', '.join(f'{kind} {count:,}' for kind, count in kinds.most_common(MOST_KINDS))
+    rest = f', and {len(kinds) - MOST_KINDS} other suffixes' * (len(kinds) > MOST_KINDS)
+    return f'{counts}{rest}, such as {files[0]}'
 
 
 def _is_named(file: str, form: str) -> bool:

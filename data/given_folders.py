@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from config import Config, check_config, default_config, put
@@ -11,6 +12,7 @@ from data.folder import read_folder
 from data.reading import read_split
 from data.records import Records, csv_names
 from data.store_about import is_store, packed_steps, read_about
+from data.table import refuse
 
 
 def read_data_set(
@@ -43,7 +45,8 @@ def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
     if place.lower().endswith('.csv'):
         folder, name = os.path.split(place)
         return read_csv(folder or '.', name, labels=())
-    return read_folder(place, allow_all_images=True)
+    on_fault = partial(refuse, logger=logging.getLogger(__name__))
+    return read_folder(place, allow_all_images=True, on_fault=on_fault)
 
 
 def detect_dataset(config: Config) -> str:

@@ -14,10 +14,15 @@ import numpy as np
 from PIL import Image
 
 from config import IMAGE_DECODERS, IMAGE_SOURCES, load
-from data.images import FILE_NAME, colour_difference, decode_image, read_file
+from data.images import FILE_NAME, colour_difference, decode_image, is_image_file, read_file
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *IMAGE_DECODERS)
+IMAGE_SUFFIXES = (
+    '.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.tif', '.tiff', '.webp', *IMAGE_DECODERS
+)  # fmt: skip
 TABLE_SUFFIXES = ('.csv', '.csv.gz', '.tsv', '.txt', '.json', '.jsonl', '.xlsx')
+# Ends of names of copies, and of files that are being written or downloaded.
+COPIES = ('~', '.bak', '.old', '.orig', '.tmp', '.temp', '.part', '.partial', '.crdownload', '.swp')
+DIRECTORY = 'DICOMDIR'  # a DICOM file without an image, which lists those of a CD
 
 
 class ImageSource(ABC):
@@ -51,8 +56,12 @@ class ImageSource(ABC):
         raise NotImplementedError
 
     def scan(self) -> tuple[list[str], list[str]]:
-        """List all image files, and other files that may show that some images are scored."""
-        return self.below(), os.listdir(self.path)
+        """List all image files, and tables, which may show that some images are scored.
+
+        A folder also lists all other files, which are not read.
+        """
+        names = os.listdir(self.path)
+        return self.below(), [name for name in names if name.lower().endswith(TABLE_SUFFIXES)]
 
     def lacking(self, files: Sequence[str], wanted: np.ndarray) -> list[int]:
         """Return the positions of the files that are looked up, `wanted` [N], and cannot be read.
@@ -81,8 +90,31 @@ class Folder(ImageSource):
     def exists(self, file: str) -> bool:
         return os.path.exists(self.path / file)
 
-    def below(self, place: str = '', suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-        """List the files below a folder that have one of the suffixes, sorted, as paths below root.
+    def below(self, place: str = '') -> list[str]:
+        return [file for file in self._files(place) if self._is_image(file)]
+
+    def scan(self) -> tuple[list[str], list[str]]:
+        files = self._files()
+        images = [file for file in files if self._is_image(file)]
+        return images, sorted({*files} - {*images})
+
+    def read(self, file: str) -> bytes:
+        return read_file(self.path / file)
+
+    def _is_image(self, file: str) -> bool:
+        """Return whether a file is an image by its suffix, or if that is unknown, by its contents.
+
+        Archives of hospitals export files without a suffix, or with a number as the end: 1.2.17.
+        """
+        name = file.lower()
+        if name.endswith(IMAGE_SUFFIXES):
+            return True
+        if name.endswith((*TABLE_SUFFIXES, *COPIES)) or os.path.basename(file) == DIRECTORY:
+            return False
+        return is_image_file(self.path / file)
+
+    def _files(self, place: str = '') -> list[str]:
+        """List the regular files below a folder, sorted, as paths below root.
 
         Hidden files and folders are ignored. So are links to other places below the root, because
         their targets are listed. If several links lead to one folder, it is listed below the first.
@@ -106,17 +138,9 @@ class Folder(ImageSource):
                     continue
                 if entry.is_dir():
                     places.append(file)
-                elif entry.name.lower().endswith(suffixes) and entry.is_file():
+                elif entry.is_file():
                     files.append(file)
         return sorted(files)
-
-    def scan(self) -> tuple[list[str], list[str]]:
-        files = self.below(suffixes=(*IMAGE_SUFFIXES, *TABLE_SUFFIXES))
-        images = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
-        return images, [file for file in files if not file.lower().endswith(IMAGE_SUFFIXES)]
-
-    def read(self, file: str) -> bytes:
-        return read_file(self.path / file)
 
 
 def open_images(root: str | Path) -> ImageSource:

@@ -1,4 +1,4 @@
-"""Read image files as one channel of grey levels: PNG, JPEG, TIFF and BMP here."""
+"""Read image files as one channel of grey levels: PNG, JPEG, TIFF, BMP and WebP here."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ PAUSES = (1, 4, 10)  # seconds before a file on such a drive is read again
 PROBES = 16  # number of pixels that are compared before all pixels are
 
 # Formats that Pillow may recognise by their contents. Other formats can start programs (EPS).
-FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
+FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP')
 MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'YCbCr')
 MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 FULL_RANGE_BITS = (8, 10, 12, 14, 16)
@@ -44,6 +44,7 @@ ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
 # Tags: bits per channel, and the meaning of grey levels with one of its values.
 TIFF_BITS, TIFF_GREY, WHITE_IS_ZERO = 258, 262, 0
 JPEG_SCAN = b'\xff\xda'
+DICOM_MAGIC, DICOM_MAGIC_AT = b'DICM', 128  # position in a file
 
 
 class BadImageError(ValueError):
@@ -55,8 +56,8 @@ def decode_image(data: bytes, name: str | PathLike[str]) -> Image.Image:
 
     Colour becomes ITU-R 601 luma, transparency is put on black, and an EXIF rotation is applied.
     16-bit images are scaled by their true range: the smallest of 8, 10, 12, 14 or 16 bits that
-    holds their values. The contents decide the format, except for suffixes with a decoder of their
-    own (IMAGE_DECODERS in config.py), such as `.dcm` for DICOM.
+    holds their values. The contents decide the format, which may be DICOM, except for suffixes with
+    a decoder of their own (IMAGE_DECODERS in config.py), such as `.dcm`.
 
     Args:
         data: Contents of the file.
@@ -72,7 +73,7 @@ def decode_image(data: bytes, name: str | PathLike[str]) -> Image.Image:
         ValueError: If a decoder is not installed, or if there is not enough memory.
     """
     with _naming(name):
-        if decode := _own_decoder(name):
+        if decode := _own_decoder(name, data):
             image = decode(data)
         else:
             with _open(data) as opened:
@@ -101,6 +102,20 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
     return decode_image(read_file(path), path)
 
 
+def is_image_file(path: str | PathLike[str]) -> bool:
+    """Return whether the first bytes of a regular file are those of a format that is read."""
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(DICOM_MAGIC_AT + len(DICOM_MAGIC))
+            if start.startswith(DICOM_MAGIC, DICOM_MAGIC_AT):
+                return True
+            file.seek(0)
+            Image.open(file, formats=FORMATS)  # reads the header alone
+    except Exception:  # damaged headers make Pillow raise almost anything
+        return False
+    return True
+
+
 def full_size(image: Image.Image) -> tuple[int, int]:
     """Return the height and width of an image before it was packed."""
     return image.info.get(FULL_SIZE) or (image.height, image.width)
@@ -111,7 +126,7 @@ def colour_difference(data: bytes, name: str | PathLike[str]) -> int:
 
     JPEG compression of a grey image causes a few levels. DICOM files count as grey.
     """
-    if _own_decoder(name):
+    if _own_decoder(name, data):
         return 0
     with _open(data) as image:
         if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'YCbCr'):
@@ -148,13 +163,16 @@ def _naming(name: str | PathLike[str]) -> Iterator[None]:
         raise BadImageError(f'image {name} cannot be read: {error}') from error
 
 
-def _own_decoder(name: str | PathLike[str]) -> Callable[[bytes], Image.Image] | None:
+def _own_decoder(name: str | PathLike[str], data: bytes) -> Callable[[bytes], Image.Image] | None:
     """Return the function that decodes files with the suffix of a name, if it has one of its own.
 
-    Its module is imported when the first such file is decoded.
+    Its module is imported when the first such file is decoded. Files of other names may be DICOM,
+    because archives of hospitals export files without a suffix.
     """
-    # The suffix alone decides: if such a file is damaged, no other format is tried.
+    # If a file with such a suffix is damaged, no other format is tried.
     opener = IMAGE_DECODERS.get(os.path.splitext(name)[1].lower())
+    if not opener and data.startswith(DICOM_MAGIC, DICOM_MAGIC_AT):
+        opener = IMAGE_DECODERS['.dcm']
     return load(opener) if opener else None
 
 

@@ -6,6 +6,7 @@ complete, packing.json lists it with its checksum. An interrupted call resumes a
 complete shard, which costs at most SHARD_IMAGES images.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -51,6 +52,7 @@ from data.store_about import (
     shard_names,
 )
 from data.store_files import LOCK_FILE, copy_file, write_about, write_json
+from data.table import refuse
 from system.files import allow_open_files, atomic_writer, locked
 
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
@@ -161,7 +163,7 @@ def read_source(
             raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
     config = default_config()
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
-    named, scored = {}, bool(signs_of_scores(root, [*tables]))
+    named, scored = {}, bool(signs_of_scores(root, [], [*tables]))
     if dataset and REGISTRIES['DATA.DATASET'][dataset].splits:
         named, own_tables, scored = _read_splits(config, root)
         tables |= own_tables
@@ -173,8 +175,9 @@ def read_source(
             named |= dict.fromkeys(files, name)
     every = {*named}
     if all_images or not named:
-        every.update(read_folder(root, allow_all_images=all_images).file)
-        scored = scored or bool(signs_of_scores(root, sum(open_images(root).scan(), [])))
+        on_fault = partial(refuse, logger=logging.getLogger(__name__))
+        every.update(read_folder(root, allow_all_images=all_images, on_fault=on_fault).file)
+        scored = scored or bool(signs_of_scores(root, *open_images(root).scan()))
     if wrong := [file for file in every if file.encode('utf-8', 'replace') != os.fsencode(file)]:
         raise ValueError(
             f'{root}: rename the images whose names are not UTF-8, such as {wrong[0]!r}'
