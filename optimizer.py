@@ -1,8 +1,9 @@
 """Optimizers, and parameter groups: weight decay and learning rates by layer.
 
 To add an optimizer, write one function with `@OPTIMIZERS.register`. It takes the parameter groups,
-which contain their learning rate and weight decay, the options TRAIN.OPTIMIZER, and as keyword
-arguments options of its own, such as TRAIN.OPTIMIZER.MUON.STEPS of 'muon'.
+which contain their learning rate, their weight decay and the `names` of their `params`, the options
+TRAIN.OPTIMIZER, and as keyword arguments options of its own, such as TRAIN.OPTIMIZER.MUON.STEPS of
+'muon'.
 """
 
 import logging
@@ -62,10 +63,11 @@ def param_groups(
 ) -> list[dict]:
     """Split the trainable parameters by weight decay and, in fine-tuning, by layer.
 
-    In pre-training there are two groups, with and without weight decay. In fine-tuning, the
-    parameters of each layer form up to two groups in the order of first occurrence. They have a
-    `group_name`, the learning rate base_lr * layer_decay ** (top layer - layer), and an `lr_scale`,
-    which the learning rate already includes.
+    A group has its parameters in `params`, and their names in the model in `names`. In pre-training
+    there are two groups, with and without weight decay. In fine-tuning, the parameters of each
+    layer form up to two groups in the order of first occurrence. They have a `group_name`, the
+    learning rate base_lr * layer_decay ** (top layer - layer), and an `lr_scale`, which the
+    learning rate already includes.
 
     Args:
         model: Model with SimMIM's methods `no_weight_decay` and `get_layer_id`.
@@ -74,16 +76,23 @@ def param_groups(
         layer_decay: Factor between the learning rates of two layers; None in pre-training.
     """
     # In pre-training the group with weight decay comes first.
-    groups = {(None, True): [], (None, False): []} if layer_decay is None else {}
+    groups: dict[tuple, dict[str, nn.Parameter]] = {}
+    if layer_decay is None:
+        groups = {(None, True): {}, (None, False): {}}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # Layer 0 is the embedding, and the layer after the last block is the head.
             layer = None if layer_decay is None else model.get_layer_id(name)
             decays = not _is_exempt(name, parameter, model)
-            groups.setdefault((layer, decays), []).append(parameter)
+            groups.setdefault((layer, decays), {})[name] = parameter
     if layer_decay is None:
         return [
-            {'params': params, 'weight_decay': weight_decay * decays, 'lr': base_lr}
+            {
+                'params': [*params.values()],
+                'names': [*params],
+                'weight_decay': weight_decay * decays,
+                'lr': base_lr,
+            }
             for (_, decays), params in groups.items()
         ]
     top = model.get_num_layers() + 1
@@ -93,7 +102,8 @@ def param_groups(
     return [
         {
             'group_name': f'layer_{layer}_{"decay" if decays else "no_decay"}',
-            'params': params,
+            'params': [*params.values()],
+            'names': [*params],
             'weight_decay': weight_decay * decays,
             'lr': base_lr * layer_decay ** (top - layer),
             'lr_scale': layer_decay ** (top - layer),

@@ -337,6 +337,13 @@ def load_moments(
         old | own for old, own in zip(saved['optimizer']['param_groups'], groups, strict=True)
     ]
     optimizer.load_state_dict({'state': saved['optimizer']['state'], 'param_groups': groups})
+    # PyTorch converts all tensors to the type of their parameter, also booleans and whole numbers.
+    parameters = [each for group in optimizer.param_groups for each in group['params']]
+    for index, moments in saved['optimizer']['state'].items():
+        for key, value in moments.items():
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                state = optimizer.state[parameters[index]]
+                state[key] = value.to(state[key].device, copy=True)
     if saved['scaler']:
         scaler.load_state_dict(saved['scaler'])
 

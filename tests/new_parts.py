@@ -17,8 +17,7 @@ def add_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     The text of a module, if given, is written to a file in a folder on the path.
     """
     options = dict(OPTIONS)
-    registered = {key: dict(registry.data) for key, registry in REGISTRIES.items()}
-    sections, modules = [], set()
+    names, sections, modules = [], [], set()
     folder = tmp_path / 'modules'
     monkeypatch.syspath_prepend(folder)
 
@@ -30,6 +29,7 @@ def add_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         section: str = '',
         options: Mapping[str, Option] | None = None,
     ) -> None:
+        names.append((key, name))
         OPTIONS[key] = replace(OPTIONS[key], parts={**OPTIONS[key].parts, name: module})
         if text:
             folder.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ def add_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         del node[last]
     OPTIONS.clear()
     OPTIONS.update(options)
-    for key, registry in REGISTRIES.items():
-        registry.data = registered[key]
+    for key, name in names:
+        REGISTRIES[key].data.pop(name, None)
     for module in modules:
         sys.modules.pop(module, None)

@@ -59,7 +59,10 @@ def assert_same_weights(got: dict, want: dict) -> None:
         assert torch.equal(got['model'][key], value), key
     for index, moments in want['optimizer']['state'].items():
         for name, value in moments.items():
-            assert torch.equal(got['optimizer']['state'][index][name], value), (index, name)
+            found = got['optimizer']['state'][index][name]
+            is_same = torch.equal(found, value) if torch.is_tensor(value) else found == value
+            assert is_same and type(found) is type(value), (index, name)
+            assert getattr(found, 'dtype', None) == getattr(value, 'dtype', None), (index, name)
 
 
 def untimed_curves(folder: Path) -> dict:

@@ -2,12 +2,14 @@
 
 import copy
 import logging
+import sys
 
 import pytest
 import torch
-from tiny import config_with
+from test_engine_loop import assert_same_weights, final_state
+from tiny import VIT, arguments, config_with, finished_run, run_folder, run_main, tiny_config
 
-from config import config_text
+from config import Own, config_text, part_with_options
 from optimizer import OPTIMIZERS, build_optimizer, param_groups
 from utils import load_moments
 
@@ -81,10 +83,12 @@ def in_two_groups(name, **options):
     matrix = torch.linspace(-1, 1, 6).reshape(2, 3)
     parameters = [torch.nn.Parameter(matrix.clone()) for _ in range(2)]
     groups = [
-        {'params': [parameter], 'lr': 0.1, 'weight_decay': decay}
+        {'params': [parameter], 'names': [f'{decay}'], 'lr': 0.1, 'weight_decay': decay}
         for parameter, decay in zip(parameters, (0.05, 0.0), strict=True)
     ]
-    return parameters, OPTIMIZERS[name](groups, config_with(**options).TRAIN.OPTIMIZER)
+    config = config_with(**options | {'TRAIN__OPTIMIZER__NAME': name})
+    build = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')
+    return parameters, build(groups, config.TRAIN.OPTIMIZER)
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
@@ -121,3 +125,71 @@ def test_adamw_has_the_options_of_the_config():
     assert {(group['eps'], tuple(group['betas'])) for group in optimizer.param_groups} == {
         (1e-6, (0.8, 0.95))
     }
+
+
+# An optimizer with rules by name, in a file of its own
+
+
+@pytest.fixture
+def muon(add_part):
+    steps = Own(5, 'Steps of the iteration.', within='[1, inf)')
+    momentum = Own(0.95, 'Momentum of the matrices.', within='[0, 1)')
+    section = 'TRAIN.OPTIMIZER.MUON', {'MOMENTUM': momentum, 'STEPS': steps}
+    add_part('TRAIN.OPTIMIZER.NAME', 'muon', 'muon', '', *section)
+    yield
+    sys.modules.pop('muon', None)
+
+
+def test_groups_have_the_names_of_their_parameters():
+    model = Named()
+    for layer_decay in (None, 0.5):
+        model.get_num_layers, model.get_layer_id = lambda: 1, lambda name: 2
+        groups = param_groups(model, weight_decay=0.05, base_lr=1e-3, layer_decay=layer_decay)
+        for group in groups:
+            named = [model.get_parameter(name) for name in group['names']]
+            assert [*map(id, named)] == [*map(id, group['params'])]
+        assert sorted(name for group in groups for name in group['names']) == sorted(
+            name for name, each in model.named_parameters() if each.requires_grad
+        )
+
+
+@pytest.mark.parametrize('shape', [(4, 6), (6, 4)])
+def test_a_step_of_muon_equals_pytorchs(shape, muon) -> None:
+    reference = getattr(torch.optim, 'Muon', None)
+    if reference is None:
+        pytest.skip('this version of PyTorch has no Muon')
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), torch.randn(3, *shape)
+    weight, other = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    group = {'params': [weight], 'names': ['blocks.0.w'], 'lr': 0.1, 'weight_decay': 0.05}
+    config = config_with(TRAIN__OPTIMIZER__NAME='muon')
+    mine = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')([group], config.TRAIN.OPTIMIZER)
+    theirs = reference([other], lr=0.1, weight_decay=0.05, momentum=0.95)
+    for gradient in gradients:
+        weight.grad, other.grad = gradient.clone(), gradient.clone()
+        mine.step()
+        theirs.step()
+    # PyTorch's iteration is in bfloat16.
+    torch.testing.assert_close(weight, other, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize('stage', ['simmim', 'finetune'])
+def test_an_optimizer_with_booleans_in_its_state_resumes_bit_for_bit(
+    stage, muon, phantom, tmp_path
+) -> None:
+    optimizer = {'NAME': 'muon', 'MUON': {'STEPS': 3}}
+    train = {'OPTIMIZER': optimizer, 'SAVE_EVERY_STEPS': 2, 'BASE_LR': 0.01}
+    sections = {'TRAIN': train, 'EVAL': {'HOLDOUT_IMAGES': 2}}
+    whole = finished_run(stage, phantom, tmp_path / 'a', model=VIT, **sections)
+    cfg = tiny_config(tmp_path / 'run.yaml', stage, VIT, **sections)
+    start = ['--resume', str(whole / 'ckpt_epoch_0_step_2.pth')]
+    assert run_main(stage, arguments(cfg, phantom, tmp_path / 'b', *start)) == 0
+    want = final_state(whole)
+    assert_same_weights(final_state(run_folder(tmp_path / 'b', stage)), want)
+    states = want['optimizer']['state'].values()
+    kinds = {getattr(value, 'dtype', type(value)) for state in states for value in state.values()}
+    assert {bool, torch.bool, torch.float32} <= kinds
+    orthogonal = [
+        group['names'] for group in want['optimizer']['param_groups'] if group['orthogonal']
+    ]
+    assert all('blocks.' in name for names in orthogonal for name in names) and orthogonal
