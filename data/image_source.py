@@ -19,6 +19,7 @@ from data.images import FILE_NAME, colour_difference, decode_image, is_image_fil
 IMAGE_SUFFIXES = (
     '.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.tif', '.tiff', '.webp', *IMAGE_DECODERS
 )  # fmt: skip
+PARQUET = '.parquet/'  # between the names of a Parquet file and of an image in it
 TABLE_SUFFIXES = ('.csv', '.csv.gz', '.tsv', '.txt', '.json', '.jsonl', '.xlsx')
 # Ends of names of copies, and of files that are being written or downloaded.
 COPIES = ('~', '.bak', '.old', '.orig', '.tmp', '.temp', '.part', '.partial', '.crdownload', '.swp')
@@ -85,10 +86,12 @@ class ImageSource(ABC):
 
 
 class Folder(ImageSource):
-    """The image files below a folder; links in it are followed."""
+    """The image files below a folder, also in Parquet files (data/hub.py); links are followed."""
 
     def exists(self, file: str) -> bool:
-        return os.path.exists(self.path / file)
+        if os.path.exists(self.path / file):
+            return True
+        return PARQUET in file and load('data.hub:has_image')(self.path, file)
 
     def below(self, place: str = '') -> list[str]:
         return [file for file in self._files(place) if self._is_image(file)]
@@ -99,6 +102,8 @@ class Folder(ImageSource):
         return images, sorted({*files} - {*images})
 
     def read(self, file: str) -> bytes:
+        if PARQUET in file and not os.path.exists(self.path / file):
+            return load('data.hub:read_image')(self.path, file)
         return read_file(self.path / file)
 
     def _is_image(self, file: str) -> bool:
@@ -139,7 +144,9 @@ class Folder(ImageSource):
                 if entry.is_dir():
                     places.append(file)
                 elif entry.is_file():
-                    files.append(file)
+                    is_parquet = f'{entry.name}/'.lower().endswith(PARQUET)
+                    images = load('data.hub:image_names')(self.path, file) if is_parquet else []
+                    files += images or [file]  # a Parquet file may be a table
         return sorted(files)
 
 
