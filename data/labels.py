@@ -56,6 +56,9 @@ CELLS = {
 # label state both, and if these have so many cases of each class; fewer may agree by chance.
 LEAST_COMMON, LEAST_OF_CLASS = 0.9, 5
 
+SHOWN = 5  # names in a warning
+LONG_LABEL = 4  # letters
+
 LABEL_SETS = Path(__file__).with_name('label_sets.yaml')
 
 POLICIES = REGISTRIES['DATA.UNCERTAIN']
@@ -351,6 +354,40 @@ def no_finding_warning(labels: np.ndarray, names: Sequence[str], images: Sequenc
         f'{is_wrong.sum():,} of {len(labels):,} rows have both {NO_FINDING} and a finding, such as '
         f'{images[first]} ({names[int(np.argmax(found[first]))]})'
     )
+
+
+def similar_warning(labels: Sequence[str], others: Mapping[str, int]) -> str:
+    """Warn of names that are no label, but look like one, such as 'edema?'; '' if there is none.
+
+    They equal a label up to case, spaces and punctuation, or contain it, and are not read.
+
+    Args:
+        labels: Labels that are read, as the table writes them.
+        others: Other names in the table -> number of rows that have it.
+    """
+    found = {
+        other: next((label for label in labels if _resembles(other, label)), '')
+        for other in others
+        if other not in labels
+    }
+    similar = [other for other in others if found.get(other)]
+    if not similar:
+        return ''
+    similar.sort(key=lambda other: -others[other])
+    shown = [f'{other!r} ({found[other]}, rows: {others[other]:,})' for other in similar]
+    rest = f' and {len(shown) - SHOWN} more' if len(shown) > SHOWN else ''
+    return (
+        f'{", ".join(shown[:SHOWN])}{rest} look like a label that is read, but are other names, so '
+        'they count as negative or not at all'
+    )
+
+
+def _resembles(name: str, label: str) -> bool:
+    words, wanted = (re.findall(r'[^\W_]+', text.casefold()) for text in (name, label))
+    text, part = ''.join(words), ''.join(wanted)
+    # A short label must be a word of its own: 'TB' is in 'no TB', but not in 'outburst'.
+    is_word = f' {" ".join(wanted)} ' in f' {" ".join(words)} '
+    return bool(part) and (text == part or is_word or (len(part) >= LONG_LABEL and part in text))
 
 
 def label_warnings(

@@ -6,6 +6,7 @@ file. docs/howto/datasets.md explains the keys, which are the fields of `Layout`
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -17,7 +18,16 @@ import pandas as pd
 
 from config import LAYOUT_SUFFIX, Config, load_yaml
 from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
-from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
+from data.labels import (
+    BLANK,
+    CELLS,
+    NEGATIVE,
+    NO_FINDING,
+    POSITIVE,
+    UNCERTAIN,
+    any_of,
+    similar_warning,
+)
 from data.records import (
     OLDEST,
     VIEWS_HINT,
@@ -555,41 +565,67 @@ def _read_label_columns(layout: Layout, table: Table, labels: Sequence[str]) -> 
 def _read_listed_labels(
     layout: Layout, table: Table, labels: Sequence[str]
 ) -> tuple[list[np.ndarray], set[str]]:
-    """Read labels, each [N], that one column lists; return them with all names in that column."""
+    """Read labels, each [N], that one column lists; return them with all names in that column.
+
+    A label is positive in the rows that list it and negative in the others, but blank in rows that
+    list nothing.
+    """
     column, separator = layout.labels['column'], layout.labels.get('separator', '')
-    codes, cells = pd.factorize(table[column].to_numpy(object))
-    names = [_names_in_cell(cell, separator) for cell in cells]
-    listed = [{layout.rename.get(name, name) for name in own} for own in names]
-    every = set().union(*listed)
-    named = {layout.rename.get(name, name) for name in _listed(layout.labels.get('names', []))}
-    for name in sorted(every - named if named else ()):
-        good = np.array([name not in own for own in listed], bool)[codes]
+    rows = [_names_in_cell(cell, separator) for cell in table[column]]
+    lists = pd.Series(
+        [{layout.rename.get(name, name) for name in row} for row in rows], dtype=object
+    )
+    lists.index = table.cells.index
+    if labels:
+        _check_lists(layout, table, labels, lists)
+    is_blank = ~lists.map(bool).to_numpy(bool)
+    columns = [np.where(is_blank, BLANK, [label in names for names in lists]) for label in labels]
+    return columns, set().union(*rows)
+
+
+def _check_lists(layout: Layout, table: Table, labels: Sequence[str], lists: pd.Series) -> None:
+    """Report lists whose names are not those of the layout or the wanted labels.
+
+    Args:
+        layout: Layout.
+        table: Table with the lists.
+        labels: Names of the wanted labels.
+        lists: Set of the names that each row lists, [N].
+    """
+    column = layout.labels['column']
+    counts = Counter(name for names in lists for name in names)
+    allowed = {layout.rename.get(name, name) for name in _listed(layout.labels.get('names', []))}
+    for name in sorted({*counts} - allowed if allowed else ()):
+        good = ~lists.map(lambda names, name=name: name in names).to_numpy(bool)
         problem = f'lists {name!r}, which is not in the names of {layout.file}'
         table.check(column, good, 'value of a label', problem)
-    known = named or every
+    known = allowed or {*counts}
     for label in labels:
         if label not in known:
             there = ', '.join(sorted(known))
             table.fault('missing label', f'no label {label} (see DATA.LABELS); there are: {there}')
-    wanted = {*labels, NO_FINDING}
-    is_other = np.array([bool(own) and wanted.isdisjoint(own) for own in listed], bool)[codes]
-    if labels and not named and is_other.mean() > MANY_ROWS:
+    # The layout that names all labels has been checked by its author.
+    wanted = [*labels, *(name for label in labels for name in _names_in_file(layout, label))]
+    others = {name: count for name, count in counts.items() if name not in allowed}
+    if warning := similar_warning(wanted, others):
+        detail = f'column {column!r}: {warning}; see rename in {layout.file}'
+        table.fault('name like a label', detail, severity='warning')
+    is_other = lists.map(lambda names: bool(names) and names.isdisjoint({*labels, NO_FINDING}))
+    is_other = is_other.to_numpy(bool)
+    if not allowed and is_other.mean() > MANY_ROWS:
         detail = (
             f'column {column!r}: {is_other.sum():,} of {len(table):,} rows list neither a label of '
             f'DATA.LABELS nor {NO_FINDING}, such as {_most_frequent(table[column][is_other])}; '
             f'check separator and rename in {layout.file}'
         )
         table.fault('rows without a label', detail, severity='warning')
-    words = sorted(word for word in every if word.casefold() in UNKNOWN and word not in labels)
-    if labels and words:
+    words = sorted(word for word in counts if word.casefold() in UNKNOWN and word not in labels)
+    if words:
         detail = (
             f'column {column!r} lists {", ".join(map(repr, words))}, and the other labels of these '
             f'images count as negative: are they unknown? Then give leave_out in {layout.file}'
         )
         table.fault('words for unknown labels', detail, severity='warning')
-    is_blank = np.array([not own for own in listed], bool)
-    columns = [np.where(is_blank, BLANK, [label in own for own in listed]) for label in labels]
-    return [column[codes] for column in columns], set().union(*names)
 
 
 def _names_in_cell(cell: str, separator: str) -> set[str]:

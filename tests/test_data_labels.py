@@ -18,6 +18,7 @@ from data.labels import (
     evaluation_targets,
     no_finding_warning,
     same_labels,
+    similar_warning,
     training_targets,
 )
 from data.records import make_task
@@ -94,6 +95,36 @@ def test_no_finding_with_a_finding_is_counted_and_named() -> None:
     assert warning == '2 of 5 rows have both No Finding and a finding, such as a (Edema)'
     assert not no_finding_warning(np.array(labels)[[1, 2, 3]], names, [*'abc'])
     assert not no_finding_warning(np.ones((1, 1)), ('Edema',), ['a'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'label', 'expected'),
+    [
+        ('edema?', 'Edema', True),
+        ('EDEMA', 'Edema', True),
+        ('Edema (mild)', 'Edema', True),
+        ('oedema', 'Edema', True),
+        ('Edemas', 'Edema', True),
+        ('pleural  effusion', 'Pleural_Effusion', True),
+        ('PleuralEffusion', 'Pleural Effusion', True),
+        ('no TB', 'TB', True),
+        ('outburst', 'TB', False),
+        ('Pneumothorax', 'Pneumonia', False),
+        ('Effusion', 'Pleural Effusion', False),
+        ('Edema', 'Edema', False),  # the label itself
+        ('?', 'Edema', False),
+        ('Ödem?', 'Ödem', True),
+    ],
+)
+def test_names_that_look_like_a_label_are_named(name: str, label: str, expected: bool) -> None:
+    warning = similar_warning([label], {name: 7, 'other': 9})
+    assert bool(warning) == expected
+    assert not expected or warning.startswith(f'{name!r} ({label}, rows: 7) look')
+
+
+def test_the_most_frequent_similar_names_are_shown() -> None:
+    warning = similar_warning(['Edema', 'Mass'], {f'mass {n}': n for n in range(9)} | {'Mass': 1})
+    assert "'mass 8' (Mass, rows: 8), 'mass 7'" in warning and ' and 4 more ' in warning
 
 
 # ---- Policies

@@ -243,6 +243,7 @@ def test_parts_of_a_layout_without_effect_are_reported(tmp_path: Path) -> None:
     text = text.replace('[pa]', '[PA]').replace('normal:', 'Normal:')
     found = faults_of(tmp_path, text, EXPORT, 'effusion')
     kinds = {'unknown view', 'rows without a label', 'unused rename', 'unknown patients'}
+    kinds.add('name like a label')  # 'effusion;enlarged heart'
     assert {kind: each for kind, (each, _) in found.items()} == dict.fromkeys(kinds, 'warning')
     detail = found['rows without a label'][1]
     assert "'effusion; enlarged heart' (rows: 1)" in detail and '3 of 5' in detail
@@ -416,6 +417,27 @@ def test_lists_that_say_that_labels_are_unknown_are_left_out_or_warned_of(tmp_pa
     text += labels % ', leave_out: [exclude, unchanged]'
     records = read(tmp_path, described(tmp_path, text, table), 'train', ('Mass', 'Edema'))
     assert records.row.tolist() == [1, 3] and records.labels.tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize('rows', [4, 400])
+def test_other_spellings_of_a_listed_label_give_a_warning(tmp_path: Path, rows: int) -> None:
+    """Whatever their share; layouts that give all names have an error instead."""
+    text = 'table: export.csv\nimage: xrays/{file}\nviews: PA\npatient: file\n'
+    labels = 'labels: {column: finding, separator: "|"%s}\nrename: {normal: No Finding}\n'
+    cells = ['Edema|edema?', 'no edema', 'Mass', 'Edema.|Mass'] + ['normal', 'Edema'] * rows
+    table = 'file,finding\n' + ''.join(f'{n}.png,{cell}\n' for n, cell in enumerate(cells))
+    name, faults = described(tmp_path, text + labels % '', table), []
+    wanted = 'No Finding', 'Edema'
+    read(tmp_path, name, 'train', wanted, on_fault=faults.append)
+    (fault,) = [fault for fault in faults if fault.kind == 'name like a label']
+    assert fault.severity == 'warning'
+    for spelling in ('edema?', 'no edema', 'Edema.'):
+        assert f'{spelling!r} (Edema, rows: 1)' in fault.detail
+    allowed = ', names: ["edema?", "no edema", Mass, "Edema.", normal, Edema]'
+    name = described(tmp_path, text + labels % allowed, table)
+    faults.clear()
+    read(tmp_path, name, 'train', wanted, on_fault=faults.append)
+    assert 'name like a label' not in {fault.kind for fault in faults}
 
 
 def test_padchest_is_read_as_written(tmp_path: Path) -> None:
