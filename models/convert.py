@@ -21,7 +21,7 @@ import torch
 from timm.layers import Conv2dSame, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from models.recognise import PATCH_WEIGHT, TABLE, State, likely_encoder
+from models.recognise import PATCH_WEIGHT, TABLE, State
 from models.relative_position import resize_table
 from models.simmim import ImageTarget
 from models.timm_classifier import TimmClassifier
@@ -185,7 +185,6 @@ def convert(
 
     Raises:
         ValueError: If entries are missing, unknown or have another shape, and no rule allows it.
-            The message says which encoder the checkpoint is probably of.
     """
     own = model.state_dict()
     keys = shared_keys(own)
@@ -201,10 +200,7 @@ def convert(
         report.unused += head
         remark = f'the head of the checkpoint is not used, because it is of {other_head}'
         report.remarks.append(remark)
-    try:
-        kept = _fit_entries(kept, model, target, (source_stats, target_stats), report)
-    except ValueError as error:
-        raise ValueError(f'{error}{likely_encoder(kept)}') from error
+    kept = _fit_entries(kept, model, target, (source_stats, target_stats), report)
     return {keys[name]: value for name, value in kept.items()}, report
 
 
@@ -217,7 +213,7 @@ def _fit_entries(
 ) -> State:
     """Return the entries that the model loads. `stats` are of the checkpoint and of the model."""
     state = _rename_layer_scales(state, target)
-    state = _add_class_position(state, target, report)
+    state = _fit_class_position(state, target, report)
     state = _spread_shared_table(state, target, report)
     state = _resize_positions(state, target, report)
     state = _fold_first_layer(state, model, *stats, report)
@@ -319,6 +315,27 @@ def _unwrapped(state: State, firsts: list[str]) -> tuple[State, list[str]]:
         beside = []  # the outermost module is no wrapper, or there is an encoder beside it
     kept = {key: value for key, value in state.items() if key not in beside}
     return without_wrappers(kept), beside
+
+
+def rename_foreign(state: State, model: nn.Module) -> tuple[State, list[str], bool]:
+    """Give the entries of another project's file the names of this project, as far as known.
+
+    Args:
+        state: Entries of the file.
+        model: Model that will load them.
+
+    Returns:
+        The entries of the encoder, the names of the others, and whether transformers wrote them.
+
+    Raises:
+        ValueError: If the file has several encoders.
+    """
+    state, unused = unwrap(state, model)
+    prefix = huggingface_prefix(state)
+    if prefix is None:
+        return state, unused, False
+    state, heads = from_huggingface(state, prefix)
+    return state, unused + heads, True
 
 
 def huggingface_prefix(state: State) -> str | None:
@@ -516,16 +533,22 @@ def _rename_layer_scales(state: State, target: State) -> State:
     return renamed
 
 
-def _add_class_position(state: State, target: State, report: Report) -> State:
-    """Add the position of the class token to the token if the model has positions of patches only.
+def _fit_class_position(state: State, target: State, report: Report) -> State:
+    """Fit the positions of a file to those of a model if only one has one for the class token.
 
-    An example is timm's DINOv2 with registers.
+    If only the file has it, it is added to the token. If only the model has it (`no_embed_class` in
+    timm), it becomes 0. Both are exact.
     """
     if not all(key in each for key in (CLASS_TOKEN, ABSOLUTE) for each in (state, target)):
         return state
     positions, token = state[ABSOLUTE], state[CLASS_TOKEN]
-    if positions.ndim != 3 or _is_square(positions) or not _is_square(target[ABSOLUTE]):
+    is_square = _is_square(positions)
+    if positions.ndim != 3 or is_square == _is_square(target[ABSOLUTE]):
         return state
+    if is_square:
+        report.remarks.append('the class token has no position')
+        none = positions.new_zeros(1, 1, positions.shape[2])
+        return state | {ABSOLUTE: torch.cat([none, positions], dim=1)}
     first, patches = positions[:, :1], positions[:, 1:]
     if first.shape != token.shape or not _is_square(patches):
         return state  # rejected later

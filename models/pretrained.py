@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,20 +17,35 @@ from models.convert import (
     Statistics,
     convert,
     first_weight,
-    from_huggingface,
-    huggingface_prefix,
-    unwrap,
+    rename_foreign,
     without_wrappers,
 )
+from models.recognise import likely_encoder
+from models.stated_facts import compare_facts, facts_of_file, facts_of_options
 from models.timm_classifier import TimmClassifier
 from system.downloads import FACTS, MODEL_CONFIG, PROCESSOR, local_path, split_key
 from system.tool import command_of
 from utils import are_weights, saved_options
 
+NAMES_MODEL = ('arch', 'args')  # entries of a foreign file that may name its model
 SHOWN_KEYS = 12  # keys of a file that a message names
 # Keys of a foreign file under which tensors are no model.
 NO_MODEL = re.compile(r'optim|sched|scaler|loss|criterion|rng|config|args|hyper|callback|metric')
 HEAD_OPTIONS = (*options_that_affect('outputs'), 'MODEL.HEAD')
+
+
+class TrainingPixels(NamedTuple):
+    """How the images of the training of a checkpoint were normalised.
+
+    Attributes:
+        statistics: Mean and deviation of the pixels.
+        by_image: Whether each image was normalised by its own mean and deviation.
+        remarks: Lines for the log.
+    """
+
+    statistics: Statistics
+    by_image: bool
+    remarks: list[str]
 
 
 def fit_pretrained(
@@ -48,56 +63,82 @@ def fit_pretrained(
         The state dict, and a report on every entry.
 
     Raises:
-        ValueError: If entries are missing or do not fit.
+        ValueError: If entries are missing or do not fit, or if the model would compute something
+            else with them than in their training.
     """
-    state, target_stats = checkpoint['model'], Statistics(*pixel_statistics(config))
-    options, not_used = saved_options(checkpoint), []
-    trained = dict(options.DATA) if options else _exported_options(config.PRETRAINED)
-    _check_heads(options, config)
+    # Checkpoints of this project have options and their names; of other files, both are looked for.
+    options = saved_options(checkpoint)
+    state, unused, is_huggingface = checkpoint['model'], [], False
     if options is None:
-        state, not_used = unwrap(state, model)
-    prefix = huggingface_prefix(state)
-    is_theirs = prefix is not None
-    if is_theirs:
-        state, heads = from_huggingface(state, prefix)
-        not_used += heads
-    channels = _input_channels(state, model)
-    notes = []
-    before = trained.get('NORMALIZE', 'dataset')
-    if trained and before != config.DATA.NORMALIZE:
-        notes.append(f'DATA.NORMALIZE is {config.DATA.NORMALIZE!r}, was {before!r}')
-    if is_theirs:
-        processor = _read_beside(config.PRETRAINED, PROCESSOR)
-        trained = _processor_options(processor, channels)
-        notes += _size_notes(processor, config.DATA.IMG_SIZE)
-    trained = _stated(config, channels, is_own=options is not None) or trained
-    is_assumed = not trained
-    if isinstance(model, TimmClassifier) and not trained and channels == 3:
-        known = model.encoder.default_cfg  # the normalisation of timm's published weights
-        trained = {key.upper(): list(known[key]) for key in ('mean', 'std') if known.get(key)}
-    source_stats = _source_statistics(trained, channels)
-    if is_assumed:
-        notes.append(
-            f'the file states no normalisation: {source_stats} is assumed; PRETRAINED_STATISTICS '
-            'states another one'
-        )
-    by_image = 'image' in (config.DATA.NORMALIZE, trained.get('NORMALIZE'))
-    if by_image:
+        state, unused, is_huggingface = rename_foreign(state, model)
+        model_config = _read_beside(config.PRETRAINED, MODEL_CONFIG)
+        stated = facts_of_file(checkpoint, model_config, is_huggingface=is_huggingface)
+    else:
+        stated = facts_of_options(options)
+
+    pixels = _training_pixels(config, options, state, model, is_huggingface=is_huggingface)
+    source_stats, target_stats = pixels.statistics, Statistics(*pixel_statistics(config))
+    by_image = pixels.by_image or config.DATA.NORMALIZE == 'image'
+    if by_image:  # nothing is known of the images together
         source_stats, target_stats = _neutral(source_stats), _neutral(target_stats)
-    converted, report = convert(
-        state,
-        model,
-        source_stats=source_stats,
-        target_stats=target_stats,
-        other_head=_other_head(options, config),
-    )
-    report.unused += not_used
-    report.remarks += notes
+
+    try:
+        converted, report = convert(
+            state,
+            model,
+            source_stats=source_stats,
+            target_stats=target_stats,
+            other_head=_other_head(options, config),
+        )
+    except ValueError as error:
+        raise ValueError(f'{error}{likely_encoder(state, stated)}') from error
+    report.unused += unused
+    report.remarks += [*pixels.remarks, *compare_facts(stated, config, model, converted)]
     if by_image and report.folded:
         report.remarks.append("DATA.NORMALIZE 'image': channels were folded without statistics")
     elif source_stats != target_stats and not report.folded:
         report.remarks.append(f'the normalisation changes from {source_stats} to {target_stats}')
     return converted, report
+
+
+def _training_pixels(
+    config: Config,
+    options: Config | None,
+    state: dict[str, Tensor],
+    model: nn.Module,
+    *,
+    is_huggingface: bool,
+) -> TrainingPixels:
+    """Find how the images of the training were normalised.
+
+    The first of these counts: PRETRAINED_STATISTICS, the options in the checkpoint, what stands
+    beside the file, and the values of timm's published weights. Without them, ImageNet's mean and
+    deviation are assumed.
+
+    Raises:
+        ValueError: If the values are impossible, or do not fit the channels of the weights.
+    """
+    channels, remarks = _input_channels(state, model), []
+    trained = dict(options.DATA) if options else _exported_options(config.PRETRAINED, channels)
+    before = trained.get('NORMALIZE', 'dataset')
+    if trained and before != config.DATA.NORMALIZE:
+        remarks.append(f'DATA.NORMALIZE is {config.DATA.NORMALIZE!r}, was {before!r}')
+    if is_huggingface:
+        processor = _read_beside(config.PRETRAINED, PROCESSOR)
+        trained = _processor_options(processor, channels)
+        remarks += _size_notes(processor, config.DATA.IMG_SIZE)
+    trained = _stated(config, channels, is_own=options is not None) or trained
+    is_assumed = not trained
+    if is_assumed and isinstance(model, TimmClassifier) and channels == 3:
+        known = model.encoder.default_cfg  # the normalisation of timm's published weights
+        trained = {key.upper(): list(known[key]) for key in ('mean', 'std') if known.get(key)}
+    statistics = _source_statistics(trained, channels)
+    if is_assumed:
+        remarks.append(
+            f'the file states no normalisation: {statistics} is assumed; PRETRAINED_STATISTICS '
+            'states another one'
+        )
+    return TrainingPixels(statistics, trained.get('NORMALIZE') == 'image', remarks)
 
 
 def _stated(config: Config, channels: int | None, *, is_own: bool) -> dict[str, list[float]]:
@@ -125,7 +166,8 @@ def choose_weights(checkpoint: object, path: str | Path, key: str) -> dict[str, 
             '' if the file has only one model.
 
     Returns:
-        {'model': weights}; of a checkpoint of this project also its other entries.
+        {'model': weights}, with the other entries of a checkpoint of this project, and what names
+        the model of a foreign file.
 
     Raises:
         ValueError: If there are no such weights, or several. The message has the keys of the file.
@@ -135,7 +177,9 @@ def choose_weights(checkpoint: object, path: str | Path, key: str) -> dict[str, 
     if len(chosen) == 1:
         (weights,) = chosen.values()
         is_own = are_weights(checkpoint.get('model')) and isinstance(checkpoint.get('config'), str)
-        return (checkpoint if is_own else {}) | {'model': weights}
+        # Other entries, such as moments of the optimizer, need memory and are not used.
+        kept = checkpoint if is_own else {k: checkpoint[k] for k in NAMES_MODEL if k in checkpoint}
+        return kept | {'model': weights}
     file, _ = split_key(path)
     keys = [*found] or [*checkpoint] if isinstance(checkpoint, dict) else []
     if key:
@@ -173,17 +217,6 @@ def _other_head(before: Config | None, now: Config) -> str:
     return str(own) if own != {key: value_at(now, key) for key in HEAD_OPTIONS} else ''
 
 
-def _check_heads(before: Config | None, now: Config) -> None:
-    """Raise a ValueError if attention would compute something else with the same weights."""
-    if before is None or before.MODEL.TYPE != now.MODEL.TYPE:
-        return  # the names of the entries show another type
-    section = now.MODEL.TYPE.upper()
-    old, new = (dict(config.MODEL).get(section, {}) for config in (before, now))
-    for name in ('NUM_HEADS', 'QK_SCALE'):
-        if old.get(name) != new.get(name):
-            raise ValueError(f'MODEL.{section}.{name} was {old.get(name)}, not {new.get(name)}')
-
-
 def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:
     """Return the number of image channels that the checkpoint was trained on; None if unknown."""
     for key in (first_weight(model), PREFIX + first_weight(model)):
@@ -192,13 +225,19 @@ def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:
     return None
 
 
-def _exported_options(path: str) -> dict[str, Any]:
-    """Return the normalisation of the weights of a folder of `export.py`; {} for other weights."""
-    about = _read_beside(path, MODEL_CONFIG).get(FACTS)
+def _exported_options(path: str, channels: int | None) -> dict[str, Any]:
+    """Return the normalisation in the `config.json` of `export.py` or timm; {} without one."""
+    model_config = _read_beside(path, MODEL_CONFIG)
+    about = model_config.get(FACTS)
     keys = ('mean', 'std', 'normalize')
-    if not isinstance(about, dict) or not about.keys() >= {*keys}:
+    if isinstance(about, dict) and about.keys() >= {*keys}:
+        return {key.upper(): about[key] for key in keys}
+    published = model_config.get('pretrained_cfg')
+    values = [(published if isinstance(published, dict) else {}).get(key) for key in keys[:2]]
+    # timm's values are of three channels, also if the model was built for another number.
+    if not all(isinstance(each, list) and len(each) == channels for each in values):
         return {}
-    return {key.upper(): about[key] for key in keys}
+    return dict(zip(('MEAN', 'STD'), values, strict=True))
 
 
 def _read_beside(path: str, name: str) -> dict[str, Any]:

@@ -1,17 +1,38 @@
 """Recognise the encoder of a checkpoint by its names and shapes, for messages about a misfit."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isqrt
 from typing import Any
 
+import timm
 from torch import Tensor
 
 State = dict[str, Tensor]
 
 PATCH_WEIGHT = 'patch_embed.proj.weight'
 TABLE = 'relative_position_bias_table'
-USUAL_HEAD = 64  # width of an attention head in nearly all published ViTs
+HEADS, ARCHITECTURE = 'attention heads', 'architecture'  # facts that a file may state
+# Numbers of heads in published models by their width. Files do not store them.
+KNOWN_HEADS = {
+    192: '3 in ViT-Ti',
+    384: '6 in ViT-S of timm, DeiT, DINO and DINOv2, 12 in ViT-S of MoCo v3',
+    768: '12 in ViT-B',
+    1024: '16 in ViT-L',
+    1152: '16 in ViT-SO400M',
+    1280: '16 in ViT-H',
+    1408: '16 in ViT-g',
+    1536: '24 in ViT-g of DINOv2',
+    1664: '16 in ViT-G',
+}
+# Entries of models that only timm has, and what they are.
+ONLY_IN_TIMM = {
+    'reg_token': 'registers',
+    'dist_token': 'a distillation token',
+    'norm_pre.weight': 'a norm before the blocks',
+    'attn_pool.q.weight': 'attention pooling',
+    'blocks.0.attn.q_norm.weight': 'norms of queries and keys',
+}
 DINOV2_SIZES = {384: 'small', 768: 'base', 1024: 'large', 1536: 'giant'}
 # Blocks per stage. Bottleneck blocks have a third convolution.
 RESNETS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
@@ -19,11 +40,17 @@ BOTTLENECKS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 DENSENETS = {(6, 12, 24, 16): 121, (6, 12, 32, 32): 169, (6, 12, 48, 32): 201}
 
 
-def likely_encoder(state: State) -> str:
+def known_heads(width: int) -> str:
+    """Return the numbers of attention heads in published models of a width; '' if unknown."""
+    return KNOWN_HEADS.get(width, '')
+
+
+def likely_encoder(state: State, stated: Mapping[str, Any]) -> str:
     """Describe the encoder that a checkpoint is probably of, and the options that select it.
 
     Args:
         state: State dict with the names of this project, timm or torchvision, without a prefix.
+        stated: Facts that the file states, see `models.stated_facts`.
 
     Returns:
         The continuation of an error message. It is '' if the family is not known here.
@@ -34,14 +61,14 @@ def likely_encoder(state: State) -> str:
         if starts:  # other projects put names before it
             start = min(starts, key=len)
             own = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-            description, options = describe(own)
+            description, options = describe(own, stated)
             settings = ' '.join(f'{key} {value}' for key, value in options.items())
             looks = f'. The file looks like a {description}' if description else ''
             return f'{looks}: --opts {settings}' if settings else looks
     return ''
 
 
-def _describe_swin(state: State) -> tuple[str, dict[str, Any]]:
+def _describe_swin(state: State, _: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Describe a Swin. Its position tables have a column per head."""
     if any('.cpb_mlp.' in key for key in state):
         return 'SwinV2, which is not supported', {}
@@ -65,7 +92,7 @@ def _describe_swin(state: State) -> tuple[str, dict[str, Any]]:
     return f'Swin of width {width}, depths {depths}, patch {patch} and window {window}', options
 
 
-def _describe_vit(state: State) -> tuple[str, dict[str, Any]]:
+def _describe_vit(state: State, stated: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Describe a ViT. A DINOv2 has layer scales and absolute positions."""
     width, patch = _patch_embedding(state)
     if not width:
@@ -75,42 +102,61 @@ def _describe_vit(state: State) -> tuple[str, dict[str, Any]]:
     has_positions = 'pos_embed' in state
     is_dinov2 = is_scaled and has_positions
     description = f'{"DINOv2 " * is_dinov2}ViT of width {width}, depth {depth} and patch {patch}'
-    if is_dinov2 and ('reg_token' in state or _is_gated(state)):
-        return _dinov2_of_timm(state, description, width, patch)
+    if is_dinov2 and ('reg_token' in state or _is_gated(state)) and 'cls_token' in state:
+        return _dinov2_of_timm(state, stated, description)
+    extras = [text for key, text in ONLY_IN_TIMM.items() if key in state]
+    extras += ['gated MLPs'] * _is_gated(state) + ['no class token'] * ('cls_token' not in state)
+    if extras:
+        description += f' with {" and ".join(extras)}, which only models of timm have'
+        return description, _timm_options('', stated)
     tables = [value for key, value in state.items() if key.endswith(TABLE) and value.ndim == 2]
     options = {
         'MODEL.TYPE': 'vit',
         'MODEL.VIT.PATCH_SIZE': patch,
         'MODEL.VIT.EMBED_DIM': width,
         'MODEL.VIT.DEPTH': depth,
-        'MODEL.VIT.NUM_HEADS': tables[0].shape[1] if tables else max(1, width // USUAL_HEAD),
         'MODEL.VIT.INIT_VALUES': 1.0 if is_scaled else None,
         'MODEL.VIT.USE_APE': has_positions,
         'MODEL.VIT.USE_RPB': f'blocks.0.attn.{TABLE}' in state,
         'MODEL.VIT.USE_SHARED_RPB': f'rel_pos_bias.{TABLE}' in state,
     }
-    return description + ('' if tables else ' (the number of heads is not stored)'), options
+    if 'fc_norm.weight' in state:
+        options['MODEL.VIT.USE_MEAN_POOLING'] = True
+    heads = [tables[0].shape[1]] if tables else stated.get(HEADS, [])
+    if len(heads) == 1:
+        options['MODEL.VIT.NUM_HEADS'] = heads[0]
+    else:  # another number would load and compute something else
+        known = known_heads(width) or 'unknown for this width'
+        description += f' (MODEL.VIT.NUM_HEADS is not stored: {known})'
+    return description, options
 
 
 def _dinov2_of_timm(
-    state: State, description: str, width: int, patch: int
+    state: State, stated: Mapping[str, Any], description: str
 ) -> tuple[str, dict[str, Any]]:
     """Describe a DINOv2 with registers or gated MLPs, which only timm's ViT has."""
+    width, patch = _patch_embedding(state)
     tokens = state.get('reg_token')
     registers = tokens.shape[1] if tokens is not None and tokens.ndim == 3 else 0
-    size = DINOV2_SIZES.get(width, 'SIZE')
+    size = DINOV2_SIZES.get(width)
     name = f'vit_{size}_patch{patch}_{f"reg{registers}_" if registers else ""}dinov2'
     description += f' with {registers} registers' if registers else ' with gated MLPs'
-    return description, {'MODEL.TYPE': 'timm', 'MODEL.TIMM.NAME': name}
+    return description, _timm_options(name, stated)
 
 
-def _describe_resnet(state: State) -> tuple[str, dict[str, Any]]:
+def _timm_options(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the stated model of timm, or else of the likely one."""
+    likely = name if timm.is_model(name) else 'NAME'
+    return {'MODEL.TYPE': 'timm', 'MODEL.TIMM.NAME': stated.get(ARCHITECTURE, likely)}
+
+
+def _describe_resnet(state: State, _: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     blocks = tuple(_count(state, rf'layer{stage}\.(\d+)\.') for stage in (1, 2, 3, 4))
     known = BOTTLENECKS if 'layer1.0.conv3.weight' in state else RESNETS
     return _timm_model('ResNet', 'resnet', known.get(blocks))
 
 
-def _describe_densenet(state: State) -> tuple[str, dict[str, Any]]:
+def _describe_densenet(state: State, _: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     stages = (rf'features\.denseblock{stage}\.denselayer(\d+)\.' for stage in (1, 2, 3, 4))
     return _timm_model(
         'DenseNet', 'densenet', DENSENETS.get(tuple(_count(state, each) for each in stages))
@@ -146,7 +192,7 @@ def _listed(values: list[int]) -> str:
 
 
 # The beginning of a key that every encoder of the family has, and the function that describes it.
-FAMILIES: dict[str, Callable[[State], tuple[str, dict[str, Any]]]] = {
+FAMILIES: dict[str, Callable[[State, Mapping[str, Any]], tuple[str, dict[str, Any]]]] = {
     'layers.0.blocks.0.': _describe_swin,
     'blocks.0.': _describe_vit,
     'layer1.0.': _describe_resnet,

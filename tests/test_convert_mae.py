@@ -102,12 +102,19 @@ def test_maes_weights_give_the_same_loss_and_pixels(
 # Into fine-tuning
 
 
-@pytest.mark.parametrize('pool', ['token', 'avg'])
+@pytest.mark.parametrize(
+    ('pool', 'no_embed_class'), [('token', False), ('avg', False), ('token', True)]
+)
 @torch.no_grad()
-def test_timms_vit_gives_the_same_logits(pool: str, tmp_path, log) -> None:
-    """MAE's code fine-tunes this ViT. The biases of the keys do not affect the result."""
+def test_timms_vit_gives_the_same_logits(pool: str, no_embed_class: bool, tmp_path, log) -> None:
+    """MAE's code fine-tunes this ViT. The biases of the keys do not affect the result.
+
+    With `no_embed_class`, the class token has no position.
+    """
     torch.manual_seed(0)
-    vit = VisionTransformer(**SIZES, num_classes=14, global_pool=pool).eval()
+    vit = VisionTransformer(
+        **SIZES, num_classes=14, global_pool=pool, no_embed_class=no_embed_class
+    ).eval()
     for name, parameter in vit.named_parameters():
         if not name.endswith('weight'):
             parameter.normal_(std=0.5)

@@ -179,7 +179,9 @@ def test_other_attention_heads_are_refused(tmp_path):
     options = {'MODEL__VIT__USE_SHARED_RPB': False, 'MODEL__VIT__USE_APE': True}
     before, now = (make_config('vit', 1, **options) for _ in range(2))
     now.MODEL.VIT.NUM_HEADS = 1
-    with pytest.raises(ValueError, match=r'MODEL\.VIT\.NUM_HEADS was .*, not 1'):
+    with pytest.raises(
+        ValueError, match=r'heads 4 in .*, and 1 here \(set MODEL\.VIT\.NUM_HEADS 4'
+    ):
         transfer(before, now, tmp_path, own=True)
 
 

@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from config import value_at
 from models import build_model
-from models.recognise import likely_encoder
+from models.recognise import ARCHITECTURE, HEADS, likely_encoder
 
 # The ViT of this project as a DINOv2: 4 x 4 patches, and the usual width of a head.
 DINOV2 = {'DATA__IMG_SIZE': 56, 'MODEL__VIT__PATCH_SIZE': 14, 'MODEL__VIT__USE_APE': True,
@@ -28,6 +28,7 @@ def options_in(message: str) -> list[str]:
         make_config('vit', 1),
         make_config('vit', 1, MODEL__VIT__USE_RPB=True, MODEL__VIT__USE_SHARED_RPB=False),
         make_config('vit', 1, **DINOV2),
+        make_config('vit', 1, MODEL__VIT__USE_MEAN_POOLING=True),
         make_config('timm', 3, MODEL__TIMM__NAME='resnet18'),
     ],
 )  # fmt: skip
@@ -59,4 +60,43 @@ def test_an_encoder_that_only_timm_has_gets_its_name_in_timm(name: str) -> None:
     """DINOv2 has registers or gated MLPs here."""
     with torch.device('meta'):
         state = timm.create_model(name).state_dict()
-    assert options_in(likely_encoder(state)) == ['MODEL.TYPE', 'timm', 'MODEL.TIMM.NAME', name]
+    assert options_in(likely_encoder(state, {})) == ['MODEL.TYPE', 'timm', 'MODEL.TIMM.NAME', name]
+
+
+@pytest.mark.parametrize(
+    ('name', 'known'),
+    [
+        ('vit_small_patch16_224', '6 in ViT-S of timm, DeiT, DINO and DINOv2, 12 in ViT-S of MoCo'),
+        ('vit_huge_patch14_224', '16 in ViT-H'),
+        ('vit_giant_patch14_224', '16 in ViT-g'),
+        ('deit3_medium_patch16_224', 'unknown for this width'),
+    ],
+)
+def test_a_number_of_heads_that_is_not_stored_is_not_guessed(name: str, known: str) -> None:
+    """Width / 64, which was named here before, is wrong for MoCo v3's ViT-S and MAE's ViT-H."""
+    with torch.device('meta'):
+        state = timm.create_model(name).state_dict()
+    message = likely_encoder(state, {})
+    assert f'(MODEL.VIT.NUM_HEADS is not stored: {known}' in message
+    assert 'MODEL.VIT.NUM_HEADS' not in options_in(message)
+    assert 'MODEL.VIT.NUM_HEADS 3' in likely_encoder(state, {HEADS: [3]})
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('vit_base_patch16_224', 'registers, which only'),
+        ('vit_base_patch16_gap_224', 'no class token, which only'),
+        ('vit_medium_patch16_reg4_gap_256', 'registers and no class token, which only'),
+        ('vit_base_patch16_clip_224', 'a norm before the blocks, which only'),
+        ('vit_base_patch16_siglip_224', 'attention pooling and no class token, which only'),
+    ],
+)
+def test_what_only_models_of_timm_have_is_the_reason(name: str, reason: str) -> None:
+    with torch.device('meta'):
+        more = {'reg_tokens': 4} if name == 'vit_base_patch16_224' else {}
+        state = timm.create_model(name, **more).state_dict()
+    message = likely_encoder(state, {ARCHITECTURE: name})
+    assert f'with {reason} models of timm have' in message
+    assert options_in(message) == ['MODEL.TYPE', 'timm', 'MODEL.TIMM.NAME', name]
+    assert options_in(likely_encoder(state, {}))[-1] == 'NAME'
