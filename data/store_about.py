@@ -84,11 +84,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
         version, settings (of `Settings`) and source (checksums of what was packed), and the numbers
         `images` and `rounded`; left_out: reason by file; scored: whether `read_folder` refuses to
         train on all images; rows_crc32: checksum of all columns but the pixels; files: (size,
-        CRC-32) by name.
-
-    Raises:
-        ValueError: If the file cannot be read, was changed, or has another version, or if it names
-            files outside its folder.
+        CRC-32) by name. See `read_json` for the errors.
     """
     file = Path(path) / STORE_FILE
     if not is_store(path):
@@ -97,11 +93,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_json(file: Path, types: Mapping[str, type]) -> dict[str, Any]:
-    """Read store.json or packing.json, which may come from a stranger.
-
-    Args:
-        file: Path of the file.
-        types: Types of the entries that only this file has.
+    """Read store.json or packing.json; `types` are those of the entries that only this file has.
 
     Raises:
         ValueError: If the file cannot be read, was changed, or has another version, or if it names
@@ -110,33 +102,27 @@ def read_json(file: Path, types: Mapping[str, type]) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f'it has more than {MAX_JSON_BYTES:,} bytes')
-        content = json.loads(file.read_bytes())
-        crc = content.pop('crc32')
-        version = content['version']
-        is_current = version == VERSION
-        if is_current:
-            _require_types(content, ENTRY_TYPES | types)
-            _require_types(content['settings'], SETTING_TYPES)
-            _require_types(content['left_out'], dict.fromkeys(content['left_out'], str))
-            for size, crc32 in content['files'].values():
-                _require_types({'size': size, 'crc32': crc32}, {'size': int, 'crc32': int})
-        else:
-            command = _packing_command(content['settings'])
+        about = json.loads(file.read_bytes())
+        crc, version = about.pop('crc32'), about['version']
+        if version != VERSION:
+            raise ValueError(
+                f'it has version {version!r}, but this program reads version {VERSION}: pack the '
+                f'images again, into a new folder: {_packing_command(about["settings"])}'
+            )
         # A flipped bit in the numbers would show wrong pixels without any error.
-        is_whole = crc == checksum(content)
+        if crc != checksum(about):
+            raise ValueError('it was changed: the checksum differs')
+        _require_types(about, ENTRY_TYPES | types)
+        _require_types(about['settings'], SETTING_TYPES)
+        for text in about['left_out'].values():
+            _require_types({'reason': text}, {'reason': str})
+        for name, (size, crc) in about['files'].items():
+            _require_types({'size': size, 'crc32': crc}, {'size': int, 'crc32': int})
+            if not is_below(name):  # copying a store writes the files that it names
+                raise ValueError(f'it names {name!r}, which is not a path below its folder')
     except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise ValueError(f'{file} cannot be read: {error!r:.200}') from error
-    if not is_current:
-        raise ValueError(
-            f'{file} has version {version!r:.100}, but this program reads version {VERSION}: pack '
-            f'the images again, into a new folder: {command}'
-        )
-    if not is_whole:
-        raise ValueError(f'{file} was changed: the checksum differs')
-    for name in content['files']:  # copying a store writes the files that it names
-        if not is_below(name):
-            raise ValueError(f'{file} names {name!r}, which is not a path below its folder')
-    return content
+        raise ValueError(f'{file} cannot be read: {error!s:.600}') from error
+    return about
 
 
 def shard_names(about: Mapping[str, Any]) -> list[str]:
@@ -151,12 +137,11 @@ def packed_steps(about: Mapping[str, Any]) -> list[str]:
 
 def file_problems(path: Path, about: Mapping[str, Any], *, every_byte: bool = False) -> list[str]:
     """List missing and changed files of a store; of shards only the size, or `every_byte`."""
-    found = (
-        file_problem(path / name, size, None if is_shard and not every_byte else crc)
-        for name, (size, crc) in about['files'].items()
-        for is_shard in [name.endswith(SHARD_SUFFIX)]
-    )
-    return [problem for problem in found if problem]
+    problems = []
+    for name, (size, crc) in about['files'].items():
+        is_read = every_byte or not name.endswith(SHARD_SUFFIX)
+        problems.append(file_problem(path / name, size, crc if is_read else None))
+    return [problem for problem in problems if problem]
 
 
 def file_crc32(path: Path) -> int:
@@ -200,9 +185,7 @@ def _packing_command(settings: Mapping[str, Any]) -> str:
     if settings.get('keep_16bit'):
         words.append('--keep-16bit')
     for name in ('image_suffix', 'preprocess', 'lung_masks'):
-        if value := settings.get(name):
-            words += [
-                f'--{name.replace("_", "-")}',
-                *([value] if isinstance(value, str) else value),
-            ]
+        value = settings.get(name) or []
+        values = [value] if isinstance(value, str) else value
+        words += [f'--{name.replace("_", "-")}', *values] if values else []
     return f'{command_of("scripts/pack.py")} {shlex.join(map(str, words))}'

@@ -1,5 +1,6 @@
 """The packed store: the same records and images as the folder, resumable, every change is found."""
 
+import errno
 import os
 import random
 import re
@@ -25,9 +26,10 @@ from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, pack, read_source
 from data.reading import open_data, read_split
 from data.records import Records
-from data.store import open_store, read_rows
+from data.store import Store, open_store, read_rows
 from data.store_about import file_crc32, is_store, read_about
-from data.store_files import copy_store, verify, write_json
+from data.store_files import LOCK_FILE, copy_store, verify, write_json
+from system.files import locked
 
 
 @pytest.fixture(scope='module')
@@ -132,7 +134,7 @@ def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
 def test_workers_and_interruptions_change_no_byte(root: Path, store: Path, tmp_path: Path) -> None:
     wanted = contents(store)
     assert contents(packed(root, tmp_path / 'two', workers=2)) == wanted
-    for count in (2, 7):
+    for count in (0, 2, 3, 1, 4):  # images until each kill; three are in a shard
         with killed_after(count):
             pack(read_source(root), tmp_path / 'killed', SMALL)
     with pytest.raises(ValueError, match='not finished'):
@@ -146,6 +148,10 @@ def test_packing_starts_over_from_a_damaged_shard_and_a_repaired_image(tmp_path:
     wanted = contents(packed(root, tmp_path / 'whole'))
     with killed_after(7):
         pack(read_source(root), tmp_path / 'cut', SMALL)
+    for damage in (Path.unlink, lambda file: os.truncate(file, 10), lambda file: flip_bit(file, 9)):
+        damage(tmp_path / 'cut/images_00000.arrow')
+        with killed_after(5):
+            pack(read_source(root), tmp_path / 'cut', SMALL)
     os.truncate(tmp_path / 'cut/images_00000.arrow', 10)
     assert contents(packed(root, tmp_path / 'cut')) == wanted
     good = (root / file_of(2)).read_bytes()
@@ -154,6 +160,38 @@ def test_packing_starts_over_from_a_damaged_shard_and_a_repaired_image(tmp_path:
         pack(read_source(root), tmp_path / 'repaired', SMALL, skip_bad=True)
     (root / file_of(2)).write_bytes(good)
     assert contents(packed(root, tmp_path / 'repaired')) == wanted
+
+
+def test_two_packers_at_once_are_refused(root: Path, tmp_path: Path) -> None:
+    with killed_after(4):
+        pack(read_source(root), tmp_path / 'store', SMALL)
+    before = contents(tmp_path / 'store')
+    with locked(tmp_path / 'store' / LOCK_FILE, wait=False):
+        with pytest.raises(ValueError, match='another process is writing'):
+            pack(read_source(root), tmp_path / 'store', SMALL)
+    assert contents(tmp_path / 'store') == before
+
+
+@pytest.mark.parametrize('full', ['images_00001.arrow', 'valid.csv', 'store.json'])
+def test_a_full_disk_leaves_nothing_that_looks_whole(
+    root: Path, store: Path, tmp_path: Path, full: str, monkeypatch
+) -> None:
+    """The disk fills while a file is written."""
+    replace = os.replace
+
+    def replace_or_fail(source: Path, target: Path) -> None:
+        if target.name == full:
+            raise OSError(errno.ENOSPC, 'No space left on device', str(source))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', replace_or_fail)
+        with pytest.raises((OSError, ValueError), match='No space left'):
+            pack(read_source(root), tmp_path / 'store', SMALL)
+    with pytest.raises(ValueError, match='not finished'):
+        open_store(tmp_path / 'store')
+    assert not list((tmp_path / 'store').glob('*.tmp'))
+    assert contents(packed(root, tmp_path / 'store')) == contents(store)
 
 
 def test_other_settings_or_data_are_refused(root: Path, store: Path, tmp_path: Path) -> None:
@@ -471,6 +509,16 @@ def test_a_shard_that_does_not_fit_is_refused(store: Path, tmp_path: Path, misfi
     change(foreign)
     with pytest.raises(ValueError, match=message):
         open_store(foreign)
+
+
+@pytest.mark.parametrize('limit', ['store.MAX_NAMES_BYTES', 'store_about.MAX_JSON_BYTES'])
+def test_a_store_that_would_fill_the_memory_is_refused(
+    store: Path, limit: str, monkeypatch
+) -> None:
+    """A single long name pads all names."""
+    monkeypatch.setattr(f'data.{limit}', 100)
+    with pytest.raises(ValueError, match='more than 100 bytes'):
+        Store(store)
 
 
 @pytest.mark.parametrize('changes', [{28: 127, 190: 128}, {37: 128, 335: 128}])

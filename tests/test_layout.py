@@ -136,6 +136,12 @@ def test_what_a_main_loads_does_not_grow(main: str) -> None:
     )
 
 
+@pytest.mark.parametrize('main', LIMITS)
+def test_only_stores_and_parquet_files_need_pyarrow(main: str) -> None:
+    found = [name for name in loaded_by(main) if 'pyarrow' in MODULES[name].read_text('utf-8')]
+    assert found == []
+
+
 @pytest.mark.slow
 def test_the_core_trains_without_the_optional_parts(phantom: Path, tmp_path: Path) -> None:
     code = tmp_path / 'code'
