@@ -646,7 +646,7 @@ _C.EVAL.THRESHOLD = Own(
 )
 _C.EVAL.RESAMPLES = Own(
     1000,
-    'Bootstrap resamples of the patients; 0: no intervals.',
+    'Bootstrap resamples of the patients; below 200: no intervals.',
     within='[0, inf)',
     stage='finetune',
 )

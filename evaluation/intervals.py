@@ -16,6 +16,8 @@ from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
 LEVEL = 0.95
+# With fewer resamples, the ends of an interval are those of a handful of draws.
+MIN_RESAMPLES = 200
 
 
 class Resamples:
@@ -52,12 +54,13 @@ class Resamples:
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Compute the 95 % percentile interval of bootstrap replicates [R].
 
-    Replicates are NaN where the score is undefined. The interval is NaN if fewer than 95 % are
-    defined, and if all are equal, for example for perfectly separated classes: this does not mean
-    that the score is certain.
+    Replicates are NaN where the score is undefined. The interval is NaN with fewer than
+    MIN_RESAMPLES replicates, if fewer than 95 % are defined, and if all are equal, for example
+    for perfectly separated classes: this does not mean that the score is certain.
     """
     defined = values[~np.isnan(values)]
-    if not defined.size or defined.size / len(values) < 0.95 or np.ptp(defined) == 0:
+    has_enough = len(values) >= MIN_RESAMPLES and defined.size / len(values) >= 0.95
+    if not has_enough or np.ptp(defined) == 0:
         return float('nan'), float('nan')
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)

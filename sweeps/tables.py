@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from config import NO_ENCODER
+from evaluation.intervals import MIN_RESAMPLES
 from evaluation.metrics import FEW_CASES, METRICS
 from evaluation.model_comparison import (
     ENDS,
@@ -22,8 +24,9 @@ NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 ONE_SEED = 'A single seed has no interval over seeds, so it cannot show a difference.'
 EQUAL_SEEDS = 'The difference is the same for all seeds, so there is no interval over seeds.'
 FEW_RESAMPLES = (
-    f'Too few cases: fewer than {FEW_CASES} of a class, fewer than 95 % of the resamples have '
-    'positives and negatives of every label, or all have the same score.'
+    f'No interval: fewer than {MIN_RESAMPLES} resamples, fewer than {FEW_CASES} cases of a class, '
+    'fewer than 95 % of the resamples with positives and negatives of every label, or the same '
+    'score in all of them.'
 )
 JOINED = (
     'Each image is scored by a model that was not trained on its patient, with the rank of the '
@@ -71,7 +74,7 @@ def compared_pairs(
     protocols: Mapping[tuple[str, int], str],
     named: Sequence[str] = (),
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return each row with each row to compare it with, or with '', and then the baselines.
+    """Return each row with each row to compare it with, or with ''. Baselines are the last rows.
 
     Args:
         table: Long table.
@@ -84,7 +87,8 @@ def compared_pairs(
     """
     seeds = table.groupby('row', sort=False)['seed'].agg(set).to_dict()
     pairs, notes = [], []
-    rows = [row for row in sweep.rows if row.name in seeds and row.method not in BASELINES]
+    rows = [row for row in sweep.rows if row.name in seeds]
+    rows.sort(key=lambda row: row.method in NO_ENCODER)
     for row, others in ((row.name, row.against) for row in rows):
         fitting = []
         for name in dict.fromkeys(others):
@@ -96,8 +100,7 @@ def compared_pairs(
                 continue
             fitting.append(name)
         pairs += [(row, name) for name in fitting or ['']]
-    baselines = [row.name for row in sweep.rows if row.name in seeds and row.method in BASELINES]
-    return pairs + [(name, '') for name in baselines], notes
+    return pairs, notes
 
 
 def compare(

@@ -75,7 +75,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 
 def test_scores_are_those_of_scikit_learn(files, tmp_path, capsys):
-    report = evaluate(tmp_path, *files, resamples=50)
+    report = evaluate(tmp_path, *files, resamples=200)
     entry, probabilities = report['sets'][0], aligned(files[1])
     assert (entry['name'], entry['rows'], entry['level']) == ('model', NUM_STUDIES, 'study')
     printed = capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_several_files_are_compared_and_each_has_its_thresholds(files, tmp_path)
         write_predictions(held_out[position], OTHER_TRUTH, OTHER_NAMES, noise=noise)
     other = write_labels(tmp_path / 'other.csv', OTHER_TRUTH, OTHER_NAMES)
     words = ['--predictions', *paths, *files[2:], '--thresholds-from', *held_out, other]
-    report = evaluate(tmp_path / 'out', *words, resamples=100)
+    report = evaluate(tmp_path / 'out', *words, resamples=200)
     assert [entry['name'] for entry in report['sets']] == ['good/test', 'bad/test']
     for position, file in enumerate(held_out):
         threshold = labels_of(report, position)['Edema']['threshold']
@@ -196,7 +196,7 @@ def test_holm_corrects_all_that_is_shown_of_several_files(tmp_path):
     }
     words = ['--predictions', *paths.values()]
     words += ['--labels', write_labels(tmp_path / 'l.csv', TRUTH, NAMES)]
-    report = evaluate(tmp_path / 'out', *words, resamples=60)
+    report = evaluate(tmp_path / 'out', *words, resamples=200)
     pairs = [(entry['a'], entry['b']) for entry in report['comparisons']]
     assert pairs == [('good', 'fair'), ('good', 'bad'), ('fair', 'bad')]
     parts = [p for e in report['comparisons'] for p in (*e['labels'].values(), e['means']['five'])]
@@ -217,7 +217,7 @@ def test_two_seeds_of_one_recipe_have_no_p(tmp_path, capsys):
         (folder / 'run.json').write_text('{}')
         (folder / 'config.yaml').write_text(config_text(config))
     labels = write_labels(tmp_path / 'l.csv', TRUTH, NAMES)
-    report = evaluate(tmp_path / 'o', '--predictions', *paths, '--labels', labels, resamples=99)
+    report = evaluate(tmp_path / 'o', '--predictions', *paths, '--labels', labels, resamples=200)
     found = {(e['a'][:4], e['b'][:4]): e for e in report['comparisons']}
     assert {pair for pair, entry in found.items() if entry['only_seed']} == {('run0', 'run1')}
     for entry in found.values():

@@ -20,7 +20,7 @@ NUM_IMAGES = 60
 
 
 def report(folder: Path, *words: object) -> dict:
-    assert run_script('evaluate', *words, '--output', folder, '--resamples', 30) == 0
+    assert run_script('evaluate', *words, '--output', folder, '--resamples', 200) == 0
     return json.loads((folder / 'report.json').read_text())
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures('few_cases_select')
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
 REPORT = {
     'REPORT': {'WRITE': True, 'MAPS': 1},
-    'EVAL': {'RESAMPLES': 8},
+    'EVAL': {'RESAMPLES': 200},
 }
 
 

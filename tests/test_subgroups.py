@@ -76,7 +76,7 @@ def test_standardised_intervals_use_the_same_resamples():
     rng = np.random.default_rng(2)
     cases = two_sexes({('Female', '60-79'): 40, ('Male', '40-59'): 60})
     cases = cases.select(rng.permutation(4000)[:300])
-    resamples = Resamples(cases.patient, resamples=40, seed=1)
+    resamples = Resamples(cases.patient, resamples=200, seed=1)
     found, _ = by_group(cases, resamples=resamples)
     chosen = cases.select(cases.groups['Sex'] == 'Male')
     shares = standard_weights(cases, chosen, ['Age'])[:, 0]
@@ -123,7 +123,7 @@ def test_only_the_gap_of_two_groups_has_an_interval(groups):
     """The largest of several differences excludes 0 too often, also between equal groups."""
     cases = two_sexes({}).select(np.arange(0, 4000, 10))
     cases.groups['Site'] = np.array([f'{i % groups}' for i in range(400)], object)
-    resamples = Resamples(cases.patient, resamples=20, seed=0)
+    resamples = Resamples(cases.patient, resamples=200, seed=0)
     _, gaps = by_group(cases, column='Site', resamples=resamples)
     assert np.isnan(gaps['label 0']['gap']['low']) == (groups > 2)
 

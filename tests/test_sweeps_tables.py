@@ -25,7 +25,7 @@ from sweeps.run_scores import pretraining_figures
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
-DRAWS = 100
+DRAWS = 200
 EDEMA = LABELS.index('Edema')
 NAN = float('nan')
 DEEP = '[' * 100_000  # JSON that is nested too deeply
@@ -33,7 +33,7 @@ DEEP = '[' * 100_000  # JSON that is nested too deeply
 
 def table_of(sweep: Sweep, made: MadeRuns, *more: object, seeds: int = 3) -> int:
     words = ['--sweep', sweep.path, '--output', made.output, '--seeds', seeds]
-    return run_script('ablate', 'table', *words, '--resamples', 20, *more)
+    return run_script('ablate', 'table', *words, '--resamples', 200, *more)
 
 
 def lines_of(made: MadeRuns, score: str, name: str = 'swept') -> pd.DataFrame:
@@ -197,7 +197,7 @@ def test_the_pixel_baseline_has_no_panel_of_losses(tmp_path: Path) -> None:
 def seeds(mean: float, numbers: tuple[int, ...] = (0, 1, 2)) -> pd.DataFrame:
     """A row whose score differs by seed and resample."""
     rng = np.random.default_rng(round(1000 * mean))
-    return pd.DataFrame(mean + rng.normal(scale=0.02, size=(len(numbers), 101)), index=numbers)
+    return pd.DataFrame(mean + rng.normal(scale=0.02, size=(len(numbers), 201)), index=numbers)
 
 
 def test_rows_are_compared_by_the_seeds_that_both_have() -> None:
@@ -230,7 +230,7 @@ def test_a_difference_counts_only_outside_both_kinds_of_noise(bounds, p_holm, wa
 
 def test_rows_that_do_not_depend_on_the_seed_have_no_verdict() -> None:
     """Patients alone would decide, although other seeds were never tried."""
-    values = 0.05 + np.random.default_rng(0).normal(scale=0.005, size=(1, 101))
+    values = 0.05 + np.random.default_rng(0).normal(scale=0.005, size=(1, 201))
     rows = {name: pd.DataFrame(np.repeat(mean + values * k, 3, axis=0))
             for name, mean, k in (('a', 0.8, 1), ('b', 0.7, 0))}  # fmt: skip
     (part,) = compare_rows(rows, [('a', 'b')])
@@ -342,7 +342,7 @@ def test_single_runs_are_compared_without_a_sweep(two_rows: tuple, tmp_path: Pat
         file.write_text(re.sub('^SEED: 0', 'SEED: 1', file.read_text(), flags=re.M))
     runs = [f'{name}={run_folder(made.output, "finetune", row, 0)}'.replace('seed0', 'seed*')
             for name, row in zip(('strong', 'weak'), sweep.rows, strict=True)]  # fmt: skip
-    words = ['table', '--runs', *runs, '--save', tmp_path / 't', '--resamples', 20]
+    words = ['table', '--runs', *runs, '--save', tmp_path / 't', '--resamples', 200]
     assert run_script('ablate', *words) == 0
     line = pd.read_csv(tmp_path / 't/runs_mean_of_five.csv').set_index('row').loc['strong']
     assert line['against'] == 'weak' and line['seeds'] == 2 and line['difference'] > 0
