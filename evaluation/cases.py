@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from data.labels import COMPETITION_LABELS, UNCERTAIN
 from data.records import Records
@@ -60,6 +61,11 @@ class Cases:
         """Count the rows of each class, see `metrics.count_classes`."""
         return count_classes(self.targets, self.labels, exclusive=self.exclusive)
 
+    def views(self) -> np.ndarray | None:  # [N]
+        """Return the view of each row, '' if unknown; None without at least two known views."""
+        views = self.groups.get('View')
+        return None if views is None or len({*views} - {''}) < 2 else views
+
     def mean_labels(self) -> dict[str, tuple[str, ...]]:
         """Return the labels of each mean: 'labels' (`labels_of_mean`) and 'five'.
 
@@ -97,7 +103,7 @@ class Cases:
 
         The probability is the largest one, and the target is the largest known target. It is
         uncertain if at least one image is uncertain and no target is known. Paths and groups come
-        from the first image of the study.
+        from the first image of the study, but the view names those of all images.
         """
         if level == 'image':
             return self
@@ -111,8 +117,15 @@ class Cases:
             # 1 if any image of the study is uncertain, by the same rule as for probabilities.
             highest, *_ = study_level(uncertain, self.targets, self.study)
             uncertain = (highest > 0) & np.isnan(targets)
+        groups = first.groups
+        if 'View' in groups and len(names) < len(self):
+            pairs = pd.DataFrame({'study': self.study.astype(str), 'view': self.groups['View']})
+            pairs = pairs[pairs['view'] != ''].drop_duplicates().sort_values(['study', 'view'])
+            views = pairs.groupby('study')['view'].agg(' and '.join).reindex(names, fill_value='')
+            groups = groups | {'View': views.to_numpy(object)}
         return replace(
             first,
+            groups=groups,
             path=names.astype(object),
             probabilities=probabilities,
             targets=targets,

@@ -22,8 +22,8 @@ FEW_CASES = 20
 CALIBRATION_BINS = 15
 CHUNK = 2**15  # number of weights that are processed at a time and fit into a CPU cache
 # What a metric may need of the cases of a label, and of cases that each have one of several
-# classes. Every label has an order of its cases, and it may lack a threshold.
-OF_LABEL, OF_CLASSES = ('order', 'probabilities', 'threshold'), ('classes',)
+# classes. Every label has an order of its cases, and it may lack a threshold or known views.
+OF_LABEL, OF_CLASSES = ('order', 'probabilities', 'threshold', 'views'), ('classes',)
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,20 @@ class Tally:
         positive: Weight of the positive cases with each probability, [R, G], for R rows of weights.
         negative: Weight of the negative cases with each probability, [R, G].
         first: Index of the first probability at or above the threshold; None without a threshold.
+        of_views: The cases of each known view.
     """
 
     values: np.ndarray
     positive: np.ndarray
     negative: np.ndarray
     first: int | None = None
+    of_views: tuple['Tally', ...] = ()
 
     @property
-    def known(self) -> tuple[str, ...]:
+    def known(self) -> set[str]:
         """Return what metrics may use, see `Metric.needs`."""
-        return OF_LABEL[:2] if self.first is None else OF_LABEL
+        lacking = {'threshold': self.first is None, 'views': not self.of_views}
+        return {name for name in OF_LABEL if not lacking.get(name)}
 
     @cached_property
     def num_positive(self) -> np.ndarray:  # [R]
@@ -143,8 +146,8 @@ class Metric:
         compute: Function of a `Tally`, or of `Decisions`, to values [R], NaN where undefined.
         needs: 'order' for a metric of the order of the cases; 'probabilities' for one of
             calibration, which is also reported after temperature scaling; 'threshold' for one of
-            decisions at a threshold; 'classes' for one of the decisions between classes. One of
-            several is enough.
+            decisions at a threshold; 'views' for one of the views of the cases; 'classes' for one
+            of the decisions between classes. One of several is enough.
         higher_is_better: Whether a higher value is better.
         in_summary: Whether the short tables (console, subgroups) show the metric.
     """
@@ -208,6 +211,18 @@ def auroc(tally: Tally) -> np.ndarray:
     # A positive loses to each negative with a higher probability, and half to each tied negative.
     lost = np.einsum('rg,rg->r', tally.positive, false - tally.negative / 2)
     return 1 - ratio(lost, tally.num_positive * tally.num_negative)
+
+
+@metric('AUROC within views', needs='views')
+def auroc_within_views(tally: Tally) -> np.ndarray:
+    """Share of the positive-negative pairs of one view that are ranked correctly.
+
+    This is the mean of the AUROCs of the views, weighted by their numbers of pairs. A model gains
+    nothing by telling the views apart.
+    """
+    pairs = np.stack([part.num_positive * part.num_negative for part in tally.of_views])
+    areas = np.nan_to_num([auroc(part) for part in tally.of_views])  # NaN without a pair
+    return ratio((pairs * areas).sum(axis=0), pairs.sum(axis=0))
 
 
 @metric('Average precision', in_summary=True)
@@ -312,6 +327,7 @@ def label_scores(
     threshold: float | None,
     weights: np.ndarray | None = None,
     names: Collection[str] | None = None,
+    views: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Compute metrics of one label for each row of weights.
 
@@ -326,6 +342,7 @@ def label_scores(
             NaN if it is None or NaN.
         weights: Non-negative weights, [R, N]. None means a single row of ones.
         names: Metrics to compute, by default all that apply to labels.
+        views: View of each case, [N], '' if unknown; None for no metrics within views.
 
     Returns:
         Values [R] for each name, NaN where the metric is undefined.
@@ -342,15 +359,25 @@ def label_scores(
     has_threshold = threshold is not None and not np.isnan(threshold)
     at_threshold = int(np.searchsorted(values, threshold)) if has_threshold else None
     is_positive = targets[order] == 1
+    in_views = []
+    if views is not None and any('views' in METRICS[name].needs for name in names):
+        in_views = [views[order] == view for view in sorted({*views} - {''})]
     # Replicates of a handful of cases would give an interval that excludes chance too often.
     scored_rows = 1 if has_few_cases(targets) else len(weights)
     step = max(1, CHUNK // max(1, len(order)))
     for start in range(0, scored_rows, step):
         rows = slice(start, min(start + step, scored_rows))
         mass = weights[rows].take(order, axis=1).astype(np.float64)
-        positive = np.add.reduceat(mass * is_positive, first, axis=1)
-        negative = np.add.reduceat(mass * ~is_positive, first, axis=1)
-        tally = Tally(values, positive, negative, at_threshold)
+
+        def grouped(chosen: np.ndarray, mass: np.ndarray = mass) -> np.ndarray:
+            return np.add.reduceat(mass * chosen, first, axis=1)
+
+        of_views = tuple(
+            Tally(values, grouped(is_positive & chosen), grouped(~is_positive & chosen))
+            for chosen in in_views
+        )
+        positive, negative = grouped(is_positive), grouped(~is_positive)
+        tally = Tally(values, positive, negative, at_threshold, of_views)
         for name, values_of_rows in compute(tally, names).items():
             scores[name][rows] = values_of_rows
     return scores

@@ -39,23 +39,22 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     Returns:
         Entry of the report's `comparisons` without its `set`. `a` and `b` are the names. `labels`
         contains the common labels with both classes: `n`, `positives`, `few` (of `few_cases`),
-        `auroc_a`, `auroc_b`, `difference` (of a minus b), `p_bootstrap`, `p_delong` (NaN unless
-        each patient has one row) and `same` (of `likeness`).
+        `auroc_a`, `auroc_b`, `difference` (of a minus b), `p_bootstrap`, `within_views` (the
+        difference of the AUROCs within views, NaN with a single view), `p_delong` (NaN unless each
+        patient has one row) and `same` (of `likeness`).
         `means` contains `five`, or `labels` (`labels_of_mean`) if one of the five is not counted:
-        the AUROCs, `difference`, `p_bootstrap`, `same` and `few`, the names of its labels with few
-        cases.
+        the AUROCs, `difference`, `p_bootstrap`, `within_views`, `same` and `few`, the names of its
+        labels with few cases.
     """
     labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
     b = b.in_order_of(a.path)
     weights = Resamples(a.patient, resamples=resamples, seed=seed).score_weights(a.patient)
+    options = {'weights': weights, 'views': a.views(), 'names': ['auroc', 'auroc_within_views']}
     entries, found = {}, {}
     for label in labels:
         (of_a, targets), (of_b, _) = a.of_label(label), b.of_label(label)
-        areas = [
-            label_scores(values, targets, threshold=None, weights=weights, names=['auroc'])
-            for values in (of_a, of_b)
-        ]
-        found[label] = np.stack([scores['auroc'] for scores in areas])
+        scores = [label_scores(own, targets, threshold=None, **options) for own in (of_a, of_b)]
+        found[label] = np.stack([[*own.values()] for own in scores], axis=1)
         entries[label] = {
             **case_counts(targets),
             **_summary(found[label]),
@@ -87,11 +86,16 @@ def likeness(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> str:
 
 
 def _summary(samples: np.ndarray) -> dict[str, Any]:
-    """Summarise the scores of two models and their `difference`, [2, 1 + R], for the report."""
-    found = difference((samples[0] - samples[1])[None])
+    """Summarise the scores of two models and their `difference` for the report.
+
+    `samples` [2, 2, 1 + R] contains the AUROC and the AUROC within views of each model.
+    """
+    areas, within_views = samples
+    found = difference((areas[0] - areas[1])[None])
     return {
-        'auroc_a': summary(samples[0]),
-        'auroc_b': summary(samples[1]),
+        'auroc_a': summary(areas[0]),
+        'auroc_b': summary(areas[1]),
+        'within_views': summary(within_views[0] - within_views[1]),
         'difference': {'value': found['difference'], **found['over_patients']},
         'p_bootstrap': found['p'],
     }

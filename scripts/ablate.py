@@ -42,23 +42,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pandas as pd
 
+from config import NO_ENCODER
 from data.folds import write_folds
 from data.labels import describe_same
 from data.reading import require_packed_steps
 from engine.run_record import is_finished
 from evaluation.metrics import FEW_CASES
 from sweeps.files import (
-    BASELINES,
     ROOT,
     SECTIONS,
     Job,
     Sweep,
+    compared_with,
     folds_folder,
     load_config,
     load_sweep,
@@ -192,6 +194,8 @@ def _add_table(add: Callable) -> None:
         help=f'{", ".join(MEANS)}, a label, or METRIC:LABEL such as f1:Edema')  # fmt: skip
     add('--row', nargs='+', default=[], metavar='NAME',
         help='only these rows, compared with each other')  # fmt: skip
+    add('--against', nargs='+', default=[], metavar='METHOD',
+        help='compare each row with these methods, such as metadata, instead')  # fmt: skip
     add('--tune', action='store_true', help='choose between rows that differ in TRAIN.BASE_LR')
     add('--resamples', type=at_least(0), metavar='N',
         help='resamples of the patients (default: 10000, or 200 for each comparison)')  # fmt: skip
@@ -221,7 +225,8 @@ _count = at_least(1)
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
     sweep = load_sweep(args.sweep, args.scale)
-    return only_subsets(sweep, args.subsets) if args.subsets else sweep
+    sweep = only_subsets(sweep, args.subsets) if args.subsets else sweep
+    return compared_with(sweep, args.against) if getattr(args, 'against', ()) else sweep
 
 
 def seeds_of(args: argparse.Namespace) -> list[int]:
@@ -433,6 +438,8 @@ def table(args: argparse.Namespace) -> None:
         raise ValueError('table needs --save, the folder of the tables')
     if bool(args.predictions) != bool(args.labels):
         raise ValueError('--predictions needs --labels, and --labels needs --predictions')
+    if args.demographics and args.subgroups is None:
+        raise ValueError('--demographics needs --subgroups')
     args.save = args.save or args.output
     {True: table_of_joined, False: table_of_runs}[args.predictions is not None](args)
 
@@ -448,17 +455,20 @@ def table_of_joined(args: argparse.Namespace) -> None:
         name = candidates[0]
         raise ValueError(f'--row: with --tune, {name} is a rate of {replaced[name]}: name that row')
     chosen = tuned(sweep, args.predictions, args.save, seeds) if args.tune else {}
-    if args.row:  # tables of some rows show the baselines, too
-        baselines = [row.name for row in sweep.rows if row.method in BASELINES]
+    if args.row:  # tables of some rows show the baselines without an encoder, too
+        baselines = [row.name for row in sweep.rows if row.method in NO_ENCODER]
         sweep = only_rows(sweep, [*args.row, *baselines])
     names = [row.name for row in sweep.rows if row.name not in replaced]
-    runs = [*read_joined(args.predictions, args.labels, names, chosen=chosen, seeds=seeds)]
+    options = {'chosen': chosen, 'seeds': seeds}
+    if args.subgroups is not None:
+        options['groups'] = args.subgroups, str(args.demographics or '')
+    runs = [*read_joined(args.predictions, args.labels, names, **options)]
     found = {run.row for run in runs}
     if untuned := [name for name in replaced.values() if name in found and name not in chosen]:
         file = args.predictions / TUNING
         raise ValueError(f'{file} has no scores of {untuned[0]}, which `join --tune` adds')
     resamples = enough_resamples(0) if args.resamples is None else args.resamples
-    drawn = score_runs(runs, args.scores, resamples=resamples)
+    drawn = score_runs(runs, args.scores, resamples=resamples, by_group=args.subgroups is not None)
     notes = [*notes_about_labels(runs), JOINED]
     write_scores(args, sweep, drawn, notes=notes, protocols={})
 
@@ -468,8 +478,6 @@ def table_of_runs(args: argparse.Namespace) -> None:
     groups = None
     if args.subgroups is not None:
         groups = args.subgroups, str(args.demographics or '')
-    elif args.demographics:
-        raise ValueError('--demographics needs --subgroups')
     notes = []
     if args.runs:
         runs = named_runs(args.runs)
@@ -487,7 +495,9 @@ def table_of_runs(args: argparse.Namespace) -> None:
     if args.resamples is None:
         args.resamples = enough_resamples(sum(len(row.against) for row in sweep.rows))
     wanted = [*dict.fromkeys([*scores, *MEANS[1:], *labels])]
-    drawn = score_runs(read.scored, wanted, resamples=args.resamples)
+    drawn = score_runs(
+        read.scored, wanted, resamples=args.resamples, by_group=args.subgroups is not None
+    )
     args.scores = scores or [MEANS[1] if MEANS[1] in known_scores(drawn) else MEANS[2]]
     drawn = pd.concat([drawn, pd.DataFrame(read.facts)], ignore_index=True)
     notes = [*notes, *notes_about_labels(read.scored), '']
@@ -530,7 +540,8 @@ def write_scores(
     `protocols` says what each run was scored on (`compared_pairs`). It is empty for joined
     predictions, about whose runs there are no facts.
     """
-    pairs, others = compared_pairs(drawn, sweep, protocols=protocols, named=args.row)
+    named = [] if args.against else args.row
+    pairs, others = compared_pairs(drawn, sweep, protocols=protocols, named=named)
     subsets = {row.name: row.subset for row in sweep.rows}
     resamples = max(map(len, drawn['resamples'].dropna()), default=1) - 1
     options = {'draws': f'{resamples:,} resamples of the patients, seed 0'}
@@ -594,11 +605,12 @@ def plot(args: argparse.Namespace) -> None:
     if scores is not None and len(sweep.mask_rows) > 1:
         figures['_masks'] = lambda path: plot_masks(path, scores, sweep, score)
     if args.output:
-        runs = sweep, seeds_of(args), args.output
-        if rows_with_curves(sweep, pretrain=False):
-            figures['_losses'] = lambda path: plot_curves(path, *runs, pretrain=False)
-        if rows_with_curves(sweep, pretrain=True):
-            figures['_curves'] = lambda path: plot_curves(path, *runs, pretrain=True)
+        runs = {'sweep': sweep, 'seeds': seeds_of(args), 'output': args.output}
+        figures |= {
+            name: partial(plot_curves, **runs, pretrain=is_pretraining)
+            for name, is_pretraining in (('_losses', False), ('_curves', True))
+            if rows_with_curves(sweep, pretrain=is_pretraining)
+        }
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):
             path = folder / f'{sweep.name}{name}.{suffix}'

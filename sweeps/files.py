@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from config import (
+    NO_ENCODER,
     TRAINED,
     Config,
     YamlLoader,
@@ -449,7 +450,7 @@ def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
             replace(
                 row,
                 pretrain_run=first.setdefault(start, row.pretrain_run),
-                against=row.against or default,
+                against=row.against or (() if row.method in NO_ENCODER else default),
             )
         )
     return linked
@@ -760,6 +761,23 @@ def only_subsets(sweep: Sweep, names: Sequence[str]) -> Sweep:
         allowed = known if sweep.subsets else 'left out, because the sweep has no subsets'
         raise ValueError(f'--subsets must be of {allowed} ({sweep.path}), got {others[0]!r}')
     return replace(sweep, rows=tuple(row for row in sweep.rows if row.subset in names))
+
+
+def compared_with(sweep: Sweep, methods: Sequence[str]) -> Sweep:
+    """Let each row be compared with some methods on the same labels, and with no other row.
+
+    Raises:
+        ValueError: If the sweep has no such method.
+    """
+    known = [*dict.fromkeys(row.method for row in sweep.rows)]
+    if others := [name for name in methods if name not in known]:
+        allowed = known if sweep.subsets else 'left out, because the sweep has no methods'
+        raise ValueError(f'--against must be of {allowed} ({sweep.path}), got {others[0]!r}')
+    rows = []
+    for row in sweep.rows:
+        against = (f'{method}_{row.subset}' for method in methods if method != row.method)
+        rows.append(replace(row, against=tuple(against)))
+    return replace(sweep, rows=tuple(rows))
 
 
 def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str], Config]:

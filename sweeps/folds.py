@@ -20,6 +20,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from data.folds import folds_of
+from data.groups import all_groups
 from data.predictions import (
     LabelTable,
     Predictions,
@@ -79,6 +80,7 @@ def read_joined(
     *,
     chosen: Mapping[str, Sequence[str]],
     seeds: int,
+    groups: tuple[Sequence[str], str] = ((), ''),
 ) -> Iterator[Scored]:
     """Yield the joined predictions of rows with the labels of a file.
 
@@ -88,6 +90,7 @@ def read_joined(
         names: Rows.
         chosen: Row -> row whose predictions each fold takes, see `tuned`.
         seeds: Seeds from this number on are left out.
+        groups: Columns of groups besides sex, age and view, and a file with them by patient, or ''.
 
     Raises:
         ValueError: If there are no predictions of the rows, or not those of a chosen row.
@@ -112,7 +115,8 @@ def read_joined(
             parts = [joined[row][seed] for row in chosen[name]]
             place = row_names(labels.records.path).get_indexer(row_names(predictions.names))
             predictions = compose(parts, folds_of(labels.records.patient[place], len(parts)))
-        yield Scored(name, seed, match(predictions, labels, name=name, level='image')[0])
+        options = {'level': 'image', 'groups': lambda records: all_groups(records, *groups)}
+        yield Scored(name, seed, match(predictions, labels, name=name, **options)[0])
 
 
 def tuned(sweep: Sweep, folder: Path, save: Path, seeds: int) -> dict[str, list[str]]:

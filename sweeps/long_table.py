@@ -80,14 +80,16 @@ def score_runs(
     *,
     resamples: int,
     seed: int = 0,
+    by_group: bool = False,
 ) -> pd.DataFrame:
     """Return the long table of some runs, with the numbers of cases of each label.
 
     Args:
-        runs: Runs. If their images have groups, each group is also scored.
+        runs: Runs.
         scores: Scores, see `parts_of`; () for the mean and the AUROC of each label.
         resamples: Number of resamples of the patients.
         seed: Seed of the resamples.
+        by_group: Whether each group of the images is scored, too.
     """
     lines: list[dict[str, Any]] = []
     draws: dict[tuple[str, ...], Resamples] = {}  # rows with the same patients share them
@@ -97,7 +99,7 @@ def score_runs(
             draws[patients] = Resamples(patients, resamples=resamples, seed=seed)
         place = {'row': run.row, 'seed': run.seed, 'fold': '', 'split': run.split}
         check_scores(scores, run.images.labels)
-        for group, chosen in _groups(run.images):
+        for group, chosen in _groups(run.images, by_group):
             cases = run.images.select(chosen).at_level(run.level)
             weights = draws[patients].score_weights(cases.patient)
             wanted = scores or (MEANS[0], *cases.labels)
@@ -158,10 +160,10 @@ def read_table(path: Any) -> pd.DataFrame:
         raise ValueError(f'{path} is no long table of scores: {error}') from error
 
 
-def _groups(images: Cases) -> Iterator[tuple[str, np.ndarray]]:
+def _groups(images: Cases, by_group: bool) -> Iterator[tuple[str, np.ndarray]]:
     """Yield everyone and each group, such as 'Sex: Female', with a mask [N] of its images."""
     yield EVERYONE, np.full(len(images), True)
-    for column, values in images.groups.items():
+    for column, values in images.groups.items() if by_group else ():
         for name in sorted({*values} - {''}, key=natural_order):
             yield f'{column}: {name}', values == name
 
@@ -171,12 +173,20 @@ def _values(
 ) -> Iterator[dict[str, Any]]:
     """Yield label, metric, value and resamples of each score that is defined."""
     members = {score: _members(parts_of(score)[1], cases) for score in scores}
-    metrics = dict.fromkeys(['auroc', *(parts_of(score)[0] for score in scores)])
+    metrics: dict[str, dict[str, None]] = {}  # metrics of each label
+    for score, labels in members.items():
+        for label in labels:
+            metrics.setdefault(label, {})[parts_of(score)[0]] = None
+    views = cases.groups.get('View')
     found = {
         label: label_scores(
-            *cases.of_label(label), threshold=thresholds.get(label), weights=weights, names=metrics
+            *cases.of_label(label),
+            threshold=thresholds.get(label),
+            weights=weights,
+            names=names,
+            views=views,
         )
-        for label in dict.fromkeys(label for labels in members.values() for label in labels)
+        for label, names in metrics.items()
     }
     for score, labels in members.items():
         metric, name = parts_of(score)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import PROBES, Config
-from data.groups import all_groups
+from data.groups import all_groups, standard_groups
 from data.predictions import read_complete
 from data.reading import SCORED_SPLITS, read_split
 from data.records import Records, select_views, task_of
@@ -80,7 +80,7 @@ def read_runs(
         sweep: Sweep with these rows.
         split: One of SPLITS, or '' for the first of them that a run was scored on.
         groups: Columns of groups besides sex, age and view, () for EVAL.GROUPS; and a file with
-            such columns by patient, '' for DATA.DEMOGRAPHICS. None for no groups.
+            such columns by patient, '' for DATA.DEMOGRAPHICS. None for sex, age and view alone.
 
     Raises:
         ValueError: If a file of a run cannot be read. The message names it.
@@ -210,8 +210,9 @@ def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _labelled_images(config: Config, split: str, groups: tuple[Sequence[str], str] | None) -> Cases:
     """Return the images of a split as cases without predictions."""
     config = without_cache(config)
-    task, found = task_of(config), {}
+    task = task_of(config)
     records = scored_records(config, split, logging.getLogger(__name__))
+    found = standard_groups(records)
     if groups is not None:
         columns, demographics = groups
         columns = columns or config.EVAL.GROUPS

@@ -23,7 +23,10 @@ def cases() -> Cases:
         patient=np.array(['p', 'p', 'q', 'q'], object),
         probabilities=np.array([[0.2, 0.9], [0.7, 0.1], [0.6, 0.4], [0.5, 0.8]]),
         targets=np.array([[NAN, 0], [1, 0], [0, 0], [NAN, NAN]]),
-        groups={'Sex': np.array(['Male', 'Male', 'Female', ''], object)},
+        groups={
+            'Sex': np.array(['Male', 'Male', 'Female', ''], object),
+            'View': np.array(['Lateral', 'Frontal PA', 'Frontal AP', ''], object),
+        },
         uncertain=np.array([[True, False], [False, False], [False, False], [True, True]]),
     )
 
@@ -61,6 +64,7 @@ def test_a_study_is_one_row_and_uncertain_only_without_a_known_target(cases: Cas
     studies = cases.at_level('study')
     assert studies.path.tolist() == ['a', 'b', 'c'] and studies.patient.tolist() == ['q', 'p', 'q']
     assert studies.groups['Sex'].tolist() == ['Female', 'Male', '']
+    assert studies.groups['View'].tolist() == ['Frontal AP', 'Frontal PA and Lateral', '']
     np.testing.assert_array_equal(studies.probabilities, [[0.6, 0.4], [0.7, 0.9], [0.5, 0.8]])
     np.testing.assert_array_equal(studies.targets, [[0, 0], [1, 0], [NAN, NAN]])
     assert studies.count_uncertain() == {'Edema': 1, 'Fracture': 1}

@@ -37,6 +37,8 @@ def draw(folder: Path) -> tuple[Path, np.ndarray]:
     targets = rng.integers(0, 2, (FOLDS * PER_FOLD, len(LABELS))).astype(float)
     table = pd.DataFrame(targets, columns=LABELS)
     table.insert(0, 'Path', names())
+    table.insert(1, 'AP/PA', ['AP', 'PA', ''] * (FOLDS * PER_FOLD // 3))
+    table.insert(2, 'Sex', ['Male', 'Male', 'Female', 'Female'] * (FOLDS * PER_FOLD // 4))
     table.to_csv(folder / 'all.csv', index=False)
     return folder / 'all.csv', targets
 
@@ -155,7 +157,7 @@ def test_joined_predictions_are_ranks_within_folds(joined: tuple) -> None:
 def test_the_table_has_the_differences_of_scikit_learn(joined: tuple) -> None:
     sweep, targets, values = joined
     folder = sweep.parent
-    assert table_of(sweep, resamples=50) == 0
+    assert table_of(sweep, resamples=200) == 0
 
     def area(name: str, seed: int) -> float:
         ranks = fold_ranks(values[name, seed])
@@ -173,6 +175,40 @@ def test_the_table_has_the_differences_of_scikit_learn(joined: tuple) -> None:
     assert table.loc['pixels_1', 'value'] == 0.5
     page = (folder / 't/mine_mean.md').read_text()
     assert 'scratch_1' in page and 'Not for clinical use' in page
+
+
+def test_scores_within_views_are_compared_as_others_are(joined: tuple) -> None:
+    sweep, targets, values = joined
+    assert table_of(sweep, '--scores', 'auroc_within_views:Edema', resamples=200) == 0
+    lines = pd.read_csv(sweep.parent / 't/mine_auroc_within_views_Edema.csv').set_index('row')
+    views = np.arange(len(targets)) % 3  # AP, PA, and frontal images of unknown direction
+
+    def area(name: str, seed: int) -> float:
+        ranks = fold_ranks(values[name, seed])[:, 0]
+        parts = [(targets[views == v, 0], ranks[views == v]) for v in range(3)]
+        pairs = [(own == 1).sum() * (own == 0).sum() for own, _ in parts]
+        return np.average([roc_auc_score(*part) for part in parts], weights=pairs)
+
+    own, base = ([area(name, seed) for seed in range(2)] for name in ('scratch_1', 'simmim_1'))
+    line = lines.loc['scratch_1']
+    assert line['value'] == pytest.approx(np.mean(own), abs=1e-3)
+    assert line['difference'] == pytest.approx(np.mean(own) - np.mean(base), abs=1e-3)
+    assert line['patients_low'] < line['difference'] < line['patients_high']
+    page = (sweep.parent / 't/mine_auroc_within_views_Edema.md').read_text()
+    assert 'AUROC within views, Edema' in page
+
+
+def test_joined_rows_are_scored_in_groups_if_wanted(joined: tuple, capsys) -> None:
+    sweep, targets, values = joined
+    assert table_of(sweep, '--scores', 'Edema', '--subgroups') == 0
+    lines = pd.read_csv(sweep.parent / 't/mine_Edema_subgroups.csv').set_index(['group', 'row'])
+    chosen = np.arange(len(targets)) % 4 < 2
+    areas = [roc_auc_score(targets[chosen, 0], fold_ranks(values['simmim_1', s])[chosen, 0])
+             for s in range(2)]  # fmt: skip
+    assert lines.loc[('Sex: Male', 'simmim_1'), 'value'] == pytest.approx(np.mean(areas), abs=1e-3)
+    assert 'View: Frontal PA' in lines.index.get_level_values('group')
+    assert table_of(sweep) == 0
+    assert '_subgroups' not in capsys.readouterr().out.rpartition('mine_Edema')[2]
 
 
 def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
@@ -274,12 +310,15 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tu
     assert table_of(sweep, '--row', 'scratch_1', 'pixels_1') == 0
     named = pd.read_csv(folder / 't/mine_Edema.csv')
     assert named['against'].dropna().tolist() == ['pixels_1']
+    assert table_of(sweep, '--row', 'scratch_1', 'simmim_1', '--against', 'pixels') == 0
+    named = pd.read_csv(folder / 't/mine_Edema.csv').set_index('row')['against']
+    assert named.dropna().to_dict() == {'simmim_1': 'pixels_1', 'scratch_1': 'pixels_1'}
 
 
 def test_figures_show_the_differences_of_the_table(joined: tuple, monkeypatch) -> None:
     folder, axes = joined[0].parent, []
     compare_with_pixels(joined[0], ['pixels'])
-    assert table_of(joined[0], '--scores', 'Edema', resamples=50) == 0
+    assert table_of(joined[0], '--scores', 'Edema', resamples=200) == 0
     draw = plots._draw_difference
     monkeypatch.setattr(plots, '_draw_difference', lambda *a: (axes.append(a[0]), draw(*a)))
     words = ['plot', '--sweep', joined[0], '--save', folder / 't', '--scores', 'Edema']
@@ -329,6 +368,7 @@ def test_figures_that_the_tables_do_not_have_are_refused(words, error, joined, c
         (['--scores', 'wrong:Edema'], "got 'wrong:Edema'"),
         (['--scores', 'mean_of_five'], 'no run has a defined mean_of_five'),
         (['--row', 'swav'], 'swav'),
+        (['--against', 'swav'], "got 'swav'"),
         (['--tune'], 'tuning.csv'),
         (['--labels', 'none.csv'], 'none.csv'),
     ],
@@ -440,7 +480,7 @@ def test_tuning_takes_the_setting_that_is_best_on_patients_who_were_not_learned(
     folder = sweep.parent
     words = [*words_of(folder), '--tune']
     assert run('join', '--sweep', sweep, *words) == 0
-    assert table_of(sweep, '--tune', '--resamples', 50) == 0
+    assert table_of(sweep, '--tune', '--resamples', 200) == 0
     choices = pd.read_csv(folder / 't/tuning.csv')
     taken = ['simmim_low_1', 'simmim_1', 'simmim_1']
     assert list(choices[choices['chosen']]['candidate']) == taken

@@ -57,23 +57,27 @@ def ece_in_fractions(probabilities, targets, weights):
     return float(sum(n / total * abs(p / n - y / n) for p, y, n in sums.values()))
 
 
-def by_sklearn(probabilities, targets, threshold, weights=None):
+def by_sklearn(probabilities, targets, threshold, views=None):
     """Compute all metrics except the ECE over the cases with known targets."""
     known = ~np.isnan(targets)
     p, y = probabilities[known], targets[known].astype(int)
-    weights = None if weights is None else weights[known]
     called = (p >= threshold).astype(int)
-    given = {'sample_weight': weights}
-    return {
-        'auroc': roc_auc_score(y, p, **given),
-        'average_precision': average_precision_score(y, p, **given),
-        'f1': f1_score(y, called, **given),
-        'kappa': cohen_kappa_score(y, called, **given),
-        'accuracy': accuracy_score(y, called, **given),
-        'precision': precision_score(y, called, **given),
-        'recall': recall_score(y, called, **given),
-        'specificity': recall_score(y, called, pos_label=0, **given),
-        'brier': brier_score_loss(y, p, **given),
+    within = {}
+    if views is not None:
+        parts = [(y[views[known] == v], p[views[known] == v]) for v in ('AP', 'PA', 'other')]
+        pairs = [(own == 1).sum() * (own == 0).sum() for own, _ in parts]
+        areas = [roc_auc_score(*part) if n else 0 for part, n in zip(parts, pairs, strict=True)]
+        within = {'auroc_within_views': np.average(areas, weights=pairs)}
+    return within | {
+        'auroc': roc_auc_score(y, p),
+        'average_precision': average_precision_score(y, p),
+        'f1': f1_score(y, called),
+        'kappa': cohen_kappa_score(y, called),
+        'accuracy': accuracy_score(y, called),
+        'precision': precision_score(y, called),
+        'recall': recall_score(y, called),
+        'specificity': recall_score(y, called, pos_label=0),
+        'brier': brier_score_loss(y, p),
     }
 
 
@@ -84,6 +88,11 @@ def drawn_cases(seed, num_cases, num_values, dtype=np.float64):
     targets = (rng.random(num_cases) < 0.2 + 0.5 * probabilities).astype(float)
     targets[rng.random(num_cases) < 0.15] = NAN
     return probabilities, targets, rng
+
+
+def drawn_views(rng, num_cases):
+    """Draw views, of which one is unknown and one has few cases."""
+    return rng.choice(np.array(['AP', 'PA', '', 'other'], object), num_cases, p=[0.5, 0.3, 0.15, 0.05])
 
 
 def test_auroc_per_label_ignores_unknown_targets_and_needs_both_classes():
@@ -98,10 +107,11 @@ def test_auroc_per_label_ignores_unknown_targets_and_needs_both_classes():
     [(0, 60, 4, np.float64), (1, 300, 20, np.float32), (2, 300, 10**6, np.float32)],
 )
 def test_every_metric_is_scikit_learns(seed, num_cases, num_values, dtype):
-    probabilities, targets, _ = drawn_cases(seed, num_cases, num_values, dtype)
-    scores = label_scores(probabilities, targets, threshold=0.5)
+    probabilities, targets, rng = drawn_cases(seed, num_cases, num_values, dtype)
+    views = drawn_views(rng, num_cases)
+    scores = label_scores(probabilities, targets, threshold=0.5, views=views)
     assert list(scores) == list(OF_LABELS)
-    for name, wanted in by_sklearn(probabilities.astype(float), targets, 0.5).items():
+    for name, wanted in by_sklearn(probabilities.astype(float), targets, 0.5, views).items():
         assert scores[name].shape == (1,)
         assert scores[name][0] == pytest.approx(wanted, abs=1e-9), name
     known = ~np.isnan(targets)
@@ -116,11 +126,12 @@ def test_weights_count_as_repetitions_in_every_row_and_chunk(chunk, monkeypatch)
     monkeypatch.setattr(evaluation.metrics, 'CHUNK', chunk)
     probabilities, targets, rng = drawn_cases(3, 80, 12)
     weights = rng.poisson(1, (3, 80)).astype(np.uint8)
-    scores = label_scores(probabilities, targets, threshold=0.5, weights=weights)
+    views = drawn_views(rng, 80)
+    scores = label_scores(probabilities, targets, threshold=0.5, weights=weights, views=views)
     for r, row in enumerate(weights):
         repeated = np.repeat(probabilities, row), np.repeat(targets, row)
         known = ~np.isnan(repeated[1])
-        wanted = by_sklearn(*repeated, 0.5)
+        wanted = by_sklearn(*repeated, 0.5, np.repeat(views, row))
         wanted['ece'] = ece_in_fractions(
             repeated[0][known].tolist(), repeated[1][known], [1] * known.sum()
         )
@@ -155,20 +166,31 @@ def test_each_row_of_weights_can_be_undefined(monkeypatch):
     assert nothing_called['f1'][0] == nothing_called['recall'][0] == 0
 
 
+@pytest.mark.parametrize('views', [None, np.full(40, '', object)])
+def test_scores_within_views_need_views_with_both_classes(views) -> None:
+    probabilities, targets = np.linspace(0, 1, 40), np.repeat([0.0, 1.0], 20)
+    assert np.isnan(label_scores(probabilities, targets, threshold=None, views=views)
+                    ['auroc_within_views'])  # fmt: skip
+    by_label = np.where(targets == 1, 'AP', 'PA').astype(object)
+    scores = label_scores(probabilities, targets, threshold=None, views=by_label)
+    assert scores['auroc'] == 1 and np.isnan(scores['auroc_within_views'])
+
+
 def test_only_metrics_of_decisions_are_undefined_without_a_threshold():
-    probabilities, targets, _ = drawn_cases(6, 80, 9)
-    scores = label_scores(probabilities, targets, threshold=NAN)
+    probabilities, targets, rng = drawn_cases(6, 80, 9)
+    scores = label_scores(probabilities, targets, threshold=NAN, views=drawn_views(rng, 80))
     assert {name for name, values in scores.items() if np.isnan(values).any()} == {
         name for name, entry in OF_LABELS.items() if ('threshold' in entry.needs)
     }
 
 
 def test_a_mean_over_labels_is_undefined_without_the_auroc_of_a_label():
-    values = {'a': [0.5, 0.7, 0.9], 'b': [0.7, 0.8, 1.0], 'c': [NAN, 0.1, 0.2]}
+    draws = np.linspace(0.1, 0.9, 200)
+    values = {'a': [0.5, *draws], 'b': [0.7, *(draws / 2)], 'c': [NAN, *draws]}
     per_label = {k: dict.fromkeys(OF_LABELS, np.array(v)) for k, v in values.items()}
     means = mean_summaries(per_label, ['a', 'b'])
     assert list(means) == list(OF_LABELS)
-    low, high = np.percentile([0.75, 0.95], [2.5, 97.5])
+    low, high = np.percentile(0.75 * draws, [2.5, 97.5])
     assert means['f1'] == pytest.approx({'value': 0.6, 'low': low, 'high': high})
     for labels in (['a', 'c'], ['a', 'missing'], []):
         assert mean_summaries(per_label, labels) is None
@@ -177,8 +199,9 @@ def test_a_mean_over_labels_is_undefined_without_the_auroc_of_a_label():
 def test_a_mean_over_labels_leaves_out_labels_without_a_threshold_and_names_them():
     per_label = {}
     for name, threshold in (('a', 0.5), ('b', None), ('c', 0.4)):
-        probabilities, targets, _ = drawn_cases(ord(name), 80, 9)
-        per_label[name] = label_scores(probabilities, targets, threshold=threshold)
+        probabilities, targets, rng = drawn_cases(ord(name), 80, 9)
+        options = {'threshold': threshold, 'views': drawn_views(rng, 80)}
+        per_label[name] = label_scores(probabilities, targets, **options)
     means = mean_summaries(per_label, ['a', 'b', 'c'])
     for name, entry in OF_LABELS.items():
         counted = ['a', 'c'] if ('threshold' in entry.needs) else ['a', 'b', 'c']
@@ -249,8 +272,9 @@ def test_the_score_table_counts_cases_and_lists_undefined_labels():
 def test_a_perfect_prediction_has_the_best_value(name):
     """`higher_is_better` is correct for every registered metric."""
     p, y = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 1.0])
-    best = label_scores(p, y, threshold=0.5)[name][0]
-    other = label_scores(np.array([0.3, 0.8, 0.4, 0.6]), y, threshold=0.5)[name][0]
+    options = {'threshold': 0.5, 'views': np.full(4, 'AP', object)}
+    best = label_scores(p, y, **options)[name][0]
+    other = label_scores(np.array([0.3, 0.8, 0.4, 0.6]), y, **options)[name][0]
     assert (best > other) == METRICS[name].higher_is_better
 
 

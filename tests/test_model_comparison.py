@@ -21,7 +21,8 @@ def make_pair(*, rows_each=1, unknown=0.1):
     targets = (rng.random((80, len(LABELS))) < 0.4).astype(float)
     shared = 1.5 * targets + rng.normal(0, 0.7, targets.shape)
     targets[rng.random(targets.shape) < unknown] = NAN
-    given = {'labels': LABELS, 'study': np.array(names, object)}
+    views = rng.choice(np.array(['Frontal AP', 'Frontal PA', ''], object), 80, p=[0.5, 0.4, 0.1])
+    given = {'labels': LABELS, 'study': np.array(names, object), 'groups': {'View': views}}
     return [
         make_cases(expit(shared + rng.normal(0, noise, targets.shape)), targets, name=name, **given)
         for name, noise in (('first', 0.5), ('second', 1.5))
@@ -38,8 +39,8 @@ def areas_of_resample(cases, counts, k):
 @pytest.mark.parametrize('rows_each', [1, 2])
 def test_equals_scikit_learn_on_resamples_written_out(rows_each):
     a, b = make_pair(rows_each=rows_each)
-    found = compare(a, b, resamples=20, seed=3)
-    weights = Resamples(a.patient, resamples=20, seed=3).weights(a.patient)
+    found = compare(a, b, resamples=200, seed=3)
+    weights = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
     ones, per_label, values = np.ones(len(a), int), {}, {}
     for k, label in enumerate(LABELS):
         values[label] = areas_of_resample(a, ones, k) - areas_of_resample(b, ones, k)
@@ -55,13 +56,41 @@ def test_equals_scikit_learn_on_resamples_written_out(rows_each):
         wanted = {'value': values[name], 'low': low, 'high': high}
         assert entry['difference'] == pytest.approx(wanted), name
         below, above = (per_label[name] <= 0).sum(), (per_label[name] >= 0).sum()
-        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 21))
+        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 201))
+
+
+def test_differences_within_views_are_those_of_scikit_learn():
+    a, b = make_pair()
+    found = compare(a, b, resamples=200, seed=3)
+    weights = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
+    views = [a.groups['View'] == name for name in ('Frontal AP', 'Frontal PA')]
+
+    def area(cases, counts, k):
+        pairs, total = 0, 0.0
+        for chosen in views:
+            own = np.where(chosen, counts, 0)
+            rows = np.repeat(a.targets[:, k], own)
+            count = int((rows == 1).sum() * (rows == 0).sum())
+            pairs, total = pairs + count, total + count * areas_of_resample(cases, own, k)
+        return total / pairs
+
+    for name, ks in (('Fracture', [1]), ('mean', [0, 1, 2])):
+        drawn = [np.mean([area(a, w, k) - area(b, w, k) for k in ks])
+                 for w in (np.ones(len(a), int), *weights)]  # fmt: skip
+        entry = found['means']['labels'] if name == 'mean' else found['labels'][name]
+        low, high = np.percentile(drawn[1:], [2.5, 97.5])
+        wanted = {'value': drawn[0], 'low': low, 'high': high}
+        assert entry['within_views'] == pytest.approx(wanted), name
+    (one, two) = (replace(cases, groups={}) for cases in (a, b))
+    none = compare(one, two, resamples=200, seed=3)['labels']['Fracture']
+    assert np.isnan(none['within_views']['value'])
+    assert none['difference'] == found['labels']['Fracture']['difference']
 
 
 @pytest.mark.parametrize('rows_each', [1, 2])
 def test_delong_needs_one_row_per_patient(rows_each):
     a, b = make_pair(rows_each=rows_each)
-    entries = compare(a, b, resamples=50, seed=0)['labels'].values()
+    entries = compare(a, b, resamples=200, seed=0)['labels'].values()
     by_delong = [
         delong_test(a.probabilities[:, k], b.probabilities[:, k], a.targets[:, k]) for k in range(3)
     ]
@@ -74,7 +103,7 @@ def test_predictions_that_are_the_same_or_in_the_same_order_are_named():
     for k, values in enumerate((a.probabilities[:, 0], a.probabilities[:, 1] / 2)):
         b.probabilities[:, k] = values
     b.probabilities[np.isnan(a.targets[:, 0]), 0] = 0.5  # not scored
-    found = compare(a, b, resamples=50, seed=0)
+    found = compare(a, b, resamples=200, seed=0)
     assert [entry['same'] for entry in found['labels'].values()] == [
         'identical',
         'same order of cases',
@@ -82,7 +111,7 @@ def test_predictions_that_are_the_same_or_in_the_same_order_are_named():
     ]
     assert found['means']['labels']['same'] == ''
     one, two = (cases.with_labels([True, True, False]) for cases in (a, b))
-    mean = compare(one, two, resamples=50, seed=0)['means']['labels']
+    mean = compare(one, two, resamples=200, seed=0)['means']['labels']
     assert mean['same'] == 'same order of cases'
     assert mean['difference']['value'] == 0
     assert np.isnan([mean['difference']['low'], mean['p_bootstrap']]).all()
@@ -90,9 +119,9 @@ def test_predictions_that_are_the_same_or_in_the_same_order_are_named():
 
 def test_rows_are_matched_by_path_and_labels_by_name():
     a, b = make_pair()
-    wanted = compare(a, b, resamples=40, seed=1)
+    wanted = compare(a, b, resamples=200, seed=1)
     shuffled = b.select(np.random.default_rng(0).permutation(len(b)))
-    assert compare(a, shuffled, resamples=40, seed=1) == wanted
+    assert compare(a, shuffled, resamples=200, seed=1) == wanted
     columns = [2, 0]
     fewer = replace(
         b,
@@ -100,7 +129,7 @@ def test_rows_are_matched_by_path_and_labels_by_name():
         probabilities=b.probabilities[:, columns],
         targets=b.targets[:, columns],
     )
-    found = compare(a, fewer, resamples=40, seed=1)
+    found = compare(a, fewer, resamples=200, seed=1)
     assert list(found['labels']) == ['Edema', 'Cardiomegaly']
     for label, entry in found['labels'].items():
         assert entry['difference'] == wanted['labels'][label]['difference']
@@ -111,7 +140,7 @@ def test_a_label_of_one_class_is_left_out_of_the_comparison_and_its_mean():
     a.targets[:, 1] = 0.0  # the array is shared by both
     a.targets[1:, 2] = 0.0
     a.targets[0, 2] = 1.0
-    found = compare(a, b, resamples=200, seed=0)
+    found = compare(a, b, resamples=2000, seed=0)
     assert list(found['labels']) == ['Edema', 'Cardiomegaly']
     single = found['labels']['Cardiomegaly']
     assert not np.isnan(single['difference']['value'])
@@ -121,13 +150,14 @@ def test_a_label_of_one_class_is_left_out_of_the_comparison_and_its_mean():
 
 
 def test_bootstrap_p_worked_by_hand():
-    assert bootstrap_p(np.array([0.1] * 17 + [-0.1] * 2)) == pytest.approx(2 * 3 / 20)
-    assert bootstrap_p(np.linspace(-0.2, -0.1, 19)) == pytest.approx(2 * 1 / 20)
-    assert np.isnan(bootstrap_p(np.full(19, -0.1)))  # no interval
-    assert bootstrap_p(np.array([0.0] * 3 + [0.1] * 16)) == pytest.approx(2 * 4 / 20)
-    assert bootstrap_p(np.array([0.1, -0.1])) == 1.0
-    assert bootstrap_p(np.array([0.1] * 18 + [0.2, NAN])) == pytest.approx(2 * 1 / 20)
-    assert np.isnan(bootstrap_p(np.array([0.1] * 18 + [NAN] * 2)))
+    assert bootstrap_p(np.array([0.1] * 397 + [-0.1] * 2)) == pytest.approx(2 * 3 / 400)
+    assert bootstrap_p(np.linspace(-0.2, -0.1, 399)) == pytest.approx(2 * 1 / 400)
+    assert np.isnan(bootstrap_p(np.full(399, -0.1)))  # no interval
+    assert bootstrap_p(np.array([0.0] * 3 + [0.1] * 396)) == pytest.approx(2 * 4 / 400)
+    assert bootstrap_p(np.array([0.1, -0.1] * 100)) == 1.0
+    assert np.isnan(bootstrap_p(np.array([0.1, -0.1] * 99)))  # 198 resamples are too few
+    assert bootstrap_p(np.array([0.1] * 398 + [0.2, NAN])) == pytest.approx(2 * 1 / 400)
+    assert np.isnan(bootstrap_p(np.array([0.1] * 300 + [0.2] + [NAN] * 20)))
 
 
 def test_holm_worked_by_hand():
