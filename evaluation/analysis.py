@@ -29,7 +29,7 @@ from evaluation.metrics import (
     summaries,
 )
 from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
-from evaluation.subgroups import score_groups
+from evaluation.subgroups import score_groups, score_metadata
 
 CURVE_POINTS = 200  # largest number of points in a curve
 HISTOGRAM_BINS = 20
@@ -42,7 +42,7 @@ class HeldOut:
     thresholds: np.ndarray  # [K]
     temperatures: np.ndarray  # [K]
     missing: tuple[str, ...] = ()  # labels that the held-out cases do not have
-    few: tuple[str, ...] = ()  # [K] `few_cases` of the held-out cases; () if they are unknown
+    counts: tuple[dict[str, Any], ...] = ()  # [K] their `case_counts`, {} where unknown
 
 
 def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
@@ -55,18 +55,18 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
         thresholds[:] = HALF
     if holdout is None:
         return HeldOut(thresholds, temperatures)
-    rows, few = holdout.at_level(protocol.level), [''] * len(labels)
+    rows, counts = holdout.at_level(protocol.level), [{} for _ in labels]
     for k, label in enumerate(labels):
         if label in rows.labels:
             pair = rows.of_label(label)
-            few[k] = case_counts(pair[1])['few']
+            counts[k] = case_counts(pair[1])
             if not is_fixed:
                 thresholds[k] = choose_threshold(
                     *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
                 )
             temperatures[k] = fit_temperature(*pair)
     missing = tuple(label for label in labels if label not in rows.labels)
-    return HeldOut(thresholds, temperatures, missing, tuple(few))
+    return HeldOut(thresholds, temperatures, missing, tuple(counts))
 
 
 def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, Any]:
@@ -80,7 +80,8 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     undefined = [label for label, both in zip(rows.labels, has_both, strict=True) if not both]
     every = rows
     cases, rows = cases.with_labels(has_both), rows.with_labels(has_both)
-    few_held_out = np.array(held_out.few or [''] * len(has_both))[has_both].tolist()
+    counts = held_out.counts or [{} for _ in has_both]
+    counts = [own for own, both in zip(counts, has_both, strict=True) if both]
     held_out = HeldOut(held_out.thresholds[has_both], held_out.temperatures[has_both])
     resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
     weights = resamples.score_weights(rows.patient)
@@ -89,7 +90,9 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     scores, entries = {}, []
     for k, label in enumerate(rows.labels):
         pair, threshold = rows.of_label(label), held_out.thresholds[k]
-        scores[label] = label_scores(*pair, threshold=threshold, weights=weights)
+        scores[label] = label_scores(
+            *pair, threshold=threshold, weights=weights, views=rows.views()
+        )
         if protocol.ranks_only:
             scores[label] |= dict.fromkeys(
                 applicable({'probabilities'}), np.full(len(weights), np.nan)
@@ -103,7 +106,8 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
                 **case_counts(pair[1]),
                 'scores': summaries(scores[label]) | more,
                 'threshold': float(threshold),
-                'few_held_out': few_held_out[k],
+                'held_out': counts[k],
+                'few_held_out': counts[k].get('few', ''),
                 'temperature': temperature,
                 'calibration': curves,
                 'confusion': _confusion(*pair, threshold),
@@ -130,6 +134,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
             'undefined': undefined,
         },
         'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
+        'metadata': score_metadata(rows, weights),
         'worst_errors': worst_errors(rows, held_out.thresholds),
     }
 

@@ -21,6 +21,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
+from scipy.stats import fisher_exact
 
 from data.labels import COMPETITION_LABELS, describe_same
 from data.splits import shared_patients
@@ -28,12 +29,13 @@ from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
-from evaluation.intervals import LEVEL, add_holm
+from evaluation.intervals import LEVEL, MIN_RESAMPLES, add_holm
 from evaluation.metrics import (
     FEW_CASES,
     METRICS,
     OF_CLASSES,
     OF_LABEL,
+    Metric,
     Protocol,
     applicable,
     headline_labels,
@@ -88,13 +90,20 @@ ONE_TRAINING = (
     'does not show that a method is better.'
 )
 NO_RESAMPLES = (
-    'there are no intervals and no p-values of the bootstrap, because the number of resamples is 0'
+    'there are no intervals and no p-values of the bootstrap, because the number of resamples is '
+    '{resamples}, and fewer than {least} would not show them'
 )
+# Metadata that rank a label better than this raise an alert, if it is no chance.
+METADATA_AREA = 0.6
+# Thresholds are marked if the odds of a positive case were this many times higher or lower, and a
+# test of both shares has a smaller p-value than OTHER_SHARE.
+ODDS, OTHER_SHARE = 1.5, 0.01
 SMALL_SPAN = 0.02  # a smaller range of the probabilities of a label raises an alert
 CHANCE = 0.5  # AUROC of random predictions
 NO_INTERVAL = 'there is no interval, because too many resamples lack a class of one label'
 UNDEFINED = (
-    'A score has no interval if there are few cases, if more than 5 of 100 resamples leave the '
+    f'A score has no interval with fewer than {MIN_RESAMPLES} resamples of the patients, if there '
+    'are few cases, if more than 5 of 100 resamples leave the '
     'score undefined, or if all resamples have the same score.'
 )
 TASK_WORDS = {  # DATA.TASK -> what a model predicts
@@ -154,19 +163,24 @@ def build_document(
         'format': FORMAT,
         'title': TITLE,
         'run': [{'name': name, 'value': str(value)} for name, value in run.items()],
-        'headline': _headline(main, told, protocol.resamples > 0) if main else None,
+        'headline': _headline(main, told, protocol.resamples >= MIN_RESAMPLES) if main else None,
         'not_comparable': NOT_COMPARABLE,
         'ranks_only': protocol.ranks_only,
         'published': context,
-        'alerts': [*told, *_set_lines(scored, _model_alerts)],
+        'alerts': [
+            *told,
+            *_set_lines(scored, _model_alerts),
+            *_set_lines(scored, _metadata_alerts),
+        ],
         'warnings': [
             *warnings,
             *shared_patients(patients or {}),
             *([NO_PATIENTS] if any(map(_has_no_patients, sets)) else []),
             *([RANKS_ONLY] if protocol.ranks_only else []),
             *([NO_HELD_OUT] if holdout is None and not protocol.ranks_only else []),
-            *([] if protocol.resamples else [NO_RESAMPLES]),
+            *_resamples_warning(protocol.resamples),
             *_set_lines(scored, _repeated_labels),
+            *_set_lines(scored, _other_shares),
             *_set_lines(scored, label_warnings),
         ],
         'sets': scored,
@@ -238,13 +252,20 @@ def compare_with_baselines(
 def _too_few_resamples(num_labels: int, *, resamples: int) -> str:
     """Say that no corrected p-value of a comparison can be significant; '' if one can be."""
     smallest = num_labels * 2 / (resamples + 1)
-    if not resamples or smallest < 1 - LEVEL:
+    if resamples < MIN_RESAMPLES or smallest < 1 - LEVEL:
         return ''
     needed = math.floor(2 * num_labels / (1 - LEVEL))
     return (
         f'no corrected p can be below {1 - LEVEL:.2f}: with {resamples} resamples and {num_labels} '
         f'labels it is at least {min(1.0, smallest):.3f}. This needs more than {needed} resamples.'
     )
+
+
+def _resamples_warning(resamples: int) -> list[str]:
+    """Say why there are no intervals with so few resamples; [] if they are enough."""
+    if resamples >= MIN_RESAMPLES:
+        return []
+    return [NO_RESAMPLES.format(resamples=resamples, least=MIN_RESAMPLES)]
 
 
 def _mean_area(cases: Cases) -> float:
@@ -286,7 +307,13 @@ def write_report(
 
 def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
     """Format the main scores of one of the report's `sets`, in a row for each label and mean."""
-    shown = {name: metric.title for name, metric in METRICS.items() if metric.in_summary}
+    within = [part['scores']['auroc_within_views']['value'] for part in entry['labels']]
+    has_views = not np.isnan(within).all()
+    shown = {
+        name: metric.title
+        for name, metric in METRICS.items()
+        if metric.in_summary or (has_views and 'views' in metric.needs)
+    }
     counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
     scores = {part['label']: part['scores'] for part in entry['labels']}
     for key in MEAN_TITLES:
@@ -333,11 +360,14 @@ def _format_differences(parts: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
             f'0.000, {part["same"]}' if part['same'] else _format_score(part['difference']),
             _format_p(part['p_bootstrap']),
             _format_p(part['p_holm']) if 'p_holm' in part else '',
+            _format_score(part['within_views']),
         ]
         for label, part in parts.items()
     }
-    columns = ['difference in AUROC', 'p (bootstrap)', 'p (Holm)']
-    return pd.DataFrame.from_dict(rows, orient='index', columns=columns)
+    columns = ['difference in AUROC', 'p (bootstrap)', 'p (Holm)', 'within views']
+    table = pd.DataFrame.from_dict(rows, orient='index', columns=columns)
+    has_views = any(not np.isnan(part['within_views']['value']) for part in parts.values())
+    return table if has_views else table.drop(columns='within views')
 
 
 def _format_p(value: float) -> str:
@@ -402,9 +432,30 @@ def _headline(scored: dict[str, Any], told: Sequence[str], has_intervals: bool) 
         'set': scored['name'],
         'name': name,
         'score': score,
+        'by_view': _by_view(scored, key) if counted else [],
         'note': '; '.join(notes),
         'alerts': [*told],
     } | described
+
+
+def _by_view(scored: dict[str, Any], mean: str) -> list[dict[str, Any]]:
+    """Return the scores of the headline in each view, and within views, if several are scored."""
+    found = [column['groups'] for column in scored['groups'] if column['column'] == 'View']
+    groups = found[0] if found else []
+    if len(groups) < 2:
+        return []
+    rows = [
+        {'view': group['group'], 'rows': group['rows'], 'score': group['means'][mean]}
+        for group in groups
+    ]
+    return [
+        *rows,
+        {
+            'view': METRICS['auroc_within_views'].title,
+            'rows': scored['rows'],
+            'score': scored['means'][mean]['auroc_within_views'],
+        },
+    ]
 
 
 def _has_no_patients(cases: Cases) -> bool:
@@ -479,6 +530,45 @@ def _small_groups(entry: dict[str, Any]) -> list[str]:
         for group in column['groups']
         if group['labels'] and all(part['few'] for part in group['labels'].values())
     ]
+
+
+def _metadata_alerts(entry: dict[str, Any]) -> Iterator[str]:
+    """Report labels that the view, or age and sex, rank without an image."""
+    for name, areas in entry['metadata'].items():
+        found = [
+            f'{label} {_format_score(area)}'
+            for label, area in areas.items()
+            if area['value'] > METADATA_AREA and not area['low'] <= CHANCE
+        ]
+        if found:
+            yield (
+                f'without an image, the {name} of a case ranks it with an AUROC of '
+                f'{", ".join(found)}: a model may have learned the {name} in place of the finding. '
+                f'Compare the scores by {name}'
+            )
+
+
+def _other_shares(entry: dict[str, Any]) -> Iterator[str]:
+    """Report thresholds that were chosen on cases with another share of positives."""
+    found = []
+    for part in entry['labels']:
+        held_out = part['held_out']
+        if not held_out.get('n') or np.isnan([part['threshold'], part['temperature']]).all():
+            continue
+        table = [
+            [counts['positives'], counts['n'] - counts['positives']] for counts in (held_out, part)
+        ]
+        odds = [(positives + 0.5) / (negatives + 0.5) for positives, negatives in table]
+        is_other = max(odds) / min(odds) > ODDS and fisher_exact(table).pvalue < OTHER_SHARE
+        if is_other:
+            shares = [100 * counts['positives'] / counts['n'] for counts in (held_out, part)]
+            found.append(f'{part["label"]} ({shares[0]:.0f} % there, {shares[1]:.0f} % here)')
+    if found:
+        yield (
+            'thresholds and temperatures were chosen on cases with another share of positives, so '
+            'precision, F1, accuracy, Brier score and ECE here say little about a use with that '
+            f'share: {", ".join(found)}'
+        )
 
 
 def _shows_order(auroc: dict[str, Any]) -> bool:
@@ -581,13 +671,18 @@ def _lines_of_set(place: Place, entry: Mapping[str, Any]) -> Iterator[Line]:
         yield from _lines(place | {'label': label['label']}, values)
     for key, name in MEAN_LABELS.items():
         yield from _lines(place | {'label': name}, entry['means'][key] or {})
+    for about, areas in entry['metadata'].items():
+        for label, area in areas.items():
+            metric = f'auroc_of_{about.replace(" ", "_")}'
+            yield from _lines(place | {'label': label}, {metric: area})
     for column in entry['groups']:
         for group in column['groups']:
             name = f'{column["column"]}: {group["group"]}'
             yield from _lines_of_group(place | {'group': name}, group)
         for label, gap in column['gaps'].items():
             pair = f'{column["column"]}: {gap["best"]} minus {gap["worst"]}'
-            yield from _lines(place | {'group': pair, 'label': label}, {'auroc_gap': gap['gap']})
+            values = {'auroc_gap': gap['gap'], 'p_holm': gap['p_holm']}
+            yield from _lines(place | {'group': pair, 'label': label}, values)
 
 
 def _lines_of_group(place: Place, group: Mapping[str, Any]) -> Iterator[Line]:
@@ -645,9 +740,9 @@ def _render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         charts=charts,
-        metrics=applicable(OF_LABEL),
+        metrics=_shown(applicable(OF_LABEL), report),
         decisions=[*applicable({'threshold'}).values()],
-        ranking_columns=_ranking_columns(),
+        ranking_columns=_ranking_columns(report),
         summary_columns=_summary_columns(),
         explanations={
             entry.title: f'{entry.explanation} {"Higher" if entry.higher_is_better else "Lower"} '
@@ -669,10 +764,20 @@ def _main_first(report: dict) -> list[dict]:
     return sorted(report['sets'], key=lambda entry: entry['name'] != main)
 
 
-def _ranking_columns() -> list[tuple[str, str]]:
+def _shown(metrics: Mapping[str, Metric], report: dict) -> dict[str, Metric]:
+    """Leave out the metrics of views if no set has several views."""
+    labels = [label['scores'] for entry in report['sets'] for label in entry['labels']]
+    return {
+        name: entry
+        for name, entry in metrics.items()
+        if 'views' not in entry.needs or any(scores[name]['value'] is not None for scores in labels)
+    }
+
+
+def _ranking_columns(report: dict) -> list[tuple[str, str]]:
     """Return (heading, name) of the scores without a threshold in the table of labels."""
     columns = []
-    for name, entry in applicable({'order', 'probabilities'}).items():
+    for name, entry in _shown(applicable({'order', 'probabilities', 'views'}), report).items():
         columns.append((entry.title, name))
         if name == 'auroc':
             columns.append((f'{entry.title}, DeLong', 'auroc_delong'))

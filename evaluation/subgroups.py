@@ -9,17 +9,21 @@ import pandas as pd
 
 from data.labels import NO_FINDING
 from evaluation.cases import Cases
-from evaluation.intervals import Resamples
+from evaluation.intervals import Resamples, add_holm, interval
 from evaluation.metrics import (
     Protocol,
     case_counts,
+    has_few_cases,
     label_scores,
     mean_summaries,
     summaries,
     summary,
 )
+from evaluation.tuning import patient_folds
 
 STANDARD_COLUMNS = ('Age', 'Sex')  # columns that the standardised AUROC adjusts for
+# What may rank cases without an image -> columns of groups.
+METADATA = {'view': ('View',), 'age and sex': STANDARD_COLUMNS}
 
 
 def score_groups(
@@ -29,9 +33,10 @@ def score_groups(
 
     Groups contain images, which are then combined to the level of the protocol. In a group of a
     view, a study is therefore scored by the images with this view. All groups share the thresholds
-    [K], NaN if there is none, and the resamples of patients.
+    [K], NaN if there is none, and the resamples of patients. The p-values of the gaps are corrected
+    over all labels and columns.
     """
-    columns = []
+    columns: list[dict[str, Any]] = []
     everyone = cases.at_level(protocol.level)
     for column, values in cases.groups.items():
         strata = [name for name in STANDARD_COLUMNS if name != column and name in cases.groups]
@@ -48,7 +53,52 @@ def score_groups(
             groups.append(_describe_group(name, rows, scores, weights, shares))
         if groups:
             columns.append({'column': column, 'groups': groups, 'gaps': _gaps(groups, areas)})
+    add_holm([gap for part in columns for gap in part['gaps'].values()])
     return columns
+
+
+def ranks_of_groups(cases: Cases, columns: Sequence[str]) -> np.ndarray:  # [N, K]
+    """Rank the cases of each label by their group alone, such as their age and sex.
+
+    A group is a combination of values of the columns. The groups are ordered by their shares of
+    positive cases among the patients of other folds, so a label does not rank itself.
+    """
+    group = _strata(cases, columns)
+    targets = pd.DataFrame(cases.targets)
+    fold, ranks = patient_folds(cases.targets, cases.patient), np.full(cases.targets.shape, 0.5)
+    for number in np.unique(fold):
+        own = fold == number
+        shares = targets[~own].groupby(group[~own]).mean().rank(pct=True)
+        ranks[own] = shares.reindex(group[own]).fillna(0.5)
+    return ranks
+
+
+def score_metadata(cases: Cases, weights: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Score how well METADATA alone rank the cases, for the report's `metadata`.
+
+    Args:
+        cases: Rows at the level of the scores.
+        weights: A row of ones and of each resample, [1 + R, N].
+
+    Returns:
+        Name of the metadata -> label -> summary of the AUROC, where groups are known and the label
+        has enough cases.
+    """
+    found = {}
+    for name, columns in METADATA.items():
+        if not all(len({*cases.groups.get(column, ())} - {''}) > 1 for column in columns):
+            continue
+        ranks = ranks_of_groups(cases, columns)
+        found[name] = {
+            label: summary(
+                label_scores(ranks[:, k], target, threshold=None, weights=weights, names=['auroc'])[
+                    'auroc'
+                ]
+            )
+            for k, (label, target) in enumerate(zip(cases.labels, cases.targets.T, strict=True))
+            if not has_few_cases(target)
+        }
+    return found
 
 
 def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np.ndarray:
@@ -126,25 +176,48 @@ def _gaps(
 ) -> dict[str, dict[str, Any]]:
     """Find the groups with the highest and lowest AUROC for each label, and the difference.
 
-    The groups are selected as extremes, so a gap above 0 is expected even if all groups are equal.
-    Among more than two groups it has no interval, because one that excludes 0 would be common. The
-    interval of two groups uses the same resamples for both.
+    Groups with few cases are left out if two others remain. The groups are selected as extremes, so
+    a gap above 0 is expected even if all groups are equal. Among more than two groups it has no
+    interval, because one that excludes 0 would be common, but a p-value that counts all of them.
     """
     gaps = {}
     labels = {group['group']: group['labels'] for group in groups}
     for label in groups[0]['labels']:
-        of_group = {name: found[label] for name, found in areas.items()}
-        defined = [name for name, area in of_group.items() if not np.isnan(area[0])]
-        if len(defined) > 1:
-            worst, *_, best = sorted(defined, key=lambda name: of_group[name][0])
+        of_group = {
+            name: found[label] for name, found in areas.items() if not np.isnan(found[label][0])
+        }
+        enough = [name for name in of_group if not labels[name][label]['few']]
+        compared = enough if len(enough) > 1 else [*of_group]
+        if len(compared) > 1:
+            worst, *_, best = sorted(compared, key=lambda name: of_group[name][0])
             gap = of_group[best] - of_group[worst]
             gaps[label] = {
                 'best': best,
                 'worst': worst,
-                'few': any(labels[name][label]['few'] for name in (best, worst)),
-                'gap': summary(gap if len(defined) == 2 else gap[:1]),
+                'few': len(enough) < 2,
+                'gap': summary(gap if len(compared) == 2 else gap[:1]),
+                'p_bootstrap': range_p(np.stack([of_group[name] for name in compared])),
             }
     return gaps
+
+
+def range_p(areas: np.ndarray) -> float:
+    """Return the bootstrap p-value of the hypothesis that groups have the same AUROC.
+
+    The deviations of the resamples from the scores show how wide a range of AUROCs is by chance:
+    the p-value is the share of the resamples, each count increased by one, whose deviations have at
+    least the range of the scores. It is NaN where an interval would be undefined.
+
+    Args:
+        areas: AUROC of each of G groups, followed by its bootstrap replicates, [G, 1 + R].
+
+    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 4.4.
+    """
+    by_chance = np.ptp(areas[:, 1:] - areas[:, :1], axis=0)  # NaN if one group is undefined
+    if np.isnan(interval(by_chance)[0]):
+        return float('nan')
+    by_chance = by_chance[~np.isnan(by_chance)]
+    return float((1 + np.sum(by_chance >= np.ptp(areas[:, 0]))) / (1 + by_chance.size))
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:

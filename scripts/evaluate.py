@@ -102,7 +102,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     choice('--threshold', 'EVAL.THRESHOLD', default.EVAL.THRESHOLD, 'rule for thresholds')
     add('--sensitivity', type=float, default=Protocol.sensitivity, help='target of this rule')
     whole = at_least(0)
-    add('--resamples', type=whole, default=default.EVAL.RESAMPLES, help='resamples of the patients')
+    add(
+        '--resamples',
+        type=whole,
+        default=default.EVAL.RESAMPLES,
+        help='resamples of the patients (%(default)s; below 200 there are no intervals)',
+    )
     add('--seed', type=whole, default=default.SEED, help='seed of the resamples (%(default)s)')
     add('--groups', nargs='+', default=[], metavar='COLUMN', help='more columns for subgroups')
     add('--demographics', type=Path, metavar='FILE', help='.csv or .xlsx file with these columns')
@@ -357,8 +362,8 @@ def read_thresholds(
             raise ValueError(f'{file} is not a report.json of one model: {error!r}') from error
         chosen = {label: parts.get(label, {}) for label in cases.labels}
         missing = tuple(label for label in cases.labels if label not in parts)
-        few = tuple(str(part.get('few_held_out', '')) for part in chosen.values())
-        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS), missing, few))
+        counts = tuple(_counts_of(part) for part in chosen.values())
+        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS), missing, counts))
         if np.isnan(fitted[-1].thresholds).all():
             raise ValueError(f'{file} has no threshold for any of these labels')
         now = protocol.level, protocol.views
@@ -369,6 +374,17 @@ def read_thresholds(
             )
         sources.append(f'from {file} ({entry["name"]})')
     return fitted, '; '.join(sources), warnings
+
+
+def _counts_of(part: dict[str, Any]) -> dict[str, Any]:
+    """Return the `case_counts` behind a threshold of a report.json, as far as it has them."""
+    held_out = part.get('held_out')
+    counts = {'few': str(part.get('few_held_out', ''))}
+    if isinstance(held_out, dict) and all(
+        isinstance(held_out.get(key), float) for key in ('n', 'positives')
+    ):
+        counts |= {key: int(held_out[key]) for key in ('n', 'positives')}
+    return counts
 
 
 def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:

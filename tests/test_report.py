@@ -42,7 +42,7 @@ from sweeps.long_table import read_table
 
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="alert(1)">\'&amp;{{ 7 }}'
 LABELS = (*COMPETITION_LABELS, 'Fracture', HOSTILE)
-PROTOCOL = Protocol(level='image', resamples=20)
+PROTOCOL = Protocol(level='image', resamples=200)
 VOID = {'meta', 'link', 'img', 'br', 'col'}
 
 
@@ -84,7 +84,11 @@ def some_cases(name: str = 'test', *, seed: int = 0, labels: tuple = LABELS):
     sex = rng.choice(np.array(['Female', 'Male', HOSTILE], object), len(targets))
     noise = np.random.default_rng(seed).normal(size=targets.shape)
     probabilities = 1 / (1 + np.exp(-(2 * targets - 1 + noise)))
-    return make_cases(probabilities, targets, name=name, labels=labels, groups={'Sex': sex})
+    groups = {
+        'Sex': sex,
+        'View': rng.choice(np.array(['Frontal AP', HOSTILE], object), len(targets)),
+    }
+    return make_cases(probabilities, targets, name=name, labels=labels, groups=groups)
 
 
 def make_document(folder: Path) -> dict:
@@ -378,7 +382,27 @@ def test_too_few_resamples_for_a_corrected_p_are_said() -> None:
     assert np.isnan(entry['labels'][LABELS[0]]['p_holm']) and not entry['note']
     assert differences_table(entry)['p (Holm)'][LABELS[0]] == 'n/a'
     document = make_comparison(models, replace(PROTOCOL, resamples=0))
-    assert NO_RESAMPLES in document['warnings']
+    assert NO_RESAMPLES.format(resamples=0, least=200) in document['warnings']
+
+
+@pytest.mark.parametrize('resamples', [3, 199, 200])
+def test_few_resamples_give_no_interval_and_the_reason(resamples: int) -> None:
+    protocol = replace(PROTOCOL, resamples=resamples)
+    models = [some_cases(name, seed=i) for i, name in enumerate('ab')]
+    document = make_comparison(models, protocol)
+    reasons = [line for line in document['warnings'] if 'the number of resamples is' in line]
+    assert len(reasons) == (resamples < 200) and all(str(resamples) in line for line in reasons)
+    (compared,) = document['comparisons']
+    parts = [*compared['labels'].values(), compared['means']['five']]
+    bounds = [part['p_bootstrap'] for part in parts]
+    bounds += [part[key]['low'] for part in parts for key in ('difference', 'within_views')]
+    for entry in document['sets']:
+        scores = [label['scores'] for label in entry['labels']]
+        bounds += [own[name]['low'] for own in scores for name in applicable({'order', 'views'})]
+        groups = [column['gaps'].values() for column in entry['groups']]
+        bounds += [gap['p_bootstrap'] for gaps in groups for gap in gaps if not gap['few']]
+    assert len(bounds) > 60
+    assert np.isnan(bounds).all() if resamples < 200 else not np.isnan(bounds).any()
 
 
 def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: Path) -> None:
@@ -474,12 +498,13 @@ def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
     cells = [[cell.strip() for cell in re.split(r'(?<!\\)&', row)] for row in rows]
     tables = text.split(r'\end{table}')
     assert (len(rows), len(tables)) == (1 + 2 * 3 + 1 + 3, 3)
-    for table, num_columns in zip(tables, (8, 5), strict=False):
+    for table, num_columns in zip(tables, (9, 6), strict=False):
         assert len(re.search(r'\\begin{tabular}{(\w+)}', table)[1]) == num_columns
-    assert [len(row) for row in cells] == [8] * 7 + [5] * 4
+    assert [len(row) for row in cells] == [9] * 7 + [6] * 4
     assert r'50 \% of\_a \& b' in text and r'a\_1' in text and r'b \& c' in text
     assert not re.search(r'(?<!\\)[%_#$]', text.partition('\n')[2])
     edema = document['sets'][0]['labels'][0]['scores']['auroc']
     assert '{value:.3f} [{low:.3f}, {high:.3f}]'.format(**edema) in cells[1]
-    assert cells[-4][2:] == ['difference in AUROC', 'p (bootstrap)', r'p (Holm) \\']
-    assert cells[-1][3] and not cells[-1][4].rstrip(' \\'), 'the mean is not corrected'
+    titles = ['difference in AUROC', 'p (bootstrap)', 'p (Holm)', r'within views \\']
+    assert cells[-4][2:] == titles
+    assert cells[-1][3] and not cells[-1][4], 'the mean is not corrected'

@@ -1,0 +1,211 @@
+"""What may rank cases in place of the finding: view, age and sex; and scores of other cases."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from cases import make_cases
+from sklearn.metrics import roc_auc_score
+from tiny import run_script
+
+from data.groups import standard_groups
+from data.predictions import read_label_file
+from evaluation.analysis import HeldOut, fit_held_out
+from evaluation.intervals import Resamples, holm
+from evaluation.metrics import Protocol
+from evaluation.report import build_document, write_report
+from evaluation.subgroups import range_p, ranks_of_groups, score_groups
+
+PROTOCOL = Protocol(level='image', resamples=200)
+VIEWS = np.array(['Frontal AP', 'Frontal PA'], object)
+ALONE = 'without an image'
+
+
+def confounded(share_ap: float, share_pa: float, *, noise: float = 1.0, count: int = 400):
+    """A model of one label that only tells the views, which have these shares of positives."""
+    rng = np.random.default_rng(0)
+    view = np.arange(count) % 2
+    targets = (rng.random(count) < np.where(view, share_pa, share_ap)).astype(float)[:, None]
+    scores = 1 / (1 + np.exp(-(2 * view - 1 + rng.normal(scale=noise, size=count))))[:, None]
+    sex = rng.choice(np.array(['Male', 'Female'], object), count)
+    age = rng.choice(np.array(['0-39', '40-59', '60-79'], object), count)
+    groups = {'View': VIEWS[view], 'Sex': sex, 'Age': age}
+    return make_cases(scores, targets, labels=('Edema',), groups=groups)
+
+
+def test_the_view_alone_gives_the_known_auroc_of_pneumonia(nih1000: Path, tmp_path: Path) -> None:
+    file = tmp_path / 'all.csv'
+    tables = [pd.read_csv(nih1000 / f'{split}.csv', dtype=str) for split in ('train', 'valid')]
+    table = pd.concat(tables)
+    table.to_csv(file, index=False)
+    labels = read_label_file(file, labels=['Pneumonia'])
+    values = np.random.default_rng(0).random((len(table), 1))
+    about = {'labels': ('Pneumonia',), 'patient': labels.records.patient}
+    groups = standard_groups(labels.records)
+    cases = make_cases(values, labels.targets, groups=groups, **about)
+    wanted = roc_auc_score(table['Pneumonia'].astype(float), table['AP/PA'] == 'PA')
+    assert round(wanted, 3) == 0.617
+    assert roc_auc_score(labels.targets, ranks_of_groups(cases, ['View'])) == pytest.approx(wanted)
+    document = build_document([cases], None, PROTOCOL, run={})
+    (alert,) = [line for line in document['alerts'] if ALONE in line]
+    assert 'the view of a case ranks it with an AUROC of Pneumonia 0.617 [' in alert
+
+
+@pytest.mark.parametrize('share_pa', [0.5, 0.56, 0.7, 0.2])
+def test_a_label_that_the_view_ranks_gives_an_alert(share_pa: float, tmp_path: Path) -> None:
+    cases = confounded(0.5, share_pa)
+    document = build_document([cases], None, PROTOCOL, run={})
+    is_pa = cases.groups['View'] == VIEWS[1]
+    area = roc_auc_score(cases.targets, is_pa if share_pa > 0.5 else ~is_pa)
+    alerts = [line for line in document['alerts'] if ALONE in line]
+    assert [f'the view of a case ranks it with an AUROC of Edema {area:.3f}' in line
+            for line in alerts] == [True] * (area > 0.6)  # fmt: skip
+    assert bool(alerts) == (share_pa in (0.7, 0.2))
+    page = write_report(tmp_path, document).read_text()
+    assert (ALONE in page) == bool(alerts)
+
+
+def test_age_and_sex_of_noise_give_no_alert_and_those_of_a_cause_do() -> None:
+    """Eight groups of 60 cases would rank their own labels with an AUROC above .6."""
+    cases = confounded(0.5, 0.5, count=60)
+    own = cases.groups['Age'] + cases.groups['Sex']
+    shares = pd.Series(cases.targets[:, 0]).groupby(own).transform('mean')
+    assert roc_auc_score(cases.targets, shares) > 0.6
+    quiet = build_document([cases], None, PROTOCOL, run={})
+    assert not [line for line in quiet['alerts'] if ALONE in line]
+    many = confounded(0.5, 0.5)
+    many.targets[:, 0] = np.random.default_rng(1).random(len(many)) < np.where(
+        many.groups['Age'] == '60-79', 0.8, 0.3
+    )
+    (alert,) = [a for a in build_document([many], None, PROTOCOL, run={})['alerts'] if ALONE in a]
+    assert 'the age and sex of a case ranks' in alert
+
+
+def test_a_headline_of_several_views_has_the_score_of_each_and_within_them(tmp_path) -> None:
+    cases = confounded(0.3, 0.7)
+    document = build_document([cases], None, PROTOCOL, run={})
+    rows = {row['view']: row['score'] for row in document['headline']['by_view']}
+    areas, pairs = {}, {}
+    for name in VIEWS:
+        chosen = cases.groups['View'] == name
+        target = cases.targets[chosen, 0]
+        areas[name] = roc_auc_score(target, cases.probabilities[chosen, 0])
+        pairs[name] = (target == 1).sum() * (target == 0).sum()
+    within = np.average([*areas.values()], weights=[*pairs.values()])
+    wanted = areas | {'AUROC within views': within}
+    assert {name: score['value'] for name, score in rows.items()} == pytest.approx(wanted)
+    assert document['headline']['score']['value'] > 0.65 > 0.55 > within
+    assert all(score['low'] < score['value'] < score['high'] for score in rows.values())
+    page = write_report(tmp_path, document).read_text()
+    assert page.index('AUROC within views</th>') < page.index('Details of the run')
+    cases.groups['View'][:] = VIEWS[0]
+    single = build_document([cases], None, PROTOCOL, run={})
+    assert single['headline']['by_view'] == []
+    assert 'within views' not in write_report(tmp_path, single).read_text().lower()
+
+
+def test_a_gap_has_a_p_value_that_counts_groups_labels_and_columns() -> None:
+    rng = np.random.default_rng(4)
+    targets = (rng.random((600, 3)) < 0.5).astype(float)
+    site = np.array([f'site {i % 5}' for i in range(600)], object)
+    sex = np.array(['Male', 'Female'] * 300, object)
+    skill = np.where((sex == 'Male')[:, None] & (np.arange(3) == 2), 3.0, 1.0)
+    cases = make_cases(
+        skill * targets + rng.normal(size=targets.shape),
+        targets,
+        groups={'Sex': sex, 'Site': site},
+    )
+    resamples = Resamples(cases.patient, resamples=400, seed=0)
+    columns = score_groups(cases, np.full(3, np.nan), PROTOCOL, resamples)
+    gaps = [gap for column in columns for gap in column['gaps'].values()]
+    assert len(gaps) == 6
+    wanted = holm([gap['p_bootstrap'] for gap in gaps])
+    assert [gap['p_holm'] for gap in gaps] == pytest.approx(wanted.tolist())
+    assert [gap['p_holm'] < 0.05 for gap in gaps] == [False, False, True, False, False, False]
+
+    def areas(weights: np.ndarray, name: str) -> float:
+        own = np.where(site == name, weights, 0)
+        rows = np.repeat(np.arange(600), own)
+        return roc_auc_score(cases.targets[rows, 0], cases.probabilities[rows, 0])
+
+    weights = [np.ones(600, int), *resamples.weights(cases.patient)]
+    found = np.array([[areas(row, f'site {i}') for row in weights] for i in range(5)])
+    deviations = found[:, 1:] - found[:, :1]
+    ranges = deviations.max(axis=0) - deviations.min(axis=0)
+    observed = found[:, 0].max() - found[:, 0].min()
+    p_value = (1 + (ranges >= observed).sum()) / 401
+    gap = columns[1]['gaps']['label 0']
+    assert gap['p_bootstrap'] == pytest.approx(p_value)
+    assert gap['gap']['value'] == pytest.approx(observed)
+
+
+def test_gaps_of_equal_groups_are_rarely_significant() -> None:
+    """Without the range of all groups, the best and the worst of eight would often differ."""
+    rng, plain, corrected = np.random.default_rng(0), [], []
+    for _ in range(60):
+        spread = 0.05 * rng.normal(size=(8, 1))
+        areas = np.hstack([spread, spread + 0.05 * rng.normal(size=(8, 400))])
+        corrected.append(range_p(areas) < 0.05)
+        best, worst = np.argmax(spread), np.argmin(spread)
+        plain.append(range_p(areas[[best, worst]]) < 0.05)
+    assert np.mean(plain) > 0.4 and np.mean(corrected) <= 0.1
+
+
+def test_a_group_with_few_cases_makes_no_gap_if_others_do() -> None:
+    cases = confounded(0.5, 0.5)
+    site = np.where(np.arange(len(cases)) < 12, 'small', cases.groups['Sex']).astype(object)
+    cases = replace(cases, groups={'Site': site})
+    resamples = Resamples(cases.patient, resamples=200, seed=0)
+    (column,) = score_groups(cases, np.full(1, np.nan), PROTOCOL, resamples)
+    gap = column['gaps']['Edema']
+    assert {gap['best'], gap['worst']} == {'Male', 'Female'} and not gap['few']
+    assert gap['gap']['low'] < gap['gap']['value'] and 0 < gap['p_holm'] <= 1
+
+
+@pytest.mark.parametrize(('share', 'is_told'), [(0.5, False), (0.55, False), (0.1, True)])
+def test_thresholds_of_cases_with_another_share_of_positives_are_named(share, is_told) -> None:
+    held_out = confounded(share, share)
+    scored = confounded(0.5, 0.5)
+    document = build_document([scored], held_out, PROTOCOL, run={})
+    told = [line for line in document['warnings'] if 'another share of positives' in line]
+    assert bool(told) == is_told
+    shares = [f'{100 * cases.targets.mean():.0f} %' for cases in (held_out, scored)]
+    assert not is_told or f'Edema ({shares[0]} there, {shares[1]} here)' in told[0]
+    fitted = fit_held_out(held_out, ('Edema',), PROTOCOL)
+    assert fitted.counts[0] == {'n': 400, 'positives': int(held_out.targets.sum()), 'few': ''}
+    unknown = HeldOut(fitted.thresholds, fitted.temperatures)  # of an older report
+    other = build_document([scored], [unknown], PROTOCOL, run={})
+    assert not [line for line in other['warnings'] if 'another share' in line]
+
+
+def test_thresholds_from_another_report_tell_the_share_that_they_were_chosen_on(
+    tmp_path: Path,
+) -> None:
+    def files(name: str, share: float, first: int) -> list[Path]:
+        cases = confounded(share, share)
+        names = [f'test/patient{first + i:05d}/study1/view1_frontal.jpg' for i in range(len(cases))]
+        table = pd.DataFrame({'Path': names, 'AP/PA': [v[-2:] for v in cases.groups['View']]})
+        paths = [tmp_path / f'{name}_{kind}.csv' for kind in ('labels', 'predicted')]
+        table.assign(Edema=cases.targets[:, 0]).to_csv(paths[0], index=False)
+        table.drop(columns='AP/PA').assign(Edema=cases.probabilities[:, 0]).to_csv(
+            paths[1], index=False
+        )
+        return paths
+
+    def evaluate(labels: Path, predicted: Path, *more: object) -> dict:
+        words = ['--labels', labels, '--predictions', predicted, '--output', tmp_path / 'out']
+        assert run_script('evaluate', *words, '--resamples', 0, *more) == 0
+        return json.loads((tmp_path / 'out/report.json').read_text())
+
+    here, there = files('here', 0.5, 1), files('there', 0.1, 5001)
+    chosen = ['--thresholds-from', there[1], there[0]]
+    first = evaluate(*here, *chosen)
+    assert any('another share of positives' in line for line in first['warnings'])
+    saved = tmp_path / 'first.json'
+    saved.write_text((tmp_path / 'out/report.json').read_text())
+    again = evaluate(*here, '--thresholds-from', saved)
+    assert any('another share of positives' in line for line in again['warnings'])
+    assert again['sets'][0]['labels'][0]['held_out']['n'] == 400
