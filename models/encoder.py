@@ -153,6 +153,23 @@ class PatchEncoder(Encoder):
         then needs a head that sees neighbouring tokens, because all hidden tokens are equal.
         """
 
+    def attention(self, x: Tensor) -> Tensor:
+        """Return the attention weights of the last block for whole images [B, C, S, S].
+
+        For N tokens that attend to each other they are [B, heads, N, N], with a row for each query
+        (ViT: N = 1 + L, class token first), or with W windows [B, W, heads, N, N] (Swin). They are
+        computed with plain operations, also where the model uses a fused kernel.
+        """
+        raise NotImplementedError(f'{type(self).__name__} has no attention')
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """Return the share of attention that each token of the last block receives, [B, h, w].
+
+        It is the mean over heads and image tokens as queries, and has the sum 1. In a Swin, all
+        windows receive the same, so compare tokens of a window.
+        """
+        raise NotImplementedError(f'{type(self).__name__} has no attention')
+
     def init_normal_(self, tensor: Tensor) -> None:
         """Initialise a weight or the mask token."""
         nn.init.normal_(tensor, std=0.02)
@@ -235,10 +252,17 @@ def masked_version(encoder: type[PatchEncoder]) -> type[PatchEncoder]:
 def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, scale: float) -> Tensor:
     """Compute softmax(scale * q k^T + bias) v with plain operations.
 
+    The values v have the shape of q; `attention_weights` describes the other arguments.
+    """
+    return attention_weights(q, k, bias=bias, scale=scale) @ v
+
+
+def attention_weights(q: Tensor, k: Tensor, *, bias: Tensor | None, scale: float) -> Tensor:
+    """Compute softmax(scale * q k^T + bias), [..., heads, N, N]: a row of weights for each query.
+
     Args:
         q: Queries, [B, heads, N, d] or [B, windows, heads, N, d].
         k: Keys with the shape of q.
-        v: Values with the shape of q.
         bias: Bias of the logits, [heads, N, N] or [windows, heads, N, N], or None.
         scale: Factor of the dot products.
     """
@@ -246,7 +270,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, scale: float
     logits = (q * scale) @ k.transpose(-2, -1)  # [..., heads, N, N]
     if bias is not None:
         logits = logits + bias
-    return logits.softmax(dim=-1) @ v
+    return logits.softmax(dim=-1)
 
 
 def attend_fused(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, scale: float) -> Tensor:

@@ -97,10 +97,13 @@ class MAE(MaskedModel):
         nn.init.normal_(self.encoder.cls_token, std=0.02)
         nn.init.normal_(self.decoder.mask_token, std=0.02)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared error over hidden pixels, see `MaskedModel.forward`."""
+    def loss(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared error over hidden pixels, see `MaskedModel.loss`."""
+        # What the encoder does not see has a loss, even if a refined mask hides another number.
+        seen = visible_first(mask)[:, : self.num_visible]
+        hidden = torch.ones_like(mask, dtype=torch.float32).flatten(1).scatter(1, seen, 0.0)
         # One value per patch becomes one per pixel; visible patches have no loss, as in MAE.
-        hidden = repeat(mask.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
+        hidden = repeat(hidden.view(mask.shape).unsqueeze(1), self.patch_size)  # [B, 1, S, S]
         predictions = self.predict(x, mask, self.num_visible)
         terms = {'l2': Term(1.0, LOSSES['l2'])}
         return term_values(terms, predictions, self.target.of(x), hidden).squeeze(0)
@@ -117,8 +120,7 @@ class MAE(MaskedModel):
                 reconstruction, where the mask ratio may differ from the one in training.
         """
         check_mask(mask, self.encoder.grid_size)
-        # [B, L], visible patches first; masks arrive as bytes.
-        order = mask.flatten(1).long().argsort(dim=1, stable=True)
+        order = visible_first(mask)
         num_visible = int((mask[0] == 0).sum()) if num_visible is None else num_visible
         # The encoder reads visible patches only, which is what makes MAE fast.
         tokens = self.encoder.encode(self.encoder.patch_embed(x), kept=order[:, :num_visible])
@@ -130,6 +132,11 @@ class MAE(MaskedModel):
 
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {'decoder.mask_token'}
+
+
+def visible_first(mask: torch.Tensor) -> torch.Tensor:
+    """Return the positions of all patches of masks [B, h, w], visible patches first, [B, L]."""
+    return mask.flatten(1).long().argsort(dim=1, stable=True)  # masks arrive as bytes
 
 
 class Decoder(nn.Module):

@@ -95,9 +95,28 @@ class MaskedModel(Model, ABC):
             allowed = f'one of {names} for masked pre-training'
             require(stage is None, config, 'MODEL.TYPE', allowed)
 
-    @abstractmethod
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return the reconstruction loss of images [B, C, S, S].
+        """Return the loss of images [B, C, S, S] with masks [B, h, w], as `loss`.
+
+        In training, `refine_mask` may change the drawn masks first. Validation keeps them, so that
+        its errors can be compared.
+        """
+        if self.training:
+            with torch.no_grad():
+                mask = self.refine_mask(x, mask)
+        return self.loss(x, mask)
+
+    def refine_mask(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the masks [B, h, w] that are trained with; by default those that were drawn.
+
+        A method may choose what to hide by what the encoder sees, such as
+        `encoder.attention_map(x)`, and hides as many patches of each image as the drawn mask.
+        """
+        return mask
+
+    @abstractmethod
+    def loss(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of images [B, C, S, S], a scalar.
 
         The masks [B, h, w] are 1 where a patch is hidden. They arrive as bytes (uint8), which have
         no negative values: convert them before you subtract from them.
@@ -407,7 +426,7 @@ class SimMIM(MaskedModel):
         allowed = f'a target without statistics if a masking unit is a single cell of {cell} px'
         require(holds, config, 'MODEL.SIMMIM.TARGET', allowed)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, x: Tensor, mask: Tensor) -> Tensor:
         predictions = self.predict(x, mask)
         counted = mask if self.loss_pixels == 'masked' else torch.ones_like(mask)
         # From one value per token to one per pixel.

@@ -18,6 +18,7 @@ from models.encoder import (
     MAP_CELLS,
     PatchEncoder,
     attend,
+    attention_weights,
     run_block,
 )
 from models.relative_position import gather_biases
@@ -99,21 +100,44 @@ class WindowAttention(nn.Module):
         if is_used(x, self.window_size, C // self.num_heads):
             x = window_attention(self.qkv(x.flatten(1, 2)), bias, mask, self.shift, self.scale)
             return self.proj_drop(self.proj(x))
+        q, k, v = self._queries_keys_values(x)
+        x = attend(q, k, v, bias=_with_mask(bias, mask), scale=self.scale)
+        x = self._to_grid(x.transpose(2, 3).flatten(3), H)
+        return self.proj_drop(self.proj(x.flatten(1, 2)))
+
+    def weights(
+        self, x: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the weights for the arguments of `forward`, [B, windows, heads, N, N]."""
+        q, k, _ = self._queries_keys_values(x)
+        return attention_weights(q, k, bias=_with_mask(bias, mask), scale=self.scale)
+
+    def received(self, weights: torch.Tensor, side: int) -> torch.Tensor:
+        """Return what each token receives of weights [B, windows, heads, N, N], [B, side, side]."""
+        shares = weights.mean(dim=(2, 3)) / weights.shape[1]  # [B, windows, N], with the sum 1
+        return self._to_grid(shares[..., None], side)[..., 0]
+
+    def _queries_keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Project a grid [B, H, W, C] to three tensors [B, windows, heads, N, C / heads]."""
+        B, _, _, C = x.shape
         # Shifted windows are windows of the rolled grid, so one cut serves both (Liu et al. 2021).
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         # N tokens attend to each other in each window, so the cost grows linearly with the image.
         qkv = self.qkv(window_partition(x, self.window_size))  # [B * windows, N, 3C]
-        qkv = qkv.view(B, -1, bias.shape[-1], 3, self.num_heads, C // self.num_heads)
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, windows, heads, N, C/heads]
-        # Tokens of one rolled window may come from opposite edges; the mask keeps these apart.
-        if mask is not None:
-            bias = bias + mask[:, None]  # [windows, heads, N, N]
-        x = attend(q, k, v, bias=bias, scale=self.scale)
-        x = window_reverse(x.transpose(2, 3).flatten(3), self.window_size, H)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return self.proj_drop(self.proj(x.flatten(1, 2)))
+        qkv = qkv.view(B, -1, self.window_size**2, 3, self.num_heads, C // self.num_heads)
+        return qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
+
+    def _to_grid(self, windows: torch.Tensor, side: int) -> torch.Tensor:
+        """Join values of windows [B, windows, N, D] to the grid [B, side, side, D]."""
+        x = window_reverse(windows, self.window_size, side)
+        return x.roll((self.shift, self.shift), dims=(1, 2)) if self.shift else x
+
+
+def _with_mask(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Add a mask [windows, N, N] to the bias [heads, N, N] of the logits, if there is one."""
+    # Tokens of one rolled window may come from opposite edges; the mask keeps these apart.
+    return bias if mask is None else bias + mask[:, None]
 
 
 class SwinTransformerBlock(nn.Module):
@@ -147,9 +171,15 @@ class SwinTransformerBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Transform tokens [B, L, C]. The bias [heads, N, N] is added to the attention logits."""
-        grid = self.norm1(x).unflatten(1, (self.side, self.side))  # [B, H, W, C]
-        x = x + self.drop_path(self.attn(grid, bias, self.attn_mask))
+        x = x + self.drop_path(self.attn(self._grid(x), bias, self.attn_mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def attention(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Return the attention weights for tokens [B, L, C], [B, windows, heads, N, N]."""
+        return self.attn.weights(self._grid(x), bias, self.attn_mask)
+
+    def _grid(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm1(x).unflatten(1, (self.side, self.side))  # [B, H, W, C]
 
 
 class PatchMerging(nn.Module):
@@ -211,6 +241,14 @@ class BasicLayer(nn.Module):
         for block, bias in zip(self.blocks, biases, strict=True):
             x = run_block(block, x, bias, use_checkpoint=self.use_checkpoint)
         return self.downsample(x)
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the attention weights of the last block for tokens [B, L, C]."""
+        biases = gather_biases([block.attn for block in self.blocks])
+        *others, (last, last_bias) = zip(self.blocks, biases, strict=True)
+        for block, bias in others:
+            x = run_block(block, x, bias, use_checkpoint=self.use_checkpoint)
+        return last.attention(x, last_bias)
 
 
 def init_linear_or_table(module: nn.Module) -> None:
@@ -318,12 +356,25 @@ class SwinTransformer(PatchEncoder):
 
     def encode(self, tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """Encode patch tokens [B, L, D] to normalised tokens of the last stage, [B, l, F]."""
-        if self.absolute_pos_embed is not None:
-            tokens = tokens + self.absolute_pos_embed
-        x = self.pos_drop(tokens)
+        x = self._with_positions(tokens)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
+
+    def _with_positions(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self.absolute_pos_embed is not None:
+            tokens = tokens + self.absolute_pos_embed
+        return self.pos_drop(tokens)
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the attention weights of the last block, [B, windows, heads, N, N]."""
+        x = self._with_positions(self.patch_embed(x))
+        for layer in self.layers[:-1]:
+            x = layer(x)
+        return self.layers[-1].attention(x)
+
+    def attention_map(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[-1].blocks[-1].attn.received(self.attention(x), self.output_side)
 
     def get_num_layers(self) -> int:
         return sum(self.depths)

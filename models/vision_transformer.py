@@ -22,6 +22,7 @@ from models.encoder import (
     PatchEncoder,
     attend,
     attend_fused,
+    attention_weights,
     run_block,
 )
 from models.kept_patches import num_kept, num_patches
@@ -68,16 +69,25 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Transform tokens [B, N, D]. The bias [heads, N, N] is added to the attention logits."""
         B, N, D = x.shape
-        qkv_bias = None
-        if self.q_bias is not None:
-            # A bias of the keys would add the same to all logits of a query, which softmax ignores.
-            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D/heads]
+        q, k, v = self._queries_keys_values(x)
         # On the CPU, where models are exported, plain operations, which every format has.
         compute = attend_fused if x.is_cuda else attend
         x = compute(q, k, v, bias=bias, scale=self.scale)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, D)))
+
+    def weights(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the attention weights for the arguments of `forward`, [B, heads, N, N]."""
+        q, k, _ = self._queries_keys_values(x)
+        return attention_weights(q, k, bias=bias, scale=self.scale)
+
+    def _queries_keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Project tokens [B, N, D] to three tensors [B, heads, N, D / heads]."""
+        qkv_bias = None
+        if self.q_bias is not None:
+            # A bias of the keys would add the same to all logits of a query, which softmax ignores.
+            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        return qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class Block(nn.Module):
@@ -232,9 +242,7 @@ class VisionTransformer(PatchEncoder):
         If positions `kept` [B, V] are given, the other patches are dropped after the position
         embeddings are added, as in MAE, and the result is [B, 1 + V, D].
         """
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed
+        x = self._with_class_and_positions(tokens)
         # After the positions are added, because the kept patches no longer form a grid.
         if kept is not None:
             x = torch.cat([x[:, :1], select_tokens(x[:, 1:], kept)], dim=1)
@@ -242,6 +250,24 @@ class VisionTransformer(PatchEncoder):
         for block, bias in zip(self.blocks, self._biases(), strict=True):
             x = run_block(block, x, bias, use_checkpoint=self.use_checkpoint)
         return self.norm(x)
+
+    def _with_class_and_positions(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return x if self.pos_embed is None else x + self.pos_embed
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the attention weights of the last block, [B, heads, 1 + L, 1 + L]."""
+        x = self.pos_drop(self._with_class_and_positions(self.patch_embed(x)))
+        *others, (last, last_bias) = zip(self.blocks, self._biases(), strict=True)
+        for block, bias in others:
+            x = run_block(block, x, bias, use_checkpoint=self.use_checkpoint)
+        return last.attn.weights(last.norm1(x), last_bias)
+
+    def attention_map(self, x: torch.Tensor) -> torch.Tensor:
+        received = self.attention(x)[:, :, 1:, 1:].mean(dim=(1, 2))  # [B, L], from patch tokens
+        # Patch tokens also attend to the class token, which has no place in the map.
+        shares = received / received.sum(dim=1, keepdim=True)
+        return shares.unflatten(1, (self.grid_size, self.grid_size))
 
     def _biases(self) -> Sequence[torch.Tensor | None]:
         """Return the bias [heads, N, N] of each block: shared, separate, or the sum of both."""

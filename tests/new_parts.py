@@ -34,6 +34,7 @@ def add_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         if text:
             folder.mkdir(exist_ok=True)
             (folder / f'{module}.py').write_text(text)
+        if module not in sys.modules:  # it must be imported again to register its parts again
             modules.add(module)
         if section:
             parent, _, last = section.rpartition('.')

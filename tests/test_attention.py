@@ -1,64 +1,163 @@
-"""Plain and fused attention are the formula, and give the same in a whole ViT."""
+"""The attention of the last block against transformers, and a method that hides what it finds."""
 
-from collections.abc import Callable
-
+import numpy as np
 import pytest
 import torch
+from test_convert_huggingface import images, vit_config
+from test_engine_loop import assert_same_weights, final_state
+from tiny import SWIN, VIT, arguments, config_with, finished_run, run_folder, run_main, tiny_config
 from torch import nn
+from transfers import make_config, randomise, started
 
+from config import Own, check_config
 from models import vision_transformer
-from models.encoder import attend, attend_fused
-from models.vision_transformer import VisionTransformer
+from models.build import build_model
+from models.encoder import ENCODERS, attention_weights
 
-VIT = {'img_size': 32, 'patch_size': 8, 'in_chans': 1, 'embed_dim': 16, 'depth': 2,
-       'num_heads': 2, 'num_classes': 3}  # fmt: skip
-BIASES = {
-    'shared': {'use_ape': False, 'use_shared_rpb': True},
-    'both': {'use_rpb': True, 'use_shared_rpb': True, 'init_values': 0.1},
-    'none': {},
+EAGER = {'attn_implementation': 'eager'}  # which gives the weights
+SHARE = {
+    'SHARE': Own(1.0, 'Share of the hidden units that the attention chooses.', within='[0, 1]')
 }
 
 
-def results(model: nn.Module) -> list[torch.Tensor]:
-    """Return the output and the gradients of all parameters, with fixed non-zero weights."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3)
-    output = model(torch.randn(3, 1, 32, 32, dtype=torch.float64))
-    (output * torch.randn_like(output)).sum().backward()
-    return [output.detach(), *(parameter.grad for parameter in model.parameters())]
+@pytest.fixture
+def attended(add_part):
+    add_part('MODEL.PRETRAIN', 'attended', 'attended', '', 'MODEL.ATTENDED', SHARE)
 
 
-@pytest.mark.parametrize('bias', BIASES)
-def test_a_vit_with_fused_attention_gives_the_same(bias: str, monkeypatch) -> None:
-    """As on a GPU."""
-    model = VisionTransformer(**VIT | BIASES[bias]).double()
-    plain = results(model)
-    model.zero_grad(set_to_none=True)
-    monkeypatch.setattr(vision_transformer, 'attend', attend_fused)
-    for got, want in zip(results(model), plain, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+def saved(model: nn.Module, folder) -> str:
+    randomise(model)
+    model.eval().save_pretrained(folder)
+    return folder / 'model.safetensors'
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('depths', [[1, 1], [1, 2]], ids=['not shifted', 'shifted'])
+def test_attention_of_a_swin_is_that_of_transformers(depths, transformers, tmp_path) -> None:
+    """The last stage has four windows of 2 x 2 tokens."""
+    sizes = {'embed_dim': 16, 'depths': depths, 'num_heads': [2, 4], 'window_size': 2}
+    config = transformers.SwinConfig(image_size=32, patch_size=4, num_channels=1, **sizes, **EAGER)
+    theirs = transformers.SwinModel(config, add_pooling_layer=False)
+    options = {f'MODEL__SWIN__{key.upper()}': value for key, value in sizes.items()}
+    ours = started(make_config('swin', 1, **options), saved(theirs, tmp_path))
+    wanted = theirs(pixel_values=images(), output_attentions=True).attentions[-1]
+    found = ours.attention(images())
+    assert found.shape == (2, 4, 4, 4, 4) and wanted.amax() > 0.5
+    torch.testing.assert_close(found.flatten(0, 1), wanted, rtol=0, atol=1e-5)
+
+    # The windows of the grid, whose tokens the shift by 1 moves to the end of its axis.
+    received, grid, shift = found.mean(dim=(2, 3)) / 4, ours.attention_map(images()), depths[1] // 2
+    for window, token in np.ndindex(4, 4):
+        row = (window // 2 * 2 + token // 2 + shift) % 4
+        column = (window % 2 * 2 + token % 2 + shift) % 4
+        torch.testing.assert_close(grid[:, row, column], received[:, window, token])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('is_fused', [False, True])
+def test_attention_of_a_vit_is_that_of_transformers(
+    is_fused, transformers, tmp_path, monkeypatch
+) -> None:
+    """Also of a model that uses a fused kernel, which gives no weights."""
+    options = {'use_relative_position_bias': True, 'use_shared_relative_position_bias': True}
+    config = vit_config(transformers.BeitConfig, use_mean_pooling=True, **options, **EAGER)
+    theirs = transformers.BeitModel(config)
+    ours = make_config('vit', 1, MODEL__VIT__USE_RPB=True, MODEL__VIT__USE_MEAN_POOLING=True)
+    ours = started(ours, saved(theirs, tmp_path))
+    if is_fused:  # as on a GPU
+        monkeypatch.setattr(vision_transformer, 'attend', vision_transformer.attend_fused)
+    wanted = theirs(pixel_values=images(), output_attentions=True).attentions[-1]
+    found = ours.attention(images())
+    assert found.shape == (2, 4, 17, 17)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    patches = wanted[:, :, 1:, 1:].mean(dim=(1, 2))
+    want = (patches / patches.sum(dim=1, keepdim=True)).view(2, 4, 4)
+    torch.testing.assert_close(ours.attention_map(images()), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+def test_a_map_has_the_sum_1_and_a_gradient(kind) -> None:
+    model = build_model(make_config(kind, 1), is_pretrain=True)
+    found = model.encoder.attention_map(images())
+    assert found.shape == (2, 4, 4) and (found > 0).all()
+    torch.testing.assert_close(found.sum(dim=(1, 2)), torch.ones(2))
+    found.square().sum().backward()
+    assert model.encoder.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_weights_are_rows_with_the_sum_1() -> None:
+    q, k, bias = (
+        torch.randn(2, 1, 3, 5, 4).unbind(0)[0],
+        torch.randn(1, 3, 5, 4),
+        torch.zeros(3, 5, 5),
+    )
+    bias[..., 0] = -torch.inf
+    weights = attention_weights(q, k, bias=bias, scale=0.5)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(1, 3, 5))
+    assert (weights[..., 0] == 0).all() and weights.shape == (1, 3, 5, 5)
+
+
+# Masks that the encoder refines
+
+
+def masks_of(model: nn.Module, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The masks that training and validation use."""
+    seen = []
+    model.loss = lambda x, mask: seen.append(mask) or x.sum()
+    x = images(size=64)
+    model.train()(x, drawn)
+    model.eval()(x, drawn)
+    return seen
 
 
 @pytest.mark.parametrize(
-    'compute, shape, by_window',
-    [
-        (attend_fused, (2, 3, 5, 4), False),
-        (attend, (2, 3, 5, 4), False),
-        (attend, (2, 6, 3, 5, 4), False),
-        (attend, (2, 6, 3, 5, 4), True),
-    ],
+    ('kind', 'share'), [('swin', 1.0), ('vit', 1.0), ('vit', 0.5), ('swin', 0.0)]
 )
-def test_attention_is_the_formula(compute: Callable, shape: tuple, by_window: bool) -> None:
+def test_attended_units_are_hidden_in_training_and_validation_keeps_the_drawn_masks(
+    kind, share, attended
+) -> None:
+    options = {'DATA__IMG_SIZE': 64, 'DATA__MASK_PATCH_SIZE': 16, 'MODEL__PRETRAIN': 'attended'}
+    config = make_config(kind, 1, **options, MODEL__ATTENDED__SHARE=share)
+    check_config(config, 'simmim')
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, *shape, dtype=torch.float64)
-    bias = torch.randn(*shape[1 if by_window else -3 : -2], 5, 5, dtype=torch.float64)
-    got = compute(q, k, v, bias=bias, scale=0.3)
-    want = torch.empty_like(v)
-    for index in torch.cartesian_prod(*map(torch.arange, shape[:-2])):
-        at = tuple(index.tolist())
-        logits = 0.3 * q[at] @ k[at].T + bias[at[-bias.ndim + 2 :]]
-        weights = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
-        want[at] = weights @ v[at]
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    model = build_model(config)
+    unit, units = 16 // model.patch_size, torch.zeros(2, 16, dtype=torch.uint8)
+    units[0, :6] = units[1, 10:] = 1
+    drawn = units.view(2, 4, 4).repeat_interleave(unit, 1).repeat_interleave(unit, 2)
+    trained, validated = masks_of(model, drawn)
+    assert torch.equal(validated, drawn) and trained.dtype == drawn.dtype
+    found = trained[:, ::unit, ::unit].flatten(1)
+    blocks = found.view(2, 4, 4).repeat_interleave(unit, 1).repeat_interleave(unit, 2)
+    assert torch.equal(trained, blocks) and found.sum(dim=1).tolist() == [6, 6]
+    attention = model.train().encoder.attention_map(images(size=64))
+    side = attention.shape[1]
+    attention = attention.view(2, 4, side // 4, 4, side // 4).mean(dim=(2, 4)).flatten(1)
+    most = attention.argsort(dim=1, descending=True)[:, : round(6 * share)]
+    assert found.gather(1, most).all()
+    if share == 0:
+        assert torch.equal(trained, drawn)
+    assert model(images(size=64), drawn).isfinite()
+
+
+@pytest.mark.parametrize('model', [SWIN, VIT], ids=['swin', 'vit'])
+def test_a_method_that_hides_what_is_attended_trains_and_resumes_bit_for_bit(
+    model, attended, phantom, tmp_path
+) -> None:
+    model = model | {'PRETRAIN': 'attended', 'ATTENDED': {'SHARE': 0.5}}
+    sections = {'TRAIN': {'SAVE_EVERY_STEPS': 2}, 'EVAL': {'HOLDOUT_IMAGES': 2}}
+    whole = finished_run('simmim', phantom, tmp_path / 'a', model=model, **sections)
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', model, **sections)
+    start = ['--resume', str(whole / 'ckpt_epoch_0_step_2.pth')]
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'b', *start)) == 0
+    assert_same_weights(final_state(run_folder(tmp_path / 'b', 'simmim')), final_state(whole))
+
+
+def test_an_encoder_without_attention_says_so() -> None:
+    class Plain(ENCODERS['swin']):
+        attention_map = ENCODERS['swin'].__mro__[1].attention_map
+
+    config = config_with(DATA__IMG_SIZE=32, MODEL__SWIN__WINDOW_SIZE=4, MODEL__SWIN__EMBED_DIM=24)
+    config.MODEL.SWIN.DEPTHS, config.MODEL.SWIN.NUM_HEADS = [1, 1], [1, 2]
+    model = Plain(**Plain.constructor_arguments(config), num_classes=0)
+    with pytest.raises(NotImplementedError, match='Plain has no attention'):
+        model.attention_map(images(3))

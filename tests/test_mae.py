@@ -111,3 +111,15 @@ def test_initial_weights_equal_maes() -> None:
             expected = 1.0 if name.endswith('.weight') else 0.0
             assert (parameter == expected).all(), name
     assert matrices == 4 * 3 + 3  # of each block; patch embedding, decoder's embedding, pixels
+
+
+def test_all_that_the_encoder_does_not_see_has_a_loss() -> None:
+    """A refined mask that hides too little still leaves the same number of patches visible."""
+    torch.manual_seed(0)
+    model = seeded(DATA__MASK_RATIO=0.75)
+    x, mask = torch.randn(2, 1, 32, 32), torch.ones(2, 4, 4, dtype=torch.uint8)
+    mask[:, 0] = 0  # 4 of 16 patches are visible, as in training
+    fewer = mask.clone()
+    fewer[:, 1:3] = 0  # the first 4 visible ones are the same
+    assert model.num_visible == 4
+    assert model.loss(x, fewer) == model.loss(x, mask)

@@ -131,7 +131,7 @@ class FeaturePrediction(MaskedModel):
     def check_options(cls, config):
         pass
 
-    def forward(self, x, mask):
+    def loss(self, x, mask):
         predictions = self.predictor(self.norm(self.encoder(x, mask).flatten(2).transpose(1, 2)))
         return (predictions - self.averaged.forward_tokens(x)).square().mean()
 

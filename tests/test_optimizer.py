@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 
 import pytest
 import torch
@@ -136,8 +135,6 @@ def muon(add_part):
     momentum = Own(0.95, 'Momentum of the matrices.', within='[0, 1)')
     section = 'TRAIN.OPTIMIZER.MUON', {'MOMENTUM': momentum, 'STEPS': steps}
     add_part('TRAIN.OPTIMIZER.NAME', 'muon', 'muon', '', *section)
-    yield
-    sys.modules.pop('muon', None)
 
 
 def test_groups_have_the_names_of_their_parameters():
