@@ -56,6 +56,9 @@ CELLS = {
 # label state both, and if these have so many cases of each class; fewer may agree by chance.
 LEAST_COMMON, LEAST_OF_CLASS = 0.9, 5
 
+# Kinds of warnings of a table that also belong into a report.
+CONTRADICTION, SIMILAR = 'No Finding with a finding', 'name like a label'
+DOUBTS = (CONTRADICTION, SIMILAR)
 SHOWN = 5  # names in a warning
 LONG_LABEL = 4  # letters
 
@@ -399,7 +402,7 @@ def label_warnings(
     on its own, and otherwise '': two classes of an image are always complementary.
     """
     if warning := no_finding_warning(labels, names, images):
-        yield 'No Finding with a finding', warning
+        yield CONTRADICTION, warning
     targets = evaluation_targets(labels, blank, names) if blank else labels[:0]
     if same := describe_same(same_labels(targets, names)):
         yield 'one label under several names', f'{len(labels):,} rows: {same}'

@@ -24,6 +24,7 @@ from data.labels import (
     NEGATIVE,
     NO_FINDING,
     POSITIVE,
+    SIMILAR,
     UNCERTAIN,
     any_of,
     similar_warning,
@@ -609,7 +610,7 @@ def _check_lists(layout: Layout, table: Table, labels: Sequence[str], lists: pd.
     others = {name: count for name, count in counts.items() if name not in allowed}
     if warning := similar_warning(wanted, others):
         detail = f'column {column!r}: {warning}; see rename in {layout.file}'
-        table.fault('name like a label', detail, severity='warning')
+        table.fault(SIMILAR, detail, severity='warning')
     is_other = lists.map(lambda names: bool(names) and names.isdisjoint({*labels, NO_FINDING}))
     is_other = is_other.to_numpy(bool)
     if not allowed and is_other.mean() > MANY_ROWS:

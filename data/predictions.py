@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from config import OPTIONS, REGISTRIES
 from data.chexpert import add_studies, records_of
 from data.image_source import IMAGE_SUFFIXES
-from data.labels import LABELS
+from data.labels import LABELS, label_warnings
 from data.records import STUDY, Records, make_task, select_views
 from data.table import KEYS, Table
 from system.files import replace_files
@@ -240,6 +240,8 @@ def read_label_file(
     add_studies(table)
     table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
     records = records_of(table, made.columns)
+    found = label_warnings(records.labels, records.label_names, records.path)
+    records = replace(records, doubts=tuple(detail for _, detail in found))
     if views != 'all' and table.key == 'Path':
         table.check('Path', records.view != '', 'value of the view', 'names no view')
         records = select_views(records, views)

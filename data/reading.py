@@ -17,7 +17,7 @@ from config import (
     scored_steps,
 )
 from data.image_source import open_images
-from data.labels import label_warnings
+from data.labels import DOUBTS, label_warnings
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS
 from data.records import LEFT_OUT, Records, csv_names, existing_records, task_of
 from data.store_about import BAD_FILE, STORE_FILE, file_crc32, is_store, packed_steps, read_about
@@ -63,7 +63,15 @@ def read_split(
 
 def read_part(config: Config, root: str, split: str, **options: Any) -> Records | None:
     """Read a split from a folder or store with the options of `read_layout`; see `read_split`."""
-    read, on_fault = part(config, 'DATA.DATASET').read, options.get('on_fault', refuse)
+    read, report = part(config, 'DATA.DATASET').read, options.get('on_fault', refuse)
+    doubts: list[str] = []
+
+    def on_fault(fault: Fault) -> None:
+        if fault.kind in DOUBTS:
+            doubts.append(fault.detail)
+        report(fault)
+
+    options['on_fault'] = on_fault
     # A list of images selects from the whole training split, whose labels it does not repeat.
     if split not in image_lists(config):
         records = read(config, root, split, **options)
@@ -75,7 +83,7 @@ def read_part(config: Config, root: str, split: str, **options: Any) -> Records 
     blank = config.DATA.BLANK if task_of(config).has_policies else ''
     for kind, detail in label_warnings(*about, blank=blank):
         on_fault(Fault(kind, detail, str(records.root / records.csv), severity='warning'))
-    return records
+    return replace(records, doubts=tuple(doubts))
 
 
 def image_lists(config: Config) -> dict[str, str]:

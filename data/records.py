@@ -47,6 +47,7 @@ class Records:
     labels: np.ndarray | None  # [N, K] float32: 1, 0, -1 uncertain, NaN blank
     label_names: tuple[str, ...] = ()  # [K]
     image_root: Path | None = None  # folder or store with the images if it is not root
+    doubts: tuple[str, ...] = ()  # sentences about the labels that a report shows (DOUBTS)
 
     def __len__(self) -> int:
         return len(self.row)

@@ -18,7 +18,6 @@ from config import (
     scored_steps,
 )
 from data.groups import all_groups
-from data.labels import no_finding_warning
 from data.loader import XrayDataset
 from data.predictions import read_complete
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
@@ -165,8 +164,7 @@ def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
         warnings.append(INTERNAL)
     for split, loader in final.scored.items():
         records = loader.dataset.records
-        if warning := no_finding_warning(records.labels, records.label_names, records.path):
-            warnings.append(f'{split}: {warning}')
+        warnings += [f'{split}: {doubt}' for doubt in records.doubts]
         if trained and (warning := views_warning(records.view, trained.DATA.VIEWS)):
             warnings.append(f'{split}: {warning}')
     if config.EVAL.MASK_RATIO:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import OPTIONS, config_changes, config_from_text, default_config
 from data.given_folders import read_data_set
 from data.groups import all_groups
-from data.labels import label_set, no_finding_warning, shared_labels
+from data.labels import label_set, shared_labels
 from data.predictions import (
     LabelTable,
     Predictions,
@@ -210,9 +210,8 @@ def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
     def groups(records: Records) -> dict[str, np.ndarray]:
         return all_groups(records, args.groups, demographics)
 
-    records = labels.records
-    warning = no_finding_warning(records.labels, records.label_names, records.path)
-    sets, warnings, lacking = [], [f'{labels.file}: {warning}'] if warning else [], {}
+    sets, lacking = [], {}
+    warnings = [f'{labels.file}: {doubt}' for doubt in labels.records.doubts]
     for given, name in zip(files, set_names(args), strict=True):
         predictions, table = given, labels
         if shared:

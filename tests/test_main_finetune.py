@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mistakes import edit, linked
@@ -155,24 +156,25 @@ def one_epoch(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished_run('finetune', phantom, folder, model=VIT, TRAIN=train)
 
 
-def test_scores_of_laterals_by_a_frontal_model_give_a_warning(
+def test_a_report_tells_what_is_doubtful_about_the_scored_images(
     one_epoch: Path, phantom: Path, tmp_path: Path
 ) -> None:
-    words = ['--eval', '--resume', str(one_epoch / 'ckpt_epoch_0.pth'), '--opts']
-    words += [
-        'EVAL.VIEWS',
-        'all',
-        'REPORT.WRITE',
-        'True',
-        'REPORT.MAPS',
-        '0',
-        'EVAL.RESAMPLES',
-        '0',
-    ]
-    folder = finished_run('finetune', phantom, tmp_path, *words, model=VIT)
-    warning = 'test: 3 of 13 images are lateral, but the model was trained on frontal images only'
-    assert warning in ' '.join((folder / 'log_rank0.txt').read_text().split())
-    assert warning in json.loads((folder / 'report_eval' / 'report.json').read_text())['warnings']
+    """Laterals of a model that was trained on frontal images, and No Finding with a finding."""
+    data = Path(shutil.copytree(phantom, tmp_path / phantom.name))
+    table = pd.read_csv(data / 'test.csv', dtype=str)
+    table.loc[3, ['No Finding', 'Fracture']] = '1.0'
+    table.to_csv(data / 'test.csv', index=False)
+    words = ['--eval', '--resume', str(one_epoch / 'ckpt_epoch_0.pth'), '--opts', 'EVAL.VIEWS']
+    words += ['all', 'REPORT.WRITE', 'True', 'REPORT.MAPS', '0', 'EVAL.RESAMPLES', '0']
+    folder = finished_run('finetune', data, tmp_path / 'run', *words, model=VIT)
+    log = ' '.join((folder / 'log_rank0.txt').read_text().split())
+    report = json.loads((folder / 'report_eval' / 'report.json').read_text())
+    for warning in (
+        'test: 3 of 13 images are lateral, but the model was trained on frontal images only',
+        f'1 of 13 rows have both No Finding and a finding, such as {table.Path[3]}',
+    ):
+        assert warning in log
+        assert any(warning in line for line in report['warnings'])
 
 
 @pytest.mark.parametrize(
