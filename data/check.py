@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from config import Config, part
 from data.image_source import ImageSource, open_images
-from data.images import COLOUR_LEVELS, CONTRADICTION
+from data.images import CONTRADICTION
 from data.labels import evaluation_targets
 from data.packing import start_worker
 from data.reading import read_part
@@ -41,7 +41,8 @@ SAME_LOOK = ('same X-ray in two splits', 'same X-ray in two sources')
 THUMBNAIL = 8
 # Largest difference between two thumbnails of one X-ray. For 600 real X-rays of 256 px, thumbnails
 # changed by up to 0.04 in JPEG files of quality 50 and by up to 0.12 at 150 x 140 px. Thumbnails of
-# different X-rays differed by 0.52 or more.
+# different X-rays differed by 0.52 or more. Of 600 copies, all were found at 0.7 times the
+# brightness, 116 at 1.3 times (cut off at white), 18 at gamma 0.6 and 3 at gamma 1.6.
 SAME_XRAY = 0.2
 
 
@@ -217,8 +218,9 @@ def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray
     Returns:
         Digest of the grey levels, rounded to 8 bits so that it does not depend on the file format;
         b'' if the image is unusable. Kind of the fault; '' for none. Detail of the fault.
-        Thumbnail, the means of THUMBNAIL x THUMBNAIL areas scaled to mean 0 and deviation 1, which
-        size, brightness and contrast of the image do not change; None for few grey levels.
+        Thumbnail, the means of THUMBNAIL x THUMBNAIL areas scaled to mean 0 and deviation 1; None
+        for few grey levels. Size, brightness and contrast do not change it, unless levels are cut
+        off at black or white: such copies, and those of another gamma, are mostly not found.
     """
     try:
         image = images.reader([file])(0)
@@ -234,9 +236,8 @@ def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray
     small = image.convert('F').resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     small = np.asarray(small).ravel()
     small = (small - small.mean()) / max(small.std(), 1.0)
-    levels_apart = images.colour_difference(file)
-    if levels_apart > COLOUR_LEVELS:
-        detail = f'the colour channels differ by up to {levels_apart} levels'
+    if levels := images.colour_levels(file, image):
+        detail = f'the colour channels differ by up to {levels} levels'
         return digest.digest(), 'colour image', detail, small
     if detail := image.info.get(CONTRADICTION):
         return digest.digest(), 'contradictory header', detail, small

@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from data.contents import describe_contents
 from data.images import (
+    COLOUR_DIFFERENCE,
     CONTRADICTION,
+    DICOM_MAGIC,
+    DICOM_MAGIC_AT,
     FULL_RANGE_BITS,
     MAX_PIXELS,
     VIEW,
+    channel_difference,
     fault_of_scans,
     full_range,
     refuse_damaged_jpeg,
@@ -44,13 +49,18 @@ TAGS = """
     WindowCenter WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape PixelData
     BodyPartExamined ViewPosition
 """.split()
+# An overlay may be kept in a bit of the pixels above the stored bits.
+OVERLAY_BITS = [(group, 0x0102) for group in range(0x6000, 0x6020, 2)]
+REQUIRED = """
+    SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored
+    PixelRepresentation
+""".split()
 GREY = ('MONOCHROME1', 'MONOCHROME2')
 SHAPES = {'MONOCHROME1': 'INVERSE', 'MONOCHROME2': 'IDENTITY'}  # PresentationLUTShape of each
 # Parts of the words for a chest in BodyPartExamined, which many makers write in their own way.
 CHEST = ('CHEST', 'THORA', 'TORA', 'LUNG', 'PULMO', 'RIB', 'HEART', 'WHOLEBODY')
 COLOURS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
 JPEG_END = b'\xff\xd9'
-DICOM_PREAMBLE = 132  # bytes before the header
 PIXEL_DATA = 0x7FE00010
 VALUE_BYTES = 2**18  # of another element; a table of 65,536 entries has half of it
 DEFLATED_BYTES = 2**28  # largest data set of a deflated file
@@ -71,7 +81,10 @@ def read_dicom(data: bytes) -> Image.Image:
       is a BodyPartExamined without a word for the chest.
     - The view is noted (VIEW) if ViewPosition states it.
     - Padding pixels are black and do not affect the range.
-    - 8-bit colour becomes ITU-R 601 luma. Palettes and several frames are refused.
+    - 8-bit colour becomes ITU-R 601 luma, and the difference between its channels is noted
+      (COLOUR_DIFFERENCE). Palettes and several frames are refused.
+    - Values that need more than the stored bits are refused, because they would wrap.
+    - A file may lack the preamble, the header, or its transfer syntax, if it is not compressed.
 
     Only the elements in TAGS are read, and no message quotes the text of an element.
 
@@ -84,8 +97,6 @@ def read_dicom(data: bytes) -> Image.Image:
     """
     try:
         import pydicom.pixels  # noqa: F401 (absent in pydicom 2)
-        from pydicom import dcmread
-        from pydicom.errors import InvalidDicomError
     except ImportError as error:
         raise ImportError(f'DICOM needs pydicom: {PYDICOM} ({error})') from error
     # The log and the warnings of pydicom quote values of elements.
@@ -94,31 +105,60 @@ def read_dicom(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             warnings.filterwarnings('error', message='The decoded RLE segment')
-            _refuse_large_deflated(data)
-            dataset = dcmread(BytesIO(data), specific_tags=TAGS)
-            _refuse_large_values(dataset)
-            return _dicom_image(dataset)
-    except InvalidDicomError:
-        raise ValueError('the file is not a DICOM file') from None
+            return _dicom_image(_read_dataset(data))
     except (_DicomError, ImportError, MemoryError):
         raise
-    except Exception as error:  # a damaged file makes pydicom raise almost anything
-        raise ValueError(f'the file is damaged ({type(error).__name__})') from None
+    except Exception:  # a damaged file makes pydicom raise almost anything
+        raise ValueError('a number or table in the header is damaged') from None
 
 
 class _DicomError(ValueError):
     """Raised for a faulty DICOM file; the message quotes no text of the file."""
 
 
-def _refuse_large_deflated(data: bytes) -> None:
-    """Refuse a deflated file that could fill the memory: pydicom inflates the whole file."""
+def _read_dataset(data: bytes) -> 'Dataset':
+    """Read the elements in TAGS of a file, which may lack the preamble or the header."""
+    from pydicom import dcmread, uid
+
+    has_preamble = data.startswith(DICOM_MAGIC, DICOM_MAGIC_AT)
+    start = DICOM_MAGIC_AT + len(DICOM_MAGIC) if has_preamble else 0
+    if not start and (known := describe_contents(data)):
+        raise _DicomError(f'the file is not a DICOM file, but {known}')
+    try:
+        _refuse_large_deflated(data, start)
+        dataset = dcmread(BytesIO(data), specific_tags=[*TAGS, *OVERLAY_BITS], force=True)
+    except _DicomError:
+        raise
+    except Exception:
+        problem = 'the header is damaged' if start else 'it is not a DICOM file'
+        raise _DicomError(problem) from None
+    _refuse_large_values(dataset)
+    if 'PixelData' not in dataset:
+        if not (start or 'Rows' in dataset):
+            raise _DicomError('it is not a DICOM file, or has no pixel data')
+        raise _DicomError('the file has no pixel data, or ends before them')
+    if not dataset.file_meta.get('TransferSyntaxUID'):
+        if dataset['PixelData'].is_undefined_length:
+            raise _DicomError('the pixels are compressed, and the file does not state how')
+        implicit, little = dataset.original_encoding  # pydicom recognises it by the first element
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        syntax = uid.ImplicitVRLittleEndian if implicit else explicit
+        dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def _refuse_large_deflated(data: bytes, start: int) -> None:
+    """Refuse a deflated file that could fill the memory: pydicom inflates the whole file.
+
+    The header begins at byte `start`.
+    """
     from pydicom.filereader import read_dataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     if DeflatedExplicitVRLittleEndian.encode() not in data:
         return
     stream = BytesIO(data)
-    stream.seek(DICOM_PREAMBLE)
+    stream.seek(start)
     read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)  # the header
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflater.decompress(stream.read(), DEFLATED_BYTES)
@@ -135,8 +175,8 @@ def _refuse_large_values(dataset: 'Dataset') -> None:
 
 
 def _dicom_image(dataset: 'Dataset') -> Image.Image:
-    if 'PixelData' not in dataset:
-        raise _DicomError('the file has no pixel data, or ends before them')
+    if missing := [keyword for keyword in REQUIRED if dataset.get(keyword) in (None, '')]:
+        raise _DicomError(f'the file lacks {", ".join(missing)}')
     if (frames := int(dataset.get('NumberOfFrames') or 1)) > 1:
         raise _DicomError(f'the file has {frames} frames; write each frame to its own file')
     samples, bits = dataset.SamplesPerPixel, dataset.BitsStored
@@ -162,13 +202,19 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
 def _grey_image(dataset: 'Dataset', pixels: np.ndarray, kind: str) -> Image.Image:
     """Turn the stored values into grey levels, and note a header that does not fit."""
     if pixels.ndim == 3:
-        return Image.fromarray(pixels).convert('L')
+        colour = Image.fromarray(pixels)
+        image = colour.convert('L')
+        image.info[COLOUR_DIFFERENCE] = channel_difference(colour)
+        return image
     codes = pixels.astype(f'u{pixels.itemsize}', copy=False)
     grey = _grey_levels(dataset, codes, inverted=kind == 'MONOCHROME1')
     whole = np.rint(grey)
     is_whole = np.abs(grey - whole).max() < WHOLE
     levels = whole.astype(np.uint8) if is_whole else grey.astype(np.float32)
-    image = Image.fromarray(levels[codes])
+    shown = levels[codes]
+    if shown.min() == shown.max() and codes.min() != codes.max():
+        raise _DicomError(f'{_last_step(dataset)} gives all pixels the grey level {shown.min():g}')
+    image = Image.fromarray(shown)
     if misfit := _misfit(dataset, kind):
         image.info[CONTRADICTION] = misfit
     return image
@@ -185,18 +231,35 @@ def _misfit(dataset: 'Dataset', kind: str) -> str:
     return ''
 
 
+def _last_step(dataset: 'Dataset') -> str:
+    """Describe what turns stored values into grey levels."""
+    if dataset.get('VOILUTSequence'):
+        return 'the VOI table'
+    if dataset.get('WindowCenter') is None or dataset.get('WindowWidth') is None:
+        return 'the rescaling, modality table or padding value'
+    center, width = (np.ravel(dataset[key].value)[0] for key in ('WindowCenter', 'WindowWidth'))
+    return f'the window (WindowCenter {float(center):g}, WindowWidth {float(width):g})'
+
+
 def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
     """Decode the stored values; the bits above the stored bits are undefined."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder, pixel_array
     from pydicom.pixels.utils import get_expected_length
-    from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
+    from pydicom.uid import JPEGExtended12Bit, RLELossless
 
     syntax, plugin = dataset.file_meta.TransferSyntaxUID, ''
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise _DicomError(f'transfer syntax {syntax.name} is not supported') from None
+        known = '' if syntax.name == syntax else f' {syntax.name}'  # no text of an unknown one
+        raise _DicomError(f'the transfer syntax{known} is not supported') from None
+    # The samples of a pixel are neighbours in JPEG frames, whatever the header says.
+    is_jpeg = syntax.is_encapsulated and syntax != RLELossless
+    if is_jpeg:
+        dataset.PlanarConfiguration = 0
+    elif dataset.SamplesPerPixel == 3 and dataset.get('PlanarConfiguration') is None:
+        raise _DicomError('the file lacks PlanarConfiguration')
     if syntax.is_encapsulated:
         available = set(decoder.available_plugins)
         if syntax == JPEGExtended12Bit and dataset.BitsStored > 8:
@@ -204,22 +267,40 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
         plugin = next((name for name in PLUGINS if name in available), '')
         if not plugin:
             raise ImportError(f'no decoder of {syntax.name} ({syntax}) is installed: {DECODERS}')
-        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-        # Some decoders invent the missing end of a frame. Padding may follow the end.
-        if syntax != RLELossless and JPEG_END not in frame.rstrip(b'\0')[-16:]:
-            raise _DicomError('the compressed frame is truncated')
-        if syntax != RLELossless and (fault := fault_of_scans(frame)):
-            raise _DicomError(fault)
-        if syntax == JPEGBaseline8Bit:
-            refuse_damaged_jpeg(frame)
-        with contextlib.suppress(OSError, SyntaxError):  # Pillow does not read every kind of frame
-            width, height = Image.open(BytesIO(frame), formats=('JPEG', 'JPEG2000')).size
-            if (height, width) != (dataset.Rows, dataset.Columns):
-                raise _DicomError(f'the frame has {width} x {height} pixels, unlike the header')
-    elif dataset.PixelData[get_expected_length(dataset) :].rstrip(b'\0'):
-        raise _DicomError('it has more pixels than the header states')
+        if is_jpeg:
+            _refuse_damaged_frame(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
+    else:
+        size, expected = len(dataset.PixelData), get_expected_length(dataset)
+        if size < expected:
+            raise _DicomError(f'the file ends after {size:,} of {expected:,} bytes of pixels')
+        if dataset.PixelData[expected:].rstrip(b'\0'):
+            raise _DicomError('it has more pixels than the header states')
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
-    return pixel_array(dataset, index=0, **options)
+    try:
+        return pixel_array(dataset, index=0, **options)
+    except MemoryError:
+        raise
+    except Exception:
+        raise _DicomError(
+            f'{plugin or "pydicom"} cannot decode the pixels ({syntax.name})'
+        ) from None
+
+
+def _refuse_damaged_frame(frame: bytes, dataset: 'Dataset') -> None:
+    """Refuse a JPEG frame that a decoder would complete, repeat or cut without an error."""
+    from pydicom.uid import JPEGBaseline8Bit
+
+    # Some decoders invent the missing end of a frame. Padding may follow the end.
+    if JPEG_END not in frame.rstrip(b'\0')[-16:]:
+        raise _DicomError('the compressed frame is truncated')
+    if fault := fault_of_scans(frame):
+        raise _DicomError(fault)
+    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
+        refuse_damaged_jpeg(frame)
+    with contextlib.suppress(OSError, SyntaxError):  # Pillow does not read every kind of frame
+        width, height = Image.open(BytesIO(frame), formats=('JPEG', 'JPEG2000')).size
+        if (height, width) != (dataset.Rows, dataset.Columns):
+            raise _DicomError(f'the frame has {width} x {height} pixels, unlike the header')
 
 
 def _grey_levels(dataset: 'Dataset', codes: np.ndarray, *, inverted: bool) -> np.ndarray:
@@ -233,6 +314,7 @@ def _grey_levels(dataset: 'Dataset', codes: np.ndarray, *, inverted: bool) -> np
     stored = every % 2**bits
     stored = _signed(stored, bits) if signed else stored
     padding = _padding(dataset, container, stored)
+    _refuse_lost_bits(dataset, codes, padding)
     limits = _stored_limits(bits, codes, stored, padding)
     values, limits = _modality(dataset, stored, limits)
     grey = _voi(dataset, values, limits)
@@ -256,6 +338,27 @@ def _padding(dataset: 'Dataset', container: np.ndarray, stored: np.ndarray) -> n
     ends = value, dataset.get('PixelPaddingRangeLimit', value)
     low, high = sorted(container[end % len(container)] for end in ends)  # the sign may be wrong
     return (low <= stored) & (stored <= high) | (low <= container) & (container <= high)
+
+
+def _refuse_lost_bits(dataset: 'Dataset', codes: np.ndarray, padding: np.ndarray) -> None:
+    """Refuse pixels with bits above the stored bits that belong to neither a sign nor an overlay.
+
+    Such values would wrap, and the image would be unrecognisable.
+    """
+    bits, above = dataset.BitsStored, 2 ** (8 * codes.itemsize) - 2**dataset.BitsStored
+    if codes.max() < 2**bits:
+        return
+    occurs = np.zeros(len(padding), bool)
+    occurs[codes] = True
+    found = np.flatnonzero(occurs & ~padding)
+    for tag in OVERLAY_BITS:
+        if tag in dataset and dataset[tag].value:
+            above &= ~(1 << int(dataset[tag].value))
+    lost = found & above
+    if dataset.PixelRepresentation == 1:  # the sign of a negative value may be repeated
+        lost = lost[(lost != above) | (found & 2 ** (bits - 1) == 0)]
+    if lost.any():
+        raise _DicomError(f'BitsStored is {bits}, but pixels have higher bits and would wrap')
 
 
 def _stored_limits(

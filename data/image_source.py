@@ -14,7 +14,15 @@ import numpy as np
 from PIL import Image
 
 from config import IMAGE_DECODERS, IMAGE_SOURCES, load
-from data.images import FILE_NAME, colour_difference, decode_image, is_image_file, read_file
+from data.images import (
+    COLOUR_DIFFERENCE,
+    COLOUR_LEVELS,
+    FILE_NAME,
+    colour_difference,
+    decode_image,
+    is_image_file,
+    read_file,
+)
 
 IMAGE_SUFFIXES = (
     '.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.tif', '.tiff', '.webp', *IMAGE_DECODERS
@@ -83,6 +91,12 @@ class ImageSource(ABC):
     def colour_difference(self, file: str) -> float:
         """Return the largest difference between colour channels; 0 for images packed as grey."""
         return colour_difference(self.read(file), file)
+
+    def colour_levels(self, file: str, image: Image.Image) -> float:
+        """Return the difference between the channels of an image, 0 if compression explains it."""
+        levels = image.info.get(COLOUR_DIFFERENCE)  # known for DICOM
+        levels = self.colour_difference(file) if levels is None else levels
+        return levels if levels > COLOUR_LEVELS else 0
 
 
 class Folder(ImageSource):

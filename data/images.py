@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 import time
@@ -37,12 +38,14 @@ FULL_RANGE_BITS = (8, 10, 12, 14, 16)
 FULL_SIZE, PACKED_STEPS, FILE_NAME = ('full size',), ('packed steps',), ('file name',)
 CONTRADICTION = ('contradiction',)  # what a DICOM file states that does not fit
 VIEW = ('view',)  # of a DICOM file that states it: 'frontal' or 'lateral'
+COLOUR_DIFFERENCE = ('colour difference',)  # of a coloured DICOM file
 
 # Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
 
-# Tags: bits per channel, and the meaning of grey levels with one of its values.
-TIFF_BITS, TIFF_GREY, WHITE_IS_ZERO = 258, 262, 0
+# Tags: bits per channel, the meaning of grey levels with one of its values, and the kind of numbers
+# with one of its values.
+TIFF_BITS, TIFF_GREY, WHITE_IS_ZERO, TIFF_NUMBERS, SIGNED = 258, 262, 0, 339, 2
 JPEG_SCAN = b'\xff\xda'
 DICOM_MAGIC, DICOM_MAGIC_AT = b'DICM', 128  # position in a file
 
@@ -124,15 +127,20 @@ def full_size(image: Image.Image) -> tuple[int, int]:
 def colour_difference(data: bytes, name: str | PathLike[str]) -> int:
     """Return the largest difference between colour channels in levels of 256; 0 for grey images.
 
-    JPEG compression of a grey image causes a few levels. DICOM files count as grey.
+    JPEG compression of a grey image causes a few levels. Of a file with a decoder of its own, such
+    as DICOM, the decoded image knows it (COLOUR_DIFFERENCE).
     """
     if _own_decoder(name, data):
         return 0
     with _open(data) as image:
         if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'YCbCr'):
             return 0
-        red, green, blue = image.convert('RGB').split()
-    pairs = ((red, green), (green, blue))
+        return channel_difference(image.convert('RGB'))
+
+
+def channel_difference(image: Image.Image) -> int:
+    """Return the largest difference between the channels of an RGB image."""
+    pairs = itertools.combinations(image.split(), 2)
     return max(ImageChops.difference(*pair).getextrema()[1] for pair in pairs)
 
 
@@ -193,7 +201,13 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f'the format must be one of {", ".join(FORMATS)}') from None
+        known = load('data.contents:describe_contents')(data)  # few runs need it
+        problem = f'the format must be one of {", ".join(FORMATS)}'
+        if known.upper().endswith(FORMATS):
+            problem = f'it is {known} that is damaged or of a kind that is not read'
+        elif known:
+            problem += f', but the file is {known}'
+        raise ValueError(problem) from None
 
 
 def _decode(data: bytes, image: Image.Image) -> Image.Image:
@@ -204,6 +218,12 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
         raise ValueError(f'pixels of mode {image.mode!r} are neither 8-bit nor 16-bit grey')
     if image.mode in MODES_8_BIT and _bits(data, image) > 8:  # Pillow keeps the top byte only
         raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
+    is_signed = image.format == 'TIFF' and SIGNED in image.tag_v2.get(TIFF_NUMBERS, ())
+    if is_signed and image.mode == 'L':
+        # Pillow reads the bytes as numbers without a sign, so -1 would be 255.
+        low = int(np.asarray(image).view(np.int8).min())
+        if low < 0:
+            raise ValueError(f'pixels from {low} on are negative; save them from 0 on')
     if image.format == 'BMP' and image.tile[0][0] != 'raw':
         raise ValueError('compressed BMPs take minutes to read; save the image as PNG')
     if image.format == 'JPEG' and (fault := fault_of_scans(data)):

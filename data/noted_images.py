@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from config import Config
 from data.image_source import ImageSource
-from data.images import COLOUR_LEVELS, CONTRADICTION, VIEW, BadImageError
+from data.images import CONTRADICTION, VIEW, BadImageError
 from data.views import UNSEEN, end_of_warning, views_in_names
 from system.files import LOADER_FILES, allow_open_files
 from system.tool import usable_cpus
@@ -72,7 +72,7 @@ class NotedImages(Dataset):
     def _notes(self, image: Image.Image, index: int) -> Iterator[str]:
         if misfit := image.info.get(CONTRADICTION):
             yield f'image(s) with a contradictory header, {misfit}'
-        elif self.images.colour_difference(self.files[index]) > COLOUR_LEVELS:
+        elif self.images.colour_levels(self.files[index], image):
             yield COLOURED
         view = self.views[index] or image.info.get(VIEW, '')
         if view and view == UNSEEN.get(self.trained):

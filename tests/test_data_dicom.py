@@ -1,18 +1,21 @@
 """DICOM files: grey levels by the formulas of the standard and by pydicom's chain; errors."""
 
+import io
 import sys
 import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data import dicom, images
 from data.check import look_at
+from data.contents import describe_contents
 from data.dicom import read_dicom
 from data.image_source import Folder
 from data.images import BadImageError, load_image
-from data.noted_images import NotedImages, describe_notes
+from data.noted_images import COLOURED, NotedImages, describe_notes
 
 pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
 
@@ -26,6 +29,7 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(8, 32)
 SQUARE = np.tile(RAMP, (8, 2))  # JPEG 2000 refuses to halve 8 rows five times
 RAMP_12 = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 WINDOW = {'WindowCenter': 2000, 'WindowWidth': 1500}
+WINDOW_8 = {'WindowCenter': 100, 'WindowWidth': 150}
 RESCALED = {'RescaleSlope': '0.5', 'RescaleIntercept': '-100'}
 INVERTED = {'PhotometricInterpretation': 'MONOCHROME1'}
 CHAINS = [
@@ -58,6 +62,7 @@ def refusal(path: Path) -> str:
     with pytest.raises(BadImageError) as caught:
         load_image(path)
     assert str(path) in str(caught.value)
+    assert 'Error' not in str(caught.value)
     return str(caught.value)
 
 
@@ -177,11 +182,169 @@ def test_transfer_syntaxes_give_the_same_image(path, syntax, pixels, bits):
     assert np.array_equal(levels(path), expected)
 
 
+# Colour
+
+
+PICTURE = np.zeros((48, 64, 3), np.uint8)
+PICTURE[..., 0], PICTURE[..., 1] = np.arange(64) * 4, np.arange(48)[:, None] * 5
+PICTURE[10:20, 10:30] = (200, 30, 40)
+JPEGS = {'jfif': {'subsampling': 0}, 'no transform': {'keep_rgb': True}}
+RGB = {'SamplesPerPixel': 3, 'PhotometricInterpretation': 'RGB'}
+
+
+def luma(picture: np.ndarray = PICTURE) -> np.ndarray:
+    return picture @ np.array([0.299, 0.587, 0.114])
+
+
+@pytest.mark.parametrize('planar', [0, 1, None])
+@pytest.mark.parametrize('stated', ['RGB', 'YBR_FULL', 'YBR_FULL_422'])
+@pytest.mark.parametrize('kind', [*JPEGS, 'JPEG 2000'])
+def test_colour_of_the_jpeg_family_is_read_whatever_the_header_says(path, kind, stated, planar):
+    """The frames have no planes; PlanarConfiguration 1 gave unrelated pixels (pydicom 3.0.2)."""
+    file, syntax = io.BytesIO(), 'JPEGBaseline8Bit'
+    if kind == 'JPEG 2000':
+        syntax, stated = 'JPEG2000', {'RGB': 'RGB', 'YBR_FULL': 'YBR_ICT'}.get(stated, 'YBR_RCT')
+        Image.fromarray(PICTURE).save(file, 'JPEG2000', no_jp2=True)
+    else:
+        Image.fromarray(PICTURE).save(file, 'JPEG', quality=95, **JPEGS[kind])
+    tags = RGB | {'PhotometricInterpretation': stated}
+    tags |= {} if planar is None else {'PlanarConfiguration': planar}
+    write(path, PICTURE, syntax=syntax, data=[file.getvalue()], **tags)
+    got = np.asarray(load_image(path))
+    assert np.abs(got - luma()).max() < 6
+
+
+def test_native_colour_follows_its_planar_configuration(path):
+    write(path, PICTURE, **RGB, PlanarConfiguration=0)
+    assert np.abs(np.asarray(load_image(path)) - luma()).max() < 1
+    planes = PICTURE.transpose(2, 0, 1).tobytes()
+    write(path, PICTURE, data=planes, **RGB, PlanarConfiguration=1)
+    assert np.abs(np.asarray(load_image(path)) - luma()).max() < 1
+    assert 'lacks PlanarConfiguration' in refusal(write(path, PICTURE, **RGB))
+
+
+@pytest.mark.parametrize('coloured', [True, False])
+def test_colour_is_reported_as_of_a_png(path, coloured):
+    picture = PICTURE if coloured else np.repeat(PICTURE[..., :1], 3, axis=2)
+    write(path, picture, **RGB, PlanarConfiguration=0)
+    Image.fromarray(picture).save(path.with_suffix('.png'))
+    looks = [look_at(Folder(path.parent), path.with_suffix(s).name) for s in ('.dcm', '.png')]
+    assert looks[0][:3] == looks[1][:3]
+    assert looks[0][1] == ('colour image' if coloured else '')
+    images = NotedImages(Folder(path.parent), [path.name], lambda *_: 0, skip_bad=False)
+    assert images[0][1] == (COLOURED if coloured else '')
+
+
+# Stored bits
+
+
+@pytest.mark.parametrize(
+    ('pixels', 'bits'),
+    [
+        (RAMP_12, 10),
+        (RAMP_12, 8),
+        (RAMP_12.astype(np.int16) - 2048, 10),
+        (SQUARE, 7),
+        (RAMP_12.astype(np.int16).view(np.uint16) - 2048, 12),  # a sign that is not stated
+    ],
+)
+def test_values_that_need_more_than_the_stored_bits_are_refused(path, pixels, bits):
+    assert f'BitsStored is {bits}' in refusal(write(path, pixels, bits))
+
+
+@pytest.mark.parametrize('syntax', ['RLELossless', 'JPEG2000Lossless'])
+def test_compressed_values_that_need_more_than_the_stored_bits_are_refused(path, syntax):
+    if syntax == 'JPEG2000Lossless':
+        pytest.importorskip('openjpeg', reason='pylibjpeg-openjpeg is not installed')
+    dataset = pydicom.dcmread(write(path, RAMP_12, 12))
+    dataset.compress(getattr(uid, syntax))
+    dataset.BitsStored, dataset.HighBit = 10, 9
+    dataset.save_as(path)
+    refusal(path)
+
+
+def test_repeated_signs_and_overlays_are_above_the_stored_bits(path):
+    values = RAMP_12.astype(np.int16) - 2048
+    repeated = levels(write(path, values, 12))
+    cut = values.view(np.uint16) & 0xFFF
+    assert np.array_equal(levels(write(path, cut.view(np.int16), 12)), repeated)
+    plain = levels(write(path, RAMP_12, 12))
+    drawn = RAMP_12 | np.where(np.eye(64, dtype=bool), 1 << 14, 0).astype(np.uint16)
+    assert 'BitsStored' in refusal(write(path, drawn, 12))
+    dataset = pydicom.dcmread(path)
+    for group, bit in ((0x6000, 13), (0x6002, 14)):
+        dataset.add_new((group, 0x0100), 'US', 16)
+        dataset.add_new((group, 0x0102), 'US', bit)
+    dataset.save_as(path)
+    assert np.array_equal(levels(path), plain)
+
+
+# Other files
+
+
+@pytest.mark.parametrize('syntax', ['ImplicitVRLittleEndian', *NATIVE[:2], 'JPEGBaseline8Bit'])
+@pytest.mark.parametrize('lacks', ['preamble', 'header', 'both', 'transfer syntax'])
+def test_files_without_preamble_or_header_are_read(path, lacks, syntax):
+    frames = {'data': [jpeg(SQUARE)]} if 'JPEG' in syntax else {}
+    write(path, SQUARE, syntax=syntax, **WINDOW_8, **frames)
+    expected, data = levels(path), path.read_bytes()
+    start = pydicom.dcmread(path, stop_before_pixels=True)
+    header = 132 + 12 + start.file_meta.FileMetaInformationGroupLength
+    if lacks == 'transfer syntax':
+        element = data.index(b'\x02\0\x10\0UI')
+        end = element + 8 + int.from_bytes(data[element + 6 : element + 8], 'little')
+        data = data[:132] + data[144:element] + data[end:]  # also without the length of the header
+    elif lacks == 'both':
+        data = data[header:]
+    else:
+        data = data[132:] if lacks == 'preamble' else data[:132] + data[header:]
+    path.write_bytes(data)
+    if 'JPEG' in syntax and lacks != 'preamble':
+        assert 'does not state how' in refusal(path)
+    else:
+        assert np.array_equal(levels(path), expected)
+
+
+@pytest.mark.parametrize(
+    ('tags', 'words'),
+    [
+        ({'WindowCenter': 9000, 'WindowWidth': 10}, 'window (WindowCenter 9000, WindowWidth 10)'),
+        ({'WindowCenter': [-5, 40], 'WindowWidth': [1, 80]}, 'WindowCenter -5, WindowWidth 1'),
+        (WINDOW | {'RescaleSlope': 1, 'RescaleIntercept': 9000}, 'WindowCenter 2000'),
+        ({'VOILUTSequence': table(4, 0, 8, [7, 7, 7, 7])}, 'the VOI table'),
+        ({'ModalityLUTSequence': table(4, 0, 8, [7, 7, 7, 7])}, 'modality table'),
+        ({'PixelPaddingValue': 0, 'PixelPaddingRangeLimit': 255}, 'padding value'),
+    ],
+)
+def test_what_leaves_a_single_grey_level_is_named(path, tags, words):
+    message = refusal(write(path, SQUARE, **tags))
+    assert words in message and 'all pixels' in message
+
+
+@pytest.mark.parametrize(
+    'data', [b'', b'<html>', b'\x89PNG\r\n\x1a\n', b'version https://git-lfs.github.com/spec/v1\n']
+)
+def test_what_is_not_dicom_is_named(path, data):
+    path.write_bytes(data)
+    assert f'not a DICOM file, but {describe_contents(data)}' in refusal(path)
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('keyword', dicom.REQUIRED)
+def test_an_element_that_is_missing_is_named(path, keyword):
+    write(path, SQUARE)
+    dataset = pydicom.dcmread(path)
+    delattr(dataset, keyword)
+    dataset.save_as(path)
+    assert f'the file lacks {keyword}' in refusal(path)
+
+
 @pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.parametrize(
     'tags',
     [
         {'NumberOfFrames': 2},
+        {'syntax': 'MPEG2MPML', 'data': [b'12']},
         {'BitsAllocated': 32, 'BitsStored': 32, 'HighBit': 31},
         {'PhotometricInterpretation': 'PALETTE COLOR'},
         {'Rows': None},
@@ -228,6 +391,13 @@ def test_nothing_that_identifies_a_patient_leaves_a_damaged_file(path, caplog, c
     assert 50 < refused < 250
     warned = ''.join(str(warning.message) for warning in recwarn)
     assert SECRET not in caplog.text + ''.join(capfd.readouterr()) + warned
+
+
+def test_an_unknown_transfer_syntax_is_not_quoted(path):
+    content = write(path, SQUARE).read_bytes()
+    path.write_bytes(content.replace(b'1.2.840.10008.1.2.1\0', SECRET.ljust(20).encode()))
+    message = refusal(path)
+    assert 'transfer syntax is not supported' in message and SECRET not in message
 
 
 @pytest.mark.parametrize('share', [0.3, 0.99])

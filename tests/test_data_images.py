@@ -1,6 +1,7 @@
 """Image files: which grey levels they give, and which are refused."""
 
 import errno
+import gzip
 import os
 import re
 import struct
@@ -174,13 +175,13 @@ def png(colour_type: int, channels: int, width: int = 75, height: int = 61) -> b
 
 
 BAD = {
-    'empty': (b'', 'the format must be'),
-    'a format that starts a program': (encode(GREY, 'EPS'), 'the format must be'),
+    'empty': (b'', 'the format must be .* but the file is empty'),
+    'a format that starts a program': (encode(GREY, 'EPS'), 'the format must be .* PostScript'),
     'PNG that is cut off': (PNG[:1500], 'cannot be read'),
     'JPEG that is cut off': (encode(GREY, 'JPEG')[:900], 'truncated'),
     'deflated TIFF that is cut off': (
         encode(GREY, 'TIFF', compression='tiff_adobe_deflate')[:-100],
-        'the format must be',
+        'a TIFF that is damaged',
     ),
     'CMYK JPEG': (encode(GREY.convert('CMYK'), 'JPEG'), 'CMYK'),
     'black': (encode(Image.new('L', (75, 61)), 'PNG'), 'all pixels are 0'),
@@ -216,6 +217,61 @@ def test_bad_images_are_refused_with_their_path_and_the_reason(kind, tmp_path):
     path.write_bytes(data)
     with pytest.raises(BadImageError, match=rf'{re.escape(str(path))}.*({reason})'):
         load_image(path)
+
+
+BOX = struct.pack('>I', 32)
+OTHERS = {
+    'empty': [b''],
+    'zero bytes': [bytes(5000)],
+    'web page': [
+        b'<!DOCTYPE html><html><body>404',
+        b'\xef\xbb\xbf\r\n <HTML lang="en">',
+        b'<!-- saved -->\n<html>',
+    ],
+    'XML': [b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', b'<svg></svg>'],
+    'git lfs pull': [b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n'],
+    'git annex get': [b'/annex/objects/MD5E-s9--00.png\n'],
+    'text': [b'{"message": "Not Found"}', b'Path,Sex\r\n' * 500],
+    'AVIF': [BOX + b'ftypavif\0\0', BOX + b'ftypavis\0\0'],
+    'HEIC': [BOX + b'ftypheic\0\0', BOX + b'ftypmif1\0\0'],
+    'JPEG 2000': [encode(GREY, 'JPEG2000'), encode(GREY, 'JPEG2000', no_jp2=True)],
+    'JPEG XL': [b'\xff\x0a\xfa', b'\0\0\0\x0cJXL \r\n\x87\n'],
+    'GIF': [encode(GREY, 'GIF')],
+    'PDF': [b'%PDF-1.7\n'],
+    'PNM': [encode(GREY, 'PPM')],
+    'NIfTI': [bytes(344) + b'n+1\0'],
+    'archive': [gzip.compress(PNG), b'PK\3\4\n\0'],
+    'JPEG that is damaged': [b'\xff\xd8\xff\xf7' + bytes(99)],
+}
+
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_what_is_no_image_is_named_by_its_first_bytes(kind):
+    for data in OTHERS[kind]:
+        with pytest.raises(BadImageError, match=rf'x\.png cannot be read: .*{re.escape(kind)}'):
+            decode_image(data, 'x.png')
+
+
+@pytest.mark.parametrize('compression', [None, 'zlib'])
+def test_tiffs_of_signed_numbers_are_read_without_negative_ones(compression):
+    tifffile = pytest.importorskip('tifffile', reason='tifffile is not installed')
+    for size in (1, 2, 4):
+        pixels = (np.asarray(GREY) // 2).astype(f'i{size}')
+        options = {'compression': compression, 'photometric': 'minisblack'}
+        file = BytesIO()
+        tifffile.imwrite(file, pixels, **options)
+        assert np.array_equal(np.asarray(decode_image(file.getvalue(), 'x.tif')), pixels)
+        tifffile.imwrite(file := BytesIO(), pixels - 1 - pixels.min(), **options)
+        with pytest.raises(BadImageError, match='pixels from -1 '):
+            decode_image(file.getvalue(), 'x.tif')
+
+
+@pytest.mark.parametrize('dtype', ['u8', 'f2', 'f4', 'f8', 'c8'])
+def test_tiffs_of_other_numbers_are_refused(dtype):
+    tifffile = pytest.importorskip('tifffile', reason='tifffile is not installed')
+    tifffile.imwrite(file := BytesIO(), np.asarray(GREY).astype(dtype), photometric='minisblack')
+    with pytest.raises(BadImageError, match='a TIFF .* of a kind that is not read|neither 8-bit'):
+        decode_image(file.getvalue(), 'x.tif')
 
 
 def test_the_narrowest_strip_is_ten_times_as_long_as_wide():
