@@ -204,9 +204,9 @@ def test_a_folder_of_images_and_a_damaged_store(
     store = tmp_path / 'store'
     min((spoilt / 'train').rglob('*.jpg')).write_bytes(b'')
     pack(read_source(spoilt), store, Settings(size=32), skip_bad=True)
-    shard = next(store.glob('pixels_*.bin'))
+    shard = next(store.glob('images_*.arrow'))
     pixels = bytearray(shard.read_bytes())
-    pixels[5] ^= 1
+    pixels[len(pixels) // 2] ^= 1
     shard.write_bytes(pixels)
     kinds = ['left out of the store', 'missing file', 'unusable image']
     assert [cells[0] for cells in check(store)] == kinds
