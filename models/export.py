@@ -66,6 +66,9 @@ ANY_MODEL = '--to onnx and --to torch_export support any model'
 FACTS_FILE = 'simmim.json'  # name of the metadata file inside a .pt2 file
 WEIGHTS, CARD = 'model.safetensors', 'README.md'
 FOLDER_FILES = {MODEL_CONFIG, WEIGHTS, CARD}
+# What transformers' pipeline does with the outputs; for 'regression' it leaves them as they are.
+PROBLEM_TYPES = {'sigmoid': 'multi_label_classification', 'softmax': 'single_label_classification'}
+OUTPUTS_AS_THEY_ARE = 'regression'
 MEANS = {'mean_of_five': 'mean of five labels', 'mean_of_defined': 'mean of all labels'}
 EXAMPLES = 2  # batch size for tracing; a program traced with one image would accept only one
 MOST_IMAGES = 65535  # largest batch of a traced program; some versions of PyTorch require a limit
@@ -281,11 +284,26 @@ def model_card(source: TrainedModel) -> ModelCard:
         method=part(config, method).title,
         options=_shown_options(config),
         scores=_card_scores(source),
-        # Whether timm's transform prepares images as in evaluation.
-        is_prepared=not scored_steps(config) and config.DATA.NORMALIZE == 'dataset',
+        is_prepared=_is_prepared_by_timm(config),
+        has_pipeline=_has_pipeline(source),
         short_side=enlarged_side(config.DATA.IMG_SIZE),
     )
     return ModelCard(f'---\n{_card_data(source).to_yaml()}\n---\n{text}')
+
+
+def _is_prepared_by_timm(config: Config) -> bool:
+    """Return whether timm's transform prepares images as in evaluation."""
+    return not scored_steps(config) and config.DATA.NORMALIZE == 'dataset'
+
+
+def _has_pipeline(source: TrainedModel) -> bool:
+    """Return whether a pipeline of transformers computes the outputs from image files.
+
+    It opens every file as RGB, and no image processor of transformers makes one channel of it.
+    """
+    is_known = not source.outputs or _activation(source) in PROBLEM_TYPES
+    has_colours = source.config.MODEL.IN_CHANS == 3
+    return is_known and has_colours and _is_prepared_by_timm(source.config)
 
 
 def _card_data(source: TrainedModel) -> ModelCardData:
@@ -307,7 +325,7 @@ def _card_data(source: TrainedModel) -> ModelCardData:
     return ModelCardData(
         model_name=_literal(config.MODEL.NAME),
         library_name='timm',
-        pipeline_tag=kind,
+        pipeline_tag=kind if _has_pipeline(source) else None,
         tags=['chest-x-ray', 'research', 'timm', 'transformers'],
         license='other',
         license_name='research-only',
@@ -374,6 +392,8 @@ def write_timm(source: TrainedModel, path: Path) -> Run:
     # transformers gives the number of outputs itself; timm also finds it in `pretrained_cfg`.
     config = json.loads((path / MODEL_CONFIG).read_text('utf-8'))
     config['model_args'].pop('num_classes', None)
+    if source.outputs:  # otherwise the pipeline applies a softmax
+        config['problem_type'] = PROBLEM_TYPES.get(_activation(source), OUTPUTS_AS_THEY_ARE)
     (path / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
     model_card(source).save(path / CARD)
     model = timm.create_model(f'local-dir:{path}', pretrained=True).eval()

@@ -148,6 +148,90 @@ def test_the_code_in_the_card_runs(crop, channels, tmp_path):
     torch.testing.assert_close(names['probabilities'], expected, rtol=0, atol=1e-4)
 
 
+def pipeline_scores(pipeline, inputs, source):
+    """Return the scores of one image in the order of the outputs."""
+    found = pipeline(inputs, top_k=len(source.outputs))
+    found = found if isinstance(found[0], dict) else found[0]
+    return torch.tensor(
+        [{each['label']: each['score'] for each in found}[name] for name in source.outputs]
+    )
+
+
+CLASSES = ['Edema', 'Fracture', 'Pneumonia']
+TASKS = {
+    'findings': ({}, 'multi_label_classification', torch.sigmoid),
+    'one finding': ({'TASK': 'effusion'}, 'multi_label_classification', torch.sigmoid),
+    'classes': (
+        {'TASK': 'single_label', 'LABELS': CLASSES},
+        'single_label_classification',
+        lambda logits: logits.softmax(0),
+    ),
+    'three outputs a label': ({'UNCERTAIN': 'multiclass'}, 'regression', lambda logits: logits),
+}
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(('data', 'problem', 'activation'), TASKS.values(), ids=TASKS)
+def test_the_pipeline_of_transformers_gives_the_probabilities(  # noqa: PLR0913
+    data, problem, activation, channels, transformers, tmp_path
+):
+    sections = {'DATA': data, 'TEST': {'CROP': False}}
+    if 'TASK' in data:
+        loss = 'cross_entropy' if 'LABELS' in data else 'bce'
+        number = len(data.get('LABELS', ['Pleural Effusion']))
+        sections |= {'MODEL': {'NUM_CLASSES': number}, 'LOSS': {'NAME': loss}}
+    source, folder = write('timm', tmp_path, 'finetune', swin(channels), **sections)
+    assert json.loads((folder / 'config.json').read_text())['problem_type'] == problem
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8), np.uint8)
+    image = Image.fromarray(pixels).resize((61, 50), Image.Resampling.BICUBIC)
+    image.save(tmp_path / 'xray.png')
+    with torch.no_grad():
+        wanted = activation(source.network(EvalTransform(source.config)(image, None)[None])[0])
+    pipeline = transformers.pipeline('image-classification', str(folder))
+    card = exports.model_card(source)
+    has_tag = channels == 3 and problem != 'regression'
+    assert (card.data.pipeline_tag == 'image-classification') == has_tag
+    if channels == 3:
+        found = pipeline_scores(pipeline, str(tmp_path / 'xray.png'), source)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    else:
+        with pytest.raises(RuntimeError, match='to have 1 channels'):  # why there is no tag
+            pipeline(str(tmp_path / 'xray.png'))
+        found = pipeline_scores(pipeline, torch.tensor(np.array(image))[None] / 255, source)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-2)
+    assert ('Do not use them' in card.text) == (problem == 'regression')
+    if problem != 'regression':
+        code = card.text.split('```')[3].removeprefix('python\n')
+        code = code.replace('FOLDER', str(folder)).replace('xray.png', str(tmp_path / 'xray.png'))
+        names = {'Image': Image}
+        exec(compile(code, 'card', 'exec'), names)
+        assert len(names['scores']) == len(source.outputs)
+
+
+@pytest.mark.parametrize(('channels', 'tag'), [(1, None), (3, 'image-feature-extraction')])
+def test_an_encoder_has_a_tag_only_if_the_pipeline_can_read_images(
+    channels, tag, transformers, tmp_path
+):
+    source, folder = write('timm', tmp_path, 'simmim', swin(channels), TEST={'CROP': False})
+    assert exports.model_card(source).data.pipeline_tag == tag
+    pipeline = transformers.pipeline('image-feature-extraction', str(folder))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8))
+    if tag is None:
+        with pytest.raises(RuntimeError, match='to have 1 channels'):
+            pipeline(image)
+        return
+    with torch.no_grad():
+        wanted = source.network(EvalTransform(source.config)(image, None)[None])
+    found = torch.tensor(pipeline(image)).reshape(wanted.shape)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_pipeline_that_would_prepare_images_otherwise_is_named_on_the_card(tmp_path):
+    source = load_run(tmp_path, 'finetune', swin(3), DATA={'NORMALIZE': 'image'})
+    card = exports.model_card(source)
+    assert card.data.pipeline_tag is None and 'Do not use them' in card.text
+
+
 # Model card
 
 
