@@ -2,7 +2,8 @@
 # Does SimMIM help the Swin, and would MAE help more? docs/studies/main_model.md has the design.
 #   bash scripts/studies/main_model.sh LABELLED UNLABELLED OUT
 # LABELLED: CheXpert's layout with one CSV file, all.csv. UNLABELLED: a folder of images.
-# PARTS='primary probes': only these parts. SEED=3: only this seed. PARALLEL=2: runs at a time, one CPU
+# PARTS='primary probes': only these parts (resnet18, only if named: not timed).
+# SEED=3: only this seed. PARALLEL=2: runs at a time, one CPU
 # core each. About 40 core-hours in all. Run again after a stop, it resumes. Copy the
 # predictions of finished seeds to OUT/results/predictions, and the tables contain them.
 . "$(dirname "$0")/prepare.sh"
@@ -10,7 +11,7 @@ variants='normalised hog ratio75 unit16 crops20 noise'
 
 # part NAME SEEDS 'METHOD ...' 'SHARE ...': run these rows if the part is wanted.
 part() {
-    case " ${PARTS:-primary probes vit longer exploratory start} " in *" $1 "*) ;; *) return 0 ;; esac
+    case " ${PARTS:-primary baselines probes vit longer exploratory start} " in *" $1 "*) ;; *) return 0 ;; esac
     local method share rows=() seeds=(--seeds "$2")
     if [ -n "${SEED:-}" ]; then
         [ "$SEED" -lt "$2" ] || return 0
@@ -23,6 +24,8 @@ part() {
 }
 
 part primary 10 "$(echo {,scratch_}swin{,_low,_high})" '1 0.1'
+part baselines 10 'pixels metadata' '1 0.1'
+part resnet18 5 "$(echo resnet18{,_low,_high})" '1 0.1'
 part probes 5 "$(echo {linear,attentive}_{,random_}swin)" '1 0.1'
 part vit 5 "$(echo {mae,mae0,simmim,scratch}{,_low,_high} {linear,attentive}_{mae,mae0,simmim,random})" '1 0.1'
 part longer 3 "$(echo scratch{60,120}{,_low})" 1
