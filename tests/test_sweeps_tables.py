@@ -12,14 +12,15 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, precision_score, roc_auc_score
 from sweep_runs import MadeRuns, make_sweep, methods_file, reference_files
-from tiny import run_script
+from tiny import load_script, run_script
 
 from data.labels import COMPETITION_LABELS, LABELS
+from evaluation.cases import Cases
 from evaluation.intervals import Resamples, bootstrap_p, holm
 from evaluation.model_comparison import SIGNIFICANT, compare_rows, summarise, verdict
 from evaluation.report import COLUMNS, SCORES_FILE
 from sweeps.files import Sweep, load_sweep, run_folder
-from sweeps.long_table import enough_resamples, read_table
+from sweeps.long_table import Scored, enough_resamples, read_table, score_runs
 from sweeps.plots import plot_curves, plot_masks
 from sweeps.run_scores import pretraining_figures
 
@@ -236,6 +237,23 @@ def test_rows_that_do_not_depend_on_the_seed_have_no_verdict() -> None:
     (part,) = compare_rows(rows, [('a', 'b')])
     assert part['over_patients']['low'] > 0 and np.isnan(part['over_seeds']['low'])
     assert part['verdict'] == 'n/a'
+
+
+def test_the_mean_of_a_table_counts_a_repeated_label_once() -> None:
+    """Pneumonia is the complement of No Finding; the table says so below."""
+    rng, names = np.random.default_rng(0), np.array([f'p{n}' for n in range(90)], object)
+    targets = rng.integers(0, 2, (90, 3)).astype(float)
+    targets[:, 0] = 1 - targets[:, 1]
+    labels = ('No Finding', 'Pneumonia', 'Edema')
+    values = rng.random((90, 3))
+    cases = Cases('valid', labels, names, names, names, values, targets)
+    runs = [Scored('a', seed, cases) for seed in range(2)]
+    table = score_runs(runs, ['mean'], resamples=0)
+    areas = [roc_auc_score(targets[:, k], values[:, k]) for k in (1, 2)]
+    found = table[(table['metric'] == 'auroc') & (table['label'] == 'mean')]['value']
+    assert found.tolist() == pytest.approx([np.mean(areas)] * 2, abs=1e-12)
+    (note,) = load_script('ablate').notes_about_labels(runs)
+    assert note.startswith('Pneumonia and No Finding are one label under several names')
 
 
 def test_draws_suffice_for_every_row_to_be_significant() -> None:
