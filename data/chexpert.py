@@ -12,7 +12,7 @@ import pandas as pd
 
 from config import Config
 from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
-from data.labels import CELLS, LABELS
+from data.labels import CELLS, LABELS, POSITIVE, SIMILAR, similar_warning
 from data.records import (
     OLDEST,
     STUDY,
@@ -30,6 +30,7 @@ SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
+PRESENT = [cell for cell, value in CELLS.items() if value == POSITIVE]
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 
 
@@ -117,6 +118,10 @@ def labels_of(table: Table, labels: Sequence[str]) -> np.ndarray:
 
 def records_of(table: Table, labels: Sequence[str]) -> Records:
     """Build the records of a table to which path, file, patient and study have been added."""
+    present = {name: int(table[name].isin(PRESENT).sum()) for name in table.cells}
+    others = {name: count for name, count in present.items() if count}
+    if warning := similar_warning(labels, others):
+        table.fault(SIMILAR, f'columns {warning}', severity='warning')
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
     names = ('path', 'file', 'patient', 'study')
     return Records(

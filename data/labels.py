@@ -380,8 +380,8 @@ def similar_warning(labels: Sequence[str], others: Mapping[str, int]) -> str:
     shown = [f'{other!r} ({found[other]}, rows: {others[other]:,})' for other in similar]
     rest = f' and {len(shown) - SHOWN} more' if len(shown) > SHOWN else ''
     return (
-        f'{", ".join(shown[:SHOWN])}{rest} look like a label that is read, but are other names, so '
-        'they count as negative or not at all'
+        f'{", ".join(shown[:SHOWN])}{rest} look like a label that is read, but are other names: '
+        'such a finding counts as negative'
     )
 
 

@@ -13,9 +13,9 @@ import pandas as pd
 from config import OPTIONS, REGISTRIES
 from data.chexpert import add_studies, records_of
 from data.image_source import IMAGE_SUFFIXES
-from data.labels import LABELS, label_warnings
+from data.labels import DOUBTS, LABELS, label_warnings
 from data.records import STUDY, Records, make_task, select_views
-from data.table import KEYS, Table
+from data.table import KEYS, Fault, Table, refuse
 from system.files import replace_files
 
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
@@ -233,15 +233,22 @@ def read_label_file(
         views: Views of the images that are kept: 'frontal', 'lateral' or 'all'.
         labels: Names of the labels (DATA.LABELS).
     """
-    table, made = Table(path), make_task(task, LABELS=labels, BLANK=blank)
+    doubts: list[str] = []
+
+    def on_fault(fault: Fault) -> None:
+        refuse(fault)
+        if fault.kind in DOUBTS:
+            doubts.append(fault.detail)
+
+    table, made = Table(path, on_fault), make_task(task, LABELS=labels, BLANK=blank)
     missing = tuple(label for label in made.columns if label not in table)
     table.require(KEYS, *([made.columns] if made.has_policies else missing))
     _check_names(table)
     add_studies(table)
     table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
     records = records_of(table, made.columns)
-    found = label_warnings(records.labels, records.label_names, records.path)
-    records = replace(records, doubts=tuple(detail for _, detail in found))
+    about = label_warnings(records.labels, records.label_names, records.path)
+    records = replace(records, doubts=(*doubts, *(detail for _, detail in about)))
     if views != 'all' and table.key == 'Path':
         table.check('Path', records.view != '', 'value of the view', 'names no view')
         records = select_views(records, views)

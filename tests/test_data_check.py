@@ -125,6 +125,8 @@ def test_doubtful_labels_are_warnings(spoilt: Path, tmp_path: Path, check: Calla
     table['No Finding'] = ['1.0'] * 4 + [''] * (len(table) - 4)
     for label in set(LABELS) - {'Fracture', 'Pneumonia', 'No Finding', 'Support Devices'}:
         table.loc[:3, label] = ''
+    table['no edema'] = ['1'] * 3 + ['0'] * (len(table) - 3)
+    table['Edema comment'] = 'none'
     table.to_csv(spoilt / 'train.csv', index=False)
     found = {kind for kind, *_ in check(spoilt)}
     assert {'No Finding with a finding', 'one label under several names'} <= found
@@ -132,6 +134,7 @@ def test_doubtful_labels_are_warnings(spoilt: Path, tmp_path: Path, check: Calla
     for part in (
         f'2 of {len(table)} rows have both No Finding and a finding, such as {table["Path"][0]}',
         'Pneumonia and Fracture are one label under several names',
+        "columns 'no edema' (Edema, rows: 3) look like a label that is read",
     ):
         assert details.str.contains(part, regex=False).any()
 

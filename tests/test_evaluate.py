@@ -338,9 +338,9 @@ def test_doubtful_labels_are_named_and_a_repeated_one_counts_once(tmp_path, caps
     labels = {'No Finding': truth, 'Edema': ~truth, 'Fracture': fracture}
     rng = np.random.default_rng(0)
     values = {name: rng.random(NUM_STUDIES) for name in labels}
-    pd.DataFrame({'Study': NAMES, **labels}).astype({name: int for name in labels}).to_csv(
-        tmp_path / 'labels.csv', index=False
-    )
+    table = pd.DataFrame({'Study': NAMES, **labels, 'edema?': np.arange(NUM_STUDIES) < 3})
+    table = table.astype({name: int for name in (*labels, 'edema?')})
+    table.to_csv(tmp_path / 'labels.csv', index=False)
     pd.DataFrame({'Study': NAMES, **values}).to_csv(tmp_path / 'model.csv', index=False)
     report = evaluate(
         tmp_path / 'out',
@@ -355,6 +355,7 @@ def test_doubtful_labels_are_named_and_a_repeated_one_counts_once(tmp_path, caps
     printed = capsys.readouterr().out
     for part in (
         'Edema and No Finding are one label under several names',
+        "columns 'edema?' (Edema, rows: 3) look like a label that is read",
         f'4 of {NUM_STUDIES} rows have both No Finding and a finding, such as {NAMES[0]}',
     ):
         assert any(part in line for line in report['warnings']) and part in printed
