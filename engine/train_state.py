@@ -265,10 +265,10 @@ class TrainState:
             try:
                 load_model_state(self.module, weights, source, logger)
             except ValueError as error:
+                changed = '; '.join(changes('weights')) or 'no option'
                 raise ValueError(
-                    f'{error}. Changed since the checkpoint: {"; ".join(changes()) or "no option"}.'
-                    ' To start from the encoder of another model, such as a pre-trained one, use '
-                    '--pretrained instead of --resume'
+                    f'{error}. Changed since the checkpoint: {changed}. To start from the encoder '
+                    'of another model, use --pretrained instead of --resume'
                 ) from error
             name = config.TRAIN.OPTIMIZER.NAME
             load_moments(saved, self.optimizer, self.scaler, name=name, source=source)

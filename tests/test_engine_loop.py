@@ -313,7 +313,7 @@ def test_a_checkpoint_of_simmim_continues_after_its_epoch(phantom, tmp_path, ref
     assert_same_weights(final_state(run_folder(tmp_path, 'simmim')), final_state(whole))
 
 
-@pytest.mark.parametrize('kind', ['other length', 'other model', 'weights alone'])
+@pytest.mark.parametrize('kind', ['other length', 'other model', 'other target', 'weights alone'])
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
     kind, whole, phantom, tmp_path, refused
 ) -> None:
@@ -321,11 +321,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
     more = {
         'other length': ['--batch-size', '3'],
         'other model': ['--opts', 'MODEL.SWIN.EMBED_DIM', '16'],
+        'other target': ['--opts', 'MODEL.SIMMIM.TARGET', 'hog', 'MODEL.SIMMIM.TARGET_SIZE', '8'],
     }
     path, saved = tmp_path / 'given.pth', read_checkpoint(folder / 'ckpt_epoch_0_step_1.pth')
     save_checkpoint(path, {'model': saved['model']} if kind == 'weights alone' else saved)
     argv = arguments(cfg, phantom, tmp_path, '--resume', str(path), *more.get(kind, []))
-    refused('simmim', argv, path, '--pretrained' if kind == 'other model' else '')
+    words = {'other model': '--pretrained', 'other target': '; MODEL.SIMMIM.TARGET: pixels -> hog'}
+    refused('simmim', argv, path, words.get(kind, ''))
 
 
 # Several processes
