@@ -207,13 +207,12 @@ def _grey_image(dataset: 'Dataset', pixels: np.ndarray, kind: str) -> Image.Imag
         image.info[COLOUR_DIFFERENCE] = channel_difference(colour)
         return image
     codes = pixels.astype(f'u{pixels.itemsize}', copy=False)
-    grey = _grey_levels(dataset, codes, inverted=kind == 'MONOCHROME1')
+    grey, padding = _grey_levels(dataset, codes, inverted=kind == 'MONOCHROME1')
     whole = np.rint(grey)
     is_whole = np.abs(grey - whole).max() < WHOLE
     levels = whole.astype(np.uint8) if is_whole else grey.astype(np.float32)
     shown = levels[codes]
-    if shown.min() == shown.max() and codes.min() != codes.max():
-        raise _DicomError(f'{_last_step(dataset)} gives all pixels the grey level {shown.min():g}')
+    _refuse_one_level(dataset, codes, shown, padding)
     image = Image.fromarray(shown)
     if misfit := _misfit(dataset, kind):
         image.info[CONTRADICTION] = misfit
@@ -231,14 +230,26 @@ def _misfit(dataset: 'Dataset', kind: str) -> str:
     return ''
 
 
-def _last_step(dataset: 'Dataset') -> str:
-    """Describe what turns stored values into grey levels."""
+def _refuse_one_level(
+    dataset: 'Dataset', codes: np.ndarray, shown: np.ndarray, padding: np.ndarray
+) -> None:
+    """Refuse different stored values that are shown with one grey level, and name the cause."""
+    if len(np.unique(shown[::8, ::8])) > 2:  # with the black of padding
+        return
+    is_visible = ~padding[codes]
+    stored, visible = codes[is_visible], shown[is_visible]
+    if not len(visible) and codes.min() != codes.max():
+        raise _DicomError('all pixels have a PixelPaddingValue')
+    if not len(visible) or visible.min() != visible.max() or stored.min() == stored.max():
+        return
+    cause = 'the modality table or rescaling'
     if dataset.get('VOILUTSequence'):
-        return 'the VOI table'
-    if dataset.get('WindowCenter') is None or dataset.get('WindowWidth') is None:
-        return 'the rescaling, modality table or padding value'
-    center, width = (np.ravel(dataset[key].value)[0] for key in ('WindowCenter', 'WindowWidth'))
-    return f'the window (WindowCenter {float(center):g}, WindowWidth {float(width):g})'
+        cause = 'the VOI table'
+    elif dataset.get('WindowCenter') is not None and dataset.get('WindowWidth') is not None:
+        keys = ('WindowCenter', 'WindowWidth')
+        center, width = (float(np.ravel(dataset[key].value)[0]) for key in keys)
+        cause = f'the window (WindowCenter {center:g}, WindowWidth {width:g})'
+    raise _DicomError(f'{cause} gives all pixels the grey level {visible.min():g}')
 
 
 def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
@@ -273,7 +284,8 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
         size, expected = len(dataset.PixelData), get_expected_length(dataset)
         if size < expected:
             raise _DicomError(f'the file ends after {size:,} of {expected:,} bytes of pixels')
-        if dataset.PixelData[expected:].rstrip(b'\0'):
+        end = expected + expected % 2  # a byte completes an odd number; it may hold anything
+        if dataset.PixelData[end:].rstrip(b'\0'):
             raise _DicomError('it has more pixels than the header states')
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
     try:
@@ -297,16 +309,19 @@ def _refuse_damaged_frame(frame: bytes, dataset: 'Dataset') -> None:
         raise _DicomError(fault)
     if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
         refuse_damaged_jpeg(frame)
-    with contextlib.suppress(OSError, SyntaxError):  # Pillow does not read every kind of frame
+    # Pillow does not read every kind of frame.
+    with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError):
         width, height = Image.open(BytesIO(frame), formats=('JPEG', 'JPEG2000')).size
         if (height, width) != (dataset.Rows, dataset.Columns):
             raise _DicomError(f'the frame has {width} x {height} pixels, unlike the header')
 
 
-def _grey_levels(dataset: 'Dataset', codes: np.ndarray, *, inverted: bool) -> np.ndarray:
-    """Return the grey level in [0, 255] of every possible pixel value, [256] or [65536].
+def _grey_levels(
+    dataset: 'Dataset', codes: np.ndarray, *, inverted: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the grey level in [0, 255] of every possible pixel value, and whether it is padding.
 
-    The codes [H, W] are the pixels as unsigned numbers.
+    Both have 256 or 65,536 entries. The codes [H, W] are the pixels as unsigned numbers.
     """
     bits, signed = dataset.BitsStored, dataset.PixelRepresentation == 1
     every = np.arange(2 ** (8 * codes.itemsize))
@@ -322,7 +337,7 @@ def _grey_levels(dataset: 'Dataset', codes: np.ndarray, *, inverted: bool) -> np
     grey[padding] = 0
     if not np.isfinite(grey).all():
         raise _DicomError('a number in the header is not finite')
-    return grey
+    return grey, padding
 
 
 def _signed(values: np.ndarray, bits: int) -> np.ndarray:

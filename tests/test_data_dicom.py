@@ -313,7 +313,12 @@ def test_files_without_preamble_or_header_are_read(path, lacks, syntax):
         (WINDOW | {'RescaleSlope': 1, 'RescaleIntercept': 9000}, 'WindowCenter 2000'),
         ({'VOILUTSequence': table(4, 0, 8, [7, 7, 7, 7])}, 'the VOI table'),
         ({'ModalityLUTSequence': table(4, 0, 8, [7, 7, 7, 7])}, 'modality table'),
-        ({'PixelPaddingValue': 0, 'PixelPaddingRangeLimit': 255}, 'padding value'),
+        ({'PixelPaddingValue': 0, 'PixelPaddingRangeLimit': 255}, 'PixelPaddingValue'),
+        ({'PixelPaddingValue': 0, 'WindowCenter': -900, 'WindowWidth': 9}, 'WindowCenter -900'),
+        (
+            {'WindowCenter': 9000, 'WindowWidth': 10, 'VOILUTFunction': 'SIGMOID'} | INVERTED,
+            'WindowCenter 9000',
+        ),
     ],
 )
 def test_what_leaves_a_single_grey_level_is_named(path, tags, words):
