@@ -72,7 +72,7 @@ def facts_of_options(options: Config) -> Facts:
     if 'NUM_HEADS' in section:
         facts[HEADS] = _numbers('NUM_HEADS', section['NUM_HEADS'])
     if 'QK_SCALE' in section:
-        facts[SCALE] = section['QK_SCALE']
+        facts[SCALE] = str(section['QK_SCALE'])  # 'None': from the width of a head
     if model.PRETRAIN == 'mae':
         facts[DECODER_HEADS] = [model.MAE.DECODER_NUM_HEADS]
     return facts
@@ -125,10 +125,10 @@ def compare_facts(
     """
     has_decoder = any(key.startswith('decoder.blocks.') for key in loaded)
     here = _facts_of_run(config, model)
-    # What is not known of the model, or not used, is not compared.
-    here = {fact: value for fact, value in here.items() if value is not None}
     if not has_decoder:
         here.pop(DECODER_HEADS)
+    # What is not known of the model, or not used, is not compared.
+    here = {fact: value for fact, value in here.items() if value not in (None, [])}
     different = [
         fact for fact in stated.keys() & here.keys() if not _is_same(fact, stated[fact], here[fact])
     ]
@@ -142,17 +142,17 @@ def compare_facts(
             )
         )
     remarks = []
-    if EPSILON in stated and stated[EPSILON] != here[EPSILON]:
+    if EPSILON in stated and stated[EPSILON] != here.get(EPSILON, stated[EPSILON]):
         remarks.append(f'{EPSILON}: {_shown(stated[EPSILON])}, here {_shown(here[EPSILON])}')
     # A position table has a column for each head.
-    if here[HEADS] and HEADS not in stated and not any(key.endswith(TABLE) for key in loaded):
+    if HEADS in here and HEADS not in stated and not any(key.endswith(TABLE) for key in loaded):
         width = getattr(getattr(model, 'encoder', model), 'embed_dim', 0)
         known = known_heads(width)
         remarks.append(
             f'{_shown(here[HEADS])} heads assumed, because the file does not state their number'
             + (f' (known models: {known})' if known else '')
         )
-    if has_decoder and here[DECODER_HEADS] and DECODER_HEADS not in stated:
+    if DECODER_HEADS in here and DECODER_HEADS not in stated:
         remarks.append(f'{_shown(here[DECODER_HEADS])} heads of the decoder assumed')
     return remarks
 
@@ -161,7 +161,8 @@ def _facts_of_run(config: Config, model: nn.Module) -> Facts:
     """Return the facts of the model of a run; None if a fact is not known or does not matter."""
     encoder, kind = getattr(model, 'encoder', model), config.MODEL.TYPE
     facts = facts_of_model(model) | dict.fromkeys(MOVED_STRIDES, False)
-    facts[SCALE] = config.MODEL.SWIN.QK_SCALE if kind == 'swin' else None
+    if kind != 'timm':
+        facts |= {k: v for k, v in facts_of_options(config).items() if k != DECODER_HEADS}
     if kind == 'vit':
         facts[POOLING] = 'avg' if config.MODEL.VIT.USE_MEAN_POOLING else 'token'
     # Masked pre-training and heads on tokens pool nothing.

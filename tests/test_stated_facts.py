@@ -256,6 +256,13 @@ def test_the_decoder_heads_and_the_timm_model_of_a_checkpoint_are_compared(tmp_p
     started_timm(before, tmp_path / 'own.pth')
 
 
+@pytest.mark.parametrize(('before', 'now'), [(0.5, None), (None, 0.5), (0.5, 0.25)])
+def test_the_scale_of_the_attention_in_a_checkpoint_is_compared(before, now, tmp_path) -> None:
+    configs = (make_config('swin', 1, MODEL__SWIN__QK_SCALE=scale) for scale in (before, now))
+    with pytest.raises(ValueError, match=rf'set MODEL\.SWIN\.QK_SCALE {before}\)'):
+        transfer(*configs, tmp_path, own=True)
+
+
 def test_the_heads_of_an_attention_head_are_not_those_of_the_encoder(tmp_path) -> None:
     """A probe with MODEL.HEAD attention starts from an encoder without it."""
     before = make_config('vit', 1, **PLAIN, MODEL__VIT__NUM_HEADS=2)
