@@ -2,7 +2,8 @@
 
 import re
 
-# Regular expression of the beginning of a file -> what it is. The last one matches most text.
+BEGINNING = 1000  # bytes that are looked at
+# Regular expression of the beginning of a file -> what it is.
 CONTENTS = {
     rb'\x89PNG\r\n': 'a PNG',
     rb'\xff\xd8\xff': 'a JPEG',
@@ -10,7 +11,7 @@ CONTENTS = {
     rb'BM': 'a BMP',
     rb'(?s)RIFF.{4}WEBP': 'a WebP',
     rb'\Z': 'empty',
-    rb'\0+\Z': 'zero bytes alone',
+    rb'\0+\Z': 'zero bytes, at least at its beginning',
     rb'(?s).{4}ftypavi': 'an AVIF image',
     rb'(?s).{4}ftyp(he|mi|ms)': 'a HEIC image',
     rb'(?s).{4}ftyp': 'a video',
@@ -31,10 +32,14 @@ CONTENTS = {
         'a web page (HTML), such as the login or error page of a download'
     ),
     rb'(\xef\xbb\xbf)?\s*<': 'XML, such as a drawing (SVG) or the error message of a download',
-    rb'[\t\n\r -~]+\Z|[\t\n\r -~]{1000}': 'text, such as the error message of a download',
+    # ASCII, UTF-8 (whose last character may be cut) and UTF-16
+    rb'([\t\n\r -~]|[\xc2-\xf4][\x80-\xbf]*)+\Z|\xff\xfe[\t\n\r -~]\0|\xfe\xff\0': (
+        'text, such as the error message of a download'
+    ),
 }
 
 
 def describe_contents(data: bytes) -> str:
     """Say what a file is by its first bytes; '' if they are not known."""
-    return next((name for start, name in CONTENTS.items() if re.match(start, data)), '')
+    start = data[:BEGINNING]
+    return next((name for pattern, name in CONTENTS.items() if re.match(pattern, start)), '')

@@ -132,11 +132,11 @@ def _read_dataset(data: bytes) -> 'Dataset':
     except Exception:
         problem = 'the header is damaged' if start else 'it is not a DICOM file'
         raise _DicomError(problem) from None
-    _refuse_large_values(dataset)
     if 'PixelData' not in dataset:
         if not (start or 'Rows' in dataset):
             raise _DicomError('it is not a DICOM file, or has no pixel data')
         raise _DicomError('the file has no pixel data, or ends before them')
+    _refuse_large_values(dataset)
     if not dataset.file_meta.get('TransferSyntaxUID'):
         if dataset['PixelData'].is_undefined_length:
             raise _DicomError('the pixels are compressed, and the file does not state how')

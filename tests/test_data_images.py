@@ -231,7 +231,12 @@ OTHERS = {
     'XML': [b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', b'<svg></svg>'],
     'git lfs pull': [b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n'],
     'git annex get': [b'/annex/objects/MD5E-s9--00.png\n'],
-    'text': [b'{"message": "Not Found"}', b'Path,Sex\r\n' * 500],
+    'text': [
+        b'{"message": "Not Found"}',
+        b'Path,Sex\r\n' * 500,
+        'Zugriff verweigert f\xfcr \u4f60\n'.encode() * 99,
+        '<html>'.encode('utf-16'),
+    ],
     'AVIF': [BOX + b'ftypavif\0\0', BOX + b'ftypavis\0\0'],
     'HEIC': [BOX + b'ftypheic\0\0', BOX + b'ftypmif1\0\0'],
     'JPEG 2000': [encode(GREY, 'JPEG2000'), encode(GREY, 'JPEG2000', no_jp2=True)],
