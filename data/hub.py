@@ -6,6 +6,7 @@ format is. Rows are decoded a few at a time and in their order, so that packing 
 and writes no image files in between.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ from data.images import BadImageError
 COLUMN = 'image'  # the one that is read if several have bytes
 IMAGE_NAME = re.compile(r'(.+\.parquet)/(\d{7})\.png', re.IGNORECASE | re.DOTALL)
 OPEN_FILES = 8
-BATCH_ROWS = 16  # decoded at once
-MAX_GROUP_BYTES = 2**32  # of a row group, which is decoded up to the wanted row
+BATCH_ROWS = 4  # decoded at once; a dictionary can repeat a large image in each of them
+# The rows of a group may be this much larger than the file; images are compressed already.
+MAX_RATIO, MIN_LIMIT = 100, 2**26  # the second in bytes
 
 
 class ParquetImages:
@@ -32,6 +34,7 @@ class ParquetImages:
     Attributes:
         column: Name of the column with the images; '' if there is none.
         num_rows: Number of rows.
+        metadata: What programs wrote into the file about its columns, None for nothing.
     """
 
     def __init__(self, path: str) -> None:
@@ -40,10 +43,12 @@ class ParquetImages:
         if len(columns) > 1 and COLUMN not in columns:
             raise ValueError(f'of its columns {", ".join(columns)}, one must be called {COLUMN!r}')
         self.column = COLUMN if COLUMN in columns else ''.join(columns)
-        metadata = self._file.metadata
-        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        if any(group.total_byte_size > MAX_GROUP_BYTES for group in groups):
-            raise ValueError(f'a row group has more than {MAX_GROUP_BYTES:,} bytes')
+        self.metadata = self._file.schema_arrow.metadata
+        count = self._file.metadata.num_row_groups
+        groups = [self._file.metadata.row_group(group) for group in range(count)]
+        limit = max(MIN_LIMIT, MAX_RATIO * os.stat(path).st_size)
+        if any(group.total_byte_size > limit for group in groups):
+            raise ValueError(f'it has more than {limit:,} bytes when it is decompressed')
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
         self.num_rows = int(self._starts[-1])
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -97,6 +102,25 @@ def image_names(root: Path, file: str) -> list[str]:
     """Return the names of the images in a Parquet file below a folder, in the order of its rows."""
     images = _opened(root / file)
     return [f'{file}/{row:07d}.png' for row in range(images.num_rows)] if images.column else []
+
+
+def class_names(root: Path, file: str) -> dict[str, list[str]]:
+    """Return the names of the classes by column, for columns whose cells are numbers of classes.
+
+    The library `datasets` writes the kinds of the columns into a Parquet file as JSON. Lists of
+    classes, of several findings of an image, count as well.
+    """
+    written = (_opened(root / file).metadata or {}).get(b'huggingface', b'{}')
+    try:
+        features = json.loads(written).get('info', {}).get('features', {})
+        kinds = {name: kind.get('feature', kind) for name, kind in features.items()}
+        return {
+            name: [*map(str, kind['names'])]
+            for name, kind in kinds.items()
+            if kind['_type'] == 'ClassLabel'
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f'{root / file}: its classes cannot be read: {error!r:.200}') from error
 
 
 def _has_bytes(kind: pa.DataType) -> bool:

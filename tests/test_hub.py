@@ -1,5 +1,6 @@
 """Data sets of a hub: Parquet files with images as bytes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny import run_script
 from xray_splits import LOGGER, make_config, samples_of
 
 from data.build import build_loader
+from data.hub import class_names
 from data.image_source import Folder
 from data.images import BadImageError, load_image
 from data.packing import Settings, pack, read_source
@@ -112,3 +114,39 @@ def test_files_that_cannot_be_read_are_named(hub: Path, tmp_path: Path, capsys) 
     assert 'two.parquet cannot be read' in capsys.readouterr().err
     pq.write_table(table.select(['label']), tmp_path / 'bad' / 'two.parquet')  # a table alone
     assert Folder(tmp_path / 'bad').below() == []
+
+
+def test_a_small_file_with_a_huge_image_is_refused(tmp_path: Path) -> None:
+    huge = pa.array([bytes(2**27)])
+    table = pa.table({'image': huge})
+    pq.write_table(table, tmp_path / 'bomb.parquet', compression='zstd')
+    assert (tmp_path / 'bomb.parquet').stat().st_size < 2**16
+    with pytest.raises(ValueError, match='bomb.parquet.*more than 67,108,864 bytes'):
+        Folder(tmp_path).below()
+
+
+def test_names_of_classes_are_those_that_the_library_datasets_wrote(tmp_path: Path) -> None:
+    kind = {'names': ['Edema', 'Mass'], '_type': 'ClassLabel'}
+    features = {
+        'label': {'names': ['normal', 'ill'], '_type': 'ClassLabel'},
+        'findings': {'feature': kind, '_type': 'List'},
+        'age': {'dtype': 'int64', '_type': 'Value'},
+    }
+    for name, written, wanted in (
+        (
+            'a',
+            {'info': {'features': features}},
+            {'label': ['normal', 'ill'], 'findings': ['Edema', 'Mass']},
+        ),
+        ('b', {}, {}),
+        ('c', {'info': {'features': {'label': 'ClassLabel'}}}, None),
+        ('d', [], None),
+    ):
+        metadata = {'huggingface': json.dumps(written)}
+        table = pa.table({'label': [0, 1]}).replace_schema_metadata(metadata)
+        pq.write_table(table, tmp_path / f'{name}.parquet')
+        if wanted is None:
+            with pytest.raises(ValueError, match=f'{name}.parquet: its classes'):
+                class_names(tmp_path, f'{name}.parquet')
+        else:
+            assert class_names(tmp_path, f'{name}.parquet') == wanted
