@@ -14,7 +14,6 @@ from yacs.config import CfgNode
 
 # Other modules import the mechanism from here, so that the options below are declared first.
 from options.checks import (  # noqa: F401
-    CHEXPERT_VALUES,
     NO_ENCODER,
     PROBES,
     check_config,
@@ -317,7 +316,10 @@ _C.MODEL.DROP_PATH_RATE = Option(
     0.1, 'Stochastic depth of the last block; the first has 0.', within='[0, 1)'
 )
 _C.MODEL.LABEL_SMOOTHING = Option(
-    0.1, 'Label smoothing; 0 for CheXpert labels.', within='[0, 1)', stage='finetune'
+    0.1,
+    'Share of the training targets that becomes 1 / classes, or 0.5 of a label on its own.',
+    within='[0, 1)',
+    stage='finetune',
 )
 _C.MODEL.SWIN = Section(affects='model')
 _C.MODEL.SWIN.PATCH_SIZE = Option(4, 'Side of a token, in pixels.', within='[1, inf)')
@@ -403,8 +405,7 @@ _C.TRAIN.START_EPOCH = Option(0, 'Always 0; a resumed run continues by itself.',
 _C.TRAIN.EPOCHS = Option(300, 'Epochs, with warm-up.', within='[1, inf)')
 _C.TRAIN.AVERAGE = Own(
     0.0,
-    'Decay per step of an average of the weights, which is then scored and saved; 0: '
-    'none.',
+    'Decay per step of an average of the weights, which is then scored and saved; 0: none.',
     within='[0, 1)',
     file='engine.average',
     stage='finetune',
@@ -510,12 +511,12 @@ _C.AUG.JITTER_CONTRAST = Own(
 )
 _C.AUG.AUTO_AUGMENT = Option(
     'rand-m9-mstd0.5-inc1',
-    "timm's augmentation policy; 'none' for CheXpert labels.",
+    "Policy of timm, such as 'rand-m9-mstd0.5-inc1', in place of COLOR_JITTER; 'none': none.",
     stage='finetune',
+    file='data.auto_augment',
+    off=('none',),
 )
-_C.AUG.REPROB = Option(
-    0.25, 'Probability of random erasing.', within='[0, 1]', stage='finetune'
-)
+_C.AUG.REPROB = Option(0.25, 'Probability of random erasing.', within='[0, 1]', stage='finetune')
 _C.AUG.REMODE = Option(
     'pixel',
     "Fill of an erased area: 'const' (0), 'rand' (one value per area), 'pixel' (per pixel).",
@@ -524,26 +525,32 @@ _C.AUG.REMODE = Option(
 )
 _C.AUG.RECOUNT = Option(1, 'Most erased areas per image.', within='[1, inf)', stage='finetune')
 _C.AUG.MIXUP = Option(
-    0.8, 'Beta parameter of Mixup; 0 for CheXpert labels.', within='[0, inf)', stage='finetune'
+    0.8, 'Beta parameter of Mixup; 0: no Mixup.', within='[0, inf)', stage='finetune'
 )
 _C.AUG.CUTMIX = Option(
-    1.0, 'Beta parameter of CutMix; 0 for CheXpert labels.', within='[0, inf)', stage='finetune'
+    1.0, 'Beta parameter of CutMix; 0: no CutMix.', within='[0, inf)', stage='finetune'
 )
 _C.AUG.CUTMIX_MINMAX = Option(
     None,
-    "Range of CutMix's area ratio; None for CheXpert labels.",
+    "Range of the sides of CutMix's areas, as shares, in place of CUTMIX; None: by CUTMIX.",
     within='[0, 1]',
     or_none=list,
     stage='finetune',
 )
 _C.AUG.MIXUP_PROB = Option(
-    1.0, 'Probability that a batch is mixed.', within='[0, 1]', stage='finetune'
+    1.0, 'Probability that a unit of MIXUP_MODE is mixed.', within='[0, 1]', stage='finetune'
 )
 _C.AUG.MIXUP_SWITCH_PROB = Option(
     0.5, 'Probability of CutMix if Mixup is also on.', within='[0, 1]', stage='finetune'
 )
 _C.AUG.MIXUP_MODE = Option(
     'batch', 'Unit that shares a mixing ratio.', one_of=('batch', 'pair', 'elem'), stage='finetune'
+)
+_C.AUG.MIXER = Own(
+    'mixup',
+    "Way to mix the images of a batch; 'mixup': MIXUP and CUTMIX, if they are on.",
+    parts={'mixup': 'data.mixing'},
+    stage='finetune',
 )
 _C.AUG.CROP_AREA = Own(
     [],
@@ -552,9 +559,7 @@ _C.AUG.CROP_AREA = Own(
     within='[0, 1]',
 )
 _C.AUG.HFLIP = Own(0.5, 'Probability of a horizontal flip, in all stages.', within='[0, 1]')
-_C.AUG.ROTATION = Own(
-    0.0, 'Maximum rotation in degrees.', within='[0, 180]', stage=AUGMENTED
-)
+_C.AUG.ROTATION = Own(0.0, 'Maximum rotation in degrees.', within='[0, 180]', stage=AUGMENTED)
 _C.AUG.DISTORTION = Own(
     0.0,
     'Maximum shift of a corner, in half sides.',

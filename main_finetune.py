@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config, module_of, selecting_split
+from config import PROBES, Config, module_of, part, part_with_options, selecting_split
 from data.data_finetune import build_loader_finetune, patient_leaks
 from data.fingerprint import describe_data
 from data.loader import Loaders
@@ -32,7 +32,7 @@ from logger import DETAIL
 from models import build_model
 from models.classifier_heads import freeze_encoder
 from models.kept_patches import draw_kept, num_patches
-from models.losses import build_label_loss
+from models.losses import build_label_loss, smoothed
 from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
@@ -46,16 +46,21 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     With FINETUNE.MODE 'last_layer' it keeps the model in evaluation mode, so that the frozen
     encoder applies neither dropout nor drop path.
     """
-    loss_fn = build_label_loss(run.config, loader.dataset.targets)
-    is_frozen = run.config.FINETUNE.MODE == 'last_layer'
-    ratio = run.config.FINETUNE.MASK_RATIO
-    count = num_patches(run.config)
+    config = run.config
+    loss_fn = build_label_loss(config, loader.dataset.targets)
+    mix = part_with_options(config, 'AUG.MIXER')(config.AUG)
+    smoothing, exclusive = config.MODEL.LABEL_SMOOTHING, part(config, 'DATA.TASK').exclusive
+    is_frozen = config.FINETUNE.MODE == 'last_layer'
+    ratio, count = config.FINETUNE.MASK_RATIO, num_patches(config)
 
     def batch_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         # [B, C, S, S], [B, K], and the positions of the images, which only scoring needs.
         images, targets, _ = batch
         if is_frozen:
             model.eval()
+        images, targets = mix(images, targets, run.batch_rng)
+        if smoothing:
+            targets = smoothed(targets, smoothing, exclusive=exclusive)
         inputs = (images, draw_kept(images, count, ratio)) if ratio else (images,)
         return loss_fn(model(*inputs), targets)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from config import Config
+from config import Config, module_of
 from data.transforms import RandomCrop
 
 FINETUNE_AREA = (0.08, 1.0)
@@ -46,6 +46,9 @@ class TrainTransform(RandomCrop):
         self.warp = RandomWarp(config)
         self.randaugment = RandAugment(config)
         self.jitter, self.jitters_contrast = aug.COLOR_JITTER, aug.JITTER_CONTRAST
+        if aug.AUTO_AUGMENT != 'none':
+            self.randaugment = module_of('AUG.AUTO_AUGMENT').AutoAugment(config)
+            self.jitter = 0.0  # a policy of timm replaces it, as in SimMIM
         self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:

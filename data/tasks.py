@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy.special import expit, log_softmax
 
-from config import PROBES, REGISTRIES, Config, part_options, require
+from config import PROBES, REGISTRIES, Config, part_options, require, value_at
 from data.labels import (
     LABELS,
     NO_FINDING,
@@ -282,6 +282,8 @@ def check_label_options(config: Config, stage: str | None) -> None:
         require(holds, config, 'LOSS.NAME', f"'bce' or 'focal' {because}")
         holds = config.FINETUNE.MODE not in PROBES
         require(holds, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
+        for key in ('MODEL.LABEL_SMOOTHING', 'AUG.MIXUP', 'AUG.CUTMIX', 'AUG.CUTMIX_MINMAX'):
+            require(not value_at(config, key), config, key, f'0 or None {because}')
     if task.exclusive:
         require(not data.PSEUDO_LABELS, config, 'DATA.PSEUDO_LABELS', f"'' {of_task}")
     if config.EVAL_MODE:

@@ -113,6 +113,15 @@ def _weighted_cross_entropy(targets: np.ndarray, labels: Sequence[str]) -> Label
     return partial(masked_cross_entropy, class_weight=torch.from_numpy(class_weights(targets)))
 
 
+def smoothed(targets: torch.Tensor, share: float, *, exclusive: bool) -> torch.Tensor:
+    """Move targets [B, K] by a share towards 0.5, or those of classes towards 1 / K.
+
+    Source: Szegedy et al. 2016, arXiv:1512.00567; for labels on their own as in timm's Mixup.
+    """
+    even = 1 / targets.shape[1] if exclusive else 0.5
+    return targets * (1 - share) + share * even
+
+
 def masked_bce(
     logits: torch.Tensor, targets: torch.Tensor, positive_weight: torch.Tensor | None = None
 ) -> torch.Tensor:

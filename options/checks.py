@@ -112,6 +112,8 @@ def _check_data_options(config: Config) -> None:
     holds = len(operations) in (0, 2) and all(type(number) is int for number in operations)
     allowed = 'two whole numbers, [operations, magnitude], or []'
     require(holds, config, 'AUG.RANDAUGMENT', allowed)
+    holds = not operations or config.AUG.AUTO_AUGMENT == 'none'
+    require(holds, config, 'AUG.RANDAUGMENT', "[] unless AUG.AUTO_AUGMENT is 'none'")
 
 
 def _check_schedule(config: Config) -> None:
@@ -128,8 +130,6 @@ def _check_schedule(config: Config) -> None:
 
 
 def _check_finetuning(config: Config) -> None:
-    for key, works in CHEXPERT_VALUES.items():
-        require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
     mode = config.FINETUNE.MODE
     holds = not (mode in NO_ENCODER and config.PRETRAINED)
     require(holds, config, 'PRETRAINED', f"'' with FINETUNE.MODE {mode!r}, which has no encoder")
@@ -149,14 +149,3 @@ def _check_finetuning(config: Config) -> None:
         require(
             holds, config, 'DATA.SAMPLER', "'uniform' with a probe, which reads each image once"
         )
-
-
-# Options that mix images or targets, with the only value that works for CheXpert: an image has
-# several labels, and some are unknown.
-CHEXPERT_VALUES = {
-    'MODEL.LABEL_SMOOTHING': 0.0,
-    'AUG.AUTO_AUGMENT': 'none',
-    'AUG.MIXUP': 0.0,
-    'AUG.CUTMIX': 0.0,
-    'AUG.CUTMIX_MINMAX': None,
-}

@@ -107,10 +107,9 @@ def part_options(key: str, name: str, config: CfgNode = DEFAULTS) -> dict[str, A
         name: Value that selects it.
         config: Options of the run; without them, the default values.
     """
-    node = config
-    for section in [*key.split('.')[:-1], OPTIONS[key].part_name(name).upper()]:
-        node = node.get(section, {})
-    return {option.lower(): value for option, value in node.items()}
+    section = '.'.join([*key.split('.')[:-1], OPTIONS[key].part_name(name).upper()])
+    own = [option for option in OPTIONS if option.rpartition('.')[0] == section]
+    return {option.rpartition('.')[2].lower(): value_at(config, option) for option in own}
 
 
 def part_with_options(config: CfgNode, key: str) -> Any:

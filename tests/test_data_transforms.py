@@ -38,7 +38,8 @@ BILINEAR = FILTERS['bilinear'][0]
 
 def make_config(channels: int = 1, **keys):
     small = {'DATA__IMG_SIZE': 64, 'MODEL__IN_CHANS': channels}
-    return config_with(**small, **{'AUG__COLOR_JITTER': 0.0, 'AUG__REPROB': 0.0} | keys)
+    off = {'AUG__AUTO_AUGMENT': 'none', 'AUG__COLOR_JITTER': 0.0, 'AUG__REPROB': 0.0}
+    return config_with(**small, **off | keys)
 
 
 BOTH_WARPS = {'AUG__ROTATION': 20.0, 'AUG__DISTORTION': 0.3}

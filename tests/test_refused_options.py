@@ -17,6 +17,7 @@ SINGLE = {'DATA.TASK': 'single_label', 'DATA.LABELS': ['a', 'b']}
 OWN = {'DATA.LABELS': ['a']}
 CROPS = {'CONTRASTIVE.METHOD': 'swav', 'CONTRASTIVE.LOCAL_CROPS': 6}
 PROBE = {'FINETUNE.MODE': 'linear_probe'}
+THIRD = {'DATA.UNCERTAIN': 'multiclass'}
 EDEMA = 'DATA.UNCERTAIN_BY_LABEL'
 
 REFUSED = [  # stage, model, options, what the message names
@@ -53,11 +54,16 @@ REFUSED = [  # stage, model, options, what the message names
     ('finetune', VIT, {'DATA.PSEUDO_LABELS': 'x.csv'}, 'DATA.TRAIN_FRACTION'),
     ('finetune', VIT, {'DATA.DATASET': 'folder'}, 'DATA.DATASET'),
     ('finetune', VIT, {'DATA.DATASET': 'imagenet'}, 'DATA.DATASET'),
-    ('finetune', VIT, {'MODEL.LABEL_SMOOTHING': 0.1}, 'MODEL.LABEL_SMOOTHING'),
-    ('finetune', VIT, {'AUG.AUTO_AUGMENT': 'rand-m9-mstd0.5-inc1'}, 'AUG.AUTO_AUGMENT'),
-    ('finetune', VIT, {'AUG.MIXUP': 0.8}, 'AUG.MIXUP'),
-    ('finetune', VIT, {'AUG.CUTMIX': 1.0}, 'AUG.CUTMIX'),
-    ('finetune', VIT, {'AUG.CUTMIX_MINMAX': [0.2, 0.8]}, 'AUG.CUTMIX_MINMAX'),
+    ('finetune', VIT, THIRD | {'MODEL.LABEL_SMOOTHING': 0.1}, 'MODEL.LABEL_SMOOTHING'),
+    ('finetune', VIT, THIRD | {'AUG.MIXUP': 0.8}, 'AUG.MIXUP'),
+    ('finetune', VIT, THIRD | {'AUG.CUTMIX': 1.0}, 'AUG.CUTMIX'),
+    ('finetune', VIT, THIRD | {'AUG.CUTMIX_MINMAX': [0.2, 0.8]}, 'AUG.CUTMIX_MINMAX'),
+    ('finetune', VIT, {'AUG.CUTMIX_MINMAX': [0.5, 0.51]}, 'AUG.CUTMIX_MINMAX'),
+    ('finetune', VIT, {'AUG.MIXUP': 0.8, 'DATA.BATCH_SIZE': 1}, 'DATA.BATCH_SIZE'),
+    ('finetune', VIT, {'AUG.AUTO_AUGMENT': 'best'}, 'AUG.AUTO_AUGMENT.*best'),
+    ('finetune', VIT, {'AUG.AUTO_AUGMENT': 'rand-q5'}, 'AUG.AUTO_AUGMENT'),
+    ('finetune', VIT, {'AUG.AUTO_AUGMENT': ''}, 'AUG.AUTO_AUGMENT'),
+    ('finetune', VIT, {'AUG.AUTO_AUGMENT': 'original', 'AUG.RANDAUGMENT': [2, 9]}, 'RANDAUGMENT'),
     ('finetune', VIT, {'DATA.HOLDOUT_FRACTION': 0}, 'DATA.HOLDOUT_FRACTION'),
     ('finetune', VIT, PROBE | {'EVAL.SELECT_ON': 'last', 'DATA.HOLDOUT_FRACTION': 0}, 'HOLDOUT_FR'),
     ('finetune', VIT, PROBE | {'MODEL.RESUME': 'x.pth'}, 'MODEL.RESUME'),
