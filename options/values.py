@@ -59,7 +59,7 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
         config: Options to change.
         key: Dotted key.
         value: Value of the default's type, or a Python literal of this type as text. Integers
-            are accepted for floats.
+            are accepted for floats, and one allowed name for a list of names.
         source: Source of the value, for error messages.
 
     Raises:
@@ -70,6 +70,8 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
     if key in OPTIONS and OPTIONS[key].weighted and isinstance(_literal(value), dict):
         weights = _literal(value).items()
         value, kind = {name: _as_type(weight, float) for name, weight in weights}, dict
+    if kind is list and key in OPTIONS and value in OPTIONS[key].names:
+        value = [value]  # one name stands for a list of it
     typed = _as_type(value, kind)
     if kind is dict and isinstance(typed, dict):
         typed = CN(dict(typed), new_allowed=True)

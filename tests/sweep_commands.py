@@ -9,11 +9,11 @@ from sweeps.files import ROOT, Job, load_sweep, plan
 
 SWEEP = ROOT / 'scripts/ablations/nano/mask_size.yaml'
 SHORT = (
-    'DATA.BATCH_SIZE 4 DATA.HOLDOUT_FRACTION 0.2 DATA.TRAIN_IMAGES 12 EVAL.HOLDOUT_IMAGES 2 '
-    'TRAIN.EPOCHS 3 TRAIN.WARMUP_EPOCHS 0 SAVE_FREQ 1'
-)
-PRETRAIN = SHORT.split()
-FINETUNE = [*PRETRAIN, 'REPORT.WRITE', 'False']
+    'DATA.BATCH_SIZE 4 DATA.HOLDOUT_FRACTION 0.2 DATA.TRAIN_IMAGES 12 TRAIN.EPOCHS 3 '
+    'TRAIN.WARMUP_EPOCHS 0 SAVE_FREQ 1'
+).split()
+PRETRAIN = [*SHORT, 'EVAL.HOLDOUT_IMAGES', '2']
+FINETUNE = [*SHORT, 'REPORT.WRITE', 'False']
 
 
 def command(name: str, sweep: Path, output: Path, data: Path, *more: str) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from packed_data import make_data, packed
-from sweep_commands import PRETRAIN, SWEEP, command, in_process, jobs_of
+from sweep_commands import FINETUNE, PRETRAIN, SWEEP, command, in_process, jobs_of
 from sweep_runs import methods_file
 from tiny import DEADLINE, load_script, run_script, wait_until
 from warm_python import warm_python
@@ -88,9 +88,10 @@ def test_a_sweep_that_is_killed_three_times_loses_no_run_and_repeats_none(
 # The smallest runs of the same form.
 SWIN = (
     'MODEL.SWIN.EMBED_DIM 8 MODEL.SWIN.DEPTHS [1,1,1,1] MODEL.SWIN.NUM_HEADS [1,1,2,2] '
-    'DATA.NUM_WORKERS 0 DATA.BATCH_SIZE 4 DATA.HOLDOUT_FRACTION 0.2 EVAL.HOLDOUT_IMAGES 2 '
-    'TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 REPORT.WRITE False DATA.TRAIN_IMAGES 12'
+    'DATA.NUM_WORKERS 0 DATA.BATCH_SIZE 4 DATA.HOLDOUT_FRACTION 0.2 TRAIN.EPOCHS 1 '
+    'TRAIN.WARMUP_EPOCHS 0 DATA.TRAIN_IMAGES 12'
 )
+SWIN_PRETRAIN, SWIN_FINETUNE = f'{SWIN} EVAL.HOLDOUT_IMAGES 2', f'{SWIN} REPORT.WRITE False'
 
 
 LABELS_WITH_A_SPACE = "['Pleural Effusion', 'Edema']"
@@ -121,14 +122,15 @@ def test_a_row_runs_to_its_end_by_its_script_or_by_name(run, python, phantom, tm
         num_heads=[1, 1, 2, 2], window_size=6,
     )  # fmt: skip
     torch.save({'model': SimMIM(encoder).state_dict()}, tmp_path / 'imagenet.pth')
-    env = ENV | {'PRETRAIN_OPTS': SWIN, 'FINETUNE_OPTS': SWIN, 'SEED': '1', 'PYTHON': str(python)}
+    env = ENV | {'PRETRAIN_OPTS': SWIN_PRETRAIN, 'FINETUNE_OPTS': SWIN_FINETUNE}
+    env |= {'SEED': '1', 'PYTHON': str(python)}
     env |= {'IMAGENET_WEIGHTS': str(tmp_path / 'imagenet.pth')}
     words = ['bash', str(ROOT / f'scripts/ablations/{run}.sh'), str(phantom), 'o', 'full']
     if run.startswith('init'):
         words = [str(python), str(ROOT / 'scripts/ablate.py'), 'run', '--data-path', str(phantom)]
         words += ['--sweep', str(ROOT / 'scripts/ablations/init.yaml'), '--output', 'o']
         words += ['--row', 'imagenet_then_xray', '--seed', '1']
-        words += ['--pretrain-opts', SWIN, '--finetune-opts', SWIN]
+        words += ['--pretrain-opts', SWIN_PRETRAIN, '--finetune-opts', SWIN_FINETUNE]
     for _ in range(2):  # the second time everything is finished
         done = subprocess.run(
             words, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, check=False
@@ -153,10 +155,10 @@ def test_methods_are_compared_from_end_to_end(python, phantom, tmp_path) -> None
     methods = {'simmim': given | {'pretrain': pretrain}, 'byol': given | {'pretrain': str(BYOL)}}
     shares = {0.5: {'TRAIN.EPOCHS': 1}, 1: {'TRAIN.EPOCHS': 1}}
     path = methods_file(tmp_path, methods=methods, shares=shares)
-    short = 'DATA.BATCH_SIZE 8 DATA.HOLDOUT_FRACTION 0.2 EVAL.HOLDOUT_IMAGES 8 DATA.NUM_WORKERS 0'
+    short = 'DATA.BATCH_SIZE 8 DATA.HOLDOUT_FRACTION 0.2 DATA.NUM_WORKERS 0'
     env = os.environ | ENV | {
         'PYTHON': str(python), 'SEEDS': '1',
-        'PRETRAIN_OPTS': f'{short} TRAIN.EPOCHS 2 TRAIN.WARMUP_EPOCHS 0',
+        'PRETRAIN_OPTS': f'{short} EVAL.HOLDOUT_IMAGES 8 TRAIN.EPOCHS 2 TRAIN.WARMUP_EPOCHS 0',
         'FINETUNE_OPTS': f'{short} TRAIN.WARMUP_EPOCHS 0 REPORT.WRITE False',
     }  # fmt: skip
     words = ['bash', 'scripts/compare_methods.sh', str(phantom), str(tmp_path / 'o'), str(path)]
@@ -220,8 +222,8 @@ def test_job_arrays_wait_for_the_runs_they_need(submitted, tmp_path) -> None:
 
 def test_a_task_requests_the_resources_of_all_its_processes(submitted, tmp_path) -> None:
     more = ['--seeds', '1', '--processes', '2', '--slurm', 'mem=50G']
-    for stage in ('pretrain', 'finetune'):
-        more += [f'--{stage}-opts', *PRETRAIN, 'TRAIN.ACCUMULATION_STEPS', '2']
+    for stage, options in (('pretrain', PRETRAIN), ('finetune', FINETUNE)):
+        more += [f'--{stage}-opts', *options, 'TRAIN.ACCUMULATION_STEPS', '2']
     assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more) == 0
     options = submitted.read_text().splitlines()[0]
     assert '--gpus-per-node=2 --cpus-per-task=16 --mem=64G --mem=50G' in options

@@ -144,6 +144,7 @@ def test_the_config_is_frozen_and_launchers_may_give_a_rank(cfg) -> None:
         ('TRAIN.OPTIMIZER.BETAS', '[0.9, 0.95]', (0.9, 0.95)),
         ('TEST.CROP', 'False', False),
         ('DATA.UNCERTAIN_BY_LABEL', "{'Pleural Effusion': 'zeros'}", {'Pleural Effusion': 'zeros'}),
+        ('DATA.PREPROCESS', 'equalize', ['equalize']),
     ],
 )
 def test_a_value_is_read_the_same_from_opts_and_from_yaml(tmp_path, cfg, key, text, want) -> None:

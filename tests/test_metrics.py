@@ -92,7 +92,9 @@ def drawn_cases(seed, num_cases, num_values, dtype=np.float64):
 
 def drawn_views(rng, num_cases):
     """Draw views, of which one is unknown and one has few cases."""
-    return rng.choice(np.array(['AP', 'PA', '', 'other'], object), num_cases, p=[0.5, 0.3, 0.15, 0.05])
+    return rng.choice(
+        np.array(['AP', 'PA', '', 'other'], object), num_cases, p=[0.5, 0.3, 0.15, 0.05]
+    )
 
 
 def test_auroc_per_label_ignores_unknown_targets_and_needs_both_classes():

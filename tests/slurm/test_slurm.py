@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sweep_commands import PRETRAIN, SWEEP, in_process
+from sweep_commands import FINETUNE, PRETRAIN, SWEEP, in_process
 from tiny import ROOT, wait_until
 
 pytestmark = pytest.mark.slow
@@ -193,8 +193,8 @@ def test_a_sweep_requests_what_its_processes_need_and_is_queued_once(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     more = ['--seeds', '1', '--processes', '2', '--slurm', 'hold']
-    for stage in ('pretrain', 'finetune'):
-        more += [f'--{stage}-opts', *PRETRAIN, 'TRAIN.ACCUMULATION_STEPS', '2']
+    for stage, options in (('pretrain', PRETRAIN), ('finetune', FINETUNE)):
+        more += [f'--{stage}-opts', *options, 'TRAIN.ACCUMULATION_STEPS', '2']
     for code in (0, 2):
         assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more) == code
     ids = cluster.run('squeue', '--noheader', '--format=%F').split()
