@@ -9,7 +9,6 @@ TRAIN.OPTIMIZER, and as keyword arguments options of its own, such as TRAIN.OPTI
 import logging
 from typing import Any
 
-from timm.optim import Lamb
 from torch import nn, optim
 
 from config import REGISTRIES, Config, part_with_options
@@ -34,6 +33,8 @@ def sgd(groups: list[dict], options: Any) -> optim.Optimizer:
 @OPTIMIZERS.register('lamb')
 def lamb(groups: list[dict], options: Any) -> optim.Optimizer:
     """You et al. 2019, arXiv:1904.00962. The training loop clips the gradients, not LAMB itself."""
+    from timm.optim import Lamb  # slow to import
+
     return Lamb(groups, eps=options.EPS, betas=options.BETAS, max_grad_norm=None)
 
 

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image
-from torchvision.transforms import functional as F
+from PIL import Image, ImageEnhance, ImageOps
 
 from config import Config, module_of
 from data.transforms import RandomCrop
@@ -26,14 +25,14 @@ RANDAUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     'ShearY': lambda image, share: _moved(image, slope=(0, 0.3 * share)),
     'TranslateX': lambda image, share: _moved(image, shift=(150 / 331 * share, 0)),
     'TranslateY': lambda image, share: _moved(image, shift=(0, 150 / 331 * share)),
-    'Rotate': lambda image, share: F.rotate(image, 30 * share, F.InterpolationMode.BILINEAR),
-    'Brightness': lambda image, share: F.adjust_brightness(image, 1 + 0.9 * share),
-    'Contrast': lambda image, share: F.adjust_contrast(image, 1 + 0.9 * share),
-    'Sharpness': lambda image, share: F.adjust_sharpness(image, 1 + 0.9 * share),
-    'Posterize': lambda image, share: F.posterize(image, 8 - round(4 * abs(share))),
-    'Solarize': lambda image, share: F.solarize(image, 255 * (1 - abs(share))),
-    'AutoContrast': lambda image, share: F.autocontrast(image),
-    'Equalize': lambda image, share: F.equalize(image),
+    'Rotate': lambda image, share: image.rotate(30 * share, Image.Resampling.BILINEAR),
+    'Brightness': lambda image, share: ImageEnhance.Brightness(image).enhance(1 + 0.9 * share),
+    'Contrast': lambda image, share: ImageEnhance.Contrast(image).enhance(1 + 0.9 * share),
+    'Sharpness': lambda image, share: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * share),
+    'Posterize': lambda image, share: ImageOps.posterize(image, 8 - round(4 * abs(share))),
+    'Solarize': lambda image, share: ImageOps.solarize(image, 255 * (1 - abs(share))),
+    'AutoContrast': lambda image, share: ImageOps.autocontrast(image),
+    'Equalize': lambda image, share: ImageOps.equalize(image),
 }
 
 
@@ -199,9 +198,10 @@ def _moved(
     image: Image.Image, *, shift: tuple[float, float] = (0, 0), slope: tuple[float, float] = (0, 0)
 ) -> Image.Image:
     """Shift by shares of the side, in whole pixels, or shear from the top left corner."""
-    shift = [int(part * image.width) for part in shift]
-    shear = [math.degrees(math.atan(part)) for part in slope]
-    return F.affine(image, 0, shift, 1, shear, F.InterpolationMode.BILINEAR, center=[0, 0])
+    across, down = (int(share * image.width) for share in shift)
+    # Pillow asks for the map from each output pixel back to the input.
+    back = (1, slope[0], -across, slope[1], 1, -down)
+    return image.transform(image.size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
 
 
 def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3, 3]

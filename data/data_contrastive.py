@@ -8,7 +8,6 @@ import logging
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
 
 from config import PRETRAIN_FILTER, Config
 from data.augmentation import RandomWarp, jitter
@@ -46,8 +45,11 @@ class ViewsTransform(RandomCrop):
     """
 
     def __init__(self, config: Config, num_views: tuple[int, int]) -> None:
+        from scipy.ndimage import gaussian_filter  # slow to import, once for all workers
+
         super().__init__(config, PRETRAIN_FILTER, GLOBAL_AREA)
         options = config.CONTRASTIVE
+        self.gaussian_filter = gaussian_filter
         self.jitter, self.jitters_contrast = config.AUG.COLOR_JITTER, config.AUG.JITTER_CONTRAST
         self.blur = options.BLUR
         self.warp = RandomWarp(config)
@@ -89,7 +91,7 @@ class ViewsTransform(RandomCrop):
         if blur < self.blur:
             low, high = BLUR_SIGMA
             sigma = (low + (high - low) * strength) * size / BLUR_SIZE
-            pixels = ndimage.gaussian_filter(pixels, sigma, truncate=BLUR_REACH)  # mirrored edges
+            pixels = self.gaussian_filter(pixels, sigma, truncate=BLUR_REACH)  # mirrored edges
         return pixels, before
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from config import REGISTRIES, Config, encoder_node, part_options
 
@@ -177,6 +176,8 @@ def average_distance(masks: np.ndarray, patch_size: int) -> float:
     Raises:
         ValueError: If nothing is hidden, or if a mask leaves nothing visible.
     """
+    from scipy.ndimage import distance_transform_edt  # slow to import
+
     hidden = np.asarray(masks, dtype=bool).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
     if not hidden.any() or hidden.all(axis=(1, 2)).any():
         raise ValueError('masks must hide at least one pixel, and each must leave one visible')

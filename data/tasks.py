@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy.special import expit, log_softmax
 
 from config import PROBES, REGISTRIES, Config, part_options, require, value_at
 from data.labels import (
@@ -122,6 +121,8 @@ class Task(ABC):
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the predictions of logits [N, K], in float64."""
+        from scipy.special import expit  # slow to import
+
         return expit(logits.astype(np.float64))
 
 
@@ -252,6 +253,8 @@ class SingleLabel(Task):
         return outputs.log_softmax(dim=1)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        from scipy.special import log_softmax  # slow to import
+
         return np.exp(log_softmax(logits.astype(np.float64), axis=1))
 
 

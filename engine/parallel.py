@@ -3,7 +3,6 @@
 import inspect
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,6 +24,8 @@ def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world_size() == 1:
         return model
     if device.type == 'cuda':
+        from timm.layers import convert_sync_batchnorm  # slow to import
+
         return convert_sync_batchnorm(model)
     _refuse_batch_norm(model)
     return model

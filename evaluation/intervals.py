@@ -12,8 +12,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import norm, rankdata
 
 LEVEL = 0.95
 # With fewer resamples, the ends of an interval are those of a handful of draws.
@@ -124,6 +122,9 @@ def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
     Source: Pepe 2003, The Statistical Evaluation of Medical Tests, section 5.2; Qin & Hotilovac
     2008, Statistical Methods in Medical Research 17(2), 207-221.
     """
+    from scipy.special import expit, logit  # slow to import
+    from scipy.stats import norm
+
     area, variance = delong_variance(probabilities, targets)
     if not (variance > 0 and 0 < area < 1):
         return area, float('nan'), float('nan')
@@ -137,6 +138,8 @@ def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
     The p-value is 1 if both rank all pairs alike. It is NaN if the variance of the difference is
     undefined, or 0 although the AUROCs differ. `delong_variance` explains the arguments.
     """
+    from scipy.stats import norm  # slow to import
+
     (wins_a, losses_a), (wins_b, losses_b) = components(a, targets), components(b, targets)
     wins, losses = wins_a - wins_b, losses_a - losses_b
     if min(wins.size, losses.size) < 2:
@@ -152,6 +155,8 @@ def components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarr
 
     They are the negatives below each positive, [P], and the positives above each negative, [Q].
     """
+    from scipy.stats import rankdata  # slow to import
+
     probabilities = probabilities.astype(np.float64)  # SciPy 1.18 ranks float32 in float32
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     ranks = rankdata(np.concatenate([positive, negative]))  # midranks

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.interpolate import griddata
-from scipy.ndimage import binary_dilation
 
 from system.files import atomic_writer
 
@@ -33,6 +31,9 @@ def linear_interpolation(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     that contains hidden pixels only has corners that touch hidden pixels, so visible pixels further
     away than two pixels are left out. (Those that touch hidden ones may all lie on one line.)
     """
+    from scipy.interpolate import griddata  # slow to import
+    from scipy.ndimage import binary_dilation
+
     edge = binary_dilation(hidden, np.ones((5, 5))) & ~hidden
     visible, wanted = np.argwhere(edge), np.argwhere(hidden)
     values = image[:, edge].T  # [V, C]

@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -128,7 +127,7 @@ class PatchEncoder(Encoder):
 
     hides_patches = True
     is_masked: ClassVar[bool] = False
-    patch_embed: PatchEmbed
+    patch_embed: nn.Module
     patch_size: int
     embed_dim: int
     stride: int
