@@ -17,6 +17,7 @@ from options.checks import (  # noqa: F401
     NO_ENCODER,
     PROBES,
     check_config,
+    check_values,
     refuse_other_stage,
 )
 from options.declaration import OPTIONS, Option, Own, Section, declare
@@ -820,7 +821,18 @@ def get_config(args: argparse.Namespace) -> Config:
     Raises:
         ValueError: If a key or value is wrong. The message names the key and the source.
     """
-    config = default_config()
+    config, stage = read_config(args), getattr(args, 'stage', None)
+    # Before the checks, which compare the number of outputs with the labels of the task.
+    fit_to_task(config, stage)
+    check_config(config, stage)
+    # Nothing may change options later, so config.yaml always repeats the run.
+    config.freeze()
+    return config
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the options of a run as `get_config`, with the checks that import no other code."""
+    config, stage = default_config(), getattr(args, 'stage', None)
     # Later sources win: defaults, BASE files, --cfg, --opts, flags.
     config.merge_from_file(shipped_file(args.cfg))
     config.merge_from_list(getattr(args, 'opts', None) or [])
@@ -829,15 +841,10 @@ def get_config(args: argparse.Namespace) -> Config:
         # None is an absent flag; 0 and False are values.
         if value is not None:
             put(config, key, value, '--' + flag.replace('_', '-'))
-    stage = getattr(args, 'stage', None)
     if stage:
         refuse_other_stage(config, stage)
         config.STAGE = stage
-    # Before the checks, which compare the number of outputs with the labels of the task.
-    fit_to_task(config, stage)
-    check_config(config, stage)
-    # Nothing may change options later, so config.yaml always repeats the run.
-    config.freeze()
+    check_values(config, stage)
     return config
 
 

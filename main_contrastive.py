@@ -4,6 +4,12 @@ torchrun --nproc_per_node N main_contrastive.py --cfg configs/... --data-path DI
 """
 
 import sys
+
+from system.start import check_command
+
+if __name__ == '__main__':
+    check_command('contrastive')  # before PyTorch is imported
+
 from typing import Any
 
 import torch

@@ -4,6 +4,12 @@ torchrun --nproc_per_node N main_finetune.py --cfg configs/... --data-path DIR -
 """
 
 import sys
+
+from system.start import check_command
+
+if __name__ == '__main__':
+    check_command('finetune')  # before PyTorch is imported
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,6 +5,11 @@ torchrun --nproc_per_node N main_simmim.py --cfg configs/... --data-path DIR [--
 
 import sys
 
+from system.start import check_command
+
+if __name__ == '__main__':
+    check_command('simmim')  # before PyTorch is imported
+
 from torch import Tensor, nn
 
 from config import module_of

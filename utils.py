@@ -26,7 +26,7 @@ from config import (
     module_of,
 )
 from system import distributed
-from system.downloads import is_url, local_path, log_download, split_key
+from system.downloads import check_exists, local_path, log_download, split_key
 from system.files import (
     BEST_CHECKPOINT,
     atomic_writer,
@@ -40,7 +40,6 @@ from system.files import (
 
 BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, never loaded
 NUM_LISTED = 6  # entries of each kind that an error message lists
-CHECKPOINT_FILES = ('*.pth', '*.safetensors')
 RESUME_KEYS = (
     *('optimizer', 'scaler', 'epoch', 'batch', 'num_batches', 'accumulation', 'finished'),
     *('best_score', 'progress', 'rng', 'config'),
@@ -119,21 +118,6 @@ def remove_partial_files(folder: str | Path) -> None:
 
 
 # Reading
-
-
-def check_exists(path: str | Path) -> None:
-    """Raise a ValueError with the files that are there if a checkpoint does not exist.
-
-    URLs are not checked.
-    """
-    path, _ = split_key(path)
-    if is_url(path) or Path(path).is_file():
-        return
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    names = sorted(file.name for kind in CHECKPOINT_FILES for file in folder.glob(kind))
-    more = f' and {len(names) - NUM_LISTED} others' if len(names) > NUM_LISTED else ''
-    found = f'there are {", ".join(names[:NUM_LISTED])}{more}' if names else 'there are none'
-    raise ValueError(f'{path} is not a checkpoint file; in the folder {folder} {found}')
 
 
 def read_checkpoint(path: str | Path) -> dict:

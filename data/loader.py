@@ -8,7 +8,7 @@ as well.
 """
 
 import hashlib
-import multiprocessing.queues
+import multiprocessing
 import os
 import signal
 import sys
@@ -37,8 +37,8 @@ HINT = (
 # The first entries of Philox counters. Streams with different entries never overlap.
 SAMPLE, ORDER, WEIGHTED = 0, 1, 2
 HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks and views
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS
+# A run ends if a worker sends no batch for this long: it hangs, or could not send it.
+BATCH_SECONDS = 1800
 
 
 class Loaders(NamedTuple):
@@ -337,6 +337,7 @@ def make_loader(
         batch_sampler=sampler,
         num_workers=data.NUM_WORKERS,
         worker_init_fn=_prepare_worker,
+        timeout=BATCH_SECONDS if data.NUM_WORKERS else 0,
         pin_memory=data.PIN_MEMORY and torch.cuda.is_available(),
         # Evaluation is short, and its workers would stay idle.
         persistent_workers=shuffle and data.NUM_WORKERS > 0,
@@ -346,19 +347,13 @@ def make_loader(
 
 
 class _Loader(DataLoader):
-    """A DataLoader that blocks signals while workers start.
-
-    A signal that arrives while a worker starts is delivered when the worker is ready.
-    """
+    """A DataLoader that says so when a worker ends while it sends a batch."""
 
     def __iter__(self) -> Iterator[Any]:
-        if not CAN_WAIT:
-            return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
-            return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield from super().__iter__()
+        except (ConnectionError, EOFError) as error:
+            raise RuntimeError('DataLoader worker ended while it sent a batch') from error
 
 
 def _generator(
@@ -369,19 +364,16 @@ def _generator(
 
 
 def _prepare_worker(worker: int) -> None:
-    sys.excepthook = _ignore_lost_connection
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_without_batch)
-    _leave_signals_to_main_process()
-
-
-def _leave_signals_to_main_process() -> None:
     """Keep a worker alive when a cluster sends a signal to the whole process group.
 
     The main process needs its workers until the current step and checkpoint are finished.
     """
-    for number in STOPS[1:]:
+    sys.excepthook = _ignore_lost_connection
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if CAN_WAIT:
+    # The main process ends its workers by SIGTERM, which is therefore not ignored: it would wait
+    # for them without limit.
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_when_main_process_asks, daemon=True).start()
 
@@ -395,18 +387,6 @@ def _ignore_lost_connection(
     """
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
-
-
-def _end_without_batch(error: Exception, batch: Any) -> None:
-    """End a worker that cannot send a batch, for example without memory or open files.
-
-    Python only prints the error, and the main process would wait for the batch forever. When it
-    needs the batch, it finds that the worker has ended, whatever the exit code. Another code would
-    interrupt it at any place.
-    """
-    _ignore_lost_connection(type(error), error, error.__traceback__)
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def _end_when_main_process_asks() -> None:

@@ -31,9 +31,7 @@ TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them
 
 
 def open_data(config: Config, logger: logging.Logger) -> None:
-    """Check that the data of a run are named, and log the facts about a packed store."""
-    if not config.DATA.DATA_PATH:
-        raise ValueError('DATA.DATA_PATH is empty: give the folder of the data with --data-path')
+    """Log the facts about a packed store."""
     # PyTorch warns at each pass; the table of --check reports the number of workers once.
     warnings.filterwarnings('ignore', message='This DataLoader will create')
     log_store(config, logger)

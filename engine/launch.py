@@ -2,16 +2,11 @@
 
 import contextlib
 import faulthandler
-import json
 import logging
 import os
 import random
-import re
-import shutil
 import signal
-import socket
 import sys
-import threading
 import time
 import traceback
 from argparse import Namespace
@@ -23,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from config import PROBES, Config, build_parser, config_text, get_config
+from engine.causes import EXIT_MISTAKE, EXIT_OTHER_PROCESS, EXIT_UNEXPECTED, explain
 from engine.interruptions import Preempted
 from engine.run_record import (
     EXIT_NOT_KEPT,
@@ -41,31 +36,12 @@ from engine.run_record import (
 from logger import ScalarLog, create_logger
 from system import distributed
 from system.device import autocast_dtype, describe_precision, local_device
+from system.start import cause_from_torchrun, check_paths, report_to_torchrun
 from system.tool import STOP_SIGNALS
-from utils import check_exists
 
-EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
-CAUSE_KEY = 'cause'  # key of the first failure in the store of the process group
-# A process that another one ended ends this much later, because torchrun shows the first failure.
+# A process that another one ended waits at most this long until torchrun stops it, because torchrun
+# shows the first process to end.
 CAUSE_SECONDS = 5
-MISTAKES = (ValueError, FloatingPointError, OSError, torch.OutOfMemoryError)
-NO_MEMORY, NO_SHARED_MEMORY = 'not enough main memory', 'not enough shared memory (/dev/shm)'
-# Errors of a full /dev/shm, where workers put their batches; smaller ones are soon full.
-SHARED_MEMORY, SMALL_BYTES = re.compile(r'shared memory|/torch_\d|bus error', re.I), 2**30
-OUT_OF_MEMORY = ("can't allocate memory", 'Cannot allocate memory')  # of PyTorch, of the system
-LOST_WORKER = 'DataLoader worker'
-ENVIRONMENT = (LOST_WORKER, NO_MEMORY, NO_SHARED_MEMORY)  # beginnings of messages
-_WORKER = re.compile(r'\n\w[\w.]*: |\n\w*Error$')  # precedes the message in a worker's traceback
-_CONNECTION = re.compile(
-    r'clos|reset|refused|broken pipe|remote|network|unreachable|no route|aborted|recv', re.I
-)
-_SILENCE = re.compile(r'timed? ?out', re.I)
-_GONE = (
-    'another process of this run ended without a message, or its network connection failed: see '
-    "the last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg)"
-)
-_SILENT = 'another process of this run did not answer within TRAIN.RANK_TIMEOUT_MINUTES'
-SHARED_MEMORY_ADVICE = 'start Docker with --shm-size 8g or --ipc=host, or set DATA.NUM_WORKERS 0'
 
 
 class Terminated(BaseException):
@@ -103,7 +79,6 @@ class Process:
     """Holds the resources of this process during a run."""
 
     run: Run | None = None
-    store: dist.Store | None = None
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def close(self, code: int) -> None:
@@ -123,9 +98,10 @@ def setup_run(args: Namespace, process: Process) -> None:
             in use, or contains another run, or if the checkpoint to start from does not exist.
     """
     config = get_config(args)
+    check_paths(config)
     set_determinism(config.TRAIN.DETERMINISTIC)
     device = local_device()
-    process.store = distributed.init_process_group(device, config.TRAIN.RANK_TIMEOUT_MINUTES)
+    distributed.init_process_group(device, config.TRAIN.RANK_TIMEOUT_MINUTES)
     # Ranks draw different dropout; the initial weights are those of rank 0.
     seed = config.SEED + distributed.rank()
     torch.manual_seed(seed)
@@ -142,9 +118,6 @@ def setup_run(args: Namespace, process: Process) -> None:
             is_safe = process.lock.enter_context(run_lock(folder))
         if distributed.is_main() and (trains or config.CHECK_MODE):
             refuse_another_run(folder, config)
-        start = config.MODEL.RESUME or config.PRETRAINED
-        if writes and start and not any(folder.glob('ckpt_epoch_*.pth')):
-            check_exists(start)
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
         if not is_safe:
             logger.warning(f'{folder} cannot be locked: do not start two runs with this --tag')
@@ -165,59 +138,6 @@ def setup_run(args: Namespace, process: Process) -> None:
     _log_start(process.run)
     if distributed.world_size() > 1:
         faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
-
-
-def explain(error: BaseException, *, resumes: bool = True) -> tuple[int, str]:
-    """Return the exit code for an error and a one-line message.
-
-    `resumes` is whether the same command would continue the run.
-    """
-    text = _reason(error)
-    if isinstance(error, Terminated):
-        if resumes:
-            return EXIT_PREEMPTED, f'stopped by {text} outside training: the same command resumes'
-        return EXIT_NOT_KEPT, f'stopped by {text}: the same command begins again'
-    if isinstance(error, MISTAKES) or text.startswith(ENVIRONMENT):
-        return EXIT_MISTAKE, text
-    if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
-        return EXIT_MISTAKE, f'TRAIN.DETERMINISTIC: {text}'
-    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and 'gloo' in text):
-        if _SILENCE.search(text):
-            return EXIT_OTHER_PROCESS, _SILENT
-        if _CONNECTION.search(text):
-            return EXIT_OTHER_PROCESS, _GONE
-    return EXIT_UNEXPECTED, f'unexpected {type(error).__name__}: {text.partition(chr(10))[0]}'
-
-
-def has_small_shared_memory() -> bool:
-    """Return whether a few batches fill the shared memory of this machine or container."""
-    return os.path.isdir('/dev/shm') and shutil.disk_usage('/dev/shm').total < SMALL_BYTES
-
-
-def _reason(error: BaseException) -> str:
-    """Return the message of an error, completed by the cause or place where Python omits it."""
-    text, frames = str(error).strip(), traceback.extract_tb(error.__traceback__)
-    place = Path(frames[-1].filename) if frames else Path()
-    is_connection = isinstance(error, ConnectionError | EOFError)
-    if is_connection and place.parts[-2:] == ('multiprocessing', 'connection.py'):
-        text = f'{LOST_WORKER} ended while it sent a batch'
-    if text.startswith('Caught '):  # raised in a worker of the loader
-        text = _WORKER.split(text)[-1].strip()
-    if SHARED_MEMORY.search(text) or (text.startswith(LOST_WORKER) and has_small_shared_memory()):
-        return f'{NO_SHARED_MEMORY}: {SHARED_MEMORY_ADVICE}. {text}'
-    if text.startswith(LOST_WORKER):
-        text = (
-            f'{text.rstrip(".")}. If the machine ran out of memory (see dmesg), use fewer workers: '
-            'DATA.NUM_WORKERS'
-        )
-    elif isinstance(error, OSError) and error.filename is None and frames:
-        text += f' ({place.name}, line {frames[-1].lineno})'
-    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-        text = (
-            f'{NO_MEMORY}: use a smaller --batch-size or fewer workers (DATA.NUM_WORKERS, '
-            f'--num-workers). {text}'
-        ).strip()
-    return text or type(error).__name__
 
 
 def _facts(args: Namespace, config: Config, device: torch.device) -> dict[str, Any]:
@@ -278,10 +198,14 @@ def _fail(process: Process, error: BaseException) -> int:
     run = process.run
     trains = run is None or _trains(run.config)
     resumes = trains and (run is None or run.config.FINETUNE.MODE not in PROBES)
-    code, message = explain(error, resumes=resumes)
-    if process.store is not None:
-        code, message = _with_cause(process.store, code, message)
-    _report_to_torchrun(message)
+    if isinstance(error, Terminated):
+        code = EXIT_PREEMPTED if resumes else EXIT_NOT_KEPT
+        message = f'stopped by {error}: the same command {"resumes" if resumes else "begins again"}'
+    else:
+        code, message = explain(error)
+    if code not in (EXIT_UNEXPECTED, EXIT_MISTAKE) and (cause := _cause_of_another(code)):
+        code, message = EXIT_OTHER_PROCESS, cause
+    report_to_torchrun(message, is_cause=code in (EXIT_UNEXPECTED, EXIT_MISTAKE))
     unexpected = code == EXIT_UNEXPECTED
     if run is not None:
         run.logger.log(logging.ERROR if unexpected else logging.DEBUG, 'traceback:', exc_info=error)
@@ -295,40 +219,16 @@ def _fail(process: Process, error: BaseException) -> int:
     return code
 
 
-def _with_cause(store: dist.Store, code: int, message: str) -> tuple[int, str]:
-    """Tell the other processes why this one failed, or learn from them which one failed first.
-
-    torchrun holds the store, so it also answers after a process has ended.
-    """
-    found = [(code, message)]
-
-    def ask() -> None:
-        with contextlib.suppress(RuntimeError):  # without torchrun, the store ends with rank 0
-            if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED, EXIT_NOT_KEPT):
-                place = f'rank {distributed.rank()} on host {socket.gethostname()}'
-                store.compare_set(CAUSE_KEY, '', f'{place} failed first: {message}')
-                return
+def _cause_of_another(code: int) -> str:
+    """Return why another process of this node failed first, as it told torchrun; '' if none did."""
+    if code == EXIT_OTHER_PROCESS and 'TORCHELASTIC_ERROR_FILE' in os.environ:
+        with contextlib.suppress(Terminated), _handled(_terminate, signal.SIGTERM):
             time.sleep(CAUSE_SECONDS)
-            if store.check([CAUSE_KEY]):
-                found.append((EXIT_OTHER_PROCESS, store.get(CAUSE_KEY).decode()))
-
-    # Without a network, the store does not answer for a quarter of an hour, and nothing stops it.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(4 * CAUSE_SECONDS)
-    return found[-1]
+    return cause_from_torchrun()
 
 
 def _trains(config: Config) -> bool:
     return not (config.EVAL_MODE or config.THROUGHPUT_MODE or config.CHECK_MODE)
-
-
-def _report_to_torchrun(message: str) -> None:
-    """Write message and time to torchrun's error file, because torchrun shows the first failure."""
-    if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
-        report = {'message': message, 'extraInfo': {'timestamp': str(int(time.time()))}}
-        with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps({'message': report}), encoding='utf-8')
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

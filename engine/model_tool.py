@@ -7,7 +7,7 @@ from functools import wraps
 
 import torch
 
-from engine.launch import EXIT_UNEXPECTED, explain
+from engine.causes import EXIT_UNEXPECTED, explain
 from system.device import disable_tf32
 from system.tool import Paragraphs, at_least, tool
 

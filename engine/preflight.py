@@ -15,14 +15,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from engine.clock import duration
-from engine.launch import (
+from engine.causes import (
     EXIT_OTHER_PROCESS,
     NO_SHARED_MEMORY,
     SHARED_MEMORY_ADVICE,
     explain,
     has_small_shared_memory,
 )
+from engine.clock import duration
 from engine.loop import LossFunction, begin, train_one_batch, wrap_model
 from engine.run_record import Run, is_locked
 from engine.train_state import TrainState

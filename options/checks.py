@@ -22,13 +22,7 @@ def check_config(config: Config, stage: str | None = None) -> None:
         ValueError: At the first problem. The message names the key, the value and the allowed
             values.
     """
-    for key, option in OPTIONS.items():
-        require(option.allows(value_at(config, key)), config, key, option.allowed)
-    _check_names(config)
-    _check_data_options(config)
-    _check_schedule(config)
-    if stage == 'finetune':
-        _check_finetuning(config)
+    check_values(config, stage)
     # Only the selected parts are imported, and each one knows the rules of its own options.
     for key, option in OPTIONS.items():
         if option.parts and option.is_used_in(stage):
@@ -41,6 +35,17 @@ def check_config(config: Config, stage: str | None = None) -> None:
             module = module_of(key)
             if hasattr(module, 'check'):
                 module.check(config, stage)
+
+
+def check_values(config: Config, stage: str | None) -> None:
+    """Reject what can be told without the parts of the code that the options select."""
+    for key, option in OPTIONS.items():
+        require(option.allows(value_at(config, key)), config, key, option.allowed)
+    _check_names(config)
+    _check_data_options(config)
+    _check_schedule(config)
+    if stage == 'finetune':
+        _check_finetuning(config)
 
 
 def refuse_other_stage(config: Config, stage: str) -> None:

@@ -21,18 +21,15 @@ T = TypeVar('T')
 NO_LIMIT = timedelta(days=365)
 
 
-def init_process_group(device: torch.device, timeout_minutes: float) -> dist.Store | None:
+def init_process_group(device: torch.device, timeout_minutes: float) -> None:
     """Join the process group that torchrun's environment describes, if there is one.
 
     Args:
         device: Device of this process. CUDA uses NCCL and the CPU gloo.
         timeout_minutes: Minutes after which a collective operation raises an error.
-
-    Returns:
-        The key-value store of the group, or None without a group.
     """
     if 'WORLD_SIZE' not in os.environ or dist.is_initialized():
-        return None
+        return
     backend = 'nccl' if device.type == 'cuda' else 'gloo'
     timeout = timedelta(minutes=timeout_minutes)
     store, number, size = next(dist.rendezvous('env://', timeout=timeout))
@@ -40,7 +37,6 @@ def init_process_group(device: torch.device, timeout_minutes: float) -> dist.Sto
     if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
         store = dist.PrefixStore(_agree_on_prefix(store, number, size, timeout), store)
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
-    return store
 
 
 def destroy_process_group() -> None:

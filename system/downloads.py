@@ -17,7 +17,6 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from system.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, sha256
@@ -31,6 +30,8 @@ SCHEME = re.compile(r'\w+://')
 KEY_IN_FILE = re.compile(r'(.+)::([^:/]+)')
 NO_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
 TIMEOUT_SECONDS = 60
+CHECKPOINT_FILES = ('*.pth', '*.safetensors')
+NUM_LISTED = 6  # files that an error message lists
 
 
 class Download(NamedTuple):
@@ -50,6 +51,21 @@ def split_key(path: str | Path) -> tuple[str, str]:
     """Split FILE::KEY into the file, a path or URL, and the key of the weights; '' without one."""
     match = KEY_IN_FILE.fullmatch(str(path))
     return (match[1], match[2]) if match else (str(path), '')
+
+
+def check_exists(path: str | Path) -> None:
+    """Raise a ValueError with the files that are there if a checkpoint does not exist.
+
+    URLs are not checked.
+    """
+    path, _ = split_key(path)
+    if is_url(path) or Path(path).is_file():
+        return
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    names = sorted(file.name for kind in CHECKPOINT_FILES for file in folder.glob(kind))
+    more = f' and {len(names) - NUM_LISTED} others' if len(names) > NUM_LISTED else ''
+    found = f'there are {", ".join(names[:NUM_LISTED])}{more}' if names else 'there are none'
+    raise ValueError(f'{path} is not a checkpoint file; in the folder {folder} {found}')
 
 
 def local_path(path: str | Path) -> Path:
@@ -132,6 +148,8 @@ class _OnlyHttps(HTTPRedirectHandler):
 
 
 def _from_hugging_face(address: str) -> Download:
+    from huggingface_hub import snapshot_download  # slow to import
+
     match = HUB_ADDRESS.fullmatch(address)
     if not match:
         raise ValueError(f'{address} must have the form hf://OWNER/NAME[@REVISION][/FILE]')

@@ -1,7 +1,14 @@
 """Batches: the same samples whatever the workers, ranks and restarts; errors."""
 
+import gc
+import multiprocessing
 import os
 import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from torch.utils.data import Dataset
+from tiny import DEADLINE
+from torch.utils.data import DataLoader, Dataset
 from xray_splits import LOGGER, make_config, samples_of
 
 from data.build import build_loader
@@ -21,6 +29,7 @@ from data.loader import (
     sample_rng,
     weighted_order,
 )
+from engine.causes import explain
 
 NAN = float('nan')
 WEIGHTS = np.arange(1, 24.0) ** 2
@@ -214,3 +223,120 @@ def test_too_few_open_files_for_the_workers_are_an_error(monkeypatch):
     assert make_loader(Many(), loader_config(2), shuffle=False)
     with pytest.raises(ValueError, match='DATA.NUM_WORKERS.* 80:'):
         make_loader(Many(), loader_config(2, workers=2), shuffle=False)
+
+
+# Workers that fail
+
+
+class Sends(Dataset):
+    """Each image is what a function makes of its number."""
+
+    seed = 0
+
+    def __init__(self, make: Callable[[int], object]) -> None:
+        self.make = make
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, key: tuple[int, int]) -> object:
+        return self.make(key[1])
+
+
+def sends_nothing(index: int) -> int:
+    return index if index < 8 else threading.Event().wait()
+
+
+def cannot_be_pickled(index: int) -> dict:
+    class Local(dict):
+        """Pickle does not find this class, so that the worker can print the error only."""
+
+    return Local(index=index)
+
+
+@pytest.mark.parametrize('make', [sends_nothing, cannot_be_pickled])
+def test_a_worker_that_sends_no_batch_ends_the_run(make, monkeypatch, capfd) -> None:
+    monkeypatch.setattr('data.loader.BATCH_SECONDS', 2)
+    loader = make_loader(Sends(make), loader_config(2, workers=2), shuffle=False)
+    with pytest.raises(RuntimeError) as error:
+        list(loader)
+    code, line = explain(error.value)
+    assert code == 2 and 'a worker of the loader hangs, or could not send a batch' in line
+    assert ('Local' in capfd.readouterr().err) == (make is cannot_be_pickled)
+    del loader, error
+    gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_worker_ends_the_run() -> None:
+    before = {child.pid for child in multiprocessing.active_children()}
+    loader = make_loader(Sends(lambda index: index), loader_config(1, workers=2), shuffle=False)
+    batches = iter(loader)
+    next(batches)
+    worker = next(c for c in multiprocessing.active_children() if c.pid not in before)
+    with pytest.raises(RuntimeError) as error:
+        os.kill(worker.pid, signal.SIGKILL)
+        list(batches)
+    # PyTorch's handler raises again whenever a worker ends, until the loader is gone.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    code, line = explain(error.value)
+    del batches, loader, error
+    gc.collect()
+    signal.signal(signal.SIGCHLD, handler)
+    assert code == 2 and 'a worker of the loader ended' in line and 'DATA.NUM_WORKERS' in line
+
+
+def test_a_connection_that_ends_within_a_batch_is_a_lost_worker(monkeypatch) -> None:
+    def lost(self: DataLoader) -> Iterator[int]:
+        yield 1
+        raise ConnectionResetError(104, 'Connection reset by peer')
+
+    loader = make_loader(Sends(lambda index: index), loader_config(), shuffle=False)
+    monkeypatch.setattr(DataLoader, '__iter__', lost)
+    with pytest.raises(RuntimeError) as error:
+        list(loader)
+    assert explain(error.value)[0] == 2
+
+
+SIGNALLED = """
+import multiprocessing, os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_data_loader import Sends, loader_config, make_loader
+
+def make(index):
+    if index == 3:  # one of the workers tells all processes of the group
+        for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            os.killpg(0, number)
+    return index
+
+def receive(number, frame):
+    os.write(2, f'received {{number}}\\n'.encode())
+
+if __name__ == '__main__':
+    for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, receive)
+    loader = make_loader(Sends(make), loader_config(1, workers=2), shuffle=True)
+    first = [int(batch) for batch in loader]
+    workers = {{child.pid for child in multiprocessing.active_children()}}
+    second = [int(batch) for batch in loader]
+    assert sorted(first) == sorted(second) == list(range(16)), (first, second)
+    assert workers == {{child.pid for child in multiprocessing.active_children()}}
+    print(*workers)
+"""
+
+
+def test_signals_to_the_group_end_no_worker_and_the_main_process_leaves_none(tmp_path) -> None:
+    """As when a cluster stops a job, or a terminal is closed; two epochs have the same workers."""
+    tests = Path(__file__).parent
+    script = tmp_path / 'signalled.py'
+    script.write_text(SIGNALLED.format(root=str(tests.parent), tests=str(tests)))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True, text=True, timeout=DEADLINE, start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    workers = [int(word) for word in done.stdout.split()]
+    assert len(workers) == 2 and not any(Path(f'/proc/{pid}').exists() for pid in workers)
+    lines = [line for line in done.stderr.splitlines() if line.startswith('received')]
+    assert len(lines) == len({*lines}) * 2 == 8, 'the main process in both epochs, and no worker'
+    assert 'Traceback' not in done.stderr

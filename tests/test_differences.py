@@ -214,7 +214,7 @@ def test_eval_refuses_weights_without_the_classifier(phantom, copied, tmp_path, 
 def log_of_setup(folder: Path, *opts: str) -> str:
     """Set up a run that does not train, and return its log."""
     cfg = tiny_config(folder / 'run.yaml', 'simmim')
-    words = ['--cfg', str(cfg), '--output', str(folder), '--eval']
+    words = arguments(cfg, folder, folder, '--eval')
     process = Process()
     args = build_parser('simmim').parse_args(words + (['--opts', *opts] if opts else []))
     args.command = ['main_simmim.py', *words]

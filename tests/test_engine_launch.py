@@ -1,14 +1,13 @@
 """How a run starts and ends: exit codes, last line, determinism, the run folder and its lock."""
 
-import contextlib
 import errno
 import fcntl
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +15,13 @@ import torch.distributed as dist
 from mistakes import config_of
 from tiny import ROOT, arguments, run_folder
 
-from engine import launch as starting
+from engine.causes import explain
 from engine.interruptions import Interruptions, Preempted
-from engine.launch import Process, Terminated, explain, launch
+from engine.launch import launch
 from engine.metric_writers import TensorBoard
 from engine.run_record import is_locked
 from logger import WRITERS
+from system.start import cause_from_torchrun, check_command, report_to_torchrun
 
 HOLD = """
 import sys
@@ -80,12 +80,6 @@ def stopped_after_training(run):
     raise AssertionError('it went on')
 
 
-def raised(error):
-    with contextlib.suppress(type(error)):
-        raise error
-    return error
-
-
 # Exit codes
 
 
@@ -95,7 +89,7 @@ def raised(error):
         (ValueError('DATA.X: must be 1'), 2, 'DATA.X: must be 1'),
         (FileNotFoundError(2, 'No such file', 'a.jpg'), 2, 'a.jpg'),
         (torch.OutOfMemoryError('CUDA out of memory.'), 2, 'CUDA out of memory.'),
-        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'Killed. If'),
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'Killed'),
         (RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'), 2, 'DATA.NUM_WORKERS'),
         (RuntimeError(f'Caught RuntimeError in worker.\nRuntimeError: {FULL}'), 2, '--shm-size'),
         (RuntimeError('DataLoader worker is killed by signal: Bus error.'), 2, '--ipc=host'),
@@ -108,10 +102,15 @@ def raised(error):
         (MemoryError('Caught MemoryError in w.\nTraceback:\n  x\nMemoryError'), 2, 'memory'),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 2, '9 bytes'),
         (RuntimeError('unable to mmap 9 bytes: Cannot allocate memory (12)'), 2, 'NUM_WORKERS'),
-        (raised(OSError(28, 'No space left on device')), 2, 'test_engine_launch.py'),
+        (OSError(28, 'No space left on device'), 2, 'No space left'),
+        (RuntimeError('DataLoader timed out after 1800 seconds'), 2, 'DATA.NUM_WORKERS 0'),
+        (RuntimeError('Application timeout caused pair closure'), 3, 'RANK_TIMEOUT_MINUTES'),
+        (dist.DistNetworkError('The client socket has failed to connect'), 3, 'log_rank'),
+        (dist.DistStoreError('wait timeout after 600000ms'), 3, 'dmesg'),
+        (dist.DistBackendError('NCCL error: remote process exited'), 3, 'remote process'),
+        (RuntimeError('The size of tensor a (3) must match'), 1, 'unexpected RuntimeError'),
         (OSError(), 2, 'OSError'),
         (KeyError('x'), 1, "KeyError: 'x'"),
-        (Terminated('SIGUSR1'), 75, 'SIGUSR1'),
     ],
 )
 def test_each_error_has_an_exit_code_and_one_line(error, code, part):
@@ -235,17 +234,79 @@ def test_a_missing_checkpoint_is_refused_before_the_data_are_read(flag, tmp_path
     refused('finetune', [*argv, flag, str(missing)], missing, 'ckpt_best.pth')
 
 
-def test_a_process_ends_although_the_store_does_not_answer(monkeypatch, capsys) -> None:
-    """As after a network has failed; the test would hang."""
-    forever = threading.Event()
-    store = SimpleNamespace(compare_set=lambda *_: forever.wait())
+# torchrun
 
-    def set_up(args: object, process: Process) -> None:
-        process.store = store
-        raise ValueError('a mistake')
 
-    monkeypatch.setattr(starting, 'setup_run', set_up)
-    monkeypatch.setattr(starting, 'CAUSE_SECONDS', 0.01)
-    assert launch('simmim', print, ['--cfg', 'any.yaml', '--data-path', 'any']) == 2
-    assert 'error: a mistake' in capsys.readouterr().err
-    forever.set()
+def test_processes_learn_from_torchruns_files_which_one_failed_first(tmp_path, monkeypatch) -> None:
+    files = [tmp_path / f'attempt_0/{rank}/error.json' for rank in range(3)]
+    for rank, file in enumerate(files):
+        file.parent.mkdir(parents=True)
+        monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(file))
+        monkeypatch.setenv('RANK', str(rank))
+        assert cause_from_torchrun() == ''
+        report_to_torchrun('ended', is_cause=False)
+    files[0].write_text('{"message": "of another program"}')
+    files[1].write_text('half a li')
+    assert cause_from_torchrun() == ''
+    report_to_torchrun('the image is broken', is_cause=True)
+    assert json.loads(files[2].read_text())['message']['message'] == 'the image is broken'
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(files[0]))
+    assert re.fullmatch(
+        'rank 2 on host .* failed first: the image is broken', cause_from_torchrun()
+    )
+    monkeypatch.delenv('TORCHELASTIC_ERROR_FILE')
+    assert cause_from_torchrun() == ''
+    report_to_torchrun('nobody reads it', is_cause=True)
+
+
+# Before PyTorch is imported
+
+
+@pytest.mark.parametrize(
+    'words, code, part',
+    [
+        (['--help'], 0, '--data-path'),
+        (['--batchsize', '4'], 2, '--batchsize'),
+        (['--opts', 'TRAIN.EPOCSH', '4'], 2, 'did you mean TRAIN.EPOCHS'),
+        (['--opts', 'TRAIN.EPOCHS', '0'], 2, 'TRAIN.EPOCHS must be'),
+        (['--opts', 'MODEL.SWIN.DEPTHS', '2'], 2, 'MODEL.SWIN.DEPTHS'),
+        (['--opts', 'LOSS.NAME', 'bce'], 2, 'LOSS.NAME'),
+        (['--check', '--data-path', 'missing_folder'], 2, 'missing_folder'),
+        (['--check', '--pretrained', 'missing.pth'], 2, 'missing.pth'),
+        (['--resume', 'missing.pth'], 2, 'missing.pth'),
+        (['--cfg', 'missing.yaml'], 2, 'missing.yaml'),
+        ([], 0, ''),
+    ],
+)
+def test_mistakes_are_answered_before_pytorch_is_imported(words, code, part, argv, capsys) -> None:
+    """`check_command` is all that a main calls before; its imports are looked at below."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['main_simmim.py', *argv, *words])
+        try:
+            check_command('simmim')
+            ended = 0
+        except SystemExit as error:
+            ended = error.code
+    shown = capsys.readouterr()
+    assert ended == code
+    assert part in shown.out + shown.err and 'Traceback' not in shown.err
+
+
+FIRST = ['import sys', 'from system.start import check_command']
+HEAVY = 'torch timm torchvision scipy pandas openpyxl wandb transformers huggingface_hub'.split()
+
+
+def test_what_a_main_imports_first_is_not_heavy_and_the_rest_only_needs_pandas() -> None:
+    """One process: what none of the mains imports, each one does not import."""
+    code = (
+        f'import sys; heavy = {HEAVY}\n'
+        'import system.start\n'
+        'assert not {*heavy} & {*sys.modules}, {*heavy} & {*sys.modules}\n'
+        'import main_simmim, main_contrastive, main_finetune\n'
+        'print(*({*heavy, "torch._dynamo"} & {*sys.modules}))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == ['pandas', 'torch'], done.stderr
+    for stage in ('simmim', 'contrastive', 'finetune'):
+        head, check, _ = (ROOT / f'main_{stage}.py').read_text().partition(f"('{stage}')")
+        assert check and re.findall('^(?:import|from) .*', head, re.M) == FIRST, stage

@@ -186,7 +186,7 @@ def hub(tmp_path, monkeypatch):
             raise OSError('401 Client Error.\nRepository Not Found')
         return str(tmp_path / 'c0ffee')
 
-    monkeypatch.setattr(downloads, 'snapshot_download', snapshot_download)
+    monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
     (tmp_path / 'c0ffee' / 'sub').mkdir(parents=True)
     return asked
 

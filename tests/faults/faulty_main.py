@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,9 @@ def hang() -> None:
 FAULTS = {
     'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
     'fail': fail,
+    'abort': os.abort,  # as NCCL does
     'hang': hang,
+    'wait': lambda: threading.Event().wait(),  # handlers of signals are still called
     'slow': lambda: time.sleep(3),
 }
 

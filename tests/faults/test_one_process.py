@@ -1,12 +1,13 @@
 """A run that is killed, stopped, or whose disk is full, ends with the weights of another one."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 
 import pytest
-from runs import Started, log_lines, started, tiny_arguments
+from runs import MAIN, Started, fault, log_lines, started, tiny_arguments
 from test_engine_loop import assert_same_weights, untimed_curves
 from tiny import SCRIPTS, run_folder, wait_until
 
@@ -20,9 +21,9 @@ LAST = f'ckpt_epoch_{EPOCHS - 1}.pth'
 SIGNALS = (signal.SIGKILL, *STOP_SIGNALS, signal.SIGINT)
 
 
-def start(folder, data, console):
+def start(folder, data, console, workers=0):
     argv = tiny_arguments(folder, data, EPOCHS=EPOCHS)
-    return Started([SCRIPTS['simmim'], *argv], console)
+    return Started([SCRIPTS['simmim'], *argv, '--opts', 'DATA.NUM_WORKERS', str(workers)], console)
 
 
 @pytest.fixture(scope='module')
@@ -45,16 +46,41 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
     draw = random.Random(0)
     for kind in (*SIGNALS, None):
         target = steps(tmp_path) + draw.randrange(4, 14)
-        run = start(tmp_path, phantom, tmp_path / f'console_{kind}.txt')
+        run = start(tmp_path, phantom, tmp_path / f'console_{kind}.txt', workers=2)
         with started(run):
             if kind is not None:
                 wait_until(lambda target=target: steps(tmp_path) >= target, f'{target} steps')
                 os.killpg(run.process.pid, kind)  # like a cluster and a terminal do
             expected = {None: 0, signal.SIGKILL: -9}.get(kind, 75)
             assert run.wait() == expected, run.text
+            wait_until(lambda run=run: not is_alive(run), 'the end of its workers')
     folder = run_folder(tmp_path / 'out', 'simmim')
     assert_same_weights(read_checkpoint(folder / LAST), read_checkpoint(whole / LAST))
     assert untimed_curves(folder) == untimed_curves(whole)
+
+
+def is_alive(run):
+    """Whether a process of the run or one of its workers has not ended."""
+    try:
+        os.killpg(run.process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_second_ctrl_c_ends_a_run_and_its_workers_at_once(phantom, tmp_path):
+    argv = [*tiny_arguments(tmp_path, phantom), '--opts', 'DATA.NUM_WORKERS', '2']
+    command = [str(MAIN), json.dumps([fault(0, 2, 'wait')]), *argv]
+    run = Started(command, tmp_path / 'console.txt')
+    with started(run):
+        wait_until(lambda: steps(tmp_path), 'the first step')
+        os.killpg(run.process.pid, signal.SIGINT)
+        wait_until(lambda: 'SIGINT: stopping after this step' in run.text, 'an answer')
+        assert run.process.poll() is None
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.wait() == -signal.SIGINT, run.text  # a shell shows 130
+        wait_until(lambda: not is_alive(run), 'the end of its workers')
+        assert run.text.count('stopping after this step') == 1
 
 
 @pytest.fixture
