@@ -730,6 +730,12 @@ _C.REPORT.MAPS = Own(
     'Saliency maps per label and kind of case; 0: the report shows no X-rays at all.',
     within='[0, inf)',
 )
+_C.REPORT.COLUMNS = Own(
+    [],
+    'Metrics in report_scores.tex, by their names in scores.json; []: those of the short tables.',
+    affects='nothing',
+    file='evaluation.metrics',
+)
 _C.REPORT.BASELINES = Own(
     {},
     'Runs or prediction files that the report compares with the model, as {name: path}.',

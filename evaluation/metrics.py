@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from config import Config, require
 from data.labels import COMPETITION_LABELS, describe_same, same_labels
 from evaluation.intervals import interval
 
@@ -181,6 +182,12 @@ def metric(
         return function
 
     return register
+
+
+def check(config: Config, stage: str | None) -> None:
+    """Check the names of metrics in REPORT.COLUMNS."""
+    holds = all(name in METRICS for name in config.REPORT.COLUMNS)
+    require(holds, config, 'REPORT.COLUMNS', f'some of {[*METRICS]}')
 
 
 def applicable(known: Iterable[str]) -> dict[str, Metric]:

@@ -279,6 +279,8 @@ def write_report(
     folder: str | Path,
     document: dict[str, Any],
     thumbnails: Mapping[tuple[str, str, str], Image.Image] | None = None,
+    *,
+    columns: Sequence[str] = (),
 ) -> Path:
     """Write all files of a report, or none of them. The same document gives the same bytes.
 
@@ -286,6 +288,7 @@ def write_report(
         folder: Output folder, which already contains the image files of `maps`.
         document: Result of `build_document`. NaN becomes null in JSON and n/a on the page.
         thumbnails: (set, label, kind) of a worst error -> small image to show.
+        columns: Metrics in report_scores.tex; (): those of `scores_table`.
 
     Returns:
         Path of report.html. The other files are in the same folder.
@@ -298,15 +301,18 @@ def write_report(
     files = {
         'report.html': page,
         'report.json': text,
-        'report_scores.tex': _latex(document),
+        'report_scores.tex': _latex(document, columns),
         SCORES_FILE: report_table(report).to_csv(index=False, lineterminator='\n'),
     }
     replace_files({folder / name: text.encode('utf-8', 'replace') for name, text in files.items()})
     return folder / 'report.html'
 
 
-def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
-    """Format the main scores of one of the report's `sets`, in a row for each label and mean."""
+def scores_table(entry: dict[str, Any], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Format scores of one of the report's `sets`, in a row for each label and mean.
+
+    `columns` are names of metrics; (): the metrics of the short tables.
+    """
     within = [part['scores']['auroc_within_views']['value'] for part in entry['labels']]
     has_views = not np.isnan(within).all()
     shown = {
@@ -314,6 +320,8 @@ def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
         for name, metric in METRICS.items()
         if metric.in_summary or (has_views and 'views' in metric.needs)
     }
+    if columns:
+        shown = {name: METRICS[name].title for name in columns}
     counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
     scores = {part['label']: part['scores'] for part in entry['labels']}
     for key in MEAN_TITLES:
@@ -321,7 +329,7 @@ def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
     rows = {
         label: [
             *counts.get(label, ['', '']),
-            *(_format_score(values[name]) for name in shown),
+            *(_format_score(values[name]) if name in values else 'n/a' for name in shown),
         ]
         for label, values in scores.items()
     }
@@ -383,10 +391,10 @@ def _format_score(score: dict[str, Any]) -> str:
     return f'{score["value"]:.3f} [{score["low"]:.3f}, {score["high"]:.3f}]'
 
 
-def _latex(document: dict[str, Any]) -> str:
+def _latex(document: dict[str, Any], columns: Sequence[str]) -> str:
     """Format the tables of scores and differences in LaTeX with escaped special characters."""
     tables = {
-        'Scores': {entry['name']: scores_table(entry) for entry in document['sets']},
+        'Scores': {entry['name']: scores_table(entry, columns) for entry in document['sets']},
         'Differences in AUROC': {
             f'{entry["a"]} minus {entry["b"]}': differences_table(entry)
             for entry in document['comparisons']

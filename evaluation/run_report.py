@@ -92,7 +92,7 @@ def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
     thumbnails = _thumbnails(config, datasets, sets, document)
     for line in document['alerts']:
         run.logger.warning(line)
-    report = write_report(folder, document, thumbnails)
+    report = write_report(folder, document, thumbnails, columns=config.REPORT.COLUMNS)
     run.scalars.write_file(report)
     return report
 

@@ -192,6 +192,8 @@ def _add_table(add: Callable) -> None:
         f'{", ".join(SPLITS)} that the runs were scored on)')  # fmt: skip
     add('--scores', nargs='+', default=[], metavar='SCORE',
         help=f'{", ".join(MEANS)}, a label, or METRIC:LABEL such as f1:Edema')  # fmt: skip
+    add('--columns', nargs='+', default=[], metavar='TITLE',
+        help='columns of the Markdown and LaTeX tables, in order (default: all)')  # fmt: skip
     add('--row', nargs='+', default=[], metavar='NAME',
         help='only these rows, compared with each other')  # fmt: skip
     add('--against', nargs='+', default=[], metavar='METHOD',
@@ -544,7 +546,7 @@ def write_scores(
     pairs, others = compared_pairs(drawn, sweep, protocols=protocols, named=named)
     subsets = {row.name: row.subset for row in sweep.rows}
     resamples = max(map(len, drawn['resamples'].dropna()), default=1) - 1
-    options = {'draws': f'{resamples:,} resamples of the patients, seed 0'}
+    options = {'draws': f'{resamples:,} resamples of the patients, seed 0', 'columns': args.columns}
     scores = args.scores or known_scores(drawn)
     for score in scores:
         lines = compare(drawn, pairs, score, subsets=subsets)

@@ -45,7 +45,7 @@ from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
 from evaluation.matching import match, share_labels
-from evaluation.metrics import Protocol
+from evaluation.metrics import METRICS, Protocol
 from evaluation.report import (
     ONE_TRAINING,
     TASK_WORDS,
@@ -110,6 +110,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add('--seed', type=whole, default=default.SEED, help='seed of the resamples (%(default)s)')
     add('--groups', nargs='+', default=[], metavar='COLUMN', help='more columns for subgroups')
+    shown = 'metrics in the printed table and in report_scores.tex (default: the main ones)'
+    add('--columns', nargs='+', default=[], choices=METRICS, metavar='METRIC', help=shown)
     add('--demographics', type=Path, metavar='FILE', help='.csv or .xlsx file with these columns')
     args = parser.parse_args(arguments)
     if not 0 < args.sensitivity <= 1:
@@ -128,8 +130,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 @tool
 def main(args: argparse.Namespace) -> int:
     document = score_files(args)
-    page = write_report(args.output, document)
-    print(format_scores(document))
+    page = write_report(args.output, document, columns=args.columns)
+    print(format_scores(document, args.columns))
     print(f'The report is {page}. Not for clinical use.')
     return 0
 
@@ -398,8 +400,11 @@ def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
     return np.array([part.get(key) for part in chosen.values()], float)
 
 
-def format_scores(document: dict[str, Any]) -> str:
-    """Format the comparisons and the scores of every set as tables, followed by the warnings."""
+def format_scores(document: dict[str, Any], columns: Sequence[str] = ()) -> str:
+    """Format the comparisons and the scores of every set as tables, followed by the warnings.
+
+    `columns` are names of metrics, see `scores_table`.
+    """
     blocks = []
     if document['comparisons']:
         blocks.append(ONE_TRAINING)
@@ -414,7 +419,7 @@ def format_scores(document: dict[str, Any]) -> str:
         title = f'{entry["a"]} minus {entry["b"]} {about}'
         blocks.append('\n'.join(filter(None, [title, table, entry['note']])))
     for entry in document['sets']:
-        table = scores_table(entry).to_string(na_rep='n/a')
+        table = scores_table(entry, columns).to_string(na_rep='n/a')
         about = ' (95 % intervals over patients)' * ('[' in table)
         title = (
             f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '

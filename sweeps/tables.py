@@ -1,5 +1,6 @@
 """Tables of a sweep from its long table: compared rows as CSV, Markdown and LaTeX files."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ class Footnotes:
     def mark(self, text: str) -> str:
         """Return the mark of a footnote, such as 'note 1'. Equal texts share a mark."""
         return f'note {self._numbers.setdefault(text, len(self._numbers) + 1)}'
+
+    def keep(self, shown: str) -> None:
+        """Keep the notes whose marks are in a text. The others are of columns that are left out."""
+        self._numbers = {
+            text: number
+            for text, number in self._numbers.items()
+            if re.search(rf'note {number}\b', shown)
+        }
 
     def take(self) -> list[str]:
         """Return the lines to write below the table, and begin with note 1 again."""
@@ -132,7 +141,13 @@ def compare(
 
 
 def write_score(
-    folder: Path, name: str, lines: Sequence[Line], *, notes: Sequence[str], draws: str
+    folder: Path,
+    name: str,
+    lines: Sequence[Line],
+    *,
+    notes: Sequence[str],
+    draws: str,
+    columns: Sequence[str] = (),
 ) -> Path:
     """Write the lines of a score, and return the path of the Markdown file.
 
@@ -142,9 +157,19 @@ def write_score(
         lines: Result of `compare`.
         notes: Notes about the scores.
         draws: Description of the resamples.
+        columns: Titles of the columns of the Markdown and the LaTeX file, in order; (): all. The
+            CSV file has all.
+
+    Raises:
+        ValueError: If the table has no column of such a title.
     """
     footnotes = Footnotes()
     cells = [dict(_cells(line, lines, footnotes)) for line in lines]
+    if unknown := [title for title in columns if title not in cells[0]]:
+        raise ValueError(f'--columns must be some of {[*cells[0]]}, got {unknown[0]!r}')
+    if columns:
+        cells = [{title: cell[title] for title in columns} for cell in cells]
+        footnotes.keep(' '.join(text for cell in cells for text in cell.values()))
     count = sum(bool(line.get('verdict')) for line in lines)
     below = [
         *footnotes.take(),

@@ -74,6 +74,7 @@ REFUSED = [  # stage, model, options, what the message names
     ('finetune', VIT, EFFUSION | {EDEMA: {'Edema': 'ones'}}, 'BY_LABEL'),
     ('finetune', VIT, {'DATA.TASK': 'single_label'}, 'DATA.LABELS'),
     ('finetune', VIT, SINGLE | {'LOSS.NAME': 'focal'}, 'focal'),
+    ('finetune', VIT, {'REPORT.COLUMNS': ['auroc', 'AUC']}, 'REPORT.COLUMNS'),
     ('finetune', VIT, OWN | {'MODEL.NUM_CLASSES': 14}, 'MODEL.NUM_CLASSES'),
     ('finetune', VIT, OWN | {'DATA.TASK': 'any_finding'}, 'DATA.LABELS'),
     ('finetune', VIT, OWN | {EDEMA: {'Edema': 'ones'}}, 'Edema'),

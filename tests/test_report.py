@@ -487,6 +487,20 @@ def test_baselines_are_shown_next_to_the_model(tmp_path: Path) -> None:
     }
 
 
+def test_named_columns_are_those_of_the_latex_table(tmp_path: Path) -> None:
+    """Also a metric that no short table has, and one that the cases do not have."""
+    document = build_document([some_cases('a')], None, PROTOCOL, run={})
+    names = ['brier', 'auroc', 'macro_f1']
+    write_report(tmp_path, document, columns=names)
+    rows = re.findall(r'^ & (.*) \\\\$', (tmp_path / 'report_scores.tex').read_text(), re.M)
+    titles = [METRICS[name].title for name in names]
+    assert [cell.strip() for cell in rows[0].split('&')][1:] == ['n', 'positives', *titles]
+    second = document['sets'][0]['labels'][1]
+    cells = [cell.strip() for cell in rows[1].split('&')]
+    assert cells[0] == second['label'] and cells[-1] == 'n/a'
+    assert cells[3].startswith(f'{second["scores"]["brier"]["value"]:.3f}')
+
+
 def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
     labels = ('Edema', '50 % of_a & b')
     models = [some_cases(name, seed=i, labels=labels) for i, name in enumerate(['a_1', 'b & c'])]

@@ -164,6 +164,18 @@ def test_pages_show_the_lines_with_facts_and_notes(finished: Finished) -> None:
     assert r'$\pm$' in latex and latex.count(r'\\') == 4
 
 
+def test_columns_of_a_table_are_named(finished: Finished, tmp_path: Path) -> None:
+    made, columns = finished.made, ['row', 'verdict', 'AUROC, Edema']
+    words = ['table', '--sweep', finished.sweep.path, '--output', made.output, '--scores', 'Edema']
+    words += ['--save', tmp_path, '--resamples', 100]
+    assert run_script('ablate', *words, '--columns', *columns) == 0
+    page = (tmp_path / 'swept_Edema.md').read_text()
+    assert page.startswith('| row | verdict | AUROC, Edema |\n')
+    assert 'row & verdict & AUROC, Edema' in (tmp_path / 'swept_Edema.tex').read_text()
+    assert 'difference' in (tmp_path / 'swept_Edema.csv').read_text()
+    assert run_script('ablate', *words, '--columns', 'row', 'AUC') == 2
+
+
 @pytest.mark.slow
 def test_all_figures_are_drawn(finished: Finished, tmp_path: Path) -> None:
     sweep, made = load_sweep(methods_file(tmp_path)), MadeRuns(tmp_path)
