@@ -39,11 +39,12 @@ FEW_LEVELS = 16  # an X-ray has more grey levels
 SAME_PATIENT, SAME_PIXELS = 'patient in two splits', 'same pixels in two splits'
 SAME_LOOK = ('same X-ray in two splits', 'same X-ray in two sources')
 THUMBNAIL = 8
+LEAST_DEVIATION = 0.004  # of the ranks in a thumbnail, so that noise does not fill it
 # Largest difference between two thumbnails of one X-ray. For 600 real X-rays of 256 px, thumbnails
-# changed by up to 0.04 in JPEG files of quality 50 and by up to 0.12 at 150 x 140 px. Thumbnails of
-# different X-rays differed by 0.52 or more. Of 600 copies, all were found at 0.7 times the
-# brightness, 116 at 1.3 times (cut off at white), 18 at gamma 0.6 and 3 at gamma 1.6.
-SAME_XRAY = 0.2
+# changed by up to 0.20 at half or a quarter of the size, in JPEG files of quality 50, at 0.7 times
+# the brightness, at gamma 0.6, equalised or inverted. Those of 7,000 different X-rays differed by
+# 0.30 or more. At 1.3 times the brightness (cut off at white), 316 of 600 changed by more.
+SAME_XRAY = 0.25
 
 
 class Findings:
@@ -141,9 +142,12 @@ def _same_look(images: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     images, others = images.dropna(), others.dropna()
     if not (len(images) and len(others)):
         return pd.DataFrame()
-    tree = cKDTree(np.stack(others['thumbnail']))
-    places = tree.query(np.stack(images['thumbnail']), p=np.inf, distance_upper_bound=SAME_XRAY)[1]
-    same = places < len(others)  # the number of others means that there is no neighbour
+    tree, thumbnails = cKDTree(np.stack(others['thumbnail'])), np.stack(images['thumbnail'])
+    both = np.stack([thumbnails, -thumbnails], axis=1)  # as it is, and inverted: [N, 2, F]
+    distances, places = tree.query(both, p=np.inf, distance_upper_bound=SAME_XRAY)
+    nearest = distances.argmin(axis=1)[:, None]
+    same = np.take_along_axis(distances, nearest, axis=1)[:, 0] < np.inf
+    places = np.take_along_axis(places, nearest, axis=1)[:, 0]
     images, others = images[same], others.iloc[places[same]]
     is_own, is_copy = (
         images[key].to_numpy() == others[key].to_numpy() for key in ('source', 'digest')
@@ -218,9 +222,9 @@ def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray
     Returns:
         Digest of the grey levels, rounded to 8 bits so that it does not depend on the file format;
         b'' if the image is unusable. Kind of the fault; '' for none. Detail of the fault.
-        Thumbnail, the means of THUMBNAIL x THUMBNAIL areas scaled to mean 0 and deviation 1; None
-        for few grey levels. Size, brightness and contrast do not change it, unless levels are cut
-        off at black or white: such copies, and those of another gamma, are mostly not found.
+        Thumbnail, the mean ranks of the grey levels in THUMBNAIL x THUMBNAIL areas, scaled to mean
+        0 and deviation 1; None for few grey levels. Size, brightness, contrast, gamma and
+        equalisation hardly change it, and an inverted image has its negative.
     """
     try:
         image = images.reader([file])(0)
@@ -229,13 +233,15 @@ def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray
     levels = np.rint(np.clip(np.asarray(image), 0, 255)).astype(np.uint8)
     digest = hashlib.blake2b(repr(levels.shape).encode(), digest_size=DIGEST_BYTES)
     digest.update(np.ascontiguousarray(levels).data)
-    count = np.count_nonzero(np.bincount(levels.ravel()))
+    counts = np.bincount(levels.ravel(), minlength=256)
+    count = np.count_nonzero(counts)
     if count < FEW_LEVELS:
         detail = f'the image has only {count} grey levels'
         return digest.digest(), 'few grey levels', detail, None
-    small = image.convert('F').resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    small = np.asarray(small).ravel()
-    small = (small - small.mean()) / max(small.std(), 1.0)
+    ranks = (np.cumsum(counts) - counts / 2) / levels.size  # of each level, from 0 to 1
+    small = Image.fromarray(ranks[levels].astype(np.float32))
+    small = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)).ravel()
+    small = (small - small.mean()) / max(small.std(), LEAST_DEVIATION)
     if levels := images.colour_levels(file, image):
         detail = f'the colour channels differ by up to {levels} levels'
         return digest.digest(), 'colour image', detail, small

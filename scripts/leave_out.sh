@@ -3,6 +3,9 @@
 #   bash scripts/leave_out.sh LABELLED IMAGES OUT TABLE [TABLE]
 # LABELLED: CheXpert's layout; IMAGES: images for pre-training; both may be packed stores. TABLE: CSV
 # files in LABELLED whose images are scored. Writes OUT/duplicates.csv and OUT/leave_out.csv.
+# It finds copies, also in another size or format (JPEG, DICOM), brighter, with another contrast,
+# equalised or inverted. It does not find most crops of 5 % or more, nor mirrored, rotated or locally
+# equalised (CLAHE) images, nor other X-rays of the same patients.
 set -euo pipefail
 labelled=$(realpath "$1") images=$(realpath "$2") out=$3
 python=${PYTHON:-python}
@@ -16,4 +19,8 @@ sed -n '1p; s#^images/##p' "$out/duplicates.csv" >"$out/leave_out.csv"
 count=$(($(wc -l <"$out/leave_out.csv") - 1))
 if [ "$count" -gt 0 ]; then
     echo "warning: $count images of $images show X-rays that are scored. Pre-training leaves them out (list: $out/leave_out.csv)."
+else
+    echo "no image of $images was found to show an X-ray that is scored"
 fi
+echo 'Found are copies, also in another size or format, brighter, equalised or inverted; not most crops of 5 % or more,' \
+    'mirrored or rotated images, local equalisation (CLAHE), or other X-rays of the same patients.'

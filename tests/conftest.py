@@ -128,7 +128,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (drive / name).mkdir()
         write_split(drive / name, 'train', patients)
     for path in (drive / 'B').rglob('*.png'):
-        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        Image.fromarray(np.asarray(Image.open(path))[:, ::-1]).save(path)
     (drive / 'C' / 'deep').mkdir(parents=True)
     for number in range(5):
         xray(seed=number).save(drive / 'C' / 'deep' / f'{number}.png')

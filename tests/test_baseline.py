@@ -4,17 +4,52 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image, ImageOps
 from sweep_runs import MadeRuns
 from tiny import run_script
 from warm_python import warm_python
 
 from config import NO_ENCODER
+from scripts.phantom import make_phantom
 from sweeps.files import BASELINES, ROOT, load_sweep, only_subsets
 
 SWEEP = ROOT / 'scripts/comparison/baseline.yaml'
+
+
+def test_changed_copies_of_scored_x_rays_are_left_out_and_the_others_are_named(
+    tmp_path: Path,
+) -> None:
+    data, images, found = tmp_path / 'CheXpert-phantom', tmp_path / 'images', []
+    make_phantom(data, num_train=2, num_valid=6, num_test=2, size=128, seed=0)
+    images.mkdir()
+    changes = {
+        'same.png': lambda image: image,
+        'half.jpg': lambda image: image.resize((image.width // 2, image.height // 2)),
+        'inverted.png': ImageOps.invert,
+        'equalised.png': ImageOps.equalize,
+        'both.jpg': lambda image: ImageOps.invert(ImageOps.equalize(image)),
+        'mirrored.png': ImageOps.mirror,
+        'rotated.png': lambda image: image.rotate(90),
+    }
+    table = pd.read_csv(data / 'valid.csv')
+    for row, (name, change) in zip(table.itertuples(), changes.items(), strict=False):
+        with Image.open(tmp_path / row.Path) as image:
+            change(image.convert('L')).save(images / name, quality=90)
+    for out in (tmp_path / 'out', tmp_path / 'none'):
+        words = ['bash', 'scripts/leave_out.sh', data, images, out, 'valid.csv', 'test.csv']
+        env = os.environ | {'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append([*pd.read_csv(out / 'leave_out.csv')['file']])
+        assert 'not most crops of 5 % or more, mirrored or rotated images' in done.stdout
+        for name in found[0]:
+            (images / name).unlink(missing_ok=True)
+    assert found == [sorted([*changes][:5]), []]
+    assert 'no image of' in done.stdout
 
 
 @pytest.mark.slow
