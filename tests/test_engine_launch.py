@@ -167,6 +167,20 @@ def test_what_does_not_train_resumes_nothing_and_leaves_only_its_log(mode, argv,
     assert [path.name for path in folder.iterdir()] == ['log_rank0.txt']
 
 
+def test_ctrl_c_outside_training_ends_at_once_and_frees_the_folder(argv, folder) -> None:
+    with pytest.raises(KeyboardInterrupt):  # Python then ends as if by the signal, with code 130
+        launch('simmim', raising(KeyboardInterrupt()), argv)
+    assert not is_locked(folder)
+
+
+@pytest.mark.parametrize('is_ignored', [False, True])
+def test_a_closed_terminal_stops_a_run_unless_nohup_started_it(is_ignored: bool) -> None:
+    code = 'import signal, system.tool; print(signal.SIGHUP in system.tool.STOP_SIGNALS)'
+    command = [*['nohup'] * is_ignored, sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f'{not is_ignored}\n'
+
+
 # Determinism
 
 
