@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from dataclasses import replace
+import sqlite3
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +17,26 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from sklearn.metrics import matthews_corrcoef
 from test_readme import ROOT
+from tiny import config_with
 from torch import nn
 
-from config import OPTIONS, default_config
-from data.labels import LABELS, UncertainImages
-from evaluation.metrics import label_scores
-from models.reconstruction_losses import Term, term_values
+from config import (
+    OPTIONS,
+    REGISTRIES,
+    Own,
+    Section,
+    check_config,
+    part_options,
+    part_with_options,
+)
+from data.labels import LABELS, training_targets
+from data.masking import MaskGenerator
+from data.records import task_of
+from evaluation import metrics
+from models.build import build_model
+from models.contrastive import build_contrastive
+from models.losses import build_label_loss
+from models.reconstruction_losses import loss_terms, term_values
 from tools.config_reference import options_page
 
 DOCS = ROOT / 'docs'
@@ -65,104 +79,247 @@ def test_files_of_the_project_that_a_page_names_exist(path) -> None:
     assert [name for name in FILE.findall(prose(path)) if not (ROOT / name).exists()] == []
 
 
-def use_mask(units, folder: Path) -> None:
-    for side, count in ((7, 25), (8, 32), (8, 50)):
-        chosen = units(np.random.default_rng(0), side, count, None)
-        assert len(set(chosen.tolist())) == len(chosen) == count
+# The examples of new parts
+
+REGISTERED = {
+    'MASKS': 'DATA.MASK_TYPE',
+    'HEADS': 'MODEL.SIMMIM.HEAD',
+    'TARGETS': 'MODEL.SIMMIM.TARGET',
+    'LOSSES': 'MODEL.SIMMIM.LOSS',
+    'PRETRAINING': 'MODEL.PRETRAIN',
+    'CLASSIFIER_HEADS': 'MODEL.HEAD',
+    'TASKS': 'DATA.TASK',
+    'ENCODERS': 'MODEL.TYPE',
+    'METHODS': 'CONTRASTIVE.METHOD',
+    'MIXERS': 'AUG.MIXER',
+    'OPTIMIZERS': 'TRAIN.OPTIMIZER.NAME',
+    'SCHEDULES': 'TRAIN.LR_SCHEDULER.NAME',
+    'WRITERS': 'LOGGER',
+    'register_policy': 'DATA.UNCERTAIN',
+    'register_loss': 'LOSS.NAME',
+}
+EXAMPLE = re.compile(r'^```python\n# (\S+)\n(.*?)^```', re.M | re.S)
+PAGE = (DOCS / 'howto' / 'extend.md').read_text(encoding='utf-8')
+SMALL = {
+    'DATA__IMG_SIZE': 32,
+    'DATA__MASK_PATCH_SIZE': 8,
+    'MODEL__IN_CHANS': 1,
+    'MODEL__SWIN__EMBED_DIM': 8,
+    'MODEL__SWIN__DEPTHS': [1, 1],
+    'MODEL__SWIN__NUM_HEADS': [1, 2],
+    'MODEL__SWIN__WINDOW_SIZE': 4,
+    'AUG__AUTO_AUGMENT': 'none',
+}
 
 
-def use_head(head, folder: Path) -> None:
-    encoder = SimpleNamespace(num_features=8, stride=4)
-    assert head(encoder, channels=3, cell=2)(torch.zeros(2, 8, 4, 4)).shape == (2, 3, 8, 8)
+class Lines(Section):
+    """Stands for `_C` in config.py: sections come into being when they are named."""
+
+    def __getattr__(self, name: str):
+        return self.setdefault(name, Lines())
 
 
-def use_target(target, folder: Path) -> None:
-    made = target(1, cell=2, unit=8)
-    assert made.of(torch.zeros(2, 1, 16, 16)).shape == (2, made.channels, 8, 8)
+def images(size: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(3, 1, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def use_loss(loss, folder: Path) -> None:
-    terms, error = {'log_cosh': Term(1.0, loss)}, torch.tensor([0.1, -3.0]).view(1, 1, 1, 2)
-    found = term_values(terms, error, torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
+def use_mask(config, folder: Path) -> None:
+    for size, unit in ((56, 8), (64, 8)):
+        masks = MaskGenerator(size, unit, 4, 0.6, config.DATA.MASK_TYPE)
+        assert masks(np.random.default_rng(0)).sum() == masks.count * 4
+
+
+def use_head(config, folder: Path) -> None:
+    encoder = SimpleNamespace(num_features=16, stride=32)
+    head = part_with_options(config, 'MODEL.SIMMIM.HEAD')(encoder, channels=3, cell=2)
+    assert head(torch.zeros(2, 16, 2, 2)).shape == (2, 3, 32, 32)
+
+
+def use_target(config, folder: Path) -> None:
+    target = part_with_options(config, 'MODEL.SIMMIM.TARGET')(1, cell=2, unit=8)
+    assert target.of(torch.zeros(2, 1, 16, 16)).shape == (2, target.channels, 8, 8)
+
+
+def use_loss(config, folder: Path) -> None:
+    error = torch.tensor([0.1, -3.0]).view(1, 1, 1, 2)
+    zeros, hidden = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    found = term_values(loss_terms(config), error, zeros, hidden)
     torch.testing.assert_close(found, error.cosh().log().mean()[None])
 
 
-def use_pooling(head, folder: Path) -> None:
-    assert head(8, 3).logits(torch.zeros(2, 5, 8)).shape == (2, 3)
+def use_masked_method(config, folder: Path) -> None:
+    model = build_model(config, total_steps=4)
+    mask = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    mask[:, :2, :2] = 1
+    model.encoder_loaded()
+    model.begin_step()
+    model(images(), mask).backward()
+    learned = [each for each in model.parameters() if each.requires_grad]
+    assert all(each.grad.isfinite().all() for each in learned) and model.step == 1
+    assert model.held_out_features(images()).shape == (3, 16)
 
 
-def use_policy(policy, folder: Path) -> None:
-    images = UncertainImages(LABELS[2], np.arange(4), 0, None)
-    assert set(np.ravel(policy.targets(images))) == {0.5}
+def use_pooling(config, folder: Path) -> None:
+    head = part_with_options(config, 'MODEL.HEAD')(8, 3)
+    assert head.logits(torch.zeros(2, 5, 8)).shape == (2, 3)
 
 
-def use_task(task, folder: Path) -> None:
+def use_policy(config, folder: Path) -> None:
+    file = folder / 'ranges.yaml'
+    file.write_text('{Edema: [0.2, 0.3]}')
+    config.DATA.RANGES.FILE = str(file)
+    labels = np.full((50, 1), -1, np.float32)
+    options = {'ranges': part_options('DATA.UNCERTAIN', 'ranges', config)}
+    for name in ('Edema', 'Fracture'):
+        given = {'blank': 'negative', 'rows': np.arange(50), 'names': [name], 'options': options}
+        if name == 'Fracture':
+            with pytest.raises(ValueError, match='DATA.RANGES.FILE.*Fracture'):
+                training_targets(labels, ['ranges'], **given)
+        else:
+            targets = training_targets(labels, ['ranges'], **given)
+            assert 0.2 <= targets.min() < 0.22 and 0.28 < targets.max() <= 0.3
+
+
+def use_task(config, folder: Path) -> None:
     labels = np.ones((1, len(LABELS)), np.float32)
-    assert task(default_config()).is_positive(labels).tolist() == [True]
+    assert task_of(config).is_positive(labels).tolist() == [True]
 
 
-def use_optimizer(build, folder: Path) -> None:
+def use_label_loss(config, folder: Path) -> None:
+    targets = torch.tensor([[1.0, float('nan')], [0.0, 1.0]])
+    loss = build_label_loss(config, targets.numpy())
+    assert loss(torch.zeros(2, 2), targets) == pytest.approx(3 * 0.25 / 4)
+
+
+def use_encoder(config, folder: Path) -> None:
+    config.MODEL.CONVOLUTIONS.EMBED_DIM = 8
+    check_config(config, 'simmim')
+    masked = build_model(config)
+    assert masked(images(), torch.ones(3, 8, 8)).isfinite()
+    model = build_model(config, is_pretrain=False, num_outputs=5)
+    assert model(images()).shape == (3, 5)
+    ids = [model.get_layer_id(name) for name, _ in model.named_parameters()]
+    assert min(ids) == 0 and max(ids) == model.get_num_layers() + 1
+
+
+def use_method(config, folder: Path) -> None:
+    model = build_contrastive(config, total_steps=3)
+    losses = [model(images(), views) for views in (images(), images(seed=1))]
+    assert 0 < losses[0] < losses[1]
+
+
+def use_mixer(config, folder: Path) -> None:
+    mix = part_with_options(config, 'AUG.MIXER')(config.AUG)
+    targets = torch.tensor([[0.0, 1.0], [1.0, float('nan')], [0.0, 0.0]])
+    found = [mix(images(), targets, np.random.default_rng(0)) for _ in range(2)]
+    assert torch.equal(found[0][0], found[1][0]) and not torch.equal(found[0][0], images())
+    assert found[0][1].isnan().tolist() == [[False, True], [False, True], [False, False]]
+    share = found[0][1][0, 0].item()
+    assert 0 < share < 0.2
+    want = (1 - share) * images()[0] + share * images()[1]
+    torch.testing.assert_close(found[0][0][0], want)
+
+
+def use_optimizer(config, folder: Path) -> None:
     weight = nn.Parameter(torch.ones(2, 2))
-    groups = [{'params': [weight], 'lr': 0.1, 'weight_decay': 0.0}]
-    optimizer = build(groups, default_config().TRAIN.OPTIMIZER)
+    groups = [{'params': [weight], 'names': ['weight'], 'lr': 0.1, 'weight_decay': 0.0}]
+    build = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')
+    optimizer = build(groups, config.TRAIN.OPTIMIZER)
     weight.grad = torch.ones(2, 2)
     optimizer.step()
     assert (weight < 1).all()
 
 
-def use_schedule(schedule, folder: Path) -> None:
-    config = default_config()
+def use_schedule(config, folder: Path) -> None:
+    schedule = part_with_options(config, 'TRAIN.LR_SCHEDULER.NAME')
     rate, last = schedule(config, 10, 0.0), config.TRAIN.EPOCHS * 10
-    assert 1 == rate(0, 1.0) > rate(last - 1, 1.0) > rate(last, 1.0) == 0
+    assert 1 == rate(0, 1.0) == rate(0.8 * last, 1.0) > rate(last - 1, 1.0) > rate(last, 1.0) == 0
 
 
-def use_writer(writer, folder: Path) -> None:
-    made = writer(folder, default_config(), logging.getLogger('docs'))
-    made.write_scalars({'epoch/a, b': 0.5}, 3)
-    made.close(0)
-    (file,) = folder.iterdir()
-    assert pd.read_csv(file, header=None).to_numpy().tolist() == [[3, 'epoch/a, b', 0.5]]
+def use_writer(config, folder: Path) -> None:
+    writer = REGISTRIES['LOGGER']['csv'](folder, config, logging.getLogger('docs'))
+    writer.write_scalars({'epoch/a, b': 0.5}, 3)
+    writer.close(0)
+    found = pd.read_csv(folder / 'curves.csv', header=None)
+    assert found.to_numpy().tolist() == [[3, 'epoch/a, b', 0.5]]
 
 
-def use_metric(metric, folder: Path) -> None:
-    targets, scores = np.array([1.0, 1, 0, 0, 1]), np.array([0.9, 0.2, 0.8, 0.1, 0.7])
-    found = label_scores(scores, targets, threshold=0.5, names=[metric.name])
-    assert found[metric.name] == pytest.approx(matthews_corrcoef(targets, scores >= 0.5))
+def use_source(module: str, folder: Path) -> None:
+    with sqlite3.connect(folder / 'images.sqlite') as connection:
+        connection.execute('CREATE TABLE images (name TEXT PRIMARY KEY, data BLOB)')
+        connection.execute("INSERT INTO images VALUES ('a/b.png', 'pixels')")
+    source = import_module(module).SqliteImages(folder)
+    assert source.below() == source.below('a') == ['a/b.png'] and source.below('b') == []
+    assert source.exists('a') and not source.exists('b') and source.read('a/b.png') == 'pixels'
 
 
-@pytest.mark.parametrize(
-    ('heading', 'module', 'registry', 'use'),
-    [
-        ('A mask type', 'data.masking', 'MASKS', use_mask),
-        ('A head of two convolutions', 'models.simmim', 'HEADS', use_head),
-        ('A prediction target', 'models.simmim', 'TARGETS', use_target),
-        ('A loss of pre-training', 'models.reconstruction_losses', 'LOSSES', use_loss),
-        ('A head of the classifier', 'models.classifier_heads', 'CLASSIFIER_HEADS', use_pooling),
-        ('A label policy', 'data.labels', 'POLICIES', use_policy),
-        ('A task', 'data.tasks', 'TASKS', use_task),
-        ('An optimizer', 'optimizer', 'OPTIMIZERS', use_optimizer),
-        ('A schedule', 'lr_scheduler', 'SCHEDULES', use_schedule),
-        ('A logger', 'logger', 'WRITERS', use_writer),
-        ('A metric', 'evaluation.metrics', 'METRICS', use_metric),
-    ],
-)  # fmt: skip
-def test_examples_of_new_parts_register_a_part_that_works(  # noqa: PLR0913
-    heading, module, registry, use, monkeypatch, tmp_path
-) -> None:
-    page = (DOCS / 'howto' / 'extend.md').read_text(encoding='utf-8')
-    code = page.split(f'## {heading}\n')[1].split('```')[1].removeprefix('python\n')
-    names = vars(import_module(module))
-    name = (re.search(r"register\w*\('(\w+)'", code) or re.search(r'def (\w+)', code))[1]
-    before = dict(getattr(names[registry], 'data', names[registry]))
-    if key := getattr(names[registry], 'key', None):  # its option declares the name
-        declared = replace(OPTIONS[key], parts={**OPTIONS[key].parts, name: module})
-        monkeypatch.setitem(OPTIONS, key, declared)
+USES = {
+    'data/green.py': use_mask,
+    'data/lungs.py': use_mask,
+    'data/sqlite_images.py': use_source,
+    'models/three_stages.py': use_head,
+    'models/laplacian.py': use_target,
+    'models/log_cosh.py': use_loss,
+    'models/ijepa.py': use_masked_method,
+    'models/max_pooling.py': use_pooling,
+    'data/ranges.py': use_policy,
+    'data/severity.py': use_task,
+    'models/squared.py': use_label_loss,
+    'models/convolutions.py': use_encoder,
+    'models/barlow_twins.py': use_method,
+    'data/neighbours.py': use_mixer,
+    'rmsprop.py': use_optimizer,
+    'wsd.py': use_schedule,
+    'engine/curves.py': use_writer,
+}
+
+
+@pytest.mark.parametrize('file', USES)
+def test_an_example_is_a_file_and_lines_of_config_that_work(file, add_part, tmp_path) -> None:
+    """What stands on the page is all that a part needs."""
+    lines = Lines()
+    for name, code in EXAMPLE.findall(PAGE):
+        if name == 'config.py':
+            lines = Lines()
+            exec(code, {'_C': lines, 'Own': Own, 'Section': Section})
+        elif name == file:
+            break
+        else:
+            lines = Lines()
+    module = f'example_{Path(file).stem}'
+    found = re.search(r"^@(\w+)(?:\.register)?\('(\w+)'", code, re.M)
+    key, part = (REGISTERED[found[1]], found[2]) if found else ('DATA.MASK_TYPE', 'unused')
+    path, section = [], lines
+    while isinstance(section, Lines) and section:
+        (step, section), *_ = section.items()
+        path.append(step)
+    add_part(key, part, module, code, '.'.join(path), section if path else None)
+    if not found:
+        USES[file](module, tmp_path)
+        return
+    value = [part] if key == 'LOGGER' else part
+    config = config_with(**SMALL | {key.replace('.', '__'): value})
+    stage = {'simmim': 'simmim', 'contrastive': 'contrastive'}.get(*OPTIONS[key].stage[:1] or ['x'])
+    check_config(config, stage)
+    USES[file](config, tmp_path)
+
+
+def test_the_example_of_a_metric_works() -> None:
+    code = dict(EXAMPLE.findall(PAGE))['evaluation/metrics.py']
     try:
-        exec(code, dict(names))
-        use(names[registry][name], tmp_path)
+        exec(code, dict(vars(metrics)))
+        targets, scores = np.array([1.0, 1, 0, 0, 1]), np.array([0.9, 0.2, 0.8, 0.1, 0.7])
+        name = 'matthews_correlation'
+        found = metrics.label_scores(scores, targets, threshold=0.5, names=[name])
+        assert found[name] == pytest.approx(matthews_corrcoef(targets, scores >= 0.5))
     finally:
-        getattr(names[registry], 'data', names[registry]).clear()
-        getattr(names[registry], 'data', names[registry]).update(before)
+        metrics.METRICS.pop('matthews_correlation', None)
+
+
+def test_every_example_on_the_page_is_run() -> None:
+    names = {name for name, _ in EXAMPLE.findall(PAGE)}
+    assert names == {*USES, 'config.py', 'evaluation/metrics.py'}
+    assert PAGE.count('```python') == len(EXAMPLE.findall(PAGE))
 
 
 def test_the_page_of_options_lists_every_key() -> None:
