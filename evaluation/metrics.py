@@ -7,7 +7,7 @@ tables and the console output come from `METRICS`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypedDict
 
@@ -360,34 +360,40 @@ def label_scores(
     # Sorted once: all metrics and resamples only need the weights of each distinct probability.
     order = np.argsort(probabilities)
     order = order[~np.isnan(targets[order])]
-    values, first = np.unique(probabilities[order].astype(np.float64), return_index=True)
-    if np.isnan(values).any():
+    sorted_values, is_positive = probabilities[order].astype(np.float64), targets[order] == 1
+    if np.isnan(sorted_values).any():
         return scores
-    has_threshold = threshold is not None and not np.isnan(threshold)
-    at_threshold = int(np.searchsorted(values, threshold)) if has_threshold else None
-    is_positive = targets[order] == 1
-    in_views = []
+    groups = [np.unique(sorted_values, return_index=True)]
+    columns = [np.arange(len(order))]  # of each tally: all cases, and those of each view
     if views is not None and any('views' in METRICS[name].needs for name in names):
-        in_views = [views[order] == view for view in sorted({*views} - {''})]
+        columns += [np.flatnonzero(views[order] == view) for view in sorted({*views[order]} - {''})]
+        groups += [np.unique(sorted_values[own], return_index=True) for own in columns[1:]]
+    has_threshold = threshold is not None and not np.isnan(threshold)
+    at_threshold = int(np.searchsorted(groups[0][0], threshold)) if has_threshold else None
     # Replicates of a handful of cases would give an interval that excludes chance too often.
     scored_rows = 1 if has_few_cases(targets) else len(weights)
     step = max(1, CHUNK // max(1, len(order)))
     for start in range(0, scored_rows, step):
         rows = slice(start, min(start + step, scored_rows))
-        mass = weights[rows].take(order, axis=1).astype(np.float64)
-
-        def grouped(chosen: np.ndarray, mass: np.ndarray = mass) -> np.ndarray:
-            return np.add.reduceat(mass * chosen, first, axis=1)
-
-        of_views = tuple(
-            Tally(values, grouped(is_positive & chosen), grouped(~is_positive & chosen))
-            for chosen in in_views
+        everyone, *of_views = (
+            _tally(weights[rows].take(order[own], axis=1), is_positive[own], *group)
+            for own, group in zip(columns, groups, strict=True)
         )
-        positive, negative = grouped(is_positive), grouped(~is_positive)
-        tally = Tally(values, positive, negative, at_threshold, of_views)
+        tally = replace(everyone, first=at_threshold, of_views=tuple(of_views))
         for name, values_of_rows in compute(tally, names).items():
             scores[name][rows] = values_of_rows
     return scores
+
+
+def _tally(
+    weights: np.ndarray, is_positive: np.ndarray, values: np.ndarray, first: np.ndarray
+) -> Tally:
+    """Group cases [N] by their distinct probability [G], which begins at position `first` [G]."""
+    mass = weights.astype(np.float64)
+    positive, negative = (
+        np.add.reduceat(mass * chosen, first, axis=1) for chosen in (is_positive, ~is_positive)
+    )
+    return Tally(values, positive, negative)
 
 
 def summary(samples: np.ndarray) -> dict[str, float]:
