@@ -10,10 +10,11 @@ labels=$(realpath "${2:?$usage}")
 results=$(realpath -m "${3:?$usage}")
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
+scores=(Pneumonia auroc_within_views:Pneumonia)
 variants='normalised hog ratio75 unit16 crops20 noise'
 sweep=(--sweep scripts/studies/main_model.yaml --scale all)
 fixed=("$python" scripts/ablate.py table "${sweep[@]}"
-    --predictions "$predictions" --labels "$labels" --scores Pneumonia)
+    --predictions "$predictions" --labels "$labels" --scores "${scores[@]}")
 table=("${fixed[@]}" mean --tune)
 
 # draw TABLE NAME ROW/ROW ...: draw these differences from a table of Pneumonia.
@@ -39,9 +40,13 @@ draw secondary auroc {scratch_swin,swin,scratch,scratch120,simmim,mae}_1/pixels_
 "${table[@]}" --save "$results/exploratory" --row swin_1 scratch_swin_1 attentive_swin_1 \
     $(for name in swin20 $variants epochs150; do echo "${name}_1 attentive_${name}_1"; done) images{3000,1500}_1
 
+# What one would use without an image: view, age, sex and number of the study.
+"${fixed[@]}" --tune --against metadata --save "$results/metadata" --row \
+    {pixels,{,scratch_}swin,mae,simmim,scratch,linear_{mae,simmim,random}}_{1,0.1}
+
 # Longer training of the Swin.
 longer=("$python" scripts/ablate.py table --sweep scripts/studies/swin_longer.yaml --scale all --seeds 5
-    --predictions "$predictions" --labels "$labels" --scores Pneumonia)
+    --predictions "$predictions" --labels "$labels" --scores "${scores[@]}")
 "${longer[@]}" mean --tune --save "$results/longer_primary" --row {,scratch_}swin120_1
 "${longer[@]}" mean --tune --save "$results/longer_secondary" --row {,scratch_}swin{,120}_1 pixels_1
 "${longer[@]}" --save "$results/longer_fixed_rates" --row {,scratch_}swin{,120}{_lowest,_low,}_1
@@ -52,15 +57,16 @@ longer=("$python" scripts/ablate.py table --sweep scripts/studies/swin_longer.ya
 cd "$results"
 mv primary/tuning.csv .
 mv longer_primary/tuning.csv tuning_longer.csv
-rm {secondary,start,exploratory}/{tuning,main_model_mean}.csv longer_secondary/tuning.csv longer_{primary,secondary}/swin_longer_mean.csv \
-    {primary,fixed_rates,secondary,start,exploratory,longer_{primary,secondary,fixed_rates}}/{*.tex,*_scores.csv}
+rm metadata/tuning.csv {secondary,start,exploratory}/{tuning,main_model_mean}.csv longer_secondary/tuning.csv longer_{primary,secondary}/swin_longer_mean.csv \
+    {primary,fixed_rates,secondary,start,exploratory,metadata,longer_{primary,secondary,fixed_rates}}/{*.tex,*_scores.csv}
 {
     echo '# Tables'
-    for file in primary/main_model_{Pneumonia,mean}.md fixed_rates/main_model_Pneumonia.md \
-        {secondary,start,exploratory}/main_model_{Pneumonia,mean}.md \
-        longer_{primary,secondary}/swin_longer_{Pneumonia,mean}.md longer_fixed_rates/swin_longer_Pneumonia.md; do
-        name=${file%.md}
-        printf '\n## %s\n\n' "${name/\/*_/, }"
+    within=auroc_within_views_Pneumonia
+    for file in primary/main_model_{Pneumonia,$within,mean}.md {metadata,fixed_rates}/main_model_{Pneumonia,$within}.md \
+        {secondary,start,exploratory}/main_model_{Pneumonia,$within,mean}.md \
+        longer_{primary,secondary}/swin_longer_{Pneumonia,$within,mean}.md \
+        longer_fixed_rates/swin_longer_{Pneumonia,$within}.md; do
+        printf '\n## %s\n\n' "$(sed -E 's#/(main_model|swin_longer)_#, #; s/auroc_within_views_(.*)/\1 within views/' <<<"${file%.md}")"
         cat "$file"
         rm "$file"
     done
