@@ -37,6 +37,11 @@ HINT = (
 # The first entries of Philox counters. Streams with different entries never overlap.
 SAMPLE, ORDER, WEIGHTED = 0, 1, 2
 HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks and views
+# Signals that only the main process receives, which needs its workers until the step and the
+# checkpoint are finished. Clusters and terminals send them to the whole process group.
+LEFT_TO_MAIN = [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
+if hasattr(signal, 'sigwaitinfo'):  # not on macOS, see `_prepare_worker`
+    LEFT_TO_MAIN.append(signal.SIGTERM)
 # A run ends if a worker sends no batch for this long: it hangs, or could not send it.
 BATCH_SECONDS = 1800
 
@@ -347,11 +352,17 @@ def make_loader(
 
 
 class _Loader(DataLoader):
-    """A DataLoader that says so when a worker ends while it sends a batch."""
+    """A DataLoader whose workers get no LEFT_TO_MAIN, and that says so when a worker is lost."""
 
     def __iter__(self) -> Iterator[Any]:
+        # Workers inherit the mask, so that no signal reaches them while they start.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_MAIN)
         try:
-            yield from super().__iter__()
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            yield from batches
         except (ConnectionError, EOFError) as error:
             raise RuntimeError('DataLoader worker ended while it sent a batch') from error
 
@@ -364,17 +375,12 @@ def _generator(
 
 
 def _prepare_worker(worker: int) -> None:
-    """Keep a worker alive when a cluster sends a signal to the whole process group.
+    """Wait for SIGTERM by which the main process ends its workers.
 
-    The main process needs its workers until the current step and checkpoint are finished.
+    It waits for them without limit, so the signal must not be ignored.
     """
     sys.excepthook = _ignore_lost_connection
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    # The main process ends its workers by SIGTERM, which is therefore not ignored: it would wait
-    # for them without limit.
-    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    if signal.SIGTERM in LEFT_TO_MAIN:
         threading.Thread(target=_end_when_main_process_asks, daemon=True).start()
 
 

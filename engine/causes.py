@@ -28,7 +28,7 @@ MEMORY = (
 )
 OTHER_PROCESS = (
     'another process of this run ended, or did not answer within TRAIN.RANK_TIMEOUT_MINUTES: see '
-    "the last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg). {first}"
+    "the last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg)"
 )
 _WORKER = re.compile(r'\n\w[\w.]*: |\n\w*Error$')  # precedes the message in a worker's traceback
 

@@ -303,18 +303,25 @@ import multiprocessing, os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_data_loader import Sends, loader_config, make_loader
 
+SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
 def make(index):
     if index == 3:  # one of the workers tells all processes of the group
-        for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             os.killpg(0, number)
     return index
+
+def starts():
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
 
 def receive(number, frame):
     os.write(2, f'received {{number}}\\n'.encode())
 
 if __name__ == '__main__':
-    for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, receive)
+    os.register_at_fork(after_in_child=starts)
     loader = make_loader(Sends(make), loader_config(1, workers=2), shuffle=True)
     first = [int(batch) for batch in loader]
     workers = {{child.pid for child in multiprocessing.active_children()}}
@@ -326,7 +333,7 @@ if __name__ == '__main__':
 
 
 def test_signals_to_the_group_end_no_worker_and_the_main_process_leaves_none(tmp_path) -> None:
-    """As when a cluster stops a job, or a terminal is closed; two epochs have the same workers."""
+    """As when a cluster stops a job, or a terminal is closed, also while the workers start."""
     tests = Path(__file__).parent
     script = tmp_path / 'signalled.py'
     script.write_text(SIGNALLED.format(root=str(tests.parent), tests=str(tests)))

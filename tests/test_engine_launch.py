@@ -107,7 +107,7 @@ def stopped_after_training(run):
         (RuntimeError('Application timeout caused pair closure'), 3, 'RANK_TIMEOUT_MINUTES'),
         (dist.DistNetworkError('The client socket has failed to connect'), 3, 'log_rank'),
         (dist.DistStoreError('wait timeout after 600000ms'), 3, 'dmesg'),
-        (dist.DistBackendError('NCCL error: remote process exited'), 3, 'remote process'),
+        (dist.DistBackendError('NCCL error: remote process exited'), 3, 'dmesg'),
         (RuntimeError('The size of tensor a (3) must match'), 1, 'unexpected RuntimeError'),
         (OSError(), 2, 'OSError'),
         (KeyError('x'), 1, "KeyError: 'x'"),

@@ -58,6 +58,9 @@ def warm_python(folder: Path) -> Iterator[Path]:
 
 def serve(address: str) -> None:
     sys.path.insert(0, str(ROOT))
+    import scipy.stats  # noqa: F401
+    import timm  # noqa: F401
+
     import main_finetune  # noqa: F401
     import main_simmim  # noqa: F401
 
