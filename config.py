@@ -69,7 +69,7 @@ PRETRAIN_FILTER = 'bilinear'  # resizes in pre-training, as in SimMIM
 POLICIES = ('zeros', 'ones', 'ignore', 'zeros_smooth', 'ones_smooth', 'multiclass', 'self_train')
 STEPS = ('equalize', 'equalize_cv', 'clahe', 'denoise', 'non_local_means')
 STEPS += ('resize', 'lung_crop', 'lung_multiply')
-LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
+FUNCTION_SUFFIX = '.py'  # of files with a function that makes the table of a data set
 # A file in the folder of a data set -> the function that opens the images. It receives the folder
 # and returns an ImageSource (data/image_source.py). Other folders contain image files.
 IMAGE_SOURCES = {
@@ -102,18 +102,19 @@ _C.DATA.CACHE_DIR = Own(
 )
 _C.DATA.DATASET = Option(
     'imagenet',
-    "Layout of DATA_PATH, or a YAML file that describes it. 'folder', 'imagenet': any images.",
+    "Data set in DATA_PATH, or a file with a function read(root) that returns its table. 'folder', "
+    "'imagenet': any images.",
     parts={
         'chexpert': 'data.chexpert',
         'folder': 'data.folder',
         'imagenet': 'data.folder',
-        'mimic-cxr': 'data.mimic',
         **dict.fromkeys(
-            ('brax', 'chexpert_plus', 'nih', 'padchest', 'rsna', 'vindr', LAYOUT_SUFFIX),
-            'data.layouts',
+            ('brax', 'chexpert_plus', 'mimic-cxr', 'nih', 'padchest', 'rsna', 'vindr'),
+            'data.data_sets',
         ),
+        FUNCTION_SUFFIX: 'data.data_sets',
     },
-    suffix=LAYOUT_SUFFIX,
+    suffix=FUNCTION_SUFFIX,
 )
 _C.DATA.SOURCES = Own(
     [],
@@ -145,8 +146,8 @@ _C.DATA.MASK_RATIO = Option(
 )
 _C.DATA.TRAIN_CSV = Own(
     'train.csv',
-    'Training labels, relative to DATA_PATH. For MIMIC-CXR and layouts: list of images (column '
-    'Path) to which the split train is reduced.',
+    "Table of the training images, relative to DATA_PATH. Other data sets than 'chexpert' have "
+    'tables of their own; another name than the default replaces them.',
     affects=('weights', 'patients'),
 )
 # Set by hand: docs/howto/ablations.md: a fold is a pair of CSV files.
@@ -265,9 +266,13 @@ _C.DATA.MASK_TYPE = Own(
 )
 _C.DATA.LEAVE_OUT = Own(
     '',
-    "CSV file whose column `file` lists images to exclude; '': none.",
-    file='data.sources',
-    stage=PRETRAINING,
+    "Table whose column `file` or `Path`, `Study` or `Patient` lists what to leave out; '': none.",
+    file='data.leave_out',
+)
+_C.DATA.ALLOW_SHARED_PATIENTS = Own(
+    False,
+    'Whether a patient may be in two splits, which makes scores too high; the report says so.',
+    affects='scores',
 )
 # Set by hand: docs/explanation/differences.md: a folder whose scored images are not used.
 _C.DATA.ALLOW_ALL_IMAGES = Own(

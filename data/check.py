@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from config import Config, part
+from data.identity import canonical_names
 from data.image_source import ImageSource, open_images
 from data.images import CONTRADICTION
 from data.labels import evaluation_targets
@@ -158,9 +159,10 @@ def _same_look(images: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
 
 def _same_patient(images: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """List the images of patients who also have one of the others."""
-    first = others.drop_duplicates('patient').set_index('patient')['file']
-    images = images[images['patient'].isin(first.index)]
-    same_as = first.loc[images['patient']].to_numpy()
+    forms, own = (canonical_names(part['patient']) for part in (others, images))
+    first = others.assign(form=forms).drop_duplicates('form').set_index('form')['file']
+    is_same = np.isin(own, first.index.to_numpy(object))
+    images, same_as = images[is_same], first.loc[own[is_same]].to_numpy()
     return pd.DataFrame({'file': images['file'], 'same_as': same_as, 'why': SAME_PATIENT})
 
 
@@ -205,7 +207,7 @@ def check_data(
         for split, part in splits.items()
     )
     if dataset.labelled:
-        _compare_patients(named, findings)
+        _compare_patients(named, findings, config.DATA.ALLOW_SHARED_PATIENTS)
         _find_unnamed(images, set(named['file']), findings)
     unique = named.drop_duplicates('file')
     digests, thumbnails = _look_at_all(images, unique, findings, workers)
@@ -267,12 +269,16 @@ def _check_labels(split: str, records: Records, findings: Findings, *, blank: st
         findings.add(Fault(kind, detail, csv_file, file=study, severity='warning'))
 
 
-def _compare_patients(named: pd.DataFrame, findings: Findings) -> None:
-    places = named.drop_duplicates(['patient', 'split'])
-    first = places.drop_duplicates('patient').set_index('patient')['split']
-    for entry in places[places.duplicated('patient')].itertuples():
-        detail = f'{entry.patient} of {entry.split} is also in {first[entry.patient]}'
-        findings.add(Fault(SAME_PATIENT, detail, entry.csv, file=entry.file))
+def _compare_patients(named: pd.DataFrame, findings: Findings, is_allowed: bool) -> None:
+    """Report patients in two splits, also under two spellings, with their first image."""
+    places = named.assign(form=canonical_names(named['patient'])).drop_duplicates(['form', 'split'])
+    first = places.drop_duplicates('form').set_index('form')
+    for entry in places[places.duplicated('form')].itertuples():
+        other = first.loc[entry.form]
+        spelt = f' as {other["patient"]}' if other['patient'] != entry.patient else ''
+        detail = f'{entry.patient} of {entry.split} is also in {other["split"]}{spelt}'
+        severity = 'warning' if is_allowed else 'error'
+        findings.add(Fault(SAME_PATIENT, detail, entry.csv, None, entry.file, severity))
 
 
 def _find_unnamed(images: ImageSource, named: set[str], findings: Findings) -> None:

@@ -1,8 +1,13 @@
-"""Read data sets in CheXpert's layout."""
+"""Read tables in CheXpert's form, which is the form of all tables: one row per image.
+
+The column `Path` names the image (or `Study` the folder of a study), and the labels have columns of
+their own. `Patient`, `Study`, `Split` and the columns of DESCRIPTION are optional.
+"""
 
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import Config
+from config import Config, default_config
+from data.identity import SCIENTIFIC, STUDY, other_spellings
 from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
 from data.labels import CELLS, LABELS, POSITIVE, SIMILAR, similar_warning
 from data.records import (
     OLDEST,
-    STUDY,
     Records,
     csv_names,
     existing_records,
@@ -26,11 +31,27 @@ from data.views import views_in_names
 from system.files import is_below
 
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
+SPLITS = ('train', 'valid', 'test')
+NO_LABELS = 'n/a'  # cells of labels of an image of which no label is known
+OTHER_VIEW = 'Other'  # cell of an image that is neither frontal nor lateral, or of unknown view
 SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
-VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
+VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', OTHER_VIEW: OTHER_VIEW, '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
+SPLIT_CELLS = {name: name for name in (*SPLITS, '')}
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
 PRESENT = [cell for cell, value in CELLS.items() if value == POSITIVE]
+# Words by which a list of labels says that it is not complete.
+UNKNOWN = {
+    'exclude',
+    'excluded',
+    'suboptimal study',
+    'unchanged',
+    'unknown',
+    'uncertain',
+    'unclear',
+}
+UNKNOWN |= {'not labelled', 'not labeled', 'unlabelled', 'unlabeled', 'not reported', 'no report'}
+UNKNOWN |= {'undetermined', 'indeterminate', 'inconclusive', 'not assessed', 'not evaluable', '?'}
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 
 
@@ -38,123 +59,314 @@ def read_csv(
     data_path: str | Path,
     csv_name: str,
     *,
+    split: str = '',
     image_suffix: str = '',
     labels: Sequence[str] = LABELS,
+    groups: Sequence[str] = (),
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records:
-    """Read and check a CSV file in CheXpert's layout.
+    """Read and check a table file in CheXpert's form.
 
     Each row is an image (column `Path`) or a study (column `Study`, a folder with the images of the
-    study). The columns of `DESCRIPTION` are optional; a missing view is taken from the name of the
-    image.
+    study). Without a column `Patient`, the path names patient and study. The columns of
+    `DESCRIPTION` are optional; a missing view is taken from the name of the image.
 
     Args:
-        data_path: Folder of the CSV file and the images, or a packed store of this folder.
-        csv_name: Path of the CSV file, relative to `data_path`.
+        data_path: Folder of the table and the images, or a packed store of this folder.
+        csv_name: Path of the table, relative to `data_path` (see `data.table_files.read_columns`).
+        split: Split to which a column `Split` reduces the rows; '' reads all rows.
         image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Names of the labels; may be empty.
+        groups: Names of further columns to keep, if they exist.
         look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
     """
-    root = Path(data_path)
-    images = open_images(data_path)
+    root, images = Path(data_path), open_images(data_path)
+    advice = _advice(root, csv_name)
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
-    if not any(root.glob('*.csv')):
+    if not advice and not any(root.glob('*.csv')):
         hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
-    batches = _advice_on_batches(root)
-    table = Table(root / csv_name, on_fault, hint + batches)
+    table = Table(root / csv_name, on_fault, hint + advice)
+
+    if split:
+        select_split(table, split)
+
+    def files_of(paths: pd.Series) -> pd.Series:
+        files = with_suffix(paths, image_suffix if table.key == 'Path' else '')
+        return _without_prefix(files, images)
+
+    records = read_table(
+        table,
+        images,
+        csv_name=str(csv_name),
+        labels=labels,
+        groups=groups,
+        files_of=files_of,
+        image_suffix=image_suffix,
+    )
+    return existing_records(records, images, look_up, on_fault, advice)
+
+
+def read_table(
+    table: Table,
+    images: ImageSource,
+    *,
+    csv_name: str,
+    labels: Sequence[str],
+    groups: Sequence[str],
+    files_of: Callable[[pd.Series], pd.Series],
+    image_suffix: str = '',
+) -> Records:
+    """Check the rows of a table, whoever made it, and return the records of its images.
+
+    Args:
+        table: Table in CheXpert's form.
+        images: Where the images are.
+        csv_name: Name of the file whose rows the index of the table numbers; '' if there is none.
+        labels: Names of the labels; may be empty.
+        groups: Names of further columns to keep, if they exist.
+        files_of: Function from the paths of the rows to image files or folders of studies.
+        image_suffix: Suffix of the images of studies; '' takes all images.
+    """
     table.require(KEYS, labels=labels)
     key = table.key
-    inside = [is_below(path) for path in table[key]]
-    problem = 'must be a relative path without ..'
-    table.keep(key, inside, 'path that leaves the folder', problem)
+    _leave_out_unlabelled(table, labels)
     add_studies(table)
-    files = _files_of(table[key], images, image_suffix if key == 'Path' else '')
-    table.cells = table.cells.assign(path=table[key], file=files)
+    table.add(path=table[key], file=files_of(table[key]))
     table.keep_first(key, 'duplicate path', table['file'])
+    _report_patients(table)
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = records_of(table, labels)
-    records = replace(records, root=root, csv=str(csv_name))
-    problem = 'has neither a view nor a name like view1_frontal.jpg'
-    table.check(key, records.view != '', 'value of the view', problem)
+    records = replace(records_of(table, labels, groups), root=images.path, csv=csv_name)
     if key == 'Study':
         records = replace(records, sample=np.arange(len(records)))
-    records = existing_records(records, images, look_up, on_fault, batches)
+    _report_views(table, records)
     absent = [name for name in DESCRIPTION if name not in table]
     if absent and len(records):
         detail = f'it has no column {", ".join(absent)}: the values are unknown'
         table.fault('missing description', detail, severity='note')
-    return records
+    return replace(records, view=np.where(records.view == OTHER_VIEW, '', records.view))
 
 
-@register_dataset('chexpert', labelled=True, splits=None, reads_csv=True)
+def csv_of_split(config: Config, root: str | Path, split: str) -> str:
+    """Return the table of a split: its own, or that of train if only this has a column Split."""
+    names, default = csv_names(config), csv_names(default_config())
+    is_alone = names[split] == default[split] and not (Path(root) / names[split]).is_file()
+    if split == 'train' or not is_alone:
+        return names[split]
+    table = Table(Path(root) / names['train'], lambda fault: None)
+    return names['train'] if (table['Split'] == split).any() else names[split]
+
+
+def _cells(config: Config, root: str | Path, split: str) -> pd.DataFrame:
+    table = Table(Path(root) / csv_of_split(config, root, split))
+    select_split(table, split)
+    return table.cells
+
+
+@register_dataset('chexpert', labelled=True, table=_cells)
 def _read_chexpert(
     config: Config, root: str | Path, split: str, *, optional: bool = False, **options: Any
 ) -> Records | None:
-    csv_name = csv_names(config)[split]
+    csv_name = csv_of_split(config, root, split)
     if optional and not (Path(root) / csv_name).is_file():
         return None
-    return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
+    options |= {'image_suffix': config.DATA.IMAGE_SUFFIX, 'groups': config.EVAL.GROUPS}
+    return read_csv(root, csv_name, split=split, **options)
+
+
+def select_split(table: Table, split: str) -> None:
+    """Keep the rows whose cell in the column Split is this split, if there is such a column."""
+    if 'Split' in table:
+        splits = table.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
+        table.cells = table.cells[splits == split]
+        if not len(table):
+            table.fault('empty split', f'it has no usable row of the split {split}')
 
 
 def add_studies(table: Table) -> None:
-    """Add the columns 'study' and 'patient', which are extracted from the names of the rows."""
-    parts = table[table.key].str.extract(STUDY)
-    good = parts['image'].str.len() > 1 if table.key == 'Path' else parts['image'] == ''
-    image = '/IMAGE.jpg' if table.key == 'Path' else ''
-    problem = f'is not of the form FOLDER/patient00001/study1{image}'
-    table.cells = table.cells.assign(study=parts['study'], patient=parts['patient'])
-    table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
+    """Add the columns 'patient' and 'study', from Patient and Study or from the path.
+
+    Rows whose path leaves the folder, or for which neither names a patient, are dropped.
+    """
+    key = table.key
+    paths = table[key].tolist()
+    # Several images of a study are in one folder, which is looked at once.
+    places, names = _divided(paths)
+    outside = [part for part in {*places, *names} - {''} if not is_below(part)]
+    if outside or '' in {*names, *places}:
+        inside = [is_below(path) for path in paths]
+        table.keep(key, inside, 'path that leaves the folder', 'must be a relative path without ..')
+        places, names = _divided(table[key].tolist())
+    whole = places if key == 'Path' else table[key].tolist()
+    found = {place: STUDY.match(place) for place in {*whole}}
+    if key == 'Study':
+        found = {
+            place: match if match and not match['image'] else None for place, match in found.items()
+        }
+    studies = {place: match and match['study'] for place, match in found.items()}
+    patients = {place: match and match['patient'] for place, match in found.items()}
+    patients = {place: sys.intern(name) if name else None for place, name in patients.items()}
+    study = np.array([*map(studies.__getitem__, whole)], object)
+    patient = np.array([*map(patients.__getitem__, whole)], object)
+    has_column = 'Patient' in table
+    if has_column:
+        patient = table['Patient'].to_numpy(object)
+    if key == 'Path' and 'Study' in table:
+        # A study has a number within its patient; without one, the image is a study of its own.
+        cells = zip(table['Study'], patient, table['Path'], strict=True)
+        study = [f'{name}/{number}' if number else path for number, name, path in cells]
+    elif key == 'Path' and has_column:
+        pairs = zip(study, table['Path'], strict=True)
+        study = [path if name is None else name for name, path in pairs]
+    table.add(study=study, patient=patient)
+    if has_column:
+        table.keep('Patient', patient != '', 'missing patient', 'names no patient')
+    else:
+        image = '/IMAGE.jpg' if key == 'Path' else ''
+        problem = f'is not of the form FOLDER/patient00001/study1{image}'
+        problem += ', and there is no column Patient' if key == 'Path' else ''
+        good = np.array([name is not None for name in patient], bool)
+        table.keep(key, good, 'form of a path', problem)
 
 
 def labels_of(table: Table, labels: Sequence[str]) -> np.ndarray:
     """Read labels, [N, K] float32: 1, 0, -1 uncertain, NaN blank."""
-    columns = [table.map(label, CELLS, 'value of a label') for label in labels]
-    stacked = np.array(columns, np.float32).reshape(len(labels), len(table))
-    return np.ascontiguousarray(stacked.T)
+    values = np.empty((len(table), len(labels)), np.float32)
+    for k, label in enumerate(labels):
+        values[:, k] = table.map(label, CELLS, 'value of a label')
+    return values
 
 
-def records_of(table: Table, labels: Sequence[str]) -> Records:
+def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) -> Records:
     """Build the records of a table to which path, file, patient and study have been added."""
-    present = {name: int(table[name].isin(PRESENT).sum()) for name in table.cells}
-    others = {name: count for name, count in present.items() if count}
-    if warning := similar_warning(labels, others):
-        table.fault(SIMILAR, f'columns {warning}', severity='warning')
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
-    names = ('path', 'file', 'patient', 'study')
+    is_blank = view == ''
+    if is_blank.any():
+        view[is_blank] = views_in_names(table['path'][is_blank])
+    kept = [name for name in groups if name in table]
+    others = {*KEYS, *DESCRIPTION, *labels, 'Patient', 'Split', 'path', 'file', 'patient', 'study'}
+    columns = [table[name].to_numpy(object) for name in kept]
+    other_names = [name for name in table.cells if name not in others]
+    _report_names(table, labels, other_names)
     return Records(
         root=table.file.parent,
         csv=table.file.name,
         row=table.row,
         sample=table.row,
-        **{name: table[name].to_numpy(object) for name in names},
-        view=np.where(view == '', views_in_names(table['path']), view),
+        **{name: table[name].to_numpy(object) for name in ('path', 'file', 'patient', 'study')},
+        view=view,
         sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
         age=table.numbers('Age', 'value of the age', most=OLDEST),
         ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
         labels=labels_of(table, labels),
         label_names=tuple(labels),
+        groups=np.array(columns, object).reshape(len(kept), len(table)).T,
+        group_names=tuple(kept),
+        other_names=tuple(other_names),
     )
 
 
-def _files_of(paths: pd.Series, images: ImageSource, suffix: str) -> pd.Series:
+def _divided(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide paths into their folders and the names in them."""
+    pairs = [path.rpartition('/') for path in paths]
+    return [place for place, _, _ in pairs], [name for _, _, name in pairs]
+
+
+def _leave_out_unlabelled(table: Table, labels: Sequence[str]) -> None:
+    """Drop the images of which no label is known, which is not the same as blank labels."""
+    columns = [table[label] == NO_LABELS for label in labels if label in table]
+    if not columns or not (unlabelled := np.all(columns, axis=0)).any():
+        return
+    row = int(table.row[unlabelled.argmax()]) + 2
+    detail = (
+        f'{unlabelled.sum():,} of {len(table):,} rows have no labels and are left out, such as '
+    )
+    table.fault('rows without labels', f'{detail}row {row}', severity='warning')
+    table.cells = table.cells[~unlabelled]
+
+
+def _report_patients(table: Table) -> None:
+    """Warn of patients who are unknown or have several spellings, and of dropped digits."""
+    names = table['patient']
+    if len(table) and all(map(str.endswith, table['path'], names)):
+        detail = 'it names no patients: each image counts as one, so splits may share patients'
+        table.fault('unknown patients', detail, severity='warning')
+        return
+    if pairs := other_spellings(names):
+        one, other = pairs[0]
+        rows = [int(table.row[(names == name).to_numpy().argmax()]) + 2 for name in (one, other)]
+        detail = (
+            f'{len(pairs)} patient(s) may be spelt in two ways, such as {one!r} in row {rows[0]} '
+            f'and {other!r} in row {rows[1]}. They are never apart, but count as two patients'
+        )
+        table.fault('two spellings of a patient', detail, severity='warning')
+    for column in ('Patient', 'Study'):
+        cells = table[column] if column in table else ()
+        if found := [cell for cell in {*cells} if SCIENTIFIC.fullmatch(cell.strip())]:
+            detail = (
+                f'column {column!r}: {len(found)} name(s) such as {min(found)!r} are in scientific '
+                'notation: a spreadsheet has dropped digits, so several may have become one'
+            )
+            table.fault('scientific notation', detail, severity='warning')
+
+
+def _report_names(table: Table, labels: Sequence[str], others: Sequence[str]) -> None:
+    """Warn of other columns that look like a label, or that say that labels are unknown."""
+    words = [name for name in others if name.casefold() in UNKNOWN]
+    if not labels or not (words or similar_warning(labels, dict.fromkeys(others, 0))):
+        return
+    counts = {name: int(table[name].isin(PRESENT).sum()) for name in others}
+    counts = {name: count for name, count in counts.items() if count}
+    if warning := similar_warning(labels, counts):
+        table.fault(SIMILAR, f'columns {warning}', severity='warning')
+    if words := [repr(name) for name in words if name in counts]:
+        detail = (
+            f'{", ".join(words)} is positive in some rows, and their other labels count as '
+            f'negative: are they unknown? Then leave these rows out, or write {NO_LABELS} in them'
+        )
+        table.fault('words for unknown labels', detail, severity='warning')
+
+
+def _report_views(table: Table, records: Records) -> None:
+    """Report images whose view is neither stated nor in the name, and count other views."""
+    key, unknown = table.key, records.view == ''
+    if unknown.all() and 'Frontal/Lateral' not in table and len(table):
+        detail = 'there is no column Frontal/Lateral, and no name like view1_frontal.jpg: add the '
+        table.fault('value of the view', f'{detail}column (Frontal, Lateral or {OTHER_VIEW})', 0)
+    else:
+        problem = 'has neither a view nor a name like view1_frontal.jpg'
+        table.check(key, ~unknown, 'value of the view', problem)
+    if others := int((records.view == OTHER_VIEW).sum()):
+        detail = f'{others:,} of {len(records):,} images are neither frontal nor lateral'
+        table.fault('other views', detail, severity='note')
+
+
+def _without_prefix(whole: pd.Series, images: ImageSource) -> pd.Series:
     """Return the file of each path: the path itself, or without its first folder.
 
     The first folder, such as CheXpert-v1.0-small, is removed from all paths or from none, depending
-    on which of the two finds more of the first files. The folder of a patient is never removed.
+    on which of the two finds more of the first files; if none is there, it is removed above folders
+    such as patient00001. The folder of a patient is never removed.
     """
-    whole = paths.map(lambda path: os.path.splitext(path)[0] + suffix) if suffix else paths
-    if whole.str.match(PATIENT_PART).any():
+    if any(map(PATIENT_PART.match, whole)):
         return whole
-    shorter = whole.map(lambda file: file.partition('/')[2])
+    shorter = pd.Series([file.partition('/')[2] for file in whole], whole.index, object)
     num_found = [sum(map(images.exists, files[:SAMPLE_PATHS])) for files in (shorter, whole)]
-    return whole if num_found[1] > num_found[0] else shorter
+    has_patients = any(map(PATIENT_PART.search, whole[:SAMPLE_PATHS]))
+    return shorter if num_found[0] > num_found[1] - has_patients else whole
 
 
-def _advice_on_batches(root: Path) -> str:
-    """Return how to join the folders in which the full-size CheXpert comes; '' without them."""
+def with_suffix(paths: pd.Series, suffix: str) -> pd.Series:
+    """Replace the suffix of paths; '' keeps it."""
+    if not suffix:
+        return paths
+    return pd.Series([os.path.splitext(path)[0] + suffix for path in paths], paths.index, object)
+
+
+def _advice(root: Path, csv_name: str) -> str:
+    """Return where a table that is not there may be, or how to join the full-size CheXpert."""
     for place in (root.resolve(), root.resolve().parent):
         if any(place.glob('*batch*(train*)')):
             return (
@@ -162,7 +374,12 @@ def _advice_on_batches(root: Path) -> str:
                 f' && for part in "{place}"/*batch*"(train"*; do cp -rs "$part"/. DIR/train; done'
                 f' && cp -rs "{place}"/*batch*"(valid"*/. DIR, and use DIR'
             )
-    return ''
+    if (root / csv_name).is_file() or os.path.isabs(csv_name):
+        return ''
+    # Archives unpack into a folder in the folder, as CheXpert from Kaggle does.
+    inner = [place / csv_name for place in (*root.glob('*/'), *root.glob('*/*/'))]
+    inner = [file for file in inner if file.is_file()]
+    return f'; it is in {inner[0].parent}: use this folder' if inner else ''
 
 
 def _add_images(table: Table, images: ImageSource, image_suffix: str) -> None:

@@ -10,17 +10,23 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config
+from config import PROBES, Config, module_of
 from data.augmentation import TrainTransform
 from data.groups import all_groups
+from data.identity import shared_patients
 from data.labels import count_uncertain
 from data.loader import Loaders, XrayDataset, make_loader
-from data.predictions import Predictions, look_up, read_predictions, row_names
-from data.reading import may_be_absent, open_data, read_split, scored_images
+from data.predictions import Predictions, look_up, read_predictions, rows_of
+from data.reading import (
+    may_be_absent,
+    open_data,
+    read_split,
+    refuse_shared_patients,
+    scored_images,
+)
 from data.records import Records, select_views, task_of
 from data.splits import (
     describe_subset,
-    shared_patients,
     split_patients,
     training_records,
     unlabelled_records,
@@ -40,6 +46,11 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
         file = data.SELF_TRAIN_PREDICTIONS
         teacher = read_predictions(file, task=data.TASK, labels=data.LABELS)
     everything = read_split(config, 'train', logger, optional=config.EVAL_MODE)
+    read = {'train': everything, 'test': _scored_records(config, 'test', logger)}
+    read['valid'] = _scored_records(config, 'valid', logger, has_test=read['test'] is not None)
+    if data.LEAVE_OUT:
+        module_of('DATA.LEAVE_OUT').require_found(config, *read.values())
+    refuse_shared_patients(config, read, logger)
     if everything is not None:
         # Patients who choose the checkpoint are taken away before any subset of labels is drawn.
         train_records, *held_out = split_patients(config, everything)
@@ -50,10 +61,10 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
         for split, records in zip(('holdout', 'internal'), held_out, strict=True):
             if len(records):
                 parts[split] = _eval_loader(config, split, records, logger)
-    valid, test = (_scored_loader(config, split, logger) for split in ('valid', 'test'))
-    loaders = Loaders(valid=valid, test=test, **parts)
-    for line in patient_leaks(loaders):
-        logger.warning(line)
+    for split in ('valid', 'test'):
+        if read[split] is not None:
+            parts[split] = _eval_loader(config, split, read[split], logger)
+    loaders = Loaders(**parts)
     _warn_of_one_class(logger, loaders, task.labels)
     if teacher:
         _warn_of_teacher(logger, loaders, teacher)
@@ -61,7 +72,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
 
 
 def patient_leaks(loaders: Loaders) -> list[str]:
-    """Return a warning for each two splits that share patients."""
+    """Return a sentence for each two splits that share patients."""
     train = loaders.train or loaders.plain
     own = loaders._replace(train=train, plain=None, whole=None)._asdict()  # whole contains train
     return shared_patients({name: [*e.dataset.records.patient] for name, e in own.items() if e})
@@ -98,15 +109,17 @@ def _training_loaders(
     return {'train': make_loader(dataset, config, shuffle=True, weights=weights)}
 
 
-def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLoader | None:
-    """Build the loader of valid or test, if present, and check the columns of subgroups."""
-    records = read_split(config, split, logger, optional=may_be_absent(config, split))
-    if records is None:
-        if split == 'valid':
-            logger.info('there is no split valid, so only test is scored')
-        return None
-    all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
-    return _eval_loader(config, split, records, logger)
+def _scored_records(
+    config: Config, split: str, logger: logging.Logger, *, has_test: bool = False
+) -> Records | None:
+    """Read the records of valid or test, if present, and check the columns of subgroups."""
+    optional = may_be_absent(config, split, has_test)
+    records = read_split(config, split, logger, optional=optional)
+    if records is not None:
+        all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
+    elif split == 'valid':
+        logger.info('there is no split valid, so only test is scored')
+    return records
 
 
 def _eval_loader(
@@ -161,10 +174,12 @@ def _warn_of_one_class(logger: logging.Logger, loaders: Loaders, labels: tuple[s
 
 def _warn_of_teacher(logger: logging.Logger, loaders: Loaders, teacher: Predictions) -> None:
     """Log how many scored images the model that predicted the uncertain labels may have seen."""
-    known = row_names(teacher.names, teacher.key)
     splits = {name: getattr(loaders, name) for name in ('holdout', 'internal', 'valid', 'test')}
     scored = {name: loader.dataset.records.path for name, loader in splits.items() if loader}
-    counts = {name: row_names(path, teacher.key).isin(known).sum() for name, path in scored.items()}
+    counts = {
+        name: (rows_of(path, teacher.names, teacher.key, teacher.file) >= 0).sum()
+        for name, path in scored.items()
+    }
     if found := [f'{count} images of {name}' for name, count in counts.items() if count]:
         logger.warning(
             f'DATA.SELF_TRAIN_PREDICTIONS has predictions of {", ".join(found)}. If its model '
@@ -205,10 +220,9 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
     predictions = read_predictions(file, task=data.TASK, allow_empty=True, labels=labels)
     unlabelled = unlabelled_records(config, records)
     names = (predictions.names, unlabelled.path)
-    own, wanted = (row_names(part, predictions.key) for part in names)
     _refuse_row(
         predictions,
-        ~own.isin(wanted),
+        rows_of(*names, predictions.key, predictions.file) < 0,
         f'the image must have a view of DATA.VIEWS {config.DATA.VIEWS!r} and belong to a training '
         'patient outside the subset of DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES',
     )

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from config import Config, part
+from data.chexpert import OTHER_VIEW, SPLITS
 from data.figures import encode_figure, plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups
 from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
-from data.layouts import SPLITS
 from data.preprocess import Preprocess
 from data.reading import read_part
 from data.records import Records, csv_names, select_views, task_of
@@ -64,6 +64,23 @@ def build_description(config: Config) -> Description:
         notes.append(f'sex and age come from {demographics} where the data set has neither')
     images = None if task_of(config).has_policies else _list_images(config, sets)
     return Description(counts, targets, images, notes)
+
+
+def read_table_of_run(config: Config) -> pd.DataFrame:
+    """Return the images that a run reads as one table in CheXpert's form, with a column Split.
+
+    Rows keep their numbers as the index, unless two splits have tables of their own.
+    """
+    parts = []
+    for split in SPLITS:
+        options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
+        records = read_part(config, config.DATA.DATA_PATH, split, **options)
+        if records is not None:
+            parts.append(_table_of_records(records, split))
+    if not parts:
+        raise ValueError(f'DATA.DATA_PATH {config.DATA.DATA_PATH} has no table that a run reads')
+    table = pd.concat(parts)
+    return table if table.index.is_unique else table.reset_index(drop=True)
 
 
 def count_groups(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -165,11 +182,10 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
 
 def read_sets(config: Config) -> dict[str, Records]:
     """Read the splits of a run that exist."""
-    data, sets, dataset = config.DATA, {}, part(config, 'DATA.DATASET')
+    data, sets = config.DATA, {}
     options = {'labels': task_of(config).columns, 'look_up': 'none'}
-    for split in SPLITS if dataset.labelled else ():
-        optional = dataset.splits is None or split not in dataset.splits(config)
-        records = read_part(config, data.DATA_PATH, split, optional=optional, **options)
+    for split in SPLITS if part(config, 'DATA.DATASET').labelled else ():
+        records = read_part(config, data.DATA_PATH, split, optional=True, **options)
         if records is None:
             continue
         if split == 'train' and data.HOLDOUT_FRACTION:
@@ -182,9 +198,30 @@ def read_sets(config: Config) -> dict[str, Records]:
         names = ', '.join(csv_names(config).values())
         raise ValueError(
             f'DATA.DATASET {data.DATASET}: DATA.DATA_PATH {data.DATA_PATH} has no labels to count '
-            f'({names}, or the tables of MIMIC-CXR or of a layout)'
+            f'({names}, or the tables of a known data set)'
         )
     return sets
+
+
+def _table_of_records(records: Records, split: str) -> pd.DataFrame:
+    is_alone = (records.study == records.path) | (records.study == records.file)
+    studies = [study.rpartition('/')[2] for study in records.study]
+    table = pd.DataFrame(
+        {
+            'Path': records.path,
+            'Split': split,
+            'Patient': records.patient,
+            'Study': np.where(is_alone, '', studies),
+            'Sex': records.sex,
+            'Age': records.age,
+            'Frontal/Lateral': [view.capitalize() or OTHER_VIEW for view in records.view],
+            'AP/PA': records.ap_pa,
+        },
+        records.sample,
+    )
+    labels = pd.DataFrame(records.labels, table.index, records.label_names)
+    groups = pd.DataFrame(records.groups, table.index, records.group_names)
+    return table.join(labels).join(groups)
 
 
 def _count_all_targets(config: Config, splits: Mapping[str, Records]) -> pd.DataFrame:

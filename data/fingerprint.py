@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from config import Config, part
+from config import Config
 from data.loader import Loaders
-from data.reading import image_lists
 from data.records import task_of
 from data.sources import source_configs
 from data.store_about import STORE_FILE, is_store
@@ -19,25 +18,26 @@ from system.files import sha256
 def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
     """Compute a fingerprint of the data of a run without opening any image.
 
-    The fingerprint covers the contents of all tables and layouts and the file names of all images.
-    For a packed store it covers `store.json`, which contains checksums of the packed files. It does
-    not cover the pixels of images in separate files.
+    The fingerprint covers the contents of all tables, also of those that a function makes, and the
+    names of all images. For a packed store it covers `store.json`, which contains checksums of the
+    packed files. It does not cover the pixels of images in separate files.
 
     Returns:
-        `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table and layout;
+        `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table;
         `images`, the number of different images; in fine-tuning, `training`, with the number of
         `images` that are trained on. With DATA.SOURCES, file names begin with the name of the
         source.
     """
     datasets = [loader.dataset for loader in loaders if loader is not None]
-    tables, names = {}, set()
+    tables, made, names = {}, {}, set()
     for source, own in source_configs(config).items():
         parts = [dataset.parts[source] for dataset in datasets if source in dataset.parts]
         records = [part.records for part in parts]
         own_tables = _tables(own, records, is_pretrain=not (loaders.valid or loaders.test))
         tables |= {os.path.join(source, name): path for name, path in own_tables}
+        made |= {os.path.join(source, 'DATA.DATASET'): e.digest for e in records if e.digest}
         names |= {os.path.join(source, file) for part in records for file in part.file}
-    files = {name: sha256(path) for name, path in sorted(tables.items())}
+    files = dict(sorted((made | {name: sha256(path) for name, path in tables.items()}).items()))
     images = sorted(map(os.fsencode, names))
     # Names and not pixels: hashing all images would read the whole data set at each start.
     total = hashlib.sha256(json.dumps(files).encode())
@@ -52,14 +52,9 @@ def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:
-    """Yield the name and path of each table and layout that a run reads."""
-    data, root, dataset = config.DATA, records[0].root, part(config, 'DATA.DATASET')
+    """Yield the name and path of each table that a run reads."""
+    data, root = config.DATA, records[0].root
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
-    yield from ((name, root / name) for name in image_lists(config).values())
-    for file in dataset.tables(config, root):
-        yield file.relative_to(root).as_posix(), file
-    if dataset.layout is not None:
-        yield 'DATA.DATASET', dataset.layout(config)
     if is_store(root):
         yield STORE_FILE, root / STORE_FILE
     # Pre-training reads no labels, so the files below do not change its result.

@@ -5,28 +5,36 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from config import LAYOUT_SUFFIX, Config, load_yaml
+from config import Config
 from data.chexpert import PATIENT_PART
+from data.identity import STUDY
 from data.image_source import IMAGE_SUFFIXES, TABLE_SUFFIXES, open_images
-from data.layouts import SHIPPED
-from data.records import STUDY, Records, existing_records, register_dataset
+from data.records import Records, existing_records, register_dataset
 from data.store_about import STORE_FILE
 from data.table import Fault, OnFault, refuse
 
-# Data sets that need no layout, by patterns of their tables.
-BUILT_IN = dict.fromkeys(('train.csv', 'valid.csv', 'test.csv'), 'chexpert')
-BUILT_IN['mimic-cxr-*'] = 'mimic-cxr'
-# Tables that the layouts do not read: labels of other parts of the reports, and boxes of findings.
-BUILT_IN['chexbert_labels/findings_fixed.json'] = 'chexpert_plus'
-BUILT_IN['chexbert_labels/impression_fixed.json'] = 'chexpert_plus'
-BUILT_IN['BBox_List_2017*'] = 'nih'
+# Patterns of tables and lists -> the data set to which they belong.
+TABLES = {
+    **dict.fromkeys(('train.csv', 'valid.csv', 'test.csv'), 'chexpert'),
+    'mimic-cxr-*': 'mimic-cxr',
+    'Data_Entry_2017*.csv': 'nih',
+    'BBox_List_2017*': 'nih',
+    'train_val_list.txt': 'nih',
+    'test_list.txt': 'nih',
+    'annotations/image_labels_train.csv': 'vindr',
+    'annotations/image_labels_test.csv': 'vindr',
+    'stage_2_train_labels.csv': 'rsna',
+    'PADCHEST_chest_x_ray_images_labels_160K*.csv*': 'padchest',
+    'master_spreadsheet_update.csv': 'brax',
+    'df_chexpert_plus_*.csv': 'chexpert_plus',
+    'chexbert_labels/*_fixed.json': 'chexpert_plus',
+}
 MOST_KINDS = 8  # suffixes in a warning
 # Beginnings of words in names of folders with images to be scored, and of further words in names of
 # tables that show that some images are.
@@ -37,7 +45,7 @@ SCORED_TABLES = re.compile(
 
 
 # 'imagenet' is SimMIM's name for a folder of images.
-@register_dataset('folder', 'imagenet', labelled=False, splits=None)
+@register_dataset('folder', 'imagenet', labelled=False)
 def _read_unlabelled(
     config: Config,
     root: str | Path,
@@ -99,24 +107,9 @@ def read_folder(
     return existing_records(records, images, 'all', on_fault)
 
 
-@lru_cache
-def tables_of_data_sets() -> dict[str, str]:
-    """Return the data set of each pattern of tables and lists in the shipped layouts."""
-    found = dict(BUILT_IN)
-    for layout in sorted(SHIPPED.glob(f'*{LAYOUT_SUFFIX}')):
-        values = [load_yaml(layout.read_text('utf-8'), as_text=True)]
-        while values:
-            value = values.pop()
-            if isinstance(value, str) and value.rstrip('*').endswith(TABLE_SUFFIXES):
-                found[value] = layout.stem
-            elif isinstance(value, dict | list):
-                values += value.values() if isinstance(value, dict) else value
-    return found
-
-
 def data_set_of(table: str) -> str:
     """Return the data set to which a table belongs by its name; '' if it is unknown."""
-    found = (name for form, name in tables_of_data_sets().items() if _is_named(table, form))
+    found = (name for form, name in TABLES.items() if fnmatch(f'/{table}', f'*/{form}'))
     return next(found, '')
 
 
@@ -144,8 +137,3 @@ def _count_suffixes(files: Sequence[str]) -> str:
     counts = ', '.join(f'{kind} {count:,}' for kind, count in kinds.most_common(MOST_KINDS))
     rest = f', and {len(kinds) - MOST_KINDS} other suffixes' * (len(kinds) > MOST_KINDS)
     return f'{counts}{rest}, such as {files[0]}'
-
-
-def _is_named(file: str, form: str) -> bool:
-    """Return whether the end of a path matches a pattern."""
-    return fnmatch(f'/{file}', f'*/{form}')

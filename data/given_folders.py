@@ -9,6 +9,7 @@ from pathlib import Path
 from config import Config, check_config, default_config, put
 from data.chexpert import read_csv
 from data.folder import read_folder
+from data.image_source import TABLE_SUFFIXES
 from data.reading import read_split
 from data.records import Records, csv_names
 from data.store_about import is_store, packed_steps, read_about
@@ -16,7 +17,13 @@ from data.table import refuse
 
 
 def read_data_set(
-    dataset: str, root: str, split: str, labels: Sequence[str] = (), *, task: str = 'observations'
+    dataset: str,
+    root: str,
+    split: str,
+    labels: Sequence[str] = (),
+    *,
+    task: str = 'observations',
+    groups: Sequence[str] = (),
 ) -> Records:
     """Read all records of a split outside a run; all other options have their defaults."""
     config = default_config()
@@ -25,6 +32,7 @@ def read_data_set(
         options['PREPROCESS'] = packed_steps(read_about(root))
     for name, value in options.items():
         put(config, f'DATA.{name}', value, '--dataset')
+    put(config, 'EVAL.GROUPS', list(groups), '--groups')
     check_config(config)
     if is_store(root):  # of any size, which may not fit the default encoder
         config.DATA.IMG_SIZE = read_about(root)['settings']['size'] or config.DATA.IMG_SIZE
@@ -35,14 +43,14 @@ def read_data_set(
 
 
 def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
-    """Read the images of a folder, a packed store or a CSV file in CheXpert's layout, unlabelled.
+    """Read the images of a folder, a packed store or a table in CheXpert's form, unlabelled.
 
     With `dataset`, the folder or store contains this data set, and only the images of the split are
     read.
     """
     if dataset:
         return read_data_set(dataset, place, split)
-    if place.lower().endswith('.csv'):
+    if not Path(place).is_dir() and place.lower().endswith(TABLE_SUFFIXES):
         folder, name = os.path.split(place)
         return read_csv(folder or '.', name, labels=())
     on_fault = partial(refuse, logger=logging.getLogger(__name__))

@@ -28,12 +28,11 @@ from PIL import Image
 from pyarrow import ipc
 from tqdm import tqdm
 
-from config import REGISTRIES, Config, default_config, part
-from data.chexpert import read_csv
+from config import Config, default_config, load, part
+from data.chexpert import SPLITS, read_csv, with_suffix
 from data.folder import read_folder, signs_of_scores
 from data.image_source import open_images
 from data.images import FULL_RANGE_BITS, BadImageError, full_size
-from data.mimic import named_images
 from data.preprocess import Setup, apply_steps
 from data.preprocess_steps import squeezed
 from data.store import SCHEMA, open_store, read_rows, rows_checksum
@@ -53,7 +52,8 @@ from data.store_about import (
 )
 from data.store_files import LOCK_FILE, copy_file, write_about, write_json
 from data.table import refuse
-from system.files import allow_open_files, atomic_writer, locked
+from data.table_files import csv_text
+from system.files import allow_open_files, atomic_writer, locked, replace_file
 
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
 SHARD_IMAGES = 1024  # the most in a file: a killed call loses these, less than a minute of work
@@ -67,7 +67,7 @@ class Source:
     root: Path
     files: list[str]  # sorted image files, relative to the root
     splits: dict[str, str]  # split or table of the files that a table names
-    tables: dict[str, Path]  # path of CSV and Excel files by the name in the store
+    tables: dict[str, Path | bytes]  # path or contents of tables by the name in the store
     scored: bool  # whether `read_folder` refuses to train on all images
 
     def signature(self) -> dict[str, object]:
@@ -76,7 +76,7 @@ class Source:
         return {
             'images': len(self.files),
             'names_crc32': zlib.crc32(names),
-            'tables_crc32': {name: file_crc32(path) for name, path in self.tables.items()},
+            'tables_crc32': {name: _crc32(table) for name, table in self.tables.items()},
         }
 
 
@@ -146,15 +146,18 @@ def read_source(
 ) -> Source:
     """List the files of a folder to pack.
 
-    All CSV and Excel files directly in the folder are packed, and the images that they name: images
-    of a `dataset` that names its splits, of MIMIC-CXR-JPG, or of the CSV files in `csv_names` (by
-    default train.csv, valid.csv and test.csv). Without such files, or with `all_images`, all images
-    below the folder are packed.
+    All tables directly in the folder are packed, and the images that they name: images of a
+    `dataset`, of MIMIC-CXR-JPG, or of the tables in `csv_names` (by default train.csv, valid.csv
+    and test.csv). Without such files, or with `all_images`, all images below the folder are packed.
+    If a function makes the tables of a data set, the tables that it made are packed, too.
     """
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
         raise ValueError(f'--data-path must be a folder with CSV files and images, got {root}')
-    paths = [path for form in ('*.csv', '*.csv.gz', '*.xlsx') for path in root.glob(form)]
+    forms = ('*.csv', '*.csv.gz', '*.tsv', '*.xlsx', '*.jsonl')
+    paths = [path for form in forms for path in root.glob(form)]
+    has_images = load('data.hub:image_names')  # then a Parquet file is no table
+    paths += [path for path in root.glob('*.parquet') if not has_images(root, path.name)]
     tables = {path.name: path for path in sorted(paths)}
     if BAD_FILE in tables:
         raise ValueError(f'{tables[BAD_FILE]}: rename this file, because a store uses its name')
@@ -164,11 +167,14 @@ def read_source(
     config = default_config()
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
     named, scored = {}, bool(signs_of_scores(root, [], [*tables]))
-    if dataset and REGISTRIES['DATA.DATASET'][dataset].splits:
-        named, own_tables, scored = _read_splits(config, root)
-        tables |= own_tables
-    elif not csv_names and any(root.glob('mimic-cxr-*-split.csv*')):
-        named |= named_images(config, root)
+    has_mimic = any(root.glob('mimic-cxr-*-split.csv*'))
+    if dataset == 'mimic-cxr' or (has_mimic and not (csv_names or dataset)):
+        table = load('data.known_sets:mimic_images')(root)
+        named |= dict(zip(with_suffix(table['Path'], image_suffix), table['Split'], strict=True))
+    elif dataset not in ('', 'chexpert') and part(config, 'DATA.DATASET').labelled:
+        named, made = _read_splits(config, root)
+        tables |= made
+        scored = {*named.values()} != {'train'}
     else:
         for name in csv_names or [name for name in TABLES if name in tables]:
             files = read_csv(root, name, image_suffix=image_suffix, labels=()).file
@@ -185,16 +191,20 @@ def read_source(
     return Source(root, sorted(every, key=os.fsencode), named, tables, scored)
 
 
-def _read_splits(config: Config, root: Path) -> tuple[dict[str, str], dict[str, Path], bool]:
-    """Return images with their split, and tables, and whether some images are scored."""
-    kind = part(config, 'DATA.DATASET')
-    splits = kind.splits(config)
-    records = [kind.read(config, root, split, labels=()) for split in splits]
-    pairs = zip(splits, records, strict=True)
-    files = {file: split for split, own in pairs for file in own.file}
-    tables = {own.csv: root / own.csv for own in records if own.csv}
-    tables |= {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
-    return files, tables, list(splits) != ['train']
+def _read_splits(config: Config, root: Path) -> tuple[dict[str, str], dict[str, Path | bytes]]:
+    """Return the images of all splits with their split, and the tables that the splits read."""
+    named, tables, kind = {}, {}, part(config, 'DATA.DATASET')
+    for split in SPLITS:
+        records = kind.read(config, root, split, labels=(), optional=True, look_up='none')
+        if records is None:
+            continue
+        named |= dict.fromkeys(records.file, split)
+        if kind.table is not None:
+            name = load('data.data_sets:packed_name')(config, split)
+            tables[name] = csv_text(kind.table(config, root, split)).encode()
+        elif records.csv:
+            tables[records.csv] = root / records.csv
+    return named, tables
 
 
 def copies_in_splits(source: Source, output: str | Path) -> list[tuple[str, str]]:
@@ -249,6 +259,10 @@ def start_worker() -> None:
     parent = multiprocessing.parent_process()
     end = (os.getpid(), signal.SIGTERM)
     threading.Thread(target=lambda: (parent.join(), os.kill(*end)), daemon=True).start()
+
+
+def _crc32(table: Path | bytes) -> int:
+    return zlib.crc32(table) if isinstance(table, bytes) else file_crc32(table)
 
 
 def _refuse_other(output: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
@@ -311,10 +325,14 @@ def _build(
     about = {name: value for name, value in progress.items() if name != 'done'}
     about |= {'images': len(index), 'scored': source.scored}
     about |= {'rows_crc32': rows_checksum(names, index), 'files': {**progress['files']}}
-    for name, path in source.tables.items():
-        numbers = [path.stat().st_size, job['source']['tables_crc32'][name]]
-        copy_file(path, output / name, *numbers)
-        about['files'][name] = numbers
+    for name, table in source.tables.items():
+        crc32 = job['source']['tables_crc32'][name]
+        size = len(table) if isinstance(table, bytes) else table.stat().st_size
+        if isinstance(table, bytes):
+            replace_file(output / name, table)
+        else:
+            copy_file(table, output / name, size, crc32)
+        about['files'][name] = [size, crc32]
     write_about(output, about)
     return about
 

@@ -1,7 +1,6 @@
 """Read and write predictions, and read label files."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +11,12 @@ import pandas as pd
 
 from config import OPTIONS, REGISTRIES
 from data.chexpert import add_studies, records_of
-from data.image_source import IMAGE_SUFFIXES
+from data.identity import image_name, look_up_names, study_name
 from data.labels import DOUBTS, LABELS, label_warnings
-from data.records import STUDY, Records, make_task, select_views
+from data.records import Records, make_task, select_views
 from data.table import KEYS, Fault, Table, refuse
 from system.files import replace_files
 
-SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
 LARGEST = float(np.finfo(np.float32).max)  # of a score that is no probability
 HINT = ' (evaluate.py --scores any ranks other numbers)'
 SUM_ERROR = 0.01  # of the probabilities of all classes, which may be rounded to few digits
@@ -55,27 +53,21 @@ class LabelTable:
 
 
 def row_names(names: Sequence[str], key: str = 'Path') -> pd.Index:
-    """Return the normalised names by which rows of images (or 'Study': of studies) are matched."""
-    normalise = study_name if key == 'Study' else normalise_name
-    return pd.Index([normalise(name) for name in names], dtype=object)
+    """Return names of images (or 'Study': of studies) without folders above the patient, suffixes.
 
-
-def normalise_name(name: str) -> str:
-    """Remove the folders above the folder of the patient, and the suffix of an image.
-
-    'CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg' becomes
-    'patient64541/study1/view1_frontal', and MIMIC-CXR's 'files/p10/p10000032/s50414267/x.jpg'
-    becomes 'p10000032/s50414267/x'. A name without a patient's folder only loses its suffix.
+    Rows of two files are matched by them and their other spellings, see `rows_of`.
     """
-    match = STUDY.match(name)
-    name = name[match.start('patient') :] if match else name
-    return SUFFIX.sub('', name.rstrip('/'))
+    short = study_name if key == 'Study' else image_name
+    return pd.Index([short(name) for name in names], dtype=object)
 
 
-def study_name(name: str) -> str:
-    """Return the normalised name of the study of an image; the name itself if it has no study."""
-    match = STUDY.match(name)
-    return name[match.start('patient') : match.end('study')] if match else name
+def rows_of(wanted: Sequence[str], known: Sequence[str], key: str, file: str | Path) -> np.ndarray:
+    """Return the row of each image (or 'Study': its study) in a file with the known names; or -1.
+
+    Raises:
+        ValueError: If a name may be each of several.
+    """
+    return look_up_names(row_names(wanted, key), row_names(known, key), str(file))
 
 
 def write_predictions(
@@ -187,7 +179,7 @@ def look_up(
 
     Args:
         predictions: Predictions of a model.
-        paths: Paths [N] of images, which are matched by `row_names`.
+        paths: Paths [N] of images, which are matched by `rows_of`.
         labels: Names [K] of labels.
 
     Returns:
@@ -195,7 +187,7 @@ def look_up(
     """
     key = predictions.key
     # Matched by normalised names, because copies of a data set have other folders and suffixes.
-    rows = row_names(predictions.names, key).get_indexer(row_names(paths, key))
+    rows = rows_of(paths, predictions.names, key, predictions.file)
     found = np.full((len(paths), len(labels)), np.nan)
     for k, label in enumerate(labels):
         if label in predictions.labels:
@@ -221,6 +213,7 @@ def read_label_file(
     blank: str = 'negative',
     views: str = 'all',
     labels: Sequence[str] = (),
+    groups: Sequence[str] = (),
 ) -> LabelTable:
     """Read and check a CSV file with a column `Path` or `Study` and one column per label.
 
@@ -232,6 +225,7 @@ def read_label_file(
         blank: Target of a label that is not mentioned (DATA.BLANK).
         views: Views of the images that are kept: 'frontal', 'lateral' or 'all'.
         labels: Names of the labels (DATA.LABELS).
+        groups: Names of further columns to keep, if they exist.
     """
     doubts: list[str] = []
 
@@ -245,8 +239,8 @@ def read_label_file(
     table.require(KEYS, *([made.columns] if made.has_policies else missing))
     _check_names(table)
     add_studies(table)
-    table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
-    records = records_of(table, made.columns)
+    table.add(path=table[table.key], file=table[table.key])
+    records = records_of(table, made.columns, groups)
     about = label_warnings(records.labels, records.label_names, records.path)
     records = replace(records, doubts=(*doubts, *(detail for _, detail in about)))
     if views != 'all' and table.key == 'Path':

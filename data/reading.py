@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from config import (
     part,
     scored_steps,
 )
+from data.chexpert import csv_of_split, read_csv
+from data.identity import shared_patients
 from data.image_source import open_images
 from data.labels import DOUBTS, label_warnings
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS
 from data.records import LEFT_OUT, Records, csv_names, existing_records, task_of
 from data.store_about import BAD_FILE, STORE_FILE, file_crc32, is_store, packed_steps, read_about
-from data.table import Fault, OnFault, Table, refuse
+from data.table import Fault, Table, refuse
 from system.files import NETWORK_SYSTEMS, file_system
 from system.tool import command_of
 
 PACK = command_of('scripts/pack.py')
+CHECK = command_of('scripts/check_data.py')
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
 TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them, not radiologists)'
 
@@ -44,10 +48,14 @@ def read_split(
     *,
     optional: bool = False,
     labelled: bool = True,
+    source: str = '',
 ) -> Records | None:
     """Read all records of 'train', 'valid' or 'test'; return None if an optional split is absent.
 
-    With `labelled=False` no labels are read, and their columns may be missing.
+    Images that DATA.LEAVE_OUT lists are marked in train (`Records.left_out`), because patients are
+    held out before they are left out, and are absent in other splits. With `labelled=False` no
+    labels are read, and their columns may be missing. `source` is the name of an entry of
+    DATA.SOURCES.
     """
     labels = task_of(config).columns if labelled else ()
 
@@ -56,12 +64,18 @@ def read_split(
             refuse(fault, logger)
 
     options = {'labels': labels, 'optional': optional, 'on_fault': on_fault}
-    return read_part(config, data_root(config, logger), split, **options)
+    records = read_part(config, data_root(config, logger), split, **options)
+    if records is None or not config.DATA.LEAVE_OUT:
+        return records
+    listed = module_of('DATA.LEAVE_OUT').is_left_out(config, records, source)
+    logger.info(f'{listed.sum()} images of {split} are left out ({config.DATA.LEAVE_OUT})')
+    records = replace(records, left_out=listed, num_left_out=int(listed.sum()))
+    return records if split == 'train' else records.kept()
 
 
-def read_part(config: Config, root: str, split: str, **options: Any) -> Records | None:
-    """Read a split from a folder or store with the options of `read_layout`; see `read_split`."""
-    read, report = part(config, 'DATA.DATASET').read, options.get('on_fault', refuse)
+def read_part(config: Config, root: str | Path, split: str, **options: Any) -> Records | None:
+    """Read a split from a folder or store with the options of `read_made`; see `read_split`."""
+    report, name = options.get('on_fault', refuse), replaced_table(config, split)
     doubts: list[str] = []
 
     def on_fault(fault: Fault) -> None:
@@ -70,11 +84,13 @@ def read_part(config: Config, root: str, split: str, **options: Any) -> Records 
         report(fault)
 
     options['on_fault'] = on_fault
-    # A list of images selects from the whole training split, whose labels it does not repeat.
-    if split not in image_lists(config):
-        records = read(config, root, split, **options)
-    elif records := read(config, root, 'train', **options):
-        records = _select_listed(records, Path(root) / image_lists(config)[split], on_fault)
+    if not name:
+        records = part(config, 'DATA.DATASET').read(config, root, split, **options)
+    elif options.pop('optional', False) and not (Path(root) / name).is_file():
+        records = None
+    else:
+        options |= {'image_suffix': config.DATA.IMAGE_SUFFIX, 'groups': config.EVAL.GROUPS}
+        records = read_csv(root, name, split=split, **options)
     if records is None or not records.label_names:
         return records
     about = records.labels, records.label_names, records.path
@@ -84,40 +100,76 @@ def read_part(config: Config, root: str, split: str, **options: Any) -> Records 
     return replace(records, doubts=tuple(doubts))
 
 
-def image_lists(config: Config) -> dict[str, str]:
-    """Return the files that list the images of train and valid, for sets with tables of their own.
+def refuse_shared_patients(
+    config: Config, splits: Mapping[str, Records | None], logger: logging.Logger
+) -> None:
+    """Refuse patients in two splits, or warn of them with DATA.ALLOW_SHARED_PATIENTS.
 
-    They are those of DATA.TRAIN_CSV and VALID_CSV that differ from the default. In CheXpert's
-    layout these files are the tables themselves.
+    Images that DATA.LEAVE_OUT lists do not count.
     """
-    kind, default = part(config, 'DATA.DATASET'), csv_names(default_config())
-    if kind.reads_csv or not kind.labelled:
-        return {}
-    names = csv_names(config)
-    return {split: names[split] for split in ('train', 'valid') if names[split] != default[split]}
+    lines = shared_patients(
+        {name: part.kept().patient for name, part in splits.items() if part is not None}
+    )
+    for line in lines:
+        if not config.DATA.ALLOW_SHARED_PATIENTS:
+            raise ValueError(
+                f'{line}: {CHECK} lists them, DATA.LEAVE_OUT leaves them out, and '
+                'DATA.ALLOW_SHARED_PATIENTS True goes on, with a line in the report'
+            )
+        logger.warning(line)
 
 
-def _select_listed(records: Records, file: Path, on_fault: OnFault) -> Records:
-    """Select the images whose `path` is in the column Path of a CSV file."""
-    table = Table(file, on_fault, ' (see DATA.TRAIN_CSV, DATA.VALID_CSV)')
-    table.require('Path')
-    is_known = table['Path'].isin(records.path).to_numpy(bool)
-    table.keep('Path', is_known, 'unknown image', 'is not an image of the split train')
-    return records.select(pd.Index(records.path).isin(table['Path']))
+def scored_splits(config: Config, source: str = '') -> dict[str, Records]:
+    """Read the scored splits that exist for pre-training, to compare their patients.
+
+    Tables that cannot be read are not compared: pre-training does not need them.
+    """
+    found = {}
+    options = {'labels': (), 'optional': True, 'look_up': 'none', 'on_fault': lambda fault: None}
+    for split in ('valid', 'test'):
+        try:
+            records = read_part(config, config.DATA.DATA_PATH, split, **options)
+        except ValueError:
+            continue
+        if records is not None and config.DATA.LEAVE_OUT:
+            listed = module_of('DATA.LEAVE_OUT').is_left_out(config, records, source)
+            records = replace(records, left_out=listed)
+        found[split] = records
+    return found
 
 
-def may_be_absent(config: Config, split: str) -> bool:
+def table_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
+    """Return all cells of the table of a labelled split; the index has the numbers of the rows."""
+    if name := replaced_table(config, split):
+        return Table(Path(root) / name).cells
+    return part(config, 'DATA.DATASET').table(config, root, split)
+
+
+def replaced_table(config: Config, split: str) -> str:
+    """Return the file that replaces the table of a data set with tables of its own; '' for none.
+
+    It is that of DATA.TRAIN_CSV, VALID_CSV or TEST_CSV if its name is not the default.
+    """
+    kind, name = part(config, 'DATA.DATASET'), csv_names(config)[split]
+    has_own = kind.labelled and config.DATA.DATASET != 'chexpert'
+    return name if has_own and name != csv_names(default_config())[split] else ''
+
+
+def may_be_absent(config: Config, split: str, has_test: bool | None = None) -> bool:
     """Return whether a split may be missing.
 
-    The test split may always be missing. The valid split may be missing if a layout describes a
-    test split, or if DATA.TEST_CSV was changed and its file exists.
+    The test split may always be missing. The valid split may be missing if the test split is there
+    (`has_test`); in CheXpert's form, if DATA.TEST_CSV was changed or train.csv has a column Split.
     """
-    data, splits = config.DATA, part(config, 'DATA.DATASET').splits
-    is_given = data.TEST_CSV != default_config().DATA.TEST_CSV
-    has_test = is_given and (Path(data.DATA_PATH) / data.TEST_CSV).is_file()
-    if splits is not None:
-        has_test = set(splits(config)) & {'valid', 'test'} == {'test'}
-    return split == 'test' or (has_test and config.EVAL.SELECT_ON != 'valid')
+    data = config.DATA
+    if split == 'test':
+        return True
+    if data.DATASET == 'chexpert':
+        is_given = data.TEST_CSV != default_config().DATA.TEST_CSV
+        file = csv_of_split(config, data.DATA_PATH, 'test')
+        is_table_of_all = file == data.TRAIN_CSV
+        has_test = (is_given and (Path(data.DATA_PATH) / file).is_file()) or is_table_of_all
+    return bool(has_test) and config.EVAL.SELECT_ON != 'valid'
 
 
 def data_root(config: Config, logger: logging.Logger) -> str:

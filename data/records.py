@@ -1,10 +1,10 @@
 """Records: images with labels, patients and views, and by option the reader and the task of a run.
 
-To add a data set that no layout can describe, write one reader with `@register_dataset`.
+To add a data set that no table can describe, write one reader with `@register_dataset`.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,10 @@ from data.store_about import is_store
 from data.table import Fault, OnFault
 
 DATASETS = REGISTRIES['DATA.DATASET']
-# Matches a study in a name: CheXpert's patient00001/study1, MIMIC-CXR's p10000032/s50414267.
-STUDY = re.compile(
-    r'\A(?P<study>(?:.*?/)?(?P<patient>patient\d+|p\d+)/(?:study|s)\d+)(?=/|\Z)(?P<image>.*)'
-)
 PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|(?<![^/])[^/]*\Z')  # or the name of the file
 LEFT_OUT = 'left out of the store'  # kind of a fault
 OLDEST = 120  # years; the highest age of a patient
-VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
+VIEWS_HINT = 'the column Frontal/Lateral'
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +42,15 @@ class Records:
     ap_pa: np.ndarray  # [N] 'AP', 'PA', 'LL', 'RL', ''
     labels: np.ndarray | None  # [N, K] float32: 1, 0, -1 uncertain, NaN blank
     label_names: tuple[str, ...] = ()  # [K]
+    # Further columns that were asked for, [N, G] text, their names, and the names of all others.
+    groups: np.ndarray | None = None
+    group_names: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
     image_root: Path | None = None  # folder or store with the images if it is not root
     doubts: tuple[str, ...] = ()  # sentences about the labels that a report shows (DOUBTS)
+    left_out: np.ndarray | None = None  # [N] bool, images that DATA.LEAVE_OUT lists
+    num_left_out: int = 0  # of them in the whole split
+    digest: str = ''  # SHA-256 of a table that a function made
 
     def __len__(self) -> int:
         return len(self.row)
@@ -58,22 +61,20 @@ class Records:
         arrays = {name: v[indices] for name, v in values.items() if isinstance(v, np.ndarray)}
         return replace(self, **arrays)
 
+    def kept(self) -> 'Records':
+        """Select the records that DATA.LEAVE_OUT does not list."""
+        return self if self.left_out is None else self.select(~self.left_out)
+
 
 @dataclass(frozen=True)
 class DataSet:
     """An entry of DATASETS."""
 
-    # Reader of a split of a folder or a packed store, with the arguments of `read_layout`.
+    # Reader of a split of a folder or a packed store, with the arguments of `read_made`.
     read: Callable[..., Any]  # -> Records | None
     labelled: bool  # whether images have labels
-    # config -> splits that are read and packed; None: those whose files `read_source` recognises
-    splits: Callable[[Config], Sequence[str]] | None
-    # (config, root) -> existing files that are read, besides images and `Records.csv`
-    tables: Callable[[Config, Path], list[Path]] = lambda config, root: []
-    # Whether labels are read from the files of DATA.*_CSV, which else only list images
-    reads_csv: bool = False
-    # config -> YAML file that describes the data set; None: the reader alone does
-    layout: Callable[[Config], Path] | None = None
+    # (config, root, split) -> all cells of the table of the split; None: there is no table
+    table: Callable[..., pd.DataFrame] | None = None
 
     def check(self, config: Config, stage: str | None) -> None:
         """Refuse fine-tuning without labels, and an output folder inside the folder of images."""

@@ -5,19 +5,16 @@ DATA.DATA_PATH, and patients are held out from each source.
 """
 
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from config import OPTIONS, Config, part, require
-from data.reading import open_data, read_split
+from config import OPTIONS, Config, module_of, part, require
+from data.reading import open_data, read_split, refuse_shared_patients, scored_splits
 from data.records import Records
 from data.splits import describe_subset, pretrain_records, take_subset
-from data.table import Fault, Table, refuse
 
 LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
 # Key of an entry -> check of the value, and allowed values. Keys outside LIMITS are required.
@@ -49,18 +46,15 @@ def read_sources(
         (train, holdout), each by the name of the source; without DATA.SOURCES the name is ''. The
         held-out images are limited to EVAL.HOLDOUT_IMAGES per source.
     """
-    training, held_out, left_out, found = {}, {}, _left_out(config), set()
+    training, held_out, read = {}, {}, []
     entries = {entry['name']: entry for entry in config.DATA.SOURCES}
     for name, own in source_configs(config).items():
         open_data(own, logger)
-        whole, entry = read_split(own, 'train', logger, labelled=False), entries.get(name, {})
+        whole = read_split(own, 'train', logger, labelled=False, source=name)
+        read.append(whole)
+        refuse_shared_patients(own, {'train': whole} | scored_splits(own, name), logger)
+        entry = entries.get(name, {})
         train, holdout = pretrain_records(own, whole)
-        if left_out:
-            found |= left_out.intersection(_names(name, whole))
-            train, holdout = (
-                part.select(~pd.Index(_names(name, part)).isin(left_out))
-                for part in (train, holdout)
-            )
         # Patient by patient, so that a smaller number is a subset of a larger one.
         if most := min(entry.get('images', 0), len(train)):
             train = take_subset(train, fraction=1.0, images=most, seed=config.SEED)
@@ -78,21 +72,14 @@ def read_sources(
         # Each source has its own held-out patients, so that its error can be shown.
         training[name] = train
         held_out[name] = _evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
-    if left_out:
-        logger.info(f'{len(found)} training images are left out ({config.DATA.LEAVE_OUT})')
-    if left_out and not found:
-        raise ValueError(
-            f'DATA.LEAVE_OUT {config.DATA.LEAVE_OUT}: none of the {len(left_out)} listed images is '
-            'a training image; with DATA.SOURCES, names must begin with the name of the source'
-        )
+    if config.DATA.LEAVE_OUT:
+        module_of('DATA.LEAVE_OUT').require_found(config, *read)
     return training, held_out
 
 
 def check(config: Config, stage: str | None) -> None:
     """Refuse entries of DATA.SOURCES that cannot be read, and sources that share a folder."""
     data, entries = config.DATA, config.DATA.SOURCES
-    holds = stage != 'finetune' or not data.LEAVE_OUT
-    require(holds, config, 'DATA.LEAVE_OUT', "'' for fine-tuning")
     if not entries:
         return
     require(stage != 'finetune', config, 'DATA.SOURCES', '[] for fine-tuning')
@@ -116,30 +103,11 @@ def check(config: Config, stage: str | None) -> None:
         part(configs[name], 'DATA.DATASET').check(configs[name], stage)
 
 
-def _left_out(config: Config) -> set[str]:
-    """Return the names of the images that DATA.LEAVE_OUT lists."""
-    if not config.DATA.LEAVE_OUT:
-        return set()
-
-    def on_fault(fault: Fault) -> None:
-        if fault.kind != 'empty CSV':  # a check that found no duplicate
-            refuse(fault)
-
-    table = Table(config.DATA.LEAVE_OUT, on_fault, ' (see DATA.LEAVE_OUT)')
-    table.require('file')
-    return set(table['file'])
-
-
 def _evenly_spread(records: Records, count: int) -> Records:
     """Select this many records, evenly spread over their order; 0 selects all."""
     if count == 0 or count >= len(records):
         return records
     return records.select(np.arange(count) * len(records) // count)
-
-
-def _names(source: str, records: Records) -> list[str]:
-    """Return the names of images, each with the name of the source in front."""
-    return [os.path.join(source, file) for file in records.file]
 
 
 def _check_entry(place: str, entry: Any) -> None:

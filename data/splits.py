@@ -3,13 +3,12 @@
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from config import Config, part
+from data.identity import canonical_names
 from data.records import Records, select_views, task_of
 
 
@@ -50,7 +49,8 @@ def split_patients(config: Config, records: Records) -> tuple[Records, Records, 
             f'DATA.HOLDOUT_FRACTION {config.DATA.HOLDOUT_FRACTION} to choose a checkpoint'
         )
     is_internal = rank < num_internal
-    return train, held_out.select(~is_internal), held_out.select(is_internal)
+    parts = (train, held_out.select(~is_internal), held_out.select(is_internal))
+    return tuple(records.kept() for records in parts)
 
 
 def take_subset(records: Records, *, fraction: float, images: int, seed: int) -> Records:
@@ -99,7 +99,7 @@ def unlabelled_records(config: Config, records: Records) -> Records:
     labels, which training must not use.
     """
     labelled = training_records(config, records).patient
-    outside = ~pd.Index(records.patient).isin(labelled)
+    outside = ~np.isin(canonical_names(records.patient), canonical_names(labelled))
     return select_views(records.select(outside), config.DATA.VIEWS)
 
 
@@ -107,7 +107,7 @@ def pretrain_records(config: Config, records: Records) -> tuple[Records, Records
     """Split the images of the training CSV into images for pre-training and held-out images."""
     data = config.DATA
     # Patients are held out before views are selected, so that the choice of views moves nobody.
-    train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
+    train, holdout = (e.kept() for e in split_holdout(records, data.HOLDOUT_FRACTION))
     if part(config, 'DATA.DATASET').labelled:
         train = select_views(train, data.VIEWS)
         holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
@@ -115,18 +115,6 @@ def pretrain_records(config: Config, records: Records) -> tuple[Records, Records
         train, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
     )
     return train, holdout
-
-
-def shared_patients(patients: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a warning for each two splits that share patients, given the patients by split."""
-    lines = []
-    for (one, names), (other, others) in combinations(patients.items(), 2):
-        if both := sorted(set(names) & set(others)):
-            lines.append(
-                f'{len(both)} patient(s) are in both {one} and {other}, for example {both[0]}, so '
-                'the scores include patients with which the model may have been trained'
-            )
-    return lines
 
 
 def describe_subset(config: Config) -> str:
@@ -140,9 +128,17 @@ def describe_subset(config: Config) -> str:
 
 
 def patient_hashes(patients: np.ndarray, key: str) -> tuple[np.ndarray, list[bytes]]:
-    """Return the number of the patient of each record [N], and a keyed hash of each patient."""
+    """Return the number of the patient of each record [N], and a keyed hash of each patient.
+
+    Two spellings of a name, which may be one patient, have one number and the hash of the first of
+    them in alphabetical order, so that they are never apart.
+    """
     # A hash and not a draw: a patient keeps its place if other patients join or leave.
     codes, names = pd.factorize(patients)
+    forms, spelt = pd.factorize(canonical_names(names))
+    if len(spelt) < len(names):
+        names = pd.Series(names).groupby(forms).min().to_numpy(object)
+        codes = forms[codes]
     hashes = (hashlib.blake2b(os.fsencode(name), key=key.encode()) for name in names)
     return codes, [each.digest() for each in hashes]
 

@@ -1,18 +1,12 @@
-"""Read the cells of CSV files, and report faults with file, row and column.
+"""Tables of text cells, and faults with file, row and column.
 
 By default, the first fault in a file raises a ValueError that names the file, the row and the
 column. The data check passes a function `on_fault` to the readers instead. It collects all faults,
 and the readers return the rows that can be used.
 """
 
-import csv
-import gzip
-import io
-import itertools
-import json
 import logging
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.table_files import SHOWN, UNREADABLE, read_columns, text_cells
+
 KEYS = ('Path', 'Study')  # column that names the image or the study of a row
-IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
 NUMBER = re.compile(r'-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
-SHOWN = 100  # number of characters of a cell in a message
-JSON_LINES = ('.json', '.jsonl')  # suffixes of tables with a JSON object on each line
-UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what damaged files raise
-# A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
-MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
-MAX_COLUMNS = 100  # that are read of JSON lines or of an Excel file
 LOG_LEVELS = {'warning': logging.WARNING, 'note': logging.INFO}  # of faults that are no errors
 
 
@@ -61,22 +50,22 @@ def refuse(fault: Fault, logger: logging.Logger | None = None) -> None:
 
 
 class Table:
-    """The text cells of a CSV file (.csv or .csv.gz), or of JSON lines (.json or .jsonl).
+    """The text cells of a file (`data.table_files`), or of a table in memory.
 
-    A missing column reads as empty cells, and empty rows are ignored. A row that is wider or
-    narrower than the header is a fault, because the last row of a truncated file would otherwise
-    look like an image without labels.
+    A missing column reads as empty cells. Empty rows and columns without a name, such as the row
+    numbers that pandas writes, are ignored. A row that is wider or narrower than the header is a
+    fault, because the last row of a truncated file would otherwise look like an image without
+    labels.
 
     Args:
         file: Path of the file.
         on_fault: Function that receives each fault.
         hint: Text that is added to the message for a missing file.
-        cells: Cells of a table without a CSV file, whose rows are the images in the column Path;
-            `file` then describes them.
+        cells: Cells of a table in memory, whose index has the numbers of the rows; `file` then
+            describes them.
 
     Attributes:
         cells: Usable rows by column; the index is the 0-based row below the header.
-        titles: What messages say instead of `column 'NAME'`, by column.
     """
 
     def __init__(
@@ -89,9 +78,10 @@ class Table:
     ) -> None:
         self.file = Path(file)
         self.on_fault = on_fault
-        self.titles: dict[str, str] = {}
-        self.has_rows = cells is None
-        self.cells = self._read(hint) if cells is None else cells
+        self._typed = set() if cells is None else {*cells}  # columns to be converted to text
+        cells = self._read(hint) if cells is None else cells
+        is_named = [isinstance(name, str) and name.strip() != '' for name in cells]
+        self.cells = cells.loc[:, is_named]
 
     def __contains__(self, column: str) -> bool:
         return column in self.cells
@@ -100,7 +90,12 @@ class Table:
         return len(self.cells)
 
     def __getitem__(self, column: str) -> pd.Series:
-        return self.cells[column] if column in self else pd.Series('', self.cells.index, object)
+        if column not in self:
+            return pd.Series('', self.cells.index, object)
+        if column in self._typed:
+            self._typed.discard(column)
+            self.cells = self.cells.assign(**{column: text_cells(self.cells[column])})
+        return self.cells[column]
 
     @property
     def key(self) -> str:
@@ -118,16 +113,15 @@ class Table:
         """Report a fault in the file, or in the row at a position."""
         row, file = None, ''
         if position is not None:
-            row = int(self.row[position]) + 2 if self.has_rows else None
-            file = next((self[name].iloc[position] for name in (*KEYS, *IDS) if name in self), '')
-            detail = detail if self.has_rows else f'{file}: {detail}'
+            row = int(self.row[position]) + 2
+            file = next((self[name].iloc[position] for name in KEYS if name in self), '')
         self.on_fault(Fault(kind, detail, str(self.file), row, file, severity))
 
-    def places(self) -> list[str]:
-        """Describe where each row is, [N]."""
-        if not self.has_rows:
-            return self['Path'].tolist()
-        return [f'row {row} of {self.file.name}' for row in (self.row + 2).tolist()]
+    def add(self, **columns: Sequence[Any]) -> None:
+        """Add columns of N values, without the conversion of texts to another type by pandas."""
+        index = self.cells.index
+        added = {name: pd.Series(values, index, object) for name, values in columns.items()}
+        self.cells = self.cells.assign(**added)
 
     def require(self, *columns: str | Sequence[str], labels: Sequence[str] = ()) -> None:
         """Report the missing columns.
@@ -166,8 +160,10 @@ class Table:
         self, column: str, kind: str, values: Sequence[str] | None = None, remedy: str = ''
     ) -> None:
         """Report and drop every row whose cell (or value, [N]) occurs in an earlier row."""
-        values = pd.Series(np.asarray(self[column] if values is None else values, object))
-        later = values.duplicated().to_numpy()
+        values = np.asarray(self[column] if values is None else values, object)
+        later = pd.Series(values, dtype=object).duplicated().to_numpy()
+        if not later.any():
+            return
         first_rows = dict(zip(values[~later], self.row[~later] + 2, strict=True))
         for position in np.flatnonzero(later).tolist():
             problem = f'already occurs in row {first_rows[values[position]]}{remedy}'
@@ -185,11 +181,15 @@ class Table:
     ) -> np.ndarray:  # [N]
         """Return the meaning of each cell; a cell without a meaning is a fault, read as empty."""
         allowed = allowed or ', '.join(name or 'empty' for name in meanings)
-        codes, values = pd.factorize(self[column].to_numpy(object))
-        good = np.array([value in meanings for value in values], bool)[codes]
-        self.check(column, good, kind, f'is not allowed (allowed: {allowed})')
-        empty = meanings.get('', np.nan)
-        return np.array([meanings.get(value, empty) for value in values], dtype)[codes]
+        cells = self[column].to_numpy(object).tolist()
+        values = {*cells}
+        unknown = values.difference(meanings)
+        if unknown:
+            good = np.array([cell not in unknown for cell in cells], bool)
+            self.check(column, good, kind, f'is not allowed (allowed: {allowed})')
+            empty = meanings.get('', np.nan)
+            meanings = {value: meanings.get(value, empty) for value in values}
+        return np.array([*map(meanings.__getitem__, cells)], dtype)
 
     def numbers(
         self,
@@ -210,9 +210,9 @@ class Table:
         return self.map(column, meanings, kind, allowed=f'{allowed}{hint}')
 
     def _cell(self, column: str, position: int) -> str:
-        title, cell = self.titles.get(column, f'column {column!r}'), self[column].iloc[position]
+        cell = self[column].iloc[position]
         hint = ' (a quote that is not closed?)' if '\n' in cell else ''
-        return f'{title}: {cell!r:.{SHOWN}}{hint}'
+        return f'column {column!r}: {cell!r:.{SHOWN}}{hint}'
 
     def _read(self, hint: str) -> pd.DataFrame:
         if not self.file.is_file():
@@ -223,135 +223,22 @@ class Table:
             self.fault('missing file', f'{problem}{hint}')
             return pd.DataFrame()
         try:
-            header, *rows = _read_rows(self.file) or [[]]
-            header = [name.strip() for name in header]
+            columns = read_columns(self.file)
         except UNREADABLE as error:
             hint = '; save it as UTF-8' if isinstance(error, UnicodeDecodeError) else ''
             self.fault('unreadable table', f'it cannot be read: {error}{hint}')
             return pd.DataFrame()
-        if len(header) == 1 and (separator := re.search('[;\t|]', header[0])):
-            detail = f'the columns are separated by {separator[0]!r}: save it with commas instead'
-            self.fault('unreadable table', detail)
-            return pd.DataFrame()
+        header = columns.header = [name.strip() for name in columns.header]
         for name in {name for name in header if name and header.count(name) > 1}:
             self.fault('repeated column', f'column {name} is given twice')
-        kept = {}
-        for number, row in enumerate(rows):
-            if any(row) and len(row) == len(header):
-                kept[number] = row
-            elif any(row):
-                detail = f'{len(row)} fields, but the header has {len(header)}'
-                place = {'csv': str(self.file), 'row': number + 2}
-                self.on_fault(Fault('row of another width', detail, **place))
-        table = pd.DataFrame(list(kept.values()), list(kept), header, object)
-        table = table.loc[:, ~table.columns.duplicated()]
+        for number, width in columns.other_widths:
+            detail = f'{width} fields, but the header has {len(header)}'
+            self.on_fault(Fault('row of another width', detail, str(self.file), number + 2))
+        table = columns.frame()
+        table = table.loc[:, ~table.columns.duplicated() | (table.columns == '')]
         if table.empty:
             self.fault('empty CSV', 'there is no usable row below the header')
         return table
-
-
-def _read_rows(file: Path) -> list[list[str]]:
-    """Read the rows of a CSV file or of JSON lines, with the header in front."""
-    if file.suffix == '.xlsx':
-        raise ValueError('it is an Excel file; save it as CSV')
-    limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
-    with (gzip.open if file.suffix == '.gz' else open)(file, 'rb') as opened:
-        data = opened.read(limit + 1)
-    refuse_bomb(len(data), limit)
-    text = data.decode('utf-8-sig')
-    if file.name.endswith(JSON_LINES):
-        return _read_json_lines(text)
-    reader = csv.reader(io.StringIO(text, newline=''), strict=True)
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        hint = 'a cell may lack its closing quote'
-        raise ValueError(f'line {reader.line_num}: {error}; {hint}') from error
-    if reader.line_num > len(rows):
-        _refuse_swallowed_rows(rows)
-    return rows
-
-
-def _read_json_lines(text: str) -> list[list[str]]:
-    """Return the header and the rows of a file with a JSON object, which is a row, on each line."""
-    rows = []
-    for number, line in enumerate(text.rstrip('\n').split('\n'), 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f'line {number} is not JSON: {error}') from error
-        if not isinstance(row, dict):
-            raise ValueError(f'line {number} is not a JSON object such as {{"file": "1.png"}}')
-        rows.append(row)
-    header = [*dict.fromkeys(itertools.chain.from_iterable(rows))]
-    if len(header) > MAX_COLUMNS:
-        raise ValueError(f'it has {len(header):,} different keys, at most {MAX_COLUMNS} are read')
-    return [header, *([_json_text(row.get(name)) for name in header] for row in rows)]
-
-
-def _json_text(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ''
-    return json.dumps(value)
-
-
-def _refuse_swallowed_rows(rows: Sequence[Sequence[str]]) -> None:
-    """Refuse a cell with a line that looks like a row: an open quote and a later one hide rows.
-
-    Such a line has enough commas, and begins like the rows, for example with a path. Sentences in a
-    report do not.
-    """
-    width = max(len(rows[0]), 2)
-    forms = {_form(row[0]) for row in rows[1:] if row}
-    for number, row in enumerate(rows, 1):
-        for name, cell in zip(rows[0], row, strict=False):
-            lines = cell.splitlines()[1:]
-            if any(len(line.split(',')) >= width and _form(line) in forms for line in lines):
-                raise ValueError(
-                    f'row {number}: a line of the cell in column {name!r:.{SHOWN}} looks like a '
-                    'row; a cell may lack its closing quote, or write the text on one line'
-                )
-
-
-def _form(line: str) -> str:
-    """Return the form of the first cell of a line: a for letters, 0 for digits, and x for both."""
-    first = line.partition('\n')[0].partition(',')[0].strip(' "\r')
-    kinds = {(True, False): 'a', (False, True): '0'}
-    return re.sub(r'\w+', lambda m: kinds.get((m[0].isalpha(), m[0].isdecimal()), 'x'), first)
-
-
-def refuse_bomb(size: int, limit: int) -> None:
-    """Refuse a compressed file with more bytes than a table can have."""
-    if size > limit:
-        raise ValueError(f'it has more than {limit:,} bytes when it is decompressed')
-
-
-def rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray:  # [N]
-    """Return the position of each row of a table in another by some columns; -1 if it is absent."""
-    if not len(table) or not len(other):
-        return np.full(len(table), -1)
-    names, wanted = (pd.MultiIndex.from_frame(part.cells[[*columns]]) for part in (other, table))
-    first = np.flatnonzero(~names.duplicated())
-    place = names[first].get_indexer(wanted)
-    return np.where(place >= 0, first[place], -1)
-
-
-def rows_of_labels(
-    table: Table, source: Table, columns: Sequence[str], name: str
-) -> np.ndarray:  # [N]
-    """Return the row of labels of each row, and drop the rows that have none.
-
-    The column `name` names a dropped row in the warning.
-    """
-    place = rows_of(table, source, columns)
-    has_labels = place >= 0
-    if not has_labels.all():
-        without = table[name][~has_labels]
-        counts = f'{len(without):,} of {len(place):,} rows have no row in {source.file.name}'
-        detail = f'{counts} and are left out, such as {without.iloc[0]}'
-        table.fault('rows without labels', detail, severity='warning')
-    table.cells = table.cells[has_labels]
-    return place[has_labels]
 
 
 def find_file(root: Path, *patterns: str, hint: str) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from data.labels import UNCERTAIN, SharedLabel, any_of
-from data.predictions import LabelTable, Predictions, row_names
+from data.predictions import LabelTable, Predictions, row_names, rows_of
 from data.records import Records
 from data.tasks import TASKS
 from data.views import views_in_names
@@ -156,12 +156,13 @@ def _pair_rows(
     Returns row indices [M] of predictions and of labels, and notes about the unmatched rows.
     """
     key = 'Study' if 'Study' in (predictions.key, table.key) else 'Path'
-    given, wanted = row_names(predictions.names, key), row_names(table.records.path, key)
+    given, wanted = predictions.names, table.records.path
     if table.key == 'Path':  # the prediction of a study may belong to several images
-        of_table, of_predictions = np.arange(len(wanted)), given.get_indexer(wanted)
+        of_table = np.arange(len(wanted))
+        of_predictions = rows_of(wanted, given, key, predictions.file)
     else:
         of_predictions = _of_wanted_views(predictions, table.views)
-        of_table = wanted.get_indexer(given[of_predictions])
+        of_table = rows_of(given[of_predictions], wanted, key, table.file)
     paired = (of_predictions >= 0) & (of_table >= 0)
     of_predictions, of_table = of_predictions[paired], of_table[paired]
     if not len(of_table):
@@ -169,14 +170,15 @@ def _pair_rows(
             f'{predictions.file} ({_examples(predictions.names)}) and {table.file} '
             f'({_examples(table.records.path)}) have no row in common'
         )
-    notes, of_views = [], '' if table.views == 'all' else f' of {table.views} views'
+    notes = _other_spellings(given[of_predictions], wanted[of_table], key, predictions, table)
+    of_views = '' if table.views == 'all' else f' of {table.views} views'
     if ignored := len(given) - len(set(of_predictions)):
         notes.append(
             f'{predictions.file}: {ignored} of {len(given)} rows have no labelled row{of_views} in '
             f'{table.file} and are ignored'
         )
     unpredicted = np.setdiff1d(np.arange(len(wanted)), of_table)
-    has_other_views = wanted[unpredicted].isin(given)
+    has_other_views = rows_of(wanted[unpredicted], given, key, predictions.file) >= 0
     if has_other_views.any():
         notes.append(
             f'{table.file}: {has_other_views.sum()} of {len(wanted)} studies have no prediction'
@@ -196,6 +198,24 @@ def _pair_rows(
             f'rows{of_views} of {table.file}: {_examples(missing)}{hint}'
         )
     return of_predictions, of_table, notes
+
+
+def _other_spellings(
+    given: Sequence[str],
+    wanted: Sequence[str],
+    key: str,
+    predictions: Predictions,
+    table: LabelTable,
+) -> list[str]:
+    """Say that rows were matched whose names are spelt in two ways, such as 117 and 000117."""
+    differ = row_names(given, key) != row_names(wanted, key)
+    if not differ.any():
+        return []
+    first = int(np.argmax(differ))
+    return [
+        f'{differ.sum()} of {len(differ)} names are spelt in two ways, such as {given[first]!r} in '
+        f'{predictions.file} and {wanted[first]!r} in {table.file}: they count as the same'
+    ]
 
 
 def _of_wanted_views(predictions: Predictions, wanted: str) -> np.ndarray:

@@ -23,8 +23,8 @@ from markupsafe import Markup
 from PIL import Image
 from scipy.stats import fisher_exact
 
+from data.identity import shared_patients
 from data.labels import COMPETITION_LABELS, describe_same
-from data.splits import shared_patients
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.calibration import TEMPERATURES
@@ -154,7 +154,8 @@ def build_document(
     label_warnings = partial(_label_warnings, has_holdout=holdout is not None, missing=missing)
     has_several_models = len(sets) > 1 and extras['comparisons'] and not extras['baselines']
     main = None if has_several_models else scored[-1]
-    told = [SYNTHETIC] if any(are_synthetic(cases.path) for cases in sets) else []
+    told = shared_patients(patients or {})
+    told += [SYNTHETIC] if any(are_synthetic(cases.path) for cases in sets) else []
     told += _baseline_alerts(extras['comparisons']) if extras['baselines'] else []
     context = []
     if main and main['means']['five']:
@@ -174,7 +175,6 @@ def build_document(
         ],
         'warnings': [
             *warnings,
-            *shared_patients(patients or {}),
             *([NO_PATIENTS] if any(map(_has_no_patients, sets)) else []),
             *([RANKS_ONLY] if protocol.ranks_only else []),
             *([NO_HELD_OUT] if holdout is None and not protocol.ranks_only else []),
@@ -467,7 +467,7 @@ def _by_view(scored: dict[str, Any], mean: str) -> list[dict[str, Any]]:
 
 
 def _has_no_patients(cases: Cases) -> bool:
-    """Return whether the names of the images stand for the patients (`data.layouts`)."""
+    """Return whether the names of the images stand for the patients."""
     return len(cases) > 0 and all(map(str.endswith, cases.path, cases.patient))
 
 

@@ -568,7 +568,7 @@ def _literal(value: object) -> str:
 
 def _without_folders(value: Any) -> object:
     """Return the value of an option for the model card, with only the name of each path."""
-    if isinstance(value, str):  # a data set may be the path of its layout
+    if isinstance(value, str):  # a data set may be the path of a function
         return PurePath(value).name or 'nothing'
     if isinstance(value, dict):
         return {key: _without_folders(each) for key, each in value.items() if key != 'path'}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, default_config, part
+from config import Config, default_config
 from data.check import Findings, check_data, list_duplicates
 from data.given_folders import config_of_data
 from data.reading import may_be_absent
@@ -42,12 +42,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def splits_that_may_be_absent(config: Config) -> tuple[str, ...]:
     if config.DATA.SOURCES:  # pre-training reads neither
         return ('valid', 'test')
+    if config.DATA.DATASET != 'chexpert':
+        return ('train', 'valid', 'test')
     has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-    splits = part(config, 'DATA.DATASET').splits
-    has_only_train = splits is not None and list(splits(config)) == ['train']
-    needs_no_valid = has_only_train or may_be_absent(config, 'valid')
-    optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
-    return optional + ('train',) * (splits is not None and 'train' not in splits(config))
+    return ('test',) * has_default_test + ('valid',) * may_be_absent(config, 'valid')
 
 
 @tool

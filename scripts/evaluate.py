@@ -260,7 +260,8 @@ def _view_warnings(cases: Cases, predictions: Predictions, trained: str) -> list
 
 def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> LabelTable:
     """Read the labels of a split of --dataset."""
-    records = read_data_set(args.dataset, str(args.labels), args.split, labels, task=args.task)
+    options = {'task': args.task, 'groups': args.groups}
+    records = read_data_set(args.dataset, str(args.labels), args.split, labels, **options)
     records = select_views(records, args.views)
     targets = make_task(args.task, LABELS=labels, BLANK=args.blank).scored(records)
     file = args.labels / records.csv
@@ -293,7 +294,7 @@ def read_labels(
     labels = wanted or args.label_names or (() if is_standard else tuple(given))
     labels = labels if TASKS[args.task].takes_names else ()
     options = {'blank': args.blank, 'views': args.views, 'labels': labels}
-    return read_label_file(file, task=args.task, **options)
+    return read_label_file(file, task=args.task, groups=args.groups, **options)
 
 
 def set_names(args: argparse.Namespace) -> list[str]:

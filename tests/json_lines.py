@@ -1,10 +1,7 @@
-"""A reader of JSON lines as a user would write it, which `tests/test_reader.py` uses."""
+"""A reader of a data set as a user would write it, which `tests/test_reader.py` uses."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from config import Config
 from data.chexpert import records_of
@@ -15,7 +12,7 @@ from data.table import OnFault, Table, refuse
 FILE = 'images.jsonl'  # keys: file, who, part, and names of labels
 
 
-@register_dataset('lines', labelled=True, splits=lambda config: ['train', 'valid'])
+@register_dataset('lines', labelled=True)
 def read_lines(
     config: Config,
     root: str | Path,
@@ -27,11 +24,10 @@ def read_lines(
     on_fault: OnFault = refuse,
 ) -> Records | None:
     """Read the images whose part is the split."""
-    file = Path(root) / FILE
-    cells = pd.DataFrame(map(json.loads, file.read_text('utf-8').splitlines()), dtype=object)
-    cells = cells[cells['part'] == split]
-    if optional and not len(cells):
+    table = Table(Path(root) / FILE, on_fault)
+    table.cells = table.cells[table['part'] == split]
+    if optional and not len(table):
         return None
-    cells = cells.assign(path=cells['file'], patient=cells['who'], study=cells['file'])
-    records = records_of(Table(file, on_fault, cells=cells), labels)
+    table.add(path=table['file'], patient=table['who'], study=table['file'])
+    records = records_of(table, labels)
     return existing_records(records, open_images(root), look_up, on_fault)

@@ -165,32 +165,40 @@ def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:
 def test_faults_in_mimic(tmp_path: Path, check: Callable) -> None:
     root = tmp_path / 'MIMIC'
     mimic_phantom(root, num_train=4, num_valid=2, num_test=2, size=64, seed=1)
-    assert check(root) == []
+    unknown = ('missing description', 'mimic-cxr-2.0.0-split.csv.gz', None, '')
+    assert check(root) == [unknown]
     files = [next(root.glob(f'mimic-cxr-*-{k}.csv*')) for k in ('split', 'metadata', 'chexpert')]
     images, others, labels = map(read_text, files)
-    ids = images.loc[images['split'] == 'train', 'dicom_id'].tolist()
     names = [file.name for file in files]
-    gone = 'files/p{0:.2}/p{0}/s{1}/{2}.jpg'.format(
-        *images.loc[1, ['subject_id', 'study_id', 'dicom_id']]
-    )
+    paths = 'files/p{0:.2}/p{0}/s{1}/{2}.jpg'
+    ids = ['subject_id', 'study_id', 'dicom_id']
+    first, gone = (paths.format(*images.loc[row, ids]) for row in (0, 1))
     (root / gone).unlink()
     size = len(images)
     images.loc[size] = images.loc[0]
-    images.loc[size + 1] = images.loc[0].replace({'train': 'no split', ids[0]: 'new'})
-    images.loc[size + 2] = images.loc[0].replace({ids[0]: '../x'})
-    others = others[others['dicom_id'] != ids[2]]
     labels.loc[0, 'Edema'] = '3'
+    study = labels.loc[0, ['subject_id', 'study_id']]
+    rows = [row for row in range(size) if (images.loc[row, study.index] == study).all()]
     for file, table in zip(files, (images, others, labels), strict=True):
         table.to_csv(file, index=False)
     found = [cells for cells in check(root) if cells[0] != 'image that no CSV names']
-    assert found == [
-        ('duplicate id', names[0], size + 2, ids[0]),
-        ('form of an id', names[0], size + 4, '../x'),
-        ('missing image', names[0], 3, gone),
-        ('missing row', names[0], 4, ids[2]),
-        ('value of a label', names[2], 2, labels['study_id'][0]),
-        ('value of the split', names[0], size + 3, 'new'),
+    of_label = [
+        ('value of a label', names[0], row + 2, paths.format(*images.loc[row, ids])) for row in rows
     ]
+    assert found == [
+        ('duplicate path', names[0], size + 2, first),
+        unknown,
+        ('missing image', names[0], 3, gone),
+        *of_label,
+    ]
+    images.loc[size, 'split'] = 'no split'
+    images.to_csv(files[0], index=False)
+    assert ('value of the split', '', size + 2, first) in [
+        (k, '', r, f) for k, _, r, f in check(root)
+    ]
+    others[1:].to_csv(files[1], index=False)
+    ((kind, *_),) = check(root)
+    assert kind == 'unreadable data set'
 
 
 def test_a_folder_of_images_and_a_damaged_store(

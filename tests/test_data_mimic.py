@@ -12,8 +12,8 @@ from csv_files import touch
 from tiny import config_with
 from xray_splits import LOGGER
 
+from data.data_sets import read_made
 from data.labels import LABELS
-from data.mimic import read_mimic
 from data.records import Records
 from data.table import refuse
 
@@ -65,7 +65,8 @@ def tables() -> Tables:
 
 
 def read(root: Path, split: str, *, labeller: str = 'chexpert', **options) -> Records | None:
-    return read_mimic(config_with(DATA__LABELLER=labeller), root, split, **options)
+    config = config_with(DATA__DATASET='mimic-cxr', DATA__LABELLER=labeller)
+    return read_made(config, root, split, **{'labels': LABELS, **options})
 
 
 def write(root: Path, files: Tables, *, zipped: bool = False, version: str = '2.0.0') -> Path:
@@ -122,7 +123,7 @@ def test_each_split_and_labeller_has_its_own_rows_and_labels(tmp_path: Path, log
     for labeller, value in (('chexpert', -1), ('negbio', 1)):
         records = read(root, 'train', labeller=labeller, on_fault=partial(refuse, logger=LOGGER))
         assert records.labels[3:, edema].tolist() == [value] * 4
-    assert '1 of 8 rows have no row in mimic-cxr-2.0.0-chexpert.csv' in log.text
+    assert '1 of 10 rows have no row in mimic-cxr-2.0.0-chexpert.csv' in log.text
     assert '2 of 7 images are neither frontal nor lateral' in log.text
     assert not any(patient in log.text for patient in ('10000032', '13000001', '50414267'))
 
@@ -148,6 +149,18 @@ def test_a_missing_image_folder_or_label_file_is_named(tmp_path: Path) -> None:
     assert read(root, 'train', optional=True) is None
     with pytest.raises(ValueError, match=f'{first}.*DATA.IMAGE_SUFFIX'):
         read(root, 'train')
-    for path, labeller in ((root / 'nowhere', 'chexpert'), (root, 'visual')):
-        with pytest.raises(ValueError, match=f'{path}.*DATA.DATA_PATH, DATA.LABELLER'):
+    (root / 'mimic-cxr-2.0.0-negbio.csv').unlink()
+    for path, labeller in ((root / 'nowhere', 'chexpert'), (root, 'negbio')):
+        with pytest.raises(ValueError, match=f'{path}.*DATA.DATA_PATH'):
             read(path, 'train', labeller=labeller)
+
+
+def test_numbers_that_a_spreadsheet_has_written_are_the_same_studies(tmp_path: Path) -> None:
+    files = tables()
+    for row in files['chexpert'][1:]:
+        row[:2] = [f'{row[0]}.0', f"'{row[1]}"]
+    plain, spelt = (write(tmp_path / name, f) for name, f in (('a', tables()), ('b', files)))
+    np.testing.assert_array_equal(read(plain, 'train').labels, read(spelt, 'train').labels)
+    files['chexpert'].append(['10000032 ', '050414267', *[''] * 14])  # again
+    with pytest.raises(ValueError, match=r'chexpert.*50414267'):
+        read(write(tmp_path / 'c', files), 'train')

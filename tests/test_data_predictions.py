@@ -7,14 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.identity import image_name, study_name
 from data.labels import LABELS
-from data.predictions import (
-    look_up,
-    normalise_name,
-    read_predictions,
-    study_name,
-    write_predictions,
-)
+from data.predictions import look_up, read_predictions, write_predictions
 
 NAN = float('nan')
 PREFIX = 'CheXpert-v1.0-small/valid'
@@ -108,7 +103,7 @@ def test_a_damaged_description_of_predictions_is_named(tmp_path):
     ],
 )
 def test_a_name_begins_with_the_patient_and_has_no_suffix(name, normalised, its_study):
-    assert normalise_name(name) == normalised
+    assert image_name(name) == normalised
     assert study_name(name) == (its_study or 'p10000032/s50414267')
 
 

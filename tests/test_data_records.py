@@ -18,14 +18,14 @@ from tiny import config_with
 
 from config import default_config
 from data.chexpert import read_csv
-from data.folder import read_folder, tables_of_data_sets
+from data.folder import TABLES, read_folder
 from data.groups import MOST_GROUPS, group_columns
+from data.identity import shared_patients
 from data.image_source import TABLE_SUFFIXES
 from data.labels import LABELS
 from data.records import Records, select_views
 from data.splits import (
     describe_subset,
-    shared_patients,
     split_holdout,
     split_patients,
     take_subset,
@@ -237,7 +237,10 @@ def test_folder_lists_visible_images_sorted(tmp_path: Path) -> None:
 
 
 SIGNS = {
-    **{f'below/{form.replace("*", ".csv")}': name for form, name in tables_of_data_sets().items()},
+    **{
+        f'below/{re.sub("[*]$", ".csv", form.replace(".csv*", ".csv")).replace("*", "x")}': name
+        for form, name in TABLES.items()
+    },
     **dict.fromkeys(('test/b.png', 'stage_2_test_images/b.dcm', 'x/Validation/b.png'), ''),
     'PLUS/chexbert_labels/impression_fixed.json': 'chexpert_plus',
     'BBox_List_2017.csv': 'nih',
@@ -387,7 +390,7 @@ def grouped(tmp_path: Path) -> Records:
     """Patients 1 to 4, the first with two images; their CSV file has a column `Site`."""
     images = [(1, 1, 'A'), (1, 2, 'A'), (2, 1, 'B'), (3, 1, ''), (4, 1, 'C')]
     rows = [row(image_path(patient, study), Site=site) for patient, study, site in images]
-    return read(tmp_path, rows, ['Site', *HEADER])
+    return read(tmp_path, rows, ['Site', *HEADER], groups=['Site'])
 
 
 def groups_of(records: Records, columns: list[str], *demographics: str) -> dict[str, list[str]]:
@@ -452,12 +455,12 @@ def test_columns_and_demographics_that_do_not_fit_are_refused(
     for column in ('Race', 'Sex', 'Edema'):
         with pytest.raises(ValueError, match=f"EVAL.GROUPS.*'{column}'"):
             groups_of(grouped, ['Site', column])
-    for key, patient in (('Person', 'patient00001'), ('PATIENT', '00001')):
+    for key, patient in (('Person', 'patient00001'), ('PATIENT', 'X-1')):
         with pytest.raises(ValueError, match=r'demo\.csv.*PATIENT'):
             groups_of(grouped, ['RACE'], f'{key},RACE', f'{patient},White')
     rows = [row(image_path(i), Site=f's{i:03d}') for i in range(MOST_GROUPS + 1)]
     with pytest.raises(ValueError, match="EVAL.GROUPS.*'Site'"):
-        groups_of(read(tmp_path / 'many', rows, ['Site', *HEADER]), ['Site'])
+        groups_of(read(tmp_path / 'many', rows, ['Site', *HEADER], groups=['Site']), ['Site'])
 
 
 @pytest.mark.parametrize('images', [1, 4, 9])

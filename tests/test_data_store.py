@@ -276,7 +276,7 @@ def test_images_with_the_pixels_of_another_split_are_named(tmp_path: Path, capsy
         assert run_script('pack', *words) == 0
         shown = capsys.readouterr().err
         assert warned in shown and bool(warned) == ('another split' in shown)
-    assert 'valid/patient00000/study1/view1_frontal.png' in shown
+    assert 'valid/patient01000/study1/view1_frontal.png' in shown
 
 
 def test_a_flipped_bit_anywhere_is_found(store: Path, tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from tiny import run_script
 
+from data.known_sets import NIH_LABELS as FINDINGS
 from data.labels import LABELS
-from data.layouts import open_layout
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 
-FINDINGS = [name for name in open_layout('nih').labels['names'] if name != 'No Finding']
 OPACITIES = ['Atelectasis', 'Consolidation', 'Edema', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia']
 NUM_IMAGES = 60
 
@@ -31,7 +30,7 @@ def aurocs(found: dict) -> dict[str, float]:
 
 @pytest.fixture
 def nih(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
-    """Write a folder in NIH's layout with all images in the test list, and return the findings."""
+    """Write a folder in NIH's form with all images in the test list, and return the findings."""
     root, rng = tmp_path / 'nih', np.random.default_rng(0)
     truth = pd.DataFrame(rng.random((NUM_IMAGES, len(FINDINGS))) < 0.3, columns=FINDINGS)
     truth.index = [f'{i // 2:08d}_{i % 2:03d}.png' for i in range(NUM_IMAGES)]

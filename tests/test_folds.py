@@ -86,7 +86,7 @@ def test_the_committed_studies_have_these_folds(study: str, row: str) -> None:
         assert ranks.min() < 1 / len(ranks) and ranks.mean() == pytest.approx(0.5, abs=1e-4)
 
 
-def test_a_data_set_with_tables_of_its_own_takes_a_list_of_images(tmp_path: Path) -> None:
+def test_the_folds_of_a_known_data_set_are_tables_with_its_labels(tmp_path: Path) -> None:
     nih_phantom(tmp_path / 'nih', num_train=9, num_valid=1, num_test=3, size=40)
     options = ['DATA.DATASET', 'nih', 'DATA.LABELS', ['Edema']]
     config = make_config(tmp_path / 'nih', *options)
@@ -101,7 +101,8 @@ def test_a_data_set_with_tables_of_its_own_takes_a_list_of_images(tmp_path: Path
         assert len(train) + len(valid) == len(whole)
         scored += valid.row.tolist()
     assert sorted(scored) == whole.row.tolist()
-    (tmp_path / 'valid_0.csv').write_text('Path\nimages/none.png\n')
+    text = (tmp_path / 'valid_0.csv').read_text().replace('.png', '_none.png')
+    (tmp_path / 'valid_0.csv').write_text(text)
     own = make_config(tmp_path / 'nih', *options, *tables_of(tmp_path, 0))
     with pytest.raises(ValueError, match='valid_0.csv.*none.png'):
         read_split(own, 'valid', LOGGER)

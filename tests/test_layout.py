@@ -38,7 +38,7 @@ NEVER = {'engine': {'models', 'data'}}
 ONLY = {'models': {'data.labels', 'data.masking'}}
 # The most files and lines of this project that a main may load, directly and indirectly, with some
 # slack. The options do not count (config.py and options/), nor do parts that an option names.
-LIMITS = {'main_simmim': (42, 8_000), 'main_finetune': (49, 10_200)}
+LIMITS = {'main_simmim': (46, 8_800), 'main_finetune': (51, 10_700)}
 # The rooms that the mains load, and the files in them that CheXpert and a Swin do not need.
 # PRETRAINED needs models/pretrained.py and what it imports: convert, recognise, timm_classifier.
 CORE = ['options', 'system', 'data', 'models', 'engine', 'evaluation']

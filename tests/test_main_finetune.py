@@ -196,8 +196,8 @@ def test_a_checkpoint_of_another_model_or_other_patients_is_not_resumed_from(
     refused('finetune', arguments(cfg, data, tmp_path / 'out', *more), f'{option}: ')
 
 
-def test_patients_of_train_and_valid_are_named_before_training(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+def test_patients_of_train_and_valid_are_refused_or_named_before_training(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd, refused
 ) -> None:
     monkeypatch.setattr(preflight, 'LOADER_SECONDS', 0.05)
     (name, *train), (_, *valid) = (
@@ -206,8 +206,10 @@ def test_patients_of_train_and_valid_are_named_before_training(
     (tmp_path / 'both.csv').write_text('\n'.join([name, *valid, *train]))
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT)
     more = ['--check', '--opts', 'DATA.VALID_CSV', str(tmp_path / 'both.csv')]
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path, *more)) == 0
-    log, table = ' '.join(capsys.readouterr().out.split()).split('preflight')
+    argv = arguments(cfg, phantom, tmp_path, *more)
+    refused('finetune', argv, 'in both train and valid', 'DATA.ALLOW_SHARED_PATIENTS True')
+    assert run_main('finetune', [*argv, 'DATA.ALLOW_SHARED_PATIENTS', 'True']) == 0
+    log, table = ' '.join(capfd.readouterr().out.split()).split('preflight')
     assert 'in both train and valid' in log and 'in both train and valid' in table
 
 

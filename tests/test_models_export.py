@@ -256,7 +256,7 @@ def test_the_card_has_the_scores_of_the_run(tmp_path):
 
 
 def test_the_card_shows_the_text_of_a_foreign_checkpoint_literally_and_no_paths(tmp_path):
-    layout = '/home/someone/clinic.yaml'
+    layout = '/home/someone/clinic.py'
     sources = [{'dataset': layout, 'name': 'a', 'path': 'hospital'}]
     tag = 'a\n# Approved\n<img src=x> | `b`'
     source = load_run(tmp_path, 'simmim', DATA={'DATASET': layout})
@@ -266,8 +266,8 @@ def test_the_card_shows_the_text_of_a_foreign_checkpoint_literally_and_no_paths(
     assert rows['TAG'] == 'a # Approved &lt;img src=x&gt; &#124; &#96;b&#96;'
     source.config.DATA.SOURCES = sources
     rows, more = card_rows(source)
-    assert "'dataset': 'clinic.yaml'" in rows['DATA.SOURCES']
-    assert 'someone' not in text + more and 'clinic.yaml' in text
+    assert "'dataset': 'clinic.py'" in rows['DATA.SOURCES']
+    assert 'someone' not in text + more and 'clinic.py' in text
     assert 'hospital' not in more
 
 

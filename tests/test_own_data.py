@@ -1,4 +1,4 @@
-"""docs/howto/own_data.md: its lines of pandas make of a flat export what the project reads."""
+"""docs/howto/own_data.md and datasets.md: their functions and tables are read as the pages say."""
 
 import re
 from pathlib import Path
@@ -7,61 +7,105 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny import ROOT, run_script
+from tiny import ROOT, config_with, run_script
 
-from data.chexpert import read_csv
-from data.labels import LABELS
+from data.data_sets import read_made
+from data.reading import read_part
+from data.records import Records
 
-PAGE = ROOT / 'docs' / 'howto' / 'own_data.md'
-NUM_PATIENTS = 20
-FINDINGS = ('effusion|enlarged heart', 'normal', 'effusion', '')
-NAMES = {'Pleural Effusion': 'effusion', 'Cardiomegaly': 'enlarged heart', 'No Finding': 'normal'}
+PAGES = ROOT / 'docs' / 'howto'
+LABELS = ('effusion', 'Cardiomegaly')
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    text = (PAGES / page).read_text(encoding='utf-8')
+    found = re.findall(r'^```(\w*)\n(.*?)^```', text, re.M | re.S)
+    return [block for name, block in found if name == kind]
+
+
+def images(root: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        grey = np.random.default_rng(number).integers(0, 256, (40, 40), np.uint8)
+        Image.fromarray(grey).save(root / name)
+
+
+def read(root: Path, text: str, split: str, labels: tuple[str, ...]) -> Records:
+    (root / 'my_set.py').write_text(text)
+    config = config_with(DATA__DATASET=str(root / 'my_set.py'))
+    return read_made(config, root / 'data', split, labels=labels)
 
 
 @pytest.fixture
-def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
-    """A made-up export in the current folder: of every patient two images, some cells blank."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    (tmp_path / 'export' / 'images').mkdir(parents=True)
-    rows = []
-    for i in range(2 * NUM_PATIENTS):
-        pixels = rng.integers(0, 256, (70, 80), dtype=np.uint8)
-        Image.fromarray(pixels).save(f'export/images/x{i}.png')
-        person = i % NUM_PATIENTS
-        sex, age = ('F', 'M', '')[person % 3], '' if person == 4 else 30 + person
-        rows.append((f'x{i}.png', f'P-{900 - person}', sex, age, FINDINGS[i % 4]))
-    table = pd.DataFrame(rows, columns=['file', 'patient', 'sex', 'age', 'findings'])
-    table.to_csv('export/table.csv', index=False)
-    return table
+def export(tmp_path: Path) -> Path:
+    """A table of a spreadsheet, and patients in a workbook, as the page describes them."""
+    root = tmp_path / 'data'
+    images(root / 'images', *(f'a/{number}.png' for number in range(4)))
+    rows = ['a/0.png;F;061Y;pa;effusion;dev', 'a/1.png;m;;lat;normal;dev']
+    rows += ['a/2.png;;35;AP;enlarged heart;dev', 'a/3.png;F;40;pa;;final']
+    text = '\n'.join(['file;sex;age;projection;findings;part', *rows])
+    (root / 'export.csv').write_text(text.replace('effusion', '"effusion; enlarged heart"'))
+    who = {'file': [f'a/{number}.png' for number in (3, 2, 1, 0)], 'patient': [9, 7, 7, 5]}
+    pd.DataFrame(who).to_excel(root / 'patients.xlsx', index=False)
+    return tmp_path
 
 
-def test_the_page_makes_a_data_set_of_a_flat_export(export, capsys):
-    (block,) = re.findall(r'^```python\n(.*?)^```', PAGE.read_text(encoding='utf-8'), re.M | re.S)
-    exec(compile(block, str(PAGE), 'exec'), {})
-    splits = {name: read_csv('MyHospital', f'{name}.csv') for name in ('train', 'valid', 'test')}
-    patients = {name: set(records.patient) for name, records in splits.items()}
-    assert {name: len(each) for name, each in patients.items()} == {
-        'train': NUM_PATIENTS * 8 // 10, 'valid': NUM_PATIENTS // 10, 'test': NUM_PATIENTS // 10,
-    }  # fmt: skip
-    assert len(set.union(*patients.values())) == NUM_PATIENTS
-    origin = {Path('export/images', file).stat().st_ino: file for file in export['file']}
-    rows, seen = export.set_index('file'), set()
-    for name, records in splits.items():
-        for i, file in enumerate(records.file):
-            assert file.startswith(f'{name}/') and records.view[i] == 'frontal'
-            source = origin[Path('MyHospital', file).stat().st_ino]  # a hard link
-            row = rows.loc[source]
-            seen.add((source, records.patient[i], row['patient']))
-            sex = {'F': 'Female', 'M': 'Male', '': 'Unknown'}[row['sex']]
-            assert (records.sex[i], records.age[i]) == (sex, row['age'] or 0)
-            for label, value in zip(LABELS, records.labels[i], strict=True):
-                if label in NAMES:
-                    assert value == (NAMES[label] in row['findings'].split('|'))
-                else:
-                    assert np.isnan(value)
-    assert len(seen) == len(export)
-    assert len({pair[1:] for pair in seen}) == NUM_PATIENTS, 'a number is one patient'
-    words = ['--data-path', 'MyHospital', '--output', 'problems.csv', '--workers', '1']
-    assert run_script('check_data', *words) == 0
-    assert 'errors 0, ' in capsys.readouterr().out
+def test_the_function_of_the_page_reads_a_flat_export(export: Path) -> None:
+    (text,) = blocks('own_data.md', 'python')
+    assert sum(bool(line.strip()) for line in text.splitlines()) <= 15
+    train = read(export, text, 'train', (*LABELS, 'No Finding'))
+    assert train.file.tolist() == [f'images/a/{number}.png' for number in range(3)]
+    assert train.patient.tolist() == ['5', '7', '7'] and train.csv == 'export.csv'
+    assert train.view.tolist() == ['frontal', 'lateral', 'frontal']
+    assert train.sex.tolist() == ['Female', 'Male', 'Unknown']
+    np.testing.assert_array_equal(train.age, [61, np.nan, 35])
+    np.testing.assert_array_equal(train.labels, [[1, 1, 0], [0, 0, 1], [0, 1, 0]])
+    test = read(export, text, 'test', LABELS)
+    assert test.patient.tolist() == ['9'] and np.isnan(test.labels).all()
+
+
+def test_the_commands_of_the_page_run(export: Path, monkeypatch, capsys) -> None:
+    (export / 'my_set.py').write_text(blocks('own_data.md', 'python')[0])
+    monkeypatch.chdir(export)
+    commands = next(block for block in blocks('own_data.md', 'bash') if '--table' in block)
+    options = re.search(r'(DATA\.DATASET my_set\.py) (DATA\.LABELS) \"(\[.*?\])\"', commands)
+    words = ['--data-path', 'data', '--opts', *options[1].split(), options[2], options[3]]
+    assert run_script('check_data', '--output', 'problems.csv', *words) == 0
+    assert run_script('describe_data', '--table', 'table.csv', *words) == 0
+    assert 'table.csv: 4 images' in capsys.readouterr().out
+    table = pd.read_csv('table.csv', dtype={'Patient': str})
+    assert table['Split'].tolist() == ['train'] * 3 + ['test']
+    assert table['Patient'].tolist() == ['5', '7', '7', '9']
+
+
+def test_the_table_of_the_page_is_read_as_it_stands(tmp_path: Path) -> None:
+    text = next(block for block in blocks('own_data.md', '') if block.startswith('Path,'))
+    lines = text.splitlines()
+    assert len(lines) == 6
+    images(tmp_path, *(line.partition(',')[0] for line in lines[1:]))
+    (tmp_path / 'train.csv').write_text(text)
+    config = config_with(DATA__DATASET='chexpert')
+    found = [
+        read_part(config, tmp_path, split, labels=LABELS) for split in ('train', 'valid', 'test')
+    ]
+    assert [len(records) for records in found] == [3, 1, 1]
+    assert found[0].patient.tolist() == ['P-17', 'P-17', 'P-18']
+    np.testing.assert_array_equal(found[0].labels, [[1, 1], [0, np.nan], [-1, 0]])
+
+
+def test_the_functions_of_the_other_page_are_read(tmp_path: Path) -> None:
+    folders, covid = blocks('datasets.md', 'python')
+    names = ['train/NORMAL/person3_1.jpeg', 'val/PNEUMONIA/p4_2.png', 'test/NORMAL/a_b_1.png']
+    images(tmp_path / 'data', *names)
+    for split, name in zip(('train', 'valid', 'test'), names, strict=True):
+        records = read(tmp_path, folders, split, ('NORMAL', 'PNEUMONIA'))
+        assert records.file.tolist() == [name]
+        assert records.labels.tolist() == [[float('NORMAL' in name), float('PNEUMONIA' in name)]]
+    assert records.patient.tolist() == ['a']
+    table = 'folder,filename,patientid,sex,age,view,modality,finding\n'
+    table += 'images,x.png,7,M,60,AP Supine,X-ray,Pneumonia/Viral\nvolumes,y.nii,8,F,50,PA,CT,?\n'
+    images(tmp_path / 'data', 'images/x.png')
+    (tmp_path / 'data' / 'metadata.csv').write_text(table)
+    records = read(tmp_path, covid, 'test', ('Pneumonia',))
+    assert records.patient.tolist() == ['7'] and records.ap_pa.tolist() == ['AP']
+    assert records.labels.tolist() == [[1]] and records.row.tolist() == [0]

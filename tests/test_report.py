@@ -279,7 +279,8 @@ def test_few_cases_and_patients_in_two_splits_give_warnings(tmp_path: Path) -> N
     assert f'{LABELS[0]} (7 positives), {LABELS[1]} (4 negatives)' in warnings
     assert f'{LABELS[2]} (2 positives)' in warnings
     assert 'Accuracy leave out Edema' in warnings
-    assert '2 patient(s) are in both train and test' in warnings
+    assert document['alerts'][0].startswith('2 patient(s) are in both train and test')
+    assert document['headline']['alerts'][0] == document['alerts'][0], 'in the first lines'
     assert '7 positives' in document['headline']['note']
     rows = written_page(tmp_path, document).texts('tr')
     marked = [row for row in rows if '▲\xa0few' in row and '7 positives' in row]

@@ -31,10 +31,11 @@ def cells_of(number: int, cycle: tuple[str, ...] = CYCLE) -> list[str]:
 
 def write_split(root: Path, split: str, num_patients: int, cycle: tuple[str, ...] = CYCLE) -> None:
     """A CSV of two images a patient, frontal and lateral, and the images, all different."""
+    first = {'train': 0, 'valid': 1000, 'test': 2000}[split]  # patient
     rows = []
     for number in range(2 * num_patients):
         view = ('view1_frontal', 'view2_lateral')[number % 2]
-        path = image_path(number // 2, 1, view, folder=split).replace('.jpg', '.png')
+        path = image_path(first + number // 2, 1, view, folder=split).replace('.jpg', '.png')
         cells = dict(zip(LABELS, cells_of(number, cycle), strict=True))
         rows.append(row(f'Set/{path}', **{'AP/PA': 'AP' if number % 2 == 0 else ''}, **cells))
         (root / path).parent.mkdir(parents=True, exist_ok=True)

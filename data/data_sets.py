@@ -1,0 +1,242 @@
+"""Read the data sets whose table is made by a function: the known ones, and a file my_set.py.
+
+`DATA.DATASET nih` calls `nih(root)` of `data.known_sets`, and `DATA.DATASET my_set.py` the function
+`read(root)` in that file. A packed store contains the tables that were made, and is read without
+the function.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from config import FUNCTION_SUFFIX, Config
+from data.chexpert import DESCRIPTION, SPLIT_CELLS, SPLITS, read_table, with_suffix
+from data.image_source import open_images
+from data.known_sets import FUNCTIONS
+from data.records import Records, existing_records, lacks_images, register_dataset
+from data.store_about import is_store
+from data.table import KEYS, Fault, OnFault, Table, refuse
+from data.table_files import text_cells
+from system.files import is_below
+from system.tool import command_of
+
+FUNCTION = 'read'  # name of the function in a file of the user
+# Arguments that a function may have besides the folder -> the options that they are.
+ARGUMENTS = {'labeller': 'LABELLER', 'image_suffix': 'IMAGE_SUFFIX'}
+
+
+def make_tables(
+    config: Config, root: str | Path, on_fault: OnFault = refuse
+) -> dict[str, pd.DataFrame]:
+    """Call the function of DATA.DATASET, and return its table for each split that has rows.
+
+    Raises:
+        ValueError: If the function fails, or returns something else.
+    """
+    name = config.DATA.DATASET
+    function = function_of(name)
+    known = inspect.signature(function).parameters
+    options = {key: config.DATA[option] for key, option in ARGUMENTS.items() if key in known}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        try:
+            made = function(Path(root), **options)
+        except Exception as error:
+            raise ValueError(f'DATA.DATASET {name}: {_describe(error, name)}') from error
+    for warning in told:
+        if issubclass(warning.category, UserWarning):
+            text = f'DATA.DATASET {name}: {warning.message}'
+            on_fault(Fault('warning of the data set', text, severity='warning'))
+    if isinstance(made, pd.DataFrame):
+        made = _divide(made, name, on_fault)
+    if not isinstance(made, dict) or not {*made} <= {*SPLITS}:
+        raise ValueError(
+            f'DATA.DATASET {name}: the function must return a pandas.DataFrame, or one for each of '
+            f'{", ".join(SPLITS)}, got {type(made).__name__}'
+        )
+    for split, table in made.items():
+        numbers = table.index
+        if (
+            not (pd.api.types.is_integer_dtype(numbers) and numbers.is_unique)
+            or (numbers < 0).any()
+        ):
+            raise ValueError(
+                f'DATA.DATASET {name}: the index of the table of {split} must have a number for '
+                'each row, without repetitions (reset_index(drop=True))'
+            )
+    return {split: made[split] for split in SPLITS if split in made and len(made[split])}
+
+
+def read_made(
+    config: Config,
+    root: str | Path,
+    split: str,
+    *,
+    labels: Sequence[str] = (),
+    optional: bool = False,
+    look_up: str = 'first',
+    on_fault: OnFault = refuse,
+) -> Records | None:
+    """Read and check one split of a data set whose table is made by a function.
+
+    Args:
+        config: Run configuration.
+        root: Folder of the data set, or a packed store of it.
+        split: 'train', 'valid' or 'test'.
+        labels: Names of the labels; may be empty.
+        optional: Whether the split may be absent.
+        look_up: Images that must exist, see `data.records.existing_records`.
+        on_fault: Function that receives each fault.
+
+    Returns:
+        Records in the order of the table. None if an optional split is absent, or if its images are
+        (see `lacks_images`).
+    """
+    images = open_images(root)
+    packed = packed_tables(config, root)
+    if packed:
+        files, digest = packed, ''
+        tables = {name: Table(Path(root) / file, on_fault) for name, file in packed.items()}
+    else:
+        made = make_tables(config, root, on_fault)
+        digest = _digest(made, [*labels, *config.EVAL.GROUPS])
+        files = {name: _file_of(table, root) for name, table in made.items()}
+        place = f'DATA.DATASET {config.DATA.DATASET}'
+        tables = {
+            name: Table(Path(root) / files[name] if files[name] else place, on_fault, cells=table)
+            for name, table in made.items()
+        }
+    if split not in tables:
+        if optional:
+            return None
+        raise ValueError(
+            f'DATA.DATASET {config.DATA.DATASET} has no split {split}, only '
+            f'{", ".join(tables) or "empty tables"}: give its table a column Split, or choose '
+            f'patients to score: {command_of("scripts/folds.py")}'
+        )
+    suffix = config.DATA.IMAGE_SUFFIX
+    records = read_table(
+        tables[split],
+        images,
+        csv_name=files[split],
+        labels=labels,
+        groups=config.EVAL.GROUPS,
+        files_of=partial(with_suffix, suffix=suffix),
+    )
+    if optional and lacks_images(records, images, split, look_up, on_fault):
+        return None
+    records = existing_records(records, images, look_up, on_fault)
+    return replace(records, digest=digest)
+
+
+def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
+    """Return all cells of the table of a split, as the function made it or as it was packed."""
+    if packed := packed_tables(config, root):
+        return Table(Path(root) / packed[split]).cells
+    return make_tables(config, root)[split].drop(columns='Split', errors='ignore')
+
+
+register_dataset(*FUNCTIONS, FUNCTION_SUFFIX, labelled=True, table=cells_of)(read_made)
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """Return the function of a known data set, or `read` in the file of the user at a path."""
+    if not name.endswith(FUNCTION_SUFFIX):
+        return FUNCTIONS[name]
+    file = Path(name)
+    if not file.is_file():
+        raise ValueError(f'DATA.DATASET {name}: the file does not exist')
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f'DATA.DATASET {name}: {_describe(error, name)}') from error
+    if not callable(getattr(module, FUNCTION, None)):
+        raise ValueError(f'DATA.DATASET {name}: it must define a function {FUNCTION}(root)')
+    return getattr(module, FUNCTION)
+
+
+def packed_name(config: Config, split: str) -> str:
+    """Return the name of the table of a split in a store, which changes with my_set.py."""
+    name = config.DATA.DATASET
+    if name.endswith(FUNCTION_SUFFIX):
+        name = f'{Path(name).stem}-{zlib.crc32(Path(name).read_bytes()):08x}'
+    return f'{name}_{split}.csv'
+
+
+def is_packed(config: Config) -> bool:
+    """Return whether stores contain the table that was made, and not those that it was made of.
+
+    The tables of MIMIC-CXR-JPG stay as they are, because DATA.LABELLER chooses among them.
+    """
+    return 'labeller' not in inspect.signature(function_of(config.DATA.DATASET)).parameters
+
+
+def packed_tables(config: Config, root: str | Path) -> dict[str, str]:
+    """Return the tables in a store by split; {} for a folder, or if the function is to be called.
+
+    Raises:
+        ValueError: If the store has no table that the present function made.
+    """
+    if not (is_store(root) and is_packed(config)):
+        return {}
+    names = {split: packed_name(config, split) for split in SPLITS}
+    found = {split: name for split, name in names.items() if (Path(root) / name).is_file()}
+    if not found:
+        raise ValueError(
+            f'{root} has no table {names["train"]}: it was packed without --dataset '
+            f'{config.DATA.DATASET}, or with another version of it. Pack again, or write the table '
+            f'of the folder ({command_of("scripts/describe_data.py")} --table FILE) and use '
+            'DATA.DATASET chexpert with DATA.TRAIN_CSV FILE'
+        )
+    return found
+
+
+def _divide(table: pd.DataFrame, name: str, on_fault: OnFault) -> dict[str, pd.DataFrame]:
+    """Divide a table by its column Split; without it, all rows are training images."""
+    if 'Split' not in table:
+        return {'train': table}
+    checked = Table(f'DATA.DATASET {name}', on_fault, cells=table)
+    splits = checked.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
+    return {split: table[splits == split] for split in SPLITS}
+
+
+def _file_of(table: pd.DataFrame, root: str | Path) -> str:
+    """Return the file below the root that the rows of a table are in; '' if it names none."""
+    name = str(table.index.name or '')
+    return name if name and is_below(name) and (Path(root) / name).is_file() else ''
+
+
+def _digest(tables: Mapping[str, pd.DataFrame], names: Sequence[str]) -> str:
+    """Return the SHA-256 of the columns that a run reads, in all splits."""
+    found = hashlib.sha256()
+    for split, table in tables.items():
+        for name in (*KEYS, 'Patient', *DESCRIPTION, *names):
+            if name in table:
+                hashes = pd.util.hash_pandas_object(text_cells(table[name])).to_numpy()
+                found.update(f'{split} {name}'.encode() + hashes.tobytes())
+    return found.hexdigest()
+
+
+def _describe(error: Exception, file: str) -> str:
+    """Describe an error in the user's file with its line there; our own errors say where."""
+    if isinstance(error, ValueError) and not file.endswith(FUNCTION_SUFFIX):
+        return str(error)
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
+    place = f'line {lines[-1]}: ' if lines else ''
+    return f'{place}{type(error).__name__}: {" ".join(str(error).split())}'

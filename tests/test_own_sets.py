@@ -1,0 +1,350 @@
+"""Data sets of the user: a file with a function that makes the table, from files and packed."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tiny import VIT, config_with, finished_run, run_script
+from xray_splits import LOGGER
+
+from config import Config
+from data.data_sets import read_made
+from data.fingerprint import describe_data
+from data.known_sets import listed, majority
+from data.loader import Loaders
+from data.packing import Settings, pack, read_source
+from data.reading import read_part
+from data.records import Records, task_of
+from data.table import Table, refuse
+from engine.run_record import run_changes
+
+NAN = np.nan
+EXPORT = """file,who,sex,years,projection,findings,part
+x/1.png,P1,F,61,pa,effusion; enlarged heart,a
+x/2.png,P1,F,61,lat,normal,a
+y/3.png,P2,,,oblique,,b
+y/4.png,P3,male,0.5,pa,normal,c
+y/5.png,P4,u,030Y,pa,effusion,d
+"""
+MINE = """
+import pandas as pd
+from data.known_sets import ages, listed, open_table, sexes, views
+
+def read(root):
+    table = open_table(root, 'export.csv')
+    made = pd.DataFrame({
+        'Path': 'xrays/' + table['file'],
+        'Split': table['part'].map({'a': 'train', 'b': 'train', 'c': 'valid', 'd': 'test'}),
+        'Patient': table['who'], 'Sex': sexes(table['sex']), 'Age': ages(table['years']),
+    })
+    names = {'enlarged heart': 'Cardiomegaly', 'normal': 'No Finding'}
+    labels = listed(table['findings'], ';').rename(columns=names)
+    return made.join(views(table['projection'])).join(labels)
+"""
+CLASSES = """
+import pandas as pd
+from data.known_sets import images_below
+
+def read(root):
+    paths = images_below(root)
+    parts = paths.str.extract('(train|val|test)/([^/]+)/([^/]+?)_[^/]+$')
+    made = pd.DataFrame({'Path': paths, 'Split': parts[0].replace('val', 'valid'),
+                         'Patient': parts[2], 'Frontal/Lateral': 'Frontal'})
+    return made.join(pd.get_dummies(parts[1]))
+"""
+NAMES = ['NORMAL', 'PNEUMONIA', 'COVID']
+
+
+def image(file: Path, seed: int = 0) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    grey = np.random.default_rng(seed).integers(0, 255, (40, 40), np.uint8)
+    Image.fromarray(grey).save(file)
+
+
+def described(root: Path, text: str = MINE, table: str = EXPORT) -> str:
+    """A data set of the user below a folder; returns the path of its function."""
+    for number, line in enumerate(table.splitlines()[1:]):
+        image(root / 'data' / 'xrays' / line.partition(',')[0], number)
+    (root / 'data' / 'export.csv').write_text(table)
+    (root / 'mine.py').write_text(text)
+    return str(root / 'mine.py')
+
+
+def config_of(name: str, **options: object) -> Config:
+    return config_with(DATA__DATASET=name, **options)
+
+
+def read(root: Path, name: str, split: str, labels: tuple[str, ...] = (), **options) -> Records:
+    return read_made(config_of(name), root / 'data', split, labels=labels, **options)
+
+
+def test_a_function_of_the_user_makes_the_table(tmp_path: Path) -> None:
+    name = described(tmp_path)
+    labels = ('Cardiomegaly', 'effusion', 'No Finding')
+    train = read(tmp_path, name, 'train', labels)
+    assert train.file.tolist() == ['xrays/x/1.png', 'xrays/x/2.png', 'xrays/y/3.png']
+    assert train.csv == 'export.csv' and train.row.tolist() == train.sample.tolist() == [0, 1, 2]
+    assert train.patient.tolist() == ['P1', 'P1', 'P2']
+    assert train.study.tolist() == train.file.tolist()
+    assert train.view.tolist() == ['frontal', 'lateral', '']
+    assert train.ap_pa.tolist() == ['PA', '', '']
+    assert train.sex.tolist() == ['Female', 'Female', 'Unknown']
+    np.testing.assert_array_equal(train.age, [61, 61, NAN])
+    np.testing.assert_array_equal(train.labels, [[1, 1, 0], [0, 0, 1], [NAN] * 3])
+    valid, test = (read(tmp_path, name, split, labels) for split in ('valid', 'test'))
+    assert valid.row.tolist() == [3] and valid.age.tolist() == [0.5]
+    assert test.labels.tolist() == [[0, 1, 0]] and test.age.tolist() == [30]
+
+
+PLAIN = """
+import pandas as pd
+
+def read(root):
+    table = pd.read_csv(root / 'export.csv')
+    {line}
+    return pd.DataFrame({{
+        'Path': 'xrays/' + table['file'], 'Patient': table['who'], 'Frontal/Lateral': 'Frontal',
+        'Age': table['years'].where(table['years'] != '030Y'), 'effusion': table['findings'].str.contains('eff'),
+    }})
+"""  # noqa: E501
+
+
+def test_typed_cells_are_read_as_texts(tmp_path: Path) -> None:
+    """Floats, NaN and booleans, as pandas reads and computes them."""
+    name = described(tmp_path, PLAIN.format(line='table["who"] = [7.0, 7.0, 8, 9, 10]'))
+    records = read(tmp_path, name, 'train', ('effusion',))
+    assert records.patient.tolist() == ['7', '7', '8', '9', '10'] and records.csv == ''
+    np.testing.assert_array_equal(records.age, [61, 61, NAN, 0.5, NAN])
+    assert records.labels[:, 0].tolist() == [1, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ('line', 'parts'),
+    [
+        ('return 3', ['pandas.DataFrame', 'int']),
+        ('return {"val": table}', ['train, valid, test']),
+        ('table["nothing"]', ['line 6', 'KeyError', 'nothing']),
+        ('table.index = [0, 0, 1, 2, 3]', ['index', 'reset_index']),
+        ('table.index = table["file"]', ['index', 'reset_index']),
+        ('table["years"] = "old"', ['row 2', "'Age'", "'old'"]),
+        ('table["file"] = "../" * 3 + table["file"]', ['row 2', "'Path'"]),
+        ('table["who"] = None', ['row 2', "'Patient'"]),
+        ('table["file"] = "same.png"', ['row 3', "'Path'", 'row 2']),
+        ('return table.rename(columns={"file": "Path"})', ["no column Patient"]),
+        ('return table.assign(Split="final", Path=table["file"])', ['row 2', "'Split'", "'final'"]),
+    ],
+)  # fmt: skip
+def test_what_a_function_does_wrong_is_named(tmp_path: Path, line: str, parts: list[str]) -> None:
+    name = described(tmp_path, PLAIN.format(line=line))
+    with pytest.raises(ValueError) as error:
+        read(tmp_path, name, 'train')
+    assert all(part in str(error.value) for part in ('mine.py', *parts)), error.value
+
+
+@pytest.mark.parametrize('text', ['x = 1', 'def read(root)', 'import nowhere_to_be_found', None])
+def test_a_file_without_a_usable_function_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / 'mine.py').write_text(text)
+    with pytest.raises(ValueError, match=r'mine\.py'):
+        read(tmp_path, str(tmp_path / 'mine.py'), 'train')
+
+
+def test_an_edited_function_is_noticed_when_a_run_resumes(tmp_path: Path) -> None:
+    def describe(text: str) -> dict:
+        name = described(tmp_path, text)
+        record = read(tmp_path, name, 'train', ('effusion',))
+        dataset = SimpleNamespace(parts={'': SimpleNamespace(records=record)})
+        return describe_data(config_of(name), Loaders(train=SimpleNamespace(dataset=dataset)))
+
+    text = PLAIN.format(line='')
+    before, same, after = map(
+        describe, (text, text + '# a comment', text.replace("'eff'", "'nor'"))
+    )
+    assert set(before['files']) == {'DATA.DATASET'} and before == same
+    (change,) = run_changes({'data': before}, {'data': after})
+    assert change == 'data: DATA.DATASET (5 -> 5 images)'
+
+
+def test_a_store_contains_the_table_and_refuses_another_version_of_the_function(tmp_path) -> None:
+    text = MINE.replace("{'a': 'train'", "{'a': 'valid'")
+    plain = "pd.read_csv(root / 'export.csv', dtype=str, na_filter=False)"
+    name = described(tmp_path, text.replace("open_table(root, 'export.csv')", plain))
+    store, labels = tmp_path / 'store', ('effusion', 'Cardiomegaly')
+    pack(read_source(tmp_path / 'data', dataset=name), store, Settings(size=None, square=False))
+    config = config_of(name)
+    for split in ('train', 'valid', 'test'):
+        a, b = (
+            read_part(config, root, split, labels=labels, look_up='all')
+            for root in (tmp_path / 'data', store)
+        )
+        for key in ('row', 'sample', 'path', 'file', 'patient', 'study', 'view', 'sex', 'ap_pa'):
+            assert getattr(a, key).tolist() == getattr(b, key).tolist(), key
+        for key in ('age', 'labels'):
+            np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
+    shutil.rmtree(tmp_path / 'data')
+    assert len(read_part(config, store, 'valid')) == 3
+    with open(name, 'a') as file:
+        file.write('# edited\n')
+    with pytest.raises(ValueError, match=r'no table mine-.*another version'):
+        read_part(config, store, 'valid')
+
+
+def test_patients_in_another_file_and_rows_without_labels(tmp_path: Path, caplog) -> None:
+    """Numbers of both files are compared in their canonical form."""
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'who.csv').write_text('image;patient\n1.0;"A;7"\n2;B\n3;C\n')
+    (tmp_path / 'data' / 'labels.csv').write_text('number\tMass\n003\t1\n1\t0\n')
+    text = """
+import pandas as pd
+from data.known_sets import images_below, join, join_labels, open_table as table
+
+def read(root):
+    paths = images_below(root)
+    images = pd.DataFrame({'Path': paths, 'image': paths.str.extract(r'IMG(\\d+)')[0]})
+    images = images.join(join(images, table(root, 'who.csv'), ['image']))
+    labels = table(root, 'labels.csv').rename(columns={'number': 'image'})
+    labels = join_labels(images, labels.rename_axis('labels.csv'), ['image'])
+    return images.rename(columns={'patient': 'Patient'}).assign(**{'Frontal/Lateral': 'Frontal'}).join(labels)
+"""  # noqa: E501
+    (tmp_path / 'mine.py').write_text(text)
+    for number in (1, 2, 3):
+        image(tmp_path / 'data' / f'IMG{number:04d}.png')
+    name, on_fault = str(tmp_path / 'mine.py'), partial(refuse, logger=LOGGER)
+    records = read(tmp_path, name, 'train', ('Mass',), on_fault=on_fault)
+    assert records.patient.tolist() == ['A;7', 'C'] and records.labels.tolist() == [[0], [1]]
+    assert '1 of 3 rows have no row in labels.csv' in caplog.text
+    assert '1 of 3 rows have no labels and are left out' in caplog.text
+    assert len(read(tmp_path, name, 'train')) == 3  # pre-training uses all
+
+
+LISTS = """
+import pandas as pd
+from data.known_sets import listed, open_table as table
+
+def read(root):
+    cells = table(root, 'export.csv')
+    labels = listed(cells['finding'], '|').rename(columns={'normal': 'No Finding'})
+    view = {'Frontal/Lateral': 'Frontal'}
+    return labels.assign(Path=cells['file'], Patient=cells['file'], **view)
+"""
+
+
+@pytest.mark.parametrize('rows', [4, 400])
+def test_other_spellings_of_a_listed_label_give_a_warning(tmp_path: Path, rows: int) -> None:
+    """Whatever their share; so do words that say that the list is not complete."""
+    cells = ['Edema|edema?', 'no edema', 'Mass', 'Edema.|Mass', 'Unclear'] + [
+        'normal',
+        'Edema',
+    ] * rows
+    table = 'file,finding\n' + ''.join(f'{n}.png,{cell}\n' for n, cell in enumerate(cells))
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'export.csv').write_text(table)
+    (tmp_path / 'mine.py').write_text(LISTS)
+    faults: list = []
+    options = {'on_fault': faults.append, 'look_up': 'none'}
+    read(tmp_path, str(tmp_path / 'mine.py'), 'train', ('No Finding', 'Edema'), **options)
+    found = {fault.kind: fault for fault in faults}
+    assert {fault.severity for fault in faults} <= {'warning', 'note'}
+    for spelling in ('edema?', 'no edema', 'Edema.'):
+        assert f'{spelling!r} (Edema, rows: 1)' in found['name like a label'].detail
+    assert "'Unclear'" in found['words for unknown labels'].detail
+
+
+@pytest.mark.parametrize('separator', ['|', ''])
+@pytest.mark.parametrize('cell', ['', ' ', '[]', '[ ]', "['']", '[nan]', '\u00a0', 'NaN'])
+def test_a_list_of_nothing_says_nothing(cell: str, separator: str) -> None:
+    values = listed(pd.Series([cell, 'Mass']), separator)
+    np.testing.assert_array_equal(values['Mass'], [NAN, 1])
+
+
+def test_each_reader_has_one_vote_and_a_tie_is_uncertain() -> None:
+    rows = ['1,A,1,', '1,B,0,', '2,A,1,0', '2,A,0,1', '2,B,0,', '2,C,0,', '3,A,,1']
+    table = pd.DataFrame(
+        [row.split(',') for row in rows], columns=['file', 'rad_id', 'Mass', 'Edema']
+    )
+    votes = majority(table, 'file', ['Mass', 'Edema'])
+    assert votes.index.tolist() == [0, 2, 6]
+    np.testing.assert_array_equal(votes, [[-1, NAN], [0, 1], [NAN, 1]])
+
+
+FILES = [
+    *(f'train/{name}/p{i}_{k}.png' for i, name in enumerate(NAMES * 7) for k in range(2)),
+    *(f'val/{name}/v{i}_0.jpeg' for i, name in enumerate(NAMES[:2] * 2)),
+    'test/COVID/odd name#1_0.PNG',
+]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for number, file in enumerate(FILES):
+        image(tmp_path / 'data' / file, number)
+    (tmp_path / 'classes.py').write_text(CLASSES)
+    return tmp_path
+
+
+def test_classes_splits_and_patients_come_from_the_paths(folders: Path) -> None:
+    name = str(folders / 'classes.py')
+    config = config_of(name, DATA__LABELS=NAMES, DATA__TASK='single_label')
+    train, valid, test = (read(folders, name, split, NAMES) for split in ('train', 'valid', 'test'))
+    assert train.file.tolist() == sorted(file for file in FILES if file.startswith('train/'))
+    assert len(set(train.patient)) == 21, 'the two images of a patient belong together'
+    classes = np.array([NAMES.index(file.split('/')[1]) for file in train.file])
+    np.testing.assert_array_equal(task_of(config).scored(train), np.eye(3)[classes])
+    np.testing.assert_array_equal(valid.labels.sum(axis=0), [2, 2, 0])
+    assert test.file.tolist() == ['test/COVID/odd name#1_0.PNG']
+    assert test.patient.tolist() == ['odd name#1']
+
+
+def test_a_function_becomes_a_report_from_files_and_packed(folders: Path) -> None:
+    name, store = str(folders / 'classes.py'), folders / 'store'
+    words = ['--data-path', folders / 'data', '--output', folders / 'problems.csv']
+    options = ['DATA.DATASET', name, 'DATA.LABELS', str(NAMES), 'DATA.TASK', 'single_label']
+    assert run_script('check_data', *words, '--opts', *options) == 0
+    words = ['--data-path', folders / 'data', '--dataset', name, '--size', 'native']
+    assert run_script('pack', *words, '--output', store) == 0
+    data = {'DATASET': name, 'LABELS': NAMES, 'TASK': 'single_label', 'TRAIN_IMAGES': 0}
+    more = {'DATA': data, 'MODEL': {'NUM_CLASSES': 1000}, 'TRAIN': {'EPOCHS': 1}}
+    more |= {'LOSS': {'NAME': 'cross_entropy'}, 'EVAL': {'LEVEL': 'image', 'RESAMPLES': 0}}
+    found = []
+    for place in (folders / 'data', store):
+        folder = finished_run('finetune', place, folders / f'of_{place.name}', model=VIT, **more)
+        found.append(pd.read_csv(folder / 'predictions_valid.csv'))
+    pd.testing.assert_frame_equal(*found)
+    assert found[0]['Path'].tolist() == sorted(file for file in FILES if file.startswith('val/'))
+
+
+def test_one_table_with_a_column_split_is_enough(tmp_path: Path) -> None:
+    """A semicolon table of a spreadsheet, with patients of any name and paths of any form."""
+    lines = ['Path;Patient;Split;Sex;Age;Frontal/Lateral;Mass']
+    for number in range(30):
+        split = 'train' if number < 20 else ('valid', 'test')[number % 2]
+        cells = (f'a/{number}.png', f'P-{number // 2 + 100 * (number >= 20) * (number % 2)}', split)
+        lines.append(';'.join([*cells, 'Female', '61,5', 'Frontal', f'{number // 2 % 2},0']))
+        image(tmp_path / 'data' / 'a' / f'{number}.png', number)
+    (tmp_path / 'data' / 'train.csv').write_text('\n'.join(lines), 'utf-8-sig')
+    config = config_with(DATA__DATASET='chexpert', DATA__DATA_PATH=str(tmp_path / 'data'))
+    found = {
+        split: read_part(config, tmp_path / 'data', split, labels=('Mass',), optional=True)
+        for split in ('train', 'valid', 'test')
+    }
+    assert [part.row.tolist() for part in found.values()] == [
+        [*range(20)], [*range(20, 30, 2)], [*range(21, 30, 2)]
+    ]  # fmt: skip
+    assert found['train'].labels[:4, 0].tolist() == [0, 0, 1, 1] and found['train'].age[0] == 61.5
+    words = ['--data-path', tmp_path / 'data', '--opts', 'DATA.LABELS', "['Mass']"]
+    assert run_script('check_data', '--output', tmp_path / 'problems.csv', *words) == 0
+    table = tmp_path / 'read.csv'
+    assert run_script('describe_data', '--table', table, *words) == 0
+    again = Table(table)
+    assert again['Path'].tolist() == [f'a/{number}.png' for number in range(30)]
+    assert again['Split'].tolist() == [line.split(';')[2] for line in lines[1:]]
+    shutil.copy(table, tmp_path / 'data' / 'train.csv')
+    for split, part in found.items():
+        same = read_part(config, tmp_path / 'data', split, labels=('Mass',))
+        assert same.sample.tolist() == part.sample.tolist()
+        np.testing.assert_array_equal(same.labels, part.labels)
