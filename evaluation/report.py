@@ -550,9 +550,8 @@ def _metadata_alerts(entry: dict[str, Any]) -> Iterator[str]:
         ]
         if found:
             yield (
-                f'without an image, the {name} of a case ranks it with an AUROC of '
-                f'{", ".join(found)}: a model may have learned the {name} in place of the finding. '
-                f'Compare the scores by {name}'
+                f'without an image, from {name} alone, the AUROC is {", ".join(found)}: a model '
+                f'may have learned {name} in place of the finding (compare the scores by {name})'
             )
 
 

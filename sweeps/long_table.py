@@ -93,7 +93,13 @@ def score_runs(
     """
     lines: list[dict[str, Any]] = []
     draws: dict[tuple[str, ...], Resamples] = {}  # rows with the same patients share them
+    # The last run of each row, with its lines: baselines predict the same with every seed.
+    last: dict[str, tuple[Scored, list[dict[str, Any]]]] = {}
     for run in runs:
+        if run.row in last and _is_repeated(run, last[run.row][0]):
+            lines += [line | {'seed': run.seed} for line in last[run.row][1]]
+            continue
+        own: list[dict[str, Any]] = []
         patients = tuple(sorted(set(run.images.patient)))
         if patients not in draws:
             draws[patients] = Resamples(patients, resamples=resamples, seed=seed)
@@ -105,8 +111,21 @@ def score_runs(
             wanted = scores or (MEANS[0], *cases.labels)
             values = _values(cases, wanted, weights, run.thresholds)
             where = place | {'level': run.level, 'group': group}
-            lines += [where | line for line in (*values, *_counts(cases))]
+            own += [where | line for line in (*values, *_counts(cases))]
+        last[run.row] = run, own
+        lines += own
     return pd.DataFrame(lines, columns=[*KEYS, 'value', 'resamples'])
+
+
+def _is_repeated(run: Scored, other: Scored) -> bool:
+    """Return whether two runs have the same predictions of the same cases."""
+    a, b = run.images, other.images
+    return (
+        run._replace(images=b, seed=other.seed) == other
+        and np.array_equal(a.path, b.path)
+        and np.array_equal(a.targets, b.targets, equal_nan=True)
+        and np.array_equal(a.probabilities, b.probabilities, equal_nan=True)
+    )
 
 
 def rows_of(table: pd.DataFrame, score: str, group: str = EVERYONE) -> Rows:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from cases import make_cases
 from scipy import stats
 from sklearn.metrics import f1_score, precision_score, roc_auc_score
 from sweep_runs import MadeRuns, make_sweep, methods_file, reference_files
@@ -19,6 +20,7 @@ from evaluation.cases import Cases
 from evaluation.intervals import Resamples, bootstrap_p, holm
 from evaluation.model_comparison import SIGNIFICANT, compare_rows, summarise, verdict
 from evaluation.report import COLUMNS, SCORES_FILE
+from sweeps import long_table
 from sweeps.files import Sweep, load_sweep, run_folder
 from sweeps.long_table import Scored, enough_resamples, read_table, score_runs
 from sweeps.plots import plot_curves, plot_masks
@@ -266,6 +268,29 @@ def test_the_mean_of_a_table_counts_a_repeated_label_once() -> None:
     assert found.tolist() == pytest.approx([np.mean(areas)] * 2, abs=1e-12)
     (note,) = load_script('ablate').notes_about_labels(runs)
     assert note.startswith('Pneumonia and No Finding are one label under several names')
+
+
+def test_equal_predictions_of_several_seeds_are_scored_once(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    targets = (rng.random((80, 1)) < 0.5).astype(float)
+    cases = [make_cases(rng.random((80, 1)), targets, labels=('Edema',)) for _ in range(2)]
+    runs = [Scored(row, seed, cases[k]) for row, seed, k in (
+        ('a', 0, 0), ('a', 1, 0), ('a', 2, 1), ('b', 0, 0), ('b', 1, 1))]  # fmt: skip
+    scored, counted = [], long_table.label_scores
+    monkeypatch.setattr(
+        long_table, 'label_scores', lambda *a, **k: scored.append(1) or counted(*a, **k)
+    )
+    table = score_runs(runs, ['Edema'], resamples=200)
+    assert len(scored) == 4
+    for run in runs:
+        chosen = (table['row'] == run.row) & (table['seed'] == run.seed)
+        (value,) = table.loc[chosen & (table['metric'] == 'auroc'), 'value']
+        assert value == pytest.approx(roc_auc_score(targets, run.images.probabilities))
+        assert chosen.sum() == 4
+    other = runs[0]._replace(thresholds={'Edema': 0.5}, seed=5)
+    assert (
+        len(score_runs([runs[0], other], ['f1:Edema'], resamples=200).query('metric == "f1"')) == 1
+    )
 
 
 def test_draws_suffice_for_every_row_to_be_significant() -> None:
