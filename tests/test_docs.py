@@ -268,8 +268,8 @@ USES = {
     'models/convolutions.py': use_encoder,
     'models/barlow_twins.py': use_method,
     'data/neighbours.py': use_mixer,
-    'rmsprop.py': use_optimizer,
-    'wsd.py': use_schedule,
+    'engine/rmsprop.py': use_optimizer,
+    'engine/wsd.py': use_schedule,
     'engine/curves.py': use_writer,
 }
 
