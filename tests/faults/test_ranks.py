@@ -61,3 +61,15 @@ def test_ranks_that_were_stopped_or_killed_resume(phantom, tmp_path):
     assert sum(line.startswith('INFO run folder') for line in lines) == 3
     assert sum(line.startswith('INFO resumed from') for line in lines) == 2
     assert (folder / 'ckpt_epoch_1.pth').exists()
+
+
+def test_sigterm_to_torchrun_saves_the_run(phantom, tmp_path):
+    """SIGUSR1 would end torchrun alone, without a word to its processes."""
+    argv, folder = tiny_arguments(tmp_path, phantom), folder_of(tmp_path)
+    command = torchrun(tmp_path, argv, fault(0, 2, 'slow'), restarts=0)
+    with started(command):
+        wait_until((folder / 'ckpt_epoch_0_step_1.pth').exists, 'the first checkpoint')
+        command.process.terminate()
+        assert command.wait() != 0
+        lines = [log_lines(tmp_path, rank)[-1] for rank in range(2)]
+    assert all('saved in epoch' in line and 'the same command resumes' in line for line in lines)
