@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import timm.data
 import torch
 from torch import Tensor
 
@@ -61,11 +60,13 @@ class Mixup:
         even = len(images) // 2 * 2
         if not self.is_on or not even:
             return images, targets
+        from timm.data import Mixup as TimmMixup  # not loaded unless something is mixed
+
         # With the numbers of the images as classes, timm returns the share of each image.
         numbers = torch.arange(even, device=images.device)
-        mixup = timm.data.Mixup(**self.options, num_classes=even)
+        timm_mixup = TimmMixup(**self.options, num_classes=even)
         with numpy_draws_from(rng):
-            mixed, shares = mixup(images[:even].clone(), numbers)
+            mixed, shares = timm_mixup(images[:even].clone(), numbers)
         targets = torch.cat([mix_targets(targets[:even], shares), targets[even:]])
         return torch.cat([mixed, images[even:]]), targets
 
