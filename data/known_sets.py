@@ -10,6 +10,7 @@ the name of the index is the file that these rows are in. Tables of `open_table`
 of a function (`warnings.warn`) become warnings of the run.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from config import load
 from data.chexpert import NO_LABELS, OTHER_VIEW
 from data.identity import look_up_names
 from data.image_source import open_images
@@ -31,7 +33,9 @@ SEXES = {'f': 'Female', 'female': 'Female', 'm': 'Male', 'male': 'Male'}
 SEXES |= dict.fromkeys(('', 'u', 'unknown', 'o', 'other', 'none', 'nan'), 'Unknown')
 AGE = re.compile(r'(\d+(?:\.\d*)?) ?([YMWD]?)(?: or more|\+)?', re.ASCII)  # 61, 061Y, 85 or more
 PER_YEAR = {'': 1.0, 'Y': 1.0, 'M': 12.0, 'W': 52.18, 'D': 365.25}
-HUB_SPLITS = {'train': 'train', 'val': 'valid', 'test': 'test'}
+# Words in the names of files on Hugging Face's hub, and their beginnings.
+HUB_SPLIT = re.compile(r'(?<![a-z])(train|training|val|valid|validation|dev|test)(?![a-z])')
+HUB_SPLITS = {'tr': 'train', 'va': 'valid', 'de': 'valid', 'te': 'test'}
 NO_NAMES = ('', 'nan', 'null', 'na', 'n/a')  # texts in a list that name no label
 HINT = 'DATA.DATA_PATH'
 NIH_LABELS = (
@@ -196,16 +200,26 @@ def images_below(root: Path) -> pd.Series:
 def hub(root: Path) -> pd.DataFrame:
     """Return the columns of the Parquet files of a data set of Hugging Face's hub, without images.
 
-    `Path` names the images in them (`data.hub`), and `Split` is what the names of the files say.
+    `Path` names the images in them (`data.hub`), and `Split` is what the names of the files say:
+    train if they say nothing. A column whose cells are numbers of classes becomes a column of 1 and
+    0 for each class.
     """
-    parts = []
-    for file in sorted(Path(root).rglob('*.parquet')):
-        name = file.relative_to(root).as_posix()
-        table = Table(file).cells
-        path = [f'{name}/{row:07d}.png' for row in table.index]
-        split = next((split for word, split in HUB_SPLITS.items() if word in file.stem.lower()), '')
-        parts.append(table.assign(Path=path, Split=split))
-    return pd.concat(parts, ignore_index=True)
+    tables = []
+    for path in sorted(Path(root).rglob('*.parquet')):
+        file = path.relative_to(root).as_posix()
+        if any(part.startswith('.') for part in file.split('/')):
+            continue
+        if not load('data.hub:image_names')(root, file):
+            continue
+        table = Table(path).cells
+        for column, names in load('data.hub:class_names')(root, file).items():
+            table = table.drop(columns=column).join(_marks_of_classes(table[column], names))
+        words = HUB_SPLIT.findall(file.lower()) or ['train']
+        names = [f'{file}/{row:07d}.png' for row in table.index]
+        tables.append(table.assign(Path=names, Split=HUB_SPLITS[words[-1][:2]]))
+    if not tables:
+        raise ValueError(f'{root}: there is no Parquet file with images')
+    return pd.concat(tables, ignore_index=True)
 
 
 def locate(root: Path, names: pd.Series, folder: str = '', suffix: str = '') -> pd.Series:
@@ -368,6 +382,23 @@ def _places(table: pd.DataFrame, other: pd.DataFrame, on: Sequence[str]) -> np.n
         name, row = known[known.duplicated()].iloc[0], int(known.index[known.duplicated()][0]) + 2
         raise ValueError(f'{other.index.name}, row {row}: {name} already has a row')
     return look_up_names(wanted, known, str(other.index.name))
+
+
+def _marks_of_classes(cells: pd.Series, names: Sequence[str]) -> pd.DataFrame:
+    """Return a column of 1 and 0 for each class, from cells with its number or a list of numbers.
+
+    An empty cell, and the number -1, have no class: they are blank in all columns.
+    """
+    marks = {}
+    for cell in cells.unique():
+        classes = json.loads(cell or '-1')
+        classes = classes if isinstance(classes, list) else [classes]
+        if wrong := [number for number in classes if number not in range(-1, len(names))]:
+            raise ValueError(
+                f'column {cells.name!r}: {wrong[0]} is not a number of {len(names)} classes'
+            )
+        marks[cell] = ['' if -1 in classes else int(k in classes) for k in range(len(names))]
+    return pd.DataFrame([marks[cell] for cell in cells], cells.index, [*names], dtype=object)
 
 
 def _names_in_cell(cell: str, separator: str) -> set[str]:

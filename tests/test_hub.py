@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,10 +26,11 @@ NATIVE = Settings(size=None, square=False, keep_16bit=True)
 def write_parquet(file: Path, images: list[bytes | None], column: str = 'image', **others) -> None:
     """Write images as the hub does, in groups of 20 rows."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    metadata = others.pop('metadata', None)
     structs = [{'bytes': image, 'path': None} for image in images]
     kind = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
     table = pa.table({column: pa.array(structs, kind), **others})
-    pq.write_table(table, file, row_group_size=20)
+    pq.write_table(table.replace_schema_metadata(metadata), file, row_group_size=20)
 
 
 @pytest.fixture
@@ -150,3 +152,102 @@ def test_names_of_classes_are_those_that_the_library_datasets_wrote(tmp_path: Pa
                 class_names(tmp_path, f'{name}.parquet')
         else:
             assert class_names(tmp_path, f'{name}.parquet') == wanted
+
+
+MY_SET = """
+from data.known_sets import hub
+
+
+def read(root):
+    table = hub(root).rename(columns={'patient_id': 'Patient', 'age': 'Age'})
+    return table.assign(**{'Frontal/Lateral': 'Frontal'})
+"""
+
+
+def write_labelled(root: Path) -> tuple[Path, Path]:
+    """Write a labelled data set as Parquet files of a hub, and as images with tables of text.
+
+    Cells have types: numbers, missing numbers, True and False.
+    """
+    kind = {'names': ['normal', 'Edema', 'Mass'], '_type': 'ClassLabel'}
+    features = {'findings': {'feature': kind, '_type': 'List'}}
+    metadata = {'huggingface': json.dumps({'info': {'features': features}})}
+    for shard, count in {
+        'train-00000': 9,
+        'train-00001': 7,
+        'validation-00000': 6,
+        'test-0': 5,
+    }.items():
+        file = f'data/{shard}.parquet'
+        first = sum(map(ord, shard))
+        findings = [[0] if n % 3 == 0 else [1] if n % 3 == 1 else [1, 2] for n in range(count)]
+        patients = [first * 100 + n for n in range(count)]
+        ages = [None if n == 2 else 40.0 + n for n in range(count)]
+        rows = {
+            'Path': [f'{file}/{n:07d}.png' for n in range(count)],
+            'Patient': patients,
+            'Age': ['' if age is None else int(age) for age in ages],
+            'Frontal/Lateral': 'Frontal',
+            **{name: [int(k in own) for own in findings] for k, name in enumerate(kind['names'])},
+        }
+        images = []
+        for n, name in enumerate(rows['Path']):
+            (root / 'files' / file).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise(first + n)).save(root / 'files' / name)
+            images.append((root / 'files' / name).read_bytes())
+        table = root / 'files' / f'{shard.split("-")[0].replace("idation", "id")}.csv'
+        pd.DataFrame(rows).to_csv(table, mode='a', header=not table.exists(), index=False)
+        write_parquet(
+            root / 'hub' / file,
+            images,
+            findings=findings,
+            patient_id=patients,
+            age=pa.array(ages, pa.float32()),
+            metadata=metadata,
+        )
+    (root / 'my_set.py').write_text(MY_SET)
+    return root / 'hub', root / 'files'
+
+
+def test_a_labelled_set_has_the_samples_of_files_and_tables_also_packed(tmp_path: Path) -> None:
+    hub, files = write_labelled(tmp_path)
+    my_set = str(tmp_path / 'my_set.py')
+    words = ['--data-path', hub, '--dataset', my_set, '--size', 'native', '--keep-16bit']
+    assert run_script('pack', *words, '--output', tmp_path / 'store', '--workers', 1) == 0
+
+    def samples(folder: Path, dataset: str) -> list[list[np.ndarray]]:
+        options = ('DATA.DATASET', dataset, 'DATA.BATCH_SIZE', 1, 'DATA.IMG_SIZE', 32)
+        options += ('DATA.LABELS', ['Edema', 'Mass'])
+        loaders = build_loader(make_config(folder, *options), LOGGER, is_pretrain=False)
+        return [
+            [part.numpy() for sample in samples_of(loader, 0) for part in sample[:2]]
+            for loader in (loaders.train, loaders.valid, loaders.test)
+        ]
+
+    train, *scored = samples(hub, my_set)
+    assert [*map(len, scored)] == [12, 10] and len(train) > 20
+    wanted = samples(files, 'chexpert')  # whose crops differ, because its rows have other numbers
+    packed = samples(tmp_path / 'store', my_set)
+    for found, same in zip(
+        [*scored, train, *scored], [*packed[1:], packed[0], *wanted[1:]], strict=True
+    ):
+        assert len(found) == len(same) and all(map(np.array_equal, found, same))
+
+
+def test_a_labelled_set_is_checked_like_files(tmp_path: Path, capsys) -> None:
+    hub, _ = write_labelled(tmp_path)
+    options = ['--opts', 'DATA.DATASET', tmp_path / 'my_set.py', 'DATA.LABELS', "['Edema', 'Mass']"]
+    words = ['--data-path', hub, '--workers', 1, '--output', tmp_path / 'problems.csv']
+    assert run_script('check_data', *words, *options) == 0, capsys.readouterr().out
+    table = pq.read_table(hub / 'data' / 'test-0.parquet')
+    ages = pa.array([40.0, 200.0, None, 1.5, -1.0], pa.float32())
+    pq.write_table(
+        table.set_column(table.schema.get_field_index('age'), 'age', ages),
+        hub / 'data' / 'test-0.parquet',
+    )
+    assert run_script('check_data', *words, *options) == 1
+    faults = pd.read_csv(tmp_path / 'problems.csv')
+    wrong = faults[faults['severity'] == 'error']
+    assert len(wrong) == 2 and set(wrong['file']) == {
+        f'data/test-0.parquet/000000{n}.png' for n in (1, 4)
+    }
