@@ -3,7 +3,7 @@
 #   bash scripts/leave_out.sh LABELLED IMAGES OUT TABLE [TABLE]
 # LABELLED: CheXpert's layout; IMAGES: images for pre-training; both may be packed stores. TABLE: CSV
 # files in LABELLED whose images are scored. Writes OUT/duplicates.csv and OUT/leave_out.csv.
-# It finds copies, also in another size or format (JPEG, DICOM), brighter, with another contrast,
+# It finds copies, also in another size, format (JPEG, DICOM) or contrast,
 # equalised or inverted. It does not find most crops of 5 % or more, nor mirrored, rotated or locally
 # equalised (CLAHE) images, nor other X-rays of the same patients.
 set -euo pipefail
@@ -22,5 +22,5 @@ if [ "$count" -gt 0 ]; then
 else
     echo "no image of $images was found to show an X-ray that is scored"
 fi
-echo 'Found are copies, also in another size or format, brighter, equalised or inverted; not most crops of 5 % or more,' \
+echo 'Found are copies, also in another size, format or contrast, equalised or inverted; not most crops of 5 % or more,' \
     'mirrored or rotated images, local equalisation (CLAHE), or other X-rays of the same patients.'

@@ -7,7 +7,8 @@ python scripts/pixel_baseline.py \
 It reads the same images and labels as main_finetune.py with the same flags, reduces the images to
 64 x 64 pixels, and chooses C for each label by cross-validation over the training patients. The
 run folder has the same files, such as predictions_test.csv. Show them in the report of a model with
---opts REPORT.BASELINES "{'pixel baseline': 'OUT/simmim_finetune/pixels'}". Not for clinical use.
+--opts REPORT.BASELINES "{'pixel baseline': 'OUT/simmim_finetune/pixels'}". The baseline without any
+image is main_finetune.py with --opts FINETUNE.MODE metadata. Not for clinical use.
 """
 
 import argparse
