@@ -193,21 +193,21 @@ def add_studies(table: Table) -> None:
     key = table.key
     paths = table[key].tolist()
     # Several images of a study are in one folder, which is looked at once.
-    places, names = _divided(paths)
-    outside = [part for part in {*places, *names} - {''} if not is_below(part)]
-    if outside or '' in {*names, *places}:
+    folders = [path.rpartition('/')[0] for path in paths]
+    names = {path.rpartition('/')[2] for path in paths}
+    if not all(map(is_below, names.union(folders))):
         inside = [is_below(path) for path in paths]
         table.keep(key, inside, 'path that leaves the folder', 'must be a relative path without ..')
-        places, names = _divided(table[key].tolist())
-    whole = places if key == 'Path' else table[key].tolist()
-    found = {place: STUDY.match(place) for place in {*whole}}
-    if key == 'Study':
-        found = {
-            place: match if match and not match['image'] else None for place, match in found.items()
-        }
-    studies = {place: match and match['study'] for place, match in found.items()}
-    patients = {place: match and match['patient'] for place, match in found.items()}
-    patients = {place: sys.intern(name) if name else None for place, name in patients.items()}
+        paths = table[key].tolist()
+        folders = [path.rpartition('/')[0] for path in paths]
+    whole = folders if key == 'Path' else paths
+    studies: dict[str, str | None] = {}
+    patients: dict[str, str | None] = {}
+    for name in {*whole}:
+        match = STUDY.match(name)
+        is_study = match is not None and (key == 'Path' or not match['image'])
+        studies[name] = match['study'] if is_study else None
+        patients[name] = sys.intern(match['patient']) if is_study else None
     study = np.array([*map(studies.__getitem__, whole)], object)
     patient = np.array([*map(patients.__getitem__, whole)], object)
     has_column = 'Patient' in table
@@ -268,16 +268,13 @@ def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) 
     )
 
 
-def _divided(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divide paths into their folders and the names in them."""
-    pairs = [path.rpartition('/') for path in paths]
-    return [place for place, _, _ in pairs], [name for _, _, name in pairs]
-
-
 def _leave_out_unlabelled(table: Table, labels: Sequence[str]) -> None:
     """Drop the images of which no label is known, which is not the same as blank labels."""
-    columns = [table[label] == NO_LABELS for label in labels if label in table]
-    if not columns or not (unlabelled := np.all(columns, axis=0)).any():
+    present = [label for label in labels if label in table]
+    if not present or not all(NO_LABELS in {*table[label].tolist()} for label in present):
+        return
+    unlabelled = np.all([table[label] == NO_LABELS for label in present], axis=0)
+    if not unlabelled.any():
         return
     row = int(table.row[unlabelled.argmax()]) + 2
     detail = (

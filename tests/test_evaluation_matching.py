@@ -7,6 +7,7 @@ import pytest
 from test_data_predictions import PREFIX, csv_of, image, study
 
 from data.groups import standard_groups
+from data.identity import canonical
 from data.labels import LABELS, SharedLabel
 from data.predictions import read_label_file, read_predictions
 from evaluation.cases import Cases
@@ -54,6 +55,31 @@ def test_rows_are_matched_by_name_and_rows_without_labels_are_ignored(extra, pre
     assert cases.targets[:, 0].tolist() == TRUTH
     assert any('14 of 20 rows' in note for note in notes) == (extra > 0)
     assert not any('patient' in note for note in notes)
+
+
+@pytest.mark.parametrize('key', ['Path', 'Study'])
+def test_rows_of_one_patient_under_two_spellings_are_matched_with_a_note(key, tmp_path):
+    names = [image(i) if key == 'Path' else study(i) for i in range(6)]
+    other = [name.replace('patient0000', 'Patient').replace('study1', 'study01') for name in names]
+    predictions = csv_of(tmp_path / 'p.csv', {key: other[::-1], 'Edema': SCORES[::-1]})
+    labels = csv_of(tmp_path / 'l.csv', {key: names, 'Edema': TRUTH})
+    cases, notes = matched(predictions, labels)
+    order = [[canonical(name) for name in names].index(canonical(name)) for name in cases.path]
+    assert cases.probabilities[:, 0].tolist() == [SCORES[place] for place in order]
+    assert cases.targets[:, 0].tolist() == [TRUTH[place] for place in order]
+    (note,) = [note for note in notes if 'spelt' in note]
+    assert '6 of 6 names are spelt in two ways' in note and 'Patient' in note and 'patient0' in note
+
+
+def test_a_label_file_may_name_its_patients(tmp_path):
+    """Then paths may have any form, and the predictions of the same paths are matched."""
+    paths = [f'a/{i}.png' for i in range(6)]
+    columns = {'Path': paths, 'Patient': [7, 7, 8, 8, 9, 9], 'Study': [1, 1, 1, 2, 1, 1]}
+    labels = csv_of(tmp_path / 'l.csv', columns | {'Frontal/Lateral': 'Frontal', 'Edema': TRUTH})
+    predictions = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Edema': SCORES})
+    cases, _ = matched(predictions, labels)
+    assert cases.patient.tolist() == ['7', '7', '8', '8', '9', '9']
+    assert cases.study.tolist() == ['7/1', '7/1', '8/1', '8/2', '9/1', '9/1']
 
 
 def test_images_get_the_labels_of_their_study(tmp_path):
