@@ -126,4 +126,6 @@ def module_of(key: str) -> ModuleType:
 def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
     """Raise an OptionError with the key, value and allowed values, unless `holds` is true."""
     if not holds:
-        raise OptionError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
+        value = value_at(config, key)
+        shown = dict(value) if isinstance(value, dict) else value  # not as a CfgNode
+        raise OptionError(f'{key} must be {allowed}, got {shown!r}')
