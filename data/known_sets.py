@@ -209,14 +209,15 @@ def hub(root: Path) -> pd.DataFrame:
         file = path.relative_to(root).as_posix()
         if any(part.startswith('.') for part in file.split('/')):
             continue
-        if not load('data.hub:image_names')(root, file):
+        images = load('data.hub:image_names')(root, file)
+        if not images:
             continue
-        table = Table(path).cells
+        # A row with an image counts, also if all its other cells are empty.
+        table = Table(path).cells.reindex(range(len(images)), fill_value='')
         for column, names in load('data.hub:class_names')(root, file).items():
             table = table.drop(columns=column).join(_marks_of_classes(table[column], names))
         words = HUB_SPLIT.findall(file.lower()) or ['train']
-        names = [f'{file}/{row:07d}.png' for row in table.index]
-        tables.append(table.assign(Path=names, Split=HUB_SPLITS[words[-1][:2]]))
+        tables.append(table.assign(Path=images, Split=HUB_SPLITS[words[-1][:2]]))
     if not tables:
         raise ValueError(f'{root}: there is no Parquet file with images')
     return pd.concat(tables, ignore_index=True)

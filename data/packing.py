@@ -130,6 +130,8 @@ def pack(
         if (output / STORE_FILE).is_file():
             about = read_about(output)
             _refuse_other(output, about, job)
+            if problems := file_problems(output, about):
+                raise ValueError(f'{problems[0]}: pack the images again, into a new folder')
         else:
             about = _build(source, output, settings, job, workers=workers, skip_bad=skip_bad)
         (output / UNFINISHED_FILE).unlink(missing_ok=True)

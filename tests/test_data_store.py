@@ -162,6 +162,13 @@ def test_packing_starts_over_from_a_damaged_shard_and_a_repaired_image(tmp_path:
     assert contents(packed(root, tmp_path / 'repaired')) == wanted
 
 
+def test_a_complete_store_that_lacks_a_file_is_not_called_packed(root, store, tmp_path) -> None:
+    lacking = copied(store, tmp_path / 'store')
+    (lacking / 'images_00002.arrow').unlink()
+    with pytest.raises(ValueError, match='images_00002.arrow.*a new folder'):
+        pack(read_source(root), lacking, SMALL)
+
+
 def test_two_packers_at_once_are_refused(root: Path, tmp_path: Path) -> None:
     with killed_after(4):
         pack(read_source(root), tmp_path / 'store', SMALL)

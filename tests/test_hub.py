@@ -17,6 +17,7 @@ from data.build import build_loader
 from data.hub import class_names
 from data.image_source import Folder
 from data.images import BadImageError, load_image
+from data.known_sets import hub
 from data.packing import Settings, pack, read_source
 from data.store import open_store
 
@@ -44,8 +45,8 @@ def files(tmp_path: Path) -> Path:
     return tmp_path / 'files'
 
 
-@pytest.fixture
-def hub(files: Path, tmp_path: Path) -> Path:
+@pytest.fixture(name='hub')
+def hub_folder(files: Path, tmp_path: Path) -> Path:
     for folder in (files / 'data').iterdir():
         images = [file.read_bytes() for file in sorted(folder.iterdir())]
         write_parquet(tmp_path / 'hub' / 'data' / folder.name, images, label=[0] * len(images))
@@ -232,6 +233,37 @@ def test_a_labelled_set_has_the_samples_of_files_and_tables_also_packed(tmp_path
         [*scored, train, *scored], [*packed[1:], packed[0], *wanted[1:]], strict=True
     ):
         assert len(found) == len(same) and all(map(np.array_equal, found, same))
+
+
+@pytest.mark.parametrize(
+    'file, split',
+    [
+        ('data/latest-train-00000-of-00001', 'train'),
+        ('default/validation/0000', 'valid'),
+        ('chest_test/dev-0', 'valid'),
+        ('Test-00000', 'test'),
+        ('contest/retrieval', 'train'),
+        ('0000', 'train'),
+    ],
+)
+def test_the_name_of_a_file_tells_the_split(tmp_path: Path, file: str, split: str) -> None:
+    write_parquet(tmp_path / f'{file}.parquet', [b'x', b'y'], age=[50, 60])
+    write_parquet(tmp_path / '.cache' / 'test.parquet', [b'x'], age=[70])
+    pq.write_table(pa.table({'age': [1]}), tmp_path / 'test_labels.parquet')
+    table = hub(tmp_path)
+    assert table['Split'].tolist() == [split] * 2 and table['age'].tolist() == ['50', '60']
+    assert table['Path'].tolist() == [f'{file}.parquet/000000{n}.png' for n in range(2)]
+
+
+def test_numbers_of_classes_become_columns(tmp_path: Path) -> None:
+    kind = {'label': {'names': ['no', 'yes'], '_type': 'ClassLabel'}}
+    metadata = {'huggingface': json.dumps({'info': {'features': kind}})}
+    write_parquet(tmp_path / 'a.parquet', [b'x'] * 4, label=[0, 1, -1, None], metadata=metadata)
+    table = hub(tmp_path)
+    assert table['yes'].tolist() == [0, 1, '', ''] and table['no'].tolist() == [1, 0, '', '']
+    write_parquet(tmp_path / 'a.parquet', [b'x'] * 2, label=[0, 2], metadata=metadata)
+    with pytest.raises(ValueError, match="'label'.*2 is not a number of 2 classes"):
+        hub(tmp_path)
 
 
 def test_a_labelled_set_is_checked_like_files(tmp_path: Path, capsys) -> None:
