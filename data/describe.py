@@ -10,7 +10,7 @@ import pandas as pd
 
 from config import Config, part
 from data.chexpert import OTHER_VIEW, SPLITS
-from data.figures import encode_figure, plot_examples, plot_steps
+from data.figures import plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups
 from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
 from data.preprocess import Preprocess
@@ -18,6 +18,7 @@ from data.reading import read_part
 from data.records import Records, csv_names, select_views, task_of
 from data.splits import describe_subset, split_patients, training_records
 from system.files import replace_files
+from system.pages import encode_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -174,9 +175,9 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
         if len(names) == 1:  # a finding against none
             targets, names = np.hstack([targets, 1 - targets]), (*names, NO_FINDING)
         records = replace(records, labels=targets, label_names=names)
-    figures = {'examples': plot_examples(records, count, config.SEED)}
+    figures = plot_examples(records, count, config.SEED)
     if config.DATA.PREPROCESS:
-        figures['preprocess'] = plot_steps(records, Preprocess(config), count, config.SEED)
+        figures |= plot_steps(records, Preprocess(config), count, config.SEED)
     return figures
 
 

@@ -4,10 +4,10 @@ All figures have the width of a page, so that their text is legible on a phone, 
 the number of a patient or the name of a file.
 """
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,68 +17,63 @@ from data.images import PACKED_STEPS
 from data.labels import POSITIVE
 from data.preprocess import Preprocess, apply_steps
 from data.records import Records, images_of
+from system.pages import (
+    FONT,
+    FONT_WIDTH,
+    NOT_FOR_CLINICAL_USE,
+    SMALL,
+    TALLEST,
+    WIDTH,
+    new_figure,
+    page_files,
+    split_pages,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 6.3  # text width of an A4 page in inches
-IMAGES_PER_ROW = 4
+IMAGES_PER_ROW = 6
+LABELS_PER_ROW = {1: 4, 2: 3, 3: 2}  # by the number of images of a label; 1 from 4 on
 LARGEST_SIDE = 512  # of a shown image, in pixels
-FONT, SMALL = 9, 8
-FONT_WIDTH = 12.5  # letters in an inch, for titles that are wrapped
-STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'figure'}  # selectable text, reproducible names
-NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 
 
-def encode_figure(figure: 'Figure') -> dict[str, bytes]:
-    """Return the PNG and SVG file of a figure by suffix; equal figures give equal bytes."""
-    from matplotlib import rc_context
-
-    files = {}
-    metadata = {'.png': {'Software': None}, '.svg': {'Date': None}}
-    with rc_context(STYLE):
-        for suffix, about in metadata.items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=about)
-            files[suffix] = buffer.getvalue()
-    return files
-
-
-def new_figure(height: float) -> 'Figure':
-    """Return an empty figure of page width and `height` inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(WIDTH, height), layout='constrained')
-
-
-def plot_examples(records: Records, count: int, seed: int) -> 'Figure':
+def plot_examples(records: Records, count: int, seed: int) -> dict[str, 'Figure']:
     """Show `count` random images that are positive for each label, from different patients.
 
-    Labels without a positive image are left out. An image may have further labels.
+    A note names the labels without a positive image. An image may have further labels.
+
+    Returns:
+        Figures by name: 'examples', or with several pages 'examples_1', 'examples_2', ...
 
     Raises:
         ValueError: If no label has a positive image, or if an image cannot be read.
     """
     read = images_of(records).reader(records.file)
-    blocks = []
+    blocks, missing = [], []
     for label, values in zip(records.label_names, records.labels.T, strict=True):
         chosen = _choose(records, np.flatnonzero(values == POSITIVE), count, seed)
         if len(chosen):
             titles = [label] + [''] * (len(chosen) - 1)
             blocks.append([*zip(titles, map(read, chosen.tolist()), strict=True)])
+        else:
+            missing.append(label)
     if not blocks:
         raise ValueError(f'--examples: no image of {records.root} is positive for a label')
-    figure = _plot_grid(blocks, count)
     note = 'Images were drawn at random for each label. They may have further labels.'
-    figure.supxlabel(f'{note}\n{NOT_FOR_CLINICAL_USE}', fontsize=SMALL)
-    return figure
+    note += f' Without a positive image: {", ".join(missing)}.' if missing else ''
+    return _plot_grid('examples', blocks, count, note)
 
 
-def plot_steps(records: Records, preprocess: Preprocess, count: int, seed: int) -> 'Figure':
+def plot_steps(
+    records: Records, preprocess: Preprocess, count: int, seed: int
+) -> dict[str, 'Figure']:
     """Show `count` random images before and after each step of DATA.PREPROCESS.
 
     Each step is applied to the result of the steps before it.
+
+    Returns:
+        Figures by name: 'preprocess', or with several pages 'preprocess_1', 'preprocess_2', ...
 
     Raises:
         ValueError: If the images were packed with the steps, or if an image cannot be read.
@@ -97,11 +92,7 @@ def plot_steps(records: Records, preprocess: Preprocess, count: int, seed: int) 
             image = apply_steps(image, [step], preprocess.setup)
             panels.append((f'{number}. {step}', image))
         blocks.append(panels)
-    figure = _plot_grid(blocks, 1 + len(steps))
-    figure.supxlabel(
-        f'Each step follows the one before it.\n{NOT_FOR_CLINICAL_USE}', fontsize=SMALL
-    )
-    return figure
+    return _plot_grid('preprocess', blocks, 1 + len(steps), 'Each step follows the one before it.')
 
 
 def show_image(axis: 'Axes', image: Image.Image | np.ndarray) -> None:
@@ -120,22 +111,35 @@ def _choose(records: Records, rows: np.ndarray, count: int, seed: int) -> np.nda
     return rows[np.sort(first)][:count]
 
 
-def _plot_grid(blocks: Sequence[Sequence[tuple[str, Image.Image]]], size: int) -> 'Figure':
-    """Plot blocks of up to `size` (title, image), as many next to each other as fit into a row."""
+def _plot_grid(
+    name: str, blocks: Sequence[Sequence[tuple[str, Image.Image]]], size: int, note: str
+) -> dict[str, 'Figure']:
+    """Plot blocks of up to `size` (title, image), several next to each other, on pages."""
     columns = min(size, IMAGES_PER_ROW)
-    across, lines = IMAGES_PER_ROW // columns, math.ceil(size / columns)
-    rows, side = math.ceil(len(blocks) / across) * lines, WIDTH / (across * columns)
+    across, lines = LABELS_PER_ROW.get(columns, 1), math.ceil(size / columns)
+    side = WIDTH / (across * columns)
     tallest = min(1.4, max(each.height / each.width for block in blocks for _, each in block))
-    figure = new_figure(0.5 + rows * (0.35 + side * tallest))
-    axes = figure.subplots(rows, across * columns, squeeze=False)
-    for axis in axes.ravel():
-        axis.set_axis_off()
-    for number, block in enumerate(blocks):
-        row, column = number // across * lines, number % across * columns
-        for place, (title, image) in enumerate(block):
-            axis = axes[row + place // columns, column + place % columns]
-            show_image(axis, image)
-            axis.set_anchor('N')
-            title = textwrap.fill(title, round(FONT_WIDTH * side))
-            axis.set_title(title, fontsize=FONT, loc='left')
-    return figure
+    row_height = 0.35 + side * tallest
+    most = int((TALLEST - 0.8) / (lines * row_height))
+    pages = split_pages(blocks, most * across)
+    figures = {}
+    for file, page in zip(page_files(Path(name), len(pages)), pages, strict=True):
+        rows = math.ceil(len(page) / across) * lines
+        figure = new_figure(0.8 + rows * row_height)
+        axes = figure.subplots(rows, across * columns, squeeze=False)
+        for axis in axes.ravel():
+            axis.set_axis_off()
+        for number, block in enumerate(page):
+            row, column = number // across * lines, number % across * columns
+            for place, (title, image) in enumerate(block):
+                axis = axes[row + place // columns, column + place % columns]
+                show_image(axis, image)
+                axis.set_anchor('N')
+                # The only title of a block may be as wide as the block.
+                width = side * (1 if any(words for words, _ in block[1:]) else columns)
+                title = textwrap.fill(title, round(FONT_WIDTH * width))
+                axis.set_title(title, fontsize=FONT, loc='left')
+        words = [*textwrap.wrap(note, round(FONT_WIDTH * WIDTH)), NOT_FOR_CLINICAL_USE]
+        figure.supxlabel('\n'.join(words), fontsize=SMALL)
+        figures[file.name] = figure
+    return figures

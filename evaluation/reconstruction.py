@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from system.files import atomic_writer
+from system.pages import FONT, FONT_WIDTH, SMALL, TALLEST, WIDTH, new_figure
 
 COLUMNS = ('input', 'masked', 'reconstruction', 'visible input +\nreconstruction')
 HIDDEN_COLOUR = (86, 135, 190)
+DPI = 150
 
 
 def pixel_mask(mask: np.ndarray, patch_size: int) -> np.ndarray:
@@ -100,9 +102,8 @@ def hidden_error(item: Reconstruction, values: np.ndarray) -> np.ndarray:
 
 def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], title: str) -> None:
     """Plot input, masked input, reconstruction, and their combination in one PNG row per image."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 2.1 * len(items) + 0.8), layout='constrained')
+    side = min(WIDTH / len(COLUMNS), (TALLEST - 0.8) / len(items))
+    figure = new_figure(0.8 + side * len(items), side * len(COLUMNS))
     axes = figure.subplots(len(items), len(COLUMNS), squeeze=False)
     for row, item in zip(axes, items, strict=True):
         image, prediction = item.grey(item.image), item.grey(item.prediction)
@@ -114,8 +115,8 @@ def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], titl
             axis.imshow(panel, cmap='gray', vmin=0, vmax=255)
             axis.set_axis_off()
     for axis, name in zip(axes[0], COLUMNS, strict=True):
-        axis.set_title(name, fontsize=11)
-    figure.suptitle(textwrap.fill(title, 90), fontsize=10)
+        axis.set_title(name, fontsize=FONT)
+    figure.suptitle(textwrap.fill(title, round(FONT_WIDTH * figure.get_figwidth())), fontsize=SMALL)
     Path(path).parent.mkdir(exist_ok=True)
     with atomic_writer(path) as file:
-        figure.savefig(file, dpi=110)
+        figure.savefig(file, dpi=DPI)

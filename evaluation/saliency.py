@@ -1,7 +1,8 @@
 """Saliency maps by Grad-CAM and attention, figures of them, and a check of the method."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import Config
-from data.figures import FONT, NOT_FOR_CLINICAL_USE, SMALL, encode_figure, new_figure, show_image
+from data.figures import show_image
 from data.labels import file_name, positive_logits
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
@@ -22,10 +23,21 @@ from models.build import build_model
 from models.classifier_heads import AttentionHead
 from models.encoder import MAP_CELLS, Encoder
 from system.files import atomic_writer, replace_files
+from system.pages import (
+    FONT,
+    NOT_FOR_CLINICAL_USE,
+    SMALL,
+    TALLEST,
+    encode_figure,
+    new_figure,
+    page_files,
+    split_pages,
+)
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey
 # Left, bottom, width and height of the two X-rays and the colour bar, as shares of the figure.
 MAP_AXES = ((0.01, 0.02, 0.41, 0.96), (0.44, 0.02, 0.41, 0.96), (0.87, 0.07, 0.02, 0.86))
+BAR, MOST_BARS = 0.2, 18  # height of a bar in inches, and bars next to the images
 OPACITY = 0.75  # opacity at importance 1; the opacity at importance 0 is 0
 CHECKED_IMAGES, RANDOM_MODELS = 8, 5  # in the check against random weights
 FOLDER = 'maps'
@@ -172,42 +184,91 @@ def plot_prediction(
 ) -> None:
     """Plot an X-ray, maps of some labels over it, and all probabilities, as PNG and SVG.
 
+    What does not fit on a page goes to further files, `path` with _1, _2, ...
+
     Args:
         path: Path of the files without suffix. The folder is created.
         images: Title -> image: the original, and as the model sees it, [S, S] uint8.
-        maps: Label -> map in [0, 1], [S, S]. Each label is a row: the map, and the map over the
-            last image.
+        maps: Label -> map in [0, 1], [S, S]. Each label has two panels: the map, and the map over
+            the last image.
         probabilities: Label -> probability. The labels with maps are highlighted.
         title: Title of the maps.
         truth: Label -> 1, 0, or NaN where the label is not scored; None if it is not known.
     """
-    bars_height = 0.6 + 0.2 * len(probabilities)
-    heights = [2.6] * (1 + len(maps)) + [bars_height]
-    figure = new_figure(0.3 + sum(heights))
-    *rows, last = figure.subfigures(len(heights), 1, height_ratios=heights)
-    for axis, (name, image) in zip(rows[0].subplots(1, 2), images.items(), strict=True):
-        show_image(axis, image)
-        axis.set_title(name, fontsize=FONT)
-    for row, (label, saliency) in zip(rows[1:], maps.items(), strict=True):
-        heat, overlay = row.subplots(1, 2)
-        row.suptitle(f'{label}: {title}', fontsize=FONT)
+    shown = [*images.values()][-1]
+    bars = partial(_plot_probabilities, highlighted={*maps}, truth=truth)
+    first, *others = split_pages([*probabilities.items()], MOST_BARS)
+
+    def plot_first(row: Any) -> None:
+        left, right = row.subfigures(1, 2, width_ratios=(2, 3))
+        for axis, (name, image) in zip(left.subplots(len(images), 1), images.items(), strict=True):
+            show_image(axis, image)
+            axis.set_title(name, fontsize=SMALL)
+        bars(right.subplots(), dict(first))
+
+    rows = [(max(3.8, 0.8 + BAR * len(first)), plot_first)]
+    for start in range(0, len(maps), 2):
+        pair = dict([*maps.items()][start : start + 2])
+        rows.append((2.0, partial(_plot_maps, maps=pair, image=shown, title=title)))
+    for more in others:
+        rows.append(
+            (0.8 + BAR * len(more), lambda row, more=more: bars(row.subplots(), dict(more)))
+        )
+    figures = []
+    for page in _fill_pages(rows):
+        heights = [height for height, _ in page]
+        figure = new_figure(0.3 + sum(heights))
+        parts = figure.subfigures(len(page), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, (_, plot) in zip(parts, page, strict=True):
+            plot(part)
+        figure.supxlabel(NOT_FOR_CLINICAL_USE, fontsize=SMALL)
+        figures.append(figure)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    names = page_files(Path(path), len(figures))
+    replace_files(
+        {
+            Path(f'{name}{suffix}'): data
+            for name, figure in zip(names, figures, strict=True)
+            for suffix, data in encode_figure(figure).items()
+        }
+    )
+
+
+def _fill_pages(rows: Sequence[tuple[float, Any]]) -> list[list[tuple[float, Any]]]:
+    """Put rows of (height in inches, function that plots it) on as few pages as they need."""
+    pages, used = [[]], 0.3
+    for height, plot in rows:
+        if pages[-1] and used + height > TALLEST:
+            pages.append([])
+            used = 0.3
+        pages[-1].append((height, plot))
+        used += height
+    return pages
+
+
+def _plot_maps(
+    row: Any, *, maps: Mapping[str, np.ndarray], image: Image.Image | np.ndarray, title: str
+) -> None:
+    """Plot one or two maps, each alone and over the image, in a row of four panels."""
+    panels = row.subplots(1, 4)
+    for axis in panels:
+        axis.set_axis_off()
+    for column, (label, saliency) in enumerate(maps.items()):
+        heat, overlay = panels[2 * column : 2 * column + 2]
         shown = heat.imshow(saliency, cmap=COLOUR_MAP, vmin=0, vmax=1)
-        heat.set_axis_off()
-        bar = row.colorbar(shown, ax=heat, ticks=(0, 0.5, 1), location='left', pad=0.03)
-        bar.set_label('relative importance', fontsize=SMALL)
-        bar.ax.tick_params(labelsize=SMALL)
+        heat.set_title(label, fontsize=FONT, loc='left')
         show_image(overlay, image)
         overlay.imshow(saliency, cmap=_transparent_colours(), vmin=0, vmax=1)
-    _plot_probabilities(last.subplots(), probabilities, set(maps), truth)
-    figure.supxlabel(NOT_FOR_CLINICAL_USE, fontsize=SMALL)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    files = encode_figure(figure)
-    replace_files({Path(f'{path}{suffix}'): data for suffix, data in files.items()})
+    bar = row.colorbar(shown, ax=[*panels], ticks=(0, 0.5, 1), location='left', pad=0.02)
+    bar.set_label('relative importance', fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
+    row.suptitle(title, fontsize=SMALL)
 
 
 def _plot_probabilities(
     axis: Any,
     probabilities: Mapping[str, float],
+    *,
     highlighted: set[str],
     truth: Mapping[str, float] | None,
 ) -> None:
@@ -215,18 +276,18 @@ def _plot_probabilities(
     colours = ['#D55E00' if label in highlighted else '#0072B2' for label in probabilities]
     drawn = axis.barh([*probabilities], [*probabilities.values()], color=colours)
     axis.bar_label(drawn, fmt='%.3f', padding=2, fontsize=SMALL)
-    axis.set(xlim=(0, 1.15), xticks=(0, 0.5, 1))
+    axis.set(xlim=(0, 1.25), xticks=(0, 0.5, 1))
     axis.set_title('probability', fontsize=FONT)
     axis.tick_params(labelsize=SMALL)
     axis.invert_yaxis()
     axis.spines[['top', 'right']].set_visible(False)
     if truth is None:
         return
-    axis.set_xlim(0, 1.6)
-    axis.set_title('probability, and the true label on the right', fontsize=FONT)
+    axis.set_xlim(0, 1.9)
+    axis.set_title('probability, true label', fontsize=FONT)
     for row, label in enumerate(probabilities):
         word, style = TRUE_WORDS.get(truth[label], ('not scored', {'color': '0.5'}))
-        axis.text(1.25, row, word, va='center', fontsize=SMALL, **style)
+        axis.text(1.35, row, word, va='center', fontsize=SMALL, **style)
 
 
 def _transparent_colours() -> Any:

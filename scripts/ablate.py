@@ -62,6 +62,7 @@ from sweeps.files import (
     Sweep,
     compared_with,
     folds_folder,
+    in_order,
     load_config,
     load_sweep,
     only_rows,
@@ -82,10 +83,13 @@ from sweeps.long_table import (
     written,
 )
 from sweeps.plots import (
+    has_groups,
     plot_curves,
     plot_differences,
+    plot_groups,
     plot_labels,
     plot_masks,
+    plot_scores,
     plot_subsets,
     rows_with_curves,
 )
@@ -111,9 +115,11 @@ from sweeps.tables import (
     write_table,
 )
 from system.files import replace_file
+from system.pages import page_files
 from system.tool import Paragraphs, at_least, tool
 
 DEFAULT_SEEDS = 3
+MOST_PAGES = 99
 QUOTES = ('"', "'")
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 # A task of a job array receives all flags but these, so that all tasks have the same plan.
@@ -214,8 +220,10 @@ def _add_plot(add: Callable) -> None:
     add('--seeds', type=_count, metavar='N', help='seeds of the learning curves')
     add('--scores', nargs=1, default=[], metavar='SCORE', help='a score of the tables')
     add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='only these differences')
-    add('--figure', type=Path, metavar='FILE',
-        help='only draw the differences, to this .png, .pdf or .svg file')  # fmt: skip
+    add('--rows', nargs='+', default=[], metavar='NAME',
+        help='only these rows or methods, in this order, in every figure')  # fmt: skip
+    add('--figure', type=Path, metavar='FILE', help='only draw the scores, or with --pairs their '
+        'differences, to this .png, .pdf or .svg file')  # fmt: skip
 
 
 def _path(text: str) -> Path:
@@ -586,38 +594,64 @@ def plot(args: argparse.Namespace) -> None:
     """Draw the tables in a folder, and with --output the learning curves of the runs."""
     if not (args.save or args.output):
         raise ValueError('plot needs --save, the folder of the tables, or --output')
-    sweep, folder = sweep_of(args), args.save or args.output
+    whole, folder = sweep_of(args), args.save or args.output
+    sweep = in_order(whole, args.rows) if args.rows else whole
     tables = [*args.scores, *sweep.scores, *MEANS]
     files = [folder / f'{file_name(sweep.name, score)}.csv' for score in tables]
     if not (known := [file for file in files[: len(args.scores) or None] if file.is_file()]):
         raise ValueError(f'{files[0]} does not exist: `ablate.py table` writes it')
     score = tables[files.index(known[0])]
     lines = read_lines(known[0], args.pairs)
+    if args.rows:
+        order = {row.name: number for number, row in enumerate(sweep.rows)}
+        lines = lines[lines['row'].isin(order)]
+        if lines.empty:
+            raise ValueError(f'--rows: {known[0]} has none of {[*order]}')
+        lines = lines.sort_values('row', key=lambda rows: rows.map(order), kind='stable')
     if args.figure:
-        plot_differences(args.figure, lines, sweep)
+        draw = (
+            partial(plot_differences, sweep=whole)
+            if args.pairs
+            else partial(plot_scores, sweep=sweep)
+        )
+        print(*draw(args.figure, lines), sep='\n')
         return
-    figures: dict[str, Callable[[Path], None]] = {
-        f'{file_name("", score)}': lambda path: plot_differences(path, lines, sweep)
-    }
-    file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)  # may be compressed
-    scores = read_table(file) if file else None
-    if scores is not None and sweep.subsets:
-        figures['_labels'] = lambda path: plot_labels(path, scores, sweep)
-        figures[f'_{sweep.subsets}'] = lambda path: plot_subsets(path, scores, sweep, score)
-    if scores is not None and len(sweep.mask_rows) > 1:
-        figures['_masks'] = lambda path: plot_masks(path, scores, sweep, score)
-    if args.output:
-        runs = {'sweep': sweep, 'seeds': seeds_of(args), 'output': args.output}
-        figures |= {
-            name: partial(plot_curves, **runs, pretrain=is_pretraining)
-            for name, is_pretraining in (('_losses', False), ('_curves', True))
-            if rows_with_curves(sweep, pretrain=is_pretraining)
-        }
+    figures = figures_of(args, sweep, lines, score)
+    if lines['difference'].notna().any():  # from rows that may not be named
+        name = f'{file_name("", score)}_differences'
+        figures[name] = partial(plot_differences, lines=lines, sweep=whole)
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):
             path = folder / f'{sweep.name}{name}.{suffix}'
-            draw(path)
-            print(path)
+            files = draw(path)
+            # The pages of an earlier figure would be taken for pages of this one.
+            for old in {path, *page_files(path, MOST_PAGES)}.difference(files):
+                old.unlink(missing_ok=True)
+            print(*files, sep='\n')
+
+
+def figures_of(
+    args: argparse.Namespace, sweep: Sweep, lines: pd.DataFrame, score: str
+) -> dict[str, Callable[[Path], list[Path]]]:
+    """Return the functions that draw the figures of a sweep, by the end of their names."""
+    folder, name = args.save or args.output, file_name('', score)
+    figures = {name: lambda path: plot_scores(path, lines, sweep)}
+    file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)  # may be compressed
+    if file:
+        scores = read_table(file)
+        if sweep.subsets:
+            figures['_labels'] = lambda path: plot_labels(path, scores, sweep)
+            figures[f'_{sweep.subsets}'] = lambda path: plot_subsets(path, scores, sweep, score)
+        if has_groups(scores, score):
+            figures['_subgroups'] = lambda path: plot_groups(path, scores, sweep, score)
+        if len(sweep.mask_rows) > 1:
+            figures['_masks'] = lambda path: plot_masks(path, scores, sweep, score)
+    if args.output:
+        runs = {'sweep': sweep, 'seeds': seeds_of(args), 'output': args.output}
+        for name, is_pretraining in (('_losses', False), ('_curves', True)):
+            if rows_with_curves(sweep, pretrain=is_pretraining):
+                figures[name] = partial(plot_curves, **runs, pretrain=is_pretraining)
+    return figures
 
 
 COMMANDS = {

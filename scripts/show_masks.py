@@ -5,6 +5,7 @@ python scripts/show_masks.py --image FILE --output FILE.png [--size 192 --patch 
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from data.loader import sample_rng
 from data.masking import MASKS, MaskGenerator, average_distance
 from data.transforms import FILTERS, centre_crop
 from evaluation.reconstruction import pixel_mask
+from system.pages import FONT, SMALL, WIDTH, new_figure, page_files, split_pages
 from system.tool import tool
 
 HIDDEN_COLOUR = np.array([38, 70, 108])
-CELL_INCHES = 1.75
-DPI = 160
+MOST_COLUMNS = 6
+DPI = 200
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,17 +47,19 @@ def cover(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:  # [S, S, 3] uint
     return np.where(hidden, HIDDEN_COLOUR, pixels[..., None]).round().astype(np.uint8)
 
 
-def draw_grid(pixels: np.ndarray, args: argparse.Namespace) -> Figure:
-    """Draw a row per mask type, a column per unit size and ratio, and the image on the left.
+def draw_grid(
+    pixels: np.ndarray, columns: Sequence[tuple[int, float]], args: argparse.Namespace
+) -> Figure:
+    """Draw a row per mask type, a column per (unit size, ratio), and the image on the left.
 
     The mean distance from hidden to visible pixels of each mask is printed.
     """
-    columns = [(unit, ratio) for unit in args.units for ratio in args.ratios]
-    width, height = (len(columns) + 1.1) * CELL_INCHES, len(MASKS) * CELL_INCHES * 1.12 + 0.3
-    figure = Figure((width, height), layout='constrained', dpi=DPI)
+    side = WIDTH / (MOST_COLUMNS + 1.1)
+    height = 0.3 + len(MASKS) * (side + 0.4)
+    figure = new_figure(height, side * (len(columns) + 1.1))
     grid = figure.add_gridspec(len(MASKS), len(columns) + 1)
     original = _add_image(figure, grid[:, 0], np.repeat(pixels[..., None], 3, axis=2) / 255)
-    original.set_title(f'X-ray, {args.size} x {args.size} px', fontsize=9)
+    original.set_title(f'X-ray,\n{args.size} px', fontsize=SMALL)
     for row, mask_type in enumerate(MASKS):
         for column, (unit, ratio) in enumerate(columns, start=1):
             generator = MaskGenerator(args.size, unit, args.patch, ratio, mask_type)
@@ -64,11 +68,11 @@ def draw_grid(pixels: np.ndarray, args: argparse.Namespace) -> Figure:
             total = (args.size // unit) ** 2
             distance = average_distance(mask[None], args.patch)
             print(f'{mask_type}, {unit} px, ratio {ratio:g}: AvgDist {distance:.2f} px')
-            ax.set_xlabel(f'{generator.count} of {total}: {mask.mean():.1%} hidden', fontsize=8)
+            ax.set_xlabel(f'{generator.count} of {total}:\n{mask.mean():.1%} hidden', fontsize=7)
             if row == 0:
-                ax.set_title(f'{unit} px, ratio {ratio:g}', fontsize=9)
+                ax.set_title(f'{unit} px,\nratio {ratio:g}', fontsize=SMALL)
             if column == 1:
-                ax.set_ylabel(mask_type, fontsize=11, fontweight='bold')
+                ax.set_ylabel(mask_type, fontsize=FONT, fontweight='bold')
     return figure
 
 
@@ -82,10 +86,12 @@ def _add_image(figure: Figure, place: SubplotSpec, image: np.ndarray) -> Axes:
 @tool
 def main(args: argparse.Namespace) -> int:
     pixels = centre_crop(load_image(args.image), args.size, FILTERS['bilinear'][0])
-    figure = draw_grid(pixels, args)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output)
-    print(f'{args.output}: {", ".join(MASKS)}; units {args.units} px, ratios {args.ratios}')
+    columns = [(unit, ratio) for unit in args.units for ratio in args.ratios]
+    pages = split_pages(columns, MOST_COLUMNS)
+    for file, page in zip(page_files(args.output, len(pages)), pages, strict=True):
+        draw_grid(pixels, page, args).savefig(file, dpi=DPI)
+        print(f'{file}: {", ".join(MASKS)}; units of px and ratios {page}')
     return 0
 
 

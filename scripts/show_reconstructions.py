@@ -9,16 +9,18 @@ for runs on the same data with the same held-out patients.
 import argparse
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from matplotlib.figure import Figure
 from PIL import Image
 
+from system.pages import FONT, TALLEST, WIDTH, new_figure, page_files, split_pages
 from system.tool import tool
 
-DPI = 110  # that of the files, so that their pixels are not resampled much
+COLUMNS = 2
+DPI = 300  # keeps the pixels of the files, which are shown at half of their size
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,17 +44,20 @@ def newest(run: Path) -> Path:
 @tool
 def main(args: argparse.Namespace) -> int:
     images = [Image.open(newest(run)) for run in args.runs]
-    width = sum(image.width for image in images) / DPI
-    height = max(image.height for image in images) / DPI + 0.4
-    figure = Figure((width, height), layout='constrained', dpi=DPI)
-    for axis, image, run in zip(
-        figure.subplots(1, len(images), squeeze=False)[0], images, args.runs, strict=True
-    ):
-        axis.imshow(image)
-        axis.set_axis_off()
-        axis.set_title(run.name, fontsize=14)
-    figure.savefig(args.output)
-    print(args.output)
+    width = WIDTH / COLUMNS
+    height = 0.3 + width * max(image.height / image.width for image in images)
+    pages = split_pages([*zip(args.runs, images, strict=True)], COLUMNS * int(TALLEST / height))
+    for file, page in zip(page_files(args.output, len(pages)), pages, strict=True):
+        rows = -(-len(page) // COLUMNS)
+        figure = new_figure(rows * height)
+        axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (run, image) in zip(axes, page, strict=False):
+            axis.imshow(image)
+            axis.set_title(textwrap.fill(run.name, 36), fontsize=FONT)
+        figure.savefig(file, dpi=DPI)
+        print(file)
     return 0
 
 

@@ -750,6 +750,24 @@ def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:
     return replace(sweep, rows=tuple(row for row in sweep.rows if row.name in kept))
 
 
+def in_order(sweep: Sweep, names: Sequence[str]) -> Sweep:
+    """Reduce a sweep to some rows, or all rows of some methods, in the order of the names.
+
+    Raises:
+        ValueError: If there is no such row or method.
+    """
+    rows: dict[str, Row] = {}
+    for name in names:
+        found = {row.name: row for row in sweep.rows if name in (row.name, row.method)}
+        if not found:
+            known = [*dict.fromkeys(row.method or row.name for row in sweep.rows)]
+            raise ValueError(
+                f'--rows must be of {known} or their rows ({sweep.path}), got {name!r}'
+            )
+        rows |= {key: row for key, row in found.items() if key not in rows}
+    return replace(sweep, rows=tuple(rows.values()))
+
+
 def only_subsets(sweep: Sweep, names: Sequence[str]) -> Sweep:
     """Reduce a comparison of methods to some subsets of the labels.
 

@@ -1,6 +1,7 @@
-"""Figures of a sweep from its tables: differences, AUROC by label, labelled share and mask; losses.
+"""Figures of a sweep from its tables: scores, differences, labels, groups, shares, masks, losses.
 
-Each function writes `path` (.png, .pdf or .svg) and creates the folder.
+Each function writes `path` (.png, .pdf or .svg), creates the folder, and returns the files. What
+does not fit on a page becomes several files: `path` with _1, _2 and so on.
 """
 
 import contextlib
@@ -17,20 +18,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from config import PROBES, Config
+from config import NO_ENCODER, PROBES, Config
 from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
-from sweeps.files import BASELINES, Row, Sweep, expected_config, run_folder, subset_size
-from sweeps.long_table import EVERYONE, label_title, parts_of
-from sweeps.tables import NOT_FOR_CLINICAL_USE, score_title
+from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
+from sweeps.long_table import EVERYONE, MEANS, label_title, parts_of
+from sweeps.tables import score_title, subset_title, title_of
 from system.files import atomic_writer
+from system.pages import NOT_FOR_CLINICAL_USE, TALLEST, WIDTH, new_figure, page_files, split_pages
 
 # Colours of Okabe and Ito, which colour-blind readers can distinguish, without yellow.
 COLOURS = (
     '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7', '#8C8C8C',
 )  # fmt: skip
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '<', '>')
+MOST_ROWS = len(COLOURS)  # rows or lines in a panel, so that each has a colour of its own
 COLOUR, GREY, LIGHT = '#0072B2', '#595959', '#E0E0E0'
 SIGNIFICANT_COLOUR = '#D55E00'
 BARS = {  # columns of an interval -> its style
@@ -40,31 +43,97 @@ BARS = {  # columns of an interval -> its style
 POINT = {'marker': 'o', 'markersize': 5, 'color': COLOURS[0], 'markerfacecolor': 'white'}
 CLEAR = {'color': SIGNIFICANT_COLOUR, 'markerfacecolor': SIGNIFICANT_COLOUR}
 UNKNOWN = {'marker': 'x', 'color': GREY}
+BASELINE = {'color': SIGNIFICANT_COLOUR, 'linestyle': '--', 'label': 'pixel baseline'}
 BY_SEED = {'marker': '.', 'markersize': 4, 'color': GREY, 'linestyle': ''}
-VALUES = {  # absolute scores: name in the legend -> style
-    'first': {'marker': 'D', 'markersize': 4, 'color': COLOUR, 'linestyle': ''},
-    'second': {'marker': 'D', 'markersize': 4, 'color': COLOUR, 'linestyle': '',
-               'markerfacecolor': 'white'},
-}  # fmt: skip
-WIDTH = 6.3  # text width of an A4 page in inches
-STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays selectable
+# What the network of a row starts from in fine-tuning -> its marker, and what a note says of it.
+HERE, FROM_FILE, RANDOM, NO_NETWORK = 'here', 'file', 'random', 'none'
+STARTS = {
+    HERE: ({}, 'filled: pre-trained in this sweep'),
+    FROM_FILE: (
+        {'fillstyle': 'left', 'markerfacecoloralt': 'white'},
+        'half filled: weights from a file',
+    ),
+    RANDOM: ({'markerfacecolor': 'white'}, 'open: random weights'),
+    NO_NETWORK: ({'marker': 'x'}, 'cross: no network'),
+}
+NARROW = 4.7  # inches: figures of one panel, whose text stays legible on a phone
+STYLE = {'font.size': 10, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays selectable
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
-STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
-LONG_TITLE = 36  # names of differences are broken after this length
-LONG_NAME = 16  # method names of this length only leave room for three columns in the legend
+STYLE |= {'legend.frameon': False, 'legend.fontsize': 9, 'grid.color': LIGHT}
+LONG_TITLE, LONG_NAME, LONG_PANEL = 34, 28, 24  # letters after which names are broken
+LETTERS = 16.5  # of a note in an inch
 LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
     'holdout_l1_grey': '-',
     'holdout_loss': '-',
     'loss': '--',
 }
 CURVES_NOTE = 'One line per seed. Solid: held-out patients. Dashed: training images.'
+OVER_PATIENTS = 'Bars: 95 % over patients, of the mean over seeds, if known.'
 ALL_IMAGES = 4  # 'all' images are drawn at this multiple of the largest number
-COLUMNS = 3  # columns of panels with learning curves
+COLUMNS, PANEL = 3, 1.95  # columns of panels with learning curves, and their height
 NUM_MASKS = 200  # for the mean distance to a visible pixel
+FEW_SEEDS = 3  # an interval over fewer seeds spans the whole figure
 
 
-def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> None:
-    """Draw the scores of compared rows, and their paired differences with both intervals.
+def plot_scores(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> list[Path]:
+    """Draw a dot with its interval for each row, and a line at the pixel baseline.
+
+    Rows are grouped by their labels. `lines` is a result of `sweeps.tables.read_lines`.
+    """
+    values = lines.drop_duplicates('row').set_index('row')
+    rows = [row for row in sweep.rows if row.name in values.index]
+    subsets = [*dict.fromkeys(row.subset for row in rows)]
+    baselines = {row.subset: values.loc[row.name, 'value'] for row in rows if _is_pixels(row)}
+    if others := [row for row in rows if not _is_pixels(row)]:
+        rows = sorted(others, key=lambda row: subsets.index(row.subset))
+    height, heading = 0.27, 0.4
+    most = int((TALLEST - 1.4 - heading * len(subsets)) / height)
+    files = []
+    for file, page in paged(path, rows, most):
+        groups: dict[str, list[Row]] = {}
+        for row in page:
+            groups.setdefault(row.subset, []).append(row)
+        tall = 1.4 + heading * len(groups) + height * len(page)
+        with drawing(file, tall, width=NARROW) as figure:
+            ratios = [len(members) for members in groups.values()]
+            options = {'sharex': True, 'squeeze': False, 'height_ratios': ratios}
+            panels = figure.subplots(len(groups), 1, **options)[:, 0]
+            for axis, (subset, members) in zip(panels, groups.items(), strict=True):
+                _draw_scores(axis, sweep, members, values)
+                if subset in baselines:
+                    axis.axvline(baselines[subset], **BASELINE)
+            axis.set_xlim(*_span(values[['value', *ENDS]]))
+            axis.locator_params(axis='x', nbins=5)
+            axis.set_xlabel(score_title(lines['score'].iloc[0]))
+            if baselines:
+                figure.legend(handles=[Line2D([], [], **BASELINE)], loc='outside upper right')
+            names = [row.name for row in page]
+            add_note(figure, f'{OVER_PATIENTS} {starts_note(sweep, names)}')
+        files.append(file)
+    return files
+
+
+def _draw_scores(axis: Axes, sweep: Sweep, rows: Sequence[Row], values: pd.DataFrame) -> None:
+    """Draw the rows with the same labels."""
+    for number, row in enumerate(rows):
+        own = values.loc[[row.name]]
+        style = {'markersize': 6, 'color': COLOUR, 'linestyle': ''}
+        style |= {'marker': 'o'} | STARTS[start_of(row)][0]
+        axis.errorbar(own['value'], [number], xerr=_bars(own), elinewidth=1.5, **style)
+    names = [title_of(sweep, row.name)[1] for row in rows]
+    axis.set_yticks(range(len(rows)), [fill(name, LONG_NAME) for name in names])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    title = subset_title(sweep, rows[0].subset)
+    axis.set_title(title[:1].upper() + title[1:], loc='left', fontsize=10, weight='bold')
+    axis.grid(axis='x')
+
+
+def _is_pixels(row: Row) -> bool:
+    return row.method == 'pixels'
+
+
+def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> list[Path]:
+    """Draw the paired differences between compared rows with both intervals.
 
     `lines` is a result of `sweeps.tables.read_lines`. Rows that are not compared are left out.
     """
@@ -72,35 +141,37 @@ def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> Non
     if lines.empty:
         raise ValueError(f'{path}: the table has no known difference')
     score, seeds = lines['score'].iloc[0], max(map(len, lines['by_seed']))
-    with drawing(path, 1.3 + 0.28 * len(lines)) as figure:
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
-        right.axvline(0, color=GREY, linewidth=1.2, zorder=1)
-        for place, line in enumerate(lines.to_dict('records')):
-            left.plot([line['low'], line['high']], [place] * 2, color=COLOURS[2], linewidth=5)
-            left.plot(line['value'], place, zorder=3, **VALUES['first'])
-            left.plot(line['against_value'], place, zorder=2, **VALUES['second'])
-            _draw_difference(right, place, line, seeds)
-        groups = lines['group'] if 'group' in lines else [''] * len(lines)
-        names = zip(lines['row'], lines['against'], groups, strict=True)
-        names = [fill(difference_title(sweep, *name), LONG_TITLE) for name in names]
-        left.set_yticks(range(len(lines)), names)
-        left.set_ylim(len(lines) - 0.5, -0.5)
-        left.set_xlabel(score_title(score))
-        right.set_xlabel('paired difference')
-        for axis in (left, right):
-            axis.locator_params(axis='x', nbins=3)  # names may leave narrow axes
+    groups = lines['group'] if 'group' in lines else [''] * len(lines)
+    names = zip(lines['row'], lines['against'], groups, strict=True)
+    lines = lines.assign(name=[fill(difference_title(sweep, *name), LONG_TITLE) for name in names])
+    height = 0.17 * max(2, *(1 + name.count('\n') for name in lines['name']))
+    bounds = [f'{noise}_{end}' for noise in BARS for end in ENDS]
+    span = _span(lines[['difference', *bounds]].assign(zero=0))
+    files = []
+    for file, page in paged(path, lines.to_dict('records'), int((TALLEST - 1.6) / height)):
+        with drawing(file, 1.6 + height * len(page)) as figure:
+            axis = figure.subplots()
+            axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
+            for place, line in enumerate(page):
+                _draw_difference(axis, place, line, seeds)
+            axis.set_yticks(range(len(page)), [line['name'] for line in page])
+            axis.set_ylim(len(page) - 0.5, -0.5)
+            axis.set_xlim(*span)
+            axis.set_xlabel(f'difference in {score_title(score)}')
+            axis.locator_params(axis='x', nbins=5)
             axis.grid(axis='x')
-        points = {'significant': CLEAR, 'not significant': {}}
-        points |= {'no verdict': UNKNOWN} if (lines['verdict'] == MISSING).any() else {}
-        handles = [Line2D([], [], label=name, **style) for name, style in VALUES.items()]
-        handles += [Line2D([], [], **style) for style in BARS.values()]
-        handles += [Line2D([], [], linestyle='', label=name, **POINT | style)
-                    for name, style in points.items()]  # fmt: skip
-        handles.append(Line2D([], [], label='one seed', **BY_SEED))
-        figure.legend(handles=handles, loc='outside upper center', ncols=4, columnspacing=1)
-        note = 'Left: mean over the seeds. Right of 0: the first is better. '
-        note += f'{seeds} seed{"s" * (seeds != 1)}, unless a number is shown.'
-        add_note(figure, f'{note} {NOT_FOR_CLINICAL_USE}')
+            points = {'significant': CLEAR, 'not significant': {}}
+            points |= {'no verdict': UNKNOWN} if (lines['verdict'] == MISSING).any() else {}
+            handles = [Line2D([], [], **style) for style in BARS.values()]
+            handles += [Line2D([], [], linestyle='', label=name, **POINT | style)
+                        for name, style in points.items()]  # fmt: skip
+            handles.append(Line2D([], [], label='one seed', **BY_SEED))
+            figure.legend(handles=handles, loc='outside upper center', ncols=3, columnspacing=1)
+            note = 'Right of 0: the first is better. '
+            note += f'{seeds} seed{"s" * (seeds != 1)}, unless a number is shown.'
+            add_note(figure, note)
+        files.append(file)
+    return files
 
 
 def difference_title(sweep: Sweep, row: str, other: str, group: str = '') -> str:
@@ -111,64 +182,102 @@ def difference_title(sweep: Sweep, row: str, other: str, group: str = '') -> str
     return f'{where}: {first} − {second}' if where else f'{first} − {second}'
 
 
-def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
-    """Return the labels of a row, such as 'all labels', and its name as text."""
-    row = next((row for row in sweep.rows if row.name == name), None)
-    method, _, subset = name.partition('_')
-    if row is not None:
-        method, subset = row.method or row.name, row.subset
-    elif method not in BASELINES:  # a baseline is a row of the table alone
-        raise ValueError(f'{sweep.path} has no row {name!r}, but the table has (--scale)')
-    return subset_title(sweep, subset), sweep.titles.get(method, method)
-
-
-def subset_title(sweep: Sweep, subset: str) -> str:
-    """Return a subset of the labels for readers, such as '10 % of the labels'."""
-    if not subset:
-        return ''
-    if sweep.subsets == 'shares':
-        return 'all labels' if float(subset) == 1 else f'{100 * float(subset):g} % of the labels'
-    return 'all images' if subset == 'all' else f'{int(subset):,} images'
-
-
-def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> None:
+def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> list[Path]:
     """Draw the AUROC of every label for each method with the most labels.
 
-    Intervals are over patients. `scores` is a table of `sweeps.long_table.written`.
+    Intervals are over patients. A note names the labels without an AUROC. With a single label
+    there is no mean. `scores` is a table of `sweeps.long_table.written`.
     """
-    subset = max((row.subset for row in sweep.rows), key=subset_size)
     means = _means(scores, 'auroc')
-    names = [row.name for row in sweep.rows if row.subset == subset]
-    names = [name for name in names if name in means['row'].unique()]
-    labels = [*means['label'].unique()]
-    with drawing(path, 1.5 + 0.05 * (len(names) + 3) * len(labels)) as figure:
-        axis = figure.subplots()
-        steps = np.linspace(-0.36, 0.36, len(names))
-        for number, (name, step) in enumerate(zip(names, steps, strict=True)):
-            own = means[means['row'] == name].set_index('label').reindex(labels)
-            places, bars = np.arange(len(labels)) + step, _bars(own)
-            axis.errorbar(own['value'], places, xerr=bars, **_style(sweep, number, name))
-        axis.set_yticks(range(len(labels)), map(label_title, labels))
-        axis.set_ylim(len(labels) - 0.5, -0.5)
-        for edge in np.arange(0.5, len(labels) - 1):
-            axis.axhline(edge, color=LIGHT, linewidth=0.6, zorder=0)
-        axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=':', zorder=1)
-        axis.set_xlabel(f'AUROC; labelled: {subset_title(sweep, subset)}; dotted: chance')
-        bars = 'Bars: 95 % over patients, of the mean over seeds, if known.'
-        _add_method_legend(figure, sweep, names, bars)
+    counted = scores[(scores['metric'] == 'positives') & (scores['group'] == EVERYONE)]
+    labels = [label for label in means['label'].unique() if label not in MEANS]
+    unscored = [label for label in counted['label'].unique() if label not in labels]
+    note = f'Without an AUROC: {", ".join(unscored)}.' if unscored else ''
+    if len(labels) > 1:
+        labels = [*(label for label in MEANS if label in {*means['label']}), *labels]
+    titles = {label: label_title(label) for label in labels}
+    return _plot_categories(path, means, sweep, titles, column='label', score='AUROC', note=note)
 
 
-def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> None:
+def plot_groups(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> list[Path]:
+    """Draw a score in each group of patients for each row, or method with the most labels.
+
+    `scores` is a table of `sweeps.long_table.written` with groups.
+    """
+    means = _means(scores, *parts_of(score), by='group')
+    titles = {EVERYONE: 'all'} | {group: group for group in means['group'].unique()}
+    title = score_title(score)
+    return _plot_categories(path, means, sweep, titles, column='group', score=title)
+
+
+def has_groups(scores: pd.DataFrame, score: str) -> bool:
+    """Return whether a long table has a score of groups of patients."""
+    return (_means(scores, *parts_of(score), by='group')['group'] != EVERYONE).any()
+
+
+def _plot_categories(
+    path: str | Path,
+    means: pd.DataFrame,
+    sweep: Sweep,
+    titles: Mapping[str, str],
+    *,
+    column: str,
+    score: str,
+    note: str = '',
+) -> list[Path]:
+    """Draw the values of the categories in a column, such as labels, with a marker for each row."""
+    subset = max((row.subset for row in sweep.rows), key=lambda name: subset_size(name or 'all'))
+    known = {*means['row']}
+    names = [row.name for row in sweep.rows if row.subset == subset and row.name in known]
+    span = _span(means[means['row'].isin(names)][['value', *ENDS]])
+    pages = []
+    for rows in split_pages(names, MOST_ROWS):
+        space = TALLEST - 1.9 - 0.2 * math.ceil(len(rows) / 2)
+        pages += [
+            (rows, categories)
+            for categories in split_pages([*titles], int(space / _category_height(rows)))
+        ]
+    files = page_files(Path(path), len(pages))
+    for file, (rows, categories) in zip(files, pages, strict=True):
+        legend = 0.2 * math.ceil(len(rows) / 2)
+        with drawing(file, 1.9 + legend + _category_height(rows) * len(categories)) as figure:
+            axis = figure.subplots()
+            steps = np.linspace(-0.36, 0.36, len(rows)) if len(rows) > 1 else [0.0]
+            for name, step in zip(rows, steps, strict=True):
+                own = means[means['row'] == name].set_index(column).reindex(categories)
+                places = np.arange(len(categories)) + step
+                style = _style(sweep, names.index(name), name)
+                axis.errorbar(own['value'], places, xerr=_bars(own), **style)
+            names_shown = [fill(titles[category], LONG_NAME) for category in categories]
+            axis.set_yticks(range(len(categories)), names_shown)
+            axis.set_ylim(len(categories) - 0.5, -0.5)
+            axis.set_xlim(*span)
+            for edge in np.arange(0.5, len(categories) - 1):
+                axis.axhline(edge, color=LIGHT, linewidth=0.6, zorder=0)
+            labelled = f'; labelled: {subset_title(sweep, subset)}' if subset else ''
+            chance = '; dotted: chance' if score.startswith('AUROC') else ''
+            if chance:
+                axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=':', zorder=1)
+            axis.set_xlabel(f'{score}{labelled}{chance}')
+            _add_method_legend(figure, sweep, names, rows, f'{OVER_PATIENTS} {note}'.strip())
+    return files
+
+
+def _category_height(rows: Sequence[str]) -> float:
+    return max(0.3, 0.05 * (len(rows) + 3))  # inches; text needs the first
+
+
+def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> list[Path]:
     """Draw a score by the labelled share with one line per method and intervals.
 
-    The intervals are over seeds, or with a single seed over patients.
+    The intervals are over seeds, or with fewer than FEW_SEEDS over patients.
     """
     metric, label = parts_of(score)
     own = scores[(scores['metric'] == metric) & (scores['label'] == label)]
     seeds = own[(own['seed'] != '') & (own['group'] == EVERYONE)].groupby('row')['value'].agg(list)
-    is_single = max(map(len, seeds), default=0) < 2
+    over_patients = max(map(len, seeds), default=0) < FEW_SEEDS
     means = _means(scores, metric, label).set_index('row')
-    if not is_single:
+    if not over_patients:
         halves = seeds.map(lambda values: np.diff(t_interval(values))[0] / 2)
         means['low'], means['high'] = means['value'] - halves, means['value'] + halves
     sizes = sorted({subset_size(row.subset) for row in sweep.rows})
@@ -177,33 +286,45 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     places = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
     methods = [*dict.fromkeys(row.method for row in sweep.rows if row.name in means.index)]
     subsets = sorted({row.subset for row in sweep.rows}, key=subset_size)
-    with drawing(path, 4.2) as figure:
-        axis = figure.subplots()
-        axis.set_xscale('log')
-        for number, method in enumerate(methods):
-            moved = 1.04 ** (number - (len(methods) - 1) / 2)  # keeps bars apart
-            part = means.reindex([f'{method}_{subset}' for subset in subsets])
-            style = _style(sweep, number, part.index[-1]) | {'linestyle': '-', 'linewidth': 1}
-            at = [places[subset_size(subset)] * moved for subset in subsets]
-            axis.errorbar(at, part['value'], yerr=_bars(part), **style)
-        names = ['all' if size == math.inf else f'{place:,g}' for size, place in places.items()]
-        axis.set_xticks([*places.values()], names)
-        axis.minorticks_off()
-        if len(places) == 1:  # a single share would be spread over the axis
-            (place,) = places.values()
-            axis.set_xlim(place / 2, place * 2)
-        axis.grid(axis='y')
-        low, high = axis.get_ylim()
-        axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may exceed [0, 1]
-        is_share = sweep.subsets == 'shares'
-        axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
-        axis.set_ylabel(score_title(score))
-        noise = 'patients, with one seed' if is_single else "seeds, by Student's t"
-        names = [f'{method}_{subsets[-1]}' for method in methods]
-        _add_method_legend(figure, sweep, names, f'Bars: 95 % over {noise}.')
+    last = {row.method: row.name for row in sweep.rows if row.name in means.index}
+    low, high = _span(means[['value', *ENDS]])
+    files = []
+    for file, page in paged(path, methods, MOST_ROWS):
+        with drawing(file, 4.4) as figure:
+            axis = figure.subplots()
+            axis.set_xscale('log')
+            for number, method in enumerate(page):
+                moved = 1.04 ** (number - (len(page) - 1) / 2)  # keeps bars apart
+                part = means.reindex([f'{method}_{subset}' for subset in subsets])
+                style = _style(sweep, methods.index(method), last[method])
+                at = [places[subset_size(subset)] * moved for subset in subsets]
+                axis.errorbar(
+                    at,
+                    part['value'],
+                    yerr=_bars(part),
+                    **style | {'linestyle': '-', 'linewidth': 1},
+                )
+            names = ['all' if size == math.inf else f'{place:,g}' for size, place in places.items()]
+            axis.set_xticks([*places.values()], names)
+            axis.minorticks_off()
+            if len(places) == 1:  # a single share would be spread over the axis
+                (place,) = places.values()
+                axis.set_xlim(place / 2, place * 2)
+            axis.grid(axis='y')
+            axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may exceed [0, 1]
+            is_share = sweep.subsets == 'shares'
+            axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
+            axis.set_ylabel(score_title(score))
+            noise = "seeds, by Student's t"
+            if over_patients:
+                noise = f'patients, because there are fewer than {FEW_SEEDS} seeds'
+            rows, shown = ([last[method] for method in some] for some in (methods, page))
+            _add_method_legend(figure, sweep, rows, shown, f'Bars: 95 % over {noise}.')
+        files.append(file)
+    return files
 
 
-def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> None:
+def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> list[Path]:
     """Draw a score by AvgDist (`data.masking.average_distance`) for rows that only change masks.
 
     Each combination of mask type and mask size has a line.
@@ -216,25 +337,28 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
             name = f'{config.DATA.MASK_TYPE}, {config.DATA.MASK_PATCH_SIZE} px'
             point = _distance(config), row.name, config.DATA.MASK_RATIO
             lines.setdefault(name, []).append(point)
-    with drawing(path, 3.8) as figure:
-        axis = figure.subplots()
-        for number, (name, points) in enumerate(lines.items()):
-            distances, rows, ratios = zip(*sorted(points), strict=True)
-            own = means.loc[[*rows]]
-            style = {'color': COLOURS[number % len(COLOURS)], 'markersize': 4, 'elinewidth': 0.6}
-            style |= {'marker': MARKERS[number % len(MARKERS)], 'label': name}
-            axis.errorbar(distances, own['value'], yerr=_bars(own), **style)
-            for distance, value, ratio in zip(distances, own['value'], ratios, strict=True):
-                note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 7}
-                axis.annotate(f'{ratio:g}', (distance, value), color=style['color'], **note)
-        axis.set_xscale('log', base=2)
-        axis.xaxis.set_major_formatter('{x:g}')
-        axis.grid(axis='y')
-        axis.set_xlabel('AvgDist: mean distance from hidden pixels to the nearest visible one (px)')
-        axis.set_ylabel(score_title(score))
-        figure.legend(loc='outside upper center', ncols=4)
-        bars = 'Bars: 95 % over patients, of the mean over seeds, if known.'
-        add_note(figure, f'Numbers: masked share. {bars} {NOT_FOR_CLINICAL_USE}')
+    files = []
+    for file, page in paged(path, [*lines.items()], MOST_ROWS):
+        with drawing(file, 3.8) as figure:
+            axis = figure.subplots()
+            for number, (name, points) in enumerate(page):
+                distances, rows, ratios = zip(*sorted(points), strict=True)
+                own = means.loc[[*rows]]
+                style = {'color': COLOURS[number], 'markersize': 4, 'elinewidth': 0.6}
+                style |= {'marker': MARKERS[number], 'label': name}
+                axis.errorbar(distances, own['value'], yerr=_bars(own), **style)
+                for distance, value, ratio in zip(distances, own['value'], ratios, strict=True):
+                    note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 8}
+                    axis.annotate(f'{ratio:g}', (distance, value), color=style['color'], **note)
+            axis.set_xscale('log', base=2)
+            axis.xaxis.set_major_formatter('{x:g}')
+            axis.grid(axis='y')
+            axis.set_xlabel('AvgDist: mean distance from hidden to nearest visible pixel (px)')
+            axis.set_ylabel(score_title(score))
+            figure.legend(loc='outside upper center', ncols=4)
+            add_note(figure, f'Numbers: masked share. {OVER_PATIENTS}')
+        files.append(file)
+    return files
 
 
 def rows_with_curves(sweep: Sweep, *, pretrain: bool) -> list[Row]:
@@ -247,41 +371,69 @@ def rows_with_curves(sweep: Sweep, *, pretrain: bool) -> list[Row]:
     for row in sweep.rows:
         if pretrain and row.pretraining:
             rows.setdefault(row.pretrain_run, row)
-        elif not pretrain and row.subset == most and not _is_probe(row):
+        elif not pretrain and row.subset == most and _mode(row) not in PROBES:
             rows.setdefault(row.run, row)
     return [*rows.values()]
 
 
 def plot_curves(
     path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path, *, pretrain: bool
-) -> None:
+) -> list[Path]:
     """Draw the losses of each of the `rows_with_curves` by epoch."""
     chosen = rows_with_curves(sweep, pretrain=pretrain)
-    columns = min(COLUMNS, len(chosen))
-    lines = math.ceil(len(chosen) / columns)
-    with drawing(path, 0.5 + 1.75 * lines) as figure:
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axis in panels[len(chosen) :]:
-            axis.set_axis_off()
-        for row, axis in zip(chosen, panels, strict=False):
-            axis.set_title(sweep.titles.get(row.method, row.method or row.name), fontsize=9)
-            for seed in seeds:
-                stage = row.pretraining if pretrain else 'finetune'
-                _draw_losses(axis, run_folder(output, stage, row, seed) / 'metrics.jsonl')
-            axis.set_xlabel('epochs')
-        add_note(figure, CURVES_NOTE)
+    files = []
+    for file, page in paged(path, chosen, COLUMNS * int((TALLEST - 0.6) / PANEL)):
+        columns = min(COLUMNS, len(page))
+        lines = math.ceil(len(page) / columns)
+        with drawing(file, 0.6 + PANEL * lines) as figure:
+            panels = figure.subplots(lines, columns, squeeze=False).ravel()
+            for axis in panels[len(page) :]:
+                axis.set_axis_off()
+            for row, axis in zip(page, panels, strict=False):
+                title = sweep.titles.get(row.method, row.method or row.name)
+                axis.set_title(fill(sweep.titles.get(row.name, title), LONG_PANEL), fontsize=9)
+                for seed in seeds:
+                    stage = row.pretraining if pretrain else 'finetune'
+                    _draw_losses(axis, run_folder(output, stage, row, seed) / 'metrics.jsonl')
+                axis.set_xlabel('epochs')
+            add_note(figure, CURVES_NOTE, is_score=False)
+        files.append(file)
+    return files
 
 
-def _is_probe(row: Row) -> bool:
-    return expected_config(row, 'finetune').FINETUNE.MODE in PROBES
+def start_of(row: Row) -> str:
+    """Return what the network of a row starts from in fine-tuning: one of STARTS."""
+    if _mode(row) in NO_ENCODER:
+        return NO_NETWORK
+    if row.pretraining:
+        return HERE
+    has_weights = row.weights or expected_config(row, 'finetune').PRETRAINED
+    return FROM_FILE if has_weights else RANDOM
+
+
+def starts_note(sweep: Sweep, names: Sequence[str]) -> str:
+    """Explain the markers of some rows, such as 'Filled: pre-trained in this sweep; ...'."""
+    found = {start_of(row) for row in sweep.rows if row.name in names}
+    note = '; '.join(words for start, (_, words) in STARTS.items() if start in found)
+    return f'{note[:1].upper()}{note[1:]}.'
+
+
+def _mode(row: Row) -> str:
+    return expected_config(row, 'finetune').FINETUNE.MODE
+
+
+def paged(path: str | Path, items: Sequence, most: int) -> Iterator[tuple[Path, Sequence]]:
+    """Yield a file and its items for each page of at most `most` items."""
+    pages = split_pages(items, most)
+    yield from zip(page_files(Path(path), len(pages)), pages, strict=True)
 
 
 @contextlib.contextmanager
-def drawing(path: str | Path, height: float) -> Iterator[Figure]:
-    """Provide a figure of page width and `height` inches, and save it after the block."""
+def drawing(path: str | Path, height: float, width: float = WIDTH) -> Iterator[Figure]:
+    """Provide a figure of `width` x `height` inches, and save it after the block."""
     path = Path(path)
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout='constrained')
+        figure = new_figure(height, width)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
@@ -295,8 +447,12 @@ def _distance(config: Config) -> float:
     return average_distance(masks, config.DATA.IMG_SIZE // masks.shape[1])
 
 
-def add_note(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=7, color=GREY, wrap=True)
+def add_note(figure: Figure, text: str, *, is_score: bool = True) -> None:
+    """Add a note below a figure. Below scores it says that they are not for clinical use."""
+    text = f'{text} {NOT_FOR_CLINICAL_USE}' if is_score else text
+    letters = int(LETTERS * figure.get_figwidth())
+    text = fill(text, letters, break_on_hyphens=False)
+    figure.supxlabel(text, fontsize=8, color=GREY)
 
 
 def _draw_difference(axis: Axes, place: int, line: Mapping[str, Any], seeds: int) -> None:
@@ -324,14 +480,26 @@ def _draw_losses(axis: Axes, file: Path) -> None:
         axis.set_ylabel('L1 (grey levels)' if name == 'holdout_l1_grey' else 'loss')
 
 
-def _means(scores: pd.DataFrame, metric: str, label: str = '') -> pd.DataFrame:
-    """Return row, label, value, low and high of the means over the seeds."""
-    chosen = (scores['seed'] == '') & (scores['group'] == EVERYONE) & (scores['metric'] == metric)
+def _means(scores: pd.DataFrame, metric: str, label: str = '', by: str = 'label') -> pd.DataFrame:
+    """Return row, label or group, value, low and high of the means over the seeds.
+
+    By label, the values are of all cases; by group, of one label.
+    """
+    chosen = (scores['seed'] == '') & (scores['metric'] == metric)
     chosen &= (scores['label'] == label) if label else True
+    chosen &= (scores['group'] == EVERYONE) if by == 'label' else True
     part = scores[chosen].replace({'resample': {'': 'value'}})
-    table = part.pivot(index=['row', 'label'], columns='resample', values='value')
-    order = part.drop_duplicates(['row', 'label'])[['row', 'label']]
+    table = part.pivot(index=['row', by], columns='resample', values='value')
+    order = part.drop_duplicates(['row', by])[['row', by]]
     return table.loc[[*map(tuple, order.to_numpy())]].reset_index()
+
+
+def _span(values: pd.DataFrame) -> tuple[float, float]:
+    """Return the limits of an axis that all pages share, with some room at both ends."""
+    known = values.to_numpy(float)
+    low, high = np.nanmin(known), np.nanmax(known)
+    room = 0.04 * (high - low) or 0.01
+    return low - room, high + room
 
 
 def _bars(part: pd.DataFrame) -> np.ndarray:
@@ -342,24 +510,23 @@ def _bars(part: pd.DataFrame) -> np.ndarray:
 
 
 def _style(sweep: Sweep, number: int, name: str) -> dict[str, Any]:
-    """Return the style of the method with this number. Without pre-training, markers are open."""
+    """Return the style of a row with this number. STARTS explains the filling of its marker."""
+    (row,) = (row for row in sweep.rows if row.name == name)
     colour = COLOURS[number % len(COLOURS)]
-    is_pretrained = any(row.pretraining for row in sweep.rows if row.name == name)
-    return {
-        'color': colour,
-        'marker': MARKERS[number % len(MARKERS)],
-        'markersize': 4,
-        'markerfacecolor': colour if is_pretrained else 'white',
-        'linestyle': '',
-        'zorder': 3,
-    }
+    style = {'color': colour, 'marker': MARKERS[number % len(MARKERS)], 'markersize': 5}
+    return style | {'linestyle': '', 'zorder': 3} | STARTS[start_of(row)][0]
 
 
-def _add_method_legend(figure: Figure, sweep: Sweep, names: Sequence[str], bars: str) -> None:
-    """Add a legend above the figure, and a note that explains the bars below."""
-    handles = [Line2D([], [], **_style(sweep, number, name)) for number, name in enumerate(names)]
-    titles = [title_of(sweep, name)[1] for name in names]
-    columns = 4 if max(map(len, titles)) < LONG_NAME else 3
-    style = {'ncols': columns, 'loc': 'outside upper center', 'title': sweep.title}
+def _add_method_legend(
+    figure: Figure, sweep: Sweep, names: Sequence[str], shown: Sequence[str], bars: str
+) -> None:
+    """Add a legend of the `shown` of all rows above the figure, and a note on bars and markers."""
+    handles = [Line2D([], [], **_style(sweep, names.index(name), name)) for name in shown]
+    titles = [fill(title_of(sweep, name)[1], LONG_NAME) for name in shown]
+    title = sweep.title
+    if len(shown) < len(names):
+        first = names.index(shown[0]) + 1
+        title = f'{title}: {first} to {first + len(shown) - 1} of {len(names)}'
+    style = {'ncols': 2, 'loc': 'outside upper center', 'title': title}
     figure.legend(handles, titles, **style)
-    add_note(figure, f'{bars} Open markers: not pre-trained. {NOT_FOR_CLINICAL_USE}')
+    add_note(figure, f'{bars} {starts_note(sweep, shown)}')

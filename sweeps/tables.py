@@ -20,8 +20,8 @@ from evaluation.model_comparison import (
 from sweeps.files import BASELINES, Sweep
 from sweeps.long_table import EVERYONE, facts_of, label_title, parts_of, rows_of
 from system.files import replace_files
+from system.pages import NOT_FOR_CLINICAL_USE
 
-NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 ONE_SEED = 'A single seed has no interval over seeds, so it cannot show a difference.'
 EQUAL_SEEDS = 'The difference is the same for all seeds, so there is no interval over seeds.'
 FEW_RESAMPLES = (
@@ -283,6 +283,26 @@ def score_title(score: str) -> str:
     """Return the name of a score for readers."""
     metric, label = parts_of(score)
     return f'{METRICS[metric].title}, {label_title(label)}'
+
+
+def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
+    """Return the labels of a row, such as 'all labels', and its name as text."""
+    row = next((row for row in sweep.rows if row.name == name), None)
+    method, _, subset = name.partition('_')
+    if row is not None:
+        method, subset = row.method or row.name, row.subset
+    elif method not in BASELINES:  # a baseline is a row of the table alone
+        raise ValueError(f'{sweep.path} has no row {name!r}, but the table has (--scale)')
+    return subset_title(sweep, subset), sweep.titles.get(method, method)
+
+
+def subset_title(sweep: Sweep, subset: str) -> str:
+    """Return a subset of the labels for readers, such as '10 % of the labels'."""
+    if not subset:
+        return ''
+    if sweep.subsets == 'shares':
+        return 'all labels' if float(subset) == 1 else f'{100 * float(subset):g} % of the labels'
+    return 'all images' if subset == 'all' else f'{int(subset):,} images'
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -1,0 +1,55 @@
+"""Figures that fit on a page: their size, their files, and how items are spread over pages."""
+
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Text block of an A4 page in inches. No figure is larger: what does not fit goes to another one.
+WIDTH, TALLEST = 6.3, 9.0
+FONT, SMALL = 9, 8
+FONT_WIDTH = 12.5  # letters in an inch, for titles that are wrapped
+STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'figure'}  # selectable text, reproducible names
+NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
+
+
+def encode_figure(figure: 'Figure') -> dict[str, bytes]:
+    """Return the PNG and SVG file of a figure by suffix; equal figures give equal bytes."""
+    from matplotlib import rc_context
+
+    files = {}
+    metadata = {'.png': {'Software': None}, '.svg': {'Date': None}}
+    with rc_context(STYLE):
+        for suffix, about in metadata.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=about)
+            files[suffix] = buffer.getvalue()
+    return files
+
+
+def new_figure(height: float, width: float = WIDTH) -> 'Figure':
+    """Return an empty figure of `width` x `height` inches, which fits on a page."""
+    from matplotlib.figure import Figure
+
+    assert width <= WIDTH and height <= TALLEST, f'{width} x {height} inches exceed a page'
+    return Figure(figsize=(width, height), layout='constrained')
+
+
+def split_pages(items: Sequence, most: int) -> list[Sequence]:
+    """Split items into the fewest pages of at most `most` items, with about as many on each."""
+    assert most > 0, 'not even one item fits on a page'
+    count = max(1, math.ceil(len(items) / most))
+    bounds = [round(number * len(items) / count) for number in range(count + 1)]
+    return [items[start:end] for start, end in itertools.pairwise(bounds)]
+
+
+def page_files(path: Path, count: int) -> list[Path]:
+    """Return the files of a figure: `path`, or with several pages `path` with _1, _2, ..."""
+    if count == 1:
+        return [path]
+    return [path.with_stem(f'{path.stem}_{number}') for number in range(1, count + 1)]

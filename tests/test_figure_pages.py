@@ -1,0 +1,273 @@
+"""Figures of every command: they fit on a page, and their legends say what is true."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from matplotlib.figure import Figure
+from PIL import Image
+from sweep_runs import methods_file
+from tiny import ROOT, run_script
+
+from data import figures
+from evaluation.reconstruction import Reconstruction, plot_reconstructions
+from evaluation.saliency import plot_prediction
+from sweeps import plots
+from sweeps.files import Sweep, in_order, load_sweep, only_subsets, plan, run_folder
+from sweeps.plots import FROM_FILE, HERE, NO_NETWORK, RANDOM, STARTS, start_of, starts_note
+from sweeps.tables import file_name
+from system.pages import TALLEST, WIDTH, page_files, split_pages
+
+SWEEPS = sorted(
+    path for folder in ('ablations', 'ablations/nano', 'comparison', 'studies')
+    for path in (ROOT / 'scripts' / folder).glob('*.yaml')
+)  # fmt: skip
+GROUPS = [f'Age: {n} to {n + 4}' for n in range(0, 100, 5)]
+LABELS = [f'Finding number {n}' for n in range(40)]
+
+
+@pytest.fixture
+def saved(monkeypatch) -> list[Figure]:
+    """The figures that a test saves, without drawing them."""
+    found: list[Figure] = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: found.append(figure))
+    return found
+
+
+def check_pages(found: list[Figure], wanted: int) -> None:
+    assert len(found) == wanted
+    for figure in found:
+        width, height = figure.get_size_inches()
+        assert width <= WIDTH and height <= TALLEST, (width, height)
+    found.clear()
+
+
+def long_table(sweep: Sweep) -> pd.DataFrame:
+    """A made-up long table: means of 40 labels, and of a score in 20 groups."""
+    rng, lines = np.random.default_rng(0), []
+    for row in sweep.rows:
+        places = [(label, '') for label in [*LABELS, 'mean']] + [('mean', g) for g in GROUPS]
+        for label, group in places:
+            value = rng.uniform(0.5, 0.9)
+            line = {'row': row.name, 'label': label, 'group': group, 'metric': 'auroc'}
+            for end, number in (('', value), ('low', value - 0.1), ('high', value + 0.1)):
+                lines.append(line | {'seed': '', 'resample': end, 'value': number})
+            seeds = [{'seed': str(s), 'resample': '', 'value': value + s / 100} for s in range(3)]
+            lines += [line | seed for seed in seeds]
+    return pd.DataFrame(lines)
+
+
+def score_table(sweep: Sweep) -> pd.DataFrame:
+    """A made-up result of `read_lines`, in which each row is compared with two others."""
+    lines = []
+    for n, row in enumerate(sweep.rows):
+        for against in (sweep.rows[0].name, sweep.rows[1].name):
+            line = {'row': row.name, 'against': against, 'score': 'mean', 'verdict': 'above'}
+            line |= {'value': 0.7 + n / 1000, 'low': 0.6, 'high': 0.8, 'by_seed': [0.1, 0.1]}
+            line |= {'difference': 0.1, 'patients_low': 0.0, 'patients_high': 0.2}
+            lines.append(line | {'seeds_low': 0.05, 'seeds_high': 0.15})
+    return pd.DataFrame(lines)
+
+
+@pytest.fixture(scope='module')
+def large() -> Sweep:
+    return load_sweep(ROOT / 'scripts/studies/mae_resnet.yaml', 'full')  # 34 methods, 3 sizes
+
+
+def test_figures_of_a_large_sweep_fit_on_pages(large: Sweep, tmp_path: Path, saved) -> None:
+    sweep, lines, scores = large, score_table(large), long_table(large)
+    for draw, most_rows in (
+        (lambda path: plots.plot_scores(path, lines, sweep), 24),
+        (lambda path: plots.plot_differences(path, lines, sweep), 24),
+        (lambda path: plots.plot_labels(path, scores, sweep), 8),
+        (lambda path: plots.plot_groups(path, scores, sweep, 'mean'), 8),
+        (lambda path: plots.plot_subsets(path, scores, sweep, 'mean'), 8),
+        (lambda path: plots.plot_curves(path, sweep, [0], 'no', pretrain=False), 12),
+    ):
+        files = draw(tmp_path / 'f.png')
+        assert [file.name for file in files] == [f'f_{n + 1}.png' for n in range(len(files))]
+        assert len(files) >= 34 / most_rows
+        check_pages(saved, len(files))
+
+
+def test_masks_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved, monkeypatch) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'full')
+    monkeypatch.setattr(plots, 'NUM_MASKS', 2)
+    plots.plot_masks(tmp_path / 'masks.png', long_table(sweep), sweep, 'mean')
+    check_pages(saved, 1)
+
+
+class Made:
+    """Records of 20 images in memory, which are positive for 14 labels."""
+
+    root = 'made'
+    path = file = patient = np.array([f'p{n}' for n in range(20)], object)
+    labels = np.ones((20, 14), np.float32)
+    label_names = tuple(LABELS[:14])
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    @staticmethod
+    def reader(files: object) -> Callable[[int], Image.Image]:
+        return lambda index: Image.fromarray(np.full((280, 200), 90, np.uint8))
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 4, 5, 16])
+def test_examples_fit_on_pages(count: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(figures, 'images_of', lambda records: records)
+    found = figures.plot_examples(Made(), count, 0)
+    assert [*found][:1] == (['examples'] if len(found) == 1 else ['examples_1'])
+    steps = type('Steps', (), {'steps': ('resize',) * 7, 'setup': None})()
+    monkeypatch.setattr(figures, 'apply_steps', lambda image, *_: image)
+    found |= figures.plot_steps(Made(), steps, count, 0)
+    check_pages([*found.values()], len(found))
+    titles = [axis.get_title(loc='left') for figure in found.values() for axis in figure.axes]
+    assert sum(title.startswith('Finding') for title in titles) == 14
+
+
+@pytest.mark.parametrize(
+    'num_maps, num_labels, pages', [(1, 1, 1), (3, 14, 1), (9, 14, 2), (2, 70, 3)]
+)
+def test_figures_of_predictions_fit_on_pages(num_maps, num_labels, pages, saved, tmp_path) -> None:
+    image = np.zeros((64, 64), np.uint8)
+    names = [f'Finding {n}' for n in range(num_labels)]
+    maps = dict.fromkeys(names[:num_maps], np.ones((64, 64)))
+    truth = dict.fromkeys(names, 1.0)
+    values = dict.fromkeys(names, 0.25)
+    images = {'original, 64 x 64 px': image, 'as the model sees it, 64 x 64 px': image}
+    plot_prediction(tmp_path / 'p', images, maps, values, title='Grad-CAM', truth=truth)
+    drawn = saved[::2]  # as PNG and SVG
+    axes = [axis for figure in drawn for axis in figure.get_axes()]
+    bars = [tick.get_text() for axis in axes for tick in axis.get_yticklabels()]
+    assert [text for text in bars if text.startswith('Finding')] == names
+    assert [axis.get_title(loc='left') for axis in axes if axis.get_title(loc='left')] == [*maps]
+    check_pages(drawn, pages)
+
+
+def test_reconstructions_and_masks_fit_on_pages(tmp_path: Path, saved) -> None:
+    image = np.zeros((1, 32, 32))
+    item = Reconstruction(image, image[0] > 1, image, np.ones(1), np.zeros(1))
+    for number in (1, 6, 16):
+        plot_reconstructions(tmp_path / 'r/e.png', [item] * number, 'a long title ' * 20)
+    check_pages(saved, 3)
+    folder = tmp_path / 'run' / 'reconstructions'
+    folder.mkdir(parents=True)
+    pixels = np.arange(70 * 50, dtype=np.uint32).astype(np.uint8).reshape(70, 50)
+    Image.fromarray(pixels).save(folder / 'epoch_1.png')
+    words = [tmp_path / 'run'] * 7
+    assert run_script('show_reconstructions', *words, '--output', tmp_path / 'by.png') == 0
+    check_pages(saved, 4)
+    words = ['--image', folder / 'epoch_1.png', '--output', tmp_path / 'm.png', '--size', 64]
+    assert run_script('show_masks', *words, '--units', 4, 8, 16, '--ratios', 0.1, 0.5, 0.9) == 0
+    check_pages(saved, 2)
+
+
+def test_pages_have_all_items_in_order_and_about_as_many_each() -> None:
+    for count in range(40):
+        pages = split_pages([*range(count)], 8)
+        assert [item for page in pages for item in page] == [*range(count)]
+        lengths = [len(page) for page in pages]
+        assert max(lengths) <= 8 and max(lengths) - min(lengths) <= 1
+    assert page_files(Path('a/b.png'), 1) == [Path('a/b.png')]
+    assert page_files(Path('a/b.png'), 2) == [Path('a/b_1.png'), Path('a/b_2.png')]
+
+
+# What a row starts from ---------------------------------------------------------------------------
+
+
+def scales() -> Iterator[tuple[Path, str]]:
+    for path in SWEEPS:
+        content = yaml.safe_load(path.read_text())
+        for scale in content.get('scales') or ['']:
+            yield path, scale
+
+
+@pytest.mark.parametrize(
+    'path, scale', [*scales()], ids=lambda value: getattr(value, 'stem', value)
+)
+def test_legends_say_what_the_runs_start_from(path: Path, scale: str) -> None:
+    """The commands of the runs say it: --pretrained names a run of the sweep, or a file."""
+    sweep = load_sweep(path, scale)
+    if sweep.subsets:
+        sweep = only_subsets(sweep, [sweep.rows[0].subset])
+    names = {row.weights for row in sweep.rows if row.weights}
+    environment = dict(os.environ) | dict.fromkeys(names, '/files/weights.pth')
+    jobs = plan(sweep, seeds=[0], data='/data', output='/runs', environment=environment)
+    folders = {job.folder: job for job in jobs}
+    for row in sweep.rows:
+        job = folders[run_folder('/runs', 'finetune', row, 0)]
+        wanted = RANDOM
+        if job.config.FINETUNE.MODE in ('pixels', 'metadata'):
+            wanted = NO_NETWORK
+        elif job.config.PRETRAINED:
+            wanted = HERE if job.config.PRETRAINED.startswith('/runs/') else FROM_FILE
+        assert start_of(row) == wanted, row.name
+        assert starts_note(sweep, [row.name]).lower() == f'{STARTS[wanted][1]}.'.lower()
+
+
+def test_a_legend_names_only_the_starts_that_it_shows(tmp_path: Path) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    assert starts_note(sweep, ['simmim_1']) == 'Filled: pre-trained in this sweep.'
+    note = starts_note(sweep, ['scratch_1', 'simmim_1'])
+    assert note == 'Filled: pre-trained in this sweep; open: random weights.'
+    file = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'small')
+    assert start_of(file.rows[-1]) == FROM_FILE  # resnet50_as_stated: ImageNet's weights
+
+
+# Which rows and labels are drawn ------------------------------------------------------------------
+
+
+def test_named_rows_and_methods_are_drawn_in_this_order(tmp_path: Path) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    chosen = in_order(sweep, ['scratch', 'simmim_1'])
+    assert [row.name for row in chosen.rows] == ['scratch_0.1', 'scratch_1', 'simmim_1']
+    with pytest.raises(ValueError, match=r"--rows must be of \['simmim', 'moco', .*got 'mae'"):
+        in_order(sweep, ['mae'])
+
+
+def texts(folder: Path) -> dict[str, list[str]]:
+    return {
+        path.stem: re.findall(r'<text[^>]*>([^<]*)</text>', path.read_text())
+        for path in folder.glob('*.svg')
+    }
+
+
+def test_a_single_label_has_no_mean_and_unscored_labels_are_named(tmp_path: Path) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    table = long_table(sweep)
+    counted = pd.DataFrame({'label': [*LABELS[:2], 'Rare'], 'metric': 'positives', 'value': 3.0})
+    counted = counted.assign(row='simmim_1', seed='0', group='', resample='')
+    for labels, shown in ((LABELS[:1], False), (LABELS[:2], True)):
+        part = table[table['label'].isin([*labels, 'mean'])]
+        plots.plot_labels(tmp_path / 'l.svg', pd.concat([part, counted]), sweep)
+        found = texts(tmp_path)['l']
+        assert ('mean' in found) == shown
+        assert any('Without an AUROC:' in text for text in found)
+        assert 'Rare' in ' '.join(found)
+
+
+def test_plot_writes_the_named_rows_only_and_removes_old_pages(tmp_path: Path, capsys) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    lines = score_table(sweep).assign(labels='', seeds=2, sd=0.01, p=0.01, p_holm=0.02)
+    lines['by_seed'] = '0.1 0.1'
+    lines.to_csv(tmp_path / f'{file_name(sweep.name, "mean")}.csv', index=False)
+    table = long_table(sweep).assign(fold='', split='test', level='study')
+    table.to_csv(tmp_path / 'mine_scores.csv', index=False)
+    (tmp_path / 'mine_labels_7.png').touch()
+    words = ['plot', '--sweep', sweep.path, '--save', tmp_path]
+    assert run_script('ablate', *words, '--rows', 'moco', 'scratch_1') == 0
+    names = {path.name for path in tmp_path.glob('*.png')}
+    assert {f'mine_{n}.png' for n in ('mean', 'mean_differences', 'shares')} <= names
+    assert 'mine_labels_7.png' not in names and 'mine_labels_1.png' in names
+    figure = tmp_path / 'one.svg'
+    assert run_script('ablate', *words, '--rows', 'scratch', 'moco_1', '--figure', figure) == 0
+    shown = [text for text in texts(tmp_path)['one'] if text in ('scratch', 'moco', 'simmim')]
+    assert shown == ['scratch', 'scratch', 'moco']
+    assert run_script('ablate', *words, '--rows', 'mae') == 2
+    assert "got 'mae'" in capsys.readouterr().err
