@@ -128,7 +128,8 @@ def signs_of_scores(root: Path, images: Sequence[str], others: Sequence[str]) ->
         )
         if is_table or file == STORE_FILE:  # only a store that holds scored images names itself
             found.append(file)
-    return found
+    # The first one is reported; a table of a known data set tells what to do.
+    return sorted(found, key=lambda file: not data_set_of(file))
 
 
 def _count_suffixes(files: Sequence[str]) -> str:

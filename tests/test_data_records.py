@@ -260,6 +260,13 @@ def test_folder_with_scored_images_is_refused_unless_allowed(tmp_path: Path, nam
     assert 'a.png' in read_folder(tmp_path, allow_all_images=True).file
 
 
+def test_a_folder_of_chexpert_names_its_data_set(tmp_path: Path) -> None:
+    """Also beside folders of scored images, which come first."""
+    touch(tmp_path, 'test/patient1/a.png', 'a.png', 'labels_of_test.csv', 'train.csv')
+    with pytest.raises(ValueError, match=r'train\.csv.* use DATA\.DATASET chexpert'):
+        read_folder(tmp_path, allow_all_images=False)
+
+
 def test_the_folder_of_the_test_images_alone_is_refused(tmp_path: Path) -> None:
     for name, is_refused in (('test', True), ('train', False), ('latest', False)):
         touch(tmp_path / name, 'a.png')
