@@ -44,8 +44,8 @@ LIMITS = {'main_simmim': (46, 8_800), 'main_finetune': (51, 10_700)}
 CORE = ['options', 'system', 'data', 'models', 'engine', 'evaluation']
 NOT_NEEDED = {
     'engine': 'compilation model_tool preflight simmim_checkpoint',
-    'data': 'build check data_contrastive describe dicom given_folders mimic noted_images packing '
-    'preprocess_steps store store_files',
+    'data': 'auto_augment build check data_contrastive describe dicom given_folders '
+    'noted_images packing preprocess_steps store store_files',
     'models': 'contrastive export mae',
     'evaluation': 'attentive features matching online_probe probes pseudo_label_choice',
 }
