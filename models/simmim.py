@@ -354,7 +354,7 @@ class SimMIM(MaskedModel):
         use_checkpoint: Whether the head uses gradient checkpointing.
 
     Attributes:
-        values: Terms of the last batch without their weights, [number of terms]. No checkpoint
+        term_losses: Terms of the last batch without weights, [number of terms]. No checkpoint
             contains them.
     """
 
@@ -374,7 +374,7 @@ class SimMIM(MaskedModel):
         self.in_chans = encoder.in_chans
         self.patch_size = encoder.patch_size
         self.terms = {'l1': Term(1.0, LOSSES['l1'])} if terms is None else terms
-        self.register_buffer('values', torch.zeros(len(self.terms)), persistent=False)
+        self.register_buffer('term_losses', torch.zeros(len(self.terms)), persistent=False)
         self.loss_pixels = loss_pixels
         self.target = PixelTarget(encoder.in_chans) if target is None else target
         self.encoder = encoder
@@ -434,7 +434,7 @@ class SimMIM(MaskedModel):
         hidden = average_cells(counted, self.target.cell)  # 0 or 1: units are whole cells
         values = term_values(self.terms, predictions, self.target.of(x), hidden)
         if len(self.terms) > 1:
-            self.values.copy_(values.detach())
+            self.term_losses.copy_(values.detach())
         weights = [term.weight for term in self.terms.values()]
         weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
         return sum(weighted[1:], start=weighted[0])
@@ -443,7 +443,7 @@ class SimMIM(MaskedModel):
         """Return the terms of the last batch without their weights, if there are several."""
         if len(self.terms) == 1:
             return {}
-        return {f'loss_{name}': v for name, v in zip(self.terms, self.values, strict=True)}
+        return {f'loss_{name}': v for name, v in zip(self.terms, self.term_losses, strict=True)}
 
     def predict(self, x: Tensor, mask: Tensor) -> Tensor:
         # [B, C, S, S] -> features [B, F, h, w] -> [B, T, S / cell, S / cell]

@@ -145,7 +145,7 @@ def test_the_loss_of_a_model_is_the_weighted_sum_of_its_terms() -> None:
             assert terms[f'loss_{loss}'] == pytest.approx(losses[loss], rel=1e-6)
     want = sum(weight * losses[name] for name, weight in SUM.items())
     assert losses[str(SUM)] == pytest.approx(want, rel=1e-6)
-    assert not [key for key in model.state_dict() if 'values' in key]
+    assert not [key for key in model.state_dict() if 'term_losses' in key]
 
 
 def test_terms_are_logged_beside_the_sum_and_resume_bit_for_bit(phantom, tmp_path) -> None:
