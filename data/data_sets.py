@@ -233,10 +233,8 @@ def _describe(error: Exception, file: str) -> str:
     """Describe an error in the user's file with its line there; our own errors say where."""
     if isinstance(error, ValueError) and not file.endswith(FUNCTION_SUFFIX):
         return str(error)
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == file
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(file).resolve()
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == own]
     place = f'line {lines[-1]}: ' if lines else ''
     return f'{place}{type(error).__name__}: {" ".join(str(error).split())}'

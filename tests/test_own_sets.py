@@ -146,6 +146,13 @@ def test_what_a_function_does_wrong_is_named(tmp_path: Path, line: str, parts: l
     assert all(part in str(error.value) for part in ('mine.py', *parts)), error.value
 
 
+def test_the_line_of_a_file_that_is_named_relatively_is_named(tmp_path: Path, monkeypatch) -> None:
+    described(tmp_path, PLAIN.format(line='open_table'))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r'mine\.py: line 6: NameError'):
+        read(Path('.'), 'mine.py', 'train')
+
+
 @pytest.mark.parametrize('text', ['x = 1', 'def read(root)', 'import nowhere_to_be_found', None])
 def test_a_file_without_a_usable_function_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
