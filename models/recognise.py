@@ -89,6 +89,7 @@ def _describe_swin(state: State, _: Mapping[str, Any]) -> tuple[str, dict[str, A
         'MODEL.SWIN.NUM_HEADS': _listed([table.shape[1] for table in tables]),
         'MODEL.SWIN.WINDOW_SIZE': window,
     }
+    options |= _mlp_and_bias(state, 'SWIN', 'layers.0.blocks.0.')
     return f'Swin of width {width}, depths {depths}, patch {patch} and window {window}', options
 
 
@@ -120,7 +121,8 @@ def _describe_vit(state: State, stated: Mapping[str, Any]) -> tuple[str, dict[st
         'MODEL.VIT.USE_RPB': f'blocks.0.attn.{TABLE}' in state,
         'MODEL.VIT.USE_SHARED_RPB': f'rel_pos_bias.{TABLE}' in state,
     }
-    if 'fc_norm.weight' in state:
+    options |= _mlp_and_bias(state, 'VIT', 'blocks.0.')
+    if 'fc_norm.weight' in state or 'norm.weight' not in state:  # BEiT may have neither
         options['MODEL.VIT.USE_MEAN_POOLING'] = True
     heads = [tables[0].shape[1]] if tables else stated.get(HEADS, [])
     if len(heads) == 1:
@@ -173,6 +175,16 @@ def _patch_embedding(state: State) -> tuple[int, int]:
     """Return the width and the side of a patch; 0 and 0 without a patch embedding."""
     weight = state.get(PATCH_WEIGHT)
     return (0, 0) if weight is None or weight.ndim != 4 else (len(weight), weight.shape[-1])
+
+
+def _mlp_and_bias(state: State, section: str, block: str) -> dict[str, Any]:
+    """Return the options of MLP and biases that do not have their usual values in a block."""
+    options, layer = {}, state.get(f'{block}mlp.fc1.weight')
+    if layer is not None and layer.ndim == 2 and len(layer) != 4 * layer.shape[1]:
+        options[f'MODEL.{section}.MLP_RATIO'] = len(layer) / layer.shape[1]
+    if not any(f'{block}attn.{name}' in state for name in ('qkv.bias', 'q_bias')):
+        options[f'MODEL.{section}.QKV_BIAS'] = False
+    return options
 
 
 def _is_gated(state: State) -> bool:

@@ -93,9 +93,11 @@ def facts_of_file(
     """
     name, arguments = model_config.get('architecture'), model_config.get('model_args')
     pooling = model_config.get('global_pool')
-    if name is None:  # timm's CheckpointSaver; the safe loader gives a Namespace attributes
-        options = getattr(checkpoint.get('args'), '__dict__', {})
-        name = options.get('model') or checkpoint.get('arch')
+    if name is None:
+        # The safe loader makes an empty dictionary with attributes of a Namespace (timm).
+        args = checkpoint.get('args')
+        options = args if isinstance(args, dict) and args else getattr(args, '__dict__', {})
+        name = options.get('model') or options.get('arch') or checkpoint.get('arch')
         arguments, pooling = options.get('model_kwargs'), options.get('gp')
     if isinstance(name, str) and timm.is_model(name.split('.')[0]):
         facts = _facts_of_timm(name, arguments if isinstance(arguments, dict) else {})

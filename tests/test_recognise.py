@@ -29,6 +29,8 @@ def options_in(message: str) -> list[str]:
         make_config('vit', 1, MODEL__VIT__USE_RPB=True, MODEL__VIT__USE_SHARED_RPB=False),
         make_config('vit', 1, **DINOV2),
         make_config('vit', 1, MODEL__VIT__USE_MEAN_POOLING=True),
+        make_config('vit', 1, MODEL__VIT__QKV_BIAS=False, MODEL__VIT__MLP_RATIO=2.5),
+        make_config('swin', 1, MODEL__SWIN__QKV_BIAS=False, MODEL__SWIN__MLP_RATIO=2.0),
         make_config('timm', 3, MODEL__TIMM__NAME='resnet18'),
     ],
 )  # fmt: skip
@@ -50,6 +52,15 @@ def test_a_misfit_names_options_that_fit_the_file(config: CfgNode, tmp_path) -> 
     for key in {*options[::2]} - {'MODEL.VIT.INIT_VALUES'}:  # a file has no initial values
         assert value_at(wrong, key) == value_at(config, key), key
     load(state, wrong, build_model(wrong, is_pretrain=False), tmp_path)
+
+
+def test_a_vit_without_a_norm_pools_its_tokens() -> None:
+    """So does transformers' BEiT without a pooler, whose weights have neither norm."""
+    model = build_model(make_config('vit', 1, MODEL__VIT__USE_MEAN_POOLING=True), num_outputs=3,
+                        is_pretrain=False)  # fmt: skip
+    state = {key: value for key, value in model.state_dict().items() if 'fc_norm' not in key}
+    options = options_in(likely_encoder(state, {}))
+    assert options[options.index('MODEL.VIT.USE_MEAN_POOLING') + 1] == 'True'
 
 
 @pytest.mark.parametrize(

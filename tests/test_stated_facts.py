@@ -217,10 +217,16 @@ def test_a_model_of_timm_with_the_same_shapes_is_refused_if_it_computes_somethin
 
 
 def test_the_model_that_a_file_names_is_compared(tmp_path) -> None:
-    """As timm's CheckpointSaver writes it, with its options as an argparse.Namespace."""
+    """As timm's CheckpointSaver writes it, with its options as an argparse.Namespace or dict."""
     state = VisionTransformer(**VIT_SIZES, num_heads=2).state_dict()
     options = Namespace(model='vit_tiny_patch16_224', model_kwargs={'num_heads': 2}, gp=None)
-    for more in ({'args': options}, {'args': options, 'arch': 'vit'}):
+    as_arch = {'arch': options.model, 'model_kwargs': options.model_kwargs}
+    for more in (
+        {'args': options},
+        {'args': options, 'arch': 'vit'},
+        {'args': vars(options)},
+        {'args': as_arch},
+    ):
         torch.save({'state_dict': state, 'optimizer': {}} | more, tmp_path / 'x.pth')
         with pytest.raises(ValueError, match=rf'{DIFFERENT}.*set MODEL\.VIT\.NUM_HEADS 2'):
             started(make_config('vit', 1, **PLAIN), tmp_path / 'x.pth')
