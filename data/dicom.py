@@ -135,7 +135,7 @@ def _read_dataset(data: bytes) -> 'Dataset':
     if 'PixelData' not in dataset:
         if not (start or 'Rows' in dataset):
             raise _DicomError('it is not a DICOM file, or has no pixel data')
-        raise _DicomError('the file has no pixel data, or ends before them')
+        raise _DicomError('the file has no pixel data, or is truncated')
     _refuse_large_values(dataset)
     if not dataset.file_meta.get('TransferSyntaxUID'):
         if dataset['PixelData'].is_undefined_length:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps
 
 from config import IMAGE_DECODERS, load
 
@@ -200,7 +200,7 @@ def _open(data: bytes) -> Image.Image:
     """Read the header of an image file."""
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
+    except OSError:  # not recognised, or a header that ends too early
         known = load('data.contents:describe_contents')(data)  # few runs need it
         problem = f'the format must be one of {", ".join(FORMATS)}'
         if known.upper().endswith(FORMATS):

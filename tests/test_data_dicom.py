@@ -14,7 +14,7 @@ from data.check import look_at
 from data.contents import describe_contents
 from data.dicom import read_dicom
 from data.image_source import Folder
-from data.images import BadImageError, load_image
+from data.images import BadImageError, decode_image, load_image
 from data.noted_images import COLOURED, NotedImages, describe_notes
 
 pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
@@ -375,6 +375,12 @@ def test_a_missing_package_is_named_and_the_image_is_not_bad(path, monkeypatch):
     with pytest.raises(ValueError, match='pip install .*pydicom') as caught:
         load_image(path)
     assert not isinstance(caught.value, BadImageError)
+
+
+def test_a_compressed_file_that_ends_within_its_pixels_is_called_truncated(path):
+    write(path, RAMP, syntax='JPEGBaseline8Bit', data=[jpeg(RAMP)])
+    with pytest.raises(BadImageError, match='is truncated'):
+        decode_image(path.read_bytes()[:-200], path)
 
 
 @pytest.mark.filterwarnings('always')
