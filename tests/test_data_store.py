@@ -19,6 +19,7 @@ from pyarrow import ipc
 from tiny import run_script
 from xray_splits import LOGGER, make_config, write_split, xray
 
+import data.packing
 import data.store_files
 from data.chexpert import read_csv
 from data.folder import read_folder
@@ -63,6 +64,18 @@ def test_records_and_images_are_those_of_the_folder(root: Path, tmp_path: Path) 
             image, original = opened.image(opened.position([file])[0]), load_image(root / file)
             assert image.mode == original.mode and image.tobytes() == original.tobytes()
             assert full_size(image) == full_size(original)
+
+
+def test_grey_levels_that_are_no_integers_of_any_bits_are_kept(tmp_path: Path, monkeypatch) -> None:
+    """Such as those of a DICOM file with an odd window."""
+    root = make_data(tmp_path / 'data', 3)
+    levels = np.random.default_rng(0).uniform(0, 255, (20, 30)).astype(np.float32)
+    encode = data.packing.encode
+    odd = Image.fromarray(levels)
+    monkeypatch.setattr(data.packing, 'encode', lambda image, settings: encode(odd, settings))
+    settings = Settings(size=None, square=False, keep_16bit=True)
+    image = open_store(packed(root, tmp_path / 'store', settings)).image(1)
+    assert image.mode == 'F' and image.tobytes() == levels.tobytes()
 
 
 def test_other_programs_read_the_rows(root: Path, tmp_path: Path) -> None:
