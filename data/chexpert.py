@@ -162,7 +162,7 @@ def csv_of_split(config: Config, root: str | Path, split: str) -> str:
 def _cells(config: Config, root: str | Path, split: str) -> pd.DataFrame:
     table = Table(Path(root) / csv_of_split(config, root, split))
     select_split(table, split)
-    return table.cells
+    return table.cells.drop(columns='Split', errors='ignore')
 
 
 @register_dataset('chexpert', labelled=True, table=_cells)

@@ -13,6 +13,7 @@ from xray_splits import LOGGER, make_config, write_split
 from data.build import build_loader
 from data.data_finetune import patient_leaks
 from data.folds import folds_of
+from data.groups import add_demographics
 from data.identity import canonical, look_up_names, other_spellings, shared_patients
 from data.reading import read_split
 from data.splits import split_holdout, take_subset, unlabelled_records
@@ -206,3 +207,19 @@ def test_leaving_a_shared_patient_out_is_enough(spelt: Path) -> None:
         *loaders.valid.dataset.records.patient,
     }
     assert np.isin(['1002', '1003'], loaders.valid.dataset.records.patient).all()
+
+
+def test_demographics_are_joined_by_either_spelling(spelt: Path) -> None:
+    """As a spreadsheet writes the numbers of the patients, in the file of MIMIC-IV's form."""
+    rows = [f"'{number:04d},{'FM'[number % 2]},{30 + number}" for number in range(20)]
+    (spelt / 'patients.csv').write_text('\n'.join(['subject_id,gender,anchor_age', *rows]))
+    table = pd.read_csv(spelt / 'train.csv', dtype=str, keep_default_na=False)
+    table.drop(columns=['Sex', 'Age']).to_csv(spelt / 'train.csv', index=False)
+    config = make_config(spelt, 'DATA.ALLOW_SHARED_PATIENTS', True)
+    records = add_demographics(read_split(config, 'train', LOGGER), 'patients.csv')
+    assert records.age.tolist() == [30 + int(name) for name in records.patient]
+    assert set(records.sex) == {'Female', 'Male'}
+    rows[3] = rows[3].replace("'0003", '7')
+    (spelt / 'patients.csv').write_text('\n'.join(['subject_id,gender,anchor_age', *rows]))
+    records = read_split(config, 'train', LOGGER)
+    assert add_demographics(records, 'patients.csv').age[14] == 33, 'its own name comes first'

@@ -345,6 +345,10 @@ def test_one_table_with_a_column_split_is_enough(tmp_path: Path) -> None:
     assert found['train'].labels[:4, 0].tolist() == [0, 0, 1, 1] and found['train'].age[0] == 61.5
     words = ['--data-path', tmp_path / 'data', '--opts', 'DATA.LABELS', "['Mass']"]
     assert run_script('check_data', '--output', tmp_path / 'problems.csv', *words) == 0
+    assert run_script('folds', '--output', tmp_path / 'folds', '--folds', 2, *words) == 0
+    fold = str(tmp_path / 'folds' / 'valid_0.csv')
+    of_fold = config_with(DATA__DATASET='chexpert', DATA__VALID_CSV=fold)
+    assert 0 < len(read_part(of_fold, tmp_path / 'data', 'valid', labels=('Mass',))) < 20
     table = tmp_path / 'read.csv'
     assert run_script('describe_data', '--table', table, *words) == 0
     again = Table(table)
