@@ -146,7 +146,8 @@ def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> lis
     lines = lines.assign(name=[fill(difference_title(sweep, *name), LONG_TITLE) for name in names])
     height = 0.17 * max(2, *(1 + name.count('\n') for name in lines['name']))
     bounds = [f'{noise}_{end}' for noise in BARS for end in ENDS]
-    span = _span(lines[['difference', *bounds]].assign(zero=0))
+    by_seed = lines['by_seed'].explode()
+    span = _span(pd.concat([*(lines[name] for name in ('difference', *bounds)), by_seed]))
     files = []
     for file, page in paged(path, lines.to_dict('records'), int((TALLEST - 1.6) / height)):
         with drawing(file, 1.6 + height * len(page)) as figure:
@@ -494,7 +495,7 @@ def _means(scores: pd.DataFrame, metric: str, label: str = '', by: str = 'label'
     return table.loc[[*map(tuple, order.to_numpy())]].reset_index()
 
 
-def _span(values: pd.DataFrame) -> tuple[float, float]:
+def _span(values: pd.DataFrame | pd.Series) -> tuple[float, float]:
     """Return the limits of an axis that all pages share, with some room at both ends."""
     known = values.to_numpy(float)
     low, high = np.nanmin(known), np.nanmax(known)

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sweeps.plots import COLOURS, MARKERS, add_note, drawing
-from sweeps.tables import NOT_FOR_CLINICAL_USE
 from system.tool import Paragraphs
 
 SHARES = ('0.1', '0.5', '1')
@@ -61,7 +60,7 @@ def draw_shares(path: Path, scores: pd.DataFrame, score: str, titles: dict[str, 
                 part = scores.reindex([f'{prefix}{name}_{share}' for share in SHARES])
                 places = [place + 0.08 * (number - (len(names) - 1) / 2) for place in range(3)]
                 draw_line(axis, places, part, titles[name], numbers[titles[name]])
-            axis.set_title(title)
+            axis.set_title(title, fontsize=10)
             axis.set_xticks(range(3), ['10 %', '50 %', '100 %'])
             axis.grid(axis='y')
         panels[0].set_ylabel(f'AUROC, {score}')
@@ -71,8 +70,9 @@ def draw_shares(path: Path, scores: pd.DataFrame, score: str, titles: dict[str, 
             for axis in panels
             for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles, ncols=5, loc='outside upper center')
-        add_note(figure, f'Mean of the seeds. Bars: 95 % over patients. {NOT_FOR_CLINICAL_USE}')
+        columns = 4 if max(map(len, handles)) < 16 else 2
+        figure.legend(handles.values(), handles, ncols=columns, loc='outside upper center')
+        add_note(figure, 'Mean of the seeds. Bars: 95 % over patients.')
 
 
 def draw_line(axis: Axes, places: list, part: pd.DataFrame, label: str, number: int) -> None:
@@ -99,7 +99,7 @@ def draw_epochs(path: Path, scores: pd.DataFrame, runs: pd.DataFrame, score: str
                 right.plot(places, errors['linear'], '_', color=COLOURS[1], markersize=12)
         right.plot([], 'o', color=COLOURS[0], label='SimMIM, one point per seed')
         right.plot([], '_', color=COLOURS[1], label='linear interpolation')
-        right.legend()
+        right.legend(loc='center right')
         right.set_ylim(bottom=0)
         right.set_ylabel('held-out error (grey levels)')
         for axis in (left, right):
@@ -108,7 +108,7 @@ def draw_epochs(path: Path, scores: pd.DataFrame, runs: pd.DataFrame, score: str
         add_note(
             figure,
             'Left: all labels, mean of the seeds, bars: 95 % over patients; 0: no pre-training. '
-            f'Right: under the masks of pre-training. {NOT_FOR_CLINICAL_USE}',
+            'Right: under the masks of pre-training.',
         )
 
 

@@ -17,23 +17,23 @@ fixed=("$python" scripts/ablate.py table "${sweep[@]}"
     --predictions "$predictions" --labels "$labels" --scores "${scores[@]}")
 table=("${fixed[@]}" mean --tune)
 
-# draw TABLE NAME ROW/ROW ...: draw these differences from a table of Pneumonia.
+# draw TABLE NAME --pairs ROW/ROW ...: draw these differences from a table of Pneumonia, or with --rows scores.
 draw() {
     "$python" scripts/ablate.py plot "${sweep[@]}" --save "$results/$1" --scores Pneumonia \
-        --figure "$results/$2.png" --pairs "${@:3}"
+        --figure "$results/$2.png" "${@:3}"
 }
 
 "${table[@]}" --save "$results/primary" --row {swin,scratch_swin}_{1,0.1}
-draw primary primary swin_{1/scratch_swin_1,0.1/scratch_swin_0.1}
+draw primary primary --pairs swin_{1/scratch_swin_1,0.1/scratch_swin_0.1}
 "${fixed[@]}" --save "$results/fixed_rates" --row {,scratch_}swin{_low,,_high}_1
 "${table[@]}" --save "$results/secondary" --row \
     {swin,scratch_swin,{linear,attentive}_{,random_}swin,pixels}_{1,0.1} \
     {mae,mae0,simmim,scratch,{linear,attentive}_{mae,mae0,simmim,random}}_{1,0.1} scratch{60,120}_1
-draw secondary mae_against_simmim mae_{1/simmim_1,0.1/simmim_0.1} \
+draw secondary mae_against_simmim --pairs mae_{1/simmim_1,0.1/simmim_0.1} \
     linear_mae_{1/linear_simmim_1,0.1/linear_simmim_0.1} attentive_mae_{1/attentive_simmim_1,0.1/attentive_simmim_0.1}
 # The absolute scores next to the pixels, for README and the page of the study.
-draw secondary auroc {scratch_swin,swin,scratch,scratch120,simmim,mae}_1/pixels_1 \
-    {scratch_swin,swin,scratch,simmim,mae}_0.1/pixels_0.1
+draw secondary auroc --rows {swin,scratch_swin,mae,simmim,scratch,scratch120,pixels}_1 \
+    {swin,scratch_swin,mae,simmim,scratch,pixels}_0.1
 "${table[@]}" --save "$results/start" --row {,linear_,attentive_}{mae,simmim,simmim0}_1
 
 # shellcheck disable=SC2046 # several words
@@ -51,7 +51,7 @@ longer=("$python" scripts/ablate.py table --sweep scripts/studies/swin_longer.ya
 "${longer[@]}" mean --tune --save "$results/longer_secondary" --row {,scratch_}swin{,120}_1 pixels_1
 "${longer[@]}" --save "$results/longer_fixed_rates" --row {,scratch_}swin{,120}{_lowest,_low,}_1
 "$python" scripts/ablate.py plot --sweep scripts/studies/swin_longer.yaml --scale all --scores Pneumonia \
-    --save "$results/longer_secondary" --figure "$results/longer.png"
+    --save "$results/longer_secondary" --figure "$results/longer.png" --rows {,scratch_}swin_1 {,scratch_}swin120_1 pixels_1
 
 # One page with all tables. The choices of rates are the same for all of them.
 cd "$results"
