@@ -1,4 +1,4 @@
-"""Make synthetic chest X-rays in the layout of CheXpert.
+"""Make synthetic chest X-rays in the layout of CheXpert, or with --mimic of MIMIC-CXR-JPG.
 
 python scripts/make_phantom.py --output CheXpert-phantom --train 700 --valid 100 --test 300
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.phantom import make_phantom
+from scripts.phantom_mimic import make_mimic_phantom
 from system.tool import Paragraphs, tool, usable_cpus
 
 
@@ -24,6 +25,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--test', default=300, **number, help='test patients, 1.2 images each (300)')
     add('--seed', default=0, **number, help='seed of the data set (0)')
     add('--size', default=390, **number, help='long side of the images in pixels (390)')
+    add('--mimic', action='store_true', help='the layout of MIMIC-CXR-JPG')
     add('--workers', default=usable_cpus(), **number, help='number of processes')
     return parser.parse_args(arguments)
 
@@ -31,7 +33,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 @tool
 def main(args: argparse.Namespace) -> int:
     start = time.perf_counter()
-    made = make_phantom(
+    make = make_mimic_phantom if args.mimic else make_phantom
+    made = make(
         args.output,
         num_train=args.train,
         num_valid=args.valid,

@@ -1,4 +1,4 @@
-"""Phantoms in the layouts of MIMIC-CXR-JPG and NIH ChestX-ray14, renamed from CheXpert's."""
+"""Phantoms in the layouts of other data sets, renamed from CheXpert's."""
 
 import shutil
 from pathlib import Path
@@ -23,28 +23,6 @@ NIH_FINDINGS = {
 SECTIONS = ('narrative', 'clinical_history', 'history', 'comparison', 'technique')
 SECTIONS += ('procedure_comments', 'findings', 'impression', 'end_of_impression', 'summary')
 SECTIONS += ('accession_number',)  # of the reports of CheXpert Plus
-
-
-def mimic_phantom(root: Path, **options: int) -> None:
-    """Make a phantom with the options of `make_phantom`; both labellers agree."""
-    table = drawn(root, options)
-    table['subject_id'] = (10_000_000 + 100 * table['patient']).astype(str)
-    table['study_id'] = (50_000_000 + 100 * table['patient'] + table['study']).astype(str)
-    table['dicom_id'] = [f'{number:08x}' for number in range(len(table))]
-    table['ViewPosition'] = table['AP/PA'].fillna('LATERAL')
-    table['split'] = table['split'].replace('valid', 'validate')
-    patients, studies = table['subject_id'], table['study_id']
-    names = 'files/p' + patients.str[:2] + '/p' + patients + '/s' + studies
-    move_images(root, table, names + '/' + table['dicom_id'] + '.jpg')
-    labels = table.drop_duplicates('study_id')[['subject_id', 'study_id', *sorted(LABELS)]]
-    files = {
-        'metadata': table[['dicom_id', 'subject_id', 'study_id', 'ViewPosition']],
-        'split': table[['dicom_id', 'study_id', 'subject_id', 'split']],
-        'chexpert': labels,
-        'negbio': labels,
-    }
-    for kind, rows in files.items():
-        rows.to_csv(root / f'mimic-cxr-2.0.0-{kind}.csv.gz', index=False)
 
 
 def nih_phantom(root: Path, **options: int) -> None:

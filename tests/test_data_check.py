@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from phantom_layouts import mimic_phantom
 from PIL import Image
 from tiny import run_script
 
 from data.labels import LABELS
 from data.packing import Settings, pack, read_source
 from scripts.phantom import make_phantom
+from scripts.phantom_mimic import make_mimic_phantom
 
 Found = tuple[str, str, float | None, str]  # kind, csv, row, file
 # Warnings on splits as a whole, which small ones always have: a test looks at them alone.
@@ -164,7 +164,7 @@ def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:
 
 def test_faults_in_mimic(tmp_path: Path, check: Callable) -> None:
     root = tmp_path / 'MIMIC'
-    mimic_phantom(root, num_train=4, num_valid=2, num_test=2, size=64, seed=1)
+    make_mimic_phantom(root, num_train=4, num_valid=2, num_test=2, size=64, seed=1)
     unknown = ('missing description', 'mimic-cxr-2.0.0-split.csv.gz', None, '')
     assert check(root) == [unknown]
     files = [next(root.glob(f'mimic-cxr-*-{k}.csv*')) for k in ('split', 'metadata', 'chexpert')]

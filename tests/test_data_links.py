@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from csv_files import touch
-from phantom_layouts import mimic_phantom, nih_phantom
+from phantom_layouts import nih_phantom
 from tiny import run_script
 from xray_splits import LOGGER, make_config
 
@@ -14,6 +14,7 @@ from data.reading import read_split
 from data.records import images_of
 from data.store_about import read_about
 from scripts.phantom import make_phantom
+from scripts.phantom_mimic import make_mimic_phantom
 from system.files import is_below
 
 
@@ -22,7 +23,7 @@ def test_images_behind_links_are_read_and_packed(layout: str, tmp_path: Path) ->
     root, shared = tmp_path / 'root', tmp_path / 'shared'
     root.mkdir()
     sizes = {'num_train': 6, 'num_valid': 3, 'num_test': 3, 'size': 32, 'seed': 1}
-    make = {'chexpert': make_phantom, 'mimic-cxr': mimic_phantom, 'nih': nih_phantom}
+    make = {'chexpert': make_phantom, 'mimic-cxr': make_mimic_phantom, 'nih': nih_phantom}
     make[layout](shared, **sizes)
     for place in shared.iterdir():
         (root / place.name).symlink_to(place)  # folders of images, and tables

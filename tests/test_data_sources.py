@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from phantom_layouts import mimic_phantom, nih_phantom
+from phantom_layouts import nih_phantom
 from tiny import SWIN, run_folder, run_main, tiny_config, torchrun
 from xray_splits import LOGGER, make_config, samples_of, xray
 
@@ -17,6 +17,7 @@ from data.sources import check as check_sources
 from data.splits import split_holdout
 from engine.run_record import read_record
 from logger import read_metrics
+from scripts.phantom_mimic import make_mimic_phantom
 from utils import read_checkpoint
 
 HERE = {'name': 'here', 'dataset': 'chexpert', 'path': 'A'}
@@ -129,7 +130,7 @@ def phantoms(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('phantoms')
     shutil.copytree(phantom, folder / 'CheXpert-phantom')
     size = {'num_train': 12, 'num_valid': 2, 'num_test': 2, 'size': 48, 'seed': 1}
-    mimic_phantom(folder / 'mimic', **size)
+    make_mimic_phantom(folder / 'mimic', **size)
     nih_phantom(folder / 'nih', **size)
     (folder / 'clinic').mkdir()
     for number in range(8):

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, row, write
-from phantom_layouts import mimic_phantom
 from PIL import Image
 from tiny import config_with, run_script
 
@@ -23,6 +22,7 @@ from data.describe import (
 from data.groups import all_groups
 from data.labels import LABELS, NO_FINDING
 from data.reading import read_split
+from scripts.phantom_mimic import make_mimic_phantom
 
 K = len(LABELS)
 KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': 'blank'}
@@ -165,7 +165,7 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
 
 def test_mimic_has_sex_and_age_by_its_demographics(tmp_path: Path) -> None:
     sizes = {'num_train': 12, 'num_valid': 3, 'num_test': 3, 'size': 32}
-    mimic_phantom(tmp_path, **sizes)
+    make_mimic_phantom(tmp_path, **sizes)
     (metadata,) = tmp_path.glob('*-metadata.csv.gz')
     subjects = sorted(set(pd.read_csv(metadata)['subject_id']))
     table = pd.DataFrame({'subject_id': subjects, 'anchor_age': range(30, 30 + len(subjects))})

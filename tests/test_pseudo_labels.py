@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from mistakes import edit, linked
-from phantom_layouts import mimic_phantom, nih_phantom
+from phantom_layouts import nih_phantom
 from xray_splits import LOGGER, make_config
 
 from data.build import build_loader
 from data.labels import LABELS
 from scripts.phantom import make_phantom
+from scripts.phantom_mimic import make_mimic_phantom
 
 NAN = np.nan
 
@@ -22,7 +23,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp('data')
     sizes = {'num_train': 20, 'num_valid': 3, 'num_test': 3, 'size': 32, 'seed': 0}
     make_phantom(folder / 'CheXpert-phantom', **sizes)
-    mimic_phantom(folder / 'mimic', **sizes)
+    make_mimic_phantom(folder / 'mimic', **sizes)
     return {'files': folder / 'CheXpert-phantom', 'mimic': folder / 'mimic'}
 
 

@@ -70,7 +70,7 @@ def draw_shares(path: Path, scores: pd.DataFrame, score: str, titles: dict[str, 
             for axis in panels
             for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
         }
-        columns = 4 if max(map(len, handles)) < 16 else 2
+        columns = 4 if max(map(len, handles), default=0) < 16 else 2
         figure.legend(handles.values(), handles, ncols=columns, loc='outside upper center')
         add_note(figure, 'Mean of the seeds. Bars: 95 % over patients.')
 

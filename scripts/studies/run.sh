@@ -3,7 +3,7 @@
 #   bash scripts/studies/NAME.sh SCALE [DATA] [OUT]
 #   bash scripts/studies/NAME.sh SCALE --list     only show the runs: config, options, disk space
 # SCALE: full (several GPUs), small (one GPU) or tiny (two CPU cores, minutes).
-# DATA: CheXpert's layout or a packed store; tiny without DATA draws synthetic X-rays.
+# DATA: the data set of the study or a packed store; tiny without DATA draws synthetic X-rays.
 # OUT: output folder (default output/studies/NAME_SCALE). The same command resumes after a stop.
 # SEEDS=3: number of seeds (default: as in the scale). PROCESSES=8: GPUs per run.
 # PRETRAIN_OPTS, FINETUNE_OPTS: other options of all runs as 'KEY VALUE ...'.
@@ -36,10 +36,15 @@ if [ "$scale" = tiny ]; then
     export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two runs share two cores
     run+=(--parallel 2)
     if [ -z "$data" ]; then
-        data=$out/CheXpert-phantom
+        data=$out/phantom
         [ -f "$data/phantom.json" ] || rm -rf "$data"
         $python scripts/make_phantom.py --output "$data" \
             ${PHANTOM:---train 200 --valid 60 --test 200 --size 80 --workers 2}
+    fi
+    if [ "$name" = mae_resnet ]; then # weights in the format of those that the study starts from
+        $python scripts/studies/tiny_weights.py "$out/weights"
+        export MAE_WEIGHTS=${MAE_WEIGHTS:-$out/weights/mae/model.safetensors}
+        export RESNET_WEIGHTS=${RESNET_WEIGHTS:-$out/weights/resnet/model.safetensors}
     fi
 fi
 if [ -z "$data" ]; then
