@@ -111,6 +111,7 @@ from sweeps.tables import (
     facts_cells,
     file_name,
     read_lines,
+    write_all_scores,
     write_score,
     write_table,
 )
@@ -516,10 +517,19 @@ def table_of_runs(args: argparse.Namespace) -> None:
 
 
 def notes_about_labels(runs: Sequence[Scored]) -> list[str]:
-    """Say which labels of the scored cases are one label under several names."""
-    counts = [run.images.at_level(run.level).count_classes() for run in runs]
-    found = dict.fromkeys(describe_same(each['same_as']) for each in counts)
-    return [f'{sentence}.' for sentence in found if sentence]
+    """Say which labels are one label under several names, and over which labels the means are."""
+    cases = [run.images.at_level(run.level) for run in runs]
+    found = dict.fromkeys(describe_same(each.count_classes()['same_as']) for each in cases)
+    means = dict.fromkeys(tuple(each.mean_labels()['labels']) for each in cases)
+    return [
+        *(f'{sentence}.' for sentence in found if sentence),
+        *(
+            f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with at least {FEW_CASES} cases of each '
+            f'class: {", ".join(labels)}.'
+            for labels in means
+            if labels
+        ),
+    ]
 
 
 def named_runs(words: Sequence[str]) -> dict[str, dict[int, Path]]:
@@ -545,7 +555,7 @@ def write_scores(
     notes: Sequence[str],
     protocols: Mapping[tuple[str, int], str],
 ) -> None:
-    """Write the long table, a table of each score, and one of facts about the runs.
+    """Write the long table, a table of each score, one of all scores, and facts about the runs.
 
     `protocols` says what each run was scored on (`compared_pairs`). It is empty for joined
     predictions, about whose runs there are no facts.
@@ -556,16 +566,18 @@ def write_scores(
     resamples = max(map(len, drawn['resamples'].dropna()), default=1) - 1
     options = {'draws': f'{resamples:,} resamples of the patients, seed 0', 'columns': args.columns}
     scores = args.scores or known_scores(drawn)
+    tables = {}
     for score in scores:
-        lines = compare(drawn, pairs, score, subsets=subsets)
+        lines = tables[score] = compare(drawn, pairs, score, subsets=subsets)
         if not lines:
             raise ValueError(f'--scores: no run has a defined {score}')
         add_last_epoch(lines, drawn, score)
-        mean = f'Mean: labels with at least {FEW_CASES} cases of each class. '
-        mean = (mean if score == MEANS[0] else '') + 'Mean ± standard deviation over seeds.'
+        mean = 'Mean ± standard deviation over seeds.'
         own = [*others, *filter(None, [sweep.note]), *notes[:-1], f'{notes[-1]}{mean}']
         path = write_score(args.save, file_name(sweep.name, score), lines, notes=own, **options)
         print(path.read_text('utf-8') if protocols else path)
+    if len(scores) > 1:
+        write_all_scores(args.save, f'{sweep.name}_all_scores', tables, sweep)
     groups = [group for group in drawn['group'].unique() if group]
     if groups:
         lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)

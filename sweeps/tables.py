@@ -184,6 +184,47 @@ def write_score(
     return write_table(folder, name, lines, cells, below)
 
 
+def write_all_scores(
+    folder: Path, name: str, scores: Mapping[str, Sequence[Line]], sweep: Sweep
+) -> Path:
+    """Write one table of several scores, with the best of the rows with the same labels in bold.
+
+    Args:
+        folder: Folder of the table.
+        name: Name of the files without suffix.
+        scores: Score -> result of `compare` without groups.
+        sweep: Sweep of the rows.
+
+    Returns:
+        Path of the Markdown file.
+    """
+    known = {score: {line['row']: line for line in lines} for score, lines in scores.items()}
+    rows = [row for row in sweep.rows if any(row.name in lines for lines in known.values())]
+    lines, cells = [], []
+    for row in rows:
+        labels, title = title_of(sweep, row.name)
+        line = {'row': row.name, 'labels': row.subset}
+        cell = {sweep.title: title} | ({'labels': labels} if sweep.subsets else {})
+        rivals = [other.name for other in rows if other.subset == row.subset]
+        for score, found in known.items():
+            own = found.get(row.name, {})
+            line |= {score: own.get('value'), f'{score}_sd': own.get('sd')}
+            text = shown(own.get('value'), '.3f')
+            text += f' ± {own["sd"]:.3f}' if own.get('seeds', 0) > 1 else ''
+            values = [round(found[name]['value'], 3) for name in rivals if name in found]
+            best = max if METRICS[parts_of(score)[0]].higher_is_better else min
+            is_best = own and round(own['value'], 3) == best(values)
+            cell[score_title(score)] = f'**{text}**' if is_best else text
+        lines.append(line)
+        cells.append(cell)
+    notes = [
+        'Mean ± standard deviation over seeds. Bold: the best value of the rows with the same '
+        'labels. Whether it is better by more than noise is in the table of each score.',
+        NOT_FOR_CLINICAL_USE,
+    ]
+    return write_table(folder, name, lines, cells, notes)
+
+
 def _not_above_baselines(lines: Sequence[Line]) -> Iterator[str]:
     """Name the rows that each baseline equals, which a verdict needs several seeds to say."""
     for method, title in BASELINES.items():
@@ -222,7 +263,9 @@ def write_table(
         {
             page: text,
             page.with_suffix('.csv'): table.to_csv(index=False),
-            page.with_suffix('.tex'): latex.replace('−', '$-$').replace('±', r'$\pm$'),
+            page.with_suffix('.tex'): re.sub(r'\*\*(.+?)\*\*', r'\\textbf{\1}', latex)
+            .replace('−', '$-$')
+            .replace('±', r'$\pm$'),
         }
     )
     return page

@@ -25,6 +25,7 @@ from sweeps.files import Sweep, load_sweep, run_folder
 from sweeps.long_table import Scored, enough_resamples, read_table, score_runs
 from sweeps.plots import plot_curves, plot_masks
 from sweeps.run_scores import pretraining_figures
+from sweeps.tables import write_all_scores
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
@@ -267,7 +268,8 @@ def test_the_mean_of_a_table_counts_a_repeated_label_once() -> None:
     areas = [roc_auc_score(targets[:, k], values[:, k]) for k in (1, 2)]
     found = table[(table['metric'] == 'auroc') & (table['label'] == 'mean')]['value']
     assert found.tolist() == pytest.approx([np.mean(areas)] * 2, abs=1e-12)
-    (note,) = load_script('ablate').notes_about_labels(runs)
+    note, mean = load_script('ablate').notes_about_labels(runs)
+    assert mean.startswith('The mean is over 2 labels with') and mean.endswith('Pneumonia, Edema.')
     assert note.startswith('Pneumonia and No Finding are one label under several names')
 
 
@@ -436,3 +438,26 @@ def test_scores_that_are_not_those_of_the_predictions_are_refused(two_rows: tupl
     file.write_text(json.dumps(scores))
     assert table_of(sweep, made, seeds=2) == 2
     assert f'{file.parent}: the AUROC of Edema' in capsys.readouterr().err
+
+
+def test_one_table_has_all_scores_with_the_best_in_bold(tmp_path: Path) -> None:
+    sweep = load_sweep(methods_file(tmp_path, titles={'simmim': 'SimMIM & co'}))
+    values = {'simmim_0.1': 0.7, 'moco_0.1': 0.7004, 'simmim_1': 0.8, 'scratch_1': 0.9}
+    lines = [{'row': row, 'value': value, 'sd': 0.01, 'seeds': 2} for row, value in values.items()]
+    single = [line | {'value': 1 - line['value'], 'seeds': 1} for line in lines[1:]]
+    scores = {'mean': lines, 'brier:mean': single, 'f1:Edema': single}
+    page = write_all_scores(tmp_path, 'all', scores, sweep)
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in
+            page.read_text().splitlines() if line.startswith('|')]  # fmt: skip
+    assert rows[0] == ['Method', 'labels', 'AUROC, mean', 'Brier score, mean', 'F1, Edema']
+    ten = '10 % of the labels'
+    assert rows[2:] == [
+        ['SimMIM & co', ten, '**0.700 ± 0.010**', 'n/a', 'n/a'],
+        ['moco', ten, '**0.700 ± 0.010**', '**0.300**', '**0.300**'],  # equal as it is shown
+        ['SimMIM & co', 'all labels', '0.800 ± 0.010', '0.200', '**0.200**'],
+        ['scratch', 'all labels', '**0.900 ± 0.010**', '**0.100**', '0.100'],
+    ]
+    latex = page.with_suffix('.tex').read_text()
+    assert r'\textbf{0.900 $\pm$ 0.010}' in latex and r'SimMIM \& co' in latex
+    table = pd.read_csv(page.with_suffix('.csv'), dtype={'row': str}).set_index('row')
+    assert table.loc['moco_0.1', 'mean'] == 0.7004 and 'Not for clinical use.' in page.read_text()
