@@ -524,8 +524,8 @@ def notes_about_labels(runs: Sequence[Scored]) -> list[str]:
     return [
         *(f'{sentence}.' for sentence in found if sentence),
         *(
-            f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with at least {FEW_CASES} cases of each '
-            f'class: {", ".join(labels)}.'
+            f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with at least '
+            f'{FEW_CASES} cases of each class: {", ".join(labels)}.'
             for labels in means
             if labels
         ),

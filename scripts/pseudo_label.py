@@ -1,7 +1,7 @@
 """Fine-tune a teacher, keep its confident predictions on unlabelled patients, and train a student.
 
 python scripts/pseudo_label.py --cfg configs/... --data-path DIR --output D [--pretrained CKPT]
-    --confidence 0.9 [--all-labels] --opts DATA.TRAIN_FRACTION 0.1
+    --confidence 0.9 [--rounds 3] [--all-labels] --opts DATA.TRAIN_FRACTION 0.1
 
 Patients outside DATA.TRAIN_FRACTION (or DATA.TRAIN_IMAGES) count as unlabelled. After a stop, the
 same command resumes. D/pseudo_labels_auroc.md (also .csv and .tex) has the AUROCs. Files
@@ -29,6 +29,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--pretrained', default='', metavar='CKPT', help='checkpoint that every run starts from')
     add('--confidence', type=float, default=0.9, metavar='C', help='required reduction of the '
         'errors, as a share of the errors at the base rate (%(default)s)')  # fmt: skip
+    add('--rounds', type=at_least(1), default=1, metavar='N',
+        help='students, each taught by the one before it (%(default)s)')  # fmt: skip
     add('--all-labels', action='store_true', help='also run with the real labels of all patients')
     add('--equal-steps', action='store_true',
         help='fewer epochs with more images, for about the same number of steps')  # fmt: skip
@@ -54,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
         equal_steps=args.equal_steps,
         say=lambda line: print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True),
     )
-    code = work.run(all_labels=args.all_labels)
+    code = work.run(all_labels=args.all_labels, rounds=args.rounds)
     for page in work.write() if not code else ():
         print(page.read_text())
     return code

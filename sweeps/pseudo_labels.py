@@ -1,9 +1,11 @@
 """Pseudo-labels: predict unlabelled patients, keep confident predictions, and train on them.
 
 The teacher learns from the real labels alone. The student starts from the same weights and also
-learns from the confident predictions of the teacher.
+learns from the confident predictions of the teacher. In each further round, the last student is the
+teacher of a new student.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +21,7 @@ from data.records import Records, select_views, task_of
 from data.splits import split_patients, training_records, unlabelled_records
 from evaluation.calibration import choose_threshold
 from evaluation.cases import cases_of
-from evaluation.pseudo_label_choice import audit, choose_values
+from evaluation.pseudo_label_choice import MIN_CASES, audit, choose_values
 from logger import json_safe
 from sweeps.files import MAINS, Job, share_steps, sweep_of_runs, without_cache
 from sweeps.long_table import MEANS, Scored, score_runs
@@ -29,7 +31,7 @@ from sweeps.tables import compare, shown, write_score
 from system.files import sha256
 
 TEACHER, STUDENT, ALL_LABELS = 'teacher', 'student', 'all_labels'
-FILE, TABLE = 'pseudo_labels.csv', 'pseudo_labels'
+TABLE = 'pseudo_labels'
 METRICS = ('auroc', 'accuracy', 'precision', 'recall')
 SIDES = ('positive', 'negative')
 
@@ -50,6 +52,7 @@ class PseudoLabels:
             the same number of steps.
         say: Function that receives each line about the progress.
         jobs: Finished runs.
+        ended: Why there are fewer rounds than wanted, or ''.
 
     Raises:
         ValueError: If no patients are held out, or the CSV file cannot be read.
@@ -66,6 +69,7 @@ class PseudoLabels:
     say: Callable[[str], None] = print
     jobs: list[Job] = field(default_factory=list, init=False)
     select_on: str = field(default='', init=False)
+    ended: str = field(default='', init=False)
 
     def __post_init__(self) -> None:
         self.config = without_cache(self.job(STUDENT).config)
@@ -84,8 +88,10 @@ class PseudoLabels:
         # Pseudo-labels do not decide whether a checkpoint is selected, so runs stay comparable.
         self.select_on = selecting_split(self.config, len(self.labelled))
 
-    def run(self, *, all_labels: bool) -> int:
-        """Run teacher and student, and a run on the real labels of all patients if wanted.
+    def run(self, *, all_labels: bool, rounds: int = 1) -> int:
+        """Run the teacher, a student in each round, and a run on all real labels if wanted.
+
+        The rounds end early if no prediction is confident enough.
 
         Returns:
             The exit code of the last run.
@@ -93,18 +99,27 @@ class PseudoLabels:
         real = len(self.labelled)
         if code := self._run(self.job(TEACHER)):
             return code
-        if images := self.choose():
-            if code := self._run(self.job(STUDENT, growth=1 + images / real)):
+        for number in range(1, rounds + 1):
+            images = self.choose(number)
+            if not images:
+                teacher, confidence = self.jobs[-1].run, f'--confidence {self.confidence:g}'
+                self.ended = (
+                    f'Round {number}: no prediction of {teacher} is confident enough for '
+                    f'{confidence}, so there is no {student(number)}. A label needs {MIN_CASES} '
+                    'held-out cases beyond a threshold, with few errors: try a lower '
+                    '--confidence, or a larger DATA.HOLDOUT_FRACTION.'
+                )
+                self.say(self.ended)
+                break
+            if code := self._run(self.job(student(number), growth=1 + images / real)):
                 return code
-        else:
-            self.say('no prediction of the teacher is confident enough: there is no student')
         if all_labels and (code := self._run(self.job(ALL_LABELS, growth=self.all_images / real))):
             return code
         return 0
 
-    def choose(self) -> int:
-        """Choose and write the pseudo-labels, and return the number of images."""
-        teacher = self.jobs[0]
+    def choose(self, number: int) -> int:
+        """Choose and write the pseudo-labels of a round, and return the number of images."""
+        teacher = self.jobs[-1]
         values, cuts = choose_values(
             self._predicted(teacher, 'holdout', self.held_out),
             self.task.scored(self.held_out),
@@ -122,7 +137,8 @@ class PseudoLabels:
             'cuts': {k: dict(zip(SIDES, map(asdict, pair), strict=True)) for k, pair in pairs},
         }
         options = {'paths': self.unlabelled.path[kept], 'labels': self.task.labels}
-        write_predictions(self.output / FILE, values[kept], source=json_safe(source), **options)
+        file = self.output / file_of(student(number))
+        write_predictions(file, values[kept], source=json_safe(source), **options)
         return int(kept.sum())
 
     def _run(self, job: Job) -> int:
@@ -136,8 +152,8 @@ class PseudoLabels:
         changes = {'EVAL.PREDICT_TRAIN': 'True'}
         if tag == ALL_LABELS:
             changes = {'DATA.TRAIN_FRACTION': '1.0', 'DATA.TRAIN_IMAGES': '0'}
-        elif tag == STUDENT:
-            changes['DATA.PSEUDO_LABELS'] = str(self.output / FILE)
+        elif tag != TEACHER:
+            changes['DATA.PSEUDO_LABELS'] = str(self.output / file_of(tag))
         changes |= {'EVAL.SELECT_ON': self.select_on} if self.select_on else {}
         arguments = ['--cfg', self.cfg, '--data-path', self.data, '--output', str(self.output)]
         arguments += ['--pretrained', self.pretrained] if self.pretrained else []
@@ -180,14 +196,17 @@ class PseudoLabels:
             ]
         )
         pairs = [(job.run, TEACHER if job.run != TEACHER else '') for job in self.jobs]
+        students = [job.run for job in self.jobs if job.run not in (TEACHER, ALL_LABELS)]
+        pairs += [(later, earlier) for earlier, later in itertools.pairwise(students)]
         images = ', '.join(f'{split} {len(runs[0].images):,}' for split, runs in splits.items())
         notes = [
             f'Means over the labels with enough cases. Images: {images}.',
             'Labelled and pseudo-labelled images are training images, scored against the labels '
             'that the run learned from: they show how well it learned them.',
             "Thresholds are the best ones on held-out patients by Youden's index.",
-            *self._audit(),
+            *(self._audit(name) for name in students),
         ]
+        notes += [self.ended] if self.ended else []
         draws = '{resamples:,} resamples of the patients, seed {seed}'.format(**how)
         pages = []
         for metric, score in scores.items():
@@ -210,10 +229,11 @@ class PseudoLabels:
         splits.append(
             [self._training(job, 'labelled', self.task.scored(self.labelled)) for job in learned]
         )
-        if any(job.run == STUDENT for job in self.jobs):
-            values = self._values(self.output / FILE, self.unlabelled)
-            student = next(job for job in self.jobs if job.run == STUDENT)
-            splits.append([self._training(student, 'pseudo-labelled', values)])
+        students = [job for job in learned if job.run != TEACHER]
+        if students:
+            splits.append(
+                [self._training(job, 'pseudo-labelled', self._chosen(job.run)) for job in students]
+            )
         return [[run._replace(thresholds=thresholds[run.row]) for run in runs] for runs in splits]
 
     def _training(self, job: Job, split: str, targets: np.ndarray) -> Scored:
@@ -235,16 +255,29 @@ class PseudoLabels:
             for k, label in enumerate(self.task.labels)
         }
 
-    def _audit(self) -> list[str]:
-        """Say how many pseudo-labels agree with the real labels, which were never used."""
-        if not any(job.run == STUDENT for job in self.jobs):
-            return []
-        values = self._values(self.output / FILE, self.unlabelled)
-        found = audit(values, self.task.scored(self.unlabelled))
+    def _chosen(self, name: str) -> np.ndarray:  # [N, K]
+        """Return the pseudo-labels of a student for the unlabelled images."""
+        return self._values(self.output / file_of(name), self.unlabelled)
+
+    def _audit(self, name: str) -> str:
+        """Say how many pseudo-labels of a student agree with real labels, which were never used."""
+        found = audit(self._chosen(name), self.task.scored(self.unlabelled))
         parts = []
         for side in SIDES:
             right, chance = (shown(found[f'{side}_{k}'], '.1%') for k in ('confirmed', 'by_chance'))
             parts.append(
                 f'{found[f"{side}_values"]} {side}, {right} confirmed ({chance} by chance)'
             )
-        return [f'Pseudo-labels against real labels that were never used: {"; ".join(parts)}.']
+        return (
+            f'Pseudo-labels of {name} against real labels that were never used: {"; ".join(parts)}.'
+        )
+
+
+def student(number: int) -> str:
+    """Return the name of the student of a round, from 1 on: student, student_2, ..."""
+    return STUDENT if number == 1 else f'{STUDENT}_{number}'
+
+
+def file_of(name: str) -> str:
+    """Return the name of the file with the pseudo-labels of a student."""
+    return f'{TABLE}{name.removeprefix(STUDENT)}.csv'

@@ -13,9 +13,11 @@ from warm_python import warm_python
 
 from config import FEW_TRAINING_IMAGES
 from data.labels import LABELS
+from data.predictions import write_predictions
 from engine.run_record import RECORD_FILE, read_record
 from evaluation.calibration import choose_threshold
 from evaluation.metrics import count_classes, labels_of_mean
+from sweeps.files import Job
 from sweeps.pseudo_labels import ALL_LABELS, STUDENT, TEACHER, PseudoLabels
 from system.files import sha256
 
@@ -28,7 +30,16 @@ OPTIONS = (
 
 def main(cfg: Path, data: Path, output: Path, *more: str, confidence: str = '0.1') -> int:
     words = ['--cfg', str(cfg), '--data-path', str(data), '--output', str(output)]
-    words += ['--confidence', confidence, '--all-labels', '--opts', *OPTIONS, *more]
+    words += [
+        '--confidence',
+        confidence,
+        '--all-labels',
+        '--rounds',
+        '2',
+        '--opts',
+        *OPTIONS,
+        *more,
+    ]
     return run_script('pseudo_label', *words)
 
 
@@ -58,7 +69,7 @@ def runs_in(output: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_the_student_learns_what_the_teacher_was_confident_of(done: Path) -> None:
-    assert set(runs_in(done)) == {TEACHER, STUDENT, ALL_LABELS}
+    assert set(runs_in(done)) == {TEACHER, STUDENT, 'student_2', ALL_LABELS}
     file = done / 'pseudo_labels.csv'
     record = read_record(done / 'tiny_finetune' / STUDENT)
     assert record['data']['files']['DATA.PSEUDO_LABELS'] == sha256(file)
@@ -114,8 +125,17 @@ def test_the_table_has_the_scores_of_scikit_learn(done: Path, cfg: Path, phantom
     assert line['against'] == TEACHER
     teacher = table.loc[(TEACHER, 'valid'), 'value']
     assert line['difference'] == pytest.approx(line['value'] - teacher)
+    rounds = tables['auroc'].loc[('student_2', 'valid'), ['value', 'against', 'difference']]
+    assert rounds['against'].tolist() == [TEACHER, STUDENT]
+    before = [tables['auroc'].loc[(name, 'valid'), 'value'] for name in (TEACHER, STUDENT)]
+    before = [value.iloc[0] if hasattr(value, 'iloc') else value for value in before]
+    assert (rounds['value'] - rounds['difference']).tolist() == pytest.approx(before)
     page = (done / 'pseudo_labels_auroc.md').read_text()
-    assert 'confirmed' in page and f'labelled {len(work.labelled):,}' in page
+    assert (
+        'Pseudo-labels of student_2 against' in page
+        and 'confirmed' in page
+        and f'labelled {len(work.labelled):,}' in page
+    )
 
 
 @pytest.mark.slow
@@ -130,6 +150,38 @@ def test_finished_runs_are_left_alone_and_other_pseudo_labels_refused(
     assert main(cfg, phantom, done, confidence='0.05') == 2
     assert f'{done / "tiny_finetune" / STUDENT} contains another run' in capsys.readouterr().err
     assert main(cfg, phantom, done) == 0  # writes the same pseudo-labels again
+
+
+def test_each_student_teaches_the_next_until_nothing_is_confident(
+    cfg: Path, phantom: Path, tmp_path: Path, monkeypatch
+) -> None:
+    said: list[str] = []
+    work = PseudoLabels(str(cfg), str(phantom), tmp_path, OPTIONS, confidence=0.5, say=said.append)
+    rng = np.random.default_rng(0)
+
+    def train(job: Job) -> int:
+        """Right predictions by the first two models, then random ones."""
+        for split, records in (('holdout', work.held_out), ('train', work.unlabelled)):
+            values = np.nan_to_num(work.task.scored(records)) * 0.8 + 0.1
+            if len(work.jobs) > 1:
+                values = rng.random(values.shape)
+            options = {'paths': records.path, 'labels': work.task.labels, 'source': {}}
+            job.folder.mkdir(parents=True, exist_ok=True)
+            write_predictions(job.folder / f'predictions_{split}.csv', values, **options)
+        work.jobs.append(job)
+        return 0
+
+    monkeypatch.setattr(work, '_run', train)
+    assert work.run(all_labels=False, rounds=5) == 0
+    assert [job.run for job in work.jobs] == [TEACHER, STUDENT, 'student_2']
+    for job, name, before in zip(work.jobs[1:], ('', '_2'), work.jobs, strict=False):
+        file = tmp_path / f'pseudo_labels{name}.csv'
+        assert job.config.DATA.PSEUDO_LABELS == str(file)
+        source = json.loads(file.with_suffix('.json').read_text())
+        assert source['predictions'] == sha256(before.folder / 'predictions_train.csv')
+    (sentence,) = said
+    assert sentence.startswith('Round 3: no prediction of student_2 is confident enough for --conf')
+    assert work.ended == sentence
 
 
 def test_real_labels_decide_for_all_runs_whether_a_checkpoint_is_selected(
