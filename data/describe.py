@@ -38,11 +38,14 @@ class Description:
     """
 
     counts: pd.DataFrame  # split, column, group, then UNITS
-    # split, label, policy, then TARGETS, their 'total', and 'left out'; see `_count_all_targets`
+    # split, label, policy, TARGETS, their 'total', 'positive share' of it, and 'left out'; see
+    # `_count_all_targets`
     targets: pd.DataFrame
     # image, a column for each label, split, sub-sample; None for a task with policies
     images: pd.DataFrame | None
     notes: list[str]
+    ages: pd.DataFrame  # split, age, sex, images; empty if one of them is unknown
+    labels: tuple[str, ...]  # columns of `counts` that are labels
 
 
 def build_description(config: Config) -> Description:
@@ -50,13 +53,16 @@ def build_description(config: Config) -> Description:
 
     The images need not exist, unless a CSV file has a column `Study` in place of `Path`.
     """
-    counts, demographics = [], config.DATA.DEMOGRAPHICS
+    counts, ages, labels = [], [], {}
+    demographics = config.DATA.DEMOGRAPHICS
     sets = {
         name: add_demographics(records, demographics) for name, records in read_sets(config).items()
     }
     for name, records in sets.items():
         groups = all_groups(records, config.EVAL.GROUPS, demographics)
         counts.append(count_groups(records, groups).assign(split=name))
+        ages.append(count_ages(groups).assign(split=name))
+        labels |= dict.fromkeys(records.label_names)
     counts = pd.concat(counts)[['split', 'column', 'group', *UNITS]]
     targets, notes = _count_all_targets(config, sets), []
     if len(targets):
@@ -64,7 +70,7 @@ def build_description(config: Config) -> Description:
     if demographics:
         notes.append(f'sex and age come from {demographics} where the data set has neither')
     images = None if task_of(config).has_policies else _list_images(config, sets)
-    return Description(counts, targets, images, notes)
+    return Description(counts, targets, images, notes, pd.concat(ages), tuple(labels))
 
 
 def read_table_of_run(config: Config) -> pd.DataFrame:
@@ -113,6 +119,14 @@ def count_groups(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataF
     return pd.concat(tables, ignore_index=True)
 
 
+def count_ages(groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Count images by age and sex. The table is empty if no image has one of them."""
+    table = pd.DataFrame({'age': groups['Age'], 'sex': groups['Sex']}, dtype=object)
+    if (table == '').all().any():
+        table = table.iloc[:0]
+    return table.replace('', UNKNOWN).groupby(['age', 'sex']).size().reset_index(name='images')
+
+
 def count_targets(config: Config, targets: np.ndarray) -> pd.DataFrame:
     """Count the targets [N, K] of each label."""
     task = task_of(config)
@@ -122,7 +136,9 @@ def count_targets(config: Config, targets: np.ndarray) -> pd.DataFrame:
     counts = dict(zip(TARGETS, (positive, negative, soft, third_class), strict=True))
     policies = [task.policies.get(label, 'none') for label in task.labels]
     table = pd.DataFrame({'label': task.labels, 'policy': policies} | counts)
-    return table.assign(**{'total': table[[*TARGETS]].sum(axis=1), 'left out': left_out})
+    total = table[[*TARGETS]].sum(axis=1)
+    share = (positive / total.where(total > 0)).round(4)
+    return table.assign(**{'total': total, 'positive share': share, 'left out': left_out})
 
 
 def format_description(description: Description) -> str:

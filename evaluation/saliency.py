@@ -1,7 +1,7 @@
 """Saliency maps by Grad-CAM and attention, figures of them, and a check of the method."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,8 @@ from system.pages import (
     FONT,
     NOT_FOR_CLINICAL_USE,
     SMALL,
-    TALLEST,
     encode_figure,
-    new_figure,
-    page_files,
+    figures_of_rows,
     split_pages,
 )
 
@@ -214,36 +212,15 @@ def plot_prediction(
         rows.append(
             (0.8 + BAR * len(more), lambda row, more=more: bars(row.subplots(), dict(more)))
         )
-    figures = []
-    for page in _fill_pages(rows):
-        heights = [height for height, _ in page]
-        figure = new_figure(0.3 + sum(heights))
-        parts = figure.subfigures(len(page), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for part, (_, plot) in zip(parts, page, strict=True):
-            plot(part)
-        figure.supxlabel(NOT_FOR_CLINICAL_USE, fontsize=SMALL)
-        figures.append(figure)
+    figures = figures_of_rows(Path(path).name, rows, NOT_FOR_CLINICAL_USE)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    names = page_files(Path(path), len(figures))
     replace_files(
         {
-            Path(f'{name}{suffix}'): data
-            for name, figure in zip(names, figures, strict=True)
+            Path(path).with_name(f'{name}{suffix}'): data
+            for name, figure in figures.items()
             for suffix, data in encode_figure(figure).items()
         }
     )
-
-
-def _fill_pages(rows: Sequence[tuple[float, Any]]) -> list[list[tuple[float, Any]]]:
-    """Put rows of (height in inches, function that plots it) on as few pages as they need."""
-    pages, used = [[]], 0.3
-    for height, plot in rows:
-        if pages[-1] and used + height > TALLEST:
-            pages.append([])
-            used = 0.3
-        pages[-1].append((height, plot))
-        used += height
-    return pages
 
 
 def _plot_maps(

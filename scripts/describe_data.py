@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.charts import plot_counts
 from data.describe import (
     build_description,
     format_description,
@@ -60,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
         return 0
     description = build_description(config)
     print(format_description(description))
-    figures = plot_images(config, args.examples) if args.examples else {}
+    figures = plot_counts(description.counts, description.ages, description.labels)
+    figures |= plot_images(config, args.examples) if args.examples else {}
     names = save_description(description, args.output, figures)
     print(f'\nsaved in {args.output}: {", ".join(names)}')
     return 0

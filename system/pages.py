@@ -3,7 +3,7 @@
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ FONT, SMALL = 9, 8
 FONT_WIDTH = 12.5  # letters in an inch, for titles that are wrapped
 STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'figure'}  # selectable text, reproducible names
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
+NOTE = 0.3  # height in inches of the note below a figure
 
 
 def encode_figure(figure: 'Figure') -> dict[str, bytes]:
@@ -53,3 +54,42 @@ def page_files(path: Path, count: int) -> list[Path]:
     if count == 1:
         return [path]
     return [path.with_stem(f'{path.stem}_{number}') for number in range(1, count + 1)]
+
+
+def fill_pages(rows: Sequence[tuple[float, Callable]]) -> list[list[tuple[float, Callable]]]:
+    """Put rows of (height in inches, function that draws it) on as few pages as they need."""
+    pages: list[list[tuple[float, Callable]]] = [[]]
+    used = NOTE
+    for height, draw in rows:
+        if pages[-1] and used + height > TALLEST:
+            pages.append([])
+            used = NOTE
+        pages[-1].append((height, draw))
+        used += height
+    return pages
+
+
+def figures_of_rows(
+    name: str, rows: Sequence[tuple[float, Callable]], note: str
+) -> dict[str, 'Figure']:
+    """Draw rows one below the other on as few figures as they need.
+
+    Args:
+        name: Name of the figure.
+        rows: Height in inches of each row, and a function that draws it on a subfigure.
+        note: Text below each figure.
+
+    Returns:
+        Figures by name; with several pages name_1, name_2, ...
+    """
+    pages = fill_pages(rows)
+    figures = {}
+    for file, page in zip(page_files(Path(name), len(pages)), pages, strict=True):
+        heights = [height for height, _ in page]
+        figure = new_figure(NOTE + sum(heights))
+        parts = figure.subfigures(len(page), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, (_, draw) in zip(parts, page, strict=True):
+            draw(part)
+        figure.supxlabel(note, fontsize=SMALL)
+        figures[file.name] = figure
+    return figures

@@ -150,6 +150,9 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
         'full': [10, 30, 40, 0],
         'sub-sample': [positive, 10 - positive, 10, 0],
     }
+    shares = targets.set_index('split')['positive share'].to_dict()
+    assert shares == {'train': 0.25, 'valid': 0.25, 'test': 0.25, 'full': 0.25,
+                      'sub-sample': positive / 10}  # fmt: skip
     assert images.columns.tolist() == ['image', 'Any Finding', 'split', 'sub-sample']
     svg = (tmp_path / 'out' / 'examples.svg').read_text()
     texts = re.findall(r'<text[^>]*>([^<]*)</text>', svg)

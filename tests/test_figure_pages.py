@@ -14,7 +14,7 @@ from PIL import Image
 from sweep_runs import methods_file
 from tiny import ROOT, run_script
 
-from data import figures
+from data import charts, figures
 from evaluation.reconstruction import Reconstruction, plot_reconstructions
 from evaluation.saliency import plot_prediction
 from sweeps import plots
@@ -166,6 +166,43 @@ def test_reconstructions_and_masks_fit_on_pages(tmp_path: Path, saved) -> None:
     words = ['--image', folder / 'epoch_1.png', '--output', tmp_path / 'm.png', '--size', 64]
     assert run_script('show_masks', *words, '--units', 4, 8, 16, '--ratios', 0.1, 0.5, 0.9) == 0
     check_pages(saved, 2)
+
+
+def test_charts_of_counts_fit_on_pages_and_show_the_shares() -> None:
+    lines = []
+    for n in range(6):
+        split = {'split': f'split {n}'}
+        lines.append(split | {'column': 'All', 'group': 'All', 'images': 200})
+        for label in LABELS:
+            kinds = (
+                ('positive', 50),
+                ('uncertain', 30),
+                ('negative', 20 * n),
+                ('blank', 120 - 20 * n),
+            )
+            lines += [split | {'column': label, 'group': kind, 'images': k} for kind, k in kinds]
+        for column, count in (('Race', 60), ('Sex', 2)):
+            groups = range(count)
+            lines += [
+                split | {'column': column, 'group': f'{g} {column}', 'images': 3} for g in groups
+            ]
+    ages = [('split 0', age, sex, 4) for age in ('0-39', '40-59') for sex in ('F', 'M')]
+    ages = pd.DataFrame(ages, columns=['split', 'age', 'sex', 'images'])
+    found = charts.plot_counts(pd.DataFrame(lines), ages, LABELS)
+    assert {*found} == {
+        *(f'labels_{n}' for n in (1, 2, 3, 4)),
+        'ages',
+        *(f'groups_{n}' for n in range(1, 7)),
+    }
+    check_pages([*found.values()], len(found))
+    panels = {axis.get_title(): axis for axis in found['labels_1'].axes}
+    bars = {bars.get_label(): [bar.get_width() for bar in bars] for bars in
+            panels['split 2: 200'].containers}  # fmt: skip
+    widths = {'positive': 25.0, 'uncertain': 15.0, 'negative': 20.0, 'blank': 40.0}
+    assert bars == {kind: [width] * len(LABELS[:20]) for kind, width in widths.items()}
+    names = [text.get_text() for figure in found.values() for axis in figure.axes
+             for text in axis.get_yticklabels()]  # fmt: skip
+    assert sum(name.endswith('Race') for name in names) == 60
 
 
 def test_pages_have_all_items_in_order_and_about_as_many_each() -> None:

@@ -1,0 +1,130 @@
+"""Charts of what is in a data set: labels, age by sex, and other groups, by split."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from system.pages import (
+    FONT,
+    NOT_FOR_CLINICAL_USE,
+    NOTE,
+    SMALL,
+    TALLEST,
+    figures_of_rows,
+    split_pages,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {'positive': '#D55E00', 'uncertain': '#E69F00', 'negative': '#0072B2', 'blank': '#D9D9D9'}
+OTHERS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9')  # of splits, or of sexes
+MOST_SPLITS, MOST_BARS = 4, 28  # next to each other, and below each other
+BAR = 0.24  # height of a bar in inches
+
+
+def plot_counts(
+    counts: pd.DataFrame, ages: pd.DataFrame, labels: Sequence[str]
+) -> dict[str, 'Figure']:
+    """Draw the counts of a data set.
+
+    Args:
+        counts: `counts` of a `data.describe.Description`.
+        ages: Images by split, age and sex: the columns split, age, sex, images.
+        labels: Columns of the counts that are labels. The others are groups.
+
+    Returns:
+        Figures by name: 'labels' (share of each value by label and split), 'ages' (images by age
+        and sex, if known) and 'groups' (share of each group by split); with several pages
+        'labels_1', 'labels_2' and so on.
+    """
+    whole = counts[counts['column'] == counts['column'].iloc[0]].set_index('split')['images']
+    shares = counts.assign(share=100 * counts['images'] / counts['split'].map(whole))
+    rows = []
+    for splits in split_pages([*whole.index], MOST_SPLITS):
+        for some in split_pages(labels, MOST_BARS):
+            draw = partial(_plot_labels, shares=shares, labels=some, sizes=whole[splits])
+            rows.append((1.3 + BAR * len(some), draw))
+    note = 'Share of the images of each split.'
+    figures = figures_of_rows('labels', rows, f'{note} {NOT_FOR_CLINICAL_USE}')
+    if len(ages):
+        rows = [
+            (2.4, partial(_plot_ages, ages=ages, splits=splits))
+            for splits in split_pages([*whole.index], MOST_SPLITS)
+        ]
+        figures |= figures_of_rows('ages', rows, 'Images by age in years and sex.')
+    columns = [name for name in shares['column'].unique()[1:] if name not in labels]
+    rows, bars = [], max(BAR, 0.1 * len(whole))  # each group has a bar for each split
+    for column in columns:
+        part = shares[shares['column'] == column]
+        for groups in split_pages([*part['group'].unique()], int((TALLEST - NOTE - 0.8) / bars)):
+            height = 0.8 + bars * len(groups)
+            rows.append((height, partial(_plot_groups, part=part, groups=groups)))
+    if rows:
+        figures |= figures_of_rows('groups', rows, note)
+    return figures
+
+
+def _plot_labels(
+    row: Any, *, shares: pd.DataFrame, labels: Sequence[str], sizes: pd.Series
+) -> None:
+    """Draw a stacked bar for each label, with a panel for each split."""
+    panels = row.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    for axis, (split, size) in zip(panels, sizes.items(), strict=True):
+        part = shares[shares['split'] == split]
+        table = part.pivot_table(index='column', columns='group', values='share', fill_value=0)
+        left = pd.Series(0.0, [*labels])
+        for kind, colour in COLOURS.items():
+            width = table.reindex(index=[*labels], columns=[kind], fill_value=0)[kind].fillna(0)
+            axis.barh([*labels], width, left=left, color=colour, label=kind, height=0.75)
+            left += width
+        axis.set_title(f'{split}: {size:,}', fontsize=FONT)
+        axis.set_xlim(0, 100)
+        axis.set_xlabel('%', fontsize=SMALL)
+        axis.tick_params(labelsize=SMALL)
+        axis.spines[['top', 'right']].set_visible(False)
+    panels[0].invert_yaxis()
+    handles, names = panels[0].get_legend_handles_labels()
+    row.legend(handles, names, ncols=4, loc='outside upper center', fontsize=SMALL, frameon=False)
+
+
+def _plot_ages(row: Any, *, ages: pd.DataFrame, splits: Sequence[str]) -> None:
+    """Draw the images by age, with a bar for each sex and a panel for each split."""
+    order = [*ages['age'].unique()]
+    sexes = [*ages['sex'].unique()]
+    panels = row.subplots(1, len(splits), squeeze=False)[0]
+    for axis, split in zip(panels, splits, strict=True):
+        part = ages[ages['split'] == split]
+        table = part.pivot_table(index='age', columns='sex', values='images', aggfunc='sum')
+        table = table.reindex(index=order, columns=sexes).fillna(0)
+        for number, sex in enumerate(sexes):
+            places = [place + 0.8 * (number / len(sexes)) for place in range(len(order))]
+            style = {'color': OTHERS[number % len(OTHERS)], 'label': sex, 'align': 'edge'}
+            axis.bar(places, table[sex], width=0.8 / len(sexes), **style)
+        axis.set_xticks([place + 0.4 for place in range(len(order))], order, rotation=60)
+        axis.set_title(split, fontsize=FONT)
+        axis.tick_params(labelsize=SMALL)
+        axis.spines[['top', 'right']].set_visible(False)
+    panels[0].set_ylabel('images', fontsize=SMALL)
+    handles, names = panels[0].get_legend_handles_labels()
+    row.legend(handles, names, ncols=4, loc='outside upper center', fontsize=SMALL, frameon=False)
+
+
+def _plot_groups(row: Any, *, part: pd.DataFrame, groups: Sequence[str]) -> None:
+    """Draw the share of each group, with a bar for each split."""
+    axis = row.subplots()
+    splits = [*part['split'].unique()]
+    table = part.pivot(index='group', columns='split', values='share').reindex(groups).fillna(0)
+    for number, split in enumerate(splits):
+        places = [place + 0.8 * (number / len(splits)) for place in range(len(groups))]
+        style = {'color': OTHERS[number % len(OTHERS)], 'label': split, 'align': 'edge'}
+        axis.barh(places, table[split], height=0.8 / len(splits), **style)
+    axis.set_yticks([place + 0.4 for place in range(len(groups))], groups)
+    axis.invert_yaxis()
+    axis.set_title(part['column'].iloc[0], fontsize=FONT, loc='left')
+    axis.set_xlabel('%', fontsize=SMALL)
+    axis.tick_params(labelsize=SMALL)
+    axis.spines[['top', 'right']].set_visible(False)
+    row.legend(loc='outside right upper', fontsize=SMALL, frameon=False)
