@@ -111,6 +111,7 @@ from sweeps.tables import (
     facts_cells,
     file_name,
     read_lines,
+    title_of,
     write_all_scores,
     write_score,
     write_table,
@@ -614,6 +615,8 @@ def plot(args: argparse.Namespace) -> None:
         raise ValueError(f'{files[0]} does not exist: `ablate.py table` writes it')
     score = tables[files.index(known[0])]
     lines = read_lines(known[0], args.pairs)
+    for row in lines['row'].unique():
+        title_of(whole, row)  # a table of another sweep or scale is refused
     if args.rows:
         order = {row.name: number for number, row in enumerate(sweep.rows)}
         lines = lines[lines['row'].isin(order)]

@@ -316,25 +316,29 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tu
 
 
 def test_figures_show_the_differences_of_the_table(joined: tuple, monkeypatch) -> None:
-    folder, axes = joined[0].parent, []
+    folder = joined[0].parent
     compare_with_pixels(joined[0], ['pixels'])
     assert table_of(joined[0], '--scores', 'Edema', resamples=200) == 0
-    draw = plots._draw_difference
-    monkeypatch.setattr(plots, '_draw_difference', lambda *a: (axes.append(a[0]), draw(*a)))
+    drawn, new_figure = [], plots.new_figure
+    monkeypatch.setattr(plots, 'new_figure', lambda *a: drawn.append(new_figure(*a)) or drawn[-1])
     words = ['plot', '--sweep', joined[0], '--save', folder / 't', '--scores', 'Edema']
-    assert run(*words, '--figure', folder / 'f.png', '--pairs', 'scratch_1/pixels_1') == 0
-    right = axes[0]
+    assert run(*words, '--figure', folder / 'd.png', '--pairs', 'scratch_1/pixels_1') == 0
+    assert run(*words, '--figure', folder / 's.png') == 0
+    (differences,), (scores,) = (figure.axes for figure in drawn)
     line = pd.read_csv(folder / 't/mine_Edema.csv').set_index('row').loc['scratch_1']
-    assert line_of(right, -1) == [line['difference']]
+    assert line_of(differences, -1) == [line['difference']]
     for line_number, noise in ((1, 'patients'), (2, 'seeds')):
         wanted = [line[f'{noise}_low'], line[f'{noise}_high']]
-        assert line_of(right, line_number) == pytest.approx(wanted)
-    left = right.figure.axes[0]
-    assert line_of(left, 1) == [line['value']] and line_of(left, 2) == [0.5]  # the pixels
-    assert [text.get_text() for text in left.get_yticklabels()] == [
-        'All labels: scratch − pixel baseline'
+        assert line_of(differences, line_number) == pytest.approx(wanted)
+    assert [text.get_text() for text in differences.get_yticklabels()] == [
+        'All labels: scratch − pixel\nbaseline'
     ]
-    assert (folder / 'f.png').stat().st_size > 10_000
+    number = [text.get_text() for text in scores.get_yticklabels()].index('scratch')
+    assert line_of(scores, number) == [line['value']]
+    (interval,) = scores.collections[number].get_segments()
+    assert interval[:, 0] == pytest.approx([line['low'], line['high']])
+    assert line_of(scores, -1) == [0.5, 0.5]  # the pixels
+    assert (folder / 's.png').stat().st_size > 10_000
 
 
 def line_of(axis: object, number: int) -> list[float]:

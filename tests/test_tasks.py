@@ -152,7 +152,7 @@ def test_a_class_with_few_cases_leaves_no_interval(least: int, few: str, monkeyp
     targets[np.flatnonzero(targets[:, 2] == 1)[18:]] = NAN
     names = np.arange(len(targets)).astype(str)
     rows = Cases('x', NAMES, names, names, names, probabilities, targets, exclusive=True)
-    weights = np.random.default_rng(0).integers(0, 4, (41, len(names)))
+    weights = np.random.default_rng(0).integers(0, 4, (201, len(names)))
     weights[0] = 1
     found = score_classes(rows, weights)
     assert found['few'] == few
