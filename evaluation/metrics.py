@@ -652,7 +652,10 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
     counted = 'five' if of_five else '1 label' if len(labels) == 1 else f'{len(labels)} labels'
     few, same = labels_with_few_cases(scores), describe_same(scores['same_as'])
     parts = [
-        f'{label} {scores["auroc"][label]:.4f}' + (f' ({few[label]})' if label in few else '')
+        # With few cases, digits would look like a result.
+        f'{label} {scores["auroc"][label]:.1f} ({few[label]})'
+        if label in few
+        else f'{label} {scores["auroc"][label]:.4f}'
         for label in defined
     ]
     decided = ''

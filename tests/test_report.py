@@ -523,3 +523,20 @@ def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
     titles = ['difference in AUROC', 'p (bootstrap)', 'p (Holm)', r'within views \\']
     assert cells[-4][2:] == titles
     assert cells[-1][3] and not cells[-1][4], 'the mean is not corrected'
+
+
+def test_links_are_in_the_order_of_the_page_and_no_warning_is_repeated(tmp_path: Path) -> None:
+    cases = some_cases()
+    patients = {'train': ['p1', 'p2'], 'test': ['p2', 'p1']}
+    protocol = Protocol(level='study', resamples=200)
+    document = build_document([cases], None, protocol, run={'Seed': 1}, patients=patients)
+    (told,) = document['headline']['alerts']
+    assert told in document['alerts']
+    html = write_report(tmp_path, document).read_text(encoding='utf-8')
+    navigation, main = html.split('</nav>', 1)
+    links = re.findall(r'href="#([\w-]+)"', navigation.split('<nav', 1)[1])
+    places = [main.index(f'id="{name}"') for name in links]
+    assert len(links) >= 3 and places == sorted(places)
+    assert main.count(told) == 1
+    text = re.sub('<[^>]*>', '', main)
+    assert f'{len(set(cases.study))} studies with {len(cases)} images of' in text
