@@ -90,8 +90,8 @@ ONE_TRAINING = (
     'does not show that a method is better.'
 )
 NO_RESAMPLES = (
-    'there are no intervals and no p-values of the bootstrap, because the number of resamples is '
-    '{resamples}, and fewer than {least} would not show them'
+    'there are no intervals and no p-values of the bootstrap, because they need {least} resamples, '
+    'and there are {resamples}'
 )
 # Metadata that rank a label better than this raise an alert, if it is no chance.
 METADATA_AREA = 0.6
