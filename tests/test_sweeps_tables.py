@@ -188,8 +188,7 @@ def test_all_figures_are_drawn(finished: Finished, tmp_path: Path) -> None:
     assert table_of(sweep, made, seeds=2) == 0
     words = ['plot', '--sweep', sweep.path, '--output', made.output, '--seeds', 2]
     assert run_script('ablate', *words) == 0
-    names = {'mean_of_five', 'mean_of_five_differences', 'shares', 'losses', 'curves'}
-    names |= {'labels_1', 'labels_2'}
+    names = {'mean_of_five', 'mean_of_five_differences', 'labels', 'shares', 'losses', 'curves'}
     assert {file.name for file in made.output.glob('*.png')} == {f'mine_{n}.png' for n in names}
     assert all(file.stat().st_size > 8000 for file in made.output.glob('*.png'))
     masks = load_sweep('scripts/ablations/nano/mask_ratio.yaml')
