@@ -179,7 +179,7 @@ def check_data(
     Splits in `optional` may be absent. Labels are only read if `labelled` is set.
     """
     root, dataset, splits = Path(config.DATA.DATA_PATH), part(config, 'DATA.DATASET'), {}
-    task = task_of(config)
+    task, num_errors = task_of(config), findings.count('error')
     options = {'labels': task.columns if labelled else ()}
     for split in ('train', 'valid', 'test'):
         try:
@@ -200,6 +200,8 @@ def check_data(
                 except ValueError as error:
                     findings.add(Fault('several classes', str(error)))
     if not splits:
+        if findings.count('error') == num_errors:
+            findings.add(Fault('no images', f'{root}: no split has an image'))
         return Checked({}, pd.DataFrame(columns=LOOKS))
     images = open_images(root)
     named = pd.concat(

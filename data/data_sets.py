@@ -57,13 +57,25 @@ def make_tables(
         if issubclass(warning.category, UserWarning):
             text = f'DATA.DATASET {name}: {warning.message}'
             on_fault(Fault('warning of the data set', text, severity='warning'))
-    if isinstance(made, pd.DataFrame):
-        made = _divide(made, name, on_fault)
-    if not isinstance(made, dict) or not {*made} <= {*SPLITS}:
+    tables = made if isinstance(made, dict) else {'train': made}
+    kinds = {split: type(table).__name__ for split, table in tables.items()}
+    is_frame = all(isinstance(table, pd.DataFrame) for table in tables.values())
+    if not is_frame or not {*tables} <= {*SPLITS}:
         raise ValueError(
             f'DATA.DATASET {name}: the function must return a pandas.DataFrame, or one for each of '
-            f'{", ".join(SPLITS)}, got {type(made).__name__}'
+            f'{", ".join(SPLITS)}, got {kinds if tables is made else kinds["train"]}'
         )
+    for table in tables.values():
+        repeated = table.columns[table.columns.duplicated()]
+        if table.columns.nlevels > 1 or len(repeated):
+            which = (
+                'has a name of several levels'
+                if not len(repeated)
+                else f'{repeated[0]!r} is given twice'
+            )
+            raise ValueError(f'DATA.DATASET {name}: a column of its table {which}')
+    if isinstance(made, pd.DataFrame):
+        made = _divide(made, name, on_fault)
     for split, table in made.items():
         numbers = table.index
         if (

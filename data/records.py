@@ -144,8 +144,9 @@ def lacks_images(
     arguments are those of `existing_records`.
     """
     files = records.file[:1] if look_up == 'first' else records.file
-    # One image is proof enough that the images of the split are there.
-    if look_up == 'none' or any(map(images.exists, files)):
+    # One image is proof enough that the images of the split are there. A split without a usable row
+    # has other faults.
+    if look_up == 'none' or not len(files) or any(map(images.exists, files)):
         return False
     what = 'its first image does not exist'
     if look_up == 'all':
