@@ -13,8 +13,10 @@ of a function (`warnings.warn`) become warnings of the run.
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +29,20 @@ from data.image_source import open_images
 from data.labels import CELLS
 from data.records import OLDEST
 from data.table import Table, find_file
+from data.table_files import text_cells
 from data.views import POSITIONS
 
-SEXES = {'f': 'Female', 'female': 'Female', 'm': 'Male', 'male': 'Male'}
+SEXES = {'f': 'Female', 'female': 'Female', 'w': 'Female', 'm': 'Male', 'male': 'Male'}
 SEXES |= dict.fromkeys(('', 'u', 'unknown', 'o', 'other', 'none', 'nan'), 'Unknown')
 AGE = re.compile(r'(\d+(?:\.\d*)?) ?([YMWD]?)(?: or more|\+)?', re.ASCII)  # 61, 061Y, 85 or more
 PER_YEAR = {'': 1.0, 'Y': 1.0, 'M': 12.0, 'W': 52.18, 'D': 365.25}
 # Words in the names of files on Hugging Face's hub, and their beginnings.
-HUB_SPLIT = re.compile(r'(?<![a-z])(train|training|val|valid|validation|dev|test)(?![a-z])')
-HUB_SPLITS = {'tr': 'train', 'va': 'valid', 'de': 'valid', 'te': 'test'}
+HUB_SPLIT = re.compile(
+    r'(?<![a-z])'
+    '(train|training|val|valid|validation|dev|test|testing|eval|evaluation)'
+    '(?![a-z])'
+)
+HUB_SPLITS = {'tr': 'train', 'va': 'valid', 'de': 'valid', 'te': 'test', 'ev': 'test'}
 NO_NAMES = ('', 'nan', 'null', 'na', 'n/a')  # texts in a list that name no label
 HINT = 'DATA.DATA_PATH'
 NIH_LABELS = (
@@ -202,7 +209,7 @@ def hub(root: Path) -> pd.DataFrame:
 
     `Path` names the images in them (`data.hub`), and `Split` is what the names of the files say:
     train if they say nothing. A column whose cells are numbers of classes becomes a column of 1 and
-    0 for each class.
+    0 for each class, with the name of the column in front if another one has such a class, too.
     """
     tables = []
     for path in sorted(Path(root).rglob('*.parquet')):
@@ -214,8 +221,15 @@ def hub(root: Path) -> pd.DataFrame:
             continue
         # A row with an image counts, also if all its other cells are empty.
         table = Table(path).cells.reindex(range(len(images)), fill_value='')
-        for column, names in load('data.hub:class_names')(root, file).items():
-            table = table.drop(columns=column).join(_marks_of_classes(table[column], names))
+        kinds = load('data.hub:class_names')(root, file)
+        counts = Counter([*table, *chain.from_iterable(kinds.values())])
+        for column, names in kinds.items():
+            try:
+                marks = _marks_of_classes(table[column], names)
+            except ValueError as error:
+                raise ValueError(f'{path}: {error}') from error
+            marks.columns = [f'{column} {name}' if counts[name] > 1 else name for name in names]
+            table = table.drop(columns=column).join(marks)
         words = HUB_SPLIT.findall(file.lower()) or ['train']
         tables.append(table.assign(Path=images, Split=HUB_SPLITS[words[-1][:2]]))
     if not tables:
@@ -274,6 +288,7 @@ def listed(cells: pd.Series, separator: str, names: Sequence[str] = ()) -> pd.Da
         separator: Text between labels; '' if a cell is one label.
         names: All labels that may occur. Any other is an error, and all have a column.
     """
+    cells = text_cells(cells)
     codes, unique = pd.factorize(cells.to_numpy(object))
     sets = [_names_in_cell(cell, separator) for cell in unique]
     columns = [*names] or sorted({name for own in sets for name in own})
@@ -350,14 +365,14 @@ def views(cells: pd.Series, view: str = '') -> pd.DataFrame:
     """Return the columns Frontal/Lateral and AP/PA for cells such as PA, or for one view of all."""
     if view:
         cells = pd.Series(view, cells.index)
-    words = cells.str.strip().str.upper().replace('AP_HORIZONTAL', 'AP')
+    words = text_cells(cells).str.strip().str.upper().replace('AP_HORIZONTAL', 'AP')
     made = pd.DataFrame({'Frontal/Lateral': words.map(POSITIONS).str.capitalize()}, cells.index)
     return made.fillna(OTHER_VIEW).assign(**{'AP/PA': words.where(words.isin(['AP', 'PA']), '')})
 
 
 def sexes(cells: pd.Series) -> pd.Series:
     """Return Female, Male or Unknown for the usual letters and words; other cells stay."""
-    return cells.map(lambda cell: SEXES.get(cell.lower(), cell))
+    return text_cells(cells).map(lambda cell: SEXES.get(cell.lower(), cell))
 
 
 def ages(cells: pd.Series) -> pd.Series:
@@ -373,12 +388,20 @@ def ages(cells: pd.Series) -> pd.Series:
         age = float(match[1]) / PER_YEAR[match[2]]
         return repr(age) if age <= OLDEST else ''
 
-    return cells.map(years)
+    return text_cells(cells).map(years)
 
 
 def _places(table: pd.DataFrame, other: pd.DataFrame, on: Sequence[str]) -> np.ndarray:
     """Return the position of each row in another table, -1 for none."""
-    wanted, known = (reduce(lambda a, b: a + '/' + b, map(part.get, on)) for part in (table, other))
+    for frame in (table, other):
+        if absent := [name for name in on if name not in frame]:
+            found = ', '.join(map(str, frame))
+            place = frame.index.name or 'a table'
+            raise ValueError(f'{place}: there is no column {absent[0]} to join by; found: {found}')
+    wanted, known = (
+        reduce(lambda a, b: a + '/' + b, (text_cells(frame[name]) for name in on))
+        for frame in (table, other)
+    )
     if known.duplicated().any():
         name, row = known[known.duplicated()].iloc[0], int(known.index[known.duplicated()][0]) + 2
         raise ValueError(f'{other.index.name}, row {row}: {name} already has a row')
@@ -392,11 +415,14 @@ def _marks_of_classes(cells: pd.Series, names: Sequence[str]) -> pd.DataFrame:
     """
     marks = {}
     for cell in cells.unique():
-        classes = json.loads(cell or '-1')
+        try:
+            classes = json.loads(cell or '-1')
+        except ValueError:
+            classes = cell
         classes = classes if isinstance(classes, list) else [classes]
         if wrong := [number for number in classes if number not in range(-1, len(names))]:
             raise ValueError(
-                f'column {cells.name!r}: {wrong[0]} is not a number of {len(names)} classes'
+                f'column {cells.name!r}: {wrong[0]!r} is not a number of {len(names)} classes'
             )
         marks[cell] = ['' if -1 in classes else int(k in classes) for k in range(len(names))]
     return pd.DataFrame([marks[cell] for cell in cells], cells.index, [*names], dtype=object)

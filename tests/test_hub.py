@@ -243,6 +243,8 @@ def test_a_labelled_set_has_the_samples_of_files_and_tables_also_packed(tmp_path
         ('chest_test/dev-0', 'valid'),
         ('Test-00000', 'test'),
         ('contest/retrieval', 'train'),
+        ('data/testing-0', 'test'),
+        ('train/eval', 'test'),
         ('0000', 'train'),
     ],
 )
@@ -262,8 +264,22 @@ def test_numbers_of_classes_become_columns(tmp_path: Path) -> None:
     table = hub(tmp_path)
     assert table['yes'].tolist() == [0, 1, '', ''] and table['no'].tolist() == [1, 0, '', '']
     write_parquet(tmp_path / 'a.parquet', [b'x'] * 2, label=[0, 2], metadata=metadata)
-    with pytest.raises(ValueError, match="'label'.*2 is not a number of 2 classes"):
+    with pytest.raises(ValueError, match="a.parquet.*'label'.*2 is not a number of 2 classes"):
         hub(tmp_path)
+    write_parquet(tmp_path / 'a.parquet', [b'x'], label=['yes'], metadata=metadata)
+    with pytest.raises(ValueError, match="a.parquet.*'label'.*'yes' is not a number of 2 classes"):
+        hub(tmp_path)
+
+
+def test_two_columns_with_the_same_classes_are_told_apart(tmp_path: Path) -> None:
+    kind = {'names': ['no', 'yes'], '_type': 'ClassLabel'}
+    features = {'edema': kind, 'mass': kind, 'sex': {'names': ['f', 'm'], '_type': 'ClassLabel'}}
+    metadata = {'huggingface': json.dumps({'info': {'features': features}})}
+    columns = {'edema': [0, 1], 'mass': [1, 1], 'sex': [1, 0]}
+    write_parquet(tmp_path / 'a.parquet', [b'x'] * 2, metadata=metadata, **columns)
+    table = hub(tmp_path)
+    assert table['edema yes'].tolist() == [0, 1] and table['mass yes'].tolist() == [1, 1]
+    assert table['m'].tolist() == [1, 0] and 'yes' not in table
 
 
 def test_a_labelled_set_is_checked_like_files(tmp_path: Path, capsys) -> None:

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from tiny import LABELS_DECIDE, VIT, config_with, finished_run, run_script
 
 from data.data_sets import read_made
+from data.known_sets import ages, join, listed, sexes, views
 from data.labels import LABELS
 from data.packing import Settings, pack, read_source
 from data.records import Records
@@ -239,3 +240,24 @@ def test_the_boxes_of_an_rsna_image_are_one_row(tmp_path: Path) -> None:
     records = read(tmp_path, 'rsna', 'train', ('Pneumonia',))
     assert records.file.tolist() == files and records.labels.tolist() == [[0], [1]]
     assert set(records.view) == {'frontal'}
+
+
+def test_cells_of_an_own_data_frame_may_be_typed() -> None:
+    """pandas.read_csv gives NaN for empty cells and numbers, and not texts as open_table does."""
+    findings = pd.Series(['Edema', np.nan, None, 'Mass'], dtype=object)
+    made = listed(findings, '|')
+    assert made['Mass'].fillna(-1).tolist() == [0, -1, -1, 1]
+    assert made['Edema'].fillna(-1).tolist() == [1, -1, -1, 0]
+    assert listed(pd.Series([1, 2]), '').columns.tolist() == ['1', '2']
+    assert ages(pd.Series([61, 35.5, np.nan])).tolist() == ['61.0', '35.5', '']
+    assert sexes(pd.Series(['w', 'M', np.nan])).tolist() == ['Female', 'Male', 'Unknown']
+    stated = views(pd.Series(['lat', np.nan, 'PA']))
+    assert stated['Frontal/Lateral'].tolist() == ['Lateral', 'Other', 'Frontal']
+
+
+def test_a_join_by_typed_cells_and_without_the_column() -> None:
+    table = pd.DataFrame({'id': [117, 118]})
+    other = pd.DataFrame({'id': ['0118', '117'], 'patient': ['b', 'a']})
+    assert join(table, other, ['id'])['patient'].tolist() == ['a', 'b']
+    with pytest.raises(ValueError, match='no column file to join by; found: id, patient'):
+        join(table.assign(file='x'), other, ['file'])
