@@ -225,7 +225,11 @@ class Table:
         try:
             columns = read_columns(self.file)
         except UNREADABLE as error:
-            hint = '; save it as UTF-8' if isinstance(error, UnicodeDecodeError) else ''
+            hint = (
+                '; save it as CSV in UTF-8, or as .xlsx'
+                if isinstance(error, UnicodeDecodeError)
+                else ''
+            )
             self.fault('unreadable table', f'it cannot be read: {error}{hint}')
             return pd.DataFrame()
         header = columns.header = [name.strip() for name in columns.header]

@@ -11,6 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ def cell_text(value: Any) -> str:
         return str(int(value))
     if isinstance(value, (float, np.floating)):
         return str(int(value)) if value.is_integer() and abs(value) < EXACT else _number(value)
+    if isinstance(value, Decimal):
+        return '' if value.is_nan() else f'{value.normalize():f}'
     if isinstance(value, (list, tuple, dict)):
         return json.dumps(value, default=str)
     if isinstance(value, np.ndarray):

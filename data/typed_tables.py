@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from data.table_files import (
     refuse_bomb,
 )
 
+FORMULA = re.compile(rb'<f[ />]')  # element of a sheet
 MAX_COLUMNS = 500
 MAX_ROWS = 2**20  # that are read of an Excel file
 MAX_CELLS = 2**27  # of a Parquet file
@@ -47,7 +49,7 @@ def _json_rows(text: str) -> Iterator[tuple[int, Sequence[Any]]]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.rstrip('\n').split('\n'), 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_json_object)
         except (ValueError, RecursionError) as error:
             raise ValueError(f'line {number} is not JSON: {error}') from error
         if not isinstance(row, dict):
@@ -60,30 +62,53 @@ def _json_rows(text: str) -> Iterator[tuple[int, Sequence[Any]]]:
     yield from ((number, [row.get(name) for name in header]) for number, row in enumerate(rows))
 
 
+def _json_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError('an object has a key twice')
+    return found
+
+
 def _excel_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
-    """Yield the rows of the first sheet of an Excel file, without those above the header.
+    """Yield the rows of the first visible sheet of an Excel file, without those above the header.
+
+    A formula whose value the file lacks is an error, because it would read as an empty cell.
 
     Not by pandas.read_excel, which has no limit of columns: 80 KB can take minutes and all memory.
     """
     limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
     try:
-        from openpyxl import load_workbook
-
         with zipfile.ZipFile(file) as archive:
             refuse_bomb(sum(entry.file_size for entry in archive.infolist()), limit)
-        sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
-        sheet.reset_dimensions()  # the file states them, and they may be wrong
+            sheets = [name for name in archive.namelist() if '/worksheets/' in name]
+            has_formulas = any(FORMULA.search(archive.read(name)) for name in sheets)
+        rows = _cells_of_sheet(file, data_only=True)
+        formulas = _cells_of_sheet(file, data_only=False) if has_formulas else itertools.repeat(())
         width = None
-        rows = sheet.iter_rows(max_row=MAX_ROWS, max_col=MAX_COLUMNS, values_only=True)
-        for number, row in enumerate(rows, -1):  # the header is in front of row 0
+        for number, (row, formula) in enumerate(zip(rows, formulas, strict=False), -1):
+            if any(v is None and f is not None for v, f in zip(row, formula, strict=False)):
+                raise ValueError(
+                    f'row {number + 2} has a formula without its value: open the file in a '
+                    'spreadsheet program and save it, or write the values'
+                )
             if row.count(None) == len(row):
                 continue
-            if width is None:
+            if width is None:  # the header, which is in front of row 0
                 width = max(place for place, cell in enumerate(row, 1) if cell is not None)
             yield number, row[:width] + (None,) * (width - len(row))
     except Exception as error:  # a damaged file makes openpyxl raise almost anything
         text = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise ValueError(f'with openpyxl: {text}') from error
+
+
+def _cells_of_sheet(file: Path, data_only: bool) -> Iterator[tuple[Any, ...]]:
+    """Return the rows of the first visible sheet, with formulas unless `data_only` is set."""
+    from openpyxl import load_workbook
+
+    sheets = load_workbook(file, read_only=True, data_only=data_only).worksheets
+    sheet = next((sheet for sheet in sheets if sheet.sheet_state == 'visible'), sheets[0])
+    sheet.reset_dimensions()  # the file states them, and they may be wrong
+    return sheet.iter_rows(max_row=MAX_ROWS, max_col=MAX_COLUMNS, values_only=True)
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:

@@ -2,9 +2,11 @@
 
 import json
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,6 +67,7 @@ def test_decimal_commas_belong_to_semicolons(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('value', 'text'),
     [(1.0, '1'), (0.5, '0.5'), (np.nan, ''), (None, ''), (True, '1'), (np.False_, '0'), ('x', 'x'),
+     (Decimal('1.00'), '1'), (Decimal('100'), '100'),
      (np.int64(7), '7'), (pd.NaT, ''), (pd.NA, ''), (1.5e17, '1.5e+17'), ([1, 'a'], '[1, "a"]')],
 )  # fmt: skip
 def test_a_typed_cell_has_one_text(value: object, text: str) -> None:
@@ -140,3 +143,37 @@ def test_columns_of_images_in_a_parquet_file_are_no_cells(tmp_path: Path) -> Non
     pq.write_table(pa.table(columns), tmp_path / 'a.parquet')
     table = Table(tmp_path / 'a.parquet')
     assert [*table.cells] == ['label', 'l'] and table['l'].tolist() == ['[1, 2]']
+
+
+def test_a_formula_without_a_value_is_no_empty_cell(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for cells in (['Path', 'Edema'], ['a.png', 1], ['b.png', '=IF(B2=1,0,1)']):
+        book.active.append(cells)
+    book.save(tmp_path / 'book.xlsx')
+    with pytest.raises(ValueError, match='book.xlsx.*row 3 has a formula without its value'):
+        Table(tmp_path / 'book.xlsx')
+
+
+def test_a_hidden_sheet_in_front_is_not_read(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(['old'])
+    book.active.sheet_state = 'hidden'
+    labels = book.create_sheet('labels')
+    labels.append(['Path', 'Edema'])
+    labels.append(['a.png', 1])
+    book.active = 1
+    book.save(tmp_path / 'book.xlsx')
+    assert Table(tmp_path / 'book.xlsx')['Edema'].tolist() == ['1']
+
+
+def test_a_key_that_a_json_object_repeats_is_refused(tmp_path: Path) -> None:
+    (tmp_path / 'a.jsonl').write_text('{"Path": "a.png", "Edema": 0, "Edema": 1}\n')
+    with pytest.raises(ValueError, match='a.jsonl.*line 1.*a key twice'):
+        Table(tmp_path / 'a.jsonl')
+
+
+@pytest.mark.parametrize('name', ['labels.xls', 'labels.ods', 'labels.zip'])
+def test_a_file_that_is_no_text_says_which_files_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b'\xd0\xcf\x11\xe0')
+    with pytest.raises(ValueError, match='as CSV in UTF-8, or as .xlsx'):
+        Table(tmp_path / name)
