@@ -34,7 +34,7 @@ run() {
 }
 
 for seed in ${SEED:-10 11 12 13 14 15 16 17 18 19}; do
-    run frozen "$seed" "$(echo {pixels,linear_random,linear_mae,linear_simmim}_{1,0.1})"
+    run frozen "$seed" "$(echo {pixels,metadata,linear_random,linear_mae,linear_simmim}_{1,0.1})"
     started=$out/frozen/simmim_pretrain/frozen
     MAE_WEIGHTS=${started}_linear_mae_seed$seed/ckpt_epoch_123.pth \
         SIMMIM_WEIGHTS=${started}_linear_simmim_seed$seed/ckpt_epoch_59.pth \
