@@ -9,12 +9,24 @@ from pathlib import Path
 from sysconfig import get_path
 
 import pytest
+import yaml
 
 from scripts.console import program_of
 from system.tool import command_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
+
+
+def test_one_version_stands_in_the_package_the_citation_and_the_changelog() -> None:
+    version = SETTINGS['project']['version']
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    year, month, day = version.split('.')
+    assert (
+        citation['version'] == version and str(citation['date-released']) == f'{year}-{month}-{day}'
+    )
+    newest = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8').split('## ')[1]
+    assert newest.startswith(f'{year}-{month}-{day}')
 
 
 @pytest.mark.parametrize('command', SETTINGS['project']['scripts'])

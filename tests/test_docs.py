@@ -347,3 +347,10 @@ def test_the_site_builds_without_warnings_and_is_searched_from_disk(
         scripts = re.findall(r'<script[^>]* src="([^"]+)"', page.read_text())
         assert any('iframe-worker' in script for script in scripts)
         assert all((page.parent / script).is_file() for script in scripts)
+
+
+def test_the_python_api_describes_modules_that_exist() -> None:
+    page = (ROOT / 'docs' / 'reference' / 'api.md').read_text(encoding='utf-8')
+    names = re.findall(r'^::: (\S+)$', page, re.MULTILINE)
+    paths = [ROOT / name.replace('.', '/') for name in names]
+    assert [p for p in paths if not (p.is_dir() or p.with_suffix('.py').is_file())] == []
