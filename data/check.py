@@ -24,7 +24,7 @@ from data.image_source import ImageSource, open_images
 from data.images import CONTRADICTION
 from data.labels import evaluation_targets
 from data.packing import start_worker
-from data.reading import read_part
+from data.reading import mark_left_out, read_part
 from data.records import Records, task_of
 from data.table import Fault
 from system.files import allow_open_files
@@ -180,6 +180,7 @@ def check_data(
     """
     root, dataset, splits = Path(config.DATA.DATA_PATH), part(config, 'DATA.DATASET'), {}
     task, num_errors = task_of(config), findings.count('error')
+    listed: set[str] = set()  # files that the tables name
     options = {'labels': task.columns if labelled else ()}
     for split in ('train', 'valid', 'test'):
         try:
@@ -191,7 +192,12 @@ def check_data(
             findings.add(Fault('unreadable data set', str(error)))
             continue
         if records is not None and len(records):
-            splits[split] = records
+            listed |= {*records.file}
+            records = mark_left_out(config, records, findings.source)
+            if records.num_left_out:
+                detail = f'{records.num_left_out:,} images of {split} are left out'
+                findings.add(Fault('DATA.LEAVE_OUT', detail, records.csv, severity='note'))
+            splits |= {split: kept} if len(kept := records.kept()) else {}
         if named is not None and len(named) and dataset.labelled and labelled:
             _check_labels(split, named, findings, blank=config.DATA.BLANK)
             if task.exclusive:
@@ -210,7 +216,7 @@ def check_data(
     )
     if dataset.labelled:
         _compare_patients(named, findings, config.DATA.ALLOW_SHARED_PATIENTS)
-        _find_unnamed(images, set(named['file']), findings)
+        _find_unnamed(images, listed, findings)
     unique = named.drop_duplicates('file')
     digests, thumbnails = _look_at_all(images, unique, findings, workers)
     unique = unique.assign(digest=digests, thumbnail=thumbnails)

@@ -14,7 +14,7 @@ from data.figures import plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups
 from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
 from data.preprocess import Preprocess
-from data.reading import read_part
+from data.reading import mark_left_out, read_part
 from data.records import Records, csv_names, select_views, task_of
 from data.splits import describe_subset, split_patients, training_records
 from system.files import replace_files
@@ -83,7 +83,7 @@ def read_table_of_run(config: Config) -> pd.DataFrame:
         options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
         records = read_part(config, config.DATA.DATA_PATH, split, **options)
         if records is not None:
-            parts.append(_table_of_records(records, split))
+            parts.append(_table_of_records(mark_left_out(config, records).kept(), split))
     if not parts:
         raise ValueError(f'DATA.DATA_PATH {config.DATA.DATA_PATH} has no table that a run reads')
     table = pd.concat(parts)
@@ -205,12 +205,13 @@ def read_sets(config: Config) -> dict[str, Records]:
         records = read_part(config, data.DATA_PATH, split, optional=True, **options)
         if records is None:
             continue
+        records = mark_left_out(config, records)
         if split == 'train' and data.HOLDOUT_FRACTION:
             names = ('train', 'holdout', 'internal')
             parts = zip(names, split_patients(config, records), strict=True)
-            sets |= {name: part for name, part in parts if len(part)}
+            sets |= {name: part.kept() for name, part in parts if len(part)}
         else:
-            sets[split] = records
+            sets[split] = records.kept()
     if not sets:
         names = ', '.join(csv_names(config).values())
         raise ValueError(

@@ -67,10 +67,17 @@ def read_split(
     records = read_part(config, data_root(config, logger), split, **options)
     if records is None or not config.DATA.LEAVE_OUT:
         return records
-    listed = module_of('DATA.LEAVE_OUT').is_left_out(config, records, source)
-    logger.info(f'{listed.sum()} images of {split} are left out ({config.DATA.LEAVE_OUT})')
-    records = replace(records, left_out=listed, num_left_out=int(listed.sum()))
+    records = mark_left_out(config, records, source)
+    logger.info(f'{records.num_left_out} images of {split} are left out ({config.DATA.LEAVE_OUT})')
     return records if split == 'train' else records.kept()
+
+
+def mark_left_out(config: Config, records: Records, source: str = '') -> Records:
+    """Mark the images that DATA.LEAVE_OUT lists, which `Records.kept` removes."""
+    if not config.DATA.LEAVE_OUT:
+        return records
+    listed = module_of('DATA.LEAVE_OUT').is_left_out(config, records, source)
+    return replace(records, left_out=listed, num_left_out=int(listed.sum()))
 
 
 def read_part(config: Config, root: str | Path, split: str, **options: Any) -> Records | None:
@@ -131,10 +138,7 @@ def scored_splits(config: Config, source: str = '') -> dict[str, Records]:
             records = read_part(config, config.DATA.DATA_PATH, split, **options)
         except ValueError:
             continue
-        if records is not None and config.DATA.LEAVE_OUT:
-            listed = module_of('DATA.LEAVE_OUT').is_left_out(config, records, source)
-            records = replace(records, left_out=listed)
-        found[split] = records
+        found[split] = records and mark_left_out(config, records, source)
     return found
 
 

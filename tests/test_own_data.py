@@ -111,6 +111,8 @@ def test_the_functions_of_the_other_page_are_read(tmp_path: Path) -> None:
     assert records.labels.tolist() == [[1]] and records.row.tolist() == [0]
 
 
+# Number of an image, its patient and its split: P-7 and 007 are in two.
+LEAK = [(0, 'P-7', 'train'), (1, '8', 'train'), (2, '007', 'valid'), (3, '9', 'valid')]
 WRONG_TABLES = {
     "{'train': None}": "got {'train': 'NoneType'}",
     "{'train': table, 'val': table}": 'train, valid, test, got {.*val',
@@ -143,3 +145,27 @@ def test_the_check_says_what_is_wrong_with_a_table(tmp_path: Path, returned: str
     assert run_script('check_data', *words, *own) == 1
     faults = pd.read_csv(tmp_path / 'problems.csv').query('severity == "error"')
     assert faults['detail'].str.contains(WRONG_TABLES[returned]).any(), faults['detail'].tolist()
+
+
+def test_the_check_and_the_written_table_leave_out_what_a_run_does(tmp_path: Path) -> None:
+    root, tools = tmp_path / 'data', ['--data-path', tmp_path / 'data']
+    images(root, *(f'images/{number}.png' for number in range(4)))
+    rows = [f'images/{n}.png,{who},{split},Frontal,{n % 2}' for n, who, split in LEAK]
+    text = '\n'.join(['Path,Patient,Split,Frontal/Lateral,Edema', *rows])
+    (root / 'train.csv').write_text(text)
+    own = ['--opts', 'DATA.LABELS', "['Edema']"]
+    check = ['--output', tmp_path / 'problems.csv', '--workers', 1, *own]
+    assert run_script('check_data', *tools, *check) == 1
+    (tmp_path / 'list.csv').write_text('Path\nimages/0.png\n')
+    leave_out = ['DATA.LEAVE_OUT', tmp_path / 'list.csv']
+    assert run_script('check_data', *tools, *check, *leave_out) == 0
+    faults = pd.read_csv(tmp_path / 'problems.csv')
+    assert '1 images of train are left out' in faults['detail'].tolist()
+    assert 'image that no CSV names' not in faults['kind'].tolist()
+    table = tmp_path / 'table.csv'
+    assert run_script('describe_data', *tools, '--table', table, *own, *leave_out) == 0
+    assert pd.read_csv(table)['Path'].tolist() == [f'images/{n}.png' for n in (1, 2, 3)]
+    counts = tmp_path / 'described'
+    assert run_script('describe_data', *tools, '--output', counts, *own, *leave_out) == 0
+    found = pd.read_csv(counts / 'counts.csv').query('split == "train"')
+    assert found['images'].iloc[0] == 1
