@@ -36,7 +36,7 @@ _WORKER = re.compile(r'\n\w[\w.]*: |\n\w*Error$')  # precedes the message in a w
 class Cause(NamedTuple):
     """A cause of errors.
 
-    Args:
+    Attributes:
         types: Types of the error.
         words: Words of which the text contains one, in any case; (): any text.
         code: Exit code.
