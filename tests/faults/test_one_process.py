@@ -70,10 +70,11 @@ def is_alive(run):
 
 def test_a_second_ctrl_c_ends_a_run_and_its_workers_at_once(phantom, tmp_path):
     argv = [*tiny_arguments(tmp_path, phantom), '--opts', 'DATA.NUM_WORKERS', '2']
-    command = [str(MAIN), json.dumps([fault(0, 2, 'wait')]), *argv]
+    # A step has two batches. The run waits within its second step, so it cannot stop by itself.
+    command = [str(MAIN), json.dumps([fault(0, 3, 'wait')]), *argv]
     run = Started(command, tmp_path / 'console.txt')
     with started(run):
-        wait_until(lambda: steps(tmp_path), 'the first step')
+        wait_until(lambda: steps(tmp_path) >= 3, 'the first batch of the second step')
         os.killpg(run.process.pid, signal.SIGINT)
         wait_until(lambda: 'SIGINT: stopping after this step' in run.text, 'an answer')
         assert run.process.poll() is None
