@@ -109,7 +109,7 @@ def read(root):
     {line}
     return pd.DataFrame({{
         'Path': 'xrays/' + table['file'], 'Patient': table['who'], 'Frontal/Lateral': 'Frontal',
-        'Age': table['years'].where(table['years'] != '030Y'), 'effusion': table['findings'].str.contains('eff'),
+        'Age': table['years'].where(table['years'] != '030Y'), 'effusion': table['findings'].str.contains('eff', na=False),
     }})
 """  # noqa: E501
 
