@@ -121,7 +121,7 @@ def refuse_shared_patients(
         if not config.DATA.ALLOW_SHARED_PATIENTS:
             raise ValueError(
                 f'{line}: {CHECK} lists them, DATA.LEAVE_OUT leaves them out, and '
-                'DATA.ALLOW_SHARED_PATIENTS True goes on, with a line in the report'
+                'DATA.ALLOW_SHARED_PATIENTS True allows it, and the report says so'
             )
         logger.warning(line)
 
