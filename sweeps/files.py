@@ -4,7 +4,7 @@ There are two kinds of sweep file. An ablation has rows that change a few option
 (`scripts/ablations/*.yaml`). A comparison of methods has YAML files for each method and fine-tunes
 it on subsets of the labels (`scripts/comparison/*.yaml`). Both become a `Sweep` of rows, each with
 a YAML file and changed options for each stage, and `plan` turns a sweep into runs. A file may
-have `scales`, such as a small one for a CPU, which select rows and change options of all rows.
+have `scales`, such as a small one for a CPU. A scale overrides keys of the file.
 """
 
 import math
@@ -56,15 +56,16 @@ GPUS_SHOWN = 8
 MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
 SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 
-NEEDED_KEYS = {'title', 'reference'}
-FREE_KEYS = {'note', 'scores', 'split', 'titles'}
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections from which a scale selects entries
-REPLACED = ('reference', 'note')  # values that a scale replaces entirely
-SHARED = ('pretrain', 'finetune')  # sections whose options a scale sets for all rows
-SCALE_KEYS = {'seeds', *SHARED, *SELECTED, *REPLACED}
+SHARED = ('pretrain', 'finetune')  # options of all rows, under those of each row
+NEEDED_KEYS = {'title', 'reference'}
+FREE_KEYS = {'note', 'scores', 'split', 'titles', 'seeds', *SHARED}
+SCALE_KEYS = {'reference', 'note', 'seeds', *SHARED, *SELECTED}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights'}
 METHOD_KEYS |= {'schedule', 'against'}
+# Options of an encoder that decide which weights it loads.
+SHAPE_KEYS = {'EMBED_DIM', 'DEPTH', 'DEPTHS', 'NUM_HEADS', 'PATCH_SIZE', 'NAME'}
 NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)  # their values are names
 # Methods that a pre-trained model should beat -> their names in figures.
 BASELINES = {
@@ -91,7 +92,7 @@ class Row:
             reference for others.
         method: Name of the method in a comparison of methods, or ''.
         subset: Share or number of labelled images as written in the file, or ''.
-        shared: Section -> options that a scale sets for all rows. `changes` override them.
+        shared: Section -> options that the file sets for all rows. `changes` override them.
     """
 
     name: str
@@ -135,7 +136,7 @@ class Sweep:
         scores: Default scores of the table; () for the mean over the labels.
         split: Default split of the table; '' for the first split that the runs were scored on.
         titles: Method or row -> its name in figures.
-        seeds: Number of seeds of the scale; 0 for the number in the command.
+        seeds: Number of seeds; 0 for the number in the command.
     """
 
     name: str
@@ -203,13 +204,12 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
     path = Path(path)
     try:
         content = yaml.load(path.read_text(encoding='utf-8'), _NamesAsWritten)
-        content, chosen = _at_scale(content, scale)
-        shared = {key: _checked(chosen.get(key), f'scale {scale}: {key}') for key in SHARED}
+        content = _at_scale(content, scale)
+        shared = {key: _checked(content.get(key), f'{key} of all rows') for key in SHARED}
         read_rows = _method_rows if 'methods' in content else _ablation_rows
-        rows = read_rows(path.stem, content, shared)
-        scores = content.get('scores') or []
-        if not (isinstance(scores, list) and all(isinstance(score, str) for score in scores)):
-            raise ValueError(f'scores must be a list of names, got {scores!r:.100}')
+        rows, references = read_rows(path.stem, content, shared)
+        rows = _linked(rows, references)
+        _check_texts(content)
     except (OSError, UnicodeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f'{path}: {" ".join(str(error).split())}') from error
     return Sweep(
@@ -218,11 +218,11 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         title=str(content['title']),
         rows=tuple(rows),
         note=' '.join(str(content.get('note', '')).split()),
-        subsets=_subset_kind(content) if 'methods' in content else '',
-        scores=tuple(scores),
+        subsets=next((kind for kind in SUBSETS if kind in content), ''),
+        scores=tuple(content.get('scores') or []),
         split=str(content.get('split', '')),
         titles=BASELINES | {k: str(v) for k, v in (content.get('titles') or {}).items()},
-        seeds=chosen.get('seeds', 0),
+        seeds=content.get('seeds', 0),
     )
 
 
@@ -234,39 +234,6 @@ def sweep_of_runs(names: Sequence[str]) -> Sweep:
         for name in names
     ]
     return Sweep(name='runs', path=Path(), title='Run', rows=tuple(rows))
-
-
-def _at_scale(content: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the content of a sweep file at a scale, and the entry of the scale."""
-    if not isinstance(content, dict):
-        raise ValueError(f'a sweep must be keys and values, got {content!r}')
-    scales = dict(_named(content.get('scales') or {}))
-    content = {key: value for key, value in content.items() if key != 'scales'}
-    if not name:
-        return content, {}
-    if name not in scales:
-        raise ValueError(f'--scale must be one of {[*scales]}, got {name!r}')
-    entry, where = scales[name], f'scale {name}'
-    _check_keys(entry, SCALE_KEYS & {'seeds', *SHARED, *content}, where)
-    for key in [key for key in SELECTED if key in entry]:
-        content[key] = _selected(content[key], entry[key], f'{where}: {key}')
-    content |= {key: entry[key] for key in REPLACED if key in entry}
-    seeds = entry.get('seeds', 1)
-    if not isinstance(seeds, int) or seeds <= 0:
-        raise ValueError(f'{where}: seeds must be above 0, got {seeds!r}')
-    return content, entry
-
-
-def _selected(section: Any, chosen: Any, where: str) -> dict[str, dict]:
-    """Select entries of a section of a sweep file, and apply the changes of a scale to them."""
-    known, found = dict(_named(section)), {}
-    entries = dict.fromkeys(chosen, {}) if isinstance(chosen, list) else dict(_named(chosen))
-    for name, entry in entries.items():
-        if name not in known and isinstance(chosen, list):
-            raise ValueError(f'{where}: {name!r} is not one of {[*known]}')
-        _check_keys(entry, entry, f'{where}: {name}')  # the entry must be a mapping
-        found[name] = known.get(name, {}) | entry
-    return found
 
 
 class _NamesAsWritten(YamlLoader):
@@ -283,10 +250,57 @@ class _NamesAsWritten(YamlLoader):
         return super().construct_mapping(node, deep)
 
 
-def _ablation_rows(stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Return the rows of an ablation.
+def _at_scale(content: Any, name: str) -> dict[str, Any]:
+    """Return the content of a sweep file, whose keys a scale overrides.
 
-    They are compared with the row that changes nothing, or that `reference` selects.
+    Of sections with entries, a scale selects some by name, as a list, or as a mapping with changes.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f'a sweep must be keys and values, got {content!r}')
+    scales = _named(content.get('scales') or {}, 'scales')
+    content = {key: value for key, value in content.items() if key != 'scales'}
+    if not name:
+        return content
+    if name not in scales:
+        raise ValueError(f'--scale must be one of {[*scales]}, got {name!r}')
+    changed = dict(scales[name])
+    _check_keys(changed, SCALE_KEYS & {'seeds', *SHARED, *content}, f'scale {name}')
+    for section in [section for section in SELECTED if section in changed]:
+        entries, chosen = _named(content[section], section), changed[section]
+        if not isinstance(chosen, list):
+            changed[section] = {
+                entry: entries.get(entry, {}) | changes
+                for entry, changes in _named(chosen, f'scale {name}: {section}').items()
+            }
+        elif unknown := [entry for entry in chosen if entry not in entries]:
+            raise ValueError(f'scale {name}: {section}: {unknown[0]!r} is not one of {[*entries]}')
+        else:
+            changed[section] = {entry: entries[entry] for entry in chosen}
+    return content | changed
+
+
+def _check_texts(content: Mapping[str, Any]) -> None:
+    """Refuse values of another kind for the keys that only tables, figures and defaults use."""
+    scores, titles, seeds = content.get('scores'), content.get('titles'), content.get('seeds', 1)
+    if not (isinstance(scores or [], list) and all(isinstance(name, str) for name in scores or [])):
+        raise ValueError(f'scores must be a list of names, got {scores!r:.100}')
+    if not isinstance(titles or {}, dict):
+        raise ValueError(f'titles must be keys and values, got {titles!r:.100}')
+    if not isinstance(seeds, int) or seeds <= 0:
+        raise ValueError(f'seeds must be above 0, got {seeds!r:.100}')
+    texts = {key: content.get(key) for key in ('title', 'note', 'split')}
+    texts |= {f'titles: {name}': title for name, title in (titles or {}).items()}
+    for where, text in texts.items():
+        if isinstance(text, list | dict):
+            raise ValueError(f'{where} must be text, got {text!r:.100}')
+
+
+def _ablation_rows(
+    stem: str, content: Mapping[str, Any], shared: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Row], dict[str, str]]:
+    """Return the rows of an ablation, and for each the row to compare it with.
+
+    This is the row that changes nothing, or that `reference` selects.
     """
     needed = NEEDED_KEYS | {'rows'}
     _check_keys(content, needed | FREE_KEYS, 'the sweep', needed=needed)
@@ -297,24 +311,23 @@ def _ablation_rows(stem: str, content: dict, shared: Mapping[str, Mapping[str, A
     reference = configs['finetune'].stem.rpartition('__')[2]  # 'reference', 'nano_reference'
     prefix = reference.removesuffix('reference').removeprefix(f'{stem}_')
     rows: dict[str, Row] = {}
-    for name, entry in _named(content['rows']):
-        where = f'row {name}'
-        _check_keys(entry, allowed, where)
-        changes = _row_changes(entry, configs, where)
+    for name, entry in _named(content['rows'], 'rows').items():
+        _check_keys(entry, allowed, f'row {name}')
         learns_from = str(entry.get('learns_from', ''))
         if learns_from and learns_from not in rows:
-            raise ValueError(f'{where}: learns_from must be an earlier row, got {learns_from!r}')
+            raise ValueError(f'row {name}: learns_from must be an earlier row, got {learns_from!r}')
+        files, changes = _row_changes(entry, configs, f'row {name}')
         run = f'{prefix}{stem}_{name}' if set(entry) - {'against'} else reference
-        has_own_pretraining = entry.get('weights') or any(
+        pretrains_alone = entry.get('weights') or any(
             options for stage, options in changes.items() if stage != 'finetune'
         )
         rows[name] = Row(
             name=name,
             run=run,
-            configs={stage: _own_file(entry, stage) or configs[stage] for stage in changes},
+            configs=files,
             changes=changes,
-            pretrain_run=run if has_own_pretraining else reference,
-            weights=entry.get('weights', ''),
+            pretrain_run=run if pretrains_alone else reference,
+            weights=str(entry.get('weights', '')),
             learns_from=learns_from,
             against=_names(entry.get('against', [])),
             shared=shared,
@@ -325,79 +338,97 @@ def _ablation_rows(stem: str, content: dict, shared: Mapping[str, Mapping[str, A
     base = str(start.get('row', *unchanged))
     if base not in rows:
         raise ValueError(f'reference: row must be one of {[*rows]}, got {base!r}')
-    return _linked([*rows.values()], dict.fromkeys(rows, base))
+    return [*rows.values()], dict.fromkeys(rows, base)
 
 
 def _row_changes(
     entry: Mapping[str, Any], configs: Mapping[str, Path], where: str
-) -> dict[str, dict[str, Any]]:
-    """Return the options that a row of an ablation changes, for each of its stages.
+) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+    """Return the YAML file and the changed options of each stage of a row of an ablation.
 
     A row with `pretrain: none` has no pre-training. Instead of options, a row may name a YAML file
     that contains them, with the file of the reference as BASE.
     """
-    changes = {}
+    files, changes = {}, {}
     for stage, reference in configs.items():
         section = SECTIONS[stage]
-        options = entry.get(section, {})
+        file, options = reference, entry.get(section)
         if section == 'pretrain' and options == 'none':
             continue
-        if file := _own_file(entry, stage):
+        if isinstance(options, str) and options.endswith('.yaml'):
+            file = ROOT / options
             options = flat_options(file.read_text(encoding='utf-8'))
             if options.pop('BASE', None) != [os.path.relpath(reference, file.parent)]:
                 raise ValueError(f'{where}: {section}: BASE of {file} must be {reference}')
             options.pop('TAG', None)
+        files[stage] = file
         changes[stage] = _checked(options, f'{where}: {section}')
-    return changes
+    return files, changes
 
 
-def _own_file(entry: Mapping[str, Any], stage: str) -> Path | None:
-    """Return the YAML file that a row names instead of options of a stage, or None."""
-    named = entry.get(SECTIONS[stage])
-    return ROOT / named if isinstance(named, str) and named.endswith('.yaml') else None
+def _method_rows(
+    stem: str, content: Mapping[str, Any], shared: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Row], dict[str, str]]:
+    """Return the rows of a comparison of methods, and for each the row to compare it with.
 
-
-def _method_rows(stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Return the rows of a comparison of methods."""
-    kind = _subset_kind(content)
+    Each method is fine-tuned on each subset of the labels. A subset sets options of all methods,
+    which only the `schedule` of a method replaces.
+    """
+    kinds = [kind for kind in SUBSETS if kind in content]
+    if len(kinds) != 1:
+        raise ValueError(f'a sweep needs rows, or methods with one of {", ".join(SUBSETS)}')
+    (kind,) = kinds
     needed = NEEDED_KEYS | {'methods', kind}
     _check_keys(content, needed | FREE_KEYS, 'the sweep', needed=needed)
-    methods = dict(_named(content['methods']))
+    methods = _named(content['methods'], 'methods')
     reference = str(content['reference'])
     if reference not in methods:
         raise ValueError(f'reference must be one of {[*methods]}, got {reference!r}')
-    rows, defaults = [], {}
-    for subset, options in _named(content[kind]):
+    without_labels = [_method(stem, name, entry, shared) for name, entry in methods.items()]
+    rows = []
+    for subset, options in _named(content[kind], kind).items():
         number = 0 if subset == 'all' else int(subset) if kind == 'images' else float(subset)
-        size = {SUBSETS[kind]: number}
-        for method, entry in methods.items():
-            _check_keys(entry, METHOD_KEYS, f'method {method}', needed={'finetune'})
-            configs = _configs(entry, f'method {method}')
-            changes = {}
-            for stage in configs:
-                key = f'{SECTIONS[stage]}_options'
-                changes[stage] = _checked(entry.get(key), f'method {method}: {key}')
-            own = _checked(entry.get('schedule'), f'method {method}: schedule')
-            of_subset = size | _checked(options, f'{kind} {subset}')
-            _refuse_replaced(f'method {method}: finetune_options', changes['finetune'], of_subset)
-            _refuse_replaced('finetune of the scale', shared.get('finetune', {}), of_subset)
-            changes['finetune'] = changes['finetune'] | of_subset | own
-            row = Row(
-                name=f'{method}_{subset}',
-                run=f'{stem}_{method}_{subset}',
-                configs=configs,
-                changes=changes,
-                pretrain_run=f'{stem}_{method}',
-                weights=entry.get('weights', ''),
-                against=tuple(f'{other}_{subset}' for other in _names(entry.get('against', []))),
-                method=method,
-                subset=subset,
-                shared=shared,
+        of_subset = {SUBSETS[kind]: number} | _checked(options, f'{kind} {subset}')
+        _refuse_replaced('finetune of all rows', shared['finetune'], of_subset)
+        for row in without_labels:
+            where = f'method {row.method}'
+            _refuse_replaced(f'{where}: finetune_options', row.changes['finetune'], of_subset)
+            schedule = _checked(methods[row.method].get('schedule'), f'{where}: schedule')
+            finetune = row.changes['finetune'] | of_subset | schedule
+            rows.append(
+                replace(
+                    row,
+                    name=f'{row.method}_{subset}',
+                    run=f'{row.run}_{subset}',
+                    changes=row.changes | {'finetune': finetune},
+                    against=tuple(f'{method}_{subset}' for method in row.against),
+                    subset=subset,
+                )
             )
-            rows.append(row)
-            defaults[row.name] = f'{reference}_{subset}'
     _refuse_unequal_training([row for row in rows if 'schedule' not in methods[row.method]])
-    return _linked(rows, defaults)
+    return rows, {row.name: f'{reference}_{row.subset}' for row in rows}
+
+
+def _method(stem: str, name: str, entry: Any, shared: Mapping[str, Mapping[str, Any]]) -> Row:
+    """Return a method of a comparison as a row, whose labels are still to be chosen."""
+    allowed = METHOD_KEYS if 'pretrain' in entry else METHOD_KEYS - {'pretrain_options'}
+    _check_keys(entry, allowed, f'method {name}', needed={'finetune'})
+    configs = _configs(entry, f'method {name}')
+    changes = {}
+    for stage in configs:
+        key = f'{SECTIONS[stage]}_options'
+        changes[stage] = _checked(entry.get(key), f'method {name}: {key}')
+    return Row(
+        name=name,
+        run=f'{stem}_{name}',
+        configs=configs,
+        changes=changes,
+        pretrain_run=f'{stem}_{name}',
+        weights=str(entry.get('weights', '')),
+        against=_names(entry.get('against', [])),
+        method=name,
+        shared=shared,
+    )
 
 
 def _refuse_replaced(where: str, options: Collection[str], of_subset: Mapping[str, Any]) -> None:
@@ -419,72 +450,57 @@ def _refuse_unequal_training(rows: Sequence[Row]) -> None:
     first: dict[str, tuple[str, dict[str, int]]] = {}
     for row in rows:
         config = expected_config(row, 'finetune')
-        own = {'TRAIN.EPOCHS': config.TRAIN.EPOCHS} | batch_counts(config, {}, 'finetune')
-        other, wanted = first.setdefault(row.subset, (row.name, own))
-        if own != wanted:
+        length = {'TRAIN.EPOCHS': config.TRAIN.EPOCHS} | batch_counts(config, {}, 'finetune')
+        other, wanted = first.setdefault(row.subset, (row.name, length))
+        if length != wanted:
             raise ValueError(
                 'methods must be fine-tuned with the same epochs and batches on the same labels, '
-                f'got {wanted} for {other} and {own} for {row.name}'
+                f'got {wanted} for {other} and {length} for {row.name}'
             )
 
 
-def _subset_kind(content: Mapping[str, Any]) -> str:
-    kinds = [kind for kind in SUBSETS if kind in content]
-    if len(kinds) != 1:
-        raise ValueError(f'a sweep needs rows, or methods with one of {", ".join(SUBSETS)}')
-    return kinds[0]
+def _linked(rows: Sequence[Row], references: Mapping[str, str]) -> list[Row]:
+    """Complete the rows with shared pre-training runs and with the rows to compare with.
 
-
-def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
-    """Complete the rows with shared pre-training runs and with the rows to compare with."""
-    compared_with = {*defaults.values(), *(name for row in rows for name in row.against)}
+    A row without `against` is compared with its reference, unless it is one for others or a
+    baseline without an encoder.
+    """
+    compared_with = {*references.values(), *(name for row in rows for name in row.against)}
     first: dict[str, str] = {}
     linked = []
     for row in rows:
-        _check_compared(row, rows)
+        if unknown := sorted({*row.against} - {*references}):
+            raise ValueError(
+                f'row {row.name}: against must be of {[*references]}, got {unknown[0]!r}'
+            )
         _check_encoder(row)
+        against = row.against
+        if not against and row.name not in compared_with and row.method not in NO_ENCODER:
+            against = (references[row.name],)
         stage = row.pretraining
         start = str((row.configs.get(stage), row.changes.get(stage), row.weights))
-        default = () if row.name in compared_with else (defaults[row.name],)
-        linked.append(
-            replace(
-                row,
-                pretrain_run=first.setdefault(start, row.pretrain_run),
-                against=row.against or (() if row.method in NO_ENCODER else default),
-            )
-        )
+        pretrain_run = first.setdefault(start, row.pretrain_run)
+        linked.append(replace(row, pretrain_run=pretrain_run, against=against))
     return linked
-
-
-def _check_compared(row: Row, rows: Sequence[Row]) -> None:
-    """Refuse unknown rows to compare with."""
-    known = [other.name for other in rows]
-    if unknown := sorted({*row.against} - {*known}):
-        raise ValueError(f'row {row.name}: against must be of {known}, got {unknown[0]!r}')
 
 
 def _check_encoder(row: Row) -> None:
     """Refuse a row whose fine-tuning cannot load its pre-trained encoder."""
-    if not row.pretraining:
-        return
-    before, after = (_encoder(expected_config(row, stage)) for stage in row.stages)
-    for key, value in before.items():
-        if after.get(key, value) != value:
+    shapes = []
+    for stage in row.stages:
+        config = expected_config(row, stage)
+        options, model_type = encoder_node(config), config.MODEL.TYPE
+        shape = {'MODEL.TYPE': model_type}
+        for key in SHAPE_KEYS & {*options}:
+            shape[f'MODEL.{model_type.upper()}.{key}'] = options[key]
+        shapes.append(shape)
+    for key in shapes[0]:
+        value, loaded = shapes[0][key], shapes[-1].get(key, shapes[0][key])
+        if loaded != value:
             raise ValueError(
                 f'row {row.name}: pre-training and fine-tuning must have the same {key}, '
-                f'got {value!r} and {after[key]!r}'
+                f'got {value!r} and {loaded!r}'
             )
-
-
-def _encoder(config: Config) -> dict[str, Any]:
-    """Return the options of an encoder that decide which weights it loads."""
-    own = {'MODEL.TYPE': config.MODEL.TYPE}
-    options = encoder_node(config)
-    return own | {
-        f'MODEL.{config.MODEL.TYPE.upper()}.{key}': options[key]
-        for key in ('EMBED_DIM', 'DEPTH', 'DEPTHS', 'NUM_HEADS', 'PATCH_SIZE', 'NAME')
-        if key in options
-    }
 
 
 def _names(names: Any) -> tuple[str, ...]:
@@ -492,13 +508,16 @@ def _names(names: Any) -> tuple[str, ...]:
     return tuple(map(str, names if isinstance(names, list) else [names]))
 
 
-def _named(entries: Any) -> list[tuple[str, dict]]:
-    """Return the names and entries of a section. Entries may be empty."""
+def _named(entries: Any, kind: str) -> dict[str, dict[str, Any]]:
+    """Return the entries of a section by name. Entries may be empty."""
     if not isinstance(entries, dict):
-        raise ValueError(f'rows, methods and subsets must be keys and values, got {entries!r}')
-    if others := [name for name in entries if not NAME.fullmatch(name)]:
-        raise ValueError(f'names may contain letters, digits and . _ -, got {others[0]!r}')
-    return [(name, entry or {}) for name, entry in entries.items()]
+        raise ValueError(f'{kind} must be keys and values, got {entries!r}')
+    for name, entry in entries.items():
+        if not NAME.fullmatch(name):
+            raise ValueError(f'names may contain letters, digits and . _ -, got {name!r}')
+        if not isinstance(entry or {}, dict):
+            raise ValueError(f'{kind}: {name} must be keys and values, got {entry!r}')
+    return {name: entry or {} for name, entry in entries.items()}
 
 
 def _checked(options: Any, where: str) -> dict[str, Any]:
@@ -514,7 +533,7 @@ def _checked(options: Any, where: str) -> dict[str, Any]:
 def _configs(entry: Mapping[str, Any], where: str) -> dict[str, Path]:
     """Return the YAML file of each stage. MODEL.NAME in the file determines the stage."""
     configs = {}
-    for section in ('pretrain', 'finetune'):
+    for section in SHARED:
         if section in entry:
             file = ROOT / str(entry[section])
             name = _options_of(file).MODEL.NAME
@@ -556,8 +575,8 @@ def run_folder(output: str | Path, stage: str, row: Row, seed: int, fold: str = 
     if stage not in row.configs:
         return None
     run = row.run if stage == 'finetune' else row.pretrain_run
-    part = f'_fold{fold.partition("/")[0]}' if fold and stage == 'finetune' else ''
-    return Path(output) / MODEL_NAMES[stage] / f'{run}_seed{seed}{part}'
+    end = f'_fold{fold.partition("/")[0]}' if fold and stage == 'finetune' else ''
+    return Path(output) / MODEL_NAMES[stage] / f'{run}_seed{seed}{end}'
 
 
 def expected_config(row: Row, stage: str) -> Config:
@@ -674,42 +693,98 @@ def plan(  # noqa: PLR0913
             '--folds needs --unlabelled, because all folds share one pre-training run. With '
             '--data-path it would learn from images that are scored.'
         )
+    planner = _Planner(data, output, gpus, options or {}, environment or {}, unlabelled)
     rows = {row.name: row for row in sweep.rows}
-    parts = [f'{part}/{folds}' for part in range(folds)] or ['']
-    steps = [
-        (seed, stage, fold, row)
-        for seed in seeds
-        for stage in STAGES
-        for fold in (parts if stage == 'finetune' else [''])
-        for row in sweep.rows
-    ]
-    jobs: dict[Path, Job] = {}
-    for seed, stage, fold, row in steps:
-        folder = run_folder(output, stage, row, seed, fold)
-        if folder is None or folder in jobs:
-            continue
-        words = ['SEED', str(seed), *_words(row.options(stage))]
-        images, needs, weights = data, [], ''
-        if stage != 'finetune' and unlabelled:
-            images = unlabelled
-            words += ['DATA.DATASET', 'folder']
-        if stage == 'finetune' and row.pretraining:
-            source = jobs[run_folder(output, row.pretraining, row, seed)]
+    pretrained = [row for row in sweep.rows if row.pretraining]
+    pretrained.sort(key=lambda row: STAGES.index(row.pretraining))
+    for seed in seeds:
+        for row in pretrained:
+            planner.pretrain(row, seed)
+        for fold in fold_names(folds):
+            for row in sweep.rows:
+                planner.finetune(row, seed, fold, teacher=rows.get(row.learns_from))
+    return list(planner.jobs.values())
+
+
+@dataclass
+class _Planner:
+    """Plans the runs of rows, see `plan`. A run that rows share is planned once.
+
+    Attributes:
+        jobs: Run folder -> run.
+    """
+
+    data: str
+    output: str
+    gpus: int
+    options: Mapping[str, list[str]]
+    environment: Mapping[str, str]
+    unlabelled: str
+    jobs: dict[Path, Job] = field(default_factory=dict)
+
+    def pretrain(self, row: Row, seed: int) -> None:
+        """Add the pre-training of a row."""
+        weights = self.weights_of(row)
+        options = ['DATA.DATASET', 'folder'] if self.unlabelled else []
+        images = self.unlabelled or self.data
+        self.add(row, row.pretraining, seed, images=images, weights=weights, options=options)
+
+    def finetune(self, row: Row, seed: int, fold: str, teacher: Row | None) -> None:
+        """Add the fine-tuning of a row, after its pre-training and the row that it learns from."""
+        needs, options = [], []
+        if row.pretraining:
+            source = self.jobs[run_folder(self.output, row.pretraining, row, seed)]
             needs.append(source.folder)
             weights = str(source.folder / checkpoint_name(source.config.TRAIN.EPOCHS - 1))
-        elif row.weights:
-            weights = _weights(row, environment or {})
-        if stage == 'finetune' and row.learns_from:
-            teacher = run_folder(output, stage, rows[row.learns_from], seed, fold)
-            needs.append(teacher)
-            words += [SOFT_TARGETS, str(teacher / 'predictions_train.csv')]
-        words += (options or {}).get(stage, [])
-        words += _fold_options(output, fold) if fold else []
-        arguments = ['--cfg', str(row.configs[stage]), '--data-path', images, '--output', output]
+        else:
+            weights = self.weights_of(row)
+        if teacher:
+            folder = run_folder(self.output, 'finetune', teacher, seed, fold)
+            needs.append(folder)
+            options = [SOFT_TARGETS, str(folder / 'predictions_train.csv')]
+        starts = {'weights': weights, 'options': options, 'needs': needs}
+        self.add(row, 'finetune', seed, fold, images=self.data, **starts)
+
+    def weights_of(self, row: Row) -> str:
+        """Return the checkpoint that the environment names for a row, or ''."""
+        if not row.weights:
+            return ''
+        weights = self.environment.get(row.weights)
+        if not weights:
+            raise ValueError(
+                f'{row.run} starts from a checkpoint: set the environment variable {row.weights} '
+                'to the path of the checkpoint'
+            )
+        return weights if is_url(weights) else os.path.abspath(weights)
+
+    def add(
+        self,
+        row: Row,
+        stage: str,
+        seed: int,
+        fold: str = '',
+        *,
+        images: str,
+        weights: str,
+        options: Sequence[str],
+        needs: Sequence[Path] = (),
+    ) -> None:
+        """Add a run unless it is known. Options of the command override those given here."""
+        folder = run_folder(self.output, stage, row, seed, fold)
+        if folder in self.jobs:
+            return
+        words = ['SEED', str(seed), *_words(row.options(stage)), *options]
+        words += self.options.get(stage, [])
+        if fold:
+            number, _, folds = fold.partition('/')
+            train, valid = fold_files(folds_folder(self.output, int(folds)), int(number))
+            words += ['DATA.TRAIN_CSV', str(train), 'DATA.VALID_CSV', str(valid)]
+        arguments = ['--cfg', str(row.configs[stage]), '--data-path', images]
+        arguments += ['--output', self.output]
         arguments += ['--pretrained', weights] if weights else []
         arguments += ['--tag', folder.name, '--opts', *words]
-        arguments, config = share_steps(stage, arguments, gpus)
-        jobs[folder] = Job(
+        arguments, config = share_steps(stage, arguments, self.gpus)
+        self.jobs[folder] = Job(
             stage=stage,
             run=folder.name.rpartition(f'_seed{seed}')[0],
             seed=seed,
@@ -718,21 +793,18 @@ def plan(  # noqa: PLR0913
             arguments=[MAINS[stage], *arguments],
             config=config,
             needs=tuple(needs),
-            processes=gpus,
+            processes=self.gpus,
         )
-    return list(jobs.values())
+
+
+def fold_names(folds: int) -> list[str]:
+    """Return the folds of a cross-validation, such as '0/5', or [''] without one."""
+    return [f'{number}/{folds}' for number in range(folds)] or ['']
 
 
 def folds_folder(output: str | Path, folds: int) -> Path:
     """Return the folder with the CSV files of the folds of a sweep."""
     return Path(output) / f'{folds}_folds'
-
-
-def _fold_options(output: str, fold: str) -> list[str]:
-    """Return the options that select the tables of a fold, such as '0/5'."""
-    number, _, folds = fold.partition('/')
-    train, valid = fold_files(folds_folder(output, int(folds)), int(number))
-    return ['DATA.TRAIN_CSV', str(train), 'DATA.VALID_CSV', str(valid)]
 
 
 def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:
@@ -827,16 +899,6 @@ def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str],
     arguments = [*arguments, '--accumulation-steps', str(steps // shared)]
     arguments += ['--batch-size', str(size // (gpus // shared))]
     return arguments, get_config(build_parser(stage).parse_args(arguments))
-
-
-def _weights(row: Row, environment: Mapping[str, str]) -> str:
-    if not environment.get(row.weights):
-        raise ValueError(
-            f'{row.run} starts from a checkpoint: set the environment variable {row.weights} to '
-            'the path of the checkpoint'
-        )
-    weights = environment[row.weights]
-    return weights if is_url(weights) else os.path.abspath(weights)
 
 
 def _words(changes: Mapping[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ from sweeps.files import (
     SECTIONS,
     Job,
     Sweep,
+    fold_names,
     load_config,
     option_changes,
     run_folder,
@@ -84,13 +85,13 @@ def finished_runs(
     Raises:
         ValueError: If no run is finished.
     """
-    parts = [f'{part}/{folds}' for part in range(folds)] or ['']
+    names = fold_names(folds)
     runs: dict[str, dict[int, list[Path]]] = {}
     others = []
     for row, seed in ((row, seed) for row in sweep.rows for seed in seeds):
-        folders = [run_folder(output, 'finetune', row, seed, part) for part in parts]
-        states = zip(parts, map(folder_state, folders), strict=True)
-        missing = [f'{part} {state}'.strip() for part, state in states if state != 'finished']
+        folders = [run_folder(output, 'finetune', row, seed, fold) for fold in names]
+        states = zip(names, map(folder_state, folders), strict=True)
+        missing = [f'{fold} {state}'.strip() for fold, state in states if state != 'finished']
         if missing:
             others.append(f'{row.name} seed {seed} ({", ".join(missing)})')
         else:

@@ -136,7 +136,7 @@ def test_an_option_that_the_share_would_replace_is_refused(options, key, tmp_pat
     scales = {'tiny': {'finetune': options}}
     file = methods_file(tmp_path, **shares, methods=methods(scratch=own), scales=scales)
     assert load_sweep(file).rows
-    with pytest.raises(ValueError, match=f'finetune of the scale: {key}'):
+    with pytest.raises(ValueError, match=f'finetune of all rows: {key}'):
         load_sweep(file, 'tiny')
 
 
@@ -187,6 +187,10 @@ def test_some_subsets_keep_the_method_of_the_reference(tmp_path: Path) -> None:
         ({'rows': {'a': {}, 'b': {'against': 'pixels', 'pretrain': 'none'}}}, 'pixels'),
         ({'rows': {'a/b': {}}}, 'a/b'),
         ({'scores': 5}, 'scores'),
+        ({'titles': 5}, 'titles'),
+        ({'titles': {'l1': {'a': 1}}}, 'titles: l1'),
+        ({'note': ['a']}, 'note'),
+        ({'seeds': 0}, 'seeds'),
         ({'reference': {'pretrain': PRETRAIN, 'finetune': FINETUNE, 'row': 'c'}}, 'c'),
         ({'reference': {'finetune': FINETUNE}}, 'row l2'),
         ({'rows': {'a': {}, 'b': {'pretrain': {'DATA.MASK_RATO': 0.5}}}}, 'DATA.MASK_RATO'),
@@ -245,6 +249,9 @@ def test_a_scale_selects_rows_and_puts_options_under_the_changes_of_all(tmp_path
     ]
     assert [expected_config(row, 'finetune').TRAIN.EPOCHS for row in sweep.rows] == [3, 9]
     assert sweep.seeds == 2 and sweep.note == 'Published: 1 for l2'
+    whole = load_sweep(sweep_file(tmp_path, rows=SCALED_ROWS, seeds=2, **options))
+    assert whole.seeds == 2 and whole.rows[2].options('finetune') == {'TRAIN.EPOCHS': 9}
+    assert whole.rows[0].options('simmim') == {'TRAIN.EPOCHS': 4}
     with pytest.raises(ValueError, match='huge'):
         load_sweep(path, 'huge')
     assert load_sweep(scaled_file(tmp_path, note=''), 'tiny').note == ''
@@ -430,6 +437,8 @@ def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) ->
     [
         ({'shares': None}, 'shares'),
         ({'reference': 'dino'}, 'dino'),
+        ({'shares': {1: 5}}, 'shares: 1'),
+        ({'methods': methods(b={'finetune': FINETUNE, 'pretrain_options': {}})}, 'method b'),
         ({'methods': methods(b={'finetune': FINETUNE, 'pretrain': FINETUNE})}, 'MODEL.NAME'),
         ({'methods': methods(b={'finetune': FINETUNE, 'options': {}})}, 'method b'),
         (
