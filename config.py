@@ -60,6 +60,12 @@ STAGES = {
     'contrastive': 'Contrastive pre-training',
     'finetune': 'Fine-tuning and evaluation',
 }
+# Config files that the help of the mains shows.
+EXAMPLES = {
+    'simmim': 'configs/swin_nano__demo/simmim_pretrain__swin_nano__img64_window4__demo.yaml',
+    'contrastive': 'configs/resnet18__demo/contrastive_pretrain__resnet18__img64__moco_demo.yaml',
+    'finetune': 'configs/swin_nano__demo/simmim_finetune__swin_nano__img64_window4__demo.yaml',
+}
 # Stages of options that more than one of them uses.
 PRETRAINING = ('simmim', 'contrastive')
 AUGMENTED = ('contrastive', 'finetune')  # SimMIM and MAE only crop and flip
@@ -891,6 +897,9 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     parser = Parser(
         description=f'{STAGES[stage]}. Start it with python, or with torchrun for several '
         'processes.',
+        epilog=f'Example: --cfg {EXAMPLES[stage]} --data-path DIR --tag first --check. '
+        'configs/ has more files (docs/reference/configs.md), and docs/reference/config.md the '
+        'keys of --opts.',
         allow_abbrev=False,
     )
     parser.set_defaults(stage=stage)

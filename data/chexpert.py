@@ -86,7 +86,12 @@ def read_csv(
     advice = _advice(root, csv_name)
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
     if not advice and not any(root.glob('*.csv')):
-        hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
+        hint += (
+            '; to learn labels, write this table (docs/howto/own_data.md) or name yours with '
+            'DATA.TRAIN_CSV or DATA.DATASET'
+            if labels
+            else '; to pre-train on images without a CSV file, set DATA.DATASET folder'
+        )
     table = Table(root / csv_name, on_fault, hint + advice)
 
     if split:

@@ -5,6 +5,7 @@ import faulthandler
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ from engine.interruptions import Preempted
 from engine.run_record import (
     EXIT_NOT_KEPT,
     EXIT_PREEMPTED,
+    LOCK_FILE,
     Run,
     RunRecord,
     code_version,
@@ -79,6 +81,7 @@ class Process:
     """Holds the resources of this process during a run."""
 
     run: Run | None = None
+    has_new_folder: bool = False  # whether no start before this one had the run folder
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def close(self, code: int) -> None:
@@ -109,6 +112,7 @@ def setup_run(args: Namespace, process: Process) -> None:
     random.seed(seed)
 
     folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
+    process.has_new_folder = not any(distributed.gather(folder.exists()))
     trains = _trains(config)
     writes = trains and distributed.is_main()
     problem, is_safe = '', True
@@ -171,8 +175,9 @@ def _log_start(run: Run) -> None:
     config, logger = run.config, run.logger
     logger.debug(config_text(config))
     logger.info(
-        f'run folder {run.folder}; {distributed.world_size()} process(es) on {run.device.type}, '
-        f'{torch.get_num_threads()} threads each; torch {torch.__version__}; seed {config.SEED}'
+        f'run folder {run.folder}; device {run.device.type}; processes: '
+        f'{distributed.world_size()}, threads of each: {torch.get_num_threads()}; torch '
+        f'{torch.__version__}; seed {config.SEED}'
     )
     logger.info(describe_precision(config, run.device))
 
@@ -212,11 +217,20 @@ def _fail(process: Process, error: BaseException) -> int:
         run.logger.error(message)
     with contextlib.suppress(Exception):  # the last metrics may be impossible to write
         process.close(code)
+    if run is not None and code == EXIT_MISTAKE and process.has_new_folder:
+        _remove_unused(run.folder)
     if run is None or not distributed.is_main():  # only the logger of rank 0 writes to the console
         if unexpected:
             traceback.print_exception(error)
         print(f'error: {message}', file=sys.stderr)  # noqa: T201
     return code
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder of a run that wrote nothing but its log, for example without its data."""
+    names = [file.name for file in folder.iterdir()]
+    if all(name == LOCK_FILE or name.startswith('log_rank') for name in names):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cause_of_another(code: int) -> str:

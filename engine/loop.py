@@ -163,7 +163,8 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     logger.info(
         f'{num_parameters:,} parameters; {len(loader)} batches of {config.DATA.BATCH_SIZE} per '
         f'epoch and process, {state.steps_per_epoch} steps of '
-        f'{config.DATA.BATCH_SIZE * accumulation * distributed.world_size()} images'
+        f'{config.DATA.BATCH_SIZE * accumulation * distributed.world_size()} images. Epochs count '
+        'from 1 here, and from 0 in names of files'
     )
     return state
 
@@ -218,7 +219,7 @@ def train_one_epoch(
                 progress.data_seconds = waited + clock.data_seconds
                 saver.save_step(state)
     seconds = before + time.perf_counter() - clock.start
-    run.logger.debug(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')
+    run.logger.debug(f'epoch {epoch + 1}: training took {timedelta(seconds=int(seconds))}')
     images = state.batch * config.DATA.BATCH_SIZE * distributed.world_size()
     return {
         'loss': state.progress.mean_loss(),
@@ -280,9 +281,9 @@ def flush_metrics(run: Run, state: TrainState) -> None:
                 '--amp-opt-level O0.'
             )
         raise FloatingPointError(
-            f'the loss or its gradient is not finite in epoch {state.epoch}, batch {batch}, with '
-            f'learning rate {shown_rate(run, state):.4e}; no checkpoint contains these weights. '
-            f'{advice}'
+            f'the loss or its gradient is not finite in epoch {state.epoch + 1}, batch '
+            f'{batch + 1}, with learning rate {shown_rate(run, state):.4e}; no checkpoint contains '
+            f'these weights. {advice}'
         )
 
 
@@ -390,7 +391,8 @@ def _log_line(run: Run, state: TrainState, i: int) -> None:
     images_per_second = run.config.DATA.BATCH_SIZE * distributed.world_size() / clock.mean_batch()
     eta = timedelta(seconds=int(clock.mean_batch() * (state.num_batches - i)))
     memory = torch.cuda.max_memory_allocated() / 2**20 if run.device.type == 'cuda' else 0.0
-    head, left = f'Train: [{state.epoch}/{epochs}][{i}/{state.num_batches}]', _time_left(run, state)
+    head = f'Train: [{state.epoch + 1}/{epochs}][{i + 1}/{state.num_batches}]'
+    left = _time_left(run, state)
     loss = f'loss {progress.last_loss:.4f} ({progress.mean_loss():.4f})'
     for name, mean in progress.mean_logged().items():
         loss += f' {name} {progress.last_logged[name]:.4f} ({mean:.4f})'

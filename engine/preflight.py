@@ -127,7 +127,7 @@ class Preflight:
         else:
             used, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
             advice = f'use all: torchrun --nproc_per_node {gpus}' if used < gpus else ''
-            self.add('device', f'{used} of {gpus} GPU(s), {torch.cuda.get_device_name()}', advice)
+            self.add('device', f'GPUs: {used} of {gpus}, {torch.cuda.get_device_name()}', advice)
         if self.config.DATA.NUM_WORKERS and has_small_shared_memory():
             self.add('shared memory', 'a few batches fill /dev/shm', SHARED_MEMORY_ADVICE)
         folder = self.run.folder
@@ -315,7 +315,8 @@ class Preflight:
         first, *others = distributed.gather(self.findings)
         first += [each for rank in others for each in rank if each.status == 'problem']
         problems = sum(finding.status == 'problem' for finding in first)
-        verdict = f'not ready: {problems} problem(s)' if problems else 'ready'
+        number = '1 problem' if problems == 1 else f'{problems} problems'
+        verdict = f'not ready: {number}' if problems else 'ready'
         if not problems and not math.isnan(seconds):
             verdict += f', about {duration(seconds)}'
         width, lines = max(len(finding.check) for finding in first), []

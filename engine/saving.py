@@ -103,7 +103,7 @@ class Saver:
 
     def _stop(self, state: TrainState) -> None:
         self.close()
-        place = f'epoch {state.epoch}, step {state.step} of {state.steps_per_epoch}'
+        place = f'epoch {state.epoch + 1}, step {state.step} of {state.steps_per_epoch}'
         by = self.interruptions.signal or 'a signal to another process'
         raise Preempted(f'stopped by {by}, saved in {place}: the same command resumes the run')
 

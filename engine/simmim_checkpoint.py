@@ -18,7 +18,7 @@ def from_simmim(saved: dict, path: str | Path, logger: logging.Logger) -> dict:
     options = saved['config']
     options['DATA']['HOLDOUT_FRACTION'] = 0.0  # SimMIM learns from all images
     logger.info(
-        f'{path} is of SimMIM: training continues after its epoch {saved["epoch"]}, with new '
+        f'{path} is of SimMIM: training continues after its {saved["epoch"] + 1} epochs, with new '
         'random states and without its best score'
     )
     return {

@@ -285,10 +285,10 @@ class TrainState:
                 set_rng_state(rng[distributed.rank()])
             else:
                 logger.warning(
-                    f'the checkpoint was written by {len(rng)} process(es) and this run has '
-                    f'{processes}: dropout and drop path start from new random states'
+                    f'processes: {len(rng)} wrote the checkpoint, and this run has {processes}: '
+                    'dropout and drop path start from new random states'
                 )
-        logger.info(f'resumed from {source}: epoch {self.epoch}, batch {self.batch}')
+        logger.info(f'resumed from {source}: {self.epoch} epochs and {self.batch} batches are done')
 
     def _log_changes(self, saved: dict, config: Config, logger: logging.Logger) -> None:
         """Log changed options, and forget the best score if another score selects now.
@@ -343,7 +343,7 @@ class TrainState:
         old, new = size * processes, config.DATA.BATCH_SIZE * distributed.world_size()
         old_step, new_step = old * accumulation, new * self.accumulation
         change = (
-            f'{self.source}: a step had {old_step} images ({processes} process(es) x {accumulation}'
+            f'{self.source}: a step had {old_step} images (processes {processes} x {accumulation}'
             f' batches x {size}), and now it has {new_step} ({distributed.world_size()} x '
             f'{self.accumulation} x {config.DATA.BATCH_SIZE})'
         )

@@ -138,6 +138,10 @@ class Statistics(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __str__(self) -> str:
+        mean, std = (', '.join(map(str, values)) for values in self)
+        return f'mean {mean} and deviation {std}'
+
 
 @dataclass
 class Report:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from ast import literal_eval
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ class Config(CfgNode):
 
 DEFAULTS = Config()
 COMMAND_LINE = '--opts'
+ROOT = Path(__file__).resolve().parents[1]
+NUM_SIMILAR = 3  # config files that a message names
 
 
 def default_config() -> Config:
@@ -37,9 +40,23 @@ def default_config() -> Config:
 
 
 def shipped_file(path: str | Path) -> Path:
-    """Return the path of a config file, which may be given relative to this project."""
-    own = Path(__file__).parents[1] / path
-    return own if not Path(path).exists() and own.is_file() else Path(path)
+    """Return the path of a config file, which may be given relative to this project.
+
+    Raises:
+        ValueError: If it does not exist. The message names shipped files that resemble it.
+    """
+    for file in (Path(path), ROOT / path):
+        if file.exists() and not file.is_dir():  # it may be a pipe of the shell
+            return file
+
+    def likeness(name: str) -> float:
+        common = set(re.findall('[a-z0-9]+', name)) & set(re.findall('[a-z0-9]+', wanted))
+        return len(common) + difflib.SequenceMatcher(None, name, wanted).ratio()
+
+    wanted = str(path).lower()
+    names = [str(file.relative_to(ROOT)) for file in ROOT.glob('configs/*/*.yaml')]
+    similar = sorted(names, key=likeness, reverse=True)[:NUM_SIMILAR]
+    raise ValueError(f'--cfg: there is no file {path}; similar ones are {", ".join(similar)}')
 
 
 def value_at(config: CfgNode, key: str) -> Any:

@@ -74,9 +74,13 @@ def test_no_data_path(eight, tmp_path, refused, monkeypatch):
     assert not results_in(tmp_path / 'out')
 
 
-def test_a_folder_without_a_csv(eight, tmp_path, refused):
-    argv = arguments(config_of(tmp_path, 'simmim'), eight / 'train', tmp_path / 'out')
-    refused('simmim', argv, eight / 'train', 'DATA.DATASET folder')
+@pytest.mark.parametrize(
+    'stage, remedy', [('simmim', 'DATA.DATASET folder'), ('finetune', 'DATA.TRAIN_CSV')]
+)
+def test_a_folder_without_a_csv_leaves_no_run_folder(stage, remedy, eight, tmp_path, refused):
+    argv = arguments(config_of(tmp_path, stage), eight / 'train', tmp_path / 'out')
+    refused(stage, argv, eight / 'train', remedy)
+    assert not [*tmp_path.glob('out/*/*')]
 
 
 def test_an_output_folder_inside_a_folder_of_images(eight, tmp_path, refused, monkeypatch):

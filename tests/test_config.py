@@ -44,6 +44,26 @@ def write(folder: Path, name: str, text: str) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize(
+    'wrong, similar',
+    [
+        ('configs/swin_nano__demo', 'configs/swin_nano__demo/simmim_'),
+        ('simmim_pretrain__vit_tiny.yaml', 'configs/vit_tiny__chexpert_20ep/simmim_pretrain__'),
+        ('configs/resnet50__chexpert/finetune.yaml', 'configs/resnet50__chexpert_20ep/simmim_'),
+    ],
+)
+def test_a_config_that_does_not_exist_lists_shipped_ones_that_resemble_it(wrong, similar) -> None:
+    with pytest.raises(ValueError, match=f'{wrong}.* {similar}'):
+        get_config(argparse.Namespace(cfg=wrong))
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_the_example_in_the_help_of_a_main_is_accepted(stage) -> None:
+    parser = build_parser(stage)
+    words = re.search('Example: (.*--check)', parser.format_help(), re.DOTALL)[1].split()
+    assert get_config(parser.parse_args(words)).TAG == 'first'
+
+
 @pytest.fixture
 def cfg(tmp_path) -> str:
     """A config file that changes nothing."""

@@ -132,7 +132,7 @@ def test_log_has_reduced_figures_and_enough_digits_and_waits_when_it_prints(
     losses = [((x @ own.T) ** 2).mean().item() + 0.5 for (x,) in batches]
     assert figures['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
     lines = [m for m in caplog.messages if m.startswith('Train: ')]
-    assert [re.search(r'\[(\d)/5\]', line)[1] for line in lines] == ['0', '3', '4']
+    assert [re.search(r'\[(\d)/5\]', line)[1] for line in lines] == ['1', '4', '5']
     assert all(' lr 1.2345e-09\t' in line for line in lines)
     assert f'loss {losses[3]:.4f} ({np.mean(losses[:4]):.4f})' in lines[1]
     assert calls == [1, 3, 1]

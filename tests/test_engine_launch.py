@@ -142,6 +142,7 @@ def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(
             super().close(code)
 
     monkeypatch.setitem(WRITERS, 'tensorboard', Board)
+    folder.mkdir(parents=True)  # a new one would not outlive a mistake
     before = signal.getsignal(signal.SIGTERM)
     assert launch('simmim', main, argv) == code
     assert codes == [code]

@@ -101,10 +101,10 @@ def test_the_bar_shows_the_newest_loss_in_80_columns(tmp_path, monkeypatch) -> N
 
 @pytest.mark.parametrize(('bad', 'print_freq'), [(math.nan, 1), (math.inf, 100)])
 def test_a_non_finite_loss_stops_with_its_epoch_batch_and_rate(tmp_path, bad, print_freq) -> None:
-    """Batch 3 of epoch 7 is batch 38 of the run, and its rate is set after batch 37."""
+    """Batch 4 of epoch 8, from 1, has 38 batches before it, and its rate is that of batch 37."""
     batches = five_batches()
     batches[3] = (torch.full((4, 3), bad),)
-    with pytest.raises(FloatingPointError, match=r'epoch 7, batch 3\b.* 3\.7000e-05;'):
+    with pytest.raises(FloatingPointError, match=r'epoch 8, batch 4\b.* 3\.7000e-05;'):
         one_epoch(tmp_path, batches, rate=lambda step: step * 1e-6, PRINT_FREQ=print_freq)
 
 
@@ -117,7 +117,7 @@ def infinite_gradient(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
 def test_a_non_finite_gradient_stops_at_its_step(tmp_path) -> None:
     batches = [(torch.full((4, 3), float(i == 5) * 6 + 1),) for i in range(9)]
     keys = {'TRAIN__ACCUMULATION_STEPS': 2, 'TRAIN__CLIP_GRAD': 5.0, 'PRINT_FREQ': 7}
-    with pytest.raises(FloatingPointError, match=r'epoch 7, batch 5\b'):
+    with pytest.raises(FloatingPointError, match=r'epoch 8, batch 6\b'):
         one_epoch(tmp_path, batches, infinite_gradient, rate=0.001, **keys)
 
 

@@ -124,7 +124,7 @@ def test_a_request_saves_and_a_signal_also_stops(tmp_path, saver_of, requests) -
     requests.asked = (True, False)
     state.batch = 6
     assert saver.is_due(state)
-    with pytest.raises(Preempted, match=r'another process, saved in epoch 2, step 3 of 4'):
+    with pytest.raises(Preempted, match=r'another process, saved in epoch 3, step 3 of 4'):
         saver.save_step(state)
     assert files(tmp_path) == ['ckpt_epoch_2_step_2.pth', 'ckpt_epoch_2_step_3.pth']
     requests.signal, state.epoch = 'SIGTERM', 3

@@ -147,7 +147,7 @@ def stop_in_the_second_epoch(command: list[str], output: Path) -> None:
     log = folder_of(output) / 'log_rank0.txt'
     with (output.parent / f'{output.name}.txt').open('w') as console:
         process = subprocess.Popen(command, cwd=ROOT, stdout=console, stderr=console)
-        while process.poll() is None and not (log.exists() and 'Train: [1/' in log.read_text()):
+        while process.poll() is None and not (log.exists() and 'Train: [2/' in log.read_text()):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 75

@@ -240,7 +240,7 @@ def test_timms_config_json_states_mean_and_deviation(tmp_path, log) -> None:
     sizes = VIT_SIZES | {'in_chans': 3}
     _, file = timm_folder(tmp_path, **sizes, num_heads=4)
     started(make_config('vit', 1, **PLAIN, MODEL__VIT__USE_MEAN_POOLING=False), file)
-    assert 'from 3 to 1 channels, from Statistics(mean=(0.5, 0.5, 0.5)' in log.text
+    assert 'from 3 to 1 channels, from mean 0.5, 0.5, 0.5 and deviation 0.5, 0.5, 0.5' in log.text
     assert 'assumed' not in log.text
 
 

@@ -56,7 +56,7 @@ if [ "$nodes" -gt 1 ] && [ -z "${GLOO_SOCKET_IFNAME-}" ]; then
     GLOO_SOCKET_IFNAME=$(ip route get "$other" | sed -n 's/.* dev \([^ ]*\).*/\1/p')
     [ -z "$GLOO_SOCKET_IFNAME" ] || export GLOO_SOCKET_IFNAME
 fi
-echo "slurm: $name: node $((number + 1)) of $nodes, $has, $processes process(es)," \
+echo "slurm: $name: node $((number + 1)) of $nodes, $has, processes: $processes," \
     "gloo on ${GLOO_SOCKET_IFNAME:-the network of the host name}, cache $cache"
 
 asked='' again='' torchrun=''

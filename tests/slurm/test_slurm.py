@@ -155,7 +155,7 @@ def test_a_whole_node_uses_its_gpus(options: list[str], processes: int, cluster:
     around = {'SLURM_GPUS_PER_NODE': str(3 - processes)}
     job = cluster.submit(*options, 'scripts/slurm/node.sbatch', 'main_simmim.py', **around)
     assert cluster.end_of(job)['JobState'] == 'COMPLETED', cluster.text(job)
-    assert f'{processes} GPUs, {processes} process(es)' in cluster.text(job)
+    assert f'{processes} GPUs, processes: {processes}' in cluster.text(job)
 
 
 def test_a_cancelled_job_is_not_queued_again(cluster: Cluster, tmp_path: Path) -> None:
