@@ -128,111 +128,18 @@ ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 OF_THE_START = ('command', 'function', 'list', 'parallel', 'slurm', 'job')
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
-    commands = parser.add_subparsers(dest='command', required=True)
-    for name, (function, add_flags, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function)
-        add_flags(command.add_argument)
-    return parser.parse_args(argv)
-
-
-def _add_sweep(add: Callable, *, required: bool = True) -> None:
-    add('--sweep', type=_path, required=required, metavar='F', help='sweep file')
-    add('--scale', default='', metavar='S', help='scale of the sweep file')
-    add('--subsets', nargs='+', default=[], metavar='S',
-        help='only these shares or numbers of labelled images (default: all)')  # fmt: skip
-
-
-def _add_run(add: Callable) -> None:
-    _add_sweep(add)
-    add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
-    add('--seeds', type=_count, metavar='N', help='seeds 0 to N - 1 (default: as in the scale, or '
-        f'{DEFAULT_SEEDS})')  # fmt: skip
-    add('--seed', type=int, metavar='S', help='only this seed, instead of --seeds')
-    add('--data-path', type=_path, help='root folder of the data')
-    add('--unlabelled', type=_path, metavar='DIR', help='folder or store of images for '
-        'pre-training, instead of --data-path')  # fmt: skip
-    add('--folds', type=_count, metavar='N', help='cross-validation: fine-tune N times with '
-        'on the folds of scripts/folds.py, see `join`')  # fmt: skip
-    add('--images-seen', type=_count, metavar='N', help='pre-train for as many epochs as show N '
-        'images (at most 200), the first tenth as warm-up')  # fmt: skip
-    for section in ('pretrain', 'finetune'):
-        add(f'--{section}-opts', nargs='+', default=[], metavar='KEY VALUE',
-            help='options that override the YAML files of this stage; also as a single text, in '
-            'which a value with spaces has quotes')  # fmt: skip
-    add('--row', nargs='+', metavar='NAME', help='only these rows of the sweep; with a single row '
-        'the log is printed')  # fmt: skip
-    add('--processes', type=_count, default=1, help='GPUs per run (default: 1)')
-    add('--parallel', type=_count,
-        help='number of simultaneous runs, which share GPUs if there are fewer (default: one per '
-        'GPU, or 1 without GPUs)')  # fmt: skip
-    add('--keep', choices=('all', 'best'), default='all', help='best: finished runs only keep '
-        'the selected checkpoint, or the one that fine-tuning starts from')  # fmt: skip
-    add('--list', action='store_true',
-        help='only show the runs with number, state, config and options')  # fmt: skip
-    add('--slurm', nargs='*', metavar='OPTION', help='submit all unfinished runs as job arrays, '
-        'with options of sbatch without dashes, such as partition=gpu')  # fmt: skip
-    add('--job', type=int, metavar='I', help='only the run with number I of --list')
-
-
-def _add_join(add: Callable) -> None:
-    _add_sweep(add)
-    add('--output', type=_path, required=True, metavar='D', help='root of the run folders')
-    add('--folds', type=_count, required=True, help='the same as for `run`')
-    add('--seeds', type=_count, default=3, help='seeds 0 to N - 1 (default: %(default)s)')
-    add('--save', type=Path, required=True, metavar='P', help='folder of the joined predictions')
-    add('--tune', action='store_true', help='also write the scores that choose a rate')
-
-
-def _add_table(add: Callable) -> None:
-    _add_sweep(add, required=False)
-    add('--output', type=_path, metavar='D', help='root of the run folders')
-    add('--predictions', type=Path, metavar='P', help='instead: folder that `join` wrote')
-    add('--labels', type=Path, help='with --predictions: CSV file with the labels of all images')
-    add('--runs', nargs='+', default=[], metavar='NAME=FOLDER', help='instead of a sweep: single '
-        'runs; * in a folder stands for several seeds')  # fmt: skip
-    add('--save', type=Path, metavar='T', help='folder of the tables (default: --output)')
-    add('--seeds', type=_count, metavar='N', help='seeds 0 to N - 1 (default: as in the scale, or '
-        'all joined ones)')  # fmt: skip
-    add('--split', choices=SPLITS, default='', help='split to compare (default: the first of '
-        f'{", ".join(SPLITS)} that the runs were scored on)')  # fmt: skip
-    add('--scores', nargs='+', default=[], metavar='SCORE',
-        help=f'{", ".join(MEANS)}, a label, or METRIC:LABEL such as f1:Edema')  # fmt: skip
-    add('--columns', nargs='+', default=[], metavar='TITLE',
-        help='columns of the Markdown and LaTeX tables, in order (default: all)')  # fmt: skip
-    add('--row', nargs='+', default=[], metavar='NAME',
-        help='only these rows, compared with each other')  # fmt: skip
-    add('--against', nargs='+', default=[], metavar='METHOD',
-        help='compare each row with these methods, such as metadata, instead')  # fmt: skip
-    add('--tune', action='store_true', help='choose between rows that differ in TRAIN.BASE_LR')
-    add('--resamples', type=at_least(0), metavar='N',
-        help='resamples of the patients (default: 10000, or 200 for each comparison)')  # fmt: skip
-    add('--subgroups', nargs='*', metavar='COLUMN', help='also compare the rows by sex, age, view, '
-        'and these columns or those of EVAL.GROUPS, for the first score')  # fmt: skip
-    add('--demographics', type=_path, metavar='FILE', help='.csv or .xlsx file with '
-        'these columns by patient (default: DATA.DEMOGRAPHICS)')  # fmt: skip
-
-
-def _add_plot(add: Callable) -> None:
-    _add_sweep(add)
-    add('--save', type=Path, metavar='T', help='folder that `table` wrote (default: --output)')
-    add('--output', type=_path, metavar='D', help='root of the run folders, for learning curves')
-    add('--seeds', type=_count, metavar='N', help='seeds of the learning curves')
-    add('--scores', nargs=1, default=[], metavar='SCORE', help='a score of the tables')
-    add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='only these differences')
-    add('--rows', nargs='+', default=[], metavar='NAME',
-        help='only these rows or methods, in this order, in every figure')  # fmt: skip
-    add('--figure', type=Path, metavar='FILE', help='only draw the scores, or with --pairs their '
-        'differences, to this .png, .pdf or .svg file')  # fmt: skip
-
-
-def _path(text: str) -> Path:
+def full_path(text: str) -> Path:
     return Path(text).absolute()
 
 
-_count = at_least(1)
+positive = at_least(1)
+
+
+def sweep_flags(add: Callable, *, required: bool = True) -> None:
+    add('--sweep', type=full_path, required=required, metavar='F', help='sweep file')
+    add('--scale', default='', metavar='S', help='scale of the sweep file')
+    add('--subsets', nargs='+', default=[], metavar='S',
+        help='only these shares or numbers of labelled images (default: all)')  # fmt: skip
 
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
@@ -247,23 +154,58 @@ def seeds_of(args: argparse.Namespace) -> list[int]:
     return list(range(args.seeds or sweep_of(args).seeds or DEFAULT_SEEDS))
 
 
-def split_options(words: list[str]) -> list[str]:
-    """Split text such as 'KEY VALUE ...' where a key is expected. Values stay as they are.
+# run ----------------------------------------------------------------------------------------------
 
-    Quotes around a value are removed, and quotes inside a value are kept.
-    """
-    found: list[str] = []
-    for word in words:
-        if len(found) % 2:
-            found.append(word)
-            continue
-        try:
-            parts = shlex.split(word, posix=False)
-        except ValueError as error:
-            raise ValueError(f'options {word!r}: {error}') from error
-        found += [part[1:-1] if part[:1] in QUOTES and part[-1:] == part[:1] else part
-                  for part in parts]  # fmt: skip
-    return found
+
+def run_flags(add: Callable) -> None:
+    sweep_flags(add)
+    add('--output', type=full_path, required=True, metavar='D', help='root of all run folders')
+    add('--seeds', type=positive, metavar='N',
+        help=f'seeds 0 to N - 1 (default: as in the scale, or {DEFAULT_SEEDS})')  # fmt: skip
+    add('--seed', type=int, metavar='S', help='only this seed, instead of --seeds')
+    add('--data-path', type=full_path, help='root folder of the data')
+    add('--unlabelled', type=full_path, metavar='DIR', help='folder or store of images for '
+        'pre-training, instead of --data-path')  # fmt: skip
+    add('--folds', type=positive, metavar='N', help='cross-validation: fine-tune N times with '
+        'on the folds of scripts/folds.py, see `join`')  # fmt: skip
+    add('--images-seen', type=positive, metavar='N', help='pre-train for as many epochs as show N '
+        'images (at most 200), the first tenth as warm-up')  # fmt: skip
+    for section in ('pretrain', 'finetune'):
+        add(f'--{section}-opts', nargs='+', default=[], metavar='KEY VALUE',
+            help='options that override the YAML files of this stage; also as a single text, in '
+            'which a value with spaces has quotes')  # fmt: skip
+    add('--row', nargs='+', metavar='NAME', help='only these rows of the sweep; with a single row '
+        'the log is printed')  # fmt: skip
+    add('--processes', type=positive, default=1, help='GPUs per run (default: 1)')
+    add('--parallel', type=positive,
+        help='number of simultaneous runs, which share GPUs if there are fewer (default: one per '
+        'GPU, or 1 without GPUs)')  # fmt: skip
+    add('--keep', choices=('all', 'best'), default='all', help='best: finished runs only keep '
+        'the selected checkpoint, or the one that fine-tuning starts from')  # fmt: skip
+    add('--list', action='store_true',
+        help='only show the runs with number, state, config and options')  # fmt: skip
+    add('--slurm', nargs='*', metavar='OPTION', help='submit all unfinished runs as job arrays, '
+        'with options of sbatch without dashes, such as partition=gpu')  # fmt: skip
+    add('--job', type=int, metavar='I', help='only the run with number I of --list')
+
+
+def run(args: argparse.Namespace) -> int:
+    if not (args.data_path or args.list):
+        raise ValueError('run needs --data-path, the root folder of the data')
+    jobs = jobs_of(args)
+    if args.list:
+        print(*describe_runs(jobs), sep='\n')
+        return 0
+    for job in jobs:  # now, not when the runs before it have ended
+        require_packed_steps(job.config, job.config.DATA.DATA_PATH)
+    if args.folds:
+        write_tables(args)
+    if args.slurm is not None:
+        return submit(args, jobs)
+    if args.job is not None:
+        jobs = [startable(jobs, args.job)]
+    logs = None if len(args.row or ()) == 1 else args.output / LOGS
+    return Runner(jobs, slots_of(args), logs, say, args.keep).run()
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -294,23 +236,23 @@ def planned(args: argparse.Namespace, options: dict[str, list[str]]) -> list[Job
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    if not (args.data_path or args.list):
-        raise ValueError('run needs --data-path, the root folder of the data')
-    jobs = jobs_of(args)
-    if args.list:
-        print(*describe_runs(jobs), sep='\n')
-        return 0
-    for job in jobs:  # now, not when the runs before it have ended
-        require_packed_steps(job.config, job.config.DATA.DATA_PATH)
-    if args.folds:
-        write_tables(args)
-    if args.slurm is not None:
-        return submit(args, jobs)
-    if args.job is not None:
-        jobs = [_single(jobs, args.job)]
-    logs = None if len(args.row or ()) == 1 else args.output / LOGS
-    return Runner(jobs, _slots(args), logs, _say, args.keep).run()
+def split_options(words: list[str]) -> list[str]:
+    """Split text such as 'KEY VALUE ...' where a key is expected. Values stay as they are.
+
+    Quotes around a value are removed, and quotes inside a value are kept.
+    """
+    found: list[str] = []
+    for word in words:
+        if len(found) % 2:
+            found.append(word)
+            continue
+        try:
+            parts = shlex.split(word, posix=False)
+        except ValueError as error:
+            raise ValueError(f'options {word!r}: {error}') from error
+        found += [part[1:-1] if part[:1] in QUOTES and part[-1:] == part[:1] else part
+                  for part in parts]  # fmt: skip
+    return found
 
 
 def write_tables(args: argparse.Namespace) -> None:
@@ -324,11 +266,11 @@ def write_tables(args: argparse.Namespace) -> None:
     write_folds(configs[0], folder, args.folds)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True)
 
 
-def _single(jobs: list[Job], number: int) -> Job:
+def startable(jobs: list[Job], number: int) -> Job:
     """Return the run with a number if it can be started now."""
     if not 0 <= number < len(jobs):
         raise ValueError(f'--job must be 0 to {len(jobs) - 1}, got {number}')
@@ -342,7 +284,7 @@ def _single(jobs: list[Job], number: int) -> Job:
     return job
 
 
-def _slots(args: argparse.Namespace) -> list[dict[str, str]]:
+def slots_of(args: argparse.Namespace) -> list[dict[str, str]]:
     """Return the environment variables of each slot, which select its GPUs."""
     # A separate process counts the GPUs, because this one does not import torch.
     command = [sys.executable, '-c', 'import torch; print(torch.cuda.device_count())']
@@ -366,31 +308,40 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
     """Submit job arrays. The runs of each array only need runs of earlier arrays."""
     if shutil.which('sbatch') is None:
         raise ValueError('--slurm: sbatch was not found; use a login node of the cluster')
-    name = f'{args.sweep.stem} in {args.output}'
-    if name in _slurm(['squeue', '--me', '--noheader', '--format=%j']).splitlines():
+    job_name = f'{args.sweep.stem} in {args.output}'
+    if job_name in slurm(['squeue', '--me', '--noheader', '--format=%j']).splitlines():
         raise ValueError(
-            f'--slurm: jobs named {name!r} are in the queue; submit when they have ended'
+            f'--slurm: jobs named {job_name!r} are in the queue; submit when they have ended'
         )
-    before, count, logs = '', 0, args.output / LOGS
+    resources = []  # those of one process in the array script, times the processes
+    if args.processes > 1:
+        resource = r'^#SBATCH --(gpus-per-node|cpus-per-task|mem)=(\d+)(.*)'
+        for key, number, unit in re.findall(resource, ARRAY_SCRIPT.read_text(), re.M):
+            resources.append(f'--{key}={int(number) * args.processes}{unit}')
+    plan_flags = []
+    for name, value in vars(args).items():
+        if name not in OF_THE_START and value not in (None, '', []):
+            values = value if isinstance(value, list) else [value]
+            plan_flags += [f'--{name.replace("_", "-")}', *map(str, values)]
+    before, arrays, logs = '', arrays_of(jobs), args.output / LOGS
     logs.mkdir(parents=True, exist_ok=True)  # Slurm does not make the folder of --output
-    for members in _arrays(jobs):
+    for members in arrays:
         command = ['sbatch', '--parsable', f'--array={",".join(map(str, members))}']
-        command += [f'--job-name={name}', f'--output={logs}/slurm-%A_%a.out']
-        command += _resources(args.processes) if args.processes > 1 else []
+        command += [f'--job-name={job_name}', f'--output={logs}/slurm-%A_%a.out', *resources]
         command += [f'--{option}' for option in args.slurm]
         if before:
             # With afterany a failed run does not stop the others. Each run checks its needs.
             command.append(f'--dependency=afterany:{before}')
-        command += [str(ARRAY_SCRIPT), *_plan_flags(args)]
-        before = _slurm(command).strip().partition(';')[0]
+        command += [str(ARRAY_SCRIPT), *plan_flags]
+        before = slurm(command).strip().partition(';')[0]
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
-        count += len(members)
+    count = sum(map(len, arrays))
     others = len(jobs) - count
     print(f'{count} runs submitted; {others} have finished, are running or wait for such a run')
     return 0
 
 
-def _slurm(command: list[str]) -> str:
+def slurm(command: list[str]) -> str:
     """Run a Slurm command and return the output."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -398,15 +349,7 @@ def _slurm(command: list[str]) -> str:
     return done.stdout
 
 
-def _resources(processes: int) -> list[str]:
-    """Return sbatch options that multiply the resources of the array script by the processes."""
-    lines = re.findall(
-        r'^#SBATCH --(gpus-per-node|cpus-per-task|mem)=(\d+)(.*)', ARRAY_SCRIPT.read_text(), re.M
-    )
-    return [f'--{key}={int(number) * processes}{unit}' for key, number, unit in lines]
-
-
-def _arrays(jobs: list[Job]) -> list[list[int]]:
+def arrays_of(jobs: list[Job]) -> list[list[int]]:
     """Return the run numbers of each array. Runs that wait for a running one are left out."""
     states = {job.folder: state_of(job) for job in jobs}
     waves: dict[Path, int] = {}
@@ -420,13 +363,16 @@ def _arrays(jobs: list[Job]) -> list[list[int]]:
     return [members for _, members in sorted(arrays.items())]
 
 
-def _plan_flags(args: argparse.Namespace) -> list[str]:
-    words = []
-    for name, value in vars(args).items():
-        if name not in OF_THE_START and value not in (None, '', []):
-            values = value if isinstance(value, list) else [value]
-            words += [f'--{name.replace("_", "-")}', *map(str, values)]
-    return words
+# join ---------------------------------------------------------------------------------------------
+
+
+def join_flags(add: Callable) -> None:
+    sweep_flags(add)
+    add('--output', type=full_path, required=True, metavar='D', help='root of the run folders')
+    add('--folds', type=positive, required=True, help='the same as for `run`')
+    add('--seeds', type=positive, default=3, help='seeds 0 to N - 1 (default: %(default)s)')
+    add('--save', type=Path, required=True, metavar='P', help='folder of the joined predictions')
+    add('--tune', action='store_true', help='also write the scores that choose a rate')
 
 
 def join_folds(args: argparse.Namespace) -> None:
@@ -438,6 +384,38 @@ def join_folds(args: argparse.Namespace) -> None:
         seeds=args.seeds,
         tune=args.tune,
     )
+
+
+# table --------------------------------------------------------------------------------------------
+
+
+def table_flags(add: Callable) -> None:
+    sweep_flags(add, required=False)
+    add('--output', type=full_path, metavar='D', help='root of the run folders')
+    add('--predictions', type=Path, metavar='P', help='instead: folder that `join` wrote')
+    add('--labels', type=Path, help='with --predictions: CSV file with the labels of all images')
+    add('--runs', nargs='+', default=[], metavar='NAME=FOLDER', help='instead of a sweep: single '
+        'runs; * in a folder stands for several seeds')  # fmt: skip
+    add('--save', type=Path, metavar='T', help='folder of the tables (default: --output)')
+    add('--seeds', type=positive, metavar='N',
+        help='seeds 0 to N - 1 (default: as in the scale, or all joined ones)')  # fmt: skip
+    add('--split', choices=SPLITS, default='', help='split to compare (default: the first of '
+        f'{", ".join(SPLITS)} that the runs were scored on)')  # fmt: skip
+    add('--scores', nargs='+', default=[], metavar='SCORE',
+        help=f'{", ".join(MEANS)}, a label, or METRIC:LABEL such as f1:Edema')  # fmt: skip
+    add('--columns', nargs='+', default=[], metavar='TITLE',
+        help='columns of the Markdown and LaTeX tables, in order (default: all)')  # fmt: skip
+    add('--row', nargs='+', default=[], metavar='NAME',
+        help='only these rows, compared with each other')  # fmt: skip
+    add('--against', nargs='+', default=[], metavar='METHOD',
+        help='compare each row with these methods, such as metadata, instead')  # fmt: skip
+    add('--tune', action='store_true', help='choose between rows that differ in TRAIN.BASE_LR')
+    add('--resamples', type=at_least(0), metavar='N',
+        help='resamples of the patients (default: 10000, or 200 for each comparison)')  # fmt: skip
+    add('--subgroups', nargs='*', metavar='COLUMN', help='also compare the rows by sex, age, view, '
+        'and these columns or those of EVAL.GROUPS, for the first score')  # fmt: skip
+    add('--demographics', type=full_path, metavar='FILE', help='.csv or .xlsx file with '
+        'these columns by patient (default: DATA.DEMOGRAPHICS)')  # fmt: skip
 
 
 def table(args: argparse.Namespace) -> None:
@@ -603,6 +581,24 @@ def add_last_epoch(lines: Sequence[dict], drawn: pd.DataFrame, score: str) -> No
         line['last_epoch'] = last.get(line['row'])
 
 
+# plot ---------------------------------------------------------------------------------------------
+
+
+def plot_flags(add: Callable) -> None:
+    sweep_flags(add)
+    add('--save', type=Path, metavar='T', help='folder that `table` wrote (default: --output)')
+    add(
+        '--output', type=full_path, metavar='D', help='root of the run folders, for learning curves'
+    )
+    add('--seeds', type=positive, metavar='N', help='seeds of the learning curves')
+    add('--scores', nargs=1, default=[], metavar='SCORE', help='a score of the tables')
+    add('--pairs', nargs='+', default=[], metavar='ROW/ROW', help='only these differences')
+    add('--rows', nargs='+', default=[], metavar='NAME',
+        help='only these rows or methods, in this order, in every figure')  # fmt: skip
+    add('--figure', type=Path, metavar='FILE', help='only draw the scores, or with --pairs their '
+        'differences, to this .png, .pdf or .svg file')  # fmt: skip
+
+
 def plot(args: argparse.Namespace) -> None:
     """Draw the tables in a folder, and with --output the learning curves of the runs."""
     if not (args.save or args.output):
@@ -669,12 +665,25 @@ def figures_of(
     return figures
 
 
+# the command line ---------------------------------------------------------------------------------
+
+
 COMMANDS = {
-    'run': (run, _add_run, 'Run all unfinished runs of a sweep.'),
-    'join': (join_folds, _add_join, 'Join the predictions of the folds of a sweep.'),
-    'table': (table, _add_table, 'Write tables as CSV, Markdown and LaTeX.'),
-    'plot': (plot, _add_plot, 'Draw the tables.'),
+    'run': (run, run_flags, 'Run all unfinished runs of a sweep.'),
+    'join': (join_folds, join_flags, 'Join the predictions of the folds of a sweep.'),
+    'table': (table, table_flags, 'Write tables as CSV, Markdown and LaTeX.'),
+    'plot': (plot, plot_flags, 'Draw the tables.'),
 }
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name, (function, add_flags, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        add_flags(command.add_argument)
+    return parser.parse_args(argv)
 
 
 @tool

@@ -285,9 +285,9 @@ def test_runs_of_one_gpu_share_what_there_is(parallel, processes, gpus, row, mon
     args = argparse.Namespace(parallel=parallel, processes=processes, row=row)
     if gpus is None:
         with pytest.raises(ValueError):
-            ablate._slots(args)
+            ablate.slots_of(args)
         return
-    assert [slot['CUDA_VISIBLE_DEVICES'] for slot in ablate._slots(args)] == gpus
+    assert [slot['CUDA_VISIBLE_DEVICES'] for slot in ablate.slots_of(args)] == gpus
 
 
 # What a sweep will run --------------------------------------------------------------------------
