@@ -334,7 +334,21 @@ def mean_score(folder: Path) -> float:
     Raises:
         ValueError: If there are no such patients, or all labels have few cases among them.
     """
-    labels, probabilities, targets = _not_learned(folder)
+    config = without_cache(load_config(folder))
+    task = task_of(config)
+    train, held_out, _ = split_patients(config, read_split(config, 'train', LOGGER))
+    splits = {'train': unlabelled_records(config, train)}
+    if config.EVAL.SELECT_ON == 'last':
+        splits['holdout'] = select_views(held_out, config.EVAL.VIEWS or config.DATA.VIEWS)
+    empty = np.empty((0, len(task.labels)))
+    predicted, known = [empty], [empty]
+    for split, records in splits.items():
+        if len(records):
+            file = folder / f'predictions_{split}.csv'
+            predicted.append(read_complete(file, records.path, task.labels))
+            known.append(task.scored(records))
+    probabilities, targets = np.concatenate(predicted), np.concatenate(known)
+    labels = task.labels
     counts = count_classes(targets, labels)
     left_out = {*labels_with_few_cases(counts), *counts['same_as']}
     counted = [label not in left_out for label in labels]
@@ -344,23 +358,6 @@ def mean_score(folder: Path) -> float:
             f'{len(targets)} training images that the run did not learn from'
         )
     return float(auroc_per_label(probabilities[:, counted], targets[:, counted]).mean())
-
-
-def _not_learned(folder: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Return labels [K], probabilities [N, K] and targets [N, K] of patients not learned from."""
-    config = without_cache(load_config(folder))
-    task = task_of(config)
-    train, held_out, _ = split_patients(config, read_split(config, 'train', LOGGER))
-    parts = {'train': unlabelled_records(config, train)}
-    if config.EVAL.SELECT_ON == 'last':
-        parts['holdout'] = select_views(held_out, config.EVAL.VIEWS or config.DATA.VIEWS)
-    probabilities, targets = [np.empty((0, len(task.labels)))], [np.empty((0, len(task.labels)))]
-    for split, records in parts.items():
-        if len(records):
-            file = folder / f'predictions_{split}.csv'
-            probabilities.append(read_complete(file, records.path, task.labels))
-            targets.append(task.scored(records))
-    return task.labels, np.concatenate(probabilities), np.concatenate(targets)
 
 
 def _joined_cells(path: Path) -> pd.DataFrame:

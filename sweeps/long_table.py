@@ -89,7 +89,7 @@ def score_runs(
         scores: Scores, see `parts_of`; () for the mean and the AUROC of each label.
         resamples: Number of resamples of the patients.
         seed: Seed of the resamples.
-        by_group: Whether each group of the images is scored, too.
+        by_group: Whether each group of the images, such as 'Sex: Female', is scored, too.
     """
     lines: list[dict[str, Any]] = []
     draws: dict[tuple[str, ...], Resamples] = {}  # rows with the same patients share them
@@ -99,21 +99,30 @@ def score_runs(
         if run.row in last and _is_repeated(run, last[run.row][0]):
             lines += [line | {'seed': run.seed} for line in last[run.row][1]]
             continue
-        own: list[dict[str, Any]] = []
+        lines_of_run: list[dict[str, Any]] = []
         patients = tuple(sorted(set(run.images.patient)))
         if patients not in draws:
             draws[patients] = Resamples(patients, resamples=resamples, seed=seed)
-        place = {'row': run.row, 'seed': run.seed, 'fold': '', 'split': run.split}
         check_scores(scores, run.images.labels)
-        for group, chosen in _groups(run.images, by_group):
+        groups = {EVERYONE: np.full(len(run.images), True)}
+        for column, values in run.images.groups.items() if by_group else ():
+            for name in sorted({*values} - {''}, key=natural_order):
+                groups[f'{column}: {name}'] = values == name
+        for group, chosen in groups.items():
             cases = run.images.select(chosen).at_level(run.level)
             weights = draws[patients].score_weights(cases.patient)
             wanted = scores or (MEANS[0], *cases.labels)
-            values = _values(cases, wanted, weights, run.thresholds)
-            where = place | {'level': run.level, 'group': group}
-            own += [where | line for line in (*values, *_counts(cases))]
-        last[run.row] = run, own
-        lines += own
+            key = {'row': run.row, 'seed': run.seed, 'fold': '', 'split': run.split}
+            key |= {'level': run.level, 'group': group}
+            scored = _values(cases, wanted, weights, run.thresholds)
+            lines_of_run += [key | line for line in scored]
+            lines_of_run.append(key | {'label': '', 'metric': 'cases', 'value': len(cases)})
+            counts = cases.count_classes()
+            for metric in ('positives', 'negatives'):
+                for label, number in counts[metric].items():
+                    lines_of_run.append(key | {'label': label, 'metric': metric, 'value': number})
+        last[run.row] = run, lines_of_run
+        lines += lines_of_run
     return pd.DataFrame(lines, columns=[*KEYS, 'value', 'resamples'])
 
 
@@ -179,19 +188,19 @@ def read_table(path: Any) -> pd.DataFrame:
         raise ValueError(f'{path} is no long table of scores: {error}') from error
 
 
-def _groups(images: Cases, by_group: bool) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield everyone and each group, such as 'Sex: Female', with a mask [N] of its images."""
-    yield EVERYONE, np.full(len(images), True)
-    for column, values in images.groups.items() if by_group else ():
-        for name in sorted({*values} - {''}, key=natural_order):
-            yield f'{column}: {name}', values == name
-
-
 def _values(
     cases: Cases, scores: Sequence[str], weights: np.ndarray, thresholds: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
     """Yield label, metric, value and resamples of each score that is defined."""
-    members = {score: _members(parts_of(score)[1], cases) for score in scores}
+    defined = cases.has_both_classes()
+    means = cases.mean_labels()
+    members: dict[str, list[str]] = {}  # labels of each score
+    for score in scores:
+        label = parts_of(score)[1]
+        if label in MEANS:
+            members[score] = [*means['five' if label == 'mean_of_five' else 'labels']]
+        else:
+            members[score] = [label] if defined[cases.labels.index(label)] else []
     metrics: dict[str, dict[str, None]] = {}  # metrics of each label
     for score, labels in members.items():
         for label in labels:
@@ -214,19 +223,3 @@ def _values(
         if known:
             values = np.mean([found[label][metric] for label in known], axis=0)
             yield {'label': name, 'metric': metric, 'value': values[0], 'resamples': values}
-
-
-def _members(label: str, cases: Cases) -> list[str]:
-    """Return the labels of a mean, or the label itself; [] if it is undefined."""
-    if label not in MEANS:
-        return [label] if cases.has_both_classes()[cases.labels.index(label)] else []
-    return [*cases.mean_labels()['five' if label == 'mean_of_five' else 'labels']]
-
-
-def _counts(cases: Cases) -> Iterator[dict[str, Any]]:
-    """Yield the numbers of cases, and of positives and negatives of each label."""
-    yield {'label': '', 'metric': 'cases', 'value': len(cases)}
-    counts = cases.count_classes()
-    for metric in ('positives', 'negatives'):
-        for label, number in counts[metric].items():
-            yield {'label': label, 'metric': metric, 'value': number}

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from config import NO_ENCODER, PROBES, Config
+from config import NO_ENCODER, PROBES
 from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
@@ -43,6 +43,7 @@ BARS = {  # columns of an interval -> its style
 POINT = {'marker': 'o', 'markersize': 5, 'color': COLOURS[0], 'markerfacecolor': 'white'}
 CLEAR = {'color': SIGNIFICANT_COLOUR, 'markerfacecolor': SIGNIFICANT_COLOUR}
 UNKNOWN = {'marker': 'x', 'color': GREY}
+SEEDS_NOTE = {'xytext': (0, 5), 'textcoords': 'offset points', 'ha': 'center', 'fontsize': 6}
 BASELINE = {'color': SIGNIFICANT_COLOUR, 'linestyle': '--', 'label': 'pixel baseline'}
 BY_SEED = {'marker': '.', 'markersize': 4, 'color': GREY, 'linestyle': ''}
 # What the network of a row starts from in fine-tuning -> its marker, and what a note says of it.
@@ -153,8 +154,18 @@ def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> lis
         with drawing(file, 1.6 + height * len(page)) as figure:
             axis = figure.subplots()
             axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
-            for place, line in enumerate(page):
-                _draw_difference(axis, place, line, seeds)
+            for number, line in enumerate(page):
+                for noise, style in BARS.items():
+                    ends = [line[f'{noise}_{end}'] for end in ENDS]
+                    axis.plot(ends, [number] * 2, solid_capstyle='butt', zorder=2, **style)
+                values = line['by_seed']
+                axis.plot(values, [number + 0.3] * len(values), zorder=2, **BY_SEED)
+                style = CLEAR if line['verdict'] in CLEAR_VERDICTS else {}
+                style = UNKNOWN if line['verdict'] == MISSING else style
+                axis.plot(line['difference'], number, linestyle='', zorder=3, **POINT | style)
+                if len(values) < seeds:
+                    at = (line['difference'], number)
+                    axis.annotate(f'{len(values)} seeds', at, **SEEDS_NOTE)
             axis.set_yticks(range(len(page)), [line['name'] for line in page])
             axis.set_ylim(len(page) - 0.5, -0.5)
             axis.set_xlim(*span)
@@ -336,8 +347,10 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
         if row.name in means.index:
             config = expected_config(row, 'simmim')
             name = f'{config.DATA.MASK_TYPE}, {config.DATA.MASK_PATCH_SIZE} px'
-            point = _distance(config), row.name, config.DATA.MASK_RATIO
-            lines.setdefault(name, []).append(point)
+            generator, rng = mask_generator(config), np.random.default_rng(0)
+            masks = np.stack([generator(rng) for _ in range(NUM_MASKS)])
+            distance = average_distance(masks, config.DATA.IMG_SIZE // masks.shape[1])
+            lines.setdefault(name, []).append((distance, row.name, config.DATA.MASK_RATIO))
     files = []
     for file, page in paged(path, [*lines.items()], MOST_ROWS):
         with drawing(file, 3.8) as figure:
@@ -393,8 +406,8 @@ def plot_curves(
             for row, axis in zip(page, panels, strict=False):
                 title = sweep.titles.get(row.method, row.method or row.name)
                 axis.set_title(fill(sweep.titles.get(row.name, title), LONG_PANEL), fontsize=9)
+                stage = row.pretraining if pretrain else 'finetune'
                 for seed in seeds:
-                    stage = row.pretraining if pretrain else 'finetune'
                     _draw_losses(axis, run_folder(output, stage, row, seed) / 'metrics.jsonl')
                 axis.set_xlabel('epochs')
             add_note(figure, CURVES_NOTE, is_score=False)
@@ -441,33 +454,12 @@ def drawing(path: str | Path, height: float, width: float = WIDTH) -> Iterator[F
             figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
-def _distance(config: Config) -> float:
-    """Return AvgDist of random masks of a run."""
-    generator, rng = mask_generator(config), np.random.default_rng(0)
-    masks = np.stack([generator(rng) for _ in range(NUM_MASKS)])
-    return average_distance(masks, config.DATA.IMG_SIZE // masks.shape[1])
-
-
 def add_note(figure: Figure, text: str, *, is_score: bool = True) -> None:
     """Add a note below a figure. Below scores it says that they are not for clinical use."""
     text = f'{text} {NOT_FOR_CLINICAL_USE}' if is_score else text
     letters = int(LETTERS * figure.get_figwidth())
     text = fill(text, letters, break_on_hyphens=False)
     figure.supxlabel(text, fontsize=8, color=GREY)
-
-
-def _draw_difference(axis: Axes, place: int, line: Mapping[str, Any], seeds: int) -> None:
-    """Draw a difference at height `place` with the known intervals and seeds."""
-    for noise, style in BARS.items():
-        ends = [line[f'{noise}_{end}'] for end in ENDS]
-        axis.plot(ends, [place] * 2, solid_capstyle='butt', zorder=2, **style)
-    axis.plot(line['by_seed'], [place + 0.3] * len(line['by_seed']), zorder=2, **BY_SEED)
-    style = CLEAR if line['verdict'] in CLEAR_VERDICTS else {}
-    style = UNKNOWN if line['verdict'] == MISSING else style
-    axis.plot(line['difference'], place, linestyle='', zorder=3, **POINT | style)
-    if len(line['by_seed']) < seeds:
-        note = {'xytext': (0, 5), 'textcoords': 'offset points', 'ha': 'center', 'fontsize': 6}
-        axis.annotate(f'{len(line["by_seed"])} seeds', (line['difference'], place), **note)
 
 
 def _draw_losses(axis: Axes, file: Path) -> None:

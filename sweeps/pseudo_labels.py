@@ -198,13 +198,26 @@ class PseudoLabels:
         pairs = [(job.run, TEACHER if job.run != TEACHER else '') for job in self.jobs]
         students = [job.run for job in self.jobs if job.run not in (TEACHER, ALL_LABELS)]
         pairs += [(later, earlier) for earlier, later in itertools.pairwise(students)]
+        agreements = []  # with real labels, which were never used
+        for name in students:
+            found = audit(self._chosen(name), self.task.scored(self.unlabelled))
+            sides = []
+            for side in SIDES:
+                right = shown(found[f'{side}_confirmed'], '.1%')
+                chance = shown(found[f'{side}_by_chance'], '.1%')
+                number = found[f'{side}_values']
+                sides.append(f'{number} {side}, {right} confirmed ({chance} by chance)')
+            agreements.append(
+                f'Pseudo-labels of {name} against real labels that were never used: '
+                f'{"; ".join(sides)}.'
+            )
         images = ', '.join(f'{split} {len(runs[0].images):,}' for split, runs in splits.items())
         notes = [
             f'Means over the labels with enough cases. Images: {images}.',
             'Labelled and pseudo-labelled images are training images, scored against the labels '
             'that the run learned from: they show how well it learned them.',
             "Thresholds are the best ones on held-out patients by Youden's index.",
-            *(self._audit(name) for name in students),
+            *agreements,
         ]
         notes += [self.ended] if self.ended else []
         draws = '{resamples:,} resamples of the patients, seed {seed}'.format(**how)
@@ -224,7 +237,14 @@ class PseudoLabels:
             for split in SPLITS
             if (self.jobs[0].folder / f'predictions_{split}.csv').is_file()
         ]
-        thresholds = {job.run: self._thresholds(job) for job in self.jobs}
+        thresholds = {}  # those that are best on held-out patients, by Youden's index
+        known = self.task.scored(self.held_out)
+        for job in self.jobs:
+            predicted = self._predicted(job, 'holdout', self.held_out)
+            thresholds[job.run] = {
+                label: choose_threshold(predicted[:, k], known[:, k], rule='youden', sensitivity=0)
+                for k, label in enumerate(self.task.labels)
+            }
         learned = [job for job in self.jobs if job.config.EVAL.PREDICT_TRAIN]
         splits.append(
             [self._training(job, 'labelled', self.task.scored(self.labelled)) for job in learned]
@@ -245,32 +265,9 @@ class PseudoLabels:
         cases = cases_of(records, self.task, probabilities, name=split, targets=targets)
         return Scored(job.run, job.seed, cases, split)
 
-    def _thresholds(self, job: Job) -> dict[str, float]:
-        """Return the thresholds of a run that are best on held-out patients, by Youden's index."""
-        targets = self.task.scored(self.held_out)
-        predicted = self._predicted(job, 'holdout', self.held_out)
-        how = {'rule': 'youden', 'sensitivity': 0}
-        return {
-            label: choose_threshold(predicted[:, k], targets[:, k], **how)
-            for k, label in enumerate(self.task.labels)
-        }
-
     def _chosen(self, name: str) -> np.ndarray:  # [N, K]
         """Return the pseudo-labels of a student for the unlabelled images."""
         return self._values(self.output / file_of(name), self.unlabelled)
-
-    def _audit(self, name: str) -> str:
-        """Say how many pseudo-labels of a student agree with real labels, which were never used."""
-        found = audit(self._chosen(name), self.task.scored(self.unlabelled))
-        parts = []
-        for side in SIDES:
-            right, chance = (shown(found[f'{side}_{k}'], '.1%') for k in ('confirmed', 'by_chance'))
-            parts.append(
-                f'{found[f"{side}_values"]} {side}, {right} confirmed ({chance} by chance)'
-            )
-        return (
-            f'Pseudo-labels of {name} against real labels that were never used: {"; ".join(parts)}.'
-        )
 
 
 def student(number: int) -> str:

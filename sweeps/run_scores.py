@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -85,31 +85,35 @@ def read_runs(
     Raises:
         ValueError: If a file of a run cannot be read. The message names it.
     """
-    splits: dict[str, Cases] = {}  # rows with the same cases share labels and groups
-    found = RunScores([], [], {}, {})
-    rows = {each.name: each for each in sweep.rows}
-    for row, seed in [(name, own) for name in runs for own in runs[name]]:
-        folder = runs[row][seed]
+    labelled: dict[str, Cases] = {}  # rows with the same cases share labels and groups
+    result = RunScores([], [], {}, {})
+    rows = {row.name: row for row in sweep.rows}
+    folders = {(row, seed): runs[row][seed] for row in runs for seed in runs[row]}
+    for (name, seed), folder in folders.items():
         chosen, checkpoint, scores = _read_scores(folder, split)
         protocol = str([chosen, *(scores.get(key) for key in PROTOCOL)])
         config = load_config(folder)
-        if protocol not in splits:
-            splits[protocol] = _labelled_images(config, chosen, groups)
-        images, file = splits[protocol], folder / f'predictions_{chosen}.csv'
+        if protocol not in labelled:
+            labelled[protocol] = _labelled_images(config, chosen, groups)
+        images, file = labelled[protocol], folder / f'predictions_{chosen}.csv'
         images = replace(images, probabilities=read_complete(file, images.path, images.labels))
-        level, thresholds = config.EVAL.LEVEL, _thresholds(folder, chosen)
-        run = Scored(row, seed, images, chosen, level, thresholds)
+        thresholds = {}
+        if (folder / SCORES_FILE).is_file():  # of the report
+            table = read_table(folder / SCORES_FILE)
+            table = table[(table['split'] == chosen) & (table['metric'] == 'threshold')]
+            thresholds = table.set_index('label')['value'].to_dict()
+        run = Scored(name, seed, images, chosen, config.EVAL.LEVEL, thresholds)
         _check(folder, run, scores['auroc'])
-        found.scored.append(run)
-        found.protocols[row, seed] = protocol
-        place = {'row': row, 'seed': seed, 'fold': '', 'split': chosen, 'group': ''}
-        place['level'] = scores['level']
-        facts = run_facts(folder, pretraining_of(folder, rows[row], seed), checkpoint)
-        lines = (*_fact_lines(facts), *_last_epoch_lines(folder, chosen))
-        found.facts.extend(place | line for line in lines)
-        found.splits[f'{chosen}, {scores["rows"]} rows at {scores["level"]} level, '
-                     f'{scores["views"]} views, {checkpoint} checkpoint'] = None  # fmt: skip
-    return found
+        result.scored.append(run)
+        result.protocols[name, seed] = protocol
+        key = {'row': name, 'seed': seed, 'fold': '', 'split': chosen, 'group': ''}
+        key['level'] = scores['level']
+        facts = run_facts(folder, pretraining_of(folder, rows[name], seed), chosen, checkpoint)
+        for (metric, label), value in facts.items():
+            result.facts.append(key | {'label': label, 'metric': metric, 'value': value})
+        result.splits[f'{chosen}, {scores["rows"]} rows at {scores["level"]} level, '
+                      f'{scores["views"]} views, {checkpoint} checkpoint'] = None  # fmt: skip
+    return result
 
 
 def option_notes(sweep: Sweep, runs: Runs) -> list[str]:
@@ -118,8 +122,9 @@ def option_notes(sweep: Sweep, runs: Runs) -> list[str]:
     for row in [row for row in sweep.rows if row.name in runs]:
         for stage in row.stages:
             expected = expected_config(row, stage)
-            for seed, own in runs[row.name].items():
-                folder = own if stage == 'finetune' else pretraining_of(own, row, seed)
+            for seed, folder in runs[row.name].items():
+                if stage != 'finetune':
+                    folder = pretraining_of(folder, row, seed)
                 if not is_finished(folder):
                     continue
                 config, record = load_config(folder), read_record(folder) or {}
@@ -149,30 +154,24 @@ def scored_records(
     return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
 
 
-def _fact_lines(facts: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-    """Yield lines of the long table with facts about a run."""
-    for name, value in facts.items():
-        yield {'label': '', 'metric': name, 'value': value}
+def run_facts(
+    folder: Path, pretrain: Path | None, split: str, checkpoint: str
+) -> dict[tuple[str, str], float]:
+    """Return facts about a run and its pre-training, by name and label, or ''.
 
-
-def _last_epoch_lines(folder: Path, split: str) -> Iterator[dict[str, Any]]:
-    """Yield lines of the long table with the AUROCs of a run after its last epoch, if known."""
-    last = _score_file(folder)[split].get('last') or {}
-    areas = {name: last.get(name) for name in MEANS} | last.get('auroc', {})
-    for label, area in areas.items():
-        if area is not None:
-            yield {'label': label, 'metric': 'auroc_last', 'value': area}
-
-
-def run_facts(folder: Path, pretrain: Path | None, checkpoint: str) -> dict[str, float]:
-    """Return facts about a run and its pre-training by name."""
+    Among them are the AUROCs on a split after the last epoch, if they are known.
+    """
     record = read_record(folder) or {}
     facts: dict[str, Any] = selection_figures(folder, checkpoint)
     facts['minutes'] = (record.get('seconds') or np.nan) / 60
     facts['training_images'] = ((record.get('data') or {}).get('training') or {}).get('images')
     if pretrain is not None and (pretrain / 'metrics.jsonl').is_file():
         facts |= pretraining_figures(read_metrics(pretrain / 'metrics.jsonl'))
-    return {name: value for name, value in facts.items() if value is not None and value == value}
+    last = _score_file(folder)[split].get('last') or {}
+    areas = {name: last.get(name) for name in MEANS} | last.get('auroc', {})
+    by_label = {(name, ''): value for name, value in facts.items()}
+    by_label |= {('auroc_last', label): area for label, area in areas.items()}
+    return {name: value for name, value in by_label.items() if value is not None and value == value}
 
 
 def selection_figures(folder: Path, checkpoint: str) -> dict[str, Any]:
@@ -247,11 +246,8 @@ def _read_scores(folder: Path, split: str) -> tuple[str, str, dict[str, Any]]:
     try:
         checkpoint = 'selected' if table[split].get('selected') else 'last'
         scores = table[split][checkpoint]
-        return (
-            split,
-            checkpoint,
-            {key: scores[key] for key in scores if key in (*PROTOCOL, 'auroc')},
-        )
+        scores = {key: scores[key] for key in scores if key in (*PROTOCOL, 'auroc')}
+        return split, checkpoint, scores
     except MALFORMED as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
 
@@ -262,13 +258,3 @@ def _score_file(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / 'scores.json').read_bytes()))
     except MALFORMED as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
-
-
-def _thresholds(folder: Path, split: str) -> dict[str, float]:
-    """Return the threshold of each label from the long table of a run; {} without a report."""
-    file = folder / SCORES_FILE
-    if not file.is_file():
-        return {}
-    table = read_table(file)
-    chosen = (table['split'] == split) & (table['metric'] == 'threshold')
-    return table[chosen].set_index('label')['value'].to_dict()

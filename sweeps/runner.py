@@ -118,15 +118,13 @@ def differences(job: Job) -> list[str]:
     files['DATA.PSEUDO_LABELS'] = Path(data.PSEUDO_LABELS)
     for name, path in files.items():
         known = files_read(record).get(name)
-        if known and known != _checksum(path):
+        if not known:
+            continue
+        if not path.is_file():
+            raise ValueError(f'the file {path} does not exist, but the run was started with it')
+        if known != _sha256(path, path.stat().st_mtime_ns):
             lines.append(f'data: {path} is another file')
     return lines + weights_changes(job.folder, job.config, config.PRETRAINED)
-
-
-def _checksum(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f'the file {path} does not exist, but the run was started with it')
-    return _sha256(path, path.stat().st_mtime_ns)
 
 
 @cache
@@ -240,9 +238,23 @@ class Runner:
         self.say(f'{len(self.jobs)} runs, {len(self.jobs) - self.total} of them already finished')
         with self._on_signals():
             try:
-                self._run_waiting()
-            finally:
-                self._end_all()
+                reported = time.monotonic()
+                while (self.waiting and not self.signal) or self.running:
+                    if self.signal:
+                        self._forward_signal()
+                    else:
+                        self.waiting = [job for job in self.waiting if not self._start(job)]
+                    self._collect_ended()
+                    if time.monotonic() - reported > REPORT_SECONDS:
+                        reported = time.monotonic()
+                        for job, *_ in self.running.values():
+                            self.say(f'running {job.name}: {progress(job.folder)}')
+                    if self.running or self.waiting:
+                        time.sleep(POLL_SECONDS)
+            finally:  # after an error of the runner, no run stays behind
+                while any(process.poll() is None for _, process, _ in self.running.values()):
+                    self._forward_signal()
+                    time.sleep(POLL_SECONDS)
         for line in self.failed:  # failures are repeated at the end
             self.say(line)
         if self.signal and self.waiting:
@@ -251,27 +263,6 @@ class Runner:
             nothing_kept = self.stopped == {EXIT_NOT_KEPT} and not self.done
             return EXIT_NOT_KEPT if nothing_kept else EXIT_PREEMPTED
         return 1 if self.failed else 0
-
-    def _run_waiting(self) -> None:
-        reported = time.monotonic()
-        while (self.waiting and not self.signal) or self.running:
-            if self.signal:
-                self._forward_signal()
-            else:
-                self.waiting = [job for job in self.waiting if not self._start(job)]
-            self._collect_ended()
-            if time.monotonic() - reported > REPORT_SECONDS:
-                reported = time.monotonic()
-                for job, *_ in self.running.values():
-                    self.say(f'running {job.name}: {progress(job.folder)}')
-            if self.running or self.waiting:
-                time.sleep(POLL_SECONDS)
-
-    def _end_all(self) -> None:
-        """Stop all runs after an error of the runner."""
-        while any(process.poll() is None for _, process, _ in self.running.values()):
-            self._forward_signal()
-            time.sleep(POLL_SECONDS)
 
     def _start(self, job: Job) -> bool:
         """Start a job if possible, and return whether it no longer has to wait."""
@@ -286,18 +277,9 @@ class Runner:
         if state == 'finished':  # another process has run the job
             self.done += 1
             return True
-        free = len(self.running) < len(self.slots)
-        if free and state != 'running' and all(map(is_finished, job.needs)):
-            self._launch(job)
-            return True
-        return False
-
-    def _fail(self, job: Job, reason: str) -> None:
-        self.broken.add(job.folder)
-        self.failed.append(f'{job.name}: {reason}')
-        self.say(self.failed[-1])
-
-    def _launch(self, job: Job) -> None:
+        is_full = len(self.running) == len(self.slots)
+        if is_full or state == 'running' or not all(map(is_finished, job.needs)):
+            return False
         slot = next(i for i in range(len(self.slots)) if i not in self.running)
         launcher = [os.environ.get('PYTHON', sys.executable)]
         if job.processes > 1:
@@ -318,6 +300,12 @@ class Runner:
         resumes = newest_first(job.folder)
         how = f'resumed from {resumes[0].name}:' if resumes else 'started'
         self.say(f'{how} {job.name}')
+        return True
+
+    def _fail(self, job: Job, reason: str) -> None:
+        self.broken.add(job.folder)
+        self.failed.append(f'{job.name}: {reason}')
+        self.say(self.failed[-1])
 
     def _collect_ended(self) -> None:
         """Report the jobs that have ended, and queue stopped ones again."""
@@ -351,31 +339,27 @@ class Runner:
 
     @contextlib.contextmanager
     def _on_signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.signal = signal.Signals(number).name
+
         numbers = (*STOP_SIGNALS, signal.SIGINT)
-        before = {number: signal.signal(number, self._stop) for number in numbers}
+        before = {number: signal.signal(number, stop) for number in numbers}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
-
     def _forward_signal(self) -> None:
         """Send SIGTERM to the processes of all runs."""
         for job, process, _ in self.running.values():
-            # torchrun would kill its workers after 30 s, so they receive the signal directly.
-            workers = _children(process.pid) if job.processes > 1 else []
-            for number in workers or [process.pid]:
+            numbers: list[int] = []
+            if job.processes > 1:
+                # torchrun would kill its workers after 30 s, so they receive the signal directly.
+                with contextlib.suppress(OSError):  # systems without /proc
+                    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+                    numbers = [int(number) for number in children.read_text().split()]
+            for number in numbers or [process.pid]:
                 with contextlib.suppress(ProcessLookupError):  # the process has ended
                     if process.poll() is None:
                         os.kill(number, signal.SIGTERM)
-
-
-def _children(process: int) -> list[int]:
-    """Return the child processes of a process, or [] on systems without /proc."""
-    with contextlib.suppress(OSError):
-        text = Path(f'/proc/{process}/task/{process}/children').read_text()
-        return [int(number) for number in text.split()]
-    return []

@@ -130,12 +130,16 @@ def compare(
     ]
     lines = []
     for ((row, group), base), part in zip(keys, compare_rows(rows, keys), strict=True):
-        own = summarise(rows[row, group])
+        summary = summarise(rows[row, group])
         line = {'group': group} if group else {}
-        line |= {'row': row, 'labels': subsets.get(row, '')}
-        line |= {'seeds': own['seeds'], 'score': score, **own, 'against': base[0] if base else ''}
+        line |= {'row': row, 'labels': subsets.get(row, ''), 'seeds': summary['seeds']}
+        line |= {'score': score, **summary, 'against': base[0] if base else ''}
         if part:
-            line |= _comparison(part)
+            line['difference'] = part['difference']
+            line['by_seed'] = ' '.join(f'{value:.6f}' for value in part['by_seed'])
+            for noise, name in NOISE.items():
+                line |= {f'{name}_{end}': part[noise][end] for end in ENDS}
+            line |= {key: part[key] for key in ('p', 'p_holm', 'verdict')}
         lines.append(line)
     return lines
 
@@ -370,17 +374,6 @@ def with_sd(values: pd.Series, form: str) -> str:
     """Format a mean with its standard deviation if it varies."""
     spread = '' if values.nunique() < 2 else f' ± {values.std():{form}}'
     return shown(values.mean(), form) + spread
-
-
-def _comparison(part: Mapping[str, Any]) -> Line:
-    """Return the columns of a comparison in the CSV file."""
-    line = {
-        'difference': part['difference'],
-        'by_seed': ' '.join(f'{value:.6f}' for value in part['by_seed']),
-    }
-    for noise, name in NOISE.items():
-        line |= {f'{name}_{end}': part[noise][end] for end in ENDS}
-    return line | {key: part[key] for key in ('p', 'p_holm', 'verdict')}
 
 
 def _cells(line: Line, lines: Sequence[Line], footnotes: Footnotes) -> Iterator[tuple[str, str]]:
