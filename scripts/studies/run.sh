@@ -8,6 +8,7 @@
 # SEEDS=3: number of seeds (default: as in the scale). PROCESSES=8: GPUs per run.
 # PRETRAIN_OPTS, FINETUNE_OPTS: other options of all runs as 'KEY VALUE ...'.
 # TABLE_OPTS: options of ablate.py table, such as '--subgroups' (the default of simmim.sh).
+# PARALLEL=2: runs at a time at tiny.
 # PHANTOM: options of scripts/make_phantom.py (default: see below).
 set -euo pipefail
 usage='usage: bash scripts/studies/NAME.sh full|small|tiny [DATA|--list] [OUT]'
@@ -33,8 +34,8 @@ start=$SECONDS
 
 if [ "$data" = --list ]; then exec $python scripts/ablate.py run "${run[@]}" --list; fi
 if [ "$scale" = tiny ]; then
-    export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two runs share two cores
-    run+=(--parallel 2)
+    export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # each run has a core
+    run+=(--parallel "${PARALLEL:-2}")
     if [ -z "$data" ]; then
         data=$out/phantom
         [ -f "$data/phantom.json" ] || rm -rf "$data"
