@@ -19,6 +19,7 @@ from system.files import replace_files
 
 LARGEST = float(np.finfo(np.float32).max)  # of a score that is no probability
 HINT = ' (evaluate.py --scores any ranks other numbers)'
+FAULT = 'value of a prediction'  # kind of fault
 SUM_ERROR = 0.01  # of the probabilities of all classes, which may be rounded to few digits
 
 
@@ -124,47 +125,63 @@ def read_predictions(
             columns.
     """
     table = path if isinstance(path, Table) else Table(path)
-    source = table.file.with_suffix('.json')
-    try:
-        about = json.loads(source.read_bytes()) if source.is_file() else {}
-        found, own = about.get('task'), about.get('labels', [])
-        views = str(about.get('trained_views', ''))
-        if not (isinstance(own, list) and all(isinstance(label, str) for label in own)):
-            raise TypeError(f'labels must be a list of names, got {own!r:.100}')
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        if task:
-            raise ValueError(f'{source} does not describe predictions: {error}') from error
-        found, own, views = None, [], ''  # an unrelated file has this name
-    if task and found not in (None, task):
-        raise ValueError(f'{table.file}: the predictions are of DATA.TASK {found!r}, not {task!r}')
-    is_known = isinstance(found, str) and found in OPTIONS['DATA.TASK'].parts
-    kind = REGISTRIES['DATA.TASK'][task or (found if is_known else 'observations')]
-    exclusive = kind.exclusive
-    known = dict.fromkeys(() if exclusive else standard_labels())
-    known |= dict.fromkeys(label for label in (*own, *labels) if label not in KEYS)
-    labels = tuple(label for label in known if label in table)
-    table.require(KEYS, known)
+    description = _read_description(table.file.with_suffix('.json'), is_required=bool(task))
+    told = description.get('task')
+    if task and told not in (None, task):
+        raise ValueError(f'{table.file}: the predictions are of DATA.TASK {told!r}, not {task!r}')
+    if not task:
+        is_task = isinstance(told, str) and told in OPTIONS['DATA.TASK'].parts
+        task = told if is_task else 'observations'
+    exclusive = REGISTRIES['DATA.TASK'][task].exclusive
+
+    # The columns that are labels, in the order of the result.
+    names = dict.fromkeys([] if exclusive else standard_labels())
+    names |= dict.fromkeys([*description.get('labels', []), *labels])
+    names = [name for name in names if name not in KEYS]
+    found = tuple(name for name in names if name in table)
+    table.require(KEYS, names)
     _check_names(table)
-    options = {'can_be_empty': allow_empty, 'most': 1, 'hint': HINT}
-    if any_scores:
-        options |= {'least': -LARGEST, 'most': LARGEST}
-    columns = [table.numbers(label, 'value of a prediction', **options) for label in labels]
+
+    limits = {'least': -LARGEST, 'most': LARGEST} if any_scores else {'most': 1}
+    columns = [
+        table.numbers(name, FAULT, **limits, can_be_empty=allow_empty, hint=HINT) for name in found
+    ]
     if any_scores:
         low, high = np.nanmin(columns), np.nanmax(columns)
         columns = [(column - low) / ((high - low) or 1) for column in columns]
-    elif exclusive and len(labels) == len(known):
-        away = np.abs(np.sum(columns, axis=0) - 1)
-        problem = f'has probabilities of {", ".join(labels)} whose sum is not 1'
-        table.check(table.key, ~(away > SUM_ERROR), 'value of a prediction', problem)
+    elif exclusive and len(found) == len(names):
+        is_wrong = np.abs(np.sum(columns, axis=0) - 1) > SUM_ERROR  # False for NaN
+        problem = f'has probabilities of {", ".join(found)} whose sum is not 1'
+        table.check(table.key, ~is_wrong, FAULT, problem)
     return Predictions(
         file=table.file,
         key=table.key,
         row=table.row,
         names=table[table.key].to_numpy(object),
-        labels=labels,
+        labels=found,
         probabilities=np.stack(columns, axis=1),
-        trained_views=views,
+        trained_views=str(description.get('trained_views', '')),
     )
+
+
+def _read_description(file: Path, *, is_required: bool) -> dict[str, Any]:
+    """Read the JSON file next to predictions; {} if there is none.
+
+    Another file that happens to have this name is an error if the description is required, and
+    otherwise ignored.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        description = json.loads(file.read_bytes())
+        names = description.get('labels', [])
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise TypeError(f'labels must be a list of names, got {names!r:.100}')
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        if is_required:
+            raise ValueError(f'{file} does not describe predictions: {error}') from error
+        return {}
+    return description
 
 
 def standard_labels() -> list[str]:
