@@ -47,7 +47,6 @@ from evaluation.cases import Cases
 from evaluation.matching import match, share_labels
 from evaluation.metrics import METRICS, Protocol
 from evaluation.report import (
-    ONE_TRAINING,
     TASK_WORDS,
     build_document,
     classes_line,
@@ -57,6 +56,7 @@ from evaluation.report import (
     scores_table,
     write_report,
 )
+from evaluation.report_page import ONE_TRAINING
 from system.tool import Paragraphs, at_least, tool
 
 LEARNED = ('weights', 'patients', 'selection', 'scores')  # effects of options that make a recipe

@@ -27,10 +27,7 @@ from evaluation.metrics import (
     specificity,
 )
 from evaluation.report import (
-    CHANCE,
-    NO_RESAMPLES,
     SCORES_FILE,
-    SMALL_SPAN,
     build_document,
     compare_sets,
     compare_with_baselines,
@@ -38,6 +35,7 @@ from evaluation.report import (
     scores_table,
     write_report,
 )
+from evaluation.report_warnings import CHANCE, NO_RESAMPLES, SMALL_SPAN
 from sweeps.long_table import read_table
 
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="alert(1)">\'&amp;{{ 7 }}'
