@@ -21,7 +21,7 @@ from data.data_contrastive import build_loader_contrastive
 from data.fingerprint import describe_data
 from engine.launch import launch
 from engine.loop import evaluate, fit, total_steps
-from engine.run_record import Run
+from engine.run import Run
 from evaluation.collapse import held_out_figures
 from models.contrastive import MomentumMethod, build_contrastive, features
 from system import distributed

@@ -23,7 +23,7 @@ from data.fingerprint import describe_data
 from data.loader import Loaders
 from engine.launch import launch
 from engine.loop import LossFunction, fit
-from engine.run_record import Run
+from engine.run import Run
 from evaluation.final_scores import FinalScores, check_scoring
 from evaluation.inference import load_classifier, predict, score
 from evaluation.metrics import (

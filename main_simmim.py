@@ -17,7 +17,7 @@ from data.data_simmim import build_loader_simmim
 from data.fingerprint import describe_data
 from engine.launch import launch
 from engine.loop import evaluate, fit, total_steps
-from engine.run_record import Run
+from engine.run import Run
 from evaluation.held_out import HeldOutReconstruction
 from models import build_model
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
+from system.tool import EXIT_MISTAKE, EXIT_OTHER_PROCESS, EXIT_UNEXPECTED
+
 SMALL_BYTES = 2**30  # shared memory that a few batches fill
 NO_SHARED_MEMORY = 'not enough shared memory (/dev/shm)'
 SHARED_MEMORY_ADVICE = 'start Docker with --shm-size 8g or --ipc=host, or set DATA.NUM_WORKERS 0'

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from engine.run_record import Run
+from engine.run import Run
 from engine.train_state import WrappedModel
 from system import distributed
 from system.files import in_one_line

@@ -5,7 +5,6 @@ import faulthandler
 import logging
 import os
 import random
-import shutil
 import signal
 import sys
 import time
@@ -21,25 +20,23 @@ import numpy as np
 import torch
 
 from config import PROBES, Config, build_parser, config_text, get_config
-from engine.causes import EXIT_MISTAKE, EXIT_OTHER_PROCESS, EXIT_UNEXPECTED, explain
+from engine.causes import explain
 from engine.interruptions import Preempted
-from engine.run_record import (
-    EXIT_NOT_KEPT,
-    EXIT_PREEMPTED,
-    LOCK_FILE,
-    Run,
-    RunRecord,
-    code_version,
-    environment,
-    refuse_another_run,
-    run_lock,
-    without_home,
-)
+from engine.run import Run
+from engine.run_folder import refuse_another_run, remove_unused, run_lock
+from engine.run_record import RunRecord, code_version, environment, without_home
 from logger import ScalarLog, create_logger
 from system import distributed
 from system.device import autocast_dtype, describe_precision, local_device
 from system.start import cause_from_torchrun, check_paths, report_to_torchrun
-from system.tool import STOP_SIGNALS
+from system.tool import (
+    EXIT_MISTAKE,
+    EXIT_NOT_KEPT,
+    EXIT_OTHER_PROCESS,
+    EXIT_PREEMPTED,
+    EXIT_UNEXPECTED,
+    STOP_SIGNALS,
+)
 
 # A process that another one ended waits at most this long until torchrun stops it, because torchrun
 # shows the first process to end.
@@ -65,7 +62,19 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
     with _handled(_terminate, *STOP_SIGNALS):
         try:
             setup_run(args, process)
-            return _finish(process, main)
+            run = process.run
+            try:
+                code = main(run) or 0
+                run.record.finish()
+            except Preempted as stop:
+                with _handled(signal.SIG_IGN, *STOP_SIGNALS):  # the state is already saved
+                    # torchrun ends all processes soon after the first one exits.
+                    distributed.barrier()
+                run.logger.warning(str(stop))
+                code = EXIT_PREEMPTED
+            process.close(code)
+            distributed.destroy_process_group()
+            return code
         except (Exception, Terminated) as error:
             # torchrun sends SIGTERM after another process failed. The handler of the loader raises
             # whenever a worker ends.
@@ -113,19 +122,9 @@ def setup_run(args: Namespace, process: Process) -> None:
 
     folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
     process.has_new_folder = not any(distributed.gather(folder.exists()))
-    trains = _trains(config)
-    writes = trains and distributed.is_main()
-    problem, is_safe = '', True
+    problem, opened = '', None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if writes:
-            is_safe = process.lock.enter_context(run_lock(folder))
-        if distributed.is_main() and (trains or config.CHECK_MODE):
-            refuse_another_run(folder, config)
-        logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
-        if not is_safe:
-            logger.warning(f'{folder} cannot be locked: do not start two runs with this --tag')
-        scalars = ScalarLog(folder, writes, config=config, logger=logger)
+        opened = _open_folder(folder, config, process.lock)
     except OSError as error:
         problem = (
             f'OUTPUT: the folder {folder} cannot be written ({error.strerror}): choose another '
@@ -136,12 +135,51 @@ def setup_run(args: Namespace, process: Process) -> None:
     # All ranks must agree, or the others would wait for a rank that has stopped.
     if problems := [text for text in distributed.gather(problem) if text]:
         raise ValueError(problems[0])
+    logger, scalars = opened
     facts = _facts(args, config, device)
-    record = RunRecord(folder, facts, logger) if writes else RunRecord()
+    record = RunRecord(folder, facts, logger) if scalars.enabled else RunRecord()
     process.run = Run(config, args.stage, folder, device, logger, scalars, record)
-    _log_start(process.run)
+
+    logger.debug(config_text(config))
+    logger.info(
+        f'run folder {folder}; device {device.type}; processes: {distributed.world_size()}, '
+        f'threads of each: {torch.get_num_threads()}; torch {torch.__version__}; '
+        f'seed {config.SEED}'
+    )
+    logger.info(describe_precision(config, device))
     if distributed.world_size() > 1:
         faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
+
+
+def set_determinism(wanted: bool) -> None:
+    """Choose deterministic operations, or else the fastest convolutions of cuDNN."""
+    if wanted:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read when CUDA starts
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = not wanted
+
+
+def _open_folder(
+    folder: Path, config: Config, lock: contextlib.ExitStack
+) -> tuple[logging.Logger, ScalarLog]:
+    """Make the run folder, lock it on rank 0, and open its logs.
+
+    Raises:
+        OSError: If the folder cannot be written.
+        ValueError: If it is in use, or contains another run.
+    """
+    writes = _trains(config) and distributed.is_main()
+    is_safe = True
+    folder.mkdir(parents=True, exist_ok=True)
+    if writes:
+        is_safe = lock.enter_context(run_lock(folder))
+    if writes or (config.CHECK_MODE and distributed.is_main()):
+        refuse_another_run(folder, config)
+    logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
+    if not is_safe:
+        logger.warning(f'{folder} cannot be locked: do not start two runs with this --tag')
+    return logger, ScalarLog(folder, writes, config=config, logger=logger)
 
 
 def _facts(args: Namespace, config: Config, device: torch.device) -> dict[str, Any]:
@@ -162,42 +200,6 @@ def _facts(args: Namespace, config: Config, device: torch.device) -> dict[str, A
     }
 
 
-def set_determinism(wanted: bool) -> None:
-    """Choose deterministic operations, or else the fastest convolutions of cuDNN."""
-    if wanted:
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read when CUDA starts
-    torch.use_deterministic_algorithms(wanted)
-    torch.backends.cudnn.deterministic = wanted
-    torch.backends.cudnn.benchmark = not wanted
-
-
-def _log_start(run: Run) -> None:
-    config, logger = run.config, run.logger
-    logger.debug(config_text(config))
-    logger.info(
-        f'run folder {run.folder}; device {run.device.type}; processes: '
-        f'{distributed.world_size()}, threads of each: {torch.get_num_threads()}; torch '
-        f'{torch.__version__}; seed {config.SEED}'
-    )
-    logger.info(describe_precision(config, run.device))
-
-
-def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
-    """Call `main` and return the exit code when it ends or was asked to stop."""
-    run = process.run
-    try:
-        code = main(run) or 0
-        run.record.finish()
-    except Preempted as stop:
-        with _handled(signal.SIG_IGN, *STOP_SIGNALS):  # the state is already saved
-            distributed.barrier()  # torchrun ends all processes soon after the first one exits
-        run.logger.warning(str(stop))
-        code = EXIT_PREEMPTED
-    process.close(code)
-    distributed.destroy_process_group()
-    return code
-
-
 def _fail(process: Process, error: BaseException) -> int:
     """Report why this process or another process of the run failed, and return the exit code."""
     run = process.run
@@ -208,9 +210,15 @@ def _fail(process: Process, error: BaseException) -> int:
         message = f'stopped by {error}: the same command {"resumes" if resumes else "begins again"}'
     else:
         code, message = explain(error)
-    if code not in (EXIT_UNEXPECTED, EXIT_MISTAKE) and (cause := _cause_of_another(code)):
-        code, message = EXIT_OTHER_PROCESS, cause
-    report_to_torchrun(message, is_cause=code in (EXIT_UNEXPECTED, EXIT_MISTAKE))
+    failed_itself = code in (EXIT_UNEXPECTED, EXIT_MISTAKE)
+    if not failed_itself:
+        # Another process of this node may have failed, whose error file torchrun still waits for.
+        if code == EXIT_OTHER_PROCESS and 'TORCHELASTIC_ERROR_FILE' in os.environ:
+            with contextlib.suppress(Terminated), _handled(_terminate, signal.SIGTERM):
+                time.sleep(CAUSE_SECONDS)
+        if cause := cause_from_torchrun():
+            code, message = EXIT_OTHER_PROCESS, cause
+    report_to_torchrun(message, is_cause=failed_itself)
     unexpected = code == EXIT_UNEXPECTED
     if run is not None:
         run.logger.log(logging.ERROR if unexpected else logging.DEBUG, 'traceback:', exc_info=error)
@@ -218,27 +226,12 @@ def _fail(process: Process, error: BaseException) -> int:
     with contextlib.suppress(Exception):  # the last metrics may be impossible to write
         process.close(code)
     if run is not None and code == EXIT_MISTAKE and process.has_new_folder:
-        _remove_unused(run.folder)
+        remove_unused(run.folder)
     if run is None or not distributed.is_main():  # only the logger of rank 0 writes to the console
         if unexpected:
             traceback.print_exception(error)
         print(f'error: {message}', file=sys.stderr)  # noqa: T201
     return code
-
-
-def _remove_unused(folder: Path) -> None:
-    """Remove the folder of a run that wrote nothing but its log, for example without its data."""
-    names = [file.name for file in folder.iterdir()]
-    if all(name == LOCK_FILE or name.startswith('log_rank') for name in names):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _cause_of_another(code: int) -> str:
-    """Return why another process of this node failed first, as it told torchrun; '' if none did."""
-    if code == EXIT_OTHER_PROCESS and 'TORCHELASTIC_ERROR_FILE' in os.environ:
-        with contextlib.suppress(Terminated), _handled(_terminate, signal.SIGTERM):
-            time.sleep(CAUSE_SECONDS)
-    return cause_from_torchrun()
 
 
 def _trains(config: Config) -> bool:

@@ -18,18 +18,14 @@ from config import Config, module_of
 from engine.clock import Clock, duration
 from engine.interruptions import Interruptions
 from engine.parallel import share_batch_norm, wrap_parallel
-from engine.run_record import Run
+from engine.run import Run
 from engine.saving import Saver
 from engine.train_state import TrainState
 from logger import DETAIL
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer
 from system import distributed
-from system.device import (
-    autocast,
-    autocast_dtype,
-    to_device,
-)
+from system.device import autocast, autocast_dtype, to_device
 from system.files import checkpoint_name
 from system.tool import command_of
 from utils import (
@@ -242,20 +238,49 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
     # Batches start to start + size - 1 form the step of batch i; the last step may be shorter.
     start = i - i % state.accumulation
     size = min(state.accumulation, state.num_batches - start)
+    ends_step = i + 1 == start + size
     if i == start:
         state.module.begin_step()
     run.batch_rng = np.random.default_rng([run.config.SEED, state.epoch, i, distributed.rank()])
-    ends_step = i + 1 == start + size
-    loss = _backward(run, state, batch, loss_fn, group_size=size, exchange=ends_step)
-    state.progress.waiting_losses.append(loss)
+
+    # Ranks exchange gradients once per step, after its last batch.
+    is_quiet = state.parallel is not None and not ends_step
+    with state.parallel.no_sync() if is_quiet else contextlib.nullcontext():
+        with autocast(run.config, run.device):
+            loss = loss_fn(state.model, to_device(batch, run.device))
+        # Gradients add up to the gradient of the mean loss over the batches of a step.
+        state.scaler.scale(loss / size).backward()
+
+    # A copy, because CUDA graphs overwrite the loss in the next forward pass.
+    state.progress.waiting_losses.append(loss.detach().clone())
     logged = state.module.logged_values()
     state.progress.waiting_logged.append({name: v.clone() for name, v in logged.items()})
     if ends_step:
-        _optimizer_step(run, state)
+        optimizer_step(run, state)
         state.scheduler.step_update(state.epoch * state.num_batches + i)
         state.module.after_step(state)
     state.batch = i + 1
     state.progress.run_batches += 1
+
+
+def optimizer_step(run: Run, state: TrainState) -> None:
+    """Clip the gradients, make the optimizer step and clear the gradients.
+
+    A gradient scaler skips steps that overflow.
+    """
+    # The limit of the norm is for gradients without the scaler's factor.
+    state.scaler.unscale_(state.optimizer)
+    # With an infinite limit the norm is only measured, for the log.
+    limit = run.config.TRAIN.CLIP_GRAD or math.inf
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    if run.config.TRAIN.CLIP_VALUE:
+        nn.utils.clip_grad_value_(state.model.parameters(), run.config.TRAIN.CLIP_VALUE)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
+    # Setting to None saves a pass over the memory of the gradients.
+    in_place = state.accumulation > 1 and state.keeps_gradients
+    state.optimizer.zero_grad(set_to_none=not in_place)
 
 
 def flush_metrics(run: Run, state: TrainState) -> None:
@@ -315,53 +340,13 @@ def _log_batch(run: Run, state: TrainState, i: int, bar: tqdm) -> None:
     progress = state.progress
     is_due = is_due and bool(progress.num_losses or progress.waiting_losses)
     if is_due:
-        flush_metrics(run, state)
+        flush_metrics(run, state)  # waits for the GPU, so it counts as time of this batch
     state.clock.batch_done()
     if is_due:
         _log_line(run, state, i)
     if bar.update():  # it was drawn, at most once a second, so that a GPU hardly ever waits
         losses = [state.progress.last_loss, *state.progress.waiting_losses]
         bar.set_postfix_str(f'loss {float(losses[-1]):.4f}, {_time_left(run, state)}')
-
-
-def _backward(
-    run: Run,
-    state: TrainState,
-    batch: Any,
-    loss_fn: LossFunction,
-    *,
-    group_size: int,
-    exchange: bool,
-) -> Tensor:
-    """Add the gradient of loss / group_size, and exchange gradients with other ranks if asked."""
-    # Ranks exchange gradients once per step, after its last batch.
-    is_quiet = state.parallel is not None and not exchange
-    with state.parallel.no_sync() if is_quiet else contextlib.nullcontext():
-        with autocast(run.config, run.device):
-            loss = loss_fn(state.model, to_device(batch, run.device))
-        # Gradients add up to the gradient of the mean loss over the batches of a step.
-        state.scaler.scale(loss / group_size).backward()
-    return loss.detach().clone()  # CUDA graphs overwrite the loss in the next forward pass
-
-
-def _optimizer_step(run: Run, state: TrainState) -> None:
-    """Clip the gradients, make the optimizer step and clear the gradients.
-
-    A gradient scaler skips steps that overflow.
-    """
-    # The limit of the norm is for gradients without the scaler's factor.
-    state.scaler.unscale_(state.optimizer)
-    # With an infinite limit the norm is only measured, for the log.
-    limit = run.config.TRAIN.CLIP_GRAD or math.inf
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    if run.config.TRAIN.CLIP_VALUE:
-        nn.utils.clip_grad_value_(state.model.parameters(), run.config.TRAIN.CLIP_VALUE)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
-    # Setting to None saves a pass over the memory of the gradients.
-    in_place = state.accumulation > 1 and state.keeps_gradients
-    state.optimizer.zero_grad(set_to_none=not in_place)
 
 
 def _time_left(run: Run, state: TrainState) -> str:
@@ -387,6 +372,7 @@ def _log_epoch(
 
 
 def _log_line(run: Run, state: TrainState, i: int) -> None:
+    """Log loss, rate, gradient norm and speed after batch `i`, for people and for LOGGER."""
     progress, clock, epochs = state.progress, state.clock, run.config.TRAIN.EPOCHS
     images_per_second = run.config.DATA.BATCH_SIZE * distributed.world_size() / clock.mean_batch()
     eta = timedelta(seconds=int(clock.mean_batch() * (state.num_batches - i)))

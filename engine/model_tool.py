@@ -7,9 +7,9 @@ from functools import wraps
 
 import torch
 
-from engine.causes import EXIT_UNEXPECTED, explain
+from engine.causes import explain
 from system.device import disable_tf32
-from system.tool import Paragraphs, at_least, tool
+from system.tool import EXIT_UNEXPECTED, Paragraphs, at_least, tool
 
 
 def model_tool(main: Callable[[Namespace], int]) -> Callable[[Namespace], int]:

@@ -16,7 +16,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from engine.causes import (
-    EXIT_OTHER_PROCESS,
     NO_SHARED_MEMORY,
     SHARED_MEMORY_ADVICE,
     explain,
@@ -24,12 +23,13 @@ from engine.causes import (
 )
 from engine.clock import duration
 from engine.loop import LossFunction, begin, train_one_batch, wrap_model
-from engine.run_record import Run, is_locked
+from engine.run import Run
+from engine.run_folder import is_locked
 from engine.train_state import TrainState
 from logger import wrap
 from system import distributed
 from system.device import autocast, to_device
-from system.tool import command_of
+from system.tool import EXIT_OTHER_PROCESS, command_of
 
 Batch = tuple[torch.Tensor, ...]
 

@@ -1,4 +1,4 @@
-"""Runs: settings and folder, the record `run.json`, and the differences between two runs."""
+"""The record of a run, `run.json` and `config.yaml`, and the differences between two runs."""
 
 import contextlib
 import json
@@ -8,38 +8,25 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from config import (
-    TRAINED,
     Config,
-    config_changes,
     config_from_text,
     config_text,
     options_that_affect,
     put,
     value_at,
 )
-from logger import ScalarLog
 from system.downloads import fetch, is_url, split_key
-from system.files import BEST_CHECKPOINT, checksum_file, locked, replace_file, sha256
-
-if TYPE_CHECKING:  # scripts that only read records do not need torch
-    import numpy as np
-    import torch
+from system.files import checksum_file, replace_file, sha256
 
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
-LOCK_FILE = 'run.lock'
-LOCK_ATTEMPTS = 20
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
-EXIT_NOT_KEPT = 76  # stopped by a signal, and the same command begins again
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN = 3  # maximum number of differences in an error message
 HARDWARE = ('gpus', 'cpu', 'threads')  # facts about the environment recorded at each start
 
 
@@ -97,9 +84,14 @@ class RunRecord:
             'data': self.facts['data']['fingerprint'],
             'resumed_from': shown_checkpoint(self.folder, checkpoint) if checkpoint else None,
         }
-        if done:
-            self.options = self._options_of_scores()
-        else:
+        trained = self.folder / OPTIONS_FILE
+        if done and trained.is_file():
+            now = config_from_text(self.options)
+            options = config_from_text(trained.read_text('utf-8'))
+            for key in options_that_affect('scores'):
+                put(options, key, value_at(now, key), OPTIONS_FILE)
+            self.options = config_text(options)
+        if not done:
             start['processes'] = self.facts['processes']
             start |= {key: self.facts['environment'].get(key) for key in HARDWARE}
         self.seconds_before, self.start_time = earlier.get('seconds', 0), time.monotonic()
@@ -112,16 +104,6 @@ class RunRecord:
         if changes := run_changes(first, now):
             self.logger.warning(f'changed since the first start: {"; ".join(changes)}')
         self._write()
-
-    def _options_of_scores(self) -> str:
-        """Return the options of the training, and of the present scores and report."""
-        file = self.folder / OPTIONS_FILE
-        if not file.is_file():
-            return self.options
-        trained, now = config_from_text(file.read_text('utf-8')), config_from_text(self.options)
-        for key in options_that_affect('scores'):
-            put(trained, key, value_at(now, key), OPTIONS_FILE)
-        return config_text(trained)
 
     def finish(self) -> None:
         """Mark the run as finished, including all its files. `save` writes the record."""
@@ -147,32 +129,6 @@ class RunRecord:
                 self.logger.warning(f'{self.folder / name} cannot be written ({error.strerror})')
 
 
-@dataclass
-class Run:
-    """A run of a main: options, folder, device, logs and record.
-
-    `batch_rng` has the random numbers of the batch that is trained, see `loop.train_one_batch`.
-    """
-
-    config: Config
-    stage: str
-    folder: Path
-    device: 'torch.device'
-    logger: logging.Logger
-    scalars: ScalarLog
-    record: RunRecord = field(default_factory=RunRecord)
-    batch_rng: 'np.random.Generator | None' = None
-
-    @property
-    def is_pretrain(self) -> bool:
-        return self.stage in ('simmim', 'contrastive')
-
-    def close(self, code: int) -> None:
-        """Write the remaining metrics and the record. `code` is the exit code of the run."""
-        self.scalars.close(code)
-        self.record.save()
-
-
 def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """List the differences between two runs. Without any, they count as the same run.
 
@@ -185,74 +141,31 @@ def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         One line for each difference.
     """
     lines = []
-    for fact, compare in _COMPARISONS.items():
-        if fact in before and fact in now and before[fact] != now[fact]:
-            old, new = before[fact], now[fact]
-            lines += compare(old, new) if compare else [f'{fact}: {old} -> {new}']
+    different = {fact for fact in before.keys() & now.keys() if before[fact] != now[fact]}
+    if 'pretrained' in different:
+        old, new = (run['pretrained'] or 'none' for run in (before, now))
+        lines.append(f'PRETRAINED: SHA-256 {old[:8]} -> {new[:8]}')
+    for fact in ('code', 'processes', 'precision'):
+        if fact in different:
+            lines.append(f'{fact}: {before[fact]} -> {now[fact]}')
+    if 'environment' in different:
+        old, new = (
+            {key: value for key, value in run['environment'].items() if key != 'packages'}
+            | run['environment'].get('packages', {})
+            for run in (before, now)
+        )
+        lines += [
+            f'{key}: {old.get(key) or "none"} -> {new.get(key) or "none"}'
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+        ]
+    if 'data' in different and before['data']['fingerprint'] != now['data']['fingerprint']:
+        old, new = before['data'], now['data']
+        names = {**old['files'], **new['files']}
+        changed = sorted(n for n in names if old['files'].get(n) != new['files'].get(n))
+        images = f'{old["images"]} -> {new["images"]} images'
+        lines.append(f'data: {", ".join(changed) or "other images"} ({images})')
     return lines
-
-
-def refuse_another_run(folder: Path, config: Config) -> None:
-    """Refuse to start a run in the folder of another run, before anything is written.
-
-    A run may resume with other options, and a finished run may be trained for more epochs, as long
-    as the pre-trained weights and the options that affect the model, the patients and the outputs
-    stay the same. If a finished run is started without more epochs, all options that change the
-    trained model must stay the same.
-
-    Raises:
-        ValueError: If the folder contains another run or checkpoints that this run would not
-            resume from, or its config.yaml cannot be read.
-    """
-    path, finished = folder / OPTIONS_FILE, is_finished(folder)
-    has_regular, reason = any(folder.glob('ckpt_epoch_*.pth')), ''
-    if has_regular and not config.TRAIN.AUTO_RESUME:
-        reason = 'TRAIN.AUTO_RESUME is False'
-    elif finished and not has_regular and (folder / BEST_CHECKPOINT).exists():
-        reason = f'only {BEST_CHECKPOINT} was kept'
-    if reason and not config.MODEL.RESUME:
-        raise ValueError(
-            f'{folder} has checkpoints from which this run would not resume, because {reason}: '
-            'choose another --tag, or score the run with --eval'
-        )
-    resumes = config.TRAIN.AUTO_RESUME and has_regular
-    if not path.is_file() or not (finished or resumes):
-        return
-    try:
-        before = config_from_text(path.read_text('utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} cannot be read ({error}): restore or remove the file') from error
-    # More epochs continue a run; its learning rates may then change, but not what it learns.
-    continues = not finished or config.TRAIN.EPOCHS > before.TRAIN.EPOCHS
-    kept = ('model', 'outputs', 'patients') if continues else TRAINED
-    changes = config_changes(config_text(before), config_text(config), *kept)
-    changes = weights_changes(folder, config, before.PRETRAINED) + changes
-    if changes:
-        raise ValueError(
-            f'{folder} contains another run ({"; ".join(changes[:SHOWN])}): choose another --tag '
-            'or --output'
-        )
-
-
-def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
-    """List how PRETRAINED of a config differs from the initial weights of the run in a folder.
-
-    `before` is PRETRAINED of that run. Files are compared by SHA-256. URLs are compared as text,
-    because nothing is downloaded. The list is empty if the run began with a checkpoint, because
-    the weights that this checkpoint started from are unknown.
-    """
-    given, record = config.PRETRAINED, known_record(folder)
-    first = next(iter(record.get('starts', [])), {})
-    if first.get('resumed_from'):
-        return []
-    starts_anew = not given and not config.MODEL.RESUME and record.get('pretrained')
-    file, key = split_key(given)
-    has_other_key = bool(given) and key != split_key(before)[1]
-    if not has_other_key and (Path(file).is_file() or starts_anew):
-        return run_changes(record, {'pretrained': weights_checksum(given)})
-    # Downloading only to compare would take minutes at each start.
-    is_other = has_other_key or (is_url(given) and before != given)
-    return [f'PRETRAINED: {before or "none"} -> {given}'] if is_other else []
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
@@ -280,39 +193,6 @@ def is_finished(folder: str | Path) -> bool:
     return known_record(folder).get('finished') is not None
 
 
-@contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[bool]:
-    """Lock a run folder against other runs, see `system.files.locked`.
-
-    Raises:
-        ValueError: If another run is writing to the folder.
-    """
-    with contextlib.ExitStack() as stack:
-        for attempt in range(LOCK_ATTEMPTS):
-            try:
-                is_safe = stack.enter_context(locked(folder / LOCK_FILE, wait=False))
-                break
-            except ValueError:  # `is_locked` holds the lock for a moment
-                if attempt + 1 == LOCK_ATTEMPTS:
-                    raise
-                time.sleep(0.1)
-        yield is_safe
-
-
-def is_locked(folder: str | Path) -> bool:
-    """Return whether another run is writing to this run folder."""
-    path = Path(folder) / LOCK_FILE
-    try:
-        if path.exists():
-            with locked(path, wait=False):
-                pass
-    except ValueError:
-        return True
-    except PermissionError:  # the folder belongs to another user
-        pass
-    return False
-
-
 def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
     """Return the name of a checkpoint in the run folder, or the path or URL of another one."""
     path = Path(checkpoint)
@@ -335,20 +215,32 @@ def code_version() -> str:
 
 
 def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
-    """Describe the machine and the installed packages, without the names of host and user.
+    """Describe the machine and the packages of requirements.txt, without names of host and user.
 
     Args:
         gpus: Names of the GPUs of all processes.
         threads: CPU threads of each process.
     """
+    packages = {}
+    for line in (ROOT / 'requirements.txt').read_text('utf-8').splitlines():
+        if name := re.match(r'[\w.-]+', line):
+            try:
+                packages[name[0]] = metadata.version(name[0])
+            except metadata.PackageNotFoundError:
+                packages[name[0]] = None
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        text = Path('/proc/cpuinfo').read_text('utf-8', errors='replace')
+        if name := re.search(r'^model name\s*:\s*(.+)$', text, re.MULTILINE):
+            cpu = name[1].strip()
     return {
         'python': platform.python_version(),
         'platform': platform.platform(),
-        'cpu': _cpu_name(),
+        'cpu': cpu,
         'cpus': os.cpu_count(),
         'threads': threads,
         'gpus': list(gpus),
-        'packages': _packages(),
+        'packages': packages,
     }
 
 
@@ -385,59 +277,6 @@ def known_record(folder: str | Path) -> dict[str, Any]:
         return read_record(folder) or {}
     except ValueError:
         return {}
-
-
-def _changed_data(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    if before['fingerprint'] == now['fingerprint']:
-        return []
-    old, new = before['files'], now['files']
-    names = sorted(name for name in {**old, **new} if old.get(name) != new.get(name))
-    images = f'{before["images"]} -> {now["images"]} images'
-    return [f'data: {", ".join(names) or "other images"} ({images})']
-
-
-def _changed_environment(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    old, new = (
-        {key: value for key, value in part.items() if key != 'packages'} | part.get('packages', {})
-        for part in (before, now)
-    )
-    return [
-        f'{key}: {old.get(key) or "none"} -> {new.get(key) or "none"}'
-        for key in {**old, **new}
-        if old.get(key) != new.get(key)
-    ]
-
-
-_COMPARISONS: dict[str, Callable[[Any, Any], list[str]] | None] = {
-    'pretrained': lambda old, new: [
-        f'PRETRAINED: SHA-256 {(old or "none")[:8]} -> {(new or "none")[:8]}'
-    ],
-    'code': None,  # the values
-    'processes': None,
-    'precision': None,
-    'environment': _changed_environment,
-    'data': _changed_data,
-}
-
-
-def _packages() -> dict[str, str | None]:
-    """Return the installed version of each package in requirements.txt, or None if missing."""
-    versions = {}
-    for line in (ROOT / 'requirements.txt').read_text('utf-8').splitlines():
-        if name := re.match(r'[\w.-]+', line):
-            try:
-                versions[name[0]] = metadata.version(name[0])
-            except metadata.PackageNotFoundError:
-                versions[name[0]] = None
-    return versions
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        text = Path('/proc/cpuinfo').read_text('utf-8', errors='replace')
-        if name := re.search(r'^model name\s*:\s*(.+)$', text, re.MULTILINE):
-            return name[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _now() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.interruptions import Interruptions, Preempted
-from engine.run_record import Run
+from engine.run import Run
 from engine.train_state import TrainState
 from logger import DETAIL
 from system import distributed

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.run_record import Run
+from engine.run import Run
 from logger import DETAIL
 
 # Below these values the features have collapsed. A spread of 1 means that they point in all

@@ -15,7 +15,8 @@ from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS
 from data.records import task_of
 from data.views import views_warning
-from engine.run_record import Run, code_version, files_read, known_record
+from engine.run import Run
+from engine.run_record import code_version, files_read, known_record
 from evaluation.inference import predict, score
 from evaluation.metrics import describe_scores
 from logger import json_safe

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from data.loader import Loaders
-from engine.run_record import Run
+from engine.run import Run
 from evaluation.collapse import held_out_figures
 from evaluation.reconstruction import (
     TRIVIAL_PREDICTORS,

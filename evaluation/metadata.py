@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from data.groups import add_demographics
 from data.records import Records
-from engine.run_record import Run
+from engine.run import Run
 
 # Features by what they describe. An unknown value is 0, and has a feature of its own where 0 is a
 # value like others.

@@ -21,7 +21,7 @@ from data.reading import read_split
 from data.records import task_of
 from data.splits import pretrain_records
 from data.transforms import EvalTransform
-from engine.run_record import Run
+from engine.run import Run
 from evaluation.collapse import effective_rank
 from evaluation.metrics import score_table
 from evaluation.probes import PLAIN_NUM_NEIGHBOURS, extract_features, out_of_fold_votes

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from config import part_options
 from data.loader import Loaders, XrayDataset, make_loader
 from data.records import task_of
-from engine.run_record import Run
+from engine.run import Run
 from evaluation.attentive import RATES, fit_attention_head
 from evaluation.features import batch_features
 from evaluation.inference import require_finite

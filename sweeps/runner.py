@@ -18,17 +18,8 @@ from types import FrameType
 
 from data.reading import read_split
 from data.splits import pretrain_records
-from engine.run_record import (
-    EXIT_NOT_KEPT,
-    EXIT_PREEMPTED,
-    OPTIONS_FILE,
-    SHOWN,
-    files_read,
-    is_finished,
-    is_locked,
-    read_record,
-    weights_changes,
-)
+from engine.run_folder import SHOWN, is_locked, weights_changes
+from engine.run_record import OPTIONS_FILE, files_read, is_finished, read_record
 from sweeps.files import (
     ROOT,
     SECTIONS,
@@ -42,7 +33,7 @@ from sweeps.files import (
     without_cache,
 )
 from system.files import BEST_CHECKPOINT, checkpoint_name, checksum_file, newest_first, sha256
-from system.tool import STOP_SIGNALS
+from system.tool import EXIT_NOT_KEPT, EXIT_PREEMPTED, STOP_SIGNALS
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 300  # between two lines about the epochs of running jobs

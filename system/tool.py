@@ -10,7 +10,10 @@ from pathlib import Path
 from textwrap import fill
 
 ROOT = Path(__file__).resolve().parents[1]
-EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+# Exit codes of all programs: docs/faults.md says what they mean.
+EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
+EXIT_NOT_KEPT = 76  # stopped by a signal, and the same command begins again
 # Slurm sends SIGUSR1 or SIGTERM with --signal. A closed terminal sends SIGHUP, which nohup ignores.
 STOP_SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
 if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

@@ -7,8 +7,8 @@ import torch
 from tiny import config_with
 from torch import nn
 
-from engine.launch import Run
 from engine.loop import train_one_epoch
+from engine.run import Run
 from engine.train_state import TrainState
 from logger import ScalarLog
 from models.model import Model

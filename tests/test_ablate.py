@@ -20,7 +20,8 @@ from tiny import DEADLINE, load_script, run_script, wait_until
 from warm_python import warm_python
 
 from config import config_text
-from engine.run_record import RECORD_FILE, is_finished, is_locked, read_record, run_lock
+from engine.run_folder import is_locked, run_lock
+from engine.run_record import RECORD_FILE, is_finished, read_record
 from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
 from sweeps.files import ROOT, load_sweep

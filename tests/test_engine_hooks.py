@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import main_finetune
 from engine.average import average_weights
-from engine.run_record import Run
+from engine.run import Run
 from utils import read_checkpoint
 
 DECAY = 0.5

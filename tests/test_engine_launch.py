@@ -19,14 +19,14 @@ from engine.causes import explain
 from engine.interruptions import Interruptions, Preempted
 from engine.launch import launch
 from engine.metric_writers import TensorBoard
-from engine.run_record import is_locked
+from engine.run_folder import is_locked
 from logger import WRITERS
 from system.start import cause_from_torchrun, check_command, report_to_torchrun
 
 HOLD = """
 import sys
 from pathlib import Path
-from engine.run_record import run_lock
+from engine.run_folder import run_lock
 with run_lock(Path(sys.argv[1])):
     print('held', flush=True)
     sys.stdin.read()

@@ -173,7 +173,7 @@ def whole(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path, monkeypatch) -> None:
     """Mid-epoch, with accumulation, drop path, cycled momentum, masks and a shorter last step."""
     cfg, folder = whole
-    step, calls = loop._optimizer_step, []
+    step, calls = loop.optimizer_step, []
 
     def killed_in_step_7(*args: object, **options: object) -> None:
         calls.append(0)
@@ -182,7 +182,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path, monkeypatch)
         return step(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, '_optimizer_step', killed_in_step_7)
+        patch.setattr(loop, 'optimizer_step', killed_in_step_7)
         run_main('simmim', arguments(cfg, phantom, tmp_path))
     killed = run_folder(tmp_path, 'simmim')
     assert read_checkpoint(killed / 'ckpt_epoch_1_step_2.pth')['num_batches'] % 2 == 1
@@ -270,7 +270,7 @@ def test_swav_with_frozen_prototypes_and_small_crops_is_killed_and_resumes_bit_f
         'AUG': {'CROP_AREA': [0.3, 1.0]},
     }
     cfg = tiny_config(tmp_path / 'run.yaml', 'contrastive', model, **sections)
-    step, calls = loop._optimizer_step, []
+    step, calls = loop.optimizer_step, []
 
     def killed_in_step_7(*args: object, **options: object) -> None:
         calls.append(0)
@@ -279,7 +279,7 @@ def test_swav_with_frozen_prototypes_and_small_crops_is_killed_and_resumes_bit_f
         return step(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, '_optimizer_step', killed_in_step_7)
+        patch.setattr(loop, 'optimizer_step', killed_in_step_7)
         run_main('contrastive', arguments(cfg, phantom, tmp_path / 'killed'))
     killed = run_folder(tmp_path / 'killed', 'contrastive')
     assert (killed / 'ckpt_epoch_1_step_1.pth').exists() and not (killed / LAST).exists()

@@ -18,11 +18,11 @@ from data.chexpert import read_csv
 from data.fingerprint import describe_data
 from data.loader import Loaders
 from engine import run_record as module
+from engine.run_folder import refuse_another_run
 from engine.run_record import (
     RunRecord,
     is_finished,
     read_record,
-    refuse_another_run,
     weights_checksum,
     without_home,
 )

@@ -20,8 +20,8 @@ from torch import multiprocessing
 import main_finetune
 from engine import interruptions, saving
 from engine.interruptions import Interruptions, Preempted
-from engine.launch import EXIT_PREEMPTED
 from engine.saving import CheckpointWriter
+from system.tool import EXIT_PREEMPTED
 from utils import read_checkpoint, save_checkpoint
 
 LOGGER = logging.getLogger('test')

@@ -12,7 +12,7 @@ from tiny import config_with
 
 from config import Config
 from engine.interruptions import Preempted
-from engine.run_record import Run
+from engine.run import Run
 from engine.saving import Saver
 from engine.train_state import Progress, TrainState
 from logger import ScalarLog

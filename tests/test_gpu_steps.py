@@ -10,7 +10,7 @@ from tiny import MAE, SWIN, VIT, tiny_config
 
 from config import build_parser, get_config
 from engine import loop
-from engine.run_record import Run
+from engine.run import Run
 from logger import ScalarLog
 from models import build_model
 from system.device import local_device, to_device

@@ -25,7 +25,7 @@ ROWS = [
     ['logger', 'lr_scheduler', 'optimizer', 'utils'],
     ['data'],
     ['models'],
-    ['engine'],
+    ['engine'],  # also the home of new optimizers and schedules
     ['evaluation'],
     ['main_simmim', 'main_finetune', 'main_contrastive'],
     ['sweeps', 'scripts'],
@@ -38,7 +38,7 @@ NEVER = {'engine': {'models', 'data'}}
 ONLY = {'models': {'data.labels', 'data.masking'}}
 # The most files and lines of this project that a main may load, directly and indirectly, with some
 # slack. The options do not count (config.py and options/), nor do parts that an option names.
-LIMITS = {'main_simmim': (46, 8_800), 'main_finetune': (51, 10_700)}
+LIMITS = {'main_simmim': (52, 9_100), 'main_finetune': (57, 10_900)}
 # The rooms that the mains load, and the files in them that CheXpert and a Swin do not need.
 # PRETRAINED needs models/pretrained.py and what it imports: convert, recognise, timm_classifier.
 CORE = ['options', 'system', 'data', 'models', 'engine', 'evaluation']

@@ -12,10 +12,12 @@ from sweep_runs import methods_file
 from tiny import wait_until
 
 from config import config_text, default_config
-from engine.run_record import EXIT_PREEMPTED, RECORD_FILE, is_finished, run_lock
+from engine.run_folder import run_lock
+from engine.run_record import RECORD_FILE, is_finished
 from sweeps.files import ROOT, Job, load_sweep, plan
 from sweeps.runner import Runner, progress, state_of
 from system.files import sha256
+from system.tool import EXIT_PREEMPTED
 
 FINISHED = {'finished': '2026-01-01T00:00:00+00:00'}
 # The start after the end of the training trained nothing, so it has no processes.

@@ -43,7 +43,7 @@ from data.masking import mask_generator
 from engine import loop
 from engine.launch import set_determinism
 from engine.preflight import endless_batches, synchronized_time
-from engine.run_record import Run
+from engine.run import Run
 from engine.train_state import TrainState
 from evaluation.model_comparison import t_interval
 from logger import ScalarLog
