@@ -70,7 +70,9 @@ class FinalScores:
         if is_main:
             found = {s: self.task.probabilities(self.values[s]) for s in self.scored | others}
             self._write_predictions(found, source)
-            run.logger.info(f'scores in {self._write_scores()}. Not for clinical use.')
+            file = run.folder / f'scores{self.suffix}.json'
+            replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
+            run.logger.info(f'scores in {file}. Not for clinical use.')
         if is_main and run.config.REPORT.WRITE:
             report = module_of('REPORT.WRITE').write_run_report(self, model, source)
             run.logger.info(f'report in {report}')
@@ -78,11 +80,6 @@ class FinalScores:
             words = f'IMAGE_OR_FOLDER --checkpoint {source} --output predictions.csv'
             command = f'{command_of("scripts/predict.py")} {words}'
             run.logger.info(f'next: predict other images with {command}')
-
-    def _write_scores(self) -> Path:
-        file = self.run.folder / f'scores{self.suffix}.json'
-        replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
-        return file
 
     def _write_predictions(self, predictions: dict[str, np.ndarray], checkpoint: str) -> None:
         """Write predictions_<split>.csv for the predictions [N, K] of each split."""

@@ -66,55 +66,43 @@ def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
     sets = [_cases(final, name) for name in final.scored]
 
     trained = final.trained
-    select_on = _selected_on(trained or config, source)
-    training = _describe_training(trained, select_on)
-    training |= _describe_effort(run.folder, select_on, source, train)
     baselines, problems = _read_baselines(config, sets[-1])
-    about = {
-        'run': _describe_run(config, source, training),
-        'patients': {split: [*dataset.records.patient] for split, dataset in datasets.items()},
-        'warnings': [*problems, *_warnings(final, model, source)],
-    }
-    protocol = _protocol(config)
+    protocol = Protocol(
+        level=config.EVAL.LEVEL,
+        views=config.EVAL.VIEWS or config.DATA.VIEWS,
+        threshold=config.EVAL.THRESHOLD,
+        resamples=config.EVAL.RESAMPLES,
+        seed=config.SEED,
+    )
     document = build_document(
         sets,
         _cases(final, 'holdout') if final.loaders.holdout else None,
         protocol,
+        run=_describe_run(final, source, train),
         policy=trained.DATA.UNCERTAIN if trained else '',
+        patients={split: [*dataset.records.patient] for split, dataset in datasets.items()},
+        warnings=[*problems, *_warnings(final, model, source)],
         extras={
             'training': _training_curves(final, source),
             'comparisons': compare_with_baselines(sets[-1], baselines, protocol),
             'baselines': bool(baselines),
         },
-        **about,
     )
-    document |= _write_maps(final, model, datasets, sets[-1], document, folder)
+
+    scored = document['sets'][-1]
+    thresholds = {part['label']: part['threshold'] for part in scored['labels']}
+    dataset = datasets[scored['name']]
+    options = {'thresholds': thresholds, 'folder': folder}
+    document |= write_maps(config, model, dataset, sets[-1], **options)
+    for entry in document['maps']:
+        file = folder / entry['file']
+        run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS)
     thumbnails = _thumbnails(config, datasets, sets, document)
     for line in document['alerts']:
         run.logger.warning(line)
     report = write_report(folder, document, thumbnails, columns=config.REPORT.COLUMNS)
     run.scalars.write_file(report)
     return report
-
-
-def _write_maps(
-    final: FinalScores,
-    model: nn.Module,
-    datasets: dict[str, XrayDataset],
-    cases: Cases,
-    document: dict[str, Any],
-    folder: Path,
-) -> dict[str, Any]:
-    """Write saliency maps of a set of cases, the last of the document; return their part."""
-    config = final.run.config
-    thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
-    found = write_maps(
-        config, model, datasets[cases.name], cases, thresholds=thresholds, folder=folder
-    )
-    for entry in found['maps']:
-        file = folder / entry['file']
-        final.run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS)
-    return found
 
 
 def _read_baselines(config: Config, cases: Cases) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -156,7 +144,12 @@ def _training_curves(final: FinalScores, source: str) -> dict[str, Any] | None:
 def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
     """Return what a reader of the report must know about its scores."""
     config, trained = final.run.config, final.trained
-    warnings = _seen_patients(trained, config)
+    warnings = []
+    # Of a file that no longer exists, the log of the training has the warning.
+    if trained and Path(split_key(trained.PRETRAINED)[0]).is_file():
+        before = trained_config(trained.PRETRAINED)
+        if before:
+            warnings += seen_patients(trained.PRETRAINED, before.DATA, config.DATA)
     is_trained = trained and trained.FINETUNE.MODE not in PROBES
     if is_trained and _selected_on(trained, source) == 'valid':
         warnings.append(SELECTED_ON_VALID)
@@ -172,9 +165,8 @@ def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
             f'scores drop {100 * config.EVAL.MASK_RATIO:g} % of the patches of each image '
             '(EVAL.MASK_RATIO); saliency maps use all'
         )
-    if config.FINETUNE.MODE in NO_ENCODER:
-        return warnings
-    if config.REPORT.MAPS and lacks_maps(model):
+    has_encoder = config.FINETUNE.MODE not in NO_ENCODER
+    if has_encoder and config.REPORT.MAPS and lacks_maps(model):
         warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
     return warnings
 
@@ -190,50 +182,31 @@ def _cases(final: FinalScores, name: str) -> Cases:
     return cases_of(records, final.task, probabilities, **about)
 
 
-def _protocol(config: Any) -> Protocol:
-    return Protocol(
-        level=config.EVAL.LEVEL,
-        views=config.EVAL.VIEWS or config.DATA.VIEWS,
-        threshold=config.EVAL.THRESHOLD,
-        resamples=config.EVAL.RESAMPLES,
-        seed=config.SEED,
-    )
-
-
-def _seen_patients(trained: Config | None, config: Config) -> list[str]:
-    """Return warnings that the weights in PRETRAINED of a training may have seen scored patients.
-
-    A file that no longer exists gives no warning. The log of the training has it.
-    """
-    if not trained or not Path(split_key(trained.PRETRAINED)[0]).is_file():
-        return []
-    before = trained_config(trained.PRETRAINED)
-    return seen_patients(trained.PRETRAINED, before.DATA, config.DATA) if before else []
-
-
-def _describe_run(config: Config, source: str, training: dict[str, str]) -> dict[str, str]:
+def _describe_run(final: FinalScores, source: str, train: DataLoader | None) -> dict[str, str]:
     """Return the table of run details for the first screen of the report."""
-    data = config.DATA
-    has_encoder = config.FINETUNE.MODE not in NO_ENCODER
+    config, trained = final.run.config, final.trained
+    data, has_encoder = config.DATA, config.FINETUNE.MODE not in NO_ENCODER
+    select_on = _selected_on(trained or config, source)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
-    data_set = f'{data.DATASET}{labeller}'
     steps = ', '.join(scored_steps(config)) or 'none'
-    return {
+    rows = {
         'Predicts': TASK_WORDS.get(data.TASK, data.TASK),
-        **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
-        **({'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px'} if has_encoder else {}),
+        'Labels': ', '.join(data.LABELS),
+        'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px' if has_encoder else '',
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
-        **({} if source in PROBES else {'Checkpoint': source}),
-        **training,
-        'Data': f'{data.DATA_PATH} ({data_set})',
-        **({'Blank labels': data.BLANK} if task_of(config).has_policies else {}),
+        'Checkpoint': '' if source in PROBES else source,
+        **_describe_training(trained, select_on),
+        **_describe_effort(final.run.folder, select_on, source, train),
+        'Data': f'{data.DATA_PATH} ({data.DATASET}{labeller})',
+        'Blank labels': data.BLANK if task_of(config).has_policies else '',
         'Images': describe_images(config.EVAL.DATA_PATH or data.DATA_PATH),
         'Preprocessing': f'{steps}; normalised by {NORMALISED_BY[data.NORMALIZE]}',
         'Threshold rule': config.EVAL.THRESHOLD,
-        **({'Patches': dropped} if (dropped := describe_dropped(config)) else {}),
+        'Patches': describe_dropped(config),
         'Seed': str(config.SEED),
         'Code': code_version(),
     }
+    return {name: value for name, value in rows.items() if value}
 
 
 def _selected_on(trained: Config, source: str) -> str:
@@ -250,26 +223,26 @@ def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]
     if trained is None:
         return {'Training': 'unknown'}
     data, mode = trained.DATA, trained.FINETUNE.MODE
-    exceptions = ', '.join(f'{k}: {v}' for k, v in data.UNCERTAIN_BY_LABEL.items())
-    policy = data.UNCERTAIN + (f' ({exceptions})' if exceptions else '')
-    by_share = f'{100 * data.TRAIN_FRACTION:g} % of the patients'
-    start = trained.MODEL.RESUME or trained.PRETRAINED
-    rows = {
-        'Trained part': TRAINED_PARTS.get(mode, mode),
-        **({} if mode in NO_ENCODER else {'Started from': start or 'random weights'}),
-        'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
-        **({'Uncertain labels in training': policy} if task_of(trained).has_policies else {}),
-    }
+    rows = {'Trained part': TRAINED_PARTS.get(mode, mode)}
+    if mode not in NO_ENCODER:
+        rows['Started from'] = trained.MODEL.RESUME or trained.PRETRAINED or 'random weights'
+    rows['Trained on'] = f'{100 * data.TRAIN_FRACTION:g} % of the patients'
+    if data.TRAIN_IMAGES:
+        rows['Trained on'] = f'{data.TRAIN_IMAGES} images'
     if data.TRAIN_CSV != default_config().DATA.TRAIN_CSV:
         rows['Trained on'] += f' of {data.TRAIN_CSV}'
     if data.PSEUDO_LABELS:
         rows['Trained on'] += f', and pseudo-labels of {data.PSEUDO_LABELS}'
+    if task_of(trained).has_policies:
+        exceptions = ', '.join(f'{k}: {v}' for k, v in data.UNCERTAIN_BY_LABEL.items())
+        policy = f'{data.UNCERTAIN} ({exceptions})' if exceptions else data.UNCERTAIN
+        rows['Uncertain labels in training'] = policy
     if mode in PROBES:
-        return rows | {'Hyperparameters chosen on': 'training patients, by cross-validation'}
-    return rows | {
-        'Loss': trained.LOSS.NAME,
-        'Epoch chosen on': CHOSEN_ON.get(select_on, select_on),
-    }
+        rows['Hyperparameters chosen on'] = 'training patients, by cross-validation'
+    else:
+        rows['Loss'] = trained.LOSS.NAME
+        rows['Epoch chosen on'] = CHOSEN_ON.get(select_on, select_on)
+    return rows
 
 
 def _describe_effort(

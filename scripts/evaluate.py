@@ -221,7 +221,7 @@ def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
             warnings.append(note)
         cases, notes = match(predictions, table, name=name, level=args.level, groups=groups)
         sets.append(cases)
-        warnings += [*notes, *_view_warnings(cases, predictions, trained_views(given))]
+        warnings += [*notes, *view_warnings(cases, predictions)]
         if missing := [label for label in table.labels if label not in cases.labels]:
             lacking.setdefault(', '.join(missing), []).append(str(predictions.file))
     for missing, without in lacking.items():
@@ -238,24 +238,22 @@ def read_files(args: argparse.Namespace, files: Sequence[Path]) -> list[Predicti
     return [read_predictions(file, **options) for file in files]
 
 
-def trained_views(predictions: Predictions) -> str:
-    """Return DATA.VIEWS of the training of a model; '' if it is unknown.
+def view_warnings(cases: Cases, predictions: Predictions) -> list[str]:
+    """Warn of scored images whose view the model was not trained on, as far as that is known.
 
-    It is in the JSON file next to the predictions (`predict.py`) or in the options of the run.
+    DATA.VIEWS of the training is in the JSON file next to the predictions (`predict.py`), or in the
+    options of the run.
     """
-    folder = predictions.file.parent
-    if predictions.trained_views or read_record(folder) is None:
-        return predictions.trained_views
-    return config_from_text((folder / OPTIONS_FILE).read_text(encoding='utf-8')).DATA.VIEWS
-
-
-def _view_warnings(cases: Cases, predictions: Predictions, trained: str) -> list[str]:
-    """Warn of scored images whose view the model was not trained on, as far as that is known."""
     if predictions.key == 'Study':
         return []
+    folder, trained = predictions.file.parent, predictions.trained_views
+    if not trained and read_record(folder) is not None:
+        options = (folder / OPTIONS_FILE).read_text(encoding='utf-8')
+        trained = config_from_text(options).DATA.VIEWS
     views = [name.partition(' ')[0].lower() for name in cases.groups['View']]
-    warning, advice = views_warning(views, trained), f'--views {trained or "frontal"}'
-    return [f'{predictions.file}: {warning}. {advice} leaves them out.'] if warning else []
+    warning = views_warning(views, trained)
+    advice = f'--views {trained or "frontal"} leaves them out.'
+    return [f'{predictions.file}: {warning}. {advice}'] if warning else []
 
 
 def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> LabelTable:
@@ -289,12 +287,19 @@ def read_labels(
         predicted: Predictions whose labels are read if some are not CheXpert's.
         wanted: Labels to read; () for --label-names or the predicted labels.
     """
-    given = dict.fromkeys(label for part in predicted for label in part.labels)
-    is_standard = set(given) <= {*standard_labels()} and TASKS[args.task].has_policies
-    labels = wanted or args.label_names or (() if is_standard else tuple(given))
-    labels = labels if TASKS[args.task].takes_names else ()
-    options = {'blank': args.blank, 'views': args.views, 'labels': labels}
-    return read_label_file(file, task=args.task, groups=args.groups, **options)
+    task, labels = TASKS[args.task], wanted or args.label_names
+    if not labels:
+        given = dict.fromkeys(label for part in predicted for label in part.labels)
+        is_standard = task.has_policies and {*given} <= {*standard_labels()}
+        labels = () if is_standard else tuple(given)
+    return read_label_file(
+        file,
+        task=args.task,
+        blank=args.blank,
+        views=args.views,
+        labels=labels if task.takes_names else (),
+        groups=args.groups,
+    )
 
 
 def set_names(args: argparse.Namespace) -> list[str]:
@@ -351,24 +356,11 @@ def read_thresholds(
 ) -> tuple[list[HeldOut], str, list[str]]:
     """Read thresholds and temperatures from the headline's set of one report.json per model."""
     fitted, sources, warnings = [], [], []
+    now = protocol.level, protocol.views
     for file, cases in zip(files, sets, strict=True):
-        try:
-            # Integers with too many digits would raise an error.
-            report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
-            entry = {part['name']: part for part in report['sets']}[report['headline']['set']]
-            parts = {part['label']: part for part in entry['labels']}
-            then = entry['level'], entry['views']
-            if not all(isinstance(name, str) for name in then):
-                raise TypeError(f'level and views must be names, got {then!r:.100}')
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f'{file} is not a report.json of one model: {error!r}') from error
-        chosen = {label: parts.get(label, {}) for label in cases.labels}
-        missing = tuple(label for label in cases.labels if label not in parts)
-        counts = tuple(_counts_of(part) for part in chosen.values())
-        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS), missing, counts))
-        if np.isnan(fitted[-1].thresholds).all():
-            raise ValueError(f'{file} has no threshold for any of these labels')
-        now = protocol.level, protocol.views
+        entry = read_headline_set(file)
+        fitted.append(held_out_of(entry, cases.labels, file))
+        then = entry['level'], entry['views']
         if then != now:
             warnings.append(
                 f'{file}: the thresholds were chosen for {", ".join(then)}, but these '
@@ -378,27 +370,47 @@ def read_thresholds(
     return fitted, '; '.join(sources), warnings
 
 
-def _counts_of(part: dict[str, Any]) -> dict[str, Any]:
-    """Return the `case_counts` behind a threshold of a report.json, as far as it has them."""
-    held_out = part.get('held_out')
-    counts = {'few': str(part.get('few_held_out', ''))}
-    if isinstance(held_out, dict) and all(
-        isinstance(held_out.get(key), float) for key in ('n', 'positives')
-    ):
-        counts |= {key: int(held_out[key]) for key in ('n', 'positives')}
-    return counts
+def read_headline_set(file: Path) -> dict[str, Any]:
+    """Return the headline's set of a report.json, with its `labels` by their names."""
+    try:
+        # Integers with too many digits would raise an error.
+        report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
+        entry = {part['name']: part for part in report['sets']}[report['headline']['set']]
+        labels = {part['label']: part for part in entry['labels']}
+        if not all(isinstance(entry[key], str) for key in ('level', 'views')):
+            raise TypeError('level and views must be names')
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f'{file} is not a report.json of one model: {error!r}') from error
+    return entry | {'labels': labels}
 
 
-def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
-    """Return thresholds or temperatures of labels from a report.json, with NaN where missing."""
-    low, high = LIMITS[key]
-    for label, part in chosen.items():
-        value = part.get(key)
-        if value is not None and not (type(value) is float and low <= value <= high):
-            raise ValueError(
-                f'{file}: {key} of {label!r} must be a number in [{low:g}, {high:g}], got {value!r}'
-            )
-    return np.array([part.get(key) for part in chosen.values()], float)
+def held_out_of(entry: dict[str, Any], labels: Sequence[str], file: Path) -> HeldOut:
+    """Return what a set of a report.json chose for these labels, NaN where it has no value."""
+    values = {key: np.full(len(labels), np.nan) for key in LIMITS}
+    counts = []
+    for k, label in enumerate(labels):
+        part = entry['labels'].get(label, {})
+        for key, (low, high) in LIMITS.items():
+            value = part.get(key)
+            if value is None:
+                continue
+            if not (type(value) is float and low <= value <= high):
+                raise ValueError(
+                    f'{file}: {key} of {label!r} must be a number in [{low:g}, {high:g}], got '
+                    f'{value!r}'
+                )
+            values[key][k] = value
+        # The `case_counts` behind the threshold, as far as the report has them.
+        counts.append({'few': str(part.get('few_held_out', ''))})
+        held_out = part.get('held_out')
+        if isinstance(held_out, dict):
+            numbers = {key: held_out.get(key) for key in ('n', 'positives')}
+            if all(isinstance(number, float) for number in numbers.values()):
+                counts[k] |= {key: int(number) for key, number in numbers.items()}
+    if np.isnan(values['threshold']).all():
+        raise ValueError(f'{file} has no threshold for any of these labels')
+    missing = tuple(label for label in labels if label not in entry['labels'])
+    return HeldOut(values['threshold'], values['temperature'], missing, tuple(counts))
 
 
 def format_scores(document: dict[str, Any], columns: Sequence[str] = ()) -> str:
@@ -414,17 +426,17 @@ def format_scores(document: dict[str, Any], columns: Sequence[str] = ()) -> str:
         blocks.append(f'Differences in the mean AUROC\n{table}')
     for entry in document['comparisons']:
         table = differences_table(entry).to_string()
-        about = '(p of the bootstrap over patients; Holm corrects it for all p-values shown)'
+        remark = 'p of the bootstrap over patients; Holm corrects it for all p-values shown'
         if entry['only_seed']:
-            about = '(one recipe with two seeds: the spread between trainings, without p)'
-        title = f'{entry["a"]} minus {entry["b"]} {about}'
+            remark = 'one recipe with two seeds: the spread between trainings, without p'
+        title = f'{entry["a"]} minus {entry["b"]} ({remark})'
         blocks.append('\n'.join(filter(None, [title, table, entry['note']])))
     for entry in document['sets']:
         table = scores_table(entry, columns).to_string(na_rep='n/a')
-        about = ' (95 % intervals over patients)' * ('[' in table)
+        intervals = ' (95 % intervals over patients)' if '[' in table else ''
         title = (
             f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
-            f'n = {entry["rows"]}, {entry["patients"]} patients{about}'
+            f'n = {entry["rows"]}, {entry["patients"]} patients{intervals}'
         )
         blocks.append('\n'.join(filter(None, [title, classes_line(entry), table])))
     warnings = '\n'.join(
