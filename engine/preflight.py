@@ -3,12 +3,14 @@
 import itertools
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -38,6 +40,9 @@ STEP_SECONDS = 4.0  # target duration of a step on the CPU, where a whole batch 
 NUM_STEPS = 5  # number of timed steps
 LOADER_SECONDS = 4.0  # time to measure the loader, after all workers have started
 WAITING = 0.1  # share of the time that the model may wait for data without a warning
+DRIVER_FILE = Path('/proc/driver/nvidia/version')  # of NVIDIA's kernel module on Linux
+DRIVER_VERSION = re.compile(r'Kernel Module(?: for \S+)?\s+([\d.]+)')
+SETUP_PAGE = 'tutorial.md#1-set-up'
 NEARLY_FULL = 0.95  # share of memory or disk that may be used without a warning
 
 
@@ -79,6 +84,20 @@ def preflight(
         if loss_fn is not None and not math.isnan(seconds):
             check.disk()
     return check.verdict(seconds)
+
+
+def _why_cpu() -> tuple[str, str]:
+    """Return what to report of a run on the CPU, and advice. An unused NVIDIA driver is named."""
+    if not DRIVER_FILE.is_file():
+        return 'CPU', 'use a GPU and a PyTorch version that supports its driver'
+    driver = DRIVER_VERSION.search(DRIVER_FILE.read_text(encoding='utf-8'))
+    cuda = f'CUDA {torch.version.cuda}' if torch.version.cuda else 'CPUs only'
+    advice = f'install the PyTorch of this driver: docs/{SETUP_PAGE}'
+    if os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'):
+        advice = 'CUDA_VISIBLE_DEVICES hides the GPUs'
+    number = driver[1] if driver else 'of unknown version'
+    found = f'PyTorch {torch.__version__} is for {cuda}, and finds no GPU'
+    return f'CPU, though there is an NVIDIA driver {number}: {found}', advice
 
 
 class Preflight:
@@ -123,7 +142,7 @@ class Preflight:
     def machine(self) -> None:
         """Report the device and unused GPUs, and whether the run folder can be written."""
         if self.run.device.type == 'cpu':
-            self.add('device', 'CPU', 'use a GPU and a PyTorch version that supports its driver')
+            self.add('device', *_why_cpu())
         else:
             used, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
             advice = f'use all: torchrun --nproc_per_node {gpus}' if used < gpus else ''

@@ -55,7 +55,7 @@ probe() {
         return 1
     fi
 }
-options=(--opts SEED "$seed" DATA.TRAIN_FRACTION 1.0 FINETUNE.MODE)
+options=(--opts SEED "$seed" FINETUNE.MODE)
 probes=$runs/simmim_finetune
 baselines="{'pixel baseline': '$probes/pixels', 'random weights': '$probes/random'}"
 weights=$(ls "$runs"/simmim_pretrain/demo/ckpt_epoch_*.pth | sort -V | tail -n 1)

@@ -81,6 +81,26 @@ def test_an_unreadable_image_is_named(eight, tmp_path, check):
     assert 'train.csv' in rows['data: train'][1] and 'row 6' in rows['data: train'][1]
 
 
+@pytest.mark.parametrize(
+    'module, version',
+    [
+        ('NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12', '535.183.01'),
+        ('NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release', '570.86.10'),
+        ('something else', 'unknown'),
+    ],
+)
+def test_an_nvidia_driver_that_is_not_used_is_named(module, version, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    file = tmp_path / 'version'
+    monkeypatch.setattr(preflight, 'DRIVER_FILE', file)
+    assert preflight._why_cpu()[0] == 'CPU'
+    file.write_text(f'NVRM version: {module}\nGCC version: 12\n')
+    found, advice = preflight._why_cpu()
+    assert version in found and torch.__version__ in found and 'tutorial.md' in advice
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    assert 'CUDA_VISIBLE_DEVICES' in preflight._why_cpu()[1]
+
+
 def test_weights_disk_output_and_loss_are_all_reported(phantom, tmp_path, check, monkeypatch):
     def refuse(**options):
         raise OSError(30, 'Read-only file system')

@@ -27,7 +27,7 @@ NOTEBOOK = ROOT / 'notebooks' / 'colab.ipynb'
 CELLS = {cell['id']: cell for cell in json.loads(NOTEBOOK.read_text())['cells']}
 CODE = {name: ''.join(c['source']) for name, c in CELLS.items() if c['cell_type'] == 'code'}
 EPOCHS = 8
-TINY = 'DATA.TRAIN_FRACTION 1.0 TRAIN.WARMUP_EPOCHS 0 MODEL.SWIN.DEPTHS [1,1,1,1]'
+TINY = 'TRAIN.WARMUP_EPOCHS 0 MODEL.SWIN.DEPTHS [1,1,1,1]'
 SMALL = {
     'PHANTOM_PATIENTS': 40,
     'PRETRAIN_OPTIONS': f'TRAIN.EPOCHS {EPOCHS} {TINY}',
