@@ -81,7 +81,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     every = rows
     cases, rows = cases.with_labels(has_both), rows.with_labels(has_both)
     counts = held_out.counts or [{} for _ in has_both]
-    counts = [own for own, both in zip(counts, has_both, strict=True) if both]
+    counts = [count for count, both in zip(counts, has_both, strict=True) if both]
     held_out = HeldOut(held_out.thresholds[has_both], held_out.temperatures[has_both])
     resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
     weights = resamples.score_weights(rows.patient)
@@ -99,7 +99,10 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
             )
         temperature = float(held_out.temperatures[k])
         scaled, curves = _calibration(*pair, temperature, weights)
-        more = scaled | {'auroc_delong': _delong(*pair, rows.patient)}
+        delong = (float('nan'),) * 3
+        if allows_delong(pair[1], rows.patient):  # enough cases, and one row for each patient
+            delong = delong_interval(*pair)
+        more = scaled | {'auroc_delong': dict(zip(('value', 'low', 'high'), delong, strict=True))}
         entries.append(
             {
                 'label': label,
@@ -147,7 +150,9 @@ def score_classes(rows: Cases, weights: np.ndarray) -> dict[str, Any]:
     """
     decisions = Decisions.of(rows.probabilities, rows.targets, weights)
     counts = decisions.confusion[0].astype(int)
-    few = _few_of_classes(counts.sum(axis=1), rows.labels)
+    cases = zip(counts.sum(axis=1), rows.labels, strict=True)
+    smallest, label = min((found for found in cases if found[0]), default=(FEW_CASES, ''))
+    few = f'{smallest} of {label}' if smallest < FEW_CASES else ''
     if few:
         decisions = Decisions(decisions.confusion[:1])
     return {
@@ -157,13 +162,6 @@ def score_classes(rows: Cases, weights: np.ndarray) -> dict[str, Any]:
         'confusion': counts.tolist(),
         'scores': summaries(compute(decisions)),
     }
-
-
-def _few_of_classes(counts: Sequence[int], labels: Sequence[str]) -> str:
-    """Return the smallest class that has cases if it has few, such as '2 of Edema', and else ''."""
-    known = [(count, label) for count, label in zip(counts, labels, strict=True) if count]
-    count, label = min(known, default=(FEW_CASES, ''))
-    return f'{count} of {label}' if count < FEW_CASES else ''
 
 
 def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
@@ -191,7 +189,7 @@ def _calibration(
     curves['scaled'] = reliability_curve(scaled, targets)
     names = applicable({'probabilities'})
     scores = label_scores(scaled, targets, threshold=None, weights=weights, names=names)
-    return {f'{name}_scaled': each for name, each in summaries(scores).items()}, curves
+    return {f'{name}_scaled': found for name, found in summaries(scores).items()}, curves
 
 
 def _confusion(
@@ -234,15 +232,6 @@ def _thin(x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
     """Select at most CURVE_POINTS points, including the first and the last."""
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))
     return {'x': x[keep].tolist(), 'y': y[keep].tolist()}
-
-
-def _delong(
-    probabilities: np.ndarray, targets: np.ndarray, patients: np.ndarray
-) -> dict[str, float]:
-    """Compute DeLong's interval; NaN if a patient appears more than once, or with few cases."""
-    if not allows_delong(targets, patients):
-        return dict.fromkeys(('value', 'low', 'high'), float('nan'))
-    return dict(zip(('value', 'low', 'high'), delong_interval(probabilities, targets), strict=True))
 
 
 def _radiologists(

@@ -45,52 +45,44 @@ def fit_attention_head(
     Returns:
         The head, and the rate with its out-of-fold loss.
     """
-    fold, known = patient_folds(targets, patients), torch.from_numpy(targets)
-    given = _on(device, torch.from_numpy(tokens))
+    given, known = torch.from_numpy(tokens), torch.from_numpy(targets)
+    # If the tokens do not fit on a GPU, each step copies its part, and the GPU waits for them.
+    if device.type == 'cuda' and given.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+        given = given.to(device)
+    truth = known.to(given.device)
 
     def train(used: np.ndarray, rate: float) -> nn.Module:
-        options = {'loss_fn': loss_fn, 'rate': rate, 'device': device, 'seed': seed}
-        return _train(make_head, given, known.to(given.device), np.flatnonzero(used), **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = make_head().to(device).train()
+        order, rows = torch.Generator().manual_seed(seed), torch.from_numpy(np.flatnonzero(used))
+        optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+        steps = EPOCHS * -(-len(rows) // BATCH_SIZE)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(EPOCHS):
+            drawn = rows[torch.randperm(len(rows), generator=order)].to(given.device)
+            for batch in drawn.split(BATCH_SIZE):
+                outputs = head(given[batch].to(device).float())
+                loss = loss_fn(outputs, truth[batch].to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+        return head.eval()
 
+    fold = patient_folds(targets, patients)
     losses = []
     for rate in RATES:
         outputs = torch.zeros(targets.shape)
         for number in np.unique(fold):
-            own = fold == number
-            if not own.all():
-                outputs[own] = _predict(train(~own, rate), given, np.flatnonzero(own), device)
+            in_fold = fold == number
+            if not in_fold.all():
+                outputs[in_fold] = _predict(
+                    train(~in_fold, rate), given, np.flatnonzero(in_fold), device
+                )
         losses.append(loss_fn(outputs, known).item())
     best = int(np.argmin(losses))
     return train(np.ones(len(targets), bool), RATES[best]), Choice(RATES[best], losses[best])
-
-
-def _train(
-    make_head: Callable[[], nn.Module],
-    tokens: Tensor,
-    targets: Tensor,
-    used: np.ndarray,
-    *,
-    loss_fn: LabelLoss,
-    rate: float,
-    device: torch.device,
-    seed: int,
-) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = make_head().to(device).train()
-    order, rows = torch.Generator().manual_seed(seed), torch.from_numpy(used)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-    steps = EPOCHS * -(-len(rows) // BATCH_SIZE)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(EPOCHS):
-        drawn = rows[torch.randperm(len(rows), generator=order)].to(tokens.device)
-        for at in drawn.split(BATCH_SIZE):
-            loss = loss_fn(head(tokens[at].to(device).float()), targets[at].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-    return head.eval()
 
 
 @torch.no_grad()
@@ -99,13 +91,3 @@ def _predict(
 ) -> Tensor:  # [N, K]
     parts = torch.from_numpy(used).to(tokens.device).split(BATCH_SIZE)
     return torch.cat([head(tokens[rows].to(device).float()).cpu() for rows in parts])
-
-
-def _on(device: torch.device, tokens: Tensor) -> Tensor:
-    """Move all tokens to a GPU if they need at most half of its free memory.
-
-    Otherwise each step copies its tokens, and the GPU waits for them.
-    """
-    if device.type != 'cuda' or tokens.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        return tokens
-    return tokens.to(device)

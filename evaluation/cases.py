@@ -186,8 +186,8 @@ def choose_cases(
         'false negative': (negative & (targets == 1), probabilities),
     }
     chosen = {}
-    for kind, (fits, order) in kinds.items():
+    for kind, (is_kind, order) in kinds.items():
         # A stable order: equal probabilities must not change the figures of a report.
-        rows = np.flatnonzero(fits)
+        rows = np.flatnonzero(is_kind)
         chosen[kind] = rows[np.argsort(order[rows], kind='stable')][:count].tolist()
     return chosen

@@ -106,14 +106,14 @@ class Panel:
         # If long tick labels would overlap, only every second or third tick has a label.
         every = max(1, math.ceil(wide * (len(x.ticks) - 1) / SIDE))
         for i, (tick, name) in enumerate(x.names()):
-            at = self.place(tick, y.low)[0]
+            at = self.to_pixels(tick, y.low)[0]
             self.parts.append(
                 element('path', class_='grid', d=f'M{at:.1f} {TOP}L{at:.1f} {bottom}')
             )
             if i % every == 0:
                 self.text(at, bottom + 16, name, 'middle')
         for tick, name in y.names():
-            at = self.place(x.low, tick)[1]
+            at = self.to_pixels(x.low, tick)[1]
             self.parts.append(
                 element('path', class_='grid', d=f'M{LEFT} {at:.1f}L{right} {at:.1f}')
             )
@@ -126,7 +126,7 @@ class Panel:
             element('text', y.title, class_='axis-title', transform=turned, text_anchor='middle')
         )
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
+    def to_pixels(self, x: float, y: float) -> tuple[float, float]:
         """Return the pixel coordinates of a point."""
         return LEFT + SIDE * self.x.share(x), TOP + SIDE * (1 - self.y.share(y))
 
@@ -136,7 +136,7 @@ class Panel:
         for x, y in zip(xs, ys, strict=True):
             is_known = x is not None and y is not None
             if is_known:
-                pieces.append('{}{:.1f} {:.1f}'.format(pen, *self.place(x, y)))
+                pieces.append('{}{:.1f} {:.1f}'.format(pen, *self.to_pixels(x, y)))
             pen = 'L' if is_known else 'M'
         self.parts.append(element('path', class_=style, d=''.join(pieces)))
 
@@ -144,12 +144,12 @@ class Panel:
         """Draw a marker at each point that is not missing."""
         for x, y in zip(xs, ys, strict=True):
             if x is not None and y is not None:
-                self.parts.append(mark(*self.place(x, y), marker, style))
+                self.parts.append(mark(*self.to_pixels(x, y), marker, style))
 
     def text(self, x: float, y: float, words: str, anchor: str, style: str = 'tick') -> None:
         """Draw text at pixel coordinates. `anchor` is 'middle' or 'end'."""
-        place = {'x': f'{x:.1f}', 'y': f'{y:.1f}'}
-        self.parts.append(element('text', words, class_=style, **place, text_anchor=anchor))
+        position = {'x': f'{x:.1f}', 'y': f'{y:.1f}'}
+        self.parts.append(element('text', words, class_=style, **position, text_anchor=anchor))
 
     def svg(self, key: str, title: str, description: str) -> Markup:
         """Return the finished chart. `key` must be unique on the page."""
@@ -178,8 +178,8 @@ def roc(label: dict, key: str) -> Markup:
         panel.marks([1 - specificity], [recall], 'operating', marker='cross')
     for i, reader in enumerate(label['radiologists']):
         style = 'reader ' + ('below' if reader['below'] else 'above')
-        place = [1 - reader['specificity']], [reader['sensitivity']]
-        panel.marks(*place, style, marker=MARKERS[i % len(MARKERS)])
+        position = [1 - reader['specificity']], [reader['sensitivity']]
+        panel.marks(*position, style, marker=MARKERS[i % len(MARKERS)])
     words = 'Sensitivity against 1 minus specificity. The numbers are above and in the table.'
     return panel.svg(f'{key}-roc', f'ROC curve: {label["label"]}', words)
 
@@ -296,8 +296,8 @@ def forest_row(score: dict, axis: Axis, reference: float, few: bool = False) -> 
         ends = {'x1': _percent(axis, low), 'x2': _percent(axis, high)}
         parts.append(element('line', class_=f'whisker{marked}', **ends, y1='50%', y2='50%'))
     if value is not None:
-        place = {'cx': _percent(axis, value), 'cy': '50%'}
-        parts.append(element('circle', class_=f'dot{marked}', **place, r='4.5'))
+        position = {'cx': _percent(axis, value), 'cy': '50%'}
+        parts.append(element('circle', class_=f'dot{marked}', **position, r='4.5'))
     return element('svg', *parts, class_='strip', height=STRIP, aria_hidden='true')
 
 
@@ -306,8 +306,8 @@ def forest_ticks(axis: Axis) -> Markup:
     texts = []
     for tick, name in axis.names():
         style = 'tick' if tick in (axis.low, axis.high) else 'tick between'
-        place = {'x': _percent(axis, tick), 'y': '12'}
-        texts.append(element('text', name, class_=style, **place, text_anchor='middle'))
+        position = {'x': _percent(axis, tick), 'y': '12'}
+        texts.append(element('text', name, class_=style, **position, text_anchor='middle'))
     return element('svg', *texts, class_='strip', height=16, aria_hidden='true')
 
 
@@ -329,8 +329,8 @@ def mark(x: float, y: float, marker: str, style: str) -> Markup:
         'triangle': ('path', {'d': f'M{x:.1f} {y - 4.6:.1f}l4.6 8h-9.2z'}),
         'cross': ('path', {'d': f'M{x - 5:.1f} {y:.1f}h10M{x:.1f} {y - 5:.1f}v10'}),
     }
-    tag, place = shapes[marker]
-    return element(tag, **place, class_=style)
+    tag, position = shapes[marker]
+    return element(tag, **position, class_=style)
 
 
 def element(tag: str, *children: str, **attributes: object) -> Markup:

@@ -51,7 +51,13 @@ def encoder_config(
         config = default_config()
         config.merge_from_file(cfg)
     else:
-        config = _own_config(checkpoint)
+        config = trained_config(checkpoint)
+        if config is None:
+            raise ValueError(
+                f'{checkpoint} contains no options of this project: name its encoder with --cfg'
+            )
+        with name_damaged(checkpoint):
+            check_config(config)
     config.merge_from_list(list(opts))
     check_config(config)
     if tokens and ENCODERS[config.MODEL.TYPE].forward_tokens is Encoder.forward_tokens:
@@ -63,7 +69,7 @@ def encoder_config(
 def trained_views(config: Config) -> str:
     """Return the views that the encoder of a run has seen; 'all' if its data do not state them."""
     configs = source_configs(config).values()
-    has_views = all(part(own, 'DATA.DATASET').labelled for own in configs)
+    has_views = all(part(source, 'DATA.DATASET').labelled for source in configs)
     return config.DATA.VIEWS if has_views else 'all'
 
 
@@ -94,7 +100,11 @@ def load_encoder(
         without_memory = build_model(config, is_pretrain=False, num_outputs=0)
     try:
         if is_own:
-            _check_shapes(checkpoint['model'], without_memory)
+            built, saved = (
+                {name: entries[key] for name, key in shared_keys(entries).items()}
+                for entries in (drop_buffers(without_memory.state_dict()), checkpoint['model'])
+            )
+            check_fit(saved, built, left=saved, new=built)  # the shapes of what both have
         state, report = fit_pretrained(config, checkpoint, without_memory)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
@@ -104,25 +114,3 @@ def load_encoder(
     if config.MODEL.TYPE == 'vit' and not vit.USE_MEAN_POOLING and config.MODEL.HEAD == 'linear':
         remarks.append('the features are the class token (MODEL.VIT.USE_MEAN_POOLING False)')
     return model.to(device).eval(), remarks
-
-
-def _own_config(checkpoint: str | Path) -> Config:
-    """Return the checked options that a checkpoint contains."""
-    config = trained_config(checkpoint)
-    if config is None:
-        raise ValueError(
-            f'{checkpoint} contains no options of this project: name its encoder with --cfg'
-        )
-    with name_damaged(checkpoint):
-        check_config(config)
-    return config
-
-
-def _check_shapes(state: dict[str, torch.Tensor], model: nn.Module) -> None:
-    """Raise a ValueError if an entry of the encoder has another shape in the checkpoint."""
-    own, given = (
-        {name: entries[key] for name, key in shared_keys(entries).items()}
-        for entries in (drop_buffers(model.state_dict()), state)
-    )
-    shared = [key for key in own if key in given]
-    check_fit({key: given[key] for key in shared}, {key: own[key] for key in shared})

@@ -85,8 +85,8 @@ class HeldOutReconstruction:
                 rows.append(model.held_out_features(images).float().cpu())
         # Sums and not means are gathered, because ranks may have different numbers of images.
         gathered = distributed.gather((losses, torch.cat(rows)))
-        z = torch.cat([each for _, each in gathered])
-        loss = sum(sum(each) for each, _ in gathered) / len(z)
+        z = torch.cat([features for _, features in gathered])
+        loss = sum(sum(losses) for losses, _ in gathered) / len(z)
         return held_out_figures(run, loss, z, epoch)
 
     def _sums(
@@ -114,7 +114,7 @@ class HeldOutReconstruction:
         # The sources take turns, so that each one is shown.
         shown = itertools.chain.from_iterable(itertools.zip_longest(*examples.values()))
         gathered = distributed.gather(sums)
-        sums = {source: sum(each[source] for each in gathered) for source in sums}
+        sums = {source: sum(of_rank[source] for of_rank in gathered) for source in sums}
         return sums, [item for item in shown if item][:NUM_IMAGES]
 
 

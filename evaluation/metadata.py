@@ -53,9 +53,9 @@ def read_metadata(run: Run, loaders: Iterable[DataLoader | None]) -> None:
         found.append(metadata_features(records))
         dataset.image, dataset.transform = found[-1].__getitem__, _as_tensor
     is_known = dict(zip(NAMES, np.concatenate(found).any(axis=0).tolist(), strict=True))
-    for about, names in FEATURES.items():
+    for subject, names in FEATURES.items():
         if not any(is_known[name] for name in names if 'unknown' not in name):
-            run.logger.warning(f'metadata: the {about} of no image is known')
+            run.logger.warning(f'metadata: the {subject} of no image is known')
 
 
 def _as_tensor(features: np.ndarray, _rng: np.random.Generator) -> torch.Tensor:

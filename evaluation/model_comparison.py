@@ -53,12 +53,16 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     entries, found = {}, {}
     for label in labels:
         (of_a, targets), (of_b, _) = a.of_label(label), b.of_label(label)
-        scores = [label_scores(own, targets, threshold=None, **options) for own in (of_a, of_b)]
-        found[label] = np.stack([[*own.values()] for own in scores], axis=1)
+        scores = [
+            label_scores(values, targets, threshold=None, **options) for values in (of_a, of_b)
+        ]
+        found[label] = np.stack([[*areas.values()] for areas in scores], axis=1)
+        # It needs enough cases, and a single row for each patient.
+        has_delong = allows_delong(targets, a.patient)
         entries[label] = {
             **case_counts(targets),
             **_summary(found[label]),
-            'p_delong': _p_delong(of_a, of_b, targets, a.patient),
+            'p_delong': delong_test(of_a, of_b, targets) if has_delong else float('nan'),
             'same': likeness(of_a, of_b, targets),
         }
     mean_labels = a.with_labels([label in labels for label in a.labels]).mean_labels()
@@ -99,11 +103,6 @@ def _summary(samples: np.ndarray) -> dict[str, Any]:
         'difference': {'value': found['difference'], **found['over_patients']},
         'p_bootstrap': found['p'],
     }
-
-
-def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:
-    """Return DeLong's p-value; NaN if a patient appears more than once, or with few cases."""
-    return delong_test(a, b, targets) if allows_delong(targets, patients) else float('nan')
 
 
 def compare_rows(

@@ -38,8 +38,8 @@ def check(config: Config, stage: str | None) -> None:
     key, data = 'EVAL.PROBE_EVERY', config.DATA
     require(stage != 'finetune', config, key, '0 in fine-tuning, which has its own scores')
     labelled = not data.SOURCES and part(config, 'DATA.DATASET').labelled
-    holds = labelled and data.HOLDOUT_FRACTION > 0
-    require(holds, config, key, '0 without DATA.HOLDOUT_FRACTION of one labelled DATA.DATASET')
+    has_labels = labelled and data.HOLDOUT_FRACTION > 0
+    require(has_labels, config, key, '0 without DATA.HOLDOUT_FRACTION of one labelled DATA.DATASET')
     every = config.EVAL.EVERY
     require(config.EVAL.PROBE_EVERY % every == 0, config, key, f'a multiple of EVAL.EVERY {every}')
 

@@ -90,7 +90,7 @@ class KnnClassifier(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, K]
         counts = sorted({*self.num_neighbours})
         votes = self.votes(self.encoder.forward_features(images), counts)  # [G, B, K]
-        columns = [votes[counts.index(own), :, k] for k, own in enumerate(self.num_neighbours)]
+        columns = [votes[counts.index(count), :, k] for k, count in enumerate(self.num_neighbours)]
         logits = torch.stack(columns, dim=1)
         return F.logsigmoid(logits) if self.exclusive else logits
 
@@ -106,10 +106,10 @@ class KnnClassifier(nn.Module):
         nearest = similarity.topk(max(counts), dim=1)  # the nearest first
         weights = ((nearest.values - 1) / KNN_TEMPERATURE).exp()[..., None]  # [B, k, 1]
         targets = self.targets[nearest.indices]  # [B, k, K]
-        parts = weights * targets.nan_to_num(), weights * ~targets.isnan()  # [B, k, K]
+        weighted = weights * targets.nan_to_num(), weights * ~targets.isnan()  # [B, k, K]
         # On a GPU, a cumulative sum is not deterministic.
         votes, total = (
-            torch.stack([part[:, :count].sum(1) for count in counts], 1) for part in parts
+            torch.stack([values[:, :count].sum(1) for count in counts], 1) for values in weighted
         )  # [B, G, K]
         share = torch.where(total > 0, votes / total, 0.5).double()
         return torch.logit(share, eps=SMALLEST_SHARE).swapaxes(0, 1)
@@ -149,8 +149,8 @@ def extract_features(
         features[index.cpu().numpy()] = batch_features(model, images, run.device, tokens=tokens)
     if distributed.world_size() > 1:  # each row is computed by one rank and is 0 on the others
         for start in range(0, len(features), EXCHANGED):
-            part = torch.from_numpy(features[start : start + EXCHANGED])
-            part.copy_(distributed.all_reduce_sum(part.to(run.device)))
+            rows = torch.from_numpy(features[start : start + EXCHANGED])
+            rows.copy_(distributed.all_reduce_sum(rows.to(run.device)))
     require_finite(features, dataset)
     return features
 
@@ -201,7 +201,9 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
             '--pretrained is not given, so the probe uses an encoder with random weights'
         )
     run.record.begin(None)
-    _share_weights(model)
+    if distributed.world_size() > 1:  # the seeds and random weights of the ranks differ
+        for parameter in model.parameters():
+            torch.distributed.broadcast(parameter.data, src=0)
     takes_tokens = mode == 'attentive_probe'
     features = extract_features(run, model, loader, tokens=takes_tokens)
     dataset = loader.dataset
@@ -315,7 +317,7 @@ def choose_neighbours(
     if exclusive:
         known = ~np.isnan(targets).any(axis=1)
         constant = entr(targets[known].mean(axis=0)).sum()
-        losses = (-(targets * log_expit(each))[known].sum(axis=1).mean() for each in logits)
+        losses = (-(targets * log_expit(values))[known].sum(axis=1).mean() for values in logits)
         options = {'constant': constant, 'plain': PLAIN_NUM_NEIGHBOURS}
         return [choose_lowest(NUM_NEIGHBOURS, losses, **options)] * targets.shape[1]
     return [
@@ -334,12 +336,12 @@ def out_of_fold_votes(
     """Compute the logits [G, N, K] by neighbours of other folds, for each number of neighbours."""
     logits = np.zeros((len(counts), *targets.shape))
     for number in np.unique(fold):
-        own = fold == number
-        if own.all():
+        in_fold = fold == number
+        if in_fold.all():
             continue
-        others = KnnClassifier(nn.Identity(), features[~own], targets[~own], ()).to(device)
-        votes = others.votes(torch.from_numpy(features[own]).to(device), counts)
-        logits[:, own] = votes.cpu().numpy()
+        others = KnnClassifier(nn.Identity(), features[~in_fold], targets[~in_fold], ()).to(device)
+        votes = others.votes(torch.from_numpy(features[in_fold]).to(device), counts)
+        logits[:, in_fold] = votes.cpu().numpy()
     return logits
 
 
@@ -359,10 +361,3 @@ def _fit_attention(
     options = {'loss_fn': loss_fn, 'device': run.device, 'seed': run.config.SEED}
     head, choice = fit_attention_head(make_head, *known, **options)
     return {key: value.cpu() for key, value in head.state_dict().items()}, choice
-
-
-def _share_weights(model: nn.Module) -> None:
-    """Copy the weights of rank 0 to all ranks, whose seeds and random weights differ."""
-    if distributed.world_size() > 1:
-        for parameter in model.parameters():
-            torch.distributed.broadcast(parameter.data, src=0)

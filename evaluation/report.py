@@ -56,7 +56,7 @@ COLUMNS = [*KEYS, 'value', 'resample']
 SCORES_FILE = 'report_scores.csv'  # of a run, in its folder
 RESAMPLES = {'value': '', 'low': 'low', 'high': 'high'}  # key of a score -> `resample`
 MEAN_LABELS = {'five': 'mean_of_five', 'labels': 'mean_of_defined'}  # key of a mean -> its `label`
-Place = Mapping[str, str]
+LineKeys = Mapping[str, str]
 Line = dict[str, Any]
 
 FORMAT = 1
@@ -296,13 +296,13 @@ def scores_table(entry: dict[str, Any], columns: Sequence[str] = ()) -> pd.DataF
     return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'positives', *shown.values()])
 
 
-def classes_line(entry: dict[str, Any]) -> str:
+def classes_line(scored: dict[str, Any]) -> str:
     """Format the scores of the class decisions of a set in one line, '' if it has none."""
-    if 'classes' not in entry:
+    if 'classes' not in scored:
         return ''
-    scores = entry['classes']['scores']
+    scores = scored['classes']['scores']
     metrics = applicable(OF_CLASSES).values()
-    return ', '.join(f'{each.title} {format_score(scores[each.name])}' for each in metrics)
+    return ', '.join(f'{entry.title} {format_score(scores[entry.name])}' for entry in metrics)
 
 
 def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
@@ -356,8 +356,8 @@ def _latex(document: dict[str, Any], columns: Sequence[str]) -> str:
         if frames:
             table = pd.concat(frames)
             has_intervals = table.map(lambda cell: '[' in str(cell)).any(axis=None)
-            about = ', with 95 \\% intervals over patients in brackets' * bool(has_intervals)
-            text = table.to_latex(caption=f'{title}{about}.', escape=True, multirow=False)
+            remark = ', with 95 \\% intervals over patients in brackets' if has_intervals else ''
+            text = table.to_latex(caption=f'{title}{remark}.', escape=True, multirow=False)
             parts.append(text.replace('<', r'\textless{}'))
     return '\n'.join(parts)
 
@@ -427,36 +427,36 @@ def report_table(report: Mapping[str, Any]) -> pd.DataFrame:
     has_several_models = report['headline'] is None
     for entry in report['sets']:
         kind = 'row' if has_several_models else 'split'
-        place = {kind: entry['name'], 'level': entry['level']}
-        lines += _lines_of_set(place, entry)
+        keys = {kind: entry['name'], 'level': entry['level']}
+        lines += _lines_of_set(keys, entry)
     for entry in report['comparisons']:
-        place = {'row': f'{entry["a"]} minus {entry["b"]}', 'split': entry['set']}
+        keys = {'row': f'{entry["a"]} minus {entry["b"]}', 'split': entry['set']}
         means = {MEAN_LABELS[key]: mean for key, mean in entry['means'].items() if mean}
         for label, part in (entry['labels'] | means).items():
-            lines += _lines(place | {'label': label}, part)
+            lines += _lines(keys | {'label': label}, part)
     table = pd.DataFrame(lines, columns=COLUMNS, dtype=object)  # whole numbers stay whole
     return table.fillna(dict.fromkeys(KEYS, ''))
 
 
-def _lines_of_set(place: Place, entry: Mapping[str, Any]) -> Iterator[Line]:
+def _lines_of_set(keys: LineKeys, entry: Mapping[str, Any]) -> Iterator[Line]:
     """Yield the lines of one of the report's `sets`."""
     counts = {'cases': entry['rows'], 'patients': entry['patients']}
-    yield from _lines(place, counts | entry.get('classes', {}).get('scores', {}))
+    yield from _lines(keys, counts | entry.get('classes', {}).get('scores', {}))
     for label in entry['labels']:
         facts = {name: label[name] for name in ('threshold', 'temperature', 'radiologists_below')}
         facts['uncertain_left_out'] = entry['uncertain'].get(label['label'], 0)
         values = label['scores'] | _counts(label) | facts | (label['confusion'] or {})
-        yield from _lines(place | {'label': label['label']}, values)
+        yield from _lines(keys | {'label': label['label']}, values)
     for key, name in MEAN_LABELS.items():
-        yield from _lines(place | {'label': name}, entry['means'][key] or {})
-    for about, areas in entry['metadata'].items():
+        yield from _lines(keys | {'label': name}, entry['means'][key] or {})
+    for source, areas in entry['metadata'].items():
         for label, area in areas.items():
-            metric = f'auroc_of_{about.replace(" ", "_")}'
-            yield from _lines(place | {'label': label}, {metric: area})
+            metric = f'auroc_of_{source.replace(" ", "_")}'
+            yield from _lines(keys | {'label': label}, {metric: area})
     for column in entry['groups']:
         for group in column['groups']:
             name = f'{column["column"]}: {group["group"]}'
-            within = place | {'group': name}
+            within = keys | {'group': name}
             counts = {'cases': group['rows'], 'patients': group['patients']}
             yield from _lines(within, counts | {'underdiagnosis': group['underdiagnosis']})
             for label, part in group['labels'].items():
@@ -466,18 +466,18 @@ def _lines_of_set(place: Place, entry: Mapping[str, Any]) -> Iterator[Line]:
         for label, gap in column['gaps'].items():
             pair = f'{column["column"]}: {gap["best"]} minus {gap["worst"]}'
             values = {'auroc_gap': gap['gap'], 'p_holm': gap['p_holm']}
-            yield from _lines(place | {'group': pair, 'label': label}, values)
+            yield from _lines(keys | {'group': pair, 'label': label}, values)
 
 
 def _counts(part: Mapping[str, Any]) -> dict[str, int]:
     return {'positives': part['positives'], 'negatives': part['n'] - part['positives']}
 
 
-def _lines(place: Place, values: Mapping[str, Any]) -> Iterator[Line]:
+def _lines(keys: LineKeys, values: Mapping[str, Any]) -> Iterator[Line]:
     """Yield a line for each known number: of scores with an interval, and of plain numbers."""
     for metric, value in values.items():
         score = value if isinstance(value, dict) else {'value': value}
         for key, resample in RESAMPLES.items():
             number = score.get(key)
             if isinstance(number, int | float) and not isinstance(number, bool):
-                yield {**place, 'metric': metric, 'value': number, 'resample': resample}
+                yield {**keys, 'metric': metric, 'value': number, 'resample': resample}

@@ -178,8 +178,8 @@ def _cases(final: FinalScores, name: str) -> Cases:
     if name in SCORED_SPLITS:
         groups = all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
     probabilities = final.task.probabilities(final.values[name])
-    about = {'name': name, 'targets': dataset.targets, 'groups': groups}
-    return cases_of(records, final.task, probabilities, **about)
+    options = {'name': name, 'targets': dataset.targets, 'groups': groups}
+    return cases_of(records, final.task, probabilities, **options)
 
 
 def _describe_run(final: FinalScores, source: str, train: DataLoader | None) -> dict[str, str]:
@@ -268,8 +268,9 @@ def _describe_effort(
 def _epochs(folder: Path, source: str) -> list[dict[str, Any]]:
     """Read the records of the trained epochs, if the model was trained in this folder."""
     file = folder / 'metrics.jsonl'
-    own = Path(source).parent == folder
-    return [r for r in read_metrics(file) if 'loss' in r] if own and file.is_file() else []
+    if Path(source).parent != folder or not file.is_file():
+        return []
+    return [record for record in read_metrics(file) if 'loss' in record]
 
 
 def _thumbnails(

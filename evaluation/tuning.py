@@ -163,9 +163,9 @@ def fit_softmax(
         for penalty in INVERSE_PENALTIES:
             chances = np.full(targets.shape, ABSENT)
             for number in np.unique(fold):
-                own, others = fold == number, known & (fold != number)
+                in_fold, others = fold == number, known & (fold != number)
                 model = _multinomial(penalty).fit(features[others], classes[others])
-                chances[np.ix_(own, model.classes_)] = model.predict_proba(features[own])
+                chances[np.ix_(in_fold, model.classes_)] = model.predict_proba(features[in_fold])
             yield -np.log(np.maximum(chances[known, classes[known]], ABSENT)).mean()
 
     choice = plain
@@ -226,10 +226,10 @@ def _out_of_fold_logits(
     for penalty in INVERSE_PENALTIES:
         logits = np.empty(len(target))
         for number, model in models.items():
-            own = fold == number
-            rows, classes, weights = _weighted_pairs(np.where(own, np.nan, target))
+            in_fold = fold == number
+            rows, classes, weights = _weighted_pairs(np.where(in_fold, np.nan, target))
             model.set_params(C=penalty).fit(features[rows], classes, sample_weight=weights)
-            logits[own] = model.decision_function(features[own])
+            logits[in_fold] = model.decision_function(features[in_fold])
         yield logits
 
 

@@ -41,8 +41,8 @@ SUFFIXES = ('.npz', *TABLES)
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = model_parser(__doc__)
     add = parser.add_argument
-    place = "folder of images, packed store, or CSV file in CheXpert's layout"
-    add('data', metavar='DATA', help=place)
+    data = "folder of images, packed store, or CSV file in CheXpert's layout"
+    add('data', metavar='DATA', help=data)
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint, file or URL of weights')
     add('--output', required=True, type=Path, metavar='OUT.npz', help='.npz, .csv or .parquet')
     add('--tokens', action='store_true', help='all tokens of the last stage (.npz only)')

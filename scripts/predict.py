@@ -45,8 +45,8 @@ from utils import read_checkpoint, trained_config
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = model_parser(__doc__)
     add = parser.add_argument
-    places = "folders are searched recursively; a CSV file has CheXpert's layout"
-    add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help=places)
+    sources = "folders are searched recursively; a CSV file has CheXpert's layout"
+    add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help=sources)
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
     dataset = 'predict a split of this data set in the folder, such as nih (see DATA.DATASET)'
@@ -61,7 +61,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def list_images(places: list[str], dataset: str = '', split: str = 'test') -> dict[str, str]:
+def list_images(sources: list[str], dataset: str = '', split: str = 'test') -> dict[str, str]:
     """List the given image files and the images of folders and CSV files, each only once.
 
     With `dataset`, folders contain this data set, and only the images of the split are listed.
@@ -70,15 +70,15 @@ def list_images(places: list[str], dataset: str = '', split: str = 'test') -> di
         Path of each image -> its view, '' if no table states it.
     """
     found: dict[str, str] = {}
-    for place in places:
-        is_csv = place.lower().endswith('.csv')
-        if is_csv or os.path.isdir(place):
-            records = read_images(place, dataset, split)
-            folder = os.path.dirname(place) if is_csv else place
+    for source in sources:
+        is_csv = source.lower().endswith('.csv')
+        if is_csv or os.path.isdir(source):
+            records = read_images(source, dataset, split)
+            folder = os.path.dirname(source) if is_csv else source
             for file, view in zip(records.file, records.view, strict=True):
                 found.setdefault(os.path.join(folder, file), view)
         else:
-            found.setdefault(place, '')
+            found.setdefault(source, '')
     return found
 
 
@@ -118,15 +118,15 @@ def true_labels(config: Config, args: argparse.Namespace) -> dict[str, dict[str,
     them, there are no labels, and a warning.
     """
     found, config = {}, config.clone()
-    for place in args.images if args.dataset else ():
-        options = {'DATASET': args.dataset, 'DATA_PATH': place, 'CACHE_DIR': ''}
+    for source in args.images if args.dataset else ():
+        options = {'DATASET': args.dataset, 'DATA_PATH': source, 'CACHE_DIR': ''}
         options |= {f'{split.upper()}_CSV': f'{split}.csv' for split in ('train', 'valid')}
         for name, value in options.items():
             put(config, f'DATA.{name}', value, '--dataset')
         task = task_of(config)
         try:
             records = read_split(config, args.split, logging.getLogger('predict'))
-            paths = [os.path.join(place, file) for file in records.file]
+            paths = [os.path.join(source, file) for file in records.file]
             found |= pd.DataFrame(task.scored(records), paths, task.labels).to_dict('index')
         except ValueError as error:
             print(f'warning: the figures show no true labels: {error}', file=sys.stderr)

@@ -126,8 +126,8 @@ def compare(before: Path, after: Path, checkpoints: tuple[str, ...]) -> dict[str
     if not old:
         raise ValueError(f'{before} contains neither metrics nor weights')
     differences: dict[str, float] = {}
-    for name, place in {**old, **new}:
-        amount = difference(old.get((name, place)), new.get((name, place)))
+    for key in {**old, **new}:
+        name, amount = key[0], difference(old.get(key), new.get(key))
         differences[name] = max(amount, differences.get(name, 0.0))
     return differences
 
@@ -171,7 +171,7 @@ def report(differences: dict[str, float], tolerance: float) -> int:
 
 
 def _results(folder: Path, checkpoints: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], Any]]:
-    """Yield ((name, place), value) for every metric, score and weight of a run."""
+    """Yield ((name, epoch or entry), value) for every metric, score and weight of a run."""
     metrics, scores = folder / 'metrics.jsonl', folder / 'scores.json'
     for record in read_metrics(metrics) if metrics.is_file() else ():
         for name, value in _flat(record).items():
