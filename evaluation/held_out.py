@@ -67,7 +67,8 @@ class HeldOutReconstruction:
                 lines[0] += '; reference: the same'
             for text in lines if is_new else ():
                 run.logger.info(text, extra=DETAIL if epoch >= 0 else None)
-            if name == 'holdout' and distributed.is_main() and epoch >= 0 and examples:
+            is_shown = epoch >= 0 or run.config.EVAL_MODE
+            if name == 'holdout' and distributed.is_main() and is_shown and examples:
                 _write_figure(run, examples, epoch, line)
         return values
 
@@ -142,14 +143,18 @@ def _target_of(target: Any, image: np.ndarray) -> np.ndarray:
 
 
 def _write_figure(run: Run, examples: list[Reconstruction], epoch: int, line: str) -> None:
-    path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
+    folder = run.folder / 'reconstructions'
     try:
+        if run.config.EVAL_MODE:
+            plot_reconstructions(folder / 'eval.png', examples, line)
+            return
+        path = folder / f'epoch_{epoch}.png'
         plot_reconstructions(path, examples, f'epoch {epoch}, {line}')
         done, epochs = epoch + 1, run.config.TRAIN.EPOCHS
         if done % math.ceil(epochs / IN_TENSORBOARD) == 0 or done == epochs:
             run.scalars.write_image('reconstructions', path, epoch)
     except OSError as error:  # a full disk does not stop training
-        run.logger.warning(f'{path} cannot be written ({error.strerror})')
+        run.logger.warning(f'{folder} cannot be written ({error.strerror})')
 
 
 def mean_errors(name: str, sums: np.ndarray, target: Any) -> dict[str, float]:

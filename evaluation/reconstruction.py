@@ -10,7 +10,8 @@ import numpy as np
 from system.files import atomic_writer
 from system.pages import FONT, FONT_WIDTH, SMALL, TALLEST, WIDTH, new_figure
 
-COLUMNS = ('input', 'masked', 'reconstruction', 'visible input +\nreconstruction')
+# What is predicted for visible patches has no loss and is noise, so it is not shown.
+COLUMNS = ('input', 'masked', 'visible input +\nreconstruction')
 HIDDEN_COLOUR = (86, 135, 190)
 DPI = 150
 
@@ -101,16 +102,16 @@ def hidden_error(item: Reconstruction, values: np.ndarray) -> np.ndarray:
 
 
 def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], title: str) -> None:
-    """Plot input, masked input, reconstruction, and their combination in one PNG row per image."""
+    """Plot input, masked input, and the input with reconstructed hidden pixels, a row per image."""
     side = min(WIDTH / len(COLUMNS), (TALLEST - 0.8) / len(items))
-    figure = new_figure(0.8 + side * len(items), side * len(COLUMNS))
+    figure = new_figure(0.8 + side * len(items), min(WIDTH, side * len(COLUMNS)))
     axes = figure.subplots(len(items), len(COLUMNS), squeeze=False)
     for row, item in zip(axes, items, strict=True):
         image, prediction = item.grey(item.image), item.grey(item.prediction)
         masked = np.repeat(image[..., None], 3, axis=2)
         masked[item.hidden] = HIDDEN_COLOUR
         joined = np.where(item.hidden, prediction, image)
-        for axis, panel in zip(row, (image, masked, prediction, joined), strict=True):
+        for axis, panel in zip(row, (image, masked, joined), strict=True):
             panel = np.clip(np.rint(panel), 0, 255).astype(np.uint8)
             axis.imshow(panel, cmap='gray', vmin=0, vmax=255)
             axis.set_axis_off()

@@ -46,6 +46,8 @@ def test_evaluation_repeats_the_held_out_metrics(pretrained, phantom, tmp_path, 
     log = (run_folder(tmp_path, 'simmim') / 'log_rank0.txt').read_text()
     assert f'{read_metrics(pretrained / "metrics.jsonl")[-1]["holdout_l1"]:.4f}' in log
     assert not (run_folder(tmp_path, 'simmim') / 'metrics.jsonl').exists()
+    shown = run_folder(tmp_path, 'simmim') / 'reconstructions'
+    assert [file.name for file in shown.iterdir()] == ['eval.png']
     argv += ['--opts', 'DATA.HOLDOUT_FRACTION', '0.0']
     refused('simmim', arguments(cfg, phantom, tmp_path / 'none', *argv), 'DATA.HOLDOUT_FRACTION')
 
