@@ -10,7 +10,6 @@ from system.start import check_command
 if __name__ == '__main__':
     check_command('finetune')  # before PyTorch is imported
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -97,7 +96,15 @@ class Selection:
             counts = score(config, np.zeros(targets.shape, np.float32), self.loader)
             self.labels = selecting_labels(counts)
             selects = chosen != 'last' and config.FINETUNE.MODE not in PROBES
-            self.warning = self._warn(labels_with_few_cases(counts), selects)
+            if few := labels_with_few_cases(counts):
+                effects = 'have no reliable threshold'
+                if selects:
+                    effects = f'do not select an epoch and {effects}'
+                named = ', '.join(f'{label} ({number})' for label, number in few.items())
+                self.warning = (
+                    f'{self.split} has fewer than {FEW_CASES} cases of one class: {named}. Such '
+                    f'labels {effects}. DATA.HOLDOUT_FRACTION holds out more patients'
+                )
         if config.FINETUNE.MODE in PROBES:
             self.about = 'a probe has no epochs'
         elif chosen == 'last':
@@ -109,18 +116,6 @@ class Selection:
             score_name = several if len(self.labels) > 1 else f'AUROC of {self.labels[0]}'
             self.name = f'{self.split} {score_name}'
             self.about = f'the {self.name} selects the epoch'
-
-    def _warn(self, few: Mapping[str, str], selects: bool) -> str:
-        if not few:
-            return ''
-        effects = 'have no reliable threshold'
-        if selects:
-            effects = f'do not select an epoch and {effects}'
-        named = ', '.join(f'{label} ({number})' for label, number in few.items())
-        return (
-            f'{self.split} has fewer than {FEW_CASES} cases of one class: {named}. '
-            f'Such labels {effects}. DATA.HOLDOUT_FRACTION holds out more patients'
-        )
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
         if self.loader is None:

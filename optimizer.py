@@ -55,7 +55,15 @@ def build_optimizer(
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
     optimizer = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')(groups, options)
-    logger.info(_describe(options.NAME.lower(), optimizer.param_groups))
+    decays = [group['weight_decay'] for group in optimizer.param_groups for _ in group['params']]
+    rates = [group['lr'] for group in optimizer.param_groups]
+    low, high = min(rates), max(rates)
+    decayed = sum(decay > 0 for decay in decays)
+    shown = f'base rate {high:.6g}' if low == high else f'base rates {low:.6g} to {high:.6g}'
+    logger.info(
+        f'{options.NAME.lower()}: {len(decays)} tensors in {len(rates)} groups, {decayed} of them '
+        f'with weight decay {max(decays):g}; {shown}'
+    )
     return optimizer
 
 
@@ -84,8 +92,13 @@ def param_groups(
         if parameter.requires_grad:
             # Layer 0 is the embedding, and the layer after the last block is the head.
             layer = None if layer_decay is None else model.get_layer_id(name)
-            decays = not _is_exempt(name, parameter, model)
-            groups.setdefault((layer, decays), {})[name] = parameter
+            is_exempt = (
+                parameter.ndim == 1
+                or name.endswith('.bias')
+                or name in model.no_weight_decay()
+                or not model.no_weight_decay_keywords().isdisjoint(name.split('.'))
+            )
+            groups.setdefault((layer, not is_exempt), {})[name] = parameter
     if layer_decay is None:
         return [
             {
@@ -111,26 +124,3 @@ def param_groups(
         }
         for (layer, decays), params in groups.items()
     ]
-
-
-def _is_exempt(name: str, parameter: nn.Parameter, model: nn.Module) -> bool:
-    """Return whether a parameter has no weight decay: vectors, biases and the model's list."""
-    return (
-        parameter.ndim == 1
-        or name.endswith('.bias')
-        or name in model.no_weight_decay()
-        or not model.no_weight_decay_keywords().isdisjoint(name.split('.'))
-    )
-
-
-def _describe(name: str, groups: list[dict]) -> str:
-    """Return a log line about all groups."""
-    decays = [group['weight_decay'] for group in groups for _ in group['params']]
-    rates = [group['lr'] for group in groups]
-    low, high = min(rates), max(rates)
-    decayed = sum(decay > 0 for decay in decays)
-    shown = f'base rate {high:.6g}' if low == high else f'base rates {low:.6g} to {high:.6g}'
-    return (
-        f'{name}: {len(decays)} tensors in {len(groups)} groups, {decayed} of them with weight '
-        f'decay {max(decays):g}; {shown}'
-    )

@@ -138,7 +138,10 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         _check_contents(file)
         with torch.serialization.safe_globals(allowed):
-            checkpoint = _load(file)
+            if file.suffix == '.safetensors':
+                checkpoint = load_file(file)
+            else:
+                checkpoint = torch.load(file, map_location='cpu', weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can fail in any way
@@ -484,7 +487,14 @@ def _check_contents(path: Path) -> None:
 
     The formats before ZIP and safetensors have no checksums of their own.
     """
-    checksum, is_archive = checksum_file(path), _is_archive(path)
+    with open(path, 'rb') as file:
+        is_archive = file.read(4) == b'PK\3\4'  # older files are plain pickles
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError('compressed archives are not supported')
+    checksum = checksum_file(path)
     if checksum.is_file():
         if checksum.read_text('utf-8', 'replace').split()[:1] != [sha256(path)]:
             raise ValueError(
@@ -497,38 +507,21 @@ def _check_contents(path: Path) -> None:
                 raise ValueError(f'the CRC-32 of its entry {name} differs')
 
 
-def _is_archive(path: Path) -> bool:
-    """Return whether a file is a ZIP archive without compression; older files are plain pickles."""
-    with open(path, 'rb') as file:
-        if file.read(4) != b'PK\3\4':
-            return False
-        entries = zipfile.ZipFile(file).infolist()
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError('compressed archives are not supported')
-    return True
-
-
-def _load(path: Path) -> object:
-    if path.suffix == '.safetensors':
-        return load_file(path)
-    return torch.load(path, map_location='cpu', weights_only=True)
-
-
 def are_weights(values: object) -> bool:
-    return isinstance(values, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) and _has_values(value)
-        for key, value in values.items()
-    )
-
-
-def _has_values(tensor: Tensor) -> bool:
-    """Return whether the file holds a value for each entry of a tensor.
+    """Return whether an object maps names to tensors with a stored value for each entry.
 
     A sparse tensor, or one value that stands for millions, could fill the memory.
     """
-    if tensor.layout != torch.strided or tensor.is_meta:
+    if not isinstance(values, dict):
         return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    for key, value in values.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            return False
+        if value.layout != torch.strided or value.is_meta:
+            return False
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            return False
+    return True
 
 
 def _reason(error: Exception) -> str:

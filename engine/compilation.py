@@ -99,7 +99,11 @@ class Compiled(WrappedModel):
             self.logger.warning(f'TRAIN.COMPILE: the model is not compiled: {problem}')
             return self.module
         if self.graphs:
-            _warn_of_skipped_graphs(self.logger)
+            # PyTorch runs parts of a model without CUDA graphs silently.
+            if skipped := torch._dynamo.utils.counters['inductor']['cudagraph_skips']:
+                self.logger.warning(
+                    f'TRAIN.COMPILE: {skipped} parts of the model run without CUDA graphs'
+                )
             # A graph overwrites its results, so gradients are added to other tensors.
             self.keeps_gradients = True
             for parameter in learned:
@@ -107,12 +111,6 @@ class Compiled(WrappedModel):
         seconds = time.perf_counter() - start
         self.logger.info(f'TRAIN.COMPILE: the model was compiled in {seconds:.0f} s')
         return compiled
-
-
-def _warn_of_skipped_graphs(logger: logging.Logger) -> None:
-    """Tell that PyTorch runs parts of the model without CUDA graphs, which it does silently."""
-    if skipped := torch._dynamo.utils.counters['inductor']['cudagraph_skips']:
-        logger.warning(f'TRAIN.COMPILE: {skipped} parts of the model run without CUDA graphs')
 
 
 @contextlib.contextmanager

@@ -81,7 +81,10 @@ class Interruptions:
             return bool(self.signal), late
         answer = self._finish()
         # A save that is about to happen is not requested again.
-        self._start([bool(self.signal), late and dist.get_rank() == 0 and not answer[1]])
+        asks_to_save = late and dist.get_rank() == 0 and not answer[1]
+        flags = torch.tensor([bool(self.signal), asks_to_save], dtype=torch.uint8)
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self.pending = work, flags
         if wait:
             answer = [a or b for a, b in zip(answer, self._finish(), strict=True)]
         return answer[0], answer[1]
@@ -94,11 +97,6 @@ class Interruptions:
             # The signal may have interrupted the logger, so the message does not use it.
             with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(2, f'{self.signal}: stopping after this step, then saving\n'.encode())
-
-    def _start(self, requests: list[bool]) -> None:
-        flags = torch.tensor(requests, dtype=torch.uint8)
-        work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group, async_op=True)
-        self.pending = work, flags
 
     def _finish(self) -> list[bool]:
         """Return the result of the pending communication, if any."""

@@ -3,7 +3,7 @@
 import inspect
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from system import distributed
@@ -27,7 +27,16 @@ def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
         from timm.layers import convert_sync_batchnorm  # slow to import
 
         return convert_sync_batchnorm(model)
-    _refuse_batch_norm(model)
+    # Each process of a CPU would normalise with statistics of its own images.
+    for name, module in model.named_modules():
+        # A frozen batch norm uses its saved statistics, so processes do not matter to it.
+        is_trained = any(parameter.requires_grad for parameter in module.parameters())
+        if isinstance(module, BATCH_NORMS) and is_trained:
+            raise ValueError(
+                f'{name} is batch norm ({type(module).__name__}), and the processes of a CPU '
+                f'cannot share its statistics ({distributed.world_size()} processes): train in one '
+                'process, or on GPUs'
+            )
     return model
 
 
@@ -42,35 +51,9 @@ def wrap_parallel(model: nn.Module, device: torch.device) -> nn.Module:
         gradient_as_bucket_view=True,
         **{BUFFER_OPTION: False},
     )
-    # Only convolutions have weights with four axes.
+    # Only convolutions have weights with four axes. Gradients of 1x1 convolutions may have the
+    # strides of channels_last, and PyTorch warns of this.
     for parameter in model.parameters():
         if parameter.ndim == 4 and parameter.requires_grad:
-            parameter.register_hook(_contiguous_strides)
+            parameter.register_hook(lambda gradient: gradient.flatten().view(gradient.shape))
     return model
-
-
-def _refuse_batch_norm(model: nn.Module) -> None:
-    """Refuse several CPU processes for a model that trains batch norm.
-
-    Each process would normalise with statistics of its own images.
-
-    Raises:
-        ValueError: If the model has a batch norm whose weights are trained.
-    """
-    for name, module in model.named_modules():
-        # A frozen batch norm uses its saved statistics, so processes do not matter to it.
-        is_trained = any(parameter.requires_grad for parameter in module.parameters())
-        if isinstance(module, BATCH_NORMS) and is_trained:
-            raise ValueError(
-                f'{name} is batch norm ({type(module).__name__}), and the processes of a CPU '
-                f'cannot share its statistics ({distributed.world_size()} processes): train in one '
-                'process, or on GPUs'
-            )
-
-
-def _contiguous_strides(gradient: Tensor) -> Tensor:
-    """Give the gradient of a convolution the strides that DistributedDataParallel expects.
-
-    Gradients of 1x1 convolutions may have the strides of channels_last, and PyTorch warns of this.
-    """
-    return gradient.flatten().view(gradient.shape)

@@ -244,19 +244,18 @@ class MoCo(MomentumMethod):
 
     def loss(self, query_view: Tensor, key_view: Tensor) -> Tensor:
         queries = self.project(query_view)
-        keys = unit(self._project_shuffled(key_view))
+        if self.bn_groups == 1 or not self.training:
+            keys = self.momentum_project(key_view)
+        else:
+            # In another order, so that a key and its query are in different groups. The compiler
+            # of some versions of PyTorch fails for randperm without a slice.
+            order = torch.randperm(len(key_view), device=key_view.device)[: len(key_view)]
+            keys = self.momentum_project(key_view[order])[order.argsort()]
+        keys = unit(keys)
         earlier = self.queue.keys.clone()  # the backward pass needs the keys before the update
         if self.training:
             self.queue.enqueue(keys)
         return info_nce(queries, keys, earlier, self.temperature)
-
-    def _project_shuffled(self, images: Tensor) -> Tensor:
-        """Project keys in another order, so that a key and its query are in different groups."""
-        if self.bn_groups == 1 or not self.training:
-            return self.momentum_project(images)
-        # The compiler of some versions of PyTorch fails for randperm without a slice.
-        order = torch.randperm(len(images), device=images.device)[: len(images)]
-        return self.momentum_project(images[order])[order.argsort()]
 
 
 @METHODS.register('byol')

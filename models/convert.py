@@ -204,27 +204,18 @@ def convert(
         report.unused += head
         remark = f'the head of the checkpoint is not used, because it is of {other_head}'
         report.remarks.append(remark)
-    kept = _fit_entries(kept, model, target, (source_stats, target_stats), report)
-    return {keys[name]: value for name, value in kept.items()}, report
 
-
-def _fit_entries(
-    state: State,
-    model: nn.Module,
-    target: State,
-    stats: tuple[Statistics, Statistics],
-    report: Report,
-) -> State:
-    """Return the entries that the model loads. `stats` are of the checkpoint and of the model."""
-    state = _rename_layer_scales(state, target)
-    state = _fit_class_position(state, target, report)
-    state = _spread_shared_table(state, target, report)
-    state = _resize_positions(state, target, report)
-    state = _fold_first_layer(state, model, *stats, report)
+    stats = (source_stats, target_stats)
+    kept = _rename_layer_scales(kept, target)
+    kept = _fit_class_position(kept, target, report)
+    kept = _spread_shared_table(kept, target, report)
+    kept = _resize_positions(kept, target, report)
+    kept = _fold_first_layer(kept, model, *stats, report)
     # Channels can only be converted if the decoder predicts them.
     predicts_pixels = isinstance(getattr(model, 'target', None), ImageTarget)
-    state = _convert_decoder(state, target, stats if predicts_pixels else (), report)
-    return _select(state, target, report)
+    kept = _convert_decoder(kept, target, stats if predicts_pixels else (), report)
+    kept = _select(kept, target, report)
+    return {keys[name]: value for name, value in kept.items()}, report
 
 
 def shared_keys(state: State) -> dict[str, str]:
@@ -482,7 +473,15 @@ def _columns(statistics: Statistics) -> tuple[Tensor, Tensor]:
 def _renamed_state(state: State, model: nn.Module, target: State) -> State:
     """Rename the entries of MAE, timm and torchvision. Other names do not change."""
     if not isinstance(model, TimmClassifier):
-        return _move_downsampling(_translate_mae(state, target))
+        state = _translate_mae(state, target)
+        stages = {int(match[1]) for match in map(DOWNSAMPLING.match, state) if match}
+        if 0 in stages:
+            return state
+        # In timm's Swin the downsampling begins a stage, and ours ends the one before.
+        return {
+            DOWNSAMPLING.sub(lambda match: f'layers.{int(match[1]) - 1}.downsample.', key): value
+            for key, value in state.items()
+        }
     if any(key.startswith(PREFIX) for key in state):
         return state
     classifier = model.layout.classifier
@@ -514,17 +513,6 @@ def _translate_mae(state: State, target: State) -> State:
             parts = {MAE_TOKEN if has_decoder and key == 'mask_token' else key: value}
         renamed |= {MAE_DECODER.sub(r'decoder.\1', name): part for name, part in parts.items()}
     return renamed
-
-
-def _move_downsampling(state: State) -> State:
-    """Rename the downsampling of timm's Swin. It begins a stage, and ours ends the one before."""
-    stages = {int(match[1]) for match in map(DOWNSAMPLING.match, state) if match}
-    if 0 in stages:
-        return state
-    return {
-        DOWNSAMPLING.sub(lambda match: f'layers.{int(match[1]) - 1}.downsample.', key): value
-        for key, value in state.items()
-    }
 
 
 def _rename_layer_scales(state: State, target: State) -> State:
@@ -614,9 +602,15 @@ def _fold_first_layer(
     channels, new_channels = state[key].shape[1], own.shape[1]
     if channels == new_channels:
         return state
-    convolution, norm = encoder.get_submodule(layer), _norm_after(encoder, layer)
+    convolution = encoder.get_submodule(layer)
     has_bias = convolution.bias is not None
-    offset_key = f'{layer}.bias' if has_bias else f'{norm}.running_mean'
+    offset_key = f'{layer}.bias'
+    if not has_bias:  # a batch norm must follow
+        names = [n for n, m in encoder.named_modules() if [*m.parameters(recurse=False)]]
+        following = names[names.index(layer) + 1 :][:1]
+        norm = encoder.get_submodule(following[0]) if following else None
+        is_norm = isinstance(norm, nn.BatchNorm2d) and norm.num_features == convolution.out_channels
+        offset_key = f'{following[0]}.running_mean' if is_norm else ''
     if type(convolution) not in CONVOLUTIONS or offset_key not in state:
         raise ValueError(
             f'MODEL.IN_CHANS must be {channels} for these weights, got {new_channels}: {key} '
@@ -632,17 +626,6 @@ def _fold_first_layer(
     if convolution.padding not in (0, (0, 0)):
         report.remarks.append('the conversion is exact except at the padded border of the image')
     return state | {key: folded, offset_key: offset if has_bias else state[offset_key] - offset}
-
-
-def _norm_after(encoder: nn.Module, layer: str) -> str:
-    """Return the name of the batch norm after a convolution; '' if there is none."""
-    names = [n for n, m in encoder.named_modules() if next(m.parameters(False), None) is not None]
-    following = names[names.index(layer) + 1 :][:1]
-    if not following:
-        return ''
-    norm, width = encoder.get_submodule(following[0]), encoder.get_submodule(layer).out_channels
-    fits = isinstance(norm, nn.BatchNorm2d) and norm.num_features == width
-    return following[0] if fits else ''
 
 
 def _convert_decoder(

@@ -275,6 +275,14 @@ def model_card(source: TrainedModel) -> ModelCard:
     environment = Environment(
         loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, finalize=_literal
     )
+    default = default_config()
+    changed = [
+        key
+        for key in options_that_affect(*TRAINED)
+        if value_at(config, key) != value_at(default, key)
+    ]
+    options = {'MODEL.NAME': config.MODEL.NAME, 'TAG': config.TAG}
+    options |= {key: _without_folders(value_at(config, key)) for key in (*changed, 'PRETRAINED')}
     text = environment.get_template('model_card.md.j2').render(
         config=config,
         facts=facts(source),
@@ -282,7 +290,7 @@ def model_card(source: TrainedModel) -> ModelCard:
         gives=source.gives,
         activation=_activation(source) if source.outputs else '',
         method=part(config, method).title,
-        options=_shown_options(config),
+        options=options,
         scores=_card_scores(source),
         is_prepared=_is_prepared_by_timm(config),
         has_pipeline=_has_pipeline(source),
@@ -544,20 +552,6 @@ def _trace(source: TrainedModel) -> ExportedProgram:
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             node.meta.pop('stack_trace', None)  # the paths of the source code on this machine
     return program
-
-
-def _shown_options(config: Config) -> dict[str, object]:
-    """Return the options of the training that do not have their default values, and the names."""
-    default = default_config()
-    trained = [
-        key
-        for key in options_that_affect(*TRAINED)
-        if value_at(config, key) != value_at(default, key)
-    ]
-    names = {'MODEL.NAME': config.MODEL.NAME, 'TAG': config.TAG}
-    return names | {
-        key: _without_folders(value_at(config, key)) for key in (*trained, 'PRETRAINED')
-    }
 
 
 def _literal(value: object) -> str:

@@ -33,25 +33,21 @@ class GroupedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise and activate, [B, C, ...] -> [B, C, ...]."""
-        if self.training:
-            x = self._normalise_groups(x)
-        else:
+        if not self.training:
             x = F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
-        return self.act(self.drop(x))
-
-    def _normalise_groups(self, x: Tensor) -> Tensor:
+            return self.act(self.drop(x))
         # Statistics of bfloat16 are computed in float32, as batch norm does.
         groups = x.unflatten(0, (self.groups, -1))  # [G, B / G, C, ...]
         groups = groups.to(torch.promote_types(x.dtype, torch.float32))
-        places = [axis for axis in range(1, groups.ndim) if axis != 2]
-        var, mean = torch.var_mean(groups, dim=places, keepdim=True, correction=0)  # [G, 1, C, ...]
+        axes = [axis for axis in range(1, groups.ndim) if axis != 2]
+        var, mean = torch.var_mean(groups, dim=axes, keepdim=True, correction=0)  # [G, 1, C, ...]
         self._update(mean.detach().flatten(1), var.detach().flatten(1), x.numel() // mean.numel())
         scale = self.weight.view(1, -1, *[1] * (x.ndim - 2))
         offset = self.bias.view(scale.shape)
         normalised = (groups - mean) * torch.rsqrt(var + self.eps) * scale + offset
-        return normalised.to(x.dtype).flatten(0, 1)
+        return self.act(self.drop(normalised.to(x.dtype).flatten(0, 1)))
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor, count: int) -> None:

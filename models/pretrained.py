@@ -82,13 +82,17 @@ def fit_pretrained(
     if by_image:  # nothing is known of the images together
         source_stats, target_stats = _neutral(source_stats), _neutral(target_stats)
 
+    other_head = 'unknown labels'  # of another project
+    if options is not None:
+        head = {key: value_at(options, key) for key in HEAD_OPTIONS}
+        other_head = str(head) if head != {key: value_at(config, key) for key in head} else ''
     try:
         converted, report = convert(
             state,
             model,
             source_stats=source_stats,
             target_stats=target_stats,
-            other_head=_other_head(options, config),
+            other_head=other_head,
         )
     except ValueError as error:
         raise ValueError(f'{error}{likely_encoder(state, stated)}') from error
@@ -118,7 +122,9 @@ def _training_pixels(
     Raises:
         ValueError: If the values are impossible, or do not fit the channels of the weights.
     """
-    channels, remarks = _input_channels(state, model), []
+    first, remarks = first_weight(model), []
+    weights = [state[key] for key in (first, PREFIX + first) if key in state]
+    channels = next((weight.shape[1] for weight in weights if weight.ndim == 4), None)
     trained = dict(options.DATA) if options else _exported_options(config.PRETRAINED, channels)
     before = trained.get('NORMALIZE', 'dataset')
     if trained and before != config.DATA.NORMALIZE:
@@ -126,7 +132,14 @@ def _training_pixels(
     if is_huggingface:
         processor = _read_beside(config.PRETRAINED, PROCESSOR)
         trained = _processor_options(processor, channels)
-        remarks += _size_notes(processor, config.DATA.IMG_SIZE)
+        size = processor.get('crop_size' if processor.get('do_center_crop') else 'size')
+        if isinstance(size, dict):
+            size = size.get('height', size.get('shortest_edge'))
+        if _is_number(size) and size != config.DATA.IMG_SIZE:
+            remarks.append(
+                f'{PROCESSOR} makes images of {size} pixels, and DATA.IMG_SIZE is '
+                f'{config.DATA.IMG_SIZE}'
+            )
     trained = _stated(config, channels, is_own=options is not None) or trained
     is_assumed = not trained
     if is_assumed and isinstance(model, TimmClassifier) and channels == 3:
@@ -209,22 +222,6 @@ def _below(found: dict[str, dict[str, Tensor]], key: str) -> dict[str, dict[str,
     return below
 
 
-def _other_head(before: Config | None, now: Config) -> str:
-    """Describe the head of a checkpoint if the run has other outputs; else ''."""
-    if before is None:  # of another project
-        return 'unknown labels'
-    own = {key: value_at(before, key) for key in HEAD_OPTIONS}
-    return str(own) if own != {key: value_at(now, key) for key in HEAD_OPTIONS} else ''
-
-
-def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:
-    """Return the number of image channels that the checkpoint was trained on; None if unknown."""
-    for key in (first_weight(model), PREFIX + first_weight(model)):
-        if key in state and state[key].ndim == 4:
-            return state[key].shape[1]
-    return None
-
-
 def _exported_options(path: str, channels: int | None) -> dict[str, Any]:
     """Return the normalisation in the `config.json` of `export.py` or timm; {} without one."""
     model_config = _read_beside(path, MODEL_CONFIG)
@@ -272,16 +269,6 @@ def _processor_options(processor: dict[str, Any], channels: int | None) -> dict[
         ):
             raise ValueError(f'{PROCESSOR}: {key} must have {channels} values, got {values}')
     return {option: processor[key] for option, key in keys.items()}
-
-
-def _size_notes(processor: dict[str, Any], img_size: int) -> list[str]:
-    """Return a remark if an image processor makes images of another size than the run."""
-    size = processor.get('crop_size' if processor.get('do_center_crop') else 'size')
-    if isinstance(size, dict):
-        size = size.get('height', size.get('shortest_edge'))
-    if not _is_number(size) or size == img_size:
-        return []
-    return [f'{PROCESSOR} makes images of {size} pixels, and DATA.IMG_SIZE is {img_size}']
 
 
 def _is_number(value: object) -> bool:

@@ -44,7 +44,15 @@ def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
     offsets, extra = table[: old_side**2], table[old_side**2 :]
     # One surface [side, side] of offsets per head.
     surfaces = offsets.T.reshape(-1, old_side, old_side).double().cpu().numpy()
-    resized = np.stack([_resize_surface(surface, new_side) for surface in surfaces], axis=-1)
+    if old_side == 1:
+        resized = np.tile(surfaces.reshape(-1), (new_side, new_side, 1))
+    else:
+        old = _old_positions(old_side // 2, new_side // 2)
+        new = np.arange(new_side) - new_side // 2
+        # A spline of degree k needs k + 1 positions.
+        degree = min(3, old_side - 1)
+        splines = [RectBivariateSpline(old, old, each, kx=degree, ky=degree) for each in surfaces]
+        resized = np.stack([spline(new, new) for spline in splines], axis=-1)
     resized = torch.from_numpy(resized.reshape(new_side**2, -1))
     return torch.cat([resized.to(extra), extra])
 
@@ -56,18 +64,6 @@ def _side(length: int) -> int:
         if side**2 == length - extra and side % 2:
             return side
     raise ValueError(f'a relative position table must belong to a square grid, got {length} rows')
-
-
-def _resize_surface(surface: np.ndarray, new_side: int) -> np.ndarray:
-    """Interpolate the [side, side] table of one head at the new offsets."""
-    side = len(surface)
-    if side == 1:
-        return np.full((new_side, new_side), surface.item())
-    old = _old_positions(side // 2, new_side // 2)
-    new = np.arange(new_side) - new_side // 2
-    # A spline of degree k needs k + 1 positions.
-    degree = min(3, side - 1)
-    return RectBivariateSpline(old, old, surface, kx=degree, ky=degree)(new, new)
 
 
 def _old_positions(steps: int, new_steps: int) -> np.ndarray:

@@ -304,7 +304,10 @@ class InverseSwin(nn.Sequential):
         for patch, (dim, depth, num_heads) in zip(patches, widest_first, strict=False):
             # Every stage but the first doubles the side and halves the width of the tokens.
             if patch != stride:
-                layers.append(_patch_expanding(2 * dim))
+                # The inverse of patch merging: a token becomes 2 x 2 tokens of half the width.
+                expand = nn.Conv2d(2 * dim, 4 * dim, 1, bias=False)
+                norm = LayerNorm2d(dim, NORM_EPS)
+                layers.append(nn.Sequential(expand, nn.PixelShuffle(2), norm))
             stage = BasicLayer(
                 dim,
                 side * stride // patch,
@@ -497,12 +500,6 @@ class _OnGrid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.stage(x.flatten(2).transpose(1, 2))  # [B, h*w, D]
         return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-def _patch_expanding(dim: int) -> nn.Sequential:
-    """Build the inverse of patch merging, which maps a token to 2 x 2 tokens of half the width."""
-    expand = nn.Conv2d(dim, 2 * dim, 1, bias=False)
-    return nn.Sequential(expand, nn.PixelShuffle(2), LayerNorm2d(dim // 2, NORM_EPS))
 
 
 def _to_cells(width: int, stride: int, channels: int) -> nn.Sequential:

@@ -63,17 +63,13 @@ def config_changes(before: str, after: str, *effects: str) -> list[str]:
     used = {old.get('MODEL.TYPE'), new.get('MODEL.TYPE')}
     encoders = OPTIONS['MODEL.TYPE'].names if None not in used else ()
     idle = tuple(f'MODEL.{name.upper()}.' for name in encoders if name not in used)
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [
-        f'{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}'
-        for key in keys
-        if not key.startswith(idle) and _has_effect(key, effects)
-    ]
-
-
-def _has_effect(key: str, effects: tuple[str, ...]) -> bool:
-    own = OPTIONS[key].affects if key in OPTIONS else ('weights',)
-    return not effects or bool({*own} & {*effects})
+    changes = []
+    for key in {**old, **new}:
+        affects = OPTIONS[key].affects if key in OPTIONS else ('weights',)
+        counts = not key.startswith(idle) and (not effects or {*affects} & {*effects})
+        if counts and old.get(key) != new.get(key):
+            changes.append(f'{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}')
+    return changes
 
 
 def flat_options(text: str) -> dict[str, Any]:

@@ -93,7 +93,9 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
     if kind is dict and isinstance(typed, dict):
         typed = CN(dict(typed), new_allowed=True)
     elif not (
-        _has_type(typed, kind) or (typed is None and key in OPTIONS and OPTIONS[key].or_none)
+        (typed is None and key in OPTIONS and OPTIONS[key].or_none)
+        # A section is no value, and an infinite number works nowhere.
+        or (type(typed) is kind is not CfgNode and (kind is not float or math.isfinite(typed)))
     ):
         allowed = 'a section of keys' if kind is CfgNode else kind.__name__
         got = f'{value!r:.100} ({type(value).__name__})'
@@ -113,11 +115,6 @@ def _as_type(value: Any, kind: type) -> Any:
     if kind in (list, tuple) and isinstance(value, (list, tuple)):
         return kind(value)
     return value
-
-
-def _has_type(value: Any, kind: type) -> bool:
-    """Return whether a value has the type of an option and is neither a section nor infinite."""
-    return type(value) is kind is not CfgNode and (kind is not float or math.isfinite(value))
 
 
 def _merge_file(config: Config, path: Path, parents: tuple[Path, ...] = ()) -> None:
@@ -163,19 +160,18 @@ def _find(config: CfgNode, key: str, source: str) -> Any:
     node = config
     for name in key.split('.'):
         if not isinstance(node, CfgNode) or name not in node:
-            raise ValueError(f'unknown key {key} in {source}{_suggestion(config, key)}')
+            break
         node = node[name]
-    return node
-
-
-def _suggestion(config: CfgNode, key: str) -> str:
+    else:
+        return node
     known = [name for name, _ in flatten(config)]
-    close = {name for name in known if name.split('.')[-1] == key.split('.')[-1]}
     # The same name in another section is the most frequent mistake, then a wrong letter.
+    close = {name for name in known if name.split('.')[-1] == key.split('.')[-1]}
     close |= {*difflib.get_close_matches(key, known)}
     ratios = {name: difflib.SequenceMatcher(None, key, name).ratio() for name in sorted(close)}
     best = sorted(ratios, key=ratios.get, reverse=True)[:2]
-    return f'; did you mean {" or ".join(best)}?' if best else ''
+    question = f'; did you mean {" or ".join(best)}?' if best else ''
+    raise ValueError(f'unknown key {key} in {source}{question}')
 
 
 def read_options(text: str) -> dict[str, Any]:
@@ -190,17 +186,14 @@ def read_options(text: str) -> dict[str, Any]:
 
 
 def flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield each option with its dotted key. The value of an option may be a mapping itself."""
     for name, value in node.items():
         key = f'{prefix}{name}'
-        if isinstance(value, dict) and not _is_mapping(key):
+        is_mapping = key in OPTIONS and (OPTIONS[key].kind is dict or OPTIONS[key].weighted)
+        if isinstance(value, dict) and not is_mapping:
             yield from flatten(value, f'{key}.')
         else:
             yield key, value
-
-
-def _is_mapping(key: str) -> bool:
-    """Return whether the value of an option may be a mapping, and not a section of options."""
-    return key in OPTIONS and (OPTIONS[key].kind is dict or OPTIONS[key].weighted)
 
 
 def with_current_keys(options: dict[str, Any], encoder: str) -> dict[str, Any]:

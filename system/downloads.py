@@ -97,21 +97,18 @@ def fetch(address: str) -> Download:
     if scheme != 'https':
         raise ValueError(f'{address}: weights must be a file or a URL with https:// or hf://')
     name = re.sub(r'[^\w.-]', '_', PurePosixPath(urlsplit(address).path).name)[-80:]
-    path = _cache_folder() / f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}'
+    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    if not os.path.isabs(cache):
+        raise ValueError(
+            'there is no home folder: set XDG_CACHE_HOME to the absolute path of a folder for '
+            f'downloads, got {cache!r}'
+        )
+    key = hashlib.sha256(address.encode()).hexdigest()[:16]
+    path = Path(cache, 'simmim', f'{key}-{name}')
     with locked(path.with_name(f'{path.name}.lock'), wait=True):
         if not path.is_file():
             _download(address, path)
     return Download(path, sha256(path), address)
-
-
-def _cache_folder() -> Path:
-    folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    if not os.path.isabs(folder):
-        raise ValueError(
-            'there is no home folder: set XDG_CACHE_HOME to the absolute path of a folder for '
-            f'downloads, got {folder!r}'
-        )
-    return Path(folder, 'simmim')
 
 
 def _download(address: str, path: Path) -> None:
