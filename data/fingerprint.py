@@ -11,7 +11,7 @@ from config import Config
 from data.loader import Loaders
 from data.records import task_of
 from data.sources import source_configs
-from data.store_about import STORE_FILE, is_store
+from data.store_manifest import STORE_FILE, is_store
 from system.files import sha256
 
 

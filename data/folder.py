@@ -16,7 +16,7 @@ from data.chexpert import PATIENT_PART
 from data.identity import STUDY
 from data.image_source import IMAGE_SUFFIXES, TABLE_SUFFIXES, open_images
 from data.records import Records, existing_records, register_dataset
-from data.store_about import STORE_FILE
+from data.store_manifest import STORE_FILE
 from data.table import Fault, OnFault, refuse
 
 # Patterns of tables and lists -> the data set to which they belong.
@@ -35,6 +35,7 @@ TABLES = {
     'df_chexpert_plus_*.csv': 'chexpert_plus',
     'chexbert_labels/*_fixed.json': 'chexpert_plus',
 }
+MIMIC_TABLES = 'mimic-cxr-*-split.csv*'  # pattern of the table of splits
 MOST_KINDS = 8  # suffixes in a warning
 # Beginnings of words in names of folders with images to be scored, and of further words in names of
 # tables that show that some images are.
@@ -80,8 +81,14 @@ def read_folder(
         on_fault(Fault('folder with scores', detail, file=file))
     unread = [file for file in others if not file.lower().endswith(TABLE_SUFFIXES)]
     if unread:
-        count = f'{len(unread):,} of {len(files) + len(unread):,} files are not read'
-        detail = f'{root}: {count}: {_count_suffixes(unread)}'
+        kinds = Counter(os.path.splitext(file)[1].lower() or 'no suffix' for file in unread)
+        counts = [f'{kind} {count:,}' for kind, count in kinds.most_common(MOST_KINDS)]
+        if len(kinds) > MOST_KINDS:
+            counts.append(f'and {len(kinds) - MOST_KINDS} other suffixes')
+        detail = (
+            f'{root}: {len(unread):,} of {len(files) + len(unread):,} files are not read: '
+            f'{", ".join(counts)}, such as {unread[0]}'
+        )
         on_fault(Fault('files that are not read', detail, file=unread[0], severity='warning'))
     if not files:
         detail = f'no image was found below {root} (looked for {", ".join(IMAGE_SUFFIXES)})'
@@ -130,11 +137,3 @@ def signs_of_scores(root: Path, images: Sequence[str], others: Sequence[str]) ->
             found.append(file)
     # The first one is reported; a table of a known data set tells what to do.
     return sorted(found, key=lambda file: not data_set_of(file))
-
-
-def _count_suffixes(files: Sequence[str]) -> str:
-    """Count files by suffix, and name the first one."""
-    kinds = Counter(os.path.splitext(file)[1].lower() or 'no suffix' for file in files)
-    counts = ', '.join(f'{kind} {count:,}' for kind, count in kinds.most_common(MOST_KINDS))
-    rest = f', and {len(kinds) - MOST_KINDS} other suffixes' * (len(kinds) > MOST_KINDS)
-    return f'{counts}{rest}, such as {files[0]}'

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from config import Config, check_config, default_config, put
 from data.chexpert import read_csv
-from data.folder import read_folder
+from data.folder import MIMIC_TABLES, read_folder
 from data.image_source import TABLE_SUFFIXES
 from data.reading import read_split
 from data.records import Records, csv_names
-from data.store_about import is_store, packed_steps, read_about
+from data.store_manifest import is_store, packed_steps, read_manifest
 from data.table import refuse
 
 
@@ -29,13 +29,13 @@ def read_data_set(
     config = default_config()
     options = {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels), 'TASK': task}
     if is_store(root):
-        options['PREPROCESS'] = packed_steps(read_about(root))
+        options['PREPROCESS'] = packed_steps(read_manifest(root))
     for name, value in options.items():
         put(config, f'DATA.{name}', value, '--dataset')
     put(config, 'EVAL.GROUPS', list(groups), '--groups')
     check_config(config)
     if is_store(root):  # of any size, which may not fit the default encoder
-        config.DATA.IMG_SIZE = read_about(root)['settings']['size'] or config.DATA.IMG_SIZE
+        config.DATA.IMG_SIZE = read_manifest(root)['settings']['size'] or config.DATA.IMG_SIZE
     records = read_split(config, split, logging.getLogger(__name__), labelled=bool(labels))
     if records is None:
         raise ValueError(f'--split: the data set {dataset} in {root} has no split {split}')
@@ -62,7 +62,7 @@ def detect_dataset(config: Config) -> str:
     root, dataset = Path(config.DATA.DATA_PATH), config.DATA.DATASET
     if dataset != default_config().DATA.DATASET:
         return dataset
-    if any(root.glob('mimic-cxr-*-split.csv*')):
+    if any(root.glob(MIMIC_TABLES)):
         return 'mimic-cxr'
     is_chexpert = any((root / name).is_file() for name in csv_names(config).values())
     return 'chexpert' if is_chexpert else 'folder'

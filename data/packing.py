@@ -30,13 +30,14 @@ from tqdm import tqdm
 
 from config import Config, default_config, load, part
 from data.chexpert import SPLITS, read_csv, with_suffix
-from data.folder import read_folder, signs_of_scores
+from data.folder import MIMIC_TABLES, read_folder, signs_of_scores
 from data.image_source import open_images
 from data.images import FULL_RANGE_BITS, BadImageError, full_size
 from data.preprocess import Setup, apply_steps
 from data.preprocess_steps import squeezed
 from data.store import SCHEMA, open_store, read_rows, rows_checksum
-from data.store_about import (
+from data.store_files import LOCK_FILE, copy_file, write_json, write_manifest
+from data.store_manifest import (
     BAD_FILE,
     SHARD_SUFFIX,
     STORE_FILE,
@@ -46,11 +47,10 @@ from data.store_about import (
     file_crc32,
     file_problems,
     is_store,
-    read_about,
     read_json,
+    read_manifest,
     shard_names,
 )
-from data.store_files import LOCK_FILE, copy_file, write_about, write_json
 from data.table import refuse
 from data.table_files import csv_text
 from system.files import allow_open_files, atomic_writer, locked, replace_file
@@ -58,6 +58,7 @@ from system.files import allow_open_files, atomic_writer, locked, replace_file
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
 SHARD_IMAGES = 1024  # the most in a file: a killed call loses these, less than a minute of work
 TABLES = ('train.csv', 'valid.csv', 'test.csv')
+TABLE_FORMS = ('*.csv', '*.csv.gz', '*.tsv', '*.xlsx', '*.jsonl')
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ class Source:
         return {
             'images': len(self.files),
             'names_crc32': zlib.crc32(names),
-            'tables_crc32': {name: _crc32(table) for name, table in self.tables.items()},
+            'tables_crc32': {
+                name: zlib.crc32(table) if isinstance(table, bytes) else file_crc32(table)
+                for name, table in self.tables.items()
+            },
         }
 
 
@@ -128,14 +132,14 @@ def pack(
         raise ValueError(f'--output {output} must be empty or a store, but it has {min(found)}')
     with locked(output / LOCK_FILE, wait=False):
         if (output / STORE_FILE).is_file():
-            about = read_about(output)
-            _refuse_other(output, about, job)
-            if problems := file_problems(output, about):
+            manifest = read_manifest(output)
+            _refuse_other(output, manifest, job)
+            if problems := file_problems(output, manifest):
                 raise ValueError(f'{problems[0]}: pack the images again, into a new folder')
         else:
-            about = _build(source, output, settings, job, workers=workers, skip_bad=skip_bad)
+            manifest = _build(source, output, settings, job, workers=workers, skip_bad=skip_bad)
         (output / UNFINISHED_FILE).unlink(missing_ok=True)
-    return about
+    return manifest
 
 
 def read_source(
@@ -156,57 +160,66 @@ def read_source(
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
         raise ValueError(f'--data-path must be a folder with CSV files and images, got {root}')
-    forms = ('*.csv', '*.csv.gz', '*.tsv', '*.xlsx', '*.jsonl')
-    paths = [path for form in forms for path in root.glob(form)]
-    has_images = load('data.hub:image_names')  # then a Parquet file is no table
-    paths += [path for path in root.glob('*.parquet') if not has_images(root, path.name)]
-    tables = {path.name: path for path in sorted(paths)}
-    if BAD_FILE in tables:
-        raise ValueError(f'{tables[BAD_FILE]}: rename this file, because a store uses its name')
+    tables = _find_tables(root)
     for name in csv_names:
         if name not in tables:
             raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
     config = default_config()
-    config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
-    named, scored = {}, bool(signs_of_scores(root, [], [*tables]))
-    has_mimic = any(root.glob('mimic-cxr-*-split.csv*'))
-    if dataset == 'mimic-cxr' or (has_mimic and not (csv_names or dataset)):
-        table = load('data.known_sets:mimic_images')(root)
-        named |= dict(zip(with_suffix(table['Path'], image_suffix), table['Split'], strict=True))
-    elif dataset not in ('', 'chexpert') and part(config, 'DATA.DATASET').labelled:
-        named, made = _read_splits(config, root)
+    if not (dataset or csv_names) and any(root.glob(MIMIC_TABLES)):
+        dataset = 'mimic-cxr'
+    config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset or 'chexpert', image_suffix
+    scored = bool(signs_of_scores(root, [], [*tables]))
+    splits: dict[str, str] = {}
+    if dataset == 'mimic-cxr':
+        listed = load('data.known_sets:mimic_images')(root)  # also those without labels
+        files = with_suffix(listed['Path'], image_suffix)
+        splits |= dict(zip(files, listed['Split'], strict=True))
+    elif config.DATA.DATASET != 'chexpert' and part(config, 'DATA.DATASET').labelled:
+        splits, made = _read_splits(config, root)
         tables |= made
-        scored = {*named.values()} != {'train'}
+        scored = {*splits.values()} != {'train'}
     else:
         for name in csv_names or [name for name in TABLES if name in tables]:
             files = read_csv(root, name, image_suffix=image_suffix, labels=()).file
-            named |= dict.fromkeys(files, name)
-    every = {*named}
-    if all_images or not named:
+            splits |= dict.fromkeys(files, name)
+    images = {*splits}
+    if all_images or not splits:
         on_fault = partial(refuse, logger=logging.getLogger(__name__))
-        every.update(read_folder(root, allow_all_images=all_images, on_fault=on_fault).file)
+        images.update(read_folder(root, allow_all_images=all_images, on_fault=on_fault).file)
         scored = scored or bool(signs_of_scores(root, *open_images(root).scan()))
-    if wrong := [file for file in every if file.encode('utf-8', 'replace') != os.fsencode(file)]:
-        raise ValueError(
-            f'{root}: rename the images whose names are not UTF-8, such as {wrong[0]!r}'
-        )
-    return Source(root, sorted(every, key=os.fsencode), named, tables, scored)
+    for file in images:
+        if file.encode('utf-8', 'replace') != os.fsencode(file):
+            raise ValueError(
+                f'{root}: rename the images whose names are not UTF-8, such as {file!r}'
+            )
+    return Source(root, sorted(images, key=os.fsencode), splits, tables, scored)
+
+
+def _find_tables(root: Path) -> dict[str, Path | bytes]:
+    """Return the tables directly in a folder by name; a Parquet file with images is no table."""
+    has_images = load('data.hub:image_names')
+    paths = [path for form in TABLE_FORMS for path in root.glob(form)]
+    paths += [path for path in root.glob('*.parquet') if not has_images(root, path.name)]
+    tables = {path.name: path for path in sorted(paths)}
+    if BAD_FILE in tables:
+        raise ValueError(f'{tables[BAD_FILE]}: rename this file, because a store uses its name')
+    return tables
 
 
 def _read_splits(config: Config, root: Path) -> tuple[dict[str, str], dict[str, Path | bytes]]:
     """Return the images of all splits with their split, and the tables that the splits read."""
-    named, tables, kind = {}, {}, part(config, 'DATA.DATASET')
+    splits, tables, kind = {}, {}, part(config, 'DATA.DATASET')
     for split in SPLITS:
         records = kind.read(config, root, split, labels=(), optional=True, look_up='none')
         if records is None:
             continue
-        named |= dict.fromkeys(records.file, split)
+        splits |= dict.fromkeys(records.file, split)
         if kind.table is not None:
             name = load('data.data_sets:packed_name')(config, split)
             tables[name] = csv_text(kind.table(config, root, split)).encode()
         elif records.csv:
             tables[records.csv] = root / records.csv
-    return named, tables
+    return splits, tables
 
 
 def copies_in_splits(source: Source, output: str | Path) -> list[tuple[str, str]]:
@@ -261,10 +274,6 @@ def start_worker() -> None:
     parent = multiprocessing.parent_process()
     end = (os.getpid(), signal.SIGTERM)
     threading.Thread(target=lambda: (parent.join(), os.kill(*end)), daemon=True).start()
-
-
-def _crc32(table: Path | bytes) -> int:
-    return zlib.crc32(table) if isinstance(table, bytes) else file_crc32(table)
 
 
 def _refuse_other(output: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
@@ -324,9 +333,9 @@ def _build(
     if not progress['files']:
         raise ValueError(f'none of the images in {source.root} can be read')
     names, index = read_rows([output / name for name in shard_names(progress)])
-    about = {name: value for name, value in progress.items() if name != 'done'}
-    about |= {'images': len(index), 'scored': source.scored}
-    about |= {'rows_crc32': rows_checksum(names, index), 'files': {**progress['files']}}
+    manifest = {name: value for name, value in progress.items() if name != 'done'}
+    manifest |= {'images': len(index), 'scored': source.scored}
+    manifest |= {'rows_crc32': rows_checksum(names, index), 'files': {**progress['files']}}
     for name, table in source.tables.items():
         crc32 = job['source']['tables_crc32'][name]
         size = len(table) if isinstance(table, bytes) else table.stat().st_size
@@ -334,9 +343,9 @@ def _build(
             replace_file(output / name, table)
         else:
             copy_file(table, output / name, size, crc32)
-        about['files'][name] = [size, crc32]
-    write_about(output, about)
-    return about
+        manifest['files'][name] = [size, crc32]
+    write_manifest(output, manifest)
+    return manifest
 
 
 def _save_shard(output: Path, rows: list[tuple[Any, ...]], progress: dict[str, Any]) -> None:

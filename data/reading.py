@@ -20,11 +20,18 @@ from config import (
 from data.chexpert import csv_of_split, read_csv
 from data.identity import shared_patients
 from data.image_source import open_images
-from data.labels import DOUBTS, label_warnings
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS
 from data.records import LEFT_OUT, Records, csv_names, existing_records, task_of
-from data.store_about import BAD_FILE, STORE_FILE, file_crc32, is_store, packed_steps, read_about
+from data.store_manifest import (
+    BAD_FILE,
+    STORE_FILE,
+    file_crc32,
+    is_store,
+    packed_steps,
+    read_manifest,
+)
 from data.table import Fault, Table, refuse
+from data.table_warnings import DOUBTS, label_warnings
 from system.files import NETWORK_SYSTEMS, file_system
 from system.tool import command_of
 
@@ -35,10 +42,32 @@ TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them
 
 
 def open_data(config: Config, logger: logging.Logger) -> None:
-    """Log the facts about a packed store."""
+    """Log the form of the images of a store, and warn of a network and if views enlarge them."""
     # PyTorch warns at each pass; the table of --check reports the number of workers once.
     warnings.filterwarnings('ignore', message='This DataLoader will create')
-    log_store(config, logger)
+    path = config.DATA.DATA_PATH
+    if not is_store(path):
+        return
+    manifest = read_manifest(path)
+    logger.info(f'{path}: {manifest["images"]} images, {describe_images(path)}')
+    kind = file_system(path)
+    if kind in NETWORK_SYSTEMS and not config.DATA.CACHE_DIR:
+        logger.warning(
+            f'every epoch reads the store {path} from a network file system ({kind}): copy it once '
+            'to a folder on the local disk with DATA.CACHE_DIR'
+        )
+    if manifest['left_out']:
+        count = len(manifest['left_out'])
+        logger.warning(f'{path}: {count} images could not be read when it was packed ({BAD_FILE})')
+    # Enlarged pixels add no detail, which costs accuracy without any other sign.
+    size, side = config.DATA.IMG_SIZE, manifest['settings']['size']
+    needed = enlarged_side(size) if config.TEST.CROP else size
+    if side is not None and side < needed:
+        cut = f', from which views of {size} px are cut (TEST.CROP)' if config.TEST.CROP else ''
+        logger.warning(
+            f'{path}: its images of {side} px are enlarged to {needed} px{cut}. For sharper images '
+            f'pack them: {PACK} --size {needed} or more'
+        )
 
 
 def read_split(
@@ -60,7 +89,7 @@ def read_split(
     labels = task_of(config).columns if labelled else ()
 
     def on_fault(fault: Fault) -> None:
-        if fault.kind != LEFT_OUT:  # `log_store` counts these images
+        if fault.kind != LEFT_OUT:  # `open_data` counts these images
             refuse(fault, logger)
 
     options = {'labels': labels, 'optional': optional, 'on_fault': on_fault}
@@ -217,7 +246,7 @@ def require_packed_steps(config: Config, source: str | Path, key: str = 'DATA.PR
         if needs_masks and not (masks and Path(masks).is_dir()):
             raise ValueError(f'DATA.LUNG_MASKS must be a folder with {key} {steps}, got {masks!r}')
         return
-    settings = read_about(source)['settings']
+    settings = read_manifest(source)['settings']
     # Pixels in a store have had their first steps, which cannot be undone.
     packed = settings['preprocess']
     if packed != steps[: len(packed)]:
@@ -267,39 +296,12 @@ def describe_images(data_path: str | Path) -> str:
     """Describe the form in which the images are read: as files or from a packed store."""
     if not is_store(data_path):
         return 'files'
-    about = read_about(data_path)
-    size, steps = about['settings']['size'], packed_steps(about)
-    bits = 'more than 8 bits kept' if about['settings']['keep_16bit'] else '8 bits'
+    manifest = read_manifest(data_path)
+    size, steps = manifest['settings']['size'], packed_steps(manifest)
+    bits = 'more than 8 bits kept' if manifest['settings']['keep_16bit'] else '8 bits'
     form = f'with a short side of at most {size} px, aspect kept'
     if size is None:
         form = 'at their own sizes'
-    elif about['settings']['square']:
+    elif manifest['settings']['square']:
         form = f'as squares of {size} x {size} px'
     return ', '.join([f'packed {form}', bits, *steps])
-
-
-def log_store(config: Config, logger: logging.Logger) -> None:
-    """Log the form of the images of a store, and warn of a network and if views enlarge them."""
-    path = config.DATA.DATA_PATH
-    if not is_store(path):
-        return
-    about = read_about(path)
-    logger.info(f'{path}: {about["images"]} images, {describe_images(path)}')
-    kind = file_system(path)
-    if kind in NETWORK_SYSTEMS and not config.DATA.CACHE_DIR:
-        logger.warning(
-            f'every epoch reads the store {path} from a network file system ({kind}): copy it once '
-            'to a folder on the local disk with DATA.CACHE_DIR'
-        )
-    if about['left_out']:
-        count = len(about['left_out'])
-        logger.warning(f'{path}: {count} images could not be read when it was packed ({BAD_FILE})')
-    # Enlarged pixels add no detail, which costs accuracy without any other sign.
-    size, side = config.DATA.IMG_SIZE, about['settings']['size']
-    needed = enlarged_side(size) if config.TEST.CROP else size
-    if side is not None and side < needed:
-        cut = f', from which views of {size} px are cut (TEST.CROP)' if config.TEST.CROP else ''
-        logger.warning(
-            f'{path}: its images of {side} px are enlarged to {needed} px{cut}. For sharper images '
-            f'pack them: {PACK} --size {needed} or more'
-        )

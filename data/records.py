@@ -14,12 +14,13 @@ import pandas as pd
 
 from config import REGISTRIES, Config, default_config, part
 from data.image_source import ImageSource, open_images
-from data.store_about import is_store
+from data.store_manifest import is_store
 from data.table import Fault, OnFault
 
 DATASETS = REGISTRIES['DATA.DATASET']
 PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|(?<![^/])[^/]*\Z')  # or the name of the file
 LEFT_OUT = 'left out of the store'  # kind of a fault
+OTHER_VIEW = 'Other'  # cell of an image that is neither frontal nor lateral, or of unknown view
 OLDEST = 120  # years; the highest age of a patient
 VIEWS_HINT = 'the column Frontal/Lateral'
 

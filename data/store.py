@@ -1,9 +1,9 @@
 """Read packed image stores: all images of a data set in a few Arrow files, with checksums.
 
 A store is a folder that replaces the folder of the data set. It contains unchanged copies of the
-tables, and the readers look up images in the store instead of image files. Its files are listed in
-`data/store_about.py`. Each shard is an uncompressed Arrow IPC file with one record batch, in which
-a row is an image (SCHEMA).
+tables, and the readers look up images in the store instead of image files. `data/store_manifest.py`
+lists its files. Each shard is an uncompressed Arrow IPC file with one record batch, in which a row
+is an image (SCHEMA).
 
 The tables and all columns but the pixels are checked when a store is opened, and the pixels of an
 image when a process reads it for the first time or after its shard was modified. Pixels are read by
@@ -26,12 +26,12 @@ from pyarrow import ipc
 
 from data.image_source import ImageSource
 from data.images import FILE_NAME, FULL_SIZE, PACKED_STEPS, BadImageError, read_patiently
-from data.store_about import (
+from data.store_manifest import (
     STORE_FILE,
     checksum,
     file_problems,
     packed_steps,
-    read_about,
+    read_manifest,
     shard_names,
 )
 from system.files import is_below
@@ -71,19 +71,19 @@ class Store(ImageSource):
 
     Attributes:
         path: Folder of the store.
-        about: Contents of store.json, see `read_about`.
+        manifest: Contents of store.json, see `read_manifest`.
         names: Names [N] of the image files as sorted bytes.
         index: Array [N] of ENTRY.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.about = read_about(path)
-        if problems := file_problems(self.path, self.about):
+        self.manifest = read_manifest(path)
+        if problems := file_problems(self.path, self.manifest):
             raise ValueError(problems[0])
-        self._shard_files = [self.path / name for name in shard_names(self.about)]
+        self._shard_files = [self.path / name for name in shard_names(self.manifest)]
         self.names, self.index = read_rows(self._shard_files)
-        if rows_checksum(self.names, self.index) != self.about['rows_crc32']:
+        if rows_checksum(self.names, self.index) != self.manifest['rows_crc32']:
             raise ValueError(f'{self.path}: the rows of its shards do not fit {STORE_FILE}')
         self._open: dict[int, BinaryIO] = {}  # shards, the oldest first
         # Modification time of the shard when an image was checked, which costs less than a CRC-32.
@@ -100,7 +100,7 @@ class Store(ImageSource):
     @property
     def left_out(self) -> dict[str, str]:
         """Return the reason by file, for files that could not be read when the store was packed."""
-        return self.about['left_out']
+        return self.manifest['left_out']
 
     def position(self, files: Sequence[str]) -> np.ndarray:
         """Return the positions [N] of image files, -1 for files that are not in the store."""
@@ -123,7 +123,7 @@ class Store(ImageSource):
         return sorted([*packed, *(f for f in self.left_out if f.startswith(f'{place}/'))])
 
     def scan(self) -> tuple[list[str], list[str]]:
-        return self.below(), [STORE_FILE] if self.about['scored'] else []
+        return self.below(), [STORE_FILE] if self.manifest['scored'] else []
 
     def lacking(self, files: Sequence[str], wanted: np.ndarray) -> list[int]:
         return np.flatnonzero(self.position(files) < 0).tolist()
@@ -151,7 +151,11 @@ class Store(ImageSource):
         def read() -> tuple[int, bytes]:
             try:
                 if shard not in self._open:
-                    self._open_shard(shard)
+                    if len(self._open) == OPEN_SHARDS:
+                        self._open.pop(next(iter(self._open)))
+                    self._open[shard] = opened = open(file, 'rb', buffering=0)
+                    if hasattr(os, 'posix_fadvise'):  # without it the system reads ahead
+                        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
                 descriptor = self._open[shard].fileno()
                 return os.fstat(descriptor).st_mtime_ns, os.pread(descriptor, size, offset)
             except OSError:
@@ -179,17 +183,9 @@ class Store(ImageSource):
         image.info = {
             FILE_NAME: name,
             FULL_SIZE: tuple(full),
-            PACKED_STEPS: packed_steps(self.about),
+            PACKED_STEPS: packed_steps(self.manifest),
         }
         return image
-
-    def _open_shard(self, shard: int) -> None:
-        if len(self._open) == OPEN_SHARDS:
-            self._open.pop(next(iter(self._open)))
-        file = open(self._shard_files[shard], 'rb', buffering=0)
-        if hasattr(os, 'posix_fadvise'):  # without it the system reads ahead
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        self._open[shard] = file
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
@@ -199,7 +195,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         ValueError: If a file is missing or its size or checksum differs.
     """
     folder = Path(path).resolve()
-    return _open_once(folder, checksum(read_about(folder)))
+    return _open_once(folder, checksum(read_manifest(folder)))
 
 
 @lru_cache(maxsize=OPEN_STORES)

@@ -12,7 +12,14 @@ from typing import Any
 import pandas as pd
 
 from data.store import Store
-from data.store_about import BAD_FILE, STORE_FILE, checksum, file_problem, file_problems, read_about
+from data.store_manifest import (
+    BAD_FILE,
+    STORE_FILE,
+    checksum,
+    file_problem,
+    file_problems,
+    read_manifest,
+)
 from system.files import BLOCK_BYTES, atomic_writer, locked, replace_file
 
 LOCK_FILE = 'store.lock'
@@ -22,8 +29,8 @@ COPY_THREADS = 4  # several readers make better use of a network drive
 def verify(path: str | os.PathLike[str]) -> list[str]:
     """Read every byte of a store and return a list of problems."""
     try:
-        about = read_about(path)
-        if problems := file_problems(Path(path), about, every_byte=True):
+        manifest = read_manifest(path)
+        if problems := file_problems(Path(path), manifest, every_byte=True):
             return problems
         Store(path)
     except ValueError as error:
@@ -36,13 +43,13 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     replace_file(file, json.dumps({**content, 'crc32': checksum(content)}, indent=1) + '\n')
 
 
-def write_about(folder: Path, about: dict[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the list of images that were left out, and store.json, which completes the store."""
-    if about['left_out']:
-        bad = pd.DataFrame(about['left_out'].items(), columns=['file', 'problem'])
+    if manifest['left_out']:
+        bad = pd.DataFrame(manifest['left_out'].items(), columns=['file', 'problem'])
         text = bad.to_csv(index=False)
         replace_file(folder / BAD_FILE, text.encode('utf-8', 'backslashreplace'))
-    write_json(folder / STORE_FILE, about)
+    write_json(folder / STORE_FILE, manifest)
 
 
 def copy_store(
@@ -60,18 +67,18 @@ def copy_store(
         ValueError: If a checksum differs, or if the disk is too small.
     """
     source, target = Path(source), Path(target)
-    about = read_about(source)
-    if source.resolve() == target.resolve() or _is_copied(target, about):
+    manifest = read_manifest(source)
+    if source.resolve() == target.resolve() or _is_copied(target, manifest):
         return target
     if logger is not None:
         logger.info(f'copying {source} to {target}, or waiting for another process that copies it')
     with locked(target / LOCK_FILE, wait=True):
-        if _is_copied(target, about):
+        if _is_copied(target, manifest):
             return target
         (target / STORE_FILE).unlink(missing_ok=True)
         missing = {
             name: numbers
-            for name, numbers in about['files'].items()
+            for name, numbers in manifest['files'].items()
             if file_problem(target / name, *numbers)
         }
         needed, free = sum(size for size, _ in missing.values()), shutil.disk_usage(target).free
@@ -85,7 +92,7 @@ def copy_store(
 
         with ThreadPoolExecutor(COPY_THREADS) as pool:
             list(pool.map(copy, missing))
-        write_about(target, about)
+        write_manifest(target, manifest)
     return target
 
 
@@ -106,8 +113,8 @@ def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
         raise ValueError(f'{source} cannot be copied to {target.parent}: {error}') from error
 
 
-def _is_copied(target: Path, about: dict[str, Any]) -> bool:
+def _is_copied(target: Path, manifest: dict[str, Any]) -> bool:
     try:
-        return read_about(target) == about and not file_problems(target, about)
+        return read_manifest(target) == manifest and not file_problems(target, manifest)
     except ValueError:
         return False

@@ -3,6 +3,7 @@
 Files may be hostile: the memory that a small file can take is limited.
 """
 
+import contextlib
 import csv
 import gzip
 import io
@@ -87,10 +88,33 @@ def read_columns(file: Path) -> Columns:
     Raises:
         One of UNREADABLE: If the file is damaged, too large when it is decompressed, or no table.
     """
-    name = file.name.lower()
-    if name.removesuffix('.gz').endswith(TYPED):
+    if file.name.lower().removesuffix('.gz').endswith(TYPED):
         return load('data.typed_tables:read_typed')(file)
-    return _read_csv(read_text(file))
+    text = read_text(file)
+    first = EXCEL_SEPARATOR.match(text)
+    if first:
+        text = text[first.end() :]
+    separator = first[1] if first else ','
+    if not first:  # the one that divides the header into the most columns
+        header = text[: text.find('\n') + 1] or text
+        with contextlib.suppress(csv.Error):
+            rows = [next(csv.reader([header], delimiter=mark), []) for mark in SEPARATORS]
+            separator = SEPARATORS[int(np.argmax([*map(len, rows)]))]
+    reader = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter=separator)
+    try:
+        columns, count = Columns(next(reader, [])), 0
+        while rows := [*itertools.islice(reader, CHUNK)]:
+            columns.add(count, rows)
+            count += len(rows)
+    except csv.Error as error:
+        hint = 'a cell may lack its closing quote'
+        raise ValueError(f'line {reader.line_num}: {error}; {hint}') from error
+    if reader.line_num > count + 1:  # a cell has several lines
+        rows = csv.reader(io.StringIO(text, newline=''), delimiter=separator)
+        _refuse_swallowed_rows([*rows], separator)
+    if separator == ';':  # of a spreadsheet in a language with decimal commas
+        columns.replace_decimal_commas()
+    return columns
 
 
 def read_text(file: Path) -> str:
@@ -109,7 +133,10 @@ def cell_text(value: Any) -> str:
     if isinstance(value, (bool, np.bool_)):
         return str(int(value))
     if isinstance(value, (float, np.floating)):
-        return str(int(value)) if value.is_integer() and abs(value) < EXACT else _number(value)
+        if np.isnan(value):
+            return ''
+        is_exact = value.is_integer() and abs(value) < EXACT
+        return str(int(value)) if is_exact else repr(float(value))
     if isinstance(value, Decimal):
         return '' if value.is_nan() else f'{value.normalize():f}'
     if isinstance(value, (list, tuple, dict)):
@@ -140,42 +167,6 @@ def csv_text(table: pd.DataFrame) -> str:
     rows = dict(zip(table.index.tolist(), cells, strict=True))
     writer.writerows(rows.get(number, ()) for number in range(max(rows, default=-1) + 1))
     return file.getvalue()
-
-
-def _number(value: float) -> str:
-    return '' if np.isnan(value) else repr(float(value))
-
-
-def _read_csv(text: str) -> Columns:
-    first = EXCEL_SEPARATOR.match(text)
-    if first:
-        text = text[first.end() :]
-    separator = first[1] if first else _separator(text)
-    reader = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter=separator)
-    try:
-        columns, count = Columns(next(reader, [])), 0
-        while rows := [*itertools.islice(reader, CHUNK)]:
-            columns.add(count, rows)
-            count += len(rows)
-    except csv.Error as error:
-        hint = 'a cell may lack its closing quote'
-        raise ValueError(f'line {reader.line_num}: {error}; {hint}') from error
-    if reader.line_num > count + 1:  # a cell has several lines
-        rows = csv.reader(io.StringIO(text, newline=''), delimiter=separator)
-        _refuse_swallowed_rows([*rows], separator)
-    if separator == ';':  # of a spreadsheet in a language with decimal commas
-        columns.replace_decimal_commas()
-    return columns
-
-
-def _separator(text: str) -> str:
-    """Return the separator that divides the header into the most columns, or a comma."""
-    header = text[: text.find('\n') + 1] or text
-    try:
-        widths = [len(next(csv.reader([header], delimiter=each), [])) for each in SEPARATORS]
-    except csv.Error:
-        return ','
-    return SEPARATORS[int(np.argmax(widths))]
 
 
 def _refuse_swallowed_rows(rows: Sequence[Sequence[str]], separator: str) -> None:

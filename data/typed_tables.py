@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,7 @@ MAX_CELLS = 2**27  # of a Parquet file
 
 def read_typed(file: Path) -> Columns:
     """Read a file by its suffix; a Parquet file without its columns of bytes, such as images."""
-    name = file.name.lower()
-    if name.endswith('.xlsx'):
-        return _of_rows(_excel_rows(file))
-    if name.endswith('.parquet'):
-        return _of_rows(_parquet_rows(file))
-    return _of_rows(_json_rows(read_text(file)))
-
-
-def _of_rows(rows: Iterable[tuple[int, Sequence[Any]]]) -> Columns:
-    """Collect (number of the row, typed cells); the first one is the header."""
-    rows = iter(rows)
+    rows = READERS.get(file.suffix.lower(), json_rows)(file)
     _, header = next(rows, (0, ()))
     columns = Columns([cell_text(name) for name in header])
     for number, cells in rows:
@@ -44,8 +34,12 @@ def _of_rows(rows: Iterable[tuple[int, Sequence[Any]]]) -> Columns:
     return columns
 
 
-def _json_rows(text: str) -> Iterator[tuple[int, Sequence[Any]]]:
-    """Yield the header and the rows of text with a JSON object, which is a row, on each line."""
+# ---- readers, which yield (number of the row, typed cells); the first row is the header
+
+
+def json_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
+    """Yield the rows of text, perhaps compressed, with a JSON object on each line."""
+    text = read_text(file)
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.rstrip('\n').split('\n'), 1):
         try:
@@ -69,7 +63,7 @@ def _json_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _excel_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
+def excel_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     """Yield the rows of the first visible sheet of an Excel file, without those above the header.
 
     A formula whose value the file lacks is an error, because it would read as an empty cell.
@@ -111,7 +105,7 @@ def _cells_of_sheet(file: Path, data_only: bool) -> Iterator[tuple[Any, ...]]:
     return sheet.iter_rows(max_row=MAX_ROWS, max_col=MAX_COLUMNS, values_only=True)
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
+def parquet_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     """Yield the rows of a Parquet file, without columns of bytes, such as images."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -138,3 +132,6 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
             start += batch.num_rows
     except pa.ArrowException as error:
         raise ValueError(f'with pyarrow: {" ".join(str(error).split())}') from error
+
+
+READERS = {'.xlsx': excel_rows, '.parquet': parquet_rows}

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import OPTIONS, check_config, default_config, put
 from data.packing import Settings, copies_in_splits, pack, read_source
 from data.preprocess import LUNG_STEPS, PREPROCESS
-from data.store_about import BAD_FILE
+from data.store_manifest import BAD_FILE
 from data.store_files import verify
 from system.tool import Paragraphs, at_least, tool, usable_cpus
 

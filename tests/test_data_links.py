@@ -12,7 +12,7 @@ from xray_splits import LOGGER, make_config
 from data.folder import read_folder
 from data.reading import read_split
 from data.records import images_of
-from data.store_about import read_about
+from data.store_manifest import read_manifest
 from scripts.phantom import make_phantom
 from scripts.phantom_mimic import make_mimic_phantom
 from system.files import is_below
@@ -32,7 +32,7 @@ def test_images_behind_links_are_read_and_packed(layout: str, tmp_path: Path) ->
     assert np.asarray(images_of(records).reader(records.file)(1)).std() > 0
     words = ['--data-path', root, '--size', 16, '--workers', 1, '--output', tmp_path / 'packed']
     assert run_script('pack', *words, *(['--dataset', 'nih'] if layout == 'nih' else [])) == 0
-    assert read_about(tmp_path / 'packed')['left_out'] == {}
+    assert read_manifest(tmp_path / 'packed')['left_out'] == {}
 
 
 def test_a_folder_to_which_links_lead_is_listed_once(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from data.packing import Settings
 from data.preprocess import Preprocess, Setup, apply_steps
 from data.preprocess_steps import check as check_steps
 from data.reading import data_root
-from data.store_about import read_about
+from data.store_manifest import read_manifest
 
 BICUBIC = Image.Resampling.BICUBIC
 SIZE = 16
@@ -166,7 +166,7 @@ def test_a_store_packed_with_masks_gives_the_images_of_the_files(root, tmp_path)
         assert data_root(config, LOGGER) == str(folder)
         images.append(Preprocess(config)(read(folder, file_of(1))))
     assert np.array_equal(*images) and full_size(images[0]) == full_size(images[1])
-    assert read_about(store)['settings']['lung_masks'] == str(masks)
+    assert read_manifest(store)['settings']['lung_masks'] == str(masks)
     with pytest.raises(ValueError, match='DATA.PREPROCESS'):
         data_root(config_of(store, []), LOGGER)
     with pytest.raises(ValueError, match='lung_masks'):

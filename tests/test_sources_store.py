@@ -15,7 +15,7 @@ from xray_splits import samples_of, write_split
 from data.check import SAME_XRAY, look_at
 from data.chexpert import read_csv
 from data.image_source import Folder
-from data.store_about import is_store
+from data.store_manifest import is_store
 from scripts.check_data import main as check
 from scripts.check_data import parse_args as check_args
 from scripts.pack import main as pack_main

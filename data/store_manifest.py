@@ -1,4 +1,4 @@
-"""What a packed store is: store.json, its settings, and the checks of its files.
+"""The manifest of a packed store, store.json: its settings, and the checks of its files.
 
     store.json          version, settings, and size and CRC-32 of every other file
     images_00000.arrow  the images, in the order of their names over all shards (data/store.py)
@@ -11,7 +11,6 @@ and verifies stores.
 
 import json
 import os
-import shlex
 import stat
 import zlib
 from collections.abc import Mapping
@@ -77,7 +76,7 @@ def is_store(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read store.json.
 
     Returns:
@@ -102,43 +101,45 @@ def read_json(file: Path, types: Mapping[str, type]) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f'it has more than {MAX_JSON_BYTES:,} bytes')
-        about = json.loads(file.read_bytes())
-        crc, version = about.pop('crc32'), about['version']
+        manifest = json.loads(file.read_bytes())
+        crc, version = manifest.pop('crc32'), manifest['version']
         if version != VERSION:
             raise ValueError(
                 f'it has version {version!r}, but this program reads version {VERSION}: pack the '
-                f'images again, into a new folder: {_packing_command(about["settings"])}'
+                f'images again, into a new folder: {command_of("scripts/pack.py")}'
             )
         # A flipped bit in the numbers would show wrong pixels without any error.
-        if crc != checksum(about):
+        if crc != checksum(manifest):
             raise ValueError('it was changed: the checksum differs')
-        _require_types(about, ENTRY_TYPES | types)
-        _require_types(about['settings'], SETTING_TYPES)
-        for text in about['left_out'].values():
+        _require_types(manifest, ENTRY_TYPES | types)
+        _require_types(manifest['settings'], SETTING_TYPES)
+        for text in manifest['left_out'].values():
             _require_types({'reason': text}, {'reason': str})
-        for name, (size, crc) in about['files'].items():
+        for name, (size, crc) in manifest['files'].items():
             _require_types({'size': size, 'crc32': crc}, {'size': int, 'crc32': int})
             if not is_below(name):  # copying a store writes the files that it names
                 raise ValueError(f'it names {name!r}, which is not a path below its folder')
     except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f'{file} cannot be read: {error!s:.600}') from error
-    return about
+    return manifest
 
 
-def shard_names(about: Mapping[str, Any]) -> list[str]:
+def shard_names(manifest: Mapping[str, Any]) -> list[str]:
     """Return the names of the files of images, in the order of the images."""
-    return sorted(name for name in about['files'] if name.endswith(SHARD_SUFFIX))
+    return sorted(name for name in manifest['files'] if name.endswith(SHARD_SUFFIX))
 
 
-def packed_steps(about: Mapping[str, Any]) -> list[str]:
+def packed_steps(manifest: Mapping[str, Any]) -> list[str]:
     """Return the steps of DATA.PREPROCESS that were applied to the images of a store."""
-    return about['settings']['preprocess']
+    return manifest['settings']['preprocess']
 
 
-def file_problems(path: Path, about: Mapping[str, Any], *, every_byte: bool = False) -> list[str]:
+def file_problems(
+    path: Path, manifest: Mapping[str, Any], *, every_byte: bool = False
+) -> list[str]:
     """List missing and changed files of a store; of shards only the size, or `every_byte`."""
     problems = []
-    for name, (size, crc) in about['files'].items():
+    for name, (size, crc) in manifest['files'].items():
         is_read = every_byte or not name.endswith(SHARD_SUFFIX)
         problems.append(file_problem(path / name, size, crc if is_read else None))
     return [problem for problem in problems if problem]
@@ -153,8 +154,8 @@ def file_crc32(path: Path) -> int:
     return crc
 
 
-def checksum(about: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+def checksum(manifest: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
 def file_problem(path: Path, size: int, crc: int | None) -> str:
@@ -175,17 +176,3 @@ def _require_types(values: Mapping[str, Any], types: Mapping[str, type]) -> None
     wrong = [name for name in types if not isinstance(values.get(name), types[name])]
     if wrong or len(values) != len(types):
         raise TypeError(f'the entries must be {", ".join(types)}; wrong: {wrong}')
-
-
-def _packing_command(settings: Mapping[str, Any]) -> str:
-    """Return the command that packs images with the settings of a store of any version."""
-    words = ['--data-path', 'DIR', '--output', 'STORE', '--size', settings.get('size') or 'native']
-    if settings.get('size') and not settings.get('square', True):
-        words.append('--keep-aspect')
-    if settings.get('keep_16bit'):
-        words.append('--keep-16bit')
-    for name in ('image_suffix', 'preprocess', 'lung_masks'):
-        value = settings.get(name) or []
-        values = [value] if isinstance(value, str) else value
-        words += [f'--{name.replace("_", "-")}', *values] if values else []
-    return f'{command_of("scripts/pack.py")} {shlex.join(map(str, words))}'
