@@ -136,8 +136,16 @@ def warp_matrix(
     rotation[:2, :2] = linear
     # The centre stays where it is.
     rotation[:2, 2] = centre - linear @ centre
+    # The homography that maps the corners of the square to four corners, clockwise: Heckbert 1989,
+    # Fundamentals of Texture Mapping and Image Warping, section 2.2.3.
     corners = size * (INWARD < 0) + INWARD * inward
-    return _perspective(corners, size) @ rotation
+    top_left, top_right, bottom_right, bottom_left = corners
+    sides = np.stack([top_right - bottom_right, bottom_left - bottom_right], axis=1)
+    g, h = np.linalg.solve(sides, top_left - top_right + bottom_right - bottom_left)
+    columns = top_right * (1 + g) - top_left, bottom_left * (1 + h) - top_left, top_left
+    perspective = np.vstack([np.stack(columns, axis=1), (g, h, 1)])
+    perspective[:, :2] /= size  # from the unit square's coordinates to pixels
+    return perspective @ rotation
 
 
 def warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [S, S] both ways
@@ -202,17 +210,3 @@ def _moved(
     # Pillow asks for the map from each output pixel back to the input.
     back = (1, slope[0], -across, slope[1], 1, -down)
     return image.transform(image.size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
-
-
-def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3, 3]
-    """Return the homography that maps the corners of a square to four corners, clockwise.
-
-    Source: Heckbert 1989, Fundamentals of Texture Mapping and Image Warping, section 2.2.3.
-    """
-    top_left, top_right, bottom_right, bottom_left = corners
-    sides = np.stack([top_right - bottom_right, bottom_left - bottom_right], axis=1)
-    g, h = np.linalg.solve(sides, top_left - top_right + bottom_right - bottom_left)
-    columns = top_right * (1 + g) - top_left, bottom_left * (1 + h) - top_left, top_left
-    matrix = np.vstack([np.stack(columns, axis=1), (g, h, 1)])
-    matrix[:, :2] /= size  # from the unit square's coordinates to pixels
-    return matrix

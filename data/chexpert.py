@@ -16,42 +16,29 @@ import numpy as np
 import pandas as pd
 
 from config import Config, default_config
-from data.identity import SCIENTIFIC, STUDY, other_spellings
+from data.identity import STUDY
 from data.image_source import IMAGE_SUFFIXES, ImageSource, open_images
-from data.labels import CELLS, LABELS, POSITIVE, SIMILAR, similar_warning
+from data.labels import CELLS, LABELS
 from data.records import (
     OLDEST,
+    OTHER_VIEW,
     Records,
     csv_names,
     existing_records,
     register_dataset,
 )
 from data.table import KEYS, OnFault, Table, refuse
+from data.table_warnings import NO_LABELS, report_names, report_patients, report_views
 from data.views import views_in_names
 from system.files import is_below
 
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
 SPLITS = ('train', 'valid', 'test')
-NO_LABELS = 'n/a'  # cells of labels of an image of which no label is known
-OTHER_VIEW = 'Other'  # cell of an image that is neither frontal nor lateral, or of unknown view
 SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', OTHER_VIEW: OTHER_VIEW, '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
 SPLIT_CELLS = {name: name for name in (*SPLITS, '')}
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
-PRESENT = [cell for cell, value in CELLS.items() if value == POSITIVE]
-# Words by which a list of labels says that it is not complete.
-UNKNOWN = {
-    'exclude',
-    'excluded',
-    'suboptimal study',
-    'unchanged',
-    'unknown',
-    'uncertain',
-    'unclear',
-}
-UNKNOWN |= {'not labelled', 'not labeled', 'unlabelled', 'unlabeled', 'not reported', 'no report'}
-UNKNOWN |= {'undetermined', 'indeterminate', 'inconclusive', 'not assessed', 'not evaluable', '?'}
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 
 
@@ -93,18 +80,30 @@ def read_csv(
             else '; to pre-train on images without a CSV file, set DATA.DATASET folder'
         )
     table = Table(root / csv_name, on_fault, hint + advice)
-
+    table.csv = str(csv_name)
     if split:
         select_split(table, split)
 
     def files_of(paths: pd.Series) -> pd.Series:
+        """Return the file of each path: the path itself, or without its first folder.
+
+        The first folder, such as CheXpert-v1.0-small, is removed from all paths or from none,
+        depending on which of the two finds more of the first files; if none is there, it is removed
+        above folders such as patient00001. The folder of a patient is never removed.
+        """
         files = with_suffix(paths, image_suffix if table.key == 'Path' else '')
-        return _without_prefix(files, images)
+        if any(map(PATIENT_PART.match, files)):
+            return files
+        shorter = pd.Series([file.partition('/')[2] for file in files], files.index, object)
+        has_patients = any(map(PATIENT_PART.search, files[:SAMPLE_PATHS]))
+        num_shorter, num_whole = (
+            sum(map(images.exists, these[:SAMPLE_PATHS])) for these in (shorter, files)
+        )
+        return shorter if num_shorter > num_whole - has_patients else files
 
     records = read_table(
         table,
         images,
-        csv_name=str(csv_name),
         labels=labels,
         groups=groups,
         files_of=files_of,
@@ -117,7 +116,6 @@ def read_table(
     table: Table,
     images: ImageSource,
     *,
-    csv_name: str,
     labels: Sequence[str],
     groups: Sequence[str],
     files_of: Callable[[pd.Series], pd.Series],
@@ -128,7 +126,6 @@ def read_table(
     Args:
         table: Table in CheXpert's form.
         images: Where the images are.
-        csv_name: Name of the file whose rows the index of the table numbers; '' if there is none.
         labels: Names of the labels; may be empty.
         groups: Names of further columns to keep, if they exist.
         files_of: Function from the paths of the rows to image files or folders of studies.
@@ -136,17 +133,24 @@ def read_table(
     """
     table.require(KEYS, labels=labels)
     key = table.key
-    _leave_out_unlabelled(table, labels)
+    # An image of which no label is known is left out; blank labels are something else.
+    marks = [(table[label] == NO_LABELS).to_numpy() for label in labels if label in table]
+    unlabelled = np.all(marks, axis=0) & bool(marks)
+    if unlabelled.any():
+        detail = f'{unlabelled.sum():,} of {len(table):,} rows have no labels and are left out'
+        detail += f', such as row {int(table.row[unlabelled.argmax()]) + 2}'
+        table.fault('rows without labels', detail, severity='warning')
+        table.cells = table.cells[~unlabelled]
     add_studies(table)
     table.add(path=table[key], file=files_of(table[key]))
     table.keep_first(key, 'duplicate path', table['file'])
-    _report_patients(table)
+    report_patients(table)
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = replace(records_of(table, labels, groups), root=images.path, csv=csv_name)
+    records = replace(records_of(table, labels, groups), root=images.path)
     if key == 'Study':
         records = replace(records, sample=np.arange(len(records)))
-    _report_views(table, records)
+    report_views(table, records)
     absent = [name for name in DESCRIPTION if name not in table]
     if absent and len(records):
         detail = f'it has no column {", ".join(absent)}: the values are unknown'
@@ -164,13 +168,14 @@ def csv_of_split(config: Config, root: str | Path, split: str) -> str:
     return names['train'] if (table['Split'] == split).any() else names[split]
 
 
-def _cells(config: Config, root: str | Path, split: str) -> pd.DataFrame:
+def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
+    """Return all cells of the table of a split."""
     table = Table(Path(root) / csv_of_split(config, root, split))
     select_split(table, split)
     return table.cells.drop(columns='Split', errors='ignore')
 
 
-@register_dataset('chexpert', labelled=True, table=_cells)
+@register_dataset('chexpert', labelled=True, table=cells_of)
 def _read_chexpert(
     config: Config, root: str | Path, split: str, *, optional: bool = False, **options: Any
 ) -> Records | None:
@@ -254,10 +259,10 @@ def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) 
     others = {*KEYS, *DESCRIPTION, *labels, 'Patient', 'Split', 'path', 'file', 'patient', 'study'}
     columns = [table[name].to_numpy(object) for name in kept]
     other_names = [name for name in table.cells if name not in others]
-    _report_names(table, labels, other_names)
+    report_names(table, labels, other_names)
     return Records(
         root=table.file.parent,
-        csv=table.file.name,
+        csv=table.csv,
         row=table.row,
         sample=table.row,
         **{name: table[name].to_numpy(object) for name in ('path', 'file', 'patient', 'study')},
@@ -271,93 +276,6 @@ def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) 
         group_names=tuple(kept),
         other_names=tuple(other_names),
     )
-
-
-def _leave_out_unlabelled(table: Table, labels: Sequence[str]) -> None:
-    """Drop the images of which no label is known, which is not the same as blank labels."""
-    present = [label for label in labels if label in table]
-    if not present or not all(NO_LABELS in {*table[label].tolist()} for label in present):
-        return
-    unlabelled = np.all([table[label] == NO_LABELS for label in present], axis=0)
-    if not unlabelled.any():
-        return
-    row = int(table.row[unlabelled.argmax()]) + 2
-    detail = (
-        f'{unlabelled.sum():,} of {len(table):,} rows have no labels and are left out, such as '
-    )
-    table.fault('rows without labels', f'{detail}row {row}', severity='warning')
-    table.cells = table.cells[~unlabelled]
-
-
-def _report_patients(table: Table) -> None:
-    """Warn of patients who are unknown or have several spellings, and of dropped digits."""
-    names = table['patient']
-    if len(table) and all(map(str.endswith, table['path'], names)):
-        detail = 'it names no patients: each image counts as one, so splits may share patients'
-        table.fault('unknown patients', detail, severity='warning')
-        return
-    if pairs := other_spellings(names):
-        one, other = pairs[0]
-        rows = [int(table.row[(names == name).to_numpy().argmax()]) + 2 for name in (one, other)]
-        detail = (
-            f'{len(pairs)} patient(s) may be spelt in two ways, such as {one!r} in row {rows[0]} '
-            f'and {other!r} in row {rows[1]}. They are never apart, but count as two patients'
-        )
-        table.fault('two spellings of a patient', detail, severity='warning')
-    for column in ('Patient', 'Study'):
-        cells = table[column] if column in table else ()
-        if found := [cell for cell in {*cells} if SCIENTIFIC.fullmatch(cell.strip())]:
-            detail = (
-                f'column {column!r}: {len(found)} name(s) such as {min(found)!r} are in scientific '
-                'notation: a spreadsheet has dropped digits, so several may have become one'
-            )
-            table.fault('scientific notation', detail, severity='warning')
-
-
-def _report_names(table: Table, labels: Sequence[str], others: Sequence[str]) -> None:
-    """Warn of other columns that look like a label, or that say that labels are unknown."""
-    words = [name for name in others if name.casefold() in UNKNOWN]
-    if not labels or not (words or similar_warning(labels, dict.fromkeys(others, 0))):
-        return
-    counts = {name: int(table[name].isin(PRESENT).sum()) for name in others}
-    counts = {name: count for name, count in counts.items() if count}
-    if warning := similar_warning(labels, counts):
-        table.fault(SIMILAR, f'columns {warning}', severity='warning')
-    if words := [repr(name) for name in words if name in counts]:
-        detail = (
-            f'{", ".join(words)} is positive in some rows, and their other labels count as '
-            f'negative: are they unknown? Then leave these rows out, or write {NO_LABELS} in them'
-        )
-        table.fault('words for unknown labels', detail, severity='warning')
-
-
-def _report_views(table: Table, records: Records) -> None:
-    """Report images whose view is neither stated nor in the name, and count other views."""
-    key, unknown = table.key, records.view == ''
-    if unknown.all() and 'Frontal/Lateral' not in table and len(table):
-        detail = 'there is no column Frontal/Lateral, and no name like view1_frontal.jpg: add the '
-        table.fault('value of the view', f'{detail}column (Frontal, Lateral or {OTHER_VIEW})', 0)
-    else:
-        problem = 'has neither a view nor a name like view1_frontal.jpg'
-        table.check(key, ~unknown, 'value of the view', problem)
-    if others := int((records.view == OTHER_VIEW).sum()):
-        detail = f'{others:,} of {len(records):,} images are neither frontal nor lateral'
-        table.fault('other views', detail, severity='note')
-
-
-def _without_prefix(whole: pd.Series, images: ImageSource) -> pd.Series:
-    """Return the file of each path: the path itself, or without its first folder.
-
-    The first folder, such as CheXpert-v1.0-small, is removed from all paths or from none, depending
-    on which of the two finds more of the first files; if none is there, it is removed above folders
-    such as patient00001. The folder of a patient is never removed.
-    """
-    if any(map(PATIENT_PART.match, whole)):
-        return whole
-    shorter = pd.Series([file.partition('/')[2] for file in whole], whole.index, object)
-    num_found = [sum(map(images.exists, files[:SAMPLE_PATHS])) for files in (shorter, whole)]
-    has_patients = any(map(PATIENT_PART.search, whole[:SAMPLE_PATHS]))
-    return shorter if num_found[0] > num_found[1] - has_patients else whole
 
 
 def with_suffix(paths: pd.Series, suffix: str) -> pd.Series:

@@ -61,38 +61,23 @@ class ViewsTransform(RandomCrop):
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
         image = self.preprocess(image)
-        views = (
-            self._view(image, rng, size, area, weak=weak)
-            for (size, area), weak in zip(self.views, self.weak, strict=True)
-        )
-        return tuple(torch.from_numpy(self.normalize(*view)[0]) for view in views)
-
-    def _view(
-        self,
-        image: Image.Image,
-        rng: np.random.Generator,
-        size: int,
-        area: tuple[float, float],
-        *,
-        weak: bool,
-    ) -> tuple[np.ndarray, np.ndarray]:  # [size, size], twice
-        """Return a view, and the same without changes of brightness, contrast and sharpness."""
-        box = draw_crop(rng, *full_size(image), area=area)
-        flip, brightness, contrast, blur, strength = rng.random(5)
-        pixels = View(image, box, flip < self.hflip, size, self.preprocess).cut(image)
-        if weak:
-            return pixels, pixels
-        pixels = before = self.warp(pixels, rng)
-        if self.jitter:
-            low, high = max(0.0, 1 - self.jitter), 1 + self.jitter
-            brightness, contrast = (low + (high - low) * u for u in (brightness, contrast))
-            contrast = contrast if self.jitters_contrast else 1.0
-            pixels = jitter(pixels, brightness=brightness, contrast=contrast)
-        if blur < self.blur:
-            low, high = BLUR_SIGMA
-            sigma = (low + (high - low) * strength) * size / BLUR_SIZE
-            pixels = self.gaussian_filter(pixels, sigma, truncate=BLUR_REACH)  # mirrored edges
-        return pixels, before
+        views = []
+        for (size, area), is_weak in zip(self.views, self.weak, strict=True):
+            box = draw_crop(rng, *full_size(image), area=area)
+            flip, brightness, contrast, blur, strength = rng.random(5)
+            pixels = View(image, box, flip < self.hflip, size, self.preprocess).cut(image)
+            pixels = before = pixels if is_weak else self.warp(pixels, rng)
+            if self.jitter and not is_weak:
+                low, high = max(0.0, 1 - self.jitter), 1 + self.jitter
+                brightness, contrast = (low + (high - low) * u for u in (brightness, contrast))
+                contrast = contrast if self.jitters_contrast else 1.0
+                pixels = jitter(pixels, brightness=brightness, contrast=contrast)
+            if blur < self.blur and not is_weak:
+                low, high = BLUR_SIGMA
+                sigma = (low + (high - low) * strength) * size / BLUR_SIZE
+                pixels = self.gaussian_filter(pixels, sigma, truncate=BLUR_REACH)  # mirrored edges
+            views.append(torch.from_numpy(self.normalize(pixels, before)[0]))
+        return tuple(views)
 
 
 class HoldoutViewsTransform:

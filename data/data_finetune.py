@@ -4,7 +4,7 @@ Training targets follow the policies for uncertain labels. Uncertain labels are 
 """
 
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -95,7 +95,10 @@ def _training_loaders(
     if data.PSEUDO_LABELS:
         pseudo_labelled, values = _read_pseudo_labels(config, everything)
         _log_split(logger, 'pseudo-labelled', pseudo_labelled, data.PSEUDO_LABELS)
-        records = _joined(records, pseudo_labelled)
+        both = [vars(records), vars(pseudo_labelled)]
+        arrays = [name for name, value in both[0].items() if isinstance(value, np.ndarray)]
+        joined = {name: np.concatenate([part[name] for part in both]) for name in arrays}
+        records = replace(records, **joined)
         # Soft labels are used as they are: the loss takes any target in [0, 1].
         targets = np.concatenate([targets, values])
     if config.FINETUNE.MODE in PROBES:
@@ -138,22 +141,15 @@ def _eval_loader(
         remark = f'{unknown} images without a target are left out'
     _log_split(logger, split, records, remark)
     if task.exclusive and config.EVAL.LEVEL == 'study':
-        _warn_of_several_classes(logger, split, records, targets)
+        known = ~np.isnan(targets).any(axis=1)
+        classes = pd.Series(targets[known].argmax(axis=1)).groupby(records.study[known]).nunique()
+        if several := (classes > 1).sum():
+            logger.warning(
+                f'{split}: {several} of {len(classes)} studies have images of several classes and '
+                'are not scored; EVAL.LEVEL image scores each image'
+            )
     dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
     return make_loader(dataset, config, shuffle=False)
-
-
-def _warn_of_several_classes(
-    logger: logging.Logger, split: str, records: Records, targets: np.ndarray
-) -> None:
-    """Log how many studies are not scored, because their images have several classes."""
-    known = ~np.isnan(targets).any(axis=1)
-    classes = pd.Series(targets[known].argmax(axis=1)).groupby(records.study[known]).nunique()
-    if several := (classes > 1).sum():
-        logger.warning(
-            f'{split}: {several} of {len(classes)} studies have images of several classes and are '
-            'not scored; EVAL.LEVEL image scores each image'
-        )
 
 
 def _warn_of_one_class(logger: logging.Logger, loaders: Loaders, labels: tuple[str, ...]) -> None:
@@ -245,13 +241,6 @@ def _refuse_row(predictions: Predictions, bad: np.ndarray, problem: str) -> None
     if bad.any():
         place = f'DATA.PSEUDO_LABELS {predictions.file}', int(predictions.row[np.argmax(bad)]) + 2
         refuse(Fault('pseudo-label', problem, *place))
-
-
-def _joined(first: Records, second: Records) -> Records:
-    """Concatenate records of the same CSV."""
-    pairs = {e.name: [getattr(part, e.name) for part in (first, second)] for e in fields(Records)}
-    arrays = {k: np.concatenate(v) for k, v in pairs.items() if isinstance(v[0], np.ndarray)}
-    return replace(first, **arrays)
 
 
 def inverse_frequency_weights(targets: np.ndarray, *, one_hot: bool = False) -> np.ndarray:

@@ -24,9 +24,8 @@ from data.chexpert import DESCRIPTION, SPLIT_CELLS, SPLITS, read_table, with_suf
 from data.image_source import open_images
 from data.known_sets import FUNCTIONS
 from data.records import Records, existing_records, lacks_images, register_dataset
-from data.store_about import is_store
+from data.store_manifest import is_store
 from data.table import KEYS, Fault, OnFault, Table, refuse
-from data.table_files import text_cells
 from system.files import is_below
 from system.tool import command_of
 
@@ -68,25 +67,20 @@ def make_tables(
     for table in tables.values():
         repeated = table.columns[table.columns.duplicated()]
         if table.columns.nlevels > 1 or len(repeated):
-            which = (
-                'has a name of several levels'
-                if not len(repeated)
-                else f'{repeated[0]!r} is given twice'
-            )
-            raise ValueError(f'DATA.DATASET {name}: a column of its table {which}')
-    if isinstance(made, pd.DataFrame):
-        made = _divide(made, name, on_fault)
-    for split, table in made.items():
-        numbers = table.index
-        if (
-            not (pd.api.types.is_integer_dtype(numbers) and numbers.is_unique)
-            or (numbers < 0).any()
-        ):
+            fault = f'{repeated[0]!r} is given twice' if len(repeated) else 'has several levels'
+            raise ValueError(f'DATA.DATASET {name}: a column of its table {fault}')
+    if tables is not made and 'Split' in made:
+        checked = Table(f'DATA.DATASET {name}', on_fault, cells=made)
+        splits = checked.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
+        tables = {split: made[splits == split] for split in SPLITS}
+    for split, table in tables.items():
+        is_numbered = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
+        if not is_numbered or (table.index < 0).any():
             raise ValueError(
                 f'DATA.DATASET {name}: the index of the table of {split} must have a number for '
                 'each row, without repetitions (reset_index(drop=True))'
             )
-    return {split: made[split] for split in SPLITS if split in made and len(made[split])}
+    return {split: tables[split] for split in SPLITS if split in tables and len(tables[split])}
 
 
 def read_made(
@@ -114,20 +108,7 @@ def read_made(
         Records in the order of the table. None if an optional split is absent, or if its images are
         (see `lacks_images`).
     """
-    images = open_images(root)
-    packed = packed_tables(config, root)
-    if packed:
-        files, digest = packed, ''
-        tables = {name: Table(Path(root) / file, on_fault) for name, file in packed.items()}
-    else:
-        made = make_tables(config, root, on_fault)
-        digest = _digest(made, [*labels, *config.EVAL.GROUPS])
-        files = {name: _file_of(table, root) for name, table in made.items()}
-        place = f'DATA.DATASET {config.DATA.DATASET}'
-        tables = {
-            name: Table(Path(root) / files[name] if files[name] else place, on_fault, cells=table)
-            for name, table in made.items()
-        }
+    images, tables = open_images(root), open_tables(config, root, on_fault)
     if split not in tables:
         if optional:
             return None
@@ -136,26 +117,34 @@ def read_made(
             f'{", ".join(tables) or "empty tables"}: give its table a column Split, or choose '
             f'patients to score: {command_of("scripts/folds.py")}'
         )
-    suffix = config.DATA.IMAGE_SUFFIX
-    records = read_table(
-        tables[split],
-        images,
-        csv_name=files[split],
-        labels=labels,
-        groups=config.EVAL.GROUPS,
-        files_of=partial(with_suffix, suffix=suffix),
-    )
+    digest = '' if packed_tables(config, root) else _digest(tables, [*labels, *config.EVAL.GROUPS])
+    files_of = partial(with_suffix, suffix=config.DATA.IMAGE_SUFFIX)
+    options = {'labels': labels, 'groups': config.EVAL.GROUPS, 'files_of': files_of}
+    records = read_table(tables[split], images, **options)
     if optional and lacks_images(records, images, split, look_up, on_fault):
         return None
     records = existing_records(records, images, look_up, on_fault)
     return replace(records, digest=digest)
 
 
+def open_tables(config: Config, root: str | Path, on_fault: OnFault = refuse) -> dict[str, Table]:
+    """Return the table of each split that has rows, as it was packed or as it is made."""
+    if packed := packed_tables(config, root):
+        return {split: Table(Path(root) / file, on_fault) for split, file in packed.items()}
+    tables = {}
+    for split, cells in make_tables(config, root, on_fault).items():
+        # The index has the name of the file that the rows are in, if there is one.
+        file = str(cells.index.name or '')
+        has_file = bool(file) and is_below(file) and (Path(root) / file).is_file()
+        place = Path(root) / file if has_file else f'DATA.DATASET {config.DATA.DATASET}'
+        tables[split] = Table(place, on_fault, cells=cells)
+        tables[split].csv = file if has_file else ''
+    return tables
+
+
 def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
     """Return all cells of the table of a split, as the function made it or as it was packed."""
-    if packed := packed_tables(config, root):
-        return Table(Path(root) / packed[split]).cells
-    return make_tables(config, root)[split].drop(columns='Split', errors='ignore')
+    return open_tables(config, root)[split].cells.drop(columns='Split', errors='ignore')
 
 
 register_dataset(*FUNCTIONS, FUNCTION_SUFFIX, labelled=True, table=cells_of)(read_made)
@@ -215,28 +204,13 @@ def packed_tables(config: Config, root: str | Path) -> dict[str, str]:
     return found
 
 
-def _divide(table: pd.DataFrame, name: str, on_fault: OnFault) -> dict[str, pd.DataFrame]:
-    """Divide a table by its column Split; without it, all rows are training images."""
-    if 'Split' not in table:
-        return {'train': table}
-    checked = Table(f'DATA.DATASET {name}', on_fault, cells=table)
-    splits = checked.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
-    return {split: table[splits == split] for split in SPLITS}
-
-
-def _file_of(table: pd.DataFrame, root: str | Path) -> str:
-    """Return the file below the root that the rows of a table are in; '' if it names none."""
-    name = str(table.index.name or '')
-    return name if name and is_below(name) and (Path(root) / name).is_file() else ''
-
-
-def _digest(tables: Mapping[str, pd.DataFrame], names: Sequence[str]) -> str:
+def _digest(tables: Mapping[str, Table], names: Sequence[str]) -> str:
     """Return the SHA-256 of the columns that a run reads, in all splits."""
     found = hashlib.sha256()
     for split, table in tables.items():
         for name in (*KEYS, 'Patient', *DESCRIPTION, *names):
             if name in table:
-                hashes = pd.util.hash_pandas_object(text_cells(table[name])).to_numpy()
+                hashes = pd.util.hash_pandas_object(table[name]).to_numpy()
                 found.update(f'{split} {name}'.encode() + hashes.tobytes())
     return found.hexdigest()
 

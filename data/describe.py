@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from config import Config, part
-from data.chexpert import OTHER_VIEW, SPLITS
+from data.chexpert import SPLITS
 from data.figures import plot_examples, plot_steps
 from data.groups import UNKNOWN, add_demographics, all_groups
 from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
 from data.preprocess import Preprocess
 from data.reading import mark_left_out, read_part
-from data.records import Records, csv_names, select_views, task_of
+from data.records import OTHER_VIEW, Records, csv_names, select_views, task_of
 from data.splits import describe_subset, split_patients, training_records
 from system.files import replace_files
 from system.pages import encode_figure
@@ -66,7 +66,12 @@ def build_description(config: Config) -> Description:
     counts = pd.concat(counts)[['split', 'column', 'group', *UNITS]]
     targets, notes = _count_all_targets(config, sets), []
     if len(targets):
-        notes.append(_describe_targets(config))
+        data, scored = config.DATA, config.EVAL.VIEWS
+        notes.append(
+            f'targets: DATA.VIEWS {data.VIEWS}{f", EVAL.VIEWS {scored}" if scored else ""}, '
+            f'DATA.TASK {data.TASK}, DATA.BLANK {data.BLANK}; soft: between 0 and 1, left out: '
+            'excluded from the loss or from the scores'
+        )
     if demographics:
         notes.append(f'sex and age come from {demographics} where the data set has neither')
     images = None if task_of(config).has_policies else _list_images(config, sets)
@@ -78,15 +83,34 @@ def read_table_of_run(config: Config) -> pd.DataFrame:
 
     Rows keep their numbers as the index, unless two splits have tables of their own.
     """
-    parts = []
+    tables = []
     for split in SPLITS:
         options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
         records = read_part(config, config.DATA.DATA_PATH, split, **options)
-        if records is not None:
-            parts.append(_table_of_records(mark_left_out(config, records).kept(), split))
-    if not parts:
+        if records is None:
+            continue
+        records = mark_left_out(config, records).kept()
+        is_alone = (records.study == records.path) | (records.study == records.file)
+        studies = [study.rpartition('/')[2] for study in records.study]
+        table = pd.DataFrame(
+            {
+                'Path': records.path,
+                'Split': split,
+                'Patient': records.patient,
+                'Study': np.where(is_alone, '', studies),
+                'Sex': records.sex,
+                'Age': records.age,
+                'Frontal/Lateral': [view.capitalize() or OTHER_VIEW for view in records.view],
+                'AP/PA': records.ap_pa,
+            },
+            records.sample,
+        )
+        labels = pd.DataFrame(records.labels, table.index, records.label_names)
+        groups = pd.DataFrame(records.groups, table.index, records.group_names)
+        tables.append(table.join(labels).join(groups))
+    if not tables:
         raise ValueError(f'DATA.DATA_PATH {config.DATA.DATA_PATH} has no table that a run reads')
-    table = pd.concat(parts)
+    table = pd.concat(tables)
     return table if table.index.is_unique else table.reset_index(drop=True)
 
 
@@ -142,8 +166,18 @@ def count_targets(config: Config, targets: np.ndarray) -> pd.DataFrame:
 
 
 def format_description(description: Description) -> str:
-    """Format the numbers of images by split and the targets as text."""
-    parts = [_count_rows(description.counts)]
+    """Format the numbers of images by group, with a column for each split, and the targets."""
+    counts = description.counts
+    is_whole = counts['column'] == EVERYTHING
+    whole, groups = counts[is_whole].set_index('split')[[*UNITS]], counts[~is_whole]
+    shares = groups['images'] / groups['split'].map(whole['images'])
+    pairs = zip(groups['images'], shares, strict=True)
+    groups = groups.assign(cell=[f'{images:,} {share:6.1%}' for images, share in pairs])
+    table = groups.pivot(index=['column', 'group'], columns='split', values='cell').fillna('')
+    table = table.loc[[*groups['column'].unique()], whole.index]
+    names = pd.MultiIndex.from_product([[EVERYTHING], UNITS])
+    sizes = pd.DataFrame(whole.T.to_numpy(), names, whole.index).map('{:,}       '.format)
+    parts = [pd.concat([sizes, table]).rename_axis(columns=None).to_string()]
     if len(description.targets):
         forms = dict.fromkeys((*TARGETS, 'total', 'left out'), '{:,}'.format)
         parts.append(f'targets\n{description.targets.to_string(index=False, formatters=forms)}')
@@ -221,27 +255,6 @@ def read_sets(config: Config) -> dict[str, Records]:
     return sets
 
 
-def _table_of_records(records: Records, split: str) -> pd.DataFrame:
-    is_alone = (records.study == records.path) | (records.study == records.file)
-    studies = [study.rpartition('/')[2] for study in records.study]
-    table = pd.DataFrame(
-        {
-            'Path': records.path,
-            'Split': split,
-            'Patient': records.patient,
-            'Study': np.where(is_alone, '', studies),
-            'Sex': records.sex,
-            'Age': records.age,
-            'Frontal/Lateral': [view.capitalize() or OTHER_VIEW for view in records.view],
-            'AP/PA': records.ap_pa,
-        },
-        records.sample,
-    )
-    labels = pd.DataFrame(records.labels, table.index, records.label_names)
-    groups = pd.DataFrame(records.groups, table.index, records.group_names)
-    return table.join(labels).join(groups)
-
-
 def _count_all_targets(config: Config, splits: Mapping[str, Records]) -> pd.DataFrame:
     """Count the targets of the images that are trained on and, without policies, of all others.
 
@@ -283,28 +296,3 @@ def _in_views(config: Config, split: str, records: Records) -> Records:
     """Select the images in the views that a split is trained on or scored in."""
     views = config.DATA.VIEWS if split == 'train' else config.EVAL.VIEWS or config.DATA.VIEWS
     return select_views(records, views)
-
-
-def _describe_targets(config: Config) -> str:
-    data = config.DATA
-    views = f'DATA.VIEWS {data.VIEWS}' + f', EVAL.VIEWS {config.EVAL.VIEWS}' * bool(
-        config.EVAL.VIEWS
-    )
-    return (
-        f'targets: {views}, DATA.TASK {data.TASK}, DATA.BLANK {data.BLANK}; soft: between 0 and 1, '
-        'left out: excluded from the loss or from the scores'
-    )
-
-
-def _count_rows(counts: pd.DataFrame) -> str:
-    """Format the numbers of images by group, with a column for each split and shares of it."""
-    is_whole = counts['column'] == EVERYTHING
-    whole, parts = counts[is_whole].set_index('split')[[*UNITS]], counts[~is_whole]
-    shares = parts['images'] / parts['split'].map(whole['images'])
-    pairs = zip(parts['images'], shares, strict=True)
-    parts = parts.assign(cell=[f'{images:,} {share:6.1%}' for images, share in pairs])
-    table = parts.pivot(index=['column', 'group'], columns='split', values='cell').fillna('')
-    table = table.loc[[*parts['column'].unique()], whole.index]
-    names = pd.MultiIndex.from_product([[EVERYTHING], UNITS])
-    sizes = pd.DataFrame(whole.T.to_numpy(), names, whole.index).map('{:,}       '.format)
-    return pd.concat([sizes, table]).rename_axis(columns=None).to_string()

@@ -214,20 +214,13 @@ def _grey_image(dataset: 'Dataset', pixels: np.ndarray, kind: str) -> Image.Imag
     shown = levels[codes]
     _refuse_one_level(dataset, codes, shown, padding)
     image = Image.fromarray(shown)
-    if misfit := _misfit(dataset, kind):
-        image.info[CONTRADICTION] = misfit
-    return image
-
-
-def _misfit(dataset: 'Dataset', kind: str) -> str:
-    """Describe a header of a usable image that does not fit it; '' for a usual header."""
     shape = dataset.get('PresentationLUTShape')
-    if shape == SHAPES[GREY[1 - GREY.index(kind)]]:
-        return f'it is {kind}, which is followed, but the shape is {shape}'
     part = str(dataset.get('BodyPartExamined') or '').strip().upper()
-    if part and not any(word in part for word in CHEST):
-        return 'BodyPartExamined names another part of the body than the chest'
-    return ''
+    if shape == SHAPES[GREY[1 - GREY.index(kind)]]:
+        image.info[CONTRADICTION] = f'it is {kind}, which is followed, but the shape is {shape}'
+    elif part and not any(word in part for word in CHEST):
+        image.info[CONTRADICTION] = 'BodyPartExamined names another part of the body than the chest'
+    return image
 
 
 def _refuse_one_level(
@@ -328,7 +321,12 @@ def _grey_levels(
     container = _signed(every, 8 * codes.itemsize) if signed else every
     stored = every % 2**bits
     stored = _signed(stored, bits) if signed else stored
-    padding = _padding(dataset, container, stored)
+    padding = np.zeros(len(stored), bool)
+    value = dataset.get('PixelPaddingValue')
+    if value is not None:  # it may need more bits than the stored bits, and its sign may be wrong
+        ends = value, dataset.get('PixelPaddingRangeLimit', value)
+        low, high = sorted(container[end % len(container)] for end in ends)
+        padding = (low <= stored) & (stored <= high) | (low <= container) & (container <= high)
     _refuse_lost_bits(dataset, codes, padding)
     limits = _stored_limits(bits, codes, stored, padding)
     values, limits = _modality(dataset, stored, limits)
@@ -343,16 +341,6 @@ def _grey_levels(
 def _signed(values: np.ndarray, bits: int) -> np.ndarray:
     """Interpret unsigned values as two's complement."""
     return np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
-
-
-def _padding(dataset: 'Dataset', container: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Return a mask of the padding values, which may need more bits than the stored bits."""
-    if dataset.get('PixelPaddingValue') is None:
-        return np.zeros(len(stored), bool)
-    value = dataset.PixelPaddingValue
-    ends = value, dataset.get('PixelPaddingRangeLimit', value)
-    low, high = sorted(container[end % len(container)] for end in ends)  # the sign may be wrong
-    return (low <= stored) & (stored <= high) | (low <= container) & (container <= high)
 
 
 def _refuse_lost_bits(dataset: 'Dataset', codes: np.ndarray, padding: np.ndarray) -> None:
@@ -408,30 +396,25 @@ def _modality(
 
 
 def _voi(dataset: 'Dataset', values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Convert modality values to grey levels."""
-    if dataset.get('VOILUTSequence'):
-        values, limits = _looked_up(dataset.VOILUTSequence[0], values)
-    elif dataset.get('WindowCenter') is not None and dataset.get('WindowWidth') is not None:
-        return _windowed(dataset, values)
-    low, high = limits
-    return np.clip((values - low) * (255 / (high - low)), 0, 255)
-
-
-def _windowed(dataset: 'Dataset', values: np.ndarray) -> np.ndarray:
-    """Apply the window with pydicom, to the output range 0..255."""
+    """Convert modality values to grey levels, by a table, by the window, or by their limits."""
     from pydicom.dataset import Dataset
     from pydicom.pixels import apply_windowing
 
-    view = Dataset()
-    view.PhotometricInterpretation, view.BitsStored, view.PixelRepresentation = GREY[1], 8, 0
-    view.VOILUTFunction = dataset.get('VOILUTFunction') or 'LINEAR'
-    view.add(dataset['WindowCenter'])
-    view.add(dataset['WindowWidth'])
-    try:
-        with np.errstate(over='ignore'):  # an overflow in SIGMOID gives 0
-            return apply_windowing(values, view)
-    except ValueError:
-        raise _DicomError('the VOILUTFunction or WindowWidth is not allowed') from None
+    if dataset.get('VOILUTSequence'):
+        values, limits = _looked_up(dataset.VOILUTSequence[0], values)
+    elif dataset.get('WindowCenter') is not None and dataset.get('WindowWidth') is not None:
+        view = Dataset()  # for the output range 0..255
+        view.PhotometricInterpretation, view.BitsStored, view.PixelRepresentation = GREY[1], 8, 0
+        view.VOILUTFunction = dataset.get('VOILUTFunction') or 'LINEAR'
+        view.add(dataset['WindowCenter'])
+        view.add(dataset['WindowWidth'])
+        try:
+            with np.errstate(over='ignore'):  # an overflow in SIGMOID gives 0
+                return apply_windowing(values, view)
+        except ValueError:
+            raise _DicomError('the VOILUTFunction or WindowWidth is not allowed') from None
+    low, high = limits
+    return np.clip((values - low) * (255 / (high - low)), 0, 255)
 
 
 def _looked_up(item: 'Dataset', values: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
@@ -440,20 +423,8 @@ def _looked_up(item: 'Dataset', values: np.ndarray) -> tuple[np.ndarray, tuple[i
     pydicom's functions (3.0.2) cannot do it: apply_modality_lut has no tables of 10 or 12 bits.
     apply_voi takes values modulo 256 for a table of 8 bits, and modulo 65,536 after a rescaling.
     """
-    entries, first = _table(item)
-    if values.min() < 0 and first >= 2**15:  # written as unsigned
-        first -= 2**16
-    places = np.clip(values - first, 0, len(entries) - 1).astype(np.intp)
-    return entries[places], (0, full_range(entries.max()))
-
-
-def _table(item: 'Dataset') -> tuple[np.ndarray, int]:
-    """Read a table: its entries [N], and the value of the first one.
-
-    The descriptor may state more bits than the entries have, and two entries may share a word.
-    """
     _refuse_large_values(item)
-    count, first, bits = item.LUTDescriptor
+    count, first, bits = item.LUTDescriptor  # it may state more bits than the entries have
     count, data = count % 2**16 or 2**16, item.LUTData
     if isinstance(data, bytes):
         data = np.frombuffer(data, '<u2' if item.original_encoding[1] else '>u2')
@@ -461,7 +432,10 @@ def _table(item: 'Dataset') -> tuple[np.ndarray, int]:
     if len(entries) == (count + 1) // 2:  # two entries in a word
         entries = np.frombuffer(entries.astype('<u2').tobytes(), np.uint8)
     entries = entries[:count]
-    fits = len(entries) == count and bits in range(1, 17)
-    if not fits or entries.min() < 0 or entries.max() >= 2**bits:
+    is_allowed = len(entries) == count and bits in range(1, 17)
+    if not is_allowed or entries.min() < 0 or entries.max() >= 2**bits:
         raise _DicomError(f'a lookup table must have {count} entries of {bits} bits (16 at most)')
-    return entries, first
+    if values.min() < 0 and first >= 2**15:  # written as unsigned
+        first -= 2**16
+    places = np.clip(values - first, 0, len(entries) - 1).astype(np.intp)
+    return entries[places], (0, full_range(entries.max()))

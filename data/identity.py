@@ -38,7 +38,12 @@ def canonical(name: str) -> str:
     if not name.isascii():
         name = unicodedata.normalize('NFKC', name)  # full-width digits become digits
         name = ''.join(c for c in name if unicodedata.category(c) not in INVISIBLE)
-    return '/'.join(map(_canonical_part, name.casefold().split('/')))
+    parts = []
+    for part in name.casefold().split('/'):
+        part = part.strip().lstrip("'’`").strip()
+        number = NUMBERED.fullmatch(part)
+        parts.append((number[1].lstrip('0') or '0') if number else part)
+    return '/'.join(parts)
 
 
 def canonical_names(names: Sequence[str]) -> np.ndarray:  # [N] object
@@ -125,9 +130,3 @@ def shared_patients(patients: Mapping[str, Sequence[str]]) -> list[str]:
                     'patients with which the model may have been trained'
                 )
     return lines
-
-
-def _canonical_part(part: str) -> str:
-    part = part.strip().lstrip("'’`").strip()
-    number = NUMBERED.fullmatch(part)
-    return (number[1].lstrip('0') or '0') if number else part

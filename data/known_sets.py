@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 
 from config import load
-from data.chexpert import NO_LABELS, OTHER_VIEW
 from data.identity import look_up_names
 from data.image_source import open_images
 from data.labels import CELLS
-from data.records import OLDEST
+from data.records import OLDEST, OTHER_VIEW
 from data.table import Table, find_file
 from data.table_files import text_cells
+from data.table_warnings import NO_LABELS
 from data.views import POSITIONS
 
 SEXES = {'f': 'Female', 'female': 'Female', 'w': 'Female', 'm': 'Male', 'male': 'Male'}
@@ -290,7 +290,14 @@ def listed(cells: pd.Series, separator: str, names: Sequence[str] = ()) -> pd.Da
     """
     cells = text_cells(cells)
     codes, unique = pd.factorize(cells.to_numpy(object))
-    sets = [_names_in_cell(cell, separator) for cell in unique]
+    sets = []  # labels of each text
+    for cell in unique:
+        cell = cell.strip()
+        if cell[:1] == '[' and cell[-1:] == ']':
+            cell = cell[1:-1]
+        parts = cell.split(separator) if separator else [cell]
+        words = [part.strip().strip('\'"').strip() for part in parts]
+        sets.append({word for word in words if word.casefold() not in NO_NAMES})
     columns = [*names] or sorted({name for own in sets for name in own})
     for place, own in enumerate(sets):
         if others := own.difference(columns):
@@ -426,13 +433,3 @@ def _marks_of_classes(cells: pd.Series, names: Sequence[str]) -> pd.DataFrame:
             )
         marks[cell] = ['' if -1 in classes else int(k in classes) for k in range(len(names))]
     return pd.DataFrame([marks[cell] for cell in cells], cells.index, [*names], dtype=object)
-
-
-def _names_in_cell(cell: str, separator: str) -> set[str]:
-    """Split a cell such as A|B or ['a', 'b'] into labels; without a separator it is one label."""
-    cell = cell.strip()
-    if cell[:1] == '[' and cell[-1:] == ']':
-        cell = cell[1:-1]
-    parts = cell.split(separator) if separator else [cell]
-    names = (part.strip().strip('\'"').strip() for part in parts)
-    return {name for name in names if name.casefold() not in NO_NAMES}

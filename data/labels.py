@@ -6,7 +6,7 @@ Options of a policy, such as DATA.RANGES.FILE of 'ranges', are keyword arguments
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,12 +55,6 @@ CELLS = {
 # Two labels are one label if no image contradicts it, if this share of the images that state either
 # label state both, and if these have so many cases of each class; fewer may agree by chance.
 LEAST_COMMON, LEAST_OF_CLASS = 0.9, 5
-
-# Kinds of warnings of a table that also belong into a report.
-CONTRADICTION, SIMILAR = 'No Finding with a finding', 'name like a label'
-DOUBTS = (CONTRADICTION, SIMILAR)
-SHOWN = 5  # names in a warning
-LONG_LABEL = 4  # letters
 
 LABEL_SETS = Path(__file__).with_name('label_sets.yaml')
 
@@ -231,24 +225,20 @@ def training_targets(
         predicted = predictions[which, k] if policy.needs_predictions else None
         images = UncertainImages(names[k], rows[which], seed, predicted)
         own = part_options('DATA.UNCERTAIN', name) if options is None else options[name]
-        targets[which, k] = _checked(policy.targets(images, **own), name, policy)
+        values = policy.targets(images, **own)
+        found = np.asarray(np.nan if values is None else values, float)
+        usable = np.isnan(found) | ((found >= 0) & (found <= 1))
+        if policy.third_class:
+            usable |= found == UNCERTAIN_CLASS
+        if values is None or not usable.all():
+            bad = None if values is None else found[~usable].flat[0]
+            third = f', or {UNCERTAIN_CLASS:g}' if policy.third_class else ''
+            raise ValueError(
+                f'the policy {name!r} (DATA.UNCERTAIN) must return targets from 0 to 1{third}, or '
+                f'NaN to leave out a label, got {bad}'
+            )
+        targets[which, k] = values
     return targets
-
-
-def _checked(values: np.ndarray | float, name: str, policy: Policy) -> np.ndarray | float:
-    """Return the targets of a policy, or raise ValueError if a loss cannot use them."""
-    found = np.asarray(np.nan if values is None else values, float)
-    usable = np.isnan(found) | ((found >= 0) & (found <= 1))
-    if policy.third_class:
-        usable |= found == UNCERTAIN_CLASS
-    if values is None or not usable.all():
-        bad = None if values is None else found[~usable].flat[0]
-        third = f', or {UNCERTAIN_CLASS:g}' if policy.third_class else ''
-        raise ValueError(
-            f'the policy {name!r} (DATA.UNCERTAIN) must return targets from 0 to 1{third}, or NaN '
-            f'to leave out a label, got {bad}'
-        )
-    return values
 
 
 def any_of(values: np.ndarray) -> np.ndarray:  # [..., S] -> [...] float32
@@ -333,79 +323,6 @@ def describe_same(same_as: Mapping[str, str]) -> str:
             f'or complementary), so a mean over labels counts it once, as {original}'
         )
     return '; '.join(sentences)
-
-
-def no_finding_warning(labels: np.ndarray, names: Sequence[str], images: Sequence[str]) -> str:
-    """Warn of images with No Finding and a finding; '' if there is none.
-
-    Support Devices are no finding.
-
-    Args:
-        labels: Labels [N, K]: 1 present, 0 absent, -1 uncertain, NaN not mentioned.
-        names: Names of the labels, [K].
-        images: Names of the images (or studies), [N].
-    """
-    if NO_FINDING not in names:
-        return ''
-    is_finding = np.array([name not in (NO_FINDING, SUPPORT_DEVICES) for name in names])
-    found = (labels == POSITIVE) & is_finding
-    is_wrong = (labels[:, names.index(NO_FINDING)] == POSITIVE) & found.any(axis=1)
-    if not is_wrong.any():
-        return ''
-    first = int(np.argmax(is_wrong))
-    return (
-        f'{is_wrong.sum():,} of {len(labels):,} rows have both {NO_FINDING} and a finding, such as '
-        f'{images[first]} ({names[int(np.argmax(found[first]))]})'
-    )
-
-
-def similar_warning(labels: Sequence[str], others: Mapping[str, int]) -> str:
-    """Warn of names that are no label, but look like one, such as 'edema?'; '' if there is none.
-
-    They equal a label up to case, spaces and punctuation, or contain it, and are not read.
-
-    Args:
-        labels: Labels that are read, as the table writes them.
-        others: Other names in the table -> number of rows that have it.
-    """
-    found = {
-        other: next((label for label in labels if _resembles(other, label)), '')
-        for other in others
-        if other not in labels
-    }
-    similar = [other for other in others if found.get(other)]
-    if not similar:
-        return ''
-    similar.sort(key=lambda other: -others[other])
-    shown = [f'{other!r} ({found[other]}, rows: {others[other]:,})' for other in similar]
-    rest = f' and {len(shown) - SHOWN} more' if len(shown) > SHOWN else ''
-    return (
-        f'{", ".join(shown[:SHOWN])}{rest} look like a label that is read, but are other names: '
-        'such a finding counts as negative'
-    )
-
-
-def _resembles(name: str, label: str) -> bool:
-    words, wanted = (re.findall(r'[^\W_]+', text.casefold()) for text in (name, label))
-    text, part = ''.join(words), ''.join(wanted)
-    # A short label must be a word of its own: 'TB' is in 'no TB', but not in 'outburst'.
-    is_word = f' {" ".join(wanted)} ' in f' {" ".join(words)} '
-    return bool(part) and (text == part or is_word or (len(part) >= LONG_LABEL and part in text))
-
-
-def label_warnings(
-    labels: np.ndarray, names: Sequence[str], images: Sequence[str], *, blank: str = ''
-) -> Iterator[tuple[str, str]]:
-    """Yield the kind of each doubt about the labels of a table, and a sentence about it.
-
-    The arguments are those of `no_finding_warning`. `blank` is DATA.BLANK if each label is learned
-    on its own, and otherwise '': two classes of an image are always complementary.
-    """
-    if warning := no_finding_warning(labels, names, images):
-        yield CONTRADICTION, warning
-    targets = evaluation_targets(labels, blank, names) if blank else labels[:0]
-    if same := describe_same(same_labels(targets, names)):
-        yield 'one label under several names', f'{len(labels):,} rows: {same}'
 
 
 def file_name(label: str) -> str:

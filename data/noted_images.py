@@ -61,22 +61,21 @@ class NotedImages(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str, int]:
         try:
             image = self.read(index)
-            note = '\n'.join(self._notes(image, index))
+            notes = []
+            if misfit := image.info.get(CONTRADICTION):
+                notes.append(f'image(s) with a contradictory header, {misfit}')
+            elif self.images.colour_levels(self.files[index], image):
+                notes.append(COLOURED)
+            view = self.views[index] or image.info.get(VIEW, '')
+            if view and view == UNSEEN.get(self.trained):
+                notes.append(f'{view} image(s), {end_of_warning(self.trained)}')
         except ValueError as error:
             is_bad = isinstance(error, BadImageError)
             if not self.skip_bad or not (is_bad or isinstance(error.__cause__, FileNotFoundError)):
                 raise
-            image, note = Image.linear_gradient('L'), f'{SKIPPED}{error}'
-        return self.transform(image, None), note, index
-
-    def _notes(self, image: Image.Image, index: int) -> Iterator[str]:
-        if misfit := image.info.get(CONTRADICTION):
-            yield f'image(s) with a contradictory header, {misfit}'
-        elif self.images.colour_levels(self.files[index], image):
-            yield COLOURED
-        view = self.views[index] or image.info.get(VIEW, '')
-        if view and view == UNSEEN.get(self.trained):
-            yield f'{view} image(s), {end_of_warning(self.trained)}'
+            ramp = Image.linear_gradient('L')
+            return self.transform(ramp, None), f'{SKIPPED}{error}', index
+        return self.transform(image, None), '\n'.join(notes), index
 
 
 class NotedLoader(DataLoader):

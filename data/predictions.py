@@ -12,9 +12,10 @@ import pandas as pd
 from config import OPTIONS, REGISTRIES
 from data.chexpert import add_studies, records_of
 from data.identity import image_name, look_up_names, study_name
-from data.labels import DOUBTS, LABELS, label_warnings
+from data.labels import LABELS
 from data.records import Records, make_task, select_views
 from data.table import KEYS, Fault, Table, refuse
+from data.table_warnings import DOUBTS, label_warnings
 from system.files import replace_files
 
 LARGEST = float(np.finfo(np.float32).max)  # of a score that is no probability

@@ -136,7 +136,10 @@ def mask_of(image: Image.Image, folder: str, *, is_cropped: bool = False) -> Ima
             f'image {name} needs one lung mask {stem} with a suffix of {", ".join(IMAGE_SUFFIXES)} '
             f'in {folder} (DATA.LUNG_MASKS), got {", ".join(found) or "none"}'
         )
-    mask = _black_and_white(masks.reader(found)(0))
+    mask = masks.reader(found)(0)
+    levels = np.asarray(mask)
+    inside = levels >= MASK_LEVEL if levels.max() >= MASK_LEVEL else levels > 0
+    mask = _like(mask, np.where(inside, WHITE, 0).astype(np.uint8))
     if is_cropped:
         mask = mask.crop(mask.getbbox())
         mask.info.pop(FULL_SIZE, None)
@@ -148,12 +151,6 @@ def mask_of(image: Image.Image, folder: str, *, is_cropped: bool = False) -> Ima
     mask = mask.resize(image.size, Image.Resampling.NEAREST)  # the image or the mask may be packed
     mask.info[FULL_SIZE] = full_size(image)
     return mask
-
-
-def _black_and_white(mask: Image.Image) -> Image.Image:
-    levels = np.asarray(mask)
-    inside = levels >= MASK_LEVEL if levels.max() >= MASK_LEVEL else levels > 0
-    return _like(mask, np.where(inside, WHITE, 0).astype(np.uint8))
 
 
 def _to_8_bit(image: Image.Image) -> np.ndarray:

@@ -34,7 +34,16 @@ def source_configs(config: Config) -> dict[str, Config]:
     """Return the config of each source by name; without DATA.SOURCES, {'': config}."""
     if not config.DATA.SOURCES:
         return {'': config}
-    return {entry['name']: _own_config(config, entry) for entry in config.DATA.SOURCES}
+    configs = {}
+    for entry in config.DATA.SOURCES:
+        configs[entry['name']] = source = config.clone()
+        source.defrost()
+        # From here on the source is read like any single data set.
+        source.DATA.SOURCES = []
+        source.DATA.DATASET = entry['dataset']
+        source.DATA.DATA_PATH = str(Path(config.DATA.DATA_PATH) / entry['path'])
+        source.DATA.TRAIN_FRACTION = entry.get('share', 1.0)
+    return configs
 
 
 def read_sources(
@@ -71,7 +80,10 @@ def read_sources(
             )
         # Each source has its own held-out patients, so that its error can be shown.
         training[name] = train
-        held_out[name] = _evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
+        count = config.EVAL.HOLDOUT_IMAGES or len(holdout)
+        if count < len(holdout):  # evenly spread over their order
+            holdout = holdout.select(np.arange(count) * len(holdout) // count)
+        held_out[name] = holdout
     if config.DATA.LEAVE_OUT:
         module_of('DATA.LEAVE_OUT').require_found(config, *read)
     return training, held_out
@@ -103,13 +115,6 @@ def check(config: Config, stage: str | None) -> None:
         part(configs[name], 'DATA.DATASET').check(configs[name], stage)
 
 
-def _evenly_spread(records: Records, count: int) -> Records:
-    """Select this many records, evenly spread over their order; 0 selects all."""
-    if count == 0 or count >= len(records):
-        return records
-    return records.select(np.arange(count) * len(records) // count)
-
-
 def _check_entry(place: str, entry: Any) -> None:
     """Refuse an entry of DATA.SOURCES with a missing, unknown or wrong key."""
     if not isinstance(entry, dict):
@@ -122,15 +127,3 @@ def _check_entry(place: str, entry: Any) -> None:
             raise ValueError(f'{place}: {key} must be {allowed}, got {entry.get(key)!r}')
     if entry.keys() >= set(LIMITS):
         raise ValueError(f'{place} must have share or images, not both')
-
-
-def _own_config(config: Config, entry: dict[str, Any]) -> Config:
-    """Return a copy of the config that describes the data set of an entry."""
-    own = config.clone()
-    own.defrost()
-    # From here on the source is read like any single data set.
-    own.DATA.SOURCES = []
-    own.DATA.DATASET = entry['dataset']
-    own.DATA.DATA_PATH = str(Path(config.DATA.DATA_PATH) / entry['path'])
-    own.DATA.TRAIN_FRACTION = entry.get('share', 1.0)
-    return own

@@ -66,6 +66,7 @@ class Table:
 
     Attributes:
         cells: Usable rows by column; the index is the 0-based row below the header.
+        csv: Name of the file below the data folder whose rows the index numbers; '' for none.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Table:
         cells: pd.DataFrame | None = None,
     ) -> None:
         self.file = Path(file)
+        self.csv = self.file.name if cells is None else ''
         self.on_fault = on_fault
         self._typed = set() if cells is None else {*cells}  # columns to be converted to text
         cells = self._read(hint) if cells is None else cells

@@ -20,15 +20,14 @@ UNSEEN = {'frontal': 'lateral', 'lateral': 'frontal', '': 'lateral'}
 
 def views_in_names(names: Sequence[str]) -> np.ndarray:
     """Return the view [N] that names of files, or else their folders, state; '' if none does."""
-    return np.array([_view_in_name(name) for name in names], object)
-
-
-def _view_in_name(name: str) -> str:
-    for part in reversed(name.split('/')[-2:]):
-        found = {WORDS[word] for word in WORD.findall(part.lower()) if word in WORDS}
-        if found:
-            return found.pop() if len(found) == 1 else ''
-    return ''
+    views = np.full(len(names), '', object)
+    for number, name in enumerate(names):
+        for part in reversed(name.split('/')[-2:]):
+            found = {WORDS[word] for word in WORD.findall(part.lower()) if word in WORDS}
+            if found:
+                views[number] = found.pop() if len(found) == 1 else ''
+                break
+    return views
 
 
 def views_warning(views: Sequence[str], trained: str) -> str:

@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from data.labels import (
@@ -16,12 +17,12 @@ from data.labels import (
     count_uncertain,
     describe_same,
     evaluation_targets,
-    no_finding_warning,
     same_labels,
-    similar_warning,
     training_targets,
 )
 from data.records import make_task
+from data.table import Fault, Table
+from data.table_warnings import label_warnings, report_names, similar_names
 
 NAN = np.nan
 K = len(LABELS)
@@ -91,10 +92,10 @@ def test_equal_and_complementary_labels_are_found(columns: dict, expected: dict)
 def test_no_finding_with_a_finding_is_counted_and_named() -> None:
     names = ('Edema', 'No Finding', 'Support Devices', 'nodule')
     labels = [[1, 1, 0, 0], [0, 1, 1, 0], [-1, 1, 0, NAN], [1, 0, 1, 1], [NAN, 1, 1, 1]]
-    warning = no_finding_warning(np.array(labels), names, [*'abcde'])
-    assert warning == '2 of 5 rows have both No Finding and a finding, such as a (Edema)'
-    assert not no_finding_warning(np.array(labels)[[1, 2, 3]], names, [*'abc'])
-    assert not no_finding_warning(np.ones((1, 1)), ('Edema',), ['a'])
+    ((_, warning),) = label_warnings(np.array(labels), names, [*'abcde'])
+    assert warning.startswith('2 of 5 rows') and warning.endswith('such as a (Edema)')
+    assert not [*label_warnings(np.array(labels)[[1, 2, 3]], names, [*'abc'])]
+    assert not [*label_warnings(np.ones((1, 1)), ('Edema',), ['a'])]
 
 
 @pytest.mark.parametrize(
@@ -117,14 +118,16 @@ def test_no_finding_with_a_finding_is_counted_and_named() -> None:
     ],
 )
 def test_names_that_look_like_a_label_are_named(name: str, label: str, expected: bool) -> None:
-    warning = similar_warning([label], {name: 7, 'other': 9})
-    assert bool(warning) == expected
-    assert not expected or warning.startswith(f'{name!r} ({label}, rows: 7) look')
+    assert similar_names([name, 'other'], [label]) == ({name: label} if expected else {})
 
 
 def test_the_most_frequent_similar_names_are_shown() -> None:
-    warning = similar_warning(['Edema', 'Mass'], {f'mass {n}': n for n in range(9)} | {'Mass': 1})
-    assert "'mass 8' (Mass, rows: 8), 'mass 7'" in warning and ' and 4 more ' in warning
+    faults: list[Fault] = []
+    marks = {f'mass {n}': ['1'] * n + [''] * (9 - n) for n in range(9)}
+    table = Table('made', faults.append, cells=pd.DataFrame(marks))
+    report_names(table, ['Edema', 'Mass'], [*marks])
+    assert "'mass 8' (Mass, rows: 8), 'mass 7'" in faults[0].detail
+    assert ' and 3 more ' in faults[0].detail and len(faults) == 1
 
 
 # ---- Policies
