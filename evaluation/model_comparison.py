@@ -121,11 +121,20 @@ def compare_rows(
         percentile interval; `p` (`bootstrap_p`) and `p_holm`, corrected over all pairs; and
         `verdict`. NaN marks unknown values.
     """
-    compared = [_compare_seeds(rows[name], rows.get(against)) for name, against in pairs]
-    parts = [part for part in compared if part]
-    for part, p_value in zip(parts, holm([part['p'] for part in parts]), strict=True):
-        part['p_holm'] = float(p_value)
-        part['verdict'] = verdict(part)
+    compared: list[dict[str, Any] | None] = []
+    for name, against in pairs:
+        row, other = rows[name], rows.get(against)
+        seeds = [] if other is None else sorted({*row.index} & {*other.index})
+        differences = np.full((1, 1), np.nan)
+        if seeds:
+            first, second = (np.ascontiguousarray(scores.loc[seeds]) for scores in (row, other))
+            differences = first - second
+        is_known = not np.isnan(differences[:, 0]).any()
+        compared.append(difference(differences) if is_known else None)
+    known = [entry for entry in compared if entry]
+    for entry, p_value in zip(known, holm([entry['p'] for entry in known]), strict=True):
+        entry['p_holm'] = float(p_value)
+        entry['verdict'] = verdict(entry)
     return compared
 
 
@@ -146,7 +155,7 @@ def difference(differences: np.ndarray) -> dict[str, Any]:
     }
 
 
-def verdict(part: Mapping[str, Any]) -> str:
+def verdict(entry: Mapping[str, Any]) -> str:
     """Return the verdict on a comparison.
 
     Returns:
@@ -156,15 +165,15 @@ def verdict(part: Mapping[str, Any]) -> str:
         interval is unknown.
     """
     bounds = [
-        (part[noise]['low'], part[noise]['high']) for noise in ('over_seeds', 'over_patients')
+        (entry[noise]['low'], entry[noise]['high']) for noise in ('over_seeds', 'over_patients')
     ]
     if any(low <= 0 <= high for low, high in bounds):  # False for NaN
         return 'inside the noise'
     if np.isnan(bounds).any():
         return MISSING
-    if part['p_holm'] >= SIGNIFICANT:
+    if entry['p_holm'] >= SIGNIFICANT:
         return 'not significant after correction'
-    return 'above' if part['difference'] > 0 else 'below'
+    return 'above' if entry['difference'] > 0 else 'below'
 
 
 def t_interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -192,15 +201,6 @@ def summarise(row: pd.DataFrame) -> dict[str, Any]:
         'sd': values.std(ddof=1) if len(values) > 1 else np.nan,
         **_bounds(interval(samples.mean(axis=0)[1:])),
     }
-
-
-def _compare_seeds(row: pd.DataFrame, other: pd.DataFrame | None) -> dict[str, Any] | None:
-    """Compare two rows without correction; None if they have no common seed."""
-    seeds = [] if other is None else sorted({*row.index} & {*other.index})
-    if not seeds:
-        return None
-    differences = np.ascontiguousarray(row.loc[seeds]) - np.ascontiguousarray(other.loc[seeds])
-    return None if np.isnan(differences[:, 0]).any() else difference(differences)
 
 
 def _bounds(pair: tuple[float, float]) -> dict[str, float]:

@@ -13,14 +13,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from data.image_source import Folder
 from data.images import load_image
-from data.noted_images import NotedImages, NotedLoader, describe_notes
-from data.records import task_of
+from data.noted_images import describe_notes
 from data.transforms import EvalTransform
 from evaluation import features, inference
 from scripts import evaluate as evaluation_script
-from scripts.predict import list_images, read_config
+from scripts.predict import list_images, predict_images, read_config
 
 LOGGER = logging.getLogger(__name__)
 __all__ = ['evaluate', 'load_encoder', 'load_image', 'predict']
@@ -66,17 +64,12 @@ def predict(images: str | Sequence[str], checkpoint: str, device: str = 'cpu') -
     """
     config = read_config(checkpoint)
     found = list_images([images] if isinstance(images, str) else [*images])
-    paths = [*found]
-    place = torch.device(device)
-    model = inference.load_classifier(config, checkpoint, place, LOGGER)
-    options = {'views': [*found.values()], 'trained': config.DATA.VIEWS, 'skip_bad': False}
-    noted = NotedImages(Folder('.'), paths, EvalTransform(config), **options)
-    loader = NotedLoader(noted, config, None, None)
-    task = task_of(config)
-    logits = inference.predict(config, place, model, loader)
-    for line in describe_notes(loader.notes, paths):
+    where = torch.device(device)
+    model = inference.load_classifier(config, checkpoint, where, LOGGER)
+    table, notes = predict_images(config, model, found, device=where)
+    for line in describe_notes(notes, [*found]):
         LOGGER.warning(line)
-    return pd.DataFrame(task.probabilities(logits), pd.Index(paths, name='Path'), task.labels)
+    return table
 
 
 def evaluate(predictions: str | Sequence[str], labels: str, **flags: Any) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -98,6 +99,43 @@ def read_config(path: str) -> Config:
     return config
 
 
+def predict_images(
+    config: Config,
+    model: nn.Module,
+    images: Mapping[str, str],
+    *,
+    device: str | torch.device,
+    skip_bad: bool = False,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Predict the labels of images.
+
+    Args:
+        config: Result of `read_config`.
+        model: Classifier of the checkpoint.
+        images: Result of `list_images`.
+        device: Where the model computes.
+        skip_bad: Whether images that cannot be read are left out.
+        batch_size: Images in a batch; None for that of the config.
+        num_workers: Processes that read images; None for the number in the config.
+
+    Returns:
+        Probabilities, a row for each image that was used and a column for each label; and a note
+        on each image, see `data.noted_images`.
+    """
+    paths, task = [*images], task_of(config)
+    options = {'views': [*images.values()], 'trained': config.DATA.VIEWS, 'skip_bad': skip_bad}
+    noted = NotedImages(Folder('.'), paths, EvalTransform(config), **options)
+    loader = NotedLoader(noted, config, batch_size, num_workers)
+    logits = predict(config, device, model, loader)
+    used = [i for i, note in enumerate(loader.notes) if not is_skipped(note)]
+    if not used:
+        raise ValueError(f'none of the {len(paths)} images can be used: {loader.notes[0]}')
+    names = pd.Index([paths[i] for i in used], name='Path')
+    return pd.DataFrame(task.probabilities(logits[used]), names, task.labels), loader.notes
+
+
 def maps_folder(output: Path) -> Path:
     """Return the folder of the figures that belong to a file of predictions."""
     return output.with_name(f'{output.stem}_maps')
@@ -169,48 +207,45 @@ def main(args: argparse.Namespace) -> int:
             f'--maps: the folder {folder} is not empty; remove it, or choose another --output'
         )
     config = read_config(args.checkpoint)
-    found = list_images(args.images, args.dataset, args.split)
-    paths = [*found]
+    images = list_images(args.images, args.dataset, args.split)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
     model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
-    task = task_of(config)
-    labels = task.labels
+    labels = task_of(config).labels
     if unknown := set(args.maps) - set(labels):
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
     if args.maps and lacks_maps(model):
         raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')
-    options = {'views': [*found.values()], 'trained': config.DATA.VIEWS, 'skip_bad': args.skip_bad}
-    images = NotedImages(Folder('.'), paths, EvalTransform(config), **options)
-    loader = NotedLoader(images, config, args.batch_size, args.num_workers)
-    logits = predict(config, device, model, loader)
-    skipped = [is_skipped(note) for note in loader.notes]
-    if all(skipped):
-        raise ValueError(f'none of the {len(paths)} images can be used: {loader.notes[0]}')
-    used = np.flatnonzero(~np.array(skipped))
-    predictions = task.probabilities(logits[used])
-    paths_used = [paths[i] for i in used]
+    table, notes = predict_images(
+        config,
+        model,
+        images,
+        device=device,
+        skip_bad=args.skip_bad,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )
     write_predictions(
         args.output,
-        predictions,
-        paths=paths_used,
+        table.to_numpy(),
+        paths=table.index,
         labels=labels,
         source={
             'checkpoint': args.checkpoint,
             'run': config.TAG,
             'task': config.DATA.TASK,
             'trained_views': config.DATA.VIEWS,
-            'rows': len(used),
+            'rows': len(table),
         },
     )
     if args.maps:
-        table = pd.DataFrame(predictions, paths_used, labels)
         write_figures(args, config, model, table)
-    for line in describe_notes(loader.notes, paths):
+    for line in describe_notes(notes, [*images]):
         print(line, file=sys.stderr)
-    rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
-    print(f'{args.output}: predictions for {len(used)} images{rest}. Not for clinical use.')
-    return int(any(skipped))
+    skipped = len(images) - len(table)
+    rest = f'; {skipped} were skipped' if skipped else ''
+    print(f'{args.output}: predictions for {len(table)} images{rest}. Not for clinical use.')
+    return int(skipped > 0)
 
 
 if __name__ == '__main__':

@@ -76,8 +76,8 @@ def draw_grid(
     return figure
 
 
-def _add_image(figure: Figure, place: SubplotSpec, image: np.ndarray) -> Axes:
-    ax = figure.add_subplot(place, xticks=[], yticks=[])
+def _add_image(figure: Figure, cell: SubplotSpec, image: np.ndarray) -> Axes:
+    ax = figure.add_subplot(cell, xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.imshow(image, interpolation='nearest')
     return ax

@@ -115,7 +115,13 @@ def input_cases(args: argparse.Namespace) -> dict[str, Case]:
     roots = {'files': args.data_path} | ({'store': args.store} if args.store else {})
     cases, num_batches = {}, 512 // args.batch_size + 1
     for name, root in roots.items():
-        config = _input_config(root, args)
+        is_labelled = (Path(root) / 'train.csv').is_file()
+        config = default_config()
+        config.merge_from_list(
+            ['DATA.DATASET', 'chexpert' if is_labelled else 'folder', 'DATA.DATA_PATH', root]
+            + ['DATA.IMG_SIZE', args.size, 'DATA.BATCH_SIZE', args.batch_size, 'MODEL.IN_CHANS', 1]
+            + ['DATA.NUM_WORKERS', 0, 'DATA.VIEWS', 'all', 'DATA.PIN_MEMORY', False]
+        )
         loader = build_loader(config, LOGGER, is_pretrain=True).train
         if name == 'files':
             records = loader.dataset.records
@@ -126,17 +132,6 @@ def input_cases(args: argparse.Namespace) -> dict[str, Case]:
             cases[PUBLISHED] = _reading(endless_batches(published), num_batches)
         cases[name] = _reading(endless_batches(loader), num_batches)
     return cases
-
-
-def _input_config(root: str, args: argparse.Namespace) -> Config:
-    config = default_config()
-    is_labelled = (Path(root) / 'train.csv').is_file()
-    config.merge_from_list(
-        ['DATA.DATASET', 'chexpert' if is_labelled else 'folder', 'DATA.DATA_PATH', root]
-        + ['DATA.IMG_SIZE', args.size, 'DATA.BATCH_SIZE', args.batch_size, 'MODEL.IN_CHANS', 1]
-        + ['DATA.NUM_WORKERS', 0, 'DATA.VIEWS', 'all', 'DATA.PIN_MEMORY', False]
-    )
-    return config
 
 
 def _reading(batches: Iterator[tuple], num_batches: int) -> Case:
@@ -283,7 +278,7 @@ def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
     95 % interval of the geometric mean of the ratios, by Student's t.
     """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    rates, firsts, own, peaks = {name: [] for name in cases}, {}, {}, {}
+    rates, firsts, kept, peaks = {name: [] for name in cases}, {}, {}, {}
     for turn in tqdm(range(repeats + 1), unit='repeat', disable=None):
         for name, case in cases.items():
             if device.type == 'cuda':
@@ -294,10 +289,10 @@ def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
             seconds = synchronized_time(device) - start
             if turn:
                 rates[name].append(images / seconds)
-                peak = torch.cuda.max_memory_allocated() - before + own[name]
+                peak = torch.cuda.max_memory_allocated() - before + kept[name]
                 peaks[name] = max(peak, peaks[name])
             else:
-                firsts[name], own[name] = seconds, torch.cuda.memory_allocated() - before
+                firsts[name], kept[name] = seconds, torch.cuda.memory_allocated() - before
                 peaks[name] = torch.cuda.max_memory_allocated() - before
     rows = []
     for name, found in rates.items():

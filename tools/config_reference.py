@@ -37,29 +37,34 @@ Each flag sets one option. `--local_rank` is ignored.
 def options_page() -> str:
     """Return the page as Markdown."""
     rows = [f'| `--{flag.replace("_", "-")}` | `{key}` |' for flag, key in FLAG_KEYS.items()]
-    parts = [HEADER + '\n'.join(['| flag | option |', '| --- | --- |', *rows])]
+    chapters = [HEADER + '\n'.join(['| flag | option |', '| --- | --- |', *rows])]
     for section in dict.fromkeys(['', *(_section(key) for key in OPTIONS)]):
-        keys = [key for key in OPTIONS if _section(key) == section]
-        parts.append(f'## {f"`{section}`" if section else "Run"}\n\n{_option_table(keys)}')
+        rows = ['| key | default | meaning | stages |', '| --- | --- | --- | --- |']
+        for key, option in OPTIONS.items():
+            if _section(key) == section:
+                star = '\\*' if isinstance(option, Own) else ''
+                # Characters that Markdown or HTML would read as marks.
+                meaning = (
+                    option.meaning.replace('|', '\\|').replace('[', '\\[').replace('<', '&lt;')
+                )
+                stages = ', '.join(option.stage) or 'all'
+                cells = (
+                    f'`{key}`{star}',
+                    f'`{option.default!r}`',
+                    meaning + _allowed(option),
+                    stages,
+                )
+                rows.append(f'| {" | ".join(cells)} |')
+        title = f'`{section}`' if section else 'Run'
+        chapters.append('\n'.join([f'## {title}\n', *rows]))
     rows = [f'| `{old}` | {f"`{new}`" if new else "none"} |' for old, new in LEGACY_KEYS.items()]
     table = '\n'.join(['| key | replaced by |', '| --- | --- |', *rows])
-    parts.append(f'## Keys of SimMIM\n\n{table}')
-    return '\n\n'.join(parts) + '\n'
+    chapters.append(f'## Keys of SimMIM\n\n{table}')
+    return '\n\n'.join(chapters) + '\n'
 
 
 def _section(key: str) -> str:
     return key.partition('.')[0] if '.' in key else ''
-
-
-def _option_table(keys: list[str]) -> str:
-    rows = ['| key | default | meaning | stages |', '| --- | --- | --- | --- |']
-    for key in keys:
-        option = OPTIONS[key]
-        mark = '\\*' if isinstance(option, Own) else ''
-        meaning = _escaped(option.meaning) + _allowed(option)
-        stages = ', '.join(option.stage) or 'all'
-        rows.append(f'| `{key}`{mark} | `{option.default!r}` | {meaning} | {stages} |')
-    return '\n'.join(rows)
 
 
 def _allowed(option: Option) -> str:
@@ -73,10 +78,6 @@ def _allowed(option: Option) -> str:
     if option.suffix:
         values.append(f'`*{option.suffix}`')
     return f' ({", ".join(values)})' if values else ''
-
-
-def _escaped(text: str) -> str:
-    return text.replace('|', '\\|').replace('[', '\\[').replace('<', '&lt;')
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -114,10 +114,10 @@ def measure(cases: dict[str, benchmark.Case], config: Config) -> dict:
     found = {'rows': rows, 'values': {'compiled': compiled, 'precision': precision}, 'log': lines}
     found |= {'waits_for_gpu': waits_for_gpu(cases['ours']), 'kernels': {}, 'kernel_classes': {}}
     for key, case in cases.items():
-        each = kernels(partial(case, 2))
-        steps = [(name, time / 2, count / 2) for name, (time, count) in each.items()]
+        of_two = kernels(partial(case, 2))
+        steps = [(name, time / 2, count / 2) for name, (time, count) in of_two.items()]
         found['kernels'][key] = steps
-        found['kernel_classes'][key] = classes(each)
+        found['kernel_classes'][key] = classes(of_two)
     return found
 
 
@@ -165,10 +165,10 @@ def kernels(case: benchmark.Case) -> dict[str, tuple[float, int]]:
     kind = DeviceType.CUDA if ON_GPU else DeviceType.CPU
     # Without annotations such as "Optimizer.step", which contain kernels.
     times, launches = Counter(), Counter()
-    for each in profile.key_averages():
-        if each.device_type == kind and not each.is_user_annotation:
-            times[each.key[:80]] += getattr(each, key)
-            launches[each.key[:80]] += each.count
+    for event in profile.key_averages():
+        if event.device_type == kind and not event.is_user_annotation:
+            times[event.key[:80]] += getattr(event, key)
+            launches[event.key[:80]] += event.count
     return {name: (time, launches[name]) for name, time in times.most_common()}
 
 

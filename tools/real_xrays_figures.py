@@ -57,9 +57,10 @@ def draw_shares(path: Path, scores: pd.DataFrame, score: str, titles: dict[str, 
                 names.append('pixels')
             for number, name in enumerate(names):
                 prefix = '' if name == 'pixels' else mode
-                part = scores.reindex([f'{prefix}{name}_{share}' for share in SHARES])
-                places = [place + 0.08 * (number - (len(names) - 1) / 2) for place in range(3)]
-                draw_line(axis, places, part, titles[name], numbers[titles[name]])
+                rows = scores.reindex([f'{prefix}{name}_{share}' for share in SHARES])
+                shift = 0.08 * (number - (len(names) - 1) / 2)
+                positions = [tick + shift for tick in range(3)]
+                draw_line(axis, positions, rows, titles[name], numbers[titles[name]])
             axis.set_title(title, fontsize=10)
             axis.set_xticks(range(3), ['10 %', '50 %', '100 %'])
             axis.grid(axis='y')
@@ -75,10 +76,10 @@ def draw_shares(path: Path, scores: pd.DataFrame, score: str, titles: dict[str, 
         add_note(figure, 'Mean of the seeds. Bars: 95 % over patients.')
 
 
-def draw_line(axis: Axes, places: list, part: pd.DataFrame, label: str, number: int) -> None:
-    bars = [part['value'] - part['low'], part['high'] - part['value']]
+def draw_line(axis: Axes, positions: list, rows: pd.DataFrame, label: str, number: int) -> None:
+    bars = [rows['value'] - rows['low'], rows['high'] - rows['value']]
     style = {'color': COLOURS[number % len(COLOURS)], 'marker': MARKERS[number % len(MARKERS)]}
-    axis.errorbar(places, part['value'], bars, markersize=4, linewidth=0.8, label=label, **style)
+    axis.errorbar(positions, rows['value'], bars, markersize=4, linewidth=0.8, label=label, **style)
 
 
 def draw_epochs(path: Path, scores: pd.DataFrame, runs: pd.DataFrame, score: str) -> None:
@@ -94,9 +95,9 @@ def draw_epochs(path: Path, scores: pd.DataFrame, runs: pd.DataFrame, score: str
         for epochs, (name, _) in EPOCHS.items():
             errors = runs.filter(regex=f'^real_xrays_{name}_seed', axis=0)
             if epochs and len(errors):
-                places = [str(epochs)] * len(errors)
-                right.plot(places, errors['holdout_l1_grey'], 'o', color=COLOURS[0])
-                right.plot(places, errors['linear'], '_', color=COLOURS[1], markersize=12)
+                positions = [str(epochs)] * len(errors)
+                right.plot(positions, errors['holdout_l1_grey'], 'o', color=COLOURS[0])
+                right.plot(positions, errors['linear'], '_', color=COLOURS[1], markersize=12)
         right.plot([], 'o', color=COLOURS[0], label='SimMIM, one point per seed')
         right.plot([], '_', color=COLOURS[1], label='linear interpolation')
         right.legend(loc='center right')
