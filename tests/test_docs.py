@@ -3,8 +3,6 @@
 import json
 import logging
 import re
-import sqlite3
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -244,19 +242,9 @@ def use_writer(config, folder: Path) -> None:
     assert found.to_numpy().tolist() == [[3, 'epoch/a, b', 0.5]]
 
 
-def use_source(module: str, folder: Path) -> None:
-    with sqlite3.connect(folder / 'images.sqlite') as connection:
-        connection.execute('CREATE TABLE images (name TEXT PRIMARY KEY, data BLOB)')
-        connection.execute("INSERT INTO images VALUES ('a/b.png', 'pixels')")
-    source = import_module(module).SqliteImages(folder)
-    assert source.below() == source.below('a') == ['a/b.png'] and source.below('b') == []
-    assert source.exists('a') and not source.exists('b') and source.read('a/b.png') == 'pixels'
-
-
 USES = {
     'data/green.py': use_mask,
     'data/lungs.py': use_mask,
-    'data/sqlite_images.py': use_source,
     'models/three_stages.py': use_head,
     'models/laplacian.py': use_target,
     'models/log_cosh.py': use_loss,

@@ -22,24 +22,24 @@ HEADER = """# Options
 
 Later sources override earlier ones: these defaults, `BASE` files, the YAML file (`--cfg FILE`),
 `--opts KEY VALUE ...`, and the other flags. All are checked before anything is built. A file of
-another stage is refused: `main_<stage>.py` uses the options of its stage.
+another stage is refused: `main_<stage>.py` uses the options of its stage. Where a meaning begins
+with stages, only they use the option.
 
 Defaults are SimMIM's and suit ImageNet; the files in `configs/` have values for X-rays. SimMIM does
 not have the keys with a star. `python tools/config_reference.py` writes this page from `config.py`.
 
 ## Flags
 
-Each flag sets one option. `--local_rank` is ignored.
-
+`--local_rank` is ignored. Each other flag sets one option:
 """
 
 
 def options_page() -> str:
     """Return the page as Markdown."""
-    rows = [f'| `--{flag.replace("_", "-")}` | `{key}` |' for flag, key in FLAG_KEYS.items()]
-    chapters = [HEADER + '\n'.join(['| flag | option |', '| --- | --- |', *rows])]
+    flags = [f'`--{flag.replace("_", "-")}` `{key}`' for flag, key in FLAG_KEYS.items()]
+    chapters = [f'{HEADER}{", ".join(flags)}.']
     for section in dict.fromkeys(['', *(_section(key) for key in OPTIONS)]):
-        rows = ['| key | default | meaning | stages |', '| --- | --- | --- | --- |']
+        rows = ['| key | default | meaning |', '| --- | --- | --- |']
         for key, option in OPTIONS.items():
             if _section(key) == section:
                 star = '\\*' if isinstance(option, Own) else ''
@@ -47,14 +47,9 @@ def options_page() -> str:
                 meaning = (
                     option.meaning.replace('|', '\\|').replace('[', '\\[').replace('<', '&lt;')
                 )
-                stages = ', '.join(option.stage) or 'all'
-                cells = (
-                    f'`{key}`{star}',
-                    f'`{option.default!r}`',
-                    meaning + _allowed(option),
-                    stages,
-                )
-                rows.append(f'| {" | ".join(cells)} |')
+                stages = f'*{", ".join(option.stage)}*: ' if option.stage else ''
+                meaning = f'{stages}{meaning}{_allowed(option)}'
+                rows.append(f'| `{key}`{star} | `{option.default!r}` | {meaning} |')
         title = f'`{section}`' if section else 'Run'
         chapters.append('\n'.join([f'## {title}\n', *rows]))
     rows = [f'| `{old}` | {f"`{new}`" if new else "none"} |' for old, new in LEGACY_KEYS.items()]
