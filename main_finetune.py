@@ -81,7 +81,7 @@ class Selection:
         labels: Labels whose mean AUROC is the score, see `selecting_labels`.
         name: What the selecting score is, such as 'holdout mean AUROC of 3 labels'. It is '' if the
             last epoch is used.
-        about: What selects the epoch, in one sentence.
+        explanation: What selects the epoch, in one sentence.
         warning: Labels of the split with few cases, in one sentence, or ''.
     """
 
@@ -106,16 +106,16 @@ class Selection:
                     f'labels {effects}. DATA.HOLDOUT_FRACTION holds out more patients'
                 )
         if config.FINETUNE.MODE in PROBES:
-            self.about = 'a probe has no epochs'
+            self.explanation = 'a probe has no epochs'
         elif chosen == 'last':
-            self.about = f'EVAL.SELECT_ON {config.EVAL.SELECT_ON}: the last epoch is used'
+            self.explanation = f'EVAL.SELECT_ON {config.EVAL.SELECT_ON}: the last epoch is used'
         elif not self.labels:
-            self.about = f'no label has enough cases in {self.split}: the last epoch is used'
+            self.explanation = f'no label has enough cases in {self.split}: the last epoch is used'
         else:
             several = f'mean AUROC of {len(self.labels)} labels'
             score_name = several if len(self.labels) > 1 else f'AUROC of {self.labels[0]}'
             self.name = f'{self.split} {score_name}'
-            self.about = f'the {self.name} selects the epoch'
+            self.explanation = f'the {self.name} selects the epoch'
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
         if self.loader is None:
@@ -155,7 +155,7 @@ def finetune(
 ) -> None:
     """Train the classifier and score its last and its selected checkpoint."""
     logger, final = run.logger, FinalScores(run, loaders)
-    logger.info(selection.about)
+    logger.info(selection.explanation)
     if selection.split == 'valid':
         logger.warning('EVAL.SELECT_ON valid: valid selects the epoch, so its scores are too high')
     state = fit(
@@ -217,7 +217,7 @@ def main(run: Run) -> int:
         )
     if config.CHECK_MODE:
         found = [('patients', line, 'see scripts/check_data.py') for line in patient_leaks(loaders)]
-        found.append(('selection', selection.about, selection.warning))
+        found.append(('selection', selection.explanation, selection.warning))
         return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), loss_fn, found)
 
     if selection.warning:

@@ -18,8 +18,8 @@ from config import PROBES, Config, require
 
 def check(config: Config, stage: str | None) -> None:
     """Check that the stage trains a classifier in steps."""
-    holds = stage == 'finetune' and config.FINETUNE.MODE not in PROBES
-    require(holds or stage is None, config, 'TRAIN.AVERAGE', '0 except in fine-tuning')
+    is_allowed = stage == 'finetune' and config.FINETUNE.MODE not in PROBES
+    require(is_allowed or stage is None, config, 'TRAIN.AVERAGE', '0 except in fine-tuning')
 
 
 def average_weights(model: nn.Module, decay: float) -> None:

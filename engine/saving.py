@@ -103,9 +103,9 @@ class Saver:
 
     def _stop(self, state: TrainState) -> None:
         self.close()
-        place = f'epoch {state.epoch + 1}, step {state.step} of {state.steps_per_epoch}'
+        position = f'epoch {state.epoch + 1}, step {state.step} of {state.steps_per_epoch}'
         by = self.interruptions.signal or 'a signal to another process'
-        raise Preempted(f'stopped by {by}, saved in {place}: the same command resumes the run')
+        raise Preempted(f'stopped by {by}, saved in {position}: the same command resumes the run')
 
 
 class CheckpointWriter:

@@ -40,8 +40,8 @@ def build_model(
             'models.classifier_heads.build_classifier_head'
         )
     # An encoder that ignores MODEL.HEAD would train another model than the config says.
-    holds = not num_outputs or type(model.head) is part(config, 'MODEL.HEAD')
-    require(holds, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}")
+    is_allowed = not num_outputs or type(model.head) is part(config, 'MODEL.HEAD')
+    require(is_allowed, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}")
     return model
 
 

@@ -89,14 +89,14 @@ class ContrastiveMethod(Model, ABC):
         if stage != 'contrastive':
             return
         options = config.CONTRASTIVE
-        holds = options.TEMPERATURE is None or 'temperature' in signature(cls).parameters
+        is_allowed = options.TEMPERATURE is None or 'temperature' in signature(cls).parameters
         allowed = f'None with CONTRASTIVE.METHOD {options.METHOD!r}, which ignores it'
-        require(holds, config, 'CONTRASTIVE.TEMPERATURE', allowed)
+        require(is_allowed, config, 'CONTRASTIVE.TEMPERATURE', allowed)
         require(config.DATA.BATCH_SIZE > 1, config, 'DATA.BATCH_SIZE', 'at least 2')
         if cls.num_views(config)[1] and options.LOCAL_SIZE:
-            holds = ENCODERS[config.MODEL.TYPE].takes_size(config, options.LOCAL_SIZE)
+            is_allowed = ENCODERS[config.MODEL.TYPE].takes_size(config, options.LOCAL_SIZE)
             allowed = f'0 (DATA.IMG_SIZE) with this encoder of MODEL.TYPE {config.MODEL.TYPE!r}'
-            require(holds, config, 'CONTRASTIVE.LOCAL_SIZE', allowed)
+            require(is_allowed, config, 'CONTRASTIVE.LOCAL_SIZE', allowed)
 
     @classmethod
     def chance_loss(cls, options: Any, images: int) -> float | None:
@@ -231,9 +231,11 @@ class MoCo(MomentumMethod):
     def check(cls, config: Any, stage: str | None) -> None:
         super().check(config, stage)
         batch, groups = config.DATA.BATCH_SIZE, config.CONTRASTIVE.BN_GROUPS
-        holds = stage != 'contrastive' or groups == 1 or (batch % groups == 0 and batch > groups)
+        is_allowed = (
+            stage != 'contrastive' or groups == 1 or (batch % groups == 0 and batch > groups)
+        )
         allowed = f'1, or a divisor of DATA.BATCH_SIZE {batch} with at least 2 images per group'
-        require(holds, config, 'CONTRASTIVE.BN_GROUPS', allowed)
+        require(is_allowed, config, 'CONTRASTIVE.BN_GROUPS', allowed)
 
     @classmethod
     def chance_loss(cls, options: Any, images: int) -> float:

@@ -250,35 +250,35 @@ def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
     own = shared_keys(model.state_dict())
     firsts = [first for first in (first_weight(model), PATCHES, RESNET_STEM) if first]
     state, left = _unwrapped(state, firsts)
-    places: dict[str, int] = {}
+    prefixes: dict[str, int] = {}
     for first in firsts:
         for key in state:
             if f'.{key}'.endswith(f'.{first}'):
-                place = key.removesuffix(first)
-                places[place] = sum(f'{place}{name}' in state for name in own)
-    most = max(places.values(), default=0)
-    if PREFIX in places:  # what is trained; other modules of a method may be copies of it
-        places = {PREFIX: most}
+                prefix = key.removesuffix(first)
+                prefixes[prefix] = sum(f'{prefix}{name}' in state for name in own)
+    most = max(prefixes.values(), default=0)
+    if PREFIX in prefixes:  # what is trained; other modules of a method may be copies of it
+        prefixes = {PREFIX: most}
     # A block of a ResNet also has a first convolution, but few other names of the model.
-    places = {place: count for place, count in places.items() if count >= most / 2}
-    if len(places) > 1:
-        keys = [place.removesuffix('.') for place in places if place]
+    prefixes = {prefix: count for prefix, count in prefixes.items() if count >= most / 2}
+    if len(prefixes) > 1:
+        keys = [prefix.removesuffix('.') for prefix in prefixes if prefix]
         raise ValueError(
-            f'the file has several encoders, {", ".join(map(repr, places))}: choose one with '
+            f'the file has several encoders, {", ".join(map(repr, prefixes))}: choose one with '
             f'FILE::KEY, such as FILE::{keys[0]}'
         )
-    (place,) = places or ('',)
-    *outer, last = place.split('.')[:-1] or ('',)
-    is_theirs = any(f'{place}{first}' in state for first in (PATCHES, RESNET_STEM))
+    (prefix,) = prefixes or ('',)
+    *outer, last = prefix.split('.')[:-1] or ('',)
+    is_theirs = any(f'{prefix}{first}' in state for first in (PATCHES, RESNET_STEM))
     if f'{last}.' == PREFIX or is_theirs:  # `from_huggingface` removes one name
-        place = ''.join(f'{name}.' for name in outer)
-    kept = {key.removeprefix(place): state[key] for key in state if key.startswith(place)}
+        prefix = ''.join(f'{name}.' for name in outer)
+    kept = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
     classifier = model.layout.classifier if isinstance(model, TimmClassifier) else ()
     named = {*own, *classifier}
     heads = {
         key for key in kept if HEADS.match(bare := key.removeprefix(PREFIX)) and bare not in named
     }
-    left += [key for key in state if not key.startswith(place)] + [place + key for key in heads]
+    left += [key for key in state if not key.startswith(prefix)] + [prefix + key for key in heads]
     return {key: value for key, value in kept.items() if key not in heads}, left
 
 
@@ -356,7 +356,14 @@ def from_huggingface(state: State, prefix: str) -> tuple[State, list[str]]:
     bare = {key.removeprefix(prefix): key for key in state}
     unused = [key for name, key in bare.items() if name.startswith(NOT_USED)]
     kept = {name: state[key] for name, key in bare.items() if key not in unused}
-    renamed = {_own_name(name): value for name, value in kept.items()}
+    renamed = {}
+    for name, value in kept.items():
+        for ours, theirs in NAMES:
+            pattern = re.escape(theirs).replace(r'\{\}', r'(\d+)')
+            if match := re.match(pattern, name):
+                name = ours.format(*match.groups()) + name[match.end() :]
+                break
+        renamed[name] = value
     if MASK_TOKEN in renamed:
         renamed[MASK_TOKEN] = renamed[MASK_TOKEN].reshape(1, 1, -1)  # DINOv2 stores [1, D]
     return _join_layers(renamed), unused
@@ -696,12 +703,3 @@ def _select(state: State, target: State, report: Report) -> State:
     changed = {*report.resized, *report.folded}
     report.loaded += [key for key in target if key in state and key not in changed]
     return {key: value for key, value in state.items() if key in target}
-
-
-def _own_name(key: str) -> str:
-    """Replace the beginning of a key of transformers by the first row of NAMES that matches."""
-    for ours, theirs in NAMES:
-        pattern = re.escape(theirs).replace(r'\{\}', r'(\d+)')
-        if match := re.match(pattern, key):
-            return ours.format(*match.groups()) + key[match.end() :]
-    return key

@@ -385,35 +385,9 @@ def write_timm(source: TrainedModel, path: Path) -> Run:
         )
     if source.outputs and head != 'linear':
         raise ValueError(f"--to timm: MODEL.HEAD must be 'linear', got {head!r}; {ANY_MODEL}")
-    state = drop_buffers(source.encoder.state_dict())
-    learned = {key: value.contiguous() for key, value in state.items() if key != 'mask_token'}
-    architecture, arguments, learned = builders[kind](source, learned)
-    model = timm.create_model(
-        architecture,
-        in_chans=source.config.MODEL.IN_CHANS,
-        pretrained_cfg_overlay=_timm_inputs(source),
-        **arguments,
-    )
-    model.load_state_dict(learned)
-    about = {'label_names': list(source.outputs), FACTS: facts(source)}
-    save_for_hf(model, path, model_config=about, safe_serialization=True)
-    # transformers gives the number of outputs itself; timm also finds it in `pretrained_cfg`.
-    config = json.loads((path / MODEL_CONFIG).read_text('utf-8'))
-    config['model_args'].pop('num_classes', None)
-    if source.outputs:  # otherwise the pipeline applies a softmax
-        config['problem_type'] = PROBLEM_TYPES.get(_activation(source), OUTPUTS_AS_THEY_ARE)
-    (path / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
-    model_card(source).save(path / CARD)
-    model = timm.create_model(f'local-dir:{path}', pretrained=True).eval()
-    return model.forward_features if source.gives == 'tokens' else model
-
-
-def _timm_inputs(source: TrainedModel) -> dict[str, Any]:
-    """Return timm's description of outputs and input images, in place of the published model's."""
-    config = source.config
+    config, crops = source.config, source.config.TEST.CROP
     mean, std = pixel_statistics(config)
-    crops = config.TEST.CROP
-    return {
+    inputs = {  # in place of the published model's
         'num_classes': len(source.outputs),
         'input_size': (config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE),
         'mean': mean,
@@ -424,6 +398,27 @@ def _timm_inputs(source: TrainedModel) -> dict[str, Any]:
         'license': 'other',
         **dict.fromkeys(OF_PUBLISHED_WEIGHTS),
     }
+    state = drop_buffers(source.encoder.state_dict())
+    learned = {key: value.contiguous() for key, value in state.items() if key != 'mask_token'}
+    architecture, arguments, learned = builders[kind](source, learned)
+    model = timm.create_model(
+        architecture,
+        in_chans=config.MODEL.IN_CHANS,
+        pretrained_cfg_overlay=inputs,
+        **arguments,
+    )
+    model.load_state_dict(learned)
+    outputs = {'label_names': list(source.outputs), FACTS: facts(source)}
+    save_for_hf(model, path, model_config=outputs, safe_serialization=True)
+    # transformers gives the number of outputs itself; timm also finds it in `pretrained_cfg`.
+    written = json.loads((path / MODEL_CONFIG).read_text('utf-8'))
+    written['model_args'].pop('num_classes', None)
+    if source.outputs:  # otherwise the pipeline applies a softmax
+        written['problem_type'] = PROBLEM_TYPES.get(_activation(source), OUTPUTS_AS_THEY_ARE)
+    (path / MODEL_CONFIG).write_text(json.dumps(written, indent=2) + '\n', 'utf-8')
+    model_card(source).save(path / CARD)
+    model = timm.create_model(f'local-dir:{path}', pretrained=True).eval()
+    return model.forward_features if source.gives == 'tokens' else model
 
 
 def write_torch_export(source: TrainedModel, path: Path) -> Run:

@@ -51,7 +51,14 @@ class MAE(MaskedModel):
         self.target = TARGETS[kind](encoder.in_chans, unit=encoder.patch_size)
         self.encoder = encoder
         self.decoder = Decoder(encoder, decoder_embed_dim, decoder_depth, decoder_num_heads)
-        self._init_weights()
+        # As in MAE: Xavier, with a patch as one vector, and zero biases.
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.encoder.cls_token, std=0.02)
+        nn.init.normal_(self.decoder.mask_token, std=0.02)
 
     @classmethod
     def from_config(cls, config: Any, *, total_steps: int = 1) -> 'MAE':
@@ -79,23 +86,13 @@ class MAE(MaskedModel):
         require(vit.USE_SINCOS or vit.USE_APE, config, 'MODEL.VIT.USE_SINCOS', allowed)
         for key, value in default_config().MODEL.SIMMIM.items():
             allowed = f"{value!r}, the default, with MODEL.PRETRAIN 'mae', which ignores it"
-            holds = config.MODEL.SIMMIM[key] == value
-            require(holds, config, f'MODEL.SIMMIM.{key}', allowed)
+            is_allowed = config.MODEL.SIMMIM[key] == value
+            require(is_allowed, config, f'MODEL.SIMMIM.{key}', allowed)
         width = mae.DECODER_EMBED_DIM
         require(width % 4 == 0, config, 'MODEL.MAE.DECODER_EMBED_DIM', 'a multiple of 4')
         allowed = f'a divisor of MODEL.MAE.DECODER_EMBED_DIM, {width}'
-        holds = width % mae.DECODER_NUM_HEADS == 0
-        require(holds, config, 'MODEL.MAE.DECODER_NUM_HEADS', allowed)
-
-    def _init_weights(self) -> None:
-        """Initialise weights as in MAE: Xavier, with a patch as one vector, and zero biases."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.normal_(self.encoder.cls_token, std=0.02)
-        nn.init.normal_(self.decoder.mask_token, std=0.02)
+        is_allowed = width % mae.DECODER_NUM_HEADS == 0
+        require(is_allowed, config, 'MODEL.MAE.DECODER_NUM_HEADS', allowed)
 
     def loss(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error over hidden pixels, see `MaskedModel.loss`."""

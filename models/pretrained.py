@@ -145,7 +145,14 @@ def _training_pixels(
     if is_assumed and isinstance(model, TimmClassifier) and channels == 3:
         known = model.encoder.default_cfg  # the normalisation of timm's published weights
         trained = {key.upper(): list(known[key]) for key in ('mean', 'std') if known.get(key)}
-    statistics = _source_statistics(trained, channels)
+    values = default_config()
+    values.MODEL.IN_CHANS = channels or values.MODEL.IN_CHANS
+    values.DATA.MEAN, values.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])
+    statistics = Statistics(*pixel_statistics(values))
+    if not all(map(_is_number, statistics.mean + statistics.std)) or min(statistics.std) <= 0:
+        raise ValueError(
+            f'the weights were trained with an impossible normalisation: {statistics!s:.200}'
+        )
     if is_assumed:
         remarks.append(
             f'the file states no normalisation: {statistics} is assumed; PRETRAINED_STATISTICS '
@@ -212,23 +219,23 @@ def _below(found: dict[str, dict[str, Tensor]], key: str) -> dict[str, dict[str,
     if key in found:
         return {key: found[key]}
     below = {}
-    for place, state in found.items():
-        start = f'{key}.'.removeprefix(f'{place}.')
+    for outer, state in found.items():
+        start = f'{key}.'.removeprefix(f'{outer}.')
         if not any(name.startswith(start) for name in state):
             state = without_wrappers(state)
         entries = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
         if entries:
-            below[place] = entries
+            below[outer] = entries
     return below
 
 
 def _exported_options(path: str, channels: int | None) -> dict[str, Any]:
     """Return the normalisation in the `config.json` of `export.py` or timm; {} without one."""
     model_config = _read_beside(path, MODEL_CONFIG)
-    about = model_config.get(FACTS)
+    exported = model_config.get(FACTS)
     keys = ('mean', 'std', 'normalize')
-    if isinstance(about, dict) and about.keys() >= {*keys}:
-        return {key.upper(): about[key] for key in keys}
+    if isinstance(exported, dict) and exported.keys() >= {*keys}:
+        return {key.upper(): exported[key] for key in keys}
     published = model_config.get('pretrained_cfg')
     values = [(published if isinstance(published, dict) else {}).get(key) for key in keys[:2]]
     # timm's values are of three channels, also if the model was built for another number.
@@ -275,34 +282,21 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statistics:
-    """Return the pixel statistics of a checkpoint that was trained with these options of DATA."""
-    config = default_config()
-    config.MODEL.IN_CHANS = channels or config.MODEL.IN_CHANS
-    config.DATA.MEAN, config.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])
-    stats = Statistics(*pixel_statistics(config))
-    if not all(map(_is_number, stats.mean + stats.std)) or min(stats.std) <= 0:
-        raise ValueError(
-            f'the weights were trained with an impossible normalisation: {stats!s:.200}'
-        )
-    return stats
-
-
 def _neutral(stats: Statistics) -> Statistics:
     """Return mean 0 and standard deviation 1 for each channel."""
     return Statistics((0.0,) * len(stats.mean), (1.0,) * len(stats.std))
 
 
-def _weights_within(values: dict, place: str = '') -> dict[str, dict[str, Tensor]]:
+def _weights_within(values: dict, outer: str = '') -> dict[str, dict[str, Tensor]]:
     """Return the state dicts of models in a foreign file, by their keys with dots between them."""
     found = {}
     for key, value in values.items():
         if not isinstance(key, str) or not isinstance(value, dict) or NO_MODEL.search(key.lower()):
             continue
         if value and are_weights(value):
-            found[f'{place}{key}'] = value
-        elif place.count('.') < 3:
-            found |= _weights_within(value, f'{place}{key}.')
+            found[f'{outer}{key}'] = value
+        elif outer.count('.') < 3:
+            found |= _weights_within(value, f'{outer}{key}.')
     return found
 
 

@@ -152,23 +152,19 @@ def _timm_options(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     return {'MODEL.TYPE': 'timm', 'MODEL.TIMM.NAME': stated.get(ARCHITECTURE, likely)}
 
 
-def _describe_resnet(state: State, _: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    blocks = tuple(_count(state, rf'layer{stage}\.(\d+)\.') for stage in (1, 2, 3, 4))
-    known = BOTTLENECKS if 'layer1.0.conv3.weight' in state else RESNETS
-    return _timm_model('ResNet', 'resnet', known.get(blocks))
-
-
-def _describe_densenet(state: State, _: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    stages = (rf'features\.denseblock{stage}\.denselayer(\d+)\.' for stage in (1, 2, 3, 4))
-    return _timm_model(
-        'DenseNet', 'densenet', DENSENETS.get(tuple(_count(state, each) for each in stages))
-    )
-
-
-def _timm_model(family: str, name: str, layers: int | None) -> tuple[str, dict[str, Any]]:
+def _describe_cnn(state: State, _: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Describe a ResNet or a DenseNet by the blocks of its four stages."""
+    is_resnet = any(key.startswith('layer1.0.') for key in state)
+    family = 'ResNet' if is_resnet else 'DenseNet'
+    block = r'layer{}\.(\d+)\.' if is_resnet else r'features\.denseblock{}\.denselayer(\d+)\.'
+    known = DENSENETS
+    if is_resnet:
+        known = BOTTLENECKS if 'layer1.0.conv3.weight' in state else RESNETS
+    layers = known.get(tuple(_count(state, block.format(stage)) for stage in (1, 2, 3, 4)))
     if layers is None:
         return '', {}
-    return f'{family}-{layers}', {'MODEL.TYPE': 'timm', 'MODEL.TIMM.NAME': f'{name}{layers}'}
+    name = f'{family.lower()}{layers}'
+    return f'{family}-{layers}', {'MODEL.TYPE': 'timm', 'MODEL.TIMM.NAME': name}
 
 
 def _patch_embedding(state: State) -> tuple[int, int]:
@@ -207,6 +203,6 @@ def _listed(values: list[int]) -> str:
 FAMILIES: dict[str, Callable[[State, Mapping[str, Any]], tuple[str, dict[str, Any]]]] = {
     'layers.0.blocks.0.': _describe_swin,
     'blocks.0.': _describe_vit,
-    'layer1.0.': _describe_resnet,
-    'features.denseblock1.': _describe_densenet,
+    'layer1.0.': _describe_cnn,
+    'features.denseblock1.': _describe_cnn,
 }

@@ -425,9 +425,9 @@ class SimMIM(MaskedModel):
         sizes = [0, *sizes] if target.own_cell in cells else sizes
         allowed = f'one of {sizes}, so that neither the head nor a mask divides a cell'
         require(options.TARGET_SIZE in sizes, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
-        holds = cell < unit or not target.uses_true_statistics
+        is_allowed = cell < unit or not target.uses_true_statistics
         allowed = f'a target without statistics if a masking unit is a single cell of {cell} px'
-        require(holds, config, 'MODEL.SIMMIM.TARGET', allowed)
+        require(is_allowed, config, 'MODEL.SIMMIM.TARGET', allowed)
 
     def loss(self, x: Tensor, mask: Tensor) -> Tensor:
         predictions = self.predict(x, mask)

@@ -337,8 +337,8 @@ class SwinTransformer(PatchEncoder):
         swin, size = config.MODEL.SWIN, config.DATA.IMG_SIZE
         stages = len(swin.DEPTHS)
         for key in ('DEPTHS', 'NUM_HEADS'):
-            holds = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
-            require(holds, config, f'MODEL.SWIN.{key}', 'one positive integer per stage')
+            is_allowed = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
+            require(is_allowed, config, f'MODEL.SWIN.{key}', 'one positive integer per stage')
         require(sum(swin.DEPTHS) <= 1000, config, 'MODEL.SWIN.DEPTHS', 'together at most 1000')
         allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
         require(len(swin.NUM_HEADS) == stages, config, 'MODEL.SWIN.NUM_HEADS', allowed)

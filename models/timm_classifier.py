@@ -74,19 +74,21 @@ class TimmClassifier(Encoder):
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
         """Check that the model exists and supports the options."""
-        holds = timm.is_model(config.MODEL.TIMM.NAME)
-        require(holds, config, 'MODEL.TIMM.NAME', "a timm model such as 'resnet50'")
+        is_allowed = timm.is_model(config.MODEL.TIMM.NAME)
+        require(is_allowed, config, 'MODEL.TIMM.NAME', "a timm model such as 'resnet50'")
         with torch.device('meta'):
             layout = cls(**cls.constructor_arguments(config), num_classes=1).layout
         name, train = config.MODEL.TIMM.NAME, config.TRAIN
         why = f"for timm's {name}"
-        holds = not CLASSIFIER_HEADS[config.MODEL.HEAD].takes_tokens
-        require(holds, config, 'MODEL.HEAD', f'a head on pooled features {why}')
+        is_allowed = not CLASSIFIER_HEADS[config.MODEL.HEAD].takes_tokens
+        require(is_allowed, config, 'MODEL.HEAD', f'a head on pooled features {why}')
         if stage == 'finetune':
-            holds = train.LAYER_DECAY == 1.0 or bool(layout.layer_ids)
-            require(holds, config, 'TRAIN.LAYER_DECAY', f'1.0 {why}, whose layers are not grouped')
-            holds = not config.REPORT.MAPS or bool(layout.map_layer) or not config.REPORT.WRITE
-            require(holds, config, 'REPORT.MAPS', f'0 {why}, which has no feature map')
+            is_allowed = train.LAYER_DECAY == 1.0 or bool(layout.layer_ids)
+            require(
+                is_allowed, config, 'TRAIN.LAYER_DECAY', f'1.0 {why}, whose layers are not grouped'
+            )
+            is_allowed = not config.REPORT.MAPS or bool(layout.map_layer) or not config.REPORT.WRITE
+            require(is_allowed, config, 'REPORT.MAPS', f'0 {why}, which has no feature map')
 
     @classmethod
     def takes_size(cls, config: Any, size: int) -> bool:

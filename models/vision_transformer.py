@@ -203,9 +203,9 @@ class VisionTransformer(PatchEncoder):
         require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
         allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
         require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
-        holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
+        is_allowed = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
         allowed = 'False with USE_APE or with an EMBED_DIM that is not a multiple of 4'
-        require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
+        require(is_allowed, config, 'MODEL.VIT.USE_SINCOS', allowed)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -341,9 +341,9 @@ def check(config: Config, stage: str | None) -> None:
         ratio = value_at(config, key)
         allowed = "0 with a probe and for an encoder other than 'vit'"
         require(drops or not ratio, config, key, allowed)
-        holds = not (ratio and (vit.USE_RPB or vit.USE_SHARED_RPB))
+        is_allowed = not (ratio and (vit.USE_RPB or vit.USE_SHARED_RPB))
         allowed = '0 with MODEL.VIT.USE_RPB or USE_SHARED_RPB, which need the whole grid'
-        require(holds, config, key, allowed)
+        require(is_allowed, config, key, allowed)
         allowed = f'such that 1 or more of the {num_patches(config)} patches remain'
         require(num_kept(num_patches(config), ratio) > 0, config, key, allowed)
 

@@ -91,34 +91,34 @@ def _check_names(config: Config) -> None:
         require(False, config, modes[1], f'False with {modes[0]}')
     for key in ('MODEL.NAME', 'TAG'):
         path = PurePath(value_at(config, key))
-        holds = not path.is_absolute() and '..' not in path.parts
-        require(holds, config, key, 'a relative path without .. below OUTPUT')
-    holds = all(isinstance(name, str) and name for name in config.EVAL.GROUPS)
-    require(holds, config, 'EVAL.GROUPS', 'a list of names')
-    holds = config.DATA.IMAGE_SUFFIX[:1] in ('', '.')
-    require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix such as '.png'")
+        is_allowed = not path.is_absolute() and '..' not in path.parts
+        require(is_allowed, config, key, 'a relative path without .. below OUTPUT')
+    is_allowed = all(isinstance(name, str) and name for name in config.EVAL.GROUPS)
+    require(is_allowed, config, 'EVAL.GROUPS', 'a list of names')
+    is_allowed = config.DATA.IMAGE_SUFFIX[:1] in ('', '.')
+    require(is_allowed, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix such as '.png'")
 
 
 def _check_data_options(config: Config) -> None:
     data, channels = config.DATA, config.MODEL.IN_CHANS
     for key in ('MEAN', 'STD'):
-        holds = len(data[key]) == (channels if data.MEAN or data.STD else 0)
+        is_allowed = len(data[key]) == (channels if data.MEAN or data.STD else 0)
         allowed = f'{channels} numbers, one per channel, or [] for both MEAN and STD'
-        require(holds, config, f'DATA.{key}', allowed)
-    holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
+        require(is_allowed, config, f'DATA.{key}', allowed)
+    is_allowed = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
     allowed = f'0, because DATA.TRAIN_FRACTION is {data.TRAIN_FRACTION:g}: also set that to 1.0'
-    require(holds, config, 'DATA.TRAIN_IMAGES', allowed)
+    require(is_allowed, config, 'DATA.TRAIN_IMAGES', allowed)
     pairs = {'AUG.CROP_AREA': [], 'AUG.CUTMIX_MINMAX': None}
     for key, off in {**pairs, 'CONTRASTIVE.FIRST_CROP_AREA': []}.items():
         pair = value_at(config, key)
-        holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
-        require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
+        is_allowed = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
+        require(is_allowed, config, key, f'[low, high] with 0 < low <= high, or {off}')
     operations = config.AUG.RANDAUGMENT
-    holds = len(operations) in (0, 2) and all(type(number) is int for number in operations)
+    is_allowed = len(operations) in (0, 2) and all(type(number) is int for number in operations)
     allowed = 'two whole numbers, [operations, magnitude], or []'
-    require(holds, config, 'AUG.RANDAUGMENT', allowed)
-    holds = not operations or config.AUG.AUTO_AUGMENT == 'none'
-    require(holds, config, 'AUG.RANDAUGMENT', "[] unless AUG.AUTO_AUGMENT is 'none'")
+    require(is_allowed, config, 'AUG.RANDAUGMENT', allowed)
+    is_allowed = not operations or config.AUG.AUTO_AUGMENT == 'none'
+    require(is_allowed, config, 'AUG.RANDAUGMENT', "[] unless AUG.AUTO_AUGMENT is 'none'")
 
 
 def _check_schedule(config: Config) -> None:
@@ -127,8 +127,10 @@ def _check_schedule(config: Config) -> None:
     latest = train.EPOCHS
     if schedule.NAME == 'multistep':
         steps = schedule.MULTISTEPS
-        holds = bool(steps) and is_inside(steps, '[1, inf)') and steps == sorted(steps)
-        require(holds, config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', 'ascending epochs such as [700]')
+        is_allowed = bool(steps) and is_inside(steps, '[1, inf)') and steps == sorted(steps)
+        require(
+            is_allowed, config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', 'ascending epochs such as [700]'
+        )
         latest = min(latest, steps[0])
     allowed = f'at most {latest}, the number of epochs or the epoch of the first drop'
     require(train.WARMUP_EPOCHS <= latest, config, 'TRAIN.WARMUP_EPOCHS', allowed)
@@ -136,21 +138,26 @@ def _check_schedule(config: Config) -> None:
 
 def _check_finetuning(config: Config) -> None:
     mode = config.FINETUNE.MODE
-    holds = not (mode in NO_ENCODER and config.PRETRAINED)
-    require(holds, config, 'PRETRAINED', f"'' with FINETUNE.MODE {mode!r}, which has no encoder")
+    is_allowed = not (mode in NO_ENCODER and config.PRETRAINED)
+    require(
+        is_allowed, config, 'PRETRAINED', f"'' with FINETUNE.MODE {mode!r}, which has no encoder"
+    )
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
     needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
-    holds = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout
+    is_allowed = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout
     reason = f'FINETUNE.MODE {config.FINETUNE.MODE}' if is_probe else 'EVAL.SELECT_ON holdout'
-    require(holds, config, 'DATA.HOLDOUT_FRACTION', f'above 0 with {reason}')
-    holds = not (is_probe and config.MODEL.RESUME)
+    require(is_allowed, config, 'DATA.HOLDOUT_FRACTION', f'above 0 with {reason}')
+    is_allowed = not (is_probe and config.MODEL.RESUME)
     allowed = 'empty with a probe (use --pretrained for the encoder)'
-    require(holds, config, 'MODEL.RESUME', allowed)
+    require(is_allowed, config, 'MODEL.RESUME', allowed)
     if is_probe:
         head = 'attention' if config.FINETUNE.MODE == 'attentive_probe' else 'linear'
         allowed = f'{head!r} with FINETUNE.MODE {config.FINETUNE.MODE!r}'
         require(config.MODEL.HEAD == head, config, 'MODEL.HEAD', allowed)
-        holds = config.DATA.SAMPLER == 'uniform'
+        is_allowed = config.DATA.SAMPLER == 'uniform'
         require(
-            holds, config, 'DATA.SAMPLER', "'uniform' with a probe, which reads each image once"
+            is_allowed,
+            config,
+            'DATA.SAMPLER',
+            "'uniform' with a probe, which reads each image once",
         )

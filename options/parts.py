@@ -123,9 +123,9 @@ def module_of(key: str) -> ModuleType:
     return load(OPTIONS[key].file)
 
 
-def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
-    """Raise an OptionError with the key, value and allowed values, unless `holds` is true."""
-    if not holds:
+def require(is_allowed: bool, config: CfgNode, key: str, allowed: str) -> None:
+    """Raise an OptionError with the key, value and allowed values, unless `is_allowed` is true."""
+    if not is_allowed:
         value = value_at(config, key)
         shown = dict(value) if isinstance(value, dict) else value  # not as a CfgNode
         raise OptionError(f'{key} must be {allowed}, got {shown!r}')

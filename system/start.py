@@ -52,10 +52,10 @@ def report_to_torchrun(message: str, *, is_cause: bool) -> None:
     `is_cause` is whether this process failed on its own, and not because another one did.
     """
     if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
-        place = f'rank {os.environ.get("RANK")} on host {socket.gethostname()}'
+        process = f'rank {os.environ.get("RANK")} on host {socket.gethostname()}'
         extra = {
             'timestamp': str(int(time.time())),
-            'cause': f'{place} failed first: {message}' if is_cause else '',
+            'cause': f'{process} failed first: {message}' if is_cause else '',
         }
         report = {'message': {'message': message, 'extraInfo': extra}}
         with contextlib.suppress(OSError):
