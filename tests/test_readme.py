@@ -93,7 +93,7 @@ def test_command_parses(source, command, monkeypatch) -> None:
         assert all(word in text for word in words if word.startswith('-'))
         return
     args = parse(path, words, monkeypatch)
-    if getattr(args, 'cfg', None) not in (None, 'configs/...', 'CFG'):
+    if getattr(args, 'cfg', None) not in (None, 'configs/...', 'CFG', 'RUN/config.yaml'):
         assert Path(args.cfg).is_file()
         if path.startswith('main_'):
             get_config(args)
