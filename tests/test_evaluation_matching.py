@@ -204,16 +204,6 @@ def test_groups_contain_only_scored_rows(tmp_path):
     assert cases.groups['View'].tolist() == ['Frontal', 'Frontal', 'Lateral', 'Frontal']
 
 
-def test_patients_and_studies_of_mimic_are_known(tmp_path):
-    names = [f'files/p10/p1000003{i}/s5041426{k}/a-{i}{k}.jpg' for i, k in ((1, 1), (1, 2), (2, 3))]
-    labels = csv_of(tmp_path / 'l.csv', {'Path': names, 'Edema': [1, 0, 0]})
-    columns = {'Path': [f'p10/{name[10:]}' for name in names], 'Edema': [0.3, 0.2, 0.1]}
-    cases, _ = matched(csv_of(tmp_path / 'p.csv', columns), labels)
-    assert cases.patient.tolist() == ['p10000031', 'p10000031', 'p10000032']
-    assert cases.study.tolist() == [name.rpartition('/')[0] for name in names]
-    assert cases.probabilities[:, 0].tolist() == [0.3, 0.2, 0.1]
-
-
 def test_a_labelled_row_without_prediction_raises_an_error(tmp_path):
     predictions, _ = write_pair(tmp_path)
     columns = {'Path': [image(i) for i in (0, 7, 1)], 'Edema': [1, 0, 0]}

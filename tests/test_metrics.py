@@ -25,7 +25,6 @@ from evaluation.metrics import (
     FEW_CASES,
     METRICS,
     OF_LABEL,
-    Protocol,
     applicable,
     auroc_per_label,
     describe_scores,
@@ -36,7 +35,6 @@ from evaluation.metrics import (
     selecting_labels,
     study_level,
 )
-from evaluation.report import build_document
 
 NAN = np.nan
 OF_LABELS = applicable(OF_LABEL)
@@ -300,10 +298,3 @@ def test_a_label_under_several_names_counts_once(nih1000: Path, level: str) -> N
     line = describe_scores(table | {'loss': 0.0, 'views': 'all'})
     assert 'mean of 2 labels' in line
     assert 'Lung Opacity, Pneumonia and No Finding are one label under several names' in line
-    report = build_document([cases], None, Protocol(level='image', resamples=0), run={})
-    headline, (scored,) = report['headline'], report['sets']
-    assert headline['name'] == 'Mean AUROC of 2 labels'
-    assert headline['score']['value'] == pytest.approx(np.mean(areas), abs=1e-12)
-    assert 'one label under several names' in headline['note']
-    assert any('one label under several names' in line for line in report['warnings'])
-    assert scored['means']['counted'] == ['Lung Opacity', 'Edema']

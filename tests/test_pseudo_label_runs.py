@@ -29,17 +29,8 @@ OPTIONS = (
 
 
 def main(cfg: Path, data: Path, output: Path, *more: str, confidence: str = '0.1') -> int:
-    words = ['--cfg', str(cfg), '--data-path', str(data), '--output', str(output)]
-    words += [
-        '--confidence',
-        confidence,
-        '--all-labels',
-        '--rounds',
-        '2',
-        '--opts',
-        *OPTIONS,
-        *more,
-    ]
+    words = ['--cfg', cfg, '--data-path', data, '--output', output, '--confidence', confidence]
+    words += ['--all-labels', '--rounds', '2', '--opts', *OPTIONS, *more]
     return run_script('pseudo_label', *words)
 
 

@@ -15,7 +15,7 @@ from curves import curves, image_steps
 from sklearn.metrics import f1_score, roc_auc_score
 from tiny import ROOT, finished_run
 
-from config import default_config
+from config import Config, default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.final_scores import check_scoring
 from evaluation.run_report import SELECTED_ON_VALID
@@ -224,15 +224,23 @@ def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
     assert naming == predictions | {'report.html', 'report.json'}
 
 
-def test_eval_is_compared_with_the_options_of_the_checkpoint(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trained = default_config()
-    # Options of fine-tuning.
-    trained.merge_from_file(str(ROOT / 'configs/base/chexpert_finetune.yaml'))
-    trained.MODEL.NUM_CLASSES = 14
-    torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
+@pytest.fixture
+def trained(tmp_path: Path) -> Config:
+    """Options of fine-tuning, and a checkpoint with them: tmp_path/c.pth."""
+    config = default_config()
+    config.merge_from_file(str(ROOT / 'configs/base/chexpert_finetune.yaml'))
+    config.MODEL.NUM_CLASSES = 14
+    save(config, tmp_path)
+    return config
 
+
+def save(config: Config, folder: Path) -> None:
+    torch.save({'model': {}, 'config': config.dump()}, folder / 'c.pth')
+
+
+def test_eval_is_compared_with_the_options_of_the_checkpoint(
+    trained: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def check(key: str, value: object) -> None:
         config = trained.clone()
         config.merge_from_list([key, value])
@@ -252,11 +260,11 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
         with pytest.raises(ValueError, match=key):
             check(key, value)
     trained.EVAL.INTERNAL_SHARE = 0.5
-    torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
+    save(trained, tmp_path)
     with pytest.raises(ValueError, match='trained with DATA.HOLDOUT_FRACTION'):
         check('DATA.HOLDOUT_FRACTION', 0.01)
     trained.EVAL.INTERNAL_SHARE = 0.0
-    torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
+    save(trained, tmp_path)
     check('DATA.TRAIN_CSV', trained.DATA.TRAIN_CSV)
     assert not caplog.messages
     trained.DATA.DATA_PATH = 'another_hospital'
@@ -267,14 +275,11 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
 
 
 def test_a_copy_of_the_data_of_a_run_is_recognised_by_its_training_table(
-    many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    trained: Config, many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A folder copied or packed elsewhere; a test table alone names no training patients."""
-    trained = default_config()
-    trained.merge_from_file(str(ROOT / 'configs/base/chexpert_finetune.yaml'))
-    trained.MODEL.NUM_CLASSES = 14
     trained.DATA.DATA_PATH = 'elsewhere'
-    torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
+    save(trained, tmp_path)
     files = {name: sha256(many / name) for name in ('train.csv', 'test.csv')}
     files |= {'DATA.DATASET': '0'}
     (tmp_path / 'run.json').write_text(json.dumps({'data': {'files': files}}))
