@@ -89,36 +89,12 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     were_read = protocol.level == 'study' and len(has_both) > 1 and is_chexpert_test(rows.study)
     scores, entries = {}, []
     for k, label in enumerate(rows.labels):
-        pair, threshold = rows.of_label(label), held_out.thresholds[k]
-        scores[label] = label_scores(
-            *pair, threshold=threshold, weights=weights, views=rows.views()
-        )
-        if protocol.ranks_only:
-            scores[label] |= dict.fromkeys(
-                applicable({'probabilities'}), np.full(len(weights), np.nan)
-            )
-        temperature = float(held_out.temperatures[k])
-        scaled, curves = _calibration(*pair, temperature, weights)
-        delong = (float('nan'),) * 3
-        if allows_delong(pair[1], rows.patient):  # enough cases, and one row for each patient
-            delong = delong_interval(*pair)
-        more = scaled | {'auroc_delong': dict(zip(('value', 'low', 'high'), delong, strict=True))}
-        entries.append(
-            {
-                'label': label,
-                **case_counts(pair[1]),
-                'scores': summaries(scores[label]) | more,
-                'threshold': float(threshold),
-                'held_out': counts[k],
-                'few_held_out': counts[k].get('few', ''),
-                'temperature': temperature,
-                'calibration': curves,
-                'confusion': _confusion(*pair, threshold),
-                'histogram': _histogram(*pair),
-                **_curves(*pair),
-                **_radiologists(*pair, RADIOLOGISTS.get(label, ()) if were_read else ()),
-            }
-        )
+        values = held_out.thresholds[k], held_out.temperatures[k]
+        scores[label], entry = score_label(rows, label, *values, weights=weights, protocol=protocol)
+        readers = RADIOLOGISTS.get(label, ()) if were_read else ()
+        entry |= _radiologists(*rows.of_label(label), readers)
+        entry |= {'held_out': counts[k], 'few_held_out': counts[k].get('few', '')}
+        entries.append({'label': label} | entry)
     mean_labels = rows.mean_labels()
     return {
         'name': cases.name,
@@ -139,6 +115,50 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
         'metadata': score_metadata(rows, weights),
         'worst_errors': worst_errors(rows, held_out.thresholds),
+    }
+
+
+def score_label(
+    rows: Cases,
+    label: str,
+    threshold: float,
+    temperature: float,
+    *,
+    weights: np.ndarray,
+    protocol: Protocol,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Score one label with both classes.
+
+    Args:
+        rows: Cases at the level of the protocol.
+        label: Name of the label.
+        threshold: Lowest probability that is predicted positive; NaN if there is none.
+        temperature: Temperature of its logits; NaN if there is none.
+        weights: A row of ones and of each resample, [1 + R, N].
+        protocol: Options for scoring.
+
+    Returns:
+        Metric -> score and its bootstrap replicates, [1 + R]; and the report's entry of the label:
+        counts, scores with intervals, threshold, temperature and what the charts show.
+    """
+    pair = rows.of_label(label)
+    scores = label_scores(*pair, threshold=threshold, weights=weights, views=rows.views())
+    if protocol.ranks_only:
+        scores |= dict.fromkeys(applicable({'probabilities'}), np.full(len(weights), np.nan))
+    scaled, curves = _calibration(*pair, float(temperature), weights)
+    delong = (float('nan'),) * 3
+    if allows_delong(pair[1], rows.patient):  # enough cases, and one row for each patient
+        delong = delong_interval(*pair)
+    scaled['auroc_delong'] = dict(zip(('value', 'low', 'high'), delong, strict=True))
+    return scores, {
+        **case_counts(pair[1]),
+        'scores': summaries(scores) | scaled,
+        'threshold': float(threshold),
+        'temperature': float(temperature),
+        'calibration': curves,
+        'confusion': _confusion(*pair, threshold),
+        'histogram': _histogram(*pair),
+        **_curves(*pair),
     }
 
 

@@ -44,7 +44,7 @@ def match(
         ValueError: If the files have no label or no row in common, if labelled rows have no
             prediction, or if the files do not support this level or these views.
     """
-    _check_kinds(predictions, table, level)
+    _require_images(predictions, table, level)
     labels = tuple(label for label in table.labels if label in predictions.labels)
     if not labels:
         raise ValueError(
@@ -121,8 +121,8 @@ def share_labels(
     predicted = {name for label in both for name in label.predicted}
     labelled = {name for label in both for name in label.labelled}
     left_out = (
-        ', '.join(name for name in part.labels if name not in used) or 'none'
-        for part, used in ((predictions, predicted), (table, labelled))
+        ', '.join(name for name in entry.labels if name not in used) or 'none'
+        for entry, used in ((predictions, predicted), (table, labelled))
     )
     note = '{}: labels without a counterpart are left out: predictions of {}; labels of {}'
     return (
@@ -138,8 +138,9 @@ def share_labels(
     )
 
 
-def _check_kinds(predictions: Predictions, table: LabelTable, level: str) -> None:
-    of_studies = [part.file for part in (predictions, table) if part.key == 'Study']
+def _require_images(predictions: Predictions, table: LabelTable, level: str) -> None:
+    """Refuse files of studies where only images have the wanted level or views."""
+    of_studies = [entry.file for entry in (predictions, table) if entry.key == 'Study']
     if level == 'image' and of_studies:
         raise ValueError(f'level image requires images (Path), but {of_studies[0]} has studies')
     if table.views != 'all' and predictions.key == 'Study':

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.identity import shared_patients
 from data.labels import COMPETITION_LABELS, describe_same
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
@@ -31,11 +30,10 @@ from evaluation.metrics import (
     score_table,
 )
 from evaluation.model_comparison import compare
-from evaluation.published import are_synthetic, context_rows
+from evaluation.published import context_rows
 from evaluation.report_page import MEAN_TITLES, render_page
 from evaluation.report_warnings import (
-    SYNTHETIC,
-    baseline_alerts,
+    alerts_of_data,
     format_score,
     label_warnings,
     lines_of_sets,
@@ -121,12 +119,8 @@ def build_document(
     has_several_models = len(sets) > 1 and comparisons and not extras['baselines']
     main = None if has_several_models else scored[-1]
 
-    # What also stands next to the headline.
-    alerts = shared_patients(patients or {})
-    if any(are_synthetic(cases.path) for cases in sets):
-        alerts.append(SYNTHETIC)
-    if extras['baselines']:
-        alerts += baseline_alerts(comparisons)
+    baselines = comparisons if extras['baselines'] else []
+    alerts = alerts_of_data(sets, patients or {}, baselines)
     headline, published = None, []
     if main:
         headline = _headline(main, alerts, protocol.resamples >= MIN_RESAMPLES)

@@ -1,16 +1,18 @@
 """Alerts and warnings of a report: what a reader must know before using the scores."""
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import fisher_exact
 
+from data.identity import shared_patients
 from data.labels import describe_same
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
 from evaluation.intervals import MIN_RESAMPLES
 from evaluation.metrics import FEW_CASES, METRICS, Protocol
+from evaluation.published import are_synthetic
 
 # Metadata that rank a label better than this raise an alert, if it is no chance.
 METADATA_AREA = 0.6
@@ -65,6 +67,24 @@ NOT_CHOSEN = (
     'several labels)'
 )
 SMALL_GROUPS = f'groups with fewer than {FEW_CASES} cases of one class for every label'
+
+
+def alerts_of_data(
+    sets: Sequence[Cases],
+    patients: Mapping[str, Sequence[str]],
+    baselines: Sequence[dict[str, Any]],
+) -> list[str]:
+    """Report what stands next to the headline, too.
+
+    Args:
+        sets: Sets of cases.
+        patients: Split -> patients; some may be in two splits.
+        baselines: Comparisons with baselines, which the model may not beat.
+    """
+    alerts = shared_patients(patients)
+    if any(are_synthetic(cases.path) for cases in sets):
+        alerts.append(SYNTHETIC)
+    return alerts + baseline_alerts(baselines)
 
 
 def warnings_of_data(sets: Sequence[Cases], protocol: Protocol, *, has_holdout: bool) -> list[str]:
