@@ -619,18 +619,19 @@ def plot(args: argparse.Namespace) -> None:
         if lines.empty:
             raise ValueError(f'--rows: {known[0]} has none of {[*order]}')
         lines = lines.sort_values('row', key=lambda rows: rows.map(order), kind='stable')
-    if args.figure:
-        draw = (
-            partial(plot_differences, sweep=whole)
-            if args.pairs
-            else partial(plot_scores, sweep=sweep)
-        )
-        print(*draw(args.figure, lines), sep='\n')
+    # The long table may be compressed, and a table of committed results may stand without it.
+    file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)
+    scores = read_table(file) if file else None
+    if args.figure and args.pairs:
+        print(*plot_differences(args.figure, lines, whole, scores), sep='\n')
         return
-    figures = figures_of(args, sweep, lines, score)
+    if args.figure:
+        print(*plot_scores(args.figure, lines, sweep, scores), sep='\n')
+        return
+    figures = figures_of(args, sweep, lines, scores, score)
     if lines['difference'].notna().any():  # from rows that may not be named
         name = f'{file_name("", score)}_differences'
-        figures[name] = partial(plot_differences, lines=lines, sweep=whole)
+        figures[name] = partial(plot_differences, lines=lines, sweep=whole, scores=scores)
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):
             path = folder / f'{sweep.name}{name}.{suffix}'
@@ -642,14 +643,15 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def figures_of(
-    args: argparse.Namespace, sweep: Sweep, lines: pd.DataFrame, score: str
+    args: argparse.Namespace,
+    sweep: Sweep,
+    lines: pd.DataFrame,
+    scores: pd.DataFrame | None,
+    score: str,
 ) -> dict[str, Callable[[Path], list[Path]]]:
     """Return the functions that draw the figures of a sweep, by the end of their names."""
-    folder, name = args.save or args.output, file_name('', score)
-    figures = {name: lambda path: plot_scores(path, lines, sweep)}
-    file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)  # may be compressed
-    if file:
-        scores = read_table(file)
+    figures = {file_name('', score): lambda path: plot_scores(path, lines, sweep, scores)}
+    if scores is not None:
         if sweep.subsets:
             figures['_labels'] = lambda path: plot_labels(path, scores, sweep)
             figures[f'_{sweep.subsets}'] = lambda path: plot_subsets(path, scores, sweep, score)

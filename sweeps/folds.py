@@ -102,7 +102,7 @@ def read_joined(
     if others := sorted({seed for by_seed in joined.values() for seed in by_seed if seed >= seeds}):
         LOGGER.warning('--seeds %s: seeds %s are left out', seeds, others)
     labels: LabelTable | None = None
-    for name, seed in [(row, own) for row in found for own in found[row] if own < seeds]:
+    for name, seed in [(row, seed) for row in found for seed in found[row] if seed < seeds]:
         predictions = found[name][seed]
         if labels is None:
             labels = read_label_file(file, labels=predictions.labels)
@@ -112,9 +112,9 @@ def read_joined(
         if name in chosen:
             if lacking := [row for row in chosen[name] if seed not in joined.get(row, {})]:
                 raise ValueError(f'{folder} has no {lacking[0]} with seed {seed}')
-            parts = [joined[row][seed] for row in chosen[name]]
-            place = row_names(labels.records.path).get_indexer(row_names(predictions.names))
-            predictions = compose(parts, folds_of(labels.records.patient[place], len(parts)))
+            by_fold = [joined[row][seed] for row in chosen[name]]
+            order = row_names(labels.records.path).get_indexer(row_names(predictions.names))
+            predictions = compose(by_fold, folds_of(labels.records.patient[order], len(by_fold)))
         options = {'level': 'image', 'groups': lambda records: all_groups(records, *groups)}
         yield Scored(name, seed, match(predictions, labels, name=name, **options)[0])
 
@@ -149,8 +149,8 @@ def save_ranks(path: Path, files: Mapping[tuple[str, int], Sequence[Path]]) -> N
         ValueError: If other rows of the table have other labels.
     """
     tables = []
-    for (row, seed), parts in files.items():
-        joined = join_ranks(parts)
+    for (row, seed), of_folds in files.items():
+        joined = join_ranks(of_folds)
         ranks = pd.DataFrame(joined.probabilities, columns=joined.labels).map('{:.4g}'.format)
         names = pd.DataFrame({'row': row, 'seed': str(seed), joined.key: joined.names})
         tables.append(pd.concat([names, ranks], axis=1))
@@ -173,8 +173,8 @@ def read_ranks(path: Path, names: Collection[str]) -> dict[str, dict[int, Predic
     """Return row -> seed -> predictions of a table of `save_ranks`, for rows with these names."""
     cells = _joined_cells(path)
     found: dict[str, dict[int, Predictions]] = {}
-    for (row, seed), part in cells[cells['row'].isin(names)].groupby(['row', 'seed']):
-        table = Table(f'{path}, {row} seed {seed}', cells=part.drop(columns=['row', 'seed']))
+    for (row, seed), lines in cells[cells['row'].isin(names)].groupby(['row', 'seed']):
+        table = Table(f'{path}, {row} seed {seed}', cells=lines.drop(columns=['row', 'seed']))
         # All columns are labels, also those that only DATA.LABELS names.
         found.setdefault(row, {})[int(seed)] = read_predictions(table, labels=[*table.cells])
     return found
@@ -186,15 +186,15 @@ def join_ranks(files: Sequence[Path]) -> Predictions:
     Raises:
         ValueError: If an image is in two folds, or the folds have different labels.
     """
-    parts = [read_predictions(file) for file in files]
-    if len({part.labels for part in parts}) > 1:
+    folds = [read_predictions(file) for file in files]
+    if len({fold.labels for fold in folds}) > 1:
         raise ValueError(f'{files[0]} and the files of the other folds have different labels')
-    names = np.concatenate([part.names for part in parts])
+    names = np.concatenate([fold.names for fold in folds])
     if len(set(names)) < len(names):
         name = next(name for name, count in Counter(names).items() if count > 1)
         raise ValueError(f'{name} is in two of the folds that begin with {files[0]}')
-    ranks = [(rankdata(part.probabilities, axis=0) - 0.5) / len(part.names) for part in parts]
-    return replace(parts[0], names=names, probabilities=np.concatenate(ranks))
+    ranks = [(rankdata(fold.probabilities, axis=0) - 0.5) / len(fold.names) for fold in folds]
+    return replace(folds[0], names=names, probabilities=np.concatenate(ranks))
 
 
 def save_runs(path: Path, folders: Iterable[Path]) -> None:
@@ -307,21 +307,23 @@ def choose_rates(sweep: Sweep, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(choices, columns=['row', 'fold', 'candidate', MEAN_SCORE, 'chosen'])
 
 
-def compose(parts: Sequence[Predictions], folds: np.ndarray) -> Predictions:
+def compose(by_fold: Sequence[Predictions], folds: np.ndarray) -> Predictions:
     """Take the predictions of each fold from its own file.
 
     Args:
-        parts: Joined predictions of the row that each fold has chosen.
+        by_fold: Joined predictions of the row that each fold has chosen.
         folds: Fold of each image, [N], in the order of the files.
 
     Raises:
         ValueError: If the files list other images.
     """
-    for part in parts:
-        if not np.array_equal(part.names, parts[0].names):
-            raise ValueError(f'{parts[0].file}, and {part.file}: they must list the same images')
-    values = np.stack([part.probabilities for part in parts])  # [folds, N, K]
-    return replace(parts[0], probabilities=values[folds, np.arange(len(folds))])
+    for predictions in by_fold:
+        if not np.array_equal(predictions.names, by_fold[0].names):
+            raise ValueError(
+                f'{by_fold[0].file}, and {predictions.file}: they must list the same images'
+            )
+    values = np.stack([predictions.probabilities for predictions in by_fold])  # [folds, N, K]
+    return replace(by_fold[0], probabilities=values[folds, np.arange(len(folds))])
 
 
 def mean_score(folder: Path) -> float:

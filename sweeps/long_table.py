@@ -142,8 +142,8 @@ def rows_of(table: pd.DataFrame, score: str, group: str = EVERYONE) -> Rows:
     metric, label = parts_of(score)
     chosen = (table['metric'] == metric) & (table['label'] == label) & (table['group'] == group)
     return {
-        row: pd.DataFrame(np.stack(part['resamples']), index=part['seed'])
-        for row, part in table[chosen].groupby('row', sort=False)
+        row: pd.DataFrame(np.stack(runs['resamples']), index=runs['seed'])
+        for row, runs in table[chosen].groupby('row', sort=False)
     }
 
 
@@ -164,11 +164,11 @@ def written(table: pd.DataFrame) -> pd.DataFrame:
     lines = []
     scored = table[table['resamples'].notna()]
     where = ['row', 'split', 'level', 'group', 'label', 'metric']
-    for place, part in scored.groupby(where, sort=False):
-        own = summarise(pd.DataFrame(np.stack(part['resamples'])))
-        line = {'seed': '', 'fold': '', **dict(zip(where, place, strict=True))}
+    for key, runs in scored.groupby(where, sort=False):
+        summary = summarise(pd.DataFrame(np.stack(runs['resamples'])))
+        line = {'seed': '', 'fold': '', **dict(zip(where, key, strict=True))}
         for resample in ('', *ENDS):
-            lines.append(line | {'resample': resample, 'value': own[resample or 'value']})
+            lines.append(line | {'resample': resample, 'value': summary[resample or 'value']})
     means = pd.DataFrame(lines, columns=COLUMNS)
     runs = table[[*KEYS, 'value']].astype({'seed': str})
     return pd.concat([runs.assign(resample=''), means])
@@ -191,7 +191,10 @@ def read_table(path: Any) -> pd.DataFrame:
 def _values(
     cases: Cases, scores: Sequence[str], weights: np.ndarray, thresholds: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """Yield label, metric, value and resamples of each score that is defined."""
+    """Yield label, metric, value and resamples of each score that is defined.
+
+    Each mean is followed by its number of labels, as the metric 'auroc_labels' and so on.
+    """
     defined = cases.has_both_classes()
     means = cases.mean_labels()
     members: dict[str, list[str]] = {}  # labels of each score
@@ -223,3 +226,5 @@ def _values(
         if known:
             values = np.mean([found[label][metric] for label in known], axis=0)
             yield {'label': name, 'metric': metric, 'value': values[0], 'resamples': values}
+            if name in MEANS:
+                yield {'label': name, 'metric': f'{metric}_labels', 'value': len(known)}

@@ -23,7 +23,7 @@ from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
-from sweeps.long_table import EVERYONE, MEANS, label_title, parts_of
+from sweeps.long_table import EVERYONE, MEANS, parts_of
 from sweeps.tables import score_title, subset_title, title_of
 from system.files import atomic_writer
 from system.pages import NOT_FOR_CLINICAL_USE, TALLEST, WIDTH, new_figure, page_files, split_pages
@@ -61,7 +61,7 @@ NARROW = 4.7  # inches: figures of one panel, whose text stays legible on a phon
 STYLE = {'font.size': 10, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays selectable
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 9, 'grid.color': LIGHT}
-LONG_TITLE, LONG_NAME, LONG_PANEL = 34, 28, 24  # letters after which names are broken
+LONG_TITLE, LONG_NAME, LONG_PANEL, LONG_AXIS = 34, 28, 24, 40  # letters in a line
 LETTERS = 16.5  # of a note in an inch
 LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
     'holdout_l1_grey': '-',
@@ -76,21 +76,29 @@ NUM_MASKS = 200  # for the mean distance to a visible pixel
 FEW_SEEDS = 3  # an interval over fewer seeds spans the whole figure
 
 
-def plot_scores(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> list[Path]:
+def plot_scores(
+    path: str | Path, lines: pd.DataFrame, sweep: Sweep, scores: pd.DataFrame | None = None
+) -> list[Path]:
     """Draw a dot with its interval for each row, and a line at the pixel baseline.
 
-    Rows are grouped by their labels. `lines` is a result of `sweeps.tables.read_lines`.
+    Rows are grouped by their labels. `lines` is a result of `sweeps.tables.read_lines`, and
+    `scores` the long table, if it is known: it has the number of labels of a mean.
     """
     values = lines.drop_duplicates('row').set_index('row')
     rows = [row for row in sweep.rows if row.name in values.index]
     subsets = [*dict.fromkeys(row.subset for row in rows)]
     baselines = {row.subset: values.loc[row.name, 'value'] for row in rows if _is_pixels(row)}
-    if others := [row for row in rows if not _is_pixels(row)]:
-        rows = sorted(others, key=lambda row: subsets.index(row.subset))
+    rows = [row for row in rows if not _is_pixels(row)] or rows
     height, heading = 0.27, 0.4
     most = int((TALLEST - 1.4 - heading * len(subsets)) / height)
-    files = []
-    for file, page in paged(path, rows, most):
+    pages: list[list[Row]] = [[]]
+    for subset in subsets:  # a page shows all rows of a subset, if they fit
+        for members in split_pages([row for row in rows if row.subset == subset], most):
+            if len(pages[-1]) + len(members) > most:
+                pages.append([])
+            pages[-1] += members
+    files = page_files(Path(path), len(pages))
+    for file, page in zip(files, pages, strict=True):
         groups: dict[str, list[Row]] = {}
         for row in page:
             groups.setdefault(row.subset, []).append(row)
@@ -105,22 +113,21 @@ def plot_scores(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> list[Pat
                     axis.axvline(baselines[subset], **BASELINE)
             axis.set_xlim(*_span(values[['value', *ENDS]]))
             axis.locator_params(axis='x', nbins=5)
-            axis.set_xlabel(score_title(lines['score'].iloc[0]))
+            axis.set_xlabel(fill(score_title(lines['score'].iloc[0], scores), LONG_AXIS))
             if baselines:
                 figure.legend(handles=[Line2D([], [], **BASELINE)], loc='outside upper right')
             names = [row.name for row in page]
             add_note(figure, f'{OVER_PATIENTS} {starts_note(sweep, names)}')
-        files.append(file)
     return files
 
 
 def _draw_scores(axis: Axes, sweep: Sweep, rows: Sequence[Row], values: pd.DataFrame) -> None:
     """Draw the rows with the same labels."""
     for number, row in enumerate(rows):
-        own = values.loc[[row.name]]
+        scored = values.loc[[row.name]]
         style = {'markersize': 6, 'color': COLOUR, 'linestyle': ''}
         style |= {'marker': 'o'} | STARTS[start_of(row)][0]
-        axis.errorbar(own['value'], [number], xerr=_bars(own), elinewidth=1.5, **style)
+        axis.errorbar(scored['value'], [number], xerr=_bars(scored), elinewidth=1.5, **style)
     names = [title_of(sweep, row.name)[1] for row in rows]
     axis.set_yticks(range(len(rows)), [fill(name, LONG_NAME) for name in names])
     axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -133,10 +140,12 @@ def _is_pixels(row: Row) -> bool:
     return row.method == 'pixels'
 
 
-def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> list[Path]:
+def plot_differences(
+    path: str | Path, lines: pd.DataFrame, sweep: Sweep, scores: pd.DataFrame | None = None
+) -> list[Path]:
     """Draw the paired differences between compared rows with both intervals.
 
-    `lines` is a result of `sweeps.tables.read_lines`. Rows that are not compared are left out.
+    `lines` and `scores` are those of `plot_scores`. Rows that are not compared are left out.
     """
     lines = lines[lines['difference'].notna()]
     if lines.empty:
@@ -169,7 +178,7 @@ def plot_differences(path: str | Path, lines: pd.DataFrame, sweep: Sweep) -> lis
             axis.set_yticks(range(len(page)), [line['name'] for line in page])
             axis.set_ylim(len(page) - 0.5, -0.5)
             axis.set_xlim(*span)
-            axis.set_xlabel(f'difference in {score_title(score)}')
+            axis.set_xlabel(f'difference in {score_title(score, scores)}')
             axis.locator_params(axis='x', nbins=5)
             axis.grid(axis='x')
             points = {'significant': CLEAR, 'not significant': {}}
@@ -207,7 +216,10 @@ def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> list[Pa
     note = f'Without an AUROC: {", ".join(unscored)}.' if unscored else ''
     if len(labels) > 1:
         labels = [*(label for label in MEANS if label in {*means['label']}), *labels]
-    titles = {label: label_title(label) for label in labels}
+    titles = {
+        label: score_title(label, scores).partition(', ')[2] if label in MEANS else label
+        for label in labels
+    }
     return _plot_categories(path, means, sweep, titles, column='label', score='AUROC', note=note)
 
 
@@ -218,7 +230,7 @@ def plot_groups(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str
     """
     means = _means(scores, *parts_of(score), by='group')
     titles = {EVERYONE: 'all'} | {group: group for group in means['group'].unique()}
-    title = score_title(score)
+    title = score_title(score, scores, in_groups=True)
     return _plot_categories(path, means, sweep, titles, column='group', score=title)
 
 
@@ -256,10 +268,10 @@ def _plot_categories(
             axis = figure.subplots()
             steps = np.linspace(-0.36, 0.36, len(rows)) if len(rows) > 1 else [0.0]
             for name, step in zip(rows, steps, strict=True):
-                own = means[means['row'] == name].set_index(column).reindex(categories)
-                places = np.arange(len(categories)) + step
+                scored = means[means['row'] == name].set_index(column).reindex(categories)
+                heights = np.arange(len(categories)) + step
                 style = _style(sweep, names.index(name), name)
-                axis.errorbar(own['value'], places, xerr=_bars(own), **style)
+                axis.errorbar(scored['value'], heights, xerr=_bars(scored), **style)
             names_shown = [fill(titles[category], LONG_NAME) for category in categories]
             axis.set_yticks(range(len(categories)), names_shown)
             axis.set_ylim(len(categories) - 0.5, -0.5)
@@ -285,8 +297,12 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     The intervals are over seeds, or with fewer than FEW_SEEDS over patients.
     """
     metric, label = parts_of(score)
-    own = scores[(scores['metric'] == metric) & (scores['label'] == label)]
-    seeds = own[(own['seed'] != '') & (own['group'] == EVERYONE)].groupby('row')['value'].agg(list)
+    chosen = scores[(scores['metric'] == metric) & (scores['label'] == label)]
+    seeds = (
+        chosen[(chosen['seed'] != '') & (chosen['group'] == EVERYONE)]
+        .groupby('row')['value']
+        .agg(list)
+    )
     over_patients = max(map(len, seeds), default=0) < FEW_SEEDS
     means = _means(scores, metric, label).set_index('row')
     if not over_patients:
@@ -295,7 +311,7 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     sizes = sorted({subset_size(row.subset) for row in sweep.rows})
     factor = 100 if sweep.subsets == 'shares' else 1
     known = [size * factor for size in sizes if size < math.inf]
-    places = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
+    positions = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
     methods = [*dict.fromkeys(row.method for row in sweep.rows if row.name in means.index)]
     subsets = sorted({row.subset for row in sweep.rows}, key=subset_size)
     last = {row.method: row.name for row in sweep.rows if row.name in means.index}
@@ -307,26 +323,29 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
             axis.set_xscale('log')
             for number, method in enumerate(page):
                 moved = 1.04 ** (number - (len(page) - 1) / 2)  # keeps bars apart
-                part = means.reindex([f'{method}_{subset}' for subset in subsets])
+                scored = means.reindex([f'{method}_{subset}' for subset in subsets])
                 style = _style(sweep, methods.index(method), last[method])
-                at = [places[subset_size(subset)] * moved for subset in subsets]
+                at = [positions[subset_size(subset)] * moved for subset in subsets]
                 axis.errorbar(
                     at,
-                    part['value'],
-                    yerr=_bars(part),
+                    scored['value'],
+                    yerr=_bars(scored),
                     **style | {'linestyle': '-', 'linewidth': 1},
                 )
-            names = ['all' if size == math.inf else f'{place:,g}' for size, place in places.items()]
-            axis.set_xticks([*places.values()], names)
+            names = [
+                'all' if size == math.inf else f'{position:,g}'
+                for size, position in positions.items()
+            ]
+            axis.set_xticks([*positions.values()], names)
             axis.minorticks_off()
-            if len(places) == 1:  # a single share would be spread over the axis
-                (place,) = places.values()
-                axis.set_xlim(place / 2, place * 2)
+            if len(positions) == 1:  # a single share would be spread over the axis
+                (position,) = positions.values()
+                axis.set_xlim(position / 2, position * 2)
             axis.grid(axis='y')
             axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may exceed [0, 1]
             is_share = sweep.subsets == 'shares'
             axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
-            axis.set_ylabel(score_title(score))
+            axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
             noise = "seeds, by Student's t"
             if over_patients:
                 noise = f'patients, because there are fewer than {FEW_SEEDS} seeds'
@@ -357,18 +376,18 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
             axis = figure.subplots()
             for number, (name, points) in enumerate(page):
                 distances, rows, ratios = zip(*sorted(points), strict=True)
-                own = means.loc[[*rows]]
+                scored = means.loc[[*rows]]
                 style = {'color': COLOURS[number], 'markersize': 4, 'elinewidth': 0.6}
                 style |= {'marker': MARKERS[number], 'label': name}
-                axis.errorbar(distances, own['value'], yerr=_bars(own), **style)
-                for distance, value, ratio in zip(distances, own['value'], ratios, strict=True):
+                axis.errorbar(distances, scored['value'], yerr=_bars(scored), **style)
+                for distance, value, ratio in zip(distances, scored['value'], ratios, strict=True):
                     note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 8}
                     axis.annotate(f'{ratio:g}', (distance, value), color=style['color'], **note)
             axis.set_xscale('log', base=2)
             axis.xaxis.set_major_formatter('{x:g}')
             axis.grid(axis='y')
             axis.set_xlabel('AvgDist: mean distance from hidden to nearest visible pixel (px)')
-            axis.set_ylabel(score_title(score))
+            axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
             figure.legend(loc='outside upper center', ncols=4)
             add_note(figure, f'Numbers: masked share. {OVER_PATIENTS}')
         files.append(file)
@@ -481,9 +500,9 @@ def _means(scores: pd.DataFrame, metric: str, label: str = '', by: str = 'label'
     chosen = (scores['seed'] == '') & (scores['metric'] == metric)
     chosen &= (scores['label'] == label) if label else True
     chosen &= (scores['group'] == EVERYONE) if by == 'label' else True
-    part = scores[chosen].replace({'resample': {'': 'value'}})
-    table = part.pivot(index=['row', by], columns='resample', values='value')
-    order = part.drop_duplicates(['row', by])[['row', by]]
+    lines = scores[chosen].replace({'resample': {'': 'value'}})
+    table = lines.pivot(index=['row', by], columns='resample', values='value')
+    order = lines.drop_duplicates(['row', by])[['row', by]]
     return table.loc[[*map(tuple, order.to_numpy())]].reset_index()
 
 
@@ -495,10 +514,10 @@ def _span(values: pd.DataFrame | pd.Series) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _bars(part: pd.DataFrame) -> np.ndarray:
+def _bars(scored: pd.DataFrame) -> np.ndarray:
     """Return the lengths [2, N] of error bars, NaN where the interval is unknown."""
     # With few cases the score may lie outside the percentiles of its resamples.
-    lengths = [part['value'] - part['low'], part['high'] - part['value']]
+    lengths = [scored['value'] - scored['low'], scored['high'] - scored['value']]
     return np.maximum(np.array(lengths, float), 0)
 
 

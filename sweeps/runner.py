@@ -139,8 +139,8 @@ def describe_runs(jobs: Sequence[Job]) -> Iterator[str]:
         words = job.arguments[job.arguments.index('--opts') + 1 :]
         yield f'      {os.path.relpath(job.arguments[2], ROOT)}: {" ".join(words)}'
     counts = Counter(SECTIONS[job.stage] for job in jobs)
-    parts = ', '.join(f'{count} {section}' for section, count in counts.items())
-    yield f'{len(jobs)} runs ({parts}), {states.count("finished")} of them already finished'
+    numbers = ', '.join(f'{count} {section}' for section, count in counts.items())
+    yield f'{len(jobs)} runs ({numbers}), {states.count("finished")} of them already finished'
     if reasons:
         yield f'* {len(reasons)} folders contain runs with other options, which `run` refuses'
     yield from (f'  {reason}' for reason in reasons[:SHOWN])

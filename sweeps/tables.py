@@ -18,7 +18,7 @@ from evaluation.model_comparison import (
     summarise,
 )
 from sweeps.files import BASELINES, Sweep
-from sweeps.long_table import EVERYONE, facts_of, label_title, parts_of, rows_of
+from sweeps.long_table import EVERYONE, MEANS, facts_of, label_title, parts_of, rows_of
 from system.files import replace_files
 from system.pages import NOT_FOR_CLINICAL_USE
 
@@ -99,7 +99,7 @@ def compared_pairs(
     rows = [row for row in sweep.rows if row.name in seeds]
     rows.sort(key=lambda row: row.method in NO_ENCODER)
     for row, others in ((row.name, row.against) for row in rows):
-        fitting = []
+        comparable = []
         for name in dict.fromkeys(others):
             common = seeds[row] & seeds.get(name, set())
             if not common or (named and name not in named):
@@ -107,8 +107,8 @@ def compared_pairs(
             if any(protocols.get((row, s)) != protocols.get((name, s)) for s in common):
                 notes.append(f'{row} was scored on other cases than {name}: not compared.')
                 continue
-            fitting.append(name)
-        pairs += [(row, name) for name in fitting or ['']]
+            comparable.append(name)
+        pairs += [(row, name) for name in comparable or ['']]
     return pairs, notes
 
 
@@ -129,17 +129,17 @@ def compare(
         if (name, group) in rows
     ]
     lines = []
-    for ((row, group), base), part in zip(keys, compare_rows(rows, keys), strict=True):
+    for ((row, group), base), comparison in zip(keys, compare_rows(rows, keys), strict=True):
         summary = summarise(rows[row, group])
         line = {'group': group} if group else {}
         line |= {'row': row, 'labels': subsets.get(row, ''), 'seeds': summary['seeds']}
         line |= {'score': score, **summary, 'against': base[0] if base else ''}
-        if part:
-            line['difference'] = part['difference']
-            line['by_seed'] = ' '.join(f'{value:.6f}' for value in part['by_seed'])
+        if comparison:
+            line['difference'] = comparison['difference']
+            line['by_seed'] = ' '.join(f'{value:.6f}' for value in comparison['by_seed'])
             for noise, name in NOISE.items():
-                line |= {f'{name}_{end}': part[noise][end] for end in ENDS}
-            line |= {key: part[key] for key in ('p', 'p_holm', 'verdict')}
+                line |= {f'{name}_{end}': comparison[noise][end] for end in ENDS}
+            line |= {key: comparison[key] for key in ('p', 'p_holm', 'verdict')}
         lines.append(line)
     return lines
 
@@ -211,13 +211,13 @@ def write_all_scores(
         cell = {sweep.title: title} | ({'labels': labels} if sweep.subsets else {})
         rivals = [other.name for other in rows if other.subset == row.subset]
         for score, found in known.items():
-            own = found.get(row.name, {})
-            line |= {score: own.get('value'), f'{score}_sd': own.get('sd')}
-            text = shown(own.get('value'), '.3f')
-            text += f' ± {own["sd"]:.3f}' if own.get('seeds', 0) > 1 else ''
+            score_line = found.get(row.name, {})
+            line |= {score: score_line.get('value'), f'{score}_sd': score_line.get('sd')}
+            text = shown(score_line.get('value'), '.3f')
+            text += f' ± {score_line["sd"]:.3f}' if score_line.get('seeds', 0) > 1 else ''
             values = [round(found[name]['value'], 3) for name in rivals if name in found]
             best = max if METRICS[parts_of(score)[0]].higher_is_better else min
-            is_best = own and round(own['value'], 3) == best(values)
+            is_best = score_line and round(score_line['value'], 3) == best(values)
             cell[score_title(score)] = f'**{text}**' if is_best else text
         lines.append(line)
         cells.append(cell)
@@ -281,15 +281,15 @@ def facts_cells(table: pd.DataFrame) -> list[dict[str, str]]:
     cells = [
         {
             'row': row,
-            'SEED of finished runs': ', '.join(map(str, part.index.get_level_values('seed'))),
+            'SEED of finished runs': ', '.join(map(str, finished.index.get_level_values('seed'))),
         }
-        for row, part in runs
+        for row, finished in runs
     ]
     for metric, (title, form) in FACTS.items():
         facts = facts_of(table, metric)
         for cell in cells if len(facts) else ():
-            own = facts[facts.index.get_level_values('row') == cell['row']]
-            cell[title] = with_sd(own, form) if len(own) else ''
+            values = facts[facts.index.get_level_values('row') == cell['row']]
+            cell[title] = with_sd(values, form) if len(values) else ''
     return cells
 
 
@@ -326,10 +326,22 @@ def file_name(sweep: str, score: str) -> str:
     return f'{sweep}_{score}'.replace(' ', '_').replace(':', '_')
 
 
-def score_title(score: str) -> str:
-    """Return the name of a score for readers."""
+def score_title(score: str, scores: pd.DataFrame | None = None, *, in_groups: bool = False) -> str:
+    """Return the name of a score for readers.
+
+    A mean gets its number of labels if a long table has it, of everyone or in all groups.
+    """
     metric, label = parts_of(score)
-    return f'{METRICS[metric].title}, {label_title(label)}'
+    title = f'{METRICS[metric].title}, {label_title(label)}'
+    if scores is None or label == MEANS[1]:  # the mean of five
+        return title
+    chosen = (scores['metric'] == f'{metric}_labels') & (scores['label'] == label)
+    chosen &= in_groups | (scores['group'] == EVERYONE)
+    numbers = sorted({*scores.loc[chosen, 'value'].astype(int)})
+    if not numbers:
+        return title
+    shown_numbers = ' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+    return f'{title} of {shown_numbers} label{"s" * (numbers != [1])}'
 
 
 def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
@@ -387,7 +399,7 @@ def _cells(line: Line, lines: Sequence[Line], footnotes: Footnotes) -> Iterator[
     yield 'row', line['row']
     sd = f' ± {line["sd"]:.3f}' if line['seeds'] > 1 else ''
     yield score_title(line['score']), shown(line['value'], '.3f') + sd
-    if any('last_epoch' in each for each in lines):
+    if any('last_epoch' in other for other in lines):
         yield 'last epoch', shown(line.get('last_epoch'), '.3f')
     yield '95 % over patients', interval_text(line, '.3f') or marked(FEW_RESAMPLES)
     yield 'against', line['against']

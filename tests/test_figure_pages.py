@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from data import charts, figures
 from evaluation.reconstruction import Reconstruction, plot_reconstructions
 from evaluation.saliency import plot_prediction
 from sweeps import plots
-from sweeps.files import Sweep, in_order, load_sweep, only_subsets, plan, run_folder
+from sweeps.files import Sweep, load_sweep, only_subsets, plan, run_folder
 from sweeps.plots import FROM_FILE, HERE, NO_NETWORK, RANDOM, STARTS, start_of, starts_note
-from sweeps.tables import file_name
+from sweeps.tables import file_name, score_title
 from system.pages import TALLEST, WIDTH, page_files, split_pages
 
 SWEEPS = sorted(
@@ -59,6 +59,9 @@ def long_table(sweep: Sweep) -> pd.DataFrame:
                 lines.append(line | {'seed': '', 'resample': end, 'value': number})
             seeds = [{'seed': str(s), 'resample': '', 'value': value + s / 100} for s in range(3)]
             lines += [line | seed for seed in seeds]
+            if label == 'mean':  # fewer labels are defined in some of the groups
+                count = {'metric': 'auroc_labels', 'seed': '0', 'resample': '', 'value': 30}
+                lines.append(line | count | ({} if group in GROUPS[:3] else {'value': 40}))
     return pd.DataFrame(lines)
 
 
@@ -93,6 +96,13 @@ def test_figures_of_a_large_sweep_fit_on_pages(large: Sweep, tmp_path: Path, sav
         assert [file.name for file in files] == [f'f_{n + 1}.png' for n in range(len(files))]
         assert len(files) >= 34 / most_rows
         check_pages(saved, len(files))
+
+
+def test_a_page_of_scores_shows_all_rows_of_a_share(tmp_path: Path, saved) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')  # three shares, 30 rows
+    plots.plot_scores(tmp_path / 'f.png', score_table(sweep), sweep)
+    panels = [[len(axis.get_yticks()) for axis in figure.axes] for figure in saved]
+    assert panels == [[10, 10], [10]]
 
 
 def test_masks_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved, monkeypatch) -> None:
@@ -218,20 +228,19 @@ def test_pages_have_all_items_in_order_and_about_as_many_each() -> None:
 # What a row starts from ---------------------------------------------------------------------------
 
 
-def scales() -> Iterator[tuple[Path, str]]:
-    for path in SWEEPS:
-        content = yaml.safe_load(path.read_text())
-        for scale in content.get('scales') or ['']:
-            yield path, scale
+def scales_of(path: Path) -> list[str]:
+    return [*(yaml.safe_load(path.read_text()).get('scales') or [''])]
 
 
 @pytest.mark.parametrize(
-    'path, scale', [*scales()], ids=lambda value: getattr(value, 'stem', value)
+    'path, scale',
+    [(path, scale) for path in SWEEPS for scale in scales_of(path)],
+    ids=lambda value: getattr(value, 'stem', value),
 )
 def test_legends_say_what_the_runs_start_from(path: Path, scale: str) -> None:
     """The commands of the runs say it: --pretrained names a run of the sweep, or a file."""
     sweep = load_sweep(path, scale)
-    if sweep.subsets:
+    if sweep.subsets and scale != scales_of(path)[-1]:  # all possible options at the last one
         sweep = only_subsets(sweep, [sweep.rows[0].subset])
     names = {row.weights for row in sweep.rows if row.weights}
     environment = dict(os.environ) | dict.fromkeys(names, '/files/weights.pth')
@@ -248,24 +257,7 @@ def test_legends_say_what_the_runs_start_from(path: Path, scale: str) -> None:
         assert starts_note(sweep, [row.name]).lower() == f'{STARTS[wanted][1]}.'.lower()
 
 
-def test_a_legend_names_only_the_starts_that_it_shows(tmp_path: Path) -> None:
-    sweep = load_sweep(methods_file(tmp_path))
-    assert starts_note(sweep, ['simmim_1']) == 'Filled: pre-trained in this sweep.'
-    note = starts_note(sweep, ['scratch_1', 'simmim_1'])
-    assert note == 'Filled: pre-trained in this sweep; open: random weights.'
-    file = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'small')
-    assert start_of(file.rows[-1]) == FROM_FILE  # resnet50_as_stated: ImageNet's weights
-
-
 # Which rows and labels are drawn ------------------------------------------------------------------
-
-
-def test_named_rows_and_methods_are_drawn_in_this_order(tmp_path: Path) -> None:
-    sweep = load_sweep(methods_file(tmp_path))
-    chosen = in_order(sweep, ['scratch', 'simmim_1'])
-    assert [row.name for row in chosen.rows] == ['scratch_0.1', 'scratch_1', 'simmim_1']
-    with pytest.raises(ValueError, match=r"--rows must be of \['simmim', 'moco', .*got 'mae'"):
-        in_order(sweep, ['mae'])
 
 
 def texts(folder: Path) -> dict[str, list[str]]:
@@ -284,7 +276,7 @@ def test_a_single_label_has_no_mean_and_unscored_labels_are_named(tmp_path: Path
         part = table[table['label'].isin([*labels, 'mean'])]
         plots.plot_labels(tmp_path / 'l.svg', pd.concat([part, counted]), sweep)
         found = texts(tmp_path)['l']
-        assert ('mean' in found) == shown
+        assert ('mean of 40 labels' in found) == shown
         assert any('Without an AUROC:' in text for text in found)
         assert 'Rare' in ' '.join(found)
 
@@ -304,7 +296,11 @@ def test_plot_writes_the_named_rows_only_and_removes_old_pages(tmp_path: Path, c
     assert 'mine_labels_7.png' not in names and 'mine_labels_1.png' in names
     figure = tmp_path / 'one.svg'
     assert run_script('ablate', *words, '--rows', 'scratch', 'moco_1', '--figure', figure) == 0
-    shown = [text for text in texts(tmp_path)['one'] if text in ('scratch', 'moco', 'simmim')]
-    assert shown == ['scratch', 'scratch', 'moco']
+    found = texts(tmp_path)['one']
+    assert [text for text in found if text in ('scratch', 'moco', 'simmim')] == [
+        'scratch', 'scratch', 'moco'
+    ]  # fmt: skip
+    assert 'AUROC, mean of 40 labels' in found
+    assert score_title('mean', table, in_groups=True) == 'AUROC, mean of 30 to 40 labels'
     assert run_script('ablate', *words, '--rows', 'mae') == 2
     assert "got 'mae'" in capsys.readouterr().err
