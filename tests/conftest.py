@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from new_parts import add_part  # noqa: F401
+from new_parts import add_example, add_part  # noqa: F401
 from shared_material import SHARED
 
 from config import OPTIONS

@@ -13,6 +13,7 @@ import torch
 from markdown.extensions.toc import slugify
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from new_parts import EXAMPLE, PAGE
 from sklearn.metrics import matthews_corrcoef
 from test_readme import ROOT
 from tiny import config_with
@@ -21,8 +22,6 @@ from torch import nn
 from config import (
     OPTIONS,
     REGISTRIES,
-    Own,
-    Section,
     check_config,
     part_options,
     part_with_options,
@@ -79,25 +78,6 @@ def test_files_of_the_project_that_a_page_names_exist(path) -> None:
 
 # The examples of new parts
 
-REGISTERED = {
-    'MASKS': 'DATA.MASK_TYPE',
-    'HEADS': 'MODEL.SIMMIM.HEAD',
-    'TARGETS': 'MODEL.SIMMIM.TARGET',
-    'LOSSES': 'MODEL.SIMMIM.LOSS',
-    'PRETRAINING': 'MODEL.PRETRAIN',
-    'CLASSIFIER_HEADS': 'MODEL.HEAD',
-    'TASKS': 'DATA.TASK',
-    'ENCODERS': 'MODEL.TYPE',
-    'METHODS': 'CONTRASTIVE.METHOD',
-    'MIXERS': 'AUG.MIXER',
-    'OPTIMIZERS': 'TRAIN.OPTIMIZER.NAME',
-    'SCHEDULES': 'TRAIN.LR_SCHEDULER.NAME',
-    'WRITERS': 'LOGGER',
-    'register_policy': 'DATA.UNCERTAIN',
-    'register_loss': 'LOSS.NAME',
-}
-EXAMPLE = re.compile(r'^```python\n# (\S+)\n(.*?)^```', re.M | re.S)
-PAGE = (DOCS / 'howto' / 'extend.md').read_text(encoding='utf-8')
 SMALL = {
     'DATA__IMG_SIZE': 32,
     'DATA__MASK_PATCH_SIZE': 8,
@@ -108,13 +88,6 @@ SMALL = {
     'MODEL__SWIN__WINDOW_SIZE': 4,
     'AUG__AUTO_AUGMENT': 'none',
 }
-
-
-class Lines(Section):
-    """Stands for `_C` in config.py: sections come into being when they are named."""
-
-    def __getattr__(self, name: str):
-        return self.setdefault(name, Lines())
 
 
 def images(size: int = 32, seed: int = 0) -> torch.Tensor:
@@ -186,7 +159,10 @@ def use_task(config, folder: Path) -> None:
 def use_label_loss(config, folder: Path) -> None:
     targets = torch.tensor([[1.0, float('nan')], [0.0, 1.0]])
     loss = build_label_loss(config, targets.numpy())
-    assert loss(torch.zeros(2, 2), targets) == pytest.approx(3 * 0.25 / 4)
+    outputs = torch.zeros(2, 2, requires_grad=True)
+    assert loss(outputs, targets) == pytest.approx(3 * 0.25 / 4)
+    loss(outputs, targets).backward()
+    assert outputs.grad.isfinite().all() and outputs.grad[0, 1] == 0
 
 
 def use_encoder(config, folder: Path) -> None:
@@ -263,26 +239,10 @@ USES = {
 
 
 @pytest.mark.parametrize('file', USES)
-def test_an_example_is_a_file_and_lines_of_config_that_work(file, add_part, tmp_path) -> None:
+def test_an_example_is_a_file_and_lines_of_config_that_work(file, add_example, tmp_path) -> None:
     """What stands on the page is all that a part needs."""
-    lines = Lines()
-    for name, code in EXAMPLE.findall(PAGE):
-        if name == 'config.py':
-            lines = Lines()
-            exec(code, {'_C': lines, 'Own': Own, 'Section': Section})
-        elif name == file:
-            break
-        else:
-            lines = Lines()
-    module = f'example_{Path(file).stem}'
-    found = re.search(r"^@(\w+)(?:\.register)?\('(\w+)'", code, re.M)
-    key, part = (REGISTERED[found[1]], found[2]) if found else ('DATA.MASK_TYPE', 'unused')
-    path, section = [], lines
-    while isinstance(section, Lines) and section:
-        (step, section), *_ = section.items()
-        path.append(step)
-    add_part(key, part, module, code, '.'.join(path), section if path else None)
-    if not found:
+    key, part, module = add_example(file)
+    if not key:
         USES[file](module, tmp_path)
         return
     value = [part] if key == 'LOGGER' else part
