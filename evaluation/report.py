@@ -109,10 +109,9 @@ def build_document(
     """
     extras = {'comparisons': [], 'baselines': False, **(extras or {})}
     comparisons = extras['comparisons']
+    fitted = holdout
     if holdout is None or isinstance(holdout, Cases):
         fitted = [fit_held_out(holdout, cases.labels, protocol) for cases in sets]
-    else:
-        fitted = holdout
     scored = [
         score_set(cases, held_out, protocol) for cases, held_out in zip(sets, fitted, strict=True)
     ]

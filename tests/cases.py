@@ -18,3 +18,9 @@ def make_cases(probabilities: np.ndarray, targets: np.ndarray, **given) -> Cases
         'patient': np.array([name.split('/')[-2] for name in study], object),
     }
     return Cases(probabilities=probabilities, targets=targets, **values | given)
+
+
+def pair_auroc(targets: np.ndarray, scores: np.ndarray) -> float:
+    """The share of pairs of a positive and a negative in which the positive ranks higher."""
+    differences = scores[targets == 1][:, None] - scores[targets == 0]
+    return float(((differences > 0) + (differences == 0) / 2).mean())

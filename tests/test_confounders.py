@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cases import make_cases
+from cases import make_cases, pair_auroc
 from sklearn.metrics import roc_auc_score
 
 from data.groups import standard_groups
@@ -127,7 +127,7 @@ def test_a_gap_has_a_p_value_that_counts_groups_labels_and_columns() -> None:
     def areas(weights: np.ndarray, name: str) -> float:
         own = np.where(site == name, weights, 0)
         rows = np.repeat(np.arange(600), own)
-        return roc_auc_score(cases.targets[rows, 0], cases.probabilities[rows, 0])
+        return pair_auroc(cases.targets[rows, 0], cases.probabilities[rows, 0])
 
     weights = [np.ones(600, int), *resamples.weights(cases.patient)]
     found = np.array([[areas(row, f'site {i}') for row in weights] for i in range(5)])

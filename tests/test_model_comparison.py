@@ -1,12 +1,11 @@
-"""Paired comparisons against scikit-learn on explicit resamples, and p-values by hand."""
+"""Paired comparisons against counted pairs on explicit resamples, and p-values by hand."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import NAN, make_cases
+from cases import NAN, make_cases, pair_auroc
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score
 
 from evaluation.intervals import Resamples, bootstrap_p, delong_test, holm
 from evaluation.model_comparison import compare
@@ -30,13 +29,13 @@ def make_pair(*, rows_each=1, unknown=0.1):
 
 
 def areas_of_resample(cases, counts, k):
-    """Compute the AUROC by scikit-learn with each row repeated as often as it was drawn."""
+    """Count the pairs of the AUROC with each row repeated as often as it was drawn."""
     rows = np.repeat(np.arange(len(cases)), counts)
     rows = rows[~np.isnan(cases.targets[rows, k])]
-    return roc_auc_score(cases.targets[rows, k], cases.probabilities[rows, k])
+    return pair_auroc(cases.targets[rows, k], cases.probabilities[rows, k])
 
 
-def test_equals_scikit_learn_on_resamples_written_out():
+def test_equals_counted_pairs_on_resamples_written_out():
     a, b = make_pair(rows_each=2)
     found = compare(a, b, resamples=200, seed=3)
     weights = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
@@ -58,7 +57,7 @@ def test_equals_scikit_learn_on_resamples_written_out():
         assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 201))
 
 
-def test_differences_within_views_are_those_of_scikit_learn():
+def test_differences_within_views_are_those_of_counted_pairs():
     a, b = make_pair()
     found = compare(a, b, resamples=200, seed=3)
     weights = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
