@@ -229,7 +229,7 @@ def plot_groups(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str
     `scores` is a table of `sweeps.long_table.written` with groups.
     """
     means = _means(scores, *parts_of(score), by='group')
-    titles = {EVERYONE: 'all'} | {group: group for group in means['group'].unique()}
+    titles = {group: group or 'everyone' for group in [EVERYONE, *means['group'].unique()]}
     title = score_title(score, scores, in_groups=True)
     return _plot_categories(path, means, sweep, titles, column='group', score=title)
 

@@ -98,11 +98,16 @@ def test_figures_of_a_large_sweep_fit_on_pages(large: Sweep, tmp_path: Path, sav
         check_pages(saved, len(files))
 
 
-def test_a_page_of_scores_shows_all_rows_of_a_share(tmp_path: Path, saved) -> None:
+def test_a_page_of_scores_shows_all_rows_of_a_share_and_groups_are_named(
+    tmp_path: Path, saved
+) -> None:
     sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')  # three shares, 30 rows
     plots.plot_scores(tmp_path / 'f.png', score_table(sweep), sweep)
     panels = [[len(axis.get_yticks()) for axis in figure.axes] for figure in saved]
     assert panels == [[10, 10], [10]]
+    plots.plot_groups(tmp_path / 'f.png', long_table(sweep), sweep, 'mean')
+    groups = [text.get_text() for text in saved[2].axes[0].get_yticklabels()]
+    assert groups[:2] == ['everyone', GROUPS[0]]
 
 
 def test_masks_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved, monkeypatch) -> None:
