@@ -51,19 +51,18 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
     if data.LEAVE_OUT:
         module_of('DATA.LEAVE_OUT').require_found(config, *read.values())
     refuse_shared_patients(config, read, logger)
+    scored = {name: read[name] for name in ('valid', 'test') if read[name] is not None}
     if everything is not None:
         # Patients who choose the checkpoint are taken away before any subset of labels is drawn.
-        train_records, *held_out = split_patients(config, everything)
+        train_records, holdout, internal = split_patients(config, everything)
         if not config.EVAL_MODE:
             parts = _training_loaders(config, train_records, teacher, logger)
         if config.EVAL.PREDICT_TRAIN:
             parts['whole'] = _eval_loader(config, 'all training', train_records, logger)
-        for split, records in zip(('holdout', 'internal'), held_out, strict=True):
-            if len(records):
-                parts[split] = _eval_loader(config, split, records, logger)
-    for split in ('valid', 'test'):
-        if read[split] is not None:
-            parts[split] = _eval_loader(config, split, read[split], logger)
+        held_out = {'holdout': holdout, 'internal': internal}
+        scored = {name: records for name, records in held_out.items() if len(records)} | scored
+    for split, records in scored.items():
+        parts[split] = _eval_loader(config, split, records, logger)
     loaders = Loaders(**parts)
     _warn_of_one_class(logger, loaders, task.labels)
     if teacher:

@@ -249,7 +249,6 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
     """Decode the stored values; the bits above the stored bits are undefined."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder, pixel_array
-    from pydicom.pixels.utils import get_expected_length
     from pydicom.uid import JPEGExtended12Bit, RLELossless
 
     syntax, plugin = dataset.file_meta.TransferSyntaxUID, ''
@@ -274,12 +273,7 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
         if is_jpeg:
             _refuse_damaged_frame(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
     else:
-        size, expected = len(dataset.PixelData), get_expected_length(dataset)
-        if size < expected:
-            raise _DicomError(f'the file ends after {size:,} of {expected:,} bytes of pixels')
-        end = expected + expected % 2  # a byte completes an odd number; it may hold anything
-        if dataset.PixelData[end:].rstrip(b'\0'):
-            raise _DicomError('it has more pixels than the header states')
+        _refuse_another_length(dataset)
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
     try:
         return pixel_array(dataset, index=0, **options)
@@ -289,6 +283,18 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
         raise _DicomError(
             f'{plugin or "pydicom"} cannot decode the pixels ({syntax.name})'
         ) from None
+
+
+def _refuse_another_length(dataset: 'Dataset') -> None:
+    """Refuse pixels without compression that are more or fewer than the header states."""
+    from pydicom.pixels.utils import get_expected_length
+
+    size, expected = len(dataset.PixelData), get_expected_length(dataset)
+    if size < expected:
+        raise _DicomError(f'the file ends after {size:,} of {expected:,} bytes of pixels')
+    end = expected + expected % 2  # a byte completes an odd number; it may hold anything
+    if dataset.PixelData[end:].rstrip(b'\0'):
+        raise _DicomError('it has more pixels than the header states')
 
 
 def _refuse_damaged_frame(frame: bytes, dataset: 'Dataset') -> None:

@@ -160,28 +160,24 @@ def read_source(
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
         raise ValueError(f'--data-path must be a folder with CSV files and images, got {root}')
-    tables = _find_tables(root)
-    for name in csv_names:
-        if name not in tables:
-            raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
+    tables = _find_tables(root, csv_names)
     config = default_config()
     if not (dataset or csv_names) and any(root.glob(MIMIC_TABLES)):
         dataset = 'mimic-cxr'
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset or 'chexpert', image_suffix
     scored = bool(signs_of_scores(root, [], [*tables]))
-    splits: dict[str, str] = {}
     if dataset == 'mimic-cxr':
         listed = load('data.known_sets:mimic_images')(root)  # also those without labels
         files = with_suffix(listed['Path'], image_suffix)
-        splits |= dict(zip(files, listed['Split'], strict=True))
+        splits = dict(zip(files, listed['Split'], strict=True))
     elif config.DATA.DATASET != 'chexpert' and part(config, 'DATA.DATASET').labelled:
         splits, made = _read_splits(config, root)
         tables |= made
         scored = {*splits.values()} != {'train'}
     else:
-        for name in csv_names or [name for name in TABLES if name in tables]:
-            files = read_csv(root, name, image_suffix=image_suffix, labels=()).file
-            splits |= dict.fromkeys(files, name)
+        names = csv_names or [name for name in TABLES if name in tables]
+        read = partial(read_csv, root, image_suffix=image_suffix, labels=())
+        splits = {file: name for name in names for file in read(name).file}
     images = {*splits}
     if all_images or not splits:
         on_fault = partial(refuse, logger=logging.getLogger(__name__))
@@ -195,14 +191,20 @@ def read_source(
     return Source(root, sorted(images, key=os.fsencode), splits, tables, scored)
 
 
-def _find_tables(root: Path) -> dict[str, Path | bytes]:
-    """Return the tables directly in a folder by name; a Parquet file with images is no table."""
+def _find_tables(root: Path, csv_names: Sequence[str]) -> dict[str, Path | bytes]:
+    """Return the tables directly in a folder by name, to which `csv_names` must belong.
+
+    A Parquet file with images is no table.
+    """
     has_images = load('data.hub:image_names')
     paths = [path for form in TABLE_FORMS for path in root.glob(form)]
     paths += [path for path in root.glob('*.parquet') if not has_images(root, path.name)]
     tables = {path.name: path for path in sorted(paths)}
     if BAD_FILE in tables:
         raise ValueError(f'{tables[BAD_FILE]}: rename this file, because a store uses its name')
+    for name in csv_names:
+        if name not in tables:
+            raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
     return tables
 
 
@@ -307,29 +309,8 @@ def _build(
             progress = found
     write_json(output / UNFINISHED_FILE, progress)
     rest = source.files[progress['done'] :]
-    images = _encode_all(source, rest, settings, workers)
-    bar = tqdm(
-        images, 'pack', len(source.files), unit='image', initial=progress['done'], disable=None
-    )
-    rows: list[tuple[Any, ...]] = []
-    num_bytes = 0
-    with closing(images):
-        for file, image in zip(rest, bar, strict=True):
-            if isinstance(image, str) and not skip_bad:
-                raise ValueError(f'{image} (--skip-bad leaves out damaged images)')
-            if isinstance(image, str):
-                progress['left_out'][file] = image
-            else:
-                is_full = num_bytes + len(image.pixels) > settings.shard_bytes
-                if rows and (is_full or len(rows) == SHARD_IMAGES):
-                    _save_shard(output, rows, progress)
-                    rows, num_bytes = [], 0
-                rows.append((file, *image[:-1]))
-                num_bytes += len(image.pixels)
-                progress['rounded'] += image.is_rounded
-            progress['done'] += 1
-    if rows:
-        _save_shard(output, rows, progress)
+    with closing(_encode_all(source, rest, settings, workers)) as images:
+        _write_shards(output, rest, images, settings, progress, skip_bad=skip_bad)
     if not progress['files']:
         raise ValueError(f'none of the images in {source.root} can be read')
     names, index = read_rows([output / name for name in shard_names(progress)])
@@ -346,6 +327,38 @@ def _build(
         manifest['files'][name] = [size, crc32]
     write_manifest(output, manifest)
     return manifest
+
+
+def _write_shards(
+    output: Path,
+    files: Sequence[str],
+    images: Iterator[Row | str],
+    settings: Settings,
+    progress: dict[str, Any],
+    *,
+    skip_bad: bool,
+) -> None:
+    """Write encoded images to shards, and bring the progress up to date."""
+    count = progress['done']
+    bar = tqdm(images, 'pack', count + len(files), unit='image', initial=count, disable=None)
+    rows: list[tuple[Any, ...]] = []
+    num_bytes = 0
+    for file, image in zip(files, bar, strict=True):
+        if isinstance(image, str) and not skip_bad:
+            raise ValueError(f'{image} (--skip-bad leaves out damaged images)')
+        if isinstance(image, str):
+            progress['left_out'][file] = image
+        else:
+            is_full = num_bytes + len(image.pixels) > settings.shard_bytes
+            if rows and (is_full or len(rows) == SHARD_IMAGES):
+                _save_shard(output, rows, progress)
+                rows, num_bytes = [], 0
+            rows.append((file, *image[:-1]))
+            num_bytes += len(image.pixels)
+            progress['rounded'] += image.is_rounded
+        progress['done'] += 1
+    if rows:
+        _save_shard(output, rows, progress)
 
 
 def _save_shard(output: Path, rows: list[tuple[Any, ...]], progress: dict[str, Any]) -> None:

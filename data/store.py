@@ -147,23 +147,8 @@ class Store(ImageSource):
             raise IndexError(f'{self.path} has no image at position {position}')
         shard, offset, size, height, width, *full, white, crc = self.index[position].item()
         file = self._shard_files[shard]
-
-        def read() -> tuple[int, bytes]:
-            try:
-                if shard not in self._open:
-                    if len(self._open) == OPEN_SHARDS:
-                        self._open.pop(next(iter(self._open)))
-                    self._open[shard] = opened = open(file, 'rb', buffering=0)
-                    if hasattr(os, 'posix_fadvise'):  # without it the system reads ahead
-                        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-                descriptor = self._open[shard].fileno()
-                return os.fstat(descriptor).st_mtime_ns, os.pread(descriptor, size, offset)
-            except OSError:
-                self._open.pop(shard, None)  # it may be stale
-                raise
-
         try:
-            modified, data = read_patiently(read)
+            modified, data = read_patiently(partial(self._read_bytes, shard, offset, size))
         except OSError as error:
             raise ValueError(f'{file} cannot be read: {error.strerror}') from error
         name = self.names[position].decode()
@@ -186,6 +171,21 @@ class Store(ImageSource):
             PACKED_STEPS: packed_steps(self.manifest),
         }
         return image
+
+    def _read_bytes(self, shard: int, offset: int, size: int) -> tuple[int, bytes]:
+        """Return the modification time of a shard in ns, and bytes of it."""
+        try:
+            if shard not in self._open:
+                if len(self._open) == OPEN_SHARDS:
+                    self._open.pop(next(iter(self._open)))
+                self._open[shard] = opened = open(self._shard_files[shard], 'rb', buffering=0)
+                if hasattr(os, 'posix_fadvise'):  # without it the system reads ahead
+                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            descriptor = self._open[shard].fileno()
+            return os.fstat(descriptor).st_mtime_ns, os.pread(descriptor, size, offset)
+        except OSError:
+            self._open.pop(shard, None)  # it may be stale
+            raise
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:

@@ -106,7 +106,8 @@ def read_json(file: Path, types: Mapping[str, type]) -> dict[str, Any]:
         if version != VERSION:
             raise ValueError(
                 f'it has version {version!r}, but this program reads version {VERSION}: pack the '
-                f'images again, into a new folder: {command_of("scripts/pack.py")}'
+                f'images again, into a new folder, with the settings in this file: '
+                f'{command_of("scripts/pack.py")}'
             )
         # A flipped bit in the numbers would show wrong pixels without any error.
         if crc != checksum(manifest):

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import OPTIONS, check_config, default_config, put
 from data.packing import Settings, copies_in_splits, pack, read_source
 from data.preprocess import LUNG_STEPS, PREPROCESS
-from data.store_manifest import BAD_FILE
 from data.store_files import verify
+from data.store_manifest import BAD_FILE
 from system.tool import Paragraphs, at_least, tool, usable_cpus
 
 SHOWN = 5  # images in a warning
