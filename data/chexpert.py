@@ -85,21 +85,8 @@ def read_csv(
         select_split(table, split)
 
     def files_of(paths: pd.Series) -> pd.Series:
-        """Return the file of each path: the path itself, or without its first folder.
-
-        The first folder, such as CheXpert-v1.0-small, is removed from all paths or from none,
-        depending on which of the two finds more of the first files; if none is there, it is removed
-        above folders such as patient00001. The folder of a patient is never removed.
-        """
         files = with_suffix(paths, image_suffix if table.key == 'Path' else '')
-        if any(map(PATIENT_PART.match, files)):
-            return files
-        shorter = pd.Series([file.partition('/')[2] for file in files], files.index, object)
-        has_patients = any(map(PATIENT_PART.search, files[:SAMPLE_PATHS]))
-        num_shorter, num_whole = (
-            sum(map(images.exists, these[:SAMPLE_PATHS])) for these in (shorter, files)
-        )
-        return shorter if num_shorter > num_whole - has_patients else files
+        return _without_prefix(files, images)
 
     records = read_table(
         table,
@@ -241,20 +228,14 @@ def add_studies(table: Table) -> None:
         table.keep(key, good, 'form of a path', problem)
 
 
-def labels_of(table: Table, labels: Sequence[str]) -> np.ndarray:
-    """Read labels, [N, K] float32: 1, 0, -1 uncertain, NaN blank."""
-    values = np.empty((len(table), len(labels)), np.float32)
-    for k, label in enumerate(labels):
-        values[:, k] = table.map(label, CELLS, 'value of a label')
-    return values
-
-
 def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) -> Records:
     """Build the records of a table to which path, file, patient and study have been added."""
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
     is_blank = view == ''
     if is_blank.any():
         view[is_blank] = views_in_names(table['path'][is_blank])
+    # [N, K] 1, 0, -1 uncertain, NaN blank
+    values = [table.map(label, CELLS, 'value of a label') for label in labels]
     kept = [name for name in groups if name in table]
     others = {*KEYS, *DESCRIPTION, *labels, 'Patient', 'Split', 'path', 'file', 'patient', 'study'}
     columns = [table[name].to_numpy(object) for name in kept]
@@ -270,12 +251,27 @@ def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) 
         sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
         age=table.numbers('Age', 'value of the age', most=OLDEST),
         ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
-        labels=labels_of(table, labels),
+        labels=np.array(values, np.float32).reshape(len(labels), len(table)).T,
         label_names=tuple(labels),
         groups=np.array(columns, object).reshape(len(kept), len(table)).T,
         group_names=tuple(kept),
         other_names=tuple(other_names),
     )
+
+
+def _without_prefix(whole: pd.Series, images: ImageSource) -> pd.Series:
+    """Return the file of each path: the path itself, or without its first folder.
+
+    The first folder, such as CheXpert-v1.0-small, is removed from all paths or from none, depending
+    on which of the two finds more of the first files; if none is there, it is removed above folders
+    such as patient00001. The folder of a patient is never removed.
+    """
+    if any(map(PATIENT_PART.match, whole)):
+        return whole
+    shorter = pd.Series([file.partition('/')[2] for file in whole], whole.index, object)
+    num_found = [sum(map(images.exists, files[:SAMPLE_PATHS])) for files in (shorter, whole)]
+    has_patients = any(map(PATIENT_PART.search, whole[:SAMPLE_PATHS]))
+    return shorter if num_found[0] > num_found[1] - has_patients else whole
 
 
 def with_suffix(paths: pd.Series, suffix: str) -> pd.Series:

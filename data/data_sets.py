@@ -176,21 +176,16 @@ def packed_name(config: Config, split: str) -> str:
     return f'{name}_{split}.csv'
 
 
-def is_packed(config: Config) -> bool:
-    """Return whether stores contain the table that was made, and not those that it was made of.
-
-    The tables of MIMIC-CXR-JPG stay as they are, because DATA.LABELLER chooses among them.
-    """
-    return 'labeller' not in inspect.signature(function_of(config.DATA.DATASET)).parameters
-
-
 def packed_tables(config: Config, root: str | Path) -> dict[str, str]:
     """Return the tables in a store by split; {} for a folder, or if the function is to be called.
 
     Raises:
         ValueError: If the store has no table that the present function made.
     """
-    if not (is_store(root) and is_packed(config)):
+    if not is_store(root):
+        return {}
+    # The tables of MIMIC-CXR-JPG are packed as they are, because DATA.LABELLER chooses among them.
+    if 'labeller' in inspect.signature(function_of(config.DATA.DATASET)).parameters:
         return {}
     names = {split: packed_name(config, split) for split in SPLITS}
     found = {split: name for split, name in names.items() if (Path(root) / name).is_file()}

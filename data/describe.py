@@ -61,7 +61,11 @@ def build_description(config: Config) -> Description:
     for name, records in sets.items():
         groups = all_groups(records, config.EVAL.GROUPS, demographics)
         counts.append(count_groups(records, groups).assign(split=name))
-        ages.append(count_ages(groups).assign(split=name))
+        by_age = pd.DataFrame({'age': groups['Age'], 'sex': groups['Sex']}, dtype=object)
+        if (by_age == '').all().any():  # one of them is unknown
+            by_age = by_age.iloc[:0]
+        by_age = by_age.replace('', UNKNOWN).groupby(['age', 'sex']).size()
+        ages.append(by_age.reset_index(name='images').assign(split=name))
         labels |= dict.fromkeys(records.label_names)
     counts = pd.concat(counts)[['split', 'column', 'group', *UNITS]]
     targets, notes = _count_all_targets(config, sets), []
@@ -141,14 +145,6 @@ def count_groups(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataF
         names = pd.Series(names, name='group', dtype=object).replace('', UNKNOWN)
         tables.append(images.groupby(names).nunique().reset_index().assign(column=column))
     return pd.concat(tables, ignore_index=True)
-
-
-def count_ages(groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Count images by age and sex. The table is empty if no image has one of them."""
-    table = pd.DataFrame({'age': groups['Age'], 'sex': groups['Sex']}, dtype=object)
-    if (table == '').all().any():
-        table = table.iloc[:0]
-    return table.replace('', UNKNOWN).groupby(['age', 'sex']).size().reset_index(name='images')
 
 
 def count_targets(config: Config, targets: np.ndarray) -> pd.DataFrame:

@@ -57,17 +57,6 @@ def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
     return read_folder(place, allow_all_images=True, on_fault=on_fault)
 
 
-def detect_dataset(config: Config) -> str:
-    """Return DATA.DATASET, or what the files of DATA.DATA_PATH show if it has its default value."""
-    root, dataset = Path(config.DATA.DATA_PATH), config.DATA.DATASET
-    if dataset != default_config().DATA.DATASET:
-        return dataset
-    if any(root.glob(MIMIC_TABLES)):
-        return 'mimic-cxr'
-    is_chexpert = any((root / name).is_file() for name in csv_names(config).values())
-    return 'chexpert' if is_chexpert else 'folder'
-
-
 def config_of_data(data_path: str, cfg: str | None, opts: list[str]) -> Config:
     """Return the config of a data set; unless DATA.DATASET is given, detect it from the files.
 
@@ -86,6 +75,12 @@ def config_of_data(data_path: str, cfg: str | None, opts: list[str]) -> Config:
     put(config, 'DATA.DATA_PATH', data_path, '--data-path')
     if not Path(data_path).is_dir():
         raise ValueError(f'--data-path is not a folder: {data_path}')
-    config.DATA.DATASET = detect_dataset(config)
+    root = Path(data_path)
+    if config.DATA.DATASET == default_config().DATA.DATASET:  # the files show what it is
+        config.DATA.DATASET = 'folder'
+        if any((root / name).is_file() for name in csv_names(config).values()):
+            config.DATA.DATASET = 'chexpert'
+        if any(root.glob(MIMIC_TABLES)):
+            config.DATA.DATASET = 'mimic-cxr'
     check_config(config)
     return config

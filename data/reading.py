@@ -17,11 +17,19 @@ from config import (
     part,
     scored_steps,
 )
-from data.chexpert import csv_of_split, read_csv
+from data.chexpert import csv_of_split
 from data.identity import shared_patients
 from data.image_source import open_images
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS
-from data.records import LEFT_OUT, Records, csv_names, existing_records, task_of
+from data.records import (
+    DATASETS,
+    LEFT_OUT,
+    DataSet,
+    Records,
+    csv_names,
+    existing_records,
+    task_of,
+)
 from data.store_manifest import (
     BAD_FILE,
     STORE_FILE,
@@ -30,7 +38,7 @@ from data.store_manifest import (
     packed_steps,
     read_manifest,
 )
-from data.table import Fault, Table, refuse
+from data.table import Fault, refuse
 from data.table_warnings import DOUBTS, label_warnings
 from system.files import NETWORK_SYSTEMS, file_system
 from system.tool import command_of
@@ -111,7 +119,7 @@ def mark_left_out(config: Config, records: Records, source: str = '') -> Records
 
 def read_part(config: Config, root: str | Path, split: str, **options: Any) -> Records | None:
     """Read a split from a folder or store with the options of `read_made`; see `read_split`."""
-    report, name = options.get('on_fault', refuse), replaced_table(config, split)
+    report = options.get('on_fault', refuse)
     doubts: list[str] = []
 
     def on_fault(fault: Fault) -> None:
@@ -120,13 +128,7 @@ def read_part(config: Config, root: str | Path, split: str, **options: Any) -> R
         report(fault)
 
     options['on_fault'] = on_fault
-    if not name:
-        records = part(config, 'DATA.DATASET').read(config, root, split, **options)
-    elif options.pop('optional', False) and not (Path(root) / name).is_file():
-        records = None
-    else:
-        options |= {'image_suffix': config.DATA.IMAGE_SUFFIX, 'groups': config.EVAL.GROUPS}
-        records = read_csv(root, name, split=split, **options)
+    records = data_set_of_split(config, split).read(config, root, split, **options)
     if records is None or not records.label_names:
         return records
     about = records.labels, records.label_names, records.path
@@ -172,20 +174,18 @@ def scored_splits(config: Config, source: str = '') -> dict[str, Records]:
 
 
 def table_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
-    """Return all cells of the table of a labelled split; the index has the numbers of the rows."""
-    if name := replaced_table(config, split):
-        return Table(Path(root) / name).cells
-    return part(config, 'DATA.DATASET').table(config, root, split)
+    """Return all cells of the table of a split; the index has the numbers of the rows."""
+    cells_of = data_set_of_split(config, split).table
+    if cells_of is None:
+        raise ValueError(f'DATA.DATASET {config.DATA.DATASET} has no table')
+    return cells_of(config, root, split)
 
 
-def replaced_table(config: Config, split: str) -> str:
-    """Return the file that replaces the table of a data set with tables of its own; '' for none.
-
-    It is that of DATA.TRAIN_CSV, VALID_CSV or TEST_CSV if its name is not the default.
-    """
-    kind, name = part(config, 'DATA.DATASET'), csv_names(config)[split]
-    has_own = kind.labelled and config.DATA.DATASET != 'chexpert'
-    return name if has_own and name != csv_names(default_config())[split] else ''
+def data_set_of_split(config: Config, split: str) -> DataSet:
+    """Return DATA.DATASET, or CheXpert's form if DATA.*_CSV replaces the table of a split."""
+    data_set = part(config, 'DATA.DATASET')
+    is_replaced = csv_names(config)[split] != csv_names(default_config())[split]
+    return DATASETS['chexpert'] if data_set.labelled and is_replaced else data_set
 
 
 def may_be_absent(config: Config, split: str, has_test: bool | None = None) -> bool:

@@ -218,7 +218,7 @@ class Effusion(AgainstNoFinding):
 class SingleLabel(Task):
     """Learn which one of the classes DATA.LABELS an image has; images without one are left out.
 
-    The classes have one column each. A layout may also read them from one column.
+    The classes have one column each.
     """
 
     loss = 'cross_entropy'

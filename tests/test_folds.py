@@ -101,6 +101,15 @@ def test_the_folds_of_a_known_data_set_are_tables_with_its_labels(tmp_path: Path
         assert len(train) + len(valid) == len(whole)
         scored += valid.row.tolist()
     assert sorted(scored) == whole.row.tolist()
+    # Folds of a table of all splits that replaces that of the data set.
+    table = tmp_path / 'table.csv'
+    words = ['--data-path', tmp_path / 'nih', '--table', table, '--opts', *options[:3], "['Edema']"]
+    assert run_script('describe_data', *words) == 0
+    write_folds(
+        make_config(tmp_path / 'nih', *options, 'DATA.TRAIN_CSV', str(table)), tmp_path / 'of', 2
+    )
+    own = make_config(tmp_path / 'nih', *options, *tables_of(tmp_path / 'of', 0))
+    assert 0 < len(read_split(own, 'valid', LOGGER)) < len(whole)
     text = (tmp_path / 'valid_0.csv').read_text().replace('.png', '_none.png')
     (tmp_path / 'valid_0.csv').write_text(text)
     own = make_config(tmp_path / 'nih', *options, *tables_of(tmp_path, 0))
@@ -115,3 +124,5 @@ def test_an_empty_fold_and_tables_of_other_folds_are_refused(data: Path, tmp_pat
     write_folds(make_config(data), tmp_path, 3)
     with pytest.raises(ValueError, match='train_0.csv'):
         write_folds(make_config(data), tmp_path, 2)
+    with pytest.raises(ValueError, match='DATA.DATASET folder has no table'):
+        write_folds(make_config(data / 'train', 'DATA.DATASET', 'folder'), tmp_path, 3)
