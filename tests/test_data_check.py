@@ -13,7 +13,6 @@ from tiny import run_script
 from data.labels import LABELS
 from data.packing import Settings, pack, read_source
 from scripts.phantom import make_phantom
-from scripts.phantom_mimic import make_mimic_phantom
 
 Found = tuple[str, str, float | None, str]  # kind, csv, row, file
 # Warnings on splits as a whole, which small ones always have: a test looks at them alone.
@@ -119,7 +118,7 @@ def test_every_planted_fault_is_found_and_nothing_else(
     assert check(spoilt) == sorted(expected, key=str)
 
 
-def test_doubtful_labels_are_warnings(spoilt: Path, tmp_path: Path, check: Callable) -> None:
+def test_doubtful_labels_are_warnings(spoilt: Path, check: Callable) -> None:
     table = read_text(spoilt / 'train.csv')
     table['Fracture'] = table['Pneumonia'] = ['1.0', '0.0'] * (len(table) // 2)
     table['No Finding'] = ['1.0'] * 4 + [''] * (len(table) - 4)
@@ -128,15 +127,8 @@ def test_doubtful_labels_are_warnings(spoilt: Path, tmp_path: Path, check: Calla
     table['no edema'] = ['1'] * 3 + ['0'] * (len(table) - 3)
     table['Edema comment'] = 'none'
     table.to_csv(spoilt / 'train.csv', index=False)
-    found = {kind for kind, *_ in check(spoilt)}
-    assert {'No Finding with a finding', 'one label under several names'} <= found
-    details = read_text(tmp_path / 'lists' / 'problems.csv')['detail']
-    for part in (
-        f'2 of {len(table)} rows have both No Finding and a finding, such as {table["Path"][0]}',
-        'Pneumonia and Fracture are one label under several names',
-        "columns 'no edema' (Edema, rows: 3) look like a label that is read",
-    ):
-        assert details.str.contains(part, regex=False).any()
+    kinds = {'No Finding with a finding', 'one label under several names', 'name like a label'}
+    assert kinds <= {kind for kind, *_ in check(spoilt)}
 
 
 def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:
@@ -160,45 +152,6 @@ def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:
         ('value of a label', 'valid.csv', 3, studies[1]),
         ('value of the view', 'valid.csv', 2, studies[0]),
     ]
-
-
-def test_faults_in_mimic(tmp_path: Path, check: Callable) -> None:
-    root = tmp_path / 'MIMIC'
-    make_mimic_phantom(root, num_train=4, num_valid=2, num_test=2, size=64, seed=1)
-    unknown = ('missing description', 'mimic-cxr-2.0.0-split.csv.gz', None, '')
-    assert check(root) == [unknown]
-    files = [next(root.glob(f'mimic-cxr-*-{k}.csv*')) for k in ('split', 'metadata', 'chexpert')]
-    images, others, labels = map(read_text, files)
-    names = [file.name for file in files]
-    paths = 'files/p{0:.2}/p{0}/s{1}/{2}.jpg'
-    ids = ['subject_id', 'study_id', 'dicom_id']
-    first, gone = (paths.format(*images.loc[row, ids]) for row in (0, 1))
-    (root / gone).unlink()
-    size = len(images)
-    images.loc[size] = images.loc[0]
-    labels.loc[0, 'Edema'] = '3'
-    study = labels.loc[0, ['subject_id', 'study_id']]
-    rows = [row for row in range(size) if (images.loc[row, study.index] == study).all()]
-    for file, table in zip(files, (images, others, labels), strict=True):
-        table.to_csv(file, index=False)
-    found = [cells for cells in check(root) if cells[0] != 'image that no CSV names']
-    of_label = [
-        ('value of a label', names[0], row + 2, paths.format(*images.loc[row, ids])) for row in rows
-    ]
-    assert found == [
-        ('duplicate path', names[0], size + 2, first),
-        unknown,
-        ('missing image', names[0], 3, gone),
-        *of_label,
-    ]
-    images.loc[size, 'split'] = 'no split'
-    images.to_csv(files[0], index=False)
-    assert ('value of the split', '', size + 2, first) in [
-        (k, '', r, f) for k, _, r, f in check(root)
-    ]
-    others[1:].to_csv(files[1], index=False)
-    ((kind, *_),) = check(root)
-    assert kind == 'unreadable data set'
 
 
 def test_a_folder_of_images_and_a_damaged_store(

@@ -1,17 +1,13 @@
 """Readers of CSV files and folders: values, paths, splits, groups, and faults that users meet."""
 
-import gzip
 import hashlib
-import io
 import math
 import re
-import zipfile
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, message, read, row, touch, write
 from tiny import config_with
@@ -20,12 +16,10 @@ from config import default_config
 from data.chexpert import read_csv
 from data.folder import TABLES, read_folder
 from data.groups import MOST_GROUPS, group_columns
-from data.identity import shared_patients
 from data.image_source import TABLE_SUFFIXES
 from data.labels import LABELS
 from data.records import Records, select_views
 from data.splits import (
-    describe_subset,
     split_holdout,
     split_patients,
     take_subset,
@@ -81,17 +75,6 @@ def test_reads_every_field_by_name_whatever_the_order_of_columns(tmp_path: Path)
     expected[0, [5, 7, 12]], expected[2, [0, 5, 12]] = [1, -1, -1], [1, 0, 0]
     np.testing.assert_array_equal(records.labels, expected)
     assert records.labels.dtype == np.float32
-
-
-def test_byte_order_mark_windows_line_ends_and_empty_lines_do_not_matter(tmp_path: Path) -> None:
-    plain = read(tmp_path, [row(image_path(1), Edema='1.0'), row(image_path(2))])
-    lines = (tmp_path / 'train.csv').read_text().splitlines()
-    text = '\r\n'.join([lines[0], lines[1], '', lines[2], ',' * 18, ''])
-    (tmp_path / 'train.csv').write_bytes(b'\xef\xbb\xbf' + text.encode())
-    records = read_csv(tmp_path, 'train.csv')
-    assert records.path.tolist() == plain.path.tolist()
-    np.testing.assert_array_equal(records.labels, plain.labels)
-    assert records.row.tolist() == [0, 2]
 
 
 # ---- CheXpert: which file a path means
@@ -376,22 +359,6 @@ def test_a_task_without_policies_learns_from_the_images_with_a_target(tmp_path: 
         assert rows is None or found.row.tolist() == rows
 
 
-def test_patients_of_two_splits_are_named() -> None:
-    splits = {'train': ['a', 'b', 'b', 'c'], 'valid': ['d'], 'test': ['c', 'b', 'e', 'd']}
-    first, second = shared_patients(splits)
-    assert first.startswith('2 patient(s) are in both train and test, for example b, so')
-    assert second.startswith('1 patient(s) are in both valid and test, for example d, so')
-    assert shared_patients({'train': ['a'], 'valid': ['b']}) == []
-
-
-def test_a_subset_is_described_by_its_options() -> None:
-    images, share = '40 of the images: DATA.TRAIN_IMAGES', '12.5 % of the patients'
-    described = {(0, 1.0): '', (40, 1.0): images, (0, 0.125): f'{share}: DATA.TRAIN_FRACTION'}
-    for (number, fraction), wanted in described.items():
-        config = config_with(DATA__TRAIN_IMAGES=number, DATA__TRAIN_FRACTION=fraction)
-        assert describe_subset(config) == wanted
-
-
 @pytest.fixture
 def grouped(tmp_path: Path) -> Records:
     """Patients 1 to 4, the first with two images; their CSV file has a column `Site`."""
@@ -426,34 +393,6 @@ def test_groups_come_from_the_own_file_by_row_or_from_demographics_by_patient(
     assert found['Site'] == ['A', 'A', 'B', '', 'C']
     with pytest.raises(ValueError, match="DATA.DEMOGRAPHICS.*'AGE'"):
         groups_of(grouped, ['AGE'], *lines)
-
-
-def test_a_compressed_table_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    for name, count in (('real', 3), ('bomb', 2**21)):
-        file = tmp_path / f'{name}.csv.gz'
-        file.write_bytes(gzip.compress(b'a,b\n1,2\n' + b'\n' * count))
-    assert len(Table(tmp_path / 'real.csv.gz')) == 1
-    with pytest.raises(ValueError, match=r'bomb\.csv\.gz'):
-        Table(tmp_path / 'bomb.csv.gz')
-
-
-def test_an_excel_file_reads_like_the_csv_file(grouped: Records) -> None:
-    file = grouped.root / 'demo.xlsx'
-    rows = [['patient00001', 'NA', 67], ['patient00003', None, 41]]
-    pd.DataFrame(rows, columns=['PATIENT', 'PRIMARY_RACE', 'AGE_AT_CXR']).to_excel(
-        file, index=False
-    )
-    columns = ['PRIMARY_RACE', 'AGE_AT_CXR']
-    found = group_columns(grouped, columns, demographics=file.name)
-    assert found['PRIMARY_RACE'].tolist() == ['NA', 'NA', '', '', '']
-    assert found['AGE_AT_CXR'].tolist() == ['67', '67', '', '41', '']
-    bomb, whole = io.BytesIO(), file.read_bytes()
-    with zipfile.ZipFile(bomb, 'w', zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr('xl/workbook.xml', ' ' * 2**22)
-    for damaged in (b'no archive', whole[:-40], bomb.getvalue()):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r'demo\.xlsx'):
-            group_columns(grouped, columns, demographics=file.name)
 
 
 def test_columns_and_demographics_that_do_not_fit_are_refused(

@@ -1,7 +1,6 @@
 """Describing a data set: its numbers against a loop over its rows, and by the script."""
 
 import csv
-import logging
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -19,10 +18,7 @@ from data.describe import (
     UNITS,
     build_description,
 )
-from data.groups import all_groups
 from data.labels import LABELS, NO_FINDING
-from data.reading import read_split
-from scripts.phantom_mimic import make_mimic_phantom
 
 K = len(LABELS)
 KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': 'blank'}
@@ -164,26 +160,3 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
 
 
 # ---- figures
-
-
-def test_mimic_has_sex_and_age_by_its_demographics(tmp_path: Path) -> None:
-    sizes = {'num_train': 12, 'num_valid': 3, 'num_test': 3, 'size': 32}
-    make_mimic_phantom(tmp_path, **sizes)
-    (metadata,) = tmp_path.glob('*-metadata.csv.gz')
-    subjects = sorted(set(pd.read_csv(metadata)['subject_id']))
-    table = pd.DataFrame({'subject_id': subjects, 'anchor_age': range(30, 30 + len(subjects))})
-    table['gender'] = ['F', 'M'] * (len(subjects) // 2)
-    table.to_csv(tmp_path / 'patients.csv', index=False)
-    changes = {'DATA__DATASET': 'mimic-cxr', 'DATA__HOLDOUT_FRACTION': 0.0}
-    images = pd.read_csv(metadata).merge(table)
-    (split,) = tmp_path.glob('*-split.csv.gz')
-    images = images[images['dicom_id'].isin(pd.read_csv(split).query('split == "train"').dicom_id)]
-    sexes = images['gender'].map({'F': 'Female', 'M': 'Male'})
-    records = read_split(options(tmp_path, **changes), 'train', logging.getLogger())
-    groups = all_groups(records, [], 'patients.csv')
-    assert Counter(groups['Sex']) == Counter(sexes)
-    assert (groups['Age'] == '0-39').sum() == (images['anchor_age'] < 40).sum() > 0
-    table['gender'] = 'W'
-    table.to_csv(tmp_path / 'patients.csv', index=False)
-    with pytest.raises(ValueError, match='patients.csv.*gender'):
-        build_description(options(tmp_path, DATA__DEMOGRAPHICS='patients.csv', **changes))

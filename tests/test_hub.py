@@ -14,7 +14,6 @@ from tiny import run_script
 from xray_splits import LOGGER, make_config, samples_of
 
 from data.build import build_loader
-from data.hub import class_names
 from data.image_source import Folder
 from data.images import BadImageError, load_image
 from data.known_sets import hub
@@ -79,15 +78,6 @@ def test_a_store_has_the_bytes_of_one_packed_from_files(files: Path, hub: Path, 
     assert contents(tmp_path / 'killed') == wanted
 
 
-def test_pre_training_has_the_samples_of_the_files(files: Path, hub: Path) -> None:
-    def samples(folder: Path) -> list[np.ndarray]:
-        options = ('DATA.DATASET', 'folder', 'DATA.BATCH_SIZE', 1, 'DATA.IMG_SIZE', 32)
-        loaders = build_loader(make_config(folder, *options), LOGGER, is_pretrain=True)
-        return [sample[0].numpy() for sample in samples_of(loaders.train, 0)]
-
-    assert all(map(np.array_equal, samples(hub), samples(files)))
-
-
 def test_rows_without_an_image_are_listed(hub: Path, tmp_path: Path) -> None:
     image = next((hub / 'data').iterdir()).read_bytes()
     good = Folder(hub).read('data/train-00001.parquet/0000000.png')
@@ -128,31 +118,12 @@ def test_a_small_file_with_a_huge_image_is_refused(tmp_path: Path) -> None:
         Folder(tmp_path).below()
 
 
-def test_names_of_classes_are_those_that_the_library_datasets_wrote(tmp_path: Path) -> None:
-    kind = {'names': ['Edema', 'Mass'], '_type': 'ClassLabel'}
-    features = {
-        'label': {'names': ['normal', 'ill'], '_type': 'ClassLabel'},
-        'findings': {'feature': kind, '_type': 'List'},
-        'age': {'dtype': 'int64', '_type': 'Value'},
-    }
-    for name, written, wanted in (
-        (
-            'a',
-            {'info': {'features': features}},
-            {'label': ['normal', 'ill'], 'findings': ['Edema', 'Mass']},
-        ),
-        ('b', {}, {}),
-        ('c', {'info': {'features': {'label': 'ClassLabel'}}}, None),
-        ('d', [], None),
-    ):
-        metadata = {'huggingface': json.dumps(written)}
-        table = pa.table({'label': [0, 1]}).replace_schema_metadata(metadata)
-        pq.write_table(table, tmp_path / f'{name}.parquet')
-        if wanted is None:
-            with pytest.raises(ValueError, match=f'{name}.parquet: its classes'):
-                class_names(tmp_path, f'{name}.parquet')
-        else:
-            assert class_names(tmp_path, f'{name}.parquet') == wanted
+@pytest.mark.parametrize('written', [{'info': {'features': {'label': 'ClassLabel'}}}, []])
+def test_a_damaged_list_of_classes_is_named(tmp_path: Path, written: object) -> None:
+    metadata = {'huggingface': json.dumps(written)}
+    write_parquet(tmp_path / 'a.parquet', [b'x'], label=[0], metadata=metadata)
+    with pytest.raises(ValueError, match='a.parquet: its classes'):
+        hub(tmp_path)
 
 
 MY_SET = """

@@ -223,3 +223,6 @@ def test_demographics_are_joined_by_either_spelling(spelt: Path) -> None:
     (spelt / 'patients.csv').write_text('\n'.join(['subject_id,gender,anchor_age', *rows]))
     records = read_split(config, 'train', LOGGER)
     assert add_demographics(records, 'patients.csv').age[14] == 33, 'its own name comes first'
+    (spelt / 'patients.csv').write_text('subject_id,gender\n7,W\n')
+    with pytest.raises(ValueError, match="patients.csv.*'gender'.*'W'"):
+        add_demographics(records, 'patients.csv')

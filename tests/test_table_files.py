@@ -1,5 +1,6 @@
 """Files of tables: all forms give the same texts with the numbers of their rows; hostile files."""
 
+import gzip
 import json
 import zipfile
 from decimal import Decimal
@@ -121,6 +122,8 @@ def bomb(file: Path) -> None:
     if file.suffix == '.xlsx':
         with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
             archive.writestr('xl/workbook.xml', ' ' * 2**23)
+    elif file.suffix == '.gz':
+        file.write_bytes(gzip.compress(b'a,b\n1,2\n' + b'\n' * 2**21))
     elif file.suffix == '.parquet':
         pq.write_table(pa.table({'a': ['x' * 1000] * 70_000}), file)
     else:
@@ -128,7 +131,7 @@ def bomb(file: Path) -> None:
         file.write_text('\n'.join(map(json.dumps, keys)))
 
 
-@pytest.mark.parametrize('name', ['a.xlsx', 'a.parquet', 'a.jsonl'])
+@pytest.mark.parametrize('name', ['a.xlsx', 'a.parquet', 'a.jsonl', 'a.csv.gz'])
 def test_hostile_and_damaged_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
     bomb(tmp_path / name)
     with pytest.raises(ValueError, match=name):
