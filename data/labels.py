@@ -8,12 +8,11 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import REGISTRIES, OptionError, load_yaml, part_options
+from config import REGISTRIES, OptionError, part_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +55,6 @@ CELLS = {
 # label state both, and if these have so many cases of each class; fewer may agree by chance.
 LEAST_COMMON, LEAST_OF_CLASS = 0.9, 5
 
-LABEL_SETS = Path(__file__).with_name('label_sets.yaml')
-
 POLICIES = REGISTRIES['DATA.UNCERTAIN']
 BLANKS = REGISTRIES['DATA.BLANK']  # target of a label that is not mentioned
 BLANKS.register('negative')(NEGATIVE)
@@ -95,15 +92,6 @@ class Policy:
     targets: Callable[..., np.ndarray | float]  # NaN: excluded from the loss
     third_class: bool = False  # uncertain is a third class: three outputs per label
     needs_predictions: bool = False  # reads the file of DATA.SELF_TRAIN_PREDICTIONS
-
-
-@dataclass(frozen=True)
-class SharedLabel:
-    """A finding that two label sets share; in each set, one positive label of several is enough."""
-
-    name: str
-    predicted: tuple[str, ...]
-    labelled: tuple[str, ...]
 
 
 def register_policy(name: str, **facts: bool) -> Callable:
@@ -239,40 +227,6 @@ def training_targets(
             )
         targets[which, k] = values
     return targets
-
-
-def any_of(values: np.ndarray) -> np.ndarray:  # [..., S] -> [...] float32
-    """Combine labels of one finding: positive outranks uncertain, which outranks negative."""
-    marks = (POSITIVE, UNCERTAIN, NEGATIVE)
-    has = [(values == mark).any(axis=-1) for mark in marks]
-    return np.select(has, marks, BLANK).astype(np.float32)
-
-
-def label_set(name: str) -> tuple[str, ...]:
-    """Return the labels of a label set in LABEL_SETS."""
-    return tuple(dict.fromkeys(label for labels in _read_label_sets(name) for label in labels))
-
-
-def shared_labels(predicted: str, labelled: str) -> list[SharedLabel]:
-    """Return the findings that the label set of a model and the label set of the data share.
-
-    A finding has the name of its predicted label, or of its label in the data if several labels are
-    predicted for it.
-    """
-    shared = []
-    for ours, theirs in zip(_read_label_sets(predicted), _read_label_sets(labelled), strict=True):
-        if ours and theirs:
-            names = next((names for names in (ours, theirs) if len(names) == 1), ours)
-            shared.append(SharedLabel(' or '.join(names), ours, theirs))
-    return shared
-
-
-def _read_label_sets(name: str) -> list[tuple[str, ...]]:
-    """Read the labels of a label set for each finding (line) of LABEL_SETS."""
-    rows = load_yaml(LABEL_SETS.read_text('utf-8'))
-    check_name('--label-sets', name, list(dict.fromkeys(key for row in rows for key in row)))
-    found = [row.get(name, []) for row in rows]
-    return [(labels,) if isinstance(labels, str) else tuple(labels) for labels in found]
 
 
 def same_labels(targets: np.ndarray, names: Sequence[str]) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """Match files of predictions with files of labels, by the names of images or studies."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from data.labels import UNCERTAIN, SharedLabel, any_of
+from config import load_yaml
+from data.labels import NEGATIVE, POSITIVE, UNCERTAIN, check_name
 from data.predictions import LabelTable, Predictions, row_names, rows_of
 from data.records import Records
 from data.tasks import TASKS
@@ -13,6 +15,17 @@ from data.views import views_in_names
 from evaluation.cases import Cases
 
 SHOWN = 3  # number of example names in a message
+# The findings of several label sets, each with its labels: a line is a finding.
+LABEL_SETS = Path(__file__).with_name('label_sets.yaml')
+
+
+@dataclass(frozen=True)
+class SharedLabel:
+    """A finding that two label sets share; in each set, one positive label of several is enough."""
+
+    name: str
+    predicted: tuple[str, ...]
+    labelled: tuple[str, ...]
 
 
 def match(
@@ -84,6 +97,33 @@ def match(
     return cases, notes
 
 
+def label_set(name: str) -> tuple[str, ...]:
+    """Return the labels of a label set in LABEL_SETS."""
+    return tuple(dict.fromkeys(label for labels in _read_label_sets(name) for label in labels))
+
+
+def shared_labels(predicted: str, labelled: str) -> list[SharedLabel]:
+    """Return the findings that the label set of a model and the label set of the data share.
+
+    A finding has the name of its predicted label, or of its label in the data if several labels are
+    predicted for it.
+    """
+    shared = []
+    for ours, theirs in zip(_read_label_sets(predicted), _read_label_sets(labelled), strict=True):
+        if ours and theirs:
+            names = next((names for names in (ours, theirs) if len(names) == 1), ours)
+            shared.append(SharedLabel(' or '.join(names), ours, theirs))
+    return shared
+
+
+def _read_label_sets(name: str) -> list[tuple[str, ...]]:
+    """Read the labels of a label set for each finding (line) of LABEL_SETS."""
+    rows = load_yaml(LABEL_SETS.read_text('utf-8'))
+    check_name('--label-sets', name, list(dict.fromkeys(key for row in rows for key in row)))
+    found = [row.get(name, []) for row in rows]
+    return [(labels,) if isinstance(labels, str) else tuple(labels) for labels in found]
+
+
 def share_labels(
     predictions: Predictions, table: LabelTable, shared: Sequence[SharedLabel]
 ) -> tuple[Predictions, LabelTable, str]:
@@ -112,7 +152,10 @@ def share_labels(
     for label in both:
         columns = [predictions.labels.index(name) for name in label.predicted]
         probabilities.append(predictions.probabilities[:, columns].max(axis=1))
-        combined = any_of(marks[:, [table.labels.index(name) for name in label.labelled]])
+        several = marks[:, [table.labels.index(name) for name in label.labelled]]
+        kinds = (POSITIVE, UNCERTAIN, NEGATIVE)  # in the order of precedence
+        has_kind = [(several == kind).any(axis=1) for kind in kinds]
+        combined = np.select(has_kind, kinds, np.nan).astype(np.float32)
         targets.append(np.where(combined == UNCERTAIN, np.float32(np.nan), combined))
         columns = [table.records.label_names.index(name) for name in label.labelled]
         is_uncertain = (table.records.labels[:, columns] == UNCERTAIN).any(axis=1)

@@ -10,7 +10,7 @@ order. The label file has a column Path (or Study) and the labels as 1, 0, -1 (u
 or empty. The names of the labels come from --label-names, from the JSON files next to the
 predictions, or are CheXpert's observations. Several prediction files are compared with each other.
 The second command is an external validation on another data set. It scores the findings that both
-label sets have in common (data/label_sets.yaml).
+label sets have in common (evaluation/label_sets.yaml).
 """
 
 import argparse
@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import OPTIONS, config_changes, config_from_text, default_config
 from data.given_folders import read_data_set
 from data.groups import all_groups
-from data.labels import label_set, shared_labels
 from data.predictions import (
     LabelTable,
     Predictions,
@@ -44,7 +43,7 @@ from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
-from evaluation.matching import match, share_labels
+from evaluation.matching import label_set, match, share_labels, shared_labels
 from evaluation.metrics import METRICS, Protocol
 from evaluation.report import (
     TASK_WORDS,

@@ -8,10 +8,10 @@ from test_data_predictions import PREFIX, csv_of, image, study
 
 from data.groups import standard_groups
 from data.identity import canonical
-from data.labels import LABELS, SharedLabel
+from data.labels import LABELS
 from data.predictions import read_label_file, read_predictions
 from evaluation.cases import Cases
-from evaluation.matching import match, share_labels
+from evaluation.matching import SharedLabel, match, share_labels
 
 NAN = float('nan')
 SCORES = [0.9, 0.8, 0.7, 0.6, 0.4, 0.4]
