@@ -22,27 +22,21 @@ def is_left_out(config: Config, records: Records, source: str = '') -> np.ndarra
         records: Records of N images.
         source: Name of an entry of DATA.SOURCES, with which the listed names then begin.
     """
-    listed = _read(config)
-    start = f'{source}/' if source else ''
-    wanted = {
-        kind: [name.removeprefix(start) for name in names if name.startswith(start)]
-        for kind, names in listed.items()
+    found, start = np.zeros(len(records), bool), f'{source}/' if source else ''
+    studies = np.array([study_name(name) for name in records.study], object)
+    # Names of the images by kind, and the function that shortens a name before it is compared.
+    kinds = {
+        'image': ((records.file, records.path), image_name),
+        'study': ((records.study, studies), study_name),
+        'patient': ((records.patient,), str),
     }
-    found = np.zeros(len(records), bool)
-    own = {
-        'image': (records.file, records.path, [image_name(name) for name in records.path]),
-        'study': (records.study, [study_name(name) for name in records.study]),
-        'patient': (records.patient,),
-    }
-    forms = {'image': image_name, 'study': study_name, 'patient': str}
-    for kind, names in wanted.items():
-        exact = np.zeros(len(records), bool)
-        for values in own[kind][:2]:
-            exact |= np.isin(np.asarray(values, object), names)
-        unused = {*names}.difference(*map(set, own[kind][:2]))
-        form = canonical_names(own[kind][-1])
-        others = canonical_names([forms[kind](name) for name in unused])
-        found |= exact | np.isin(form, others)
+    for kind, names in _read(config).items():
+        names = {name.removeprefix(start) for name in names if name.startswith(start)}
+        values, shortened = kinds[kind]
+        for exact in values:
+            found |= np.isin(exact, [*names])
+        others = canonical_names([shortened(name) for name in names.difference(*values)])
+        found |= np.isin(canonical_names([shortened(name) for name in values[-1]]), others)
     return found
 
 
