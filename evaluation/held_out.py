@@ -64,7 +64,7 @@ class HeldOutReconstruction:
                 values |= mean_errors(f'{name}_{source}', by_source[source], model.target)
                 lines.append(describe(f'{name}_{source}', values, model.target))
             if loader is self.loaders.get('reference') and name != 'reference':
-                lines[0] += '; reference: the same'
+                lines[0] += '; reference masks: the same'
             for text in lines if is_new else ():
                 run.logger.info(text, extra=DETAIL if epoch >= 0 else None)
             is_shown = epoch >= 0 or run.config.EVAL_MODE
