@@ -73,18 +73,13 @@ def _plot_labels(
     """Draw a stacked bar for each label, with a panel for each split."""
     panels = row.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for axis, (split, size) in zip(panels, sizes.items(), strict=True):
-        part = shares[shares['split'] == split]
-        table = part.pivot_table(index='column', columns='group', values='share', fill_value=0)
-        left = pd.Series(0.0, [*labels])
-        for kind, colour in COLOURS.items():
-            width = table.reindex(index=[*labels], columns=[kind], fill_value=0)[kind].fillna(0)
-            axis.barh([*labels], width, left=left, color=colour, label=kind, height=0.75)
-            left += width
+        of_split = shares[shares['split'] == split]
+        table = of_split.pivot_table(index='column', columns='group', values='share')
+        table = table.reindex(index=[*labels], columns=[*COLOURS]).fillna(0)
+        table.plot.barh(ax=axis, stacked=True, color=COLOURS, width=0.75, legend=False)
         axis.set_title(f'{split}: {size:,}', fontsize=FONT)
         axis.set_xlim(0, 100)
-        axis.set_xlabel('%', fontsize=SMALL)
-        axis.tick_params(labelsize=SMALL)
-        axis.spines[['top', 'right']].set_visible(False)
+        _set_style(axis, xlabel='%')
     panels[0].invert_yaxis()
     handles, names = panels[0].get_legend_handles_labels()
     row.legend(handles, names, ncols=4, loc='outside upper center', fontsize=SMALL, frameon=False)
@@ -96,17 +91,12 @@ def _plot_ages(row: Any, *, ages: pd.DataFrame, splits: Sequence[str]) -> None:
     sexes = [*ages['sex'].unique()]
     panels = row.subplots(1, len(splits), squeeze=False)[0]
     for axis, split in zip(panels, splits, strict=True):
-        part = ages[ages['split'] == split]
-        table = part.pivot_table(index='age', columns='sex', values='images', aggfunc='sum')
+        of_split = ages[ages['split'] == split]
+        table = of_split.pivot_table(index='age', columns='sex', values='images', aggfunc='sum')
         table = table.reindex(index=order, columns=sexes).fillna(0)
-        for number, sex in enumerate(sexes):
-            places = [place + 0.8 * (number / len(sexes)) for place in range(len(order))]
-            style = {'color': OTHERS[number % len(OTHERS)], 'label': sex, 'align': 'edge'}
-            axis.bar(places, table[sex], width=0.8 / len(sexes), **style)
-        axis.set_xticks([place + 0.4 for place in range(len(order))], order, rotation=60)
+        table.plot.bar(ax=axis, color=[*OTHERS], width=0.8, rot=60, legend=False)
         axis.set_title(split, fontsize=FONT)
-        axis.tick_params(labelsize=SMALL)
-        axis.spines[['top', 'right']].set_visible(False)
+        _set_style(axis)
     panels[0].set_ylabel('images', fontsize=SMALL)
     handles, names = panels[0].get_legend_handles_labels()
     row.legend(handles, names, ncols=4, loc='outside upper center', fontsize=SMALL, frameon=False)
@@ -115,16 +105,17 @@ def _plot_ages(row: Any, *, ages: pd.DataFrame, splits: Sequence[str]) -> None:
 def _plot_groups(row: Any, *, part: pd.DataFrame, groups: Sequence[str]) -> None:
     """Draw the share of each group, with a bar for each split."""
     axis = row.subplots()
-    splits = [*part['split'].unique()]
     table = part.pivot(index='group', columns='split', values='share').reindex(groups).fillna(0)
-    for number, split in enumerate(splits):
-        places = [place + 0.8 * (number / len(splits)) for place in range(len(groups))]
-        style = {'color': OTHERS[number % len(OTHERS)], 'label': split, 'align': 'edge'}
-        axis.barh(places, table[split], height=0.8 / len(splits), **style)
-    axis.set_yticks([place + 0.4 for place in range(len(groups))], groups)
+    table = table[[*part['split'].unique()]]
+    table.plot.barh(ax=axis, color=[*OTHERS], width=0.8, legend=False)
     axis.invert_yaxis()
     axis.set_title(part['column'].iloc[0], fontsize=FONT, loc='left')
-    axis.set_xlabel('%', fontsize=SMALL)
+    _set_style(axis, xlabel='%')
+    row.legend(loc='outside right upper', fontsize=SMALL, frameon=False)
+
+
+def _set_style(axis: Any, xlabel: str = '') -> None:
+    axis.set_xlabel(xlabel, fontsize=SMALL)
+    axis.set_ylabel('')
     axis.tick_params(labelsize=SMALL)
     axis.spines[['top', 'right']].set_visible(False)
-    row.legend(loc='outside right upper', fontsize=SMALL, frameon=False)
