@@ -9,11 +9,9 @@ from tools import real_xrays_figures as figures
 
 
 @pytest.mark.parametrize('rows', [('simmim_0.1', 'scratch_0.1'), ('linear_epochs5_1', 'pixels_1')])
-def test_figures_show_a_study_that_is_not_finished(tmp_path: Path, rows: tuple[str, str]) -> None:
+def test_the_figure_shows_a_study_that_is_not_finished(
+    tmp_path: Path, rows: tuple[str, str]
+) -> None:
     scores = pd.DataFrame({'value': [0.8, 0.7], 'low': [0.7, 0.6], 'high': [0.9, 0.8]}, index=rows)
-    runs = pd.DataFrame(columns=['holdout_l1_grey', 'linear'], dtype=float)
-    figures.draw_shares(tmp_path / 'shares.png', scores, 'Pneumonia', figures.METHODS)
-    figures.draw_shares(tmp_path / 'encoders.png', scores, 'Pneumonia', figures.ENCODERS)
-    figures.draw_epochs(tmp_path / 'epochs.png', scores, runs, 'Pneumonia')
-    assert len([*tmp_path.glob('*.png')]) == 3
-    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob('*.png'))
+    figures.draw_shares(tmp_path / 'shares.png', scores, 'Pneumonia')
+    assert (tmp_path / 'shares.png').stat().st_size > 10_000
