@@ -405,15 +405,6 @@ def test_options_of_other_stages_and_encoders_are_not_checked() -> None:
     check_config(changed('MODEL.VIT.PATCH_SIZE', 15), 'simmim')
 
 
-def test_a_faulty_option_ends_a_main_with_code_2_and_creates_no_folder(
-    cfg, tmp_path, refused
-) -> None:
-    output = tmp_path / 'runs'
-    words = ['--cfg', cfg, '--output', str(output), '--opts', 'DATA.BATCHSIZE', '4']
-    refused('finetune', words, 'DATA.BATCHSIZE')
-    assert not output.exists()
-
-
 # The config as text
 
 
@@ -498,10 +489,3 @@ def test_yaml_that_fills_the_memory_is_refused() -> None:
     for text in ('\n'.join(levels), '[' * 1000, 'a: ' + 'b' * 1_000_001):
         with pytest.raises(ValueError, match='YAML'):
             config_from_text(text)
-
-
-def test_a_wrong_part_is_refused_before_any_part_is_imported() -> None:
-    code = 'from config import *; c = default_config(); c.DATA.TASK = "wrong"; part(c, "DATA.TASK")'
-    words = [sys.executable, '-c', code]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "DATA.TASK must be one of ['observations'" in done.stderr

@@ -133,15 +133,6 @@ def test_a_request_saves_and_a_signal_also_stops(tmp_path, saver_of, requests) -
     assert read_checkpoint(tmp_path / 'ckpt_epoch_3.pth')['finished']
 
 
-def test_save_keep_counts_regular_checkpoints(tmp_path, saver_of) -> None:
-    saver, state = saver_of(SAVE_KEEP=2, TRAIN__EPOCHS=9), new_state()
-    for _ in range(4):
-        saver.after_epoch(state, 0.5)
-        state.next_epoch()
-    saver.close()
-    assert files(tmp_path) == [BEST, 'ckpt_epoch_2.pth', 'ckpt_epoch_3.pth']
-
-
 # The state
 
 
@@ -178,11 +169,6 @@ def test_the_first_bad_batch_is_named_and_nothing_is_added(losses, norms, bad) -
     )
     assert progress.flush(overflow_is_handled=False) == bad
     assert progress.num_losses == progress.num_norms == 0
-
-
-@pytest.mark.parametrize('epoch, done', [(9, False), (10, True), (11, True)])
-def test_training_ends_after_its_epochs(epoch, done) -> None:
-    assert new_state(epoch=epoch).is_done(config_with(TRAIN__EPOCHS=10)) == done
 
 
 def test_the_best_score_is_the_first_of_the_highest_ones() -> None:

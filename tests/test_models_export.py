@@ -46,10 +46,7 @@ CASES = {
     'vit, contrastive, pooled': ('contrastive', POOLED),
     'vit, MAE': ('simmim', MAE),
     'resnet': ('finetune', RESNET),
-    'resnet50, contrastive, 3 channels': (
-        'contrastive',
-        RESNET | {'IN_CHANS': 3, 'TIMM': {'NAME': 'resnet50'}},
-    ),
+    'resnet, contrastive, 3 channels': ('contrastive', RESNET | {'IN_CHANS': 3}),
 }
 
 

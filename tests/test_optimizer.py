@@ -170,7 +170,7 @@ def test_a_step_of_muon_equals_pytorchs(shape, muon) -> None:
     torch.testing.assert_close(weight, other, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize('stage', ['simmim', 'finetune'])
+@pytest.mark.parametrize('stage', ['simmim', pytest.param('finetune', marks=pytest.mark.slow)])
 def test_an_optimizer_with_booleans_in_its_state_resumes_bit_for_bit(
     stage, muon, phantom, tmp_path
 ) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,16 +50,6 @@ def test_a_registry_has_all_names_of_its_option(key: str) -> None:
     assert [*registry] == [*registry.keys()] == names and len(registry) == len(names)
     assert all(name in registry for name in names) and 'no such part' not in registry
     assert [*registry.items()] == [(name, registry[name]) for name in names]
-
-
-def test_a_registry_has_names_before_their_modules_are_imported() -> None:
-    code = (
-        'import sys; from config import REGISTRIES; '
-        'print([*REGISTRIES["MODEL.TYPE"]], "models.swin_transformer" in sys.modules)'
-    )
-    words = [sys.executable, '-c', code]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "['swin', 'vit', 'timm'] False\n"
 
 
 def test_a_mask_of_ones_own_is_shown_by_the_tool(tmp_path, add_part, capsys) -> None:

@@ -283,7 +283,7 @@ def test_the_heads_of_an_attention_head_are_not_those_of_the_encoder(tmp_path) -
 
 @pytest.mark.parametrize('kind', ['vit', 'timm', 'swin'])
 def test_heads_that_nothing_states_are_logged_as_assumed(kind, tmp_path, log) -> None:
-    name = {'MODEL__TIMM__NAME': 'vit_small_patch16_224'} if kind == 'timm' else PLAIN
+    name = {'MODEL__TIMM__NAME': 'vit_tiny_patch16_224'} if kind == 'timm' else PLAIN
     config = make_config(kind, 3, **name, DATA__IMG_SIZE=224 if kind == 'timm' else 32)
     source = make_model(config, is_pretrain=False).state_dict()
     source = {key.removeprefix('encoder.'): value for key, value in source.items()}
@@ -295,7 +295,7 @@ def test_heads_that_nothing_states_are_logged_as_assumed(kind, tmp_path, log) ->
     elif kind == 'vit':
         assert heads == ['4 heads assumed, because the file does not state their number']
     else:
-        assert heads[0].startswith('6 heads assumed') and '12 in ViT-S of MoCo v3' in heads[0]
+        assert heads[0].startswith('3 heads assumed') and '3 in ViT-Ti' in heads[0]
 
 
 @pytest.mark.parametrize(
