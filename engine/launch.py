@@ -89,6 +89,7 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
 class Process:
     """Holds the resources of this process during a run."""
 
+    config: Config | None = None
     run: Run | None = None
     has_new_folder: bool = False  # whether no start before this one had the run folder
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -109,7 +110,7 @@ def setup_run(args: Namespace, process: Process) -> None:
         ValueError: On all ranks, if the config is invalid, or if the folder is not writable, is
             in use, or contains another run, or if the checkpoint to start from does not exist.
     """
-    config = get_config(args)
+    process.config = config = get_config(args)
     check_paths(config)
     set_determinism(config.TRAIN.DETERMINISTIC)
     device = local_device()
@@ -202,9 +203,8 @@ def _facts(args: Namespace, config: Config, device: torch.device) -> dict[str, A
 
 def _fail(process: Process, error: BaseException) -> int:
     """Report why this process or another process of the run failed, and return the exit code."""
-    run = process.run
-    trains = run is None or _trains(run.config)
-    resumes = trains and (run is None or run.config.FINETUNE.MODE not in PROBES)
+    run, config = process.run, process.config
+    resumes = config is None or (_trains(config) and config.FINETUNE.MODE not in PROBES)
     if isinstance(error, Terminated):
         code = EXIT_PREEMPTED if resumes else EXIT_NOT_KEPT
         message = f'stopped by {error}: the same command {"resumes" if resumes else "begins again"}'

@@ -156,13 +156,18 @@ def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(
 
 
 @pytest.mark.parametrize('mode', ['--eval', '--throughput', '--check'])
-def test_what_does_not_train_resumes_nothing_and_leaves_only_its_log(mode, argv, folder, capfd):
-    def stop(run):
+def test_what_does_not_train_resumes_nothing_and_leaves_only_its_log(
+    mode, argv, folder, capfd, monkeypatch
+):
+    def stop(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert launch('simmim', raising(ValueError('no checkpoint')), [*argv, mode]) == 2
     assert 'no checkpoint' in capfd.readouterr().out
     assert launch('simmim', stop, [*argv, mode]) == 76
+    with monkeypatch.context() as patch:
+        patch.setattr('engine.launch.create_logger', stop)  # during the set-up
+        assert launch('simmim', stop, [*argv, mode]) == 76
     last = log_of(folder).splitlines()[-1]
     assert 'SIGTERM' in last and 'resumes' not in last
     assert [path.name for path in folder.iterdir()] == ['log_rank0.txt']
