@@ -91,7 +91,8 @@ def main(args: argparse.Namespace) -> int:
     pages = split_pages(columns, MOST_COLUMNS)
     for file, page in zip(page_files(args.output, len(pages)), pages, strict=True):
         draw_grid(pixels, page, args).savefig(file, dpi=DPI)
-        print(f'{file}: {", ".join(MASKS)}; units of px and ratios {page}')
+        shown = ', '.join(f'{unit} px at {ratio}' for unit, ratio in page)
+        print(f'{file}: {", ".join(MASKS)}; units and ratios: {shown}')
     return 0
 
 

@@ -99,6 +99,14 @@ def test_command_parses(source, command, monkeypatch) -> None:
             get_config(args)
 
 
+def test_the_first_page_is_short_and_no_command_is_wider_than_it() -> None:
+    page = PAGES['README.md']
+    assert len(page.splitlines()) <= 110 and len(page.split()) <= 900
+    blocks = re.findall(r'^```\w*\n(.*?)^```', page, re.M | re.S)
+    assert len(blocks) > 3
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 100] == []
+
+
 @pytest.mark.parametrize('path', PROGRAMS, ids=lambda path: path.name)
 def test_importing_a_script_runs_nothing(path, monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
