@@ -69,10 +69,7 @@ def joined_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndar
     """A sweep whose rows have finished but one: folder, targets, predictions by row."""
     tmp_path = tmp_path_factory.mktemp('joined')
     sweep = methods_file(tmp_path)
-    content = yaml.safe_load(sweep.read_text())
-    scratch = content['methods']['scratch']
-    content['methods']['pixels'] = scratch | {'finetune_options': {'FINETUNE.MODE': 'pixels'}}
-    sweep.write_text(yaml.safe_dump(content, sort_keys=False))
+    add_method(sweep, 'pixels', 'scratch', finetune_options={'FINETUNE.MODE': 'pixels'})
     _, targets = draw(tmp_path)
     values = {}
     for number, name in enumerate(('simmim_1', 'scratch_1', 'moco_1', 'pixels_1')):
@@ -117,10 +114,10 @@ def table_of(sweep: Path, *more: object, resamples: int = 10) -> int:
     return run('table', '--sweep', sweep, '--predictions', folder / 'p', *words, *more)
 
 
-def compare_with_pixels(sweep: Path, against: list[str]) -> None:
-    """Compare the row scratch with these methods."""
+def add_method(sweep: Path, name: str, like: str, **changes: object) -> None:
+    """Add a method to a sweep file, or replace it: another one with changes."""
     content = yaml.safe_load(sweep.read_text())
-    content['methods']['scratch']['against'] = against
+    content['methods'][name] = content['methods'][like] | changes
     sweep.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
@@ -297,7 +294,7 @@ def test_a_difference_over_some_of_the_seeds_says_so(joined: tuple) -> None:
 def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tuple) -> None:
     sweep, targets, values = joined
     folder = sweep.parent
-    compare_with_pixels(sweep, ['simmim', 'pixels'])
+    add_method(sweep, 'scratch', 'scratch', against=['simmim', 'pixels'])
     assert table_of(sweep) == 0
     table = pd.read_csv(folder / 't/mine_Edema.csv').set_index(['row', 'against'])
     entry = table.loc[('scratch_1', 'pixels_1')]
@@ -317,7 +314,7 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tu
 
 def test_figures_show_the_differences_of_the_table(joined: tuple, monkeypatch) -> None:
     folder = joined[0].parent
-    compare_with_pixels(joined[0], ['pixels'])
+    add_method(joined[0], 'scratch', 'scratch', against=['pixels'])
     assert table_of(joined[0], '--scores', 'Edema', resamples=200) == 0
     drawn, new_figure = [], plots.new_figure
     monkeypatch.setattr(plots, 'new_figure', lambda *a: drawn.append(new_figure(*a)) or drawn[-1])
@@ -350,7 +347,6 @@ def line_of(axis: object, number: int) -> list[float]:
     [
         (['--scores', 'Edema', '--pairs', 'moco_1/simmim_1'], "compare 'moco_1/simmim_1'"),
         (['--scores', 'Oedema'], 'mine_Oedema.csv does not exist'),
-        (['--scores', 'Edema', '--figure', 'f.xyz'], 'xyz'),
         (['--scores', 'Pneumonia'], 'by_seed'),
         (['--scores', 'Fracture'], "has no row 'gone_1'"),
     ],
@@ -400,12 +396,9 @@ def two_settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """
     tmp_path = tmp_path_factory.mktemp('settings')
     sweep = methods_file(tmp_path)
-    content = yaml.safe_load(sweep.read_text())
-    simmim, scratch = content['methods']['simmim'], content['methods']['scratch']
-    low = simmim | {'finetune_options': {'TRAIN.BASE_LR': 0.001}}
-    other = simmim | {'finetune_options': {'MODEL.HEAD': 'attention'}}  # more than another rate
-    content['methods'] = {'simmim': simmim, 'simmim_low': low, 'other': other, 'scratch': scratch}
-    sweep.write_text(yaml.safe_dump(content, sort_keys=False))
+    add_method(sweep, 'simmim_low', 'simmim', finetune_options={'TRAIN.BASE_LR': 0.001})
+    # More than another rate.
+    add_method(sweep, 'other', 'simmim', finetune_options={'MODEL.HEAD': 'attention'})
     _, targets = draw(tmp_path)
     for image in map(tmp_path.joinpath, names()):
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -548,25 +541,18 @@ def test_held_out_patients_count_in_tuning_if_they_select_no_epoch(
 def test_rows_that_do_not_differ_are_one_candidate(tmp_path: Path) -> None:
     """A share sets the epochs of both rows, so they are the same with this share."""
     sweep = methods_file(tmp_path)
-    content = yaml.safe_load(sweep.read_text())
-    simmim = content['methods']['simmim']
-    low = simmim | {'finetune_options': {'TRAIN.BASE_LR': 0.001}}
-    long = simmim | {'schedule': {'TRAIN.EPOCHS': 60}}
-    content['methods'] |= {'simmim_low': low, 'long': long}
-    sweep.write_text(yaml.safe_dump(content, sort_keys=False))
+    add_method(sweep, 'simmim_low', 'simmim', finetune_options={'TRAIN.BASE_LR': 0.001})
+    add_method(sweep, 'long', 'simmim', schedule={'TRAIN.EPOCHS': 60})
     arms = arms_of(load_sweep(sweep))
     assert arms == [['simmim_0.1', 'simmim_low_0.1'], ['simmim_1', 'simmim_low_1']]
 
 
 def test_rows_from_other_weights_are_no_rates_of_each_other(tmp_path: Path) -> None:
     sweep = methods_file(tmp_path)
-    content = yaml.safe_load(sweep.read_text())
-    scratch = content['methods']['scratch']
-    low = {'finetune_options': scratch['finetune_options'] | {'TRAIN.BASE_LR': 0.001}}
-    own = {'imagenet': scratch | {'weights': 'IMAGENET'}}
-    own |= {'imagenet_low': own['imagenet'] | low, 'scratch_low': scratch | low}
-    content['methods'] |= own
-    sweep.write_text(yaml.safe_dump(content, sort_keys=False))
+    low = {'TRAIN.LAYER_DECAY': 0.9, 'TRAIN.BASE_LR': 0.001}
+    add_method(sweep, 'imagenet', 'scratch', weights='IMAGENET')
+    add_method(sweep, 'imagenet_low', 'imagenet', finetune_options=low)
+    add_method(sweep, 'scratch_low', 'scratch', finetune_options=low)
     arms = [arm for arm in arms_of(load_sweep(sweep)) if arm[0].endswith('_1')]
     assert arms == [['scratch_1', 'scratch_low_1'], ['imagenet_1', 'imagenet_low_1']]
     shares = [[f'scratch_{share}', f'scratch_low_rate_{share}'] for share in ('0.1', '1')]

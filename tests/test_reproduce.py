@@ -76,17 +76,6 @@ def test_a_repeated_run_is_identical_and_leaves_the_first_one_alone(
     assert code == 2 and '--output' in output, 'the folder is taken'
 
 
-def test_a_run_is_repeated_with_the_processes_of_its_options(folder, copied, capsys):
-    """config.yaml is that of the last start that trained."""
-
-    def resume(record):
-        record['starts'] += [record['starts'][0] | {'processes': 2}, {'code': 'c', 'data': 'd'}]
-
-    rewrite(folder / 'run.json', resume)
-    assert processes_of(read_record(folder)) == 2
-    assert 'another number of processes' in result(capsys, folder)[1]
-
-
 def test_a_weight_a_metric_and_a_score_that_differ(folder, copied, capsys):
     def change(records):
         records[1]['loss'] += 0.5
@@ -129,13 +118,15 @@ def test_changed_inputs_are_reported(folder, copied, capsys):
     def change(record):
         record['code'] = '0123abc'
         record['environment']['packages']['torch'] = '0.4'
-        record['starts'].append(record['starts'][0] | {'code': 'other'})
+        first = record['starts'][0]
+        record['starts'] += [first | {'code': 'other', 'processes': 2}, {'code': 'c', 'data': 'd'}]
 
     rewrite(folder / 'run.json', change)
+    assert processes_of(read_record(folder)) == 2, 'those of the last start that trained'
     code, output = result(capsys, folder)
     assert code == 0, 'the results decide'
     found = [line for line in output.splitlines() if line.startswith('changed: ')]
-    for part in ('0123abc', 'torch', 'resumed'):
+    for part in ('0123abc', 'torch', 'resumed', 'another number of processes'):
         assert any(part in line for line in found), part
 
 
