@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from dicom_files import write as write_dicom
 from PIL import Image
 from tiny import SWIN, VIT, finished_run, load_script, run_script
-from transfers import write_run
+from transfers import with_option, write_run
 
 from data.images import load_image
 from data.labels import LABELS, positive_logits
@@ -294,33 +293,25 @@ def test_options_of_a_checkpoint_that_cannot_work_are_named(
     model, key, value, predict, phantom, tmp_path, capsys
 ):
     """Such a file comes from elsewhere; nothing of the size that it asks for is built."""
-    path = write_run(tmp_path, 'finetune', model)
-    saved = torch.load(path, weights_only=True)
-    options = node = yaml.safe_load(saved['config'])
-    *sections, name = key.split('.')
-    for section in sections:
-        node = node[section]
-    node[name] = value
-    torch.save(saved | {'config': yaml.safe_dump(options)}, tmp_path / 'bad.pth')
-    words = [tmp_path / 'bad.pth', '--to', 'timm', '--output', tmp_path / 'a.safetensors']
+    checkpoint = write_run(tmp_path, 'finetune', model)
+    bad = with_option(checkpoint, tmp_path / 'bad.pth', key, value)
+    words = [bad, '--to', 'timm', '--output', tmp_path / 'a.safetensors']
     assert run_script('export', *words) == 2
-    words = ['--checkpoint', tmp_path / 'bad.pth', '--output', tmp_path / 'p.csv']
+    words = ['--checkpoint', bad, '--output', tmp_path / 'p.csv']
     assert predict(*words, phantom / 'valid') == 2
     for line in capsys.readouterr().err.splitlines():
         assert line.startswith('error: ') and 'bad.pth' in line
         is_size = value in (8192, 1e300, 2**40)  # the message names the entries
-        assert is_size or name in line
+        assert is_size or key.rpartition('.')[2] in line
 
 
 def test_a_checkpoint_does_not_decide_how_many_processes_are_started(
     run, phantom, predict, tmp_path, monkeypatch
 ):
-    saved = torch.load(checkpoint_of(run), weights_only=True)
-    options = yaml.safe_load(saved['config'])
-    options['DATA'] |= {'NUM_WORKERS': 10**6, 'BATCH_SIZE': 10**9}
-    torch.save(saved | {'config': yaml.safe_dump(options)}, tmp_path / 'c.pth')
+    checkpoint = with_option(checkpoint_of(run), tmp_path / 'c.pth', 'DATA.NUM_WORKERS', 10**6)
+    with_option(checkpoint, checkpoint, 'DATA.BATCH_SIZE', 10**9)
     monkeypatch.setattr(os, 'cpu_count', lambda: 0)
-    words = ['--checkpoint', tmp_path / 'c.pth', '--output', tmp_path / 'p.csv']
+    words = ['--checkpoint', checkpoint, '--output', tmp_path / 'p.csv']
     assert predict(*words, phantom / 'valid') == 0
 
 

@@ -3,6 +3,7 @@
 import logging
 
 import torch
+import yaml
 from golden_cases import fill
 from tiny import SWIN, tiny_config
 
@@ -117,3 +118,15 @@ def load_run(folder, stage, model=SWIN, **sections):
 def outputs_of(source, count):
     with torch.no_grad():
         return source.network(example_images(source, count)).numpy()
+
+
+def with_option(checkpoint, file, key, value):
+    """A copy of a checkpoint whose options have another value, which its maker may have set."""
+    saved = torch.load(checkpoint, weights_only=True)
+    options = section = yaml.safe_load(saved['config'])
+    *sections, name = key.split('.')
+    for part in sections:
+        section = section[part]
+    section[name] = value
+    torch.save(saved | {'config': yaml.safe_dump(options)}, file)
+    return file
