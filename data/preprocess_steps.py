@@ -28,13 +28,14 @@ def check(config: Config, stage: str | None) -> None:
     for key in ('DATA.PREPROCESS', 'EVAL.PREPROCESS'):
         steps = value_at(config, key) or []
         shaping = [name for name in steps if name in SHAPE_STEPS]
-        holds = shaping == [name for name in SHAPE_STEPS if name in shaping]
+        is_ordered = shaping == [name for name in SHAPE_STEPS if name in shaping]
         allowed = f'in the order {SHAPE_STEPS}, with each of these steps at most once'
-        require(holds, config, key, allowed)
-        holds = not config.DATA.SOURCES or not {*LUNG_STEPS}.intersection(steps)
-        require(holds, config, key, 'without lung masks with DATA.SOURCES')
-    holds = not (config.DATA.LUNG_MASKS and config.DATA.SOURCES)  # sources may have equal names
-    require(holds, config, 'DATA.LUNG_MASKS', "'' with DATA.SOURCES")
+        require(is_ordered, config, key, allowed)
+        if config.DATA.SOURCES:  # which may have images of the same name
+            needs_masks = {*LUNG_STEPS}.intersection(steps)
+            require(not needs_masks, config, key, 'without lung masks with DATA.SOURCES')
+    if config.DATA.SOURCES:
+        require(not config.DATA.LUNG_MASKS, config, 'DATA.LUNG_MASKS', "'' with DATA.SOURCES")
 
 
 @PREPROCESS.register('equalize')

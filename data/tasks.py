@@ -262,18 +262,18 @@ def check_label_options(config: Config, stage: str | None) -> None:
     """Check the options that depend on the label settings."""
     data, task = config.DATA, task_of(config)
     files = {file_name(label) for label in data.LABELS if isinstance(label, str)}
-    holds = len(files) == len(data.LABELS) and not files & {'', 'path', 'study'}
-    require(holds, config, 'DATA.LABELS', 'different names of columns other than Path and Study')
+    are_names = len(files) == len(data.LABELS) and not files & {'', 'path', 'study'}
+    allowed = 'different names of columns other than Path and Study'
+    require(are_names, config, 'DATA.LABELS', allowed)
     of_task = f'with DATA.TASK {data.TASK!r}'
-    holds = task.takes_names or not data.LABELS
-    require(holds, config, 'DATA.LABELS', f'[] {of_task}')
+    require(task.takes_names or not data.LABELS, config, 'DATA.LABELS', f'[] {of_task}')
     allowed = f'at least {task.least_names} name{"s" * (task.least_names > 1)} {of_task}'
     require(len(data.LABELS) >= task.least_names, config, 'DATA.LABELS', allowed)
-    policies = [POLICIES[name] for name in task.policies.values()]  # checks the names
+    needs_predictions = task.needs_predictions  # checks the names of the policies
     if not task.has_policies:
-        own = POLICIES[data.UNCERTAIN]
-        holds = not (own.third_class or own.needs_predictions)
-        require(holds, config, 'DATA.UNCERTAIN', f'left out {of_task}')
+        policy = POLICIES[data.UNCERTAIN]
+        is_plain = not (policy.third_class or policy.needs_predictions)
+        require(is_plain, config, 'DATA.UNCERTAIN', f'left out {of_task}')
         require(not data.UNCERTAIN_BY_LABEL, config, 'DATA.UNCERTAIN_BY_LABEL', f'{{}} {of_task}')
     if stage != 'finetune':
         return
@@ -281,19 +281,21 @@ def check_label_options(config: Config, stage: str | None) -> None:
     require(config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed)
     if task.third_class.any():
         because = 'with a policy for which uncertain is a third class'
-        holds = config.LOSS.NAME in ('bce', 'focal')
-        require(holds, config, 'LOSS.NAME', f"'bce' or 'focal' {because}")
-        holds = config.FINETUNE.MODE not in PROBES
-        require(holds, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
+        has_classes = config.LOSS.NAME in ('bce', 'focal')
+        require(has_classes, config, 'LOSS.NAME', f"'bce' or 'focal' {because}")
+        trains_head = config.FINETUNE.MODE not in PROBES
+        require(trains_head, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
         for key in ('MODEL.LABEL_SMOOTHING', 'AUG.MIXUP', 'AUG.CUTMIX', 'AUG.CUTMIX_MINMAX'):
             require(not value_at(config, key), config, key, f'0 or None {because}')
     if task.exclusive:
         require(not data.PSEUDO_LABELS, config, 'DATA.PSEUDO_LABELS', f"'' {of_task}")
     if config.EVAL_MODE:
         return
-    holds = data.SELF_TRAIN_PREDICTIONS or not any(each.needs_predictions for each in policies)
-    allowed = "predictions of the training images, see the policy 'self_train' in the docs"
-    require(holds, config, 'DATA.SELF_TRAIN_PREDICTIONS', allowed)
-    holds = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES or not data.PSEUDO_LABELS
-    allowed = 'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS'
-    require(holds, config, 'DATA.TRAIN_FRACTION', allowed)
+    if needs_predictions:
+        allowed = "predictions of the training images, see the policy 'self_train' in the docs"
+        given = data.SELF_TRAIN_PREDICTIONS
+        require(given, config, 'DATA.SELF_TRAIN_PREDICTIONS', allowed)
+    if data.PSEUDO_LABELS:
+        allowed = 'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS'
+        has_subset = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES
+        require(has_subset, config, 'DATA.TRAIN_FRACTION', allowed)

@@ -21,6 +21,7 @@ from data.packing import Settings, pack, read_source
 from data.reading import read_part
 from data.records import Records, task_of
 from data.table import refuse
+from data.table_warnings import SIMILAR
 from engine.run_record import run_changes
 
 NAN = np.nan
@@ -263,7 +264,7 @@ def test_other_spellings_of_a_listed_label_give_a_warning(tmp_path: Path, rows: 
     found = {fault.kind: fault for fault in faults}
     assert {fault.severity for fault in faults} <= {'warning', 'note'}
     for spelling in ('edema?', 'no edema', 'Edema.'):
-        assert f'{spelling!r} (Edema, rows: 1)' in found['name like a label'].detail
+        assert f'{spelling!r} (Edema, rows: 1)' in found[SIMILAR].detail
     assert "'Unclear'" in found['words for unknown labels'].detail
 
 
