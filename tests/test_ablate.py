@@ -22,7 +22,7 @@ from config import config_text
 from engine.run_folder import is_locked, run_lock
 from engine.run_record import RECORD_FILE, is_finished, read_record
 from logger import read_metrics
-from sweeps.files import ROOT, load_sweep
+from sweeps.files import ROOT
 from sweeps.runner import LOGS, MOST_EPOCHS, epochs_for
 
 ENV = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
@@ -152,16 +152,6 @@ def test_methods_are_compared_from_end_to_end(python, phantom, tmp_path) -> None
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     names = ('mean_of_defined.md', 'scores.csv', 'mean_of_defined.png', 'labels.png', 'curves.pdf')
     assert all((tmp_path / 'o' / f'mine_{name}').stat().st_size > 300 for name in names)
-
-
-def test_the_table_of_a_cross_validated_sweep_is_refused_and_the_right_tool_named(
-    tmp_path, capsys
-) -> None:
-    folder = tmp_path / 'simmim_finetune' / f'{load_sweep(SWEEP).rows[0].run}_seed0_fold0'
-    folder.mkdir(parents=True)
-    words = ['table', '--sweep', str(SWEEP), '--output', str(tmp_path), '--seeds', '1']
-    assert run_script('ablate', *words) == 2
-    assert 'ablate.py join' in capsys.readouterr().err
 
 
 def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:

@@ -1,6 +1,7 @@
 """Sweep files: rows, plans of runs, what is refused, and the configs and scripts of rows."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -168,32 +169,6 @@ def test_some_subsets_keep_the_method_of_the_reference(tmp_path: Path) -> None:
         assert names[0] in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ('changes', 'key'),
-    [
-        ({'rows': {'a': {}, 'b': {}}}, 'row'),
-        ({'rows': {'a': {}, 'b': {'pretrain': 5}}}, 'row b: pretrain'),
-        ({'rows': {'a': {}, 'b': {'learns_from': 'c'}}}, 'learns_from'),
-        ({'rows': {'a': {}, 'b': {'against': 'c', 'pretrain': 'none'}}}, 'against'),
-        ({'reference': {'pretrain': 'no.yaml', 'finetune': 'no.yaml'}}, 'no.yaml'),
-        ({'rows': {'a': {}, 'b': {'finetune': 'none'}}}, 'row b: finetune'),
-        ({'rows': {'a/b': {}}}, 'a/b'),
-        ({'scores': 5}, 'scores'),
-        ({'titles': 5}, 'titles'),
-        ({'titles': {'l1': {'a': 1}}}, 'titles: l1'),
-        ({'note': ['a']}, 'note'),
-        ({'seeds': 0}, 'seeds'),
-        ({'reference': {'pretrain': PRETRAIN, 'finetune': FINETUNE, 'row': 'c'}}, 'c'),
-        ({'reference': {'finetune': FINETUNE}}, 'row l2'),
-        ({'rows': {'a': {}, 'b': {'pretrain': {'DATA.MASK_RATO': 0.5}}}}, 'DATA.MASK_RATO'),
-    ],
-)
-def test_a_bad_ablation_file_is_refused(changes: dict, key: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'mine\.yaml') as caught:
-        load_sweep(sweep_file(tmp_path, **changes))
-    assert key in str(caught.value)
-
-
 def file_with_rows(folder: Path, rows: str) -> Path:
     path = sweep_file(folder)
     content = yaml.safe_load(path.read_text())
@@ -267,23 +242,6 @@ def test_a_scale_changes_entries_and_configs_by_name(tmp_path: Path) -> None:
     assert sweep.rows[0].changes['finetune'] == known
 
 
-@pytest.mark.parametrize(
-    ('scale', 'key'),
-    [
-        ({'rows': ['l3']}, 'l3'),
-        ({'rows': ['l2']}, 'row'),
-        ({'methods': ['l1']}, 'methods'),
-        ({'pretrain': {'NO.KEY': 1}}, 'NO.KEY'),
-        ({'seeds': 0}, 'seeds'),
-        ({'images_per_second': 900}, 'images_per_second'),
-    ],
-)
-def test_a_bad_scale_is_refused(scale: dict, key: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'mine\.yaml') as caught:
-        load_sweep(scaled_file(tmp_path, **scale), 'tiny')
-    assert key in str(caught.value)
-
-
 @pytest.mark.parametrize('path', [*SHIPPED, *STUDIES], ids=lambda path: path.stem)
 def test_every_pretrained_row_of_a_shipped_sweep_is_compared_with_another_one(path: Path) -> None:
     """A row that another row names in `against` loses the comparison with the reference."""
@@ -304,6 +262,64 @@ def test_any_row_may_be_the_reference_of_an_ablation(tmp_path: Path) -> None:
     supervised = {'a': {}, 'b': {'finetune': {'TRAIN.EPOCHS': 9}}}
     path = sweep_file(tmp_path, reference={'finetune': FINETUNE}, rows=supervised)
     assert {row.stages for row in load_sweep(path).rows} == {('finetune',)}
+
+
+@pytest.mark.parametrize(
+    ('make', 'changes', 'key'),
+    [
+        (sweep_file, {'rows': {'a': {}, 'b': {}}}, 'row'),
+        (sweep_file, {'rows': {'a': {}, 'b': {'pretrain': 5}}}, 'row b: pretrain'),
+        (sweep_file, {'rows': {'a': {}, 'b': {'learns_from': 'c'}}}, 'learns_from'),
+        (sweep_file, {'rows': {'a': {}, 'b': {'against': 'c', 'pretrain': 'none'}}}, 'against'),
+        (sweep_file, {'reference': {'pretrain': 'no.yaml', 'finetune': 'no.yaml'}}, 'no.yaml'),
+        (sweep_file, {'rows': {'a': {}, 'b': {'finetune': 'none'}}}, 'row b: finetune'),
+        (sweep_file, {'rows': {'a/b': {}}}, 'a/b'),
+        (sweep_file, {'scores': 5}, 'scores'),
+        (sweep_file, {'titles': 5}, 'titles'),
+        (sweep_file, {'titles': {'l1': {'a': 1}}}, 'titles: l1'),
+        (sweep_file, {'note': ['a']}, 'note'),
+        (sweep_file, {'seeds': 0}, 'seeds'),
+        (sweep_file, {'reference': {'pretrain': PRETRAIN, 'finetune': FINETUNE, 'row': 'c'}}, 'c'),
+        (sweep_file, {'reference': {'finetune': FINETUNE}}, 'row l2'),
+        (
+            sweep_file,
+            {'rows': {'a': {}, 'b': {'pretrain': {'DATA.MASK_RATO': 0.5}}}},
+            'DATA.MASK_RATO',
+        ),
+        (methods_file, {'shares': None}, 'shares'),
+        (methods_file, {'reference': 'dino'}, 'dino'),
+        (methods_file, {'shares': {1: 5}}, 'shares: 1'),
+        (
+            methods_file,
+            {'methods': methods(b={'finetune': FINETUNE, 'pretrain_options': {}})},
+            'method b',
+        ),
+        (
+            methods_file,
+            {'methods': methods(b={'finetune': FINETUNE, 'pretrain': FINETUNE})},
+            'MODEL.NAME',
+        ),
+        (methods_file, {'methods': methods(b={'finetune': FINETUNE, 'options': {}})}, 'method b'),
+        (methods_file, {'methods': methods(b=SMALL_BATCH)}, 'images per step'),
+        (methods_file, {'methods': methods(b=OTHER_TYPE)}, "same MODEL.TYPE, got 'vit' and 'swin'"),
+        (
+            methods_file,
+            {'methods': methods(b=OTHER_WIDTH)},
+            'same MODEL.SWIN.EMBED_DIM, got 999 and',
+        ),
+        (scaled_file, {'rows': ['l3']}, 'l3'),
+        (scaled_file, {'rows': ['l2']}, 'row'),
+        (scaled_file, {'methods': ['l1']}, 'methods'),
+        (scaled_file, {'pretrain': {'NO.KEY': 1}}, 'NO.KEY'),
+        (scaled_file, {'seeds': 0}, 'seeds'),
+        (scaled_file, {'images_per_second': 900}, 'images_per_second'),
+    ],
+)
+def test_a_bad_file_is_refused(make: Callable, changes: dict, key: str, tmp_path: Path) -> None:
+    path = make(tmp_path, **changes)
+    with pytest.raises(ValueError, match=r'mine\.yaml') as caught:
+        load_sweep(path, 'tiny' if make is scaled_file else '')
+    assert key in str(caught.value)
 
 
 # Comparisons of methods -------------------------------------------------------------------------
@@ -398,26 +414,6 @@ def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) ->
     assert [Path(path).parent for path in starts.values()] == [jobs[0].folder]
     with pytest.raises(ValueError, match='IMAGENET'):
         plan(sweep, environment={}, **settings)
-
-
-@pytest.mark.parametrize(
-    ('changes', 'key'),
-    [
-        ({'shares': None}, 'shares'),
-        ({'reference': 'dino'}, 'dino'),
-        ({'shares': {1: 5}}, 'shares: 1'),
-        ({'methods': methods(b={'finetune': FINETUNE, 'pretrain_options': {}})}, 'method b'),
-        ({'methods': methods(b={'finetune': FINETUNE, 'pretrain': FINETUNE})}, 'MODEL.NAME'),
-        ({'methods': methods(b={'finetune': FINETUNE, 'options': {}})}, 'method b'),
-        ({'methods': methods(b=SMALL_BATCH)}, 'images per step'),
-        ({'methods': methods(b=OTHER_TYPE)}, "same MODEL.TYPE, got 'vit' and 'swin'"),
-        ({'methods': methods(b=OTHER_WIDTH)}, 'same MODEL.SWIN.EMBED_DIM, got 999 and'),
-    ],
-)
-def test_a_bad_methods_file_is_refused(changes: dict, key: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'mine\.yaml') as caught:
-        load_sweep(methods_file(tmp_path, **changes))
-    assert key in str(caught.value)
 
 
 # Several GPUs -----------------------------------------------------------------------------------
