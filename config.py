@@ -40,7 +40,7 @@ from options.text import (  # noqa: F401
     flat_options,
     options_that_affect,
 )
-from options.values import DEFAULTS, Config, default_config, put, shipped_file, value_at  # noqa: F401
+from options.values import DEFAULTS, Config, default_config, put, value_at  # noqa: F401
 from options.yaml_text import YamlLoader, load_yaml  # noqa: F401
 
 # What a changed option changes. Resuming, sweeps, reports and exports ask for these effects.
@@ -851,7 +851,7 @@ def read_config(args: argparse.Namespace) -> Config:
     """Read the options of a run as `get_config`, with the checks that import no other code."""
     config, stage = default_config(), getattr(args, 'stage', None)
     # Later sources win: defaults, BASE files, --cfg, --opts, flags.
-    config.merge_from_file(shipped_file(args.cfg))
+    config.merge_from_file(args.cfg)
     config.merge_from_list(getattr(args, 'opts', None) or [])
     for flag, key in FLAG_KEYS.items():
         value = getattr(args, flag, None)

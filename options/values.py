@@ -20,7 +20,7 @@ class Config(CfgNode):
     """Root node of the options. Merging follows BASE and checks keys and types."""
 
     def merge_from_file(self, cfg_filename: str | Path) -> None:
-        _merge_file(self, Path(cfg_filename))
+        _merge_file(self, shipped_file(cfg_filename))
 
     def merge_from_list(self, cfg_list: list) -> None:
         if len(cfg_list) % 2:
@@ -54,9 +54,9 @@ def shipped_file(path: str | Path) -> Path:
         return len(common) + difflib.SequenceMatcher(None, name, wanted).ratio()
 
     wanted = str(path).lower()
-    names = [str(file.relative_to(ROOT)) for file in ROOT.glob('configs/*/*.yaml')]
+    names = [str(file.relative_to(ROOT)) for file in ROOT.glob('configs/*/*__*.yaml')]
     similar = sorted(names, key=likeness, reverse=True)[:NUM_SIMILAR]
-    raise ValueError(f'--cfg: there is no file {path}; similar ones are {", ".join(similar)}')
+    raise ValueError(f'there is no config file {path}; similar ones are {", ".join(similar)}')
 
 
 def value_at(config: CfgNode, key: str) -> Any:

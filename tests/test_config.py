@@ -55,6 +55,8 @@ def write(folder: Path, name: str, text: str) -> str:
 def test_a_config_that_does_not_exist_lists_shipped_ones_that_resemble_it(wrong, similar) -> None:
     with pytest.raises(ValueError, match=f'{wrong}.* {similar}'):
         get_config(argparse.Namespace(cfg=wrong))
+    with pytest.raises(ValueError, match=f'{wrong}.* {similar}'):
+        default_config().merge_from_file(wrong)  # as the tools do
 
 
 @pytest.mark.parametrize('stage', STAGES)
