@@ -72,7 +72,7 @@ class Option:
             return self.or_none is not None
         if self.weighted and isinstance(value, Mapping):
             return bool(value) and all(
-                self._allows(name) and is_inside(weight, '(0, inf)')
+                self._allows(name) and type(weight) is float and is_inside(weight, '(0, inf)')
                 for name, weight in value.items()
             )
         return all(map(self._allows, value if isinstance(value, (list, tuple)) else [value]))

@@ -75,8 +75,9 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
     Args:
         config: Options to change.
         key: Dotted key.
-        value: Value of the default's type, or a Python literal of this type as text. Integers
-            are accepted for floats, and one allowed name for a list of names.
+        value: Value of the default's type, or text that is a Python literal of this type, or a list
+            or mapping of YAML. Integers are accepted for floats, and one allowed name for a list
+            of names.
         source: Source of the value, for error messages.
 
     Raises:
@@ -84,9 +85,14 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
     """
     found = _find(config, key, source)
     kind = OPTIONS[key].kind if key in OPTIONS else type(found)
-    if key in OPTIONS and OPTIONS[key].weighted and isinstance(_literal(value), dict):
-        weights = _literal(value).items()
-        value, kind = {name: _as_type(weight, float) for name, weight in weights}, dict
+    if _is_mapping(key) and isinstance(value, str) and value.startswith('{'):
+        try:
+            value = load_yaml(value)  # names need no quotes, and none may occur twice
+        except ValueError as error:
+            raise ValueError(f'{key} in {source} cannot be read: {error}') from error
+    if key in OPTIONS and OPTIONS[key].weighted and isinstance(value, dict):
+        value = {name: _as_type(weight, float) for name, weight in value.items()}
+        kind = dict
     if kind is list and key in OPTIONS and value in OPTIONS[key].names:
         value = [value]  # one name stands for a list of it
     typed = _as_type(value, kind)
@@ -148,11 +154,22 @@ def _merge(config: Config, options: dict[str, Any], source: str) -> None:
 
 
 def _literal(text: Any) -> Any:
-    """Return the value of a Python literal as text, or the value itself if it is none."""
-    try:
-        return literal_eval(text) if isinstance(text, str) else text
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    """Return the value of text that is a Python literal or a list of YAML, or else the value."""
+    if not isinstance(text, str):
         return text
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    try:
+        return load_yaml(text) if text.startswith('[') else text
+    except ValueError:
+        return text
+
+
+def _is_mapping(key: str) -> bool:
+    """Return whether the value of an option may be a mapping, and not a section of options."""
+    return key in OPTIONS and (OPTIONS[key].kind is dict or OPTIONS[key].weighted)
 
 
 def _find(config: CfgNode, key: str, source: str) -> Any:
@@ -189,8 +206,7 @@ def flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
     """Yield each option with its dotted key. The value of an option may be a mapping itself."""
     for name, value in node.items():
         key = f'{prefix}{name}'
-        is_mapping = key in OPTIONS and (OPTIONS[key].kind is dict or OPTIONS[key].weighted)
-        if isinstance(value, dict) and not is_mapping:
+        if isinstance(value, dict) and not _is_mapping(key):
             yield from flatten(value, f'{key}.')
         else:
             yield key, value

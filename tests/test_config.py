@@ -166,7 +166,11 @@ def test_the_config_is_frozen_and_launchers_may_give_a_rank(cfg) -> None:
         ('TRAIN.OPTIMIZER.BETAS', '[0.9, 0.95]', (0.9, 0.95)),
         ('TEST.CROP', 'False', False),
         ('DATA.UNCERTAIN_BY_LABEL', "{'Pleural Effusion': 'zeros'}", {'Pleural Effusion': 'zeros'}),
+        ('DATA.UNCERTAIN_BY_LABEL', '{Pleural Effusion: zeros}', {'Pleural Effusion': 'zeros'}),
+        ('MODEL.SIMMIM.LOSS', '{l1: 1, frequency: 1e-1}', {'l1': 1.0, 'frequency': 0.1}),
+        ('MODEL.SIMMIM.LOSS', "{'l1':0.5}", {'l1': 0.5}),
         ('DATA.PREPROCESS', 'equalize', ['equalize']),
+        ('DATA.LABELS', '[No Finding, Edema]', ['No Finding', 'Edema']),
     ],
 )
 def test_a_value_is_read_the_same_from_opts_and_from_yaml(tmp_path, cfg, key, text, want) -> None:
@@ -175,6 +179,18 @@ def test_a_value_is_read_the_same_from_opts_and_from_yaml(tmp_path, cfg, key, te
     for config in (load(cfg, '--opts', key, text, stage=None), load(written, stage=None)):
         got = reduce(getattr, key.split('.'), config)
         assert got == want and (type(got) is type(want) or isinstance(want, dict))
+
+
+@pytest.mark.parametrize(
+    'key, text',
+    [
+        ('MODEL.SIMMIM.LOSS', "{'l1': 1.0, 'l1': 2.0}"),
+        ('DATA.UNCERTAIN_BY_LABEL', '{Edema: zeros, Edema: ones}'),
+    ],
+)
+def test_a_name_that_occurs_twice_in_a_mapping_is_refused(cfg, key: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f'{key} in --opts .* occurs twice'):
+        load(cfg, '--opts', key, text, stage=None)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,17 @@ def test_a_sum_of_terms_is_read_from_yaml_and_from_opts(given) -> None:
 
 @pytest.mark.parametrize(
     'given',
-    ['l3', {}, {'l3': 1.0}, {'l1': 0.0}, {'l1': -1.0}, {'l1': math.inf}, {'l1': 'a'}, {'l1': True}],
+    [
+        'l3',
+        {},
+        {'l3': 1.0},
+        {'l1': 0.0},
+        {'l1': -1.0},
+        {'l1': math.inf},
+        {'l1': 'a'},
+        {'l1': True},
+        {'l1': [1.0]},
+    ],
 )
 def test_a_wrong_term_or_weight_is_refused(given) -> None:
     with pytest.raises(ValueError, match='MODEL.SIMMIM.LOSS must be one of .*weights above 0'):
