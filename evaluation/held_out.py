@@ -57,19 +57,19 @@ class HeldOutReconstruction:
             if is_new:
                 results[loader] = self._sums(run, model, loader)
             by_source, examples = results[loader]
-            values |= mean_errors(name, sum(by_source.values()), model.target)
-            line = describe(name, values, model.target)
-            lines = [line]
-            for source in filter(None, by_source):
-                values |= mean_errors(f'{name}_{source}', by_source[source], model.target)
-                lines.append(describe(f'{name}_{source}', values, model.target))
+            errors = {name: sum(by_source.values())}
+            errors |= {f'{name}_{source}': sums for source, sums in by_source.items() if source}
+            for key, sums in errors.items():
+                values |= mean_errors(key, sums, model.target)
+            lines = [describe(key, values, model.target) for key in errors]
+            title = lines[0]
             if loader is self.loaders.get('reference') and name != 'reference':
                 lines[0] += '; reference masks: the same'
-            for text in lines if is_new else ():
-                run.logger.info(text, extra=DETAIL if epoch >= 0 else None)
+            for line in lines if is_new else ():
+                run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
             is_shown = epoch >= 0 or run.config.EVAL_MODE
             if name == 'holdout' and distributed.is_main() and is_shown and examples:
-                _write_figure(run, examples, epoch, line)
+                _write_figure(run, examples, epoch, title)
         return values
 
     @torch.no_grad()
@@ -142,14 +142,14 @@ def _target_of(target: Any, image: np.ndarray) -> np.ndarray:
     return target.of(torch.from_numpy(image)[None])[0].numpy()
 
 
-def _write_figure(run: Run, examples: list[Reconstruction], epoch: int, line: str) -> None:
+def _write_figure(run: Run, examples: list[Reconstruction], epoch: int, title: str) -> None:
     folder = run.folder / 'reconstructions'
     try:
         if run.config.EVAL_MODE:
-            plot_reconstructions(folder / 'eval.png', examples, line)
+            plot_reconstructions(folder / 'eval.png', examples, title)
             return
         path = folder / f'epoch_{epoch}.png'
-        plot_reconstructions(path, examples, f'epoch {epoch}, {line}')
+        plot_reconstructions(path, examples, f'epoch {epoch}, {title}')
         done, epochs = epoch + 1, run.config.TRAIN.EPOCHS
         if done % math.ceil(epochs / IN_TENSORBOARD) == 0 or done == epochs:
             run.scalars.write_image('reconstructions', path, epoch)
