@@ -15,7 +15,7 @@ from evaluation.calibration import (
     reliability_curve,
 )
 from evaluation.cases import Cases, choose_cases
-from evaluation.intervals import Resamples, delong_interval
+from evaluation.intervals import CaseWeights, Resamples, delong_interval
 from evaluation.metrics import (
     FEW_CASES,
     Decisions,
@@ -30,6 +30,7 @@ from evaluation.metrics import (
 )
 from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
 from evaluation.subgroups import score_groups, score_metadata
+from system.progress import in_threads
 
 CURVE_POINTS = 200  # largest number of points in a curve
 HISTOGRAM_BINS = 20
@@ -84,17 +85,20 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     counts = [count for count, both in zip(counts, has_both, strict=True) if both]
     held_out = HeldOut(held_out.thresholds[has_both], held_out.temperatures[has_both])
     resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
-    weights = resamples.score_weights(rows.patient)
+    weights = resamples.weights(rows.patient)
     # A task with a single label has other negatives than the radiologists' study.
     were_read = protocol.level == 'study' and len(has_both) > 1 and is_chexpert_test(rows.study)
-    scores, entries = {}, []
-    for k, label in enumerate(rows.labels):
-        values = held_out.thresholds[k], held_out.temperatures[k]
-        scores[label], entry = score_label(rows, label, *values, weights=weights, protocol=protocol)
+
+    def score(k: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        label, values = rows.labels[k], (held_out.thresholds[k], held_out.temperatures[k])
+        found, entry = score_label(rows, label, *values, weights=weights, protocol=protocol)
         readers = RADIOLOGISTS.get(label, ()) if were_read else ()
         entry |= _radiologists(*rows.of_label(label), readers)
         entry |= {'held_out': counts[k], 'few_held_out': counts[k].get('few', '')}
-        entries.append({'label': label} | entry)
+        return found, {'label': label} | entry
+
+    scored = in_threads(score, range(len(rows.labels)), f'scores of {cases.name}')
+    scores = {entry['label']: found for found, entry in scored}
     mean_labels = rows.mean_labels()
     return {
         'name': cases.name,
@@ -105,7 +109,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         'views': protocol.views,
         'uncertain': rows.count_uncertain(),
         **({'classes': score_classes(every, weights)} if rows.exclusive else {}),
-        'labels': entries,
+        'labels': [entry for _, entry in scored],
         'means': {
             **{key: mean_summaries(scores, labels) for key, labels in mean_labels.items()},
             'counted': [*mean_labels['labels']],
@@ -124,7 +128,7 @@ def score_label(
     threshold: float,
     temperature: float,
     *,
-    weights: np.ndarray,
+    weights: CaseWeights,
     protocol: Protocol,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Score one label with both classes.
@@ -134,7 +138,7 @@ def score_label(
         label: Name of the label.
         threshold: Lowest probability that is predicted positive; NaN if there is none.
         temperature: Temperature of its logits; NaN if there is none.
-        weights: A row of ones and of each resample, [1 + R, N].
+        weights: A row of ones and of each resample, [1 + R].
         protocol: Options for scoring.
 
     Returns:
@@ -144,7 +148,7 @@ def score_label(
     pair = rows.of_label(label)
     scores = label_scores(*pair, threshold=threshold, weights=weights, views=rows.views())
     if protocol.ranks_only:
-        scores |= dict.fromkeys(applicable({'probabilities'}), np.full(len(weights), np.nan))
+        scores |= dict.fromkeys(applicable({'probabilities'}), np.full(weights.num_rows, np.nan))
     scaled, curves = _calibration(*pair, float(temperature), weights)
     delong = (float('nan'),) * 3
     if allows_delong(pair[1], rows.patient):  # enough cases, and one row for each patient
@@ -162,10 +166,10 @@ def score_label(
     }
 
 
-def score_classes(rows: Cases, weights: np.ndarray) -> dict[str, Any]:
+def score_classes(rows: Cases, weights: CaseWeights) -> dict[str, Any]:
     """Return the part `classes` of a set in the report: counts, decisions, and metrics.
 
-    The first of the weights [1 + R, N] are ones, followed by the weights of the bootstrap, which
+    The first row of the weights [1 + R] are ones, followed by the weights of the bootstrap, which
     are left out if a class has few cases: there are no intervals then.
     """
     decisions = Decisions.of(rows.probabilities, rows.targets, weights)
@@ -199,7 +203,7 @@ def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _calibration(
-    probabilities: np.ndarray, targets: np.ndarray, temperature: float, weights: np.ndarray
+    probabilities: np.ndarray, targets: np.ndarray, temperature: float, weights: CaseWeights
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compute calibration metrics after temperature scaling, and reliability curves."""
     curves = {'raw': reliability_curve(probabilities, targets), 'scaled': None}

@@ -104,7 +104,7 @@ def reliability_curve(probabilities: np.ndarray, targets: np.ndarray) -> dict[st
     known = ~np.isnan(targets)
     values, truth = probabilities[known].astype(np.float64), targets[known].astype(np.float64)
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    bins = calibration_bins(counts[None])[0][group]
+    bins = calibration_bins(np.cumsum(counts) - counts / 2, len(values))[group]
     count = np.bincount(bins)
     used = count > 0
     return {

@@ -9,13 +9,69 @@ IEEE Signal Processing Letters 21(11), 1389-1393.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 LEVEL = 0.95
 # With fewer resamples, the ends of an interval are those of a handful of draws.
 MIN_RESAMPLES = 200
+RESAMPLES_AT_ONCE = 64  # that are drawn before they are written into the columns of a table
+EXACT_IN_FLOAT32 = 2**23  # multiples of 1/2 below it
+
+
+@dataclass(frozen=True)
+class CaseWeights:
+    """Weights of cases in R rows, such as how often each resample contains a case's patient.
+
+    Attributes:
+        counts: Weights of the patients, [Q, R].
+        patient: Index of the patient of each case, [N].
+        share: Factor of the weight of each case, [N]; None for 1.
+        exact: Whether sums over all cases are exact in float32.
+    """
+
+    counts: np.ndarray
+    patient: np.ndarray
+    share: np.ndarray | None = None
+    exact: bool = False
+
+    @classmethod
+    def ones(cls, num_cases: int) -> 'CaseWeights':
+        """Return a single row, in which each case counts once."""
+        return cls(np.ones((1, 1)), np.zeros(num_cases, int))
+
+    @property
+    def num_rows(self) -> int:
+        return self.counts.shape[1]
+
+    def select(self, cases: np.ndarray) -> 'CaseWeights':
+        """Select cases by a mask or by their indices."""
+        share = None if self.share is None else self.share[cases]
+        return replace(self, patient=self.patient[cases], share=share)
+
+    def grouping(
+        self, group: np.ndarray, num_groups: int, factor: np.ndarray | None = None
+    ) -> 'csr_array':
+        """Return a sparse matrix [G, Q] whose product with `counts` sums the weights by group.
+
+        Args:
+            group: Group of each case, [N]. Cases outside 0 to G - 1 are left out.
+            num_groups: Number of groups G.
+            factor: Factor of the weight of each case, [N]; None for 1.
+        """
+        from scipy.sparse import csr_array  # slow to import
+
+        values = np.ones(len(group), np.float32 if self.exact else np.float64)
+        for factors in (self.share, factor):
+            values = values if factors is None else values * factors
+        inside = (group >= 0) & (group < num_groups)
+        places = group[inside], self.patient[inside]
+        return csr_array((values[inside], places), shape=(num_groups, len(self.counts)))
 
 
 class Resamples:
@@ -32,21 +88,29 @@ class Resamples:
 
     def __init__(self, patients: Sequence[str], *, resamples: int, seed: int) -> None:
         names = sorted(set(patients))
-        self._column = {name: column for column, name in enumerate(names)}
+        self._index = {name: index for index, name in enumerate(names)}
         rng = np.random.Generator(np.random.Philox(seed))
-        # uint8 is sufficient, because no patient is drawn 256 times.
-        self._counts = np.empty((resamples, len(names)), dtype=np.uint8)
-        for counts in self._counts:
-            drawn = rng.integers(len(names), size=len(names))
-            counts[:] = np.bincount(drawn, minlength=len(names))
+        # uint8 is sufficient, because no patient is drawn 256 times. The first row are ones.
+        self._counts = np.ones((len(names), 1 + resamples), dtype=np.uint8)
+        for start in range(1, 1 + resamples, RESAMPLES_AT_ONCE):
+            drawn = [
+                np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+                for _ in range(start, min(start + RESAMPLES_AT_ONCE, 1 + resamples))
+            ]
+            self._counts[:, start : start + len(drawn)] = np.stack(drawn, axis=1)
+        self._most = int(self._counts.max(initial=0))
 
-    def weights(self, patients: Sequence[str]) -> np.ndarray:  # [R, M] uint8
-        """Count how often each resample contains the patient of each row [M]."""
-        return self._counts.take([self._column[name] for name in patients], axis=1)
+    def weights(self, patients: Sequence[str]) -> CaseWeights:
+        """Return the weights of the patient of each row [N].
 
-    def score_weights(self, patients: Sequence[str]) -> np.ndarray:  # [1 + R, M] uint8
-        """Return a row of ones, which gives the score, followed by `weights`."""
-        return np.pad(self.weights(patients), ((1, 0), (0, 0)), constant_values=1)
+        They are a row of ones, which gives the score, and how often each resample contains the
+        patient, [1 + R].
+        """
+        index = np.fromiter((self._index[name] for name in patients), int, len(patients))
+        present, patient = np.unique(index, return_inverse=True)
+        has_all = len(present) == len(self._counts)
+        counts = self._counts if has_all else self._counts[present]
+        return CaseWeights(counts, patient, exact=len(index) * self._most < EXACT_IN_FLOAT32)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

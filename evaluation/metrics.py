@@ -7,21 +7,26 @@ tables and the console output come from `METRICS`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from config import Config, require
 from data.labels import COMPETITION_LABELS, describe_same, same_labels
-from evaluation.intervals import interval
+from evaluation.intervals import CaseWeights, interval
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # With fewer cases of the smaller class, a label has no interval and no p-value, because those of
 # labels of noise exclude chance too often (tests/test_intervals.py), and no mean contains it.
 FEW_CASES = 20
 CALIBRATION_BINS = 15
-CHUNK = 2**15  # number of weights that are processed at a time and fit into a CPU cache
+BLOCK = 32  # rows of a matrix of which several blocks are summed at a time
+# Number of weights that are processed at a time and fit into a CPU cache, but at least some rows.
+CHUNK, LEAST_ROWS = 2**20, 32
 # What a metric may need of the cases of a label, and of cases that each have one of several
 # classes. Every label has an order of its cases, and it may lack a threshold or known views.
 OF_LABEL, OF_CLASSES = ('order', 'probabilities', 'threshold', 'views'), ('classes',)
@@ -40,37 +45,114 @@ class Protocol:
     ranks_only: bool = False  # whether the numbers of a model are no probabilities
 
 
-@dataclass(frozen=True)
-class Tally:
-    """Weighted cases of one label, grouped by distinct probability.
+class LabelCases:
+    """The cases of one label, grouped once for all rows of weights.
 
-    Attributes:
-        values: Distinct probabilities in ascending order, [G].
-        positive: Weight of the positive cases with each probability, [R, G], for R rows of weights.
-        negative: Weight of the negative cases with each probability, [R, G].
-        first: Index of the first probability at or above the threshold; None without a threshold.
+    Args:
+        values: Probabilities, [N].
+        is_positive: Whether each case is positive, [N].
+        weights: Weights of the cases.
+        threshold: Lowest probability that is predicted positive; None without a threshold.
         of_views: The cases of each known view.
     """
 
-    values: np.ndarray
-    positive: np.ndarray
-    negative: np.ndarray
-    first: int | None = None
-    of_views: tuple['Tally', ...] = ()
+    def __init__(
+        self,
+        values: np.ndarray,
+        is_positive: np.ndarray,
+        weights: CaseWeights,
+        threshold: float | None = None,
+        of_views: Sequence['LabelCases'] = (),
+    ) -> None:
+        self.values, self.is_positive, self.weights = values, is_positive, weights
+        self.threshold, self.of_views = threshold, of_views
+        called = np.zeros(len(values), bool) if threshold is None else values >= threshold
+        self.by_decision = weights.grouping(2 * is_positive + called, 4)
+
+    @cached_property
+    def by_level(self) -> tuple['csr_array', 'csr_array', 'csr_array']:
+        """Group the cases by level: the distinct probabilities of positives, in descending order.
+
+        Returns:
+            Groupings of the positives at each level, of the negatives from this level to the next
+            higher one, and of the negatives at each level.
+        """
+        levels = np.unique(self.values[self.is_positive])  # ascending
+        at_least = np.searchsorted(levels, self.values, side='right')
+        level = len(levels) - at_least  # of a negative below all positives: none
+        is_tied = at_least > np.searchsorted(levels, self.values)
+        groups = (
+            np.where(self.is_positive, level, -1),
+            np.where(self.is_positive, -1, level),
+            np.where(is_tied & ~self.is_positive, level, -1),
+        )
+        return tuple(self.weights.grouping(group, len(levels)) for group in groups)
+
+    @cached_property
+    def by_probability(self) -> tuple['csr_array', 'csr_array']:
+        """Group the cases by distinct probability, in blocks of BLOCK ascending ones.
+
+        The last block ends with at least one empty group.
+
+        Returns:
+            Groupings of the weights, and of the weights times probability minus label.
+        """
+        distinct, group = np.unique(self.values, return_inverse=True)
+        num_groups = (len(distinct) // BLOCK + 1) * BLOCK
+        gap = self.weights.grouping(group, num_groups, self.values - self.is_positive)
+        return self.weights.grouping(group, num_groups), gap
+
+    @cached_property
+    def by_nothing(self) -> 'csr_array':
+        """Sum the weights times the squared differences of probability and label."""
+        squares = (self.values - self.is_positive) ** 2
+        return self.weights.grouping(np.zeros(len(squares), int), 1, squares)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums of the weights of a label's cases, in R rows of weights.
+
+    Attributes:
+        cases: Cases of the label.
+        rows: Rows of weights to sum.
+        counts: Weights of the patients in these rows by number type, [Q, R], as far as needed.
+    """
+
+    cases: LabelCases
+    rows: slice
+    counts: dict[np.dtype, np.ndarray] = field(default_factory=dict)
 
     @property
     def known(self) -> set[str]:
         """Return what metrics may use, see `Metric.needs`."""
-        lacking = {'threshold': self.first is None, 'views': not self.of_views}
+        lacking = {'threshold': self.cases.threshold is None, 'views': not self.cases.of_views}
         return {name for name in OF_LABEL if not lacking.get(name)}
+
+    @property
+    def of_views(self) -> list['Tally']:
+        """The cases of each known view."""
+        return [Tally(cases, self.rows, self.counts) for cases in self.cases.of_views]
+
+    def sums(self, grouping: 'csr_array') -> np.ndarray:  # [G, R]
+        """Return the sums of the weights by group, see `CaseWeights.grouping`."""
+        if grouping.dtype not in self.counts:
+            counts = self.cases.weights.counts[:, self.rows]
+            self.counts[grouping.dtype] = counts.astype(grouping.dtype)
+        return grouping @ self.counts[grouping.dtype]
+
+    @cached_property
+    def decisions(self) -> np.ndarray:  # [2, 2, R] by class, and whether it was predicted positive
+        cells = self.sums(self.cases.by_decision).astype(np.float64)
+        return cells.reshape(2, 2, -1)
 
     @cached_property
     def num_positive(self) -> np.ndarray:  # [R]
-        return self.positive.sum(axis=1)
+        return self.decisions[1].sum(axis=0)
 
     @cached_property
     def num_negative(self) -> np.ndarray:  # [R]
-        return self.negative.sum(axis=1)
+        return self.decisions[0].sum(axis=0)
 
     @cached_property
     def num_cases(self) -> np.ndarray:  # [R]
@@ -80,17 +162,32 @@ class Tally:
     def has_both_classes(self) -> np.ndarray:  # [R] bool
         return (self.num_positive > 0) & (self.num_negative > 0)
 
-    @cached_property
+    @property
     def true_positives(self) -> np.ndarray:  # [R]
-        return self.positive[:, self.first :].sum(axis=1)
+        return self.decisions[1, 1]
 
-    @cached_property
+    @property
     def false_positives(self) -> np.ndarray:  # [R]
-        return self.negative[:, self.first :].sum(axis=1)
+        return self.decisions[0, 1]
+
+    @property
+    def num_wrong(self) -> np.ndarray:  # [R]
+        return self.decisions[0, 1] + self.decisions[1, 0]
+
+    # The distinct probabilities of positives are levels, in descending order.
 
     @cached_property
-    def num_wrong(self) -> np.ndarray:  # [R]
-        return self.false_positives + self.num_positive - self.true_positives
+    def positive(self) -> np.ndarray:  # [G, R] positives at each level
+        return self.sums(self.cases.by_level[0])
+
+    @cached_property
+    def false(self) -> np.ndarray:  # [G, R] negatives at or above each level
+        return cumulate(self.sums(self.cases.by_level[1]))
+
+    @cached_property
+    def tied(self) -> np.ndarray | float:  # [G, R] negatives at each level
+        tied = self.cases.by_level[2]
+        return self.sums(tied) if tied.nnz else 0.0
 
 
 @dataclass(frozen=True)
@@ -105,23 +202,22 @@ class Decisions:
     known = OF_CLASSES
 
     @classmethod
-    def of(cls, probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> 'Decisions':
+    def of(
+        cls, probabilities: np.ndarray, targets: np.ndarray, weights: CaseWeights
+    ) -> 'Decisions':
         """Decide for the class with the highest probability, the first of equal ones.
 
         Args:
             probabilities: Probabilities of the classes, [N, K].
             targets: One-hot targets, [N, K]; rows of NaN are not counted.
-            weights: Weights of the cases, [R, N].
+            weights: Weights of the cases.
         """
         is_known, num_classes = ~np.isnan(targets).any(axis=1), targets.shape[1]
         truth, decision = np.nan_to_num(targets).argmax(axis=1), probabilities.argmax(axis=1)
-        # One number per cell of the matrix, [N], so that all weights [R, N] are summed at once.
-        code = truth * num_classes + decision
-        cells = [
-            weights[:, is_known & (code == cell)].sum(axis=1, dtype=np.float64)
-            for cell in range(num_classes**2)
-        ]
-        return cls(np.stack(cells, axis=1).reshape(len(weights), num_classes, num_classes))
+        cell = np.where(is_known, truth * num_classes + decision, -1)
+        grouping = weights.grouping(cell, num_classes**2)
+        cells = (grouping @ weights.counts.astype(grouping.dtype)).astype(np.float64)
+        return cls(cells.T.reshape(-1, num_classes, num_classes))
 
     @cached_property
     def right(self) -> np.ndarray:  # [R, K]
@@ -214,9 +310,9 @@ def ratio(
 @metric('AUROC', in_summary=True)
 def auroc(tally: Tally) -> np.ndarray:
     """Area under the ROC curve: share of positive-negative pairs that are ranked correctly."""
-    false = np.cumsum(tally.negative[:, ::-1], axis=1)[:, ::-1]
     # A positive loses to each negative with a higher probability, and half to each tied negative.
-    lost = np.einsum('rg,rg->r', tally.positive, false - tally.negative / 2)
+    higher = tally.false - tally.tied / 2
+    lost = np.einsum('gr,gr->r', tally.positive, higher, dtype=np.float64)
     return 1 - ratio(lost, tally.num_positive * tally.num_negative)
 
 
@@ -235,11 +331,11 @@ def auroc_within_views(tally: Tally) -> np.ndarray:
 @metric('Average precision', in_summary=True)
 def average_precision(tally: Tally) -> np.ndarray:
     """Mean precision over the recall levels, without interpolation."""
-    true = np.cumsum(tally.positive[:, ::-1], axis=1)[:, ::-1]
-    found = true + np.cumsum(tally.negative[:, ::-1], axis=1)[:, ::-1]
-    # Precision at each probability taken as the threshold, [R, G].
-    at_each = true / np.where(found > 0, found, 1)
-    total = np.einsum('rg,rg->r', tally.positive, at_each)
+    true = cumulate(tally.positive).astype(np.float64)  # [G, R]
+    found = true + tally.false
+    # Precision at each probability taken as the threshold.
+    precisions = np.divide(true, found, out=true, where=found > 0)
+    total = np.einsum('gr,gr->r', tally.positive, precisions)
     return ratio(total, tally.num_positive, tally.has_both_classes)
 
 
@@ -310,21 +406,45 @@ def mean_of_classes(values: np.ndarray) -> np.ndarray:  # [R, K] -> [R]
 @metric('Brier score', higher_is_better=False, needs='probabilities')
 def brier(tally: Tally) -> np.ndarray:
     """Mean squared difference between probability and label (0 or 1)."""
-    squares = tally.positive @ (1 - tally.values) ** 2 + tally.negative @ tally.values**2
-    return ratio(squares, tally.num_cases)
+    return ratio(tally.sums(tally.cases.by_nothing)[0], tally.num_cases)
 
 
 @metric('ECE', higher_is_better=False, needs='probabilities')
 def ece(tally: Tally) -> np.ndarray:
     """Expected calibration error over bins with about equal numbers of cases."""
-    mass = tally.positive + tally.negative
+    blocks = -1, BLOCK, len(tally.num_cases)
+    mass, gap = (tally.sums(group).reshape(blocks) for group in tally.cases.by_probability)
+    # Of all cases up to the end of each block, [B, R].
+    mass_to, gap_to = (np.cumsum(each.sum(axis=1, dtype=float), axis=0) for each in (mass, gap))
+    edges = np.arange(1, CALIBRATION_BINS)[:, None, None]
+    # First the block in which each bin begins, and then the cases of the block below this bin.
+    last = calibration_bins(mass_to - mass[:, -1] / 2, tally.num_cases)
+    block = np.minimum((last < edges).sum(axis=1), len(mass) - 1)  # [CALIBRATION_BINS - 1, R]
+    row = np.arange(block.shape[1])
+    mass_in, gap_in = mass[block, :, row].astype(float), gap[block, :, row]  # [.., R, BLOCK]
+    before = (mass_to[block, row] - mass_in.sum(axis=-1))[..., None]
+    middle = before + np.cumsum(mass_in, axis=-1) - mass_in / 2
+    is_below = calibration_bins(middle, tally.num_cases[:, None]) < edges
+    gap_below = gap_to[block, row] - (gap_in * ~is_below).sum(axis=-1)
     # The sum over a bin is weight * (mean probability - share of positives).
-    gap = (tally.negative * tally.values - tally.positive * (1 - tally.values)).ravel()
-    row = np.arange(len(mass))[:, None] * CALIBRATION_BINS
-    slot = (row + calibration_bins(mass)).ravel()
-    gaps = np.bincount(slot, gap, minlength=row.size * CALIBRATION_BINS)
-    error = np.abs(gaps).reshape(-1, CALIBRATION_BINS).sum(axis=1)
-    return ratio(error, tally.num_cases)
+    gaps = np.diff(gap_below, axis=0, prepend=0, append=gap_to[-1:])
+    return ratio(np.abs(gaps).sum(axis=0), tally.num_cases)
+
+
+def cumulate(values: np.ndarray) -> np.ndarray:  # [G, R]
+    """Return `np.cumsum(values, axis=0)`, several times as fast for many rows, in the same type.
+
+    Blocks of rows are summed side by side, and then each block continues the one before it.
+    """
+    num_blocks = -(-len(values) // BLOCK)
+    found = np.zeros((num_blocks * BLOCK, values.shape[1]), values.dtype)
+    found[: len(values)] = values
+    blocks = found.reshape(num_blocks, BLOCK, values.shape[1])
+    for row in range(1, BLOCK):
+        blocks[:, row] += blocks[:, row - 1]
+    for block in range(1, num_blocks):
+        blocks[block] += blocks[block - 1, -1]
+    return found[: len(values)]
 
 
 def label_scores(
@@ -332,7 +452,7 @@ def label_scores(
     targets: np.ndarray,
     *,
     threshold: float | None,
-    weights: np.ndarray | None = None,
+    weights: CaseWeights | None = None,
     names: Collection[str] | None = None,
     views: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
@@ -347,53 +467,38 @@ def label_scores(
         targets: 1, 0, or NaN where the label is not scored, [N].
         threshold: Lowest probability that is predicted positive. Metrics that need a threshold are
             NaN if it is None or NaN.
-        weights: Non-negative weights, [R, N]. None means a single row of ones.
+        weights: Non-negative weights of the N cases in R rows; None for a single row of ones.
         names: Metrics to compute, by default all that apply to labels.
         views: View of each case, [N], '' if unknown; None for no metrics within views.
 
     Returns:
         Values [R] for each name, NaN where the metric is undefined.
     """
-    weights = np.ones((1, len(targets))) if weights is None else weights
+    weights = CaseWeights.ones(len(targets)) if weights is None else weights
     names = applicable(OF_LABEL) if names is None else names
-    scores = {name: np.full(len(weights), np.nan) for name in names}
-    # Sorted once: all metrics and resamples only need the weights of each distinct probability.
-    order = np.argsort(probabilities)
-    order = order[~np.isnan(targets[order])]
-    sorted_values, is_positive = probabilities[order].astype(np.float64), targets[order] == 1
-    if np.isnan(sorted_values).any():
+    scores = {name: np.full(weights.num_rows, np.nan) for name in names}
+    known = np.flatnonzero(~np.isnan(targets))
+    values = probabilities.astype(np.float64)
+    if np.isnan(values[known]).any():
         return scores
-    groups = [np.unique(sorted_values, return_index=True)]
-    columns = [np.arange(len(order))]  # of each tally: all cases, and those of each view
+
+    def cases_of(rows: np.ndarray, *more: Any) -> LabelCases:
+        return LabelCases(values[rows], targets[rows] == 1, weights.select(rows), *more)
+
+    of_views = []
     if views is not None and any('views' in METRICS[name].needs for name in names):
-        columns += [np.flatnonzero(views[order] == view) for view in sorted({*views[order]} - {''})]
-        groups += [np.unique(sorted_values[own], return_index=True) for own in columns[1:]]
+        present = sorted({*views[known]} - {''})
+        of_views = [cases_of(known[views[known] == view]) for view in present]
     has_threshold = threshold is not None and not np.isnan(threshold)
-    at_threshold = int(np.searchsorted(groups[0][0], threshold)) if has_threshold else None
+    cases = cases_of(known, threshold if has_threshold else None, of_views)
     # Replicates of a handful of cases would give an interval that excludes chance too often.
-    scored_rows = 1 if has_few_cases(targets) else len(weights)
-    step = max(1, CHUNK // max(1, len(order)))
+    scored_rows = 1 if has_few_cases(targets) else weights.num_rows
+    step = max(LEAST_ROWS, CHUNK // max(1, len(known)))
     for start in range(0, scored_rows, step):
         rows = slice(start, min(start + step, scored_rows))
-        everyone, *of_views = (
-            _tally(weights[rows].take(order[own], axis=1), is_positive[own], *group)
-            for own, group in zip(columns, groups, strict=True)
-        )
-        tally = replace(everyone, first=at_threshold, of_views=tuple(of_views))
-        for name, values_of_rows in compute(tally, names).items():
+        for name, values_of_rows in compute(Tally(cases, rows), names).items():
             scores[name][rows] = values_of_rows
     return scores
-
-
-def _tally(
-    weights: np.ndarray, is_positive: np.ndarray, values: np.ndarray, first: np.ndarray
-) -> Tally:
-    """Group cases [N] by their distinct probability [G], which begins at position `first` [G]."""
-    mass = weights.astype(np.float64)
-    positive, negative = (
-        np.add.reduceat(mass * chosen, first, axis=1) for chosen in (is_positive, ~is_positive)
-    )
-    return Tally(values, positive, negative)
 
 
 def summary(samples: np.ndarray) -> dict[str, float]:
@@ -411,9 +516,12 @@ def summaries(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 
 def mean_summaries(
-    per_label: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str]
+    per_label: Mapping[str, Mapping[str, np.ndarray]],
+    labels: Sequence[str],
+    *,
+    metrics: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]] | None:
-    """Average the results of `label_scores` over labels and summarise each metric.
+    """Average the results of `label_scores` over labels and summarise the metrics, by default all.
 
     A metric is averaged over the labels that have a value, because a rare label may lack a
     threshold. `left_out` of a summary lists the others, if any label has a value.
@@ -425,7 +533,7 @@ def mean_summaries(
     if np.isnan([per_label[label]['auroc'][0] for label in labels]).any():
         return None
     means = {}
-    for name in applicable(OF_LABEL):
+    for name in applicable(OF_LABEL) if metrics is None else metrics:
         left_out = [label for label in labels if np.isnan(per_label[label][name][0])]
         counted = [label for label in labels if label not in left_out]
         means[name] = summary(
@@ -436,15 +544,13 @@ def mean_summaries(
     return means
 
 
-def calibration_bins(mass: np.ndarray) -> np.ndarray:  # [R, G] int
+def calibration_bins(middle: np.ndarray, total: np.ndarray) -> np.ndarray:  # int
     """Assign distinct probabilities to CALIBRATION_BINS bins of about equal weight.
 
-    `mass` [R, G] is the weight of the cases with each of G ascending probabilities. Each
-    probability covers an interval of the cumulative weight, whose middle determines the bin:
-    floor(bins * middle / total). With few cases or many ties, some bins are empty.
+    Each of the ascending probabilities covers an interval of the cumulative weight, whose `middle`
+    determines the bin: floor(bins * middle / total). With few cases or many ties, some bins are
+    empty.
     """
-    total = mass.sum(axis=1, keepdims=True)
-    middle = np.cumsum(mass, axis=1) - mass / 2
     bins = (CALIBRATION_BINS * middle / np.where(total > 0, total, 1)).astype(np.intp)
     return np.minimum(bins, CALIBRATION_BINS - 1)  # A last case with weight 0 is at the upper end.
 
@@ -560,7 +666,7 @@ def score_table(
         means['mean_of_five'] = float(np.mean(five))
     of_classes = {}
     if exclusive:
-        decisions = Decisions.of(probabilities, targets, np.ones((1, len(targets))))
+        decisions = Decisions.of(probabilities, targets, CaseWeights.ones(len(targets)))
         of_classes = {name: float(values[0]) for name, values in compute(decisions).items()}
     return {
         'level': level,

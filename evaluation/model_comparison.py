@@ -16,6 +16,7 @@ from evaluation.metrics import (
     label_scores,
     summary,
 )
+from system.progress import in_threads
 
 MISSING = 'n/a'
 SIGNIFICANT = 0.05
@@ -48,23 +49,27 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     """
     labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
     b = b.in_order_of(a.path)
-    weights = Resamples(a.patient, resamples=resamples, seed=seed).score_weights(a.patient)
+    weights = Resamples(a.patient, resamples=resamples, seed=seed).weights(a.patient)
     options = {'weights': weights, 'views': a.views(), 'names': ['auroc', 'auroc_within_views']}
-    entries, found = {}, {}
-    for label in labels:
+
+    def score(label: str) -> tuple[np.ndarray, dict[str, Any]]:
         (of_a, targets), (of_b, _) = a.of_label(label), b.of_label(label)
         scores = [
             label_scores(values, targets, threshold=None, **options) for values in (of_a, of_b)
         ]
-        found[label] = np.stack([[*areas.values()] for areas in scores], axis=1)
+        samples = np.stack([[*areas.values()] for areas in scores], axis=1)
         # It needs enough cases, and a single row for each patient.
         has_delong = allows_delong(targets, a.patient)
-        entries[label] = {
+        return samples, {
             **case_counts(targets),
-            **_summary(found[label]),
+            **_summary(samples),
             'p_delong': delong_test(of_a, of_b, targets) if has_delong else float('nan'),
             'same': likeness(of_a, of_b, targets),
         }
+
+    scored = in_threads(score, labels, f'{a.name} minus {b.name}')
+    found = {label: samples for label, (samples, _) in zip(labels, scored, strict=True)}
+    entries = {label: entry for label, (_, entry) in zip(labels, scored, strict=True)}
     mean_labels = a.with_labels([label in labels for label in a.labels]).mean_labels()
     key = 'five' if mean_labels['five'] else 'labels'
     counted, means = mean_labels[key], {'five': None}

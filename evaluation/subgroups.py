@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import pandas as pd
 
 from data.labels import NO_FINDING
 from evaluation.cases import Cases
-from evaluation.intervals import Resamples, add_holm, interval
+from evaluation.intervals import CaseWeights, Resamples, add_holm, interval
 from evaluation.metrics import (
+    OF_LABEL,
     Protocol,
+    applicable,
     case_counts,
     has_few_cases,
     label_scores,
@@ -20,6 +23,7 @@ from evaluation.metrics import (
     summary,
 )
 from evaluation.tuning import patient_folds
+from system.progress import in_threads
 
 STANDARD_COLUMNS = ('Age', 'Sex')  # columns that the standardised AUROC adjusts for
 # What may rank cases without an image -> columns of groups.
@@ -33,24 +37,37 @@ def score_groups(
 
     Groups contain images, which are then combined to the level of the protocol. In a group of a
     view, a study is therefore scored by the images with this view. All groups share the thresholds
-    [K], NaN if there is none, and the resamples of patients. The p-values of the gaps are corrected
-    over all labels and columns.
+    [K], NaN if there is none, and the resamples of patients. They have the metrics of the short
+    tables. The p-values of the gaps are corrected over all labels and columns.
     """
-    columns: list[dict[str, Any]] = []
     everyone = cases.at_level(protocol.level)
-    for column, values in cases.groups.items():
-        strata = [name for name in STANDARD_COLUMNS if name != column and name in cases.groups]
-        groups, areas = [], {}
-        for name in sorted(set(values) - {''}, key=natural_order):
-            rows = cases.select(values == name).at_level(protocol.level)
-            weights = resamples.score_weights(rows.patient)
-            scores = {
-                label: label_scores(*rows.of_label(label), threshold=threshold, weights=weights)
-                for label, threshold in zip(rows.labels, thresholds, strict=True)
-            }
-            areas[name] = {label: values['auroc'] for label, values in scores.items()}
-            shares = standard_weights(everyone, rows, strata)
-            groups.append(_describe_group(name, rows, scores, weights, shares))
+    shown = [name for name, entry in applicable(OF_LABEL).items() if entry.in_summary]
+
+    def score(group: tuple[str, str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        column, name = group
+        rows = cases.select(cases.groups[column] == name).at_level(protocol.level)
+        weights = resamples.weights(rows.patient)
+        scores = {
+            label: label_scores(
+                *rows.of_label(label), threshold=threshold, weights=weights, names=shown
+            )
+            for label, threshold in zip(rows.labels, thresholds, strict=True)
+        }
+        strata = [other for other in STANDARD_COLUMNS if other != column and other in cases.groups]
+        shares = standard_weights(everyone, rows, strata)
+        areas = {label: values['auroc'] for label, values in scores.items()}
+        return _describe_group(name, rows, scores, weights, shares), areas
+
+    names = {
+        column: sorted(set(values) - {''}, key=natural_order)
+        for column, values in cases.groups.items()
+    }
+    pairs = [(column, name) for column in names for name in names[column]]
+    scored = dict(zip(pairs, in_threads(score, pairs, 'scores of groups'), strict=True))
+    columns: list[dict[str, Any]] = []
+    for column, of_column in names.items():
+        groups = [scored[column, name][0] for name in of_column]
+        areas = {name: scored[column, name][1] for name in of_column}
         if groups:
             columns.append({'column': column, 'groups': groups, 'gaps': _gaps(groups, areas)})
     add_holm([gap for part in columns for gap in part['gaps'].values()])
@@ -73,12 +90,12 @@ def ranks_of_groups(cases: Cases, columns: Sequence[str]) -> np.ndarray:  # [N, 
     return ranks
 
 
-def score_metadata(cases: Cases, weights: np.ndarray) -> dict[str, dict[str, Any]]:
+def score_metadata(cases: Cases, weights: CaseWeights) -> dict[str, dict[str, Any]]:
     """Score how well METADATA alone rank the cases, for the report's `metadata`.
 
     Args:
         cases: Rows at the level of the scores.
-        weights: A row of ones and of each resample, [1 + R, N].
+        weights: A row of ones and of each resample, [1 + R].
 
     Returns:
         Name of the metadata -> label -> summary of the AUROC, where groups are known and the label
@@ -132,7 +149,7 @@ def _describe_group(
     name: str,
     rows: Cases,
     scores: dict[str, dict[str, np.ndarray]],
-    weights: np.ndarray,
+    weights: CaseWeights,
     shares: np.ndarray,
 ) -> dict[str, Any]:
     """Return the report's entry of one group, from bootstrap weights and `standard_weights`."""
@@ -141,7 +158,7 @@ def _describe_group(
         standard = label_scores(
             *rows.of_label(label),
             threshold=None,
-            weights=weights * shares[:, k],
+            weights=replace(weights, share=shares[:, k], exact=False),
             names=['auroc'],
         )
         labels[label] = {
@@ -149,7 +166,9 @@ def _describe_group(
             'scores': summaries(values) | {'auroc_standardised': summary(standard['auroc'])},
         }
     mean_labels = rows.mean_labels()
-    means = {key: mean_summaries(scores, names) for key, names in mean_labels.items()}
+    means = {
+        key: mean_summaries(scores, names, metrics=['auroc']) for key, names in mean_labels.items()
+    }
     return {
         'group': name,
         'rows': len(rows),

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.cases import Cases
-from evaluation.intervals import Resamples
+from evaluation.intervals import CaseWeights, Resamples
 from evaluation.metrics import OF_LABEL, applicable, label_scores
 from evaluation.model_comparison import ENDS, Rows, summarise
 from evaluation.report import COLUMNS, KEYS
@@ -110,7 +110,7 @@ def score_runs(
                 groups[f'{column}: {name}'] = values == name
         for group, chosen in groups.items():
             cases = run.images.select(chosen).at_level(run.level)
-            weights = draws[patients].score_weights(cases.patient)
+            weights = draws[patients].weights(cases.patient)
             wanted = scores or (MEANS[0], *cases.labels)
             key = {'row': run.row, 'seed': run.seed, 'fold': '', 'split': run.split}
             key |= {'level': run.level, 'group': group}
@@ -189,7 +189,7 @@ def read_table(path: Any) -> pd.DataFrame:
 
 
 def _values(
-    cases: Cases, scores: Sequence[str], weights: np.ndarray, thresholds: Mapping[str, float]
+    cases: Cases, scores: Sequence[str], weights: CaseWeights, thresholds: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
     """Yield label, metric, value and resamples of each score that is defined.
 

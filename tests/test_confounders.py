@@ -129,7 +129,8 @@ def test_a_gap_has_a_p_value_that_counts_groups_labels_and_columns() -> None:
         rows = np.repeat(np.arange(600), own)
         return pair_auroc(cases.targets[rows, 0], cases.probabilities[rows, 0])
 
-    weights = [np.ones(600, int), *resamples.weights(cases.patient)]
+    drawn = resamples.weights(cases.patient)
+    weights = drawn.counts[drawn.patient].T
     found = np.array([[areas(row, f'site {i}') for row in weights] for i in range(5)])
     deviations = found[:, 1:] - found[:, :1]
     ranges = deviations.max(axis=0) - deviations.min(axis=0)

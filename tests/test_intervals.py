@@ -8,6 +8,7 @@ from scipy.stats import norm
 from sklearn.metrics import recall_score, roc_auc_score
 
 from evaluation.intervals import (
+    CaseWeights,
     Resamples,
     bootstrap_p,
     delong_interval,
@@ -21,23 +22,27 @@ NAN = np.nan
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 
 
+def rows_of(weights: CaseWeights) -> np.ndarray:  # [1 + R, N]
+    return weights.counts[weights.patient].T
+
+
 def test_weights_are_multiplicities_of_whole_patients_that_every_subset_shares():
     patients = ['c', 'a', 'b', 'a', 'd', 'e', 'c']
     resamples = Resamples(patients, resamples=200, seed=3)
-    weights = resamples.weights(patients)
+    ones, *weights = rows_of(resamples.weights(patients))
+    assert (ones == 1).all()
+    weights = np.array(weights)
     assert weights.shape == (200, 7)
     np.testing.assert_array_equal(weights[:, 1], weights[:, 3])
     np.testing.assert_array_equal(weights[:, 0], weights[:, 6])
     np.testing.assert_array_equal(weights[:, [0, 1, 2, 4, 5]].sum(axis=1), 5)
-    np.testing.assert_array_equal(resamples.weights(['e', 'b', 'e']), weights[:, [5, 2, 5]])
+    fewer = rows_of(resamples.weights(['e', 'b', 'e']))
+    np.testing.assert_array_equal(fewer[1:], weights[:, [5, 2, 5]])
     # Other rows of the same patients use the same resamples, so models can be compared.
     again = Resamples(['e', 'd', 'c', 'b', 'a'], resamples=200, seed=3)
-    np.testing.assert_array_equal(again.weights(patients), weights)
+    np.testing.assert_array_equal(rows_of(again.weights(patients))[1:], weights)
     other = Resamples(patients, resamples=200, seed=4)
-    assert (other.weights(patients) != weights).any()
-    with_score = resamples.score_weights(patients)
-    assert with_score.shape == (201, 7) and (with_score[0] == 1).all()
-    np.testing.assert_array_equal(with_score[1:], weights)
+    assert (rows_of(other.weights(patients))[1:] != weights).any()
 
 
 def test_replicates_are_those_of_repeated_rows():
@@ -49,7 +54,7 @@ def test_replicates_are_those_of_repeated_rows():
     scores = label_scores(p, y, threshold=0.3, weights=weights)
     rng = np.random.Generator(np.random.Philox(0))
     names = sorted(set(patients))
-    for r in range(8):
+    for r in range(1, 9):
         drawn = rng.integers(len(names), size=len(names))
         rows = [i for d in drawn for i, name in enumerate(patients) if name == names[d]]
         assert scores['auroc'][r] == pytest.approx(roc_auc_score(y[rows], p[rows]), abs=1e-9)
@@ -168,7 +173,7 @@ def test_labels_of_noise_are_rarely_significant(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr('evaluation.metrics.FEW_CASES', 20)
     rng, count = np.random.default_rng(5), 300
     patients = [f'p{i}' for i in range(count)]
-    weights = Resamples(patients, resamples=200, seed=0).score_weights(patients)
+    weights = Resamples(patients, resamples=200, seed=0).weights(patients)
     excluded, significant = [], []
     for positives in (3, 10, 20, 20, 20, 40):
         targets = (np.arange(count) < positives).astype(float)

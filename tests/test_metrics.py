@@ -21,6 +21,7 @@ from data.chexpert import read_csv
 from data.labels import COMPETITION_LABELS, LABELS
 from data.records import make_task
 from evaluation.cases import cases_of
+from evaluation.intervals import CaseWeights
 from evaluation.metrics import (
     FEW_CASES,
     METRICS,
@@ -124,10 +125,12 @@ def test_every_metric_is_scikit_learns(seed, num_cases, num_values, dtype):
 @pytest.mark.parametrize('chunk', [1, 1000])
 def test_weights_count_as_repetitions_in_every_row_and_chunk(chunk, monkeypatch):
     monkeypatch.setattr(evaluation.metrics, 'CHUNK', chunk)
+    monkeypatch.setattr(evaluation.metrics, 'LEAST_ROWS', 1)
     probabilities, targets, rng = drawn_cases(3, 80, 12)
     weights = rng.poisson(1, (3, 80)).astype(np.uint8)
     views = drawn_views(rng, 80)
-    scores = label_scores(probabilities, targets, threshold=0.5, weights=weights, views=views)
+    rows = CaseWeights(weights.T, np.arange(80), exact=True)
+    scores = label_scores(probabilities, targets, threshold=0.5, weights=rows, views=views)
     for r, row in enumerate(weights):
         repeated = np.repeat(probabilities, row), np.repeat(targets, row)
         known = ~np.isnan(repeated[1])
@@ -158,7 +161,8 @@ def test_each_row_of_weights_can_be_undefined(monkeypatch):
     monkeypatch.setattr('evaluation.metrics.FEW_CASES', 1)
     p, y = np.array([0.2, 0.6, 0.7]), np.array([0.0, 1.0, 0.0])
     weights = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 0]])
-    scores = label_scores(p, y, threshold=0.5, weights=weights)
+    rows = CaseWeights(weights.T, np.arange(3))
+    scores = label_scores(p, y, threshold=0.5, weights=rows)
     np.testing.assert_array_equal(scores['auroc'], [0.5, NAN, NAN, 1])
     np.testing.assert_array_equal(scores['specificity'], [0.5, 0.5, NAN, 1])
     nothing_called = label_scores(p, y, threshold=0.8)

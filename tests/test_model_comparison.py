@@ -38,7 +38,8 @@ def areas_of_resample(cases, counts, k):
 def test_equals_counted_pairs_on_resamples_written_out():
     a, b = make_pair(rows_each=2)
     found = compare(a, b, resamples=200, seed=3)
-    weights = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
+    drawn = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
+    weights = drawn.counts[drawn.patient].T[1:]
     ones, per_label, values = np.ones(len(a), int), {}, {}
     for k, label in enumerate(LABELS):
         values[label] = areas_of_resample(a, ones, k) - areas_of_resample(b, ones, k)
@@ -60,7 +61,8 @@ def test_equals_counted_pairs_on_resamples_written_out():
 def test_differences_within_views_are_those_of_counted_pairs():
     a, b = make_pair()
     found = compare(a, b, resamples=200, seed=3)
-    weights = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
+    drawn = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
+    weights = drawn.counts[drawn.patient].T[1:]
     views = [a.groups['View'] == name for name in ('Frontal AP', 'Frontal PA')]
 
     def area(cases, counts, k):

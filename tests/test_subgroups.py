@@ -59,9 +59,10 @@ def test_standardised_intervals_use_the_same_resamples():
     shares = standard_weights(cases, chosen, ['Age'])[:, 0]
     known = ~np.isnan(chosen.targets[:, 0])
     pair = chosen.targets[known, 0], chosen.probabilities[known, 0]
+    drawn = resamples.weights(chosen.patient)
     areas = [
         roc_auc_score(*pair, sample_weight=(counts * shares)[known])
-        for counts in resamples.weights(chosen.patient)
+        for counts in drawn.counts[drawn.patient].T[1:]
     ]
     part = found['Male']['label 0']['scores']['auroc_standardised']
     assert part['value'] == pytest.approx(roc_auc_score(*pair, sample_weight=shares[known]))

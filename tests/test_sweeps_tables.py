@@ -71,7 +71,8 @@ class Finished:
     def areas(self, row: str, labels: tuple[str, ...], chosen: np.ndarray) -> np.ndarray:
         """Mean AUROC of labels for each seed and resample of the patients, [S, 1 + R]."""
         draws = Resamples(self.made.patients, resamples=DRAWS, seed=0)
-        weights = draws.score_weights(np.array(self.made.patients)[chosen])
+        drawn = draws.weights(np.array(self.made.patients)[chosen])
+        weights = drawn.counts[drawn.patient].T
         columns = [LABELS.index(label) for label in labels]
         return np.array([
             np.mean([self.area(row, seed, k, chosen, weights) for k in columns], axis=0)

@@ -25,6 +25,7 @@ from data.build import build_loader
 from data.records import make_task
 from evaluation.analysis import score_classes
 from evaluation.cases import Cases
+from evaluation.intervals import CaseWeights
 from evaluation.metrics import OF_CLASSES, Decisions, applicable, compute, score_table, study_level
 from evaluation.tuning import fit_softmax
 from models.losses import build_label_loss, class_weights
@@ -118,7 +119,7 @@ def test_the_metrics_of_classes_are_those_of_scikit_learn() -> None:
     probabilities, targets, weights = drawn()
     known = ~np.isnan(targets[:, 0])
     truth, decided = targets[known].argmax(axis=1), probabilities[known].argmax(axis=1)
-    decisions = Decisions.of(probabilities, targets, weights)
+    decisions = Decisions.of(probabilities, targets, CaseWeights(weights.T, np.arange(200)))
     found = compute(decisions)
     wanted = {
         'accuracy': accuracy_score,
@@ -136,11 +137,11 @@ def test_the_metrics_of_classes_are_those_of_scikit_learn() -> None:
 
 def test_a_class_without_cases_is_left_out_of_the_means() -> None:
     probabilities, targets = softmax(np.eye(3)[[0, 0, 1, 2]] * 3, axis=1), one_hot([0, 1, 1, 0])
-    found = compute(Decisions.of(probabilities, targets, np.ones((1, 4))))
+    found = compute(Decisions.of(probabilities, targets, CaseWeights.ones(4)))
     assert found['balanced_accuracy'] == [0.5]
     f1 = f1_score([0, 1, 1, 0], [0, 0, 1, 2], average='macro', labels=[0, 1, 2], zero_division=0)
     np.testing.assert_allclose(found['macro_f1'], f1)
-    nobody = compute(Decisions.of(probabilities, one_hot([-1] * 4), np.ones((1, 4))))
+    nobody = compute(Decisions.of(probabilities, one_hot([-1] * 4), CaseWeights.ones(4)))
     assert all(np.isnan(values).all() for values in nobody.values())
 
 
@@ -154,6 +155,7 @@ def test_a_class_with_few_cases_leaves_no_interval(least: int, few: str, monkeyp
     rows = Cases('x', NAMES, names, names, names, probabilities, targets, exclusive=True)
     weights = np.random.default_rng(0).integers(0, 4, (201, len(names)))
     weights[0] = 1
+    weights = CaseWeights(weights.T, np.arange(len(names)))
     found = score_classes(rows, weights)
     assert found['few'] == few
     values_of = compute(Decisions.of(probabilities, targets, weights))
