@@ -21,7 +21,7 @@ from tqdm import tqdm
 from config import Config, part
 from data.identity import canonical_names
 from data.image_source import ImageSource, open_images
-from data.images import CONTRADICTION
+from data.images import CONTRADICTION, grey_levels
 from data.labels import evaluation_targets
 from data.packing import start_worker
 from data.reading import mark_left_out, read_part
@@ -240,16 +240,16 @@ def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray
         image = images.reader([file])(0)
     except ValueError as error:
         return b'', 'unusable image', str(error), None
-    levels = np.rint(np.clip(np.asarray(image), 0, 255)).astype(np.uint8)
+    levels = grey_levels(image)
     digest = hashlib.blake2b(repr(levels.shape).encode(), digest_size=DIGEST_BYTES)
     digest.update(np.ascontiguousarray(levels).data)
-    counts = np.bincount(levels.ravel(), minlength=256)
+    counts = np.array(Image.fromarray(levels).histogram())
     count = np.count_nonzero(counts)
     if count < FEW_LEVELS:
         detail = f'the image has only {count} grey levels'
         return digest.digest(), 'few grey levels', detail, None
     ranks = (np.cumsum(counts) - counts / 2) / levels.size  # of each level, from 0 to 1
-    small = Image.fromarray(ranks[levels].astype(np.float32))
+    small = Image.fromarray(ranks.astype(np.float32)[levels])
     small = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)).ravel()
     small = (small - small.mean()) / max(small.std(), LEAST_DEVIATION)
     if levels := images.colour_levels(file, image):

@@ -32,13 +32,14 @@ PROBES = 16  # number of pixels that are compared before all pixels are
 # Formats that Pillow may recognise by their contents. Other formats can start programs (EPS).
 FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP')
 MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'YCbCr')
+COLOUR_MODES = ('P', 'PA', 'RGB', 'RGBA', 'YCbCr')
 MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 FULL_RANGE_BITS = (8, 10, 12, 14, 16)
 # Keys in Image.info. They are tuples, because files can set keys that are strings.
 FULL_SIZE, PACKED_STEPS, FILE_NAME = ('full size',), ('packed steps',), ('file name',)
 CONTRADICTION = ('contradiction',)  # what a DICOM file states that does not fit
 VIEW = ('view',)  # of a DICOM file that states it: 'frontal' or 'lateral'
-COLOUR_DIFFERENCE = ('colour difference',)  # of a coloured DICOM file
+COLOUR_DIFFERENCE = ('colour difference',)  # of a DICOM file, and 0 for grey files
 
 # Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
@@ -83,6 +84,8 @@ def decode_image(data: bytes, name: str | PathLike[str]) -> Image.Image:
                 if fault := _fault_of_size(*opened.size):  # before memory is allocated
                     raise ValueError(fault)
                 image = _decode(data, opened)
+                if opened.mode not in COLOUR_MODES:
+                    image.info[COLOUR_DIFFERENCE] = 0
     if fault := _fault(image):
         raise BadImageError(f'image {name} cannot be used: {fault}')
     return image
@@ -119,6 +122,14 @@ def is_image_file(path: str | PathLike[str]) -> bool:
     return True
 
 
+def grey_levels(image: Image.Image) -> np.ndarray:  # [H, W] uint8
+    """Return the pixels as whole grey levels: those of 8 bits as they are, others rounded."""
+    pixels = np.asarray(image)
+    if pixels.dtype == np.uint8:
+        return pixels  # NumPy would round them in float16, which takes half the time of a check
+    return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
+
+
 def full_size(image: Image.Image) -> tuple[int, int]:
     """Return the height and width of an image before it was packed."""
     return image.info.get(FULL_SIZE) or (image.height, image.width)
@@ -133,7 +144,7 @@ def colour_difference(data: bytes, name: str | PathLike[str]) -> int:
     if _own_decoder(name, data):
         return 0
     with _open(data) as image:
-        if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'YCbCr'):
+        if image.mode not in COLOUR_MODES:
             return 0
         return channel_difference(image.convert('RGB'))
 

@@ -32,7 +32,7 @@ from config import Config, default_config, load, part
 from data.chexpert import SPLITS, read_csv, with_suffix
 from data.folder import MIMIC_TABLES, read_folder, signs_of_scores
 from data.image_source import open_images
-from data.images import FULL_RANGE_BITS, BadImageError, full_size
+from data.images import FULL_RANGE_BITS, BadImageError, full_size, grey_levels
 from data.preprocess import Setup, apply_steps
 from data.preprocess_steps import squeezed
 from data.store import SCHEMA, open_store, read_rows, rows_checksum
@@ -258,7 +258,7 @@ def encode(image: Image.Image, settings: Settings) -> Row:
     white = 255
     if image.mode != 'L':
         if not settings.keep_16bit:
-            pixels = np.rint(np.clip(pixels, 0, 255)).astype('u1')
+            pixels = grey_levels(image)
         elif size is None:
             white, pixels = _exact_levels(pixels)
         else:

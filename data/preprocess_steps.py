@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from config import Config, require, value_at
 from data.image_source import IMAGE_SUFFIXES, open_images
-from data.images import FILE_NAME, FULL_SIZE, MIN_SIDE, BadImageError, full_size
+from data.images import FILE_NAME, FULL_SIZE, MIN_SIDE, BadImageError, full_size, grey_levels
 from data.preprocess import LUNG_STEPS, PREPROCESS, SHAPE_STEPS, WHITE, Setup
 
 CLAHE_CLIP_LIMIT = 2.0  # limit of a histogram bin, relative to a flat histogram
@@ -41,7 +41,7 @@ def check(config: Config, stage: str | None) -> None:
 @PREPROCESS.register('equalize')
 def equalize(image: Image.Image, setup: Setup) -> Image.Image:
     """Make all grey levels about equally frequent, by Pillow's rule."""
-    return _like(image, np.asarray(ImageOps.equalize(Image.fromarray(_to_8_bit(image)))))
+    return _like(image, np.asarray(ImageOps.equalize(Image.fromarray(grey_levels(image)))))
 
 
 @PREPROCESS.register('equalize_cv')
@@ -50,14 +50,14 @@ def equalize_cv(image: Image.Image, setup: Setup) -> Image.Image:
 
     The darkest level becomes 0 and the brightest 255. Pillow's rule rounds other steps.
     """
-    return _like(image, _opencv().equalizeHist(_to_8_bit(image)))
+    return _like(image, _opencv().equalizeHist(grey_levels(image)))
 
 
 @PREPROCESS.register('clahe')
 def clahe(image: Image.Image, setup: Setup) -> Image.Image:
     """Equalise the histogram of each tile, with limited contrast (needs OpenCV)."""
     filter_ = _opencv().createCLAHE(clipLimit=CLAHE_CLIP_LIMIT, tileGridSize=CLAHE_TILES)
-    return _like(image, filter_.apply(_to_8_bit(image)))
+    return _like(image, filter_.apply(grey_levels(image)))
 
 
 @PREPROCESS.register('denoise')
@@ -72,7 +72,7 @@ def non_local_means(image: Image.Image, setup: Setup) -> Image.Image:
 
     Source: Buades et al. 2011, Non-Local Means Denoising, doi:10.5201/ipol.2011.bcm_nlm.
     """
-    return _like(image, _opencv().fastNlMeansDenoising(_to_8_bit(image), **NON_LOCAL_MEANS))
+    return _like(image, _opencv().fastNlMeansDenoising(grey_levels(image), **NON_LOCAL_MEANS))
 
 
 @PREPROCESS.register('resize')
@@ -152,10 +152,6 @@ def mask_of(image: Image.Image, folder: str, *, is_cropped: bool = False) -> Ima
     mask = mask.resize(image.size, Image.Resampling.NEAREST)  # the image or the mask may be packed
     mask.info[FULL_SIZE] = full_size(image)
     return mask
-
-
-def _to_8_bit(image: Image.Image) -> np.ndarray:
-    return np.rint(np.asarray(image)).astype(np.uint8)
 
 
 def _like(image: Image.Image, pixels: np.ndarray) -> Image.Image:

@@ -17,7 +17,9 @@ from PIL import Image
 from xray_splits import xray
 
 from data import images
-from data.images import BadImageError, decode_image, load_image, read_patiently
+from data.check import look_at
+from data.image_source import Folder
+from data.images import BadImageError, decode_image, grey_levels, load_image, read_patiently
 
 GREY = xray(61, 75)
 DEEP = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 250 + 3)  # 16 bits
@@ -334,3 +336,25 @@ def test_a_read_that_fails_for_a_moment_is_repeated(number, failures, calls, mon
     with pytest.raises(OSError) if failures >= calls else nullcontext():
         assert read_patiently(read) == 'read'
     assert len(made) == calls and pauses == [*images.PAUSES][: calls - 1]
+
+
+def test_8_bit_pixels_are_unchanged_and_others_are_rounded() -> None:
+    eight = grey_levels(GREY)
+    assert eight.dtype == np.uint8
+    np.testing.assert_array_equal(eight, np.asarray(GREY))
+    deep = np.array([[-3, 0.4, 0.6, 1.5, 2.5, 254.6, 300]], np.float32)
+    assert grey_levels(Image.fromarray(deep)).tolist() == [[0, 0, 1, 2, 2, 255, 255]]
+
+
+@pytest.mark.parametrize(('mode', 'reads'), [('L', 1), ('RGB', 2), ('P', 2)])
+def test_the_check_reads_the_file_of_a_grey_image_once(
+    mode: str, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the channels of a colour image need a second look at the file."""
+    GREY.convert(mode).save(tmp_path / 'x.png')
+    read = []
+    monkeypatch.setattr(
+        'data.image_source.read_file', lambda path: read.append(path) or images.read_file(path)
+    )
+    look_at(Folder(tmp_path), 'x.png')
+    assert len(read) == reads
