@@ -240,8 +240,8 @@ def test_tables_hold_the_numbers_of_the_json(folder: Path, written: dict) -> Non
     assert edema['threshold', ''] == label['threshold']
     assert edema['positives', ''] + edema['negatives', ''] == label['n']
     female = written['sets'][0]['groups'][0]['groups'][1]
-    kappa = female['labels']['Edema']['scores']['kappa']['high']
-    assert table['', 'valid', 'Sex: Female', 'Edema', 'kappa', 'high'] == kappa
+    recall = female['labels']['Edema']['scores']['recall']['high']
+    assert table['', 'valid', 'Sex: Female', 'Edema', 'recall', 'high'] == recall
     assert table['', 'valid', 'Sex: Female', '', 'cases', ''] == female['rows']
     assert 'auroc_gap' in table.index.get_level_values('metric')
     compared = written['comparisons'][0]
