@@ -87,16 +87,7 @@ def test_a_damaged_description_of_predictions_is_named(tmp_path):
 @pytest.mark.parametrize(
     'name, normalised, its_study',
     [
-        (
-            'CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg',
-            'patient64541/study1/view1_frontal',
-            'patient64541/study1',
-        ),
-        (
-            'CheXpert-v1.0/valid/patient64541/study1/view1_frontal.png',
-            'patient64541/study1/view1_frontal',
-            'patient64541/study1',
-        ),
+        (image(2, prefix='A/valid'), 'patient00002/study1/view1_frontal', 'patient00002/study1'),
         ('files/p10/p10000032/s50414267/x.1.JPEG', 'p10000032/s50414267/x.1', None),
         ('outpatient1/study1/a.png', 'outpatient1/study1/a', 'outpatient1/study1/a.png'),
         ('images/1.2.840.dcm', 'images/1.2.840', 'images/1.2.840.dcm'),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from phantom_layouts import nih_phantom
-from tiny import SWIN, run_folder, run_main, tiny_config, torchrun
+from tiny import SWIN, run_folder, run_main, tiny_config
 from xray_splits import LOGGER, make_config, samples_of, xray
 
 from data.build import build_loader
@@ -197,20 +197,6 @@ def test_the_record_names_the_tables_of_each_source(run):
     files = read_record(run)['data']['files']
     wanted = {'chexpert/train.csv', 'nih/DATA.DATASET', 'mimic/DATA.DATASET'}
     assert wanted <= set(files)
-
-
-@pytest.mark.slow
-def test_two_processes_train_on_the_same_images(run, phantoms, tmp_path):
-    """The images and masks of each step are the same, so that errors agree up to rounding."""
-    done = torchrun('simmim', argv(phantoms, tmp_path, '--batch-size', '2'), 2)
-    assert done.returncode == 0, done.stderr
-    one, two = (
-        read_metrics(folder / 'metrics.jsonl') for folder in (run, run_folder(tmp_path, 'simmim'))
-    )
-    wanted = {'loss', *(f'holdout{name}_l1' for name in ('', *(f'_{name}' for name in NAMES)))}
-    for a, b in zip(one, two, strict=True):
-        keys = sorted(wanted & {*a})
-        assert [a[key] for key in keys] == pytest.approx([b[key] for key in keys], rel=1e-4)
 
 
 def test_a_run_that_resumes_in_an_epoch_ends_bit_for_bit_the_same(run, phantoms, tmp_path):
