@@ -743,7 +743,8 @@ _C.REPORT.MAPS = Own(
 )
 _C.REPORT.COLUMNS = Own(
     [],
-    'Metrics in report_scores.tex, by their names in scores.json; []: those of the short tables.',
+    'Metrics in report_scores.tex, by their names in report_scores.csv; []: those of the short '
+    'tables.',
     affects='nothing',
     file='evaluation.metrics',
 )
