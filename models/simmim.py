@@ -450,7 +450,15 @@ class SimMIM(MaskedModel):
 
     def predict(self, x: Tensor, mask: Tensor) -> Tensor:
         # [B, C, S, S] -> features [B, F, h, w] -> [B, T, S / cell, S / cell]
-        return self.decoder(self.encoder(x, mask))
+        predictions = self.decoder(self.encoder(x, mask))
+        side = x.shape[-1] // self.target.cell
+        wanted = (len(x), self.target.channels, side, side)
+        if predictions.shape != wanted:
+            raise ValueError(
+                f'the head (MODEL.SIMMIM.HEAD) must return the shape {[*wanted]}, got '
+                f'{[*predictions.shape]}'
+            )
+        return predictions
 
 
 def average_cells(values: Tensor, cell: int) -> Tensor:

@@ -141,3 +141,12 @@ def test_a_reconstruction_of_another_shape_is_not_broadcast(channels):
     image, weight = torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
     with pytest.raises(ValueError, match=rf'\[2, {channels}, 8, 8\]'):
         term_values({'l1': Term(1.0, LOSSES['l1'])}, image[:, :channels], image, weight)
+
+
+@pytest.mark.parametrize('head', [nn.Identity(), nn.Upsample(scale_factor=4)])
+@pytest.mark.parametrize('use', ['loss', 'reconstruct'])
+def test_a_head_that_returns_another_shape_is_named(head: nn.Module, use: str) -> None:
+    model = small('swin')
+    model.decoder = head
+    with pytest.raises(ValueError, match=r'MODEL.SIMMIM.HEAD.*\[2, 1, 32, 32\]'):
+        getattr(model, use)(torch.zeros(2, 1, 32, 32), half_hidden(model))
