@@ -139,7 +139,10 @@ _C.DATA.PIN_MEMORY = Option(
     affects='nothing',
 )
 _C.DATA.NUM_WORKERS = Option(
-    8, 'Loader processes per training process.', within='[0, inf)', affects='nothing'
+    8,
+    'Loader processes per training process, at most its share of the usable cores.',
+    within='[0, inf)',
+    affects='nothing',
 )
 _C.DATA.MASK_PATCH_SIZE = Option(
     32,

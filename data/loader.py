@@ -28,7 +28,7 @@ from data.records import Records, images_of
 from data.table import Fault
 from system import distributed
 from system.files import LOADER_FILES, allow_open_files
-from system.tool import command_of
+from system.tool import command_of, workers_within
 
 HINT = (
     f'{command_of("scripts/check_data.py")} finds all such images; '
@@ -326,8 +326,8 @@ def make_loader(
     The seed of the dataset determines the order of the images. EpochSampler explains `shuffle` and
     `weights`.
     """
-    data = config.DATA
-    allow_open_files(data.NUM_WORKERS, per_worker=LOADER_FILES)
+    data, workers = config.DATA, workers_within(config.DATA.NUM_WORKERS)
+    allow_open_files(workers, per_worker=LOADER_FILES)
     sampler = EpochSampler(
         len(dataset),
         batch_size=data.BATCH_SIZE,
@@ -340,12 +340,12 @@ def make_loader(
     return _Loader(
         dataset,
         batch_sampler=sampler,
-        num_workers=data.NUM_WORKERS,
+        num_workers=workers,
         worker_init_fn=_prepare_worker,
-        timeout=BATCH_SECONDS if data.NUM_WORKERS else 0,
+        timeout=BATCH_SECONDS if workers else 0,
         pin_memory=data.PIN_MEMORY and torch.cuda.is_available(),
         # Evaluation is short, and its workers would stay idle.
-        persistent_workers=shuffle and data.NUM_WORKERS > 0,
+        persistent_workers=shuffle and workers > 0,
         # The loader draws a base seed in each pass; it must not use the model's random stream.
         generator=torch.Generator().manual_seed(dataset.seed),
     )

@@ -1,7 +1,6 @@
 """Read the data set of a config."""
 
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +40,7 @@ from data.store_manifest import (
 from data.table import Fault, refuse
 from data.table_warnings import DOUBTS, label_warnings
 from system.files import NETWORK_SYSTEMS, file_system
-from system.tool import command_of
+from system.tool import command_of, usable_cpus, workers_within
 
 PACK = command_of('scripts/pack.py')
 CHECK = command_of('scripts/check_data.py')
@@ -50,9 +49,17 @@ TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them
 
 
 def open_data(config: Config, logger: logging.Logger) -> None:
-    """Log the form of the images of a store, and warn of a network and if views enlarge them."""
-    # PyTorch warns at each pass; the table of --check reports the number of workers once.
-    warnings.filterwarnings('ignore', message='This DataLoader will create')
+    """Log fewer loader processes than wanted, and the form of the images of a store.
+
+    A network file system and views that enlarge the images cause warnings.
+    """
+    wanted = config.DATA.NUM_WORKERS
+    if (workers := workers_within(wanted)) < wanted:
+        logger.info(
+            f'each training process has {workers} loader process{"es" * (workers > 1)} instead of '
+            f'{wanted} (DATA.NUM_WORKERS), because it has no more of the {usable_cpus()} usable '
+            'cores'
+        )
     path = config.DATA.DATA_PATH
     if not is_store(path):
         return

@@ -35,6 +35,12 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
+def workers_within(wanted: int) -> int:
+    """Return a number of worker processes, at most this process's share of the usable cores."""
+    local_processes = int(os.environ.get('LOCAL_WORLD_SIZE', '1'))  # set by torchrun
+    return min(wanted, max(1, usable_cpus() // local_processes))
+
+
 def command_of(program: str, root: Path = ROOT) -> str:
     """Return what a user calls to start a program, such as 'python scripts/predict.py'.
 

@@ -1,6 +1,7 @@
 """Batches: the same samples whatever the workers, ranks and restarts; errors."""
 
 import gc
+import logging
 import multiprocessing
 import os
 import resource
@@ -20,6 +21,7 @@ from tiny import DEADLINE, wait_until
 from torch.utils.data import DataLoader, Dataset
 from xray_splits import LOGGER, make_config, samples_of
 
+from config import default_config
 from data.build import build_loader
 from data.data_finetune import inverse_frequency_weights
 from data.loader import (
@@ -29,6 +31,7 @@ from data.loader import (
     sample_rng,
     weighted_order,
 )
+from data.reading import open_data
 from engine.causes import explain
 
 NAN = float('nan')
@@ -348,3 +351,21 @@ def test_signals_to_the_group_end_no_worker_and_the_main_process_leaves_none(tmp
     lines = [line for line in done.stderr.splitlines() if line.startswith('received')]
     assert len(lines) == len({*lines}) * 2 == 8, 'the main process in both epochs, and no worker'
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('wanted', 'cores', 'processes', 'workers'),
+    [(8, 64, 8, 8), (8, 16, 8, 2), (8, 3, 8, 1), (2, 64, 1, 2), (0, 4, 1, 0), (16, 12, 1, 12)],
+)
+def test_a_process_has_at_most_its_share_of_the_cores_as_workers(
+    wanted: int, cores: int, processes: int, workers: int, monkeypatch, caplog, tmp_path: Path
+) -> None:
+    monkeypatch.setattr('system.tool.usable_cpus', lambda: cores)
+    monkeypatch.setattr('data.reading.usable_cpus', lambda: cores)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+    assert make_loader(Many(), loader_config(2, wanted), shuffle=False).num_workers == workers
+    config = default_config()
+    config.DATA.NUM_WORKERS, config.DATA.DATA_PATH = wanted, str(tmp_path)
+    with caplog.at_level(logging.INFO):
+        open_data(config, logging.getLogger())
+    assert ('DATA.NUM_WORKERS' in caplog.text) == (workers < wanted)
