@@ -205,9 +205,13 @@ def _fail(process: Process, error: BaseException) -> int:
     """Report why this process or another process of the run failed, and return the exit code."""
     run, config = process.run, process.config
     resumes = config is None or (_trains(config) and config.FINETUNE.MODE not in PROBES)
-    if isinstance(error, Terminated):
+    # Where a signal interrupts a library, its clean-up may fail and would hide the signal.
+    stop = error
+    while stop is not None and not isinstance(stop, Terminated):
+        stop = stop.__context__
+    if stop is not None:
         code = EXIT_PREEMPTED if resumes else EXIT_NOT_KEPT
-        message = f'stopped by {error}: the same command {"resumes" if resumes else "begins again"}'
+        message = f'stopped by {stop}: the same command {"resumes" if resumes else "begins again"}'
     else:
         code, message = explain(error)
     failed_itself = code in (EXIT_UNEXPECTED, EXIT_MISTAKE)

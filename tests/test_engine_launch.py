@@ -80,6 +80,13 @@ def stopped_after_training(run):
     raise AssertionError('it went on')
 
 
+def stopped_in_a_library(run):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        raise AttributeError('_lock')
+
+
 # Exit codes
 
 
@@ -129,6 +136,7 @@ def test_each_error_has_an_exit_code_and_one_line(error, code, part):
         (raising(KeyError('bug')), 1, "ERROR unexpected KeyError: 'bug'"),
         (lambda run: os.kill(os.getpid(), signal.SIGTERM), 75, 'ERROR stopped by SIGTERM'),
         (stopped_after_training, 75, 'ERROR stopped by SIGTERM'),
+        (stopped_in_a_library, 75, 'ERROR stopped by SIGTERM'),
     ],
 )
 def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(
