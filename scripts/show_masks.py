@@ -1,6 +1,6 @@
 """Draw an X-ray under every type of mask with several unit sizes and ratios.
 
-python scripts/show_masks.py --image FILE --output FILE.png [--size 192 --patch 4]
+python scripts/show_masks.py --image FILE --output FILE.png [--size 192 --patch 4 --opts KEY VALUE]
 """
 
 import argparse
@@ -15,6 +15,7 @@ from matplotlib.gridspec import SubplotSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from config import check_values, default_config, part_options
 from data.images import load_image
 from data.loader import sample_rng
 from data.masking import MASKS, MaskGenerator, average_distance
@@ -38,6 +39,7 @@ def parse_args() -> argparse.Namespace:
     add('--units', type=int, nargs='+', default=[16, 32], help='sides of a mask unit in pixels')
     add('--ratios', type=float, nargs='+', default=[0.3, 0.6, 0.8], help='shares of hidden units')
     add('--seed', type=int, default=0, help='seed of the masks')
+    add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options of masks, in pairs')
     return parser.parse_args()
 
 
@@ -55,14 +57,18 @@ def draw_grid(
     The mean distance from hidden to visible pixels of each mask is printed.
     """
     side = WIDTH / (MOST_COLUMNS + 1.1)
+    config = default_config()
+    config.merge_from_list(args.opts)
+    check_values(config, 'simmim')
     height = 0.3 + len(MASKS) * (side + 0.4)
     figure = new_figure(height, side * (len(columns) + 1.1))
     grid = figure.add_gridspec(len(MASKS), len(columns) + 1)
     original = _add_image(figure, grid[:, 0], np.repeat(pixels[..., None], 3, axis=2) / 255)
     original.set_title(f'X-ray,\n{args.size} px', fontsize=SMALL)
     for row, mask_type in enumerate(MASKS):
+        options = part_options('DATA.MASK_TYPE', mask_type, config)
         for column, (unit, ratio) in enumerate(columns, start=1):
-            generator = MaskGenerator(args.size, unit, args.patch, ratio, mask_type)
+            generator = MaskGenerator(args.size, unit, args.patch, ratio, mask_type, options)
             mask = generator(sample_rng(args.seed, 0, column))
             ax = _add_image(figure, grid[row, column], cover(pixels, mask))
             total = (args.size // unit) ** 2

@@ -31,8 +31,8 @@ from data.masking import MASKS
 
 
 @MASKS.register('stripes')
-def striped_units(rng, side, count, view):
-    return list(range(count))
+def striped_units(rng, side, count, view, *, first):
+    return list(range(first, first + count))
 """
 MARGIN = """
 from models.losses import masked_bce, register_loss
@@ -53,11 +53,19 @@ def test_a_registry_has_all_names_of_its_option(key: str) -> None:
 
 
 def test_a_mask_of_ones_own_is_shown_by_the_tool(tmp_path, add_part, capsys) -> None:
-    add_part('DATA.MASK_TYPE', 'stripes', 'stripes_mask', STRIPES)
+    first = Own(0, 'First hidden unit.', within='[0, 8]')
+    section = ('DATA.STRIPES', {'FIRST': first})
+    add_part('DATA.MASK_TYPE', 'stripes', 'stripes_mask', STRIPES, *section)
     xray(64, 64, seed=1).save(tmp_path / 'x.png')
     words = ['--image', tmp_path / 'x.png', '--output', tmp_path / 'masks.png', '--size', 64]
-    assert run_script('show_masks', *words, '--units', 16, '--ratios', 0.5) == 0
-    assert 'stripes, 16 px, ratio 0.5: AvgDist' in capsys.readouterr().out
+    words += ['--units', 16, '--ratios', 0.5]
+    assert run_script('show_masks', *words) == 0
+    # The upper half is hidden, 1 to 32 px from a visible pixel; in the middle it is 1 to 16 px.
+    assert 'stripes, 16 px, ratio 0.5: AvgDist 16.50 px' in capsys.readouterr().out
+    assert run_script('show_masks', *words, '--opts', 'DATA.STRIPES.FIRST', 4) == 0
+    assert 'stripes, 16 px, ratio 0.5: AvgDist 8.50 px' in capsys.readouterr().out
+    assert run_script('show_masks', *words, '--opts', 'DATA.STRIPES.FIRST', 9) != 0
+    assert 'DATA.STRIPES.FIRST must be a number in [0, 8]' in capsys.readouterr().err
 
 
 # Options of a part: module, option with its new value, section, and how the part is used. Each part
