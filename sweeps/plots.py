@@ -69,6 +69,10 @@ LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
     'loss': '--',
 }
 CURVES_NOTE = 'One line per seed. Solid: held-out patients. Dashed: training images.'
+CONTRASTIVE_NOTE = (
+    'Contrastive losses depend on the number of images compared at once, which differs between '
+    'methods, and between training and held-out images.'
+)
 OVER_PATIENTS = 'Bars: 95 % over patients, of the mean over seeds, if known.'
 ALL_IMAGES = 4  # 'all' images are drawn at this multiple of the largest number
 COLUMNS, PANEL = 3, 1.95  # columns of panels with learning curves, and their height
@@ -427,9 +431,15 @@ def plot_curves(
                 axis.set_title(fill(sweep.titles.get(row.name, title), LONG_PANEL), fontsize=9)
                 stage = row.pretraining if pretrain else 'finetune'
                 for seed in seeds:
-                    _draw_losses(axis, run_folder(output, stage, row, seed) / 'metrics.jsonl')
+                    metrics = run_folder(output, stage, row, seed) / 'metrics.jsonl'
+                    records = read_metrics(metrics) if metrics.is_file() else []
+                    if stage == 'contrastive':  # before training, MoCo has nothing to compare with
+                        records = [record for record in records if record['epoch'] >= 0]
+                    _draw_losses(axis, records)
                 axis.set_xlabel('epochs')
-            add_note(figure, CURVES_NOTE, is_score=False)
+            is_contrastive = pretrain and any(row.pretraining == 'contrastive' for row in page)
+            note = f'{CURVES_NOTE} {CONTRASTIVE_NOTE if is_contrastive else ""}'
+            add_note(figure, note.strip(), is_score=False)
         files.append(file)
     return files
 
@@ -481,9 +491,8 @@ def add_note(figure: Figure, text: str, *, is_score: bool = True) -> None:
     figure.supxlabel(text, fontsize=8, color=GREY)
 
 
-def _draw_losses(axis: Axes, file: Path) -> None:
-    """Draw the losses of a run by epoch; nothing without a run."""
-    records = read_metrics(file) if file.is_file() else []
+def _draw_losses(axis: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the losses of a run by epoch, from the records of metrics.jsonl."""
     names = [name for name in LOSSES if any(r.get(name) is not None for r in records)]
     # The error in grey levels has another scale than the losses.
     for name in names[:1] if names[:1] == ['holdout_l1_grey'] else names:

@@ -110,6 +110,19 @@ def test_a_page_of_scores_shows_all_rows_of_a_share_and_groups_are_named(
     assert groups[:2] == ['everyone', GROUPS[0]]
 
 
+def test_curves_of_contrastive_methods_begin_after_an_epoch(tmp_path: Path, saved) -> None:
+    """Before it, MoCo has no images to compare with, and its loss is 0."""
+    sweep = load_sweep(methods_file(tmp_path))
+    for row in sweep.rows[:2]:
+        folder = run_folder(tmp_path, row.pretraining, row, 0)
+        folder.mkdir(parents=True)
+        lines = [f'{{"epoch": {epoch}, "holdout_loss": {epoch + 1}}}\n' for epoch in (-1, 0)]
+        (folder / 'metrics.jsonl').write_text(''.join(lines))
+    plots.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=True)
+    epochs = {axis.get_title(): [*axis.lines[0].get_xdata()] for axis in saved[0].axes}
+    assert epochs == {'simmim': [0, 1], 'moco': [1]}
+
+
 def test_masks_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved, monkeypatch) -> None:
     sweep = load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'full')
     monkeypatch.setattr(plots, 'NUM_MASKS', 2)
