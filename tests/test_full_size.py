@@ -1,0 +1,32 @@
+"""tools/full_size.py: a data set in CheXpert's form, and what a command needs."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from data.chexpert import read_csv
+from data.labels import LABELS
+from tools.full_size import NAME, main, parse_args
+
+
+def test_a_made_data_set_is_read_and_a_command_is_measured(tmp_path: Path, capfd) -> None:
+    data = tmp_path / 'data'
+    assert main(parse_args(['make', str(data), '--images', '1000'])) == 0
+    records = [read_csv(data / NAME, f'{split}.csv', labels=LABELS, look_up='all')
+               for split in ('train', 'valid')]  # fmt: skip
+    assert [*map(len, records)] == [766, 234]
+    train = records[0]
+    assert len(train) / len({*train.patient}) == pytest.approx(3.5, abs=0.3)
+    assert (train.view == 'lateral').mean() == pytest.approx(0.145, abs=0.06)
+    assert not {*train.patient} & {*records[1].patient}
+    predictions = pd.read_csv(data / 'predictions.csv')
+    assert [*predictions] == ['Path', *LABELS] and len(predictions) == 766
+    capfd.readouterr()
+    words = ['measure', str(data), str(tmp_path / 'out'), '--only', 'import torch']
+    assert main(parse_args(words)) == 0
+    (line,) = capfd.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert found['name'] == 'import torch' and found['exit'] == 0
+    assert found['cpu_s'] > 0 and found['peak_mib'] > 50
