@@ -479,6 +479,12 @@ _C.TRAIN.SAVE_EVERY_MINUTES = Own(
 _C.TRAIN.DETERMINISTIC = Own(
     False, 'Whether to use only deterministic algorithms, which are slower.'
 )
+# Set by hand: docs/explanation/speed.md: slow networks between machines.
+_C.TRAIN.GRADIENT_EXCHANGE = Own(
+    'float32',
+    'Type in which processes exchange gradients; bfloat16 halves the bytes and rounds.',
+    one_of=('float32', 'bfloat16'),
+)
 # Set by hand: docs/faults.md: nodes that copy a store at different speeds.
 _C.TRAIN.RANK_TIMEOUT_MINUTES = Own(
     10.0,

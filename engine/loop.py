@@ -171,7 +171,7 @@ def wrap_model(run: Run, state: TrainState) -> None:
     if run.config.TRAIN.COMPILE != 'none' and run.device.type in COMPILED_DEVICES:
         state.model = module_of('TRAIN.COMPILE').compiled(run, state.model)
     # The exchange of gradients stays outside of the compiled model, which is then one graph.
-    state.model = wrap_parallel(state.model, run.device)
+    state.model = wrap_parallel(state.model, run.device, run.config.TRAIN.GRADIENT_EXCHANGE)
 
 
 def train_one_epoch(

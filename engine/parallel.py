@@ -40,8 +40,14 @@ def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-def wrap_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the model in DistributedDataParallel if there are several processes."""
+def wrap_parallel(model: nn.Module, device: torch.device, exchange: str = 'float32') -> nn.Module:
+    """Wrap the model in DistributedDataParallel if there are several processes.
+
+    Args:
+        model: Model on its device.
+        device: Device of this process.
+        exchange: Type in which the gradients are exchanged (TRAIN.GRADIENT_EXCHANGE).
+    """
     if distributed.world_size() == 1:
         return model
     # Buffers are equal on all ranks already: shared batch norm updates them everywhere.
@@ -51,6 +57,11 @@ def wrap_parallel(model: nn.Module, device: torch.device) -> nn.Module:
         gradient_as_bucket_view=True,
         **{BUFFER_OPTION: False},
     )
+    if exchange == 'bfloat16':
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        # A function of our own, because PyTorch refuses the name of its own without NCCL.
+        model.register_comm_hook(None, lambda _, bucket: bf16_compress_hook(None, bucket))
     # Only convolutions have weights with four axes. Gradients of 1x1 convolutions may have the
     # strides of channels_last, and PyTorch warns of this.
     for parameter in model.parameters():

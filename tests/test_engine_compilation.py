@@ -44,7 +44,7 @@ def test_auto_compiles_on_a_gpu(  # noqa: PLR0913
     capability = (7, 5) if old else (8, 0)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: capability)
     monkeypatch.setattr(distributed, 'world_size', lambda: processes)
-    monkeypatch.setattr(loop, 'wrap_parallel', lambda model, _: model)
+    monkeypatch.setattr(loop, 'wrap_parallel', lambda model, *_: model)
     run = SimpleNamespace(config=config_with(TRAIN__COMPILE=how), device=torch.device(device))
     run.stage, run.logger = stage, LOGGER
     model = nn.Sequential()

@@ -146,7 +146,7 @@ def test_a_batch_that_does_not_fit_into_memory(processes, phantom, tmp_path, mon
         raise torch.OutOfMemoryError('CUDA out of memory.')
 
     monkeypatch.setattr(main_simmim, 'reconstruction_loss', loss)
-    monkeypatch.setattr(loop, 'wrap_parallel', lambda model, _: model)
+    monkeypatch.setattr(loop, 'wrap_parallel', lambda model, *_: model)
     monkeypatch.setattr(preflight.distributed, 'world_size', lambda: processes)
     argv = arguments(tiny_config(tmp_path / 'run.yaml', 'simmim'), phantom, tmp_path / 'out')
     assert run_main('simmim', [*argv, '--check']) == processes
