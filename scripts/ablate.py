@@ -459,8 +459,8 @@ def table_of_joined(args: argparse.Namespace) -> None:
         raise ValueError(f'{file} has no scores of {untuned[0]}, which `join --tune` adds')
     resamples = enough_resamples(0) if args.resamples is None else args.resamples
     drawn = score_runs(runs, args.scores, resamples=resamples, by_group=args.subgroups is not None)
-    notes = [*notes_about_labels(runs), JOINED]
-    write_scores(args, sweep, drawn, notes=notes, protocols={})
+    repeated, means = notes_about_labels(runs)
+    write_scores(args, sweep, drawn, notes=[*repeated, JOINED], means=means, protocols={})
 
 
 def table_of_runs(args: argparse.Namespace) -> None:
@@ -490,24 +490,21 @@ def table_of_runs(args: argparse.Namespace) -> None:
     )
     args.scores = scores or [MEANS[1] if MEANS[1] in known_scores(drawn) else MEANS[2]]
     drawn = pd.concat([drawn, pd.DataFrame(read.facts)], ignore_index=True)
-    notes = [*notes, *notes_about_labels(read.scored), '']
-    notes = [f'Scored: {"; ".join(read.splits)}. Higher is better.', *notes]
-    write_scores(args, sweep, drawn, notes=notes, protocols=read.protocols)
+    repeated, means = notes_about_labels(read.scored)
+    notes = [f'Scored: {"; ".join(read.splits)}. Higher is better.', *notes, *repeated, '']
+    write_scores(args, sweep, drawn, notes=notes, means=means, protocols=read.protocols)
 
 
-def notes_about_labels(runs: Sequence[Scored]) -> list[str]:
-    """Say which labels are one label under several names, and over which labels the means are."""
+def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
+    """Say which labels are one label under several names, and over which labels a mean is."""
     cases = [run.images.at_level(run.level) for run in runs]
     found = dict.fromkeys(describe_same(each.count_classes()['same_as']) for each in cases)
     means = dict.fromkeys(tuple(each.mean_labels()['labels']) for each in cases)
-    return [
-        *(f'{sentence}.' for sentence in found if sentence),
-        *(
-            f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with at least '
-            f'{FEW_CASES} cases of each class: {", ".join(labels)}.'
-            for labels in means
-            if labels
-        ),
+    return [f'{sentence}.' for sentence in found if sentence], [
+        f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with at least '
+        f'{FEW_CASES} cases of each class: {", ".join(labels)}.'
+        for labels in means
+        if labels
     ]
 
 
@@ -532,9 +529,12 @@ def write_scores(
     drawn: pd.DataFrame,
     *,
     notes: Sequence[str],
+    means: Sequence[str],
     protocols: Mapping[tuple[str, int], str],
 ) -> None:
     """Write the long table, a table of each score, one of all scores, and facts about the runs.
+
+    The notes in `means` are only below tables of a mean over the labels with enough cases.
 
     `protocols` says what each run was scored on (`compared_pairs`). It is empty for joined
     predictions, about whose runs there are no facts.
@@ -545,15 +545,20 @@ def write_scores(
     resamples = max(map(len, drawn['resamples'].dropna()), default=1) - 1
     options = {'draws': f'{resamples:,} resamples of the patients, seed 0', 'columns': args.columns}
     scores = args.scores or known_scores(drawn)
+
+    def below(score: str) -> list[str]:
+        about_mean = means if parts_of(score)[1] in (MEANS[0], MEANS[2]) else ()
+        last = f'{notes[-1]}Mean ± standard deviation over seeds.'
+        return [*others, *filter(None, [sweep.note]), *notes[:-1], *about_mean, last]
+
     tables = {}
     for score in scores:
         lines = tables[score] = compare(drawn, pairs, score, subsets=subsets)
         if not lines:
             raise ValueError(f'--scores: no run has a defined {score}')
         add_last_epoch(lines, drawn, score)
-        mean = 'Mean ± standard deviation over seeds.'
-        own = [*others, *filter(None, [sweep.note]), *notes[:-1], f'{notes[-1]}{mean}']
-        path = write_score(args.save, file_name(sweep.name, score), lines, notes=own, **options)
+        name = file_name(sweep.name, score)
+        path = write_score(args.save, name, lines, notes=below(score), **options)
         print(path.read_text('utf-8') if protocols else path)
     if len(scores) > 1:
         write_all_scores(args.save, f'{sweep.name}_all_scores', tables, sweep)
@@ -561,12 +566,12 @@ def write_scores(
     if groups:
         lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)
         name = f'{file_name(sweep.name, scores[0])}_subgroups'
-        print(write_score(args.save, name, lines, notes=own, **options))
+        print(write_score(args.save, name, lines, notes=below(scores[0]), **options))
     if protocols:
         facts = facts_cells(drawn)
-        below = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
-        below.append(NOT_FOR_CLINICAL_USE)
-        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, below)
+        about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
+        about_errors.append(NOT_FOR_CLINICAL_USE)
+        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, about_errors)
         print(path.read_text('utf-8'))
     file = args.save / f'{sweep.name}_scores.csv'
     replace_file(file, written(drawn).to_csv(index=False, float_format='%.6g'))

@@ -162,6 +162,7 @@ def test_pages_show_the_lines_with_facts_and_notes(finished: Finished) -> None:
     (row,) = [text for text in page.splitlines() if text.startswith('| 0.1 |')]
     assert f'| {line["value"]:.3f} ± {line["sd"]:.3f} |' in row and '| 0.6 | +' in row
     assert '- Published: 82.8.' in page and '240 rows at image level' in page
+    assert 'The mean is over' not in page  # it is a table of one label
     facts = (finished.made.output / 'swept_runs.md').read_text()
     assert '| 21.00 ± 1.00 |' in facts and 'on the same images' in facts
     latex = (finished.made.output / 'swept_Edema.tex').read_text()
@@ -233,7 +234,7 @@ def test_the_mean_of_a_table_counts_a_repeated_label_once() -> None:
     found = table[(table['metric'] == 'auroc') & (table['label'] == 'mean')]['value']
     assert found.tolist() == pytest.approx([np.mean(areas)] * 2, abs=1e-12)
     assert {*table[table['metric'] == 'auroc_labels']['value']} == {2}
-    note, mean = load_script('ablate').notes_about_labels(runs)
+    (note,), (mean,) = load_script('ablate').notes_about_labels(runs)
     assert mean.startswith('The mean is over 2 labels with') and mean.endswith('Pneumonia, Edema.')
     assert note.startswith('Pneumonia and No Finding are one label under several names')
 
