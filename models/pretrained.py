@@ -76,12 +76,14 @@ def fit_pretrained(
     else:
         stated = facts_of_options(options)
 
+    # Channels are converted exactly with what normalised the pixels then and what does now.
     pixels = _training_pixels(config, options, state, model, is_huggingface=is_huggingface)
     source_stats, target_stats = pixels.statistics, Statistics(*pixel_statistics(config))
     by_image = pixels.by_image or config.DATA.NORMALIZE == 'image'
     if by_image:  # nothing is known of the images together
         source_stats, target_stats = _neutral(source_stats), _neutral(target_stats)
 
+    # The head of the checkpoint is used if its outputs are those of this run.
     other_head = 'unknown labels'  # of another project
     if options is not None:
         head = {key: value_at(options, key) for key in HEAD_OPTIONS}
@@ -97,6 +99,7 @@ def fit_pretrained(
     except ValueError as error:
         raise ValueError(f'{error}{likely_encoder(state, stated)}') from error
     report.unused += unused
+    # Last, what neither names nor shapes show, such as the number of attention heads.
     report.remarks += [*pixels.remarks, *compare_facts(stated, config, model, converted)]
     if by_image and report.folded:
         report.remarks.append("DATA.NORMALIZE 'image': channels were folded without statistics")
@@ -129,7 +132,7 @@ def _training_pixels(
     before = trained.get('NORMALIZE', 'dataset')
     if trained and before != config.DATA.NORMALIZE:
         remarks.append(f'DATA.NORMALIZE is {config.DATA.NORMALIZE!r}, was {before!r}')
-    if is_huggingface:
+    if is_huggingface:  # its images are described by a file of their own
         processor = _read_beside(config.PRETRAINED, PROCESSOR)
         trained = _processor_options(processor, channels)
         size = processor.get('crop_size' if processor.get('do_center_crop') else 'size')
@@ -145,6 +148,7 @@ def _training_pixels(
     if is_assumed and isinstance(model, TimmClassifier) and channels == 3:
         known = model.encoder.default_cfg  # the normalisation of timm's published weights
         trained = {key.upper(): list(known[key]) for key in ('mean', 'std') if known.get(key)}
+    # The same function as for a run, with its defaults where nothing is stated.
     values = default_config()
     values.MODEL.IN_CHANS = channels or values.MODEL.IN_CHANS
     values.DATA.MEAN, values.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])
