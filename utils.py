@@ -226,18 +226,18 @@ def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
     Raises:
         ValueError: If there is no checkpoint. An untrained model is never evaluated.
     """
-    own = _own_checkpoint(folder)
+    found = _checkpoint_of_run(folder)
     given = config.MODEL.RESUME or config.PRETRAINED
-    if given and own and Path(given).parent.resolve() != folder.resolve():
-        trained = trained_config(own)
+    if given and found and Path(given).parent.resolve() != folder.resolve():
+        trained = trained_config(found)
         if trained and given in (trained.MODEL.RESUME, trained.PRETRAINED):
             given = None
-    if not given and not own:
+    if not given and not found:
         raise ValueError(
             f'--eval: there is nothing to evaluate, because {folder} has no checkpoints. Give '
             '--resume, --pretrained, or the --output and --tag of a trained run.'
         )
-    return given or own
+    return given or found
 
 
 def read_resumable(path: str | Path, logger: logging.Logger) -> dict:
@@ -280,9 +280,9 @@ def same_entries(
     Raises:
         ValueError: If entries are missing or unexpected, or have another shape.
     """
-    own, given = drop_buffers(model.state_dict()), drop_buffers(state_dict)
+    wanted, given = drop_buffers(model.state_dict()), drop_buffers(state_dict)
     try:
-        check_fit(given, own)
+        check_fit(given, wanted)
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from None
     return given
@@ -321,7 +321,7 @@ def load_moments(
             'FINETUNE.MODE changed?): start from its weights with --pretrained and another --tag'
         )
     groups = [
-        old | own for old, own in zip(saved['optimizer']['param_groups'], groups, strict=True)
+        before | now for before, now in zip(saved['optimizer']['param_groups'], groups, strict=True)
     ]
     optimizer.load_state_dict({'state': saved['optimizer']['state'], 'param_groups': groups})
     # PyTorch converts all tensors to the type of their parameter, also booleans and whole numbers.
@@ -435,7 +435,7 @@ def check_fit(
 # Private helpers
 
 
-def _own_checkpoint(folder: Path) -> Path | None:
+def _checkpoint_of_run(folder: Path) -> Path | None:
     """Return the best checkpoint of a run, or the newest if the best belongs to discarded epochs.
 
     A run that resumes from an older checkpoint discards the epochs after it. The best checkpoint

@@ -297,8 +297,8 @@ class Preflight:
             epochs = config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
             num_validations = math.ceil(epochs / config.EVAL.EVERY)
             num_validations += state.epoch == state.batch == 0  # a new run is validated first
-        own = 'valid' if config.EVAL.SELECT_ON == 'valid' else 'holdout'
-        validated = ('holdout', 'reference') if self.run.is_pretrain else (own,)
+        selecting = 'valid' if config.EVAL.SELECT_ON == 'valid' else 'holdout'
+        validated = ('holdout', 'reference') if self.run.is_pretrain else (selecting,)
         scored = {self.loaders[name] for name in validated if name in self.loaders}
         num_scored = sum(len(loader.dataset) for loader in scored)
         images = len(self.main) * config.DATA.BATCH_SIZE
@@ -392,7 +392,10 @@ def log_throughput(
 def checkpoint_bytes(state: TrainState) -> int:
     """Return the bytes of the model and the optimizer in a checkpoint, after the first step."""
     moments = state.optimizer.state_dict()['state'].values()
-    values = [*state.module.state_dict().values(), *(v for own in moments for v in own.values())]
+    values = [
+        *state.module.state_dict().values(),
+        *(value for each in moments for value in each.values()),
+    ]
     return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 

@@ -190,9 +190,9 @@ def convert(
     Raises:
         ValueError: If entries are missing, unknown or have another shape, and no rule allows it.
     """
-    own = model.state_dict()
-    keys = shared_keys(own)
-    target = drop_buffers({name: own[key] for name, key in keys.items()})
+    entries = model.state_dict()
+    keys = shared_keys(entries)
+    target = drop_buffers({name: entries[key] for name, key in keys.items()})
     state = _renamed_state(state, model, target)
     shared = shared_keys(state)
     kept = drop_buffers({name: state[key] for name, key in shared.items()})
@@ -247,7 +247,7 @@ def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
     Raises:
         ValueError: If the file has several encoders, such as a teacher and a student.
     """
-    own = shared_keys(model.state_dict())
+    names_here = shared_keys(model.state_dict())
     firsts = [first for first in (first_weight(model), PATCHES, RESNET_STEM) if first]
     state, left = _unwrapped(state, firsts)
     prefixes: dict[str, int] = {}
@@ -255,7 +255,7 @@ def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
         for key in state:
             if f'.{key}'.endswith(f'.{first}'):
                 prefix = key.removesuffix(first)
-                prefixes[prefix] = sum(f'{prefix}{name}' in state for name in own)
+                prefixes[prefix] = sum(f'{prefix}{name}' in state for name in names_here)
     most = max(prefixes.values(), default=0)
     if PREFIX in prefixes:  # what is trained; other modules of a method may be copies of it
         prefixes = {PREFIX: most}
@@ -274,7 +274,7 @@ def unwrap(state: State, model: nn.Module) -> tuple[State, list[str]]:
         prefix = ''.join(f'{name}.' for name in outer)
     kept = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
     classifier = model.layout.classifier if isinstance(model, TimmClassifier) else ()
-    named = {*own, *classifier}
+    named = {*names_here, *classifier}
     heads = {
         key for key in kept if HEADS.match(bare := key.removeprefix(PREFIX)) and bare not in named
     }
@@ -603,10 +603,10 @@ def _fold_first_layer(
     """
     key, encoder = first_weight(model), getattr(model, 'encoder', model)
     layer = key.removesuffix('.weight')
-    own = encoder.state_dict().get(key)
-    if key not in state or own is None or state[key].shape[2:] != own.shape[2:]:
+    weight_here = encoder.state_dict().get(key)
+    if key not in state or weight_here is None or state[key].shape[2:] != weight_here.shape[2:]:
         return state  # another kernel size is rejected later
-    channels, new_channels = state[key].shape[1], own.shape[1]
+    channels, new_channels = state[key].shape[1], weight_here.shape[1]
     if channels == new_channels:
         return state
     convolution = encoder.get_submodule(layer)
@@ -643,12 +643,12 @@ def _convert_decoder(
     `stats` belong to the checkpoint and to the model; () if the channels cannot be converted.
     """
     decoder = {key: value for key, value in state.items() if key.startswith(DECODER)}
-    own = {key: value for key, value in target.items() if key.startswith(DECODER)}
+    decoder_here = {key: value for key, value in target.items() if key.startswith(DECODER)}
     if not decoder:
         return state
-    if own.keys() == decoder.keys():
-        folded = _fold_last_layer(decoder, own, *stats) if stats else {}
-        if all(value.shape == own[key].shape for key, value in (decoder | folded).items()):
+    if decoder_here.keys() == decoder.keys():
+        folded = _fold_last_layer(decoder, decoder_here, *stats) if stats else {}
+        if all(value.shape == decoder_here[key].shape for key, value in (decoder | folded).items()):
             report.folded += folded
             return state | folded
     report.remarks.append('the decoder is not used, because the model has another one or none')
@@ -657,20 +657,20 @@ def _convert_decoder(
 
 
 def _fold_last_layer(
-    decoder: State, own: State, source_stats: Statistics, target_stats: Statistics
+    decoder: State, decoder_here: State, source_stats: Statistics, target_stats: Statistics
 ) -> State:
     """Convert the last layer of the decoder, the only layer whose shape depends on the channels."""
     channels, new_channels = len(source_stats.std), len(target_stats.std)
-    different = [key for key in own if decoder[key].shape != own[key].shape]
+    different = [key for key in decoder_here if decoder[key].shape != decoder_here[key].shape]
     layer = different[0].rpartition('.')[0] if different else ''
     weight, bias = f'{layer}.weight', f'{layer}.bias'
     if channels == new_channels or {*different} != {weight, bias}:
         return {}
-    pixels = len(own[bias]) // new_channels
-    if decoder[weight].shape != (pixels * channels, *own[weight].shape[1:]):
+    pixels = len(decoder_here[bias]) // new_channels
+    if decoder[weight].shape != (pixels * channels, *decoder_here[weight].shape[1:]):
         return {}
     rows = [decoder[weight], decoder[bias]]
-    if MAE_TOKEN not in own:
+    if MAE_TOKEN not in decoder_here:
         return dict(
             zip((weight, bias), fold_output(*rows, source_stats, target_stats), strict=True)
         )
@@ -683,11 +683,11 @@ def _fold_last_layer(
 
 def _select(state: State, target: State, report: Report) -> State:
     """Select the entries that fit, record the others, and raise if no rule allows them."""
-    head, own = (
+    head, head_here = (
         {key: tensors[key].shape for key in tensors if key.startswith(HEAD)}
         for tensors in (state, target)
     )
-    if head != own:  # a pre-training model has none
+    if head != head_here:  # a pre-training model has none
         report.unused += head
         state = {key: value for key, value in state.items() if key not in head}
     left = [key for key in state if key not in target]

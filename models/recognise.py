@@ -60,8 +60,8 @@ def likely_encoder(state: State, stated: Mapping[str, Any]) -> str:
         starts = [key[:place] for key, place in zip(state, places, strict=True) if place >= 0]
         if starts:  # other projects put names before it
             start = min(starts, key=len)
-            own = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-            description, options = describe(own, stated)
+            encoder = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+            description, options = describe(encoder, stated)
             settings = ' '.join(f'{key} {value}' for key, value in options.items())
             looks = f'. The file looks like a {description}' if description else ''
             return f'{looks}: --opts {settings}' if settings else looks

@@ -108,8 +108,8 @@ def part_options(key: str, name: str, config: CfgNode = DEFAULTS) -> dict[str, A
         config: Options of the run; without them, the default values.
     """
     section = '.'.join([*key.split('.')[:-1], OPTIONS[key].part_name(name).upper()])
-    own = [option for option in OPTIONS if option.rpartition('.')[0] == section]
-    return {option.rpartition('.')[2].lower(): value_at(config, option) for option in own}
+    keys = [option for option in OPTIONS if option.rpartition('.')[0] == section]
+    return {option.rpartition('.')[2].lower(): value_at(config, option) for option in keys}
 
 
 def part_with_options(config: CfgNode, key: str) -> Any:
