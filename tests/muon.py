@@ -59,7 +59,7 @@ class Muon(optim.AdamW):
         parameter.add_(update, alpha=-group['lr'] * (factor if state['is_tall'] else 1.0))
 
 
-@OPTIMIZERS.register('muon')
+@OPTIMIZERS.register('named_muon')
 def muon(groups: list[dict], options: Any, *, momentum: float, steps: int) -> optim.Optimizer:
     """Use Muon for the matrices in blocks, whose names say what they are."""
     split = []

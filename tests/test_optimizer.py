@@ -133,8 +133,8 @@ def test_adamw_has_the_options_of_the_config():
 def muon(add_part):
     steps = Own(5, 'Steps of the iteration.', within='[1, inf)')
     momentum = Own(0.95, 'Momentum of the matrices.', within='[0, 1)')
-    section = 'TRAIN.OPTIMIZER.MUON', {'MOMENTUM': momentum, 'STEPS': steps}
-    add_part('TRAIN.OPTIMIZER.NAME', 'muon', 'muon', '', *section)
+    section = 'TRAIN.OPTIMIZER.NAMED_MUON', {'MOMENTUM': momentum, 'STEPS': steps}
+    add_part('TRAIN.OPTIMIZER.NAME', 'named_muon', 'muon', '', *section)
 
 
 def test_groups_have_the_names_of_their_parameters():
@@ -159,7 +159,7 @@ def test_a_step_of_muon_equals_pytorchs(shape, muon) -> None:
     start, gradients = torch.randn(shape), torch.randn(3, *shape)
     weight, other = (torch.nn.Parameter(start.clone()) for _ in range(2))
     group = {'params': [weight], 'names': ['blocks.0.w'], 'lr': 0.1, 'weight_decay': 0.05}
-    config = config_with(TRAIN__OPTIMIZER__NAME='muon')
+    config = config_with(TRAIN__OPTIMIZER__NAME='named_muon')
     mine = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')([group], config.TRAIN.OPTIMIZER)
     theirs = reference([other], lr=0.1, weight_decay=0.05, momentum=0.95)
     for gradient in gradients:
@@ -174,7 +174,7 @@ def test_a_step_of_muon_equals_pytorchs(shape, muon) -> None:
 def test_an_optimizer_with_booleans_in_its_state_resumes_bit_for_bit(
     stage, muon, phantom, tmp_path
 ) -> None:
-    optimizer = {'NAME': 'muon', 'MUON': {'STEPS': 3}}
+    optimizer = {'NAME': 'named_muon', 'NAMED_MUON': {'STEPS': 3}}
     train = {'OPTIMIZER': optimizer, 'SAVE_EVERY_STEPS': 2, 'BASE_LR': 0.01}
     sections = {'TRAIN': train, 'EVAL': {'HOLDOUT_IMAGES': 2}}
     whole = finished_run(stage, phantom, tmp_path / 'a', model=VIT, **sections)
