@@ -67,7 +67,8 @@ class Findings:
 
     def table(self) -> pd.DataFrame:
         """Return a table with one row per fault; CSV files are named without their folder."""
-        return pd.DataFrame([*self.faults], columns=COLUMNS).astype({'row': 'Int64'})
+        columns = {name: [getattr(fault, name) for fault in self.faults] for name in COLUMNS}
+        return pd.DataFrame(columns, dtype=object).astype({'row': 'Int64'})
 
     def count(self, severity: str) -> int:
         """Count the faults of a severity."""
@@ -270,11 +271,16 @@ def _check_labels(split: str, records: Records, findings: Findings, *, blank: st
         if lacking:
             detail = f'{", ".join(lacking)}: no {name} in {split} (images: {len(records):,})'
             findings.add(Fault(f'labels without a {name}', detail, csv_file, severity='warning'))
-    labels = pd.DataFrame(records.labels, columns=names)
-    counts = labels.groupby(records.study).nunique(dropna=False)
-    for study, differs in (counts[(counts > 1).any(axis=1)] > 1).iterrows():
-        detail, kind = ', '.join(differs[differs].index), 'labels of a study differ'
-        findings.add(Fault(kind, detail, csv_file, file=study, severity='warning'))
+    study, studies = pd.factorize(records.study, sort=True)
+    labels = np.nan_to_num(records.labels, nan=np.inf)  # blank is a value, too
+    first = labels[np.unique(study, return_index=True)[1]]
+    image, label = np.nonzero(labels != first[study])
+    differs = np.zeros(first.shape, bool)
+    differs[study[image], label] = True
+    for number in np.flatnonzero(differs.any(axis=1)):
+        detail = ', '.join(names[k] for k in np.flatnonzero(differs[number]))
+        kind = 'labels of a study differ'
+        findings.add(Fault(kind, detail, csv_file, file=studies[number], severity='warning'))
 
 
 def _compare_patients(named: pd.DataFrame, findings: Findings, is_allowed: bool) -> None:
@@ -324,11 +330,11 @@ def _look_at_all(
 def _compare_pixels(images: pd.DataFrame, findings: Findings) -> None:
     """Report images with the same pixels as an earlier image."""
     images = images[images['digest'] != b'']
-    first = images.drop_duplicates('digest').set_index('digest')
+    first = {entry.digest: entry for entry in images.drop_duplicates('digest').itertuples()}
     for entry in images[images.duplicated('digest')].itertuples():
-        earlier = first.loc[entry.digest]
-        is_leak = entry.split != earlier['split']
+        earlier = first[entry.digest]
+        is_leak = entry.split != earlier.split
         kind = SAME_PIXELS if is_leak else 'same pixels'
-        detail = f'{earlier["file"]} has the same pixels'
+        detail = f'{earlier.file} has the same pixels'
         severity = 'error' if is_leak else 'warning'
         findings.add(Fault(kind, detail, entry.csv, None, entry.file, severity))
