@@ -27,7 +27,7 @@ def adamw(groups: list[dict], options: Any) -> optim.Optimizer:
 @OPTIMIZERS.register('sgd')
 def sgd(groups: list[dict], options: Any) -> optim.Optimizer:
     """Build SGD with Nesterov momentum."""
-    return optim.SGD(groups, momentum=options.MOMENTUM, nesterov=True)
+    return optim.SGD(groups, momentum=options.MOMENTUM, nesterov=True, fused=True)
 
 
 @OPTIMIZERS.register('lamb')
