@@ -61,7 +61,7 @@ NARROW = 4.7  # inches: figures of one panel, whose text stays legible on a phon
 STYLE = {'font.size': 10, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays selectable
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 9, 'grid.color': LIGHT}
-LONG_TITLE, LONG_NAME, LONG_PANEL, LONG_AXIS = 34, 28, 24, 40  # letters in a line
+LONG_TITLE, LONG_NAME, LONG_PANEL, LONG_AXIS = 34, 28, 20, 40  # letters in a line
 LETTERS = 16.5  # of a note in an inch
 LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
     'holdout_l1_grey': '-',
