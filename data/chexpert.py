@@ -6,7 +6,6 @@ their own. `Patient`, `Study`, `Split` and the columns of DESCRIPTION are option
 
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -151,8 +150,12 @@ def csv_of_split(config: Config, root: str | Path, split: str) -> str:
     is_alone = names[split] == default[split] and not (Path(root) / names[split]).is_file()
     if split == 'train' or not is_alone:
         return names[split]
-    table = Table(Path(root) / names['train'], lambda fault: None)
-    return names['train'] if (table['Split'] == split).any() else names[split]
+    file = Path(root) / names['train']
+    # Without a column Split, the header is enough.
+    if 'Split' in Table(file, lambda fault: None, num_rows=0):
+        splits = Table(file, lambda fault: None)['Split']
+        return names['train'] if (splits == split).any() else names[split]
+    return names[split]
 
 
 def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
@@ -189,24 +192,26 @@ def add_studies(table: Table) -> None:
     """
     key = table.key
     paths = table[key].tolist()
-    # Several images of a study are in one folder, which is looked at once.
-    folders = [path.rpartition('/')[0] for path in paths]
-    names = {path.rpartition('/')[2] for path in paths}
-    if not all(map(is_below, names.union(folders))):
+    # Several images of a study are in one folder, which is one text and is looked at once.
+    shared: dict[str, str] = {}
+    folders, names = [], set()
+    for path in paths:
+        folder, _, name = path.rpartition('/')
+        folders.append(shared.setdefault(folder, folder))
+        names.add(name)
+    if not all(map(is_below, names.union(shared))):
         inside = [is_below(path) for path in paths]
         table.keep(key, inside, 'path that leaves the folder', 'must be a relative path without ..')
         paths = table[key].tolist()
         folders = [path.rpartition('/')[0] for path in paths]
-    whole = folders if key == 'Path' else paths
-    studies: dict[str, str | None] = {}
-    patients: dict[str, str | None] = {}
-    for name in {*whole}:
+    codes, whole = pd.factorize(np.array(folders if key == 'Path' else paths, object))
+    studies, patients = np.full((2, len(whole)), None)
+    for number, name in enumerate(whole):
         match = STUDY.match(name)
-        is_study = match is not None and (key == 'Path' or not match['image'])
-        studies[name] = match['study'] if is_study else None
-        patients[name] = sys.intern(match['patient']) if is_study else None
-    study = np.array([*map(studies.__getitem__, whole)], object)
-    patient = np.array([*map(patients.__getitem__, whole)], object)
+        if match and (key == 'Path' or not match['image']):
+            studies[number] = match['study']
+            patients[number] = shared.setdefault(match['patient'], match['patient'])
+    study, patient = studies[codes], patients[codes]
     has_column = 'Patient' in table
     if has_column:
         patient = table['Patient'].to_numpy(object)
@@ -239,6 +244,11 @@ def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) 
     kept = [name for name in groups if name in table]
     others = {*KEYS, *DESCRIPTION, *labels, 'Patient', 'Split', 'path', 'file', 'patient', 'study'}
     columns = [table[name].to_numpy(object) for name in kept]
+    # Copies, because a view of a column may keep the memory of all columns.
+    texts = {
+        name: table[name].to_numpy(object, copy=True)
+        for name in ('path', 'file', 'patient', 'study')
+    }
     other_names = [name for name in table.cells if name not in others]
     report_names(table, labels, other_names)
     return Records(
@@ -246,7 +256,7 @@ def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) 
         csv=table.csv,
         row=table.row,
         sample=table.row,
-        **{name: table[name].to_numpy(object) for name in ('path', 'file', 'patient', 'study')},
+        **texts,
         view=view,
         sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
         age=table.numbers('Age', 'value of the age', most=OLDEST),

@@ -18,7 +18,7 @@ from data.store_manifest import is_store
 from data.table import Fault, OnFault
 
 DATASETS = REGISTRIES['DATA.DATASET']
-PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|(?<![^/])[^/]*\Z')  # or the name of the file
+PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*')
 LEFT_OUT = 'left out of the store'  # kind of a fault
 OTHER_VIEW = 'Other'  # cell of an image that is neither frontal nor lateral, or of unknown view
 OLDEST = 120  # years; the highest age of a patient
@@ -180,11 +180,21 @@ def existing_records(
     hint = f'(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted){hint}'
     csv_file = str(records.root / records.csv) if records.csv else ''
     keep = np.full(len(records), True)
+    missing: list[Fault] = []
+    wanted = np.full(len(records), look_up == 'all')
     # Looking up every file takes long on a network drive, and one of each folder already shows a
     # wrong DATA_PATH or suffix.
-    missing: list[Fault] = []
-    parts = pd.Series(records.file, dtype=object).str.replace(PATIENT_AND_BELOW, '', regex=True)
-    wanted = (look_up == 'all') | ~parts.duplicated().to_numpy()
+    seen: set[str] = set()
+    previous = None
+    for position, file in enumerate(records.file.tolist()):
+        folder = file.rpartition('/')[0]
+        if folder == previous:
+            continue
+        above_patient = PATIENT_AND_BELOW.sub('', f'{folder}/')
+        if above_patient not in seen:
+            seen.add(above_patient)
+            wanted[position] = True
+        previous = folder
     for position in images.lacking(records.file, wanted):
         file = records.file[position]
         place = (csv_file, int(records.row[position]) + 2 if csv_file else None, file)

@@ -63,6 +63,7 @@ class Table:
         hint: Text that is added to the message for a missing file.
         cells: Cells of a table in memory, whose index has the numbers of the rows; `file` then
             describes them.
+        num_rows: Number of rows below the header that are read; None reads all.
 
     Attributes:
         cells: Usable rows by column; the index is the 0-based row below the header.
@@ -76,12 +77,13 @@ class Table:
         hint: str = '',
         *,
         cells: pd.DataFrame | None = None,
+        num_rows: int | None = None,
     ) -> None:
         self.file = Path(file)
         self.csv = self.file.name if cells is None else ''
         self.on_fault = on_fault
         self._typed = set() if cells is None else {*cells}  # columns to be converted to text
-        cells = self._read(hint) if cells is None else cells
+        cells = self._read(hint, num_rows) if cells is None else cells
         is_named = [isinstance(name, str) and name.strip() != '' for name in cells]
         self.cells = cells.loc[:, is_named]
 
@@ -183,15 +185,11 @@ class Table:
     ) -> np.ndarray:  # [N]
         """Return the meaning of each cell; a cell without a meaning is a fault, read as empty."""
         allowed = allowed or ', '.join(name or 'empty' for name in meanings)
-        cells = self[column].to_numpy(object).tolist()
-        values = {*cells}
-        unknown = values.difference(meanings)
-        if unknown:
-            good = np.array([cell not in unknown for cell in cells], bool)
-            self.check(column, good, kind, f'is not allowed (allowed: {allowed})')
-            empty = meanings.get('', np.nan)
-            meanings = {value: meanings.get(value, empty) for value in values}
-        return np.array([*map(meanings.__getitem__, cells)], dtype)
+        codes, values = pd.factorize(self[column].to_numpy(object))
+        known = np.array([value in meanings for value in values], bool)
+        self.check(column, known[codes], kind, f'is not allowed (allowed: {allowed})')
+        empty = meanings.get('', np.nan)
+        return np.array([meanings.get(value, empty) for value in values], dtype)[codes]
 
     def numbers(
         self,
@@ -216,7 +214,7 @@ class Table:
         hint = ' (a quote that is not closed?)' if '\n' in cell else ''
         return f'column {column!r}: {cell!r:.{SHOWN}}{hint}'
 
-    def _read(self, hint: str) -> pd.DataFrame:
+    def _read(self, hint: str, num_rows: int | None) -> pd.DataFrame:
         if not self.file.is_file():
             is_folder = self.file.is_dir()
             problem = (
@@ -225,7 +223,7 @@ class Table:
             self.fault('missing file', f'{problem}{hint}')
             return pd.DataFrame()
         try:
-            columns = read_columns(self.file)
+            columns = read_columns(self.file, num_rows)
         except UNREADABLE as error:
             hint = (
                 '; save it as CSV in UTF-8, or as .xlsx'

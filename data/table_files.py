@@ -11,6 +11,8 @@ import itertools
 import json
 import re
 import zlib
+from array import array
+from collections import defaultdict
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -31,65 +33,84 @@ SEPARATORS = (',', ';', '\t')
 EXCEL_SEPARATOR = re.compile(r'sep=(.)\r?\n', re.IGNORECASE)  # Excel's own first line
 DECIMAL_COMMA = re.compile(r'-?\d+,\d+', re.ASCII)
 UTF_16 = (b'\xff\xfe', b'\xfe\xff')
-MEMO = 5_000  # different cells of a column, up to which equal cells share one text
+MOST_CODES = 5_000  # different cells of a column, up to which its rows are kept as codes
 CHUNK = 200  # rows that are divided into columns at once
 EXACT = 2**53  # from here on, a float does not have all digits of a whole number
 
 
 class Columns:
-    """The columns of a table, which grow by rows; equal cells are one text in memory."""
+    """The columns of a table, which grow by rows.
+
+    A column of few different cells has a code of two bytes in each row, and one text for each code.
+    """
 
     def __init__(self, header: Sequence[str]) -> None:
         self.header = [*header]
         self.numbers: list[int] = []
         self.other_widths: list[tuple[int, int]] = []  # (number, width) of rows that do not fit
-        self._cells: list[list[str]] = [[] for _ in header]
-        self._memos: list[dict[str, str] | None] = [{} for _ in header]
+        self._cells: list[array | list[str]] = [array('H') for _ in header]
+        # Text -> code; None for columns of many different texts, such as paths.
+        self._codes: list[dict[str, int] | None] = [
+            defaultdict(itertools.count().__next__) for _ in header
+        ]
 
     def add(self, start: int, rows: Sequence[Sequence[str]]) -> None:
         """Add consecutive rows but empty ones and those of another width than the header."""
         width = len(self.header)
         numbers: Sequence[int] = range(start, start + len(rows))
-        if not all(len(row) == width and any(row) for row in rows):
+        if {*map(len, rows)} != {width} or not all(map(any, rows)):
             filled = [(number, row) for number, row in zip(numbers, rows, strict=True) if any(row)]
             self.other_widths += [(n, len(row)) for n, row in filled if len(row) != width]
             numbers = [number for number, row in filled if len(row) == width]
             rows = [row for _, row in filled if len(row) == width]
         self.numbers.extend(numbers)
         for place, cells in enumerate(zip(*rows, strict=True)):
-            memo = self._memos[place]
-            if memo is None:
+            codes = self._codes[place]
+            if codes is None:
                 self._cells[place].extend(cells)
                 continue
-            self._cells[place].extend(map(memo.setdefault, cells, cells))
-            if len(memo) > MEMO:  # such as paths
-                self._memos[place] = None
+            self._cells[place].extend(map(codes.__getitem__, cells))
+            if len(codes) > MOST_CODES:
+                self._cells[place] = self._texts(place).tolist()
+                self._codes[place] = None
 
     def frame(self) -> pd.DataFrame:
         """Return the cells as texts; the index has the numbers of the rows."""
-        columns = {place: np.array(cells, object) for place, cells in enumerate(self._cells)}
-        frame = pd.DataFrame(columns, self.numbers, dtype=object)
+        columns = {place: self._texts(place) for place in range(len(self.header))}
+        # Without a copy each column has memory of its own, which ends with the last use of it.
+        frame = pd.DataFrame(columns, self.numbers, dtype=object, copy=False)
         frame.columns = self.header
         return frame
 
     def replace_decimal_commas(self) -> None:
         """Write cells such as 0,5 with a point."""
-        for place, cells in enumerate(self._cells):
+        for place in range(len(self.header)):
             self._cells[place] = [
-                cell.replace(',', '.') if DECIMAL_COMMA.fullmatch(cell) else cell for cell in cells
+                cell.replace(',', '.') if DECIMAL_COMMA.fullmatch(cell) else cell
+                for cell in self._texts(place)
             ]
+            self._codes[place] = None
+
+    def _texts(self, place: int) -> np.ndarray:  # [N] object
+        """Return the cells of a column as texts; equal cells of a column with codes are one."""
+        cells, codes = self._cells[place], self._codes[place]
+        return np.array(cells, object) if codes is None else np.array([*codes], object)[cells]
 
 
-def read_columns(file: Path) -> Columns:
+def read_columns(file: Path, num_rows: int | None = None) -> Columns:
     """Read a table: .csv or .tsv (also .gz), .xlsx, JSON lines (.json, .jsonl) or .parquet.
 
     A CSV file may be separated by commas, semicolons (then with decimal commas) or tabs.
+
+    Args:
+        file: Path of the file.
+        num_rows: Number of rows below the header that are read; None reads all.
 
     Raises:
         One of UNREADABLE: If the file is damaged, too large when it is decompressed, or no table.
     """
     if file.name.lower().removesuffix('.gz').endswith(TYPED):
-        return load('data.typed_tables:read_typed')(file)
+        return load('data.typed_tables:read_typed')(file, num_rows)
     text = read_text(file)
     first = EXCEL_SEPARATOR.match(text)
     if first:
@@ -100,18 +121,22 @@ def read_columns(file: Path) -> Columns:
         with contextlib.suppress(csv.Error):
             rows = [next(csv.reader([header], delimiter=mark), []) for mark in SEPARATORS]
             separator = SEPARATORS[int(np.argmax([*map(len, rows)]))]
-    reader = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter=separator)
+    # Not io.StringIO, which needs four bytes for each character.
+    lines = io.TextIOWrapper(io.BytesIO(text.encode()), 'utf-8', newline='')
+    del text
+    reader = csv.reader(lines, strict=True, delimiter=separator)
     try:
         columns, count = Columns(next(reader, [])), 0
-        while rows := [*itertools.islice(reader, CHUNK)]:
+        wanted = itertools.islice(reader, num_rows)
+        while rows := [*itertools.islice(wanted, CHUNK)]:
             columns.add(count, rows)
             count += len(rows)
     except csv.Error as error:
         hint = 'a cell may lack its closing quote'
         raise ValueError(f'line {reader.line_num}: {error}; {hint}') from error
     if reader.line_num > count + 1:  # a cell has several lines
-        rows = csv.reader(io.StringIO(text, newline=''), delimiter=separator)
-        _refuse_swallowed_rows([*rows], separator)
+        lines.seek(0)
+        _refuse_swallowed_rows([*csv.reader(lines, delimiter=separator)], separator)
     if separator == ';':  # of a spreadsheet in a language with decimal commas
         columns.replace_decimal_commas()
     return columns
@@ -119,10 +144,13 @@ def read_columns(file: Path) -> Columns:
 
 def read_text(file: Path) -> str:
     """Return the text of a file in UTF-8 or, with a byte-order mark, UTF-16, perhaps compressed."""
-    limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
-    with (gzip.open if file.name.lower().endswith('.gz') else open)(file, 'rb') as opened:
-        data = opened.read(limit + 1)
-    refuse_bomb(len(data), limit)
+    if file.name.lower().endswith('.gz'):
+        limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
+        with gzip.open(file) as opened:
+            data = opened.read(limit + 1)
+        refuse_bomb(len(data), limit)
+    else:
+        data = file.read_bytes()
     return data.decode('utf-16' if data.startswith(UTF_16) else 'utf-8-sig')
 
 

@@ -24,12 +24,12 @@ MAX_ROWS = 2**20  # that are read of an Excel file
 MAX_CELLS = 2**27  # of a Parquet file
 
 
-def read_typed(file: Path) -> Columns:
+def read_typed(file: Path, num_rows: int | None = None) -> Columns:
     """Read a file by its suffix; a Parquet file without its columns of bytes, such as images."""
     rows = READERS.get(file.suffix.lower(), json_rows)(file)
     _, header = next(rows, (0, ()))
     columns = Columns([cell_text(name) for name in header])
-    for number, cells in rows:
+    for number, cells in itertools.islice(rows, num_rows):
         columns.add(number, [[*map(cell_text, cells)]])
     return columns
 

@@ -13,6 +13,7 @@ from tiny import config_with, run_script
 from xray_splits import LOGGER
 
 from config import Config
+from data.chexpert import csv_of_split
 from data.data_sets import read_made
 from data.fingerprint import describe_data
 from data.known_sets import listed, majority
@@ -21,6 +22,7 @@ from data.packing import Settings, pack, read_source
 from data.reading import read_part
 from data.records import Records, task_of
 from data.table import refuse
+from data.table_files import read_columns
 from data.table_warnings import SIMILAR
 from engine.run_record import run_changes
 
@@ -311,6 +313,20 @@ def test_classes_splits_and_patients_come_from_the_paths(folders: Path) -> None:
     np.testing.assert_array_equal(valid.labels.sum(axis=0), [2, 2, 0])
     assert test.file.tolist() == ['test/COVID/odd name#1_0.PNG']
     assert test.patient.tolist() == ['odd name#1']
+
+
+@pytest.mark.parametrize(('header', 'expected'), [('Path', [0]), ('Path,Split', [0, None])])
+def test_only_a_table_with_a_column_split_is_read_to_find_the_table_of_a_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str, expected: list[int | None]
+) -> None:
+    (tmp_path / 'train.csv').write_text(f'{header}\na.png{",train" * (header != "Path")}\n')
+    read = []
+    monkeypatch.setattr(
+        'data.table.read_columns',
+        lambda file, num_rows: read.append(num_rows) or read_columns(file, num_rows),
+    )
+    assert csv_of_split(config_with(), tmp_path, 'test') == 'test.csv'
+    assert read == expected
 
 
 def test_one_table_with_a_column_split_is_enough(tmp_path: Path) -> None:

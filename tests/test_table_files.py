@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import tracemalloc
 import zipfile
+from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
 
@@ -56,6 +58,45 @@ def test_every_form_of_a_file_has_the_same_texts(tmp_path: Path, name: str) -> N
     cells = [table[column].tolist() for column in HEADER]
     cells[1] = [cell.removesuffix('.0') for cell in cells[1]]
     assert [*map(list, zip(*cells, strict=True))] == ROWS
+
+
+@pytest.mark.parametrize('separator', [',', ';'])
+def test_columns_of_many_different_cells_keep_their_texts(tmp_path: Path, separator: str) -> None:
+    """Cells of one column differ from the first row on, and of another one from row 4,000 on."""
+    rows = [[f'{n}.png', str(n % 3), str(max(0, n - 4_000))] for n in range(11_000)]
+    lines = map(separator.join, [HEADER[:3], *rows])
+    (tmp_path / 'a.csv').write_text('\n'.join(lines))
+    table = Table(tmp_path / 'a.csv')
+    assert [*map(list, zip(*map(table.__getitem__, HEADER[:3]), strict=True))] == rows
+
+
+def test_memory_for_reading_is_a_small_multiple_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / 'a.csv'
+    cells = ',Male,60,Frontal,AP,' + ','.join(['1.0', '', '0.0', '-1.0', ''] * 3)
+    rows = [f'data/train/patient{n:05d}/study1/view1_frontal.jpg{cells}' for n in range(10_000)]
+    file.write_text('\n'.join([','.join(map(str, range(20))), *rows]))
+    tracemalloc.start()
+    table = Table(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(table) == len(rows)
+    assert peak < 6 * file.stat().st_size
+
+
+def test_records_keep_only_their_columns_of_the_table(tmp_path: Path) -> None:
+    rows = [row(f'patient0000{n}/study1/view1_frontal.jpg') for n in range(5)]
+    records = read(tmp_path, rows, look_up='none')
+    for field in fields(records):
+        values = getattr(records, field.name)
+        if isinstance(values, np.ndarray) and values.base is not None:
+            assert values.base.nbytes == values.nbytes, field.name
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_the_header_can_be_read_alone(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    table = Table(tmp_path / name, lambda fault: None, num_rows=0)
+    assert [*table.cells] == HEADER and not len(table)
 
 
 def test_decimal_commas_belong_to_semicolons(tmp_path: Path) -> None:
