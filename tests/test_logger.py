@@ -11,6 +11,7 @@ import pytest
 from curves import curves
 from mistakes import no_space
 from PIL import Image
+from tensorboard.summary.writer import event_file_writer
 from tiny import config_with
 
 import logger as module
@@ -69,8 +70,11 @@ def train(scalars: ScalarLog, first: int, loss: float, end: int = 12) -> None:
             scalars.write_epoch({'epoch': step // 4, 'loss': loss})
 
 
-def test_a_resumed_run_repeats_nothing_and_loses_nothing(tmp_path):
+def test_a_resumed_run_repeats_nothing_and_loses_nothing(tmp_path, monkeypatch):
     """Within an epoch, at its end with nothing left to train, and again from an earlier one."""
+    # Files of one second are read in the order of this number as text, so it keeps its digits.
+    numbers = event_file_writer.AtomicCounter(1000)
+    monkeypatch.setattr(event_file_writer, '_global_uid', numbers)
     epochs, steps = {}, {}
     for first, loss in ((0, 1.0), (6, 2.0), (12, 3.0), (4, 4.0)):
         scalars = ScalarLog(tmp_path)  # the one before was not closed: its process was killed
