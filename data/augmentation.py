@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from config import Config, module_of
-from data.transforms import RandomCrop
+from data.transforms import GreyImages, RandomCrop
 
 FINETUNE_AREA = (0.08, 1.0)
 # Inward directions (x, y) of the corners: top left, top right, bottom right, bottom left.
@@ -50,7 +50,7 @@ class TrainTransform(RandomCrop):
             self.jitter = 0.0  # a policy of timm replaces it, as in SimMIM
         self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> GreyImages | torch.Tensor:
         # Geometry first, then grey levels, and erasing last, on the normalised image.
         before = self.warp(self.cut(self.draw(image, rng), rng), rng)
         pixels = self.randaugment(before, rng)
@@ -58,6 +58,8 @@ class TrainTransform(RandomCrop):
             brightness, contrast = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, size=2)
             contrast = contrast if self.jitters_contrast else 1.0
             pixels = jitter(pixels, brightness=brightness, contrast=contrast)
+        if not self.erasing['probability']:
+            return self.normalize.sample(pixels, before)
         normalized = self.normalize(pixels, before)[0]
         erase(normalized, rng, **self.erasing)
         return torch.from_numpy(normalized)

@@ -15,7 +15,7 @@ from data.images import full_size
 from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.records import Records
 from data.sources import read_sources
-from data.transforms import EvalTransform, RandomCrop, View, draw_crop
+from data.transforms import EvalTransform, GreyImages, RandomCrop, View, draw_crop
 from system import distributed
 
 GLOBAL_AREA = (0.3, 1.0)
@@ -59,7 +59,9 @@ class ViewsTransform(RandomCrop):
         self.views += num_local * [(options.LOCAL_SIZE or self.size, LOCAL_AREA)]
         self.weak = [options.WEAK_VIEW and number == 1 for number in range(len(self.views))]
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator
+    ) -> tuple[GreyImages | torch.Tensor, ...]:
         image = self.preprocess(image)
         views = []
         for (size, area), is_weak in zip(self.views, self.weak, strict=True):
@@ -76,7 +78,7 @@ class ViewsTransform(RandomCrop):
                 low, high = BLUR_SIGMA
                 sigma = (low + (high - low) * strength) * size / BLUR_SIZE
                 pixels = self.gaussian_filter(pixels, sigma, truncate=BLUR_REACH)  # mirrored edges
-            views.append(torch.from_numpy(self.normalize(pixels, before)[0]))
+            views.append(self.normalize.sample(pixels, before))
         return tuple(views)
 
 
@@ -87,8 +89,10 @@ class HoldoutViewsTransform:
         self.plain = EvalTransform(config, PRETRAIN_FILTER, is_scored=False)
         self.views = ViewsTransform(config, num_views)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-        return self.plain(image, rng), *self.views(image, rng)
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator
+    ) -> tuple[GreyImages | torch.Tensor, ...]:
+        return self.plain.sample(image), *self.views(image, rng)
 
 
 def build_loader_contrastive(

@@ -101,7 +101,7 @@ def _training_loaders(
         # Soft labels are used as they are: the loss takes any target in [0, 1].
         targets = np.concatenate([targets, values])
     if config.FINETUNE.MODE in PROBES:
-        transform = EvalTransform(config, is_scored=False)
+        transform = EvalTransform(config, is_scored=False).sample
         dataset = XrayDataset(records, transform, seed=config.SEED, targets=targets)
         return {'plain': make_loader(dataset, config, shuffle=False)}
     dataset = XrayDataset(records, TrainTransform(config), seed=config.SEED, targets=targets)
@@ -147,7 +147,8 @@ def _eval_loader(
                 f'{split}: {several} of {len(classes)} studies have images of several classes and '
                 'are not scored; EVAL.LEVEL image scores each image'
             )
-    dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
+    transform = EvalTransform(config).sample
+    dataset = XrayDataset(records, transform, seed=config.SEED, targets=targets)
     return make_loader(dataset, config, shuffle=False)
 
 

@@ -12,7 +12,7 @@ from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.masking import MaskGenerator, mask_generator
 from data.records import Records
 from data.sources import read_sources
-from data.transforms import EvalTransform, RandomCrop
+from data.transforms import EvalTransform, GreyImages, RandomCrop
 
 # Every run is also scored on these masks, whatever it trains with. In small images, units of 32 px
 # would leave one corner visible, so the units are an eighth of the side.
@@ -32,14 +32,14 @@ class PretrainTransform(RandomCrop):
 
     def __call__(
         self, image: Image.Image, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[GreyImages | torch.Tensor, torch.Tensor]:
         # The view comes before the mask, because a mask may depend on what the crop shows.
         view = self.draw(image, rng)
         mask = self.mask_generator(rng, view)
         pixels = self.cut(view, rng)
         if self.noise:
             pixels = pixels + self.noise * rng.standard_normal(pixels.shape, np.float32)
-        return torch.from_numpy(self.normalize(pixels)[0]), mask_bytes(mask)
+        return self.normalize.sample(pixels), mask_bytes(mask)
 
 
 class HoldoutTransform:
@@ -54,13 +54,13 @@ class HoldoutTransform:
 
     def __call__(
         self, image: Image.Image, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[GreyImages | torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         image = self.plain.preprocess(image)
         mask = self.mask_generator(rng, self.plain.view(image))
         # Only the mask is random, and it is fixed, so that errors of all epochs can be compared.
-        normalized = self.plain.normalize(self.plain.square(image))
-        image, scale, offset = map(torch.from_numpy, normalized)
-        return image, mask_bytes(mask), scale, offset
+        pixels, normalize = self.plain.square(image), self.plain.normalize
+        scale, offset = map(torch.from_numpy, normalize.statistics(pixels))
+        return normalize.sample(pixels), mask_bytes(mask), scale, offset
 
 
 def mask_bytes(mask: np.ndarray) -> torch.Tensor:  # [h, w]

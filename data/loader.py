@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -21,11 +21,12 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from config import Config
 from data.records import Records, images_of
 from data.table import Fault
+from data.transforms import GreyImages
 from system import distributed
 from system.files import LOADER_FILES, allow_open_files
 from system.tool import command_of, workers_within
@@ -51,7 +52,7 @@ class Loaders(NamedTuple):
 
     The sources of the images are in `dataset.records` of a loader (with DATA.SOURCES, of each of
     `dataset.parts`), and the targets in `dataset.targets`. Shapes: B images, C channels, side S,
-    h x w tokens, K labels.
+    h x w tokens, K labels. `to_device` normalises images that are sent as `GreyImages`.
 
     Pre-training:
         train: (images [B, C, S, S], masks [B, h, w] uint8), augmented, with new masks in each
@@ -340,6 +341,7 @@ def make_loader(
     return _Loader(
         dataset,
         batch_sampler=sampler,
+        collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_prepare_worker,
         timeout=BATCH_SECONDS if workers else 0,
@@ -349,6 +351,19 @@ def make_loader(
         # The loader draws a base seed in each pass; it must not use the model's random stream.
         generator=torch.Generator().manual_seed(dataset.seed),
     )
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """Join samples to a batch, as PyTorch does, which does not know `GreyImages`."""
+    if isinstance(samples[0], tuple):
+        return [collate(column) for column in zip(*samples, strict=True)]
+    is_grey = [isinstance(sample, GreyImages) for sample in samples]
+    if all(is_grey):
+        levels = default_collate([sample.levels for sample in samples])
+        return GreyImages(levels, default_collate([sample.statistics for sample in samples]))
+    if any(is_grey):  # images of 8 bits, and of more
+        samples = [sample.to('cpu') for sample in samples]
+    return default_collate(samples)
 
 
 class _Loader(DataLoader):

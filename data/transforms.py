@@ -77,6 +77,42 @@ class View:
         return pixels[:, ::-1] if self.flipped else pixels
 
 
+@dataclass(frozen=True)
+class GreyImages:
+    """Images in whole grey levels, which the device normalises: a quarter of the bytes, or fewer.
+
+    They stand in a sample or a batch in place of normalised images, of which `to` computes the same
+    numbers, bit for bit.
+
+    Attributes:
+        levels: uint8 [1, S, S], or [B, 1, S, S] in a batch.
+        statistics: Scale and offset, float32 [2, C], or [B, 2, C] in a batch. They are one tensor,
+            because each one keeps a file open on its way from a worker.
+    """
+
+    levels: torch.Tensor
+    statistics: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, rows: int | slice) -> 'GreyImages':
+        return GreyImages(self.levels[rows], self.statistics[rows])
+
+    def pin_memory(self) -> 'GreyImages':
+        """Copy to memory from which a GPU copies without waiting; the DataLoader calls it."""
+        return GreyImages(self.levels.pin_memory(), self.statistics.pin_memory())
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> torch.Tensor:
+        """Copy to a device, and normalise there: float32 [C, S, S], or [B, C, S, S] of a batch."""
+        levels = self.levels.to(device, non_blocking=non_blocking)
+        statistics = self.statistics.to(device, non_blocking=non_blocking)
+        scale, offset = statistics[..., None, None].unbind(-4)
+        images = levels - offset
+        images /= scale
+        return images
+
+
 class Normalize:
     """Convert grey levels to the input of the model: (pixels - offset) / scale for each channel.
 
@@ -104,16 +140,37 @@ class Normalize:
         Returns:
             image [C, H, W], scale [C], offset [C]. image * scale + offset restores the grey levels.
         """
+        scale, offset = self.statistics(pixels, before)
+        image = np.empty((len(offset), *pixels.shape), np.float32)
+        np.subtract(pixels, offset[:, None, None], out=image)
+        image /= scale[:, None, None]
+        return image, scale, offset
+
+    def sample(
+        self, pixels: np.ndarray, before: np.ndarray | None = None
+    ) -> GreyImages | torch.Tensor:
+        """Return what a worker sends of one image, see `__call__`.
+
+        Pixels of 8-bit images are whole grey levels, because Pillow rounds when it resizes them.
+        Other images, and changes such as noise or contrast, have fractions: they are normalised.
+        """
+        levels = pixels.astype(np.uint8)
+        if not np.array_equal(levels, pixels):
+            return torch.from_numpy(self(pixels, before)[0])
+        statistics = np.stack(self.statistics(pixels, before))
+        return GreyImages(torch.from_numpy(levels[None]), torch.from_numpy(statistics))
+
+    def statistics(
+        self, pixels: np.ndarray, before: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scale [C] and offset [C] of an image, see `__call__`."""
         offset, scale = self.offset, self.scale
         if self.by_image:
             # Statistics of the changed pixels would undo the change of brightness and contrast.
             before = pixels if before is None else before
             offset = np.full_like(offset, before.mean())
             scale = np.full_like(scale, max(before.std(), 1))
-        image = np.empty((len(offset), *pixels.shape), np.float32)
-        np.subtract(pixels, offset[:, None, None], out=image)
-        image /= scale[:, None, None]
-        return image, scale, offset
+        return scale, offset
 
 
 class RandomCrop:
@@ -181,6 +238,12 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
         return torch.from_numpy(self.normalize(self.pixels(image))[0])
+
+    def sample(
+        self, image: Image.Image, rng: np.random.Generator | None = None
+    ) -> GreyImages | torch.Tensor:
+        """Return what a worker sends of the normalised image."""
+        return self.normalize.sample(self.pixels(image))
 
 
 def draw_crop(

@@ -129,9 +129,10 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
     target_of = None if is_image else partial(_target_of, model.target)
     # image [C, S, S], mask [h, w], scale and offset [C]: see `HoldoutTransform`.
     for batch in loader:
-        images, masks, scales, offsets = (item.cpu().numpy() for item in batch)
+        given = to_device(batch, run.device)
         with autocast(run.config, run.device):
-            predictions = predict(*to_device(batch[:2], run.device)).float().cpu().numpy()
+            predictions = predict(*given[:2]).float().cpu().numpy()
+        images, masks, scales, offsets = (item.cpu().numpy() for item in given)
         hidden = (pixel_mask(mask, model.patch_size) for mask in masks)
         for item in zip(images, hidden, predictions, scales, offsets, strict=True):
             yield Reconstruction(*item, target_of)

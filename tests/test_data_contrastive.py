@@ -122,7 +122,7 @@ def test_a_weak_second_view_is_only_cropped_and_flipped(data_path) -> None:
     box = box_by_hand(uniforms, 150, 120, 0.3, 1.0)
     pixels = noise(0).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     pixels = np.fliplr(pixels) if uniforms[22] < 0.5 else np.asarray(pixels)
-    strong, second = weak(noise(0), sample_rng(3, 5, 0))
+    strong, second = (view.to('cpu') for view in weak(noise(0), sample_rng(3, 5, 0)))
     np.testing.assert_allclose(second[0].numpy(), (pixels / 255 - 0.503) / 0.292, atol=2e-5)
     others = both(noise(0), sample_rng(3, 5, 0))
     assert torch.equal(strong, others[0]) and not torch.allclose(second, others[1], atol=0.1)
@@ -135,12 +135,12 @@ def test_the_first_view_can_be_the_whole_image_and_only_blurred(data_path) -> No
         views_transform(config_of(data_path, *options, 'CONTRASTIVE.FIRST_CROP_AREA', area))
         for area in ([], [1.0, 1.0])
     )
-    first, second = whole(noise(0), sample_rng(3, 5, 0))
+    first, second = (view.to('cpu') for view in whole(noise(0), sample_rng(3, 5, 0)))
     pixels = noise(0).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     strength = sample_rng(3, 5, 0).random(PER_VIEW)[26]
     want = blurred(np.asarray(pixels, np.float64), (0.1 + 1.9 * strength) * SIZE / 224)
     np.testing.assert_allclose(first[0].numpy(), (want / 255 - 0.503) / 0.292, atol=2e-5)
-    others = plain(noise(0), sample_rng(3, 5, 0))
+    others = [view.to('cpu') for view in plain(noise(0), sample_rng(3, 5, 0))]
     assert torch.equal(second, others[1]) and not torch.allclose(first, others[0], atol=0.1)
 
 

@@ -15,7 +15,7 @@ from data.labels import LABELS, POLICIES
 def test_finetuning_batches_carry_targets_and_positions(data_path):
     loaders = build_loader(make_config(data_path), LOGGER, is_pretrain=False)
     for images, targets, index in loaders.valid:
-        assert images.shape[1:] == (1, 64, 64)
+        assert images.to('cpu').shape[1:] == (1, 64, 64)
         assert targets.dtype == torch.float32 and index.dtype == torch.int64
         for target, i in zip(targets, index, strict=True):
             meaning = {'1.0': 1, '0.0': 0, '-1.0': np.nan, '': 0}

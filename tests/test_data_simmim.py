@@ -8,11 +8,12 @@ from xray_splits import LOGGER, make_config, samples_of
 from data.build import build_loader
 from data.loader import sample_rng
 from data.masking import MaskGenerator
+from system.device import to_device
 
 
 def test_pretraining_batches(data_path):
     loaders = build_loader(make_config(data_path), LOGGER, is_pretrain=True)
-    images, masks = next(iter(loaders.train))
+    images, masks = to_device(next(iter(loaders.train)), torch.device('cpu'))
     assert images.shape == (4, 1, 64, 64) and images.dtype == torch.float32
     assert masks.shape == (4, 16, 16) and masks.dtype == torch.uint8
     assert (masks.sum(dim=(1, 2)) == 10 * 16).all()  # ceil(16 * 0.6) units of 4 x 4 tokens

@@ -163,7 +163,7 @@ def test_normalising_by_the_image_does_not_undo_jitter():
     keys = {'DATA__NORMALIZE': 'image', 'AUG__JITTER_CONTRAST': False}
     plain, jittered = (TrainTransform(make_config(AUG__COLOR_JITTER=s, **keys)) for s in (0, 0.4))
     for index in range(5):
-        original = plain(dark(), sample_rng(0, 0, index))
+        original = plain(dark(), sample_rng(0, 0, index)).to('cpu')
         changed = jittered(dark(), sample_rng(0, 0, index))
         brightness = changed.std(correction=0).item()  # the original has the deviation 1
         assert 0.6 <= brightness <= 1.4 and abs(brightness - 1) > 1e-3
@@ -178,7 +178,7 @@ def test_held_out_values_turn_back_into_grey_levels(normalize, channels):
     transform = HoldoutTransform(config, MaskGenerator(64, 16, 4, 0.6))
     image, mask, scale, offset = transform(xray(), sample_rng(0, 0, 3))
     assert scale.shape == offset.shape == (channels,)
-    levels = image * scale[:, None, None] + offset[:, None, None]
+    levels = image.to('cpu') * scale[:, None, None] + offset[:, None, None]
     wanted = centre_crop(xray(), 64, BILINEAR)
     for c in range(channels):
         np.testing.assert_allclose(levels[c], wanted, atol=1e-3)
@@ -199,7 +199,9 @@ def test_pretraining_draws_crop_then_flip_then_mask():
         flipped = rng.random() < 0.5
         wanted = F.resized_crop(xray(), *box, [64, 64], BILINEAR)
         wanted = F.to_tensor(ImageOps.mirror(wanted) if flipped else wanted)
-        np.testing.assert_allclose(image, F.normalize(wanted, [0.503], [0.292]), atol=1e-5)
+        np.testing.assert_allclose(
+            image.to('cpu'), F.normalize(wanted, [0.503], [0.292]), atol=1e-5
+        )
         assert np.array_equal(mask, generator(rng))
         flips += flipped
     assert 18 <= flips <= 42
@@ -215,7 +217,7 @@ def test_noise_in_pretraining_has_its_deviation_and_changes_neither_crop_nor_mas
         clean, mask = plain(xray(), sample_rng(5, 2, index))
         changed, same_mask = noisy(xray(), sample_rng(5, 2, index))
         assert np.array_equal(mask, same_mask)
-        added.append((changed - clean).numpy() * 0.292 * 255)
+        added.append((changed - clean.to('cpu')).numpy() * 0.292 * 255)
     assert np.std(added) == pytest.approx(5, rel=0.01) and abs(np.mean(added)) < 0.05
 
 
@@ -294,7 +296,7 @@ def test_randaugment_applies_as_many_operations_as_asked_after_the_warp():
     plain = TrainTransform(make_config(AUG__ROTATION=20.0))
     changed = 0
     for index in range(20):
-        got = TrainTransform(config)(xray(), sample_rng(1, 2, index))
+        got = TrainTransform(config)(xray(), sample_rng(1, 2, index)).to('cpu')
         rng = sample_rng(1, 2, index)
         pixels = plain.warp(plain.cut(plain.draw(xray(), rng), rng), rng)
         image = Image.fromarray(np.rint(pixels).astype(np.uint8))

@@ -245,7 +245,7 @@ def test_small_images_are_cropped_and_resized_like_large_ones():
     slope = Image.fromarray(np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1)))
 
     def levels(transform: TrainTransform | EvalTransform, seed: int = 0) -> float:
-        image = transform(slope, np.random.default_rng(seed))
+        image = transform(slope, np.random.default_rng(seed)).to('cpu')
         return np.ptp(image[0].numpy()) * transform.normalize.scale[0]
 
     assert levels(EvalTransform(config)) == pytest.approx(252 * 224 / 256, abs=9)

@@ -16,6 +16,7 @@ from engine import preflight as preflight_bench
 from logger import read_metrics
 from models import build_model
 from models.contrastive import MoCo, build_contrastive
+from system.device import to_device
 from utils import read_checkpoint
 
 EASY = {'CROP_AREA': [0.6, 1.0], 'HFLIP': 0.0, 'COLOR_JITTER': 0.1}
@@ -64,7 +65,7 @@ def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> Non
     loaders = build_loader_contrastive(config, logging.getLogger('test'), (2, 0))
     model = build_contrastive(config, total_steps=1).eval()
     model.load_state_dict(read_checkpoint(simclr / 'ckpt_epoch_3.pth')['model'])
-    (batch,) = loaders.holdout
+    batch = to_device(*loaders.holdout, torch.device('cpu'))
     with torch.no_grad():
         rows = model.encoder.forward_features(batch[0]).double().numpy()
         pairs = [model.project(view).double().numpy() for view in batch[1:]]

@@ -276,8 +276,9 @@ def test_throughput_is_measured_on_a_training_batch(
     shapes: list[torch.Size] = []
 
     def noting(batch, device):
-        shapes.append(*(images.shape for images in batch))
-        return to_device(batch, device)
+        given = to_device(batch, device)
+        shapes.append(*(images.shape for images in given))
+        return given
 
     to_device = preflight.to_device
     monkeypatch.setattr(preflight, 'to_device', noting)

@@ -61,7 +61,7 @@ def test_a_checkpoint_knows_its_three_outputs_per_label(phantom: Path, tmp_path:
     model.load_state_dict(read_checkpoint(folder / 'ckpt_epoch_0.pth')['model'])
     images, _, index = next(iter(build_loader(config, LOGGER, is_pretrain=False).valid))
     with torch.no_grad():
-        outputs = model(images).reshape(len(images), len(LABELS), 3)
+        outputs = model(images.to('cpu')).reshape(len(images), len(LABELS), 3)
     pair = outputs[:, :, :2].softmax(dim=2)[:, :, 1]  # negative, positive
     np.testing.assert_allclose(pair, written[list(LABELS)].to_numpy()[index], rtol=1e-5)
     # The predictions are the same if the checkpoint is scored under another policy.

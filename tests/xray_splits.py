@@ -10,6 +10,7 @@ from PIL import Image
 
 from config import default_config
 from data.labels import LABELS
+from system.device import to_device
 
 LOGGER = logging.getLogger('xray_splits')
 CYCLE = ('1.0', '0.0', '-1.0', '')
@@ -63,5 +64,5 @@ def samples_of(loader, *epochs: int, first_batch: int = 0) -> list[tuple[torch.T
     for epoch in epochs:
         loader.batch_sampler.set_epoch(epoch, first_batch)
         for batch in loader:
-            samples += list(zip(*batch, strict=True))
+            samples += list(zip(*to_device(batch, torch.device('cpu')), strict=True))
     return samples

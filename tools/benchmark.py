@@ -135,7 +135,8 @@ def input_cases(args: argparse.Namespace) -> dict[str, Case]:
 
 
 def _reading(batches: Iterator[tuple], num_batches: int) -> Case:
-    return lambda: sum(len(next(batches)[0]) for _ in range(num_batches))
+    cpu = torch.device('cpu')  # normalises what our workers send as grey levels
+    return lambda: sum(len(to_device(next(batches), cpu)[0]) for _ in range(num_batches))
 
 
 def training_cases(args: argparse.Namespace) -> dict[str, Case]:
