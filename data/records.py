@@ -187,10 +187,10 @@ def existing_records(
     seen: set[str] = set()
     previous = None
     for position, file in enumerate(records.file.tolist()):
-        folder = file.rpartition('/')[0]
+        folder = file[: file.rfind('/') + 1]
         if folder == previous:
             continue
-        above_patient = PATIENT_AND_BELOW.sub('', f'{folder}/')
+        above_patient = PATIENT_AND_BELOW.sub('', folder)
         if above_patient not in seen:
             seen.add(above_patient)
             wanted[position] = True

@@ -97,6 +97,14 @@ def test_the_prefix_of_a_path_may_differ_from_the_folder(
     assert records.file.tolist() == [image_path(1, folder=on_disk)]
 
 
+def test_images_beside_folders_of_patients_are_looked_up_with_them(tmp_path: Path) -> None:
+    paths = [image_path(1, folder='').lstrip('/'), 'beside_frontal.jpg']
+    touch(tmp_path, paths[0])
+    rows = [row(path, Patient=str(number)) for number, path in enumerate(paths)]
+    assert read(tmp_path, rows, [*HEADER, 'Patient']).path.tolist() == paths
+    assert 'beside_frontal.jpg' in message(tmp_path, rows[::-1], [*HEADER, 'Patient'])
+
+
 def test_the_first_image_of_each_folder_of_patients_must_exist(tmp_path: Path) -> None:
     rows = [row(image_path(1)), row(image_path(2)), row(image_path(3, folder='CheXpert/valid'))]
     write(tmp_path / 'train.csv', rows)
