@@ -77,8 +77,7 @@ class Columns:
     def frame(self) -> pd.DataFrame:
         """Return the cells as texts; the index has the numbers of the rows."""
         columns = {place: self._texts(place) for place in range(len(self.header))}
-        # Without a copy each column has memory of its own, which ends with the last use of it.
-        frame = pd.DataFrame(columns, self.numbers, dtype=object, copy=False)
+        frame = pd.DataFrame(columns, self.numbers, dtype=object)
         frame.columns = self.header
         return frame
 
