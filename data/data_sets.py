@@ -156,7 +156,7 @@ def function_of(name: str) -> Callable[..., Any]:
         return FUNCTIONS[name]
     file = Path(name)
     if not file.is_file():
-        raise ValueError(f'DATA.DATASET {name}: the file does not exist')
+        raise ValueError(f'DATA.DATASET {name}: there is no file {file.absolute()}')
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     try:

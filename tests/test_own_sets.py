@@ -159,6 +159,8 @@ def test_the_line_of_a_file_that_is_named_relatively_is_named(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r'mine\.py: line 6: NameError'):
         read(Path('.'), 'mine.py', 'train')
+    with pytest.raises(ValueError, match=f'no file {tmp_path / "other.py"}'):
+        read(Path('.'), 'other.py', 'train')
 
 
 @pytest.mark.parametrize('text', ['x = 1', 'def read(root)', 'import nowhere_to_be_found', None])
