@@ -373,6 +373,12 @@ _C.MODEL.VIT.USE_SHARED_RPB = Option(True, 'Whether all blocks share a relative 
 _C.MODEL.VIT.USE_SINCOS = Own(False, 'Whether fixed sine-cosine positions are added (MAE).')
 _C.MODEL.TIMM = Section(affects='model')
 _C.MODEL.TIMM.NAME = Own('resnet50', "Name of a timm model, such as 'densenet121'.")
+# Set by hand: docs/explanation/speed.md: convolutional models that are not compiled.
+_C.MODEL.TIMM.CHANNELS_LAST = Own(
+    False,
+    'Whether convolutions compute in channels-last order in training; numbers differ by rounding.',
+    affects='weights',
+)
 _C.MODEL.SIMMIM = Section(stage='simmim')
 _C.MODEL.SIMMIM.HEAD = Own(
     'linear',
@@ -452,8 +458,9 @@ _C.TRAIN.USE_CHECKPOINT = Option(
 # Set by hand: docs/explanation/speed.md; tools/benchmark.py compares the values.
 _C.TRAIN.COMPILE = Own(
     'auto',
-    "torch.compile: 'auto' (on a GPU, not on a CPU) or 'none'.",
-    one_of=('auto', 'none'),
+    "torch.compile on a GPU: 'auto', 'none', or 'overlap': in pieces without CUDA graphs, so that "
+    'processes exchange gradients during the backward pass.',
+    one_of=('auto', 'overlap', 'none'),
     file='engine.compilation',
     off=('none',),
 )
@@ -764,6 +771,12 @@ _C.REPORT.BASELINES = Own(
 )
 _C.AMP_OPT_LEVEL = Option(
     'O1', "Precision: 'O0' float32, 'O1' and 'O2' autocast.", one_of=('O0', 'O1', 'O2')
+)
+# Set by hand: docs/explanation/speed.md: float32 on recent GPUs.
+_C.AMP_TF32 = Own(
+    False,
+    "Whether a GPU computes products of 'O0' in TF32, with 10 of 23 bits of the fraction.",
+    file='system.device',
 )
 _C.AMP_ON_CPU = Own(
     'auto',

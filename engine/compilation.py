@@ -20,6 +20,7 @@ def compiled(run: Run, model: nn.Module) -> nn.Module:
     """Return the compiled model, or the model itself if it cannot be compiled."""
     exchanges = run.stage == 'contrastive' and distributed.world_size() > 1
     alone = model.encoder if exchanges else model  # what the other processes do not affect
+    overlaps = run.config.TRAIN.COMPILE == 'overlap'
     reason = ''
     if any(isinstance(part, nn.SyncBatchNorm) for part in alone.modules()):
         reason = 'the processes exchange statistics of batch norms in the forward pass'
@@ -28,11 +29,14 @@ def compiled(run: Run, model: nn.Module) -> nn.Module:
     if reason:
         run.logger.info(f'TRAIN.COMPILE: the model is not compiled, because {reason}')
         return model
+    # Dynamo divides the graph at the buckets of a DistributedDataParallel around it, which then
+    # exchanges each bucket while the backward pass of the next piece computes.
+    torch._dynamo.config.optimize_ddp = overlaps
     if exchanges:
         compile_encoder(model)
         run.logger.info('TRAIN.COMPILE: only the encoder, since the processes exchange features')
         return model
-    return Compiled(model, graphs=run.device.type == 'cuda', logger=run.logger)
+    return Compiled(model, graphs=run.device.type == 'cuda' and not overlaps, logger=run.logger)
 
 
 def compile_encoder(method: nn.Module) -> None:
@@ -41,7 +45,6 @@ def compile_encoder(method: nn.Module) -> None:
     There are no CUDA graphs: the features of one view would be overwritten by the next view.
     An encoder that cannot be compiled runs uncompiled, which PyTorch logs.
     """
-    torch._dynamo.config.optimize_ddp = False  # as below
     torch._dynamo.config.suppress_errors = True
     method.features = torch.compile(method.features, dynamic=False)
 
@@ -56,7 +59,7 @@ class Compiled(WrappedModel):
     Args:
         module: Model. DistributedDataParallel is around the compiled model, not inside: its
             exchange of gradients would divide the graph, and CUDA graphs could not be used.
-        graphs: Whether CUDA graphs are possible, on a GPU.
+        graphs: Whether CUDA graphs are used, on a GPU.
         logger: Receives one line about the result.
 
     Attributes:
@@ -79,8 +82,6 @@ class Compiled(WrappedModel):
         start, problem, device = time.perf_counter(), '', inputs[0].device
         try:
             mode = 'reduce-overhead' if self.graphs else 'default'
-            # Dynamo would divide the graph at the buckets of a DistributedDataParallel around it.
-            torch._dynamo.config.optimize_ddp = False
             compiled = torch.compile(self.module, mode=mode, dynamic=False)
             with _restoring(self.module, device):
                 for _ in range(3 if self.graphs else 1):  # warm up, record graphs, replay them

@@ -113,7 +113,7 @@ def setup_run(args: Namespace, process: Process) -> None:
     process.config = config = get_config(args)
     check_paths(config)
     set_determinism(config.TRAIN.DETERMINISTIC)
-    device = local_device()
+    device = local_device(tf32=config.AMP_TF32)
     distributed.init_process_group(device, config.TRAIN.RANK_TIMEOUT_MINUTES)
     # Ranks draw different dropout; the initial weights are those of rank 0.
     seed = config.SEED + distributed.rank()

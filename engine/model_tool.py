@@ -8,7 +8,7 @@ from functools import wraps
 import torch
 
 from engine.causes import explain
-from system.device import disable_tf32
+from system.device import allow_tf32
 from system.tool import EXIT_UNEXPECTED, Paragraphs, at_least, tool
 
 
@@ -49,7 +49,7 @@ def model_parser(description: str) -> ArgumentParser:
 
 def _device(name: str) -> torch.device:
     """Return the device that a flag names, and disable TF32."""
-    disable_tf32()
+    allow_tf32(False)
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
     if name not in ('cpu', *gpus, *(['cuda'] if gpus else [])):
         raise ArgumentTypeError(

@@ -50,12 +50,13 @@ class TimmClassifier(Encoder):
         in_chans: int = 3,
         num_classes: int = 1000,
         use_checkpoint: bool = False,
+        channels_last: bool = False,
         head: str = 'linear',
         head_options: Mapping[str, Any] | None = None,
         **rates: float,
     ) -> None:
         super().__init__()
-        self.name, self.in_chans = name, in_chans
+        self.name, self.in_chans, self.channels_last = name, in_chans, channels_last
         self.layout = find_layout(name, img_size=img_size, in_chans=in_chans, **rates)
         self.num_features = self.layout.width
         self.encoder = timm.create_model(name, **self.layout.options)
@@ -77,9 +78,13 @@ class TimmClassifier(Encoder):
         is_allowed = timm.is_model(config.MODEL.TIMM.NAME)
         require(is_allowed, config, 'MODEL.TIMM.NAME', "a timm model such as 'resnet50'")
         with torch.device('meta'):
-            layout = cls(**cls.constructor_arguments(config), num_classes=1).layout
+            model = cls(**cls.constructor_arguments(config), num_classes=1)
+        layout = model.layout
         name, train = config.MODEL.TIMM.NAME, config.TRAIN
         why = f"for timm's {name}"
+        convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+        is_allowed = not config.MODEL.TIMM.CHANNELS_LAST or len(convolutions) > 1
+        require(is_allowed, config, 'MODEL.TIMM.CHANNELS_LAST', f'False {why}, a transformer')
         is_allowed = not CLASSIFIER_HEADS[config.MODEL.HEAD].takes_tokens
         require(is_allowed, config, 'MODEL.HEAD', f'a head on pooled features {why}')
         if stage == 'finetune':
@@ -104,6 +109,10 @@ class TimmClassifier(Encoder):
         return self.encoder
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        if self.channels_last and self.training:
+            # Convolutions keep the order of their input, and the weights keep theirs. `x.to` would
+            # return images of one channel as they are.
+            x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
         return self.encoder(x)
 
     def get_num_layers(self) -> int:

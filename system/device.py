@@ -5,18 +5,26 @@ import os
 
 import torch
 
-from config import PROBES, Config
+from config import PROBES, Config, require
 
 
-def local_device() -> torch.device:
+def check(config: Config, stage: str | None) -> None:
+    """Check that the run computes in float32, and no features for a probe."""
+    is_allowed = config.AMP_OPT_LEVEL == 'O0' and config.FINETUNE.MODE not in PROBES
+    require(
+        is_allowed, config, 'AMP_TF32', "False except with AMP_OPT_LEVEL 'O0' and without a probe"
+    )
+
+
+def local_device(*, tf32: bool = False) -> torch.device:
     """Select the CUDA device of this process (torchrun's LOCAL_RANK), or the CPU without CUDA.
 
-    This also disables TF32, which PyTorch allows for convolutions by default.
+    This also sets whether GPUs use TF32, which PyTorch allows for convolutions by default.
 
     Raises:
         ValueError: If this computer has fewer GPUs than processes.
     """
-    disable_tf32()
+    allow_tf32(tf32)
     if not torch.cuda.is_available():
         return torch.device('cpu')
     # torchrun numbers the processes of a computer from 0, and each takes the GPU of its number.
@@ -67,10 +75,12 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
 
 
 def describe_precision(config: Config, device: torch.device) -> str:
-    """Return a log line about the precision. Outside autocast it is float32 (`disable_tf32`)."""
+    """Return a log line about the precision. Outside autocast it is float32 , or TF32."""
     dtype = str(autocast_dtype(config, device) or '').removeprefix('torch.')
     line = f'precision {config.AMP_OPT_LEVEL}: '
     line += f'autocast to {dtype}, outside it float32' if dtype else 'float32'
+    if device.type == 'cuda' and config.AMP_TF32:
+        line += ', products in TF32'
     if device.type == 'cpu' and config.AMP_ON_CPU == 'auto' and config.AMP_OPT_LEVEL != 'O0':
         line += (
             f' (AMP_ON_CPU auto: this CPU has {"" if cpu_computes_bfloat16() else "no "}bfloat16)'
@@ -80,7 +90,7 @@ def describe_precision(config: Config, device: torch.device) -> str:
     return line
 
 
-def disable_tf32() -> None:
-    """Compute matrix products and convolutions in float32."""
+def allow_tf32(allowed: bool) -> None:
+    """Let GPUs compute matrix products and convolutions of float32 in TF32, or in float32."""
     # PyTorch 2.8 only has these switches. Newer versions cannot read them once the newer are set.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -33,6 +33,8 @@ def compiled_on_a_cpu(monkeypatch) -> None:
         ('auto', 'cuda of 7.5', 'simmim', 1, False),
         ('auto', 'cpu', 'simmim', 1, False),
         ('none', 'cuda', 'simmim', 1, False),
+        ('overlap', 'cuda', 'simmim', 2, True),
+        ('overlap', 'cuda', 'contrastive', 2, False),
         ('auto', 'cuda', 'contrastive', 1, True),
         ('auto', 'cuda', 'contrastive', 2, False),  # only the encoder
     ],
@@ -50,8 +52,14 @@ def test_auto_compiles_on_a_gpu(  # noqa: PLR0913
     model = nn.Sequential()
     model.encoder, model.features = nn.Linear(3, 4), len
     state = SimpleNamespace(model=model, module=None)
-    loop.wrap_model(run, state)
+    with torch._dynamo.config.patch(optimize_ddp=how != 'overlap'):
+        loop.wrap_model(run, state)
+        divides = torch._dynamo.config.optimize_ddp
     assert isinstance(state.model, Compiled) == is_compiled
+    if is_compiled:
+        assert state.model.graphs == (how == 'auto')
+    if is_compiled or model.features != len:
+        assert divides == (how == 'overlap')
     assert (model.features != len) == (stage == 'contrastive' and processes == 2)
 
 
@@ -105,11 +113,13 @@ def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(monkeypatch) -> N
     assert all(map(torch.equal, *gradients))
 
 
-@pytest.mark.parametrize('graphs', [False, True])
+@pytest.mark.parametrize(('graphs', 'pieces'), [(False, 1), (True, 1), (False, 2)])
 def test_processes_exchange_each_gradient_once_outside_of_the_compiled_model(
-    graphs: bool, tmp_path, monkeypatch
+    graphs: bool, pieces: int, tmp_path, monkeypatch
 ) -> None:
-    """With accumulation, and as one graph; the weights are those of plain training."""
+    """With accumulation, as one graph or one a bucket; the weights are those of plain training."""
+    # 96 bytes of the last layer fill the first bucket.
+    monkeypatch.setattr(torch.distributed, '_DEFAULT_FIRST_BUCKET_BYTES', 64)
     compile_with, compiled = torch.compile, []
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
@@ -136,19 +146,20 @@ def test_processes_exchange_each_gradient_once_outside_of_the_compiled_model(
 
         wrapped.register_comm_hook(None, exchange)
         steps = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, plain)]
-        for first, second in batches:
-            with wrapped.no_sync():
-                wrapped(first).square().mean().backward()
-            wrapped(second).square().mean().backward()
-            (plain(first).square().mean() + plain(second).square().mean()).backward()
-            for optimizer in steps:
-                optimizer.step()
-            assert TrainState.keeps_gradients.fget(state) == graphs
-            steps[0].zero_grad(set_to_none=not graphs)
-            steps[1].zero_grad()
+        with torch._dynamo.config.patch(optimize_ddp=pieces > 1):
+            for first, second in batches:
+                with wrapped.no_sync():
+                    wrapped(first).square().mean().backward()
+                wrapped(second).square().mean().backward()
+                (plain(first).square().mean() + plain(second).square().mean()).backward()
+                for optimizer in steps:
+                    optimizer.step()
+                assert TrainState.keeps_gradients.fget(state) == graphs
+                steps[0].zero_grad(set_to_none=not graphs)
+                steps[1].zero_grad()
     finally:
         torch.distributed.destroy_process_group()
-    assert len(compiled) == 1
+    assert len(compiled) == pieces
     assert sum(exchanged) == len(batches) * sum(each.numel() for each in plain.parameters())
     torch.testing.assert_close(dict(model.named_parameters()), dict(plain.named_parameters()))
 

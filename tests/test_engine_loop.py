@@ -45,6 +45,7 @@ from system import distributed
 from utils import read_checkpoint, save_checkpoint
 
 LAST = 'ckpt_epoch_1.pth'
+RESNET = {'TYPE': 'timm', 'IN_CHANS': 1, 'DROP_PATH_RATE': 0.1, 'TIMM': {'NAME': 'resnet10t'}}
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}
 
 
@@ -222,6 +223,7 @@ def test_curves_go_on_with_batches_of_another_size(whole, phantom, tmp_path) -> 
     [
         ('simmim', MAE, ''),
         ('finetune', VIT, ''),
+        ('finetune', {**RESNET, 'TIMM': {'NAME': 'resnet10t', 'CHANNELS_LAST': True}}, ''),
         *(('contrastive', SWIN, method) for method in ('moco', 'byol')),
     ],
 )
@@ -245,7 +247,6 @@ def test_each_stage_resumes_bit_for_bit(stage, model, method, phantom, tmp_path)
 
 
 FROZEN = {'METHOD': 'swav', 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2}
-RESNET = {'TYPE': 'timm', 'IN_CHANS': 1, 'DROP_PATH_RATE': 0.1, 'TIMM': {'NAME': 'resnet10t'}}
 
 
 @pytest.mark.parametrize(

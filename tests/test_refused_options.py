@@ -44,6 +44,10 @@ REFUSED = [  # stage, model, options, what the message names
     ('finetune', RESNET, {'MODEL.IN_CHANS': 2}, 'MODEL.IN_CHANS'),
     ('finetune', RESNET, {'MODEL.TIMM.NAME': 'densenet121', 'MODEL.DROP_PATH_RATE': 0.1},
      'MODEL.DROP_PATH_RATE'),
+    ('finetune', RESNET, {'MODEL.TIMM.NAME': 'test_vit', 'MODEL.TIMM.CHANNELS_LAST': True},
+     'MODEL.TIMM.CHANNELS_LAST'),
+    ('simmim', VIT, {'AMP_TF32': True}, 'AMP_TF32'),  # with O1
+    ('finetune', VIT, PROBE | {'AMP_OPT_LEVEL': 'O0', 'AMP_TF32': True}, 'AMP_TF32'),
     ('finetune', VIT, {'DATA.PREPROCESS': ['resize', 'lung_crop']}, 'DATA.PREPROCESS'),
     ('finetune', VIT, {'DATA.PREPROCESS': ['resize', 'resize']}, 'DATA.PREPROCESS'),
     ('finetune', VIT, {'EVAL.PREPROCESS': ['lung_crop', 'lung_multiply']}, 'EVAL.PREPROCESS'),

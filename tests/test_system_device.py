@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import config_with
 
 from config import default_config
 from system import device as module
@@ -20,9 +21,12 @@ CPU = torch.device('cpu')
 )
 def test_precision_on_a_cpu(level, on_cpu, mode, dtype) -> None:
     finetune = SimpleNamespace(MODE=mode)
-    options = SimpleNamespace(AMP_OPT_LEVEL=level, AMP_ON_CPU=on_cpu, FINETUNE=finetune)
+    options = SimpleNamespace(
+        AMP_OPT_LEVEL=level, AMP_ON_CPU=on_cpu, AMP_TF32=True, FINETUNE=finetune
+    )
     assert autocast_dtype(options, CPU) is dtype
     line = describe_precision(options, CPU)
+    assert 'TF32' not in line, 'only GPUs have it'
     assert level in line and ('bfloat16' if dtype else 'float32') in line
     with module.autocast(options, CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
@@ -50,6 +54,10 @@ def test_float32_is_not_tf32(device, recwarn) -> None:
     module.local_device()
     assert not any(switch.allow_tf32 for switch in switches)
     assert torch.get_float32_matmul_precision() == 'highest'
+    module.local_device(tf32=True)
+    assert all(switch.allow_tf32 for switch in switches)
+    options = config_with(AMP_OPT_LEVEL='O0', AMP_TF32=True)
+    assert describe_precision(options, torch.device('cuda')).endswith('float32, products in TF32')
     assert not recwarn.list
 
 

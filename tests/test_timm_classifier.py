@@ -53,6 +53,33 @@ def test_logits_equal_those_of_timm(name: str) -> None:
     assert all(key.startswith(('encoder.', 'head.')) for key in model.state_dict())
 
 
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'test_efficientnet'])
+def test_channels_last_changes_the_order_of_features_and_not_of_weights(name, channels) -> None:
+    """Only in training; a checkpoint cannot tell, and scores and exports do not change."""
+    torch.manual_seed(0)
+    model = TimmClassifier(name, 64, channels, 3, channels_last=True).double()
+    plain = TimmClassifier(name, 64, channels, 3).double()
+    plain.load_state_dict(model.state_dict())
+    x, orders = images(64, channels=channels).double(), []
+    last = model.encoder.get_submodule(model.layout.map_layer)
+    last.register_forward_hook(
+        lambda *parts: orders.append(parts[2].is_contiguous(memory_format=torch.channels_last))
+    )
+    for each in (model, plain):
+        optimizer = torch.optim.AdamW(each.parameters(), fused=True)
+        each(x).square().sum().backward()
+        optimizer.step()
+        for parameter in each.parameters():
+            moments = optimizer.state[parameter].values()
+            assert all(item.is_contiguous() for item in (parameter, parameter.grad, *moments))
+    gradients = [[p.grad for p in each.parameters()] for each in (model, plain)]
+    torch.testing.assert_close(*gradients)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+    assert orders == [True, False]
+
+
 # Groups of the optimizer
 
 

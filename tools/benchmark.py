@@ -2,6 +2,7 @@
 
 python tools/benchmark.py input --data-path DIR [--store STORE] [--size 192]
 python tools/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--opts KEY VALUE]
+    [--change KEY VALUE]
 
 `input` reads the same images through SimMIM's pipeline, rebuilt from torchvision, and through this
 project's pipeline from image files and from a packed store, in one process with one thread. `train`
@@ -9,7 +10,8 @@ runs training steps on random images. The case `published` computes with our lay
 SimMIM's code: eager float16 autocast with a gradient scaler on a GPU and eager float32 on a CPU,
 plain attention, one gather of relative biases for each block, AdamW that is not fused, and a loss
 that is read after every step. Ours is the training loop with the precision and compilation of
-the config. The cases take turns, so that a slow moment of the machine affects all of them.
+the config, and `changed` the same with the options of --change. The cases take turns, so that a
+slow moment of the machine affects all of them.
 """
 
 import argparse
@@ -53,7 +55,7 @@ from models.contrastive import build_contrastive
 from models.encoder import attend
 from models.relative_position import gather_bias
 from optimizer import build_optimizer
-from system.device import local_device, to_device
+from system.device import allow_tf32, local_device, to_device
 from system.tool import Paragraphs, tool
 
 LOGGER = logging.getLogger('benchmark')
@@ -100,6 +102,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--stage', default='simmim', choices=stages, help='stage of the YAML file')
     add('--steps', default=20, type=int, metavar='N', help='optimizer steps per repeat')
     add('--opts', default=[], nargs='+', action='extend', metavar='KEY VALUE', help='options')
+    more = 'options of one more case'
+    add('--change', default=[], nargs='+', action='extend', metavar='KEY VALUE', help=more)
     _add_common(add, batch_size=128)
     return parser.parse_args(arguments)
 
@@ -141,10 +145,14 @@ def _reading(batches: Iterator[tuple], num_batches: int) -> Case:
 
 def training_cases(args: argparse.Namespace) -> dict[str, Case]:
     """Return training steps of the published code and of ours, on the same random images."""
-    return {
+    cases = {
         PUBLISHED: published_steps(training_config(args, []), args.stage, args.steps),
         'ours': our_steps(training_config(args, []), args.stage, args.steps),
     }
+    if args.change:
+        changed = training_config(args, args.change)
+        cases['changed'] = our_steps(changed, args.stage, args.steps)
+    return cases
 
 
 def training_config(args: argparse.Namespace, opts: list) -> Config:
@@ -172,6 +180,7 @@ def published_steps(config: Config, stage: str, steps: int) -> Case:
 
     def train(steps: int = steps) -> int:
         model, loss_fn, optimizer, scaler, batch = begin()
+        allow_tf32(False)
         on_gpu = batch[0].is_cuda
         for _ in range(steps):
             model.begin_step()
@@ -217,6 +226,7 @@ def our_steps(config: Config, stage: str, steps: int) -> Case:
 
     def train(steps: int = steps) -> int:
         (run, state, loss_fn), batch, numbers = begin()
+        allow_tf32(config.AMP_TF32)  # of the whole process, and another case may set it
         for _ in range(steps):
             loop.train_one_batch(run, state, batch, loss_fn, next(numbers))
         return steps * len(batch[0])

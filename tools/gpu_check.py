@@ -95,7 +95,9 @@ def training_args(name: str, batch_size: int, *opts: object) -> argparse.Namespa
         opts = ('MODEL.TIMM.NAME', 'resnet50', *opts)
     cfg, steps = f'configs/{CONFIGS[name][0 if ON_GPU else 1]}.yaml', 10 if ON_GPU else 1
     size = batch_size if ON_GPU else 16
-    return argparse.Namespace(cfg=cfg, stage=stage, batch_size=size, opts=list(opts), steps=steps)
+    return argparse.Namespace(
+        cfg=cfg, stage=stage, batch_size=size, opts=list(opts), change=[], steps=steps
+    )
 
 
 def run_steps(folder: Path, name: str) -> dict:
