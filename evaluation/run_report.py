@@ -18,6 +18,7 @@ from config import (
     scored_steps,
 )
 from data.groups import all_groups
+from data.images import grey_levels
 from data.loader import XrayDataset
 from data.predictions import read_complete
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
@@ -285,7 +286,7 @@ def _thumbnails(
             label, kind = error['label'], error['kind']
             image = datasets[cases.name].image(cases.strongest_image(error['path'], label))
             # A new image has no metadata, which could contain the patient's name.
-            small = Image.fromarray(np.array(image))
+            small = Image.fromarray(grey_levels(image))
             small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             found[cases.name, label, kind] = small
     return found
