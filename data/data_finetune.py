@@ -24,7 +24,7 @@ from data.reading import (
     refuse_shared_patients,
     scored_images,
 )
-from data.records import Records, select_views, task_of
+from data.records import Records, select_views, tables_kept, task_of
 from data.splits import (
     describe_subset,
     split_patients,
@@ -45,9 +45,10 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
     if task.needs_predictions and not config.EVAL_MODE:
         file = data.SELF_TRAIN_PREDICTIONS
         teacher = read_predictions(file, task=data.TASK, labels=data.LABELS)
-    everything = read_split(config, 'train', logger, optional=config.EVAL_MODE)
-    read = {'train': everything, 'test': _scored_records(config, 'test', logger)}
-    read['valid'] = _scored_records(config, 'valid', logger, has_test=read['test'] is not None)
+    with tables_kept():
+        everything = read_split(config, 'train', logger, optional=config.EVAL_MODE)
+        read = {'train': everything, 'test': _scored_records(config, 'test', logger)}
+        read['valid'] = _scored_records(config, 'valid', logger, has_test=read['test'] is not None)
     if data.LEAVE_OUT:
         module_of('DATA.LEAVE_OUT').require_found(config, *read.values())
     refuse_shared_patients(config, read, logger)

@@ -23,7 +23,7 @@ from config import FUNCTION_SUFFIX, Config
 from data.chexpert import DESCRIPTION, SPLIT_CELLS, SPLITS, read_table, with_suffix
 from data.image_source import open_images
 from data.known_sets import FUNCTIONS
-from data.records import Records, existing_records, lacks_images, register_dataset
+from data.records import KEPT_TABLES, Records, existing_records, lacks_images, register_dataset
 from data.store_manifest import is_store
 from data.table import KEYS, Fault, OnFault, Table, refuse
 from system.files import is_below
@@ -39,6 +39,8 @@ def make_tables(
 ) -> dict[str, pd.DataFrame]:
     """Call the function of DATA.DATASET, and return its table for each split that has rows.
 
+    Inside `tables_kept`, it is called once.
+
     Raises:
         ValueError: If the function fails, or returns something else.
     """
@@ -46,6 +48,9 @@ def make_tables(
     function = function_of(name)
     known = inspect.signature(function).parameters
     options = {key: config.DATA[option] for key, option in ARGUMENTS.items() if key in known}
+    kept, key = KEPT_TABLES.get({}), (name, str(root), *options.items())
+    if key in kept:
+        return kept[key]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         try:
@@ -80,7 +85,9 @@ def make_tables(
                 f'DATA.DATASET {name}: the index of the table of {split} must have a number for '
                 'each row, without repetitions (reset_index(drop=True))'
             )
-    return {split: tables[split] for split in SPLITS if split in tables and len(tables[split])}
+    filled = [split for split in SPLITS if split in tables and len(tables[split])]
+    kept[key] = {split: tables[split] for split in filled}
+    return kept[key]
 
 
 def read_made(

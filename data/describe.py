@@ -15,7 +15,7 @@ from data.groups import UNKNOWN, add_demographics, all_groups
 from data.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
 from data.preprocess import Preprocess
 from data.reading import mark_left_out, read_part
-from data.records import OTHER_VIEW, Records, csv_names, select_views, task_of
+from data.records import OTHER_VIEW, Records, csv_names, select_views, tables_kept, task_of
 from data.splits import describe_subset, split_patients, training_records
 from system.files import replace_files
 from system.pages import encode_figure
@@ -82,6 +82,7 @@ def build_description(config: Config) -> Description:
     return Description(counts, targets, images, notes, pd.concat(ages), tuple(labels))
 
 
+@tables_kept()
 def read_table_of_run(config: Config) -> pd.DataFrame:
     """Return the images that a run reads as one table in CheXpert's form, with a column Split.
 
@@ -227,6 +228,7 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
     return figures
 
 
+@tables_kept()
 def read_sets(config: Config) -> dict[str, Records]:
     """Read the splits of a run that exist."""
     data, sets = config.DATA, {}

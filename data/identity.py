@@ -86,9 +86,11 @@ def look_up_names(wanted: Sequence[str], known: Sequence[str], what: str) -> np.
     place = known[first].get_indexer(wanted)
     found = np.where(place >= 0, first[place] if len(first) else -1, -1)
     rest = np.flatnonzero(found < 0)
+    if not len(rest):
+        return found
     # A known name that is somebody's own name is not another spelling as well.
     free = np.setdiff1d(first, found)
-    if not (len(rest) and len(free)):
+    if not len(free):
         return found
     forms, forms_wanted = pd.Index(canonical_names(known[free])), canonical_names(wanted[rest])
     several = forms.duplicated(keep=False)

@@ -35,6 +35,7 @@ from data.image_source import open_images
 from data.images import FULL_RANGE_BITS, BadImageError, full_size, grey_levels
 from data.preprocess import Setup, apply_steps
 from data.preprocess_steps import squeezed
+from data.records import tables_kept
 from data.store import SCHEMA, open_store, read_rows, rows_checksum
 from data.store_files import LOCK_FILE, copy_file, write_json, write_manifest
 from data.store_manifest import (
@@ -208,6 +209,7 @@ def _find_tables(root: Path, csv_names: Sequence[str]) -> dict[str, Path | bytes
     return tables
 
 
+@tables_kept()
 def _read_splits(config: Config, root: Path) -> tuple[dict[str, str], dict[str, Path | bytes]]:
     """Return the images of all splits with their split, and the tables that the splits read."""
     splits, tables, kind = {}, {}, part(config, 'DATA.DATASET')

@@ -4,7 +4,9 @@ To add a data set that no table can describe, write one reader with `@register_d
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ LEFT_OUT = 'left out of the store'  # kind of a fault
 OTHER_VIEW = 'Other'  # cell of an image that is neither frontal nor lateral, or of unknown view
 OLDEST = 120  # years; the highest age of a patient
 VIEWS_HINT = 'the column Frontal/Lateral'
+# Tables by the function that made them and its arguments, inside `tables_kept`.
+KEPT_TABLES: ContextVar[dict[Any, Any]] = ContextVar('KEPT_TABLES')
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +96,16 @@ class DataSet:
                 f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run '
                 'would train on the images that this run writes'
             )
+
+
+@contextmanager
+def tables_kept() -> Iterator[None]:
+    """Call the function of a data set once meanwhile: it makes the tables of all splits."""
+    token = KEPT_TABLES.set({})
+    try:
+        yield
+    finally:
+        KEPT_TABLES.reset(token)
 
 
 def task_of(config: Config) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from config import OPTIONS, Config, module_of, part, require
 from data.reading import open_data, read_split, refuse_shared_patients, scored_splits
-from data.records import Records
+from data.records import Records, tables_kept
 from data.splits import describe_subset, pretrain_records, take_subset
 
 LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
@@ -59,9 +59,11 @@ def read_sources(
     entries = {entry['name']: entry for entry in config.DATA.SOURCES}
     for name, own in source_configs(config).items():
         open_data(own, logger)
-        whole = read_split(own, 'train', logger, labelled=False, source=name)
+        with tables_kept():
+            whole = read_split(own, 'train', logger, labelled=False, source=name)
+            scored = scored_splits(own, name)
         read.append(whole)
-        refuse_shared_patients(own, {'train': whole} | scored_splits(own, name), logger)
+        refuse_shared_patients(own, {'train': whole} | scored, logger)
         entry = entries.get(name, {})
         train, holdout = pretrain_records(own, whole)
         # Patient by patient, so that a smaller number is a subset of a larger one.

@@ -1,5 +1,6 @@
 """docs/howto/own_data.md and datasets.md: their functions and tables are read as the pages say."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -9,10 +10,15 @@ import pytest
 from PIL import Image
 from tiny import ROOT, config_with, run_script
 
+from data.data_finetune import build_loader_finetune
 from data.data_sets import read_made
+from data.data_simmim import build_loader_simmim
+from data.describe import read_sets
+from data.packing import read_source
 from data.reading import read_part
 from data.records import Records
 
+LOGGER = logging.getLogger(__name__)
 PAGES = ROOT / 'docs' / 'howto'
 LABELS = ('effusion', 'Cardiomegaly')
 
@@ -137,3 +143,42 @@ def test_the_check_and_the_written_table_leave_out_what_a_run_does(tmp_path: Pat
     assert run_script('describe_data', *tools, '--output', counts, *own, *leave_out) == 0
     found = pd.read_csv(counts / 'counts.csv').query('split == "train"')
     assert found['images'].iloc[0] == 1
+
+
+COUNTED = """
+import pandas as pd
+
+def read(root):
+    with open(root / 'calls', 'a') as file:
+        file.write('x')
+    return pd.read_csv(root / 'all.csv')
+"""
+
+
+@pytest.mark.parametrize('stage', ['simmim', 'finetune', 'pack', 'describe'])
+def test_the_function_is_called_once_for_all_splits_and_sees_later_changes(
+    tmp_path: Path, stage: str
+) -> None:
+    root = tmp_path / 'data'
+    images(root, *(f'images/{number}.png' for number in range(4)))
+    splits = ['train', 'train', 'valid', 'test']
+    rows = [f'images/{n}.png,{n},{splits[n]},Frontal,{n % 2}' for n in range(4)]
+    header = 'Path,Patient,Split,Frontal/Lateral,Edema'
+    (root / 'all.csv').write_text('\n'.join([header, *rows]))
+    (tmp_path / 'my_set.py').write_text(COUNTED)
+    name = str(tmp_path / 'my_set.py')
+    config = config_with(
+        DATA__DATASET=name, DATA__DATA_PATH=str(root), DATA__LABELS=['Edema'], DATA__BATCH_SIZE=1,
+        DATA__HOLDOUT_FRACTION=0.0, DATA__NUM_WORKERS=0,
+    )  # fmt: skip
+    run = {
+        'simmim': lambda: build_loader_simmim(config, LOGGER).train.dataset.records,
+        'finetune': lambda: build_loader_finetune(config, LOGGER).train.dataset.records,
+        'pack': lambda: [*read_source(root, dataset=name).splits],
+        'describe': lambda: read_sets(config)['train'],
+    }[stage]
+    before = run()
+    assert (root / 'calls').read_text() == 'x'
+    (root / 'all.csv').write_text('\n'.join([header, *rows[1:]]))
+    assert len(run()) == len(before) - 1
+    assert (root / 'calls').read_text() == 'xx'
