@@ -60,7 +60,7 @@ def read_csv(
 
     Args:
         data_path: Folder of the table and the images, or a packed store of this folder.
-        csv_name: Path of the table, relative to `data_path` (see `data.table_files.read_columns`).
+        csv_name: Path of the table, relative to `data_path` (see `data.table_files.read_cells`).
         split: Split to which a column `Split` reduces the rows; '' reads all rows.
         image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Names of the labels; may be empty.

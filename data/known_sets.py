@@ -196,7 +196,7 @@ def open_table(root: Path, *patterns: str) -> pd.DataFrame:
     The index has the numbers of the rows, and its name is the path of the file below the root.
     """
     file = find_file(Path(root), *patterns, hint=HINT)
-    return Table(file).cells.rename_axis(file.relative_to(root).as_posix())
+    return Table(file).texts().rename_axis(file.relative_to(root).as_posix())
 
 
 def images_below(root: Path) -> pd.Series:
@@ -220,7 +220,7 @@ def hub(root: Path) -> pd.DataFrame:
         if not images:
             continue
         # A row with an image counts, also if all its other cells are empty.
-        table = Table(path).cells.reindex(range(len(images)), fill_value='')
+        table = Table(path).texts().reindex(range(len(images)), fill_value='')
         kinds = load('data.hub:class_names')(root, file)
         counts = Counter([*table, *chain.from_iterable(kinds.values())])
         for column, names in kinds.items():

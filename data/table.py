@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.table_files import SHOWN, UNREADABLE, read_columns, text_cells
+from data.table_files import SHOWN, UNREADABLE, read_cells, text_cells
 
 KEYS = ('Path', 'Study')  # column that names the image or the study of a row
 NUMBER = re.compile(r'-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
@@ -66,7 +66,8 @@ class Table:
         num_rows: Number of rows below the header that are read; None reads all.
 
     Attributes:
-        cells: Usable rows by column; the index is the 0-based row below the header.
+        cells: Usable rows by column, as texts in the columns that were asked for; the index is the
+            0-based row below the header.
         csv: Name of the file below the data folder whose rows the index numbers; '' for none.
     """
 
@@ -82,10 +83,10 @@ class Table:
         self.file = Path(file)
         self.csv = self.file.name if cells is None else ''
         self.on_fault = on_fault
-        self._typed = set() if cells is None else {*cells}  # columns to be converted to text
         cells = self._read(hint, num_rows) if cells is None else cells
         is_named = [isinstance(name, str) and name.strip() != '' for name in cells]
         self.cells = cells.loc[:, is_named]
+        self._typed = {*self.cells}  # columns to be converted to text
 
     def __contains__(self, column: str) -> bool:
         return column in self.cells
@@ -100,6 +101,11 @@ class Table:
             self._typed.discard(column)
             self.cells = self.cells.assign(**{column: text_cells(self.cells[column])})
         return self.cells[column]
+
+    def texts(self) -> pd.DataFrame:
+        """Return all cells as texts."""
+        columns = {name: text_cells(self.cells[name]) for name in self.cells}
+        return pd.DataFrame(columns, self.cells.index, dtype=object)
 
     @property
     def key(self) -> str:
@@ -223,22 +229,16 @@ class Table:
             self.fault('missing file', f'{problem}{hint}')
             return pd.DataFrame()
         try:
-            columns = read_columns(self.file, num_rows)
+            table, other_widths = read_cells(self.file, num_rows)
         except UNREADABLE as error:
-            hint = (
-                '; save it as CSV in UTF-8, or as .xlsx'
-                if isinstance(error, UnicodeDecodeError)
-                else ''
-            )
-            self.fault('unreadable table', f'it cannot be read: {error}{hint}')
+            self.fault('unreadable table', f'it cannot be read: {error}')
             return pd.DataFrame()
-        header = columns.header = [name.strip() for name in columns.header]
-        for name in {name for name in header if name and header.count(name) > 1}:
+        table.columns = header = [name.strip() for name in table]
+        for name in dict.fromkeys(name for name in header if name and header.count(name) > 1):
             self.fault('repeated column', f'column {name} is given twice')
-        for number, width in columns.other_widths:
+        for number, width in other_widths:
             detail = f'{width} fields, but the header has {len(header)}'
             self.on_fault(Fault('row of another width', detail, str(self.file), number + 2))
-        table = columns.frame()
         table = table.loc[:, ~table.columns.duplicated() | (table.columns == '')]
         if table.empty:
             self.fault('empty CSV', 'there is no usable row below the header')

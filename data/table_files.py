@@ -13,10 +13,10 @@ import re
 import zlib
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -31,72 +31,15 @@ MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
 SHOWN = 100  # number of characters of a cell in a message
 SEPARATORS = (',', ';', '\t')
 EXCEL_SEPARATOR = re.compile(r'sep=(.)\r?\n', re.IGNORECASE)  # Excel's own first line
-DECIMAL_COMMA = re.compile(r'-?\d+,\d+', re.ASCII)
+DECIMAL_COMMA = re.compile(r'\A(-?\d+),(\d+)\Z', re.ASCII)
 UTF_16 = (b'\xff\xfe', b'\xfe\xff')
-MOST_CODES = 5_000  # different cells of a column, up to which its rows are kept as codes
 CHUNK = 200  # rows that are divided into columns at once
 EXACT = 2**53  # from here on, a float does not have all digits of a whole number
 
 
-class Columns:
-    """The columns of a table, which grow by rows.
-
-    A column of few different cells has a code of two bytes in each row, and one text for each code.
-    """
-
-    def __init__(self, header: Sequence[str]) -> None:
-        self.header = [*header]
-        self.numbers: list[int] = []
-        self.other_widths: list[tuple[int, int]] = []  # (number, width) of rows that do not fit
-        self._cells: list[array | list[str]] = [array('H') for _ in header]
-        # Text -> code; None for columns of many different texts, such as paths.
-        self._codes: list[dict[str, int] | None] = [
-            defaultdict(itertools.count().__next__) for _ in header
-        ]
-
-    def add(self, start: int, rows: Sequence[Sequence[str]]) -> None:
-        """Add consecutive rows but empty ones and those of another width than the header."""
-        width = len(self.header)
-        numbers: Sequence[int] = range(start, start + len(rows))
-        if {*map(len, rows)} != {width} or not all(map(any, rows)):
-            filled = [(number, row) for number, row in zip(numbers, rows, strict=True) if any(row)]
-            self.other_widths += [(n, len(row)) for n, row in filled if len(row) != width]
-            numbers = [number for number, row in filled if len(row) == width]
-            rows = [row for _, row in filled if len(row) == width]
-        self.numbers.extend(numbers)
-        for place, cells in enumerate(zip(*rows, strict=True)):
-            codes = self._codes[place]
-            if codes is None:
-                self._cells[place].extend(cells)
-                continue
-            self._cells[place].extend(map(codes.__getitem__, cells))
-            if len(codes) > MOST_CODES:
-                self._cells[place] = self._texts(place).tolist()
-                self._codes[place] = None
-
-    def frame(self) -> pd.DataFrame:
-        """Return the cells as texts; the index has the numbers of the rows."""
-        columns = {place: self._texts(place) for place in range(len(self.header))}
-        frame = pd.DataFrame(columns, self.numbers, dtype=object)
-        frame.columns = self.header
-        return frame
-
-    def replace_decimal_commas(self) -> None:
-        """Write cells such as 0,5 with a point."""
-        for place in range(len(self.header)):
-            self._cells[place] = [
-                cell.replace(',', '.') if DECIMAL_COMMA.fullmatch(cell) else cell
-                for cell in self._texts(place)
-            ]
-            self._codes[place] = None
-
-    def _texts(self, place: int) -> np.ndarray:  # [N] object
-        """Return the cells of a column as texts; equal cells of a column with codes are one."""
-        cells, codes = self._cells[place], self._codes[place]
-        return np.array(cells, object) if codes is None else np.array([*codes], object)[cells]
-
-
-def read_columns(file: Path, num_rows: int | None = None) -> Columns:
+def read_cells(
+    file: Path, num_rows: int | None = None
+) -> tuple[pd.DataFrame, list[tuple[int, int]]]:
     """Read a table: .csv or .tsv (also .gz), .xlsx, JSON lines (.json, .jsonl) or .parquet.
 
     A CSV file may be separated by commas, semicolons (then with decimal commas) or tabs.
@@ -105,52 +48,90 @@ def read_columns(file: Path, num_rows: int | None = None) -> Columns:
         file: Path of the file.
         num_rows: Number of rows below the header that are read; None reads all.
 
+    Returns:
+        The texts by column, as categories, because most columns have few different ones; the index
+        has the numbers of the rows. And (number, width) of each row of another width than the
+        header. The table has neither these rows nor empty ones.
+
     Raises:
         One of UNREADABLE: If the file is damaged, too large when it is decompressed, or no table.
     """
-    if file.name.lower().removesuffix('.gz').endswith(TYPED):
-        return load('data.typed_tables:read_typed')(file, num_rows)
-    text = read_text(file)
-    first = EXCEL_SEPARATOR.match(text)
-    if first:
-        text = text[first.end() :]
-    separator = first[1] if first else ','
-    if not first:  # the one that divides the header into the most columns
-        header = text[: text.find('\n') + 1] or text
-        with contextlib.suppress(csv.Error):
-            rows = [next(csv.reader([header], delimiter=mark), []) for mark in SEPARATORS]
-            separator = SEPARATORS[int(np.argmax([*map(len, rows)]))]
-    # Not io.StringIO, which needs four bytes for each character.
-    lines = io.TextIOWrapper(io.BytesIO(text.encode()), 'utf-8', newline='')
-    del text
-    reader = csv.reader(lines, strict=True, delimiter=separator)
-    try:
-        columns, count = Columns(next(reader, [])), 0
-        wanted = itertools.islice(reader, num_rows)
-        while rows := [*itertools.islice(wanted, CHUNK)]:
-            columns.add(count, rows)
-            count += len(rows)
-    except csv.Error as error:
-        hint = 'a cell may lack its closing quote'
-        raise ValueError(f'line {reader.line_num}: {error}; {hint}') from error
-    if reader.line_num > count + 1:  # a cell has several lines
-        lines.seek(0)
-        _refuse_swallowed_rows([*csv.reader(lines, delimiter=separator)], separator)
-    if separator == ';':  # of a spreadsheet in a language with decimal commas
-        columns.replace_decimal_commas()
-    return columns
+    is_typed = file.name.lower().removesuffix('.gz').endswith(TYPED)
+    rows = load('data.typed_tables:typed_rows')(file) if is_typed else _csv_rows(file)
+    _, header = next(rows, (-1, []))
+    # The number of each text of a column, which stands for the text in the rows.
+    codes = [defaultdict(itertools.count().__next__) for _ in header]
+    columns = [array('i') for _ in header]
+    numbers: list[int] = []
+    other_widths: list[tuple[int, int]] = []
+    wanted = itertools.islice(rows, num_rows)
+    while chunk := [*itertools.islice(wanted, CHUNK)]:
+        whole = []
+        for number, row in chunk:
+            if len(row) == len(header) and any(row):
+                numbers.append(number)
+                whole.append(row)
+            elif any(row):
+                other_widths.append((number, len(row)))
+        for place, texts in enumerate(zip(*whole, strict=True)):
+            columns[place].extend(map(codes[place].__getitem__, texts))
+    categories = [
+        pd.Categorical.from_codes(np.asarray(column), pd.Index([*texts], dtype=object))
+        for column, texts in zip(columns, codes, strict=True)
+    ]
+    table = pd.DataFrame(dict(enumerate(categories)), numbers, copy=False)
+    return table.set_axis(header, axis=1), other_widths
 
 
-def read_text(file: Path) -> str:
-    """Return the text of a file in UTF-8 or, with a byte-order mark, UTF-16, perhaps compressed."""
+def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each row of a CSV file; the header has the number -1."""
+    with open_text(file) as lines:
+        first = lines.readline()
+        stated = EXCEL_SEPARATOR.fullmatch(first)
+        header = lines.readline() if stated else first
+        separator = stated[1] if stated else _separator_of(header)
+        reader = csv.reader(itertools.chain([header], lines), strict=True, delimiter=separator)
+        number = -1
+        try:
+            for number, row in enumerate(reader, -1):
+                if separator == ';' and number >= 0:  # of a language with decimal commas
+                    row = [DECIMAL_COMMA.sub(r'\1.\2', cell) for cell in row]
+                yield number, row
+        except csv.Error as error:
+            hint = 'a cell may lack its closing quote'
+            raise ValueError(f'line {reader.line_num}: {error}; {hint}') from error
+        if reader.line_num > number + 2:  # a cell has several lines
+            lines.seek(0)
+            rows = csv.reader(lines, delimiter=separator)
+            _refuse_swallowed_rows([*rows][1 if stated else 0 :], separator)
+
+
+def _separator_of(header: str) -> str:
+    """Return the separator that divides a header into the most columns."""
+    with contextlib.suppress(csv.Error):
+        rows = [next(csv.reader([header], delimiter=mark), []) for mark in SEPARATORS]
+        return SEPARATORS[int(np.argmax([*map(len, rows)]))]
+    return SEPARATORS[0]
+
+
+@contextlib.contextmanager
+def open_text(file: Path) -> Iterator[TextIO]:
+    """Open a text in UTF-8 or, with a byte-order mark, UTF-16, perhaps compressed."""
+    opened = open(file, 'rb')
     if file.name.lower().endswith('.gz'):
         limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
-        with gzip.open(file) as opened:
-            data = opened.read(limit + 1)
-        refuse_bomb(len(data), limit)
-    else:
-        data = file.read_bytes()
-    return data.decode('utf-16' if data.startswith(UTF_16) else 'utf-8-sig')
+        with opened, gzip.open(opened) as content:
+            opened = io.BytesIO(content.read(limit + 1))
+        refuse_bomb(len(opened.getbuffer()), limit)
+    encoding = 'utf-16' if opened.read(2) in UTF_16 else 'utf-8-sig'
+    opened.seek(0)
+    with io.TextIOWrapper(opened, encoding, newline='') as lines:
+        try:
+            yield lines
+        except UnicodeDecodeError as error:
+            bad = error.object[error.start : error.end]
+            problem = f'the bytes {bad!r} are not {error.encoding}'
+            raise ValueError(f'{problem}; save it as CSV in UTF-8, or as .xlsx') from error
 
 
 def cell_text(value: Any) -> str:
@@ -175,6 +156,8 @@ def cell_text(value: Any) -> str:
 
 def text_cells(column: pd.Series) -> pd.Series:
     """Return the cells of a column as texts (`cell_text`)."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
     if column.dtype == object and pd.api.types.infer_dtype(column, skipna=False) == 'string':
         return column
     if column.dtype == object:

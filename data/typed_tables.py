@@ -12,9 +12,8 @@ from data.table_files import (
     CHUNK,
     MAX_RATIO,
     MIN_LIMIT,
-    Columns,
     cell_text,
-    read_text,
+    open_text,
     refuse_bomb,
 )
 
@@ -24,14 +23,13 @@ MAX_ROWS = 2**20  # that are read of an Excel file
 MAX_CELLS = 2**27  # of a Parquet file
 
 
-def read_typed(file: Path, num_rows: int | None = None) -> Columns:
-    """Read a file by its suffix; a Parquet file without its columns of bytes, such as images."""
-    rows = READERS.get(file.suffix.lower(), json_rows)(file)
-    _, header = next(rows, (0, ()))
-    columns = Columns([cell_text(name) for name in header])
-    for number, cells in itertools.islice(rows, num_rows):
-        columns.add(number, [[*map(cell_text, cells)]])
-    return columns
+def typed_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the texts of each row of a file; the header comes first.
+
+    A Parquet file is read without its columns of bytes, such as images.
+    """
+    for number, cells in READERS.get(file.suffix.lower(), json_rows)(file):
+        yield number, [*map(cell_text, cells)]
 
 
 # ---- readers, which yield (number of the row, typed cells); the first row is the header
@@ -39,8 +37,9 @@ def read_typed(file: Path, num_rows: int | None = None) -> Columns:
 
 def json_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     """Yield the rows of text, perhaps compressed, with a JSON object on each line."""
-    text = read_text(file)
     rows: list[dict[str, Any]] = []
+    with open_text(file) as lines:
+        text = lines.read()
     for number, line in enumerate(text.rstrip('\n').split('\n'), 1):
         try:
             row = json.loads(line, object_pairs_hook=_json_object)

@@ -367,4 +367,4 @@ def _joined_cells(path: Path) -> pd.DataFrame:
     table = Table(path)
     table.require('row', 'seed')
     table.check('seed', table['seed'].str.isdecimal().to_numpy(bool), 'seed', 'is not a number')
-    return table.cells
+    return table.texts()

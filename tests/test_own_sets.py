@@ -22,7 +22,7 @@ from data.packing import Settings, pack, read_source
 from data.reading import read_part
 from data.records import Records, task_of
 from data.table import refuse
-from data.table_files import read_columns
+from data.table_files import read_cells
 from data.table_warnings import SIMILAR
 from engine.run_record import run_changes
 
@@ -324,8 +324,8 @@ def test_only_a_table_with_a_column_split_is_read_to_find_the_table_of_a_split(
     (tmp_path / 'train.csv').write_text(f'{header}\na.png{",train" * (header != "Path")}\n')
     read = []
     monkeypatch.setattr(
-        'data.table.read_columns',
-        lambda file, num_rows: read.append(num_rows) or read_columns(file, num_rows),
+        'data.table.read_cells',
+        lambda file, num_rows: read.append(num_rows) or read_cells(file, num_rows),
     )
     assert csv_of_split(config_with(), tmp_path, 'test') == 'test.csv'
     assert read == expected
