@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from data.groups import UNKNOWN
 from system.pages import (
     FONT,
     NOT_FOR_CLINICAL_USE,
@@ -59,6 +60,8 @@ def plot_counts(
     rows, bars = [], max(BAR, 0.1 * len(whole))  # each group has a bar for each split
     for column in columns:
         part = shares[shares['column'] == column]
+        if {*part['group']} == {UNKNOWN}:
+            continue
         for groups in split_pages([*part['group'].unique()], int((TALLEST - NOTE - 0.8) / bars)):
             height = 0.8 + bars * len(groups)
             rows.append((height, partial(_plot_groups, part=part, groups=groups)))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 IMAGES_PER_ROW = 6
 LABELS_PER_ROW = {1: 4, 2: 3, 3: 2}  # by the number of images of a label; 1 from 4 on
 LARGEST_SIDE = 512  # of a shown image, in pixels
+FLATTEST, TALLEST_SHAPE = 0.1, 1.4  # height of an image that is shown with a width of 1
+TITLE_HEIGHT = 0.35  # in inches
 
 
 def plot_examples(records: Records, count: int, seed: int) -> dict[str, 'Figure']:
@@ -111,6 +113,11 @@ def _choose(records: Records, rows: np.ndarray, count: int, seed: int) -> np.nda
     return rows[np.sort(first)][:count]
 
 
+def _shape(image: Image.Image) -> float:
+    """Return the height of an image that is shown with a width of 1."""
+    return min(TALLEST_SHAPE, image.height / image.width)
+
+
 def _plot_grid(
     name: str, blocks: Sequence[Sequence[tuple[str, Image.Image]]], size: int, note: str
 ) -> dict[str, 'Figure']:
@@ -118,15 +125,19 @@ def _plot_grid(
     columns = min(size, IMAGES_PER_ROW)
     across, lines = LABELS_PER_ROW.get(columns, 1), math.ceil(size / columns)
     side = WIDTH / (across * columns)
-    tallest = min(1.4, max(each.height / each.width for block in blocks for _, each in block))
-    row_height = 0.35 + side * tallest
-    most = int((TALLEST - 0.8) / (lines * row_height))
+    tallest = max(_shape(image) for block in blocks for _, image in block)
+    most = int((TALLEST - 0.8) / (lines * (TITLE_HEIGHT + side * tallest)))
     pages = split_pages(blocks, most * across)
     figures = {}
     for file, page in zip(page_files(Path(name), len(pages)), pages, strict=True):
-        rows = math.ceil(len(page) / across) * lines
-        figure = new_figure(0.8 + rows * row_height)
-        axes = figure.subplots(rows, across * columns, squeeze=False)
+        shapes = np.full(math.ceil(len(page) / across) * lines, FLATTEST)  # of the tallest in a row
+        for number, block in enumerate(page):
+            for place, (_, image) in enumerate(block):
+                row = number // across * lines + place // columns
+                shapes[row] = max(shapes[row], _shape(image))
+        figure = new_figure(0.8 + np.sum(TITLE_HEIGHT + side * shapes))
+        options = {'squeeze': False, 'height_ratios': shapes}
+        axes = figure.subplots(len(shapes), across * columns, **options)
         for axis in axes.ravel():
             axis.set_axis_off()
         for number, block in enumerate(page):
