@@ -44,8 +44,8 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
         difference of the AUROCs within views, NaN with a single view), `p_delong` (NaN unless each
         patient has one row) and `same` (of `likeness`).
         `means` contains `five`, or `labels` (`labels_of_mean`) if one of the five is not counted:
-        the AUROCs, `difference`, `p_bootstrap`, `within_views`, `same` and `few`, the names of its
-        labels with few cases.
+        the AUROCs, `difference`, `p_bootstrap`, `within_views`, `same`, `counted`, the names of its
+        labels, and `few`, those with few cases.
     """
     labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
     b = b.in_order_of(a.path)
@@ -77,6 +77,7 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
         kinds = {entries[label]['same'] for label in counted}
         means[key] = _summary(np.mean([found[label] for label in counted], axis=0))
         means[key]['same'] = '' if '' in kinds else min(kinds - {'identical'}, default='identical')
+        means[key]['counted'] = [*counted]
         means[key]['few'] = ', '.join(label for label in counted if entries[label]['few'])
     return {'a': a.name, 'b': b.name, 'labels': entries, 'means': means}
 

@@ -31,8 +31,9 @@ from evaluation.metrics import (
 )
 from evaluation.model_comparison import compare
 from evaluation.published import context_rows
-from evaluation.report_page import MEAN_TITLES, render_page
+from evaluation.report_page import mean_title, render_page
 from evaluation.report_warnings import (
+    SYNTHETIC,
     alerts_of_data,
     format_score,
     label_warnings,
@@ -45,6 +46,7 @@ from evaluation.report_warnings import (
 )
 from logger import json_safe
 from system.files import replace_files
+from system.pages import NOT_FOR_CLINICAL_USE
 
 # The long table of scores: a line is one number. `row` is a run of a sweep, one of several models,
 # or '' for the only one, `group` is '' for everyone, `label` is '' for what belongs to all cases.
@@ -76,6 +78,7 @@ TASK_WORDS = {  # DATA.TASK -> what a model predicts
     'observations': 'each label on its own',
     'single_label': 'one class per image',
     'any_finding': 'any finding against No Finding',
+    'any_finding_or_none': 'any finding against all other images',
     'effusion': 'Pleural Effusion against No Finding',
 }
 
@@ -277,8 +280,8 @@ def scores_table(entry: dict[str, Any], columns: Sequence[str] = ()) -> pd.DataF
         shown = {name: METRICS[name].title for name in columns}
     counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
     scores = {part['label']: part['scores'] for part in entry['labels']}
-    for key in MEAN_TITLES:
-        scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
+    means = entry['means']
+    scores |= {mean_title(key, means['counted']): means[key] for key in MEAN_LABELS if means[key]}
     rows = {
         label: [
             *counts.get(label, ['', '']),
@@ -300,7 +303,7 @@ def classes_line(scored: dict[str, Any]) -> str:
 
 def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
     """Format one of the report's `comparisons` with intervals and p-values."""
-    means = {MEAN_TITLES[key]: mean for key, mean in entry['means'].items() if mean}
+    means = {mean_title(key, mean['counted']): mean for key, mean in entry['means'].items() if mean}
     return _format_differences(entry['labels'] | means)
 
 
@@ -344,13 +347,15 @@ def _latex(document: dict[str, Any], columns: Sequence[str]) -> str:
             for entry in document['comparisons']
         },
     }
-    parts = ['% For a document with \\usepackage{booktabs}. Not for clinical use.\n']
+    parts = ['% For a document with \\usepackage{booktabs}.\n']
+    about_data = 'Synthetic X-rays. ' if SYNTHETIC in document['alerts'] else ''
     for title, frames in tables.items():
         if frames:
             table = pd.concat(frames)
             has_intervals = table.map(lambda cell: '[' in str(cell)).any(axis=None)
             remark = ', with 95 \\% intervals over patients in brackets' if has_intervals else ''
-            text = table.to_latex(caption=f'{title}{remark}.', escape=True, multirow=False)
+            caption = f'{title}{remark}. {about_data}{NOT_FOR_CLINICAL_USE}'
+            text = table.to_latex(caption=caption, escape=True, multirow=False)
             parts.append(text.replace('<', r'\textless{}'))
     return '\n'.join(parts)
 

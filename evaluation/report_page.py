@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from evaluation import charts
 from evaluation.intervals import MIN_RESAMPLES
 from evaluation.metrics import FEW_CASES, METRICS, OF_CLASSES, OF_LABEL, applicable
 from evaluation.published import MEAN_OF_FIVE
+from evaluation.report_warnings import SYNTHETIC
 
 TEMPLATES = Path(__file__).parent / 'templates'
 JPEG_QUALITY = 88  # for images in the page; the PNG files of the maps are lossless
-MEAN_TITLES = {'five': 'Mean of the five CheXpert tasks', 'labels': 'Mean of the labels'}
 ONE_TRAINING = (
     'Each file is one training. Two seeds of one recipe can also differ like this, so a small p '
     'does not show that a method is better.'
@@ -53,6 +54,7 @@ def render_page(
     environment.filters |= {
         'p_value': charts.p_value,
         'probability': charts.probability,
+        'breakable': breakable,
         'in_order': lambda part: [(name, part[name]) for name in names if name in part],
     }
     # The set of the headline comes first.
@@ -68,7 +70,8 @@ def render_page(
         sets=sets,
         class_metrics=[*applicable(OF_CLASSES).values()],
         names=[*names],
-        means=MEAN_TITLES,
+        mean_title=mean_title,
+        synthetic=SYNTHETIC in report['alerts'],
         same_labels=len({frozenset(entry['means']['counted']) for entry in report['sets']}) == 1,
         maps=maps,
         thumbnails={key: _data_uri(image) for key, image in thumbnails.items()},
@@ -89,6 +92,18 @@ def render_page(
         few_labels=_few_labels,
         no_interval=UNDEFINED,
     )
+
+
+def breakable(name: str) -> Markup:
+    """Return a name that breaks after '/' and '_' where a line has no room for it."""
+    return Markup('<wbr>').join(re.split('(?<=[/_])', name))
+
+
+def mean_title(mean: str, labels: Sequence[str]) -> str:
+    """Return the name of a mean, 'five' or 'labels', over these labels."""
+    if mean == 'five':
+        return 'Mean of the five CheXpert tasks'
+    return f'Mean of {len(labels)} label{"s" * (len(labels) != 1)}'
 
 
 def _metric_columns(report: dict) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from sweeps.long_table import read_table
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="alert(1)">\'&amp;{{ 7 }}'
 LABELS = (*COMPETITION_LABELS, 'Fracture', HOSTILE)
 PROTOCOL = Protocol(level='image', resamples=200)
-VOID = {'meta', 'link', 'img', 'br', 'col'}
+VOID = {'meta', 'link', 'img', 'br', 'col', 'wbr'}
 
 
 class Page(HTMLParser):
@@ -390,6 +390,13 @@ def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: 
         assert f'{abs(entry["means"]["five"]["difference"]["value"]):.3f}' in first
 
 
+def test_names_of_models_break_at_slashes_and_are_escaped(tmp_path: Path) -> None:
+    document = make_comparison([some_cases('a_1/<b>'), some_cases('c', seed=1)])
+    page = write_report(tmp_path, document).read_text(encoding='utf-8')
+    assert 'Set: a_<wbr>1/<wbr>&lt;b&gt;</h2>' in page
+    assert '<h3>a_<wbr>1/<wbr>&lt;b&gt; minus c</h3>' in page and '1/<b>' not in page
+
+
 def test_models_with_other_labels_have_no_mean_side_by_side(tmp_path: Path) -> None:
     one = some_cases('a', seed=1, labels=('Edema', 'Fracture', 'Pneumonia'))
     for labels, shown in ((one.labels, True), (('Edema', 'Fracture'), False)):
@@ -397,7 +404,7 @@ def test_models_with_other_labels_have_no_mean_side_by_side(tmp_path: Path) -> N
         document = make_comparison([one, other], replace(PROTOCOL, resamples=0))
         page = written_page(tmp_path, document)
         table = next(text for text in page.texts('table') if 'AUROC of each model' in text)
-        assert ('Mean of the labels' in table) == shown
+        assert ('Mean of 3 labels' in table) == shown
 
 
 def test_data_without_patients_give_a_warning(tmp_path: Path) -> None:
@@ -490,6 +497,15 @@ def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
         assert len(re.search(r'\\begin{tabular}{(\w+)}', table)[1]) == num_columns
     assert [len(row) for row in cells] == [9] * 7 + [6] * 4
     assert r'50 \% of\_a \& b' in text and r'a\_1' in text and r'b \& c' in text
+    assert cells[3][1] == cells[-1][1] == 'Mean of 2 labels'
+    captions = re.findall(r'\\caption{(.*)}', text)
+    assert all('Not for clinical use.' in caption for caption in captions)
+    assert not any('Synthetic' in caption for caption in captions)
+    phantoms = replace(models[0], path=models[0].path + ' of CheXpert-phantom')
+    assert 'Synthetic X-rays' not in written_page(tmp_path, document).texts('li')
+    document = build_document([phantoms], None, PROTOCOL, run={})
+    assert 'Synthetic X-rays' in written_page(tmp_path, document).texts('li')
+    assert 'Synthetic X-rays.' in (tmp_path / 'report_scores.tex').read_text()
     assert not re.search(r'(?<!\\)[%_#$]', text.partition('\n')[2])
     edema = document['sets'][0]['labels'][0]['scores']['auroc']
     assert '{value:.3f} [{low:.3f}, {high:.3f}]'.format(**edema) in cells[1]
