@@ -558,15 +558,15 @@ def write_scores(
             raise ValueError(f'--scores: no run has a defined {score}')
         add_last_epoch(lines, drawn, score)
         name = file_name(sweep.name, score)
-        path = write_score(args.save, name, lines, notes=below(score), **options)
+        path = write_score(args.save, name, lines, drawn, notes=below(score), **options)
         print(path.read_text('utf-8') if protocols else path)
     if len(scores) > 1:
-        write_all_scores(args.save, f'{sweep.name}_all_scores', tables, sweep)
+        write_all_scores(args.save, f'{sweep.name}_all_scores', tables, sweep, drawn)
     groups = [group for group in drawn['group'].unique() if group]
     if groups:
         lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)
         name = f'{file_name(sweep.name, scores[0])}_subgroups'
-        print(write_score(args.save, name, lines, notes=below(scores[0]), **options))
+        print(write_score(args.save, name, lines, drawn, notes=below(scores[0]), **options))
     if protocols:
         facts = facts_cells(drawn)
         about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
@@ -665,7 +665,7 @@ def figures_of(
         if len(sweep.mask_rows) > 1:
             figures['_masks'] = lambda path: plot_masks(path, scores, sweep, score)
     if args.output:
-        runs = {'sweep': sweep, 'seeds': seeds_of(args), 'output': args.output}
+        runs = {'sweep': sweep, 'seeds': seeds_of(args), 'output': args.output, 'scores': scores}
         for name, is_pretraining in (('_losses', False), ('_curves', True)):
             if rows_with_curves(sweep, pretrain=is_pretraining):
                 figures[name] = partial(plot_curves, **runs, pretrain=is_pretraining)

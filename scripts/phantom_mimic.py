@@ -42,7 +42,8 @@ def make_mimic_phantom(output: str | Path, **options: int) -> dict:
     numbers = table['Path'].str.extract(r'/patient(\d+)/study(\d+)/').astype(int)
     table['subject_id'] = (10_000_000 + 100 * numbers[0]).astype(str)
     table['study_id'] = (50_000_000 + 100 * numbers[0] + numbers[1]).astype(str)
-    table['dicom_id'] = [f'{number:08x}' for number in range(len(table))]
+    # The names of the images tell every later tool that they are phantoms (`are_synthetic`).
+    table['dicom_id'] = [f'phantom-{number:08x}' for number in range(len(table))]
     table['ViewPosition'] = table['AP/PA'].fillna('LATERAL')
     table['split'] = table['split'].replace('valid', 'validate')
     patients, studies = table['subject_id'], table['study_id']

@@ -15,6 +15,7 @@ from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples
 from evaluation.metrics import OF_LABEL, applicable, label_scores
 from evaluation.model_comparison import ENDS, Rows, summarise
+from evaluation.published import are_synthetic
 from evaluation.report import COLUMNS, KEYS
 from evaluation.subgroups import natural_order
 
@@ -22,6 +23,7 @@ from evaluation.subgroups import natural_order
 # and over CheXpert's five if all of them have enough.
 MEANS = ('mean', 'mean_of_five', 'mean_of_defined')
 EVERYONE = ''  # group of all cases
+SYNTHETIC = 'synthetic'  # metric with the value 1 of each run that was scored on phantoms
 LEAST_RESAMPLES, PER_COMPARISON = 10_000, 200
 
 
@@ -104,6 +106,10 @@ def score_runs(
         if patients not in draws:
             draws[patients] = Resamples(patients, resamples=resamples, seed=seed)
         check_scores(scores, run.images.labels)
+        whole = {'row': run.row, 'seed': run.seed, 'fold': '', 'split': run.split}
+        whole |= {'level': run.level, 'group': EVERYONE}
+        if are_synthetic(run.images.path):
+            lines_of_run.append(whole | {'label': '', 'metric': SYNTHETIC, 'value': 1})
         groups = {EVERYONE: np.full(len(run.images), True)}
         for column, values in run.images.groups.items() if by_group else ():
             for name in sorted({*values} - {''}, key=natural_order):
@@ -112,8 +118,7 @@ def score_runs(
             cases = run.images.select(chosen).at_level(run.level)
             weights = draws[patients].weights(cases.patient)
             wanted = scores or (MEANS[0], *cases.labels)
-            key = {'row': run.row, 'seed': run.seed, 'fold': '', 'split': run.split}
-            key |= {'level': run.level, 'group': group}
+            key = whole | {'group': group}
             scored = _values(cases, wanted, weights, run.thresholds)
             lines_of_run += [key | line for line in scored]
             lines_of_run.append(key | {'label': '', 'metric': 'cases', 'value': len(cases)})
@@ -151,6 +156,11 @@ def known_scores(table: pd.DataFrame) -> list[str]:
     """Return the labels and means whose AUROC is in the table."""
     chosen = (table['metric'] == 'auroc') & (table['group'] == EVERYONE)
     return [*table.loc[chosen, 'label'].unique()]
+
+
+def is_synthetic(table: pd.DataFrame | None) -> bool:
+    """Return whether a long table, if it is known, has scores of synthetic X-rays."""
+    return table is not None and bool((table['metric'] == SYNTHETIC).any())
 
 
 def facts_of(table: pd.DataFrame, metric: str, label: str = '') -> pd.Series:

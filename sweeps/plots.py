@@ -23,7 +23,7 @@ from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
-from sweeps.long_table import EVERYONE, MEANS, parts_of
+from sweeps.long_table import EVERYONE, MEANS, is_synthetic, parts_of
 from sweeps.tables import score_title, subset_title, title_of
 from system.files import atomic_writer
 from system.pages import NOT_FOR_CLINICAL_USE, TALLEST, WIDTH, new_figure, page_files, split_pages
@@ -121,7 +121,7 @@ def plot_scores(
             if baselines:
                 figure.legend(handles=[Line2D([], [], **BASELINE)], loc='outside upper right')
             names = [row.name for row in page]
-            add_note(figure, f'{OVER_PATIENTS} {starts_note(sweep, names)}')
+            add_note(figure, f'{OVER_PATIENTS} {starts_note(sweep, names)}', scores)
     return files
 
 
@@ -194,7 +194,7 @@ def plot_differences(
             figure.legend(handles=handles, loc='outside upper center', ncols=3, columnspacing=1)
             note = 'Right of 0: the first is better. '
             note += f'{seeds} seed{"s" * (seeds != 1)}, unless a number is shown.'
-            add_note(figure, note)
+            add_note(figure, note, scores)
         files.append(file)
     return files
 
@@ -224,7 +224,8 @@ def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> list[Pa
         label: score_title(label, scores).partition(', ')[2] if label in MEANS else label
         for label in labels
     }
-    return _plot_categories(path, means, sweep, titles, column='label', score='AUROC', note=note)
+    options = {'column': 'label', 'score': 'AUROC', 'note': note, 'table': scores}
+    return _plot_categories(path, means, sweep, titles, **options)
 
 
 def plot_groups(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> list[Path]:
@@ -235,7 +236,8 @@ def plot_groups(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str
     means = _means(scores, *parts_of(score), by='group')
     titles = {group: group or 'everyone' for group in [EVERYONE, *means['group'].unique()]}
     title = score_title(score, scores, in_groups=True)
-    return _plot_categories(path, means, sweep, titles, column='group', score=title)
+    options = {'column': 'group', 'score': title, 'table': scores}
+    return _plot_categories(path, means, sweep, titles, **options)
 
 
 def has_groups(scores: pd.DataFrame, score: str) -> bool:
@@ -251,6 +253,7 @@ def _plot_categories(
     *,
     column: str,
     score: str,
+    table: pd.DataFrame,
     note: str = '',
 ) -> list[Path]:
     """Draw the values of the categories in a column, such as labels, with a marker for each row."""
@@ -287,7 +290,9 @@ def _plot_categories(
             if chance:
                 axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=':', zorder=1)
             axis.set_xlabel(f'{score}{labelled}{chance}')
-            _add_method_legend(figure, sweep, names, rows, f'{OVER_PATIENTS} {note}'.strip())
+            _add_method_legend(figure, sweep, names, rows)
+            note_below = f'{OVER_PATIENTS} {note}'.strip()
+            add_note(figure, f'{note_below} {starts_note(sweep, rows)}', table)
     return files
 
 
@@ -354,7 +359,9 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
             if over_patients:
                 noise = f'patients, because there are fewer than {FEW_SEEDS} seeds'
             rows, shown = ([last[method] for method in some] for some in (methods, page))
-            _add_method_legend(figure, sweep, rows, shown, f'Bars: 95 % over {noise}.')
+            _add_method_legend(figure, sweep, rows, shown)
+            note = f'Bars: 95 % over {noise}. {starts_note(sweep, shown)}'
+            add_note(figure, note, scores)
         files.append(file)
     return files
 
@@ -393,7 +400,7 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
             axis.set_xlabel('AvgDist: mean distance from hidden to nearest visible pixel (px)')
             axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
             figure.legend(loc='outside upper center', ncols=4)
-            add_note(figure, f'Numbers: masked share. {OVER_PATIENTS}')
+            add_note(figure, f'Numbers: masked share. {OVER_PATIENTS}', scores)
         files.append(file)
     return files
 
@@ -414,9 +421,18 @@ def rows_with_curves(sweep: Sweep, *, pretrain: bool) -> list[Row]:
 
 
 def plot_curves(
-    path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path, *, pretrain: bool
+    path: str | Path,
+    sweep: Sweep,
+    seeds: Sequence[int],
+    output: str | Path,
+    *,
+    pretrain: bool,
+    scores: pd.DataFrame | None = None,
 ) -> list[Path]:
-    """Draw the losses of each of the `rows_with_curves` by epoch."""
+    """Draw the losses of each of the `rows_with_curves` by epoch.
+
+    `scores` is the long table of the sweep, if it is known.
+    """
     chosen = rows_with_curves(sweep, pretrain=pretrain)
     files = []
     for file, page in paged(path, chosen, COLUMNS * int((TALLEST - 0.6) / PANEL)):
@@ -439,7 +455,7 @@ def plot_curves(
                 axis.set_xlabel('epochs')
             is_contrastive = pretrain and any(row.pretraining == 'contrastive' for row in page)
             note = f'{CURVES_NOTE} {CONTRASTIVE_NOTE if is_contrastive else ""}'
-            add_note(figure, note.strip(), is_score=False)
+            add_note(figure, note.strip(), scores, is_score=False)
         files.append(file)
     return files
 
@@ -483,8 +499,14 @@ def drawing(path: str | Path, height: float, width: float = WIDTH) -> Iterator[F
             figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
-def add_note(figure: Figure, text: str, *, is_score: bool = True) -> None:
-    """Add a note below a figure. Below scores it says that they are not for clinical use."""
+def add_note(
+    figure: Figure, text: str, scores: pd.DataFrame | None = None, *, is_score: bool = True
+) -> None:
+    """Add a note below a figure. Below scores it says that they are not for clinical use.
+
+    It also says if the long table `scores`, if it is known, is of synthetic X-rays.
+    """
+    text = f'{text} Synthetic X-rays.' if is_synthetic(scores) else text
     text = f'{text} {NOT_FOR_CLINICAL_USE}' if is_score else text
     letters = int(LETTERS * figure.get_figwidth())
     text = fill(text, letters, break_on_hyphens=False)
@@ -539,9 +561,9 @@ def _style(sweep: Sweep, number: int, name: str) -> dict[str, Any]:
 
 
 def _add_method_legend(
-    figure: Figure, sweep: Sweep, names: Sequence[str], shown: Sequence[str], bars: str
+    figure: Figure, sweep: Sweep, names: Sequence[str], shown: Sequence[str]
 ) -> None:
-    """Add a legend of the `shown` of all rows above the figure, and a note on bars and markers."""
+    """Add a legend of the `shown` of all rows above the figure."""
     handles = [Line2D([], [], **_style(sweep, names.index(name), name)) for name in shown]
     titles = [fill(title_of(sweep, name)[1], LONG_NAME) for name in shown]
     title = sweep.title
@@ -550,4 +572,3 @@ def _add_method_legend(
         title = f'{title}: {first} to {first + len(shown) - 1} of {len(names)}'
     style = {'ncols': 2, 'loc': 'outside upper center', 'title': title}
     figure.legend(handles, titles, **style)
-    add_note(figure, f'{bars} {starts_note(sweep, shown)}')

@@ -226,7 +226,7 @@ class PseudoLabels:
             lines = compare(drawn, pairs, score, subsets={}, groups=[*splits])
             if lines:  # without a threshold there are no decisions
                 options = {'notes': notes, 'draws': draws}
-                pages.append(write_score(self.output, f'{TABLE}_{metric}', lines, **options))
+                pages.append(write_score(self.output, f'{TABLE}_{metric}', lines, drawn, **options))
         return pages
 
     def _splits(self) -> list[list[Scored]]:

@@ -18,7 +18,15 @@ from evaluation.model_comparison import (
     summarise,
 )
 from sweeps.files import BASELINES, Sweep
-from sweeps.long_table import EVERYONE, MEANS, facts_of, label_title, parts_of, rows_of
+from sweeps.long_table import (
+    EVERYONE,
+    MEANS,
+    facts_of,
+    is_synthetic,
+    label_title,
+    parts_of,
+    rows_of,
+)
 from system.files import replace_files
 from system.pages import NOT_FOR_CLINICAL_USE
 
@@ -37,6 +45,12 @@ ABOUT_ERRORS = (
     'Held-out L1: under masks that all rows share. Only errors on the same images and of the same '
     'target can be compared.'
 )
+SYNTHETIC_NOTE = 'Synthetic X-rays (phantoms): the scores say nothing about patients.'
+LATEX = {ord(letter): f'\\{letter}' for letter in '&%$#_{}'} | {
+    ord('\\'): r'\textbackslash{}',
+    ord('~'): r'\textasciitilde{}',
+    ord('^'): r'\textasciicircum{}',
+}
 NOISE = {'over_seeds': 'seeds', 'over_patients': 'patients'}  # name of its columns in the CSV file
 FACTS = {  # fact of the long table -> title and format
     'images_seen': ('images seen in pre-training', ',.0f'),
@@ -148,6 +162,7 @@ def write_score(
     folder: Path,
     name: str,
     lines: Sequence[Line],
+    table: pd.DataFrame,
     *,
     notes: Sequence[str],
     draws: str,
@@ -159,6 +174,7 @@ def write_score(
         folder: Folder of the table.
         name: Name of the files without suffix.
         lines: Result of `compare`.
+        table: Long table, which has the number of labels of a mean.
         notes: Notes about the scores.
         draws: Description of the resamples.
         columns: Titles of the columns of the Markdown and the LaTeX file, in order; (): all. The
@@ -168,7 +184,7 @@ def write_score(
         ValueError: If the table has no column of such a title.
     """
     footnotes = Footnotes()
-    cells = [dict(_cells(line, lines, footnotes)) for line in lines]
+    cells = [dict(_cells(line, lines, table, footnotes)) for line in lines]
     if unknown := [title for title in columns if title not in cells[0]]:
         raise ValueError(f'--columns must be some of {[*cells[0]]}, got {unknown[0]!r}')
     if columns:
@@ -183,13 +199,17 @@ def write_score(
         "Student's t. Verdict: above or below if both intervals exclude 0 and the bootstrap "
         f'p-value, corrected by Holm over the {count} comparisons of this table, is below '
         f'{SIGNIFICANT}.',
-        NOT_FOR_CLINICAL_USE,
+        *_about_data(table),
     ]
     return write_table(folder, name, lines, cells, below)
 
 
 def write_all_scores(
-    folder: Path, name: str, scores: Mapping[str, Sequence[Line]], sweep: Sweep
+    folder: Path,
+    name: str,
+    scores: Mapping[str, Sequence[Line]],
+    sweep: Sweep,
+    table: pd.DataFrame | None = None,
 ) -> Path:
     """Write one table of several scores, with the best of the rows with the same labels in bold.
 
@@ -198,6 +218,7 @@ def write_all_scores(
         name: Name of the files without suffix.
         scores: Score -> result of `compare` without groups.
         sweep: Sweep of the rows.
+        table: Long table, if it is known, which has the number of labels of a mean.
 
     Returns:
         Path of the Markdown file.
@@ -218,15 +239,20 @@ def write_all_scores(
             values = [round(found[name]['value'], 3) for name in rivals if name in found]
             best = max if METRICS[parts_of(score)[0]].higher_is_better else min
             is_best = score_line and round(score_line['value'], 3) == best(values)
-            cell[score_title(score)] = f'**{text}**' if is_best else text
+            cell[score_title(score, table)] = f'**{text}**' if is_best else text
         lines.append(line)
         cells.append(cell)
     notes = [
         'Mean ± standard deviation over seeds. Bold: the best value of the rows with the same '
         'labels. Whether it is better by more than noise is in the table of each score.',
-        NOT_FOR_CLINICAL_USE,
+        *_about_data(table),
     ]
     return write_table(folder, name, lines, cells, notes)
+
+
+def _about_data(table: pd.DataFrame | None) -> list[str]:
+    """Say what the scores of a long table, if it is known, must not be used for."""
+    return [SYNTHETIC_NOTE] * is_synthetic(table) + [NOT_FOR_CLINICAL_USE]
 
 
 def _not_above_baselines(lines: Sequence[Line]) -> Iterator[str]:
@@ -255,14 +281,19 @@ def write_table(
 ) -> Path:
     """Write a table as CSV (unrounded, empty if unknown), Markdown and LaTeX.
 
+    The notes are below the table, except in the CSV file.
+
     Returns:
         Path of the Markdown file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f'{name}.md'
     table = pd.DataFrame(lines, dtype=object)  # keeps whole numbers whole
-    latex = pd.DataFrame(cells).to_latex(index=False, escape=True)
+    notes = [*notes]
     text = f'{markdown_table(cells)}\n' + ''.join(f'- {note}\n' for note in notes)
+    latex = pd.DataFrame(cells).to_latex(index=False, escape=True)
+    lines_below = ''.join(f'{note.translate(LATEX)}\\par\n' for note in notes)
+    latex += f'\\par\\medskip\n{{\\footnotesize\\raggedright\n{lines_below}}}\n'
     replace_files(
         {
             page: text,
@@ -388,7 +419,9 @@ def with_sd(values: pd.Series, form: str) -> str:
     return shown(values.mean(), form) + spread
 
 
-def _cells(line: Line, lines: Sequence[Line], footnotes: Footnotes) -> Iterator[tuple[str, str]]:
+def _cells(
+    line: Line, lines: Sequence[Line], table: pd.DataFrame, footnotes: Footnotes
+) -> Iterator[tuple[str, str]]:
     """Yield title and text of the cells of a line."""
 
     def marked(*reasons: str) -> str:
@@ -398,7 +431,8 @@ def _cells(line: Line, lines: Sequence[Line], footnotes: Footnotes) -> Iterator[
         yield 'group', line['group']
     yield 'row', line['row']
     sd = f' ± {line["sd"]:.3f}' if line['seeds'] > 1 else ''
-    yield score_title(line['score']), shown(line['value'], '.3f') + sd
+    title = score_title(line['score'], table, in_groups='group' in line)
+    yield title, shown(line['value'], '.3f') + sd
     if any('last_epoch' in other for other in lines):
         yield 'last epoch', shown(line.get('last_epoch'), '.3f')
     yield '95 % over patients', interval_text(line, '.3f') or marked(FEW_RESAMPLES)

@@ -19,6 +19,7 @@ from evaluation.reconstruction import Reconstruction, plot_reconstructions
 from evaluation.saliency import plot_prediction
 from sweeps import plots
 from sweeps.files import Sweep, load_sweep, only_subsets, plan, run_folder
+from sweeps.long_table import SYNTHETIC
 from sweeps.plots import FROM_FILE, HERE, NO_NETWORK, RANDOM, STARTS, start_of, starts_note
 from sweeps.tables import file_name, score_title
 from system.pages import TALLEST, WIDTH, page_files, split_pages
@@ -159,6 +160,17 @@ def test_examples_fit_on_pages(count: int, tmp_path: Path, monkeypatch) -> None:
     assert sum(title.startswith('Finding') for title in titles) == 14
 
 
+def test_a_row_of_examples_is_as_tall_as_its_own_images(monkeypatch) -> None:
+    records = Made()
+    records.labels = np.eye(20, 14)  # a label has an image of its own, and a row four labels
+    heights = [280] * 5 + [100] * 9  # two pages of seven
+    records.reader = lambda files: lambda n: Image.fromarray(np.zeros((heights[n], 200), np.uint8))
+    monkeypatch.setattr(figures, 'images_of', lambda records: records)
+    found = figures.plot_examples(records, 1, 0).values()
+    wanted = [0.8 + 2 * (figures.TITLE_HEIGHT + WIDTH / 4 * shape) for shape in (1.4, 0.5)]
+    assert [figure.get_figheight() for figure in found] == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize(
     'num_maps, num_labels, pages', [(1, 1, 1), (3, 14, 1), (9, 14, 2), (2, 70, 3)]
 )
@@ -214,6 +226,8 @@ def test_charts_of_counts_fit_on_pages_and_show_the_shares() -> None:
             lines += [
                 split | {'column': column, 'group': f'{g} {column}', 'images': 3} for g in groups
             ]
+        # No panel says that nothing is known.
+        lines.append(split | {'column': 'Insurance', 'group': 'unknown', 'images': 200})
     ages = [('split 0', age, sex, 4) for age in ('0-39', '40-59') for sex in ('F', 'M')]
     ages = pd.DataFrame(ages, columns=['split', 'age', 'sex', 'images'])
     found = charts.plot_counts(pd.DataFrame(lines), ages, LABELS)
@@ -230,7 +244,7 @@ def test_charts_of_counts_fit_on_pages_and_show_the_shares() -> None:
     assert bars == {kind: [width] * len(LABELS[:20]) for kind, width in widths.items()}
     names = [text.get_text() for figure in found.values() for axis in figure.axes
              for text in axis.get_yticklabels()]  # fmt: skip
-    assert sum(name.endswith('Race') for name in names) == 60
+    assert sum(name.endswith('Race') for name in names) == 60 and 'unknown' not in names
 
 
 def test_pages_have_all_items_in_order_and_about_as_many_each() -> None:
@@ -297,6 +311,30 @@ def test_a_single_label_has_no_mean_and_unscored_labels_are_named(tmp_path: Path
         assert ('mean of 40 labels' in found) == shown
         assert any('Without an AUROC:' in text for text in found)
         assert 'Rare' in ' '.join(found)
+
+
+def test_figures_of_phantoms_say_so(tmp_path: Path) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    lines, scores = score_table(sweep), long_table(sweep)
+    fact = {'row': 'moco_1', 'label': '', 'group': '', 'metric': SYNTHETIC, 'seed': '0'}
+    phantoms = pd.concat([scores, pd.DataFrame([fact | {'resample': '', 'value': 1.0}])])
+    folder = run_folder(tmp_path, sweep.rows[0].pretraining, sweep.rows[0], 0)
+    folder.mkdir(parents=True)
+    (folder / 'metrics.jsonl').write_text('{"epoch": 0, "loss": 1.0}\n')
+    for table in (scores, phantoms):
+        for name, draw in {
+            'scores': lambda path, t: plots.plot_scores(path, lines, sweep, t),
+            'differences': lambda path, t: plots.plot_differences(path, lines, sweep, t),
+            'labels': lambda path, t: plots.plot_labels(path, t, sweep),
+            'groups': lambda path, t: plots.plot_groups(path, t, sweep, 'mean'),
+            'shares': lambda path, t: plots.plot_subsets(path, t, sweep, 'mean'),
+            'curves': lambda path, t: plots.plot_curves(
+                path, sweep, [0], tmp_path, pretrain=True, scores=t
+            ),
+        }.items():
+            (folder,) = {file.parent for file in draw(tmp_path / f'{name}.svg', table)}
+        for stem, found in texts(folder).items():
+            assert ('Synthetic X-rays.' in ' '.join(found)) == (table is phantoms), stem
 
 
 def test_plot_writes_the_named_rows_only_and_removes_old_pages(tmp_path: Path, capsys) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from sweeps.files import Sweep, load_sweep, run_folder
 from sweeps.long_table import Scored, enough_resamples, read_table, score_runs
 from sweeps.plots import plot_curves
 from sweeps.run_scores import pretraining_figures
-from sweeps.tables import write_all_scores
+from sweeps.tables import compare, write_all_scores, write_score
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
@@ -237,6 +238,33 @@ def test_the_mean_of_a_table_counts_a_repeated_label_once() -> None:
     (note,), (mean,) = load_script('ablate').notes_about_labels(runs)
     assert mean.startswith('The mean is over 2 labels with') and mean.endswith('Pneumonia, Edema.')
     assert note.startswith('Pneumonia and No Finding are one label under several names')
+
+
+@pytest.mark.parametrize(
+    'path, synthetic',
+    [
+        ('CheXpert-phantom/valid/patient80001/study1/view1_frontal.jpg', True),
+        ('files/p18/p18000100/s58000101/phantom-000002ed.jpg', True),
+        ('CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg', False),
+    ],
+)
+def test_tables_of_phantoms_say_so(path: str, synthetic: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    targets = (rng.random((80, 2)) < 0.5).astype(float)
+    cases = make_cases(rng.random((80, 2)), targets, labels=('Edema', 'Pneumonia'))
+    cases = replace(cases, path=np.array([f'{path}{n}' for n in range(80)], object))
+    table = score_runs([Scored('simmim_1', 0, cases)], ['mean'], resamples=0)
+    lines = compare(table, [('simmim_1', '')], 'mean', subsets={})
+    sweep = load_sweep(methods_file(tmp_path))
+    one = write_score(tmp_path, 'one', lines, table, notes=['A & B_1: 5 %.'], draws='0 resamples')
+    every = write_all_scores(tmp_path, 'all', {'mean': lines}, sweep, table)
+    for page in (one, every):
+        for file in (page, page.with_suffix('.tex')):
+            text = file.read_text()
+            assert ('Synthetic X-rays (phantoms)' in text) == synthetic
+            assert 'AUROC, mean of 2 labels' in text and 'Not for clinical use.' in text
+    below = one.with_suffix('.tex').read_text().partition(r'\end{tabular}')[2]
+    assert r'A \& B\_1: 5 \%.\par' in below
 
 
 def test_equal_predictions_of_several_seeds_are_scored_once(monkeypatch) -> None:
