@@ -16,20 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.export import FORMATS, export, load_trained_model, push
 from system.tool import Paragraphs, tool
-
-RESTRICTED = (
-    'Keep it private unless the licence of the training images allows to publish weights: CheXpert '
-    'and MIMIC-CXR restrict it.'
-)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('checkpoint', metavar='CHECKPOINT', help='checkpoint of any main script')
-    add('--to', required=True, choices=FORMATS, help='format of the export')
+    add(
+        '--to', required=True, choices=('timm', 'onnx', 'torch_export'), help='format of the export'
+    )
     add('--output', required=True, type=Path, metavar='PATH', help='file, or folder (timm)')
     add('--overwrite', action='store_true', help='replace an existing export')
     add('--push', metavar='OWNER/NAME', help='upload the folder of --to timm to Hugging Face; '
@@ -38,6 +34,17 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.push and args.to != 'timm':
         parser.error('--push needs --to timm')
     return args
+
+
+if __name__ == '__main__':
+    parse_args()  # answers --help and wrong flags before the imports below, which take seconds
+
+from models.export import export, load_trained_model, push
+
+RESTRICTED = (
+    'Keep it private unless the licence of the training images allows to publish weights: CheXpert '
+    'and MIMIC-CXR restrict it.'
+)
 
 
 @tool

@@ -16,23 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-import pandas as pd
-import torch
-from torch import nn
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.given_folders import read_images
-from data.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
-from data.reading import require_packed_steps
-from data.records import images_of
-from data.transforms import EvalTransform
 from engine.model_tool import model_parser, model_tool
-from evaluation.features import batch_features, encoder_config, load_encoder, trained_views
-from evaluation.inference import require_finite
-from system.device import local_device
-from system.files import atomic_writer
 
 TABLES = ('.csv', '.parquet')  # formats with a column for each feature
 SUFFIXES = ('.npz', *TABLES)
@@ -62,6 +48,25 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
         parser.error('--output .parquet needs pyarrow: pip install pyarrow, or write .npz or .csv')
     return args
+
+
+if __name__ == '__main__':
+    parse_args()  # answers --help and wrong flags before the imports below, which take seconds
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from data.given_folders import read_images
+from data.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
+from data.reading import require_packed_steps
+from data.records import images_of
+from data.transforms import EvalTransform
+from evaluation.features import batch_features, encoder_config, load_encoder, trained_views
+from evaluation.inference import require_finite
+from system.device import local_device
+from system.files import atomic_writer
 
 
 def compute_features(

@@ -12,35 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-import torch
-from torch import nn
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, put
-from data.given_folders import read_images
-from data.image_source import Folder
-from data.images import load_image
-from data.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
-from data.predictions import write_predictions
-from data.reading import read_split
-from data.records import task_of
-from data.transforms import EvalTransform
 from engine.model_tool import model_parser, model_tool
-from evaluation.inference import load_classifier, predict
-from evaluation.saliency import (
-    NO_MAPS,
-    enlarge,
-    label_maps,
-    lacks_maps,
-    map_title,
-    plot_prediction,
-    read_view,
-)
-from system.device import local_device
-from utils import read_checkpoint, trained_config
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +34,37 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.output.suffix.lower() != '.csv':
         parser.error(f'--output must end in .csv, got {args.output}')
     return args
+
+
+if __name__ == '__main__':
+    parse_args()  # answers --help and wrong flags before the imports below, which take seconds
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from config import Config, put
+from data.given_folders import read_images
+from data.image_source import Folder
+from data.images import load_image
+from data.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
+from data.predictions import write_predictions
+from data.reading import read_split
+from data.records import task_of
+from data.transforms import EvalTransform
+from evaluation.inference import load_classifier, predict
+from evaluation.saliency import (
+    NO_MAPS,
+    enlarge,
+    label_maps,
+    lacks_maps,
+    map_title,
+    plot_prediction,
+    read_view,
+)
+from system.device import local_device
+from utils import read_checkpoint, trained_config
 
 
 def list_images(sources: list[str], dataset: str = '', split: str = 'test') -> dict[str, str]:

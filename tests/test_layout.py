@@ -171,3 +171,18 @@ def test_a_script_that_trains_nothing_does_not_import_torch(script: str) -> None
     command = f'import sys, scripts.{script}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', command], cwd=ROOT, check=False).returncode == 0
     assert importlib.util.find_spec('torch')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('script', 'slow'), [('export', 'torch'), ('features', 'pandas'), ('predict', 'pandas')]
+)
+def test_a_script_answers_help_before_it_imports_what_takes_seconds(script: str, slow: str) -> None:
+    """Features and predictions need torch for a flag; pandas and timm come after it."""
+    command = (
+        f'import runpy, sys; sys.argv = ["{script}", "--help"]\n'
+        f'try: runpy.run_path("scripts/{script}.py", run_name="__main__")\n'
+        f'finally: assert not {{"{slow}", "timm"}} & sys.modules.keys()'
+    )
+    done = subprocess.run([sys.executable, '-c', command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and '--output' in done.stdout, done.stderr

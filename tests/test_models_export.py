@@ -16,6 +16,7 @@ from data.transforms import EvalTransform
 from models import build_model
 from models import export as exports
 from models.export import FORMATS, example_images, export
+from scripts.export import parse_args
 from utils import load_pretrained
 
 slow = pytest.mark.slow
@@ -67,6 +68,13 @@ def assert_outputs(found, source, count=3):
 
 
 # Sources
+
+
+def test_every_format_is_a_choice_and_no_other() -> None:
+    for name in FORMATS:
+        assert parse_args(['a.pth', '--to', name, '--output', 'out']).to == name
+    with pytest.raises(SystemExit):
+        parse_args(['a.pth', '--to', 'onxx', '--output', 'out'])
 
 
 @pytest.mark.parametrize('stage, shape', [('finetune', (3, 14)), ('simmim', (3, 64, 16))])
