@@ -84,8 +84,9 @@ class ImageSource(ABC):
 
         Each image knows the name of its file (FILE_NAME).
         """
+        longest = max(map(len, map(os.fsencode, files)), default=1)
         # One block of memory, which workers share; they would copy a list of strings.
-        names = np.array([os.fsencode(file) for file in files], bytes)
+        names = np.fromiter(map(os.fsencode, files), f'S{longest}', len(files))
         return partial(_read_image, self, names)
 
     def colour_difference(self, file: str) -> float:
