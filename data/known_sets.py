@@ -289,25 +289,21 @@ def listed(cells: pd.Series, separator: str, names: Sequence[str] = ()) -> pd.Da
         names: All labels that may occur. Any other is an error, and all have a column.
     """
     cells = text_cells(cells)
-    codes, unique = pd.factorize(cells.to_numpy(object))
-    sets = []  # labels of each text
-    for cell in unique:
-        cell = cell.strip()
-        if cell[:1] == '[' and cell[-1:] == ']':
-            cell = cell[1:-1]
-        parts = cell.split(separator) if separator else [cell]
-        words = [part.strip().strip('\'"').strip() for part in parts]
-        sets.append({word for word in words if word.casefold() not in NO_NAMES})
-    columns = [*names] or sorted({name for own in sets for name in own})
-    for place, own in enumerate(sets):
-        if others := own.difference(columns):
-            row = f'{cells.index.name}, row {int(cells.index[(codes == place).argmax()]) + 2}'
-            allowed = f'is not one of {", ".join(columns)}'
-            raise ValueError(f'{row}: column {cells.name!r}: {min(others)!r} {allowed}')
-    marks = np.array([[name in own for name in columns] for own in sets], np.float32)
-    marks = marks.reshape(len(sets), len(columns))
-    marks[[not own for own in sets]] = np.nan
-    return pd.DataFrame(marks[codes], cells.index, columns)
+    codes, texts = pd.factorize(cells.to_numpy(object))
+    words = pd.Series(texts, dtype=object).str.strip()
+    words = words.str.replace(r'\A\[(.*)\]\Z', r'\1', regex=True, flags=re.DOTALL)
+    if separator:
+        words = words.str.split(separator, regex=False).explode()
+    words = words.str.strip().str.strip('\'"').str.strip()
+    words = words[~words.str.casefold().isin(NO_NAMES)]
+    columns = [*names] or sorted(words.unique())
+    if len(others := words[~words.isin(columns)]):
+        row = f'{cells.index.name}, row {int(cells.index[(codes == others.index[0]).argmax()]) + 2}'
+        allowed = f'is not one of {", ".join(columns)}'
+        raise ValueError(f'{row}: column {cells.name!r}: {others.iloc[0]!r} {allowed}')
+    marks = pd.get_dummies(words, dtype=np.float32).groupby(level=0).max()
+    marks = marks.reindex(columns=columns, fill_value=np.float32(0)).reindex(range(len(texts)))
+    return marks.take(codes).set_axis(cells.index)
 
 
 def label_values(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
