@@ -60,7 +60,7 @@ class TrainTransform(RandomCrop):
             pixels = jitter(pixels, brightness=brightness, contrast=contrast)
         if not self.erasing['probability']:
             return self.normalize.sample(pixels, before)
-        normalized = self.normalize(pixels, before)[0]
+        normalized = self.normalize(pixels, before)
         erase(normalized, rng, **self.erasing)
         return torch.from_numpy(normalized)
 

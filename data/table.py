@@ -166,17 +166,15 @@ class Table:
         self.check(column, good, kind, problem)
         self.cells = self.cells[good]
 
-    def keep_first(
-        self, column: str, kind: str, values: Sequence[str] | None = None, remedy: str = ''
-    ) -> None:
-        """Report and drop every row whose cell (or value, [N]) occurs in an earlier row."""
-        values = np.asarray(self[column] if values is None else values, object)
+    def keep_first(self, column: str, kind: str, values: Sequence[str]) -> None:
+        """Report and drop every row whose value ([N], for the cell) occurs in an earlier row."""
+        values = np.asarray(values, object)
         later = pd.Series(values, dtype=object).duplicated().to_numpy()
         if not later.any():
             return
         first_rows = dict(zip(values[~later], self.row[~later] + 2, strict=True))
         for position in np.flatnonzero(later).tolist():
-            problem = f'already occurs in row {first_rows[values[position]]}{remedy}'
+            problem = f'already occurs in row {first_rows[values[position]]}'
             self.fault(kind, f'{self._cell(column, position)} {problem}', position)
         self.cells = self.cells[~later]
 

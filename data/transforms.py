@@ -129,22 +129,19 @@ class Normalize:
 
     def __call__(
         self, pixels: np.ndarray, before: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> np.ndarray:  # [C, H, W]
         """Normalise one image.
 
         Args:
             pixels: float32 [H, W] in grey levels.
             before: The same without random changes of brightness and contrast, which 'image' would
                 undo with the statistics of `pixels`; None if there are none.
-
-        Returns:
-            image [C, H, W], scale [C], offset [C]. image * scale + offset restores the grey levels.
         """
         scale, offset = self.statistics(pixels, before)
         image = np.empty((len(offset), *pixels.shape), np.float32)
         np.subtract(pixels, offset[:, None, None], out=image)
         image /= scale[:, None, None]
-        return image, scale, offset
+        return image
 
     def sample(
         self, pixels: np.ndarray, before: np.ndarray | None = None
@@ -156,17 +153,16 @@ class Normalize:
         """
         levels = pixels.astype(np.uint8)
         if not np.array_equal(levels, pixels):
-            return torch.from_numpy(self(pixels, before)[0])
+            return torch.from_numpy(self(pixels, before))
         statistics = np.stack(self.statistics(pixels, before))
         return GreyImages(torch.from_numpy(levels[None]), torch.from_numpy(statistics))
 
     def statistics(
         self, pixels: np.ndarray, before: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scale [C] and offset [C] of an image, see `__call__`."""
+        """Return scale [C] and offset [C]: image * scale + offset restores the grey levels."""
         offset, scale = self.offset, self.scale
         if self.by_image:
-            # Statistics of the changed pixels would undo the change of brightness and contrast.
             before = pixels if before is None else before
             offset = np.full_like(offset, before.mean())
             scale = np.full_like(scale, max(before.std(), 1))
@@ -237,7 +233,7 @@ class EvalTransform:
         return View(image, box, False, self.size, self.preprocess)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
-        return torch.from_numpy(self.normalize(self.pixels(image))[0])
+        return torch.from_numpy(self.normalize(self.pixels(image)))
 
     def sample(
         self, image: Image.Image, rng: np.random.Generator | None = None

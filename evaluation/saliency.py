@@ -351,7 +351,7 @@ def label_maps(config: Config, model: nn.Module, images: torch.Tensor, k: int) -
 def read_view(view: EvalTransform, image: Image.Image) -> tuple[np.ndarray, torch.Tensor]:
     """Return an image as the model sees it: grey levels [S, S] and the input [1, C, S, S]."""
     pixels = view.pixels(image)
-    normalized = torch.from_numpy(view.normalize(pixels)[0])
+    normalized = torch.from_numpy(view.normalize(pixels))
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), normalized[None]
 
 
