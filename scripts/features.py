@@ -134,9 +134,9 @@ def main(args: argparse.Namespace) -> int:
         write_features(args.output, features, names)
     for line in describe_notes(loader.notes, records.path):
         print(line, file=sys.stderr)
-    rest = '' if used.all() else f'; {(~used).sum()} were skipped'
+    rest = '' if used.all() else f', and {(~used).sum()} skipped'
     kind = 'tokens' if args.tokens else 'features'
-    print(f'{args.output}: {kind} of {len(features)} images{rest}. Not for clinical use.')
+    print(f'{args.output}: {kind} of {len(features)} image(s){rest}. Not for clinical use.')
     return int(not used.all())
 
 

@@ -248,8 +248,8 @@ def main(args: argparse.Namespace) -> int:
     for line in describe_notes(notes, [*images]):
         print(line, file=sys.stderr)
     skipped = len(images) - len(table)
-    rest = f'; {skipped} were skipped' if skipped else ''
-    print(f'{args.output}: predictions for {len(table)} images{rest}. Not for clinical use.')
+    rest = f', and {skipped} skipped' if skipped else ''
+    print(f'{args.output}: predictions for {len(table)} image(s){rest}. Not for clinical use.')
     return int(skipped > 0)
 
 

@@ -70,7 +70,8 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     about = {'checkpoint': checkpoint_of(run), 'run': 'default', 'task': 'observations'}
     about |= {'trained_views': 'frontal'}
     assert source == about | {'rows': len(images)}
-    assert 'Not for clinical use' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f'predictions for {len(images)} image(s). Not for clinical use.' in out
 
 
 def test_the_command_in_the_log_of_a_run_predicts_the_images_of_a_csv_file(

@@ -118,6 +118,7 @@ def test_the_report_contains_groups_and_maps(finished: Path) -> None:
     assert rows == report['sets'][1]['rows']
     assert report['maps']
     assert any('synthetic' in line for line in report['headline']['alerts'])
+    assert '>These are synthetic X-rays' in (finished / 'report.html').read_text('utf-8')
     assert set(image_steps(finished)) == {f'maps/{Path(e["file"]).stem}' for e in report['maps']}
     assert 'epoch/holdout_auroc/Edema' in curves(finished)
     for entry in report['maps']:
