@@ -667,7 +667,7 @@ def figures_of(
     if args.output:
         runs = {'sweep': sweep, 'seeds': seeds_of(args), 'output': args.output, 'scores': scores}
         for name, is_pretraining in (('_losses', False), ('_curves', True)):
-            if rows_with_curves(sweep, pretrain=is_pretraining):
+            if rows_with_curves(sweep, seeds_of(args), args.output, pretrain=is_pretraining):
                 figures[name] = partial(plot_curves, **runs, pretrain=is_pretraining)
     return figures
 

@@ -17,6 +17,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from config import NO_ENCODER, PROBES
 from data.masking import average_distance, mask_generator
@@ -68,15 +69,16 @@ LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
     'holdout_loss': '-',
     'loss': '--',
 }
-CURVES_NOTE = 'One line per seed. Solid: held-out patients. Dashed: training images.'
+DASHES = {'-': 'Solid: held-out patients.', '--': 'Dashed: training images.'}
 CONTRASTIVE_NOTE = (
     'Contrastive losses depend on the number of images compared at once, which differs between '
     'methods, and between training and held-out images.'
 )
-OVER_PATIENTS = 'Bars: 95 % over patients, of the mean over seeds, if known.'
+OVER_PATIENTS = 'Bars: 95 % over patients, of the mean over seeds'
 ALL_IMAGES = 4  # 'all' images are drawn at this multiple of the largest number
 COLUMNS, PANEL = 3, 1.95  # columns of panels with learning curves, and their height
 NUM_MASKS = 200  # for the mean distance to a visible pixel
+OUTLINE = [withStroke(linewidth=2.5, foreground='white')]  # of text above lines
 FEW_SEEDS = 3  # an interval over fewer seeds spans the whole figure
 
 
@@ -121,7 +123,8 @@ def plot_scores(
             if baselines:
                 figure.legend(handles=[Line2D([], [], **BASELINE)], loc='outside upper right')
             names = [row.name for row in page]
-            add_note(figure, f'{OVER_PATIENTS} {starts_note(sweep, names)}', scores)
+            note = f'{bars_note(values.loc[names])} {starts_note(sweep, names)}'
+            add_note(figure, note, scores)
     return files
 
 
@@ -231,18 +234,32 @@ def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> list[Pa
 def plot_groups(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> list[Path]:
     """Draw a score in each group of patients for each row, or method with the most labels.
 
-    `scores` is a table of `sweeps.long_table.written` with groups.
+    A note names the groups with too few cases. `scores` is a table of `sweeps.long_table.written`
+    with groups.
     """
-    means = _means(scores, *parts_of(score), by='group')
-    titles = {group: group or 'everyone' for group in [EVERYONE, *means['group'].unique()]}
+    means, groups = _groups_shown(scores, score)
+    titles = {group: group or 'everyone' for group in [EVERYONE, *groups]}
+    left_out = [group for group in scores['group'].unique() if group not in titles]
+    note = f'Too few cases of a label: {", ".join(left_out)}.' if left_out else ''
     title = score_title(score, scores, in_groups=True)
-    options = {'column': 'group', 'score': title, 'table': scores}
+    options = {'column': 'group', 'score': title, 'table': scores, 'note': note}
     return _plot_categories(path, means, sweep, titles, **options)
 
 
 def has_groups(scores: pd.DataFrame, score: str) -> bool:
     """Return whether a long table has a score of groups of patients."""
-    return (_means(scores, *parts_of(score), by='group')['group'] != EVERYONE).any()
+    return bool(_groups_shown(scores, score)[1])
+
+
+def _groups_shown(scores: pd.DataFrame, score: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the means of a score by group, and the groups with enough cases for an interval.
+
+    Where all labels have few cases, a mean is over all of them and has no interval
+    (`labels_of_mean`). Beside groups with a mean over other labels it would be misread.
+    """
+    means = _means(scores, *parts_of(score), by='group')
+    shown = means[means['low'].notna()] if means['low'].notna().any() else means
+    return means, [group for group in shown['group'].unique() if group != EVERYONE]
 
 
 def _plot_categories(
@@ -257,10 +274,11 @@ def _plot_categories(
     note: str = '',
 ) -> list[Path]:
     """Draw the values of the categories in a column, such as labels, with a marker for each row."""
-    subset = max((row.subset for row in sweep.rows), key=lambda name: subset_size(name or 'all'))
-    known = {*means['row']}
-    names = [row.name for row in sweep.rows if row.subset == subset and row.name in known]
-    span = _span(means[means['row'].isin(names)][['value', *ENDS]])
+    scored_rows = [row for row in sweep.rows if row.name in {*means['row']}]
+    subset = max((row.subset for row in scored_rows), key=lambda name: subset_size(name or 'all'))
+    names = [row.name for row in scored_rows if row.subset == subset]
+    means = means[means['row'].isin(names) & means[column].isin([*titles])]
+    span = _span(means[['value', *ENDS]])
     pages = []
     for rows in split_pages(names, MOST_ROWS):
         space = TALLEST - 1.9 - 0.2 * math.ceil(len(rows) / 2)
@@ -286,13 +304,15 @@ def _plot_categories(
             for edge in np.arange(0.5, len(categories) - 1):
                 axis.axhline(edge, color=LIGHT, linewidth=0.6, zorder=0)
             labelled = f'; labelled: {subset_title(sweep, subset)}' if subset else ''
-            chance = '; dotted: chance' if score.startswith('AUROC') else ''
+            is_seen = score.startswith('AUROC') and span[0] < 0.5 < span[1]
+            chance = '; dotted: chance' if is_seen else ''
             if chance:
                 axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=':', zorder=1)
             axis.set_xlabel(f'{score}{labelled}{chance}')
             _add_method_legend(figure, sweep, names, rows)
-            note_below = f'{OVER_PATIENTS} {note}'.strip()
-            add_note(figure, f'{note_below} {starts_note(sweep, rows)}', table)
+            drawn = means[means['row'].isin(rows) & means[column].isin(categories)]
+            notes = [bars_note(drawn), note, starts_note(sweep, rows)]
+            add_note(figure, ' '.join(filter(None, notes)), table)
     return files
 
 
@@ -317,12 +337,12 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     if not over_patients:
         halves = seeds.map(lambda values: np.diff(t_interval(values))[0] / 2)
         means['low'], means['high'] = means['value'] - halves, means['value'] + halves
-    sizes = sorted({subset_size(row.subset) for row in sweep.rows})
+    sizes = sorted({subset_size(row.subset) for row in sweep.rows if row.name in means.index})
     factor = 100 if sweep.subsets == 'shares' else 1
     known = [size * factor for size in sizes if size < math.inf]
     positions = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
     methods = [*dict.fromkeys(row.method for row in sweep.rows if row.name in means.index)]
-    subsets = sorted({row.subset for row in sweep.rows}, key=subset_size)
+    subsets = sorted({row.subset for row in sweep.rows if row.name in means.index}, key=subset_size)
     last = {row.method: row.name for row in sweep.rows if row.name in means.index}
     low, high = _span(means[['value', *ENDS]])
     files = []
@@ -393,31 +413,46 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
                 axis.errorbar(distances, scored['value'], yerr=_bars(scored), **style)
                 for distance, value, ratio in zip(distances, scored['value'], ratios, strict=True):
                     note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 8}
-                    axis.annotate(f'{ratio:g}', (distance, value), color=style['color'], **note)
+                    note |= {'color': style['color'], 'path_effects': OUTLINE, 'zorder': 5}
+                    axis.annotate(f'{ratio:g}', (distance, value), **note)
             axis.set_xscale('log', base=2)
             axis.xaxis.set_major_formatter('{x:g}')
             axis.grid(axis='y')
             axis.set_xlabel('AvgDist: mean distance from hidden to nearest visible pixel (px)')
             axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
             figure.legend(loc='outside upper center', ncols=4)
-            add_note(figure, f'Numbers: masked share. {OVER_PATIENTS}', scores)
+            note = f'Numbers: masked share. {bars_note(means)}'
+            add_note(figure, note, scores)
         files.append(file)
     return files
 
 
-def rows_with_curves(sweep: Sweep, *, pretrain: bool) -> list[Row]:
-    """Return a row for each pre-training, or each fine-tuning with the most labels.
+def rows_with_curves(
+    sweep: Sweep, seeds: Sequence[int], output: str | Path, *, pretrain: bool
+) -> list[Row]:
+    """Return a row for each pre-training, or each fine-tuning with the most labels, that has run.
 
     Probes and baselines without an encoder are left out, because they have no epochs.
     """
-    most = max((row.subset for row in sweep.rows), key=lambda name: subset_size(name or 'all'))
     rows: dict[str, Row] = {}  # by run, which rows may share
     for row in sweep.rows:
-        if pretrain and row.pretraining:
-            rows.setdefault(row.pretrain_run, row)
-        elif not pretrain and row.subset == most and _mode(row) not in PROBES:
-            rows.setdefault(row.run, row)
-    return [*rows.values()]
+        is_trained = bool(row.pretraining) if pretrain else _mode(row) not in PROBES
+        if is_trained and any(_records(output, row, seed, pretrain=pretrain) for seed in seeds):
+            rows.setdefault(row.pretrain_run if pretrain else row.run, row)
+    if pretrain or not rows:
+        return [*rows.values()]
+    most = max((row.subset for row in rows.values()), key=lambda name: subset_size(name or 'all'))
+    return [row for row in rows.values() if row.subset == most]
+
+
+def _records(output: str | Path, row: Row, seed: int, *, pretrain: bool) -> list[dict[str, Any]]:
+    """Read the records of the epochs of a run that curves show, [] if it has not run."""
+    stage = row.pretraining if pretrain else 'finetune'
+    metrics = run_folder(output, stage, row, seed) / 'metrics.jsonl'
+    records = read_metrics(metrics) if metrics.is_file() else []
+    if stage == 'contrastive':  # before training, MoCo has nothing to compare with
+        records = [record for record in records if record['epoch'] >= 0]
+    return records
 
 
 def plot_curves(
@@ -433,7 +468,7 @@ def plot_curves(
 
     `scores` is the long table of the sweep, if it is known.
     """
-    chosen = rows_with_curves(sweep, pretrain=pretrain)
+    chosen = rows_with_curves(sweep, seeds, output, pretrain=pretrain)
     files = []
     for file, page in paged(path, chosen, COLUMNS * int((TALLEST - 0.6) / PANEL)):
         columns = min(COLUMNS, len(page))
@@ -445,17 +480,14 @@ def plot_curves(
             for row, axis in zip(page, panels, strict=False):
                 title = sweep.titles.get(row.method, row.method or row.name)
                 axis.set_title(fill(sweep.titles.get(row.name, title), LONG_PANEL), fontsize=9)
-                stage = row.pretraining if pretrain else 'finetune'
                 for seed in seeds:
-                    metrics = run_folder(output, stage, row, seed) / 'metrics.jsonl'
-                    records = read_metrics(metrics) if metrics.is_file() else []
-                    if stage == 'contrastive':  # before training, MoCo has nothing to compare with
-                        records = [record for record in records if record['epoch'] >= 0]
-                    _draw_losses(axis, records)
+                    _draw_losses(axis, _records(output, row, seed, pretrain=pretrain))
                 axis.set_xlabel('epochs')
             is_contrastive = pretrain and any(row.pretraining == 'contrastive' for row in page)
-            note = f'{CURVES_NOTE} {CONTRASTIVE_NOTE if is_contrastive else ""}'
-            add_note(figure, note.strip(), scores, is_score=False)
+            drawn = {line.get_linestyle() for axis in panels for line in axis.lines}
+            notes = ['One line per seed.', *(DASHES[style] for style in DASHES if style in drawn)]
+            notes += [CONTRASTIVE_NOTE] if is_contrastive else []
+            add_note(figure, ' '.join(notes), scores, is_score=False)
         files.append(file)
     return files
 
@@ -475,6 +507,12 @@ def starts_note(sweep: Sweep, names: Sequence[str]) -> str:
     found = {start_of(row) for row in sweep.rows if row.name in names}
     note = '; '.join(words for start, (_, words) in STARTS.items() if start in found)
     return f'{note[:1].upper()}{note[1:]}.'
+
+
+def bars_note(scored: pd.DataFrame) -> str:
+    """Explain the bars of some scores, and why others have none."""
+    is_unknown = (scored['value'].notna() & scored['low'].isna()).any()
+    return f'{OVER_PATIENTS}{"; none: too few cases or resamples" if is_unknown else ""}.'
 
 
 def _mode(row: Row) -> str:
@@ -509,7 +547,9 @@ def add_note(
     text = f'{text} Synthetic X-rays.' if is_synthetic(scores) else text
     text = f'{text} {NOT_FOR_CLINICAL_USE}' if is_score else text
     letters = int(LETTERS * figure.get_figwidth())
-    text = fill(text, letters, break_on_hyphens=False)
+    whole = NOT_FOR_CLINICAL_USE.replace(' ', '\xa0')  # stays on one line
+    text = fill(text.replace(NOT_FOR_CLINICAL_USE, whole), letters, break_on_hyphens=False)
+    text = text.replace('\xa0', ' ')
     figure.supxlabel(text, fontsize=8, color=GREY)
 
 

@@ -18,9 +18,19 @@ from data import charts, figures
 from evaluation.reconstruction import Reconstruction, plot_reconstructions
 from evaluation.saliency import plot_prediction
 from sweeps import plots
-from sweeps.files import Sweep, load_sweep, only_subsets, plan, run_folder
+from sweeps.files import Row, Sweep, load_sweep, only_subsets, plan, run_folder
 from sweeps.long_table import SYNTHETIC
-from sweeps.plots import FROM_FILE, HERE, NO_NETWORK, RANDOM, STARTS, start_of, starts_note
+from sweeps.plots import (
+    FROM_FILE,
+    HERE,
+    NO_NETWORK,
+    RANDOM,
+    STARTS,
+    bars_note,
+    rows_with_curves,
+    start_of,
+    starts_note,
+)
 from sweeps.tables import file_name, score_title
 from system.pages import TALLEST, WIDTH, page_files, split_pages
 
@@ -78,6 +88,14 @@ def score_table(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def make_curve(output: Path, stage: str, row: Row, epochs: list[int]) -> None:
+    """Write the losses of a run with seed 0."""
+    folder = run_folder(output, stage, row, 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f'{{"epoch": {epoch}, "holdout_loss": {epoch + 1}}}\n' for epoch in epochs]
+    (folder / 'metrics.jsonl').write_text(''.join(lines))
+
+
 @pytest.fixture(scope='module')
 def large() -> Sweep:
     return load_sweep(ROOT / 'scripts/studies/mae_resnet.yaml', 'full')  # 34 methods, 3 sizes
@@ -85,13 +103,15 @@ def large() -> Sweep:
 
 def test_figures_of_a_large_sweep_fit_on_pages(large: Sweep, tmp_path: Path, saved) -> None:
     sweep, lines, scores = large, score_table(large), long_table(large)
+    for row in sweep.rows:
+        make_curve(tmp_path, 'finetune', row, [-1, 0])
     for draw, most_rows in (
         (lambda path: plots.plot_scores(path, lines, sweep), 24),
         (lambda path: plots.plot_differences(path, lines, sweep), 24),
         (lambda path: plots.plot_labels(path, scores, sweep), 8),
         (lambda path: plots.plot_groups(path, scores, sweep, 'mean'), 8),
         (lambda path: plots.plot_subsets(path, scores, sweep, 'mean'), 8),
-        (lambda path: plots.plot_curves(path, sweep, [0], 'no', pretrain=False), 12),
+        (lambda path: plots.plot_curves(path, sweep, [0], tmp_path, pretrain=False), 12),
     ):
         files = draw(tmp_path / 'f.png')
         assert [file.name for file in files] == [f'f_{n + 1}.png' for n in range(len(files))]
@@ -115,13 +135,24 @@ def test_curves_of_contrastive_methods_begin_after_an_epoch(tmp_path: Path, save
     """Before it, MoCo has no images to compare with, and its loss is 0."""
     sweep = load_sweep(methods_file(tmp_path))
     for row in sweep.rows[:2]:
-        folder = run_folder(tmp_path, row.pretraining, row, 0)
-        folder.mkdir(parents=True)
-        lines = [f'{{"epoch": {epoch}, "holdout_loss": {epoch + 1}}}\n' for epoch in (-1, 0)]
-        (folder / 'metrics.jsonl').write_text(''.join(lines))
+        make_curve(tmp_path, row.pretraining, row, [-1, 0])
     plots.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=True)
     epochs = {axis.get_title(): [*axis.lines[0].get_xdata()] for axis in saved[0].axes}
     assert epochs == {'simmim': [0, 1], 'moco': [1]}
+    note = saved[0].get_supxlabel()
+    assert 'held-out patients' in note and 'training images.' not in note.replace('\n', ' ')
+
+
+def test_curves_are_those_of_the_runs_with_the_most_labels(tmp_path: Path, saved) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    assert rows_with_curves(sweep, [0], tmp_path, pretrain=False) == []
+    few, many = ([row for row in sweep.rows if row.subset == share] for share in ('0.1', '1'))
+    for row in few:
+        make_curve(tmp_path, 'finetune', row, [0])
+    assert rows_with_curves(sweep, [0], tmp_path, pretrain=False) == few
+    make_curve(tmp_path, 'finetune', many[1], [0])
+    assert rows_with_curves(sweep, [0], tmp_path, pretrain=False) == many[1:2]
+    assert rows_with_curves(sweep, [1], tmp_path, pretrain=False) == []
 
 
 def test_masks_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved, monkeypatch) -> None:
@@ -313,14 +344,52 @@ def test_a_single_label_has_no_mean_and_unscored_labels_are_named(tmp_path: Path
         assert 'Rare' in ' '.join(found)
 
 
+def test_labels_are_drawn_for_the_most_labels_that_were_scored(tmp_path: Path) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    table = long_table(sweep)
+    plots.plot_labels(tmp_path / 'l.svg', table[table['row'].str.endswith('_0.1')], sweep)
+    assert any('labelled: 10 % of the labels' in text for text in texts(tmp_path)['l_1'])
+
+
+def test_groups_with_few_cases_are_named_and_not_drawn(tmp_path: Path) -> None:
+    """Their means are over other labels: without an interval they look like the rest."""
+    sweep = load_sweep(methods_file(tmp_path))
+    table = long_table(sweep)
+    table.loc[table['metric'] == 'auroc', 'value'] += 0.11
+    is_small = table['group'].isin(GROUPS[:2]) & table['resample'].isin(['low', 'high'])
+    table.loc[is_small, 'value'] = np.nan
+    table = table[table['group'].isin(['', *GROUPS[:4]])]
+    plots.plot_groups(tmp_path / 'g.svg', table, sweep, 'mean')
+    found = texts(tmp_path)['g']
+    assert [text for text in found if text.startswith('Age: ')] == GROUPS[2:4]
+    assert f'Too few cases of a label: {", ".join(GROUPS[:2])}.' in ' '.join(found)
+    assert not any('dotted: chance' in text for text in found), 'all values are above'
+    table.loc[table['group'] == '', 'value'] = 0.45
+    plots.plot_groups(tmp_path / 'g.svg', table, sweep, 'mean')
+    assert any('dotted: chance' in text for text in texts(tmp_path)['g'])
+
+
+def test_notes_say_why_a_score_has_no_bar() -> None:
+    scored = pd.DataFrame({'value': [0.7, np.nan], 'low': [0.6, np.nan]})
+    assert bars_note(scored) == 'Bars: 95 % over patients, of the mean over seeds.'
+    assert bars_note(scored.assign(low=np.nan)).endswith('none: too few cases or resamples.')
+
+
+def test_shares_that_were_not_scored_have_no_place_on_the_axis(tmp_path: Path, saved) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    table = long_table(sweep)
+    for some, wanted in ((table, ['10', '100']), (table[table['row'].str.endswith('_1')], ['100'])):
+        plots.plot_subsets(tmp_path / 's.png', some, sweep, 'mean')
+        labels = [text.get_text() for text in saved[-1].axes[0].get_xticklabels()]
+        assert labels == wanted
+
+
 def test_figures_of_phantoms_say_so(tmp_path: Path) -> None:
     sweep = load_sweep(methods_file(tmp_path))
     lines, scores = score_table(sweep), long_table(sweep)
     fact = {'row': 'moco_1', 'label': '', 'group': '', 'metric': SYNTHETIC, 'seed': '0'}
     phantoms = pd.concat([scores, pd.DataFrame([fact | {'resample': '', 'value': 1.0}])])
-    folder = run_folder(tmp_path, sweep.rows[0].pretraining, sweep.rows[0], 0)
-    folder.mkdir(parents=True)
-    (folder / 'metrics.jsonl').write_text('{"epoch": 0, "loss": 1.0}\n')
+    make_curve(tmp_path, sweep.rows[0].pretraining, sweep.rows[0], [0])
     for table in (scores, phantoms):
         for name, draw in {
             'scores': lambda path, t: plots.plot_scores(path, lines, sweep, t),

@@ -188,6 +188,10 @@ def test_the_pixel_baseline_has_no_panel_of_losses(tmp_path: Path) -> None:
     for name, more in (('with', {'pixels': pixels}), ('without', {})):
         methods = {'scratch': scratch, **more}
         sweep = load_sweep(methods_file(tmp_path, methods=methods, reference='scratch'))
+        for row in sweep.rows:
+            folder = run_folder(tmp_path, 'finetune', row, 0)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / 'metrics.jsonl').write_text('{"epoch": 0, "loss": 1.0}\n')
         plot_curves(tmp_path / f'{name}.png', sweep, [0], tmp_path, pretrain=False)
     assert (tmp_path / 'with.png').read_bytes() == (tmp_path / 'without.png').read_bytes()
 
