@@ -10,20 +10,16 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from new_parts import add_example, add_part  # noqa: F401
 from shared_material import SHARED
 
 from config import OPTIONS
-from data.tasks import TASKS
-from system.device import local_device
 
-# timm imports wandb if it is there, which takes a second in each process of the tests.
-with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(sys.modules, 'wandb', None)
-    importlib.import_module('timm')
+if TYPE_CHECKING:
+    import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,11 +28,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--device', choices=('cpu', 'cuda'), help=where)
 
 
+def pytest_collectstart() -> None:
+    """Import timm without wandb, which takes a second, in the processes that run tests.
+
+    The one that hands tests out to them imports neither timm nor torch, so that they start sooner.
+    """
+    if 'timm' not in sys.modules:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, 'wandb', None)
+            importlib.import_module('timm')
+
+
 # Their tests start processes and wait for deadlines.
 ALONE = {'faults', 'slurm'}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
     for item in items:
         if item.path.parent.name in ALONE:
             item.add_marker(pytest.mark.alone)
@@ -58,8 +67,12 @@ def float32_on_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def device(pytestconfig: pytest.Config) -> Iterator[torch.device]:
+def device(pytestconfig: pytest.Config) -> Iterator['torch.device']:
     """Where recorded numbers are compared, in float32: `--device cuda` on a GPU."""
+    import torch
+
+    from system.device import local_device
+
     switches = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [switch.allow_tf32 for switch in switches]
     local_device()
@@ -166,6 +179,8 @@ def refused(capfd: pytest.CaptureFixture) -> Callable[..., None]:
 @pytest.fixture
 def grades_task() -> Iterator[None]:
     """Adds the task of tests/grades.py as `config.py` would, by a name and a module."""
+    from data.tasks import TASKS
+
     option = OPTIONS['DATA.TASK']
     with pytest.MonkeyPatch.context() as patch:
         added = replace(option, parts={**option.parts, 'grades': 'grades'})

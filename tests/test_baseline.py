@@ -39,10 +39,21 @@ def test_changed_copies_of_scored_x_rays_are_left_out_and_the_others_are_named(
     for row, (name, change) in zip(table.itertuples(), changes.items(), strict=False):
         with Image.open(tmp_path / row.Path) as image:
             change(image.convert('L')).save(images / name, quality=90)
-    for out in (tmp_path / 'out', tmp_path / 'none'):
+    # A stand-in for Python notes its words, and ends with 1 as the check that finds errors does.
+    words_of_check, python = tmp_path / 'words', tmp_path / 'python'
+    python.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >{words_of_check}\nexit 1\n')
+    python.chmod(0o755)
+
+    def leave_out(out: Path) -> subprocess.CompletedProcess:
         words = ['bash', 'scripts/leave_out.sh', data, images, out, 'valid.csv', 'test.csv']
-        env = os.environ | {'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
-        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+        env = os.environ | {'PYTHON': str(python)}
+        return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+
+    for out in (tmp_path / 'out', tmp_path / 'none'):
+        leave_out(out)
+        script, *words = words_of_check.read_text().split('\0')[:-1]
+        assert script == 'scripts/check_data.py' and run_script('check_data', *words) == 1
+        done = leave_out(out)
         assert done.returncode == 0, done.stderr
         found.append([*pd.read_csv(out / 'leave_out.csv')['file']])
         assert 'not most crops of 5 % or more, mirrored or rotated images' in done.stdout

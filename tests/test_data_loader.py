@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -302,55 +301,47 @@ def test_a_connection_that_ends_within_a_batch_is_a_lost_worker(monkeypatch) -> 
     assert explain(error.value)[0] == 2
 
 
-SIGNALLED = """
-import multiprocessing, os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_data_loader import Sends, loader_config, make_loader
-
 SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
-def make(index):
-    if index == 3:  # one of the workers tells all processes of the group
+
+def signal_the_group(index: int) -> int:
+    """In one of the workers, tell all processes of the group."""
+    if index == 3:
         for number in SIGNALS:
             os.killpg(0, number)
     return index
 
-def starts():
-    for number in SIGNALS:
-        os.kill(os.getpid(), number)
 
-def receive(number, frame):
-    os.write(2, f'received {{number}}\\n'.encode())
-
-if __name__ == '__main__':
+def load_under_signals(folder: Path) -> None:
+    """The main process of a group: two epochs of batches, also with signals as workers start."""
+    os.setsid()
+    output = os.open(folder / 'output', os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 2)
+    sys.stderr = os.fdopen(2, 'w')
     for number in SIGNALS:
-        signal.signal(number, receive)
-    os.register_at_fork(after_in_child=starts)
-    loader = make_loader(Sends(make), loader_config(1, workers=2), shuffle=True)
+        signal.signal(number, lambda number, _: os.write(2, f'received {number}\n'.encode()))
+    os.register_at_fork(after_in_child=lambda: [os.kill(os.getpid(), number) for number in SIGNALS])
+    loader = make_loader(Sends(signal_the_group), loader_config(1, workers=2), shuffle=True)
     first = [int(batch) for batch in loader]
-    workers = {{child.pid for child in multiprocessing.active_children()}}
+    workers = {child.pid for child in multiprocessing.active_children()}
     second = [int(batch) for batch in loader]
     assert sorted(first) == sorted(second) == list(range(16)), (first, second)
-    assert workers == {{child.pid for child in multiprocessing.active_children()}}
-    print(*workers)
-"""
+    assert workers == {child.pid for child in multiprocessing.active_children()}
+    (folder / 'workers').write_text(' '.join(map(str, workers)))
 
 
 def test_signals_to_the_group_end_no_worker_and_the_main_process_leaves_none(tmp_path) -> None:
     """As when a cluster stops a job, or a terminal is closed, also while the workers start."""
-    tests = Path(__file__).parent
-    script = tmp_path / 'signalled.py'
-    script.write_text(SIGNALLED.format(root=str(tests.parent), tests=str(tests)))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True, text=True, timeout=DEADLINE, start_new_session=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    workers = [int(word) for word in done.stdout.split()]
+    main = multiprocessing.get_context('fork').Process(target=load_under_signals, args=(tmp_path,))
+    main.start()
+    main.join(DEADLINE)
+    output = (tmp_path / 'output').read_text()
+    assert main.exitcode == 0, output
+    workers = (tmp_path / 'workers').read_text().split()
     assert len(workers) == 2 and not any(Path(f'/proc/{pid}').exists() for pid in workers)
-    lines = [line for line in done.stderr.splitlines() if line.startswith('received')]
+    lines = [line for line in output.splitlines() if line.startswith('received')]
     assert len(lines) == len({*lines}) * 2 == 8, 'the main process in both epochs, and no worker'
-    assert 'Traceback' not in done.stderr
+    assert 'Traceback' not in output
 
 
 @pytest.mark.parametrize(

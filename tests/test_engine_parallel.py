@@ -27,7 +27,7 @@ def save_gradients(rank: int, folder: Path) -> None:
 
 def test_gradients_are_exchanged_in_float32_or_rounded_to_bfloat16(tmp_path: Path) -> None:
     """The gradient of a linear layer is its input, of which the processes take the mean."""
-    multiprocessing.spawn(save_gradients, args=(tmp_path,), nprocs=2)
+    multiprocessing.start_processes(save_gradients, args=(tmp_path,), nprocs=2, start_method='fork')
     ranks = [torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1)]
     for rank in ranks:
         torch.testing.assert_close(rank['float32'], SHARES.mean(dim=0), rtol=0, atol=0)
