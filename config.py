@@ -140,7 +140,7 @@ _C.DATA.PIN_MEMORY = Option(
 )
 _C.DATA.NUM_WORKERS = Option(
     8,
-    'Loader processes per training process, at most its share of the usable cores.',
+    'Loader processes per training process; the default is at most its share of the usable cores.',
     within='[0, inf)',
     affects='nothing',
 )

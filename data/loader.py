@@ -29,7 +29,7 @@ from data.table import Fault
 from data.transforms import GreyImages
 from system import distributed
 from system.files import LOADER_FILES, allow_open_files
-from system.tool import command_of, workers_within
+from system.tool import command_of, num_workers
 
 HINT = (
     f'{command_of("scripts/check_data.py")} finds all such images; '
@@ -327,7 +327,7 @@ def make_loader(
     The seed of the dataset determines the order of the images. EpochSampler explains `shuffle` and
     `weights`.
     """
-    data, workers = config.DATA, workers_within(config.DATA.NUM_WORKERS)
+    data, workers = config.DATA, num_workers(config)
     allow_open_files(workers, per_worker=LOADER_FILES)
     sampler = EpochSampler(
         len(dataset),

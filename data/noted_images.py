@@ -13,7 +13,7 @@ from data.image_source import ImageSource
 from data.images import CONTRADICTION, VIEW, BadImageError
 from data.views import UNSEEN, end_of_warning, views_in_names
 from system.files import LOADER_FILES, allow_open_files
-from system.tool import workers_within
+from system.tool import usable_cpus
 
 SKIPPED = 'skipped: '  # prefix of the note about a skipped image
 COLOURED = 'coloured image(s) read as grey'
@@ -95,7 +95,8 @@ class NotedLoader(DataLoader):
         self, images: NotedImages, config: Config, batch_size: int | None, num_workers: int | None
     ) -> None:
         if num_workers is None:
-            num_workers = workers_within(config.DATA.NUM_WORKERS)
+            # The run may have had more cores, and a foreign file may state any number.
+            num_workers = min(config.DATA.NUM_WORKERS, usable_cpus())
         allow_open_files(num_workers, per_worker=LOADER_FILES)
         self.notes: list[str] = []
         size = batch_size or min(config.DATA.BATCH_SIZE, MOST_IMAGES)

@@ -40,7 +40,7 @@ from data.store_manifest import (
 from data.table import Fault, refuse
 from data.table_warnings import DOUBTS, label_warnings
 from system.files import NETWORK_SYSTEMS, file_system
-from system.tool import command_of, usable_cpus, workers_within
+from system.tool import command_of, num_workers, share_of_cpus, usable_cpus
 
 PACK = command_of('scripts/pack.py')
 CHECK = command_of('scripts/check_data.py')
@@ -49,17 +49,18 @@ TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them
 
 
 def open_data(config: Config, logger: logging.Logger) -> None:
-    """Log fewer loader processes than wanted, and the form of the images of a store.
+    """Log more loader processes than cores, and the form of the images of a store.
 
     A network file system and views that enlarge the images cause warnings.
     """
-    wanted = config.DATA.NUM_WORKERS
-    if (workers := workers_within(wanted)) < wanted:
-        logger.info(
-            f'each training process has {workers} loader process{"es" * (workers > 1)} instead of '
-            f'{wanted} (DATA.NUM_WORKERS), because it has no more of the {usable_cpus()} usable '
-            'cores'
-        )
+    workers, share = config.DATA.NUM_WORKERS, share_of_cpus()
+    if workers > share:
+        about = f'DATA.NUM_WORKERS {workers}: the share of a training process is {share} of the '
+        about += f'{usable_cpus()} usable cores'
+        if num_workers(config) < workers:
+            logger.info(f'{about}, so it has as many loader processes (another value is kept)')
+        else:
+            logger.warning(f'{about}, which the loader processes share')
     path = config.DATA.DATA_PATH
     if not is_store(path):
         return

@@ -31,7 +31,7 @@ from engine.train_state import TrainState
 from logger import wrap
 from system import distributed
 from system.device import autocast, to_device
-from system.tool import EXIT_OTHER_PROCESS, command_of, workers_within
+from system.tool import EXIT_OTHER_PROCESS, command_of, share_of_cpus
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -286,8 +286,8 @@ class Preflight:
         waits = 1 - step / with_reading(step)
         found = f'loader {world / read:,.1f} images/s, model {world / step:,.1f}: '
         found += f'the model waits {waits:.0%} of the time'
-        wanted = config.DATA.NUM_WORKERS
-        more = 'raise DATA.NUM_WORKERS' if workers_within(wanted) == wanted else 'use more cores'
+        has_cores = config.DATA.NUM_WORKERS < share_of_cpus()
+        more = 'raise DATA.NUM_WORKERS' if has_cores else 'use more cores'
         advice = f'{more}, or pack the images: {command_of("scripts/pack.py")}'
         self.add('speed', found, advice if waits > WAITING else '')
 

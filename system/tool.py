@@ -9,6 +9,8 @@ from functools import wraps
 from pathlib import Path
 from textwrap import fill
 
+from config import DEFAULTS, Config
+
 ROOT = Path(__file__).resolve().parents[1]
 # Exit codes of all programs: docs/faults.md says what they mean.
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -35,10 +37,20 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def workers_within(wanted: int) -> int:
-    """Return a number of worker processes, at most this process's share of the usable cores."""
+def share_of_cpus() -> int:
+    """Return this process's share of the usable cores, at least 1."""
     local_processes = int(os.environ.get('LOCAL_WORLD_SIZE', '1'))  # set by torchrun
-    return min(wanted, max(1, usable_cpus() // local_processes))
+    return max(1, usable_cpus() // local_processes)
+
+
+def num_workers(config: Config) -> int:
+    """Return the number of loader processes that a training process starts.
+
+    The default is at most its share of the usable cores. Another number was chosen, for example
+    above the cores because workers wait for a slow file system.
+    """
+    wanted = config.DATA.NUM_WORKERS
+    return min(wanted, share_of_cpus()) if wanted == DEFAULTS.DATA.NUM_WORKERS else wanted
 
 
 def command_of(program: str, root: Path = ROOT) -> str:

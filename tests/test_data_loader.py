@@ -346,9 +346,10 @@ def test_signals_to_the_group_end_no_worker_and_the_main_process_leaves_none(tmp
 
 @pytest.mark.parametrize(
     ('wanted', 'cores', 'processes', 'workers'),
-    [(8, 64, 8, 8), (8, 16, 8, 2), (8, 3, 8, 1), (2, 64, 1, 2), (0, 4, 1, 0), (16, 12, 1, 12)],
+    [(8, 64, 8, 8), (8, 16, 8, 2), (8, 3, 8, 1), (2, 64, 1, 2), (0, 4, 1, 0), (16, 12, 1, 16)]
+    + [(9, 16, 8, 9), (7, 2, 1, 7), (1, 4, 8, 1)],
 )
-def test_a_process_has_at_most_its_share_of_the_cores_as_workers(
+def test_the_default_of_workers_is_limited_to_the_share_of_the_cores_and_others_are_kept(
     wanted: int, cores: int, processes: int, workers: int, monkeypatch, caplog, tmp_path: Path
 ) -> None:
     monkeypatch.setattr('system.tool.usable_cpus', lambda: cores)
@@ -359,4 +360,7 @@ def test_a_process_has_at_most_its_share_of_the_cores_as_workers(
     config.DATA.NUM_WORKERS, config.DATA.DATA_PATH = wanted, str(tmp_path)
     with caplog.at_level(logging.INFO):
         open_data(config, logging.getLogger())
-    assert ('DATA.NUM_WORKERS' in caplog.text) == (workers < wanted)
+    is_more = wanted > max(1, cores // processes)
+    assert [record.levelno for record in caplog.records] == [
+        logging.INFO if workers < wanted else logging.WARNING
+    ] * is_more
