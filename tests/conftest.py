@@ -191,6 +191,20 @@ def grades_task() -> Iterator[None]:
 
 
 @pytest.fixture
+def only_svg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn as SVG; their other files are empty."""
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+
+    def save_svg(figure: Figure, file: object, **options: object) -> None:
+        if options['format'] == 'svg':
+            save(figure, file, **options)
+
+    monkeypatch.setattr(Figure, 'savefig', save_svg)
+
+
+@pytest.fixture
 def full_disk() -> Callable[[], AbstractContextManager[None]]:
     """In its block, writing more than 1,000 bytes to a file fails, as on a full disk."""
 

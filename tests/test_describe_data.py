@@ -110,7 +110,7 @@ def test_targets_of_the_images_that_are_trained_on(mixed: Path) -> None:
 # ---- the script
 
 
-def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path, capsys) -> None:
+def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path, only_svg) -> None:
     """Of 5 images, one is lateral; of the others, one has a finding and one No Finding."""
     rows, labels = [], []
     for number, split in enumerate(['train'] * 40 + ['validate'] * 10 + ['test'] * 5):
@@ -130,10 +130,10 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
     opts = ['DATA.HOLDOUT_FRACTION', 0, 'DATA.TRAIN_IMAGES', 10]
 
     def run(*more: object) -> list[pd.DataFrame]:
-        assert run_script('describe_data', *words, '--examples', 2, '--opts', *opts, *more) == 0
+        assert run_script('describe_data', *words, *more) == 0
         return [pd.read_csv(tmp_path / 'out' / f'{name}.csv') for name in ('targets', 'images')]
 
-    targets, images = run()
+    targets, images = run('--examples', 2, '--opts', *opts)
     kinds = ['positive', 'negative', 'total', 'left out']
     counts = targets.set_index('split')[kinds]
     of_sample = images[images['sub-sample']]
@@ -154,7 +154,7 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
     texts = re.findall(r'<text[^>]*>([^<]*)</text>', svg)
     assert [text for text in texts if 'Finding' in text] == ['Any Finding', 'No Finding']
     assert not re.search(r'p10\d|s5\d\d|d\d+', ' '.join(texts)), 'a figure names no patient'
-    targets, images = run('DATA.TASK', 'any_finding')
+    targets, images = run('--opts', *opts, 'DATA.TASK', 'any_finding')
     assert targets.set_index('split').loc['full', kinds].tolist() == [10, 10, 20, 20]
     assert images['Any Finding'].isna().sum() == 22
 
