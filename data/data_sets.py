@@ -115,7 +115,7 @@ def read_made(
         Records in the order of the table. None if an optional split is absent, or if its images are
         (see `lacks_images`).
     """
-    images, tables = open_images(root), open_tables(config, root, on_fault)
+    images, tables = open_images(root), open_tables(config, root, split, on_fault)
     if split not in tables:
         if optional:
             return None
@@ -134,24 +134,30 @@ def read_made(
     return replace(records, digest=digest)
 
 
-def open_tables(config: Config, root: str | Path, on_fault: OnFault = refuse) -> dict[str, Table]:
-    """Return the table of each split that has rows, as it was packed or as it is made."""
+def open_tables(
+    config: Config, root: str | Path, split: str, on_fault: OnFault = refuse
+) -> dict[str, Table | None]:
+    """Return the table of each split that has rows, as it was packed or as it is made.
+
+    Of packed tables, only that of `split` is read, and the others are None.
+    """
     if packed := packed_tables(config, root):
-        return {split: Table(Path(root) / file, on_fault) for split, file in packed.items()}
+        read = {split: Table(Path(root) / packed[split], on_fault)} if split in packed else {}
+        return dict.fromkeys(packed) | read
     tables = {}
-    for split, cells in make_tables(config, root, on_fault).items():
+    for name, cells in make_tables(config, root, on_fault).items():
         # The index has the name of the file that the rows are in, if there is one.
         file = str(cells.index.name or '')
         has_file = bool(file) and is_below(file) and (Path(root) / file).is_file()
         place = Path(root) / file if has_file else f'DATA.DATASET {config.DATA.DATASET}'
-        tables[split] = Table(place, on_fault, cells=cells)
-        tables[split].csv = file if has_file else ''
+        tables[name] = Table(place, on_fault, cells=cells)
+        tables[name].csv = file if has_file else ''
     return tables
 
 
 def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
     """Return all cells of the table of a split, as the function made it or as it was packed."""
-    return open_tables(config, root)[split].cells.drop(columns='Split', errors='ignore')
+    return open_tables(config, root, split)[split].cells.drop(columns='Split', errors='ignore')
 
 
 register_dataset(*FUNCTIONS, FUNCTION_SUFFIX, labelled=True, table=cells_of)(read_made)

@@ -10,13 +10,17 @@ import pytest
 from PIL import Image
 from tiny import ROOT, config_with, run_script
 
+from data import table_files
+from data.chexpert import SPLITS
 from data.data_finetune import build_loader_finetune
 from data.data_sets import read_made
 from data.data_simmim import build_loader_simmim
 from data.describe import read_sets
-from data.packing import read_source
+from data.packing import pack, read_source
 from data.reading import read_part
 from data.records import Records
+from data.store_manifest import Settings
+from data.table_files import Columns
 
 LOGGER = logging.getLogger(__name__)
 PAGES = ROOT / 'docs' / 'howto'
@@ -182,3 +186,25 @@ def test_the_function_is_called_once_for_all_splits_and_sees_later_changes(
     (root / 'all.csv').write_text('\n'.join([header, *rows[1:]]))
     assert len(run()) == len(before) - 1
     assert (root / 'calls').read_text() == 'xx'
+
+
+def test_of_the_packed_tables_only_that_of_the_split_is_read(tmp_path: Path, monkeypatch) -> None:
+    root, store = tmp_path / 'data', tmp_path / 'store'
+    images(root, *(f'images/{number}.png' for number in range(3)))
+    rows = [f'images/{n}.png,{n},{SPLITS[n]},Frontal' for n in range(3)]
+    (root / 'all.csv').write_text('\n'.join(['Path,Patient,Split,Frontal/Lateral', *rows]))
+    (tmp_path / 'my_set.py').write_text(COUNTED)
+    config = config_with(DATA__DATASET=str(tmp_path / 'my_set.py'))
+    source = read_source(root, dataset=config.DATA.DATASET)
+    pack(source, store, Settings(size=None, square=False))
+    read = []
+
+    def read_columns(file: Path, *options: int) -> Columns:
+        read.append(file.stem.rpartition('_')[2])
+        return table_files.read_columns(file, *options)
+
+    monkeypatch.setattr('data.table.read_columns', read_columns)
+    for number, split in enumerate(SPLITS):
+        records = read_made(config, store, split)
+        assert records.file.tolist() == [f'images/{number}.png'] and read == [split]
+        read.clear()
