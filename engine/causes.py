@@ -31,6 +31,10 @@ OTHER_PROCESS = (
     'another process of this run ended, or did not answer within TRAIN.RANK_TIMEOUT_MINUTES: see '
     "the last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg)"
 )
+NOTHING = (
+    'unexpected {type}: {first}. A function without `return` gives None: if you added a part, look '
+    'for its name in the traceback above, or for what it should return in docs/howto/extend.md'
+)
 _WORKER = re.compile(r'\n\w[\w.]*: |\n\w*Error$')  # precedes the message in a worker's traceback
 
 
@@ -76,6 +80,7 @@ CAUSES = (
         'TRAIN.DETERMINISTIC: {text}',
     ),
     Cause((ValueError, FloatingPointError, OSError), (), EXIT_MISTAKE, '{text}'),
+    Cause((AttributeError, TypeError), ('nonetype',), EXIT_UNEXPECTED, NOTHING),
     Cause((BaseException,), (), EXIT_UNEXPECTED, 'unexpected {type}: {first}'),
 )
 

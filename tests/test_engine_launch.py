@@ -118,6 +118,10 @@ def stopped_in_a_library(run):
         (RuntimeError('The size of tensor a (3) must match'), 1, 'unexpected RuntimeError'),
         (OSError(), 2, 'OSError'),
         (KeyError('x'), 1, "KeyError: 'x'"),
+        (AttributeError("'NoneType' object has no attribute 'ndim'"), 1, 'without `return`'),
+        (TypeError("unsupported operand type(s) for /: 'NoneType' and 'int'"), 1, 'extend.md'),
+        (TypeError('cannot unpack non-iterable NoneType object'), 1, 'without `return`'),
+        (AttributeError("'int' object has no attribute 'ndim'"), 1, "attribute 'ndim'"),
     ],
 )
 def test_each_error_has_an_exit_code_and_one_line(error, code, part):
