@@ -162,7 +162,7 @@ _C.DATA.TRAIN_CSV = Own(
 # Set by hand: docs/howto/ablations.md: a fold is a pair of CSV files.
 _C.DATA.VALID_CSV = Own(
     'valid.csv',
-    "Validation labels, as TRAIN_CSV; may be absent if TEST_CSV is not 'test.csv'.",
+    'Validation labels, as TRAIN_CSV; may be absent if there is a test split.',
     affects=('weights', 'selection'),
 )
 _C.DATA.TEST_CSV = Own('test.csv', 'Test labels; may be absent.')

@@ -6,7 +6,7 @@ their own. `Patient`, `Study`, `Split` and the columns of DESCRIPTION are option
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,9 @@ def read_csv(
     data_path: str | Path,
     csv_name: str,
     *,
-    split: str = '',
-    image_suffix: str = '',
     labels: Sequence[str] = LABELS,
-    groups: Sequence[str] = (),
-    look_up: str = 'first',
     on_fault: OnFault = refuse,
+    **options: Any,
 ) -> Records:
     """Read and check a table file in CheXpert's form.
 
@@ -61,16 +58,20 @@ def read_csv(
     Args:
         data_path: Folder of the table and the images, or a packed store of this folder.
         csv_name: Path of the table, relative to `data_path` (see `data.table_files.read_cells`).
-        split: Split to which a column `Split` reduces the rows; '' reads all rows.
-        image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Names of the labels; may be empty.
-        groups: Names of further columns to keep, if they exist.
-        look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
+        options: Further arguments of `_read_images` and `read_table`.
     """
-    root, images = Path(data_path), open_images(data_path)
-    advice = _advice(root, csv_name)
+    table = _open_csv(data_path, csv_name, labels, on_fault)
+    return _read_images(table, data_path, labels=labels, **options)
+
+
+def _open_csv(
+    data_path: str | Path, csv_name: str, labels: Sequence[str], on_fault: OnFault
+) -> Table:
+    root = Path(data_path)
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
+    advice = _advice(root, csv_name)
     if not advice and not any(root.glob('*.csv')):
         hint += (
             '; to learn labels, write this table (docs/howto/own_data.md) or name yours with '
@@ -80,22 +81,20 @@ def read_csv(
         )
     table = Table(root / csv_name, on_fault, hint + advice)
     table.csv = str(csv_name)
-    if split:
-        select_split(table, split)
+    return table
 
-    def files_of(paths: pd.Series) -> pd.Series:
-        files = with_suffix(paths, image_suffix if table.key == 'Path' else '')
-        return _without_prefix(files, images)
 
-    records = read_table(
-        table,
-        images,
-        labels=labels,
-        groups=groups,
-        files_of=files_of,
-        image_suffix=image_suffix,
-    )
-    return existing_records(records, images, look_up, on_fault, advice)
+def _read_images(
+    table: Table, data_path: str | Path, look_up: str = 'first', **options: Any
+) -> Records:
+    """Read a table with the options of `read_table`, and look its images up.
+
+    `look_up`: images that must exist: 'first', 'all' (always the case in a store), or 'none'.
+    """
+    images = open_images(data_path)
+    records = read_table(table, images, **options)
+    advice = _advice(Path(data_path), table.csv)
+    return existing_records(records, images, look_up, table.on_fault, advice)
 
 
 def read_table(
@@ -103,8 +102,7 @@ def read_table(
     images: ImageSource,
     *,
     labels: Sequence[str],
-    groups: Sequence[str],
-    files_of: Callable[[pd.Series], pd.Series],
+    groups: Sequence[str] = (),
     image_suffix: str = '',
 ) -> Records:
     """Check the rows of a table, whoever made it, and return the records of its images.
@@ -114,8 +112,8 @@ def read_table(
         images: Where the images are.
         labels: Names of the labels; may be empty.
         groups: Names of further columns to keep, if they exist.
-        files_of: Function from the paths of the rows to image files or folders of studies.
-        image_suffix: Suffix of the images of studies; '' takes all images.
+        image_suffix: Suffix that replaces the suffix of the paths, such as '.png', and that images
+            of studies must have; '' keeps the paths, and takes all images.
     """
     table.require(KEYS, labels=labels)
     key = table.key
@@ -128,7 +126,8 @@ def read_table(
         table.fault('rows without labels', detail, severity='warning')
         table.cells = table.cells[~unlabelled]
     add_studies(table)
-    table.add(path=table[key], file=files_of(table[key]))
+    files = with_suffix(table[key], image_suffix if key == 'Path' else '')
+    table.add(path=table[key], file=_without_prefix(files, images))
     table.keep_first(key, 'duplicate path', table['file'])
     report_patients(table)
     if key == 'Study':
@@ -148,14 +147,8 @@ def csv_of_split(config: Config, root: str | Path, split: str) -> str:
     """Return the table of a split: its own, or that of train if only this has a column Split."""
     names, default = csv_names(config), csv_names(default_config())
     is_alone = names[split] == default[split] and not (Path(root) / names[split]).is_file()
-    if split == 'train' or not is_alone:
-        return names[split]
-    file = Path(root) / names['train']
-    # Without a column Split, the header is enough.
-    if 'Split' in Table(file, lambda fault: None, num_rows=0):
-        splits = Table(file, lambda fault: None)['Split']
-        return names['train'] if (splits == split).any() else names[split]
-    return names[split]
+    train = Table(Path(root) / names['train'], lambda fault: None, num_rows=0) if is_alone else ()
+    return names['train' if 'Split' in train else split]
 
 
 def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
@@ -167,21 +160,32 @@ def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
 
 @register_dataset('chexpert', labelled=True, table=cells_of)
 def _read_chexpert(
-    config: Config, root: str | Path, split: str, *, optional: bool = False, **options: Any
+    config: Config,
+    root: str | Path,
+    split: str,
+    *,
+    optional: bool = False,
+    labels: Sequence[str] = (),
+    look_up: str = 'first',
+    on_fault: OnFault = refuse,
 ) -> Records | None:
     csv_name = csv_of_split(config, root, split)
     if optional and not (Path(root) / csv_name).is_file():
         return None
-    options |= {'image_suffix': config.DATA.IMAGE_SUFFIX, 'groups': config.EVAL.GROUPS}
-    return read_csv(root, csv_name, split=split, **options)
+    table = _open_csv(root, csv_name, labels, on_fault)
+    select_split(table, split, optional)
+    if optional and not len(table):
+        return None
+    options = {'image_suffix': config.DATA.IMAGE_SUFFIX, 'groups': config.EVAL.GROUPS}
+    return _read_images(table, root, labels=labels, look_up=look_up, **options)
 
 
-def select_split(table: Table, split: str) -> None:
+def select_split(table: Table, split: str, optional: bool = False) -> None:
     """Keep the rows whose cell in the column Split is this split, if there is such a column."""
     if 'Split' in table:
         splits = table.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
         table.cells = table.cells[splits == split]
-        if not len(table):
+        if not (len(table) or optional):
             table.fault('empty split', f'it has no usable row of the split {split}')
 
 
@@ -276,9 +280,9 @@ def _without_prefix(whole: pd.Series, images: ImageSource) -> pd.Series:
     on which of the two finds more of the first files; if none is there, it is removed above folders
     such as patient00001. The folder of a patient is never removed.
     """
-    if any(map(PATIENT_PART.match, whole)):
-        return whole
     shorter = pd.Series([file.partition('/')[2] for file in whole], whole.index, object)
+    if any(map(PATIENT_PART.match, whole)) or not all(shorter):
+        return whole
     num_found = [sum(map(images.exists, files[:SAMPLE_PATHS])) for files in (shorter, whole)]
     has_patients = any(map(PATIENT_PART.search, whole[:SAMPLE_PATHS]))
     return shorter if num_found[0] > num_found[1] - has_patients else whole

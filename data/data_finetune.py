@@ -18,7 +18,6 @@ from data.labels import count_uncertain
 from data.loader import Loaders, XrayDataset, make_loader
 from data.predictions import Predictions, look_up, read_predictions, rows_of
 from data.reading import (
-    may_be_absent,
     open_data,
     read_split,
     refuse_shared_patients,
@@ -116,7 +115,7 @@ def _scored_records(
     config: Config, split: str, logger: logging.Logger, *, has_test: bool = False
 ) -> Records | None:
     """Read the records of valid or test, if present, and check the columns of subgroups."""
-    optional = may_be_absent(config, split, has_test)
+    optional = split == 'test' or (has_test and config.EVAL.SELECT_ON != 'valid')
     records = read_split(config, split, logger, optional=optional)
     if records is not None:
         all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)

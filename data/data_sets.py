@@ -13,14 +13,13 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from config import FUNCTION_SUFFIX, Config
-from data.chexpert import DESCRIPTION, SPLIT_CELLS, SPLITS, read_table, with_suffix
+from data.chexpert import DESCRIPTION, SPLIT_CELLS, SPLITS, read_table
 from data.image_source import open_images
 from data.known_sets import FUNCTIONS
 from data.records import KEPT_TABLES, Records, existing_records, lacks_images, register_dataset
@@ -125,9 +124,8 @@ def read_made(
             f'patients to score: {command_of("scripts/folds.py")}'
         )
     digest = '' if packed_tables(config, root) else _digest(tables, [*labels, *config.EVAL.GROUPS])
-    files_of = partial(with_suffix, suffix=config.DATA.IMAGE_SUFFIX)
-    options = {'labels': labels, 'groups': config.EVAL.GROUPS, 'files_of': files_of}
-    records = read_table(tables[split], images, **options)
+    options = {'groups': config.EVAL.GROUPS, 'image_suffix': config.DATA.IMAGE_SUFFIX}
+    records = read_table(tables[split], images, labels=labels, **options)
     if optional and lacks_images(records, images, split, look_up, on_fault):
         return None
     records = existing_records(records, images, look_up, on_fault)

@@ -16,7 +16,6 @@ from config import (
     part,
     scored_steps,
 )
-from data.chexpert import csv_of_split
 from data.identity import shared_patients
 from data.image_source import open_images
 from data.preprocess import LUNG_STEPS, SHAPE_STEPS
@@ -194,23 +193,6 @@ def data_set_of_split(config: Config, split: str) -> DataSet:
     data_set = part(config, 'DATA.DATASET')
     is_replaced = csv_names(config)[split] != csv_names(default_config())[split]
     return DATASETS['chexpert'] if data_set.labelled and is_replaced else data_set
-
-
-def may_be_absent(config: Config, split: str, has_test: bool | None = None) -> bool:
-    """Return whether a split may be missing.
-
-    The test split may always be missing. The valid split may be missing if the test split is there
-    (`has_test`); in CheXpert's form, if DATA.TEST_CSV was changed or train.csv has a column Split.
-    """
-    data = config.DATA
-    if split == 'test':
-        return True
-    if data.DATASET == 'chexpert':
-        is_given = data.TEST_CSV != default_config().DATA.TEST_CSV
-        file = csv_of_split(config, data.DATA_PATH, 'test')
-        is_table_of_all = file == data.TRAIN_CSV
-        has_test = (is_given and (Path(data.DATA_PATH) / file).is_file()) or is_table_of_all
-    return bool(has_test) and config.EVAL.SELECT_ON != 'valid'
 
 
 def data_root(config: Config, logger: logging.Logger) -> str:

@@ -10,6 +10,7 @@ finding. The exit code is 0 without errors, 1 with errors, and 2 if the check fa
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -17,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, default_config
 from data.check import Findings, check_data, list_duplicates
+from data.chexpert import csv_of_split
 from data.given_folders import config_of_data
-from data.reading import may_be_absent
 from data.sources import source_configs
 from system.files import replace_file
 from system.tool import Paragraphs, at_least, tool, usable_cpus
@@ -45,7 +46,10 @@ def splits_that_may_be_absent(config: Config) -> tuple[str, ...]:
     if config.DATA.DATASET != 'chexpert':
         return ('train', 'valid', 'test')
     has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-    return ('test',) * has_default_test + ('valid',) * may_be_absent(config, 'valid')
+    root = config.DATA.DATA_PATH
+    has_test = os.path.isfile(os.path.join(root, csv_of_split(config, root, 'test')))
+    needs_valid = config.EVAL.SELECT_ON == 'valid' or not has_test
+    return ('test',) * has_default_test + ('valid',) * (not needs_valid)
 
 
 @tool

@@ -13,7 +13,7 @@ from tiny import config_with, run_script
 from xray_splits import LOGGER
 
 from config import Config
-from data.chexpert import csv_of_split
+from data.chexpert import csv_of_split, read_csv
 from data.data_sets import read_made
 from data.fingerprint import describe_data
 from data.known_sets import listed, majority
@@ -317,9 +317,11 @@ def test_classes_splits_and_patients_come_from_the_paths(folders: Path) -> None:
     assert test.patient.tolist() == ['odd name#1']
 
 
-@pytest.mark.parametrize(('header', 'expected'), [('Path', [0]), ('Path,Split', [0, None])])
-def test_only_a_table_with_a_column_split_is_read_to_find_the_table_of_a_split(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str, expected: list[int | None]
+@pytest.mark.parametrize(
+    ('header', 'expected'), [('Path', 'test.csv'), ('Path,Split', 'train.csv')]
+)
+def test_the_header_of_a_table_is_enough_to_find_the_table_of_a_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str, expected: str
 ) -> None:
     (tmp_path / 'train.csv').write_text(f'{header}\na.png{",train" * (header != "Path")}\n')
     read = []
@@ -327,8 +329,8 @@ def test_only_a_table_with_a_column_split_is_read_to_find_the_table_of_a_split(
         'data.table.read_cells',
         lambda file, num_rows: read.append(num_rows) or read_cells(file, num_rows),
     )
-    assert csv_of_split(config_with(), tmp_path, 'test') == 'test.csv'
-    assert read == expected
+    assert csv_of_split(config_with(), tmp_path, 'test') == expected
+    assert read == [0]
 
 
 def test_one_table_with_a_column_split_is_enough(tmp_path: Path) -> None:
@@ -357,3 +359,28 @@ def test_one_table_with_a_column_split_is_enough(tmp_path: Path) -> None:
         same = read_part(config, tmp_path / 'data', split, labels=('Mass',))
         assert same.sample.tolist() == part.sample.tolist()
         np.testing.assert_array_equal(same.labels, part.labels)
+
+
+def test_images_that_are_not_there_are_missing_and_not_repeated(tmp_path: Path) -> None:
+    """A path without a folder has no first folder that could be another one on this disk."""
+    (tmp_path / 'train.csv').write_text('Path,Patient,Frontal/Lateral\n0.png,1,\n1.png,2,\n')
+    faults: list = []
+    read_csv(tmp_path, 'train.csv', labels=(), look_up='all', on_fault=faults.append)
+    assert [fault.kind for fault in faults if fault.severity == 'error'][-1] == 'missing images'
+    assert 'duplicate path' not in {fault.kind for fault in faults}
+
+
+def test_images_of_studies_have_the_suffix_of_the_converted_files(tmp_path: Path) -> None:
+    """A table of studies that a function makes, beside the files before the conversion."""
+    (tmp_path / 'mine.py').write_text(
+        'import pandas as pd\n'
+        'def read(root):\n'
+        "    return pd.DataFrame({'Study': ['a.1', 'b'], 'Patient': ['a', 'b'],\n"
+        "                         'Frontal/Lateral': 'Frontal', 'Edema': [0, 1]})\n"
+    )
+    for name in ('a.1/x.dcm', 'a.1/x.png', 'b/y.png'):
+        (tmp_path / 'data' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'data' / name).touch()
+    config = config_with(DATA__DATASET=str(tmp_path / 'mine.py'), DATA__IMAGE_SUFFIX='.png')
+    records = read_made(config, tmp_path / 'data', 'train', labels=['Edema'])
+    assert records.file.tolist() == ['a.1/x.png', 'b/y.png']
