@@ -23,7 +23,7 @@ from data.reading import (
     refuse_shared_patients,
     scored_images,
 )
-from data.records import Records, select_views, tables_kept, task_of
+from data.records import Records, csv_names, select_views, tables_kept, task_of
 from data.splits import (
     describe_subset,
     split_patients,
@@ -119,8 +119,9 @@ def _scored_records(
     records = read_split(config, split, logger, optional=optional)
     if records is not None:
         all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
-    elif split == 'valid':
-        logger.info('there is no split valid, so only test is scored')
+    else:
+        name = csv_names(config)[split]
+        logger.info(f'there is no split {split} to score (DATA.{split.upper()}_CSV {name})')
     return records
 
 

@@ -38,6 +38,7 @@ def test_held_out_patients_select_and_the_test_file_is_scored(
     assert [part['name'] for part in json.loads((folder / 'report.json').read_text())['sets']] == [
         'test'
     ]
+    assert '(DATA.VALID_CSV valid.csv)' in (folder / 'log_rank0.txt').read_text()
     files = read_record(folder)['data']['files']
     assert set(files) == {'train_split.csv', 'test_split.csv'}
     tables = {split: pd.read_csv(two_splits / f'{split}_split.csv') for split in ('train', 'test')}
