@@ -225,6 +225,9 @@ def precision_recall(label: dict, key: str) -> Markup:
     panel = Panel(Axis(*UNIT, 'Recall (sensitivity)'), Axis(*UNIT, 'Precision'))
     panel.line((0, 1), [label['positives'] / label['n']] * 2, 'chance')
     xs, ys = _series(label['precision_recall'])
+    # A precision at recall 0 is that of no case, or of negatives alone: a spike at the left edge.
+    start = next((i for i, x in enumerate(xs) if x > 0), len(xs))
+    xs, ys = [0] * (start < len(xs)) + xs[start:], ys[start : start + 1] + ys[start:]
     # Average precision uses the precision of the higher recall between two points.
     panel.line(
         [x for x in xs for _ in 'ab'][:-1], [y for y in ys for _ in 'ab'][1:], 'curve series-0'

@@ -212,7 +212,8 @@ def plot_prediction(
         rows.append(
             (0.8 + BAR * len(more), lambda row, more=more: bars(row.subplots(), dict(more)))
         )
-    figures = figures_of_rows(Path(path).name, rows, NOT_FOR_CLINICAL_USE)
+    note = f'Orange: labels with maps. {NOT_FOR_CLINICAL_USE}' if maps else NOT_FOR_CLINICAL_USE
+    figures = figures_of_rows(Path(path).name, rows, note)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     replace_files(
         {

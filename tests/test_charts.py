@@ -45,6 +45,14 @@ def test_the_area_under_a_drawn_curve_is_the_score(labels: list[dict]) -> None:
         assert auc(x, y) == pytest.approx(area, abs=1e-3)
 
 
+def test_a_negative_that_is_ranked_first_draws_no_spike() -> None:
+    points = {'x': [0.0, 0.0, 0.5, 1.0], 'y': [1.0, 0.0, 0.5, 0.4]}
+    label = {'label': 'Edema', 'precision_recall': points, 'positives': 2, 'n': 5}
+    x, y = drawn(str(precision_recall(label, 'a')))
+    assert y[x < 0.25] == pytest.approx(0.5, abs=1e-3)
+    assert auc(x, y) == pytest.approx((0.5 + 0.4) / 2, abs=1e-3)
+
+
 def test_radiologists_are_drawn_filled_below_the_curve(labels: list[dict]) -> None:
     label = labels[-1]
     svg = str(roc(label, 'a'))

@@ -218,6 +218,9 @@ def test_figures_of_predictions_fit_on_pages(num_maps, num_labels, pages, saved,
     bars = [tick.get_text() for axis in axes for tick in axis.get_yticklabels()]
     assert [text for text in bars if text.startswith('Finding')] == names
     assert [axis.get_title(loc='left') for axis in axes if axis.get_title(loc='left')] == [*maps]
+    assert {figure.get_supxlabel() for figure in drawn} == {
+        'Orange: labels with maps. Not for clinical use.'
+    }
     check_pages(drawn, pages)
 
 
