@@ -66,6 +66,20 @@ def float32_on_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('system.device.cpu_computes_bfloat16', lambda: False)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def dots_for_reconstructions() -> Iterator[None]:
+    """Runs in the process of the tests draw no figures of reconstructions, which take longer."""
+    from PIL import Image
+
+    def write_dot(path: Path, *_: object) -> None:
+        path.parent.mkdir(exist_ok=True)
+        Image.new('L', (1, 1)).save(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('evaluation.held_out.plot_reconstructions', write_dot)
+        yield
+
+
 @pytest.fixture
 def device(pytestconfig: pytest.Config) -> Iterator['torch.device']:
     """Where recorded numbers are compared, in float32: `--device cuda` on a GPU."""

@@ -60,6 +60,13 @@ def load(path: str):
     return get_config(argparse.Namespace(cfg=str(ROOT / path), stage=stage))
 
 
+@pytest.fixture(autouse=True)
+def no_initial_values(monkeypatch) -> None:
+    """Without weights, drawing them takes more time than all else."""
+    for name in ('normal_', 'uniform_', 'erfinv_', 'fill_', 'zero_', 'mul_', 'add_', 'clamp_'):
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, *_, **__: tensor, raising=False)
+
+
 @cache
 def count_parameters(stage: str, text: str) -> int:
     """Build the model of options as text; many configs have the same."""

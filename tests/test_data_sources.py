@@ -145,7 +145,7 @@ SOURCES = [
     {'name': 'clinic', 'dataset': 'folder', 'path': 'clinic'},
 ]
 NAMES = [entry['name'] for entry in SOURCES]
-DATA = {'SOURCES': SOURCES, 'TRAIN_IMAGES': 0, 'NUM_WORKERS': 1}
+DATA = {'SOURCES': SOURCES, 'TRAIN_IMAGES': 0}
 TRAIN = {'EPOCHS': 2, 'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'SAVE_EVERY_STEPS': 2}
 SAME_ON_RANKS = SWIN | {'DROP_PATH_RATE': 0.0}  # each process drops paths of its own
 

@@ -16,7 +16,7 @@ from mkdocs.config import load_config
 from new_parts import EXAMPLE, PAGE
 from sklearn.metrics import matthews_corrcoef
 from test_readme import ROOT
-from tiny import config_with
+from tiny import SMALLEST_SWIN, config_with
 from torch import nn
 
 from config import (
@@ -78,16 +78,7 @@ def test_files_of_the_project_that_a_page_names_exist(path) -> None:
 
 # The examples of new parts
 
-SMALL = {
-    'DATA__IMG_SIZE': 32,
-    'DATA__MASK_PATCH_SIZE': 8,
-    'MODEL__IN_CHANS': 1,
-    'MODEL__SWIN__EMBED_DIM': 8,
-    'MODEL__SWIN__DEPTHS': [1, 1],
-    'MODEL__SWIN__NUM_HEADS': [1, 2],
-    'MODEL__SWIN__WINDOW_SIZE': 4,
-    'AUG__AUTO_AUGMENT': 'none',
-}
+SMALL = SMALLEST_SWIN | {'MODEL__IN_CHANS': 1, 'AUG__AUTO_AUGMENT': 'none'}
 
 
 def images(size: int = 32, seed: int = 0) -> torch.Tensor:

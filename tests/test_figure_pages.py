@@ -35,9 +35,10 @@ from sweeps.tables import file_name, score_title
 from system.pages import TALLEST, WIDTH, page_files, split_pages
 
 SWEEPS = sorted(
-    path for folder in ('ablations', 'ablations/nano', 'comparison', 'studies')
+    path for folder in ('comparison', 'studies')
     for path in (ROOT / 'scripts' / folder).glob('*.yaml')
 )  # fmt: skip
+ABLATIONS = sorted((ROOT / 'scripts/ablations').rglob('*.yaml'))
 GROUPS = [f'Age: {n} to {n + 9}' for n in range(0, 100, 10)]
 LABELS = [f'Finding number {n}' for n in range(40)]
 
@@ -294,7 +295,15 @@ def test_pages_have_all_items_in_order_and_about_as_many_each() -> None:
 # What a row starts from ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('path', SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path',
+    [
+        *SWEEPS,
+        ABLATIONS[0],
+        *[pytest.param(path, marks=pytest.mark.slow) for path in ABLATIONS[1:]],
+    ],
+    ids=lambda path: path.stem,
+)
 def test_legends_say_what_the_runs_start_from(path: Path, monkeypatch) -> None:
     """The commands of the runs say it: --pretrained names a run of the sweep, or a file."""
     monkeypatch.setattr('config.check_config', lambda *_: None)  # tests/test_sweeps_files.py does

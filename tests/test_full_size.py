@@ -11,7 +11,9 @@ from data.labels import LABELS
 from tools.full_size import NAME, main, parse_args
 
 
-def test_a_made_data_set_is_read_and_a_command_is_measured(tmp_path: Path, capfd) -> None:
+def test_a_made_data_set_is_read_and_a_command_is_measured(
+    tmp_path: Path, capfd, monkeypatch
+) -> None:
     data = tmp_path / 'data'
     assert main(parse_args(['make', str(data), '--images', '1000'])) == 0
     records = [read_csv(data / NAME, f'{split}.csv', labels=LABELS, look_up='all')
@@ -24,9 +26,12 @@ def test_a_made_data_set_is_read_and_a_command_is_measured(tmp_path: Path, capfd
     predictions = pd.read_csv(data / 'predictions.csv')
     assert [*predictions] == ['Path', *LABELS] and len(predictions) == 766
     capfd.readouterr()
-    words = ['measure', str(data), str(tmp_path / 'out'), '--only', 'import torch']
+    code = 'kept = bytes(range(256)) * 2**19; sum(range(10**7))'  # 128 MiB
+    commands = {'fill': ['-c', code], 'other': ['-c', '1 / 0']}
+    monkeypatch.setattr('tools.full_size.commands', lambda *_: commands)
+    words = ['measure', str(data), str(tmp_path / 'out'), '--only', 'fill']
     assert main(parse_args(words)) == 0
     (line,) = capfd.readouterr().out.splitlines()
     found = json.loads(line)
-    assert found['name'] == 'import torch' and found['exit'] == 0
-    assert found['cpu_s'] > 0 and found['peak_mib'] > 50
+    assert found['name'] == 'fill' and found['exit'] == 0
+    assert found['cpu_s'] > 0 and 128 < found['peak_mib'] < 256

@@ -242,7 +242,7 @@ def test_scoring_drops_the_same_patches_in_every_batch_and_run(
     options['EVAL']['SELECT_ON'], options['model'] = 'last', MAE_ENCODER
     folder = finished_run('finetune', phantom, tmp_path, **options)
     trained = read_predictions(folder / 'predictions_test.csv').probabilities
-    more = ['DATA.BATCH_SIZE', '3', 'DATA.NUM_WORKERS', '1', 'SEED', '7', 'REPORT.WRITE', 'True']
+    more = ['DATA.BATCH_SIZE', '3', 'SEED', '7', 'REPORT.WRITE', 'True']
     more += ['REPORT.MAPS', '0', 'EVAL.RESAMPLES', '0']
     finished_run('finetune', phantom, tmp_path, '--eval', '--opts', *more, **options)
     again = read_predictions(folder / 'predictions_test_eval.csv').probabilities

@@ -9,6 +9,7 @@ from PIL import Image
 from tiny import MAE, arguments, finished_run, run_folder, run_main
 
 from evaluation import held_out
+from evaluation.reconstruction import plot_reconstructions
 from logger import read_metrics
 from utils import read_checkpoint
 
@@ -22,6 +23,7 @@ def pretrained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('mae')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(held_out, 'IN_TENSORBOARD', 2)
+        patch.setattr(held_out, 'plot_reconstructions', plot_reconstructions)
         return finished_run('simmim', phantom, folder, model=MAE, TRAIN=TRAIN, EVAL=FEW)
 
 

@@ -175,10 +175,13 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize(('data', 'problem', 'activation'), TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize(
+    ('channels', 'data', 'problem', 'activation'),
+    [(3, *task) for task in TASKS.values()] + [(1, *TASKS['findings'])],
+    ids=[*TASKS, 'one channel'],
+)
 def test_the_pipeline_of_transformers_gives_the_probabilities(  # noqa: PLR0913
-    data, problem, activation, channels, transformers, tmp_path
+    channels, data, problem, activation, transformers, tmp_path
 ):
     sections = {'DATA': data, 'TEST': {'CROP': False}}
     if 'TASK' in data:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import config_with, run_script
+from tiny import SMALLEST_SWIN, config_with, run_script
 from xray_splits import xray
 
 from config import OPTIONS, REGISTRIES, Config, Own, check_config, part
@@ -121,14 +121,6 @@ for key, part in PARTS.items():
 register_policy('mine')(noting(lambda images: 0.5))
 register_loss('mine')(noting(lambda targets, labels: noted.append(labels) or masked_bce))
 """
-SMALL = {
-    'DATA__IMG_SIZE': 32,
-    'DATA__MASK_PATCH_SIZE': 8,
-    'MODEL__SWIN__EMBED_DIM': 8,
-    'MODEL__SWIN__DEPTHS': [1, 1],
-    'MODEL__SWIN__NUM_HEADS': [1, 2],
-    'MODEL__SWIN__WINDOW_SIZE': 4,
-}
 
 
 def build_masked(config: Config) -> None:
@@ -171,7 +163,9 @@ def test_every_part_receives_the_options_of_the_section_with_its_name(
     width = Own(3, 'Number that the part notes.', within='[1, inf)')
     add_part(key, 'mine', 'noting_parts', NOTED, section, {'WIDTH': width})
     options = {key: 'mine', f'{section}.WIDTH': 5, 'CONTRASTIVE.TEMPERATURE': 0.25}
-    config = config_with(**SMALL | {key.replace('.', '__'): v for key, v in options.items()})
+    config = config_with(
+        **SMALLEST_SWIN | {key.replace('.', '__'): v for key, v in options.items()}
+    )
     check_config(config)
     use(config)
     found = sys.modules['noting_parts'].noted

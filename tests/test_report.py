@@ -41,6 +41,7 @@ from sweeps.long_table import read_table
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="alert(1)">\'&amp;{{ 7 }}'
 LABELS = (*COMPETITION_LABELS, 'Fracture', HOSTILE)
 PROTOCOL = Protocol(level='image', resamples=200)
+NO_INTERVALS = replace(PROTOCOL, resamples=0)
 VOID = {'meta', 'link', 'img', 'br', 'col', 'wbr'}
 
 
@@ -254,7 +255,7 @@ def test_tables_hold_the_numbers_of_the_json(folder: Path, written: dict) -> Non
 def test_a_set_with_one_class_shows_na_and_no_empty_section(tmp_path: Path) -> None:
     cases = replace(some_cases(labels=('Fracture',)), groups={})
     cases.targets[:] = 0
-    document = build_document([cases], None, PROTOCOL, run={})
+    document = build_document([cases], None, NO_INTERVALS, run={})
     page = written_page(tmp_path, document)
     assert page.texts('p')[0] == 'n/a'
     assert json.loads((tmp_path / 'report.json').read_text())['headline']['score']['value'] is None
@@ -271,7 +272,7 @@ def test_few_cases_and_patients_in_two_splits_give_warnings(tmp_path: Path) -> N
     holdout.targets[:, LABELS.index('Edema')] = 0
     holdout.targets[:, 2] = np.arange(len(holdout)) < 2
     patients = {'train': ['p1', 'p2', 'p2'], 'valid': ['p3'], 'test': ['p2', 'p1', 'p4']}
-    document = build_document([cases], holdout, PROTOCOL, run={}, patients=patients)
+    document = build_document([cases], holdout, NO_INTERVALS, run={}, patients=patients)
     warnings = '\n'.join(document['warnings'])
     assert 'no threshold because the held-out cases lack a class: Edema' in warnings
     assert f'{LABELS[0]} (7 positives), {LABELS[1]} (4 negatives)' in warnings
@@ -291,7 +292,7 @@ def test_a_temperature_at_the_end_of_its_range_gives_a_warning() -> None:
     holdout = some_cases('holdout', seed=5)
     for column, sign in enumerate((1, -1)):
         holdout.probabilities[:, column] = 0.5 + sign * (holdout.targets[:, column] - 0.5) / 2
-    document = build_document([some_cases()], holdout, PROTOCOL, run={})
+    document = build_document([some_cases()], holdout, NO_INTERVALS, run={})
     warnings = [line for line in document['warnings'] if 'the end of its range' in line]
     assert [re.search(r'is (\S+),.*: (.*)', line).groups() for line in warnings] == [
         ('0.01', LABELS[0]),
@@ -317,8 +318,10 @@ def test_labels_of_one_class_are_listed_once_and_neither_scored_nor_counted(tmp_
     for part in (cases, other):
         part.targets[:, :5] = 0
         part.targets[:, 6] = np.arange(len(cases)) < 30
-    comparisons = compare_sets([cases, other], PROTOCOL, name='test')
-    document = build_document([cases], None, PROTOCOL, run={}, extras={'comparisons': comparisons})
+    comparisons = compare_sets([cases, other], NO_INTERVALS, name='test')
+    document = build_document(
+        [cases], None, NO_INTERVALS, run={}, extras={'comparisons': comparisons}
+    )
     headline, mean = document['headline'], document['sets'][0]['means']['labels']
     assert headline['name'] == 'Mean AUROC of 2 labels'
     assert headline['score'] == mean['auroc']
@@ -354,7 +357,7 @@ def test_too_few_resamples_for_a_corrected_p_are_said() -> None:
     (entry,) = make_comparison(models, replace(PROTOCOL, resamples=278))['comparisons']
     assert np.isnan(entry['labels'][LABELS[0]]['p_holm']) and not entry['note']
     assert differences_table(entry)['p (Holm)'][LABELS[0]] == 'n/a'
-    document = make_comparison(models, replace(PROTOCOL, resamples=0))
+    document = make_comparison(models, NO_INTERVALS)
     assert NO_RESAMPLES.format(resamples=0, least=200) in document['warnings']
 
 
@@ -380,7 +383,7 @@ def test_few_resamples_give_no_interval_and_the_reason(resamples: int) -> None:
 
 def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: Path) -> None:
     models = [some_cases(name, seed=i) for i, name in enumerate(('one', 'two', 'three'))]
-    document = make_comparison(models, replace(PROTOCOL, resamples=0))
+    document = make_comparison(models, NO_INTERVALS)
     page = written_page(tmp_path, document)
     assert json.loads((tmp_path / 'report.json').read_text())['headline'] is None
     assert not [el for el in page.elements if el[1].get('class') == 'big']
@@ -391,7 +394,7 @@ def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: 
 
 
 def test_names_of_models_break_at_slashes_and_are_escaped(tmp_path: Path) -> None:
-    document = make_comparison([some_cases('a_1/<b>'), some_cases('c', seed=1)])
+    document = make_comparison([some_cases('a_1/<b>'), some_cases('c', seed=1)], NO_INTERVALS)
     page = write_report(tmp_path, document).read_text(encoding='utf-8')
     assert 'Set: a_<wbr>1/<wbr>&lt;b&gt;</h2>' in page
     assert '<h3>a_<wbr>1/<wbr>&lt;b&gt; minus c</h3>' in page and '1/<b>' not in page
@@ -401,7 +404,7 @@ def test_models_with_other_labels_have_no_mean_side_by_side(tmp_path: Path) -> N
     one = some_cases('a', seed=1, labels=('Edema', 'Fracture', 'Pneumonia'))
     for labels, shown in ((one.labels, True), (('Edema', 'Fracture'), False)):
         other = some_cases('b', seed=2, labels=labels)
-        document = make_comparison([one, other], replace(PROTOCOL, resamples=0))
+        document = make_comparison([one, other], NO_INTERVALS)
         page = written_page(tmp_path, document)
         table = next(text for text in page.texts('table') if 'AUROC of each model' in text)
         assert ('Mean of 3 labels' in table) == shown
@@ -409,9 +412,13 @@ def test_models_with_other_labels_have_no_mean_side_by_side(tmp_path: Path) -> N
 
 def test_data_without_patients_give_a_warning(tmp_path: Path) -> None:
     cases = some_cases()
-    assert not any('name no patients' in line for line in make_comparison([cases])['warnings'])
+    assert not any(
+        'name no patients' in line for line in make_comparison([cases], NO_INTERVALS)['warnings']
+    )
     cases = replace(cases, patient=cases.path.copy())
-    assert any('name no patients' in line for line in make_comparison([cases])['warnings'])
+    assert any(
+        'name no patients' in line for line in make_comparison([cases], NO_INTERVALS)['warnings']
+    )
 
 
 def test_worst_errors_have_small_images_and_empty_maps_say_so(tmp_path: Path) -> None:
@@ -423,7 +430,7 @@ def test_worst_errors_have_small_images_and_empty_maps_say_so(tmp_path: Path) ->
     document = build_document(
         [cases],
         some_cases('holdout', labels=('Edema',)),
-        PROTOCOL,
+        NO_INTERVALS,
         run={},
         extras={'maps': [entry]},
     )

@@ -47,6 +47,14 @@ MAE = VIT | {
     'VIT': VIT['VIT'] | {'USE_SINCOS': True, 'USE_SHARED_RPB': False, 'INIT_VALUES': None},
     'MAE': {'DECODER_EMBED_DIM': 16, 'DECODER_DEPTH': 1, 'DECODER_NUM_HEADS': 2},
 }
+SMALLEST_SWIN = {  # for `config_with`
+    'DATA__IMG_SIZE': 32,
+    'DATA__MASK_PATCH_SIZE': 8,
+    'MODEL__SWIN__EMBED_DIM': 8,
+    'MODEL__SWIN__DEPTHS': [1, 1],
+    'MODEL__SWIN__NUM_HEADS': [1, 2],
+    'MODEL__SWIN__WINDOW_SIZE': 4,
+}
 FINETUNE_AUG = {'AUTO_AUGMENT': 'none', 'MIXUP': 0.0, 'CUTMIX': 0.0, 'HFLIP': 0.0}
 
 
