@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -64,6 +65,18 @@ def pytest_collection_finish() -> None:
 def float32_on_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """With AMP_ON_CPU auto, runs in the process of the tests compute the same on all CPUs."""
     monkeypatch.setattr('system.device.cpu_computes_bfloat16', lambda: False)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def templates_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Reports in the process of the tests share their templates, which takes half of the time."""
+    from jinja2 import Environment, FileSystemBytecodeCache
+
+    compiled = FileSystemBytecodeCache(str(tmp_path_factory.mktemp('templates')))
+    with pytest.MonkeyPatch.context() as patch:
+        sharing = partial(Environment, bytecode_cache=compiled)
+        patch.setattr('evaluation.report_page.Environment', sharing)
+        yield
 
 
 @pytest.fixture(scope='session', autouse=True)
