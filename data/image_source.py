@@ -60,7 +60,7 @@ class ImageSource(ABC):
     def read(self, file: str) -> bytes:
         """Return the contents of an image file; see `read_file` for the errors.
 
-        Only a store, which keeps pixels, overrides `reader` and `colour_difference` instead.
+        Only a store, which keeps pixels, overrides `reader` instead.
         """
         raise NotImplementedError
 
@@ -89,14 +89,10 @@ class ImageSource(ABC):
         names = np.fromiter(map(os.fsencode, files), f'S{longest}', len(files))
         return partial(_read_image, self, names)
 
-    def colour_difference(self, file: str) -> float:
-        """Return the largest difference between colour channels; 0 for images packed as grey."""
-        return colour_difference(self.read(file), file)
-
     def colour_levels(self, file: str, image: Image.Image) -> float:
         """Return the difference between the channels of an image, 0 if compression explains it."""
-        levels = image.info.get(COLOUR_DIFFERENCE)  # known for DICOM
-        levels = self.colour_difference(file) if levels is None else levels
+        levels = image.info.get(COLOUR_DIFFERENCE)
+        levels = colour_difference(self.read(file)) if levels is None else levels
         return levels if levels > COLOUR_LEVELS else 0
 
 

@@ -39,7 +39,7 @@ FULL_RANGE_BITS = (8, 10, 12, 14, 16)
 FULL_SIZE, PACKED_STEPS, FILE_NAME = ('full size',), ('packed steps',), ('file name',)
 CONTRADICTION = ('contradiction',)  # what a DICOM file states that does not fit
 VIEW = ('view',)  # of a DICOM file that states it: 'frontal' or 'lateral'
-COLOUR_DIFFERENCE = ('colour difference',)  # of a DICOM file, and 0 for grey files
+COLOUR_DIFFERENCE = ('colour difference',)  # if it is known: of DICOM files, and 0 for grey files
 
 # Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
@@ -79,6 +79,7 @@ def decode_image(data: bytes, name: str | PathLike[str]) -> Image.Image:
     with _naming(name):
         if decode := _own_decoder(name, data):
             image = decode(data)
+            image.info.setdefault(COLOUR_DIFFERENCE, 0)
         else:
             with _open(data) as opened:
                 if fault := _fault_of_size(*opened.size):  # before memory is allocated
@@ -135,22 +136,17 @@ def full_size(image: Image.Image) -> tuple[int, int]:
     return image.info.get(FULL_SIZE) or (image.height, image.width)
 
 
-def colour_difference(data: bytes, name: str | PathLike[str]) -> int:
-    """Return the largest difference between colour channels in levels of 256; 0 for grey images.
-
-    JPEG compression of a grey image causes a few levels. Of a file with a decoder of its own, such
-    as DICOM, the decoded image knows it (COLOUR_DIFFERENCE).
-    """
-    if _own_decoder(name, data):
-        return 0
+def colour_difference(data: bytes) -> int:
+    """Return the `channel_difference` of a file, which the decoded image does not know."""
     with _open(data) as image:
-        if image.mode not in COLOUR_MODES:
-            return 0
         return channel_difference(image.convert('RGB'))
 
 
 def channel_difference(image: Image.Image) -> int:
-    """Return the largest difference between the channels of an RGB image."""
+    """Return the largest difference between the channels of an RGB image in levels of 256.
+
+    JPEG compression of a grey image causes a few levels.
+    """
     pairs = itertools.combinations(image.split(), 2)
     return max(ImageChops.difference(*pair).getextrema()[1] for pair in pairs)
 

@@ -25,7 +25,14 @@ from PIL import Image
 from pyarrow import ipc
 
 from data.image_source import ImageSource
-from data.images import FILE_NAME, FULL_SIZE, PACKED_STEPS, BadImageError, read_patiently
+from data.images import (
+    COLOUR_DIFFERENCE,
+    FILE_NAME,
+    FULL_SIZE,
+    PACKED_STEPS,
+    BadImageError,
+    read_patiently,
+)
 from data.store_manifest import (
     STORE_FILE,
     checksum,
@@ -131,9 +138,6 @@ class Store(ImageSource):
     def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:
         return partial(_read_packed, self, self.position(files))
 
-    def colour_difference(self, file: str) -> float:
-        return 0.0
-
     def image(self, position: int) -> Image.Image:
         """Return an image at its packed size, in the modes of `decode_image`.
 
@@ -166,6 +170,7 @@ class Store(ImageSource):
                 pixels *= np.float32(255 / white)
         image = Image.fromarray(pixels)
         image.info = {
+            COLOUR_DIFFERENCE: 0,
             FILE_NAME: name,
             FULL_SIZE: tuple(full),
             PACKED_STEPS: packed_steps(self.manifest),

@@ -113,11 +113,10 @@ def parquet_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     limit = max(64 * MIN_LIMIT, MAX_RATIO * file.stat().st_size)
     try:
         table = pq.ParquetFile(file)
-        types = {field.name: field.type for field in table.schema_arrow}
         names = [
-            name
-            for name, kind in types.items()
-            if not any(is_bytes(kind) for is_bytes in kinds_of_bytes)
+            field.name
+            for field in table.schema_arrow
+            if not any(is_bytes(field.type) for is_bytes in kinds_of_bytes)
         ]
         if len(names) > MAX_COLUMNS or table.metadata.num_rows * len(names) > MAX_CELLS:
             raise ValueError(f'it has {len(names):,} columns, and more cells than are read')
