@@ -361,6 +361,12 @@ def test_too_few_resamples_for_a_corrected_p_are_said() -> None:
     assert NO_RESAMPLES.format(resamples=0, least=200) in document['warnings']
 
 
+def test_means_of_groups_have_their_number_of_labels(document: dict, page: Page) -> None:
+    columns = [column for entry in document['sets'] for column in entry['groups']]
+    numbers = {len(group['counted']) for column in columns for group in column['groups']}
+    assert numbers and {f'{number} labels' for number in numbers} <= {*page.texts('small')}
+
+
 @pytest.mark.parametrize('resamples', [199, 200])
 def test_few_resamples_give_no_interval_and_the_reason(resamples: int) -> None:
     protocol = replace(PROTOCOL, resamples=resamples)
