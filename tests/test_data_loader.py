@@ -335,6 +335,7 @@ def test_signals_to_the_group_end_no_worker_and_the_main_process_leaves_none(tmp
     main = multiprocessing.get_context('fork').Process(target=load_under_signals, args=(tmp_path,))
     main.start()
     main.join(DEADLINE)
+    main.kill()
     output = (tmp_path / 'output').read_text()
     assert main.exitcode == 0, output
     workers = (tmp_path / 'workers').read_text().split()
