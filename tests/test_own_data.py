@@ -20,7 +20,6 @@ from data.packing import pack, read_source
 from data.reading import read_part
 from data.records import Records
 from data.store_manifest import Settings
-from data.table_files import Columns
 
 LOGGER = logging.getLogger(__name__)
 PAGES = ROOT / 'docs' / 'howto'
@@ -199,11 +198,11 @@ def test_of_the_packed_tables_only_that_of_the_split_is_read(tmp_path: Path, mon
     pack(source, store, Settings(size=None, square=False))
     read = []
 
-    def read_columns(file: Path, *options: int) -> Columns:
+    def read_cells(file: Path, *options: int) -> tuple:
         read.append(file.stem.rpartition('_')[2])
-        return table_files.read_columns(file, *options)
+        return table_files.read_cells(file, *options)
 
-    monkeypatch.setattr('data.table.read_columns', read_columns)
+    monkeypatch.setattr('data.table.read_cells', read_cells)
     for number, split in enumerate(SPLITS):
         records = read_made(config, store, split)
         assert records.file.tolist() == [f'images/{number}.png'] and read == [split]
