@@ -21,6 +21,7 @@ from matplotlib.patheffects import withStroke
 
 from config import NO_ENCODER, PROBES
 from data.masking import average_distance, mask_generator
+from data.records import task_of
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
@@ -487,9 +488,21 @@ def plot_curves(
             drawn = {line.get_linestyle() for axis in panels for line in axis.lines}
             notes = ['One line per seed.', *(DASHES[style] for style in DASHES if style in drawn)]
             notes += [CONTRASTIVE_NOTE] if is_contrastive else []
+            notes += [] if pretrain else _other_losses(page)
             add_note(figure, ' '.join(notes), scores, is_score=False)
         files.append(file)
     return files
+
+
+def _other_losses(rows: Sequence[Row]) -> list[str]:
+    """Say which losses in training are not that of held-out patients, beside which they are."""
+    configs = [expected_config(row, 'finetune') for row in rows]
+    pairs = {(config.LOSS.NAME, task_of(config).loss) for config in configs}
+    return [
+        f'Training images have another loss ({name}) than held-out patients ({other}).'
+        for name, other in sorted(pairs)
+        if name != other
+    ]
 
 
 def start_of(row: Row) -> str:

@@ -144,6 +144,18 @@ def test_curves_of_contrastive_methods_begin_after_an_epoch(tmp_path: Path, save
     assert 'held-out patients' in note and 'training images.' not in note.replace('\n', ' ')
 
 
+def test_curves_name_a_training_loss_that_is_not_the_held_out_one(tmp_path: Path, saved) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')
+    make_curve(tmp_path, 'finetune', sweep.rows[0], [0])
+    plots.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=False)
+    sweep = load_sweep(methods_file(tmp_path))
+    make_curve(tmp_path, 'finetune', sweep.rows[0], [0])
+    plots.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=False)
+    notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
+    assert 'another loss (focal) than held-out patients (bce)' in notes[0]
+    assert 'another' not in notes[1]
+
+
 def test_curves_are_those_of_the_runs_with_the_most_labels(tmp_path: Path, saved) -> None:
     sweep = load_sweep(methods_file(tmp_path))
     assert rows_with_curves(sweep, [0], tmp_path, pretrain=False) == []
