@@ -110,7 +110,15 @@ class Resamples:
         present, patient = np.unique(index, return_inverse=True)
         has_all = len(present) == len(self._counts)
         counts = self._counts if has_all else self._counts[present]
-        return CaseWeights(counts, patient, exact=len(index) * self._most < EXACT_IN_FLOAT32)
+        exact = len(index) * self._most < EXACT_IN_FLOAT32
+        return CaseWeights(counts, patient, exact=exact or self._sums_are_exact(index))
+
+    def _sums_are_exact(self, index: np.ndarray) -> bool:
+        """Return whether the weights of all cases, with these patients, sum up exactly."""
+        images = np.bincount(index, minlength=len(self._counts)).astype(np.float32)
+        starts = range(0, self._counts.shape[1], RESAMPLES_AT_ONCE)
+        blocks = (self._counts[:, start : start + RESAMPLES_AT_ONCE] for start in starts)
+        return all((images @ block).max() < EXACT_IN_FLOAT32 for block in blocks)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

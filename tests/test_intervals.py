@@ -45,6 +45,17 @@ def test_weights_are_multiplicities_of_whole_patients_that_every_subset_shares()
     assert (rows_of(other.weights(patients))[1:] != weights).any()
 
 
+@pytest.mark.parametrize('cases', [slice(None), slice(0, 150)])
+def test_sums_are_exact_in_float32_up_to_the_largest_sum_of_a_row(monkeypatch, cases) -> None:
+    patients = [f'p{number // 3}' for number in range(300)][cases]
+    resamples = Resamples([f'p{number}' for number in range(100)], resamples=200, seed=0)
+    largest = int(rows_of(resamples.weights(patients)).sum(axis=1, dtype=int).max())
+    assert largest < 2 * len(patients)  # but some patients are drawn more often
+    for limit, exact in ((largest, False), (largest + 1, True)):
+        monkeypatch.setattr('evaluation.intervals.EXACT_IN_FLOAT32', limit)
+        assert resamples.weights(patients).exact == exact
+
+
 def test_replicates_are_those_of_repeated_rows():
     rng = np.random.default_rng(1)
     patients = [f'p{i}' for i in rng.integers(0, 40, 120)]
