@@ -51,7 +51,7 @@ BY_SEED = {'marker': '.', 'markersize': 4, 'color': GREY, 'linestyle': ''}
 # What the network of a row starts from in fine-tuning -> its marker, and what a note says of it.
 HERE, FROM_FILE, RANDOM, NO_NETWORK = 'here', 'file', 'random', 'none'
 STARTS = {
-    HERE: ({}, 'filled: pre-trained in this sweep'),
+    HERE: ({}, 'filled: pre-trained here'),
     FROM_FILE: (
         {'fillstyle': 'left', 'markerfacecoloralt': 'white'},
         'half filled: weights from a file',
@@ -516,7 +516,7 @@ def start_of(row: Row) -> str:
 
 
 def starts_note(sweep: Sweep, names: Sequence[str]) -> str:
-    """Explain the markers of some rows, such as 'Filled: pre-trained in this sweep; ...'."""
+    """Explain the markers of some rows, such as 'Filled: pre-trained here; ...'."""
     found = {start_of(row) for row in sweep.rows if row.name in names}
     note = '; '.join(words for start, (_, words) in STARTS.items() if start in found)
     return f'{note[:1].upper()}{note[1:]}.'
