@@ -61,10 +61,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported stays, and need not be looked at in each collection
 
 
-@pytest.fixture(autouse=True)
-def float32_on_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope='session', autouse=True)
+def float32_on_each_cpu() -> Iterator[None]:
     """With AMP_ON_CPU auto, runs in the process of the tests compute the same on all CPUs."""
-    monkeypatch.setattr('system.device.cpu_computes_bfloat16', lambda: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('system.device.cpu_computes_bfloat16', lambda: False)
+        yield
 
 
 @pytest.fixture(scope='session', autouse=True)
