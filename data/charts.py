@@ -27,7 +27,10 @@ BAR = 0.24  # height of a bar in inches
 
 
 def plot_counts(
-    counts: pd.DataFrame, ages: pd.DataFrame, labels: Sequence[str]
+    counts: pd.DataFrame,
+    ages: pd.DataFrame,
+    labels: Sequence[str],
+    use: str = NOT_FOR_CLINICAL_USE,
 ) -> dict[str, 'Figure']:
     """Draw the counts of a data set.
 
@@ -35,6 +38,7 @@ def plot_counts(
         counts: `counts` of a `data.describe.Description`.
         ages: Images by split, age and sex: the columns split, age, sex, images.
         labels: Columns of the counts that are labels. The others are groups.
+        use: What the images must not be used for.
 
     Returns:
         Figures by name: 'labels' (share of each value by label and split), 'ages' (images by age
@@ -48,14 +52,14 @@ def plot_counts(
         for some in split_pages(labels, MOST_BARS):
             draw = partial(_plot_labels, shares=shares, labels=some, sizes=whole[splits])
             rows.append((1.3 + BAR * len(some), draw))
-    note = 'Share of the images of each split.'
-    figures = figures_of_rows('labels', rows, f'{note} {NOT_FOR_CLINICAL_USE}')
+    note = f'Share of the images of each split. {use}'
+    figures = figures_of_rows('labels', rows, note)
     if len(ages):
         rows = [
             (2.4, partial(_plot_ages, ages=ages, splits=splits))
             for splits in split_pages([*whole.index], MOST_SPLITS)
         ]
-        figures |= figures_of_rows('ages', rows, 'Images by age in years and sex.')
+        figures |= figures_of_rows('ages', rows, f'Images by age in years and sex. {use}')
     columns = [name for name in shares['column'].unique()[1:] if name not in labels]
     rows, bars = [], max(BAR, 0.1 * len(whole))  # each group has a bar for each split
     for column in columns:

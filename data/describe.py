@@ -18,7 +18,7 @@ from data.reading import mark_left_out, read_part
 from data.records import OTHER_VIEW, Records, csv_names, select_views, tables_kept, task_of
 from data.splits import describe_subset, split_patients, training_records
 from system.files import replace_files
-from system.pages import encode_figure
+from system.pages import encode_figure, note_on_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +46,7 @@ class Description:
     notes: list[str]
     ages: pd.DataFrame  # split, age, sex, images; empty if one of them is unknown
     labels: tuple[str, ...]  # columns of `counts` that are labels
+    use: str  # what the images must not be used for
 
 
 def build_description(config: Config) -> Description:
@@ -79,7 +80,8 @@ def build_description(config: Config) -> Description:
     if demographics:
         notes.append(f'sex and age come from {demographics} where the data set has neither')
     images = None if task_of(config).has_policies else _list_images(config, sets)
-    return Description(counts, targets, images, notes, pd.concat(ages), tuple(labels))
+    use = note_on_images(path for records in sets.values() for path in records.path)
+    return Description(counts, targets, images, notes, pd.concat(ages), tuple(labels), use)
 
 
 @tables_kept()

@@ -20,11 +20,11 @@ from data.records import Records, images_of
 from system.pages import (
     FONT,
     FONT_WIDTH,
-    NOT_FOR_CLINICAL_USE,
     SMALL,
     TALLEST,
     WIDTH,
     new_figure,
+    note_on_images,
     page_files,
     split_pages,
 )
@@ -64,7 +64,7 @@ def plot_examples(records: Records, count: int, seed: int) -> dict[str, 'Figure'
         raise ValueError(f'--examples: no image of {records.root} is positive for a label')
     note = 'Images were drawn at random for each label. They may have further labels.'
     note += f' Without a positive image: {", ".join(missing)}.' if missing else ''
-    return _plot_grid('examples', blocks, count, note)
+    return _plot_grid('examples', blocks, count, note, records)
 
 
 def plot_steps(
@@ -94,7 +94,8 @@ def plot_steps(
             image = apply_steps(image, [step], preprocess.setup)
             panels.append((f'{number}. {step}', image))
         blocks.append(panels)
-    return _plot_grid('preprocess', blocks, 1 + len(steps), 'Each step follows the one before it.')
+    note = 'Each step follows the one before it.'
+    return _plot_grid('preprocess', blocks, 1 + len(steps), note, records)
 
 
 def show_image(axis: 'Axes', image: Image.Image | np.ndarray) -> None:
@@ -119,7 +120,11 @@ def _shape(image: Image.Image) -> float:
 
 
 def _plot_grid(
-    name: str, blocks: Sequence[Sequence[tuple[str, Image.Image]]], size: int, note: str
+    name: str,
+    blocks: Sequence[Sequence[tuple[str, Image.Image]]],
+    size: int,
+    note: str,
+    records: Records,
 ) -> dict[str, 'Figure']:
     """Plot blocks of up to `size` (title, image), several next to each other, on pages."""
     columns = min(size, IMAGES_PER_ROW)
@@ -150,7 +155,7 @@ def _plot_grid(
                 width = side * (1 if any(words for words, _ in block[1:]) else columns)
                 title = textwrap.fill(title, round(FONT_WIDTH * width))
                 axis.set_title(title, fontsize=FONT, loc='left')
-        words = [*textwrap.wrap(note, round(FONT_WIDTH * WIDTH)), NOT_FOR_CLINICAL_USE]
+        words = textwrap.wrap(note, round(FONT_WIDTH * WIDTH)) + [note_on_images(records.path)]
         figure.supxlabel('\n'.join(words), fontsize=SMALL)
         figures[file.name] = figure
     return figures

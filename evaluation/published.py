@@ -5,12 +5,13 @@ same. Each score below differs in at least one of these conditions or does not s
 scores are context and not a comparison.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from data.labels import COMPETITION_LABELS
+from system.pages import are_synthetic
 
 IRVIN = 'Irvin et al. 2019, arXiv:1901.07031'
 
@@ -72,11 +73,6 @@ def is_chexpert_test(studies: Sequence[str]) -> bool:
     patients = {name.split('/')[-2] for name in names if '/' in name}
     is_test = len(names) == len(TEST_PATIENTS) and patients == TEST_PATIENTS
     return is_test and not are_synthetic(names)
-
-
-def are_synthetic(paths: Iterable[str]) -> bool:
-    """Return whether the paths name phantoms: docs and scripts draw them in CheXpert-phantom."""
-    return any('phantom' in path.lower() for path in paths)
 
 
 def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
 from evaluation.intervals import MIN_RESAMPLES
 from evaluation.metrics import FEW_CASES, METRICS, Protocol
-from evaluation.published import are_synthetic
+from system.pages import are_synthetic
 
 # Metadata that rank a label better than this raise an alert, if it is no chance.
 METADATA_AREA = 0.6

@@ -25,10 +25,10 @@ from models.encoder import MAP_CELLS, Encoder
 from system.files import atomic_writer, replace_files
 from system.pages import (
     FONT,
-    NOT_FOR_CLINICAL_USE,
     SMALL,
     encode_figure,
     figures_of_rows,
+    note_on_images,
     split_pages,
 )
 
@@ -179,6 +179,7 @@ def plot_prediction(
     *,
     title: str,
     truth: Mapping[str, float] | None = None,
+    file: str = '',
 ) -> None:
     """Plot an X-ray, maps of some labels over it, and all probabilities, as PNG and SVG.
 
@@ -192,6 +193,7 @@ def plot_prediction(
         probabilities: Label -> probability. The labels with maps are highlighted.
         title: Title of the maps.
         truth: Label -> 1, 0, or NaN where the label is not scored; None if it is not known.
+        file: Path of the X-ray.
     """
     shown = [*images.values()][-1]
     bars = partial(_plot_probabilities, highlighted={*maps}, truth=truth)
@@ -212,7 +214,7 @@ def plot_prediction(
         rows.append(
             (0.8 + BAR * len(more), lambda row, more=more: bars(row.subplots(), dict(more)))
         )
-    note = f'Orange: labels with maps. {NOT_FOR_CLINICAL_USE}' if maps else NOT_FOR_CLINICAL_USE
+    note = f'{"Orange: labels with maps. " if maps else ""}{note_on_images([file])}'
     figures = figures_of_rows(Path(path).name, rows, note)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     replace_files(

@@ -61,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
         return 0
     description = build_description(config)
     print(format_description(description))
-    figures = plot_counts(description.counts, description.ages, description.labels)
+    tables = description.counts, description.ages, description.labels
+    figures = plot_counts(*tables, description.use)
     figures |= plot_images(config, args.examples) if args.examples else {}
     names = save_description(description, args.output, figures)
     print(f'\nsaved in {args.output}: {", ".join(names)}')

@@ -200,6 +200,7 @@ def write_figures(
             dict(row),
             title=f'{map_title(model)}, {cells} x {cells} cells',
             truth=truth.get(path),
+            file=path,
         )
     print(f'{len(probabilities)} figures, each as PNG and SVG, in {folder}')
 

@@ -15,9 +15,9 @@ from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples
 from evaluation.metrics import OF_LABEL, applicable, label_scores
 from evaluation.model_comparison import ENDS, Rows, summarise
-from evaluation.published import are_synthetic
 from evaluation.report import COLUMNS, KEYS
 from evaluation.subgroups import natural_order
+from system.pages import are_synthetic
 
 # Labels that are means: over the labels with enough cases (`labels_of_mean`), which have two names,
 # and over CheXpert's five if all of them have enough.

@@ -28,7 +28,15 @@ from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
 from sweeps.long_table import EVERYONE, MEANS, is_synthetic, parts_of
 from sweeps.tables import score_title, subset_title, title_of
 from system.files import atomic_writer
-from system.pages import NOT_FOR_CLINICAL_USE, TALLEST, WIDTH, new_figure, page_files, split_pages
+from system.pages import (
+    NOT_FOR_CLINICAL_USE,
+    SYNTHETIC,
+    TALLEST,
+    WIDTH,
+    new_figure,
+    page_files,
+    split_pages,
+)
 
 # Colours of Okabe and Ito, which colour-blind readers can distinguish, without yellow.
 COLOURS = (
@@ -557,7 +565,7 @@ def add_note(
 
     It also says if the long table `scores`, if it is known, is of synthetic X-rays.
     """
-    text = f'{text} Synthetic X-rays.' if is_synthetic(scores) else text
+    text = f'{text} {SYNTHETIC}' if is_synthetic(scores) else text
     text = f'{text} {NOT_FOR_CLINICAL_USE}' if is_score else text
     letters = int(LETTERS * figure.get_figwidth())
     whole = NOT_FOR_CLINICAL_USE.replace(' ', '\xa0')  # stays on one line

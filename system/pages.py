@@ -3,7 +3,7 @@
 import io
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,18 @@ FONT, SMALL = 9, 8
 FONT_WIDTH = 12.5  # letters in an inch, for titles that are wrapped
 STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'figure'}  # selectable text, reproducible names
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
+SYNTHETIC = 'Synthetic X-rays.'
 NOTE = 0.3  # height in inches of the note below a figure
+
+
+def are_synthetic(paths: Iterable[str]) -> bool:
+    """Return whether the paths name phantoms: docs and scripts draw them in CheXpert-phantom."""
+    return any('phantom' in path.lower() for path in paths)
+
+
+def note_on_images(paths: Iterable[str]) -> str:
+    """Say below a figure what images with these paths must not be used for."""
+    return f'{SYNTHETIC} {NOT_FOR_CLINICAL_USE}' if are_synthetic(paths) else NOT_FOR_CLINICAL_USE
 
 
 def encode_figure(figure: 'Figure') -> dict[str, bytes]:

@@ -32,7 +32,7 @@ from sweeps.plots import (
     starts_note,
 )
 from sweeps.tables import file_name, score_title
-from system.pages import TALLEST, WIDTH, page_files, split_pages
+from system.pages import TALLEST, WIDTH, note_on_images, page_files, split_pages
 
 SWEEPS = sorted(
     path for folder in ('comparison', 'studies')
@@ -202,6 +202,25 @@ def test_examples_fit_on_pages(count: int, tmp_path: Path, monkeypatch) -> None:
     check_pages([*found.values()], len(found))
     titles = [axis.get_title(loc='left') for figure in found.values() for axis in figure.axes]
     assert sum(title.startswith('Finding') for title in titles) == 14
+
+
+@pytest.mark.parametrize('root, synthetic', [('CheXpert-phantom', True), ('CheXpert', False)])
+def test_figures_of_images_say_if_they_are_synthetic(
+    root: str, synthetic: bool, monkeypatch, saved, tmp_path: Path
+) -> None:
+    records = Made()
+    records.path = np.array([f'{root}/valid/patient{n}.jpg' for n in range(20)], object)
+    monkeypatch.setattr(figures, 'images_of', lambda records: records)
+    counts = pd.DataFrame({'column': ['All', 'Edema'], 'group': ['All', 'positive']})
+    counts = counts.assign(split='valid', images=20)
+    ages = pd.DataFrame({'split': 'valid', 'age': ['0-39'], 'sex': 'Male', 'images': [20]})
+    note = note_on_images(records.path)
+    found = figures.plot_examples(records, 1, 0) | charts.plot_counts(counts, ages, ['Edema'], note)
+    image, file = np.zeros((64, 64), np.uint8), f'{root}/valid/patient0.jpg'
+    plot_prediction(tmp_path / 'p', {'a': image, 'b': image}, {}, {'A': 0.5}, title='', file=file)
+    for figure in (*found.values(), saved[0]):
+        assert ('Synthetic X-rays.' in figure.get_supxlabel()) == synthetic
+        assert 'Not for clinical use.' in figure.get_supxlabel()
 
 
 def test_a_row_of_examples_is_as_tall_as_its_own_images(monkeypatch) -> None:
