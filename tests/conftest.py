@@ -82,16 +82,17 @@ def templates_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope='session', autouse=True)
-def dots_for_reconstructions() -> Iterator[None]:
-    """Runs in the process of the tests draw no figures of reconstructions, which take longer."""
+def dots_for_figures() -> Iterator[None]:
+    """Runs in the process of the tests draw no reconstructions and maps, which takes longer."""
     from PIL import Image
 
     def write_dot(path: Path, *_: object) -> None:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.new('L', (1, 1)).save(path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('evaluation.held_out.plot_reconstructions', write_dot)
+        patch.setattr('evaluation.saliency.plot_map', write_dot)
         yield
 
 

@@ -47,14 +47,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fine-tune and return the run folder."""
     folder = tmp_path_factory.mktemp('run')
-
-    def plot(path: Path, image: np.ndarray, _saliency: np.ndarray) -> None:
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(image).save(path)  # drawing all maps would take most of the time
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('evaluation.saliency.plot_map', plot)
-        return finished_run('finetune', many, folder, DATA={'VIEWS': 'all'}, **REPORT)
+    return finished_run('finetune', many, folder, DATA={'VIEWS': 'all'}, **REPORT)
 
 
 def studies(folder: Path, data: Path, split: str) -> pd.DataFrame:
