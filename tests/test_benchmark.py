@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from tiny import SWIN, VIT, tiny_config
 
 from models import relative_position
 from models.build import build_model
-from tools import benchmark
+from tools import benchmark, peers
 
 
 @pytest.mark.parametrize('model', [SWIN, VIT | {'VIT': VIT['VIT'] | {'USE_RPB': True}}])
@@ -55,3 +56,36 @@ def test_the_ratio_has_the_interval_of_the_paired_rounds(monkeypatch) -> None:
 @pytest.mark.parametrize('value, text', [(3.127, '3.13'), (0.87, '0.870'), (1234.5, '1,234')])
 def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
     assert benchmark.digits(value) == text
+
+
+def test_the_bootstrap_of_the_comparison_equals_a_loop_with_scikit_learn() -> None:
+    """From the same draws of patients, so that the ratio of their times is of the same work."""
+    args = peers.parse_args(['bootstrap', '--cases', '400', '--resamples', '200'])
+    cases = peers.cases_of_bootstrap(args)
+    low, high = cases['ours']()
+    assert 0.5 < low < high < 1
+    np.testing.assert_allclose(cases['scikit-learn, loop'](), [low, high], rtol=1e-12)
+
+
+def test_the_inputs_of_other_libraries_are_normalised_grey_images(tmp_path) -> None:
+    levels = np.full((64, 64), 200, np.uint8)
+    Image.fromarray(levels).save(tmp_path / 'a.png')
+    found = peers.peers_of_input([str(tmp_path / 'a.png')], 32)
+    assert len(found) >= 2
+    for dataset in found.values():
+        image = dataset[0]
+        assert image.shape == (1, 32, 32) and image.dtype == torch.float32
+        torch.testing.assert_close(image, torch.full((1, 32, 32), (200 / 255 - 0.503) / 0.292))
+
+
+def test_cpu_time_is_measured_in_turns_after_a_first_one(monkeypatch) -> None:
+    now, turns = [0.0], []
+
+    def case(name: str, seconds: float) -> None:
+        turns.append(name)
+        now[0] += seconds
+
+    monkeypatch.setattr(peers.time, 'process_time', lambda: now[0])
+    found = peers.measure({'a': lambda: case('a', 1.0), 'b': lambda: case('b', 2.0)}, rounds=2)
+    assert turns == ['a', 'b'] * 3
+    assert [values.tolist() for values in found.values()] == [[1, 1], [2, 2]]
