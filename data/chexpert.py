@@ -195,37 +195,30 @@ def add_studies(table: Table) -> None:
     Rows whose path leaves the folder, or for which neither names a patient, are dropped.
     """
     key = table.key
-    paths = table[key].tolist()
-    # Several images of a study are in one folder, which is one text and is looked at once.
-    shared: dict[str, str] = {}
-    folders, names = [], set()
-    for path in paths:
-        folder, _, name = path.rpartition('/')
-        folders.append(shared.setdefault(folder, folder))
-        names.add(name)
-    if not all(map(is_below, names.union(shared))):
-        inside = [is_below(path) for path in paths]
+    parts = {part for path in table[key] for part in path.split('/')}
+    if not is_below('/'.join(parts)):
+        inside = [is_below(path) for path in table[key]]
         table.keep(key, inside, 'path that leaves the folder', 'must be a relative path without ..')
-        paths = table[key].tolist()
-        folders = [path.rpartition('/')[0] for path in paths]
-    codes, whole = pd.factorize(np.array(folders if key == 'Path' else paths, object))
-    studies, patients = np.full((2, len(whole)), None)
-    for number, name in enumerate(whole):
-        match = STUDY.match(name)
+    paths = table[key].to_numpy(object)
+    # Several images of a study are in one folder, which is looked at once.
+    folders = [path.rpartition('/')[0] for path in paths] if key == 'Path' else paths
+    codes, folders = pd.factorize(np.array(folders, object))
+    studies, patients = np.full((2, len(folders)), None)
+    names: dict[str, str] = {}  # one text for each patient
+    for number, folder in enumerate(folders):
+        match = STUDY.match(folder)
         if match and (key == 'Path' or not match['image']):
             studies[number] = match['study']
-            patients[number] = shared.setdefault(match['patient'], match['patient'])
+            patients[number] = names.setdefault(match['patient'], match['patient'])
     study, patient = studies[codes], patients[codes]
     has_column = 'Patient' in table
     if has_column:
         patient = table['Patient'].to_numpy(object)
+        study = np.where(pd.isna(study), paths, study)
     if key == 'Path' and 'Study' in table:
         # A study has a number within its patient; without one, the image is a study of its own.
-        cells = zip(table['Study'], patient, table['Path'], strict=True)
+        cells = zip(table['Study'], patient, paths, strict=True)
         study = [f'{name}/{number}' if number else path for number, name, path in cells]
-    elif key == 'Path' and has_column:
-        pairs = zip(study, table['Path'], strict=True)
-        study = [path if name is None else name for name, path in pairs]
     table.add(study=study, patient=patient)
     if has_column:
         table.keep('Patient', patient != '', 'missing patient', 'names no patient')
@@ -233,8 +226,7 @@ def add_studies(table: Table) -> None:
         image = '/IMAGE.jpg' if key == 'Path' else ''
         problem = f'is not of the form FOLDER/patient00001/study1{image}'
         problem += ', and there is no column Patient' if key == 'Path' else ''
-        good = np.array([name is not None for name in patient], bool)
-        table.keep(key, good, 'form of a path', problem)
+        table.keep(key, pd.notna(patient), 'form of a path', problem)
 
 
 def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) -> Records:

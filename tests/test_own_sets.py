@@ -384,3 +384,4 @@ def test_images_of_studies_have_the_suffix_of_the_converted_files(tmp_path: Path
     config = config_with(DATA__DATASET=str(tmp_path / 'mine.py'), DATA__IMAGE_SUFFIX='.png')
     records = read_made(config, tmp_path / 'data', 'train', labels=['Edema'])
     assert records.file.tolist() == ['a.1/x.png', 'b/y.png']
+    assert records.study.tolist() == ['a.1', 'b']
