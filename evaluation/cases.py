@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from data.labels import COMPETITION_LABELS, UNCERTAIN
 from data.records import Records
@@ -111,7 +110,8 @@ class Cases:
             self.probabilities, self.targets, self.study, exclusive=self.exclusive
         )
         # Sorted by name, which is also the order of `study_level`.
-        first = self.select(np.unique(self.study.astype(str), return_index=True)[1])
+        _, rows, study = np.unique(self.study.astype(str), return_index=True, return_inverse=True)
+        first = self.select(rows)
         uncertain = self.uncertain
         if uncertain is not None:
             # 1 if any image of the study is uncertain, by the same rule as for probabilities.
@@ -119,10 +119,15 @@ class Cases:
             uncertain = (highest > 0) & np.isnan(targets)
         groups = first.groups
         if 'View' in groups and len(names) < len(self):
-            pairs = pd.DataFrame({'study': self.study.astype(str), 'view': self.groups['View']})
-            pairs = pairs[pairs['view'] != ''].drop_duplicates().sort_values(['study', 'view'])
-            views = pairs.groupby('study')['view'].agg(' and '.join).reindex(names, fill_value='')
-            groups = groups | {'View': views.to_numpy(object)}
+            views, view = np.unique(self.groups['View'].astype(str), return_inverse=True)
+            has_view = np.zeros((len(names), len(views)), bool)
+            has_view[study, view] = True
+            has_view[:, views == ''] = False
+            # Studies with the same views have the same number, and their views are joined once.
+            numbers = has_view @ 2 ** np.arange(len(views))
+            _, some, which = np.unique(numbers, return_index=True, return_inverse=True)
+            joined = [' and '.join(views[present]) for present in has_view[some]]
+            groups = groups | {'View': np.array(joined, object)[which]}
         return replace(
             first,
             groups=groups,

@@ -71,6 +71,21 @@ def test_a_study_is_one_row_and_uncertain_only_without_a_known_target(cases: Cas
     assert cases.count_uncertain() == {'Edema': 2, 'Fracture': 1}
 
 
+def test_the_views_of_a_study_are_those_of_its_images() -> None:
+    rng = np.random.default_rng(0)
+    study = rng.choice(np.array([f's{number}' for number in range(40)], object), 100)
+    views = np.array(['Lateral', 'Frontal AP', 'Frontal PA', 'Frontal', 'Other', ''], object)
+    view, values = rng.choice(views, 100), np.zeros((100, 1))
+    path = np.array([*map(str, range(100))], object)
+    found = Cases('x', ('A',), path, study, study, values, values, {'View': view}).at_level('study')
+    wanted = [
+        ' and '.join(sorted({v for v, own in zip(view, study, strict=True) if own == name} - {''}))
+        for name in found.path
+    ]
+    assert found.groups['View'].tolist() == wanted and '' in wanted
+    assert max(text.count(' and ') for text in wanted) >= 2
+
+
 def test_rows_and_labels_are_selected_everywhere(cases: Cases) -> None:
     last = cases.in_order_of(['c/1.jpg', 'b/2.jpg']).with_labels([False, True])
     assert last.labels == ('Fracture',) and last.patient.tolist() == ['q', 'p'] and len(last) == 2
