@@ -110,9 +110,9 @@ class TimmClassifier(Encoder):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         if self.channels_last and self.training:
-            # Convolutions keep the order of their input, and the weights keep theirs. `x.to` would
-            # return images of one channel as they are.
-            x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+            # Convolutions keep the order of their input, and the weights keep theirs. `contiguous`
+            # would return images of one channel as they are.
+            x = x.to(memory_format=torch.channels_last)
         return self.encoder(x)
 
     def get_num_layers(self) -> int:
