@@ -49,9 +49,9 @@ def read_cells(
         num_rows: Number of rows below the header that are read; None reads all.
 
     Returns:
-        The texts by column, as categories, because most columns have few different ones; the index
-        has the numbers of the rows. And (number, width) of each row of another width than the
-        header. The table has neither these rows nor empty ones.
+        The texts by column, as categories unless the first ones all differ; the index has the
+        numbers of the rows. And (number, width) of each row of another width than the header. The
+        table has neither these rows nor empty ones.
 
     Raises:
         One of UNREADABLE: If the file is damaged, too large when it is decompressed, or no table.
@@ -61,7 +61,7 @@ def read_cells(
     _, header = next(rows, (-1, []))
     # The number of each text of a column, which stands for the text in the rows.
     codes = [defaultdict(itertools.count().__next__) for _ in header]
-    columns = [array('i') for _ in header]
+    columns: list[Any] = [array('i') for _ in header]
     numbers: list[int] = []
     other_widths: list[tuple[int, int]] = []
     wanted = itertools.islice(rows, num_rows)
@@ -73,13 +73,21 @@ def read_cells(
                 whole.append(row)
             elif any(row):
                 other_widths.append((number, len(row)))
+        is_first = len(numbers) == len(whole)
         for place, texts in enumerate(zip(*whole, strict=True)):
-            columns[place].extend(map(codes[place].__getitem__, texts))
-    categories = [
-        pd.Categorical.from_codes(np.asarray(column), pd.Index([*texts], dtype=object))
-        for column, texts in zip(columns, codes, strict=True)
-    ]
-    table = pd.DataFrame(dict(enumerate(categories)), numbers, copy=False)
+            if is_first and len({*texts}) == len(texts):  # such as paths or probabilities
+                columns[place] = []
+            is_coded = isinstance(columns[place], array)
+            columns[place].extend(map(codes[place].__getitem__, texts) if is_coded else texts)
+    index, cells = pd.Index(numbers, dtype=np.int64), {}
+    for place, numbers_of_texts in enumerate(codes):
+        column = columns.pop(0)
+        kind = object if isinstance(column, list) else None
+        if kind is None:
+            texts = pd.Index([*numbers_of_texts], dtype=object)
+            column = pd.Categorical.from_codes(np.asarray(column), texts)
+        cells[place] = pd.Series(column, index, kind)
+    table = pd.DataFrame(cells, index, copy=False)
     return table.set_axis(header, axis=1), other_widths
 
 
