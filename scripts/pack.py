@@ -14,9 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import OPTIONS, check_config, default_config, put
+from config import OPTIONS, default_config, put
 from data.packing import Settings, copies_in_splits, pack, read_source
 from data.preprocess import LUNG_STEPS, PREPROCESS
+from data.preprocess_steps import check
 from data.store_files import verify
 from data.store_manifest import BAD_FILE
 from system.tool import Paragraphs, at_least, tool, usable_cpus
@@ -111,7 +112,7 @@ def settings(args: argparse.Namespace) -> Settings:
         )
     config = default_config()
     put(config, 'DATA.PREPROCESS', args.preprocess, '--preprocess')
-    check_config(config)  # the order of the steps
+    check(config, None)  # the order of the steps
     return Settings(
         size=None if native else int(args.size),
         square=not (native or args.keep_aspect),

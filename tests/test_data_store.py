@@ -4,6 +4,8 @@ import errno
 import os
 import random
 import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +17,7 @@ import pytest
 from packed_data import SMALL, contents, copied, file_of, flip_bit, killed_after, make_data, packed
 from PIL import Image
 from pyarrow import ipc
-from tiny import run_script
+from tiny import ROOT, run_script
 from xray_splits import LOGGER, make_config, write_split, xray
 
 import data.packing
@@ -540,3 +542,17 @@ def test_a_message_of_another_kind_is_refused_and_ends_no_process(
     file.write_bytes(damaged)
     with pytest.raises(ValueError, match='no shard of a store'):
         read_rows([file])
+
+
+@pytest.mark.parametrize('flags', [[], ['--preprocess', 'equalize', '--workers', '2']])
+def test_packing_does_not_import_torch(tmp_path: Path, flags: list[str]) -> None:
+    """It would take seconds, and some 400 MB in each process."""
+    words = ['--data-path', str(make_data(tmp_path / 'data')), '--output', str(tmp_path / 'store')]
+    command = (
+        'import sys; from scripts.pack import main, parse_args\n'
+        f'assert main(parse_args({[*words, "--size", "16", *flags]})) == 0\n'
+        'assert "torch" not in sys.modules'
+    )
+    done = subprocess.run([sys.executable, '-c', command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '10 images' in done.stdout
