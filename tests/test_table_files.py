@@ -84,6 +84,18 @@ def test_memory_for_reading_is_a_small_multiple_of_the_file(tmp_path: Path) -> N
     assert peak < 6 * file.stat().st_size
 
 
+def test_columns_of_numbers_that_all_differ_need_no_codes(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((5_000, 10))
+    table = pd.DataFrame(values, columns=[*'abcdefghij'])
+    table.to_csv(tmp_path / 'a.csv', index=False, float_format='%.9g')
+    tracemalloc.start()
+    first = Table(tmp_path / 'a.csv')['a']
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(first.astype(float), values[:, 0], rtol=1e-8)
+    assert peak < 9 * (tmp_path / 'a.csv').stat().st_size
+
+
 def test_records_keep_only_their_columns_of_the_table(tmp_path: Path) -> None:
     rows = [row(f'patient0000{n}/study1/view1_frontal.jpg') for n in range(5)]
     records = read(tmp_path, rows, look_up='none')
