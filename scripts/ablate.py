@@ -54,7 +54,7 @@ from data.folds import write_folds
 from data.labels import describe_same
 from data.reading import require_packed_steps
 from engine.run_record import is_finished
-from evaluation.metrics import FEW_CASES
+from evaluation.metrics import FEW_CASES, labels_with_few_cases
 from sweeps.files import (
     ROOT,
     SECTIONS,
@@ -499,11 +499,16 @@ def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
     """Say which labels are one label under several names, and over which labels a mean is."""
     cases = [run.images.at_level(run.level) for run in runs]
     found = dict.fromkeys(describe_same(each.count_classes()['same_as']) for each in cases)
-    means = dict.fromkeys(tuple(each.mean_labels()['labels']) for each in cases)
+    means = {}  # labels of a mean -> whether they have enough cases
+    for each in cases:
+        few = labels_with_few_cases(each.count_classes())
+        labels = each.mean_labels()['labels']
+        means[labels] = not {*labels} & {*few}
     return [f'{sentence}.' for sentence in found if sentence], [
-        f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with at least '
-        f'{FEW_CASES} cases of each class: {", ".join(labels)}.'
-        for labels in means
+        f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with '
+        f'{"at least" if enough else "fewer than"} {FEW_CASES} cases of '
+        f'{"each class" if enough else "a class, because no label has more"}: {", ".join(labels)}.'
+        for labels, enough in means.items()
         if labels
     ]
 

@@ -389,6 +389,8 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
                 noise = f'patients, because there are fewer than {FEW_SEEDS} seeds'
             rows, shown = ([last[method] for method in some] for some in (methods, page))
             _add_method_legend(figure, sweep, rows, shown)
+            is_unknown = over_patients and means['low'].isna().any()
+            noise += '; none: too few cases or resamples' if is_unknown else ''
             note = f'Bars: 95 % over {noise}. {starts_note(sweep, shown)}'
             add_note(figure, note, scores)
         files.append(file)

@@ -417,6 +417,10 @@ def test_shares_that_were_not_scored_have_no_place_on_the_axis(tmp_path: Path, s
         plots.plot_subsets(tmp_path / 's.png', some, sweep, 'mean')
         labels = [text.get_text() for text in saved[-1].axes[0].get_xticklabels()]
         assert labels == wanted
+    single = table[table['seed'].isin(['', '0'])].copy()
+    single.loc[single['resample'].isin(['low', 'high']), 'value'] = np.nan
+    plots.plot_subsets(tmp_path / 's.png', single, sweep, 'mean')
+    assert 'none: too few cases' in ' '.join(saved[-1].get_supxlabel().split())
 
 
 def test_figures_of_phantoms_say_so(tmp_path: Path) -> None:

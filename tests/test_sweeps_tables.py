@@ -242,6 +242,9 @@ def test_the_mean_of_a_table_counts_a_repeated_label_once() -> None:
     (note,), (mean,) = load_script('ablate').notes_about_labels(runs)
     assert mean.startswith('The mean is over 2 labels with') and mean.endswith('Pneumonia, Edema.')
     assert note.startswith('Pneumonia and No Finding are one label under several names')
+    few = [run._replace(images=cases.select(np.arange(30))) for run in runs]
+    (mean,) = load_script('ablate').notes_about_labels(few)[1]
+    assert 'with fewer than 20 cases of a class, because no label has more: ' in mean
 
 
 @pytest.mark.parametrize(
