@@ -30,7 +30,7 @@ UNREADABLE = (ValueError, OSError, EOFError, zlib.error, OverflowError, MemoryEr
 MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
 SHOWN = 100  # number of characters of a cell in a message
 SEPARATORS = (',', ';', '\t')
-EXCEL_SEPARATOR = re.compile(r'sep=(.)\r?\n', re.IGNORECASE)  # Excel's own first line
+EXCEL_SEPARATOR = re.compile(r'sep=(.)[\r\n]+', re.IGNORECASE)  # Excel's own first line
 DECIMAL_COMMA = re.compile(r'\A(-?\d+),(\d+)\Z', re.ASCII)
 UTF_16 = (b'\xff\xfe', b'\xfe\xff')
 CHUNK = 200  # rows that are divided into columns at once

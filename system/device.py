@@ -75,7 +75,7 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
 
 
 def describe_precision(config: Config, device: torch.device) -> str:
-    """Return a log line about the precision. Outside autocast it is float32 , or TF32."""
+    """Return a log line about the precision. Outside autocast it is float32, or TF32."""
     dtype = str(autocast_dtype(config, device) or '').removeprefix('torch.')
     line = f'precision {config.AMP_OPT_LEVEL}: '
     line += f'autocast to {dtype}, outside it float32' if dtype else 'float32'

@@ -41,7 +41,9 @@ WRITERS = {
     'german.csv': lambda file: write_csv(file, ';', 'utf-8-sig'),
     'excel.csv': lambda file: write_csv(file, ';', 'utf-8-sig', 'sep=;\n'),
     'tabs.tsv': lambda file: write_csv(file, '\t'),
-    'mac.tsv': lambda file: file.write_bytes('\r'.join(map('\t'.join, [HEADER, *ROWS])).encode()),
+    'mac.tsv': lambda file: file.write_bytes(
+        '\r'.join(['sep=\t', *map('\t'.join, [HEADER, *ROWS])]).encode()
+    ),
     'unicode.txt': lambda file: write_csv(file, '\t', 'utf-16'),
     'book.xlsx': lambda file: typed().to_excel(file, index=False),
     'lines.jsonl': lambda file: typed().to_json(file, orient='records', lines=True),
