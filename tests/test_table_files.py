@@ -35,15 +35,18 @@ def write_csv(file: Path, separator: str, encoding: str = 'utf-8', start: str = 
     file.write_bytes((start + text).replace('\n', '\r\n').encode(encoding))
 
 
+def write_mac(file: Path, start: list[str]) -> None:
+    file.write_bytes('\r'.join([*start, *map('\t'.join, [HEADER, *ROWS])]).encode())
+
+
 WRITERS = {
     'plain.csv': lambda file: write_csv(file, ','),
     'mark.csv': lambda file: write_csv(file, ',', 'utf-8-sig'),
     'german.csv': lambda file: write_csv(file, ';', 'utf-8-sig'),
     'excel.csv': lambda file: write_csv(file, ';', 'utf-8-sig', 'sep=;\n'),
     'tabs.tsv': lambda file: write_csv(file, '\t'),
-    'mac.tsv': lambda file: file.write_bytes(
-        '\r'.join(['sep=\t', *map('\t'.join, [HEADER, *ROWS])]).encode()
-    ),
+    'mac.tsv': lambda file: write_mac(file, []),
+    'mac_excel.tsv': lambda file: write_mac(file, ['sep=\t']),
     'unicode.txt': lambda file: write_csv(file, '\t', 'utf-16'),
     'book.xlsx': lambda file: typed().to_excel(file, index=False),
     'lines.jsonl': lambda file: typed().to_json(file, orient='records', lines=True),
