@@ -46,7 +46,7 @@ from evaluation.report_warnings import (
 )
 from logger import json_safe
 from system.files import replace_files
-from system.pages import NOT_FOR_CLINICAL_USE
+from system.pages import NOT_FOR_CLINICAL_USE, latex_table
 
 # The long table of scores: a line is one number. `row` is a run of a sweep, one of several models,
 # or '' for the only one, `group` is '' for everyone, `label` is '' for what belongs to all cases.
@@ -285,11 +285,17 @@ def scores_table(entry: dict[str, Any], columns: Sequence[str] = ()) -> pd.DataF
     rows = {
         label: [
             *counts.get(label, ['', '']),
-            *(format_score(values[name]) if name in values else 'n/a' for name in shown),
+            *(_format_cell(values[name]) if name in values else 'n/a' for name in shown),
         ]
         for label, values in scores.items()
     }
     return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'positives', *shown.values()])
+
+
+def _format_cell(score: dict[str, Any]) -> str:
+    """Format a score, with the labels that a mean leaves out, for example without a threshold."""
+    left_out = ', '.join(score.get('left_out', ()))
+    return f'{format_score(score)} without {left_out}' if left_out else format_score(score)
 
 
 def classes_line(scored: dict[str, Any]) -> str:
@@ -355,8 +361,7 @@ def _latex(document: dict[str, Any], columns: Sequence[str]) -> str:
             has_intervals = table.map(lambda cell: '[' in str(cell)).any(axis=None)
             remark = ', with 95 \\% intervals over patients in brackets' if has_intervals else ''
             caption = f'{title}{remark}. {about_data}{NOT_FOR_CLINICAL_USE}'
-            text = table.to_latex(caption=caption, escape=True, multirow=False)
-            parts.append(text.replace('<', r'\textless{}'))
+            parts.append(latex_table(table, caption=caption, multirow=False))
     return '\n'.join(parts)
 
 

@@ -105,7 +105,7 @@ from sweeps.runner import (
 from sweeps.tables import (
     ABOUT_ERRORS,
     JOINED,
-    NOT_FOR_CLINICAL_USE,
+    about_data,
     compare,
     compared_pairs,
     facts_cells,
@@ -575,8 +575,8 @@ def write_scores(
     if protocols:
         facts = facts_cells(drawn)
         about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
-        about_errors.append(NOT_FOR_CLINICAL_USE)
-        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, about_errors)
+        notes = [*about_errors, *about_data(drawn)]
+        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, notes)
         print(path.read_text('utf-8'))
     file = args.save / f'{sweep.name}_scores.csv'
     replace_file(file, written(drawn).to_csv(index=False, float_format='%.6g'))

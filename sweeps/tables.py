@@ -28,7 +28,7 @@ from sweeps.long_table import (
     rows_of,
 )
 from system.files import replace_files
-from system.pages import NOT_FOR_CLINICAL_USE
+from system.pages import LATEX, NOT_FOR_CLINICAL_USE, latex_table
 
 ONE_SEED = 'A single seed has no interval over seeds, so it cannot show a difference.'
 EQUAL_SEEDS = 'The difference is the same for all seeds, so there is no interval over seeds.'
@@ -46,7 +46,10 @@ ABOUT_ERRORS = (
     'target can be compared.'
 )
 SYNTHETIC_NOTE = 'Synthetic X-rays (phantoms): the scores say nothing about patients.'
-LATEX = {ord(letter): f'\\{letter}' for letter in '&%$#_{}'} | {
+MARKDOWN = {ord('<'): '&lt;', ord('|'): r'\|', ord('\n'): ' '}  # of cells of a table
+LATEX_NOTES = {
+    **{ord(letter): f'\\{letter}' for letter in '&%$#_{}'},
+    **{ord(letter): command for letter, command in LATEX.items()},
     ord('\\'): r'\textbackslash{}',
     ord('~'): r'\textasciitilde{}',
     ord('^'): r'\textasciicircum{}',
@@ -185,6 +188,14 @@ def write_score(
     """
     footnotes = Footnotes()
     cells = [dict(_cells(line, lines, table, footnotes)) for line in lines]
+    # A mean may be named without its number of labels, which depends on the data.
+    score = lines[0]['score']
+    columns = [
+        score_title(score, table, in_groups='group' in lines[0])
+        if title == score_title(score)
+        else title
+        for title in columns
+    ]
     if unknown := [title for title in columns if title not in cells[0]]:
         raise ValueError(f'--columns must be some of {[*cells[0]]}, got {unknown[0]!r}')
     if columns:
@@ -199,7 +210,7 @@ def write_score(
         "Student's t. Verdict: above or below if both intervals exclude 0 and the bootstrap "
         f'p-value, corrected by Holm over the {count} comparisons of this table, is below '
         f'{SIGNIFICANT}.',
-        *_about_data(table),
+        *about_data(table),
     ]
     return write_table(folder, name, lines, cells, below)
 
@@ -245,12 +256,12 @@ def write_all_scores(
     notes = [
         'Mean ± standard deviation over seeds. Bold: the best value of the rows with the same '
         'labels. Whether it is better by more than noise is in the table of each score.',
-        *_about_data(table),
+        *about_data(table),
     ]
     return write_table(folder, name, lines, cells, notes)
 
 
-def _about_data(table: pd.DataFrame | None) -> list[str]:
+def about_data(table: pd.DataFrame | None) -> list[str]:
     """Say what the scores of a long table, if it is known, must not be used for."""
     return [SYNTHETIC_NOTE] * is_synthetic(table) + [NOT_FOR_CLINICAL_USE]
 
@@ -291,8 +302,8 @@ def write_table(
     table = pd.DataFrame(lines, dtype=object)  # keeps whole numbers whole
     notes = [*notes]
     text = f'{markdown_table(cells)}\n' + ''.join(f'- {note}\n' for note in notes)
-    latex = pd.DataFrame(cells).to_latex(index=False, escape=True)
-    lines_below = ''.join(f'{note.translate(LATEX)}\\par\n' for note in notes)
+    latex = latex_table(pd.DataFrame(cells), index=False)
+    lines_below = ''.join(f'{note.translate(LATEX_NOTES)}\\par\n' for note in notes)
     latex += f'\\par\\medskip\n{{\\footnotesize\\raggedright\n{lines_below}}}\n'
     replace_files(
         {
@@ -398,7 +409,7 @@ def subset_title(sweep: Sweep, subset: str) -> str:
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Format rows of cells as a Markdown table."""
     lines = [list(rows[0]), ['---'] * len(rows[0]), *(list(row.values()) for row in rows)]
-    cells = [[cell.replace('<', '&lt;').replace('|', r'\|') for cell in line] for line in lines]
+    cells = [[cell.translate(MARKDOWN) for cell in line] for line in lines]
     return ''.join(f'| {" | ".join(line)} |\n' for line in cells)
 
 

@@ -1,13 +1,15 @@
-"""Figures that fit on a page: their size, their files, and how items are spread over pages."""
+"""Figures and tables for pages: their size, their files, their notes, and tables in LaTeX."""
 
 import io
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 # Text block of an A4 page in inches. No figure is larger: what does not fit goes to another one.
@@ -17,6 +19,8 @@ FONT_WIDTH = 12.5  # letters in an inch, for titles that are wrapped
 STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'figure'}  # selectable text, reproducible names
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 SYNTHETIC = 'Synthetic X-rays.'
+# Letters that LaTeX's default encoding of fonts shows as others, which pandas does not escape.
+LATEX = {'<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}'}
 NOTE = 0.3  # height in inches of the note below a figure
 
 
@@ -28,6 +32,18 @@ def are_synthetic(paths: Iterable[str]) -> bool:
 def note_on_images(paths: Iterable[str]) -> str:
     """Say below a figure what images with these paths must not be used for."""
     return f'{SYNTHETIC} {NOT_FOR_CLINICAL_USE}' if are_synthetic(paths) else NOT_FOR_CLINICAL_USE
+
+
+def latex_table(table: 'pd.DataFrame', **options: Any) -> str:
+    """Return a table in LaTeX in which all names and texts are escaped.
+
+    `options` are those of `DataFrame.to_latex`.
+    """
+    text = table.to_latex(escape=True, **options)
+    for letter, command in LATEX.items():
+        text = text.replace(letter, command)
+    # LaTeX would read a bracket or star at the start of a row as an option of the row before.
+    return re.sub(r'^(?=[\[*])', '{}', text, flags=re.MULTILINE)
 
 
 def encode_figure(figure: 'Figure') -> dict[str, bytes]:

@@ -494,6 +494,28 @@ def test_named_columns_are_those_of_the_latex_table(tmp_path: Path) -> None:
     assert cells[3].startswith(f'{second["scores"]["brier"]["value"]:.3f}')
 
 
+def test_means_of_the_latex_table_name_the_labels_they_leave_out(tmp_path: Path) -> None:
+    holdout = some_cases('holdout', seed=3)
+    holdout.targets[:, 0] = 0  # without a threshold
+    document = build_document([some_cases()], holdout, PROTOCOL, run={})
+    write_report(tmp_path, document, columns=['auroc', 'f1'])
+    text = (tmp_path / 'report_scores.tex').read_text()
+    rows = re.findall(r'^ & Mean of.*$', text, re.M)
+    assert len(rows) == 2
+    for row in rows:  # of the five, and of all labels
+        _, *cells = row.split(' & ')
+        assert 'without' not in cells[3] and f'without {LABELS[0]} ' in cells[4]
+
+
+def test_latex_shows_the_letters_of_names(tmp_path: Path) -> None:
+    models = [some_cases(name, labels=('a|b', 'c > d')) for name in ('first', '[b] < c')]
+    write_report(tmp_path, build_document(models, None, PROTOCOL, run={}))
+    text = (tmp_path / 'report_scores.tex').read_text()
+    assert r'a\textbar{}b' in text and r'c \textgreater{} d' in text
+    assert '\n' + r'{}[b] \textless{} c & ' in text  # no option of the row before
+    assert not set('<>|') & set(text)
+
+
 def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
     labels = ('Edema', '50 % of_a & b')
     models = [some_cases(name, seed=i, labels=labels) for i, name in enumerate(['a_1', 'b & c'])]

@@ -26,7 +26,7 @@ from sweeps.files import Sweep, load_sweep, run_folder
 from sweeps.long_table import Scored, enough_resamples, read_table, score_runs
 from sweeps.plots import plot_curves
 from sweeps.run_scores import pretraining_figures
-from sweeps.tables import compare, write_all_scores, write_score
+from sweeps.tables import compare, write_all_scores, write_score, write_table
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
@@ -272,6 +272,21 @@ def test_tables_of_phantoms_say_so(path: str, synthetic: bool, tmp_path: Path) -
             assert 'AUROC, mean of 2 labels' in text and 'Not for clinical use.' in text
     below = one.with_suffix('.tex').read_text().partition(r'\end{tabular}')[2]
     assert r'A \& B\_1: 5 \%.\par' in below
+    # The number of labels may be left out of the name of a column.
+    options = {'notes': [], 'draws': '', 'columns': ['AUROC, mean', 'row']}
+    page = write_score(tmp_path, 'some', lines, table, **options)
+    assert page.read_text().startswith('| AUROC, mean of 2 labels | row |\n')
+
+
+def test_tables_show_the_letters_of_names(tmp_path: Path) -> None:
+    cells = [{'a<b': 'c|d'}, {'a<b': '[e] > f'}, {'a<b': 'g\nh'}]
+    page = write_table(tmp_path, 'odd', cells, cells, ['i < j | k'])
+    assert page.read_text().splitlines()[:5] == [
+        '| a&lt;b |', '| --- |', r'| c\|d |', '| [e] > f |', '| g h |'
+    ]  # fmt: skip
+    text = page.with_suffix('.tex').read_text()
+    assert r'a\textless{}b' in text and r'c\textbar{}d' in text
+    assert r'{}[e] \textgreater{} f' in text and r'i \textless{} j \textbar{} k\par' in text
 
 
 def test_equal_predictions_of_several_seeds_are_scored_once(monkeypatch) -> None:
