@@ -23,6 +23,7 @@ from system.pages import (
     SMALL,
     TALLEST,
     WIDTH,
+    listed,
     new_figure,
     note_on_images,
     page_files,
@@ -63,7 +64,7 @@ def plot_examples(records: Records, count: int, seed: int) -> dict[str, 'Figure'
     if not blocks:
         raise ValueError(f'--examples: no image of {records.root} is positive for a label')
     note = 'Images were drawn at random for each label. They may have further labels.'
-    note += f' Without a positive image: {", ".join(missing)}.' if missing else ''
+    note += f' Without a positive image: {listed(missing)}.' if missing else ''
     return _plot_grid('examples', blocks, count, note, records)
 
 

@@ -33,6 +33,7 @@ from system.pages import (
     SYNTHETIC,
     TALLEST,
     WIDTH,
+    listed,
     new_figure,
     page_files,
     split_pages,
@@ -69,10 +70,11 @@ STARTS = {
 }
 NARROW = 4.7  # inches: figures of one panel, whose text stays legible on a phone
 STYLE = {'font.size': 10, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays selectable
+STYLE |= {'text.parse_math': False}  # names may have dollar signs, which are no formulas
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 9, 'grid.color': LIGHT}
 LONG_TITLE, LONG_NAME, LONG_PANEL, LONG_AXIS = 34, 28, 20, 40  # letters in a line
-LETTERS = 16.5  # of a note in an inch
+LETTERS = 16  # of a note in an inch
 LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
     'holdout_l1_grey': '-',
     'holdout_loss': '-',
@@ -229,7 +231,7 @@ def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> list[Pa
     counted = scores[(scores['metric'] == 'positives') & (scores['group'] == EVERYONE)]
     labels = [label for label in means['label'].unique() if label not in MEANS]
     unscored = [label for label in counted['label'].unique() if label not in labels]
-    note = f'Without an AUROC: {", ".join(unscored)}.' if unscored else ''
+    note = f'Without an AUROC: {listed(unscored)}.' if unscored else ''
     if len(labels) > 1:
         labels = [*(label for label in MEANS if label in {*means['label']}), *labels]
     titles = {
@@ -249,8 +251,8 @@ def plot_groups(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str
     means, groups = _groups_shown(scores, score)
     titles = {group: group or 'everyone' for group in [EVERYONE, *groups]}
     left_out = [group for group in scores['group'].unique() if group not in titles]
-    note = f'Too few cases of a label: {", ".join(left_out)}.' if left_out else ''
-    title = score_title(score, scores, in_groups=True)
+    note = f'Too few cases of a label: {listed(left_out)}.' if left_out else ''
+    title = score_title(score, scores[scores['group'].isin([*titles])], in_groups=True)
     options = {'column': 'group', 'score': title, 'table': scores, 'note': note}
     return _plot_categories(path, means, sweep, titles, **options)
 
@@ -359,6 +361,9 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
         with drawing(file, 4.4) as figure:
             axis = figure.subplots()
             axis.set_xscale('log')
+            if len(positions) == 1:  # a single share would be spread over the axis
+                (position,) = positions.values()
+                axis.set_xlim(position / 2, position * 2)
             for number, method in enumerate(page):
                 moved = 1.04 ** (number - (len(page) - 1) / 2)  # keeps bars apart
                 scored = means.reindex([f'{method}_{subset}' for subset in subsets])
@@ -376,9 +381,6 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
             ]
             axis.set_xticks([*positions.values()], names)
             axis.minorticks_off()
-            if len(positions) == 1:  # a single share would be spread over the axis
-                (position,) = positions.values()
-                axis.set_xlim(position / 2, position * 2)
             axis.grid(axis='y')
             axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may exceed [0, 1]
             is_share = sweep.subsets == 'shares'
@@ -633,5 +635,6 @@ def _add_method_legend(
     if len(shown) < len(names):
         first = names.index(shown[0]) + 1
         title = f'{title}: {first} to {first + len(shown) - 1} of {len(names)}'
+    title = fill(title, int(LETTERS * figure.get_figwidth() * 8 / 10))  # in letters of 10 points
     style = {'ncols': 2, 'loc': 'outside upper center', 'title': title}
     figure.legend(handles, titles, **style)

@@ -21,6 +21,7 @@ NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 SYNTHETIC = 'Synthetic X-rays.'
 # Letters that LaTeX's default encoding of fonts shows as others, which pandas does not escape.
 LATEX = {'<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}'}
+MOST_LETTERS = 250  # of the names in a note
 NOTE = 0.3  # height in inches of the note below a figure
 
 
@@ -32,6 +33,14 @@ def are_synthetic(paths: Iterable[str]) -> bool:
 def note_on_images(paths: Iterable[str]) -> str:
     """Say below a figure what images with these paths must not be used for."""
     return f'{SYNTHETIC} {NOT_FOR_CLINICAL_USE}' if are_synthetic(paths) else NOT_FOR_CLINICAL_USE
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a note below a figure, and the number of those without room."""
+    lengths = itertools.accumulate(len(name) + 2 for name in names)
+    count = max(1, sum(length <= MOST_LETTERS for length in lengths))
+    rest = f' and {len(names) - count} more' if count < len(names) else ''
+    return f'{", ".join(names[:count])}{rest}'
 
 
 def latex_table(table: 'pd.DataFrame', **options: Any) -> str:
@@ -49,7 +58,10 @@ def latex_table(table: 'pd.DataFrame', **options: Any) -> str:
 def encode_figure(figure: 'Figure') -> dict[str, bytes]:
     """Return the PNG and SVG file of a figure by suffix; equal figures give equal bytes."""
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names may have dollar signs, which are no formulas
     files = {}
     metadata = {'.png': {'Software': None}, '.svg': {'Date': None}}
     with rc_context(STYLE):

@@ -32,7 +32,15 @@ from sweeps.plots import (
     starts_note,
 )
 from sweeps.tables import file_name, score_title
-from system.pages import TALLEST, WIDTH, note_on_images, page_files, split_pages
+from system.pages import (
+    TALLEST,
+    WIDTH,
+    encode_figure,
+    new_figure,
+    note_on_images,
+    page_files,
+    split_pages,
+)
 
 SWEEPS = sorted(
     path for folder in ('comparison', 'studies')
@@ -421,6 +429,45 @@ def test_shares_that_were_not_scored_have_no_place_on_the_axis(tmp_path: Path, s
     single.loc[single['resample'].isin(['low', 'high']), 'value'] = np.nan
     plots.plot_subsets(tmp_path / 's.png', single, sweep, 'mean')
     assert 'none: too few cases' in ' '.join(saved[-1].get_supxlabel().split())
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_single_row_is_drawn_without_a_warning(tmp_path: Path, only_svg) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    table = long_table(sweep, LABELS[:2])
+    plots.plot_subsets(
+        tmp_path / 's.svg', table[table['row'] == sweep.rows[-1].name], sweep, 'mean'
+    )
+
+
+def test_many_groups_with_few_cases_leave_room_for_the_others(tmp_path: Path) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    table = long_table(sweep, LABELS[:2])
+    few = [f'Hospital: number {n}' for n in range(60)]
+    parts = []
+    for group in few:  # a mean over the two labels that have both classes, without interval
+        part = table[table['group'] == GROUPS[5]].assign(group=group)
+        part.loc[part['resample'] != '', 'value'] = np.nan
+        part.loc[part['metric'] == 'auroc_labels', 'value'] = 2
+        parts.append(part)
+    plots.plot_groups(tmp_path / 'g.svg', pd.concat([table, *parts]), sweep, 'mean')
+    text = ' '.join(texts(tmp_path)['g'])
+    assert 'mean of 30 to 40 labels' in text  # of the groups that are drawn
+    assert f'{few[0]}, {few[1]}' in text and few[-1] not in text
+    assert re.search(r'and \d+ more', text)
+
+
+@pytest.mark.parametrize('name', ['US$ 5 and US$ 6', '$_$ {', '100 % $x^2$'])
+def test_dollar_signs_of_names_are_no_formulas(name: str, tmp_path: Path) -> None:
+    titles = {'moco': name, 'simmim': 'SimMIM', 'scratch': 'scratch'}
+    sweep = load_sweep(methods_file(tmp_path, title=f'{name} ' * 12, titles=titles))
+    plots.plot_labels(tmp_path / 'labels.svg', long_table(sweep, [name, 'b']), sweep)
+    found = texts(tmp_path)['labels']
+    assert found.count(name) == 2  # the row and the label
+    assert max(map(len, found)) < 110  # the title has several lines
+    figure = new_figure(2)
+    figure.subplots().set_title(name)
+    assert name in encode_figure(figure)['.svg'].decode()
 
 
 def test_figures_of_phantoms_say_so(tmp_path: Path) -> None:
