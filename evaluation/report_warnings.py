@@ -24,8 +24,8 @@ CHANCE = 0.5  # AUROC of random predictions
 
 # About the data and the protocol.
 SYNTHETIC = (
-    'these are synthetic X-rays (phantoms), so the scores say nothing about patients and cannot '
-    'be compared with scores on X-rays'
+    "these are synthetic X-rays (paths of images contain 'phantom'), so the scores say nothing "
+    'about patients and cannot be compared with scores on X-rays'
 )
 NO_PATIENTS = (
     'the data name no patients, so each image counts as a patient: if patients have several '

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data.labels import LABELS
 from system.files import replace_file
+from system.pages import are_synthetic
 
 SETTINGS_FILE = 'phantom.json'
 SIZES = (32, 1000)  # smallest and largest long side of an image
@@ -412,7 +413,11 @@ def make_phantom(
     counts = {}
     for number, (split, num_patients) in enumerate(patients.items()):
         table = sample_rows(num_patients, split, seed, output.name)
-        replace_file(output / f'{split}.csv', table[list(COLUMNS)].to_csv(index=False))
+        # The paths tell every later tool that these are phantoms (`are_synthetic`), also if the
+        # name of the folder does not. Readers of CheXpert's layout leave the first folder out.
+        first = output.name if are_synthetic([output.name]) else f'{output.name}-phantom'
+        rows = table[list(COLUMNS)].assign(Path=first + table['Path'].str.removeprefix(output.name))
+        replace_file(output / f'{split}.csv', rows.to_csv(index=False))
         draw_all(table, output, (number, seed, size), workers)
         counts[split] = len(table)
     done = settings | {'images': counts}

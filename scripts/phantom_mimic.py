@@ -11,7 +11,7 @@ from scripts.phantom import SETTINGS_FILE, SPLITS, make_phantom
 from system.files import replace_file
 
 LAYOUT = {'layout': 'mimic-cxr'}
-DRAWN = 'drawn'  # folder of the phantom before its files are renamed
+DRAWN = 'phantom'  # folder of the phantom before its files are renamed
 
 
 def make_mimic_phantom(output: str | Path, **options: int) -> dict:

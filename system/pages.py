@@ -26,7 +26,7 @@ NOTE = 0.3  # height in inches of the note below a figure
 
 
 def are_synthetic(paths: Iterable[str]) -> bool:
-    """Return whether the paths name phantoms: docs and scripts draw them in CheXpert-phantom."""
+    """Return whether some paths name phantoms, as those of `scripts.phantom` do."""
     return any('phantom' in path.lower() for path in paths)
 
 

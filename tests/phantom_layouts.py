@@ -50,9 +50,9 @@ def nih_phantom(root: Path, **options: int) -> None:
 
 def drawn(root: Path, options: dict[str, int]) -> pd.DataFrame:
     """Draw a phantom below a folder, and return all its rows with their patient and study."""
-    make_phantom(root / 'drawn', **options)
+    make_phantom(root / 'phantom', **options)
     table = pd.concat(
-        pd.read_csv(root / 'drawn' / f'{split}.csv').assign(split=split) for split in SPLITS
+        pd.read_csv(root / 'phantom' / f'{split}.csv').assign(split=split) for split in SPLITS
     ).reset_index(drop=True)
     numbers = table['Path'].str.extract(r'/patient(\d+)/study(\d+)/').astype(int)
     return table.assign(patient=numbers[0], study=numbers[1])
@@ -63,7 +63,7 @@ def move_images(root: Path, table: pd.DataFrame, names: list[str] | pd.Series) -
     for path, name in zip(table['Path'], names, strict=True):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / path).rename(root / name)
-    shutil.rmtree(root / 'drawn')
+    shutil.rmtree(root / 'phantom')
 
 
 def plus_phantom(root: Path, images: str = 'PNG', **options: int) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import config_with
 
 from data.labels import LABELS
+from data.reading import read_part
 from scripts.make_phantom import main, parse_args
 from scripts.phantom import draw_image, make_phantom
+from system.pages import are_synthetic
 
 SMALL = {'num_train': 5, 'num_valid': 2, 'num_test': 2, 'size': 40}
 
@@ -42,6 +45,16 @@ def test_the_script_writes_a_phantom_once_and_keeps_other_folders(tmp_path, caps
     assert main(parse_args([*words, '--seed', '5'])) == 2
     assert str(folder) in capsys.readouterr().err
     assert digests(tmp_path) == first
+
+
+@pytest.mark.parametrize('name', ['mine', 'Phantom_1'])
+def test_phantoms_are_known_as_such_whatever_their_folder_is_called(tmp_path, name: str) -> None:
+    make_phantom(tmp_path / name, workers=1, **SMALL)
+    (tmp_path / name).rename(tmp_path / 'renamed')
+    config = config_with(DATA__DATASET='chexpert')
+    records = read_part(config, tmp_path / 'renamed', 'train', labels=LABELS)
+    assert are_synthetic(records.path)
+    assert all((tmp_path / 'renamed' / file).is_file() for file in records.file)
 
 
 @pytest.mark.parametrize('view', ['Frontal', 'Lateral'])
