@@ -316,9 +316,9 @@ def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
 def overview_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Format the difference of the means of each of the report's `comparisons`."""
     parts = {
-        f'{entry["a"]} minus {entry["b"]}': mean
+        f'{entry["a"]} minus {entry["b"]}: {mean_title(key, mean["counted"])}': mean
         for entry in entries
-        for mean in entry['means'].values()
+        for key, mean in entry['means'].items()
         if mean
     }
     return _format_differences(parts)

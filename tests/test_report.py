@@ -32,6 +32,7 @@ from evaluation.report import (
     compare_sets,
     compare_with_baselines,
     differences_table,
+    overview_table,
     scores_table,
     write_report,
 )
@@ -492,6 +493,22 @@ def test_named_columns_are_those_of_the_latex_table(tmp_path: Path) -> None:
     cells = [cell.strip() for cell in rows[1].split('&')]
     assert cells[0] == second['label'] and cells[-1] == 'n/a'
     assert cells[3].startswith(f'{second["scores"]["brier"]["value"]:.3f}')
+
+
+def test_the_means_of_several_pairs_say_how_many_labels_they_have(tmp_path: Path) -> None:
+    first, second = some_cases('first'), some_cases('second', seed=1)
+    third = replace(second, name='third').with_labels([label in LABELS[:3] for label in LABELS])
+    document = make_comparison([first, second, third])
+    table = overview_table(document['comparisons'])
+    assert [*table.index] == [
+        'third minus second: Mean of 3 labels',
+        'third minus first: Mean of 3 labels',
+        'second minus first: Mean of the five CheXpert tasks',
+    ]
+    page = written_page(tmp_path, document)
+    (shown,) = [text for text in page.texts('table') if 'mean AUROC of the five' in text]
+    assert 'second minus first' in shown and 'second minus first:' not in shown
+    assert 'third minus first: Mean of 3 labels' in shown
 
 
 def test_means_of_the_latex_table_name_the_labels_they_leave_out(tmp_path: Path) -> None:
