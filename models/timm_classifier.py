@@ -84,7 +84,12 @@ class TimmClassifier(Encoder):
         why = f"for timm's {name}"
         convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         is_allowed = not config.MODEL.TIMM.CHANNELS_LAST or len(convolutions) > 1
-        require(is_allowed, config, 'MODEL.TIMM.CHANNELS_LAST', f'False {why}, a transformer')
+        require(
+            is_allowed,
+            config,
+            'MODEL.TIMM.CHANNELS_LAST',
+            f'False {why}, without convolutions after the patches',
+        )
         is_allowed = not CLASSIFIER_HEADS[config.MODEL.HEAD].takes_tokens
         require(is_allowed, config, 'MODEL.HEAD', f'a head on pooled features {why}')
         if stage == 'finetune':
