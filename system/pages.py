@@ -17,6 +17,7 @@ WIDTH, TALLEST = 6.3, 9.0
 FONT, SMALL = 9, 8
 FONT_WIDTH = 12.5  # letters in an inch, for titles that are wrapped
 STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'figure'}  # selectable text, reproducible names
+STYLE |= {'text.parse_math': False}  # of text that is made while a figure is drawn
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 SYNTHETIC = 'Synthetic X-rays.'
 # Letters that LaTeX's default encoding of fonts shows as others, which pandas does not escape.

@@ -231,6 +231,17 @@ def test_figures_of_images_say_if_they_are_synthetic(
         assert 'Not for clinical use.' in figure.get_supxlabel()
 
 
+@pytest.mark.filterwarnings('error')
+def test_long_labels_of_predictions_leave_room_for_their_bars(tmp_path: Path) -> None:
+    labels = [f'{"A finding with many words " * 3}and the number {n}' for n in range(12)]
+    image, maps = np.zeros((64, 64), np.uint8), {labels[0]: np.zeros((4, 4))}
+    probabilities = dict.fromkeys(labels, 0.5)
+    plot_prediction(tmp_path / 'p', {'a': image, 'b': image}, maps, probabilities, title='t')
+    found = texts(tmp_path)['p']
+    assert found.count('A finding with many  … e number 0') == 2  # its bar and its map
+    assert all(f'A finding with many  … e number {n}' in found for n in range(10))
+
+
 def test_a_row_of_examples_is_as_tall_as_its_own_images(monkeypatch) -> None:
     records = Made()
     records.labels = np.eye(20, 14)  # a label has an image of its own, and a row four labels
