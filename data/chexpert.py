@@ -173,6 +173,8 @@ def _read_chexpert(
     if optional and not (Path(root) / csv_name).is_file():
         return None
     table = _open_csv(root, csv_name, labels, on_fault)
+    # The table of train may have no row of a split, but a table of the split itself must.
+    optional = optional and csv_name == csv_names(config)['train']
     select_split(table, split, optional)
     if optional and not len(table):
         return None

@@ -10,7 +10,6 @@ finding. The exit code is 0 without errors, 1 with errors, and 2 if the check fa
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -18,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, default_config
 from data.check import Findings, check_data, list_duplicates
-from data.chexpert import csv_of_split
 from data.given_folders import config_of_data
+from data.reading import scored_splits
+from data.records import csv_names
 from data.sources import source_configs
 from system.files import replace_file
 from system.tool import Paragraphs, at_least, tool, usable_cpus
@@ -45,11 +45,11 @@ def splits_that_may_be_absent(config: Config) -> tuple[str, ...]:
         return ('valid', 'test')
     if config.DATA.DATASET != 'chexpert':
         return ('train', 'valid', 'test')
-    has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-    root = config.DATA.DATA_PATH
-    has_test = os.path.isfile(os.path.join(root, csv_of_split(config, root, 'test')))
-    needs_valid = config.EVAL.SELECT_ON == 'valid' or not has_test
-    return ('test',) * has_default_test + ('valid',) * (not needs_valid)
+    names, default = csv_names(config), csv_names(default_config())
+    # A table with a column Split may have no row of the test split.
+    needs_valid = config.EVAL.SELECT_ON == 'valid' or not scored_splits(config).get('test')
+    absent = ('test',) if needs_valid else ('test', 'valid')
+    return tuple(split for split in absent if names[split] == default[split])
 
 
 @tool

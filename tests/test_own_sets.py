@@ -385,3 +385,29 @@ def test_images_of_studies_have_the_suffix_of_the_converted_files(tmp_path: Path
     records = read_made(config, tmp_path / 'data', 'train', labels=['Edema'])
     assert records.file.tolist() == ['a.1/x.png', 'b/y.png']
     assert records.study.tolist() == ['a.1', 'b']
+
+
+@pytest.mark.parametrize(
+    ('tables', 'options', 'finding'),
+    [
+        ({'train': 'train', 'valid': '', 'test': 'train'}, (), 'no usable row of the split test'),
+        ({'train': 'train', 'valid': '', 'test': 'valid'}, (), 'no usable row of the split test'),
+        ({'train': 'train'}, (), 'no usable row of the split valid'),
+        ({'train': '', 'test': ''}, ('DATA.VALID_CSV', 'vaild.csv'), 'vaild.csv'),
+    ],
+)
+def test_check_data_finds_a_split_that_is_not_scored(
+    tmp_path: Path, tables: dict[str, str], options: tuple[str, ...], finding: str
+) -> None:
+    """A table without a row of its split, no scored split at all, and a misspelt table."""
+    for name, split in tables.items():
+        rows = ''.join(f'{name}{i}.png,{name}{i},Frontal,{i},{split}\n' for i in range(2))
+        header = f'Path,Patient,Frontal/Lateral,Edema,{"Split" if split else "Note"}\n'
+        (tmp_path / 'data').mkdir(exist_ok=True)
+        (tmp_path / 'data' / f'{name}.csv').write_text(header + rows)
+        for number in range(2):
+            image(tmp_path / 'data' / f'{name}{number}.png', number)
+    words = ['--data-path', tmp_path / 'data', '--output', tmp_path / 'problems.csv']
+    own = ['--workers', '1', '--opts', 'DATA.LABELS', "['Edema']", *options]
+    assert run_script('check_data', *words, *own) == 1
+    assert finding in (tmp_path / 'problems.csv').read_text()
