@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config, module_of
+from config import PROBES, Config, default_config, module_of
 from data.augmentation import TrainTransform
 from data.groups import all_groups
 from data.identity import shared_patients
@@ -116,6 +116,8 @@ def _scored_records(
 ) -> Records | None:
     """Read the records of valid or test, if present, and check the columns of subgroups."""
     optional = split == 'test' or (has_test and config.EVAL.SELECT_ON != 'valid')
+    if not config.EVAL_MODE and csv_names(config)[split] != csv_names(default_config())[split]:
+        optional = False  # a name that was chosen may be misspelt
     records = read_split(config, split, logger, optional=optional)
     if records is not None:
         all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)

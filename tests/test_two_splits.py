@@ -53,7 +53,11 @@ def test_held_out_patients_select_and_the_test_file_is_scored(
     assert run_script('check_data', *words, '--opts', *NAMES) == 0
     cfg, more = tmp_path / 'out' / 'finetune.yaml', ['EVAL.SELECT_ON', 'valid']
     refused('finetune', arguments(cfg, two_splits, tmp_path, '--opts', *NAMES, *more), 'valid.csv')
+    for split in ('valid', 'test'):  # a name that was chosen may be misspelt
+        misspelt = [*NAMES, f'DATA.{split.upper()}_CSV', 'other.csv']
+        argv = arguments(cfg, two_splits, tmp_path / 'none', '--opts', *misspelt)
+        refused('finetune', argv, two_splits / 'other.csv', 'DATA.DATA_PATH', 'DATA.*_CSV')
     (two_splits / 'test_split.csv').unlink()
-    argv = arguments(cfg, two_splits, tmp_path / 'none', '--opts', *NAMES)
+    argv = arguments(cfg, two_splits, tmp_path / 'none', '--opts', *NAMES[:2])
     refused('finetune', argv, two_splits / 'valid.csv', 'DATA.DATA_PATH', 'DATA.*_CSV')
     assert not results_in(tmp_path / 'none')
