@@ -253,7 +253,7 @@ def _describe_effort(
     rows, records = {}, _epochs(folder, source)
     if train is not None:
         images = train.dataset.records
-        rows['Training images'] = f'{len(images)} of {len(set(images.patient))} patients'
+        rows['Training images'] = f'{len(images):,} of {len(set(images.patient)):,} patients'
     if records and Path(source).name == BEST_CHECKPOINT:
         best = read_checkpoint(source)
         rows['Selected epoch'] = (

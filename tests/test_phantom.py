@@ -57,6 +57,10 @@ def test_phantoms_are_known_as_such_whatever_their_folder_is_called(tmp_path, na
     assert all((tmp_path / 'renamed' / file).is_file() for file in records.file)
 
 
+def test_single_images_of_a_physical_phantom_do_not_make_real_data_synthetic() -> None:
+    assert not are_synthetic(['patient00001/a.jpg', 'patient00002/b.jpg', 'quality/phantom.jpg'])
+
+
 @pytest.mark.parametrize('view', ['Frontal', 'Lateral'])
 def test_every_finding_is_visible(tmp_path, view: str) -> None:
     def draw(severities: np.ndarray) -> np.ndarray:
