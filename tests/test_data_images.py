@@ -71,9 +71,6 @@ UNUSUAL = {
 }  # fmt: skip
 
 
-# The fast decoder
-
-
 @pytest.mark.parametrize('kind', [*PLAIN, *UNUSUAL])
 def test_without_the_fast_decoder_the_image_is_the_same(kind, monkeypatch):
     image, options = PLAIN.get(kind, (None, {}))
@@ -126,9 +123,6 @@ def test_jpegs_with_damage_of_which_libjpeg_warns_are_refused(kind):
     middle, end = (pixels + len(whole)) // 2, whole[-2:]
     for damaged in (whole[:middle] + end, whole[:-2] + whole[pixels:middle] + end):
         assert outcome(damaged) == ('BadImageError', b'')
-
-
-# Grey levels
 
 
 def test_colour_becomes_luma():
@@ -221,42 +215,28 @@ def test_bad_images_are_refused_with_their_path_and_the_reason(kind, tmp_path):
         load_image(path)
 
 
-BOX = struct.pack('>I', 32)
-OTHERS = {
-    'empty': [b''],
-    'zero bytes': [bytes(5000)],
-    'web page': [
-        b'<!DOCTYPE html><html><body>404',
-        b'\xef\xbb\xbf\r\n <HTML lang="en">',
-        b'<!-- saved -->\n<html>',
+@pytest.mark.parametrize(
+    ('kind', 'data'),
+    [
+        ('zero bytes', bytes(5000)),
+        ('web page', b'\xef\xbb\xbf\r\n <HTML lang="en">'),
+        ('web page', b'<!-- saved -->\n<html>'),
+        ('XML', b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>'),
+        ('git lfs pull', b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n'),
+        ('git annex get', b'/annex/objects/MD5E-s9--00.png\n'),
+        ('text', 'Zugriff verweigert f\xfcr \u4f60\n'.encode() * 99),
+        ('text', '<html>'.encode('utf-16')),
+        ('HEIC', struct.pack('>I', 32) + b'ftypmif1\0\0'),
+        ('JPEG 2000', encode(GREY, 'JPEG2000')),
+        ('JPEG XL', b'\0\0\0\x0cJXL \r\n\x87\n'),
+        ('NIfTI', bytes(344) + b'n+1\0'),
+        ('archive', gzip.compress(PNG)),
+        ('JPEG that is damaged', b'\xff\xd8\xff\xf7' + bytes(99)),
     ],
-    'XML': [b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', b'<svg></svg>'],
-    'git lfs pull': [b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n'],
-    'git annex get': [b'/annex/objects/MD5E-s9--00.png\n'],
-    'text': [
-        b'{"message": "Not Found"}',
-        b'Path,Sex\r\n' * 500,
-        'Zugriff verweigert f\xfcr \u4f60\n'.encode() * 99,
-        '<html>'.encode('utf-16'),
-    ],
-    'AVIF': [BOX + b'ftypavif\0\0', BOX + b'ftypavis\0\0'],
-    'HEIC': [BOX + b'ftypheic\0\0', BOX + b'ftypmif1\0\0'],
-    'JPEG 2000': [encode(GREY, 'JPEG2000'), encode(GREY, 'JPEG2000', no_jp2=True)],
-    'JPEG XL': [b'\xff\x0a\xfa', b'\0\0\0\x0cJXL \r\n\x87\n'],
-    'GIF': [encode(GREY, 'GIF')],
-    'PDF': [b'%PDF-1.7\n'],
-    'PNM': [encode(GREY, 'PPM')],
-    'NIfTI': [bytes(344) + b'n+1\0'],
-    'archive': [gzip.compress(PNG), b'PK\3\4\n\0'],
-    'JPEG that is damaged': [b'\xff\xd8\xff\xf7' + bytes(99)],
-}
-
-
-@pytest.mark.parametrize('kind', OTHERS)
-def test_what_is_no_image_is_named_by_its_first_bytes(kind):
-    for data in OTHERS[kind]:
-        with pytest.raises(BadImageError, match=rf'x\.png cannot be read: .*{re.escape(kind)}'):
-            decode_image(data, 'x.png')
+)
+def test_what_is_no_image_is_named_by_its_first_bytes(kind, data):
+    with pytest.raises(BadImageError, match=rf'x\.png cannot be read: .*{kind}'):
+        decode_image(data, 'x.png')
 
 
 @pytest.mark.parametrize('compression', [None, 'zlib'])
@@ -273,7 +253,7 @@ def test_tiffs_of_signed_numbers_are_read_without_negative_ones(compression):
             decode_image(file.getvalue(), 'x.tif')
 
 
-@pytest.mark.parametrize('dtype', ['u8', 'f2', 'f4', 'f8', 'c8'])
+@pytest.mark.parametrize('dtype', ['u8', 'f2', 'f8', 'c8'])
 def test_tiffs_of_other_numbers_are_refused(dtype):
     tifffile = pytest.importorskip('tifffile', reason='tifffile is not installed')
     tifffile.imwrite(file := BytesIO(), np.asarray(GREY).astype(dtype), photometric='minisblack')
@@ -293,18 +273,13 @@ def test_missing_and_unreadable_files_are_not_bad_images(tmp_path):
         assert isinstance(caught.value.__cause__, OSError)
 
 
-@pytest.mark.parametrize('kind', ['pipe', 'device', 'folder', 'huge'])
-def test_only_regular_files_of_limited_size_are_read(kind, tmp_path):
-    path = Path('/dev/zero') if kind == 'device' else tmp_path / 'x.png'
-    if kind == 'pipe':
-        os.mkfifo(path)
-    elif kind == 'folder':
-        path.mkdir()
-    elif kind == 'huge':
-        path.write_bytes(PNG)
-        os.truncate(path, images.MAX_BYTES + 1)  # a sparse file
-    with pytest.raises(BadImageError, match=str(path)):
-        load_image(path)
+def test_only_regular_files_of_limited_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'huge').write_bytes(PNG)
+    os.truncate(tmp_path / 'huge', images.MAX_BYTES + 1)  # a sparse file
+    for path in (tmp_path, tmp_path / 'pipe', tmp_path / 'huge', Path('/dev/zero')):
+        with pytest.raises(BadImageError, match=str(path)):
+            load_image(path)
 
 
 def test_files_that_take_minutes_or_all_memory_are_refused_by_their_header(tmp_path, monkeypatch):
