@@ -93,23 +93,15 @@ SWIN = (
 SWIN_PRETRAIN, SWIN_FINETUNE = f'{SWIN} EVAL.HOLDOUT_IMAGES 2', f'{SWIN} REPORT.WRITE False'
 
 
-LABELS_WITH_A_SPACE = "['Pleural Effusion', 'Edema']"
-
-
-@pytest.mark.parametrize(
-    ('words', 'wanted'),
-    [
-        (['A', '1', 'B', '2'], ['A', '1', 'B', '2']),
+def test_options_may_be_one_text_with_quoted_values() -> None:
+    labels = "['Pleural Effusion', 'Edema']"
+    for words, wanted in (
         (['A 1  B 2'], ['A', '1', 'B', '2']),
-        (['A', 'False', f'L "{LABELS_WITH_A_SPACE}" B 2'],
-         ['A', 'False', 'L', LABELS_WITH_A_SPACE, 'B', '2']),
-        (['L', LABELS_WITH_A_SPACE], ['L', LABELS_WITH_A_SPACE]),
+        (['A', '1', f'L "{labels}" B 2'], ['A', '1', 'L', labels, 'B', '2']),
+        (['L', labels, ''], ['L', labels]),
         (["L ['Edema','Fracture']"], ['L', "['Edema','Fracture']"]),
-        (['A', '1', ''], ['A', '1']),
-    ],
-)  # fmt: skip
-def test_options_may_be_one_text_with_quoted_values(words, wanted) -> None:
-    assert load_script('ablate').split_options(words) == wanted
+    ):
+        assert load_script('ablate').split_options(words) == wanted
 
 
 @pytest.mark.slow
@@ -166,9 +158,6 @@ def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:
     assert 'DATA.TRAIN_IMAGES' in shown
 
 
-# Job arrays -------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def submitted(tmp_path, monkeypatch) -> Path:
     """The arguments of a stand-in for sbatch. The queue is empty."""
@@ -214,9 +203,6 @@ def test_runs_that_wait_for_a_running_one_are_left_out(submitted, tmp_path, caps
     assert '6 runs submitted; 2 have finished' in capsys.readouterr().out
 
 
-# Mistakes ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ('command', 'more', 'key'),
     [
@@ -248,25 +234,21 @@ def test_a_store_that_lacks_the_steps_of_a_row_is_refused_before_the_first_run(
     assert not (tmp_path / 'runs').exists()
 
 
-@pytest.mark.parametrize(
-    ('parallel', 'processes', 'gpus'),
-    [(None, 1, ['0', '1']), (5, 1, ['0', '1', '0', '1', '0']), (1, 2, ['0,1']), (2, 2, None)],
-)
-@pytest.mark.parametrize('row', [None, ['a', 'b']])
-def test_runs_of_one_gpu_share_what_there_is(parallel, processes, gpus, row, monkeypatch) -> None:
+def test_runs_of_one_gpu_share_what_there_is(monkeypatch) -> None:
     ablate = load_script('ablate')
     counted = subprocess.CompletedProcess([], 0, stdout='2\n')
     monkeypatch.setattr(ablate.subprocess, 'run', lambda *_, **__: counted)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    args = argparse.Namespace(parallel=parallel, processes=processes, row=row)
-    if gpus is None:
-        with pytest.raises(ValueError):
-            ablate.slots_of(args)
-        return
-    assert [slot['CUDA_VISIBLE_DEVICES'] for slot in ablate.slots_of(args)] == gpus
 
+    def gpus(parallel: int | None, processes: int) -> list[str]:
+        args = argparse.Namespace(parallel=parallel, processes=processes, row=None)
+        return [slot['CUDA_VISIBLE_DEVICES'] for slot in ablate.slots_of(args)]
 
-# What a sweep will run --------------------------------------------------------------------------
+    assert gpus(None, 1) == ['0', '1']
+    assert gpus(5, 1) == ['0', '1', '0', '1', '0']
+    assert gpus(1, 2) == ['0,1']
+    with pytest.raises(ValueError):
+        gpus(2, 2)
 
 
 def test_runs_are_listed_without_the_data(tmp_path, capsys) -> None:

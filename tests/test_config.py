@@ -14,7 +14,6 @@ from config import (
     EFFECTS,
     FLAG_KEYS,
     OPTIONS,
-    REGISTRIES,
     STAGES,
     build_parser,
     check_config,
@@ -49,14 +48,12 @@ def write(folder: Path, name: str, text: str) -> str:
     [
         ('configs/swin_nano__demo', 'configs/swin_nano__demo/simmim_'),
         ('simmim_pretrain__vit_tiny.yaml', 'configs/vit_tiny__chexpert_20ep/simmim_pretrain__'),
-        ('configs/resnet50__chexpert/finetune.yaml', 'configs/resnet50__chexpert_20ep/simmim_'),
     ],
 )
 def test_a_config_that_does_not_exist_lists_shipped_ones_that_resemble_it(wrong, similar) -> None:
-    with pytest.raises(ValueError, match=f'{wrong}.* {similar}'):
-        get_config(argparse.Namespace(cfg=wrong))
-    with pytest.raises(ValueError, match=f'{wrong}.* {similar}'):
-        default_config().merge_from_file(wrong)  # as the tools do
+    for load_it in (load, default_config().merge_from_file):  # the second as the tools do
+        with pytest.raises(ValueError, match=f'{wrong}.* {similar}'):
+            load_it(wrong)
 
 
 @pytest.mark.parametrize('stage', STAGES)
@@ -161,14 +158,12 @@ def test_the_config_is_frozen_and_launchers_may_give_a_rank(cfg) -> None:
         ('TRAIN.BASE_LR', '1e-4', 1e-4),
         ('TRAIN.CLIP_GRAD', '5', 5.0),
         ('MODEL.VIT.INIT_VALUES', 'None', None),
-        ('MODEL.SWIN.QK_SCALE', '1', 1.0),
         ('MODEL.SWIN.DEPTHS', '(1, 1, 2, 1)', [1, 1, 2, 1]),
         ('TRAIN.OPTIMIZER.BETAS', '[0.9, 0.95]', (0.9, 0.95)),
         ('TEST.CROP', 'False', False),
         ('DATA.UNCERTAIN_BY_LABEL', "{'Pleural Effusion': 'zeros'}", {'Pleural Effusion': 'zeros'}),
         ('DATA.UNCERTAIN_BY_LABEL', '{Pleural Effusion: zeros}', {'Pleural Effusion': 'zeros'}),
         ('MODEL.SIMMIM.LOSS', '{l1: 1, frequency: 1e-1}', {'l1': 1.0, 'frequency': 0.1}),
-        ('MODEL.SIMMIM.LOSS', "{'l1':0.5}", {'l1': 0.5}),
         ('DATA.PREPROCESS', 'equalize', ['equalize']),
         ('DATA.LABELS', '[No Finding, Edema]', ['No Finding', 'Edema']),
     ],
@@ -181,16 +176,10 @@ def test_a_value_is_read_the_same_from_opts_and_from_yaml(tmp_path, cfg, key, te
         assert got == want and (type(got) is type(want) or isinstance(want, dict))
 
 
-@pytest.mark.parametrize(
-    'key, text',
-    [
-        ('MODEL.SIMMIM.LOSS', "{'l1': 1.0, 'l1': 2.0}"),
-        ('DATA.UNCERTAIN_BY_LABEL', '{Edema: zeros, Edema: ones}'),
-    ],
-)
-def test_a_name_that_occurs_twice_in_a_mapping_is_refused(cfg, key: str, text: str) -> None:
-    with pytest.raises(ValueError, match=f'{key} in --opts .* occurs twice'):
-        load(cfg, '--opts', key, text, stage=None)
+def test_a_name_that_occurs_twice_in_a_mapping_is_refused(cfg) -> None:
+    for text in ("{'l1': 1.0, 'l1': 2.0}", '{l1: 1.0, l1: 2.0}'):
+        with pytest.raises(ValueError, match='MODEL.SIMMIM.LOSS in --opts .* occurs twice'):
+            load(cfg, '--opts', 'MODEL.SIMMIM.LOSS', text, stage=None)
 
 
 @pytest.mark.parametrize(
@@ -278,14 +267,6 @@ def test_only_the_allowed_values_of_an_option_are_accepted(key) -> None:
         check_config(changed(key, bad))
     assert all(repr(value) in str(error.value) for value in OPTIONS[key].names)
     assert OPTIONS[key].allows(OPTIONS[key].default)
-
-
-@pytest.mark.parametrize('key', sorted(key for key in OPTIONS if OPTIONS[key].parts))
-def test_each_value_of_an_option_selects_a_part_of_the_module_that_it_names(key) -> None:
-    for name, module in OPTIONS[key].parts.items():
-        found = REGISTRIES[key][name]
-        if isinstance(found, type):
-            assert found.__module__ == module
 
 
 @pytest.mark.parametrize(
