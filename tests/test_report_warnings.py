@@ -61,13 +61,12 @@ def test_metadata_that_rank_a_label_beyond_chance_are_named(value, low, is_told)
     ],
 )
 def test_labels_that_a_model_has_not_learned_are_named(span, auroc, told) -> None:
-    part = {'label': 'Edema', 'scores': {'auroc': auroc}, 'histogram': {'low': 0.0, 'high': span}}
-    good = {
-        'label': 'Mass',
-        'scores': {'auroc': score(0.9, 0.8)},
-        'histogram': {'low': 0, 'high': 1},
-    }
-    alerts = model_alerts({'labels': [part, good]})
+    labels = {'Edema': (auroc, span), 'Mass': (score(0.9, 0.8), 1.0)}
+    parts = [
+        {'label': label, 'scores': {'auroc': area}, 'histogram': {'low': 0.0, 'high': high}}
+        for label, (area, high) in labels.items()
+    ]
+    alerts = model_alerts({'labels': parts})
     assert all(words in line for words, line in zip(told, alerts, strict=True))
     assert all('Edema' in line and 'Mass' not in line for line in alerts)
 
