@@ -10,16 +10,14 @@ import pytest
 from PIL import Image
 from tiny import ROOT, config_with, run_script
 
-from data import table_files
 from data.chexpert import SPLITS
 from data.data_finetune import build_loader_finetune
 from data.data_sets import read_made
 from data.data_simmim import build_loader_simmim
 from data.describe import read_sets
-from data.packing import pack, read_source
+from data.packing import read_source
 from data.reading import read_part
 from data.records import Records
-from data.store_manifest import Settings
 
 LOGGER = logging.getLogger(__name__)
 PAGES = ROOT / 'docs' / 'howto'
@@ -94,12 +92,10 @@ def test_the_table_of_the_page_is_read_as_it_stands(tmp_path: Path) -> None:
     images(tmp_path, *(line.partition(',')[0] for line in lines[1:]))
     (tmp_path / 'train.csv').write_text(text)
     config = config_with(DATA__DATASET='chexpert')
-    found = [
-        read_part(config, tmp_path, split, labels=LABELS) for split in ('train', 'valid', 'test')
-    ]
-    assert [len(records) for records in found] == [3, 1, 1]
-    assert found[0].patient.tolist() == ['P-17', 'P-17', 'P-18']
-    np.testing.assert_array_equal(found[0].labels, [[1, 1], [0, np.nan], [-1, 0]])
+    train, *others = (read_part(config, tmp_path, split, labels=LABELS) for split in SPLITS)
+    assert [len(train), *map(len, others)] == [3, 1, 1]
+    assert train.patient.tolist() == ['P-17', 'P-17', 'P-18']
+    np.testing.assert_array_equal(train.labels, [[1, 1], [0, np.nan], [-1, 0]])
 
 
 def test_the_functions_of_the_other_page_are_read(tmp_path: Path) -> None:
@@ -159,9 +155,7 @@ def read(root):
 
 
 @pytest.mark.parametrize('stage', ['simmim', 'finetune', 'pack', 'describe'])
-def test_the_function_is_called_once_for_all_splits_and_sees_later_changes(
-    tmp_path: Path, stage: str
-) -> None:
+def test_the_function_is_called_once_for_all_splits_and_sees_later_changes(tmp_path, stage) -> None:
     root = tmp_path / 'data'
     images(root, *(f'images/{number}.png' for number in range(4)))
     splits = ['train', 'train', 'valid', 'test']
@@ -170,10 +164,9 @@ def test_the_function_is_called_once_for_all_splits_and_sees_later_changes(
     (root / 'all.csv').write_text('\n'.join([header, *rows]))
     (tmp_path / 'my_set.py').write_text(COUNTED)
     name = str(tmp_path / 'my_set.py')
-    config = config_with(
-        DATA__DATASET=name, DATA__DATA_PATH=str(root), DATA__LABELS=['Edema'], DATA__BATCH_SIZE=1,
-        DATA__HOLDOUT_FRACTION=0.0, DATA__NUM_WORKERS=0,
-    )  # fmt: skip
+    options = {'DATASET': name, 'DATA_PATH': str(root), 'LABELS': ['Edema'], 'BATCH_SIZE': 1}
+    options |= {'HOLDOUT_FRACTION': 0.0, 'NUM_WORKERS': 0}
+    config = config_with(**{f'DATA__{key}': value for key, value in options.items()})
     run = {
         'simmim': lambda: build_loader_simmim(config, LOGGER).train.dataset.records,
         'finetune': lambda: build_loader_finetune(config, LOGGER).train.dataset.records,
@@ -185,25 +178,3 @@ def test_the_function_is_called_once_for_all_splits_and_sees_later_changes(
     (root / 'all.csv').write_text('\n'.join([header, *rows[1:]]))
     assert len(run()) == len(before) - 1
     assert (root / 'calls').read_text() == 'xx'
-
-
-def test_of_the_packed_tables_only_that_of_the_split_is_read(tmp_path: Path, monkeypatch) -> None:
-    root, store = tmp_path / 'data', tmp_path / 'store'
-    images(root, *(f'images/{number}.png' for number in range(3)))
-    rows = [f'images/{n}.png,{n},{SPLITS[n]},Frontal' for n in range(3)]
-    (root / 'all.csv').write_text('\n'.join(['Path,Patient,Split,Frontal/Lateral', *rows]))
-    (tmp_path / 'my_set.py').write_text(COUNTED)
-    config = config_with(DATA__DATASET=str(tmp_path / 'my_set.py'))
-    source = read_source(root, dataset=config.DATA.DATASET)
-    pack(source, store, Settings(size=None, square=False))
-    read = []
-
-    def read_cells(file: Path, *options: int) -> tuple:
-        read.append(file.stem.rpartition('_')[2])
-        return table_files.read_cells(file, *options)
-
-    monkeypatch.setattr('data.table.read_cells', read_cells)
-    for number, split in enumerate(SPLITS):
-        records = read_made(config, store, split)
-        assert records.file.tolist() == [f'images/{number}.png'] and read == [split]
-        read.clear()

@@ -8,21 +8,21 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from csv_files import touch
 from PIL import Image
 from tiny import config_with, run_script
 from xray_splits import LOGGER
 
 from config import Config
-from data.chexpert import csv_of_split, read_csv
+from data.chexpert import read_csv
 from data.data_sets import read_made
 from data.fingerprint import describe_data
 from data.known_sets import listed, majority
 from data.loader import Loaders
 from data.packing import Settings, pack, read_source
 from data.reading import read_part
-from data.records import Records, task_of
+from data.records import Records
 from data.table import refuse
-from data.table_files import read_cells
 from data.table_warnings import SIMILAR
 from engine.run_record import run_changes
 
@@ -49,18 +49,6 @@ def read(root):
     labels = listed(table['findings'], ';').rename(columns=names)
     return made.join(views(table['projection'])).join(labels)
 """
-CLASSES = """
-import pandas as pd
-from data.known_sets import images_below
-
-def read(root):
-    paths = images_below(root)
-    parts = paths.str.extract('(train|val|test)/([^/]+)/([^/]+?)_[^/]+$')
-    made = pd.DataFrame({'Path': paths, 'Split': parts[0].replace('val', 'valid'),
-                         'Patient': parts[2], 'Frontal/Lateral': 'Frontal'})
-    return made.join(pd.get_dummies(parts[1]))
-"""
-NAMES = ['NORMAL', 'PNEUMONIA', 'COVID']
 
 
 def image(file: Path, seed: int = 0) -> None:
@@ -84,6 +72,14 @@ def config_of(name: str, **options: object) -> Config:
 
 def read(root: Path, name: str, split: str, labels: tuple[str, ...] = (), **options) -> Records:
     return read_made(config_of(name), root / 'data', split, labels=labels, **options)
+
+
+def written(root: Path, table: str, text: str, file: str = 'export.csv') -> str:
+    """A table and a function of the user, without images; returns the path of the function."""
+    (root / 'data').mkdir(exist_ok=True)
+    (root / 'data' / file).write_text(table)
+    (root / 'mine.py').write_text(text)
+    return str(root / 'mine.py')
 
 
 def test_a_function_of_the_user_makes_the_table(tmp_path: Path) -> None:
@@ -179,10 +175,9 @@ def test_an_edited_function_is_noticed_when_a_run_resumes(tmp_path: Path) -> Non
         return describe_data(config_of(name), Loaders(train=SimpleNamespace(dataset=dataset)))
 
     text = PLAIN.format(line='')
-    before, same, after = map(
-        describe, (text, text + '# a comment', text.replace("'eff'", "'nor'"))
-    )
+    before, same = describe(text), describe(text + '# a comment')
     assert set(before['files']) == {'DATA.DATASET'} and before == same
+    after = describe(text.replace("'eff'", "'nor'"))
     (change,) = run_changes({'data': before}, {'data': after})
     assert change == 'data: DATA.DATASET (5 -> 5 images)'
 
@@ -213,9 +208,6 @@ def test_a_store_contains_the_table_and_refuses_another_version_of_the_function(
 
 def test_patients_in_another_file_and_rows_without_labels(tmp_path: Path, caplog) -> None:
     """Numbers of both files are compared in their canonical form."""
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'who.csv').write_text('image;patient\n1.0;"A;7"\n2;B\n3;C\n')
-    (tmp_path / 'data' / 'labels.csv').write_text('number\tMass\n003\t1\n1\t0\n')
     text = """
 import pandas as pd
 from data.known_sets import images_below, join, join_labels, open_table as table
@@ -228,10 +220,11 @@ def read(root):
     labels = join_labels(images, labels.rename_axis('labels.csv'), ['image'])
     return images.rename(columns={'patient': 'Patient'}).assign(**{'Frontal/Lateral': 'Frontal'}).join(labels)
 """  # noqa: E501
-    (tmp_path / 'mine.py').write_text(text)
+    written(tmp_path, 'image;patient\n1.0;"A;7"\n2;B\n3;C\n', text, 'who.csv')
+    name = written(tmp_path, 'number\tMass\n003\t1\n1\t0\n', text, 'labels.csv')
     for number in (1, 2, 3):
         image(tmp_path / 'data' / f'IMG{number:04d}.png')
-    name, on_fault = str(tmp_path / 'mine.py'), partial(refuse, logger=LOGGER)
+    on_fault = partial(refuse, logger=LOGGER)
     records = read(tmp_path, name, 'train', ('Mass',), on_fault=on_fault)
     assert records.patient.tolist() == ['A;7', 'C'] and records.labels.tolist() == [[0], [1]]
     assert '1 of 3 rows have no row in labels.csv' in caplog.text
@@ -254,17 +247,12 @@ def read(root):
 @pytest.mark.parametrize('rows', [4, 400])
 def test_other_spellings_of_a_listed_label_give_a_warning(tmp_path: Path, rows: int) -> None:
     """Whatever their share; so do words that say that the list is not complete."""
-    cells = ['Edema|edema?', 'no edema', 'Mass', 'Edema.|Mass', 'Unclear'] + [
-        'normal',
-        'Edema',
-    ] * rows
+    cells = ['Edema|edema?', 'no edema', 'Mass', 'Edema.|Mass', 'Unclear']
+    cells += ['normal', 'Edema'] * rows
     table = 'file,finding\n' + ''.join(f'{n}.png,{cell}\n' for n, cell in enumerate(cells))
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'export.csv').write_text(table)
-    (tmp_path / 'mine.py').write_text(LISTS)
     faults: list = []
-    options = {'on_fault': faults.append, 'look_up': 'none'}
-    read(tmp_path, str(tmp_path / 'mine.py'), 'train', ('No Finding', 'Edema'), **options)
+    name, options = written(tmp_path, table, LISTS), {'on_fault': faults.append, 'look_up': 'none'}
+    read(tmp_path, name, 'train', ('No Finding', 'Edema'), **options)
     found = {fault.kind: fault for fault in faults}
     assert {fault.severity for fault in faults} <= {'warning', 'note'}
     for spelling in ('edema?', 'no edema', 'Edema.'):
@@ -287,50 +275,6 @@ def test_each_reader_has_one_vote_and_a_tie_is_uncertain() -> None:
     votes = majority(table, 'file', ['Mass', 'Edema'])
     assert votes.index.tolist() == [0, 2, 6]
     np.testing.assert_array_equal(votes, [[-1, NAN], [0, 1], [NAN, 1]])
-
-
-FILES = [
-    *(f'train/{name}/p{i}_{k}.png' for i, name in enumerate(NAMES * 7) for k in range(2)),
-    *(f'val/{name}/v{i}_0.jpeg' for i, name in enumerate(NAMES[:2] * 2)),
-    'test/COVID/odd name#1_0.PNG',
-]
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> Path:
-    for number, file in enumerate(FILES):
-        image(tmp_path / 'data' / file, number)
-    (tmp_path / 'classes.py').write_text(CLASSES)
-    return tmp_path
-
-
-def test_classes_splits_and_patients_come_from_the_paths(folders: Path) -> None:
-    name = str(folders / 'classes.py')
-    config = config_of(name, DATA__LABELS=NAMES, DATA__TASK='single_label')
-    train, valid, test = (read(folders, name, split, NAMES) for split in ('train', 'valid', 'test'))
-    assert train.file.tolist() == sorted(file for file in FILES if file.startswith('train/'))
-    assert len(set(train.patient)) == 21, 'the two images of a patient belong together'
-    classes = np.array([NAMES.index(file.split('/')[1]) for file in train.file])
-    np.testing.assert_array_equal(task_of(config).scored(train), np.eye(3)[classes])
-    np.testing.assert_array_equal(valid.labels.sum(axis=0), [2, 2, 0])
-    assert test.file.tolist() == ['test/COVID/odd name#1_0.PNG']
-    assert test.patient.tolist() == ['odd name#1']
-
-
-@pytest.mark.parametrize(
-    ('header', 'expected'), [('Path', 'test.csv'), ('Path,Split', 'train.csv')]
-)
-def test_the_header_of_a_table_is_enough_to_find_the_table_of_a_split(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str, expected: str
-) -> None:
-    (tmp_path / 'train.csv').write_text(f'{header}\na.png{",train" * (header != "Path")}\n')
-    read = []
-    monkeypatch.setattr(
-        'data.table.read_cells',
-        lambda file, num_rows: read.append(num_rows) or read_cells(file, num_rows),
-    )
-    assert csv_of_split(config_with(), tmp_path, 'test') == expected
-    assert read == [0]
 
 
 def test_one_table_with_a_column_split_is_enough(tmp_path: Path) -> None:
@@ -370,18 +314,19 @@ def test_images_that_are_not_there_are_missing_and_not_repeated(tmp_path: Path) 
     assert 'duplicate path' not in {fault.kind for fault in faults}
 
 
+STUDIES = """
+import pandas as pd
+
+def read(root):
+    return pd.read_csv(root / 'export.csv').assign(**{'Frontal/Lateral': 'Frontal'})
+"""
+
+
 def test_images_of_studies_have_the_suffix_of_the_converted_files(tmp_path: Path) -> None:
     """A table of studies that a function makes, beside the files before the conversion."""
-    (tmp_path / 'mine.py').write_text(
-        'import pandas as pd\n'
-        'def read(root):\n'
-        "    return pd.DataFrame({'Study': ['a.1', 'b'], 'Patient': ['a', 'b'],\n"
-        "                         'Frontal/Lateral': 'Frontal', 'Edema': [0, 1]})\n"
-    )
-    for name in ('a.1/x.dcm', 'a.1/x.png', 'b/y.png'):
-        (tmp_path / 'data' / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / 'data' / name).touch()
-    config = config_with(DATA__DATASET=str(tmp_path / 'mine.py'), DATA__IMAGE_SUFFIX='.png')
+    name = written(tmp_path, 'Study,Patient,Edema\na.1,a,0\nb,b,1\n', STUDIES)
+    touch(tmp_path / 'data', 'a.1/x.dcm', 'a.1/x.png', 'b/y.png')
+    config = config_of(name, DATA__IMAGE_SUFFIX='.png')
     records = read_made(config, tmp_path / 'data', 'train', labels=['Edema'])
     assert records.file.tolist() == ['a.1/x.png', 'b/y.png']
     assert records.study.tolist() == ['a.1', 'b']
@@ -396,18 +341,15 @@ def test_images_of_studies_have_the_suffix_of_the_converted_files(tmp_path: Path
         ({'train': '', 'test': ''}, ('DATA.VALID_CSV', 'vaild.csv'), 'vaild.csv'),
     ],
 )
-def test_check_data_finds_a_split_that_is_not_scored(
-    tmp_path: Path, tables: dict[str, str], options: tuple[str, ...], finding: str
-) -> None:
+def test_check_data_finds_a_split_that_is_not_scored(tmp_path, tables, options, finding) -> None:
     """A table without a row of its split, no scored split at all, and a misspelt table."""
+    data = tmp_path / 'data'
     for name, split in tables.items():
+        for number in range(2):
+            image(data / f'{name}{number}.png', number)
         rows = ''.join(f'{name}{i}.png,{name}{i},Frontal,{i},{split}\n' for i in range(2))
         header = f'Path,Patient,Frontal/Lateral,Edema,{"Split" if split else "Note"}\n'
-        (tmp_path / 'data').mkdir(exist_ok=True)
-        (tmp_path / 'data' / f'{name}.csv').write_text(header + rows)
-        for number in range(2):
-            image(tmp_path / 'data' / f'{name}{number}.png', number)
-    words = ['--data-path', tmp_path / 'data', '--output', tmp_path / 'problems.csv']
-    own = ['--workers', '1', '--opts', 'DATA.LABELS', "['Edema']", *options]
-    assert run_script('check_data', *words, *own) == 1
+        (data / f'{name}.csv').write_text(header + rows)
+    words = ['--data-path', data, '--output', tmp_path / 'problems.csv', '--workers', '1']
+    assert run_script('check_data', *words, '--opts', 'DATA.LABELS', "['Edema']", *options) == 1
     assert finding in (tmp_path / 'problems.csv').read_text()
