@@ -65,13 +65,11 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     assert table.Path.tolist() == images
     found = values_of(output)[::-1]
     np.testing.assert_allclose(found, expected[list(LABELS)], rtol=0, atol=1e-6)
-    source = json.loads(output.with_suffix('.json').read_text())
-    assert source.pop('labels') == list(LABELS)
-    about = {'checkpoint': checkpoint_of(run), 'run': 'default', 'task': 'observations'}
-    about |= {'trained_views': 'frontal'}
-    assert source == about | {'rows': len(images)}
-    out = capsys.readouterr().out
-    assert f'predictions for {len(images)} image(s). Not for clinical use.' in out
+    assert json.loads(output.with_suffix('.json').read_text()) == {
+        'checkpoint': checkpoint_of(run), 'run': 'default', 'task': 'observations',
+        'trained_views': 'frontal', 'labels': list(LABELS), 'rows': len(images),
+    }  # fmt: skip
+    assert 'Not for clinical use.' in capsys.readouterr().out
 
 
 def test_the_command_in_the_log_of_a_run_predicts_the_images_of_a_csv_file(
@@ -136,28 +134,24 @@ def test_figures_of_a_data_set_have_its_true_labels(
     run, phantom, predict, tmp_path, monkeypatch, capsys
 ):
     shown = {}
-    monkeypatch.setattr(
-        predict.script,
-        'plot_prediction',
-        lambda path, *parts, truth, **rest: shown.update({path.name[5:]: truth}),
-    )
-    words = [phantom, '--dataset', 'chexpert', '--split', 'valid', '--checkpoint']
-    words += [checkpoint_of(run), '--num-workers', 0, '--maps', 'Edema', '--output']
-    assert predict(*words, tmp_path / 'p.csv') == 0
+
+    def note(path: Path, *_: object, truth: dict | None, **__: object) -> None:
+        shown[path.name[5:]] = truth
+
+    monkeypatch.setattr(predict.script, 'plot_prediction', note)
+    words = ['--dataset', 'chexpert', '--split', 'valid', '--checkpoint', checkpoint_of(run)]
+    words += ['--num-workers', 0, '--maps', 'Edema', '--output']
+    assert predict(phantom, *words, tmp_path / 'p.csv') == 0
     table = pd.read_csv(phantom / 'valid.csv').set_index('Path')
     assert len(shown) == len(table) and table['Edema'].nunique() == 2
     for path, row in table.iterrows():
         truth = shown['_'.join(Path(path).with_suffix('').parts[-3:])]
-        assert list(truth) == list(LABELS)
-        for label in LABELS:
-            assert truth[label] == (row[label] == 1)
+        assert truth == {label: row[label] == 1 for label in LABELS}
     shown.clear()
     folder = tmp_path / phantom.name
-    folder.mkdir()
-    table.drop(columns='Edema').to_csv(folder / 'valid.csv')
     shutil.copytree(phantom / 'valid', folder / 'valid')
-    words[0] = folder
-    assert predict(*words, tmp_path / 'q.csv') == 0
+    table.drop(columns='Edema').to_csv(folder / 'valid.csv')
+    assert predict(folder, *words, tmp_path / 'q.csv') == 0
     assert set(shown.values()) == {None}
     assert 'Edema' in capsys.readouterr().err
 
@@ -190,12 +184,12 @@ def test_a_frontal_model_names_the_laterals_that_it_predicts(
     image = load_image(next((phantom / 'valid').rglob('view1_frontal.jpg')))
     folder, names = tmp_path / 'images', [f'p{n}/view1_frontal.png' for n in range(20)]
     names += [f'p{n}/view2_lateral.png' for n in range(2)] + ['p2/LAT-7.png', 'p3/lateral/7.png']
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        image.save(folder / name)
-    pixels = np.asarray(image).copy()
+    rows = [f'patient1/study{n}/view1_frontal.png' for n in range(3)]
+    for file in [folder / name for name in names] + [tmp_path / 'table' / name for name in rows]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.save(file)
     for number, position in enumerate(('LL', 'PA')):
-        write_dicom(folder / f'{number}.dcm', pixels, ViewPosition=position)
+        write_dicom(folder / f'{number}.dcm', np.array(image), ViewPosition=position)
     output = tmp_path / 'p.csv'
     words = ['--checkpoint', checkpoint_of(run), '--output', output, '--num-workers', 0]
     assert predict(*words, folder) == 0
@@ -204,14 +198,8 @@ def test_a_frontal_model_names_the_laterals_that_it_predicts(
         f'warning: 5 lateral image(s), but the model was trained on frontal images only: {folder}/'
     )
     assert len(pd.read_csv(output)) == 26
-    rows = [f'{n}/view1_frontal.png' for n in range(3)]
-    for name in rows:
-        target = tmp_path / 'table' / 'patient1' / f'study{name}'
-        target.parent.mkdir(parents=True)
-        image.save(target)
-    table = pd.DataFrame({'Path': [f'patient1/study{name}' for name in rows]})
-    table['Frontal/Lateral'] = ['Frontal', 'Lateral', 'Frontal']
-    table.to_csv(tmp_path / 'table' / 'images.csv', index=False)
+    views = {'Path': rows, 'Frontal/Lateral': ['Frontal', 'Lateral', 'Frontal']}
+    pd.DataFrame(views).to_csv(tmp_path / 'table' / 'images.csv', index=False)
     assert predict(*words, tmp_path / 'table' / 'images.csv') == 0
     assert 'warning: 1 lateral image(s)' in capsys.readouterr().err
 
@@ -225,10 +213,8 @@ def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_
     words = ['--checkpoint', checkpoint_of(run), '--output', output, '--num-workers', 1]
     assert predict(*words, phantom / 'valid', bad) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith('error: ') and str(bad) in error
-    assert 'Traceback' not in error
-    assert os.listdir(output.parent) == ['p.csv']
-    assert output.read_text() == 'before'
+    assert error.startswith('error: ') and str(bad) in error and 'Traceback' not in error
+    assert os.listdir(output.parent) == ['p.csv'] and output.read_text() == 'before'
 
 
 @pytest.mark.slow
@@ -267,9 +253,7 @@ def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
     assert json.loads((tmp_path / 'p.json').read_text())['rows'] == 4
 
 
-@pytest.mark.parametrize(
-    'words', [['--batch-size', '0'], ['--device', 'cuda:2'], ['--device', 'cuda']]
-)
+@pytest.mark.parametrize('words', [['--batch-size', '0'], ['--device', 'cuda:2']])
 def test_flags_that_cannot_work_are_refused(words, predict, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     with pytest.raises(SystemExit) as stop:
