@@ -42,9 +42,6 @@ def batch(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, model.in_chans, 32, 32) * 2 + 1, masks
 
 
-# Positions
-
-
 @pytest.mark.parametrize('grid, width', [(4, 16), (14, 20)])
 def test_position_embeddings_equal_maes_formula(grid: int, width: int) -> None:
     """MAE puts columns first and uses omega = 10000 ** -(i / (width / 4))."""
@@ -58,9 +55,6 @@ def test_position_embeddings_equal_maes_formula(grid: int, width: int) -> None:
         angles = (column * omega, row * omega)
         want = [f(angle) for angle in angles for f in (math.sin, math.cos)]
         np.testing.assert_allclose(place[i::quarter], want, atol=1e-6)
-
-
-# What is seen, and where it goes
 
 
 @pytest.mark.parametrize('ratio, tokens', [(0.25, 1 + 12), (0.75, 1 + 4)])
@@ -77,9 +71,6 @@ def test_the_encoder_sees_visible_patches_and_the_class_token(ratio: float, toke
         model(torch.randn(4, 1, 32, 32), masks)
     assert set(seen) == {(4, tokens, 32)} and len(seen) == 2 * len(MASKS)
     assert set(decoded) == {(4, 17, 16)}
-
-
-# Training
 
 
 def test_every_parameter_gets_a_gradient_and_positions_have_none() -> None:

@@ -27,7 +27,6 @@ FEW = {'HOLDOUT_IMAGES': 16}
 
 
 def write(path: Path, method: str, model: dict = SWIN, **sections: dict) -> Path:
-    """The YAML of a tiny run."""
     sections = {
         'DATA': DATA | sections.pop('DATA', {}),
         'TRAIN': TRAIN | sections.pop('TRAIN', {}),
@@ -41,12 +40,8 @@ def config_of(cfg: Path, data: Path | str = ''):
     return get_config(argparse.Namespace(cfg=str(cfg), stage='contrastive', opts=opts))
 
 
-# Runs
-
-
 @pytest.fixture(scope='module')
 def simclr(phantom, tmp_path_factory) -> Path:
-    """The folder of a finished run of four epochs."""
     folder = tmp_path_factory.mktemp('simclr')
     cfg = write(folder / 'run.yaml', 'simclr', TRAIN={'EPOCHS': 4})
     assert run_main('contrastive', arguments(cfg, phantom, folder)) == 0
@@ -109,9 +104,6 @@ def test_a_run_starts_from_weights_of_another(phantom, tmp_path, monkeypatch) ->
         if not key.startswith('head.'):
             assert torch.equal(seen[0][f'encoder.{key}'], value), key
             assert torch.equal(seen[0][f'momentum_encoder.{key}'], value), key
-
-
-# Before a run
 
 
 def test_the_check_finds_no_problem(phantom, tmp_path, monkeypatch) -> None:

@@ -11,15 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from mistakes import edit, linked
-from tiny import (
-    MAE,
-    VIT,
-    arguments,
-    finished_run,
-    run_folder,
-    run_main,
-    tiny_config,
-)
+from tiny import MAE, VIT, arguments, finished_run, run_folder, run_main, tiny_config
 
 import main_finetune
 from data.loader import XrayDataset, sample_rng
@@ -59,9 +51,7 @@ def scored(folder: Path) -> str:
     return Path(json.loads((folder / 'predictions_test.json').read_text())['checkpoint']).name
 
 
-def test_the_best_of_epochs_that_were_given_up_is_not_scored(
-    phantom: Path, tmp_path: Path, scores: list[float]
-) -> None:
+def test_the_best_of_epochs_that_were_given_up_is_not_scored(phantom, tmp_path, scores) -> None:
     """A run that resumes from an older checkpoint leaves the newer ones and their best behind."""
     scores += [0.6, 0.5, 0.9]
     folder = finetune(phantom, tmp_path / 'out')
@@ -80,9 +70,7 @@ def test_the_best_of_epochs_that_were_given_up_is_not_scored(
     assert Path(source['checkpoint']).name == 'ckpt_epoch_2.pth'
 
 
-def test_the_log_and_the_scores_say_what_selected_the_epoch(
-    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_log_and_the_scores_say_what_selected_the_epoch(phantom, tmp_path, capsys) -> None:
     folder = finetune(phantom, tmp_path / 'out', epochs=1)
     scores = json.loads((folder / 'scores.json').read_text())['test']
     record = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
@@ -102,7 +90,6 @@ def test_the_log_and_the_scores_say_what_selected_the_epoch(
 def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
     reason: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    """The run learns from 28 images."""
     more = ['--opts', 'EVAL.SELECT_ON', 'auto']
     if reason == 'cases':
         monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
@@ -124,7 +111,6 @@ def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
 def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
     phantom: Path, tmp_path: Path, scores: list[float]
 ) -> None:
-    """Also if other options of the selecting score are given."""
     scores += [0.6, 0.5]
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT)
     argv = arguments(cfg, phantom, tmp_path)
@@ -150,16 +136,12 @@ def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
 
 @pytest.fixture(scope='module')
 def one_epoch(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of one epoch."""
     train = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}
     folder = tmp_path_factory.mktemp('one')
     return finished_run('finetune', phantom, folder, model=VIT, TRAIN=train)
 
 
-def test_a_report_tells_what_is_doubtful_about_the_scored_images(
-    one_epoch: Path, phantom: Path, tmp_path: Path
-) -> None:
-    """Laterals of a model that was trained on frontal images, and No Finding with a finding."""
+def test_a_report_tells_what_is_doubtful_about_the_scored_images(one_epoch, phantom, tmp_path):
     data = Path(shutil.copytree(phantom, tmp_path / phantom.name))
     table = pd.read_csv(data / 'test.csv', dtype=str)
     table.loc[3, ['No Finding', 'Fracture']] = '1.0'
@@ -213,9 +195,7 @@ def test_patients_of_train_and_valid_are_refused_or_named_before_training(
     assert 'in both train and valid' in log and 'in both train and valid' in table
 
 
-def test_fine_tuning_drops_patches_in_training_alone(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fine_tuning_drops_patches_in_training_alone(phantom, tmp_path, monkeypatch) -> None:
     """Of 4 x 4 patches and the class token; the scores are those of a run without the option."""
     tokens: dict[bool, set[int]] = {True: set(), False: set()}
     plain_forward = Block.forward
@@ -234,9 +214,7 @@ def test_fine_tuning_drops_patches_in_training_alone(
     assert (folder / 'predictions_test_eval.csv').read_text() == trained
 
 
-def test_scoring_drops_the_same_patches_in_every_batch_and_run(
-    phantom: Path, tmp_path: Path
-) -> None:
+def test_scoring_drops_the_same_patches_in_every_batch_and_run(phantom, tmp_path) -> None:
     """The predictions are those of a model whose other patches are removed by hand."""
     options = {'FINETUNE': {'MASK_RATIO': 0.5}, 'TRAIN': {'EPOCHS': 1}, 'EVAL': {'MASK_RATIO': 0.7}}
     options['EVAL']['SELECT_ON'], options['model'] = 'last', MAE_ENCODER
@@ -267,9 +245,7 @@ def test_scoring_drops_the_same_patches_in_every_batch_and_run(
 
 
 @pytest.mark.parametrize('mode', ['full', 'linear_probe'])
-def test_throughput_is_measured_on_a_training_batch(
-    mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_throughput_is_measured_on_a_training_batch(mode, phantom, tmp_path, monkeypatch, capsys):
     """A process may have no validation images, and the others fewer than DATA.BATCH_SIZE."""
     data = linked(phantom, tmp_path / 'CheXpert-phantom')
     edit(data / 'valid.csv', lambda rows: rows.__delitem__(slice(2, None)))

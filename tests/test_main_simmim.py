@@ -19,7 +19,6 @@ FEW = {'HOLDOUT_IMAGES': 2}
 
 @pytest.fixture(scope='module')
 def pretrained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of MAE."""
     folder = tmp_path_factory.mktemp('mae')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(held_out, 'IN_TENSORBOARD', 2)

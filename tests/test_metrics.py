@@ -57,7 +57,6 @@ def ece_in_fractions(probabilities, targets, weights):
 
 
 def by_sklearn(probabilities, targets, threshold, views=None):
-    """Compute all metrics except the ECE over the cases with known targets."""
     known = ~np.isnan(targets)
     p, y = probabilities[known], targets[known].astype(int)
     called = (p >= threshold).astype(int)
@@ -274,7 +273,6 @@ def test_the_score_table_counts_cases_and_lists_undefined_labels():
 
 @pytest.mark.parametrize('name', OF_LABELS)
 def test_a_perfect_prediction_has_the_best_value(name):
-    """`higher_is_better` is correct for every registered metric."""
     p, y = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 1.0])
     options = {'threshold': 0.5, 'views': np.full(4, 'AP', object)}
     best = label_scores(p, y, **options)[name][0]

@@ -11,16 +11,7 @@ import timm.data
 import torch
 from PIL import Image
 from test_engine_loop import assert_same_weights, final_state, last_metrics
-from tiny import (
-    ROOT,
-    VIT,
-    arguments,
-    config_with,
-    run_folder,
-    run_main,
-    tiny_config,
-    torchrun,
-)
+from tiny import ROOT, VIT, arguments, config_with, run_folder, run_main, tiny_config, torchrun
 from torch.nn import functional as F
 
 from config import get_config
@@ -55,7 +46,6 @@ def images_of(count: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize('mix', MIXES)
 @pytest.mark.parametrize('exclusive', [True, False], ids=['classes', 'labels'])
 def test_equals_timms_mixup_with_the_same_random_numbers(mix, mode, exclusive) -> None:
-    """Images bit for bit, and smoothed targets, of several batches."""
     aug, images = options_of(mix, mode).AUG, images_of(6)
     classes = torch.tensor([0, 1, 2, 3, 4, 0])
     targets = F.one_hot(classes, K).float()
@@ -145,9 +135,6 @@ def test_smoothed_classes_have_pytorchs_loss() -> None:
     torch.testing.assert_close(labels, torch.tensor([[0.1, 0.9, NAN]]), equal_nan=True)
 
 
-# Policies of augmentation
-
-
 @pytest.mark.parametrize('policy', POLICIES)
 def test_a_policy_of_timm_changes_grey_images_by_the_generator_of_the_sample(policy) -> None:
     config = config_with(AUG__AUTO_AUGMENT=policy, DATA__IMG_SIZE=32, MODEL__IN_CHANS=1)
@@ -189,9 +176,6 @@ def test_a_policy_is_that_of_timms_transform() -> None:
         want = np.asarray(theirs(Image.fromarray(pixels)), np.float32)
         found = AutoAugment(config)(pixels.astype(np.float32), np.random.default_rng(seed))
         np.testing.assert_array_equal(found, want)
-
-
-# Runs
 
 
 MIXED = {

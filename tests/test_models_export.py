@@ -63,9 +63,6 @@ def assert_outputs(found, source, count=3):
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-5)
 
 
-# Sources
-
-
 @pytest.mark.parametrize('stage, shape', [('finetune', (3, 14)), ('simmim', (3, 64, 16))])
 def test_source_computes_what_the_run_s_model_computes(stage, shape, tmp_path):
     source = load_run(tmp_path, stage)
@@ -81,9 +78,6 @@ def test_source_computes_what_the_run_s_model_computes(stage, shape, tmp_path):
     found = outputs_of(source, 3)
     assert found.shape == shape
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
-
-
-# timm and transformers
 
 
 @pytest.mark.parametrize('stage, model', CASES.values(), ids=CASES)
@@ -226,9 +220,6 @@ def test_a_pipeline_that_would_prepare_images_otherwise_is_named_on_the_card(tmp
     assert card.data.pipeline_tag is None and 'Do not use them' in card.text
 
 
-# Model card
-
-
 def card_rows(source):
     """Return the options in the table of the card, and the text of the card."""
     card = exports.model_card(source)
@@ -263,9 +254,6 @@ def test_the_card_shows_the_text_of_a_foreign_checkpoint_literally_and_no_paths(
     assert "'dataset': 'clinic.py'" in rows['DATA.SOURCES']
     assert 'someone' not in text + more and 'clinic.py' in text
     assert 'hospital' not in more
-
-
-# ONNX and torch.export
 
 
 def run_onnx(path):
@@ -305,9 +293,6 @@ def test_a_program_of_torch_export_computes_the_same_for_any_number_of_images(tm
         assert not any(
             b'vision_transformer.py' in archive.read(name) for name in archive.namelist()
         )
-
-
-# Files and faults
 
 
 def test_only_an_export_is_replaced_and_only_if_asked(tmp_path):

@@ -159,7 +159,6 @@ def test_weights_that_may_have_seen_held_out_patients_give_a_warning(  # noqa: P
     ('labels', 'loaded'), [(['Edema', 'Fracture'], True), (['Fracture', 'Edema'], False)]
 )
 def test_the_head_of_other_labels_is_not_used(labels, loaded, tmp_path, log):
-    """Also if it has as many outputs."""
     before, now = (
         make_config('swin', 1, MODEL__NUM_CLASSES=2, DATA__LABELS=names)
         for names in (['Edema', 'Fracture'], labels)

@@ -39,7 +39,6 @@ SMALL = {
 
 
 def variables(form: str) -> dict[str, Any]:
-    """What the cells that run no command set, with the form filled in like this."""
     names = {'CHECKPOINT': 'CKPT'}
     for source in (form, CODE['names'], CODE['configs']):
         exec(source, names)
@@ -47,7 +46,6 @@ def variables(form: str) -> dict[str, Any]:
 
 
 def typed_commands(names: dict[str, Any]) -> list[str]:
-    """The commands of all cells, with the variables put in."""
     lines = '\n'.join(CODE.values()).replace('||', '\n')
     bare = re.sub(r'^\s*!', '', lines, flags=re.M)
     commands = [re.split(r' [|&>] ', command)[0] for command in commands_in(bare)]
@@ -55,7 +53,6 @@ def typed_commands(names: dict[str, Any]) -> list[str]:
 
 
 def choices(variable: str) -> list[Any]:
-    """What the form offers."""
     return json.loads(re.search(rf'^{variable} = .*@param (\[.*?\])', CODE['form'], re.M)[1])
 
 

@@ -23,9 +23,7 @@ def test_a_probe_of_every_second_epoch_changes_no_weight(phantom: Path, tmp_path
 
 
 @pytest.mark.parametrize('is_known', [True, False])
-def test_the_probe_finds_labels_that_the_features_contain(
-    is_known: bool, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_probe_finds_labels_that_the_features_contain(is_known, phantom, tmp_path, monkeypatch):
     def features(run, encoder, loader) -> np.ndarray:
         targets = loader.dataset.targets
         noise = np.random.default_rng(0).normal(size=targets.shape)

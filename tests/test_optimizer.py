@@ -78,7 +78,6 @@ def step_with(optimizer, parameters, value):
 
 
 def in_two_groups(name, **options):
-    """An optimizer of two tensors, of which one has weight decay."""
     matrix = torch.linspace(-1, 1, 6).reshape(2, 3)
     parameters = [torch.nn.Parameter(matrix.clone()) for _ in range(2)]
     groups = [
@@ -124,9 +123,6 @@ def test_adamw_has_the_options_of_the_config():
     assert {(group['eps'], tuple(group['betas'])) for group in optimizer.param_groups} == {
         (1e-6, (0.8, 0.95))
     }
-
-
-# An optimizer with rules by name, in a file of its own
 
 
 @pytest.fixture

@@ -114,7 +114,6 @@ def read(root):
 
 
 def test_typed_cells_are_read_as_texts(tmp_path: Path) -> None:
-    """Floats, NaN and booleans, as pandas reads and computes them."""
     name = described(tmp_path, PLAIN.format(line='table["who"] = [7.0, 7.0, 8, 9, 10]'))
     records = read(tmp_path, name, 'train', ('effusion',))
     assert records.patient.tolist() == ['7', '7', '8', '9', '10'] and records.csv == ''
@@ -323,7 +322,6 @@ def read(root):
 
 
 def test_images_of_studies_have_the_suffix_of_the_converted_files(tmp_path: Path) -> None:
-    """A table of studies that a function makes, beside the files before the conversion."""
     name = written(tmp_path, 'Study,Patient,Edema\na.1,a,0\nb,b,1\n', STUDIES)
     touch(tmp_path / 'data', 'a.1/x.dcm', 'a.1/x.png', 'b/y.png')
     config = config_of(name, DATA__IMAGE_SUFFIX='.png')
@@ -342,7 +340,6 @@ def test_images_of_studies_have_the_suffix_of_the_converted_files(tmp_path: Path
     ],
 )
 def test_check_data_finds_a_split_that_is_not_scored(tmp_path, tables, options, finding) -> None:
-    """A table without a row of its split, no scored split at all, and a misspelt table."""
     data = tmp_path / 'data'
     for name, split in tables.items():
         for number in range(2):

@@ -18,7 +18,6 @@ def all_cases(*kinds: str) -> pytest.MarkDecorator:
 
 
 def limits_on(device: torch.device, **limits: float) -> dict[str, float]:
-    """Return the tolerances of a case, which are larger on a GPU."""
     return limits if device.type == 'cpu' else {k: max(v, 1e-4) for k, v in limits.items()}
 
 
@@ -56,9 +55,7 @@ def shapes(model: nn.Module) -> dict[str, list[int]]:
 
 
 @all_cases(*SIMMIM_KINDS)
-def test_pretraining_model_gives_recorded_features_and_loss(
-    case: dict, device: torch.device
-) -> None:
+def test_pretraining_model_gives_recorded_features_and_loss(case, device) -> None:
     values, arrays = recorded(case)
     limits = limits_on(device, **{key: case['tolerance'][key] for key in ('rtol', 'atol')})
     model = filled_model(case, device, is_pretrain=True)
@@ -100,7 +97,6 @@ def test_classifier_gives_recorded_logits(case: dict, device: torch.device) -> N
 
 
 def pooled_values(case: dict) -> dict[str, np.ndarray]:
-    """Pool the initial values of each parameter over several models."""
     inputs, pools = case['inputs'], {}
     for repeat in range(inputs['check_repeats']):
         torch.manual_seed(inputs['seed'] + repeat)
@@ -161,7 +157,6 @@ def test_full_size_state_dict_has_recorded_keys_in_order(case: dict) -> None:
 
 
 def test_no_case_is_left_out() -> None:
-    """The recorded set contains all cases of every kind in this file."""
     count = {'swin_simmim': 7, 'vit_simmim': 6, 'swin_cls': 2, 'vit_cls': 3, 'init': 4}
     count |= {'drop_path': 3, 'full_keys': 7}
     assert {kind: len(cases(kind)) for kind in count} == count

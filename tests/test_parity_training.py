@@ -22,7 +22,6 @@ def check(case: dict, got, want, what: str, *, factor: float = 1.0, **tolerance:
 
 
 def rates(optimizer, model, names: list[str]) -> dict[str, float]:
-    """Rate of the group that holds each named parameter."""
     named = dict(model.named_parameters())
     by_id = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
     return {name: by_id[id(named[name])] for name in names}

@@ -3,7 +3,6 @@
 import logging
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,9 +153,7 @@ def build_run(config: Config) -> None:
         ('LOSS.NAME', lambda config: build_label_loss(config, np.zeros((2, 14))), [LABELS, 5]),
     ],
 )
-def test_every_part_receives_the_options_of_the_section_with_its_name(
-    key: str, use: Callable[[Config], object], noted: list, add_part: Callable[..., None]
-) -> None:
+def test_every_part_receives_the_options_of_the_section_with_its_name(key, use, noted, add_part):
     section = f'{key.rpartition(".")[0]}.MINE'
     for every in REGISTRIES:  # the module registers parts of several options
         add_part(every, 'mine', 'noting_parts')
@@ -188,9 +185,7 @@ def test_a_mask_without_a_config_has_the_default_options(add_part) -> None:
         ('observations', 'cross_entropy', "['bce', 'weighted_bce', 'focal', 'asymmetric', 'mine']"),
     ],
 )
-def test_a_loss_of_labels_that_does_not_suit_the_task_is_refused(
-    task: str, loss: str, names: str, add_part: Callable[..., None]
-) -> None:
+def test_a_loss_of_labels_that_does_not_suit_the_task_is_refused(task, loss, names, add_part):
     """A loss of one's own is among those that suit, without a second registration."""
     add_part('LOSS.NAME', 'mine', 'margin', MARGIN)
     config = config_with(DATA__TASK=task, DATA__LABELS=['a', 'b'], LOSS__NAME=loss)

@@ -32,9 +32,7 @@ def loaders_of(data: Path, folder: Path, *opts: str):
 
 
 @pytest.mark.slow
-def test_self_training_takes_the_predictions_of_the_first_run(
-    phantom: Path, tmp_path: Path
-) -> None:
+def test_self_training_takes_the_predictions_of_the_first_run(phantom, tmp_path) -> None:
     opts = ['DATA.UNCERTAIN', 'ignore', 'EVAL.PREDICT_TRAIN', 'True']
     first = fine_tune(phantom, tmp_path / '1', *opts)
     file = first / 'predictions_train.csv'

@@ -205,7 +205,6 @@ def test_a_frontal_model_names_the_laterals_that_it_predicts(
 
 
 def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_path, capsys):
-    """The previous file stays as it was."""
     bad, output = tmp_path / 'bad.jpg', tmp_path / 'out' / 'p.csv'
     bad.write_bytes(b'no image')
     output.parent.mkdir()

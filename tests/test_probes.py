@@ -258,9 +258,7 @@ def test_metadata_that_no_image_has_are_named(phantom, tmp_path) -> None:
     assert re.findall('metadata: the (.*) of no image is known', log) == ['sex', 'age']
 
 
-def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(phantom, tmp_path, monkeypatch):
     kept = {}
 
     build_probe = probes.build_probe
@@ -296,9 +294,7 @@ def log_of(folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['knn', 'attentive_probe'])
-def test_two_processes_probe_the_same_random_weights_as_one(
-    mode: str, phantom: Path, tmp_path: Path
-) -> None:
+def test_two_processes_probe_the_same_random_weights_as_one(mode, phantom, tmp_path) -> None:
     head = {'HEAD': 'attention' if mode == 'attentive_probe' else 'linear'}
     one = probe_run(phantom, tmp_path, mode, model=SWIN | head)
     argv = arguments(tmp_path / 'finetune.yaml', phantom, tmp_path / 'two')

@@ -5,12 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from evaluation.pseudo_label_choice import (
-    MIN_CASES,
-    MIN_EXPECTED,
-    audit,
-    choose_values,
-)
+from evaluation.pseudo_label_choice import MIN_CASES, MIN_EXPECTED, audit, choose_values
 
 NAN = np.nan
 

@@ -175,9 +175,7 @@ def test_each_student_teaches_the_next_until_nothing_is_confident(
     assert work.ended == sentence
 
 
-def test_real_labels_decide_for_all_runs_whether_a_checkpoint_is_selected(
-    cfg: Path, phantom: Path, tmp_path: Path
-) -> None:
+def test_real_labels_decide_for_all_runs_whether_a_checkpoint_is_selected(cfg, phantom, tmp_path):
     options = [*OPTIONS, 'EVAL.SELECT_ON', 'auto']
     work = PseudoLabels(str(cfg), str(phantom), tmp_path, options=options)
     assert len(work.labelled) < FEW_TRAINING_IMAGES
@@ -185,9 +183,7 @@ def test_real_labels_decide_for_all_runs_whether_a_checkpoint_is_selected(
     assert [job.config.EVAL.SELECT_ON for job in jobs] == ['last'] * 3
 
 
-def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(
-    cfg: Path, phantom: Path, tmp_path: Path
-) -> None:
+def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(cfg, phantom, tmp_path) -> None:
     options = [*OPTIONS, 'TRAIN.EPOCHS', '40', 'TRAIN.WARMUP_EPOCHS', '4']
     work = PseudoLabels(str(cfg), str(phantom), tmp_path, options=options, equal_steps=True)
     for growth, epochs, warmup in ((1.0, 40, 4), (2.5, 16, 2), (100.0, 1, 0)):

@@ -19,7 +19,6 @@ NAN = np.nan
 
 @pytest.fixture(scope='module')
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same X-rays in two layouts."""
     folder = tmp_path_factory.mktemp('data')
     sizes = {'num_train': 20, 'num_valid': 3, 'num_test': 3, 'size': 32, 'seed': 0}
     make_phantom(folder / 'CheXpert-phantom', **sizes)
@@ -54,9 +53,7 @@ def write(file: Path, paths, values: np.ndarray) -> Path:
 
 
 @pytest.mark.parametrize('layout', ['files', 'mimic'])
-def test_the_values_of_the_file_are_learned_with_the_labels_of_the_subset(
-    layout: str, roots: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_values_of_the_file_are_learned_with_the_labels_of_the_subset(layout, roots, tmp_path):
     root = roots[layout]
     labelled, held_out, others = parts_of(root)
     assert min(len(labelled), len(held_out), len(others)) > 3
@@ -139,9 +136,7 @@ def test_rows_that_may_not_have_pseudo_labels_raise_an_error(root: Path, tmp_pat
 
 
 @pytest.mark.parametrize('cells', [['-1'] * 14, [''] * 14])
-def test_a_file_without_usable_values_raises_an_error(
-    cells: list[str], root: Path, tmp_path: Path
-) -> None:
+def test_a_file_without_usable_values_raises_an_error(cells, root, tmp_path) -> None:
     file = tmp_path / 'p.csv'
     _, _, others = parts_of(root)
     write(file, others.path[:1], np.array([cells]))

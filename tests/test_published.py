@@ -20,7 +20,6 @@ SHEET = SHARED / 'facts' / 'published.md'
 
 
 def section(keyword: str) -> str:
-    """Return the section of the sheet whose heading contains the keyword."""
     if not SHEET.is_file():
         pytest.skip(f'published figures not found at {SHEET} (set SIMMIM_SHARED)')
     parts = re.split('^## ', SHEET.read_text(encoding='utf-8'), flags=re.MULTILINE)
@@ -29,7 +28,6 @@ def section(keyword: str) -> str:
 
 
 def table(keyword: str) -> list[list[str]]:
-    """Return the rows of a section's table as lists of cells, header first."""
     lines = [line for line in section(keyword).splitlines() if line.startswith('|')]
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     return [rows[0], *rows[2:]]

@@ -66,7 +66,6 @@ def all_commands() -> list[tuple[str, str]]:
 
 
 def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
-    """Parse the words with the program's own parser."""
     if stage := re.fullmatch(r'main_(\w+)\.py', path):
         return build_parser(stage[1]).parse_args(words)
     monkeypatch.setattr(sys, 'argv', [path, *words])

@@ -64,8 +64,7 @@ def test_a_vit_without_a_norm_pools_its_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    'name',
-    ['vit_small_patch14_reg4_dinov2', 'vit_giant_patch14_dinov2', 'resnet50', 'densenet121'],
+    'name', ['vit_small_patch14_reg4_dinov2', 'vit_giant_patch14_dinov2', 'resnet50', 'densenet121']
 )
 def test_an_encoder_that_only_timm_has_gets_its_name_in_timm(name: str) -> None:
     """DINOv2 has registers or gated MLPs here."""

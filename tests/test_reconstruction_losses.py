@@ -101,9 +101,6 @@ def test_a_term_that_returns_a_value_for_each_cell_is_refused(monkeypatch) -> No
         value('mine', *tensors())
 
 
-# Sums of terms
-
-
 @pytest.mark.parametrize(
     'given', [SUM, str(SUM), "{'l1': '1.0', 'frequency': 0.1, 'gradient': 5e-1}"]
 )

@@ -1,7 +1,6 @@
 """Options that cannot work are refused by their key before anything is built."""
 
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 from tiny import LABELS_DECIDE, MAE, SWIN, VIT, tiny_config
@@ -88,9 +87,7 @@ REFUSED = [  # stage, model, options, what the message names
 
 
 @pytest.mark.parametrize(('stage', 'model', 'options', 'named'), REFUSED)
-def test_options_that_cannot_work_are_refused_by_their_key(
-    tmp_path: Path, stage: str, model: dict, options: dict, named: str
-) -> None:
+def test_options_that_cannot_work_are_refused_by_their_key(tmp_path, stage, model, options, named):
     """Without them, the same config is accepted."""
     sections = {'MODEL': LABELS_DECIDE} if stage == 'finetune' else {}
     cfg = str(tiny_config(tmp_path / 'c.yaml', stage, model, DATA={'TRAIN_IMAGES': 0}, **sections))

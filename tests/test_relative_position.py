@@ -13,8 +13,7 @@ def ramp() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    'old, new, q',
-    [(11, 13, 1.0912812996), (23, 27, 1.0328930473), (13, 11, 1.0100009346)],
+    'old, new, q', [(11, 13, 1.0912812996), (23, 27, 1.0328930473), (13, 11, 1.0100009346)]
 )
 def test_resized_table_equals_scipys_surface_head_by_head(old: int, new: int, q: float) -> None:
     table = torch.randn(old**2, 2, generator=torch.Generator().manual_seed(1))

@@ -126,7 +126,6 @@ def make_document(folder: Path) -> dict:
 
 
 def make_comparison(models: list, protocol: Protocol = PROTOCOL) -> dict:
-    """Build the report of several models."""
     extras = {'comparisons': compare_sets(models, protocol, name='test')}
     return build_document(models, None, protocol, run={}, extras=extras)
 
@@ -152,7 +151,6 @@ def written(page: Page, folder: Path) -> dict:
 
 
 def numbers(report: object) -> Iterator[float]:
-    """Yield all numbers in a document."""
     if isinstance(report, dict | list):
         for part in report.values() if isinstance(report, dict) else report:
             yield from numbers(part)
@@ -455,7 +453,6 @@ def test_baselines_are_shown_next_to_the_model(tmp_path: Path) -> None:
 
 
 def test_named_columns_are_those_of_the_latex_table(tmp_path: Path) -> None:
-    """Also a metric that no short table has, and one that the cases do not have."""
     document = build_document([some_cases('a')], None, Protocol(resamples=0), run={})
     names = ['brier', 'auroc', 'macro_f1']
     write_report(tmp_path, document, columns=names)

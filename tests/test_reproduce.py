@@ -20,7 +20,6 @@ LAST = 'ckpt_epoch_1.pth'
 
 @pytest.fixture(scope='module')
 def finished(phantom, tmp_path_factory) -> Path:
-    """The folder of a finished run; tests work on copies."""
     root = tmp_path_factory.mktemp('finished')
     return finished_run('finetune', phantom, root, model=VIT)
 
@@ -32,8 +31,6 @@ def folder(finished, tmp_path) -> Path:
 
 @pytest.fixture
 def copied(finished, monkeypatch):
-    """Instead of repeating the run, copy it."""
-
     def repeat(record, flags):
         shutil.copytree(finished, run_folder(Path(flags[flags.index('--output') + 1]), 'finetune'))
 
@@ -41,7 +38,6 @@ def copied(finished, monkeypatch):
 
 
 def result(capsys, *words) -> tuple[int, str]:
-    """Exit code and output of the script."""
     capsys.readouterr()
     code = reproduce.main(reproduce.parse_args([*map(str, words)]))
     captured = capsys.readouterr()

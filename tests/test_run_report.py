@@ -26,15 +26,11 @@ from utils import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
-REPORT = {
-    'REPORT': {'WRITE': True, 'MAPS': 1},
-    'EVAL': {'RESAMPLES': 200},
-}
+REPORT = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 200}}
 
 
 @pytest.fixture(scope='module')
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write enough synthetic X-rays for thresholds and intervals."""
     folder = tmp_path_factory.mktemp('many') / 'CheXpert-phantom'
     make_phantom(folder, num_train=90, num_valid=5, num_test=60, size=32, seed=4)
     for path in (folder / 'valid').rglob('*.jpg'):  # some data sets have PNG files of 16 bits
@@ -45,7 +41,6 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def finished(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fine-tune and return the run folder."""
     folder = tmp_path_factory.mktemp('run')
     return finished_run('finetune', many, folder, DATA={'VIEWS': 'all'}, **REPORT)
 
@@ -121,9 +116,7 @@ def test_the_report_contains_groups_and_maps(finished: Path) -> None:
     assert -1 <= report['maps_check']['similarity'] <= 1
 
 
-def test_baselines_are_read_from_a_run_or_a_file(
-    finished: Path, many: Path, tmp_path: Path
-) -> None:
+def test_baselines_are_read_from_a_run_or_a_file(finished, many, tmp_path) -> None:
     """A run equals itself, and a file that lacks a row is not shown."""
     table = pd.read_csv(finished / 'predictions_test.csv')
     table.iloc[1:].to_csv(tmp_path / 'part.csv', index=False)
@@ -144,9 +137,7 @@ def test_baselines_are_read_from_a_run_or_a_file(
 
 
 @pytest.mark.slow
-def test_eval_of_the_same_checkpoint_gives_the_same_report(
-    finished: Path, many: Path, tmp_path: Path
-) -> None:
+def test_eval_of_the_same_checkpoint_gives_the_same_report(finished, many, tmp_path) -> None:
     more = ['--eval', '--resume', str(finished / 'ckpt_best.pth')]
     run = finished_run('finetune', many, tmp_path, *more, DATA={'VIEWS': 'all'}, **REPORT)
     folder = run / 'report_eval'
@@ -160,9 +151,7 @@ def test_eval_of_the_same_checkpoint_gives_the_same_report(
 
 
 @pytest.mark.slow
-def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(
-    phantom: Path, tmp_path: Path
-) -> None:
+def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(phantom, tmp_path) -> None:
     """Whatever EVAL.SELECT_ON --eval is given."""
     evaluation = {'SELECT_ON': 'valid', 'RESAMPLES': 0}
     options = {'REPORT': {'WRITE': True, 'MAPS': 0}, 'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}}
@@ -195,9 +184,7 @@ def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(
 
 
 @pytest.mark.slow
-def test_the_report_warns_of_weights_that_have_seen_scored_patients(
-    phantom: Path, tmp_path: Path
-) -> None:
+def test_the_report_warns_of_weights_that_have_seen_scored_patients(phantom, tmp_path) -> None:
     """Weights of another training table, also with --eval."""
     options = {'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, 'EVAL': {'RESAMPLES': 0}}
     options['REPORT'] = {'WRITE': True, 'MAPS': 0}
@@ -243,9 +230,7 @@ def save(config: Config, folder: Path) -> None:
     torch.save({'model': {}, 'config': config.dump()}, folder / 'c.pth')
 
 
-def test_eval_is_compared_with_the_options_of_the_checkpoint(
-    trained: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_eval_is_compared_with_the_options_of_the_checkpoint(trained, tmp_path, caplog) -> None:
     def check(key: str, value: object) -> None:
         config = trained.clone()
         config.merge_from_list([key, value])

@@ -42,7 +42,6 @@ VIT = {'img_size': SIZE, 'patch_size': 4, 'in_chans': 1, 'num_classes': 3, 'embe
 
 
 def build(kind: str, **options: object) -> nn.Module:
-    """Build a small encoder with large weights."""
     torch.manual_seed(0)
     if kind == 'swin':
         model = SwinTransformer(**SWIN | options)

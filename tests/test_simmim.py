@@ -24,7 +24,6 @@ def half_hidden(model: nn.Module, images: int = 2) -> torch.Tensor:
 
 
 def hidden_pixels(model: nn.Module, mask: torch.Tensor) -> torch.Tensor:
-    """Return the hidden pixels, [B, 1, S, S] bool, by a Kronecker product."""
     patch = np.ones((1, model.patch_size, model.patch_size), dtype=np.int64)
     return torch.from_numpy(np.kron(mask.numpy(), patch)).bool().unsqueeze(1)
 

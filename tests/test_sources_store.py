@@ -52,9 +52,6 @@ def test_pre_training_on_stores_has_the_samples_of_the_files(drive, stores, tmp_
     assert [is_store(part.records.root) for part in some.train.dataset.parts.values()] == [1, 0]
 
 
-# Duplicates
-
-
 @pytest.fixture
 def shared(drive: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """Two data sets that share four X-rays, two of them in other forms; and which."""

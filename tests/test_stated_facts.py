@@ -37,7 +37,6 @@ def write_theirs(model: torch.nn.Module, folder: Path) -> Path:
 
 
 def change_config(folder: Path, **values: object) -> None:
-    """Change `config.json` beside the weights."""
     file = folder / 'config.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 

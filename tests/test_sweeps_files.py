@@ -390,7 +390,6 @@ def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) ->
 
 
 def on_gpus(stage: str, size: int, steps: int, gpus: int):
-    """Options of a run with this batch on several GPUs."""
     arguments = ['--cfg', str(reference_files()[stage]), '--tag', 'mine', '--opts']
     arguments += ['DATA.BATCH_SIZE', str(size), 'TRAIN.ACCUMULATION_STEPS', str(steps)]
     return share_steps(stage, arguments, gpus)[1]

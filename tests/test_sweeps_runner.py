@@ -30,7 +30,6 @@ BATCHES = {
 
 
 def write_run(job: Job, record: dict) -> None:
-    """The folder of a run with the job's options and this record."""
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / 'config.yaml').write_text(config_text(job.config))
     (job.folder / RECORD_FILE).write_text(json.dumps(record))
@@ -120,8 +119,6 @@ def test_a_finetuning_belongs_to_the_checkpoint_of_its_pretraining(tmp_path: Pat
     assert state_of(job) == 'finished'
 
 
-# Running jobs -----------------------------------------------------------------------------------
-
 FINISH = """\
 import json, pathlib
 folder = pathlib.Path({folder!r})
@@ -174,9 +171,7 @@ def test_what_needs_a_failed_run_is_not_run(tmp_path: Path) -> None:
     ('scripts', 'slots', 'code'),
     [([PROBE], 1, 76), ([PROBE, WAIT], 2, 75), ([FINISH, PROBE], 1, 75)],
 )
-def test_a_stop_that_kept_nothing_has_its_own_code(
-    scripts: list[str], slots: int, code: int, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_stop_that_kept_nothing_has_its_own_code(scripts, slots, code, tmp_path, monkeypatch):
     """A Slurm job does not requeue itself after it."""
     jobs = [made_job(tmp_path / f'runs/{i}', script) for i, script in enumerate(scripts)]
     monkeypatch.setattr('sweeps.runner.REPORT_SECONDS', 0)
@@ -207,9 +202,7 @@ def test_a_signal_after_the_last_run_stops_nothing(waiting: int, code: int, tmp_
         ('finetune', 'last', 'ckpt_epoch_2.pth'),  # the best one is of epochs that were given up
     ],
 )
-def test_of_a_finished_run_only_what_later_steps_read_is_kept(
-    stage: str, checkpoint: str, kept: str, tmp_path: Path
-) -> None:
+def test_of_a_finished_run_only_what_later_steps_read_is_kept(stage, checkpoint, kept, tmp_path):
     job = next(job for job in jobs_of(SWEEP, tmp_path, tmp_path, 1) if job.stage == stage)
     write_run(job, FINISHED)
     (job.folder / 'scores.json').write_text(json.dumps({'valid': {checkpoint: {}}}))

@@ -177,9 +177,6 @@ def test_columns_of_a_table_are_named(finished: Finished, tmp_path: Path) -> Non
     assert run_script('ablate', *words, 'AUC') == 2
 
 
-# Which rows are compared ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     'bounds, p_holm, wanted',
     [

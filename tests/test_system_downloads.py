@@ -80,7 +80,6 @@ def value_of(address: str) -> float:
 
 
 def cached(tmp_path: Path) -> list[str]:
-    """Files in the cache, besides locks."""
     names = [path.name for path in (tmp_path / 'cache/simmim').iterdir()]
     return [name for name in names if not name.endswith('.lock')]
 
@@ -168,9 +167,6 @@ def test_several_processes_download_one_file(server, tmp_path):
     for process in [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]:
         assert process.wait() == 0
     assert server.asked == ['/w.pth']
-
-
-# Hugging Face
 
 
 @pytest.fixture

@@ -147,7 +147,6 @@ def test_a_head_predicts_as_many_values_as_the_target_has(kind: str, head: str) 
 
 @pytest.mark.slow
 def test_normalised_targets_are_learned_and_logged_under_separate_names(phantom, tmp_path) -> None:
-    """At 64 px with units of 16 px."""
     data = {'IMG_SIZE': 64, 'MASK_PATCH_SIZE': 16, 'TRAIN_IMAGES': 40}
     train = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
     model = VIT | {'SIMMIM': {'TARGET': 'patch_normalised'}, 'DROP_PATH_RATE': 0.0}

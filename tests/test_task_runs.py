@@ -19,7 +19,6 @@ FINE = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}  # 8 x 8 cells, enough for 
 
 @pytest.fixture(scope='module')
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set with a class and a grade for each image."""
     root = tmp_path_factory.mktemp('classes')
     for split, patients in (('train', 24), ('valid', 12)):
         write_split(root, split, patients)
@@ -74,7 +73,6 @@ def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys)
 
 
 def test_a_new_task_is_one_file(labelled: Path, tmp_path: Path, grades_task: None, capsys) -> None:
-    """Runs, reports, predictions, and exports know it."""
     folder = run(labelled, tmp_path, ['DATA.TASK', 'grades', 'DATA.LABELS', "['Oedema']"])
     table = pd.read_csv(folder / 'predictions_valid.csv')[STEPS]
     assert (np.diff(table, axis=1) <= 0).all()

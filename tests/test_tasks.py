@@ -9,12 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import (
-    accuracy_score,
-    balanced_accuracy_score,
-    confusion_matrix,
-    f1_score,
-)
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from tiny import LABELS_DECIDE, VIT, config_with, tiny_config
 from torch.nn import functional as F
@@ -47,9 +42,6 @@ def records(labels: np.ndarray, **more: object) -> Namespace:
     return Namespace(labels=labels, root=Path('root'), csv='a.csv', path=paths, **more)
 
 
-# ---- Targets
-
-
 def test_a_single_label_is_one_hot_and_several_classes_are_refused() -> None:
     task = make_task('single_label', LABELS=NAMES)
     labels = np.array([[0, 1, 0], [NAN, NAN, 1], [0, 0, NAN], [-1, NAN, 0], [-1, 1, 0]], np.float32)
@@ -67,15 +59,10 @@ def test_a_single_label_is_one_hot_and_several_classes_are_refused() -> None:
         (['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES])], 'cross_entropy', 3),
     ],
 )
-def test_the_task_decides_the_loss_and_the_number_of_outputs(
-    tmp_path, options, loss, outputs
-) -> None:
+def test_the_task_decides_the_loss_and_the_number_of_outputs(tmp_path, options, loss, outputs):
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
     config = get_config(Namespace(cfg=str(cfg), stage='finetune', opts=options))
     assert (config.LOSS.NAME, config.MODEL.NUM_CLASSES) == (loss, outputs)
-
-
-# ---- Losses and outputs
 
 
 def test_cross_entropy_is_torchs_and_ignores_images_without_a_class() -> None:
@@ -102,9 +89,6 @@ def test_the_logits_of_classes_are_the_logarithms_of_their_probabilities() -> No
     logits = task.logits(torch.from_numpy(outputs).float()).numpy()
     np.testing.assert_allclose(logits, log_softmax(outputs, 1), rtol=1e-5)
     np.testing.assert_allclose(task.probabilities(logits), softmax(outputs, 1), rtol=1e-5)
-
-
-# ---- Metrics of classes
 
 
 def drawn(num_cases: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,9 +167,6 @@ def test_the_probabilities_of_a_study_sum_to_one() -> None:
     right = scored.probabilities.argmax(axis=1) == np.nan_to_num(scored.targets).argmax(axis=1)
     assert table['accuracy'] == right[[0, 3]].mean()
     assert (table['rows'], table['positives']) == (4, {'Normal': 1, 'Pneumonia': 0, 'Covid': 1})
-
-
-# ---- Probes
 
 
 def separable(num_images: int = 90) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,7 +23,6 @@ def images(size: int, count: int = 2, channels: int = 1, seed: int = 0) -> torch
 
 
 def timm_twin(model: TimmClassifier) -> torch.nn.Module:
-    """Build the classifier of timm with the same weights."""
     options = dict(model.layout.options, num_classes=len(model.head.weight))
     twin = timm.create_model(model.name, **options)
     weight, bias = sorted(model.layout.classifier, reverse=True)
@@ -36,9 +35,6 @@ def make_config(name: str = 'resnet18', size: int = 32, **options):
     model = {'TYPE': 'timm', 'TIMM__NAME': name, 'IN_CHANS': 1, 'NUM_CLASSES': 14}
     model = {f'MODEL__{key}': value for key, value in model.items()}
     return config_with(DATA__IMG_SIZE=size, MODEL__DROP_PATH_RATE=0.0, **model, **options)
-
-
-# Outputs
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'test_vit'])
@@ -80,9 +76,6 @@ def test_channels_last_changes_the_order_of_features_and_not_of_weights(name, ch
     assert orders == [True, False]
 
 
-# Groups of the optimizer
-
-
 def test_rates_and_decay_of_layers_are_timms() -> None:
     config = make_config('resnet18', TRAIN__LAYER_DECAY=0.5, TRAIN__WEIGHT_DECAY=0.05)
     model = build_model(config, is_pretrain=False)
@@ -110,18 +103,12 @@ def test_rates_and_decay_of_layers_are_timms() -> None:
     assert len(ours) == len(theirs) and len(layers) > 8
 
 
-# Saliency
-
-
 def test_maps_of_a_resnet_are_of_the_last_stage_with_enough_cells() -> None:
     model = TimmClassifier('resnet18', 64, 1, 3).eval()
     assert model.saliency_layer() is model.encoder.layer2
     maps = grad_cam(model, images(64), lambda outputs: outputs[:, 0])
     assert maps.shape[1:] == (8, 8)
     assert find_layout('resnet18', img_size=224, in_chans=1).map_layer == 'layer4'
-
-
-# Runs
 
 
 @pytest.mark.slow

@@ -122,9 +122,7 @@ def test_a_search_ends_after_options_in_a_row_that_are_worse() -> None:
 @pytest.mark.parametrize(
     'choice, warns', [((1, 0.5), 1), ((2, 0.5), 0), ((3, 0.5), 1), ((1, NAN), 0)]
 )
-def test_a_value_at_the_edge_of_the_grid_that_was_chosen_gives_a_warning(
-    choice: tuple[float, float], warns: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_value_at_the_edge_of_the_grid_that_was_chosen_gives_a_warning(choice, warns, caplog):
     with caplog.at_level(logging.INFO):
         chosen = log_choices(logging.getLogger(), 'knn', {'Edema': Choice(*choice)}, (1, 2, 3))
     (record,) = caplog.records
@@ -133,9 +131,7 @@ def test_a_value_at_the_edge_of_the_grid_that_was_chosen_gives_a_warning(
     assert chosen == {'Edema': choice[0]}
 
 
-def test_the_rate_of_an_attention_head_is_chosen_on_other_patients(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_rate_of_an_attention_head_is_chosen_on_other_patients(monkeypatch) -> None:
     """Random labels of few images: other patients are predicted no better than by chance."""
     monkeypatch.setattr('evaluation.attentive.RATES', (1e-2,))
     rng = np.random.default_rng(0)

@@ -25,9 +25,7 @@ def two_splits(phantom: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_held_out_patients_select_and_the_test_file_is_scored(
-    two_splits: Path, tmp_path: Path, refused
-) -> None:
+def test_held_out_patients_select_and_the_test_file_is_scored(two_splits, tmp_path, refused):
     options = {'model': VIT, 'TRAIN': TRAIN}
     learned = finished_run('simmim', two_splits, tmp_path / 'out', '--opts', *NAMES, **options)
     options |= {'REPORT': {'WRITE': True, 'MAPS': 0}, 'EVAL': {'RESAMPLES': 20}}

@@ -62,9 +62,6 @@ def write(folder: Path, *names: str, **more: object) -> list[Path]:
     return [folder / name for name in names]
 
 
-# Writing
-
-
 def tap(monkeypatch: pytest.MonkeyPatch, before: Callable[[], None]) -> None:
     """Call `before` at each system call of a write; data is written in two parts."""
 
@@ -114,9 +111,6 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_file(tmp_path, monkeypa
     renamed = values.index(2.0)
     assert len(values) > 12
     assert set(values[:renamed]) == {old} and set(values[renamed:]) == {2.0}
-
-
-# Which file
 
 
 ALL = [
@@ -213,9 +207,6 @@ def test_evaluation_takes_the_given_the_best_or_the_newest_checkpoint(tmp_path) 
     assert checkpoint_to_evaluate(config, run) == best
 
 
-# Reading
-
-
 def test_files_of_simmim_and_plain_weights_are_read(tmp_path) -> None:
     node = CfgNode({'DATA': CfgNode({'IMG_SIZE': 192}), 'BETAS': (0.9, 0.999)})
     torch.save(state(config=node), tmp_path / 'official.pth')
@@ -300,9 +291,6 @@ def test_other_files_are_refused_by_name_without_advice_to_load_them(tmp_path, k
         read_checkpoint(tmp_path / 'other.pth')
     assert 'weights_only' not in str(caught.value)
     assert os.listdir(tmp_path) == ['other.pth']
-
-
-# Loading into a model
 
 
 def test_every_weight_is_loaded_and_the_models_own_buffers_stay() -> None:
