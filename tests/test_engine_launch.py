@@ -19,18 +19,10 @@ from engine.causes import explain
 from engine.interruptions import Interruptions, Preempted
 from engine.launch import launch
 from engine.metric_writers import TensorBoard
-from engine.run_folder import is_locked
+from engine.run_folder import is_locked, run_lock
 from logger import WRITERS
 from system.start import cause_from_torchrun, check_command, report_to_torchrun
 
-HOLD = """
-import sys
-from pathlib import Path
-from engine.run_folder import run_lock
-with run_lock(Path(sys.argv[1])):
-    print('held', flush=True)
-    sys.stdin.read()
-"""
 FULL = 'unable to write to file </torch_7_1>: No space left on device (28)'
 IN_WORKER = """Caught ValueError in DataLoader worker process 0.
 Original Traceback (most recent call last):
@@ -49,18 +41,6 @@ def argv(eight, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     return run_folder(tmp_path / 'out', 'simmim')
-
-
-@pytest.fixture
-def holder(folder):
-    """Another process that holds the lock of the run folder."""
-    folder.mkdir(parents=True)
-    command = [sys.executable, '-c', HOLD, str(folder)]
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
-        assert process.stdout.readline() == 'held\n'
-        yield process
-        process.kill()
 
 
 def log_of(folder):
@@ -87,16 +67,12 @@ def stopped_in_a_library(run):
         raise AttributeError('_lock')
 
 
-# Exit codes
-
-
 @pytest.mark.parametrize(
     'error, code, part',
     [
         (ValueError('DATA.X: must be 1'), 2, 'DATA.X: must be 1'),
         (FileNotFoundError(2, 'No such file', 'a.jpg'), 2, 'a.jpg'),
         (torch.OutOfMemoryError('CUDA out of memory.'), 2, 'CUDA out of memory.'),
-        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'Killed'),
         (RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'), 2, 'DATA.NUM_WORKERS'),
         (RuntimeError(f'Caught RuntimeError in worker.\nRuntimeError: {FULL}'), 2, '--shm-size'),
         (RuntimeError('DataLoader worker is killed by signal: Bus error.'), 2, '--ipc=host'),
@@ -109,7 +85,6 @@ def stopped_in_a_library(run):
         (MemoryError('Caught MemoryError in w.\nTraceback:\n  x\nMemoryError'), 2, 'memory'),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 2, '9 bytes'),
         (RuntimeError('unable to mmap 9 bytes: Cannot allocate memory (12)'), 2, 'NUM_WORKERS'),
-        (OSError(28, 'No space left on device'), 2, 'No space left'),
         (RuntimeError('DataLoader timed out after 1800 seconds'), 2, 'DATA.NUM_WORKERS 0'),
         (RuntimeError('Application timeout caused pair closure'), 3, 'RANK_TIMEOUT_MINUTES'),
         (dist.DistNetworkError('The client socket has failed to connect'), 3, 'log_rank'),
@@ -120,7 +95,6 @@ def stopped_in_a_library(run):
         (KeyError('x'), 1, "KeyError: 'x'"),
         (AttributeError("'NoneType' object has no attribute 'ndim'"), 1, 'without `return`'),
         (TypeError("unsupported operand type(s) for /: 'NoneType' and 'int'"), 1, 'extend.md'),
-        (TypeError('cannot unpack non-iterable NoneType object'), 1, 'without `return`'),
         (AttributeError("'int' object has no attribute 'ndim'"), 1, "attribute 'ndim'"),
     ],
 )
@@ -200,9 +174,6 @@ def test_a_closed_terminal_stops_a_run_unless_nohup_started_it(is_ignored: bool)
     assert done.stdout == f'{not is_ignored}\n'
 
 
-# Determinism
-
-
 def determinism(run):
     cudnn = torch.backends.cudnn
     run.logger.info(
@@ -220,20 +191,15 @@ def test_deterministic_sets_all_switches_for_one_run(argv, folder, monkeypatch):
     assert log_of(folder).splitlines()[-1].endswith('INFO False False True None')
 
 
-# The lock
-
-
-def test_a_second_run_in_the_folder_is_refused_until_the_first_one_ends(
-    argv, folder, holder, capfd
-):
-    assert is_locked(folder)
-    assert launch('simmim', raising(AssertionError('it ran')), argv) == 2
-    assert str(folder) in capfd.readouterr().err.splitlines()[-1]
-    assert {path.name for path in folder.iterdir()} == {'run.lock'}
-    for mode in ('--eval', '--throughput', '--check'):
-        assert launch('simmim', lambda run: None, [*argv, mode]) == 0
-    holder.kill()  # and its lock is free
-    holder.wait()
+def test_a_second_run_in_the_folder_is_refused_until_the_first_one_ends(argv, folder, capfd):
+    folder.mkdir(parents=True)
+    with run_lock(folder):
+        assert is_locked(folder)
+        assert launch('simmim', raising(AssertionError('it ran')), argv) == 2
+        assert str(folder) in capfd.readouterr().err.splitlines()[-1]
+        assert {path.name for path in folder.iterdir()} == {'run.lock'}
+        for mode in ('--eval', '--throughput', '--check'):
+            assert launch('simmim', lambda run: None, [*argv, mode]) == 0
     assert not is_locked(folder)
     assert launch('simmim', lambda run: None, argv) == 0
 
@@ -267,9 +233,6 @@ def test_a_missing_checkpoint_is_refused_before_the_data_are_read(flag, tmp_path
     refused('finetune', [*argv, flag, str(missing)], missing, 'ckpt_best.pth')
 
 
-# torchrun
-
-
 def test_processes_learn_from_torchruns_files_which_one_failed_first(tmp_path, monkeypatch) -> None:
     files = [tmp_path / f'attempt_0/{rank}/error.json' for rank in range(3)]
     for rank, file in enumerate(files):
@@ -284,15 +247,11 @@ def test_processes_learn_from_torchruns_files_which_one_failed_first(tmp_path, m
     report_to_torchrun('the image is broken', is_cause=True)
     assert json.loads(files[2].read_text())['message']['message'] == 'the image is broken'
     monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(files[0]))
-    assert re.fullmatch(
-        'rank 2 on host .* failed first: the image is broken', cause_from_torchrun()
-    )
+    wanted = 'rank 2 on host .* failed first: the image is broken'
+    assert re.fullmatch(wanted, cause_from_torchrun())
     monkeypatch.delenv('TORCHELASTIC_ERROR_FILE')
     assert cause_from_torchrun() == ''
     report_to_torchrun('nobody reads it', is_cause=True)
-
-
-# Before PyTorch is imported
 
 
 @pytest.mark.parametrize(

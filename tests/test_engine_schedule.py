@@ -1,5 +1,6 @@
 """When checkpoints are saved, which of them is the best, and where training continues."""
 
+import contextlib
 import logging
 import math
 from pathlib import Path
@@ -47,33 +48,19 @@ def new_state(num_batches: int = 7, accumulation: int = 2, **values: object) -> 
     return TrainState(model, optimizer, scheduler, scaler, num_batches, accumulation, **values)
 
 
-@pytest.fixture
-def requests() -> Requests:
-    return Requests()
-
-
-@pytest.fixture
-def saver_of(tmp_path: Path, requests: Requests):
-    def build(**keys: object) -> Saver:
-        config = config_with(**keys)
-        scalars = ScalarLog(tmp_path, enabled=False)
-        run = Run(config, 'finetune', tmp_path, torch.device('cpu'), LOGGER, scalars)
-        return Saver(run, requests)
-
-    return build
+def new_saver(folder: Path, **keys: object) -> tuple[Saver, Requests]:
+    requests, scalars = Requests(), ScalarLog(folder, enabled=False)
+    run = Run(config_with(**keys), 'finetune', folder, torch.device('cpu'), LOGGER, scalars)
+    return Saver(run, requests), requests
 
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob('*.pth'))
 
 
-# The schedule of checkpoints
-
-
-def test_epochs_are_saved_by_save_freq_and_at_the_end_and_the_best_always(
-    tmp_path, saver_of, requests
-) -> None:
-    saver, state = saver_of(SAVE_FREQ=3, TRAIN__EPOCHS=6), new_state()
+def test_epochs_are_saved_by_save_freq_and_at_the_end_and_the_best_always(tmp_path) -> None:
+    saver, requests = new_saver(tmp_path, SAVE_FREQ=3, TRAIN__EPOCHS=6)
+    state = new_state()
     scores = [0.5, 0.7, 0.6, math.nan, None, 0.7]
     best_epochs = [0, 1, 1, 1, 1, 1]
     num_regular = [1, 1, 1, 2, 2, 3]
@@ -99,9 +86,10 @@ def test_epochs_are_saved_by_save_freq_and_at_the_end_and_the_best_always(
 
 
 @pytest.mark.parametrize('every, due', [(3, [3, 6]), (0, [])])
-def test_steps_are_counted_over_epochs(tmp_path, saver_of, requests, every, due) -> None:
+def test_steps_are_counted_over_epochs(tmp_path, every, due) -> None:
     """Seven batches in steps of two are four steps; the last one has a single batch."""
-    saver, state, found = saver_of(TRAIN__SAVE_EVERY_STEPS=every), new_state(), []
+    saver, requests = new_saver(tmp_path, TRAIN__SAVE_EVERY_STEPS=every)
+    state, found = new_state(), []
     for number in range(8):
         state.epoch, step = divmod(number, 4)
         state.batch = min(2 * step + 2, 7)
@@ -116,8 +104,8 @@ def test_steps_are_counted_over_epochs(tmp_path, saver_of, requests, every, due)
         assert not read_checkpoint(path)['finished']
 
 
-def test_a_request_saves_and_a_signal_also_stops(tmp_path, saver_of, requests) -> None:
-    saver, state = saver_of(), new_state(epoch=2, batch=4)
+def test_a_request_saves_and_a_signal_also_stops(tmp_path) -> None:
+    (saver, requests), state = new_saver(tmp_path), new_state(epoch=2, batch=4)
     requests.asked = (False, True)
     assert saver.is_due(state)
     saver.save_step(state)
@@ -131,9 +119,6 @@ def test_a_request_saves_and_a_signal_also_stops(tmp_path, saver_of, requests) -
     with pytest.raises(Preempted, match='stopped by SIGTERM'):
         saver.after_epoch(state, None)
     assert read_checkpoint(tmp_path / 'ckpt_epoch_3.pth')['finished']
-
-
-# The state
 
 
 def test_the_figures_of_an_epoch_by_hand() -> None:
@@ -171,13 +156,6 @@ def test_the_first_bad_batch_is_named_and_nothing_is_added(losses, norms, bad) -
     assert progress.num_losses == progress.num_norms == 0
 
 
-def test_the_best_score_is_the_first_of_the_highest_ones() -> None:
-    state, found = new_state(), []
-    for score in (0.5, 0.5, math.nan, 0.6, 0.1):
-        found.append((state.add_score(score), state.best_score))
-    assert found == [(True, 0.5), (False, 0.5), (False, 0.5), (True, 0.6), (False, 0.6)]
-
-
 def resumed(
     saved: TrainState,
     state: TrainState,
@@ -197,15 +175,12 @@ def resumed(
 
 
 @pytest.mark.parametrize(
-    'finished, batch, accumulation, position',
-    [(True, 7, 2, (4, 0)), (False, 0, 2, (3, 0)), (False, 4, 2, (3, 4)), (False, 7, 2, (3, 7))],
+    'finished, batch, position',
+    [(True, 7, (4, 0)), (False, 0, (3, 0)), (False, 4, (3, 4)), (False, 7, (3, 7))],
 )
-def test_training_continues_where_the_checkpoint_ended(
-    finished, batch, accumulation, position
-) -> None:
-    saved = new_state(epoch=3, batch=batch, best_score=0.7)
+def test_training_continues_where_the_checkpoint_ended(finished, batch, position) -> None:
+    state, saved = new_state(), new_state(epoch=3, batch=batch, best_score=0.7)
     saved.progress.loss_sum, saved.progress.num_losses = 6.0, 3
-    state = new_state(accumulation=accumulation)
     resumed(saved, state, finished=finished)
     assert (state.epoch, state.batch) == position
     assert state.scheduler.updates == [position[0] * 7 + position[1] - 1]
@@ -214,15 +189,15 @@ def test_training_continues_where_the_checkpoint_ended(
     assert torch.equal(state.model.weight, saved.model.weight)
 
 
-def test_a_step_may_be_split_into_more_batches_within_an_epoch() -> None:
+@pytest.mark.parametrize('before, num_batches, now', [(4, 14, 8), (7, 14, 14), (4, 15, 8)])
+def test_a_step_may_be_split_into_more_batches_within_an_epoch(before, num_batches, now) -> None:
     """28 images: 7 batches of 4 in steps of two are 14 batches of 2 in steps of four.
 
     Of 30 images, batches of 4 leave out two.
     """
-    for before, num_batches, now in ((4, 14, 8), (7, 14, 14), (4, 15, 8)):
-        state = new_state(num_batches, accumulation=4)
-        resumed(new_state(epoch=1, batch=before), state, finished=False, DATA__BATCH_SIZE=2)
-        assert (state.epoch, state.batch) == (1, now)
+    state = new_state(num_batches, accumulation=4)
+    resumed(new_state(epoch=1, batch=before), state, finished=False, DATA__BATCH_SIZE=2)
+    assert (state.epoch, state.batch) == (1, now)
 
 
 @pytest.mark.parametrize(
@@ -239,8 +214,7 @@ def test_other_steps_or_data_are_refused_within_an_epoch_alone(now, size) -> Non
 def test_more_epochs_than_the_run_has_are_refused() -> None:
     with pytest.raises(ValueError, match=r'4 epochs and 0 batches.*TRAIN.EPOCHS 3'):
         resumed(new_state(epoch=3), new_state(), finished=True, TRAIN__EPOCHS=3)
-    begun = new_state(accumulation=1, epoch=3, batch=1)
-    state = new_state(accumulation=1)
+    state, begun = (new_state(accumulation=1, **at) for at in ({}, {'epoch': 3, 'batch': 1}))
     with pytest.raises(ValueError, match=r'3 epochs and 1 batches.*TRAIN.EPOCHS 3'):
         resumed(begun, state, finished=False, TRAIN__EPOCHS=3)
     state = new_state()
@@ -248,42 +222,29 @@ def test_more_epochs_than_the_run_has_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    'processes, size, accumulation, effect',
-    [
-        (1, 4, 2, ''),
-        (1, 4, 1, 'error'),
-        (2, 8, 2, ''),
-        (2, 4, 4, 'error'),
-        (1, 8, 1, 'error'),
-    ],
+    'processes, size, accumulation, is_refused',
+    [(1, 4, 2, False), (1, 4, 1, True), (2, 8, 2, False), (2, 4, 4, True), (1, 8, 1, True)],
 )
 def test_a_loss_that_compares_images_keeps_their_number(
-    processes, size, accumulation, effect, log
+    processes, size, accumulation, is_refused, log
 ) -> None:
-    saved, keys = new_state(epoch=1), {'finished': True, 'processes': processes}
-    changed = (4 * processes * 2) != size * accumulation
-    for compares in (False, True):
-        log.clear()
-        state = new_state(accumulation=accumulation, compares_images=compares)
-        if compares and effect:
-            with pytest.raises(ValueError, match=r'c\.pth: a step had .* compares the images'):
-                resumed(saved, state, DATA__BATCH_SIZE=size, **keys)
-        else:
-            resumed(saved, state, DATA__BATCH_SIZE=size, **keys)
-            assert any('learning rates' in line for line in log.messages) == changed
+    """A checkpoint of batches of 4 images a process, two a step."""
+    saved = new_state(epoch=1)
+    keys = {'finished': True, 'processes': processes, 'DATA__BATCH_SIZE': size}
+    resumed(saved, new_state(accumulation=accumulation), **keys)
+    is_larger_or_smaller = 4 * processes * 2 != size * accumulation
+    assert any('learning rates' in line for line in log.messages) == is_larger_or_smaller
+    refusal = pytest.raises(ValueError, match=r'c\.pth: a step had .* compares the images')
+    with refusal if is_refused else contextlib.nullcontext():
+        resumed(saved, new_state(accumulation=accumulation, compares_images=True), **keys)
 
 
 @pytest.mark.parametrize(
-    'epochs, keys, kept',
-    [
-        (9, {}, True),
-        (9, {'EVAL__SELECT_ON': 'valid'}, False),
-        (3, {'EVAL__SELECT_ON': 'valid'}, True),
-    ],
+    'epochs, select_on, kept', [(9, 'auto', True), (9, 'valid', False), (3, 'valid', True)]
 )
-def test_the_best_score_counts_until_another_score_selects(epochs, keys, kept) -> None:
+def test_the_best_score_counts_until_another_score_selects(epochs, select_on, kept) -> None:
     """A run that has nothing left to train keeps its selection."""
-    state = new_state()
-    saved = new_state(epoch=2, best_score=0.7)
-    resumed(saved, state, finished=True, TRAIN__EPOCHS=epochs, **keys)
+    state, saved = new_state(), new_state(epoch=2, best_score=0.7)
+    keys = {'TRAIN__EPOCHS': epochs, 'EVAL__SELECT_ON': select_on}
+    resumed(saved, state, finished=True, **keys)
     assert state.best_score == (0.7 if kept else -math.inf)
