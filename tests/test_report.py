@@ -96,33 +96,27 @@ def make_document(folder: Path) -> dict:
     valid, test, other = some_cases('valid'), some_cases(seed=1), some_cases('other', seed=2)
     valid.targets[:, LABELS.index('Fracture')] = 0
     test.path[:] = [f'{HOSTILE}/patient{i:05d}/study1' for i in range(len(test))]
-    (folder / 'maps').mkdir(parents=True)
-    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / 'maps/1.png')
-    entry = {
-        'label': 'Edema',
-        'kind': 'true positive',
-        'path': HOSTILE,
-        'file': 'maps/1.png',
-        'has_signal': True,
+    curve = {'name': 'Training loss', 'values': [0.7, np.nan, 0.5]}
+    extras = {
+        'training': {'epochs': [0, 1, 2], 'curves': [curve]},
+        'maps': [some_map(folder, path=HOSTILE, threshold=1e-5)],
+        'maps_check': {'method': 'Grad-CAM', 'cells': 8, 'similarity': 0.07, 'note': 'a note'},
     }
+    told = {'run': {'Task': 'observations', HOSTILE: HOSTILE}, 'warnings': [HOSTILE]}
+    holdout = some_cases('holdout', seed=3)
     document = build_document(
-        [valid, test],
-        some_cases('holdout', seed=3),
-        PROTOCOL,
-        run={'Task': 'observations', HOSTILE: HOSTILE},
-        policy='ones',
-        warnings=[HOSTILE],
-        extras={
-            'training': {
-                'epochs': [0, 1, 2],
-                'curves': [{'name': 'Training loss', 'values': [0.7, np.nan, 0.5]}],
-            },
-            'maps': [entry | {'probability': 0.9, 'threshold': 1e-5}],
-            'maps_check': {'method': 'Grad-CAM', 'cells': 8, 'similarity': 0.07, 'note': 'a note'},
-        },
+        [valid, test], holdout, PROTOCOL, policy='ones', extras=extras, **told
     )
     comparisons = compare_sets([some_cases(seed=1), other], PROTOCOL, name='test')
     return document | {'comparisons': comparisons}
+
+
+def some_map(folder: Path, **changes: object) -> dict:
+    """Write a map; return what a document says about it."""
+    (folder / 'maps').mkdir(parents=True)
+    Image.new('L', (8, 8)).save(folder / 'maps/1.png')
+    entry = {'label': 'Edema', 'kind': 'true positive', 'path': 'p', 'file': 'maps/1.png'}
+    return entry | {'probability': 0.9, 'threshold': 0.5, 'has_signal': True} | changes
 
 
 def make_comparison(models: list, protocol: Protocol = PROTOCOL) -> dict:
@@ -259,8 +253,7 @@ def test_a_set_with_one_class_shows_na_and_no_empty_section(tmp_path: Path) -> N
     assert page.texts('p')[0] == 'n/a'
     assert json.loads((tmp_path / 'report.json').read_text())['headline']['score']['value'] is None
     headings = ' '.join(page.texts('h2', 'h3'))
-    for part in ('Comparisons', 'Saliency', 'Training', 'Published', 'Subgroups'):
-        assert part not in headings
+    assert not re.search('Comparisons|Saliency|Training|Published|Subgroups', headings)
 
 
 def test_few_cases_and_patients_in_two_splits_give_warnings(tmp_path: Path) -> None:
@@ -301,8 +294,7 @@ def test_a_temperature_at_the_end_of_its_range_gives_a_warning() -> None:
 
 def test_a_full_disk_leaves_the_earlier_report_as_it_was(tmp_path: Path, full_disk) -> None:
     old, new = (
-        build_document([some_cases(seed=seed)], None, Protocol(resamples=0), run={})
-        for seed in range(2)
+        build_document([some_cases(seed=seed)], None, NO_INTERVALS, run={}) for seed in range(2)
     )
     write_report(tmp_path, old)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -317,10 +309,8 @@ def test_labels_of_one_class_are_listed_once_and_neither_scored_nor_counted(tmp_
     for part in (cases, other):
         part.targets[:, :5] = 0
         part.targets[:, 6] = np.arange(len(cases)) < 30
-    comparisons = compare_sets([cases, other], NO_INTERVALS, name='test')
-    document = build_document(
-        [cases], None, NO_INTERVALS, run={}, extras={'comparisons': comparisons}
-    )
+    extras = {'comparisons': compare_sets([cases, other], NO_INTERVALS, name='test')}
+    document = build_document([cases], None, NO_INTERVALS, run={}, extras=extras)
     headline, mean = document['headline'], document['sets'][0]['means']['labels']
     assert headline['name'] == 'Mean AUROC of 2 labels'
     assert headline['score'] == mean['auroc']
@@ -351,8 +341,8 @@ def test_too_few_resamples_for_a_corrected_p_are_said() -> None:
     (entry,) = make_comparison(models, replace(PROTOCOL, resamples=278))['comparisons']
     assert np.isnan(entry['labels'][LABELS[0]]['p_holm']) and not entry['note']
     assert differences_table(entry)['p (Holm)'][LABELS[0]] == 'n/a'
-    document = make_comparison(models, NO_INTERVALS)
-    assert NO_RESAMPLES.format(resamples=0, least=200) in document['warnings']
+    words = NO_RESAMPLES.format(resamples=0, least=200)
+    assert words in make_comparison(models, NO_INTERVALS)['warnings']
 
 
 @pytest.mark.parametrize('resamples', [199, 200])
@@ -373,16 +363,6 @@ def test_few_resamples_give_no_interval_and_the_reason(resamples: int) -> None:
         bounds += [gap['p_bootstrap'] for gaps in groups for gap in gaps if not gap['few']]
     assert len(bounds) > 60
     assert np.isnan(bounds).all() if resamples < 200 else not np.isnan(bounds).any()
-
-
-def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: Path) -> None:
-    models = [some_cases(name, seed=i) for i, name in enumerate(('one', 'two', 'three'))]
-    document = make_comparison(models, NO_INTERVALS)
-    assert document['headline'] is None
-    first = written_page(tmp_path, document).texts('table')[0]
-    for entry in document['comparisons']:
-        assert f'{entry["a"]} minus {entry["b"]}' in first
-        assert f'{abs(entry["means"]["five"]["difference"]["value"]):.3f}' in first
 
 
 def test_names_of_models_are_escaped(tmp_path: Path) -> None:
@@ -408,12 +388,9 @@ def test_data_without_patients_give_a_warning() -> None:
 
 
 def test_worst_errors_have_small_images_and_empty_maps_say_so(tmp_path: Path) -> None:
-    (tmp_path / 'maps').mkdir()
-    Image.new('L', (8, 8)).save(tmp_path / 'maps/1.png')
-    entry = {'label': 'Edema', 'kind': 'true positive', 'path': 'p', 'file': 'maps/1.png'}
-    entry |= {'probability': 0.9, 'threshold': 0.5, 'has_signal': False}
     cases, holdout = (some_cases(name, labels=('Edema',)) for name in ('test', 'holdout'))
-    document = build_document([cases], holdout, NO_INTERVALS, run={}, extras={'maps': [entry]})
+    extras = {'maps': [some_map(tmp_path, has_signal=False)]}
+    document = build_document([cases], holdout, NO_INTERVALS, run={}, extras=extras)
     errors = document['sets'][0]['worst_errors']
     images = {('test', 'Edema', error['kind']): Image.new('L', (9, 7)) for error in errors}
     page = written_page(tmp_path, document, images)
@@ -465,11 +442,12 @@ def test_named_columns_are_those_of_the_latex_table(tmp_path: Path) -> None:
     assert cells[3].startswith(f'{second["scores"]["brier"]["value"]:.3f}')
 
 
-def test_the_means_of_several_pairs_say_how_many_labels_they_have() -> None:
+def test_a_comparison_has_no_headline_and_its_means_say_how_many_labels_they_have() -> None:
     first, second = some_cases('first'), some_cases('second', seed=1)
     third = replace(second, name='third').with_labels([label in LABELS[:3] for label in LABELS])
-    table = overview_table(make_comparison([first, second, third])['comparisons'])
-    assert [*table.index] == [
+    document = make_comparison([first, second, third])
+    assert document['headline'] is None
+    assert [*overview_table(document['comparisons']).index] == [
         'third minus second: Mean of 3 labels',
         'third minus first: Mean of 3 labels',
         'second minus first: Mean of the five CheXpert tasks',
@@ -531,20 +509,3 @@ def test_a_report_of_phantoms_says_so(folder: str, tmp_path: Path) -> None:
     is_phantom = 'phantom' in folder
     assert ('Synthetic X-rays' in page.texts('li')) == is_phantom
     assert ('Synthetic X-rays.' in (tmp_path / 'report_scores.tex').read_text()) == is_phantom
-
-
-def test_links_are_in_the_order_of_the_page_and_no_warning_is_repeated(tmp_path: Path) -> None:
-    cases = some_cases()
-    patients = {'train': ['p1', 'p2'], 'test': ['p2', 'p1']}
-    protocol = Protocol(level='study', resamples=200)
-    document = build_document([cases], None, protocol, run={'Seed': 1}, patients=patients)
-    (told,) = document['headline']['alerts']
-    assert told in document['alerts']
-    html = write_report(tmp_path, document).read_text(encoding='utf-8')
-    navigation, main = html.split('</nav>', 1)
-    links = re.findall(r'href="#([\w-]+)"', navigation.split('<nav', 1)[1])
-    places = [main.index(f'id="{name}"') for name in links]
-    assert len(links) >= 3 and places == sorted(places)
-    assert main.count(told) == 1
-    text = re.sub('<[^>]*>', '', main)
-    assert f'{len(set(cases.study))} studies with {len(cases)} images of' in text

@@ -23,6 +23,7 @@ from system.tool import EXIT_PREEMPTED
 FINISHED = {'finished': '2026-01-01T00:00:00+00:00'}
 # The start after the end of the training trained nothing, so it has no processes.
 RESUMED_ON_TWO = {'processes': 1, 'starts': [{'processes': 1}, {'processes': 2}, {}]}
+RESUMED = {'pretrained': None, 'starts': [{'resumed_from': 'ckpt_epoch_3.pth'}]}
 BATCHES = {
     (size, steps): {'DATA.BATCH_SIZE': size, 'TRAIN.ACCUMULATION_STEPS': steps}
     for size, steps in ((64, 1), (64, 2), (64, 4), (128, 1))
@@ -55,13 +56,7 @@ def test_a_run_is_started_stopped_and_finished(tmp_path: Path) -> None:
         ('simmim', {'TRAIN.EPOCHS': 9}, {}, 1, 'TRAIN.EPOCHS'),
         ('simmim', {}, {'data': {'files': {'train.csv': 'f00'}}}, 1, 'train.csv'),
         ('simmim', {}, {'pretrained': None}, 1, 'PRETRAINED'),
-        (
-            'simmim',
-            {},
-            {'pretrained': None, 'starts': [{'resumed_from': 'ckpt_epoch_3.pth'}]},
-            1,
-            '',
-        ),
+        ('simmim', {}, RESUMED, 1, ''),
         ('simmim', BATCHES[64, 2], {}, 1, ''),
         ('simmim', BATCHES[64, 4], {}, 1, 'images per step'),
         ('simmim', BATCHES[64, 1], RESUMED_ON_TWO, 1, ''),
@@ -139,9 +134,13 @@ time.sleep(60)
 PROBE = WAIT.replace('75', '76')
 
 
-def made_job(folder: Path, code: str) -> Job:
+def made_job(folder: Path, code: str, **needs: tuple[Path, ...]) -> Job:
     arguments = ['-c', code.format(folder=str(folder), rank='')]
-    return Job('simmim', folder.name, 0, folder, arguments, default_config())
+    return Job('simmim', folder.name, 0, folder, arguments, default_config(), **needs)
+
+
+def runner_of(jobs: list[Job], folder: Path, *, slots: int = 1, keep: str = 'all') -> Runner:
+    return Runner(jobs, [{}] * slots, folder / 'logs', lambda line: None, keep)
 
 
 def test_a_damaged_run_is_reported_and_the_others_run(tmp_path: Path) -> None:
@@ -149,22 +148,22 @@ def test_a_damaged_run_is_reported_and_the_others_run(tmp_path: Path) -> None:
     spoil = f'import os; os.makedirs({str(damaged)!r})\n'
     spoil += f'open({str(damaged)!r} + "/config.yaml", "w")\n'
     jobs = [made_job(tmp_path / 'runs/a', spoil + FINISH), made_job(damaged, FINISH)]
-    jobs.append(made_job(last, FINISH))
-    runner = Runner(jobs, [{}], tmp_path / 'logs', lambda line: None)
+    runner = runner_of([*jobs, made_job(last, FINISH)], tmp_path)
     assert runner.run() == 1
     assert len(runner.failed) == 1 and f'{damaged}/config.yaml' in runner.failed[0]
     assert (runner.done, is_finished(last), is_finished(damaged)) == (2, True, False)
 
 
-def test_what_needs_a_failed_run_is_not_run(tmp_path: Path) -> None:
+def test_what_needs_a_failed_run_is_not_run_and_its_checkpoints_are_kept(tmp_path: Path) -> None:
     first, second = tmp_path / 'runs/a', tmp_path / 'runs/b'
-    arguments = ['-c', FINISH.format(folder=str(second))]
-    needing = Job('finetune', 'b', 0, second, arguments, default_config(), needs=(first,))
-    jobs = [made_job(first, 'raise SystemExit(2)'), needing]
-    runner = Runner(jobs, [{}, {}], tmp_path / 'logs', lambda line: None)
+    first.mkdir(parents=True)
+    (first / 'ckpt_epoch_1.pth').touch()
+    jobs = [made_job(first, 'raise SystemExit(2)'), made_job(second, FINISH, needs=(first,))]
+    runner = runner_of(jobs, tmp_path, slots=2, keep='best')
     assert runner.run() == 1
     assert len(runner.failed) == 2 and str(first) in runner.failed[1]
     assert not second.exists()
+    assert (first / 'ckpt_epoch_1.pth').exists()
 
 
 @pytest.mark.parametrize(
@@ -189,8 +188,7 @@ def test_a_signal_after_the_last_run_stops_nothing(waiting: int, code: int, tmp_
     stop = 'import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\n'
     jobs = [made_job(tmp_path / 'runs/0', FINISH + stop)]
     jobs += [made_job(tmp_path / f'runs/{i + 1}', FINISH) for i in range(waiting)]
-    runner = Runner(jobs, [{}], tmp_path / 'logs', lambda line: None)
-    assert runner.run() == code
+    assert runner_of(jobs, tmp_path).run() == code
     assert is_finished(jobs[0].folder)
 
 
@@ -210,16 +208,8 @@ def test_of_a_finished_run_only_what_later_steps_read_is_kept(stage, checkpoint,
         (job.folder / f'ckpt_{name}.pth').touch()
         (job.folder / f'ckpt_{name}.pth.sha256').touch()
     for _ in range(2):  # it stays finished
-        assert Runner([job], [{}], tmp_path / 'logs', lambda line: None, 'best').run() == 0
+        assert runner_of([job], tmp_path, keep='best').run() == 0
     assert {path.name for path in job.folder.glob('ckpt_*')} == {kept, f'{kept}.sha256'}
-
-
-def test_an_unfinished_run_keeps_its_checkpoints(tmp_path: Path) -> None:
-    job = made_job(tmp_path / 'runs/a', 'raise SystemExit(2)')
-    job.folder.mkdir(parents=True)
-    (job.folder / 'ckpt_epoch_1.pth').touch()
-    assert Runner([job], [{}], tmp_path / 'logs', lambda line: None, 'best').run() == 1
-    assert (job.folder / 'ckpt_epoch_1.pth').exists()
 
 
 def test_an_error_of_the_runner_leaves_no_process_behind(tmp_path: Path) -> None:

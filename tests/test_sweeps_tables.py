@@ -395,11 +395,11 @@ def test_cost_is_epochs_times_the_median_epoch() -> None:
 
 def test_single_runs_are_compared_without_a_sweep(two_rows: tuple, tmp_path: Path, capsys) -> None:
     made, sweep = two_rows
-    for row in sweep.rows:
+    runs = []
+    for name, row in zip(('strong', 'weak'), sweep.rows, strict=True):
         file = run_folder(made.output, 'finetune', row, 1) / 'config.yaml'
         file.write_text(re.sub('^SEED: 0', 'SEED: 1', file.read_text(), flags=re.M))
-    runs = [f'{name}={run_folder(made.output, "finetune", row, 0)}'.replace('seed0', 'seed*')
-            for name, row in zip(('strong', 'weak'), sweep.rows, strict=True)]  # fmt: skip
+        runs.append(f'{name}={file.parent}'.replace('seed1', 'seed*'))
     words = ['table', '--runs', *runs, '--save', tmp_path / 't', '--resamples', 200]
     assert run_script('ablate', *words) == 0
     line = pd.read_csv(tmp_path / 't/runs_mean_of_five.csv').set_index('row').loc['strong']
@@ -445,8 +445,7 @@ def test_one_table_has_all_scores_with_the_best_in_bold(tmp_path: Path) -> None:
     single = [line | {'value': 1 - line['value'], 'seeds': 1} for line in lines[1:]]
     scores = {'mean': lines, 'brier:mean': single, 'f1:Edema': single}
     page = write_all_scores(tmp_path, 'all', scores, sweep)
-    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in
-            page.read_text().splitlines() if line.startswith('|')]  # fmt: skip
+    rows = [line.strip('| ').split(' | ') for line in page.read_text().splitlines()[:6]]
     assert rows[0] == ['Method', 'labels', 'AUROC, mean', 'Brier score, mean', 'F1, Edema']
     ten = '10 % of the labels'
     assert rows[2:] == [
@@ -455,7 +454,6 @@ def test_one_table_has_all_scores_with_the_best_in_bold(tmp_path: Path) -> None:
         ['SimMIM & co', 'all labels', '0.800 ± 0.010', '0.200', '**0.200**'],
         ['scratch', 'all labels', '**0.900 ± 0.010**', '**0.100**', '0.100'],
     ]
-    latex = page.with_suffix('.tex').read_text()
-    assert r'\textbf{0.900 $\pm$ 0.010}' in latex and r'SimMIM \& co' in latex
+    assert r'\textbf{0.900 $\pm$ 0.010}' in page.with_suffix('.tex').read_text()
     table = pd.read_csv(page.with_suffix('.csv'), dtype={'row': str}).set_index('row')
-    assert table.loc['moco_0.1', 'mean'] == 0.7004 and 'Not for clinical use.' in page.read_text()
+    assert table.loc['moco_0.1', 'mean'] == 0.7004
