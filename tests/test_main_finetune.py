@@ -70,19 +70,17 @@ def test_the_best_of_epochs_that_were_given_up_is_not_scored(phantom, tmp_path, 
     assert Path(source['checkpoint']).name == 'ckpt_epoch_2.pth'
 
 
-def test_the_log_and_the_scores_say_what_selected_the_epoch(phantom, tmp_path, capsys) -> None:
-    folder = finetune(phantom, tmp_path / 'out', epochs=1)
-    scores = json.loads((folder / 'scores.json').read_text())['test']
-    record = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
+def test_the_log_and_the_scores_say_what_selected_the_epoch(one_epoch: Path) -> None:
+    scores = json.loads((one_epoch / 'scores.json').read_text())['test']
+    record = json.loads((one_epoch / 'metrics.jsonl').read_text().splitlines()[-1])
     counted = scores['selected']['selecting_labels']
-    held_out = json.loads((folder / 'predictions_holdout.json').read_text())
+    held_out = json.loads((one_epoch / 'predictions_holdout.json').read_text())
     assert scores['selected']['selected_on'] == 'holdout'
     assert scores['selected']['selecting_images'] == held_out['rows']
     assert 'selected_on' not in scores['last']
-    assert record['score'] == pytest.approx(
-        np.mean([record['holdout_auroc'][label] for label in counted])
-    )
-    log = ' '.join(capsys.readouterr().out.split())
+    area = np.mean([record['holdout_auroc'][label] for label in counted])
+    assert record['score'] == pytest.approx(area)
+    log = ' '.join((one_epoch / 'log_rank0.txt').read_text().split())
     assert f'holdout mean AUROC of {len(counted)} labels {record["score"]:.4f}' in log
 
 
@@ -136,9 +134,7 @@ def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
 
 @pytest.fixture(scope='module')
 def one_epoch(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    train = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}
-    folder = tmp_path_factory.mktemp('one')
-    return finished_run('finetune', phantom, folder, model=VIT, TRAIN=train)
+    return finetune(phantom, tmp_path_factory.mktemp('one'), epochs=1)
 
 
 def test_a_report_tells_what_is_doubtful_about_the_scored_images(one_epoch, phantom, tmp_path):
@@ -163,7 +159,6 @@ def test_a_report_tells_what_is_doubtful_about_the_scored_images(one_epoch, phan
     'option, value',
     [
         ('DATA.TRAIN_CSV', 'fold.csv'),
-        ('DATA.HOLDOUT_FRACTION', '0.5'),
         ('EVAL.INTERNAL_SHARE', '0.5'),
         ('MODEL.VIT.INIT_VALUES', '0.5'),
     ],
@@ -249,17 +244,15 @@ def test_throughput_is_measured_on_a_training_batch(mode, phantom, tmp_path, mon
     """A process may have no validation images, and the others fewer than DATA.BATCH_SIZE."""
     data = linked(phantom, tmp_path / 'CheXpert-phantom')
     edit(data / 'valid.csv', lambda rows: rows.__delitem__(slice(2, None)))
-    shapes: list[torch.Size] = []
+    shapes, to_device = [], preflight.to_device
 
     def noting(batch, device):
         given = to_device(batch, device)
-        shapes.append(*(images.shape for images in given))
+        shapes.extend(images.shape for images in given)
         return given
 
-    to_device = preflight.to_device
     monkeypatch.setattr(preflight, 'to_device', noting)
-    options = {'FINETUNE': {'MODE': mode}}
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, **options)
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, FINETUNE={'MODE': mode})
     assert run_main('finetune', [*arguments(cfg, data, tmp_path / 'out'), '--throughput']) == 0
     assert shapes == [(4, 1, 32, 32)]
     assert 'throughput' in capsys.readouterr().out
