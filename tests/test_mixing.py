@@ -1,9 +1,7 @@
 """Mixup, CutMix, smoothing and policies of augmentation: against timm, and unknown targets."""
 
 import random
-import shutil
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,16 +88,15 @@ def test_a_target_that_is_unknown_in_either_image_is_unknown_in_the_mixture(mix,
 
 
 def test_nothing_is_mixed_when_it_is_off_and_the_last_of_an_odd_batch_never() -> None:
-    images, targets = images_of(5), torch.rand(5, K)
+    images, targets, mixer = images_of(5), torch.rand(5, K), Mixup(options_of('both').AUG)
     targets[4, 0] = NAN
-    found = Mixup(options_of('both').AUG)(images, targets, np.random.default_rng(0))
-    assert [len(each) for each in found] == [5, 5] and not torch.equal(found[0], images)
+    found = mixer(images, targets, np.random.default_rng(0))
+    assert [*map(len, found)] == [5, 5] and not torch.equal(found[0], images)
     assert torch.equal(found[0][4], images[4])
     torch.testing.assert_close(found[1][4], targets[4], equal_nan=True)
     off = config_with(AUG__MIXUP=0, AUG__CUTMIX=0).AUG
     assert Mixup(off)(images, targets, None)[1] is targets
-    one = Mixup(options_of('both').AUG)(images[:1], targets[:1], None)
-    assert torch.equal(one[0], images[:1])
+    assert torch.equal(mixer(images[:1], targets[:1], None)[0], images[:1])
 
 
 @pytest.mark.parametrize('name', MIXERS)
@@ -184,30 +181,25 @@ MIXED = {
 }
 
 
-def mixed_config(folder: Path) -> Path:
-    """Fine-tuning with Mixup, CutMix, smoothing, a policy, accumulation and unknown targets."""
-    cfg = tiny_config(folder / 'run.yaml', 'finetune', VIT, **MIXED)
-    cfg.write_text(cfg.read_text().replace('LABEL_SMOOTHING: 0.0', 'LABEL_SMOOTHING: 0.1'))
-    return cfg
-
-
 @pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_mixes_resumes_bit_for_bit(processes, phantom, tmp_path) -> None:
-    cfg, folders = mixed_config(tmp_path), {}
-    for name in ('whole', 'resumed'):
-        argv = arguments(cfg, phantom, tmp_path / name, '--batch-size', str(4 // processes))
-        folders[name] = run_folder(tmp_path / name, 'finetune')
-        if name == 'resumed':
-            begun = folders['whole'] / 'ckpt_epoch_1_step_2.pth'
-            argv += ['--resume', str(begun)]
+    """With Mixup, CutMix, smoothing, a policy, accumulation and unknown targets."""
+    model = VIT | {'LABEL_SMOOTHING': 0.1}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, MODEL=model, **MIXED)
+    whole, resumed = (run_folder(tmp_path / name, 'finetune') for name in ('whole', 'resumed'))
+    for folder, more in (
+        (whole, []),
+        (resumed, ['--resume', str(whole / 'ckpt_epoch_1_step_2.pth')]),
+    ):
+        argv = arguments(cfg, phantom, folder.parents[1], *more)
+        argv += ['--batch-size', str(4 // processes)]
         if processes == 1:
             assert run_main('finetune', argv) == 0
         else:
             done = torchrun('finetune', argv, processes)
             assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_weights(final_state(folders['resumed']), final_state(folders['whole']))
-    assert last_metrics(folders['resumed']) == last_metrics(folders['whole'])
-    shutil.rmtree(tmp_path / 'resumed')
+    assert_same_weights(final_state(resumed), final_state(whole))
+    assert last_metrics(resumed) == last_metrics(whole)
 
 
 @pytest.mark.parametrize('path', NINE, ids=lambda path: path.stem)

@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 import torch
 from test_engine_loop import assert_same_weights, final_state
-from tiny import SWIN, arguments, config_with, finished_run, run_folder, run_main, tiny_config
+from tiny import (
+    SMALLEST_SWIN,
+    SWIN,
+    arguments,
+    config_with,
+    finished_run,
+    run_folder,
+    run_main,
+    tiny_config,
+)
 from torch.nn import functional as F
 
-from config import check_config, default_config, part_options
+from config import check_config, part_options
 from logger import read_metrics
 from models.build import build_model
 from models.reconstruction_losses import LOSSES, Term, loss_terms, term_values
@@ -114,18 +123,7 @@ def test_a_sum_of_terms_is_read_from_yaml_and_from_opts(given) -> None:
 
 
 @pytest.mark.parametrize(
-    'given',
-    [
-        'l3',
-        {},
-        {'l3': 1.0},
-        {'l1': 0.0},
-        {'l1': -1.0},
-        {'l1': math.inf},
-        {'l1': 'a'},
-        {'l1': True},
-        {'l1': [1.0]},
-    ],
+    'given', ['l3', {}, {'l3': 1.0}, *({'l1': w} for w in (0.0, -1.0, math.inf, 'a', True, [1.0]))]
 )
 def test_a_wrong_term_or_weight_is_refused(given) -> None:
     with pytest.raises(ValueError, match='MODEL.SIMMIM.LOSS must be one of .*weights above 0'):
@@ -133,26 +131,23 @@ def test_a_wrong_term_or_weight_is_refused(given) -> None:
 
 
 def test_the_loss_of_a_model_is_the_weighted_sum_of_its_terms() -> None:
-    options = {'MODEL__IN_CHANS': 1, 'DATA__IMG_SIZE': 32, 'DATA__MASK_PATCH_SIZE': 8}
-    options |= {'MODEL__SWIN__DEPTHS': [1, 1], 'MODEL__SWIN__NUM_HEADS': [1, 2]}
-    options |= {'MODEL__SWIN__EMBED_DIM': 8, 'MODEL__SWIN__WINDOW_SIZE': 4}
     torch.manual_seed(0)
     x, mask = torch.randn(2, 1, 32, 32), torch.arange(64).view(1, 8, 8).expand(2, 8, 8) // 3 % 2
-    losses = {}
-    for loss in (SUM, *SUM):
+
+    def loss_and_logged(loss: object) -> tuple[float, dict[str, float]]:
         torch.manual_seed(1)
-        model = build_model(config_with(MODEL__SIMMIM__LOSS=loss, **options)).eval()
-        losses[str(loss)] = model(x, mask).item()
-        logged = {name: float(term) for name, term in model.logged_values().items()}
-        if loss is SUM:
-            assert [*logged] == [f'loss_{name}' for name in SUM]
-            terms = logged
-        else:
-            assert logged == {}
-            assert terms[f'loss_{loss}'] == pytest.approx(losses[loss], rel=1e-6)
-    want = sum(weight * losses[name] for name, weight in SUM.items())
-    assert losses[str(SUM)] == pytest.approx(want, rel=1e-6)
-    assert not [key for key in model.state_dict() if 'term_losses' in key]
+        config = config_with(**SMALLEST_SWIN, MODEL__IN_CHANS=1, MODEL__SIMMIM__LOSS=loss)
+        model = build_model(config).eval()
+        total = model(x, mask).item()
+        assert not [key for key in model.state_dict() if 'term_losses' in key]
+        return total, {name: float(term) for name, term in model.logged_values().items()}
+
+    alone = {name: loss_and_logged(name) for name in SUM}
+    assert all(logged == {} for _, logged in alone.values())
+    total, terms = loss_and_logged(SUM)
+    assert terms == pytest.approx({f'loss_{name}': alone[name][0] for name in SUM}, rel=1e-6)
+    want = sum(weight * alone[name][0] for name, weight in SUM.items())
+    assert total == pytest.approx(want, rel=1e-6)
 
 
 def test_terms_are_logged_beside_the_sum_and_resume_bit_for_bit(phantom, tmp_path) -> None:
@@ -176,9 +171,7 @@ def test_terms_are_logged_beside_the_sum_and_resume_bit_for_bit(phantom, tmp_pat
 
 
 def test_a_term_receives_its_options() -> None:
-    config = default_config()
-    config.merge_from_list(['MODEL.SIMMIM.LOSS', 'frequency', 'MODEL.SIMMIM.FREQUENCY.ALPHA', 0])
-    tensors_ = tensors()
-    found = term_values(loss_terms(config), *tensors_)[0]
-    assert found == value('frequency', *tensors_, alpha=0)
-    assert found != value('frequency', *tensors_)
+    options = {'MODEL__SIMMIM__LOSS': 'frequency', 'MODEL__SIMMIM__FREQUENCY__ALPHA': 0}
+    given = tensors()
+    found = term_values(loss_terms(config_with(**options)), *given)[0]
+    assert found == value('frequency', *given, alpha=0) != value('frequency', *given)

@@ -91,10 +91,8 @@ def test_grad_cam_of_an_encoder_equals_finite_differences(kind):
     for feature in range(len(weights)):
         change = torch.zeros_like(tokens)
         change[:, first:, feature] = 1e-6
-        rise = score(lambda *_call, x=tokens + change: x) - score(
-            lambda *_call, x=tokens - change: x
-        )
-        weights[feature] = rise / 2e-6
+        above, below = (score(lambda *_, x=tokens + sign * change: x) for sign in (1, -1))
+        weights[feature] = (above - below) / 2e-6
     assert weights.abs().max() > 1e-2
     side = math.isqrt(tokens.shape[1])
     expected = (tokens[0, first:] @ weights).relu().view(1, 1, side, side).float()
@@ -105,9 +103,8 @@ def test_grad_cam_of_an_encoder_equals_finite_differences(kind):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'size', 'cells'), [('swin', 32, 8), ('swin', 16, 8), ('swin', 8, 0), ('vit', 32, 8),
-                                ('vit', 24, 0)]
-)  # fmt: skip
+    ('kind', 'size', 'cells'), [('swin', 32, 8), ('swin', 16, 8), ('swin', 8, 0), ('vit', 24, 0)]
+)
 def test_maps_have_the_deepest_grid_with_enough_cells(kind, size, cells):
     """At 16 px, the last stage of the Swin has 4 x 4 tokens and the first one 8 x 8."""
     model = build(kind, img_size=size)
@@ -196,22 +193,14 @@ def test_the_image_shows_the_xray_and_the_map_over_it(tmp_path: Path):
 @pytest.mark.parametrize('weight, has_signal', [(0.0, False), (1.0, True)])
 def test_a_constant_map_has_no_signal(phantom: Path, tmp_path: Path, weight, has_signal) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', REPORT={'MAPS': 1})
-    config = get_config(
-        Namespace(cfg=str(cfg), opts=['DATA.DATA_PATH', str(phantom)], stage='finetune')
-    )
+    opts = ['DATA.DATA_PATH', str(phantom)]
+    config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
     dataset = build_loader(config, logging.getLogger(), is_pretrain=False).valid.dataset
     torch.manual_seed(0)
     model = build_model(config, is_pretrain=False)
     torch.nn.init.normal_(model.head.weight, std=weight)
-    labels = dataset.targets[:, :1]
-    cases = make_cases(
-        labels * 0.5,
-        labels,
-        labels=('No Finding',),
-        path=dataset.records.path,
-        study=dataset.records.study,
-    )
-    found = write_maps(
-        config, model, dataset, cases, thresholds={'No Finding': 0.3}, folder=tmp_path
-    )
+    labels, records = dataset.targets[:, :1], dataset.records
+    named = {'labels': ('No Finding',), 'path': records.path, 'study': records.study}
+    cases, thresholds = make_cases(labels * 0.5, labels, **named), {'No Finding': 0.3}
+    found = write_maps(config, model, dataset, cases, thresholds=thresholds, folder=tmp_path)
     assert {entry['has_signal'] for entry in found['maps']} == {has_signal}
