@@ -33,6 +33,10 @@ def write_parquet(file: Path, images: list[bytes | None], column: str = 'image',
     pq.write_table(table.replace_schema_metadata(metadata), file, row_group_size=20)
 
 
+def metadata_of(features: dict) -> dict[str, str]:
+    return {'huggingface': json.dumps({'info': {'features': features}})}
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """50 images in files named as in Parquet files, one of them with 12 bits."""
@@ -91,27 +95,26 @@ def test_rows_without_an_image_are_listed(hub: Path, tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read_are_named(hub: Path, tmp_path: Path, capsys) -> None:
-    table = pq.read_table(hub / 'data' / 'train-00001.parquet')
-    mask = table.rename_columns(['mask', 'label'])['mask']
-    two = table.append_column('mask', mask)
-    (tmp_path / 'bad').mkdir()
-    pq.write_table(two, tmp_path / 'bad' / 'two.parquet')
-    assert len(Folder(tmp_path / 'bad').below()) == 5  # the column `image`
-    pq.write_table(two.rename_columns(['a', 'label', 'b']), tmp_path / 'bad' / 'two.parquet')
+    whole = hub / 'data' / 'train-00001.parquet'
+    table = pq.read_table(whole)
+    two = table.append_column('mask', table['image'])
+    bad = tmp_path / 'bad' / 'two.parquet'
+    bad.parent.mkdir()
+    pq.write_table(two, bad)
+    assert len(Folder(bad.parent).below()) == 5  # the column `image`
+    pq.write_table(two.rename_columns(['a', 'label', 'b']), bad)
     with pytest.raises(ValueError, match="two.parquet.*a, b.*'image'"):
-        Folder(tmp_path / 'bad').below()
-    whole = (hub / 'data' / 'train-00001.parquet').read_bytes()
-    (tmp_path / 'bad' / 'two.parquet').write_bytes(whole[:-9])
-    words = ['--data-path', tmp_path / 'bad', '--output', tmp_path / 's', '--size', '16']
+        Folder(bad.parent).below()
+    bad.write_bytes(whole.read_bytes()[:-9])
+    words = ['--data-path', bad.parent, '--output', tmp_path / 's', '--size', '16']
     assert run_script('pack', *words) == 2
     assert 'two.parquet cannot be read' in capsys.readouterr().err
-    pq.write_table(table.select(['label']), tmp_path / 'bad' / 'two.parquet')  # a table alone
-    assert Folder(tmp_path / 'bad').below() == []
+    pq.write_table(table.select(['label']), bad)  # a table alone
+    assert Folder(bad.parent).below() == []
 
 
 def test_a_small_file_with_a_huge_image_is_refused(tmp_path: Path) -> None:
-    huge = pa.array([bytes(2**26 + 1)])
-    table = pa.table({'image': huge})
+    table = pa.table({'image': [bytes(2**26 + 1)]})
     pq.write_table(table, tmp_path / 'bomb.parquet', compression='zstd')
     assert (tmp_path / 'bomb.parquet').stat().st_size < 2**16
     with pytest.raises(ValueError, match='bomb.parquet.*more than 67,108,864 bytes'):
@@ -141,44 +144,31 @@ def write_labelled(root: Path) -> tuple[Path, Path]:
 
     Cells have types: numbers, missing numbers, True and False.
     """
-    kind = {'names': ['normal', 'Edema', 'Mass'], '_type': 'ClassLabel'}
-    features = {'findings': {'feature': kind, '_type': 'List'}}
-    metadata = {'huggingface': json.dumps({'info': {'features': features}})}
-    for shard, count in {
-        'train-00000': 9,
-        'train-00001': 7,
-        'validation-00000': 6,
-        'test-0': 5,
-    }.items():
+    names, files = ['normal', 'Edema', 'Mass'], root / 'files'
+    kind = {'feature': {'names': names, '_type': 'ClassLabel'}, '_type': 'List'}
+    metadata = metadata_of({'findings': kind})
+    shards = {'train-00000': 9, 'train-00001': 7, 'validation-00000': 6, 'test-0': 5}
+    for number, (shard, count) in enumerate(shards.items()):
         file = f'data/{shard}.parquet'
-        first = sum(map(ord, shard))
-        findings = [[0] if n % 3 == 0 else [1] if n % 3 == 1 else [1, 2] for n in range(count)]
-        patients = [first * 100 + n for n in range(count)]
+        (files / file).mkdir(parents=True)
+        findings = [([0], [1], [1, 2])[n % 3] for n in range(count)]
+        patients = [1000 * number + n for n in range(count)]
         ages = [None if n == 2 else 40.0 + n for n in range(count)]
-        rows = {
-            'Path': [f'{file}/{n:07d}.png' for n in range(count)],
-            'Patient': patients,
-            'Age': ['' if age is None else int(age) for age in ages],
-            'Frontal/Lateral': 'Frontal',
-            **{name: [int(k in own) for own in findings] for k, name in enumerate(kind['names'])},
-        }
-        images = []
-        for n, name in enumerate(rows['Path']):
-            (root / 'files' / file).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noise(first + n)).save(root / 'files' / name)
-            images.append((root / 'files' / name).read_bytes())
-        table = root / 'files' / f'{shard.split("-")[0].replace("idation", "id")}.csv'
-        pd.DataFrame(rows).to_csv(table, mode='a', header=not table.exists(), index=False)
-        write_parquet(
-            root / 'hub' / file,
-            images,
-            findings=findings,
-            patient_id=patients,
-            age=pa.array(ages, pa.float32()),
-            metadata=metadata,
-        )
+        rows = pd.DataFrame({'Path': [f'{file}/{n:07d}.png' for n in range(count)]})
+        rows['Patient'], rows['Frontal/Lateral'] = patients, 'Frontal'
+        rows['Age'] = ['' if age is None else int(age) for age in ages]
+        for k, name in enumerate(names):
+            rows[name] = [int(k in of_image) for of_image in findings]
+        for path, patient in zip(rows['Path'], patients, strict=True):
+            Image.fromarray(noise(patient)).save(files / path)
+        table = files / f'{shard.split("-")[0].replace("idation", "id")}.csv'
+        rows.to_csv(table, mode='a', header=not table.exists(), index=False)
+        images = [(files / path).read_bytes() for path in rows['Path']]
+        columns = {'findings': findings, 'patient_id': patients}
+        columns['age'] = pa.array(ages, pa.float32())
+        write_parquet(root / 'hub' / file, images, metadata=metadata, **columns)
     (root / 'my_set.py').write_text(MY_SET)
-    return root / 'hub', root / 'files'
+    return root / 'hub', files
 
 
 def test_a_labelled_set_has_the_samples_of_files_and_tables_also_packed(tmp_path: Path) -> None:
@@ -193,17 +183,15 @@ def test_a_labelled_set_has_the_samples_of_files_and_tables_also_packed(tmp_path
         loaders = build_loader(make_config(folder, *options), LOGGER, is_pretrain=False)
         return [
             [part.numpy() for sample in samples_of(loader, 0) for part in sample[:2]]
-            for loader in (loaders.train, loaders.valid, loaders.test)
+            for loader in (loaders.valid, loaders.test, loaders.train)
         ]
 
-    train, *scored = samples(hub, my_set)
-    assert [*map(len, scored)] == [12, 10] and len(train) > 20
-    wanted = samples(files, 'chexpert')  # whose crops differ, because its rows have other numbers
-    packed = samples(tmp_path / 'store', my_set)
-    for found, same in zip(
-        [*scored, train, *scored], [*packed[1:], packed[0], *wanted[1:]], strict=True
-    ):
-        assert len(found) == len(same) and all(map(np.array_equal, found, same))
+    found, packed = samples(hub, my_set), samples(tmp_path / 'store', my_set)
+    # Those of files for training have other crops, because their rows have other numbers.
+    of_files = samples(files, 'chexpert')[:2]
+    assert [*map(len, found[:2])] == [12, 10] and len(found[2]) > 20
+    for split, same in zip([*found, *found[:2]], [*packed, *of_files], strict=True):
+        assert len(split) == len(same) and all(map(np.array_equal, split, same))
 
 
 @pytest.mark.parametrize(
@@ -229,25 +217,22 @@ def test_the_name_of_a_file_tells_the_split(tmp_path: Path, file: str, split: st
 
 
 def test_numbers_of_classes_become_columns(tmp_path: Path) -> None:
-    kind = {'label': {'names': ['no', 'yes'], '_type': 'ClassLabel'}}
-    metadata = {'huggingface': json.dumps({'info': {'features': kind}})}
+    metadata = metadata_of({'label': {'names': ['no', 'yes'], '_type': 'ClassLabel'}})
     write_parquet(tmp_path / 'a.parquet', [b'x'] * 4, label=[0, 1, -1, None], metadata=metadata)
     table = hub(tmp_path)
     assert table['yes'].tolist() == [0, 1, '', ''] and table['no'].tolist() == [1, 0, '', '']
-    write_parquet(tmp_path / 'a.parquet', [b'x'] * 2, label=[0, 2], metadata=metadata)
-    with pytest.raises(ValueError, match="a.parquet.*'label'.*2 is not a number of 2 classes"):
-        hub(tmp_path)
-    write_parquet(tmp_path / 'a.parquet', [b'x'], label=['yes'], metadata=metadata)
-    with pytest.raises(ValueError, match="a.parquet.*'label'.*'yes' is not a number of 2 classes"):
-        hub(tmp_path)
+    for wrong in (2, 'yes'):
+        write_parquet(tmp_path / 'a.parquet', [b'x'], label=[wrong], metadata=metadata)
+        words = f"a.parquet.*'label'.*{wrong!r} is not a number of 2 classes"
+        with pytest.raises(ValueError, match=words):
+            hub(tmp_path)
 
 
 def test_two_columns_with_the_same_classes_are_told_apart(tmp_path: Path) -> None:
     kind = {'names': ['no', 'yes'], '_type': 'ClassLabel'}
-    features = {'edema': kind, 'mass': kind, 'sex': {'names': ['f', 'm'], '_type': 'ClassLabel'}}
-    metadata = {'huggingface': json.dumps({'info': {'features': features}})}
+    features = {'edema': kind, 'mass': kind, 'sex': kind | {'names': ['f', 'm']}}
     columns = {'edema': [0, 1], 'mass': [1, 1], 'sex': [1, 0]}
-    write_parquet(tmp_path / 'a.parquet', [b'x'] * 2, metadata=metadata, **columns)
+    write_parquet(tmp_path / 'a.parquet', [b'x'] * 2, metadata=metadata_of(features), **columns)
     table = hub(tmp_path)
     assert table['edema yes'].tolist() == [0, 1] and table['mass yes'].tolist() == [1, 1]
     assert table['m'].tolist() == [1, 0] and 'yes' not in table
@@ -260,13 +245,9 @@ def test_a_labelled_set_is_checked_like_files(tmp_path: Path, capsys) -> None:
     assert run_script('check_data', *words, *options) == 0, capsys.readouterr().out
     table = pq.read_table(hub / 'data' / 'test-0.parquet')
     ages = pa.array([40.0, 200.0, None, 1.5, -1.0], pa.float32())
-    pq.write_table(
-        table.set_column(table.schema.get_field_index('age'), 'age', ages),
-        hub / 'data' / 'test-0.parquet',
-    )
+    table = table.set_column(table.schema.get_field_index('age'), 'age', ages)
+    pq.write_table(table, hub / 'data' / 'test-0.parquet')
     assert run_script('check_data', *words, *options) == 1
-    faults = pd.read_csv(tmp_path / 'problems.csv')
-    wrong = faults[faults['severity'] == 'error']
-    assert len(wrong) == 2 and set(wrong['file']) == {
-        f'data/test-0.parquet/000000{n}.png' for n in (1, 4)
-    }
+    faults = pd.read_csv(tmp_path / 'problems.csv').query('severity == "error"')
+    wrong = [f'data/test-0.parquet/000000{n}.png' for n in (1, 4)]
+    assert sorted(faults['file']) == wrong
