@@ -1,6 +1,7 @@
 """Known data sets: hand-written files by value, and faults by name."""
 
 import os
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from csv_files import touch
 from phantom_layouts import nih_phantom, plus_phantom
 from tiny import VIT, config_with, finished_run, run_script
-from xray_splits import LOGGER, make_config
+from xray_splits import LOGGER, make_config, samples_of
 
 from data.build import build_loader
 from data.data_sets import read_made
@@ -51,23 +52,25 @@ def read(root: Path, name: str, split: str, labels: tuple[str, ...] = (), **opti
     return read_made(config, root, split, labels=labels, **options)
 
 
+def check(records: Records, **expected: list) -> None:
+    for name, values in expected.items():
+        np.testing.assert_array_equal(getattr(records, name), values, name)
+
+
 def test_nih_is_read_as_written(tmp_path: Path) -> None:
     root = nih(tmp_path)
     labels = ('Cardiomegaly', 'Pleural_Thickening', 'Emphysema', 'No Finding')
     train = read(root, 'nih', 'train', labels)
-    assert train.csv == 'Data_Entry_2017_v2020.csv' and train.row.tolist() == [0, 1, 2]
-    names = ['00000001_000.png', '00000001_001.png', '00000002_000.png']
-    assert train.file.tolist() == [f'images_001/images/{name}' for name in names]
-    assert train.path.tolist() == train.file.tolist()
-    assert train.patient.tolist() == ['1', '1', '2']
-    assert train.study.tolist() == ['1/0', '1/1', '2/0']
-    assert train.view.tolist() == ['frontal'] * 3 and train.ap_pa.tolist() == ['PA', 'PA', 'AP']
-    assert train.sex.tolist() == ['Male', 'Male', 'Female'] and train.age.tolist() == [57, 58, 81]
+    assert train.csv == 'Data_Entry_2017_v2020.csv'
     assert train.labels.dtype == np.float32 and train.label_names == labels
-    assert train.labels.tolist() == [[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+    names = ['00000001_000.png', '00000001_001.png', '00000002_000.png']
+    files = [f'images_001/images/{name}' for name in names]
+    check(train, row=[0, 1, 2], file=files, path=files, view=['frontal'] * 3)
+    check(train, patient=['1', '1', '2'], study=['1/0', '1/1', '2/0'], ap_pa=['PA', 'PA', 'AP'])
+    check(train, sex=['Male', 'Male', 'Female'], age=[57, 58, 81])
+    check(train, labels=[[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]])
     test = read(root, 'nih', 'test', ('Mass', 'Effusion'))
-    assert test.row.tolist() == [3, 4] and test.labels.tolist() == [[1, 0], [0, 1]]
-    assert np.isnan(test.age[0]) and test.age[1] == 75
+    check(test, row=[3, 4], labels=[[1, 0], [0, 1]], age=[NAN, 75])
     assert test.file[0] == 'images_012/images/00000003_000.png'
     assert read(root, 'nih', 'valid', optional=True) is None
 
@@ -136,19 +139,23 @@ def test_chexpert_plus_becomes_a_report_from_files_and_packed(tmp_path: Path) ->
     words = ['--output', tmp_path / 'out', '--opts', 'DATA.DATASET', 'chexpert_plus']
     assert run_script('check_data', '--data-path', root, *words) == 0
     pack(read_source(root, dataset='chexpert_plus'), store, Settings(size=None, square=False))
+    splits = []
+    for place in (root, store):
+        config = make_config(place, 'DATA.DATASET', 'chexpert_plus')
+        loaders = build_loader(config, LOGGER, is_pretrain=False)
+        splits.append([samples_of(loader, 0) for loader in (loaders.train, loaders.valid)])
+    for sample, same in zip(chain(*splits[0]), chain(*splits[1]), strict=True):
+        for value, other in zip(sample, same, strict=True):
+            np.testing.assert_array_equal(value, other)
     data = {'DATASET': 'chexpert_plus', 'TRAIN_IMAGES': 0}
     more = {'TRAIN': {'EPOCHS': 1}, 'REPORT': {'WRITE': True, 'MAPS': 0}}
     more['EVAL'] = {'GROUPS': ['race', 'ethnicity'], 'RESAMPLES': 0}
-    predictions = []
-    for place in (root, store):
-        out = tmp_path / f'of_{place.name}'
-        folder = finished_run('finetune', place, out, model=VIT, DATA=data, **more)
-        predictions.append(pd.read_csv(folder / 'predictions_valid.csv'))
-        groups = {*read_table(folder / SCORES_FILE)['group']}
-        columns = {group.partition(':')[0] for group in groups if group}
-        assert columns == {'Sex', 'Age', 'View', 'race', 'ethnicity'}
-    pd.testing.assert_frame_equal(*predictions)
-    assert predictions[0]['Path'][0] == 'PNG/PNG/valid/patient80001/study1/view1_frontal.png'
+    folder = finished_run('finetune', store, tmp_path / 'run', model=VIT, DATA=data, **more)
+    paths = pd.read_csv(folder / 'predictions_valid.csv')['Path']
+    assert paths[0] == 'PNG/PNG/valid/patient80001/study1/view1_frontal.png'
+    groups = {*read_table(folder / SCORES_FILE)['group']}
+    columns = {group.partition(':')[0] for group in groups if group}
+    assert columns == {'Sex', 'Age', 'View', 'race', 'ethnicity'}
     assert {'race: Asian', 'race: White, non-Hispanic'} <= groups
 
 
@@ -176,16 +183,14 @@ def test_the_majority_of_vindrs_radiologists_labels_an_image(tmp_path: Path) -> 
     write(tmp_path, 'annotations/image_labels_test.csv', test)
     labels = ('Cardiomegaly', 'Nodule/Mass', 'No Finding')
     train = read(tmp_path, 'vindr', 'train', labels)
-    assert train.file.tolist() == files[:2] and train.patient.tolist() == files[:2]
-    assert train.labels.tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert train.csv == 'annotations/image_labels_train.csv' and train.row.tolist() == [0, 1]
-    assert set(train.view) == {'frontal'} and set(train.ap_pa) == {'PA'}
-    test = read(tmp_path, 'vindr', 'test', labels)
-    assert test.file.tolist() == files[2:] and test.labels.tolist() == [[0, 1, 0]]
+    assert train.csv == 'annotations/image_labels_train.csv'
+    check(train, row=[0, 1], file=files[:2], patient=files[:2], labels=[[1, 0, 0], [0, 0, 1]])
+    check(train, view=['frontal'] * 2, ap_pa=['PA'] * 2)
+    check(read(tmp_path, 'vindr', 'test', labels), file=files[2:], labels=[[0, 1, 0]])
     (tmp_path / 'train/aa.png').touch()
     png = read(tmp_path, 'vindr', 'train', image_suffix='.png')
-    assert png.file.tolist() == ['train/aa.png', 'train/bb.png'] and png.labels.shape == (2, 0)
-    assert png.path.tolist() == files[:2]
+    check(png, file=['train/aa.png', 'train/bb.png'], path=files[:2])
+    assert png.labels.shape == (2, 0)
 
 
 def test_padchest_is_read_as_written(tmp_path: Path) -> None:
@@ -200,14 +205,11 @@ def test_padchest_is_read_as_written(tmp_path: Path) -> None:
     files = ['0/a.png', '0/b.png', '54/c.png', '54/d.png']
     write(tmp_path, 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv', table, *files)
     records = read(tmp_path, 'padchest', 'train', ('pleural effusion', 'No Finding'))
-    assert records.file.tolist() == files
-    assert records.study.tolist() == ['P1/S1', 'P1/S1', 'P2/S2', 'P3/S3']
-    assert records.view.tolist() == ['frontal', 'lateral', 'frontal', '']
-    assert records.ap_pa.tolist() == ['PA', '', 'AP', '']
-    assert records.sex.tolist() == ['Female', 'Female', 'Unknown', 'Male']
-    expected = [[1, 0], [0, 1], [1, 0], [NAN, NAN]]
-    np.testing.assert_array_equal(records.labels, expected)
-    assert np.isnan(records.age).all(), 'the first column of the table has no name and is no age'
+    check(records, file=files, study=['P1/S1', 'P1/S1', 'P2/S2', 'P3/S3'])
+    check(records, view=['frontal', 'lateral', 'frontal', ''], ap_pa=['PA', '', 'AP', ''])
+    check(records, sex=['Female', 'Female', 'Unknown', 'Male'])
+    check(records, labels=[[1, 0], [0, 1], [1, 0], [NAN, NAN]])
+    check(records, age=[NAN] * 4)  # the first column of the table has no name and is no age
 
 
 def test_brax_is_read_as_written(tmp_path: Path) -> None:
@@ -219,10 +221,9 @@ def test_brax_is_read_as_written(tmp_path: Path) -> None:
     )
     write(tmp_path, 'master_spreadsheet_update.csv', table, 'images/1.png', 'images/2.png')
     records = read(tmp_path, 'brax', 'train', LABELS)
-    assert records.age.tolist() == [85, 40] and records.view.tolist() == ['frontal', 'lateral']
-    assert records.patient.tolist() == ['id1', 'id2'] and records.study[0] == 'id1/A1'
-    np.testing.assert_array_equal(records.labels[0], [1, NAN, -1, *[0] * 11])
-    assert np.isnan(records.labels[1]).all()
+    check(records, patient=['id1', 'id2'], study=['id1/A1', 'id2/A2'], age=[85, 40])
+    check(records, view=['frontal', 'lateral'])
+    check(records, labels=[[1, NAN, -1, *[0] * 11], [NAN] * 14])
 
 
 def test_the_boxes_of_an_rsna_image_are_one_row(tmp_path: Path) -> None:
@@ -230,8 +231,7 @@ def test_the_boxes_of_an_rsna_image_are_one_row(tmp_path: Path) -> None:
     files = ['stage_2_train_images/u1.dcm', 'stage_2_train_images/u2.dcm']
     write(tmp_path, 'stage_2_train_labels.csv', table, *files)
     records = read(tmp_path, 'rsna', 'train', ('Pneumonia',))
-    assert records.file.tolist() == files and records.labels.tolist() == [[0], [1]]
-    assert set(records.view) == {'frontal'}
+    check(records, file=files, labels=[[0], [1]], view=['frontal'] * 2)
 
 
 def test_cells_of_an_own_data_frame_may_be_typed() -> None:
