@@ -61,16 +61,14 @@ def test_an_average_of_the_weights_is_scored_saved_and_resumed_bit_for_bit(
 def test_an_average_may_begin_or_end_at_a_resume(phantom: Path, tmp_path: Path) -> None:
     """It does not change the training, so the trained weights are the same in all four runs."""
     ends = {}
-    for first in (0.0, DECAY):
-        folder = tmp_path / str(first)
-        cfg = tiny_config(folder / 'run.yaml', 'finetune', VIT, TRAIN={'AVERAGE': first})
-        assert run_main('finetune', arguments(cfg, phantom, folder)) == 0
-        start = run_folder(folder, 'finetune') / 'ckpt_epoch_0.pth'
-        ends[first, first] = final_state(start.parent)
-        second = DECAY - first
-        other = folder / 'other'
+    for first, second in ((0.0, DECAY), (DECAY, 0.0)):
+        whole, other = tmp_path / str(first), tmp_path / str(first) / 'other'
+        cfg = tiny_config(whole / 'run.yaml', 'finetune', VIT, TRAIN={'AVERAGE': first})
+        assert run_main('finetune', arguments(cfg, phantom, whole)) == 0
+        start = run_folder(whole, 'finetune') / 'ckpt_epoch_0.pth'
         more = ['--resume', str(start), '--opts', 'TRAIN.AVERAGE', str(second)]
         assert run_main('finetune', arguments(cfg, phantom, other, *more)) == 0
+        ends[first, first] = final_state(run_folder(whole, 'finetune'))
         ends[first, second] = final_state(run_folder(other, 'finetune'))
         log = (run_folder(other, 'finetune') / 'log_rank0.txt').read_text()
         assert f'changed since the checkpoint: TRAIN.AVERAGE: {first} -> {second}' in log

@@ -75,7 +75,11 @@ def last_metrics(folder: Path) -> dict:
     return {key: value for key, value in values.items() if key not in TIMING}
 
 
-# The progress bar
+def assert_same_end(resumed: Path, whole: Path) -> None:
+    """Two runs have the same weights, metrics and curves, bit for bit."""
+    assert_same_weights(final_state(resumed), final_state(whole))
+    assert last_metrics(resumed) == last_metrics(whole)
+    assert untimed_curves(resumed) == untimed_curves(whole)
 
 
 def test_the_bar_shows_the_newest_loss_in_80_columns(tmp_path, monkeypatch) -> None:
@@ -95,9 +99,6 @@ def test_the_bar_shows_the_newest_loss_in_80_columns(tmp_path, monkeypatch) -> N
     losses = [re.search(r'loss ([\d.]+)', line)[1] for line in shown]
     assert len(dict.fromkeys(losses)) == 5 and losses[-1] == f'{state.progress.last_loss:.4f}'
     assert all(len(line) <= 80 and len(line.split('|')[1]) >= 20 for line in shown)
-
-
-# Non-finite losses
 
 
 @pytest.mark.parametrize(('bad', 'print_freq'), [(math.nan, 1), (math.inf, 100)])
@@ -122,15 +123,12 @@ def test_a_non_finite_gradient_stops_at_its_step(tmp_path) -> None:
         one_epoch(tmp_path, batches, infinite_gradient, rate=0.001, **keys)
 
 
-def test_norms_of_steps_that_the_scaler_skips_are_not_counted() -> None:
-    def progress() -> Progress:
-        norms, losses = torch.tensor([1.0, math.inf, 3.0]).unbind(), torch.ones(3).unbind()
-        return Progress(waiting_losses=list(losses), waiting_norms=list(enumerate(norms, start=1)))
-
-    with_scaler = progress()
-    assert with_scaler.flush(overflow_is_handled=True) is None
-    assert with_scaler.mean_norm() == 2
-    assert progress().flush(overflow_is_handled=False) == 1
+@pytest.mark.parametrize(('has_scaler', 'bad_batch'), [(True, None), (False, 1)])
+def test_norms_of_steps_that_the_scaler_skips_are_not_counted(has_scaler, bad_batch) -> None:
+    norms = enumerate(torch.tensor([1.0, math.inf, 3.0]), start=1)
+    progress = Progress(waiting_losses=[*torch.ones(3)], waiting_norms=[*norms])
+    assert progress.flush(overflow_is_handled=has_scaler) == bad_batch
+    assert not has_scaler or progress.mean_norm() == 2
 
 
 def test_losses_are_means_over_the_ranks(monkeypatch) -> None:
@@ -156,9 +154,6 @@ def test_no_checkpoint_is_saved_after_a_non_finite_loss(phantom, tmp_path, monke
     saved = {path.name for path in run_folder(tmp_path, 'simmim').glob('ckpt_*')}
     assert 'ckpt_epoch_0.pth' in saved
     assert not any(name.startswith('ckpt_epoch_1') for name in saved)
-
-
-# Resuming
 
 
 @pytest.fixture(scope='module')
@@ -194,10 +189,8 @@ def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path) -> None:
     assert read_checkpoint(killed / 'ckpt_epoch_1_step_2.pth')['num_batches'] % 2 == 1
     assert not (killed / 'ckpt_epoch_1.pth').exists()
     assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
-    assert_same_weights(final_state(killed), final_state(folder))
+    assert_same_end(killed, folder)
     assert [record['epoch'] for record in read_metrics(killed / 'metrics.jsonl')] == [-1, 0, 1]
-    assert last_metrics(killed) == last_metrics(folder)
-    assert untimed_curves(killed) == untimed_curves(folder)
 
 
 def test_curves_go_on_with_batches_of_another_size(whole, phantom, tmp_path) -> None:
@@ -223,17 +216,16 @@ def test_curves_go_on_with_batches_of_another_size(whole, phantom, tmp_path) -> 
     [
         ('simmim', MAE, ''),
         ('finetune', VIT, ''),
-        ('finetune', {**RESNET, 'TIMM': {'NAME': 'resnet10t', 'CHANNELS_LAST': True}}, ''),
-        *(('contrastive', SWIN, method) for method in ('moco', 'byol')),
+        ('finetune', RESNET | {'TIMM': {'NAME': 'resnet10t', 'CHANNELS_LAST': True}}, ''),
+        ('contrastive', SWIN, 'moco'),
+        ('contrastive', SWIN, 'byol'),
     ],
 )
 def test_each_stage_resumes_bit_for_bit(stage, model, method, phantom, tmp_path) -> None:
     sections = {'TRAIN': {'SAVE_EVERY_STEPS': 2}}
     if method:
-        sections |= {
-            'CONTRASTIVE': {'METHOD': method, 'QUEUE_SIZE': 32},
-            'EVAL': {'HOLDOUT_IMAGES': 8},
-        }
+        sections['CONTRASTIVE'] = {'METHOD': method, 'QUEUE_SIZE': 32}
+        sections['EVAL'] = {'HOLDOUT_IMAGES': 8}
     cfg = tiny_config(tmp_path / 'run.yaml', stage, model, **sections)
     assert run_main(stage, arguments(cfg, phantom, tmp_path / 'whole')) == 0
     whole = run_folder(tmp_path / 'whole', stage)
@@ -244,9 +236,6 @@ def test_each_stage_resumes_bit_for_bit(stage, model, method, phantom, tmp_path)
     assert last_metrics(folder) == last_metrics(whole)
     if stage == 'finetune':
         assert (folder / 'scores.json').read_text() == (whole / 'scores.json').read_text()
-
-
-FROZEN = {'METHOD': 'swav', 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2}
 
 
 @pytest.mark.parametrize(
@@ -271,29 +260,22 @@ def test_swav_with_frozen_prototypes_and_small_crops_is_killed_and_resumes_bit_f
     model, options, phantom, tmp_path
 ) -> None:
     """The kill is in the 7th of 8 steps, after a checkpoint of the 5th."""
-    sections = {
-        'TRAIN': {'SAVE_EVERY_STEPS': 5},
-        'CONTRASTIVE': FROZEN | options,
-        'EVAL': {'HOLDOUT_IMAGES': 8},
-        'AUG': {'CROP_AREA': [0.3, 1.0]},
-    }
+    options = {'METHOD': 'swav', 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2} | options
+    sections = {'CONTRASTIVE': options, 'AUG': {'CROP_AREA': [0.3, 1.0]}}
+    sections |= {'TRAIN': {'SAVE_EVERY_STEPS': 5}, 'EVAL': {'HOLDOUT_IMAGES': 8}}
     cfg = tiny_config(tmp_path / 'run.yaml', 'contrastive', model, **sections)
     killed_in_step_7('contrastive', arguments(cfg, phantom, tmp_path / 'killed'))
     killed = run_folder(tmp_path / 'killed', 'contrastive')
     assert (killed / 'ckpt_epoch_1_step_1.pth').exists() and not (killed / LAST).exists()
     for folder in ('killed', 'whole'):
         assert run_main('contrastive', arguments(cfg, phantom, tmp_path / folder)) == 0
-    whole = run_folder(tmp_path / 'whole', 'contrastive')
-    assert_same_weights(final_state(killed), final_state(whole))
-    assert last_metrics(killed) == last_metrics(whole)
-    assert untimed_curves(killed) == untimed_curves(whole)
+    assert_same_end(killed, run_folder(tmp_path / 'whole', 'contrastive'))
 
 
 def test_a_checkpoint_of_simmim_continues_after_its_epoch(phantom, tmp_path, refused) -> None:
     model = SWIN | {'DROP_PATH_RATE': 0.0}  # SimMIM saves no random states
-    whole = finished_run(
-        'simmim', phantom, tmp_path / 'whole', model=model, DATA={'HOLDOUT_FRACTION': 0.0}
-    )
+    data = {'HOLDOUT_FRACTION': 0.0}
+    whole = finished_run('simmim', phantom, tmp_path / 'whole', model=model, DATA=data)
     saved = read_checkpoint(whole / 'ckpt_epoch_0.pth')
     assert saved.keys() >= {'model', 'lr_scheduler', 'max_accuracy'}
     options = yaml.safe_load(saved['config'])
@@ -302,33 +284,32 @@ def test_a_checkpoint_of_simmim_continues_after_its_epoch(phantom, tmp_path, ref
     schedule = CosineLRScheduler(torch.optim.SGD([torch.ones(1)], lr=1.0), 10, t_in_epochs=False)
     theirs['lr_scheduler'] = schedule.state_dict()
     torch.save(theirs | {'config': CfgNode(options)}, tmp_path / 'theirs.pth')
-    argv = arguments(
-        tmp_path / 'whole' / 'simmim.yaml', phantom, tmp_path, '--resume', tmp_path / 'theirs.pth'
-    )
-    argv = [*map(str, argv)]
+    cfg, start = tmp_path / 'whole' / 'simmim.yaml', str(tmp_path / 'theirs.pth')
+    argv = arguments(cfg, phantom, tmp_path, '--resume', start)
     refused('simmim', [*argv, '--opts', 'DATA.HOLDOUT_FRACTION', '0.2'], 'HOLDOUT_FRACTION')
     assert run_main('simmim', argv) == 0
     assert_same_weights(final_state(run_folder(tmp_path, 'simmim')), final_state(whole))
 
 
-@pytest.mark.parametrize('kind', ['other length', 'other model', 'other target', 'weights alone'])
-def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
-    kind, whole, phantom, tmp_path, refused
+@pytest.mark.parametrize(
+    ('more', 'words'),
+    [
+        (['--batch-size', '3'], ''),
+        (['--opts', 'MODEL.SWIN.EMBED_DIM', '16'], '--pretrained'),
+        (
+            ['--opts', 'MODEL.SIMMIM.TARGET', 'hog', 'MODEL.SIMMIM.TARGET_SIZE', '8'],
+            '; MODEL.SIMMIM.TARGET: pixels -> hog',
+        ),
+        ([], ''),  # weights alone
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(  # noqa: PLR0913
+    more, words, whole, phantom, tmp_path, refused
 ) -> None:
     cfg, folder = whole
-    more = {
-        'other length': ['--batch-size', '3'],
-        'other model': ['--opts', 'MODEL.SWIN.EMBED_DIM', '16'],
-        'other target': ['--opts', 'MODEL.SIMMIM.TARGET', 'hog', 'MODEL.SIMMIM.TARGET_SIZE', '8'],
-    }
     path, saved = tmp_path / 'given.pth', read_checkpoint(folder / 'ckpt_epoch_0_step_1.pth')
-    save_checkpoint(path, {'model': saved['model']} if kind == 'weights alone' else saved)
-    argv = arguments(cfg, phantom, tmp_path, '--resume', str(path), *more.get(kind, []))
-    words = {'other model': '--pretrained', 'other target': '; MODEL.SIMMIM.TARGET: pixels -> hog'}
-    refused('simmim', argv, path, words.get(kind, ''))
-
-
-# Several processes
+    save_checkpoint(path, saved if more else {'model': saved['model']})
+    refused('simmim', arguments(cfg, phantom, tmp_path, '--resume', str(path), *more), path, words)
 
 
 def assert_close(got: object, want: object, key: str) -> None:
@@ -371,9 +352,8 @@ def test_two_nodes_equal_one_node_with_two_processes(phantom, tmp_path) -> None:
 def test_two_ranks_equal_one(stage, model, phantom, tmp_path) -> None:
     """Weights, metrics and predictions; with accumulation and a split of a single image."""
     data = Path(shutil.copytree(phantom, tmp_path / phantom.name))
-    (data / 'test.csv').write_text(
-        ''.join((phantom / 'test.csv').read_text().splitlines(keepends=True)[:2])
-    )
+    header, row, *_ = (phantom / 'test.csv').read_text().splitlines()
+    (data / 'test.csv').write_text(f'{header}\n{row}\n')
     # The gradient of L1 jumps where a prediction meets its target, which rounding may decide.
     model = model | {'DROP_PATH_RATE': 0.0, 'SIMMIM': {'LOSS': 'l2'}}
     sections = {'TRAIN': {'SAVE_EVERY_STEPS': 3}, 'EVAL': {'HOLDOUT_IMAGES': 3}}
