@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from packed_data import packed
 from PIL import Image
-from tiny import MAE, ROOT, SWIN, VIT, arguments, load_script, run_main, tiny_config
+from tiny import MAE, ROOT, SWIN, VIT, arguments, run_main, run_script, tiny_config
 from transfers import with_option, write_run
 
 from config import put
@@ -29,18 +28,9 @@ POOLS = ['MODEL.VIT.USE_MEAN_POOLING', True]
 NATIVE = Settings(size=None, square=False)
 
 
-@pytest.fixture(scope='module')
-def script():
-    return load_script('features')
-
-
-@pytest.fixture(scope='module')
-def features(script) -> Callable[..., int]:
-    def run(*words: object) -> int:
-        place, *flags = map(str, words)
-        return script.main(script.parse_args([place, '--num-workers', '0', *flags]))
-
-    return run
+def features(place: Path, checkpoint: Path, output: Path, *flags: object) -> int:
+    words = ['--checkpoint', checkpoint, '--output', output, '--num-workers', 0]
+    return run_script('features', place, *words, *flags)
 
 
 @pytest.fixture(scope='module')
@@ -94,32 +84,29 @@ def check_rows(file: Path, want: np.ndarray, paths: list[str]) -> None:
     ids=['vit, pooled', 'mae', 'contrastive', 'fine-tuned'],
 )
 def test_the_features_are_those_of_a_linear_probe(
-    stage: str, model: dict, opts: list[object], features, phantom: Path, tmp_path: Path
+    stage: str, model: dict, opts: list[object], phantom: Path, tmp_path: Path
 ) -> None:
     """In several batches, of another size than the probe's."""
     checkpoint = write_run(tmp_path, stage, model, **WHOLE)
-    words = ['--checkpoint', checkpoint, '--output', tmp_path / 'f.npz', '--batch-size', 3]
-    assert features(phantom / 'train.csv', *words, *(['--opts', *opts] if opts else [])) == 0
+    flags = ['--batch-size', 3, *['--opts'] * bool(opts), *opts]
+    assert features(phantom / 'train.csv', checkpoint, tmp_path / 'f.npz', *flags) == 0
     model = pooled(model) if opts else model
     want = probe_features(checkpoint, phantom, tmp_path / 'run', model=model)
     assert want[0].std(axis=0).min() > 1e-4
     check_rows(tmp_path / 'f.npz', *want)
 
 
-def test_tokens_are_those_of_an_attentive_probe(features, phantom: Path, tmp_path: Path) -> None:
+def test_tokens_are_those_of_an_attentive_probe(phantom: Path, tmp_path: Path) -> None:
     """The head of the probe takes normalised tokens, although the classifier pools."""
-    checkpoint = write_run(tmp_path, 'simmim', VIT, **WHOLE)
-    words = ['--checkpoint', checkpoint, '--output', tmp_path / 't.npz', '--tokens', '--opts']
-    assert features(phantom / 'train.csv', *words, *POOLS) == 0
+    checkpoint, file = write_run(tmp_path, 'simmim', VIT, **WHOLE), tmp_path / 't.npz'
+    assert features(phantom / 'train.csv', checkpoint, file, '--tokens', '--opts', *POOLS) == 0
     model = pooled(VIT) | {'HEAD': 'attention'}
     want = probe_features(checkpoint, phantom, tmp_path / 'run', 'attentive_probe', model=model)
     assert want[0].shape[1:] == (16, 16)
-    check_rows(tmp_path / 't.npz', *want)
+    check_rows(file, *want)
 
 
-def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(
-    features, pretrained: Path, tmp_path: Path
-) -> None:
+def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(pretrained, tmp_path) -> None:
     phantom = tmp_path / 'CheXpert-phantom'
     make_phantom(phantom, num_train=6, num_valid=2, num_test=1, size=48, seed=0)
     store = packed(phantom, tmp_path / 'store', NATIVE)
@@ -127,15 +114,13 @@ def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(
     places |= {'split': [phantom, '--dataset', 'chexpert', '--split', 'train']}
     places |= {'folder': [phantom], 'store': [store]}
     found = {}
-    for name, place in places.items():
-        words = ['--checkpoint', pretrained, '--output', tmp_path / f'{name}.npz']
-        assert features(*place, *words, '--batch-size', 1) == 0
-        found[name] = read(tmp_path / f'{name}.npz')
-    for name in ('stored', 'split'):
-        for key, values in found['table'].items():
-            np.testing.assert_array_equal(found[name][key], values)
-    for key, values in found['folder'].items():
-        np.testing.assert_array_equal(found['store'][key], values)
+    for name, (place, *flags) in places.items():
+        file = tmp_path / f'{name}.npz'
+        assert features(place, pretrained, file, '--batch-size', 1, *flags) == 0
+        found[name] = read(file)
+    for name, other in (('table', 'stored'), ('table', 'split'), ('folder', 'store')):
+        for key, values in found[name].items():
+            np.testing.assert_array_equal(found[other][key], values)
     files = [path.partition('/')[2] for path in found['table']['path']]
     rows = pd.Index(found['folder']['path']).get_indexer(files)
     assert (rows >= 0).all() and len(rows) < len(found['folder']['path'])
@@ -144,13 +129,12 @@ def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(
 
 
 def test_an_encoder_that_saw_frontal_images_names_laterals(
-    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
+    pretrained: Path, phantom: Path, tmp_path: Path, capsys
 ) -> None:
     """In a table and a folder. A pre-training on a folder does not state the views."""
     count = (pd.read_csv(phantom / 'train.csv')['Frontal/Lateral'] == 'Lateral').sum()
-    words = ['--checkpoint', pretrained, '--output', tmp_path / 'f.npz']
     for place in (phantom / 'train.csv', phantom / 'train'):
-        assert features(place, *words) == 0
+        assert features(place, pretrained, tmp_path / 'f.npz') == 0
         (warning,) = [line for line in capsys.readouterr().err.splitlines() if 'warning' in line]
         assert f': {count} lateral image(s), but the model was trained on frontal' in warning
     assert trained_views(trained_config(pretrained)) == 'frontal'
@@ -161,13 +145,12 @@ def test_an_encoder_that_saw_frontal_images_names_laterals(
 
 
 def test_the_rows_have_the_order_and_the_names_of_the_table(
-    features, pretrained: Path, phantom: Path, tmp_path: Path, capsys
+    pretrained: Path, phantom: Path, tmp_path: Path, capsys
 ) -> None:
     """In NPZ and CSV files, whose features have the same bits."""
-    words = [phantom / 'valid.csv', '--checkpoint', pretrained, '--output']
-    assert features(*words, tmp_path / 'new' / 'f.npz') == 0
+    assert features(phantom / 'valid.csv', pretrained, tmp_path / 'new' / 'f.npz') == 0
     assert 'Not for clinical use' in capsys.readouterr().out
-    assert features(*words, tmp_path / 'f.csv') == 0
+    assert features(phantom / 'valid.csv', pretrained, tmp_path / 'f.csv') == 0
     found, table = read(tmp_path / 'new' / 'f.npz'), pd.read_csv(tmp_path / 'f.csv', dtype=str)
     paths = pd.read_csv(phantom / 'valid.csv').Path
     parts = paths.str.split('/', expand=True)
@@ -182,38 +165,32 @@ def test_the_rows_have_the_order_and_the_names_of_the_table(
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['f.npz']
 
 
-def test_a_skipped_image_has_no_row(
-    features, pretrained: Path, phantom: Path, tmp_path: Path
-) -> None:
+def test_a_skipped_image_has_no_row(pretrained: Path, phantom: Path, tmp_path: Path) -> None:
     folder = tmp_path / 'images'
     folder.mkdir()
     for number, file in enumerate(sorted(phantom.rglob('view1_frontal.jpg'))[:4]):
         shutil.copy(file, folder / f'{number}.jpg')
-    words = ['--checkpoint', pretrained, '--batch-size', 1, '--output']
-    assert features(folder, *words, tmp_path / 'all.npz') == 0
+    assert features(folder, pretrained, tmp_path / 'all.npz', '--batch-size', 1) == 0
     (folder / '1.jpg').write_bytes(b'no image')
-    assert features(folder, *words, tmp_path / 'f.npz') == 2
-    assert features(folder, *words, tmp_path / 'f.npz', '--skip-bad') == 1
+    words = [folder, pretrained, tmp_path / 'f.npz', '--batch-size', 1]
+    assert features(*words) == 2
+    assert features(*words, '--skip-bad') == 1
     found, every = read(tmp_path / 'f.npz'), read(tmp_path / 'all.npz')
     assert found['path'].tolist() == ['0.jpg', '2.jpg', '3.jpg']
     np.testing.assert_array_equal(found['features'], every['features'][[0, 2, 3]])
 
 
-def test_a_file_without_options_needs_a_config_of_its_encoder(
-    features, phantom: Path, tmp_path: Path, capsys
-) -> None:
+def test_a_file_without_options_needs_a_config_of_its_encoder(phantom, tmp_path, capsys) -> None:
     """The weights of timm, and then exactly as --pretrained loads them."""
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', TIMM)
     theirs = TimmClassifier('test_resnet', img_size=32, in_chans=3, num_classes=0).encoder
     torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
-    words = [phantom / 'valid.csv', '--checkpoint', tmp_path / 'timm.pth']
-    words += ['--output', tmp_path / 'f.npz']
+    words = [phantom / 'train.csv', tmp_path / 'timm.pth', tmp_path / 'f.npz']
     assert features(*words) == 2
     assert '--cfg' in (error := capsys.readouterr().err) and 'timm.pth' in error
     assert features(*words, '--cfg', cfg) == 0
     assert 'from 3 to 1 channels' in capsys.readouterr().out
     want = probe_features(tmp_path / 'timm.pth', phantom, tmp_path / 'run', model=TIMM)
-    assert features(phantom / 'train.csv', *words[1:], '--cfg', cfg) == 0
     check_rows(tmp_path / 'f.npz', *want)
     assert features(*words, '--cfg', cfg, '--tokens') == 2
     assert '--tokens' in (error := capsys.readouterr().err) and 'timm' in error
@@ -227,30 +204,28 @@ def test_a_file_without_options_needs_a_config_of_its_encoder(
         (SWIN, 'MODEL.TYPE', 'other'),
     ],
 )
-def test_options_of_a_checkpoint_that_do_not_fit_its_weights_are_refused(
-    model, key, value, features, phantom: Path, tmp_path: Path, capsys, monkeypatch
+def test_options_of_a_checkpoint_that_do_not_fit_its_weights_are_refused(  # noqa: PLR0913
+    model, key, value, phantom: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     """Such a file comes from elsewhere; nothing of the size that it asks for is built."""
     checkpoint = write_run(tmp_path, 'simmim', model)
     bad = with_option(checkpoint, tmp_path / 'bad.pth', key, value)
     monkeypatch.setattr('models.convert.resize_position_embedding', None)
     monkeypatch.setattr('models.convert.resize_table', None)
-    words = ['--checkpoint', bad, '--output', tmp_path / 'f.npz']
-    assert features(phantom / 'valid.csv', *words) == 2
+    assert features(phantom / 'valid.csv', bad, tmp_path / 'f.npz') == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: ') and 'bad.pth' in line
 
 
 @pytest.mark.slow
 def test_the_examples_of_the_page_run_on_the_file(
-    features, pretrained: Path, phantom: Path, tmp_path: Path, monkeypatch, capsys
+    pretrained: Path, phantom: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     page = (ROOT / 'docs' / 'howto' / 'export.md').read_text(encoding='utf-8')
     classify, plane, _ = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'DIR').symlink_to(phantom)
-    words = ['--checkpoint', pretrained, '--output', 'output/features.npz']
-    assert features('DIR/train.csv', *words) == 0
+    assert features('DIR/train.csv', pretrained, 'output/features.npz') == 0
     names: dict[str, object] = {}
     exec(classify, names)
     assert 0 <= float(capsys.readouterr().out.split('AUROC')[1]) <= 1
