@@ -35,34 +35,39 @@ def areas_of_resample(cases, counts, k):
     return pair_auroc(cases.targets[rows, k], cases.probabilities[rows, k])
 
 
+def drawn_counts(cases):
+    """Return how often each row is drawn, [R, N]: once in the first, then in each resample."""
+    drawn = Resamples(cases.patient, resamples=200, seed=3).weights(cases.patient)
+    return drawn.counts[drawn.patient].T
+
+
+def as_interval(values):
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return pytest.approx({'value': values[0], 'low': low, 'high': high})
+
+
 def test_equals_counted_pairs_on_resamples_written_out():
     a, b = make_pair(rows_each=2)
     found = compare(a, b, resamples=200, seed=3)
-    drawn = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
-    weights = drawn.counts[drawn.patient].T[1:]
-    ones, per_label, values = np.ones(len(a), int), {}, {}
-    for k, label in enumerate(LABELS):
-        values[label] = areas_of_resample(a, ones, k) - areas_of_resample(b, ones, k)
-        per_label[label] = np.array(
-            [areas_of_resample(a, w, k) - areas_of_resample(b, w, k) for w in weights]
+    differences = {
+        label: np.array(
+            [areas_of_resample(a, w, k) - areas_of_resample(b, w, k) for w in drawn_counts(a)]
         )
-    values['mean'] = np.mean([values[name] for name in LABELS])
-    per_label['mean'] = np.mean([per_label[name] for name in LABELS], axis=0)
+        for k, label in enumerate(LABELS)
+    }
+    differences['mean'] = np.mean([*differences.values()], axis=0)
     entries = found['labels'] | {'mean': found['means']['labels']}
     assert list(entries) == [*LABELS, 'mean']
     for name, entry in entries.items():
-        low, high = np.percentile(per_label[name], [2.5, 97.5])
-        wanted = {'value': values[name], 'low': low, 'high': high}
-        assert entry['difference'] == pytest.approx(wanted), name
-        below, above = (per_label[name] <= 0).sum(), (per_label[name] >= 0).sum()
-        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 201))
+        assert entry['difference'] == as_interval(differences[name]), name
+        drawn = differences[name][1:]
+        fewer = min((drawn <= 0).sum(), (drawn >= 0).sum())
+        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + fewer) / 201))
 
 
 def test_differences_within_views_are_those_of_counted_pairs():
     a, b = make_pair()
     found = compare(a, b, resamples=200, seed=3)
-    drawn = Resamples(a.patient, resamples=200, seed=3).weights(a.patient)
-    weights = drawn.counts[drawn.patient].T[1:]
     views = [a.groups['View'] == name for name in ('Frontal AP', 'Frontal PA')]
 
     def area(cases, counts, k):
@@ -74,10 +79,8 @@ def test_differences_within_views_are_those_of_counted_pairs():
             pairs, total = pairs + count, total + count * areas_of_resample(cases, own, k)
         return total / pairs
 
-    drawn = [area(a, w, 1) - area(b, w, 1) for w in (np.ones(len(a), int), *weights)]
-    low, high = np.percentile(drawn[1:], [2.5, 97.5])
-    wanted = {'value': drawn[0], 'low': low, 'high': high}
-    assert found['labels']['Fracture']['within_views'] == pytest.approx(wanted)
+    differences = [area(a, w, 1) - area(b, w, 1) for w in drawn_counts(a)]
+    assert found['labels']['Fracture']['within_views'] == as_interval(differences)
     mean = np.mean([part['within_views']['value'] for part in found['labels'].values()])
     assert found['means']['labels']['within_views']['value'] == pytest.approx(mean)
     (one, two) = (replace(cases, groups={}) for cases in (a, b))
@@ -121,13 +124,8 @@ def test_rows_are_matched_by_path_and_labels_by_name():
     wanted = compare(a, b, resamples=200, seed=1)
     shuffled = b.select(np.random.default_rng(0).permutation(len(b)))
     assert compare(a, shuffled, resamples=200, seed=1) == wanted
-    columns = [2, 0]
-    fewer = replace(
-        b,
-        labels=('Cardiomegaly', 'Edema'),
-        probabilities=b.probabilities[:, columns],
-        targets=b.targets[:, columns],
-    )
+    columns = {'probabilities': b.probabilities[:, [2, 0]], 'targets': b.targets[:, [2, 0]]}
+    fewer = replace(b, labels=('Cardiomegaly', 'Edema'), **columns)
     found = compare(a, fewer, resamples=200, seed=1)
     assert list(found['labels']) == ['Edema', 'Cardiomegaly']
     for label, entry in found['labels'].items():

@@ -128,7 +128,7 @@ def test_the_recipe_of_the_page_renames_the_entries_of_an_own_swin(tmp_path, mon
         ({f'encoder.layers.0.blocks.0.attn.{TABLE}': torch.tensor(1.0)}, TABLE),
     ],
 )
-def test_entries_that_do_not_fit_stop_the_run_and_change_nothing(change, message, tmp_path):
+def test_unknown_entries_stop_the_run(change, message, tmp_path):
     state = make_model(make_config('swin', 1)).state_dict() | change
     state = {key: value for key, value in state.items() if value is not None}
     model = make_model(make_config('swin', 1), seed=2)

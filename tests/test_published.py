@@ -52,12 +52,10 @@ def test_pretraining_rows_are_those_of_the_sheet():
 
 def test_scores_of_the_mae_study_are_those_of_the_sheet():
     note = load_sweep(ROOT / 'scripts/studies/mae_resnet.yaml').note
-    published = {
-        name: values.split() for name, values in re.findall(r'(\S+) ((?:\.\d+ ?){5})', note)
-    }
+    published = dict(re.findall(r'(\S+) ((?:\.\d+ ?){5})', note))
     _, *rows = table('MAE ViT-B')
     wanted = [[float(row[-1]), *map(float, row[4:-1])] for row in rows]
-    found = [[*map(float, values)] for values in published.values()]
+    found = [[*map(float, values.split())] for values in published.values()]
     assert found == wanted and len(wanted) == 12
     for name, (images, model, augmented, masked, *_) in zip(published, rows, strict=True):
         start = 'mae' if 'MAE' in model else 'resnet'
@@ -67,15 +65,10 @@ def test_scores_of_the_mae_study_are_those_of_the_sheet():
 
 def test_radiologists_are_those_of_the_sheet():
     text = section('operating points').partition('\n')[2].replace('\n', ' ')
-    wanted = {
-        label: tuple(
-            (float(one), float(other))
-            for one, other in re.findall(
-                r'\((\.\d+), (\.\d+)\)', text.partition(label)[2].partition(';')[0]
-            )
-        )
-        for label in COMPETITION_LABELS
-    }
+    wanted = {}
+    for label in COMPETITION_LABELS:
+        points = re.findall(r'\((\.\d+), (\.\d+)\)', re.search(f'{label}([^;]*)', text)[1])
+        wanted[label] = tuple((float(one), float(other)) for one, other in points)
     assert wanted == RADIOLOGISTS
     assert {len(points) for points in wanted.values()} == {3}
 

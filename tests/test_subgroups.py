@@ -85,13 +85,14 @@ def test_a_stratum_that_no_study_has_gets_weight_0():
 
 def test_the_gap_is_between_the_best_and_the_worst_group():
     cases = two_sexes({}).select(np.arange(0, 4000, 10))
-    cases.groups['Site'] = np.array([f'{i % 3}' for i in range(400)], object)
+    sites = cases.groups['Site'] = np.array([f'{i % 3}' for i in range(400)], object)
     found, gaps = by_group(cases, column='Site')
-    areas = {}
-    for site in '012':
-        rows = cases.groups['Site'] == site
-        areas[site] = roc_auc_score(cases.targets[rows, 0], cases.probabilities[rows, 0])
-        assert found[site]['label 0']['scores']['auroc']['value'] == pytest.approx(areas[site])
+    areas = {
+        site: roc_auc_score(cases.targets[sites == site, 0], cases.probabilities[sites == site, 0])
+        for site in '012'
+    }
+    for site, area in areas.items():
+        assert found[site]['label 0']['scores']['auroc']['value'] == pytest.approx(area)
     gap = gaps['label 0']
     assert [gap['best'], gap['worst']] == [max(areas, key=areas.get), min(areas, key=areas.get)]
     assert gap['gap']['value'] == pytest.approx(max(areas.values()) - min(areas.values()))

@@ -79,22 +79,17 @@ def test_channels_last_changes_the_order_of_features_and_not_of_weights(name, ch
 def test_rates_and_decay_of_layers_are_timms() -> None:
     config = make_config('resnet18', TRAIN__LAYER_DECAY=0.5, TRAIN__WEIGHT_DECAY=0.05)
     model = build_model(config, is_pretrain=False)
-    groups = build_optimizer(config, model, logging.getLogger(), False).param_groups
-    ours = {
-        id(p): (group['lr_scale'], group['weight_decay'])
-        for group in groups
-        for p in group['params']
-    }
     twin = timm_twin(model)
     free = getattr(twin, 'no_weight_decay', set)()
-    timms = param_groups_layer_decay(twin, 0.05, no_weight_decay_list=free, layer_decay=0.5)
-    theirs = {
-        id(p): (group['lr_scale'], group['weight_decay'])
-        for group in timms
-        for p in group['params']
-    }
-    own = dict(model.named_parameters())
-    layers = set()
+    ours, theirs = (
+        {id(p): (group['lr_scale'], group['weight_decay']) for group in groups
+         for p in group['params']}
+        for groups in (
+            build_optimizer(config, model, logging.getLogger(), False).param_groups,
+            param_groups_layer_decay(twin, 0.05, no_weight_decay_list=free, layer_decay=0.5),
+        )
+    )  # fmt: skip
+    own, layers = dict(model.named_parameters()), set()
     for key, parameter in twin.named_parameters():
         is_head = key in model.layout.classifier
         other = own[f'head.{key.split(".")[-1]}' if is_head else f'encoder.{key}']

@@ -52,19 +52,25 @@ def test_folds_share_no_patient_and_spread_rare_labels_in_any_order_of_the_image
     np.testing.assert_array_equal(patient_folds(targets[order], patients[order]), fold[order])
 
 
+def held_out_losses(features: np.ndarray, classes: np.ndarray, fold: np.ndarray) -> list[float]:
+    """Return scikit-learn's log loss on the left-out folds, for each penalty."""
+    losses = []
+    for penalty in INVERSE_PENALTIES:
+        chances = np.empty((len(classes), len(np.unique(classes))))
+        for left_out in (fold == number for number in range(FOLDS)):
+            model = LogisticRegression(C=penalty, tol=1e-8, max_iter=10_000)
+            model.fit(features[~left_out], classes[~left_out])
+            chances[left_out] = model.predict_proba(features[left_out])
+        losses.append(log_loss(classes, chances))
+    return losses
+
+
 def test_each_label_gets_the_penalty_with_the_lowest_log_loss_of_other_patients() -> None:
     features, targets, patients = two_labels(60)
     fold = patient_folds(targets, patients)
     weight, bias, choices = fit_logistic(features, targets, patients)
     for k, target in enumerate(targets.T):
-        losses = []
-        for penalty in INVERSE_PENALTIES:
-            probabilities = np.empty(len(target))
-            for own in (fold == number for number in range(FOLDS)):
-                model = LogisticRegression(C=penalty, tol=1e-8, max_iter=10_000)
-                model.fit(features[~own], target[~own])
-                probabilities[own] = model.predict_proba(features[own])[:, 1]
-            losses.append(log_loss(target, probabilities))
+        losses = held_out_losses(features, target, fold)
         assert choices[k].value == INVERSE_PENALTIES[np.argmin(losses)]
         assert choices[k].loss == pytest.approx(min(losses), abs=1e-5)
         want = LogisticRegression(C=choices[k].value, tol=1e-8, max_iter=10_000)
@@ -122,10 +128,11 @@ def test_a_search_ends_after_options_in_a_row_that_are_worse() -> None:
 @pytest.mark.parametrize(
     'choice, warns', [((1, 0.5), 1), ((2, 0.5), 0), ((3, 0.5), 1), ((1, NAN), 0)]
 )
-def test_a_value_at_the_edge_of_the_grid_that_was_chosen_gives_a_warning(choice, warns, caplog):
-    with caplog.at_level(logging.INFO):
-        chosen = log_choices(logging.getLogger(), 'knn', {'Edema': Choice(*choice)}, (1, 2, 3))
-    (record,) = caplog.records
+def test_a_value_at_the_edge_of_the_grid_that_was_chosen_gives_a_warning(
+    choice, warns, log
+) -> None:
+    chosen = log_choices(logging.getLogger(), 'knn', {'Edema': Choice(*choice)}, (1, 2, 3))
+    (record,) = log.records
     assert (record.levelno == logging.WARNING) == bool(warns)
     assert 'knn' in record.message and 'Edema' in record.message
     assert chosen == {'Edema': choice[0]}
@@ -146,16 +153,9 @@ def test_the_rate_of_an_attention_head_is_chosen_on_other_patients(monkeypatch) 
 def test_softmax_has_the_penalty_with_the_lowest_log_loss_on_other_patients() -> None:
     rng = np.random.default_rng(0)
     features, patients = rng.normal(size=(60, 30)), np.repeat(np.arange(30), 2).astype(str)
-    numbers = features[:, 0] + rng.normal(size=60)
-    classes = np.digitize(features[:, 0] + numbers, [-0.9, 0.9])
+    classes = np.digitize(2 * features[:, 0] + rng.normal(size=60), [-0.9, 0.9])
     targets = np.eye(3)[classes]
-    fold, losses = patient_folds(targets, patients), []
-    for penalty in INVERSE_PENALTIES:
-        chances = np.empty((60, 3))
-        for own in (fold == number for number in range(FOLDS)):
-            model = LogisticRegression(C=penalty, tol=1e-8, max_iter=10_000)
-            chances[own] = model.fit(features[~own], classes[~own]).predict_proba(features[own])
-        losses.append(log_loss(classes, chances))
+    losses = held_out_losses(features, classes, patient_folds(targets, patients))
     _, _, choices = fit_softmax(features, targets, patients)
     assert {choice.value for choice in choices} == {INVERSE_PENALTIES[np.argmin(losses)]}
     assert choices[0].loss == pytest.approx(min(losses), abs=1e-4)
