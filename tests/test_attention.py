@@ -5,14 +5,14 @@ import pytest
 import torch
 from test_convert_huggingface import images, vit_config
 from test_engine_loop import assert_same_weights, final_state
-from tiny import SWIN, VIT, arguments, config_with, finished_run, run_folder, run_main, tiny_config
+from tiny import SWIN, arguments, finished_run, run_folder, run_main, tiny_config
 from torch import nn
 from transfers import make_config, randomise, started
 
 from config import Own, check_config
 from models import vision_transformer
 from models.build import build_model
-from models.encoder import ENCODERS, attention_weights
+from models.encoder import ENCODERS
 
 EAGER = {'attn_implementation': 'eager'}  # which gives the weights
 SHARE = {
@@ -85,21 +85,6 @@ def test_a_map_has_the_sum_1_and_a_gradient(kind) -> None:
     assert model.encoder.patch_embed.proj.weight.grad.abs().sum() > 0
 
 
-def test_weights_are_rows_with_the_sum_1() -> None:
-    q, k, bias = (
-        torch.randn(2, 1, 3, 5, 4).unbind(0)[0],
-        torch.randn(1, 3, 5, 4),
-        torch.zeros(3, 5, 5),
-    )
-    bias[..., 0] = -torch.inf
-    weights = attention_weights(q, k, bias=bias, scale=0.5)
-    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(1, 3, 5))
-    assert (weights[..., 0] == 0).all() and weights.shape == (1, 3, 5, 5)
-
-
-# Masks that the encoder refines
-
-
 def masks_of(model: nn.Module, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The masks that training and validation use."""
     seen = []
@@ -139,11 +124,10 @@ def test_attended_units_are_hidden_in_training_and_validation_keeps_the_drawn_ma
     assert model(images(size=64), drawn).isfinite()
 
 
-@pytest.mark.parametrize('model', [SWIN, VIT], ids=['swin', 'vit'])
 def test_a_method_that_hides_what_is_attended_trains_and_resumes_bit_for_bit(
-    model, attended, phantom, tmp_path
+    attended, phantom, tmp_path
 ) -> None:
-    model = model | {'PRETRAIN': 'attended', 'ATTENDED': {'SHARE': 0.5}}
+    model = SWIN | {'PRETRAIN': 'attended', 'ATTENDED': {'SHARE': 0.5}}
     sections = {'TRAIN': {'SAVE_EVERY_STEPS': 2}, 'EVAL': {'HOLDOUT_IMAGES': 2}}
     whole = finished_run('simmim', phantom, tmp_path / 'a', model=model, **sections)
     cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', model, **sections)
@@ -156,8 +140,6 @@ def test_an_encoder_without_attention_says_so() -> None:
     class Plain(ENCODERS['swin']):
         attention_map = ENCODERS['swin'].__mro__[1].attention_map
 
-    config = config_with(DATA__IMG_SIZE=32, MODEL__SWIN__WINDOW_SIZE=4, MODEL__SWIN__EMBED_DIM=24)
-    config.MODEL.SWIN.DEPTHS, config.MODEL.SWIN.NUM_HEADS = [1, 1], [1, 2]
-    model = Plain(**Plain.constructor_arguments(config), num_classes=0)
+    model = Plain(**Plain.constructor_arguments(make_config('swin', 1)), num_classes=0)
     with pytest.raises(NotImplementedError, match='Plain has no attention'):
-        model.attention_map(images(3))
+        model.attention_map(images())

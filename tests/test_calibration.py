@@ -51,19 +51,19 @@ def test_degenerate_labels_give_a_bound_or_one():
     separable = np.array([1.0, 0.6, 0.4, 0.0, 0.5])
     assert fit_temperature(separable, targets) == TEMPERATURES[0] == 0.01
     assert fit_temperature(1 - separable, targets) == TEMPERATURES[1] == 100
-    assert (
-        fit_temperature(np.full(5, 0.5), targets) == 1.0
-    )  # every temperature gives the same result
+    assert fit_temperature(np.full(5, 0.5), targets) == 1, 'all temperatures give the same'
     sharp = apply_temperature(separable, TEMPERATURES[0])
     np.testing.assert_allclose(sharp, [1, 1, 0, 0, 0.5], atol=1e-12)
 
 
 @pytest.mark.parametrize('targets', [[1, 1, NAN], [0, 0, 0], [NAN, NAN, NAN], []])
-def test_without_both_classes_there_is_no_temperature(targets):
-    probabilities = np.linspace(0.2, 0.9, len(targets))
-    temperature = fit_temperature(probabilities, np.array(targets, float))
+def test_without_both_classes_there_is_neither_temperature_nor_threshold(targets):
+    probabilities, targets = np.linspace(0.2, 0.9, len(targets)), np.array(targets, float)
+    temperature = fit_temperature(probabilities, targets)
     assert np.isnan(temperature)
     np.testing.assert_array_equal(apply_temperature(probabilities, temperature), probabilities)
+    for rule in CHOSEN:
+        assert np.isnan(choose_threshold(probabilities, targets, rule=rule, sensitivity=0.9))
 
 
 def test_the_calibration_error_follows_from_the_curve():
@@ -133,12 +133,3 @@ def test_single_precision_probabilities_are_positive_at_their_own_threshold():
         probabilities, np.array([0.0, 1.0, 0.0]), rule='youden', sensitivity=0.9
     )
     assert (probabilities >= threshold).tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize('rule', CHOSEN)
-@pytest.mark.parametrize('targets', [[1, 1, NAN], [0, NAN, 0], [NAN, NAN, NAN], []])
-def test_without_both_classes_there_is_no_threshold(rule, targets):
-    targets = np.array(targets, float)
-    assert np.isnan(
-        choose_threshold(np.full(targets.size, 0.5), targets, rule=rule, sensitivity=0.9)
-    )

@@ -199,8 +199,9 @@ def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda):
     assert make_loader(Sends(), config, shuffle=False).pin_memory == cuda
 
 
-def test_workers_may_open_more_files_than_the_soft_limit_allows():
+def test_workers_may_open_more_files_than_the_soft_limit_allows(monkeypatch):
     """A worker sends each tensor as an open file."""
+    monkeypatch.setattr('data.loader.BATCH_SECONDS', 20)
     dataset = Sends(lambda index: [torch.zeros(2)] * 4)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/dev/fd')) + 14, hard))
