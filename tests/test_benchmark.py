@@ -53,11 +53,6 @@ def test_the_ratio_has_the_interval_of_the_paired_rounds(monkeypatch) -> None:
     assert (ours['ratio'], ours['images_per_second']) == (1, 4)
 
 
-@pytest.mark.parametrize('value, text', [(3.127, '3.13'), (0.87, '0.870'), (1234.5, '1,234')])
-def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
-    assert benchmark.digits(value) == text
-
-
 def test_the_bootstrap_of_the_comparison_equals_a_loop_with_scikit_learn() -> None:
     """From the same draws of patients, so that the ratio of their times is of the same work."""
     args = peers.parse_args(['bootstrap', '--cases', '400', '--resamples', '200'])

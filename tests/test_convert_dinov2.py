@@ -60,9 +60,6 @@ def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
-# Features
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(
     ('size', 'channels', 'plain'), [(42, 3, False), (84, 3, False), (56, 1, False), (56, 3, True)]

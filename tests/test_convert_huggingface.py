@@ -165,9 +165,6 @@ def test_channels_are_folded_by_the_processor_s_statistics(
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-# Errors
-
-
 def test_a_processor_that_does_not_fit_the_weights_raises_an_error(transformers, tmp_path) -> None:
     transformers.ViTModel(vit_config(transformers.ViTConfig, 3)).save_pretrained(tmp_path)
     grey = json.dumps({'image_mean': [0.5], 'image_std': [0.5]})

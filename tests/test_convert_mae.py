@@ -73,9 +73,6 @@ def masks(count: int = 3) -> torch.Tensor:
     return torch.from_numpy(hidden.reshape(count, 4, 4).astype(np.int64))
 
 
-# Into pre-training
-
-
 @pytest.mark.parametrize('channels, norm_pix, unit', [(1, False, 8), (3, True, 16)])
 @torch.no_grad()
 def test_maes_weights_give_the_same_loss_and_pixels(
@@ -97,9 +94,6 @@ def test_maes_weights_give_the_same_loss_and_pixels(
     assert_same(patchify(model.reconstruct(images, mask)), pixels)
     for line in ('new          0', 'unused       0', 'resized      0', 'folded       0'):
         assert f'\n{line}\n' in log.text + '\n'
-
-
-# Into fine-tuning
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,6 @@ def images(channels: int = 3, size: int = 32) -> torch.Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
 
 
-# Files of other projects
-
-
 @torch.no_grad()
 def test_torchvisions_weights_give_torchvisions_logits(tmp_path, log) -> None:
     torch.manual_seed(1)
@@ -85,9 +82,6 @@ def test_resnet_of_transformers_gives_its_features(transformers, tmp_path, log) 
     assert re.search(r'new +2  head 2', log.text)
 
 
-# Channels
-
-
 @torch.no_grad()
 def test_folded_channels_are_exact_away_from_the_padded_border(tmp_path, log) -> None:
     theirs = make_timm('test_efficientnet')
@@ -113,17 +107,11 @@ def test_files_without_options_use_the_normalisation_that_timm_documents(tmp_pat
     assert_same(ours.forward_features(grey_images(GREY)), features)
 
 
-# Errors
-
-
 def test_channels_that_cannot_be_converted_raise_an_error(tmp_path) -> None:
     """The layer standardises its weights."""
     torch.save(make_timm('test_nfnet').state_dict(), tmp_path / 'file.pth')
     with pytest.raises(ValueError, match=r'file.pth: .*MODEL.IN_CHANS'):
         started(make_config('test_nfnet', 1), tmp_path / 'file.pth')
-
-
-# Files of timm for this project's own models
 
 
 @torch.no_grad()

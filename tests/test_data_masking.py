@@ -103,9 +103,6 @@ def test_units_of_reference_masks_are_32_px_or_an_eighth_of_a_small_side():
     assert units == {32: 4, 64: 8, 96: 12, 128: 32, 192: 32, 224: 32}
 
 
-# Golden masks of SimMIM
-
-
 def _masks(case: dict, *args: np.random.RandomState) -> np.ndarray:
     generator = MaskGenerator(**case['inputs']['generator'])
     return np.stack([generator(*args) for _ in range(case['inputs']['count'])])

@@ -13,11 +13,7 @@ from PIL import Image
 from tiny import config_with, run_script
 
 from config import Config
-from data.describe import (
-    TARGETS,
-    UNITS,
-    build_description,
-)
+from data.describe import TARGETS, UNITS, build_description
 from data.labels import LABELS, NO_FINDING
 
 K = len(LABELS)
@@ -55,9 +51,6 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path
 
 
-# ---- counts
-
-
 def test_counts_agree_with_a_loop_over_the_rows(mixed: Path) -> None:
     description = build_description(
         options(mixed, DATA__HOLDOUT_FRACTION=0.0, EVAL__GROUPS=['Site'])
@@ -85,9 +78,6 @@ def test_counts_agree_with_a_loop_over_the_rows(mixed: Path) -> None:
     assert found == {key: tuple(map(len, units)) for key, units in members.items()}
 
 
-# ---- training targets
-
-
 def test_targets_of_the_images_that_are_trained_on(mixed: Path) -> None:
     changes = {
         'DATA__UNCERTAIN': 'multiclass',
@@ -105,9 +95,6 @@ def test_targets_of_the_images_that_are_trained_on(mixed: Path) -> None:
         expected['negative' if label == 'No Finding' else 'left out'] += counts['blank']
         kinds = [*TARGETS, 'left out']
         assert {name: table.loc[label, name] for name in kinds} == expected, label
-
-
-# ---- the script
 
 
 def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path, only_svg) -> None:
@@ -157,6 +144,3 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
     targets, images = run('--opts', *opts, 'DATA.TASK', 'any_finding')
     assert targets.set_index('split').loc['full', kinds].tolist() == [10, 10, 20, 20]
     assert images['Any Finding'].isna().sum() == 22
-
-
-# ---- figures
