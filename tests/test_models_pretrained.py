@@ -85,16 +85,6 @@ def test_channels_normalised_by_image_are_summed(tmp_path):
 # Stages and sources
 
 
-def test_classifier_starts_from_pretraining_except_for_the_head(tmp_path, log):
-    config = make_config('swin', 1)
-    fresh = make_model(config, seed=2, is_pretrain=False).state_dict()
-    source, target = transfer(config, make_config('swin', 1), tmp_path, stages=(True, False))
-    for key, value in target.state_dict().items():
-        expected = fresh[key] if key.startswith('head.') else source.state_dict()[f'encoder.{key}']
-        assert torch.equal(value, expected), key
-    assert 'mask_token' in log.text
-
-
 @torch.no_grad()
 def test_the_recipe_of_the_page_renames_the_entries_of_an_own_swin(tmp_path, monkeypatch):
     page = (ROOT / 'docs/howto/imagenet_weights.md').read_text(encoding='utf-8')

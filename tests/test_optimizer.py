@@ -63,12 +63,17 @@ def test_the_rate_falls_from_the_head_to_the_embedding_and_no_layer_is_outside()
         param_groups(model, **options)
 
 
-def test_sgd_is_nesterov_without_dampening():
-    config = config_with(TRAIN__OPTIMIZER__NAME='SGD', TRAIN__OPTIMIZER__MOMENTUM=0.8)
-    optimizer = build_optimizer(config, Named(), LOGGER, is_pretrain=True)
-    assert type(optimizer) is torch.optim.SGD
-    group = optimizer.param_groups[0]
-    assert (group['momentum'], group['nesterov'], group['dampening']) == (0.8, True, 0)
+@pytest.mark.parametrize(
+    ('options', 'wanted'),
+    [
+        ({'NAME': 'SGD', 'MOMENTUM': 0.8}, {'momentum': 0.8, 'nesterov': True, 'dampening': 0}),
+        ({'EPS': 1e-6, 'BETAS': (0.8, 0.95)}, {'eps': 1e-6, 'betas': (0.8, 0.95)}),
+    ],
+)
+def test_sgd_is_nesterov_and_adamw_has_the_options_of_the_config(options, wanted):
+    config = config_with(**{f'TRAIN__OPTIMIZER__{key}': value for key, value in options.items()})
+    for group in build_optimizer(config, Named(), LOGGER, is_pretrain=True).param_groups:
+        assert group | wanted == group
 
 
 def step_with(optimizer, parameters, value):
@@ -115,14 +120,6 @@ def test_lamb_moves_by_the_norm_of_the_weights():
     step_with(optimizer, parameters, 1e3)  # no gradient is clipped
     moved = (parameters[0] - before).norm().item()
     assert moved == pytest.approx(0.1 * before.norm().item(), rel=1e-5)
-
-
-def test_adamw_has_the_options_of_the_config():
-    config = config_with(TRAIN__OPTIMIZER__EPS=1e-6, TRAIN__OPTIMIZER__BETAS=(0.8, 0.95))
-    optimizer = build_optimizer(config, Named(), LOGGER, is_pretrain=True)
-    assert {(group['eps'], tuple(group['betas'])) for group in optimizer.param_groups} == {
-        (1e-6, (0.8, 0.95))
-    }
 
 
 @pytest.fixture

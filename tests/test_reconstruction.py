@@ -21,13 +21,6 @@ def hidden() -> np.ndarray:
     return pixel_mask(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]), 4)
 
 
-def test_linear_interpolation_restores_a_plane(hidden):
-    y, x = np.mgrid[:12, :12].astype(np.float64)
-    image = np.stack([2 * x - 3 * y + 1, y])
-    damaged = np.where(hidden, 99.0, image)
-    np.testing.assert_allclose(linear_interpolation(damaged, hidden), image, atol=1e-9)
-
-
 @pytest.mark.parametrize('seed', range(5))
 def test_linear_interpolation_equals_that_of_all_visible_pixels(seed: int) -> None:
     """Points of a grid have several Delaunay triangulations, with one interpolation of y² + x²."""

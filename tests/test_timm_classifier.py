@@ -49,8 +49,9 @@ def test_logits_equal_those_of_timm(name: str) -> None:
     assert all(key.startswith(('encoder.', 'head.')) for key in model.state_dict())
 
 
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'test_efficientnet'])
+@pytest.mark.parametrize(
+    ('name', 'channels'), [('resnet18', 1), ('densenet121', 3), ('test_efficientnet', 3)]
+)
 def test_channels_last_changes_the_order_of_features_and_not_of_weights(name, channels) -> None:
     """Only in training; a checkpoint cannot tell, and scores and exports do not change."""
     torch.manual_seed(0)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from dicom_files import write
-from PIL import Image
 
 from data.image_source import Folder
 from data.noted_images import NotedImages, describe_notes
@@ -63,13 +62,3 @@ def test_a_table_goes_before_the_name_and_the_name_before_the_header(
     )
     warnings = [*describe_notes([images[0][1]], [name])]
     assert warnings == [f'warning: 1 lateral image(s), {FRONTAL_ONLY}: {name}'] * lateral
-
-
-def test_an_image_may_have_two_notes(tmp_path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / 'lateral.png')
-    images = NotedImages(
-        Folder(tmp_path), ['lateral.png'], lambda *_: 0, skip_bad=False, trained='frontal'
-    )
-    first, second = describe_notes([images[0][1]], ['lateral.png'])
-    assert 'coloured' in first and 'lateral image(s)' in second
