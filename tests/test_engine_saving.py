@@ -68,9 +68,6 @@ def writer(tmp_path: Path) -> CheckpointWriter:
     return CheckpointWriter(tmp_path, LOGGER, keep=0)
 
 
-# The writer
-
-
 def test_the_file_has_the_state_at_the_time_of_saving(writer, disk, tmp_path) -> None:
     disk.free.clear()
     contents = state(1.0) | {'optimizer': {'state': {0: {'step': torch.ones(())}}, 'lr': [0.1]}}
@@ -91,8 +88,8 @@ def test_the_file_has_the_state_at_the_time_of_saving(writer, disk, tmp_path) ->
 def test_a_failed_write_is_repeated_after_a_minute(
     writer, disk, tmp_path, caplog, monkeypatch
 ) -> None:
-    clock = SimpleNamespace(monotonic=lambda: 1000.0)
-    monkeypatch.setattr(saving, 'time', clock)
+    seconds = [1000.0]
+    monkeypatch.setattr(saving, 'time', SimpleNamespace(monotonic=lambda: seconds[-1]))
     disk.full = True
     writer.save([epoch(2)], state(2.0))
     writer.flush()
@@ -101,8 +98,8 @@ def test_a_failed_write_is_repeated_after_a_minute(
     with pytest.raises(ValueError, match=epoch(2)):
         writer.close()
     disk.full = False
-    for seconds, written in ((59.9, {}), (60.0, {epoch(2): 2.0})):
-        clock.monotonic = lambda seconds=seconds: 1000 + seconds
+    for now, written in ((1059.9, {}), (1060.0, {epoch(2): 2.0})):
+        seconds.append(now)
         writer.poll()
         writer.flush()
         assert on_disk(tmp_path) == written
@@ -125,14 +122,12 @@ def test_old_checkpoints_are_removed_once_the_new_one_exists(tmp_path, disk) -> 
     for number in (1, 2, 3):
         writer.save([BEST, epoch(number)], state(number))
     writer.flush()
-    assert on_disk(tmp_path) == {BEST: 3.0, epoch(2): 2.0, epoch(3): 3.0}
+    kept = {BEST: 3.0, epoch(2): 2.0, epoch(3): 3.0}
+    assert on_disk(tmp_path) == kept
     disk.full = True
     writer.save([epoch(4)], state(4.0))
     writer.flush()
-    assert on_disk(tmp_path) == {BEST: 3.0, epoch(2): 2.0, epoch(3): 3.0}
-
-
-# Requests to stop or to save
+    assert on_disk(tmp_path) == kept
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
@@ -175,11 +170,11 @@ def test_a_signal_that_has_stopped_the_training_is_not_raised_again() -> None:
 
 
 def test_checkpoints_are_saved_by_the_clock(monkeypatch) -> None:
-    clock = SimpleNamespace(monotonic=lambda: 1000.0)
-    monkeypatch.setattr(interruptions, 'time', clock)
+    seconds = [1000.0]
+    monkeypatch.setattr(interruptions, 'time', SimpleNamespace(monotonic=lambda: seconds[-1]))
     requests = Interruptions(save_minutes=3.0)
-    for seconds, is_due in ((1179, False), (1180, True)):
-        clock.monotonic = lambda seconds=seconds: seconds
+    for now, is_due in ((1179, False), (1180, True)):
+        seconds.append(now)
         assert requests.due(wait=False) == (False, is_due)
     requests.saved()
     assert requests.due(wait=False) == (False, False)
@@ -191,11 +186,8 @@ def test_a_signal_during_validation_saves_the_epoch_with_its_score(
 ) -> None:
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, SAVE_FREQ=5)
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'whole')) == 0
-    command, predict, calls = (
-        arguments(cfg, phantom, tmp_path / 'stopped'),
-        main_finetune.predict,
-        [],
-    )
+    command = arguments(cfg, phantom, tmp_path / 'stopped')
+    predict, calls = main_finetune.predict, []
 
     def interrupted(*args: object) -> object:
         calls.append(0)
