@@ -11,7 +11,6 @@ from PIL import Image
 
 from data import dicom, images
 from data.check import look_at
-from data.contents import describe_contents
 from data.dicom import read_dicom
 from data.image_source import Folder
 from data.images import BadImageError, load_image
@@ -59,9 +58,8 @@ def levels(path: Path) -> np.ndarray:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(BadImageError) as caught:
+    with pytest.raises(BadImageError, match=str(path)) as caught:
         load_image(path)
-    assert str(path) in str(caught.value)
     assert 'Error' not in str(caught.value)
     return str(caught.value)
 
@@ -102,10 +100,9 @@ def test_without_a_window_the_range_is_that_of_the_stored_bits(path, bits):
 def test_16_stored_bits_are_scaled_by_the_smallest_range_that_holds_them(path, highest, full):
     pixels = np.array([[0, 7, highest // 3, highest]], np.uint16)
     np.testing.assert_allclose(levels(write(path, pixels, 16)), pixels * 255.0 / full, rtol=1e-6)
-    signed = levels(write(path, np.array([[-2049, 0, 400]], np.int16), 16))
-    np.testing.assert_allclose(
-        signed, [[6143 * 255 / 16383, 8192 * 255 / 16383, 8592 * 255 / 16383]]
-    )
+    pixels = np.array([[-2049, 0, 400]], np.int16)
+    signed = levels(write(path, pixels, 16))
+    np.testing.assert_allclose(signed, (pixels + 8192.0) * 255 / 16383, rtol=1e-6)
 
 
 @pytest.mark.parametrize('signed', [False, True])
@@ -182,9 +179,6 @@ def test_transfer_syntaxes_give_the_same_image(path, syntax, pixels, bits):
     assert np.array_equal(levels(path), expected)
 
 
-# Colour
-
-
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 PICTURE[..., 0], PICTURE[..., 1] = np.arange(64) * 4, np.arange(48)[:, None] * 5
 PICTURE[10:20, 10:30] = (200, 30, 40)
@@ -235,9 +229,6 @@ def test_colour_is_reported_as_of_a_png(path, coloured):
     assert images[0][1] == (COLOURED if coloured else '')
 
 
-# Stored bits
-
-
 @pytest.mark.parametrize(
     ('pixels', 'bits'),
     [
@@ -266,9 +257,6 @@ def test_repeated_signs_and_overlays_are_above_the_stored_bits(path):
         dataset.add_new((group, 0x0102), 'US', bit)
     dataset.save_as(path)
     assert np.array_equal(levels(path), plain)
-
-
-# Other files
 
 
 @pytest.mark.parametrize('syntax', ['ImplicitVRLittleEndian', *NATIVE[:2], 'JPEGBaseline8Bit'])
@@ -304,10 +292,6 @@ def test_files_without_preamble_or_header_are_read(path, lacks, syntax):
         ({'ModalityLUTSequence': table(4, 0, 8, [7, 7, 7, 7])}, 'modality table'),
         ({'PixelPaddingValue': 0, 'PixelPaddingRangeLimit': 255}, 'PixelPaddingValue'),
         ({'PixelPaddingValue': 0, 'WindowCenter': -900, 'WindowWidth': 9}, 'WindowCenter -900'),
-        (
-            {'WindowCenter': 9000, 'WindowWidth': 10, 'VOILUTFunction': 'SIGMOID'} | INVERTED,
-            'WindowCenter 9000',
-        ),
     ],
 )
 def test_what_leaves_a_single_grey_level_is_named(path, tags, words):
@@ -315,12 +299,9 @@ def test_what_leaves_a_single_grey_level_is_named(path, tags, words):
     assert words in message and 'all pixels' in message
 
 
-@pytest.mark.parametrize(
-    'data', [b'', b'<html>', b'\x89PNG\r\n\x1a\n', b'version https://git-lfs.github.com/spec/v1\n']
-)
-def test_what_is_not_dicom_is_named(path, data):
-    path.write_bytes(data)
-    assert f'not a DICOM file, but {describe_contents(data)}' in refusal(path)
+def test_what_is_not_dicom_is_named(path):
+    path.write_bytes(b'version https://git-lfs.github.com/spec/v1\n')
+    assert 'not a DICOM file, but a Git LFS pointer' in refusal(path)
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning')
