@@ -1,11 +1,11 @@
 """Labels: the published order, targets under every policy and task, and refused settings."""
 
 import csv
+import itertools
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from data.labels import (
@@ -21,8 +21,7 @@ from data.labels import (
     training_targets,
 )
 from data.records import make_task
-from data.table import Fault, Table
-from data.table_warnings import label_warnings, report_names, similar_names
+from data.table_warnings import label_warnings, similar_names
 
 NAN = np.nan
 K = len(LABELS)
@@ -57,16 +56,12 @@ def test_labels_are_in_the_order_of_the_real_csv(nih1000: Path) -> None:
     assert [LABELS.index(label) for label in COMPETITION_LABELS] == [8, 2, 6, 5, 10]
 
 
-# ---- Doubtful tables
-
-
 @pytest.mark.parametrize(
     ('columns', 'expected'),
     [
         ({'a': TEN, 'b': TEN}, {'b': 'a'}),
         ({'a': TEN, 'b': TEN[::-1]}, {'b': 'a'}),
         ({'a': TEN, 'b': '0' + TEN[:-1]}, {}),
-        ({'a': '0' * 10, 'b': '0' * 10}, {}),
         ({'a': '1' * 10, 'b': '0' * 10}, {}),
         # With fewer cases of a class they may agree by chance.
         ({'a': '0000001111', 'b': '0000001111'}, {}),
@@ -102,10 +97,8 @@ def test_no_finding_with_a_finding_is_counted_and_named() -> None:
     ('name', 'label', 'expected'),
     [
         ('edema?', 'Edema', True),
-        ('EDEMA', 'Edema', True),
         ('Edema (mild)', 'Edema', True),
         ('oedema', 'Edema', True),
-        ('Edemas', 'Edema', True),
         ('pleural  effusion', 'Pleural_Effusion', True),
         ('PleuralEffusion', 'Pleural Effusion', True),
         ('no TB', 'TB', True),
@@ -113,24 +106,11 @@ def test_no_finding_with_a_finding_is_counted_and_named() -> None:
         ('Pneumothorax', 'Pneumonia', False),
         ('Effusion', 'Pleural Effusion', False),
         ('Edema', 'Edema', False),  # the label itself
-        ('?', 'Edema', False),
         ('Ödem?', 'Ödem', True),
     ],
 )
 def test_names_that_look_like_a_label_are_named(name: str, label: str, expected: bool) -> None:
     assert similar_names([name, 'other'], [label]) == ({name: label} if expected else {})
-
-
-def test_the_most_frequent_similar_names_are_shown() -> None:
-    faults: list[Fault] = []
-    marks = {f'mass {n}': ['1'] * n + [''] * (9 - n) for n in range(9)}
-    table = Table('made', faults.append, cells=pd.DataFrame(marks))
-    report_names(table, ['Edema', 'Mass'], [*marks])
-    assert "'mass 8' (Mass, rows: 8), 'mass 7'" in faults[0].detail
-    assert ' and 3 more ' in faults[0].detail and len(faults) == 1
-
-
-# ---- Policies
 
 
 @pytest.mark.parametrize('blank', ['negative', 'ignore'])
@@ -207,28 +187,24 @@ def test_a_policy_must_return_targets_that_a_loss_can_use(
             training_targets(labels, ['mine'] * K, **arguments)
 
 
-# ---- Tasks and evaluation
-
-
 def test_targets_of_the_binary_tasks_for_every_pair_of_values() -> None:
     """No Finding and one other observation, all values; effusion reads Pleural Effusion alone."""
     tasks = {name: make_task(name) for name in ('any_finding', 'any_finding_or_none', 'effusion')}
     assert tasks['any_finding'].labels == ('Any Finding',)
     assert tasks['effusion'].labels == ('Pleural Effusion',)
-    for k in range(1, K):
-        for no_finding in (1, 0, -1, NAN):
-            for value in (1, 0, -1, NAN):
-                labels = np.full((1, K), NAN, np.float32)
-                labels[0, 0], labels[0, k] = no_finding, value
-                negative = 0 if no_finding == 1 else NAN
-                any_finding = 1 if value == 1 else negative
-                effusion = any_finding if LABELS[k] == 'Pleural Effusion' else negative
-                wanted = {'any_finding': any_finding, 'effusion': effusion}
-                wanted['any_finding_or_none'] = float(value == 1)
-                for task, expected in wanted.items():
-                    targets = tasks[task].scored(Namespace(labels=labels))
-                    assert targets.shape == (1, 1) and targets.dtype == np.float32
-                    np.testing.assert_array_equal(targets[0, 0], expected, err_msg=LABELS[k])
+    values = (1, 0, -1, NAN)
+    for k, no_finding, value in itertools.product(range(1, K), values, values):
+        labels = np.full((1, K), NAN, np.float32)
+        labels[0, 0], labels[0, k] = no_finding, value
+        negative = 0 if no_finding == 1 else NAN
+        any_finding = 1 if value == 1 else negative
+        effusion = any_finding if LABELS[k] == 'Pleural Effusion' else negative
+        wanted = {'any_finding': any_finding, 'effusion': effusion}
+        wanted['any_finding_or_none'] = float(value == 1)
+        for task, expected in wanted.items():
+            targets = tasks[task].scored(Namespace(labels=labels))
+            assert targets.shape == (1, 1) and targets.dtype == np.float32
+            np.testing.assert_array_equal(targets[0, 0], expected, err_msg=LABELS[k])
 
 
 def test_evaluation_excludes_uncertain_and_counts_it() -> None:

@@ -1,9 +1,11 @@
 """Several sources in pre-training: entries, splits, samples, held-out errors, the run record."""
 
+import itertools
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from phantom_layouts import nih_phantom
@@ -33,9 +35,6 @@ def loaders_of(drive: Path, *entries: dict, options: tuple = ()):
     return build_loader(config_of(drive, *entries, options=options), LOGGER, is_pretrain=True)
 
 
-# Which images
-
-
 def test_each_source_holds_out_its_own_patients(drive):
     loaders = loaders_of(drive, HERE, THERE, LOOSE)
     for name, entry in (('here', HERE), ('there', THERE)):
@@ -56,9 +55,6 @@ def test_share_and_images_limit_a_source_and_not_its_held_out_patients(drive):
     assert [len(part) for part in loaders.holdout.dataset.parts.values()] == [4, 4, 1]
     held_out = loaders_of(drive, *entries, options=('EVAL.HOLDOUT_IMAGES', 2)).holdout
     assert [len(part) for part in held_out.dataset.parts.values()] == [2, 2, 1]
-
-
-# Samples
 
 
 def test_an_image_has_the_draws_of_its_source_and_row(drive):
@@ -92,13 +88,11 @@ REFUSED = [
     ([HERE, THERE | {'paht': 'x'}], r'SOURCES\[1\].*paht'),
     ([HERE, THERE | {'name': 'here'}], 'SOURCES.*here'),
     ([HERE | {'name': 'a/b'}], r'SOURCES\[0\].*name'),
-    ([HERE | {'name': 2020}], r'SOURCES\[0\].*name.*text.*2020'),
     ([HERE | {'dataset': 'chexprt'}], r'SOURCES\[0\].*dataset.*chexprt'),
     ([HERE | {'share': 0}], r'SOURCES\[0\].*share'),
     ([HERE | {'images': 2.5}], r'SOURCES\[0\].*images'),
     ([HERE | {'images': 2, 'share': 0.5}], r'SOURCES\[0\].*not both'),
     ([HERE, THERE | {'path': 'A/train'}], "SOURCES.*'there'.*'here'"),
-    ([HERE, THERE | {'path': 'B/../A'}], "SOURCES.*'here'"),
     ([HERE], r'DATA\.TRAIN_FRACTION', 'DATA.TRAIN_FRACTION', 0.5),  # of a single data set
     ([HERE], r'DATA\.TRAIN_IMAGES', 'DATA.TRAIN_IMAGES', 5),
 ]
@@ -119,9 +113,6 @@ def test_fine_tuning_refuses_sources_and_an_output_in_a_folder_source_is_refused
     check_sources(config_of(drive, HERE, options=('OUTPUT', str(drive / 'C'))), 'simmim')
     with pytest.raises(ValueError, match='OUTPUT'):
         check_sources(config_of(drive, LOOSE, options=('OUTPUT', str(drive / 'C'))), 'simmim')
-
-
-# Runs
 
 
 @pytest.fixture(scope='module')
@@ -151,14 +142,8 @@ SAME_ON_RANKS = SWIN | {'DROP_PATH_RATE': 0.0}  # each process drops paths of it
 
 
 def argv(folder: Path, output: Path, *more: str) -> list[str]:
-    cfg = tiny_config(
-        output / 'c.yaml',
-        'simmim',
-        SAME_ON_RANKS,
-        DATA=DATA,
-        TRAIN=TRAIN,
-        EVAL={'HOLDOUT_IMAGES': 0, 'EVERY': 2},
-    )
+    sections = {'DATA': DATA, 'TRAIN': TRAIN, 'EVAL': {'HOLDOUT_IMAGES': 0, 'EVERY': 2}}
+    cfg = tiny_config(output / 'c.yaml', 'simmim', SAME_ON_RANKS, **sections)
     return ['--cfg', str(cfg), '--data-path', str(folder), '--output', str(output), *more]
 
 
@@ -174,29 +159,23 @@ def test_held_out_errors_of_the_sources_and_their_mean(run):
     """The mean is over images, whose masks hide equally many pixels."""
     records = [record for record in read_metrics(run / 'metrics.jsonl') if 'holdout_l1' in record]
     assert len(records) == 2
-    for record in records:
-        for end in ('l1', 'l1_grey', 'l1_grey_linear'):
-            for split in ('holdout', 'reference'):
-                each = {name: record[f'{split}_{name}_{end}'] for name in NAMES}
-                assert len(set(each.values())) == len(NAMES)
-                counts = {name: count_held_out(run, name) for name in NAMES}
-                mean = sum(each[name] * counts[name] for name in NAMES) / sum(counts.values())
-                assert record[f'{split}_{end}'] == pytest.approx(mean, rel=1e-6)
     log = (run / 'log_rank0.txt').read_text()
     assert all(f'holdout_{name} masked L1' in log for name in NAMES)
-
-
-def count_held_out(run: Path, name: str) -> int:
-    """How many held-out images of a source the log counts."""
-    log = (run / 'log_rank0.txt').read_text()
-    found = re.search(rf'{name}: pre-training on \d+ images .*; (\d+) images of', log)
-    return int(found[1])
+    counts = [
+        int(re.search(rf'{name}: pre-training on \d+ images .*; (\d+) images of', log)[1])
+        for name in NAMES
+    ]
+    ends = ('l1', 'l1_grey', 'l1_grey_linear')
+    for record, end, split in itertools.product(records, ends, ('holdout', 'reference')):
+        errors = [record[f'{split}_{name}_{end}'] for name in NAMES]
+        assert len(set(errors)) == len(NAMES)
+        mean = np.average(errors, weights=counts)
+        assert record[f'{split}_{end}'] == pytest.approx(mean, rel=1e-6)
 
 
 def test_the_record_names_the_tables_of_each_source(run):
-    files = read_record(run)['data']['files']
     wanted = {'chexpert/train.csv', 'nih/DATA.DATASET', 'mimic/DATA.DATASET'}
-    assert wanted <= set(files)
+    assert wanted <= set(read_record(run)['data']['files'])
 
 
 def test_a_run_that_resumes_in_an_epoch_ends_bit_for_bit_the_same(run, phantoms, tmp_path):
@@ -208,9 +187,6 @@ def test_a_run_that_resumes_in_an_epoch_ends_bit_for_bit_the_same(run, phantoms,
     names = [f'reference_{name}_l1' for name in NAMES]
     last = [read_metrics(f / 'metrics.jsonl')[-1] for f in (run, folder)]
     assert [last[0][name] for name in names] == [last[1][name] for name in names]
-
-
-# Images that are left out
 
 
 def test_listed_images_are_left_out_and_no_other_patient_is_held_out(drive, tmp_path):

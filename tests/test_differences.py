@@ -54,9 +54,6 @@ def copied(trained, tmp_path) -> dict[str, Path]:
     }
 
 
-# One epoch of the engine, against sums by hand -------------------------------------------------
-
-
 def test_accumulation_clips_once_logs_the_mean_and_uses_the_rest(tmp_path):
     """Five micro-batches two by two: three updates, the last from one micro-batch alone."""
     batches, weight, losses, norms = five_batches(), np.array([1.0, 2.0, 3.0]), [], []
@@ -138,9 +135,6 @@ def test_log_has_reduced_figures_and_enough_digits_and_waits_when_it_prints(
     assert calls == [1, 3, 1]
 
 
-# Config, checkpoints, resuming ----------------------------------------------------------------
-
-
 def test_dump_and_checkpoint_hold_what_was_asked_for_and_the_dump_repeats_the_run(
     trained, tmp_path
 ):
@@ -176,9 +170,6 @@ def test_a_resumed_run_learns_at_the_rate_of_its_config(phantom, copied):
     records = read_metrics(folder / 'metrics.jsonl')
     assert [record['epoch'] for record in records] == [-1, 0, 1, 2]
     assert records[-1]['lr'] == pytest.approx(want, rel=1e-9)
-
-
-# Evaluation only ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('stage', ['simmim', 'finetune'])
