@@ -8,12 +8,11 @@ import pytest
 import torch
 from mistakes import STAGES, config_of, linked
 from tiny import arguments, run_folder, run_main, tiny_config
+from transfers import write_run
 
 import main_simmim
-from config import default_config
 from data.chexpert import read_csv
 from engine import loop, preflight
-from models import build_model
 
 ROW = re.compile(r'(ok|warning|problem) +(\w[\w: ]*?)  +(\S.*)')
 
@@ -28,7 +27,7 @@ def short(monkeypatch):
 def check(capfd):
     """Runs --check; returns exit code, verdict, and (status, text) by check."""
 
-    def run(stage: str, argv: list[str]) -> tuple[int, str, dict[str, tuple[str, str]]]:
+    def run(stage, argv):
         capfd.readouterr()
         code = run_main(stage, [*argv, '--check'])
         shown = capfd.readouterr().out.rstrip()
@@ -39,16 +38,14 @@ def check(capfd):
     return run
 
 
-def problems(rows: dict[str, tuple[str, str]]) -> set[str]:
+def problems(rows):
     return {name for name, (status, _) in rows.items() if status == 'problem'}
 
 
 @pytest.mark.parametrize('stage', STAGES)
 def test_a_run_that_is_ready(stage, phantom, tmp_path, check):
-    cfg, weights = tiny_config(tmp_path / 'run.yaml', stage), tmp_path / 'encoder.pth'
-    config = default_config()
-    config.merge_from_file(cfg)
-    torch.save({'model': build_model(config, is_pretrain=True).state_dict()}, weights)
+    weights = write_run(tmp_path, 'simmim')
+    cfg = tiny_config(tmp_path / 'run.yaml', stage)
     argv = arguments(cfg, phantom, tmp_path / 'out', '--pretrained', str(weights))
     code, verdict, rows = check(stage, argv)
     assert code == 0 and verdict.startswith('verdict: ready, about ')
@@ -132,7 +129,7 @@ def test_a_checkpoint_has_the_model_and_two_moments_of_adamw() -> None:
 
 def test_batch_norm_gets_two_images(phantom, tmp_path, check):
     """In the last layers a channel has one value per image, so batch norm rejects single images."""
-    model = {'TYPE': 'timm', 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
+    model = {'TYPE': 'timm', 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet10t'}}
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', model)
     code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
     assert code == 0 and not problems(rows)

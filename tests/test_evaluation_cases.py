@@ -78,10 +78,7 @@ def test_the_views_of_a_study_are_those_of_its_images() -> None:
     view, values = rng.choice(views, 100), np.zeros((100, 1))
     path = np.array([*map(str, range(100))], object)
     found = Cases('x', ('A',), path, study, study, values, values, {'View': view}).at_level('study')
-    wanted = [
-        ' and '.join(sorted({v for v, own in zip(view, study, strict=True) if own == name} - {''}))
-        for name in found.path
-    ]
+    wanted = [' and '.join(sorted({*view[study == name]} - {''})) for name in found.path]
     assert found.groups['View'].tolist() == wanted and '' in wanted
     assert max(text.count(' and ') for text in wanted) >= 2
 
@@ -102,12 +99,9 @@ def test_cases_of_records_have_the_targets_of_the_task(cases: Cases, has_policie
     labels = np.array([[1, UNCERTAIN], [0, NAN]])
     names = {key: getattr(cases, key)[:2] for key in ('path', 'study', 'patient')}
     records = SimpleNamespace(labels=labels, **names)
-    task = SimpleNamespace(
-        labels=cases.labels,
-        has_policies=has_policies,
-        exclusive=not has_policies,
-        scored=lambda records: np.where(records.labels == UNCERTAIN, NAN, records.labels),
-    )
+    task = SimpleNamespace(labels=cases.labels, has_policies=has_policies)
+    task.exclusive = not has_policies
+    task.scored = lambda records: np.where(records.labels == UNCERTAIN, NAN, records.labels)
     made = cases_of(records, task, cases.probabilities[:2], name='valid')
     np.testing.assert_array_equal(made.targets, [[1, NAN], [0, NAN]])
     assert made.groups == {} and made.exclusive == (not has_policies)
