@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_engine_loop import assert_same_weights, final_state
 from tiny import VIT, arguments, config_with, run_folder, run_main, tiny_config
 from torch import nn
 from torch.distributed import GradBucket
@@ -15,15 +16,22 @@ from engine.compilation import Compiled
 from engine.parallel import wrap_parallel
 from engine.train_state import TrainState
 from system import distributed
-from utils import read_checkpoint
 
 CPU = torch.device('cpu')
 LOGGER = logging.getLogger('compilation')
 
 
 @pytest.fixture
-def compiled_on_a_cpu(monkeypatch) -> None:
-    monkeypatch.setattr(loop, 'COMPILED_DEVICES', ('cpu', 'cuda'))
+def graphs(monkeypatch) -> list[torch.fx.GraphModule]:
+    """The graphs that a test compiles, without Inductor, which would take minutes."""
+    found, compile_with = [], torch.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, 'compile', lambda m, **_: compile_with(m, backend=backend))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -65,28 +73,20 @@ def test_auto_compiles_on_a_gpu(  # noqa: PLR0913
 
 @pytest.mark.slow
 def test_a_compiled_run_gives_the_same_weights_and_compiles_once(
-    phantom, tmp_path, monkeypatch, compiled_on_a_cpu
+    phantom, tmp_path, monkeypatch, graphs
 ) -> None:
     """With drop path, accumulation and scoring after each of two epochs."""
+    monkeypatch.setattr(loop, 'COMPILED_DEVICES', ('cpu', 'cuda'))
     sections = {'DATA': {'TRAIN_IMAGES': 12}, 'EVAL': {'HOLDOUT_IMAGES': 2}}
     cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', VIT, **sections)
-    graphs, compile_with = [], torch.compile
-
-    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
-        graphs.append(graph)
-        return graph.forward  # Inductor would take minutes
-
-    monkeypatch.setattr(torch, 'compile', lambda m, **_: compile_with(m, backend=backend))
     options = ['--opts', 'TRAIN.COMPILE', 'none']
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'eager', *options)) == 0
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'compiled')) == 0
     assert len(graphs) == 1, 'one graph of the whole model, compiled once'
     first, second = (
-        read_checkpoint(run_folder(tmp_path / name, 'simmim') / 'ckpt_epoch_1.pth')['model']
-        for name in ('eager', 'compiled')
+        final_state(run_folder(tmp_path / name, 'simmim')) for name in ('eager', 'compiled')
     )
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert_same_weights(second, first)
 
 
 def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(monkeypatch) -> None:
@@ -113,20 +113,13 @@ def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(monkeypatch) -> N
     assert all(map(torch.equal, *gradients))
 
 
-@pytest.mark.parametrize(('graphs', 'pieces'), [(False, 1), (True, 1), (False, 2)])
+@pytest.mark.parametrize(('keeps_gradients', 'pieces'), [(False, 1), (True, 1), (False, 2)])
 def test_processes_exchange_each_gradient_once_outside_of_the_compiled_model(
-    graphs: bool, pieces: int, tmp_path, monkeypatch
+    keeps_gradients: bool, pieces: int, tmp_path, monkeypatch, graphs
 ) -> None:
     """With accumulation, as one graph or one a bucket; the weights are those of plain training."""
     # 96 bytes of the last layer fill the first bucket.
     monkeypatch.setattr(torch.distributed, '_DEFAULT_FIRST_BUCKET_BYTES', 64)
-    compile_with, compiled = torch.compile, []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
-        compiled.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, 'compile', lambda m, **_: compile_with(m, backend=backend))
     monkeypatch.setattr(distributed, 'world_size', lambda: 2)  # the group below has one process
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 4))
@@ -135,7 +128,7 @@ def test_processes_exchange_each_gradient_once_outside_of_the_compiled_model(
     store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
     torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
     try:
-        wrapped = wrap_parallel(Compiled(model, graphs=graphs, logger=LOGGER), CPU)
+        wrapped = wrap_parallel(Compiled(model, graphs=keeps_gradients, logger=LOGGER), CPU)
         state = SimpleNamespace(model=wrapped, parallel=wrapped)
 
         def exchange(_: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -154,12 +147,12 @@ def test_processes_exchange_each_gradient_once_outside_of_the_compiled_model(
                 (plain(first).square().mean() + plain(second).square().mean()).backward()
                 for optimizer in steps:
                     optimizer.step()
-                assert TrainState.keeps_gradients.fget(state) == graphs
-                steps[0].zero_grad(set_to_none=not graphs)
+                assert TrainState.keeps_gradients.fget(state) == keeps_gradients
+                steps[0].zero_grad(set_to_none=not keeps_gradients)
                 steps[1].zero_grad()
     finally:
         torch.distributed.destroy_process_group()
-    assert len(compiled) == pieces
+    assert len(graphs) == pieces
     assert sum(exchanged) == len(batches) * sum(each.numel() for each in plain.parameters())
     torch.testing.assert_close(dict(model.named_parameters()), dict(plain.named_parameters()))
 
