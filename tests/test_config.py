@@ -194,7 +194,6 @@ def test_a_name_that_occurs_twice_in_a_mapping_is_refused(cfg) -> None:
         ('MODEL.SWIN.DEPTHS', '2'),
         ('DATA.IMG_SIZE', 'None'),
         ('DATA', '7'),
-        ('DATA', 'null'),
     ],
 )
 def test_a_value_of_the_wrong_type_names_key_and_source(tmp_path, cfg, key, text) -> None:
@@ -298,14 +297,12 @@ SHIPPED = sorted(path for path in ROOT.glob('configs/*/*.yaml') if '__' in path.
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_config_is_accepted_by_one_main_and_refused_by_the_others(path) -> None:
     of = path.name.partition('_')[0] if 'pretrain' in path.name else 'finetune'
-    for stage in STAGES:
-        config = default_config()
-        config.merge_from_file(path)
-        if stage == of:
+    config = default_config()
+    config.merge_from_file(path)
+    refuse_other_stage(config, of)
+    for stage in {*STAGES} - {of}:
+        with pytest.raises(ValueError, match=rf'main_{of}\.py.*main_{stage}\.py.* --cfg'):
             refuse_other_stage(config, stage)
-        else:
-            with pytest.raises(ValueError, match=rf'main_{of}\.py.*main_{stage}\.py.* --cfg'):
-                refuse_other_stage(config, stage)
 
 
 SMALLEST = {  # what a config of each stage may have at least
@@ -340,10 +337,8 @@ def test_the_options_of_a_config_tell_its_stage(of, stage, tmp_path) -> None:
 @pytest.mark.parametrize(
     'stage, key, value',
     [
-        ('simmim', 'LOSS.NAME', 'bce'),
-        ('simmim', 'AUG.ROTATION', '5'),
+        ('simmim', 'AUG.ROTATION', '5'),  # of two other stages
         ('contrastive', 'DATA.MASK_RATIO', '0.5'),
-        ('finetune', 'CONTRASTIVE.BLUR', '0.5'),
         ('finetune', 'MODEL.MAE.DECODER_DEPTH', '2'),
     ],
 )
@@ -393,8 +388,6 @@ def test_an_option_that_is_switched_off_imports_nothing(monkeypatch) -> None:
         ('auto', 200, 0.02, 'holdout'),
         ('auto', 200, 0.0, 'last'),
         ('holdout', 10, 0.02, 'holdout'),
-        ('valid', 10, 0.0, 'valid'),
-        ('last', 1000, 0.02, 'last'),
     ],
 )
 def test_few_training_images_select_no_epoch_by_default(value, images, fraction, wanted) -> None:
@@ -451,7 +444,6 @@ def test_changes_between_two_texts_are_listed_by_key() -> None:
         ('DATA.BLANK', 'ignore', {'weights', 'selection'}),
         ('EVAL.LEVEL', 'image', {'selection', 'scores'}),
         ('EVAL.INTERNAL_SHARE', 0.5, {'patients', 'scores'}),
-        ('REPORT.MAPS', 0, {'scores'}),
     ],
 )
 def test_a_change_is_listed_for_what_it_affects(key: str, value: object, effects: set[str]) -> None:
@@ -479,10 +471,10 @@ def test_saved_options_are_read_without_keys_that_no_longer_exist() -> None:
 
 
 @pytest.mark.parametrize('as_text', [False, True])
-@pytest.mark.parametrize('text', ['a: 1\nb: 2\na: 1\n', 'DATA:\n  X: {k: 1, l: [2], k: 3}\n'])
-def test_a_key_that_occurs_twice_in_yaml_is_refused(text: str, as_text: bool) -> None:
-    with pytest.raises(ValueError, match="line.*'[ak]'"):
-        load_yaml(text, as_text=as_text)
+def test_a_key_that_occurs_twice_in_yaml_is_refused(as_text: bool) -> None:
+    for text in ('a: 1\nb: 2\na: 1\n', 'DATA:\n  X: {k: 1, l: [2], k: 3}\n'):
+        with pytest.raises(ValueError, match="line.*'[ak]'"):
+            load_yaml(text, as_text=as_text)
     assert load_yaml('a: {k: 1}\nb: {k: 1}\n', as_text=as_text).keys() == {'a', 'b'}
 
 

@@ -19,13 +19,7 @@ from test_readme import ROOT
 from tiny import SMALLEST_SWIN, config_with
 from torch import nn
 
-from config import (
-    OPTIONS,
-    REGISTRIES,
-    check_config,
-    part_options,
-    part_with_options,
-)
+from config import OPTIONS, REGISTRIES, check_config, part_options, part_with_options
 from data.labels import LABELS, training_targets
 from data.masking import MaskGenerator
 from data.records import task_of
@@ -130,16 +124,13 @@ def use_policy(config, folder: Path) -> None:
     file = folder / 'ranges.yaml'
     file.write_text('{Edema: [0.2, 0.3]}')
     config.DATA.RANGES.FILE = str(file)
-    labels = np.full((50, 1), -1, np.float32)
     options = {'ranges': part_options('DATA.UNCERTAIN', 'ranges', config)}
-    for name in ('Edema', 'Fracture'):
-        given = {'blank': 'negative', 'rows': np.arange(50), 'names': [name], 'options': options}
-        if name == 'Fracture':
-            with pytest.raises(ValueError, match='DATA.RANGES.FILE.*Fracture'):
-                training_targets(labels, ['ranges'], **given)
-        else:
-            targets = training_targets(labels, ['ranges'], **given)
-            assert 0.2 <= targets.min() < 0.22 and 0.28 < targets.max() <= 0.3
+    given = {'blank': 'negative', 'rows': np.arange(50), 'options': options}
+    labels = np.full((50, 1), -1, np.float32)
+    targets = training_targets(labels, ['ranges'], names=['Edema'], **given)
+    assert 0.2 <= targets.min() < 0.22 and 0.28 < targets.max() <= 0.3
+    with pytest.raises(ValueError, match='DATA.RANGES.FILE.*Fracture'):
+        training_targets(labels, ['ranges'], names=['Fracture'], **given)
 
 
 def use_task(config, folder: Path) -> None:
@@ -289,7 +280,6 @@ def test_the_site_builds_without_warnings_and_is_searched_from_disk(
 
 
 def test_the_python_api_describes_modules_that_exist() -> None:
-    page = (ROOT / 'docs' / 'reference' / 'api.md').read_text(encoding='utf-8')
-    names = re.findall(r'^::: (\S+)$', page, re.MULTILINE)
-    paths = [ROOT / name.replace('.', '/') for name in names]
+    page = (DOCS / 'reference' / 'api.md').read_text(encoding='utf-8')
+    paths = [ROOT / name.replace('.', '/') for name in re.findall(r'^::: (\S+)$', page, re.M)]
     assert [p for p in paths if not (p.is_dir() or p.with_suffix('.py').is_file())] == []
