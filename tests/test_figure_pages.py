@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,18 +21,7 @@ from evaluation.saliency import plot_prediction
 from sweeps import plots
 from sweeps.files import Row, Sweep, load_sweep, plan, run_folder
 from sweeps.long_table import SYNTHETIC
-from sweeps.plots import (
-    FROM_FILE,
-    HERE,
-    NO_NETWORK,
-    RANDOM,
-    STARTS,
-    bars_note,
-    rows_with_curves,
-    start_of,
-    starts_note,
-)
-from sweeps.tables import file_name, score_title
+from sweeps.tables import score_title
 from system.pages import (
     TALLEST,
     WIDTH,
@@ -42,11 +32,8 @@ from system.pages import (
     split_pages,
 )
 
-SWEEPS = sorted(
-    path for folder in ('comparison', 'studies')
-    for path in (ROOT / 'scripts' / folder).glob('*.yaml')
-)  # fmt: skip
-ABLATIONS = sorted((ROOT / 'scripts/ablations').rglob('*.yaml'))
+SWEEPS = sorted([*ROOT.glob('scripts/comparison/*.yaml'), *ROOT.glob('scripts/studies/*.yaml')])
+ABLATION, *ABLATIONS = sorted(ROOT.glob('scripts/ablations/**/*.yaml'))
 GROUPS = [f'Age: {n} to {n + 9}' for n in range(0, 100, 10)]
 LABELS = [f'Finding number {n}' for n in range(40)]
 
@@ -165,7 +152,7 @@ def test_curves_name_a_training_loss_that_is_not_the_held_out_one(methods, tmp_p
 
 def test_curves_are_those_of_the_runs_with_the_most_labels(methods: Sweep, tmp_path: Path) -> None:
     def found(seed: int = 0) -> list[Row]:
-        return rows_with_curves(methods, [seed], tmp_path, pretrain=False)
+        return plots.rows_with_curves(methods, [seed], tmp_path, pretrain=False)
 
     assert found() == []
     few, many = ([row for row in methods.rows if row.subset == share] for share in ('0.1', '1'))
@@ -200,14 +187,19 @@ class Made:
         return lambda index: Image.fromarray(np.full((280, 200), 90, np.uint8))
 
 
-@pytest.mark.parametrize('count', [1, 7])
-def test_examples_fit_on_pages(count: int, tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def records(monkeypatch) -> Made:
     monkeypatch.setattr(figures, 'images_of', lambda records: records)
-    found = figures.plot_examples(Made(), count, 0)
+    return Made()
+
+
+@pytest.mark.parametrize('count', [1, 7])
+def test_examples_fit_on_pages(count: int, records: Made, monkeypatch) -> None:
+    found = figures.plot_examples(records, count, 0)
     assert [*found][:1] == (['examples'] if len(found) == 1 else ['examples_1'])
-    steps = type('Steps', (), {'steps': ('resize',) * 7, 'setup': None})()
+    steps = SimpleNamespace(steps=('resize',) * 7, setup=None)
     monkeypatch.setattr(figures, 'apply_steps', lambda image, *_: image)
-    found |= figures.plot_steps(Made(), steps, count, 0)
+    found |= figures.plot_steps(records, steps, count, 0)
     check_pages([*found.values()], len(found))
     titles = [axis.get_title(loc='left') for figure in found.values() for axis in figure.axes]
     assert sum(title.startswith('Finding') for title in titles) == 14
@@ -215,11 +207,9 @@ def test_examples_fit_on_pages(count: int, tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize('root, synthetic', [('CheXpert-phantom', True), ('CheXpert', False)])
 def test_figures_of_images_say_if_they_are_synthetic(
-    root: str, synthetic: bool, monkeypatch, saved, tmp_path: Path
+    root: str, synthetic: bool, records: Made, saved, tmp_path: Path
 ) -> None:
-    records = Made()
     records.path = np.array([f'{root}/valid/patient{n}.jpg' for n in range(20)], object)
-    monkeypatch.setattr(figures, 'images_of', lambda records: records)
     counts = pd.DataFrame({'column': ['All', 'Edema'], 'group': ['All', 'positive']})
     counts = counts.assign(split='valid', images=20)
     ages = pd.DataFrame({'split': 'valid', 'age': ['0-39'], 'sex': 'Male', 'images': [20]})
@@ -235,20 +225,17 @@ def test_figures_of_images_say_if_they_are_synthetic(
 @pytest.mark.filterwarnings('error')
 def test_long_labels_of_predictions_leave_room_for_their_bars(tmp_path: Path) -> None:
     labels = [f'{"A finding with many words " * 3}and the number {n}' for n in range(12)]
-    image, maps = np.zeros((64, 64), np.uint8), {labels[0]: np.zeros((4, 4))}
-    probabilities = dict.fromkeys(labels, 0.5)
-    plot_prediction(tmp_path / 'p', {'a': image, 'b': image}, maps, probabilities, title='t')
+    images, maps = dict.fromkeys('ab', np.zeros((64, 64), np.uint8)), {labels[0]: np.zeros((4, 4))}
+    plot_prediction(tmp_path / 'p', images, maps, dict.fromkeys(labels, 0.5), title='t')
     found = texts(tmp_path)['p']
     assert found.count('A finding with many  … e number 0') == 2  # its bar and its map
     assert all(f'A finding with many  … e number {n}' in found for n in range(10))
 
 
-def test_a_row_of_examples_is_as_tall_as_its_own_images(monkeypatch) -> None:
-    records = Made()
+def test_a_row_of_examples_is_as_tall_as_its_own_images(records: Made) -> None:
     records.labels = np.eye(20, 14)  # a label has an image of its own, and a row four labels
     heights = [280] * 5 + [100] * 9  # two pages of seven
     records.reader = lambda files: lambda n: Image.fromarray(np.zeros((heights[n], 200), np.uint8))
-    monkeypatch.setattr(figures, 'images_of', lambda records: records)
     found = figures.plot_examples(records, 1, 0).values()
     wanted = [0.8 + 2 * (figures.TITLE_HEIGHT + WIDTH / 4 * shape) for shape in (1.4, 0.5)]
     assert [figure.get_figheight() for figure in found] == pytest.approx(wanted)
@@ -258,21 +245,18 @@ def test_a_row_of_examples_is_as_tall_as_its_own_images(monkeypatch) -> None:
     'num_maps, num_labels, pages', [(1, 1, 1), (3, 14, 1), (9, 14, 2), (2, 70, 3)]
 )
 def test_figures_of_predictions_fit_on_pages(num_maps, num_labels, pages, saved, tmp_path) -> None:
-    image = np.zeros((64, 64), np.uint8)
     names = [f'Finding {n}' for n in range(num_labels)]
     maps = dict.fromkeys(names[:num_maps], np.ones((64, 64)))
-    truth = dict.fromkeys(names, 1.0)
-    values = dict.fromkeys(names, 0.25)
-    images = {'original, 64 x 64 px': image, 'as the model sees it, 64 x 64 px': image}
+    truth, values = (dict.fromkeys(names, value) for value in (1.0, 0.25))
+    images = dict.fromkeys(['original', 'as the model sees it'], np.zeros((64, 64), np.uint8))
     plot_prediction(tmp_path / 'p', images, maps, values, title='Grad-CAM', truth=truth)
     drawn = saved[::2]  # as PNG and SVG
     axes = [axis for figure in drawn for axis in figure.get_axes()]
     bars = [tick.get_text() for axis in axes for tick in axis.get_yticklabels()]
     assert [text for text in bars if text.startswith('Finding')] == names
     assert [axis.get_title(loc='left') for axis in axes if axis.get_title(loc='left')] == [*maps]
-    assert {figure.get_supxlabel() for figure in drawn} == {
-        'Orange: labels with maps. Not for clinical use.'
-    }
+    (note,) = {figure.get_supxlabel() for figure in drawn}
+    assert note == 'Orange: labels with maps. Not for clinical use.'
     check_pages(drawn, pages)
 
 
@@ -332,16 +316,9 @@ def test_pages_have_all_items_in_order_and_about_as_many_each() -> None:
     assert page_files(Path('a/b.png'), 2) == [Path('a/b_1.png'), Path('a/b_2.png')]
 
 
-# What a row starts from ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     'path',
-    [
-        *SWEEPS,
-        ABLATIONS[0],
-        *[pytest.param(path, marks=pytest.mark.slow) for path in ABLATIONS[1:]],
-    ],
+    [*SWEEPS, ABLATION, *(pytest.param(path, marks=pytest.mark.slow) for path in ABLATIONS)],
     ids=lambda path: path.stem,
 )
 def test_legends_say_what_the_runs_start_from(path: Path, monkeypatch) -> None:
@@ -355,16 +332,13 @@ def test_legends_say_what_the_runs_start_from(path: Path, monkeypatch) -> None:
     folders = {job.folder: job for job in jobs}
     for row in sweep.rows:
         job = folders[run_folder('/runs', 'finetune', row, 0)]
-        wanted = RANDOM
+        wanted = plots.RANDOM
         if job.config.FINETUNE.MODE in ('pixels', 'metadata'):
-            wanted = NO_NETWORK
+            wanted = plots.NO_NETWORK
         elif job.config.PRETRAINED:
-            wanted = HERE if job.config.PRETRAINED.startswith('/runs/') else FROM_FILE
-        assert start_of(row) == wanted, row.name
-        assert starts_note(sweep, [row.name]).lower() == f'{STARTS[wanted][1]}.'.lower()
-
-
-# Which rows and labels are drawn ------------------------------------------------------------------
+            wanted = plots.HERE if job.config.PRETRAINED.startswith('/runs/') else plots.FROM_FILE
+        assert plots.start_of(row) == wanted, row.name
+        assert plots.starts_note(sweep, [row.name]).lower() == f'{plots.STARTS[wanted][1]}.'.lower()
 
 
 def texts(folder: Path) -> dict[str, list[str]]:
@@ -411,8 +385,8 @@ def test_groups_with_few_cases_are_named_and_not_drawn(methods, table, tmp_path:
 
 def test_notes_say_why_a_score_has_no_bar() -> None:
     scored = pd.DataFrame({'value': [0.7, np.nan], 'low': [0.6, np.nan]})
-    assert bars_note(scored) == 'Bars: 95 % over patients, of the mean over seeds.'
-    assert bars_note(scored.assign(low=np.nan)).endswith('none: too few cases or resamples.')
+    assert plots.bars_note(scored) == 'Bars: 95 % over patients, of the mean over seeds.'
+    assert plots.bars_note(scored.assign(low=np.nan)).endswith('none: too few cases or resamples.')
 
 
 @pytest.mark.filterwarnings('error')
@@ -454,34 +428,33 @@ def test_dollar_signs_of_names_are_no_formulas(name: str, tmp_path: Path) -> Non
     assert name in encode_figure(figure)['.svg'].decode()
 
 
-def test_figures_of_phantoms_say_so(methods: Sweep, tmp_path: Path) -> None:
+def test_figures_of_phantoms_say_so(methods: Sweep, tmp_path: Path, saved) -> None:
     sweep, lines, scores = methods, score_table(methods), long_table(methods, LABELS[:2])
     fact = {'row': 'moco_1', 'label': '', 'group': '', 'metric': SYNTHETIC, 'seed': '0'}
     phantoms = pd.concat([scores, pd.DataFrame([fact | {'resample': '', 'value': 1.0}])])
     make_curve(tmp_path, sweep.rows[0].pretraining, sweep.rows[0], [0])
     for table in (scores, phantoms):
-        plots.plot_scores(tmp_path / 'scores.svg', lines, sweep, table)
-        plots.plot_differences(tmp_path / 'differences.svg', lines, sweep, table)
-        plots.plot_labels(tmp_path / 'labels.svg', table, sweep)
-        plots.plot_groups(tmp_path / 'groups.svg', table, sweep, 'mean')
-        plots.plot_subsets(tmp_path / 'shares.svg', table, sweep, 'mean')
-        curves = tmp_path / 'curves.svg'
-        plots.plot_curves(curves, sweep, [0], tmp_path, pretrain=True, scores=table)
-        for stem, found in texts(tmp_path).items():
-            assert ('Synthetic X-rays.' in ' '.join(found)) == (table is phantoms), stem
+        path = tmp_path / 'f.svg'
+        plots.plot_scores(path, lines, sweep, table)
+        plots.plot_differences(path, lines, sweep, table)
+        plots.plot_labels(path, table, sweep)
+        plots.plot_groups(path, table, sweep, 'mean')
+        plots.plot_subsets(path, table, sweep, 'mean')
+        plots.plot_curves(path, sweep, [0], tmp_path, pretrain=True, scores=table)
+        notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
+        assert ['Synthetic X-rays.' in note for note in notes] == [table is phantoms] * 6
+        saved.clear()
 
 
 def test_plot_writes_the_named_rows_only_and_removes_old_pages(
-    tmp_path: Path, capsys, only_svg
+    methods: Sweep, table: pd.DataFrame, tmp_path: Path, capsys, only_svg
 ) -> None:
-    sweep = load_sweep(methods_file(tmp_path))
-    lines = score_table(sweep).assign(labels='', seeds=2, sd=0.01, p=0.01, p_holm=0.02)
-    lines['by_seed'] = '0.1 0.1'
-    lines.to_csv(tmp_path / f'{file_name(sweep.name, "mean")}.csv', index=False)
-    table = long_table(sweep).assign(fold='', split='test', level='study')
+    facts = {'labels': '', 'seeds': 2, 'sd': 0.01, 'p': 0.01, 'p_holm': 0.02, 'by_seed': '0.1 0.1'}
+    score_table(methods).assign(**facts).to_csv(tmp_path / 'mine_mean.csv', index=False)
+    table = table.assign(fold='', split='test', level='study')
     table.to_csv(tmp_path / 'mine_scores.csv', index=False)
     (tmp_path / 'mine_labels_7.png').touch()
-    words = ['plot', '--sweep', sweep.path, '--save', tmp_path]
+    words = ['plot', '--sweep', methods.path, '--save', tmp_path]
     assert run_script('ablate', *words, '--rows', 'moco', 'scratch_1') == 0
     names = {path.name for path in tmp_path.glob('*.png')}
     assert {f'mine_{n}.png' for n in ('mean', 'mean_differences', 'shares')} <= names
@@ -489,9 +462,8 @@ def test_plot_writes_the_named_rows_only_and_removes_old_pages(
     figure = tmp_path / 'one.svg'
     assert run_script('ablate', *words, '--rows', 'scratch', 'moco_1', '--figure', figure) == 0
     found = texts(tmp_path)['one']
-    assert [text for text in found if text in ('scratch', 'moco', 'simmim')] == [
-        'scratch', 'scratch', 'moco'
-    ]  # fmt: skip
+    drawn = [text for text in found if text in ('scratch', 'moco', 'simmim')]
+    assert drawn == ['scratch', 'scratch', 'moco']
     assert 'AUROC, mean of 40 labels' in found
     assert score_title('mean', table, in_groups=True) == 'AUROC, mean of 30 to 40 labels'
     assert run_script('ablate', *words, '--rows', 'mae') == 2
