@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from phantom_layouts import nih_phantom
-from tiny import run_script
+from tiny import ROOT, run_script
+from torch.utils.data import DataLoader
 from xray_splits import LOGGER, make_config, write_split
 
 from data.build import build_loader
 from data.folds import fold_files, folds_of, write_folds
 from data.reading import read_split
+from data.records import Records
 
 PARTS = 3
-STUDIES = Path(__file__).resolve().parents[1] / 'docs' / 'results'
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +34,7 @@ def part_of(patient: str) -> int:
     return int.from_bytes(digest, 'big') % PARTS
 
 
-def patients_of(loader: torch.utils.data.DataLoader) -> set[str]:
+def patients_of(loader: DataLoader) -> set[str]:
     return {*loader.dataset.records.patient}
 
 
@@ -78,8 +78,8 @@ def test_a_row_keeps_the_number_that_its_random_numbers_depend_on(data: Path) ->
 @pytest.mark.parametrize('study, row', [('real_xrays', 'simmim_1'), ('main_model', 'swin_1')])
 def test_the_committed_studies_have_these_folds(study: str, row: str) -> None:
     """Their files have the ranks of the images within the fold, whose mean is a half."""
-    table = pd.read_csv(STUDIES / study / 'predictions' / 'predictions.csv.gz', dtype={'row': str})
-    table = table[(table['row'] == row) & (table['seed'] == 0)]
+    file = ROOT / 'docs/results' / study / 'predictions/predictions.csv.gz'
+    table = pd.read_csv(file, dtype={'row': str}).query(f'row == "{row}" and seed == 0')
     assert len(table) == 1000
     patient = table['Path'].str.extract(r'(patient\d+)')[0].to_numpy(object)
     for _, ranks in table['Pneumonia'].groupby(folds_of(patient, 5)):
@@ -87,15 +87,20 @@ def test_the_committed_studies_have_these_folds(study: str, row: str) -> None:
 
 
 def test_the_folds_of_a_known_data_set_are_tables_with_its_labels(tmp_path: Path) -> None:
-    nih_phantom(tmp_path / 'nih', num_train=9, num_valid=1, num_test=3, size=40)
+    root = tmp_path / 'nih'
+    nih_phantom(root, num_train=9, num_valid=1, num_test=3, size=40)
     options = ['DATA.DATASET', 'nih', 'DATA.LABELS', ['Edema']]
-    config = make_config(tmp_path / 'nih', *options)
+
+    def read(split: str, folder: Path, part: int) -> Records:
+        config = make_config(root, *options, *tables_of(folder, part))
+        return read_split(config, split, LOGGER)
+
+    config = make_config(root, *options)
     whole = read_split(config, 'train', LOGGER)
     write_folds(config, tmp_path, PARTS)
     scored = []
     for part in range(PARTS):
-        own = make_config(tmp_path / 'nih', *options, *tables_of(tmp_path, part))
-        train, valid = (read_split(own, split, LOGGER) for split in ('train', 'valid'))
+        train, valid = (read(split, tmp_path, part) for split in ('train', 'valid'))
         assert set(valid.patient) == set(whole.patient[folds_of(whole.patient, PARTS) == part])
         assert not set(train.patient) & set(valid.patient)
         assert len(train) + len(valid) == len(whole)
@@ -103,18 +108,14 @@ def test_the_folds_of_a_known_data_set_are_tables_with_its_labels(tmp_path: Path
     assert sorted(scored) == whole.row.tolist()
     # Folds of a table of all splits that replaces that of the data set.
     table = tmp_path / 'table.csv'
-    words = ['--data-path', tmp_path / 'nih', '--table', table, '--opts', *options[:3], "['Edema']"]
+    words = ['--data-path', root, '--table', table, '--opts', *options[:3], "['Edema']"]
     assert run_script('describe_data', *words) == 0
-    write_folds(
-        make_config(tmp_path / 'nih', *options, 'DATA.TRAIN_CSV', str(table)), tmp_path / 'of', 2
-    )
-    own = make_config(tmp_path / 'nih', *options, *tables_of(tmp_path / 'of', 0))
-    assert 0 < len(read_split(own, 'valid', LOGGER)) < len(whole)
-    text = (tmp_path / 'valid_0.csv').read_text().replace('.png', '_none.png')
-    (tmp_path / 'valid_0.csv').write_text(text)
-    own = make_config(tmp_path / 'nih', *options, *tables_of(tmp_path, 0))
+    write_folds(make_config(root, *options, 'DATA.TRAIN_CSV', str(table)), tmp_path / 'of', 2)
+    assert 0 < len(read('valid', tmp_path / 'of', 0)) < len(whole)
+    file = tmp_path / 'valid_0.csv'
+    file.write_text(file.read_text().replace('.png', '_none.png'))
     with pytest.raises(ValueError, match='valid_0.csv.*none.png'):
-        read_split(own, 'valid', LOGGER)
+        read('valid', tmp_path, 0)
 
 
 def test_an_empty_fold_and_tables_of_other_folds_are_refused(data: Path, tmp_path: Path) -> None:
