@@ -83,76 +83,80 @@ def test_the_command_in_the_log_of_a_run_predicts_the_images_of_a_csv_file(
     assert found == [str(phantom.parent / path) for path in named]
 
 
+@pytest.fixture
+def figures(predict, monkeypatch) -> dict[Path, tuple]:
+    """What would be drawn, by the file without its suffix: parts, title and true labels."""
+    drawn = {}
+
+    def plot(path: Path, *parts: Any, title: str, truth: dict | None, file: str) -> None:
+        drawn[path] = (*parts, title, truth)
+
+    monkeypatch.setattr(predict.script, 'plot_prediction', plot)
+    return drawn
+
+
 def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
-    run, phantom, predict, tmp_path, monkeypatch, capsys
+    run, phantom, predict, figures, tmp_path
 ):
-    shown, draw = [], predict.script.plot_prediction
-
-    def record(path: Path, *parts: Any, title: str, truth: None, file: str) -> None:
-        shown.append((path, *parts))
-        assert title == 'Grad-CAM, 8 x 8 cells'  # the last stage of the Swin at 32 px
-        assert truth is None
-        if len(shown) == 1:
-            draw(path, *parts, title=title, truth=truth, file=file)
-
-    monkeypatch.setattr(predict.script, 'plot_prediction', record)
     images = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:2]
     words = ['--checkpoint', checkpoint_of(run), '--output', tmp_path / 'p.csv', '--num-workers', 0]
     assert predict(*images, *words, '--maps', 'Pleural Effusion', 'Edema') == 0
-    assert [path.parent for path, *_ in shown] == [tmp_path / 'p_maps'] * 2
-    places = ['_'.join(image.with_suffix('').parts[-3:]) for image in images]
-    names = [f'0001_{places[0]}', f'0002_{places[1]}']
-    assert [path.name for path, *_ in shown] == names and 'patient' in names[0]
-    assert Image.open(f'{shown[0][0]}.png').width > 1000
-    drawn = Path(f'{shown[0][0]}.svg').read_text()
-    assert drawn.count('<image') >= 6 and 'Synthetic X-rays.' in drawn
-    table, config = pd.read_csv(tmp_path / 'p.csv'), trained_config(checkpoint_of(run))
+    names = ['_'.join(image.with_suffix('').parts[-3:]) for image in images]
+    assert [*figures] == [tmp_path / f'p_maps/000{n}_{name}' for n, name in enumerate(names, 1)]
+    config = trained_config(checkpoint_of(run))
     model = load_classifier(config, checkpoint_of(run), torch.device('cpu'), logging.getLogger())
     view = EvalTransform(config, is_scored=False)
-    for row, image, (_, pictures, maps, probabilities) in zip(range(2), images, shown, strict=True):
+    for image, predicted, drawn in zip(
+        images, values_of(tmp_path / 'p.csv'), figures.values(), strict=True
+    ):
+        pictures, maps, probabilities, title, truth = drawn
+        assert title == 'Grad-CAM, 8 x 8 cells'  # the last stage of the Swin at 32 px
+        assert truth is None
         original, grey = pictures.values()
         assert original == load_image(image) and original.size != grey.shape
         assert list(maps) == ['Pleural Effusion', 'Edema'] and grey.shape == (32, 32)
-        np.testing.assert_allclose(list(probabilities.values()), values_of(tmp_path / 'p.csv')[row])
-        assert list(probabilities) == table.columns.tolist()[1:]
+        assert list(probabilities) == list(LABELS)
+        np.testing.assert_allclose(list(probabilities.values()), predicted)
         batch = view(load_image(image), None)[None]
         for label, found in maps.items():
             k = LABELS.index(label)
             expected = grad_cam(model, batch, lambda out, k=k: positive_logits(out, 14)[:, k])
             np.testing.assert_allclose(found, enlarge(expected, batch)[0], atol=1e-6)
-    assert np.abs(maps['Edema'] - maps['Pleural Effusion']).max() > 1e-3
-    before = (tmp_path / 'p.csv').read_bytes()
-    assert predict(*reversed(images), *words, '--maps', 'Edema') == 2  # the folder has figures
-    assert str(tmp_path / 'p_maps') in capsys.readouterr().err
-    assert (tmp_path / 'p.csv').read_bytes() == before and len(shown) == 2
-    shutil.rmtree(tmp_path / 'p_maps')
-    assert predict(*images, *words, '--maps', 'Oedema') == 2
+        assert np.abs(maps['Edema'] - maps['Pleural Effusion']).max() > 1e-3
+
+
+def test_maps_of_an_unknown_label_or_in_a_folder_with_figures_are_refused(
+    run, phantom, predict, tmp_path, capsys
+):
+    output = tmp_path / 'p.csv'
+    words = [phantom / 'valid', '--checkpoint', checkpoint_of(run), '--output', output, '--maps']
+    assert predict(*words, 'Oedema') == 2
     assert '--maps' in (error := capsys.readouterr().err) and 'Oedema' in error
+    (tmp_path / 'p_maps').mkdir()
+    (tmp_path / 'p_maps' / '0001.png').touch()
+    assert predict(*words, 'Edema') == 2
+    assert str(tmp_path / 'p_maps') in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_figures_of_a_data_set_have_its_true_labels(
-    run, phantom, predict, tmp_path, monkeypatch, capsys
+    run, phantom, predict, figures, tmp_path, capsys
 ):
-    shown = {}
-
-    def note(path: Path, *_: object, truth: dict | None, **__: object) -> None:
-        shown[path.name[5:]] = truth
-
-    monkeypatch.setattr(predict.script, 'plot_prediction', note)
     words = ['--dataset', 'chexpert', '--split', 'valid', '--checkpoint', checkpoint_of(run)]
     words += ['--num-workers', 0, '--maps', 'Edema', '--output']
     assert predict(phantom, *words, tmp_path / 'p.csv') == 0
+    truth = {path.name[5:]: drawn[-1] for path, drawn in figures.items()}
     table = pd.read_csv(phantom / 'valid.csv').set_index('Path')
-    assert len(shown) == len(table) and table['Edema'].nunique() == 2
+    assert len(truth) == len(table) and table['Edema'].nunique() == 2
     for path, row in table.iterrows():
-        truth = shown['_'.join(Path(path).with_suffix('').parts[-3:])]
-        assert truth == {label: row[label] == 1 for label in LABELS}
-    shown.clear()
+        shown = truth['_'.join(Path(path).with_suffix('').parts[-3:])]
+        assert shown == {label: row[label] == 1 for label in LABELS}
+    figures.clear()
     folder = tmp_path / phantom.name
     shutil.copytree(phantom / 'valid', folder / 'valid')
     table.drop(columns='Edema').to_csv(folder / 'valid.csv')
     assert predict(folder, *words, tmp_path / 'q.csv') == 0
-    assert set(shown.values()) == {None}
+    assert {drawn[-1] for drawn in figures.values()} == {None}
     assert 'Edema' in capsys.readouterr().err
 
 

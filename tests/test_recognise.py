@@ -37,11 +37,10 @@ def test_a_misfit_names_options_that_fit_the_file(config: CfgNode, tmp_path) -> 
     """The options of the message, in a config of another encoder, build a model of the file."""
     with torch.device('meta'):
         source = build_model(config, is_pretrain=False)
-    state = {
-        key: torch.ones_like(value, device='cpu') for key, value in source.state_dict().items()
+    state = {  # without the prefix, as in a file of timm
+        key.removeprefix('encoder.'): torch.ones_like(value, device='cpu')
+        for key, value in source.state_dict().items()
     }
-    if config.MODEL.TYPE == 'timm':  # as in a file of timm
-        state = {key.removeprefix('encoder.'): value for key, value in state.items()}
     wrong = make_config('vit', config.MODEL.IN_CHANS, MODEL__VIT__EMBED_DIM=16,
                         DATA__IMG_SIZE=config.DATA.IMG_SIZE, MODEL__VIT__PATCH_SIZE=2)  # fmt: skip
     with pytest.raises(ValueError, match='looks like') as raised:
