@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from transfers import make_config
 
 from config import check_config
@@ -23,7 +22,7 @@ MAE_OPTIONS = {
 
 
 def mae_config(channels: int = 1, **options: object):
-    """Return a config of a ViT with 4 x 4 patches of 8 px, width 32 and decoder width 16."""
+    """A ViT with 4 x 4 patches of 8 px, width 32 and decoder width 16."""
     return make_config('vit', channels, **(MAE_OPTIONS | options))
 
 
@@ -32,14 +31,6 @@ def seeded(channels: int = 1, **options: object) -> MAE:
     check_config(config, 'simmim')
     torch.manual_seed(0)
     return build_model(config)
-
-
-def batch(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return three images of 4 x 4 patches and different masks that hide 75 %."""
-    torch.manual_seed(1)
-    generator, rng = MaskGenerator(32, 8, 8, 0.75), np.random.default_rng(0)
-    masks = torch.from_numpy(np.stack([generator(rng) for _ in range(3)]).astype(np.uint8))
-    return torch.randn(3, model.in_chans, 32, 32) * 2 + 1, masks
 
 
 @pytest.mark.parametrize('grid, width', [(4, 16), (14, 20)])
@@ -75,9 +66,11 @@ def test_the_encoder_sees_visible_patches_and_the_class_token(ratio: float, toke
 
 def test_every_parameter_gets_a_gradient_and_positions_have_none() -> None:
     """DistributedDataParallel requires gradients, however the classifier will pool."""
+    generator, rng = MaskGenerator(32, 8, 8, 0.75), np.random.default_rng(0)
+    masks = torch.from_numpy(np.stack([generator(rng) for _ in range(3)]).astype(np.uint8))
     for pooling in (False, True):
         model = seeded(MODEL__VIT__USE_MEAN_POOLING=pooling)
-        model(*batch(model)).backward()
+        model(torch.randn(3, 1, 32, 32), masks).backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
         assert all(p.grad.any() for p in model.parameters())
         assert {name for name, _ in model.named_buffers()} == {

@@ -16,6 +16,7 @@ from engine import preflight as preflight_bench
 from logger import read_metrics
 from models import build_model
 from models.contrastive import MoCo, build_contrastive
+from sweeps.files import load_config
 from system.device import to_device
 from utils import read_checkpoint
 
@@ -35,11 +36,6 @@ def write(path: Path, method: str, model: dict = SWIN, **sections: dict) -> Path
     return tiny_config(path, 'contrastive', model, AUG=EASY, EVAL=FEW, **sections)
 
 
-def config_of(cfg: Path, data: Path | str = ''):
-    opts = ['DATA.DATA_PATH', str(data)]
-    return get_config(argparse.Namespace(cfg=str(cfg), stage='contrastive', opts=opts))
-
-
 @pytest.fixture(scope='module')
 def simclr(phantom, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('simclr')
@@ -54,9 +50,9 @@ def test_simclr_learns(simclr) -> None:
     assert before['epoch'] == -1 and 'loss' not in before
 
 
-def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> None:
+def test_held_out_figures_are_those_of_the_saved_weights(simclr) -> None:
     """By NumPy, from the features and embeddings of the last checkpoint."""
-    config = config_of(simclr / 'config.yaml', phantom)
+    config = load_config(simclr)
     loaders = build_loader_contrastive(config, logging.getLogger('test'), (2, 0))
     model = build_contrastive(config, total_steps=1).eval()
     model.load_state_dict(read_checkpoint(simclr / 'ckpt_epoch_3.pth')['model'])
@@ -84,8 +80,8 @@ def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> Non
 
 def test_a_run_starts_from_weights_of_another(phantom, tmp_path, monkeypatch) -> None:
     """The encoder's, before the first step; its slow copy is the same then."""
-    cfg = tiny_config(tmp_path / 'first.yaml', 'finetune')
-    config = get_config(argparse.Namespace(cfg=str(cfg), stage='finetune', opts=[]))
+    cfg = write(tmp_path / 'run.yaml', 'moco', TRAIN={'EPOCHS': 1})
+    config = get_config(argparse.Namespace(cfg=str(cfg), stage='contrastive', opts=[]))
     torch.manual_seed(1)
     before = build_model(config, is_pretrain=False).state_dict()
     torch.save({'model': before}, tmp_path / 'weights.pth')
@@ -97,7 +93,6 @@ def test_a_run_starts_from_weights_of_another(phantom, tmp_path, monkeypatch) ->
         seen.append({key: value.clone() for key, value in self.state_dict().items()})
 
     monkeypatch.setattr(MoCo, 'begin_step', spy)
-    cfg = write(tmp_path / 'run.yaml', 'moco', TRAIN={'EPOCHS': 1})
     argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(tmp_path / 'weights.pth'))
     assert run_main('contrastive', argv) == 0
     for key, value in before.items():

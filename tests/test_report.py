@@ -334,11 +334,11 @@ def test_a_model_without_signal_gives_an_alert() -> None:
 def test_too_few_resamples_for_a_corrected_p_are_said() -> None:
     models = [some_cases(name, seed=i) for i, name in enumerate('ab')]  # 7 labels: 2 * 7 / .05
     for resamples, has_note in ((278, True), (280, False)):
-        (entry,) = make_comparison(models, replace(PROTOCOL, resamples=resamples))['comparisons']
+        (entry,) = compare_sets(models, replace(PROTOCOL, resamples=resamples), name='test')
         assert ('more than 279 resamples' in entry['note']) == has_note == bool(entry['note'])
     for cases in models:  # a label without an interval has no p and is not counted
         cases.targets[:, 0] = np.arange(len(cases)) < 1
-    (entry,) = make_comparison(models, replace(PROTOCOL, resamples=278))['comparisons']
+    (entry,) = compare_sets(models, replace(PROTOCOL, resamples=278), name='test')
     assert np.isnan(entry['labels'][LABELS[0]]['p_holm']) and not entry['note']
     assert differences_table(entry)['p (Holm)'][LABELS[0]] == 'n/a'
     words = NO_RESAMPLES.format(resamples=0, least=200)

@@ -22,12 +22,6 @@ from scripts.pack import main as pack_main
 from scripts.pack import parse_args as pack_args
 
 
-def sources_file(folder: Path, *entries: dict) -> Path:
-    file = folder / 'sources.yaml'
-    file.write_text(yaml.safe_dump({'DATA': {'SOURCES': list(entries)}}))
-    return file
-
-
 @pytest.fixture(scope='module')
 def stores(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of each source, with the name of its folder."""
@@ -89,7 +83,8 @@ def smooth(rng: np.random.Generator) -> np.ndarray:
 
 def test_x_rays_of_two_sources_are_found_and_left_out(shared, tmp_path):
     root, wanted = shared
-    cfg, listed = sources_file(tmp_path, HERE, THERE), tmp_path / 'duplicates.csv'
+    cfg, listed = tmp_path / 'sources.yaml', tmp_path / 'duplicates.csv'
+    cfg.write_text(yaml.safe_dump({'DATA': {'SOURCES': [HERE, THERE]}}))
     argv = ['--data-path', str(root), '--cfg', str(cfg), '--output', str(tmp_path / 'all.csv')]
     assert check(check_args([*argv, '--duplicates', str(listed), '--workers', '1'])) in (0, 1)
     every = pd.read_csv(listed)

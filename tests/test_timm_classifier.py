@@ -6,7 +6,8 @@ import pytest
 import timm
 import torch
 from timm.optim import param_groups_layer_decay
-from tiny import config_with, finished_run
+from tiny import finished_run
+from transfers import make_config
 
 from evaluation.saliency import grad_cam
 from logger import read_metrics
@@ -29,12 +30,6 @@ def timm_twin(model: TimmClassifier) -> torch.nn.Module:
     state = model.encoder.state_dict() | {weight: model.head.weight, bias: model.head.bias}
     twin.load_state_dict(state)
     return twin.train(model.training)
-
-
-def make_config(name: str = 'resnet18', size: int = 32, **options):
-    model = {'TYPE': 'timm', 'TIMM__NAME': name, 'IN_CHANS': 1, 'NUM_CLASSES': 14}
-    model = {f'MODEL__{key}': value for key, value in model.items()}
-    return config_with(DATA__IMG_SIZE=size, MODEL__DROP_PATH_RATE=0.0, **model, **options)
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'test_vit'])
@@ -78,7 +73,8 @@ def test_channels_last_changes_the_order_of_features_and_not_of_weights(name, ch
 
 
 def test_rates_and_decay_of_layers_are_timms() -> None:
-    config = make_config('resnet18', TRAIN__LAYER_DECAY=0.5, TRAIN__WEIGHT_DECAY=0.05)
+    config = make_config('timm', 1, TRAIN__LAYER_DECAY=0.5, TRAIN__WEIGHT_DECAY=0.05)
+    config.MODEL.TIMM.NAME = 'resnet18'
     model = build_model(config, is_pretrain=False)
     twin = timm_twin(model)
     free = getattr(twin, 'no_weight_decay', set)()
