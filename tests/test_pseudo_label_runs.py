@@ -122,11 +122,8 @@ def test_the_table_has_the_scores_of_scikit_learn(done: Path, cfg: Path, phantom
     before = [value.iloc[0] if hasattr(value, 'iloc') else value for value in before]
     assert (rounds['value'] - rounds['difference']).tolist() == pytest.approx(before)
     page = (done / 'pseudo_labels_auroc.md').read_text()
-    assert (
-        'Pseudo-labels of student_2 against' in page
-        and 'confirmed' in page
-        and f'labelled {len(work.labelled):,}' in page
-    )
+    for words in ('of student_2 against', 'confirmed', f'labelled {len(work.labelled):,}'):
+        assert words in page
 
 
 @pytest.mark.slow
@@ -195,13 +192,7 @@ def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(cfg, phantom,
     assert work.all_images == trained.sum()
 
 
-@pytest.mark.parametrize(
-    ('options', 'key'),
-    [(['DATA.HOLDOUT_FRACTION', '0.0'], 'DATA.HOLDOUT_FRACTION'), (['NO.KEY', '1'], 'NO.KEY')],
-)
-def test_options_that_no_run_can_work_with_are_refused(
-    options: list[str], key: str, cfg: Path, phantom: Path, tmp_path: Path, capsys
-) -> None:
-    assert main(cfg, phantom, tmp_path / 'o', *options) == 2
-    assert key in capsys.readouterr().err
+def test_options_that_no_run_can_work_with_are_refused(cfg, phantom, tmp_path, capsys) -> None:
+    assert main(cfg, phantom, tmp_path / 'o', 'DATA.HOLDOUT_FRACTION', '0.0') == 2
+    assert 'DATA.HOLDOUT_FRACTION' in capsys.readouterr().err
     assert not (tmp_path / 'o').exists()

@@ -108,13 +108,12 @@ def test_a_file_of_studies_may_name_images_without_a_folder_of_a_patient(tmp_pat
 def test_a_binary_task_takes_its_own_column(root: Path, tmp_path: Path) -> None:
     task = ['DATA.TASK', 'any_finding', 'MODEL.NUM_CLASSES', 1]
     labelled, _, others = parts_of(root, *task)
-    outside = ~np.isin(others.patient.astype(str), labelled.records.patient.astype(str))
-    paths = others.path[outside]
-    table = pd.DataFrame({'Path': paths, 'Any Finding': np.linspace(0, 1, len(paths))})
+    values = np.linspace(0, 1, len(others))
+    table = pd.DataFrame({'Path': others.path, 'Any Finding': values})
     table.to_csv(tmp_path / 'p.csv', index=False)
     options = [*task, 'DATA.PSEUDO_LABELS', str(tmp_path / 'p.csv')]
     targets = loaders_of(root, *options).train.dataset.targets
-    np.testing.assert_allclose(targets[len(labelled) :, 0], np.linspace(0, 1, len(paths)))
+    np.testing.assert_allclose(targets[len(labelled) :, 0], values)
     (tmp_path / 'p.json').write_text('{"task": "observations"}')
     with pytest.raises(ValueError, match='any_finding'):
         loaders_of(root, *options)
@@ -125,11 +124,10 @@ def test_rows_that_may_not_have_pseudo_labels_raise_an_error(root: Path, tmp_pat
     labelled, held_out, others = parts_of(root, *views)
     frontal, lateral = (others.path[others.view == view] for view in ('frontal', 'lateral'))
     valid, test = (pd.read_csv(root / f'{split}.csv') for split in ('valid', 'test'))
-    test = test['Path'] if 'Path' in test else test['Study'] + '/view1_frontal.jpg'
     file = tmp_path / 'p.csv'
     unknown = 'CheXpert-phantom/train/patient99999/study1/view1_frontal.jpg'
     own = held_out.path[0], labelled.records.path[1], lateral[0]
-    for path in (*own, valid['Path'][0], test[0], unknown):
+    for path in (*own, valid['Path'][0], test['Path'][0], unknown):
         write(file, [*frontal[:2], path], np.ones((3, len(LABELS))))
         with pytest.raises(ValueError, match=f'DATA.PSEUDO_LABELS {file}, row 4 '):
             loaders_of(root, *views, 'DATA.PSEUDO_LABELS', str(file))

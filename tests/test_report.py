@@ -429,17 +429,20 @@ def test_baselines_are_shown_next_to_the_model(tmp_path: Path) -> None:
     assert not any(noise for *_, noise in told)
 
 
-def test_named_columns_are_those_of_the_latex_table(tmp_path: Path) -> None:
-    document = build_document([some_cases('a')], None, Protocol(resamples=0), run={})
-    names = ['brier', 'auroc', 'macro_f1']
+def test_named_columns_of_the_latex_table_and_what_its_means_leave_out(tmp_path: Path) -> None:
+    holdout = some_cases('holdout', seed=3)
+    holdout.targets[:, 0] = 0  # without a threshold
+    document = build_document([some_cases()], holdout, NO_INTERVALS, run={})
+    names = ['brier', 'auroc', 'f1', 'macro_f1']
     write_report(tmp_path, document, columns=names)
     rows = re.findall(r'^ & (.*) \\\\$', (tmp_path / 'report_scores.tex').read_text(), re.M)
-    titles = [METRICS[name].title for name in names]
-    assert [cell.strip() for cell in rows[0].split('&')][1:] == ['n', 'positives', *titles]
-    second = document['sets'][0]['labels'][1]
-    cells = [cell.strip() for cell in rows[1].split('&')]
-    assert cells[0] == second['label'] and cells[-1] == 'n/a'
-    assert cells[3].startswith(f'{second["scores"]["brier"]["value"]:.3f}')
+    head, second, *_, five, every = ([cell.strip() for cell in row.split('&')] for row in rows)
+    assert head[1:] == ['n', 'positives', *(METRICS[name].title for name in names)]
+    label = document['sets'][0]['labels'][1]
+    assert second[0] == label['label'] and second[-1] == 'n/a'
+    assert second[3].startswith(f'{label["scores"]["brier"]["value"]:.3f}')
+    for *_, auroc, f1, _ in (five, every):
+        assert 'without' not in auroc and f'without {LABELS[0]}' in f1
 
 
 def test_a_comparison_has_no_headline_and_its_means_say_how_many_labels_they_have() -> None:
@@ -452,19 +455,6 @@ def test_a_comparison_has_no_headline_and_its_means_say_how_many_labels_they_hav
         'third minus first: Mean of 3 labels',
         'second minus first: Mean of the five CheXpert tasks',
     ]
-
-
-def test_means_of_the_latex_table_name_the_labels_they_leave_out(tmp_path: Path) -> None:
-    holdout = some_cases('holdout', seed=3)
-    holdout.targets[:, 0] = 0  # without a threshold
-    document = build_document([some_cases()], holdout, PROTOCOL, run={})
-    write_report(tmp_path, document, columns=['auroc', 'f1'])
-    text = (tmp_path / 'report_scores.tex').read_text()
-    rows = re.findall(r'^ & Mean of.*$', text, re.M)
-    assert len(rows) == 2
-    for row in rows:  # of the five, and of all labels
-        _, *cells = row.split(' & ')
-        assert 'without' not in cells[3] and f'without {LABELS[0]} ' in cells[4]
 
 
 def test_latex_shows_the_letters_of_names(tmp_path: Path) -> None:

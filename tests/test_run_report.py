@@ -121,14 +121,11 @@ def test_baselines_are_read_from_a_run_or_a_file(finished, many, tmp_path) -> No
     table = pd.read_csv(finished / 'predictions_test.csv')
     table.iloc[1:].to_csv(tmp_path / 'part.csv', index=False)
     baselines = {'itself': str(finished), 'part': str(tmp_path / 'part.csv'), 'lost': 'none.csv'}
-    words = ['--eval', '--resume', finished / 'ckpt_best.pth']
+    words = ['--eval', '--resume', str(finished / 'ckpt_best.pth')]
     words += ['--opts', 'REPORT.BASELINES', str(baselines)]
-    folder = tmp_path / 'again'
-    sections = {'DATA': {'VIEWS': 'all'}, 'REPORT': {'WRITE': True, 'MAPS': 0}}
-    sections['EVAL'] = {'RESAMPLES': 0}
-    finished_run('finetune', many, folder, *map(str, words), **sections)
-    (page,) = folder.glob('*/*/report_eval/report.json')
-    report = json.loads(page.read_text())
+    sections = {'REPORT': {'WRITE': True, 'MAPS': 0}, 'EVAL': {'RESAMPLES': 0}}
+    folder = finished_run('finetune', many, tmp_path, *words, DATA={'VIEWS': 'all'}, **sections)
+    report = json.loads((folder / 'report_eval' / 'report.json').read_text())
     (entry,) = report['comparisons']
     assert (entry['b'], entry['set']) == ('itself', report['headline']['set'])
     assert {part['difference']['value'] for part in entry['labels'].values()} == {0}
@@ -234,19 +231,12 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(trained, tmp_path, 
     def check(key: str, value: object) -> None:
         config = trained.clone()
         config.merge_from_list([key, value])
-        check_scoring(
-            SimpleNamespace(config=config, logger=logging.getLogger()), tmp_path / 'c.pth'
-        )
+        run = SimpleNamespace(config=config, logger=logging.getLogger())
+        check_scoring(run, tmp_path / 'c.pth')
 
-    mistakes = (
-        ('DATA.TASK', 'effusion'),
-        ('DATA.HOLDOUT_FRACTION', 0.3),
-        ('EVAL.INTERNAL_SHARE', 0.5),
-        ('DATA.TRAIN_CSV', 'fewer.csv'),
-        ('MODEL.HEAD', 'attention'),
-        ('MODEL.SWIN.NUM_HEADS', [2, 6, 12, 24]),
-    )
-    for key, value in mistakes:
+    mistakes = {'DATA.TASK': 'effusion', 'DATA.HOLDOUT_FRACTION': 0.3, 'EVAL.INTERNAL_SHARE': 0.5}
+    mistakes |= {'DATA.TRAIN_CSV': 'fewer.csv', 'MODEL.HEAD': 'attention'}
+    for key, value in (mistakes | {'MODEL.SWIN.NUM_HEADS': [2, 6, 12, 24]}).items():
         with pytest.raises(ValueError, match=key):
             check(key, value)
     trained.EVAL.INTERNAL_SHARE = 0.5
