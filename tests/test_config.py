@@ -237,9 +237,6 @@ def test_a_file_that_is_not_a_config_is_named(tmp_path, text) -> None:
         load(path)
 
 
-# Keys of SimMIM
-
-
 @pytest.mark.parametrize('encoder', ['swin', 'vit'])
 def test_a_legacy_key_sets_the_channels_of_the_selected_encoder(tmp_path, encoder) -> None:
     """Also of a BASE file that is read before the encoder is selected."""

@@ -9,6 +9,7 @@ import zlib
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -284,18 +285,12 @@ def test_files_that_take_minutes_or_all_memory_are_refused_by_their_header(tmp_p
 )
 def test_a_read_that_fails_for_a_moment_is_repeated(number, failures, calls, monkeypatch) -> None:
     """Three times, and only after errors that a network drive may have for a moment."""
-    pauses, made = [], []
+    pauses = []
     monkeypatch.setattr(images.time, 'sleep', pauses.append)
-
-    def read() -> str:
-        made.append(number)
-        if len(made) <= failures:
-            raise OSError(number, os.strerror(number))
-        return 'read'
-
+    read = Mock(side_effect=[OSError(number, os.strerror(number))] * failures + ['read'])
     with pytest.raises(OSError) if failures >= calls else nullcontext():
         assert read_patiently(read) == 'read'
-    assert len(made) == calls and pauses == [*images.PAUSES][: calls - 1]
+    assert read.call_count == calls and pauses == [*images.PAUSES][: calls - 1]
 
 
 def test_8_bit_pixels_are_unchanged_and_others_are_rounded() -> None:
@@ -307,14 +302,10 @@ def test_8_bit_pixels_are_unchanged_and_others_are_rounded() -> None:
 
 
 @pytest.mark.parametrize(('mode', 'reads'), [('L', 1), ('RGB', 2), ('P', 2)])
-def test_the_check_reads_the_file_of_a_grey_image_once(
-    mode: str, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_reads_the_file_of_a_grey_image_once(mode, reads, tmp_path, monkeypatch) -> None:
     """Only the channels of a colour image need a second look at the file."""
     GREY.convert(mode).save(tmp_path / 'x.png')
-    read = []
-    monkeypatch.setattr(
-        'data.image_source.read_file', lambda path: read.append(path) or images.read_file(path)
-    )
+    read = Mock(side_effect=images.read_file)
+    monkeypatch.setattr('data.image_source.read_file', read)
     look_at(Folder(tmp_path), 'x.png')
-    assert len(read) == reads
+    assert read.call_count == reads

@@ -72,18 +72,9 @@ def test_reads_every_field_by_name_whatever_the_order_of_columns(tmp_path: Path)
     assert records.labels.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    'folder, on_disk',
-    [
-        ('CheXpert-v1.0/train', 'train'),
-        ('CheXpert-v1.0/train', 'CheXpert-v1.0/train'),
-        ('train', 'train'),
-    ],
-)
-def test_the_prefix_of_a_path_may_differ_from_the_folder(
-    tmp_path: Path, folder: str, on_disk: str
-) -> None:
-    write(tmp_path / 'train.csv', [row(image_path(1, folder=folder))])
+@pytest.mark.parametrize('on_disk', ['train', 'CheXpert-v1.0/train'])
+def test_the_prefix_of_a_path_may_differ_from_the_folder(tmp_path: Path, on_disk: str) -> None:
+    write(tmp_path / 'train.csv', [row(image_path(1, folder='CheXpert-v1.0/train'))])
     touch(tmp_path, image_path(1, folder=on_disk))
     records = read_csv(tmp_path, 'train.csv')
     assert records.file.tolist() == [image_path(1, folder=on_disk)]
@@ -160,11 +151,9 @@ def test_labels_by_study_are_those_of_all_its_images(tmp_path: Path) -> None:
     [
         ('Sex', 'male'),
         ('Age', '-1'),
-        ('Age', '1e999'),
         ('Age', '1954'),  # a year of birth
         ('Edema', '2.0'),
         ('Path', '../train/patient00001/study1/view1_frontal.jpg'),
-        ('Path', '/etc/patient00001/study1/view1_frontal.jpg'),
         ('Path', 'CheXpert/train/study1/view1_frontal.jpg'),
     ],
 )
@@ -172,8 +161,7 @@ def test_bad_cell_is_named_by_row_and_column(tmp_path: Path, column: str, value:
     rows = [row(image_path(patient)) for patient in range(1, 6)]
     rows[3][column] = rows[4][column] = value
     text = message(tmp_path, rows)
-    for part in ('train.csv', 'row 5', repr(column), repr(value)[:100].rstrip("'")):
-        assert part in text
+    assert all(part in text for part in ('train.csv', 'row 5', repr(column), repr(value)))
 
 
 TOP = ','.join(HEADER)

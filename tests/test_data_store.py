@@ -194,10 +194,7 @@ def test_two_packers_at_once_are_refused(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('full', ['images_00001.arrow', 'valid.csv', 'store.json'])
-def test_a_full_disk_leaves_nothing_that_looks_whole(
-    root: Path, store: Path, tmp_path: Path, full: str, monkeypatch
-) -> None:
-    """The disk fills while a file is written."""
+def test_a_disk_that_fills_leaves_nothing_whole(root, store, tmp_path, full, monkeypatch) -> None:
     replace = os.replace
 
     def replace_or_fail(source: Path, target: Path) -> None:
@@ -277,7 +274,6 @@ def test_the_script_packs_verifies_and_reports(root: Path, tmp_path: Path, capsy
     assert run(*words, '--size', '16') == 0
     assert run('--verify') == 0
     assert run(*words, '--size', '17') == 2
-    assert run(*words, '--size', 'big') == 2
     assert store in capsys.readouterr().err
     flip_bit(Path(store) / 'images_00000.arrow', 5)
     assert run('--verify') == 1
@@ -291,12 +287,12 @@ def test_images_with_the_pixels_of_another_split_are_named(tmp_path: Path, capsy
     (tmp_path / 'data').mkdir()
     write_split(tmp_path / 'data', 'train', 2)
     write_split(tmp_path / 'data', 'valid', 1)  # of the first patient, under other names
-    for name, warned in (('train.csv', ''), ('train.csv valid.csv', '2 images')):
-        words = ['--data-path', tmp_path / 'data', '--size', 24, '--output', tmp_path / name]
-        words += ['--workers', 1, '--csv', *name.split()]
-        assert run_script('pack', *words) == 0
-        shown = capsys.readouterr().err
-        assert warned in shown and bool(warned) == ('another split' in shown)
+    words = ['--data-path', tmp_path / 'data', '--size', 24, '--workers', 1, '--output']
+    assert run_script('pack', *words, tmp_path / 'a', '--csv', 'train.csv') == 0
+    assert 'another split' not in capsys.readouterr().err
+    assert run_script('pack', *words, tmp_path / 'b', '--csv', 'train.csv', 'valid.csv') == 0
+    shown = capsys.readouterr().err
+    assert '2 images' in shown and 'another split' in shown
     assert 'valid/patient01000/study1/view1_frontal.png' in shown
 
 
@@ -373,9 +369,7 @@ def test_a_copy_is_resumed_checked_and_reused(store: Path, tmp_path: Path, monke
     assert copy_store(store, store) == store
 
 
-def test_a_damaged_source_or_a_full_disk_is_not_copied(
-    store: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_damaged_source_or_a_full_disk_is_not_copied(store, tmp_path, monkeypatch) -> None:
     damaged = copied(store, tmp_path / 'damaged')
     flip_bit(damaged / 'images_00002.arrow', 7)
     with pytest.raises(ValueError, match='images_00002.arrow'):
@@ -519,9 +513,7 @@ def test_a_shard_that_does_not_fit_is_refused(store: Path, tmp_path: Path, misfi
 
 
 @pytest.mark.parametrize('limit', ['store.MAX_NAMES_BYTES', 'store_manifest.MAX_JSON_BYTES'])
-def test_a_store_that_would_fill_the_memory_is_refused(
-    store: Path, limit: str, monkeypatch
-) -> None:
+def test_a_store_that_would_fill_the_memory_is_refused(store, limit, monkeypatch) -> None:
     """A single long name pads all names."""
     monkeypatch.setattr(f'data.{limit}', 100)
     with pytest.raises(ValueError, match='more than 100 bytes'):
@@ -529,9 +521,7 @@ def test_a_store_that_would_fill_the_memory_is_refused(
 
 
 @pytest.mark.parametrize('changes', [{28: 127, 190: 128}, {37: 128, 335: 128}])
-def test_a_message_of_another_kind_is_refused_and_ends_no_process(
-    store: Path, tmp_path: Path, changes: dict[int, int]
-) -> None:
+def test_a_message_of_another_kind_is_refused_and_ends_no_process(store, tmp_path, changes) -> None:
     """Pyarrow ends the process if such a message is read as a schema."""
     file = tmp_path / 'images_00000.arrow'
     damaged = bytearray((store / file.name).read_bytes())
