@@ -204,13 +204,12 @@ def test_a_run_that_mixes_resumes_bit_for_bit(processes, phantom, tmp_path) -> N
 
 @pytest.mark.parametrize('path', NINE, ids=lambda path: path.stem)
 def test_simmims_files_are_accepted_for_chexpert_and_for_classes(path) -> None:
+    assert len(NINE) == 9
     stage = 'simmim' if 'pretrain' in path.stem else 'finetune'
     chexpert = ['DATA.DATASET', 'chexpert', 'DATA.DATA_PATH', 'x']
-    config = get_config(Namespace(cfg=str(path), stage=stage, opts=chexpert))
-    assert config.AUG.MIXUP == 0.8 and config.MODEL.LABEL_SMOOTHING == 0.1
-    if stage == 'finetune':
-        assert (config.MODEL.NUM_CLASSES, config.LOSS.NAME) == (14, 'bce')
-        classes = ['DATA.TASK', 'single_label', 'DATA.LABELS', "['a', 'b', 'c']"]
-        config = get_config(Namespace(cfg=str(path), stage=stage, opts=chexpert + classes))
-        assert (config.MODEL.NUM_CLASSES, config.LOSS.NAME) == (3, 'cross_entropy')
-    assert len(NINE) == 9
+    classes = ['DATA.TASK', 'single_label', 'DATA.LABELS', "['a', 'b', 'c']"]
+    for more, outputs, loss in (([], 14, 'bce'), (classes, 3, 'cross_entropy')):
+        config = get_config(Namespace(cfg=str(path), stage=stage, opts=chexpert + more))
+        assert config.AUG.MIXUP == 0.8 and config.MODEL.LABEL_SMOOTHING == 0.1
+        if stage == 'finetune':
+            assert (config.MODEL.NUM_CLASSES, config.LOSS.NAME) == (outputs, loss)

@@ -201,7 +201,6 @@ def test_a_frontal_model_names_the_laterals_that_it_predicts(
     assert warning.startswith(
         f'warning: 5 lateral image(s), but the model was trained on frontal images only: {folder}/'
     )
-    assert len(pd.read_csv(output)) == 26
     views = {'Path': rows, 'Frontal/Lateral': ['Frontal', 'Lateral', 'Frontal']}
     pd.DataFrame(views).to_csv(tmp_path / 'table' / 'images.csv', index=False)
     assert predict(*words, tmp_path / 'table' / 'images.csv') == 0
@@ -267,11 +266,9 @@ def test_flags_that_cannot_work_are_refused(words, predict, monkeypatch, capsys)
 @pytest.mark.parametrize(
     'model, key, value',
     [
-        (VIT, 'MODEL.VIT.NUM_HEADS', 0),
         (VIT, 'MODEL.VIT.DEPTH', 200_000),
         (VIT, 'DATA.IMG_SIZE', 8192),
         (VIT, 'MODEL.VIT.MLP_RATIO', 1e300),
-        (SWIN, 'MODEL.SWIN.DEPTHS', [2, 200_000]),
         (SWIN, 'MODEL.SWIN.EMBED_DIM', 2**40),
         (SWIN, 'MODEL.SWIN.EMBED_DIM', 'wide'),
         (SWIN, 'MODEL.TYPE', 'other'),

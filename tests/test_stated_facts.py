@@ -46,8 +46,7 @@ def change_config(folder: Path, **values: object) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('kind', ['ViT', 'ViTMAE', 'Dinov2'])
-@pytest.mark.parametrize('heads', [2, 8])
+@pytest.mark.parametrize(('kind', 'heads'), [('ViT', 2), ('ViTMAE', 8), ('Dinov2', 2)])
 def test_the_number_of_heads_in_config_json_is_needed(kind, heads, transformers, tmp_path) -> None:
     theirs = getattr(transformers, f'{kind}Model')(
         vit_config(getattr(transformers, f'{kind}Config'), num_attention_heads=heads, mlp_ratio=4,
@@ -55,9 +54,8 @@ def test_the_number_of_heads_in_config_json_is_needed(kind, heads, transformers,
     )  # fmt: skip
     file = write_theirs(theirs, tmp_path)
     options = PLAIN | {'MODEL__VIT__INIT_VALUES': 1.0 if kind == 'Dinov2' else None}
-    with pytest.raises(
-        ValueError, match=rf'{DIFFERENT}.* 4 here \(set MODEL.VIT.NUM_HEADS {heads}'
-    ):
+    message = rf'{DIFFERENT}.* 4 here \(set MODEL.VIT.NUM_HEADS {heads}'
+    with pytest.raises(ValueError, match=message):
         started(make_config('vit', 1, **options), file)
     ours = started(make_config('vit', 1, **options, MODEL__VIT__NUM_HEADS=heads), file)
     noise = {'noise': torch.arange(16.0)[None].expand(2, -1)} if kind == 'ViTMAE' else {}

@@ -216,7 +216,6 @@ def test_a_scale_selects_rows_and_puts_options_under_the_changes_of_all(tmp_path
     assert whole.rows[0].options('simmim') == {'TRAIN.EPOCHS': 4}
     with pytest.raises(ValueError, match='huge'):
         load_sweep(path, 'huge')
-    assert load_sweep(scaled_file(tmp_path, note=''), 'tiny').note == ''
 
 
 def test_a_scale_changes_entries_and_configs_by_name(tmp_path: Path) -> None:
@@ -346,7 +345,6 @@ def test_each_method_is_pretrained_once_per_seed_by_its_main(tmp_path: Path) -> 
     found = {(job.run, job.seed): job for job in jobs if job.stage == 'finetune'}
     moco, folder = found['mine_moco_0.1', 1], pretrainings[3].folder
     assert moco.needs == (folder,) and moco.config.PRETRAINED == f'{folder}/ckpt_epoch_299.pth'
-    assert (moco.config.TRAIN.EPOCHS, moco.config.DATA.TRAIN_FRACTION) == (60, 0.1)
     assert (moco.config.SEED, moco.config.SAVE_FREQ) == (1, 9)
     scratch = found['mine_scratch_1', 0]
     assert scratch.needs == () and scratch.config.PRETRAINED == ''
@@ -412,15 +410,13 @@ def test_shared_steps_keep_the_images_of_a_step(stage, gpus, batch, steps) -> No
 def test_methods_are_compared_with_rows_of_the_same_encoder(name: str) -> None:
     """Otherwise a difference between encoders would count as one between methods."""
     sweep = load_sweep(ROOT / f'scripts/comparison/{name}.yaml')
-    rows = {row.name: row for row in sweep.rows}
-
-    def encoder(row_name: str) -> tuple:
-        model = expected_config(rows[row_name], 'finetune').MODEL
+    encoders = {}
+    for row in sweep.rows:
+        model = expected_config(row, 'finetune').MODEL
         vit = dict(model.VIT)
         has_added_positions = vit.pop('USE_APE') != vit.pop('USE_SINCOS')  # learned or fixed
-        return model.TYPE, model.TIMM.NAME, has_added_positions, vit
-
+        encoders[row.name] = model.TYPE, model.TIMM.NAME, has_added_positions, vit
     compared = [(row.name, other) for row in sweep.rows for other in row.against]
     assert len(compared) >= 6
     for one, other in compared:
-        assert encoder(one) == encoder(other), (one, other)
+        assert encoders[one] == encoders[other], (one, other)

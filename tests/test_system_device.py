@@ -1,7 +1,5 @@
 """Device and precision of a run."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from tiny import config_with
@@ -15,20 +13,22 @@ CPU = torch.device('cpu')
 
 @pytest.mark.parametrize(
     ('level', 'on_cpu', 'mode', 'dtype'),
-    [('O1', 'never', 'full', None), ('O1', 'always', 'full', torch.bfloat16)]
-    + [('O0', 'always', 'full', None), ('O1', 'always', 'last_layer', torch.bfloat16)]
-    + [('O1', 'always', mode, None) for mode in ('linear_probe', 'knn')],
+    [
+        ('O1', 'never', 'full', None),
+        ('O1', 'always', 'full', torch.bfloat16),
+        ('O0', 'always', 'full', None),
+        ('O1', 'always', 'last_layer', torch.bfloat16),
+        ('O1', 'always', 'knn', None),
+    ],
 )
 def test_precision_on_a_cpu(level, on_cpu, mode, dtype) -> None:
-    finetune = SimpleNamespace(MODE=mode)
-    options = SimpleNamespace(
-        AMP_OPT_LEVEL=level, AMP_ON_CPU=on_cpu, AMP_TF32=True, FINETUNE=finetune
-    )
-    assert autocast_dtype(options, CPU) is dtype
-    line = describe_precision(options, CPU)
+    options = {'AMP_OPT_LEVEL': level, 'AMP_ON_CPU': on_cpu, 'FINETUNE__MODE': mode}
+    config = config_with(AMP_TF32=True, **options)
+    assert autocast_dtype(config, CPU) is dtype
+    line = describe_precision(config, CPU)
     assert 'TF32' not in line, 'only GPUs have it'
     assert level in line and ('bfloat16' if dtype else 'float32') in line
-    with module.autocast(options, CPU):
+    with module.autocast(config, CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype is (dtype or torch.float32)
 
@@ -38,12 +38,11 @@ def test_autocast_follows_the_instructions_of_the_cpu(avx512, amx, monkeypatch) 
     monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512)
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
     monkeypatch.setattr(module, 'cpu_computes_bfloat16', cpu_computes_bfloat16)
-    options = default_config()
+    options, is_able = default_config(), avx512 or amx
     assert options.AMP_ON_CPU == 'auto'
-    assert autocast_dtype(options, CPU) is (torch.bfloat16 if avx512 or amx else None)
-    assert ('has bfloat16' if avx512 or amx else 'has no bfloat16') in describe_precision(
-        options, CPU
-    )
+    assert autocast_dtype(options, CPU) is (torch.bfloat16 if is_able else None)
+    line = describe_precision(options, CPU)
+    assert ('has bfloat16' if is_able else 'has no bfloat16') in line
 
 
 def test_float32_is_not_tf32(device, recwarn) -> None:
