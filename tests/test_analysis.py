@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from cases import NAN, make_cases
 from scipy.special import expit, logit
-from sklearn.metrics import (
-    accuracy_score,
-    brier_score_loss,
-    confusion_matrix,
-    f1_score,
-    roc_curve,
-)
+from sklearn.metrics import accuracy_score, brier_score_loss, confusion_matrix, f1_score, roc_curve
 
 from data.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, fit_held_out, score_set, worst_errors
@@ -32,10 +26,10 @@ def of_test_set(labels=(*FIVE, 'Fracture')):
     return make_cases(probabilities, targets, labels=labels, study=study)
 
 
-def entries(cases, **protocol):
-    nothing = np.full(len(cases.labels), np.nan)
-    protocol = Protocol(**{'resamples': 0, **protocol})
-    return {p['label']: p for p in score_set(cases, HeldOut(nothing, nothing), protocol)['labels']}
+def entries(cases, held_out=None, **protocol):
+    held_out = held_out or HeldOut(*np.full((2, len(cases.labels)), NAN))
+    scored = score_set(cases, held_out, Protocol(**{'resamples': 0, **protocol}))
+    return {entry['label']: entry for entry in scored['labels']}
 
 
 def shown(found):
@@ -115,18 +109,16 @@ def test_held_out_values_are_matched_to_labels_by_name():
 
 def test_the_threshold_half_is_not_chosen():
     rng = np.random.default_rng(2)
-    cases = make_cases(
-        rng.random((80, 1)), (rng.random((80, 1)) < 0.5).astype(float), labels=('a',)
-    )
+    targets = (rng.random((80, 1)) < 0.5).astype(float)
+    cases = make_cases(rng.random((80, 1)), targets, labels=('a',))
     protocol = Protocol(level='image', threshold='half', resamples=0)
     for holdout in (None, cases):
         held_out = fit_held_out(holdout, ('a', 'missing'), protocol)
         assert held_out.thresholds.tolist() == [0.5, 0.5]
-    held_out = fit_held_out(None, ('a',), protocol)
-    scores = score_set(cases, held_out, protocol)['labels'][0]['scores']
-    targets, called = cases.targets[:, 0], cases.probabilities[:, 0] >= 0.5
+    scores = entries(cases, fit_held_out(None, ('a',), protocol), level='image')['a']['scores']
     for name, function in (('accuracy', accuracy_score), ('f1', f1_score)):
-        assert scores[name]['value'] == pytest.approx(function(targets, called))
+        wanted = function(cases.targets, cases.probabilities >= 0.5)
+        assert scores[name]['value'] == pytest.approx(wanted)
 
 
 def test_worst_errors_are_the_most_confident_ones():
@@ -146,25 +138,18 @@ def test_the_confusion_matrix_is_that_of_the_threshold() -> None:
     rng = np.random.default_rng(0)
     targets = rng.choice([0.0, 1.0, NAN], size=(90, 1))
     cases = make_cases(rng.random((90, 1)).round(1), targets)
-    held_out = HeldOut(np.array([0.4]), np.array([NAN]))
-    (entry,) = score_set(cases, held_out, Protocol(resamples=0))['labels']
+    found = entries(cases, HeldOut(np.array([0.4]), np.array([NAN])))['label 0']['confusion']
     known = ~np.isnan(targets[:, 0])
     called = cases.probabilities[known, 0] >= 0.4
     (tn, fp), (fn, tp) = confusion_matrix(targets[known, 0], called)
-    assert entry['confusion'] == {
-        'true_positives': tp,
-        'false_negatives': fn,
-        'false_positives': fp,
-        'true_negatives': tn,
-    }
-    nothing = HeldOut(*np.full((2, 1), NAN))
-    assert score_set(cases, nothing, Protocol(resamples=0))['labels'][0]['confusion'] is None
+    assert (found['true_positives'], found['false_negatives']) == (tp, fn)
+    assert (found['false_positives'], found['true_negatives']) == (fp, tn)
+    assert entries(cases)['label 0']['confusion'] is None
 
 
 def test_scaled_scores_are_those_of_the_probabilities_at_the_temperature() -> None:
     cases, temperature = of_test_set(labels=('Edema',)), 2.5
-    held_out = HeldOut(np.array([np.nan]), np.array([temperature]))
-    (found,) = score_set(cases, held_out, Protocol(resamples=0))['labels']
+    found = entries(cases, HeldOut(np.array([NAN]), np.array([temperature])))['Edema']
     probabilities, targets = cases.probabilities[:, 0], cases.targets[:, 0]
     scaled = expit(logit(probabilities) / temperature)
     for name, values in (('brier', probabilities), ('brier_scaled', scaled)):

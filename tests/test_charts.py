@@ -4,29 +4,16 @@ import re
 
 import numpy as np
 import pytest
-from cases import make_cases
 from sklearn.metrics import auc
+from test_analysis import FIVE, entries, of_test_set
 
-from data.labels import COMPETITION_LABELS
-from evaluation.analysis import HeldOut, score_set
 from evaluation.charts import forest_row, histogram, nice_axis, precision_recall, roc
-from evaluation.metrics import Protocol
 
 
 @pytest.fixture(scope='module')
 def labels() -> list[dict]:
     """Return the entries of the five labels on CheXpert's test studies."""
-    rng = np.random.default_rng(0)
-    targets = (rng.random((500, 5)) < 0.3).astype(float)
-    study = [f'test/patient{number}/study1' for number in range(64741, 65241)]
-    cases = make_cases(
-        1 / (1 + np.exp(-rng.normal(2 * targets - 1))),
-        targets,
-        labels=COMPETITION_LABELS,
-        study=np.array(study, object),
-    )
-    nothing = np.full(5, np.nan)
-    return score_set(cases, HeldOut(nothing, nothing), Protocol(resamples=0))['labels']
+    return [*entries(of_test_set(FIVE)).values()]
 
 
 def drawn(svg: str) -> tuple[np.ndarray, np.ndarray]:

@@ -33,6 +33,11 @@ def confounded(share_ap: float, share_pa: float, *, noise: float = 1.0, count: i
     return make_cases(scores, targets, labels=('Edema',), groups=groups)
 
 
+def alerts_of(document: dict) -> list[str]:
+    """The lines about what ranks cases without an image."""
+    return [line for line in document['alerts'] if ALONE in line]
+
+
 def test_the_view_alone_gives_the_known_auroc_of_pneumonia(nih1000: Path, tmp_path: Path) -> None:
     file = tmp_path / 'all.csv'
     tables = [pd.read_csv(nih1000 / f'{split}.csv', dtype=str) for split in ('train', 'valid')]
@@ -46,8 +51,7 @@ def test_the_view_alone_gives_the_known_auroc_of_pneumonia(nih1000: Path, tmp_pa
     wanted = roc_auc_score(table['Pneumonia'].astype(float), table['AP/PA'] == 'PA')
     assert round(wanted, 3) == 0.617
     assert roc_auc_score(labels.targets, ranks_of_groups(cases, ['View'])) == pytest.approx(wanted)
-    document = build_document([cases], None, PROTOCOL, run={})
-    (alert,) = [line for line in document['alerts'] if ALONE in line]
+    (alert,) = alerts_of(build_document([cases], None, PROTOCOL, run={}))
     assert 'from view alone, the AUROC is Pneumonia 0.617 [' in alert
 
 
@@ -57,7 +61,7 @@ def test_a_label_that_the_view_ranks_gives_an_alert(share_pa, is_told, tmp_path:
     document = build_document([cases], None, PROTOCOL, run={})
     is_pa = cases.groups['View'] == VIEWS[1]
     area = roc_auc_score(cases.targets, is_pa if share_pa > 0.5 else ~is_pa)
-    alerts = [line for line in document['alerts'] if ALONE in line]
+    alerts = alerts_of(document)
     assert len(alerts) == is_told == (area > 0.6)
     assert all(f'from view alone, the AUROC is Edema {area:.3f}' in line for line in alerts)
     assert (ALONE in write_report(tmp_path, document).read_text()) == is_told
@@ -69,13 +73,11 @@ def test_age_and_sex_of_noise_give_no_alert_and_those_of_a_cause_do() -> None:
     own = cases.groups['Age'] + cases.groups['Sex']
     shares = pd.Series(cases.targets[:, 0]).groupby(own).transform('mean')
     assert roc_auc_score(cases.targets, shares) > 0.6
-    quiet = build_document([cases], None, PROTOCOL, run={})
-    assert not [line for line in quiet['alerts'] if ALONE in line]
+    assert not alerts_of(build_document([cases], None, PROTOCOL, run={}))
     many = confounded(0.5, 0.5)
-    many.targets[:, 0] = np.random.default_rng(1).random(len(many)) < np.where(
-        many.groups['Age'] == '60-79', 0.8, 0.3
-    )
-    (alert,) = [a for a in build_document([many], None, PROTOCOL, run={})['alerts'] if ALONE in a]
+    shares = np.where(many.groups['Age'] == '60-79', 0.8, 0.3)
+    many.targets[:, 0] = np.random.default_rng(1).random(len(many)) < shares
+    (alert,) = alerts_of(build_document([many], None, PROTOCOL, run={}))
     assert 'from age and sex alone, the AUROC is Edema' in alert
 
 
@@ -108,11 +110,8 @@ def test_a_gap_has_a_p_value_that_counts_groups_labels_and_columns() -> None:
     site = np.array([f'site {i % 5}' for i in range(600)], object)
     sex = np.array(['Male', 'Female'] * 300, object)
     skill = np.where((sex == 'Male')[:, None] & (np.arange(3) == 2), 3.0, 1.0)
-    cases = make_cases(
-        skill * targets + rng.normal(size=targets.shape),
-        targets,
-        groups={'Sex': sex, 'Site': site},
-    )
+    scores = skill * targets + rng.normal(size=targets.shape)
+    cases = make_cases(scores, targets, groups={'Sex': sex, 'Site': site})
     resamples = Resamples(cases.patient, resamples=200, seed=0)
     columns = score_groups(cases, np.full(3, np.nan), PROTOCOL, resamples)
     gaps = [gap for column in columns for gap in column['gaps'].values()]

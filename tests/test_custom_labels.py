@@ -10,7 +10,7 @@ import pytest
 from tiny import LABELS_DECIDE, VIT, arguments, finished_run, run_script, tiny_config
 from xray_splits import LOGGER, write_split
 
-from data.labels import training_targets
+from data.labels import LABELS, training_targets
 from data.packing import Settings, pack, read_source
 from models.export import load_trained_model
 from utils import trained_config
@@ -113,15 +113,12 @@ def test_pre_training_needs_no_label_columns(own_data: Path, tmp_path: Path) -> 
 
 
 def test_smooth_targets_of_a_label_do_not_depend_on_the_other_labels() -> None:
-    cells, rows = np.full((5, 1), -1.0, np.float32), np.arange(5)
-    options = {'blank': 'negative', 'rows': rows, 'seed': 3}
-    alone, pair = (
-        training_targets(
-            np.repeat(cells, len(names), 1), ['ones_smooth'] * len(names), names=names, **options
-        )
-        for names in (['Edema'], ['Heart/size', 'Edema'])
-    )
-    among_all = training_targets(np.repeat(cells, 14, 1), ['ones_smooth'] * 14, **options)
+    def targets(*names: str) -> np.ndarray:
+        cells, policies = np.full((5, len(names)), -1.0, np.float32), ['ones_smooth'] * len(names)
+        options = {'blank': 'negative', 'rows': np.arange(5), 'seed': 3}
+        return training_targets(cells, policies, names=names, **options)
+
+    alone, pair, among_all = targets('Edema'), targets('Heart/size', 'Edema'), targets(*LABELS)
     np.testing.assert_array_equal(alone[:, 0], pair[:, 1])
     np.testing.assert_array_equal(alone[:, 0], among_all[:, 5])
     assert (pair[:, 0] != pair[:, 1]).all()
