@@ -71,16 +71,3 @@ def test_the_inputs_of_other_libraries_are_normalised_grey_images(tmp_path) -> N
         image = dataset[0]
         assert image.shape == (1, 32, 32) and image.dtype == torch.float32
         torch.testing.assert_close(image, torch.full((1, 32, 32), (200 / 255 - 0.503) / 0.292))
-
-
-def test_cpu_time_is_measured_in_turns_after_a_first_one(monkeypatch) -> None:
-    now, turns = [0.0], []
-
-    def case(name: str, seconds: float) -> None:
-        turns.append(name)
-        now[0] += seconds
-
-    monkeypatch.setattr(peers.time, 'process_time', lambda: now[0])
-    found = peers.measure({'a': lambda: case('a', 1.0), 'b': lambda: case('b', 2.0)}, rounds=2)
-    assert turns == ['a', 'b'] * 3
-    assert [values.tolist() for values in found.values()] == [[1, 1], [2, 2]]

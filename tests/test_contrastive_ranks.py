@@ -71,10 +71,8 @@ def test_two_ranks_equal_one(tmp_path):
     multiprocessing.spawn(run_rank, args=(2, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f'rank{r}.pth', weights_only=True) for r in range(2)]
     for name in BUILD:
-        want, both = (
-            three_steps(name, build(name), lambda view: view),
-            [r[name] for r in ranks],
-        )
+        want = three_steps(name, build(name), lambda view: view)
+        both = [rank[name] for rank in ranks]
         losses = np.mean([each['losses'] for each in both], axis=0)
         np.testing.assert_allclose(losses, want['losses'], rtol=1e-10)
         for each in both:

@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transfers import (
-    GREY,
-    IMAGENET,
-    grey_images,
-    make_config,
-    randomise,
-    started,
-)
+from transfers import GREY, IMAGENET, grey_images, make_config, randomise, started
 
 PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
          'MODEL__VIT__USE_SHARED_RPB': False}  # fmt: skip

@@ -168,13 +168,8 @@ def test_held_out_views_are_fixed_whatever_the_seed(data_path, seed) -> None:
             assert all(map(torch.equal, sample[1:], want))
 
 
-@pytest.mark.parametrize(
-    'count, processes, kept',
-    [(7, 1, 4), (3, 1, 3), (7, 2, 6), (2, 3, 0)],
-)
-def test_all_processes_score_the_same_batches(
-    data_path, monkeypatch, count, processes, kept
-) -> None:
+@pytest.mark.parametrize('count, processes, kept', [(7, 1, 4), (3, 1, 3), (7, 2, 6), (2, 3, 0)])
+def test_all_processes_score_the_same_batches(data_path, monkeypatch, count, processes, kept):
     """Whole batches of 4 on each process; where these are too many, one smaller batch each."""
     records = loaders_of(data_path).holdout.dataset.records.select(np.arange(count))
     monkeypatch.setattr(distributed, 'world_size', lambda: processes)
