@@ -47,9 +47,7 @@ def graphs(monkeypatch) -> list[torch.fx.GraphModule]:
         ('auto', 'cuda', 'contrastive', 2, False),  # only the encoder
     ],
 )
-def test_auto_compiles_on_a_gpu(  # noqa: PLR0913
-    how: str, device: str, stage: str, processes: int, is_compiled: bool, monkeypatch
-) -> None:
+def test_auto_compiles_on_a_gpu(how, device, stage, processes, is_compiled, monkeypatch) -> None:
     device, _, old = device.partition(' of ')
     capability = (7, 5) if old else (8, 0)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: capability)

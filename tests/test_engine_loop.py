@@ -394,9 +394,7 @@ def test_processes_on_cpus_train_no_batch_norm(monkeypatch) -> None:
     share_batch_norm(model, torch.device('cpu'))
 
 
-def test_gradients_are_clipped_in_their_own_scale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_are_clipped_in_their_own_scale(tmp_path, monkeypatch) -> None:
     """A gradient scaler, as for float16, changes no step."""
     scaler, keys = torch.amp.GradScaler, {'TRAIN__CLIP_GRAD': 0.5}
     _, want, _ = one_epoch(tmp_path, five_batches(), **keys)

@@ -83,9 +83,7 @@ def check_rows(file: Path, want: np.ndarray, paths: list[str]) -> None:
     ],
     ids=['vit, pooled', 'mae', 'contrastive', 'fine-tuned'],
 )
-def test_the_features_are_those_of_a_linear_probe(
-    stage: str, model: dict, opts: list[object], phantom: Path, tmp_path: Path
-) -> None:
+def test_the_features_are_those_of_a_linear_probe(stage, model, opts, phantom, tmp_path) -> None:
     """In several batches, of another size than the probe's."""
     checkpoint = write_run(tmp_path, stage, model, **WHOLE)
     flags = ['--batch-size', 3, *['--opts'] * bool(opts), *opts]

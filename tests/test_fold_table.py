@@ -278,9 +278,7 @@ def test_a_difference_over_some_of_the_seeds_says_so(joined: Path) -> None:
          ['scratch_1 pixels_1', 'simmim_1 pixels_1']),
     ],
 )  # fmt: skip
-def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(
-    words: list[str], pairs: list[str], joined: Path
-) -> None:
+def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(words, pairs, joined) -> None:
     add_method(joined / 'mine.yaml', 'scratch', 'scratch', against=['simmim', 'pixels'])
     assert table_of(joined, '--scores', 'Edema', *words) == 0
     table = lines_of(joined, 'Edema').dropna(subset='against')

@@ -1,7 +1,6 @@
 """tools/full_size.py: a data set in CheXpert's form, and what a command needs."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,9 +10,7 @@ from data.labels import LABELS
 from tools.full_size import NAME, main, parse_args
 
 
-def test_a_made_data_set_is_read_and_a_command_is_measured(
-    tmp_path: Path, capfd, monkeypatch
-) -> None:
+def test_a_made_data_set_is_read_and_a_command_is_measured(tmp_path, capfd, monkeypatch) -> None:
     data = tmp_path / 'data'
     assert main(parse_args(['make', str(data), '--images', '1000'])) == 0
     records = [read_csv(data / NAME, f'{split}.csv', labels=LABELS, look_up='all')

@@ -171,9 +171,7 @@ def test_a_cancelled_job_is_not_queued_again(cluster: Cluster, tmp_path: Path) -
 
 
 @pytest.mark.parametrize('work', [SET_UP, WAIT])
-def test_only_the_stopped_task_of_an_array_is_queued_again(
-    work: str, cluster: Cluster, tmp_path: Path
-) -> None:
+def test_only_the_stopped_task_of_an_array_is_queued_again(work, cluster, tmp_path) -> None:
     ready = tmp_path / 'ready'
     worker = f'[ $SLURM_ARRAY_TASK_ID = 1 ] && [ ! -e {ready} ] || exit 0; '
     worker += work.format(ready=ready)
