@@ -8,7 +8,7 @@ import pytest
 import torch
 from one_epoch import five_batches, one_epoch, squares
 from test_engine_loop import assert_same_weights, final_state, last_metrics
-from tiny import VIT, arguments, run_folder, run_main, run_script, tiny_config
+from tiny import VIT, arguments, finished_run, run_folder, run_main, run_script
 from torch import Tensor, nn
 
 import main_finetune
@@ -19,21 +19,28 @@ from utils import read_checkpoint
 DECAY = 0.5
 
 
-@pytest.mark.usefixtures('few_cases_select')
-def test_an_average_of_the_weights_is_scored_saved_and_resumed_bit_for_bit(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope='module')
+def averaged(few_cases_select, phantom, tmp_path_factory) -> tuple[Path, list[Tensor]]:
+    """The folder of a run with an average, and the weights of the head at each validation."""
     predict, heads = main_finetune.predict, []
 
     def noting(config, device, model, loader):
         heads.append(model.head.weight.clone())
         return predict(config, device, model, loader)
 
-    monkeypatch.setattr(main_finetune, 'predict', noting)
-    train = {'SAVE_EVERY_STEPS': 2, 'AVERAGE': DECAY}
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN=train)
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'whole')) == 0
-    whole = run_folder(tmp_path / 'whole', 'finetune')
+    folder = tmp_path_factory.mktemp('averaged')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main_finetune, 'predict', noting)
+        train = {'SAVE_EVERY_STEPS': 2, 'AVERAGE': DECAY}
+        finished_run('finetune', phantom, folder, model=VIT, TRAIN=train)
+    return folder, heads
+
+
+def test_an_average_of_the_weights_is_scored_saved_and_resumed_bit_for_bit(
+    averaged, phantom, tmp_path
+) -> None:
+    folder, heads = averaged
+    whole = run_folder(folder, 'finetune')
     saved = final_state(whole)
     assert saved['model'].keys() == saved['trained'].keys()
     assert torch.equal(saved['model']['head.weight'], heads[-1])
@@ -46,39 +53,37 @@ def test_an_average_of_the_weights_is_scored_saved_and_resumed_bit_for_bit(
     image = next((phantom / 'train').rglob('*.jpg'))
     assert run_script('predict', image, *words) == 0 and output.is_file()
 
-    shutil.copytree(tmp_path / 'whole', tmp_path / 'resumed')
+    shutil.copytree(folder, tmp_path / 'resumed')
     resumed = run_folder(tmp_path / 'resumed', 'finetune')
     for path in (*resumed.glob('ckpt_epoch_1.*'), *resumed.glob('ckpt_epoch_1_step_4.*')):
         path.unlink()
     (resumed / 'scores.json').unlink()
+    cfg = folder / 'finetune.yaml'
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'resumed')) == 0
     assert_same_weights(final_state(resumed), saved)
     assert last_metrics(resumed) == last_metrics(whole)
     assert (resumed / 'scores.json').read_text() == (whole / 'scores.json').read_text()
 
 
-@pytest.mark.usefixtures('few_cases_select')
-def test_an_average_may_begin_or_end_at_a_resume(phantom: Path, tmp_path: Path) -> None:
+def test_an_average_may_begin_or_end_at_a_resume(averaged, phantom, tmp_path) -> None:
     """It does not change the training, so the trained weights are the same in all four runs."""
-    ends = {}
-    for first, second in ((0.0, DECAY), (DECAY, 0.0)):
-        whole, other = tmp_path / str(first), tmp_path / str(first) / 'other'
-        cfg = tiny_config(whole / 'run.yaml', 'finetune', VIT, TRAIN={'AVERAGE': first})
-        assert run_main('finetune', arguments(cfg, phantom, whole)) == 0
-        start = run_folder(whole, 'finetune') / 'ckpt_epoch_0.pth'
-        more = ['--resume', str(start), '--opts', 'TRAIN.AVERAGE', str(second)]
-        assert run_main('finetune', arguments(cfg, phantom, other, *more)) == 0
-        ends[first, first] = final_state(run_folder(whole, 'finetune'))
-        ends[first, second] = final_state(run_folder(other, 'finetune'))
-        log = (run_folder(other, 'finetune') / 'log_rank0.txt').read_text()
-        assert f'changed since the checkpoint: TRAIN.AVERAGE: {first} -> {second}' in log
-    plain = ends[0.0, 0.0]['model']
+    plain = finished_run('finetune', phantom, tmp_path / 'plain', model=VIT)
+    first = run_folder(averaged[0], 'finetune')
+    ends = {(0.0, 0.0): final_state(plain), (DECAY, DECAY): final_state(first)}
+    for folder, before, after in ((plain, 0.0, DECAY), (first, DECAY, 0.0)):
+        more = ['--resume', str(folder / 'ckpt_epoch_0.pth')]
+        more += ['--opts', 'TRAIN.AVERAGE', str(after)]
+        other = finished_run('finetune', phantom, tmp_path / str(after), *more, model=VIT)
+        ends[before, after] = final_state(other)
+        log = (other / 'log_rank0.txt').read_text()
+        assert f'changed since the checkpoint: TRAIN.AVERAGE: {before} -> {after}' in log
+    trained = ends[0.0, 0.0]['model']
     for (_, last), saved in ends.items():
         assert bool(saved['trained']) == bool(last)
         for key, value in (saved['trained'] or saved['model']).items():
-            assert torch.equal(value, plain[key])
+            assert torch.equal(value, trained[key])
     begun = ends[0.0, DECAY]['model']['head.weight']
-    assert not torch.equal(begun, plain['head.weight'])
+    assert not torch.equal(begun, trained['head.weight'])
     assert not torch.equal(begun, ends[DECAY, DECAY]['model']['head.weight'])
 
 

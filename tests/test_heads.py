@@ -4,31 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 from transfers import TABLE, make_config, transfer
 
 from models import build_model
 from models.simmim import HEADS
 
 NANO = {'MODEL__SIMMIM__HEAD': 'inverse_swin_nano'}
-
-
-def seeded(kind: str, channels: int = 1, **options: object) -> nn.Module:
-    torch.manual_seed(0)
-    return build_model(make_config(kind, channels, **NANO, **options))
-
-
-def features_of(stride: int, channels: int, side: int) -> SimpleNamespace:
-    """Return the properties that a head reads from an encoder with 1024 features."""
-    return SimpleNamespace(num_features=1024, stride=stride, in_chans=channels, output_side=side)
-
-
-def batch(model: nn.Module, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    torch.manual_seed(1)
-    side = model.encoder.grid_size
-    mask = torch.zeros(images, side, side, dtype=torch.int64)
-    mask[:, : side // 2, side // 2 :] = 1
-    return torch.randn(images, model.in_chans, 32, 32), mask
 
 
 @pytest.mark.parametrize(
@@ -45,21 +26,19 @@ def batch(model: nn.Module, images: int = 2) -> tuple[torch.Tensor, torch.Tensor
     ],
 )  # fmt: skip
 def test_stages_are_swins_in_reverse(name: str, stride: int, side: int, stages: list) -> None:
+    # The properties that a head reads from an encoder.
+    encoder = SimpleNamespace(num_features=1024, stride=stride, in_chans=1, output_side=side)
     with torch.device('meta'):
-        head = HEADS[name](features_of(stride, 1, side))
+        head = HEADS[name](encoder)
         got = head(torch.empty(2, 1024, side, side))
     assert got.shape == (2, 1, side * stride, side * stride)
-    shapes = []
-    for layer in head:
-        if hasattr(layer, 'stage'):
-            first, *_ = blocks = layer.stage.blocks
-            heads = first.attn.num_heads
-            width = first.norm1.normalized_shape[0]
-            window = first.attn.window_size
-            shapes.append((width, first.side, window, len(blocks), heads))
-            shifts = [block.attn.shift for block in blocks]
-            assert shifts == [0, 0 if first.side == window else window // 2] * (len(blocks) // 2)
-    assert shapes == stages
+    all_blocks = [layer.stage.blocks for layer in head if hasattr(layer, 'stage')]
+    for (width, side, window, num_blocks, heads), blocks in zip(stages, all_blocks, strict=True):
+        shifts = [block.attn.shift for block in blocks]
+        assert shifts == [0, 0 if side == window else window // 2] * (num_blocks // 2)
+        attention = blocks[0].attn
+        assert (attention.window_size, attention.num_heads) == (window, heads)
+        assert (blocks[0].norm1.normalized_shape, blocks[0].side) == ((width,), side)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +49,12 @@ def test_stages_are_swins_in_reverse(name: str, stride: int, side: int, stages: 
 def test_every_parameter_gets_a_gradient_from_hidden_pixels_alone(
     kind: str, channels: int, options: dict, stages: int
 ) -> None:
-    model = seeded(kind, channels, **options)
+    torch.manual_seed(0)
+    model = build_model(make_config(kind, channels, **NANO, **options))
     assert sum(hasattr(layer, 'stage') for layer in model.decoder) == stages
-    x, mask = batch(model)
+    x, side = torch.randn(2, channels, 32, 32), model.encoder.grid_size
+    mask = torch.zeros(2, side, side, dtype=torch.int64)
+    mask[:, : side // 2, side // 2 :] = 1
     reconstruction = model.reconstruct(x, mask)
     assert reconstruction.shape == x.shape
     loss = model(x, mask)

@@ -59,8 +59,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ('images', 'masks'):
         places[f'native {name}'] = store = tmp_path_factory.mktemp('store') / name
         pack(read_source(places[name]), store, Settings(size=None, square=False))
-        places[f'small {name}'] = store = tmp_path_factory.mktemp('store') / name
-        pack(read_source(places[name]), store, Settings(size=100))
     return places
 
 

@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import arguments, run_folder, tiny_config
+from tiny import ROOT, arguments, run_folder, tiny_config
 
-ROOT = Path(__file__).resolve().parents[1]
 ROOT_MODULES = {
     *('main_simmim', 'main_finetune', 'main_contrastive'),
     *('config', 'utils', 'logger', 'lr_scheduler', 'optimizer'),
@@ -112,21 +111,17 @@ def test_imports_form_no_cycle() -> None:
 
 def loaded_by(main: str) -> set[str]:
     """Return the modules that a main loads, directly and indirectly."""
-    found: set[str] = set()
-    waiting = [main]
+    found, waiting = set(), {main}
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [target for target, _ in imports(name)]
+        found.add(name)
+        waiting |= {target for target, _ in imports(name)} - found
     return found
 
 
 @pytest.mark.parametrize('main', LIMITS)
 def test_what_a_main_loads_does_not_grow(main: str) -> None:
-    names = [
-        name for name in loaded_by(main) if name.partition('.')[0] not in ('config', 'options')
-    ]
+    names = [name for name in loaded_by(main) if name.split('.')[0] not in ('config', 'options')]
     lines = sum(len(MODULES[name].read_text(encoding='utf-8').splitlines()) for name in names)
     most_files, most_lines = LIMITS[main]
     assert len(names) <= most_files and lines <= most_lines, (

@@ -59,9 +59,8 @@ def test_rate_and_momentum_of_one_cycle_are_those_of_torch(kind):
         return group['betas'][0] if 'betas' in group else group['momentum']
 
     ours, other = (kind([torch.nn.Parameter(torch.zeros(1))], lr=base, **given) for _ in range(2))
-    theirs = OneCycleLR(
-        other, max_lr=base, total_steps=total + 1, pct_start=(warmup + 1) / (total + 1)
-    )
+    shape = {'total_steps': total + 1, 'pct_start': (warmup + 1) / (total + 1)}
+    theirs = OneCycleLR(other, max_lr=base, **shape)
     rates = {'WARMUP_LR': base / 25, 'MIN_LR': base / 25e4, 'LR_SCHEDULER__NAME': 'onecycle'}
     rates |= {'EPOCHS': 8, 'WARMUP_EPOCHS': 3}
     scheduler = build_scheduler(make_config(**rates), ours, 10)
