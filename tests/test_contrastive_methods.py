@@ -29,10 +29,8 @@ from models.timm_classifier import TimmClassifier
 from optimizer import param_groups
 
 BATCH = 8
-SMALL = {
-    **{'dim': 6, 'hidden': 12, 'total_steps': 10, 'queue_size': 3 * BATCH, 'num_prototypes': 5},
-    **{'freeze_prototypes_steps': 1, 'momentum': 0.8},
-}
+SMALL = {'dim': 6, 'hidden': 12, 'total_steps': 10, 'queue_size': 3 * BATCH, 'momentum': 0.8}
+SMALL |= {'num_prototypes': 5, 'freeze_prototypes_steps': 1}
 
 
 def small(method: type[ContrastiveMethod]) -> partial:

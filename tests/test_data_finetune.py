@@ -82,10 +82,7 @@ def test_subsets_are_taken_after_the_hold_out(data_path, is_pretrain):
     assert set(part.train.dataset.records.row) < set(whole.train.dataset.records.row)
 
 
-def test_evaluation_needs_no_training_data(tmp_path):
+def test_training_needs_its_table(tmp_path):
     write_split(tmp_path, 'valid', 2)
-    loaders = build_loader(make_config(tmp_path, 'EVAL_MODE', True), LOGGER, is_pretrain=False)
-    assert loaders.train is None and loaders.holdout is None
-    assert len(loaders.valid.dataset) == 4
     with pytest.raises(ValueError, match=r'train\.csv'):
         build_loader(make_config(tmp_path), LOGGER, is_pretrain=False)

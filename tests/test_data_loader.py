@@ -1,6 +1,7 @@
 """Batches: the same samples whatever the workers, ranks and restarts; errors."""
 
 import gc
+import itertools
 import logging
 import multiprocessing
 import os
@@ -77,14 +78,8 @@ def test_loading_neither_reads_nor_changes_global_random_states(data_path):
 
 
 def test_the_streams_of_samples_and_orders_are_distinct_and_frozen():
-    draws = {
-        sample_rng(seed, epoch, index, occurrence).random()
-        for seed in range(4)
-        for epoch in range(4)
-        for index in range(40)
-        for occurrence in range(2)
-    }
-    assert len(draws) == 1280
+    keys = itertools.product(range(4), range(4), range(40), range(2))
+    assert len({sample_rng(*key).random() for key in keys}) == 4 * 4 * 40 * 2
     orders = {tuple(epoch_order(seed, epoch, 20)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
     assert sample_rng(3, 4, 5).random(2).tolist() == [0.5191493916058771, 0.38280174378527]

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -349,23 +350,20 @@ def test_a_shard_that_changes_after_its_first_check_is_found(store: Path, tmp_pa
 
 
 def test_a_copy_is_resumed_checked_and_reused(store: Path, tmp_path: Path, monkeypatch) -> None:
-    target, copies, copy_file = tmp_path / 'copy', [], data.store_files.copy_file
+    copy_file = Mock(side_effect=data.store_files.copy_file)
+    monkeypatch.setattr(data.store_files, 'copy_file', copy_file)
 
-    def counted(source: Path, *args) -> None:
-        copies.append(source.name)
-        copy_file(source, *args)
+    def copied_now() -> list[str]:
+        copy_file.reset_mock()
+        copy_store(store, tmp_path / 'copy')
+        assert contents(tmp_path / 'copy') == contents(store)
+        return sorted(call.args[0].name for call in copy_file.call_args_list)
 
-    monkeypatch.setattr(data.store_files, 'copy_file', counted)
-    copy_store(store, target)
-    assert contents(target) == contents(store)
-    assert sorted(copies) == sorted(read_manifest(store)['files'])
-    copies.clear()
-    copy_store(store, target)
-    assert copies == []
-    (target / 'store.json').unlink()
-    flip_bit(target / 'images_00002.arrow', 7)
-    copy_store(store, target)
-    assert copies == ['images_00002.arrow'] and contents(target) == contents(store)
+    assert copied_now() == sorted(read_manifest(store)['files'])
+    assert copied_now() == []
+    (tmp_path / 'copy' / 'store.json').unlink()
+    flip_bit(tmp_path / 'copy' / 'images_00002.arrow', 7)
+    assert copied_now() == ['images_00002.arrow']
     assert copy_store(store, store) == store
 
 
