@@ -139,23 +139,6 @@ def test_the_figures_of_an_epoch_by_hand() -> None:
     assert following.loss_ema == progress.loss_ema and following.num_losses == 0
 
 
-@pytest.mark.parametrize(
-    'losses, norms, bad',
-    [
-        ([1, math.nan, 1, math.inf], [1, 1], 1),
-        ([1, 1, 1, math.inf], [1, math.nan], 3),
-        ([1, 1, 1, 1], [math.nan, 1], 1),
-    ],
-)
-def test_the_first_bad_batch_is_named_and_nothing_is_added(losses, norms, bad) -> None:
-    progress = Progress(
-        waiting_losses=[torch.tensor(float(loss)) for loss in losses],
-        waiting_norms=[(2 * i + 2, torch.tensor(float(norm))) for i, norm in enumerate(norms)],
-    )
-    assert progress.flush(overflow_is_handled=False) == bad
-    assert progress.num_losses == progress.num_norms == 0
-
-
 def resumed(
     saved: TrainState,
     state: TrainState,

@@ -220,8 +220,7 @@ def test_a_join_replaces_its_rows_and_seeds_and_keeps_the_others(joined: Path) -
 
 
 @pytest.mark.parametrize(
-    'more, seeds',
-    [([], 2), (['--scale', 'all', '--seeds', 2], 2), (['--scale', 'all'], 1)],
+    'more, seeds', [([], 2), (['--scale', 'all', '--seeds', 2], 2), (['--scale', 'all'], 1)]
 )
 def test_seeds_beyond_those_of_the_scale_are_left_out_and_named(
     more: list, seeds: int, joined: Path, caplog
@@ -249,9 +248,8 @@ def test_joined_runs_are_listed_and_those_of_earlier_parts_stay(joined: Path) ->
         (joined / name).mkdir(parents=True, exist_ok=True)
         text = json.dumps(record | {'finished': '2026-01-01T00:00:00'})
         (joined / name / 'run.json').write_text(text)
-    (joined / 'simmim_pretrain/mine_simmim_seed1/metrics.jsonl').write_text(
-        '{"epoch": 0, "holdout_l1_grey": 20}\n{"epoch": 4, "holdout_l1_grey": 17.5}\n'
-    )
+    epochs = '{"epoch": 0, "holdout_l1_grey": 20}\n{"epoch": 4, "holdout_l1_grey": 17.5}\n'
+    (joined / 'simmim_pretrain/mine_simmim_seed1/metrics.jsonl').write_text(epochs)
     for _ in range(2):
         assert join(joined) == 0
     table = pd.read_csv(runs, index_col='run', dtype={'code': str})
@@ -317,22 +315,19 @@ def line_of(axis: object, number: int) -> list[float]:
     return [*axis.lines[number].get_xdata()]
 
 
-@pytest.mark.parametrize(
-    'words, error',
-    [
-        (['--scores', 'Edema', '--pairs', 'moco_1/simmim_1'], "compare 'moco_1/simmim_1'"),
-        (['--scores', 'Oedema'], 'mine_Oedema.csv does not exist'),
-        (['--scores', 'Pneumonia'], 'by_seed'),
-        (['--scores', 'Fracture'], "has no row 'gone_1'"),
-    ],
-)
-def test_figures_that_the_tables_do_not_have_are_refused(words, error, joined, capsys) -> None:
+def test_figures_that_the_tables_do_not_have_are_refused(joined: Path, capsys) -> None:
     assert table_of(joined, '--scores', 'Edema') == 0
     (joined / 't/mine_Pneumonia.csv').write_text('a,b\n1,2\n')
     of_another_sweep = (joined / 't/mine_Edema.csv').read_text().replace('scratch_1', 'gone_1')
     (joined / 't/mine_Fracture.csv').write_text(of_another_sweep)
-    assert run('plot', joined, '--save', joined / 't', *words) == 2
-    assert error in capsys.readouterr().err
+    for words, error in (
+        (['Edema', '--pairs', 'moco_1/simmim_1'], "compare 'moco_1/simmim_1'"),
+        (['Oedema'], 'mine_Oedema.csv does not exist'),
+        (['Pneumonia'], 'by_seed'),
+        (['Fracture'], "has no row 'gone_1'"),
+    ):
+        assert run('plot', joined, '--save', joined / 't', '--scores', *words) == 2
+        assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -347,8 +342,10 @@ def test_figures_that_the_tables_do_not_have_are_refused(words, error, joined, c
         (['--labels', 'none.csv'], 'none.csv'),
     ],
 )
-def test_tables_that_the_predictions_do_not_have_are_refused(words, error, joined, capsys) -> None:
-    assert table_of(joined, *words) == 2
+def test_tables_that_the_predictions_do_not_have_are_refused(
+    words, error, joined_once, capsys
+) -> None:
+    assert table_of(joined_once, *words) == 2
     assert error in capsys.readouterr().err
 
 
@@ -435,10 +432,10 @@ def test_tuning_takes_the_setting_that_is_best_on_patients_who_were_not_learned(
 ) -> None:
     """In fold 0 the first setting is only right about patients whom it scores."""
     folder, values = copied(tuned, tmp_path), two_settings[1]
-    assert table_of(folder, '--tune', '--resamples', 200) == 0
-    choices = pd.read_csv(folder / 't/tuning.csv')
+    assert table_of(folder, '--tune') == 0
+    choices = pd.read_csv(folder / 't/tuning.csv').query('chosen')
     taken = ['simmim_low_1', 'simmim_1', 'simmim_1']
-    assert list(choices[choices['chosen']]['candidate']) == taken
+    assert choices['candidate'].tolist() == taken
     table = lines_of(folder, 'Edema')
     assert {*table.index} == {'simmim_1', 'other_1', 'scratch_1'}
     ranks = np.empty(len(NAMES))
