@@ -4,13 +4,12 @@ SimMIM's own options are compared in test_parity_configs.py, commands in test_re
 configs of sweeps in test_sweeps_files.py.
 """
 
-import argparse
 from pathlib import Path
 
 import pytest
 import torch
 
-from config import get_config
+from config import STAGES, check_config, default_config, fit_to_task, refuse_other_stage
 from models import build_model
 from models.contrastive import build_contrastive
 
@@ -20,7 +19,6 @@ YAMLS = sorted(
     for path in (ROOT / 'configs').rglob('*.yaml')
     if path.parent.name not in ('base', 'datasets') and not path.parent.name.endswith('__ablations')
 )
-CHEXPERT = [path for path in YAMLS if '__chexpert_' in path]
 
 # Trainable parameters, from the sizes that other projects state.
 # Swin-B: SimMIM's 89,874,104 and 87,750,176, less 2 channels of 128 x 4 x 4 weights in the patch
@@ -53,12 +51,6 @@ def stage_of(path: str) -> str:
     return 'contrastive' if stem(path).startswith('contrastive_') else 'simmim'
 
 
-def load(path: str):
-    # SimMIM's own recipes are for ImageNet, which fine-tuning does not accept.
-    stage = stage_of(path) if path in CHEXPERT or stage_of(path) != 'finetune' else None
-    return get_config(argparse.Namespace(cfg=str(ROOT / path), stage=stage))
-
-
 @pytest.fixture(autouse=True)
 def no_initial_values(monkeypatch) -> None:
     """Without weights, drawing them takes more time than all else."""
@@ -67,8 +59,17 @@ def no_initial_values(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize('path', YAMLS, ids=stem)
-def test_it_loads_for_its_stage_and_builds_its_model(path) -> None:
-    config, stage = load(path), stage_of(path)
+def test_it_is_of_its_stage_alone_and_builds_its_model(path) -> None:
+    config, stage = default_config(), stage_of(path)
+    config.merge_from_file(str(ROOT / path))
+    refuse_other_stage(config, stage)
+    for other in {*STAGES} - {stage}:
+        with pytest.raises(ValueError, match=rf'main_{stage}\.py.*main_{other}\.py.* --cfg'):
+            refuse_other_stage(config, other)
+    # SimMIM's own recipes are for ImageNet, which fine-tuning does not accept.
+    used_in = stage if '__chexpert_' in path or stage != 'finetune' else None
+    fit_to_task(config, used_in)
+    check_config(config, used_in)
     with torch.device('meta'):
         if stage == 'contrastive':
             model = build_contrastive(config, total_steps=1)
