@@ -29,6 +29,7 @@ from sweeps.tables import compare, write_all_scores, write_score, write_table
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
 DRAWS = 200
+POINTS = ['--resamples', 0]  # values without intervals
 NAN = float('nan')
 DEEP = '[' * 100_000  # JSON that is nested too deeply
 
@@ -167,7 +168,7 @@ def test_pages_show_the_lines_with_facts_and_notes(finished: Finished) -> None:
 
 def test_columns_of_a_table_are_named(finished: Finished, tmp_path: Path) -> None:
     words = ['table', '--sweep', finished.sweep.path, '--output', finished.made.output]
-    words += ['--scores', 'Edema', '--save', tmp_path, '--resamples', 100, '--columns', 'row']
+    words += ['--scores', 'Edema', '--save', tmp_path, '--resamples', 0, '--columns', 'row']
     assert run_script('ablate', *words, 'verdict', 'AUROC, Edema') == 0
     page = (tmp_path / 'swept_Edema.md').read_text()
     assert page.startswith('| row | verdict | AUROC, Edema |\n')
@@ -321,7 +322,8 @@ def test_metrics_at_the_threshold_use_that_of_the_report(two_rows: tuple) -> Non
         for seed in (0, 1):
             folder = run_folder(made.output, 'finetune', row, seed)
             pd.DataFrame(lines, columns=COLUMNS).to_csv(folder / SCORES_FILE, index=False)
-    assert table_of(sweep, made, '--scores', 'f1:Edema', 'precision:mean_of_defined', seeds=2) == 0
+    words = ['--scores', 'f1:Edema', 'precision:mean_of_defined', *POINTS]
+    assert table_of(sweep, made, *words, seeds=2) == 0
     called = [made.probabilities(2.5, seed) >= 0.6 for seed in (0, 1)]
 
     def mean_over_seeds(metric, label: str) -> float:
@@ -355,7 +357,7 @@ def test_rows_scored_on_other_cases_are_not_compared(two_rows: tuple) -> None:
     for seed in (0, 1):
         file = run_folder(made.output, 'finetune', sweep.rows[0], seed) / 'scores.json'
         file.write_text(file.read_text().replace('"frontal"', '"all"'))
-    assert table_of(sweep, made, seeds=2) == 0
+    assert table_of(sweep, made, *POINTS, seeds=2) == 0
     assert lines_of(made, 'mean_of_five')['against'].isna().all()
     page = (made.output / 'swept_mean_of_five.md').read_text()
     assert '0.1 was scored on other cases than 0.6: not compared.' in page
@@ -365,7 +367,7 @@ def test_a_row_of_an_ablation_that_is_called_pixels_is_no_baseline(tmp_path: Pat
     made, sweep = MadeRuns(tmp_path), make_sweep(tmp_path, ['pixels', '0.6'], reference=1)
     for row in sweep.rows:
         made.add(row, 0)
-    assert table_of(sweep, made, seeds=1) == 0
+    assert table_of(sweep, made, *POINTS, seeds=1) == 0
     assert lines_of(made, 'mean_of_five').loc['pixels', 'against'] == '0.6'
 
 
