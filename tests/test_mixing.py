@@ -187,10 +187,8 @@ def test_a_run_that_mixes_resumes_bit_for_bit(processes, phantom, tmp_path) -> N
     model = VIT | {'LABEL_SMOOTHING': 0.1}
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, MODEL=model, **MIXED)
     whole, resumed = (run_folder(tmp_path / name, 'finetune') for name in ('whole', 'resumed'))
-    for folder, more in (
-        (whole, []),
-        (resumed, ['--resume', str(whole / 'ckpt_epoch_1_step_2.pth')]),
-    ):
+    begun = ['--resume', str(whole / 'ckpt_epoch_1_step_2.pth')]
+    for folder, more in ((whole, []), (resumed, begun)):
         argv = arguments(cfg, phantom, folder.parents[1], *more)
         argv += ['--batch-size', str(4 // processes)]
         if processes == 1:

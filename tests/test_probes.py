@@ -20,7 +20,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tiny import SWIN, arguments, finished_run, run_folder, tiny_config, torchrun
+from test_engine_loop import assert_same_weights, final_state
+from tiny import SWIN, VIT, arguments, finished_run, run_folder, tiny_config, torchrun
 from torch import nn
 
 from config import default_config
@@ -30,6 +31,7 @@ from evaluation import probes
 from evaluation.attentive import fit_attention_head
 from evaluation.metadata import NAMES, metadata_features, read_metadata
 from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head, fit_pixels
+from logger import read_metrics
 from models.classifier_heads import AttentionHead
 from models.losses import masked_bce
 
@@ -298,3 +300,31 @@ def test_two_processes_probe_the_same_random_weights_as_one(mode, phantom, tmp_p
     lines = [re.findall(rf'{mode}, .*: selected .*\n', log_of(run)) for run in (one, two)]
     assert len(lines[0]) == len(LABELS)
     assert lines[1] == lines[0]
+
+
+def test_an_online_probe_of_every_second_epoch_changes_no_weight(phantom, tmp_path) -> None:
+    plain = finished_run('simmim', phantom, tmp_path / 'plain')
+    probed = finished_run('simmim', phantom, tmp_path, EVAL={'PROBE_EVERY': 2})
+    assert_same_weights(final_state(probed), final_state(plain))
+    rows = read_metrics(probed / 'metrics.jsonl')
+    assert [row['epoch'] for row in rows if 'probe_rank' in row] == [-1, 1]
+    assert all(row['holdout_l1'] > 0 for row in rows)
+    assert 'probe of' in log_of(probed)
+
+
+@pytest.mark.parametrize('is_known', [True, False])
+def test_an_online_probe_finds_labels_that_the_features_contain(
+    is_known, phantom, tmp_path, monkeypatch
+) -> None:
+    def features(run, encoder, loader) -> np.ndarray:
+        targets = loader.dataset.targets
+        noise = np.random.default_rng(0).normal(size=targets.shape)
+        return (is_known * 9 * np.nan_to_num(targets) + noise).astype(np.float32)
+
+    monkeypatch.setattr('evaluation.online_probe.extract_features', features)
+    sections = {'CONTRASTIVE': {'METHOD': 'simclr'}, 'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}}
+    sections |= {'EVAL': {'PROBE_EVERY': 1}, 'DATA': {'HOLDOUT_FRACTION': 0.5}}
+    folder = finished_run('contrastive', phantom, tmp_path, model=VIT, **sections)
+    last = read_metrics(folder / 'metrics.jsonl')[-1]
+    assert (last['probe_mean_of_defined'] > 0.85) == is_known, last
+    assert np.isfinite(last['probe_rank'])

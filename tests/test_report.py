@@ -146,7 +146,7 @@ def numbers(report: object) -> Iterator[float]:
 
 
 def test_the_page_shows_the_numbers_of_the_json(page: Page, written: dict) -> None:
-    shown = [(element[1]['value'], element[2]) for element in page.elements if element[0] == 'data']
+    shown = [(attrs['value'], text) for tag, attrs, text in page.elements if tag == 'data']
     assert len(shown) > 500
     in_json = set(numbers(written))
     for value, text in shown:

@@ -72,20 +72,23 @@ def test_channels_last_changes_the_order_of_features_and_not_of_weights(name, ch
     assert orders == [True, False]
 
 
+def rates_and_decay(groups: list[dict]) -> dict[int, tuple[float, float]]:
+    return {
+        id(parameter): (group['lr_scale'], group['weight_decay'])
+        for group in groups
+        for parameter in group['params']
+    }
+
+
 def test_rates_and_decay_of_layers_are_timms() -> None:
     config = make_config('timm', 1, TRAIN__LAYER_DECAY=0.5, TRAIN__WEIGHT_DECAY=0.05)
     config.MODEL.TIMM.NAME = 'resnet18'
     model = build_model(config, is_pretrain=False)
     twin = timm_twin(model)
     free = getattr(twin, 'no_weight_decay', set)()
-    ours, theirs = (
-        {id(p): (group['lr_scale'], group['weight_decay']) for group in groups
-         for p in group['params']}
-        for groups in (
-            build_optimizer(config, model, logging.getLogger(), False).param_groups,
-            param_groups_layer_decay(twin, 0.05, no_weight_decay_list=free, layer_decay=0.5),
-        )
-    )  # fmt: skip
+    ours = build_optimizer(config, model, logging.getLogger(), False).param_groups
+    theirs = param_groups_layer_decay(twin, 0.05, no_weight_decay_list=free, layer_decay=0.5)
+    ours, theirs = rates_and_decay(ours), rates_and_decay(theirs)
     own, layers = dict(model.named_parameters()), set()
     for key, parameter in twin.named_parameters():
         is_head = key in model.layout.classifier
