@@ -2,10 +2,8 @@
 
 import argparse
 import re
-from collections import UserDict
 from functools import reduce
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -336,30 +334,6 @@ def test_a_file_may_have_options_of_other_stages_beside_its_own(tmp_path) -> Non
     with pytest.raises(ValueError, match='AUG.ROTATION.*main_contrastive.py and main_finetune.py'):
         load(lonely)
     assert load(lonely, stage='contrastive').AUG.ROTATION == 5
-
-
-def test_an_option_that_is_switched_off_imports_nothing(monkeypatch) -> None:
-    keys = {key: option for key, option in OPTIONS.items() if option.off}
-    pairs = [(key, value) for key, option in keys.items() for value in option.off]
-    assert {key for key, _ in pairs} >= {'REPORT.WRITE', 'TRAIN.COMPILE', 'FINETUNE.MODE'}
-    looked_up = set()
-
-    def note_part(registry: UserDict, value: str) -> SimpleNamespace:
-        option = OPTIONS[registry.key]
-        looked_up.add(option.parts[option.part_name(value)])
-        return SimpleNamespace()
-
-    def note_module(key: str) -> SimpleNamespace:
-        looked_up.add(OPTIONS[key].file)
-        return SimpleNamespace()
-
-    monkeypatch.setattr('options.parts.Registry.__getitem__', note_part)
-    monkeypatch.setattr('options.checks.module_of', note_module)
-    check_config(chexpert(), 'finetune')
-    wanted = {*looked_up}
-    for pair in pairs:
-        check_config(chexpert(*pair), 'finetune')
-        assert wanted and looked_up == wanted, pair
 
 
 @pytest.mark.parametrize(

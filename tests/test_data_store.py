@@ -28,7 +28,7 @@ from data.folder import read_folder
 from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, pack, read_source
 from data.reading import open_data, read_split
-from data.store import Store, open_store, read_rows
+from data.store import SCHEMA, Store, open_store, read_rows
 from data.store_files import LOCK_FILE, copy_store, verify, write_json
 from data.store_manifest import file_crc32, is_store, read_manifest
 from system.files import locked
@@ -441,71 +441,52 @@ def second_shard(store: Path) -> pa.RecordBatch:
     return ipc.open_file(str(store / 'images_00001.arrow')).get_batch(0)
 
 
-def with_column(name: str, *values: object) -> Callable[[Path], None]:
-    """Return a function that changes a column of the second shard, which has three rows."""
-
-    def change(store: Path) -> None:
-        batch = second_shard(store)
-        place, field = batch.schema.get_field_index(name), batch.schema.field(name)
-        write_shard(store, batch.set_column(place, field, pa.array(values, field.type)))
-
-    return change
-
-
-def write_nulls(store: Path) -> None:
-    batch = second_shard(store)
-    columns = [
-        pa.nulls(3, field.type) if field.name == 'width' else batch[field.name]
-        for field in batch.schema
-    ]
-    write_shard(store, pa.record_batch(columns, schema=batch.schema))
-
-
-def rename_first_image(store: Path) -> None:
-    names = second_shard(store)['name'].to_pylist()
-    with_column('name', names[0] + 'a', *names[1:])(store)
-
-
-def take_rows(*rows: int) -> Callable[[Path], None]:
-    numbers = pa.array(rows, pa.int32())
-    return lambda store: write_shard(store, second_shard(store).take(numbers))
+def first_row(**values: object) -> Callable[[list[dict]], None]:
+    return lambda rows: rows[0].update(values)
 
 
 OTHER_ROWS, SIZE, NAME = 'do not fit store.json', 'a size does not fit', 'a name is not a path'
 ORDER, MISSING = 'not sorted', 'a value is missing'
 MISFITS = {
-    'another number': (OTHER_ROWS, with_column('full_height', 20, 20, 20)),
-    'another name': (OTHER_ROWS, rename_first_image),
-    'no side': (SIZE, with_column('width', 0, 16, 16)),
-    'two negative sides': (
-        SIZE,
-        lambda store: [with_column(side, -16, 16, 16)(store) for side in ('width', 'height')],
-    ),
-    'a side that is too long': (SIZE, with_column('height', 2**31 - 1, 16, 16)),
-    'no white': (SIZE, with_column('white', 0, 255, 255)),
-    'too few pixels': (SIZE, with_column('pixels', b'x', b'x', b'x')),
-    'a name outside': (NAME, with_column('name', '../x.png', 'b', 'c')),
-    'unsorted names': (ORDER, take_rows(1, 2, 0)),
-    'a repeated name': (ORDER, take_rows(0, 1, 1)),
-    'missing numbers': (MISSING, write_nulls),
-    'no rows': (MISSING, take_rows()),
-    'two batches': ('one record batch', lambda store: write_shard(store, second_shard(store), 2)),
-    'compressed': (
-        'compressed',
-        lambda store: write_shard(store, second_shard(store), compression='zstd'),
-    ),
-    'other columns': (
-        'the columns must be',
-        lambda store: write_shard(store, second_shard(store).select(['name'])),
-    ),
+    'another number': (OTHER_ROWS, first_row(full_height=20)),
+    'another name': (OTHER_ROWS, lambda rows: rows[0].update(name=rows[0]['name'] + 'a')),
+    'no side': (SIZE, first_row(width=0)),
+    'two negative sides': (SIZE, first_row(width=-16, height=-16)),
+    'a side that is too long': (SIZE, first_row(height=2**31 - 1)),
+    'a negative side before packing': (SIZE, first_row(full_width=-1)),
+    'no white': (SIZE, first_row(white=0)),
+    'too few pixels': (SIZE, first_row(pixels=b'x')),
+    'a name outside': (NAME, first_row(name='../x.png')),
+    'an empty name': (NAME, first_row(name='')),
+    'unsorted names': (ORDER, list.reverse),
+    'a repeated name': (ORDER, lambda rows: rows.append(rows[-1])),
+    'missing numbers': (MISSING, first_row(width=None)),
+    'no rows': (MISSING, list.clear),
 }
 
 
 @pytest.mark.parametrize('misfit', MISFITS)
-def test_a_shard_that_does_not_fit_is_refused(store: Path, tmp_path: Path, misfit: str) -> None:
+def test_a_shard_with_wrong_rows_is_refused(store: Path, tmp_path: Path, misfit: str) -> None:
     message, change = MISFITS[misfit]
     foreign = copied(store, tmp_path / 'foreign')
-    change(foreign)
+    rows = second_shard(foreign).to_pylist()
+    change(rows)
+    write_shard(foreign, pa.RecordBatch.from_pylist(rows, SCHEMA))
+    with pytest.raises(ValueError, match=message):
+        open_store(foreign)
+
+
+@pytest.mark.parametrize(
+    ('message', 'columns', 'options'),
+    [
+        ('one record batch', SCHEMA.names, {'times': 2}),
+        ('compressed', SCHEMA.names, {'compression': 'zstd'}),
+        ('the columns must be', ['name'], {}),
+    ],
+)
+def test_a_shard_of_another_form_is_refused(store, tmp_path, message, columns, options) -> None:
+    foreign = copied(store, tmp_path / 'foreign')
+    write_shard(foreign, second_shard(foreign).select(columns), **options)
     with pytest.raises(ValueError, match=message):
         open_store(foreign)
 
