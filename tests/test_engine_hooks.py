@@ -36,9 +36,7 @@ def averaged(few_cases_select, phantom, tmp_path_factory) -> tuple[Path, list[Te
     return folder, heads
 
 
-def test_an_average_of_the_weights_is_scored_saved_and_resumed_bit_for_bit(
-    averaged, phantom, tmp_path
-) -> None:
+def test_an_average_is_scored_saved_and_resumed_bit_for_bit(averaged, phantom, tmp_path) -> None:
     folder, heads = averaged
     whole = run_folder(folder, 'finetune')
     saved = final_state(whole)
@@ -110,9 +108,7 @@ def test_the_average_follows_each_optimizer_step(tmp_path: Path) -> None:
     torch.testing.assert_close(state.scored.weight.data, expected.data)
 
 
-def test_the_random_numbers_of_a_batch_depend_on_seed_epoch_and_batch_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_numbers_depend_on_seed_epoch_and_batch_alone(tmp_path, monkeypatch) -> None:
     runs = []
     monkeypatch.setattr('one_epoch.Run', lambda *facts: runs.append(Run(*facts)) or runs[-1])
 

@@ -142,9 +142,7 @@ def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(
 
 
 @pytest.mark.parametrize('mode', ['--eval', '--throughput', '--check'])
-def test_what_does_not_train_resumes_nothing_and_leaves_only_its_log(
-    mode, argv, folder, capfd, monkeypatch
-):
+def test_what_does_not_train_leaves_only_its_log(mode, argv, folder, capfd, monkeypatch):
     def stop(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
 

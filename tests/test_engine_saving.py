@@ -85,9 +85,7 @@ def test_the_file_has_the_state_at_the_time_of_saving(writer, disk, tmp_path) ->
     assert list(saved['model']) == ['weight'] and (saved['model']['weight'] == 1.0).all()
 
 
-def test_a_failed_write_is_repeated_after_a_minute(
-    writer, disk, tmp_path, caplog, monkeypatch
-) -> None:
+def test_failed_writes_repeat_after_a_minute(writer, disk, tmp_path, caplog, monkeypatch) -> None:
     seconds = [1000.0]
     monkeypatch.setattr(saving, 'time', SimpleNamespace(monotonic=lambda: seconds[-1]))
     disk.full = True
@@ -181,9 +179,7 @@ def test_checkpoints_are_saved_by_the_clock(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_during_validation_saves_the_epoch_with_its_score(
-    phantom, tmp_path, monkeypatch
-) -> None:
+def test_a_signal_in_validation_saves_the_epoch_and_score(phantom, tmp_path, monkeypatch) -> None:
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, SAVE_FREQ=5)
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'whole')) == 0
     command = arguments(cfg, phantom, tmp_path / 'stopped')

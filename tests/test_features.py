@@ -126,9 +126,7 @@ def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(pretrained, tmp_p
     np.testing.assert_array_equal(found['folder']['patient'][rows], found['table']['patient'])
 
 
-def test_an_encoder_that_saw_frontal_images_names_laterals(
-    pretrained: Path, phantom: Path, tmp_path: Path, capsys
-) -> None:
+def test_an_encoder_of_frontal_images_names_laterals(pretrained, phantom, tmp_path, capsys) -> None:
     """In a table and a folder. A pre-training on a folder does not state the views."""
     count = (pd.read_csv(phantom / 'train.csv')['Frontal/Lateral'] == 'Lateral').sum()
     for place in (phantom / 'train.csv', phantom / 'train'):
@@ -142,9 +140,7 @@ def test_an_encoder_that_saw_frontal_images_names_laterals(
         assert trained_views(config) == 'all'
 
 
-def test_the_rows_have_the_order_and_the_names_of_the_table(
-    pretrained: Path, phantom: Path, tmp_path: Path, capsys
-) -> None:
+def test_rows_have_the_order_and_names_of_the_table(pretrained, phantom, tmp_path, capsys) -> None:
     """In NPZ and CSV files, whose features have the same bits."""
     assert features(phantom / 'valid.csv', pretrained, tmp_path / 'new' / 'f.npz') == 0
     assert 'Not for clinical use' in capsys.readouterr().out
@@ -216,9 +212,7 @@ def test_options_of_a_checkpoint_that_do_not_fit_its_weights_are_refused(  # noq
 
 
 @pytest.mark.slow
-def test_the_examples_of_the_page_run_on_the_file(
-    pretrained: Path, phantom: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_the_examples_of_the_page_run(pretrained, phantom, tmp_path, monkeypatch, capsys) -> None:
     page = (ROOT / 'docs' / 'howto' / 'export.md').read_text(encoding='utf-8')
     classify, plane, _ = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
     monkeypatch.chdir(tmp_path)

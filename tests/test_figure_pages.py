@@ -206,9 +206,7 @@ def test_examples_fit_on_pages(count: int, records: Made, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize('root, synthetic', [('CheXpert-phantom', True), ('CheXpert', False)])
-def test_figures_of_images_say_if_they_are_synthetic(
-    root: str, synthetic: bool, records: Made, saved, tmp_path: Path
-) -> None:
+def test_figures_say_if_images_are_synthetic(root, synthetic, records, saved, tmp_path) -> None:
     records.path = np.array([f'{root}/valid/patient{n}.jpg' for n in range(20)], object)
     counts = pd.DataFrame({'column': ['All', 'Edema'], 'group': ['All', 'positive']})
     counts = counts.assign(split='valid', images=20)

@@ -222,9 +222,7 @@ def test_a_join_replaces_its_rows_and_seeds_and_keeps_the_others(joined: Path) -
 @pytest.mark.parametrize(
     'more, seeds', [([], 2), (['--scale', 'all', '--seeds', 2], 2), (['--scale', 'all'], 1)]
 )
-def test_seeds_beyond_those_of_the_scale_are_left_out_and_named(
-    more: list, seeds: int, joined: Path, caplog
-) -> None:
+def test_seeds_beyond_the_scale_are_left_out_and_named(more, seeds, joined, caplog) -> None:
     sweep = joined / 'mine.yaml'
     content = yaml.safe_load(sweep.read_text()) | {'scales': {'all': {'seeds': 1}}}
     sweep.write_text(yaml.safe_dump(content))
@@ -342,9 +340,7 @@ def test_figures_that_the_tables_do_not_have_are_refused(joined: Path, capsys) -
         (['--labels', 'none.csv'], 'none.csv'),
     ],
 )
-def test_tables_that_the_predictions_do_not_have_are_refused(
-    words, error, joined_once, capsys
-) -> None:
+def test_tables_that_predictions_do_not_have_are_refused(words, error, joined_once, capsys) -> None:
     assert table_of(joined_once, *words) == 2
     assert error in capsys.readouterr().err
 
@@ -427,9 +423,7 @@ def folds_of(folder: Path, part: int) -> list[np.ndarray]:
     return [read_split(config, split, LOGGER).path for split in ('valid', 'train')]
 
 
-def test_tuning_takes_the_setting_that_is_best_on_patients_who_were_not_learned(
-    two_settings: tuple, tuned: Path, tmp_path: Path
-) -> None:
+def test_tuning_takes_what_is_best_on_patients_not_learned(two_settings, tuned, tmp_path) -> None:
     """In fold 0 the first setting is only right about patients whom it scores."""
     folder, values = copied(tuned, tmp_path), two_settings[1]
     assert table_of(folder, '--tune') == 0
@@ -530,9 +524,7 @@ def test_a_rate_is_chosen_only_among_complete_rows(  # noqa: PLR0913
     assert part in capsys.readouterr().err
 
 
-def test_runs_with_few_cases_that_they_did_not_learn_from_choose_no_rate(
-    settings: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_runs_with_few_cases_not_learned_choose_no_rate(settings, monkeypatch, capsys) -> None:
     monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
     assert join(settings, '--tune') == 2
     assert 'simmim_1_seed0_fold0' in capsys.readouterr().err

@@ -58,9 +58,7 @@ def losses(*opts: object, seed: int = 0) -> torch.Tensor:
     return torch.stack(state.progress.waiting_losses).float().cpu()
 
 
-def test_losses_are_as_near_to_float32_as_those_of_eager_bfloat16(
-    monkeypatch, record_property
-) -> None:
+def test_losses_are_as_near_to_float32_as_those_of_eager_bfloat16(record_property) -> None:
     """The spread of eager bfloat16 is its distance from float32, step by step, over three seeds."""
     curves, apart = {}, {'eager': [], 'ours': []}
     for seed in range(3 if ON_GPU else 1):
@@ -143,9 +141,7 @@ def stop_in_the_second_epoch(command: list[str], output: Path) -> None:
         assert process.wait() == 75
 
 
-def test_a_run_that_is_stopped_and_resumed_ends_like_others(
-    small, tmp_path, record_property
-) -> None:
+def test_a_run_stopped_and_resumed_ends_like_others(small, tmp_path, record_property) -> None:
     """With compiled steps. On a GPU, next to the distances of whole runs from each other.
 
     Rounding in another order makes these distances chaotic, so three of each kind are averaged.

@@ -46,9 +46,7 @@ def test_stages_are_swins_in_reverse(name: str, stride: int, side: int, stages: 
     [('swin', 1, {}, 2), ('swin', 3, {'MODEL__SWIN__PATCH_SIZE': 2}, 1), ('vit', 3, {}, 2),
      ('vit', 1, {'MODEL__VIT__PATCH_SIZE': 16}, 3)],
 )  # fmt: skip
-def test_every_parameter_gets_a_gradient_from_hidden_pixels_alone(
-    kind: str, channels: int, options: dict, stages: int
-) -> None:
+def test_every_parameter_learns_from_hidden_pixels_alone(kind, channels, options, stages) -> None:
     torch.manual_seed(0)
     model = build_model(make_config(kind, channels, **NANO, **options))
     assert sum(hasattr(layer, 'stage') for layer in model.decoder) == stages

@@ -40,9 +40,7 @@ def steps(folder):
     return sum('Train: [' in line for line in log_lines(folder))
 
 
-def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
-    phantom, whole, tmp_path
-):
+def test_a_run_killed_again_and_again_ends_like_an_undisturbed_one(phantom, whole, tmp_path):
     draw = random.Random(0)
     for kind in (*SIGNALS, None):
         target = steps(tmp_path) + draw.randrange(4, 14)

@@ -112,9 +112,7 @@ def test_another_node_that_is_done_waits_for_the_first(code: int, program: Path)
     ('exitcode', 'code', 'shown'),
     [(2, 2, True), (75, 75, False), (76, 76, False), (-15, 143, True)],
 )
-def test_torchrun_ends_with_the_code_of_the_first_failure(
-    exitcode: int, code: int, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: object
-) -> None:
+def test_torchrun_ends_like_the_first_failure(exitcode, code, shown, monkeypatch, capsys) -> None:
     module = load_script('slurm/torchrun')
 
     def fail() -> None:

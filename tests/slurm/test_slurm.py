@@ -187,9 +187,7 @@ def test_only_the_stopped_task_of_an_array_is_queued_again(work, cluster, tmp_pa
     assert f'slurm: job {array}_1, requeued 1 times' in cluster.text(array)
 
 
-def test_a_sweep_requests_what_its_processes_need_and_is_queued_once(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_sweep_requests_what_processes_need_and_is_queued_once(cluster, tmp_path, capsys) -> None:
     more = ['--seeds', '1', '--processes', '2', '--slurm', 'hold']
     for stage, options in (('pretrain', PRETRAIN), ('finetune', FINETUNE)):
         more += [f'--{stage}-opts', *options, 'TRAIN.ACCUMULATION_STEPS', '2']
