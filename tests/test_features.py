@@ -75,12 +75,7 @@ def check_rows(file: Path, want: np.ndarray, paths: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ('stage', 'model', 'opts'),
-    [
-        ('simmim', VIT, POOLS),
-        ('simmim', MAE, []),
-        ('contrastive', SWIN, []),
-        ('finetune', VIT, []),
-    ],
+    [('simmim', VIT, POOLS), ('simmim', MAE, []), ('contrastive', SWIN, []), ('finetune', VIT, [])],
     ids=['vit, pooled', 'mae', 'contrastive', 'fine-tuned'],
 )
 def test_the_features_are_those_of_a_linear_probe(stage, model, opts, phantom, tmp_path) -> None:

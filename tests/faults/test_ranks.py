@@ -14,11 +14,7 @@ def folder_of(tmp_path):
 
 @pytest.mark.parametrize(
     ('do', 'code', 'cause'),
-    [
-        ('fail', 2, BROKEN),
-        ('kill', -9, 'Signal 9 (SIGKILL)'),
-        ('abort', -6, 'Signal 6 (SIGABRT)'),
-    ],
+    [('fail', 2, BROKEN), ('kill', -9, 'Signal 9 (SIGKILL)'), ('abort', -6, 'Signal 6 (SIGABRT)')],
 )
 def test_torchrun_ends_with_the_cause(do, code, cause, phantom, tmp_path):
     """The other process, which ends because its connection is closed, does not hide it."""
