@@ -88,15 +88,10 @@ def test_tokens_are_those_of_the_patches_and_all_weights_learn() -> None:
 def test_another_kind_of_head_is_new(options: dict) -> None:
     """A linear head has a weight of the same shape, which means something else."""
     linear, attention = built(options), built(options, 'attention')
+    stats = Statistics((0.5,), (0.25,))
+    given = {'source_stats': stats, 'target_stats': stats, 'other_head': 'another'}
     for source, target in ((linear, attention), (attention, linear)):
-        stats = Statistics((0.5,), (0.25,))
-        state, report = convert(
-            source.state_dict(),
-            target,
-            source_stats=stats,
-            target_stats=stats,
-            other_head="{'MODEL.HEAD': 'another'}",
-        )
+        state, report = convert(source.state_dict(), target, **given)
         heads = {key for key in target.state_dict() if key.startswith('head.')}
         assert heads <= {*report.new} and not heads & {*state}
         assert {key for key in source.state_dict() if key.startswith('head.')} <= {*report.unused}

@@ -82,9 +82,6 @@ def chexpert(*pairs):
     return changed(*LABELS, *pairs)
 
 
-# Precedence
-
-
 def test_each_source_overrides_the_ones_before(tmp_path) -> None:
     keys = 'EPOCHS WARMUP_EPOCHS ACCUMULATION_STEPS SAVE_EVERY_STEPS'.split()
     write(tmp_path, 'base.yaml', 'TRAIN: {' + ', '.join(f'{key}: 11' for key in keys) + '}')
@@ -143,9 +140,6 @@ def test_the_config_is_frozen_and_launchers_may_give_a_rank(cfg) -> None:
     for node in (config, config.DATA):
         with pytest.raises(AttributeError):
             node.TAG = 'x'
-
-
-# Values
 
 
 @pytest.mark.parametrize(
@@ -247,9 +241,6 @@ def test_a_legacy_key_sets_the_channels_of_the_selected_encoder(tmp_path, encode
     assert config.MODEL.IN_CHANS == 1
     config.merge_from_list([f'MODEL.{encoder.upper()}.IN_CHANS', 3])
     assert config.MODEL.IN_CHANS == 3
-
-
-# Checks
 
 
 @pytest.mark.parametrize('key', sorted(key for key in OPTIONS if OPTIONS[key].names))
@@ -355,9 +346,6 @@ def test_options_of_other_stages_and_encoders_are_not_checked() -> None:
     check_config(chexpert('DATA.MASK_PATCH_SIZE', 30), 'finetune')
     check_config(changed('MODEL.TYPE', 'vit', 'MODEL.SWIN.WINDOW_SIZE', 5), 'simmim')
     check_config(changed('MODEL.VIT.PATCH_SIZE', 15), 'simmim')
-
-
-# The config as text
 
 
 def test_the_text_repeats_the_run(tmp_path) -> None:

@@ -22,11 +22,9 @@ def test_one_version_stands_in_the_package_the_citation_and_the_changelog() -> N
     version = SETTINGS['project']['version']
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
     year, month, day = version.split('.')
-    assert (
-        citation['version'] == version and str(citation['date-released']) == f'{year}-{month}-{day}'
-    )
-    newest = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8').split('## ')[1]
-    assert newest.startswith(f'{year}-{month}-{day}')
+    date = f'{year}-{month}-{day}'
+    assert (citation['version'], str(citation['date-released'])) == (version, date)
+    assert (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8').split('## ')[1].startswith(date)
 
 
 @pytest.mark.parametrize('command', SETTINGS['project']['scripts'])

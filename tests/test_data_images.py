@@ -141,9 +141,6 @@ def test_exif_rotation_is_applied(dtype, orientation, turn):
     np.testing.assert_allclose(got, np.rot90(pixels, turn), rtol=1e-6)
 
 
-# Unusable files
-
-
 def png(colour_type: int, channels: int, width: int = 75, height: int = 61) -> bytes:
     """A PNG with 12-bit values in 16 bits per channel; larger ones have no pixels."""
     header = struct.pack('>2I5B', width, height, 16, colour_type, 0, 0, 0)

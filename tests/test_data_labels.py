@@ -35,13 +35,9 @@ RANGES = {'zeros_smooth': (0, 0.3), 'ones_smooth': (0.55, 0.85)}
 def targets_of(labels: np.ndarray, uncertain: str, blank: str, **by_label: str) -> np.ndarray:
     """Targets under any policy; rows 0, 1, ..., seed 0, every prediction 0.9."""
     task = make_task('observations', UNCERTAIN=uncertain, UNCERTAIN_BY_LABEL=by_label)
-    return training_targets(
-        labels,
-        [*task.policies.values()],
-        blank=blank,
-        rows=np.arange(len(labels)),
-        predictions=np.full(labels.shape, 0.9, np.float32),
-    )
+    policies, predictions = [*task.policies.values()], np.full(labels.shape, 0.9, np.float32)
+    given = {'rows': np.arange(len(labels)), 'predictions': predictions}
+    return training_targets(labels, policies, blank=blank, **given)
 
 
 def smooth(policy: str, rows: np.ndarray, seed: int = 0) -> np.ndarray:

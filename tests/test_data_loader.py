@@ -85,9 +85,6 @@ def test_the_streams_of_samples_and_orders_are_distinct_and_frozen():
     assert sample_rng(3, 4, 5).random(2).tolist() == [0.5191493916058771, 0.38280174378527]
 
 
-# Order of an epoch
-
-
 def batches(*, epoch: int = 0, **options) -> list[list[tuple[int, ...]]]:
     sampler = EpochSampler(**({'num_images': 23, 'batch_size': 4, 'seed': 0} | options))
     sampler.set_epoch(epoch, 0)
@@ -166,9 +163,6 @@ def test_an_image_that_is_drawn_twice_is_augmented_twice(data_path):
     samples = samples_of(loader, 0)
     images = {image.numpy().tobytes() for image, _, _ in samples}
     assert len(images) == len(samples) > len({int(index) for _, _, index in samples})
-
-
-# Workers
 
 
 class Sends(Dataset):

@@ -41,24 +41,21 @@ def test_what_is_written_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'text, parts',
+    'text, message',
     [
-        ('Image,Edema\na,0.5\n', ['p.csv', 'Path', 'Study', 'Image']),
-        ('Path,Oedema\na,0.5\n', ['p.csv', 'Oedema']),
-        (f'Path,Edema\n{image(1)},0\nb,0\n\n{image(1, prefix="x", suffix=".PNG")},0\n',
-         ['p.csv, row 5', 'row 2']),
-        ('Path,Fracture,Edema\na,0,0\nb,0,1.0001\n', ['p.csv, row 3', "'Edema'", "'1.0001'"]),
-        ('Path,Fracture,Edema\na,0,0\nb,0,nan\n', ['p.csv, row 3', "'Edema'", "'nan'"]),
-        ('Path,Fracture,Edema\na,0,0\nb,0,\n', ['p.csv, row 3', "'Edema'", "''"]),
+        ('Image,Edema\na,0.5\n', 'p.csv.*Path.*Study.*Image'),
+        ('Path,Oedema\na,0.5\n', 'p.csv.*Oedema'),
+        (f'Path,Edema\n{image(1)},0\nb,0\n\n{image(1, suffix=".PNG")},0\n', 'p.csv, row 5.*row 2'),
+        ('Path,Fracture,Edema\na,0,0\nb,0,1.0001\n', "p.csv, row 3.*'Edema'.*'1.0001'"),
+        ('Path,Fracture,Edema\na,0,0\nb,0,nan\n', "p.csv, row 3.*'Edema'.*'nan'"),
+        ('Path,Fracture,Edema\na,0,0\nb,0,\n', "p.csv, row 3.*'Edema'.*''"),
     ],
-)  # fmt: skip
-def test_a_bad_file_is_refused_by_row_and_column(text, parts, tmp_path):
+)
+def test_a_bad_file_is_refused_by_row_and_column(text, message, tmp_path):
     file = tmp_path / 'p.csv'
     file.write_text(text)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=message):
         read_predictions(file)
-    for part in parts:
-        assert part in str(error.value)
 
 
 def test_probabilities_of_classes_add_up_to_one(tmp_path):

@@ -143,9 +143,6 @@ def test_labels_by_study_are_those_of_all_its_images(tmp_path: Path) -> None:
     assert records.labels[:, 5].tolist() == [1, 1, 1]
 
 
-# ---- Faults of CSV files
-
-
 @pytest.mark.parametrize(
     'column, value',
     [
@@ -171,9 +168,9 @@ LINE = image_path(1) + ',Male,1,Frontal,AP' + ',' * 14
 @pytest.mark.parametrize(
     'content, part',
     [
-        ('', 'train.csv'),
+        ('', ''),
         (f'{TOP}\n{LINE}\n{LINE[:-14]}', 'row 3'),  # a truncated file
-        (f'{TOP}\n{LINE}'.replace('Male', 'M\xe4le'), 'train.csv'),  # in Latin-1
+        (f'{TOP}\n{LINE}'.replace('Male', 'M\xe4le'), ''),  # in Latin-1
         (f'{TOP}\n{LINE}'.replace('Path', 'File'), 'Path'),
         (f'{TOP}\n{LINE}'.replace('Edema', 'Oedema'), 'Edema'),
         (f'{TOP},Edema\n{LINE},', 'Edema'),
@@ -183,12 +180,8 @@ def test_file_that_is_not_such_a_table_is_refused(tmp_path: Path, content, part:
     touch(tmp_path, image_path(1, folder='train'))
     file = tmp_path / 'train.csv'
     file.write_bytes(content.encode('latin-1'))
-    with pytest.raises(ValueError, match=part) as error:
+    with pytest.raises(ValueError, match=f'{file}.*{part}'):
         read_csv(tmp_path, 'train.csv')
-    assert str(file) in str(error.value)
-
-
-# ---- Folders of images
 
 
 def test_folder_lists_visible_images_sorted(tmp_path: Path) -> None:
@@ -237,9 +230,6 @@ def test_the_folder_of_the_test_images_alone_is_refused(tmp_path: Path) -> None:
         touch(tmp_path / name, 'a.png')
         with pytest.raises(ValueError, match=str(tmp_path / name)) if is_refused else nullcontext():
             read_folder(tmp_path / name, allow_all_images=False)
-
-
-# ---- Views, hold-out and subsets
 
 
 @pytest.fixture(scope='module')
@@ -322,9 +312,6 @@ def test_subsets_are_nested_exact_and_by_patient(records: Records) -> None:
     assert take_subset(records, fraction=1.0, images=0, seed=0) is records
     with pytest.raises(ValueError, match='DATA.TRAIN_IMAGES'):
         take_subset(records, fraction=1, images=10_000, seed=0)
-
-
-# ---- Groups
 
 
 def test_a_task_without_policies_learns_from_the_images_with_a_target(tmp_path: Path) -> None:
