@@ -85,9 +85,7 @@ def test_the_log_and_the_scores_say_what_selected_the_epoch(one_epoch: Path) -> 
 
 
 @pytest.mark.parametrize('reason', ['cases', 'images'])
-def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
-    reason: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_too_few_images_or_cases_use_the_last_epoch(reason, phantom, tmp_path, monkeypatch, capsys):
     more = ['--opts', 'EVAL.SELECT_ON', 'auto']
     if reason == 'cases':
         monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
@@ -106,9 +104,7 @@ def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
 
 
 @pytest.mark.slow
-def test_new_scores_of_a_finished_run_leave_its_training_and_its_selection(
-    phantom: Path, tmp_path: Path, scores: list[float]
-) -> None:
+def test_new_scores_of_a_finished_run_leave_its_selection(phantom, tmp_path, scores) -> None:
     scores += [0.6, 0.5]
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT)
     argv = arguments(cfg, phantom, tmp_path)
@@ -163,9 +159,7 @@ def test_a_report_tells_what_is_doubtful_about_the_scored_images(one_epoch, phan
         ('MODEL.VIT.INIT_VALUES', '0.5'),
     ],
 )
-def test_a_checkpoint_of_another_model_or_other_patients_is_not_resumed_from(
-    option: str, value: str, phantom: Path, tmp_path: Path, one_epoch: Path, refused
-) -> None:
+def test_other_models_or_patients_are_refused(option, value, phantom, tmp_path, one_epoch, refused):
     data = linked(phantom, tmp_path / phantom.name)
     shutil.copy(data / 'train.csv', data / 'fold.csv')
     cfg = tiny_config(tmp_path / 'r.yaml', 'finetune', VIT)
@@ -173,9 +167,7 @@ def test_a_checkpoint_of_another_model_or_other_patients_is_not_resumed_from(
     refused('finetune', arguments(cfg, data, tmp_path / 'out', *more), f'{option}: ')
 
 
-def test_patients_of_train_and_valid_are_refused_or_named_before_training(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd, refused
-) -> None:
+def test_shared_patients_are_refused_or_named(phantom, tmp_path, monkeypatch, capfd, refused):
     monkeypatch.setattr(preflight, 'LOADER_SECONDS', 0.05)
     (name, *train), (_, *valid) = (
         (phantom / f'{split}.csv').read_text().splitlines() for split in ('train', 'valid')

@@ -71,9 +71,7 @@ def test_fine_tuning_starts_from_the_encoder(pretrained, phantom, tmp_path) -> N
 
 
 @pytest.mark.slow
-def test_equal_masks_are_evaluated_once_and_only_in_validated_epochs(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_masks_are_evaluated_once_and_in_validated_epochs(phantom, tmp_path, monkeypatch):
     evaluated, reconstruct = [], held_out.reconstruct
 
     def counted(*args: object):

@@ -66,9 +66,7 @@ def with_a_norm(code: str) -> str:
     return code.replace("'step'", "'updates'").replace('self.step', 'self.updates')
 
 
-def test_a_masked_method_without_target_is_trained_loaded_and_exported(
-    phantom, tmp_path, add_example, monkeypatch
-):
+def test_a_masked_method_without_target_in_whole_runs(phantom, tmp_path, add_example, monkeypatch):
     """The name of its counter does not matter, nor that a module is named like the encoder's."""
     key, name, module = add_example('models/ijepa.py', with_a_norm)
     model, once = SWIN | {'PRETRAIN': name}, {'EPOCHS': 1}

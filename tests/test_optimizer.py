@@ -163,9 +163,7 @@ def test_a_step_of_muon_equals_pytorchs(shape, muon) -> None:
 
 
 @pytest.mark.parametrize('stage', ['simmim', pytest.param('finetune', marks=pytest.mark.slow)])
-def test_an_optimizer_with_booleans_in_its_state_resumes_bit_for_bit(
-    stage, muon, phantom, tmp_path
-) -> None:
+def test_an_optimizer_with_booleans_in_its_state_resumes_exactly(stage, muon, phantom, tmp_path):
     optimizer = {'NAME': 'named_muon', 'NAMED_MUON': {'STEPS': 3}}
     train = {'OPTIMIZER': optimizer, 'SAVE_EVERY_STEPS': 2, 'BASE_LR': 0.01}
     sections = {'TRAIN': train, 'EVAL': {'HOLDOUT_IMAGES': 2}}

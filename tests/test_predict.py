@@ -72,9 +72,7 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     assert 'Not for clinical use.' in capsys.readouterr().out
 
 
-def test_the_command_in_the_log_of_a_run_predicts_the_images_of_a_csv_file(
-    run, phantom, predict, tmp_path, monkeypatch
-):
+def test_the_command_in_the_log_predicts_a_csv_file(run, phantom, predict, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (words,) = re.findall(r'scripts/predict.py (.*)', (run / 'log_rank0.txt').read_text())
     assert predict(*words.replace('IMAGE_OR_FOLDER', str(phantom / 'valid.csv')).split()) == 0
@@ -95,9 +93,7 @@ def figures(predict, monkeypatch) -> dict[Path, tuple]:
     return drawn
 
 
-def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
-    run, phantom, predict, figures, tmp_path
-):
+def test_maps_are_grad_cam_of_the_chosen_labels(run, phantom, predict, figures, tmp_path) -> None:
     images = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:2]
     words = ['--checkpoint', checkpoint_of(run), '--output', tmp_path / 'p.csv', '--num-workers', 0]
     assert predict(*images, *words, '--maps', 'Pleural Effusion', 'Edema') == 0
@@ -125,9 +121,7 @@ def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
         assert np.abs(maps['Edema'] - maps['Pleural Effusion']).max() > 1e-3
 
 
-def test_maps_of_an_unknown_label_or_in_a_folder_with_figures_are_refused(
-    run, phantom, predict, tmp_path, capsys
-):
+def test_maps_of_unknown_labels_or_over_others_are_refused(run, phantom, predict, tmp_path, capsys):
     output = tmp_path / 'p.csv'
     words = [phantom / 'valid', '--checkpoint', checkpoint_of(run), '--output', output, '--maps']
     assert predict(*words, 'Oedema') == 2
@@ -139,9 +133,7 @@ def test_maps_of_an_unknown_label_or_in_a_folder_with_figures_are_refused(
     assert not output.exists()
 
 
-def test_figures_of_a_data_set_have_its_true_labels(
-    run, phantom, predict, figures, tmp_path, capsys
-):
+def test_figures_of_a_data_set_have_true_labels(run, phantom, predict, figures, tmp_path, capsys):
     words = ['--dataset', 'chexpert', '--split', 'valid', '--checkpoint', checkpoint_of(run)]
     words += ['--num-workers', 0, '--maps', 'Edema', '--output']
     assert predict(phantom, *words, tmp_path / 'p.csv') == 0
@@ -160,9 +152,7 @@ def test_figures_of_a_data_set_have_its_true_labels(
     assert 'Edema' in capsys.readouterr().err
 
 
-def test_folders_are_searched_sorted_and_names_stay_as_given(
-    run, phantom, predict, tmp_path, monkeypatch
-):
+def test_folders_are_searched_and_names_stay_as_given(run, phantom, predict, tmp_path, monkeypatch):
     images = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:3]
     monkeypatch.chdir(tmp_path)
     for name, source in zip(('b/z.jpg', 'b/a/Y.JPG', 'c.jpg'), images, strict=True):
@@ -181,9 +171,7 @@ def test_folders_are_searched_sorted_and_names_stay_as_given(
     assert np.abs(values[1] - values[2]).max() > 1e-6
 
 
-def test_a_frontal_model_names_the_laterals_that_it_predicts(
-    run, phantom, predict, tmp_path, capsys
-):
+def test_a_frontal_model_names_laterals_that_it_predicts(run, phantom, predict, tmp_path, capsys):
     """The view is in a name, in the header of a DICOM file, or in a table, which comes first."""
     image = load_image(next((phantom / 'valid').rglob('view1_frontal.jpg')))
     folder, names = tmp_path / 'images', [f'p{n}/view1_frontal.png' for n in range(20)]
@@ -220,9 +208,7 @@ def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_
 
 
 @pytest.mark.slow
-def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
-    run, phantom, predict, tmp_path, capsys
-):
+def test_bad_images_are_skipped_and_colour_is_warned_of(run, phantom, predict, tmp_path, capsys):
     """The probabilities of the others stay the same; without any other nothing is written."""
     bad, pipe, colour = tmp_path / 'bad.jpg', tmp_path / 'pipe.jpg', tmp_path / 'colour.png'
     bad.write_bytes(b'no image')
@@ -275,9 +261,7 @@ def test_flags_that_cannot_work_are_refused(words, predict, monkeypatch, capsys)
         (SWIN, 'MODEL.NUM_CLASSES', 10**10),
     ],
 )
-def test_options_of_a_checkpoint_that_cannot_work_are_named(
-    model, key, value, predict, phantom, tmp_path, capsys
-):
+def test_impossible_options_are_named(model, key, value, predict, phantom, tmp_path, capsys):
     """Such a file comes from elsewhere; nothing of the size that it asks for is built."""
     checkpoint = write_run(tmp_path, 'finetune', model)
     bad = with_option(checkpoint, tmp_path / 'bad.pth', key, value)
@@ -291,9 +275,7 @@ def test_options_of_a_checkpoint_that_cannot_work_are_named(
         assert is_size or key.rpartition('.')[2] in line
 
 
-def test_a_checkpoint_does_not_decide_how_many_processes_are_started(
-    run, phantom, predict, tmp_path, monkeypatch
-):
+def test_a_checkpoint_does_not_decide_the_processes(run, phantom, predict, tmp_path, monkeypatch):
     checkpoint = with_option(checkpoint_of(run), tmp_path / 'c.pth', 'DATA.NUM_WORKERS', 10**6)
     with_option(checkpoint, checkpoint, 'DATA.BATCH_SIZE', 10**9)
     monkeypatch.setattr(os, 'cpu_count', lambda: 0)

@@ -250,9 +250,7 @@ def test_unknown_metadata_have_features_of_their_own_and_are_named(log) -> None:
     assert re.findall('metadata: the (.*) of no image is known', log.text) == ['sex', 'age']
 
 
-def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
-    phantom, tmp_path, monkeypatch
-) -> None:
+def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(phantom, tmp_path, monkeypatch):
     kept, build_probe = {}, probes.build_probe
 
     def keep(run, model, loaders):
@@ -313,9 +311,7 @@ def test_an_online_probe_of_every_second_epoch_changes_no_weight(phantom, tmp_pa
 
 
 @pytest.mark.parametrize('is_known', [True, False])
-def test_an_online_probe_finds_labels_that_the_features_contain(
-    is_known, phantom, tmp_path, monkeypatch
-) -> None:
+def test_an_online_probe_finds_labels_in_the_features(is_known, phantom, tmp_path, monkeypatch):
     def features(run, encoder, loader) -> np.ndarray:
         targets = loader.dataset.targets
         noise = np.random.default_rng(0).normal(size=targets.shape)

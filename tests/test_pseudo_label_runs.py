@@ -127,9 +127,7 @@ def test_the_table_has_the_scores_of_scikit_learn(done: Path, cfg: Path, phantom
 
 
 @pytest.mark.slow
-def test_finished_runs_are_left_alone_and_other_pseudo_labels_refused(
-    done: Path, cfg: Path, phantom: Path, monkeypatch, capsys
-) -> None:
+def test_finished_runs_are_left_alone_and_others_refused(done, cfg, phantom, monkeypatch, capsys):
     before, table = runs_in(done), (done / 'pseudo_labels_auroc.csv').read_bytes()
     monkeypatch.setenv('PYTHON', '/bin/false')
     assert main(cfg, phantom, done) == 0
@@ -140,9 +138,7 @@ def test_finished_runs_are_left_alone_and_other_pseudo_labels_refused(
     assert main(cfg, phantom, done) == 0  # writes the same pseudo-labels again
 
 
-def test_each_student_teaches_the_next_until_nothing_is_confident(
-    cfg: Path, phantom: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_students_teach_the_next_until_nothing_is_confident(cfg, phantom, tmp_path, monkeypatch):
     said: list[str] = []
     work = PseudoLabels(str(cfg), str(phantom), tmp_path, OPTIONS, confidence=0.5, say=said.append)
     rng = np.random.default_rng(0)

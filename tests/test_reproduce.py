@@ -53,9 +53,7 @@ def rewrite(path, change) -> None:
     path.write_text('\n'.join(map(json.dumps, records)) + '\n')
 
 
-def test_a_repeated_run_is_identical_and_leaves_the_first_one_alone(
-    folder, tmp_path, monkeypatch, capsys
-):
+def test_a_repeated_run_is_identical_and_leaves_the_first(folder, tmp_path, monkeypatch, capsys):
     def repeat(record, flags):
         assert run_main(record['stage'], flags) == 0
 

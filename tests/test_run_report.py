@@ -254,9 +254,7 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(trained, tmp_path, 
     assert 'DATA.NORMALIZE' in caplog.messages[-1]
 
 
-def test_a_copy_of_the_data_of_a_run_is_recognised_by_its_training_table(
-    trained: Config, many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_copy_of_the_data_is_recognised_by_its_training_table(trained, many, tmp_path, caplog):
     """A folder copied or packed elsewhere; a test table alone names no training patients."""
     trained.DATA.DATA_PATH = 'elsewhere'
     save(trained, tmp_path)

@@ -89,9 +89,7 @@ def test_the_heads_of_maes_decoder_are_compared_where_it_is_loaded(transformers,
         ({'hidden_act': 'gelu_python'}, None),
     ],
 )
-def test_activation_and_epsilon_of_config_json_are_compared(
-    kind, fact, message, transformers, tmp_path, log
-) -> None:
+def test_activation_and_epsilon_are_compared(kind, fact, message, transformers, tmp_path, log):
     theirs = {
         'swin': lambda: transformers.SwinModel(swin_config(transformers)),
         'vit': lambda: transformers.ViTModel(vit_config(transformers.ViTConfig)),
@@ -191,9 +189,7 @@ def test_an_unknown_argument_of_timm_is_refused_and_not_used(tmp_path) -> None:
         ('vit_tiny_patch16_224', 'vit_tiny_patch16_224', True),
     ],
 )
-def test_a_model_of_timm_with_the_same_shapes_is_refused_if_it_computes_something_else(
-    theirs, ours, is_same, tmp_path
-) -> None:
+def test_a_model_of_timm_that_differs_in_no_shape_is_refused(theirs, ours, is_same, tmp_path):
     torch.save(timm.create_model(theirs).state_dict(), tmp_path / 'pytorch_model.bin')
     about = {'architecture': theirs, 'num_classes': 1000, 'pretrained_cfg': {}}
     (tmp_path / 'config.json').write_text(json.dumps(about))
@@ -280,9 +276,7 @@ def test_the_heads_of_an_attention_head_are_not_those_of_the_encoder(tmp_path) -
         ('swin', PLAIN, None),  # its position tables have a column for each head
     ],
 )
-def test_heads_that_nothing_states_are_logged_as_assumed(
-    kind, options, heads, tmp_path, log
-) -> None:
+def test_heads_that_nothing_states_are_logged_as_assumed(kind, options, heads, tmp_path, log):
     config = make_config(kind, 3, **options)
     source = make_model(config, is_pretrain=False).state_dict()
     source = {key.removeprefix('encoder.'): value for key, value in source.items()}

@@ -65,7 +65,7 @@ def test_a_run_is_started_stopped_and_finished(tmp_path: Path) -> None:
         ('contrastive', BATCHES[128, 1], {}, 2, ''),
     ],
 )
-def test_a_run_with_other_options_data_weights_or_batches_is_another_run(
+def test_a_run_with_other_options_or_data_is_another_run(
     stage, before, record, gpus, key, tmp_path: Path
 ) -> None:
     (tmp_path / 'train.csv').write_text('Path')

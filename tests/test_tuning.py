@@ -128,9 +128,7 @@ def test_a_search_ends_after_options_in_a_row_that_are_worse() -> None:
 @pytest.mark.parametrize(
     'choice, warns', [((1, 0.5), 1), ((2, 0.5), 0), ((3, 0.5), 1), ((1, NAN), 0)]
 )
-def test_a_value_at_the_edge_of_the_grid_that_was_chosen_gives_a_warning(
-    choice, warns, log
-) -> None:
+def test_a_value_at_the_edge_of_the_grid_that_was_chosen_gives_a_warning(choice, warns, log):
     chosen = log_choices(logging.getLogger(), 'knn', {'Edema': Choice(*choice)}, (1, 2, 3))
     (record,) = log.records
     assert (record.levelno == logging.WARNING) == bool(warns)

@@ -52,9 +52,7 @@ def test_images_of_a_view_that_training_lacked_are_counted() -> None:
         ('LL', '1_lateral.dcm', 'frontal', False),
     ],
 )
-def test_a_table_goes_before_the_name_and_the_name_before_the_header(
-    tmp_path, position, name, stated, lateral
-) -> None:
+def test_a_table_goes_before_name_and_header(tmp_path, position, name, stated, lateral) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     write(tmp_path / name, pixels, **({'ViewPosition': position} if position else {}))
     images = NotedImages(
