@@ -287,24 +287,17 @@ def test_jitter_equals_torchvisions_on_tensors():
     np.testing.assert_allclose(got, wanted, atol=1e-3)
 
 
-def _erased(mode: str, ours: bool) -> np.ndarray:
-    """[500, 2, 40, 48] images of sevens after erasing, by ours or by timm's."""
-    random.seed(0), torch.manual_seed(0)
-    timm = RandomErasing(0.5, mode=mode, max_count=3, device='cpu')
-    images = np.full((500, 2, 40, 48), 7, np.float32)
-    for i, image in enumerate(images):
-        if ours:
-            erase(image, sample_rng(0, 0, i), probability=0.5, mode=mode, max_count=3)
-        else:
-            timm(torch.from_numpy(image))
-    return images
-
-
 @pytest.mark.parametrize('mode', ['const', 'rand', 'pixel'])
 def test_erasing_is_distributed_as_timms(mode):
-    results = []
-    for ours in (True, False):
-        images = _erased(mode, ours)
+    random.seed(0), torch.manual_seed(0)
+    timms, results = RandomErasing(0.5, mode=mode, max_count=3, device='cpu'), []
+    for is_ours in (True, False):
+        images = np.full((500, 2, 40, 48), 7, np.float32)
+        for i, image in enumerate(images):
+            if is_ours:
+                erase(image, sample_rng(0, 0, i), probability=0.5, mode=mode, max_count=3)
+            else:
+                timms(torch.from_numpy(image))
         gone = (images != 7).all(axis=1)  # [500, 40, 48]
         touched = gone.any(axis=(1, 2))
         height, width = gone[touched].any(axis=2).sum(axis=1), gone[touched].any(axis=1).sum(axis=1)

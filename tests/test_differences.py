@@ -37,21 +37,17 @@ MODULES = sorted(
 
 
 @pytest.fixture(scope='module')
-def trained(phantom, tmp_path_factory) -> dict[str, Path]:
-    """A finished run of 2 epochs per stage: its output root. Tests work on copies."""
-    roots = {}
+def trained(phantom, tmp_path_factory) -> Path:
+    """A finished run of 2 epochs in a folder for each stage. Tests work on copies."""
+    root = tmp_path_factory.mktemp('trained')
     for stage in ('simmim', 'finetune'):
-        roots[stage] = tmp_path_factory.mktemp(stage)
-        finished_run(stage, phantom, roots[stage])
-    return roots
+        finished_run(stage, phantom, root / stage)
+    return root
 
 
 @pytest.fixture
-def copied(trained, tmp_path) -> dict[str, Path]:
-    return {
-        stage: Path(shutil.copytree(root, tmp_path / 'copies' / stage))
-        for stage, root in trained.items()
-    }
+def copied(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / 'copies'))
 
 
 def test_accumulation_clips_once_logs_the_mean_and_uses_the_rest(tmp_path):
@@ -138,7 +134,7 @@ def test_log_has_reduced_figures_and_enough_digits_and_waits_when_it_prints(
 def test_dump_and_checkpoint_hold_what_was_asked_for_and_the_dump_repeats_the_run(
     trained, tmp_path
 ):
-    output = trained['simmim']
+    output = trained / 'simmim'
     folder = run_folder(output, 'simmim')
     dump = (folder / 'config.yaml').read_text()
     asked = yaml.safe_load(dump)
@@ -156,7 +152,7 @@ def test_dump_and_checkpoint_hold_what_was_asked_for_and_the_dump_repeats_the_ru
 
 
 def test_a_resumed_run_learns_at_the_rate_of_its_config(phantom, copied):
-    output = copied['simmim']
+    output = copied / 'simmim'
     opts = ('--opts', 'TRAIN.EPOCHS', '3', 'TRAIN.BASE_LR', '0.02', 'TRAIN.MIN_LR', '0.001')
     opts += ('TRAIN.WEIGHT_DECAY', '0.01')
     assert run_main('simmim', arguments(output / 'simmim.yaml', phantom, output, *opts)) == 0
@@ -184,7 +180,7 @@ def test_eval_takes_the_given_checkpoint_without_training_data(phantom, copied, 
     """Also where the run's folder has a newer and a best one."""
     data = Path(shutil.copytree(phantom, tmp_path / phantom.name))
     (data / 'train.csv').unlink()
-    output = copied['finetune']
+    output = copied / 'finetune'
     folder = run_folder(output, 'finetune')
     first, before = folder / 'ckpt_epoch_0.pth', sorted(folder.glob('*.pth'))
     assert folder / 'ckpt_epoch_1.pth' in before
@@ -197,8 +193,8 @@ def test_eval_takes_the_given_checkpoint_without_training_data(phantom, copied, 
 
 
 def test_eval_refuses_weights_without_the_classifier(phantom, copied, tmp_path, refused):
-    encoder = run_folder(copied['simmim'], 'simmim') / 'ckpt_epoch_1.pth'
-    argv = arguments(copied['finetune'] / 'finetune.yaml', phantom, tmp_path / 'new', '--eval')
+    encoder = run_folder(copied / 'simmim', 'simmim') / 'ckpt_epoch_1.pth'
+    argv = arguments(copied / 'finetune' / 'finetune.yaml', phantom, tmp_path / 'new', '--eval')
     refused('finetune', [*argv, '--pretrained', str(encoder)], encoder)
 
 
