@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_mae import mae_config
 from transfers import GREY, IMAGENET, grey_images, make_config, randomise, started
 
 PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
@@ -121,12 +122,7 @@ def test_mae_of_transformers_predicts_the_same_pixels(layers: str, transformers,
         for key, value in load_file(file).items()
     }
     save_file(state if layers else theirs.state_dict(), file)
-    config = make_config(
-        'vit', 1, **PLAIN | {'MODEL__PRETRAIN': 'mae', 'MODEL__VIT__USE_APE': False}
-    )
-    config.MODEL.VIT.USE_SINCOS, config.DATA.MASK_PATCH_SIZE, config.DATA.MASK_RATIO = True, 8, 0.75
-    config.MODEL.MAE.update(DECODER_EMBED_DIM=16, DECODER_DEPTH=1, DECODER_NUM_HEADS=4)
-    ours = started(config, file, is_pretrain=True)
+    ours = started(mae_config(1), file, is_pretrain=True)
     noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(3))
     wanted = theirs(pixel_values=images(), noise=noise)
     found = ours.predict(images(), wanted.mask.unflatten(1, (4, 4)).long())
@@ -175,8 +171,5 @@ def test_an_unknown_entry_is_refused_and_not_called_a_missing_patch_embedding(
     state = transformers.ViTModel(vit_config(transformers.ViTConfig)).state_dict()
     state['encoder.layer.0.strange.weight'] = torch.ones(3)
     torch.save(state, tmp_path / 'weights.pth')
-    config = make_config('vit', 1, **PLAIN)
-    with pytest.raises(
-        ValueError, match=r'model: 1 unexpected \(encoder\.layer\.0\.strange\.weight\)\. '
-    ):
-        started(config, tmp_path / 'weights.pth')
+    with pytest.raises(ValueError, match=r'1 unexpected \(encoder\.layer\.0\.strange\.weight\)\. '):
+        started(make_config('vit', 1, **PLAIN), tmp_path / 'weights.pth')
