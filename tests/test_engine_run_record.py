@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 from mistakes import linked, no_space
+from test_engine_loop import killed_in_step_7
 from tiny import VIT, arguments, config_with, run_folder, run_main, tiny_config
 
-import main_simmim
 from config import config_text, default_config
 from data.chexpert import read_csv
 from data.fingerprint import describe_data
@@ -238,30 +238,16 @@ def test_a_run_does_not_begin_again_next_to_checkpoints(tmp_path):
         refuse_another_run(tmp_path, anew)
 
 
-@pytest.fixture
-def killed(phantom, tmp_path, monkeypatch) -> list[str]:
-    """Flags of a run that was killed in its second epoch; the home folder is tmp_path."""
+def test_a_killed_run_is_recorded_and_its_folder_is_kept_for_it(
+    phantom, tmp_path, monkeypatch, refused
+):
     monkeypatch.setenv('HOME', str(tmp_path))
     cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', VIT, EVAL={'HOLDOUT_IMAGES': 2})
     argv = arguments(cfg, phantom, tmp_path / 'out')
-    loss_fn, batches = main_simmim.reconstruction_loss, []
-
-    def loss(model, batch):
-        batches.append(0)
-        if len(batches) == 9:
-            raise KeyboardInterrupt
-        return loss_fn(model, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(main_simmim, 'reconstruction_loss', loss)
-        run_main('simmim', argv)
-    return argv
-
-
-def test_a_killed_run_is_recorded_and_its_folder_is_kept_for_it(killed, phantom, tmp_path, refused):
+    killed_in_step_7('simmim', argv)
     folder = run_folder(tmp_path / 'out', 'simmim')
     assert not is_finished(folder) and len(read_record(folder)['starts']) == 1
-    assert run_main('simmim', killed) == 0
+    assert run_main('simmim', argv) == 0
     record = read_record(folder)
     assert [start['resumed_from'] for start in record['starts']] == [None, 'ckpt_epoch_0.pth']
     words = ['--cfg', '~/run.yaml', '--data-path', str(phantom), '--output', '~/out']
@@ -274,9 +260,9 @@ def test_a_killed_run_is_recorded_and_its_folder_is_kept_for_it(killed, phantom,
         return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
     before = files()
-    refused('simmim', [*killed, '--opts', 'DATA.MASK_RATIO', '0.3'], folder, 'DATA.MASK_RATIO')
+    refused('simmim', [*argv, '--opts', 'DATA.MASK_RATIO', '0.3'], folder, 'DATA.MASK_RATIO')
     assert files() == before
     # A run without epochs left keeps the options that it was trained with.
-    assert run_main('simmim', [*killed, '--opts', 'DATA.BATCH_SIZE', '2']) == 0
+    assert run_main('simmim', [*argv, '--opts', 'DATA.BATCH_SIZE', '2']) == 0
     assert files()[folder / 'config.yaml'] == before[folder / 'config.yaml']
     assert is_finished(folder)
