@@ -164,6 +164,20 @@ def test_the_page_shows_the_numbers_of_the_json(page: Page, written: dict) -> No
     assert {entry.title for entry in applicable(OF_LABEL).values()} <= set(page.texts('th'))
 
 
+def test_links_have_the_order_of_the_page(page: Page, folder: Path) -> None:
+    html = (folder / 'report.html').read_text(encoding='utf-8')
+    navigation, main = html.split('</nav>', 1)
+    links = re.findall(r'href="#([\w-]+)"', navigation.split('<nav', 1)[1])
+    places = [main.index(f'id="{name}"') for name in links]
+    assert len(links) >= 3 and places == sorted(places)
+
+
+def test_means_of_groups_have_their_number_of_labels(page: Page, written: dict) -> None:
+    columns = [column for entry in written['sets'] for column in entry['groups']]
+    numbers = {len(group['counted']) for column in columns for group in column['groups']}
+    assert numbers and {f'{number} labels' for number in numbers} <= {*page.texts('small')}
+
+
 def test_a_metric_is_one_function(tmp_path: Path) -> None:
     """A new metric appears in report.html, report.json and the CSV, with intervals."""
 
