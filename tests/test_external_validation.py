@@ -29,10 +29,9 @@ def aurocs(found: dict) -> dict[str, float]:
     return {part['label']: part['scores']['auroc']['value'] for part in entry['labels']}
 
 
-@pytest.fixture
-def nih(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
+def write_nih(root: Path) -> pd.DataFrame:
     """Write a folder in NIH's form with all images in the test list, and return the findings."""
-    root, rng = tmp_path / 'nih', np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     truth = pd.DataFrame(rng.random((NUM_IMAGES, len(FINDINGS))) < 0.3, columns=FINDINGS)
     truth.index = [f'{i // 2:08d}_{i % 2:03d}.png' for i in range(NUM_IMAGES)]
     table = pd.DataFrame({'Image Index': truth.index, 'Patient ID': np.arange(NUM_IMAGES) // 2})
@@ -42,11 +41,12 @@ def nih(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
     touch(root, 'train_val_list.txt', *(f'images/{name}' for name in truth.index))
     table.to_csv(root / 'Data_Entry_2017.csv', index=False)
     (root / 'test_list.txt').write_text('\n'.join(truth.index))
-    return root, truth
+    return truth
 
 
-def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path, nih) -> None:
-    root, truth = nih
+def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path) -> None:
+    root = tmp_path / 'nih'
+    truth = write_nih(root)
     scores = pd.DataFrame(np.random.default_rng(1).random((NUM_IMAGES, 14)), columns=LABELS)
     scores.insert(0, 'Path', [f'{root}/images/{name}' for name in truth.index])
     scores.to_csv(tmp_path / 'model.csv', index=False)

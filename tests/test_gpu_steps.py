@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import MAE, SWIN, VIT, tiny_config
 
-from config import build_parser, get_config
+from config import Config, build_parser, get_config
 from engine import loop
 from engine.run import Run
 from logger import ScalarLog
@@ -36,16 +36,16 @@ class Batches:
         return 1000
 
 
-def masked_loss(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
-    return model(*batch)
+def config_of(folder: Path, model: dict, *options: str) -> Config:
+    cfg = tiny_config(folder / 'run.yaml', 'simmim', model)
+    argv = ['--cfg', str(cfg), '--data-path', str(folder), *options]
+    return get_config(build_parser('simmim').parse_args(argv))
 
 
 def training(folder: Path, model: dict, drop_path: float = 0.0, **options: object):
     """Return a function that makes a step and returns its loss."""
-    cfg = tiny_config(folder / 'run.yaml', 'simmim', model | {'DROP_PATH_RATE': drop_path})
     pairs = [str(word) for pair in options.items() for word in pair]
-    argv = ['--cfg', str(cfg), '--data-path', str(folder), '--opts', *pairs]
-    config = get_config(build_parser('simmim').parse_args(argv))
+    config = config_of(folder, model | {'DROP_PATH_RATE': drop_path}, '--opts', *pairs)
     logger = logging.getLogger('gpu')
     run = Run(config, 'simmim', folder, local_device(), logger, ScalarLog(folder, enabled=False))
     torch.manual_seed(0)
@@ -57,7 +57,8 @@ def training(folder: Path, model: dict, drop_path: float = 0.0, **options: objec
 
     def step() -> torch.Tensor:
         i = next(count)
-        loop.train_one_batch(run, state, batches.batches[i % 2], masked_loss, i)
+        batch = batches.batches[i % 2]
+        loop.train_one_batch(run, state, batch, lambda model, batch: model(*batch), i)
         return state.progress.waiting_losses[-1]
 
     return step
@@ -101,10 +102,7 @@ def test_every_step_drops_other_paths(compiled: str, tmp_path) -> None:
 
 def test_an_exported_model_does_not_need_the_kernel(tmp_path) -> None:
     """Other programs have no such operator."""
-    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', WIDE_SWIN)
-    argv = ['--cfg', str(cfg), '--data-path', str(tmp_path)]
-    config = get_config(build_parser('simmim').parse_args(argv))
-    model = build_model(config, is_pretrain=True).to(local_device()).eval()
+    model = build_model(config_of(tmp_path, WIDE_SWIN), is_pretrain=True).to(local_device()).eval()
     images, masks = (each.to(local_device()) for each in Batches(model).batches[0])
     with torch.autocast(local_device().type, torch.bfloat16):
         exported = torch.export.export(model, (images, masks.long()))
