@@ -139,15 +139,7 @@ def test_the_figures_of_an_epoch_by_hand() -> None:
     assert following.loss_ema == progress.loss_ema and following.num_losses == 0
 
 
-def resumed(
-    saved: TrainState,
-    state: TrainState,
-    *,
-    finished: bool,
-    processes: int = 1,
-    size: int = 4,
-    **keys: object,
-) -> Config:
+def resumed(saved, state, *, finished, processes=1, size=4, **keys) -> Config:
     """Restore `state` from a checkpoint of `saved`, which had `size` images in a batch."""
     options = {'TRAIN__OPTIMIZER__NAME': 'sgd', 'DATA__BATCH_SIZE': size}
     rng = [{'torch': torch.get_rng_state()}] * processes

@@ -43,9 +43,7 @@ def write_labels(file: Path, labels: np.ndarray, names: list[str], **columns: li
     return file
 
 
-def write_predictions(
-    file: Path, labels: np.ndarray, names: list[str], *, noise: float = 1.0, extra: int = 0
-) -> Path:
+def write_predictions(file, labels, names, *, noise=1.0, extra=0) -> Path:
     """Predictions of a model that knows the labels, with noise; shuffled columns and rows."""
     rng = np.random.default_rng([len(file.stem), round(10 * noise), len(names)])
     scores = 1 / (1 + np.exp(-(2 * labels - 1 + noise * rng.normal(size=labels.shape))))

@@ -1,7 +1,5 @@
 """Matching of predictions and labels by name, and errors in label files."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from test_data_predictions import PREFIX, csv_of, image, study
@@ -10,7 +8,6 @@ from data.groups import standard_groups
 from data.identity import canonical
 from data.labels import LABELS
 from data.predictions import read_label_file, read_predictions
-from evaluation.cases import Cases
 from evaluation.matching import SharedLabel, match, share_labels
 
 NAN = float('nan')
@@ -20,17 +17,8 @@ TRUTH = [1, 0, 1, 1, 0, 1]
 PREDICTED = {'Path': IMAGES, 'Edema': SCORES}
 
 
-def matched(  # noqa: PLR0913
-    folder: Path,
-    predictions: dict[str, list],
-    labels: dict[str, list],
-    *,
-    level: str = 'study',
-    complete: bool = True,
-    groups: object = None,
-    **options: object,
-) -> tuple[Cases, list[str]]:
-    """Write both files and match them; returns the cases of the first level and the notes."""
+def matched(folder, predictions, labels, *, level='study', complete=True, groups=None, **options):
+    """Write both files and match them; returns the cases and the notes."""
     predicted = read_predictions(csv_of(folder / 'p.csv', predictions))
     table = read_label_file(csv_of(folder / 'l.csv', labels), **options)
     return match(predicted, table, name='it', level=level, complete=complete, groups=groups)

@@ -47,9 +47,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def probe_features(
-    checkpoint: Path, data: Path, folder: Path, mode: str = 'linear_probe', **options: object
-) -> tuple[np.ndarray, list[str]]:
+def probe_features(checkpoint, data, folder, mode='linear_probe', **options):
     """Return what a probe of the checkpoint computes for its training images, and their paths."""
     kept, compute = [], probes.extract_features
 
