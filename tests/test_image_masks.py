@@ -1,7 +1,6 @@
 """Masks that depend on the image need one file, and their name in config.py."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 from xray_splits import LOGGER, make_config, samples_of
 
-from config import OPTIONS, check_config
+from config import check_config
 from data.build import build_loader
 from data.images import BadImageError
 from data.masking import MASKS, MaskGenerator, Rng
@@ -32,14 +31,9 @@ def lung_units(rng: Rng, side: int, count: int, view: View | None) -> np.ndarray
 
 
 @pytest.fixture(autouse=True)
-def lungs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Declare and register the masks for one test."""
-    option = OPTIONS['DATA.MASK_TYPE']
-    declared = replace(option, parts={**option.parts, 'lungs': __name__})
-    monkeypatch.setitem(OPTIONS, 'DATA.MASK_TYPE', declared)
+def lungs(add_part: Callable[..., None]) -> None:
+    add_part('DATA.MASK_TYPE', 'lungs', __name__)
     MASKS.register('lungs')(lung_units)
-    yield
-    del MASKS['lungs']
 
 
 @pytest.fixture(scope='module')
