@@ -7,7 +7,6 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING
 import pytest
 from new_parts import add_example, add_part  # noqa: F401
 from shared_material import SHARED
-
-from config import OPTIONS
 
 if TYPE_CHECKING:
     import torch
@@ -204,20 +201,6 @@ def refused(capfd: pytest.CaptureFixture) -> Callable[..., None]:
             assert part in errors[0], f'{part!r} is not in {errors[0]!r}'
 
     return check
-
-
-@pytest.fixture
-def grades_task() -> Iterator[None]:
-    """Adds the task of tests/grades.py as `config.py` would, by a name and a module."""
-    from data.tasks import TASKS
-
-    option = OPTIONS['DATA.TASK']
-    with pytest.MonkeyPatch.context() as patch:
-        added = replace(option, parts={**option.parts, 'grades': 'grades'})
-        patch.setitem(OPTIONS, 'DATA.TASK', added)
-        yield
-    TASKS.data.pop('grades', None)
-    sys.modules.pop('grades', None)
 
 
 @pytest.fixture

@@ -72,7 +72,8 @@ def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys)
     assert 'Balanced accuracy' in capsys.readouterr().out
 
 
-def test_a_new_task_is_one_file(labelled: Path, tmp_path: Path, grades_task: None, capsys) -> None:
+def test_a_new_task_is_one_file(labelled: Path, tmp_path: Path, add_part, capsys) -> None:
+    add_part('DATA.TASK', 'grades', 'grades')  # tests/grades.py
     folder = run(labelled, tmp_path, ['DATA.TASK', 'grades', 'DATA.LABELS', "['Oedema']"])
     table = pd.read_csv(folder / 'predictions_valid.csv')[STEPS]
     assert (np.diff(table, axis=1) <= 0).all()
