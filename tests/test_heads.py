@@ -7,7 +7,7 @@ import torch
 from transfers import TABLE, make_config, transfer
 
 from models import build_model
-from models.simmim import HEADS
+from models.simmim import HEADS, inverse_patches
 
 NANO = {'MODEL__SIMMIM__HEAD': 'inverse_swin_nano'}
 
@@ -74,3 +74,11 @@ def test_pretraining_resumes_with_the_head_at_another_window(tmp_path) -> None:
         elif not key.endswith(('index', 'attn_mask')):
             assert torch.equal(value, source.decoder.state_dict()[key]), key
     assert len(tables) == 4
+
+
+@pytest.mark.parametrize(
+    ('stride', 'sides'),
+    [(128, [128, 64, 32, 16]), (32, [32, 16, 8, 4]), (16, [16, 8, 4]), (12, [12, 6]), (4, [4])],
+)
+def test_an_inverse_swin_halves_at_most_three_times_and_not_below_4_px(stride, sides) -> None:
+    assert inverse_patches(stride) == sides
