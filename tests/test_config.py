@@ -334,6 +334,7 @@ def test_a_file_may_have_options_of_other_stages_beside_its_own(tmp_path) -> Non
         ('auto', 200, 0.02, 'holdout'),
         ('auto', 200, 0.0, 'last'),
         ('holdout', 10, 0.02, 'holdout'),
+        ('last', 1000, 0.02, 'last'),
     ],
 )
 def test_few_training_images_select_no_epoch_by_default(value, images, fraction, wanted) -> None:

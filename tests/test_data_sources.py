@@ -93,6 +93,7 @@ REFUSED = [
     ([HERE | {'images': 2.5}], r'SOURCES\[0\].*images'),
     ([HERE | {'images': 2, 'share': 0.5}], r'SOURCES\[0\].*not both'),
     ([HERE, THERE | {'path': 'A/train'}], "SOURCES.*'there'.*'here'"),
+    ([HERE, THERE | {'path': 'B/../A'}], "SOURCES.*'here'"),
     ([HERE], r'DATA\.TRAIN_FRACTION', 'DATA.TRAIN_FRACTION', 0.5),  # of a single data set
     ([HERE], r'DATA\.TRAIN_IMAGES', 'DATA.TRAIN_IMAGES', 5),
 ]

@@ -31,6 +31,7 @@ REFUSED = [  # stage, model, options, what the message names
     ('contrastive', SWIN, {'CONTRASTIVE.METHOD': 'byol', 'CONTRASTIVE.TEMPERATURE': 0.1}, 'TEMPER'),
     ('contrastive', SWIN, {'DATA.BATCH_SIZE': 1}, 'DATA.BATCH_SIZE'),
     ('contrastive', SWIN, {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 24}, 'BN_GROUPS'),
+    ('contrastive', SWIN, {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 64}, 'BN_GROUPS'),
     ('contrastive', SWIN, CROPS | {'CONTRASTIVE.LOCAL_SIZE': 96}, 'CONTRASTIVE.LOCAL_SIZE'),
     ('finetune', SWIN, {'FINETUNE.MASK_RATIO': 0.5}, 'FINETUNE.MASK_RATIO'),
     ('finetune', VIT, {'EVAL.MASK_RATIO': 0.5}, 'EVAL.MASK_RATIO'),  # with relative positions
@@ -55,6 +56,7 @@ REFUSED = [  # stage, model, options, what the message names
     ('finetune', VIT, {'DATA.DATASET': 'folder'}, 'DATA.DATASET'),
     ('finetune', VIT, THIRD | {'MODEL.LABEL_SMOOTHING': 0.1}, 'MODEL.LABEL_SMOOTHING'),
     ('finetune', VIT, THIRD | {'AUG.MIXUP': 0.8}, 'AUG.MIXUP'),
+    ('finetune', VIT, THIRD | {'AUG.CUTMIX': 1.0}, 'AUG.CUTMIX '),
     ('finetune', VIT, THIRD | {'AUG.CUTMIX_MINMAX': [0.2, 0.8]}, 'AUG.CUTMIX_MINMAX'),
     ('finetune', VIT, {'AUG.CUTMIX_MINMAX': [0.5, 0.51]}, 'AUG.CUTMIX_MINMAX'),
     ('finetune', VIT, {'AUG.MIXUP': 0.8, 'DATA.BATCH_SIZE': 1}, 'DATA.BATCH_SIZE'),
@@ -71,6 +73,7 @@ REFUSED = [  # stage, model, options, what the message names
     ('finetune', VIT, EFFUSION | {EDEMA: {'Edema': 'ones'}}, 'BY_LABEL'),
     ('finetune', VIT, {'DATA.TASK': 'single_label'}, 'DATA.LABELS'),
     ('finetune', VIT, SINGLE | {'LOSS.NAME': 'focal'}, 'focal'),
+    ('finetune', VIT, {'LOSS.NAME': 'cross_entropy'}, 'LOSS.NAME'),
     ('finetune', VIT, {'REPORT.COLUMNS': ['auroc', 'AUC']}, 'REPORT.COLUMNS'),
     ('finetune', VIT, OWN | {'MODEL.NUM_CLASSES': 14}, 'MODEL.NUM_CLASSES'),
     ('finetune', VIT, OWN | {'DATA.TASK': 'any_finding'}, 'DATA.LABELS'),
