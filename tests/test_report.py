@@ -448,7 +448,7 @@ def test_named_columns_of_the_latex_table_and_what_its_means_leave_out(tmp_path:
         assert 'without' not in auroc and f'without {LABELS[0]}' in f1
 
 
-def test_a_comparison_has_no_headline_and_its_means_say_how_many_labels_they_have() -> None:
+def test_a_comparison_starts_with_means_that_say_how_many_labels_they_have(tmp_path: Path) -> None:
     first, second = some_cases('first'), some_cases('second', seed=1)
     third = replace(second, name='third').with_labels([label in LABELS[:3] for label in LABELS])
     document = make_comparison([first, second, third])
@@ -458,6 +458,11 @@ def test_a_comparison_has_no_headline_and_its_means_say_how_many_labels_they_hav
         'third minus first: Mean of 3 labels',
         'second minus first: Mean of the five CheXpert tasks',
     ]
+    table = written_page(tmp_path, document).texts('table')[0]
+    assert 'third minus first: Mean of 3 labels' in table
+    for entry in document['comparisons']:
+        mean = entry['means']['five'] or entry['means']['labels']
+        assert f'{abs(mean["difference"]["value"]):.3f}' in table
 
 
 def test_latex_shows_the_letters_of_names(tmp_path: Path) -> None:

@@ -250,6 +250,10 @@ def test_tables_of_phantoms_say_so(path: str, synthetic: bool, tmp_path: Path) -
             assert 'AUROC, mean of 2 labels' in text and 'Not for clinical use.' in text
     below = one.with_suffix('.tex').read_text().partition(r'\end{tabular}')[2]
     assert r'A \& B\_1: 5 \%.\par' in below
+    # The number of labels may be left out of the name of a column.
+    options = {'notes': [], 'draws': '', 'columns': ['AUROC, mean', 'row']}
+    page = write_score(tmp_path, 'one', lines, table, **options)
+    assert page.read_text().startswith('| AUROC, mean of 2 labels | row |\n')
     with pytest.raises(ValueError, match='AUC'):
         write_score(tmp_path, 'one', lines, table, notes=[], draws='', columns=['row', 'AUC'])
 
