@@ -83,11 +83,11 @@ def test_the_command_in_the_log_predicts_a_csv_file(run, phantom, predict, tmp_p
 
 @pytest.fixture
 def figures(predict, monkeypatch) -> dict[Path, tuple]:
-    """What would be drawn, by the file without its suffix: parts, title and true labels."""
+    """What would be drawn, by the file without its suffix: parts, image, title, labels."""
     drawn = {}
 
     def plot(path: Path, *parts: Any, title: str, truth: dict | None, file: str) -> None:
-        drawn[path] = (*parts, title, truth)
+        drawn[path] = (*parts, file, title, truth)
 
     monkeypatch.setattr(predict.script, 'plot_prediction', plot)
     return drawn
@@ -105,7 +105,8 @@ def test_maps_are_grad_cam_of_the_chosen_labels(run, phantom, predict, figures, 
     for image, predicted, drawn in zip(
         images, values_of(tmp_path / 'p.csv'), figures.values(), strict=True
     ):
-        pictures, maps, probabilities, title, truth = drawn
+        pictures, maps, probabilities, file, title, truth = drawn
+        assert file == str(image)  # which tells whether it is synthetic
         assert title == 'Grad-CAM, 8 x 8 cells'  # the last stage of the Swin at 32 px
         assert truth is None
         original, grey = pictures.values()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from dicom_files import write
+from PIL import Image
 
 from data.image_source import Folder
 from data.noted_images import NotedImages, describe_notes
@@ -60,3 +61,12 @@ def test_a_table_goes_before_name_and_header(tmp_path, position, name, stated, l
     )
     warnings = [*describe_notes([images[0][1]], [name])]
     assert warnings == [f'warning: 1 lateral image(s), {FRONTAL_ONLY}: {name}'] * lateral
+
+
+def test_a_coloured_image_may_be_lateral_too(tmp_path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'lateral.png')
+    names, options = ['lateral.png'], {'skip_bad': False, 'trained': 'frontal'}
+    images = NotedImages(Folder(tmp_path), names, lambda *_: 0, **options)
+    first, second = describe_notes([images[0][1]], names)
+    assert 'coloured' in first and 'lateral image(s)' in second
