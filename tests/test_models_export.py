@@ -214,6 +214,11 @@ def test_the_pipeline_of_transformers_gives_the_features(transformers, tmp_path)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
+def test_an_encoder_of_one_channel_has_no_pipeline(tmp_path):
+    source = load_run(tmp_path, 'simmim', swin(1), TEST={'CROP': False})
+    assert exports.model_card(source).data.pipeline_tag is None
+
+
 def test_a_pipeline_that_would_prepare_images_otherwise_is_named_on_the_card(tmp_path):
     source = load_run(tmp_path, 'finetune', swin(3), DATA={'NORMALIZE': 'image'})
     card = exports.model_card(source)

@@ -99,6 +99,7 @@ def test_activation_and_epsilon_are_compared(kind, fact, message, transformers, 
     if message is None:
         started(make_config(kind, 1, **PLAIN), file)
         assert 'assumed, because' not in log.text
+        assert ('epsilon of the norms: 1e-12, here 1e-06' in log.text) == (kind == 'vit')
         return
     with pytest.raises(ValueError, match=f'{message}.*MODEL.TYPE {kind} has no option for it'):
         started(make_config(kind, 1, **PLAIN), file)
