@@ -201,6 +201,7 @@ def folder_started_from(weights, folder, **record):
         (ADDRESS, ELSEWHERE, True),
         ('first.pth::teacher', 'moved.pth::teacher', False),
         ('first.pth::teacher', 'first.pth::student', True),
+        ('first.pth::teacher', 'other.pth::teacher', True),
     ],
 )
 def test_a_run_that_started_from_other_weights_is_refused(  # noqa: PLR0913
