@@ -88,6 +88,7 @@ REFUSED = [
     ([HERE, THERE | {'paht': 'x'}], r'SOURCES\[1\].*paht'),
     ([HERE, THERE | {'name': 'here'}], 'SOURCES.*here'),
     ([HERE | {'name': 'a/b'}], r'SOURCES\[0\].*name'),
+    ([HERE | {'name': 2020}], r'SOURCES\[0\].*name.*2020'),
     ([HERE | {'dataset': 'chexprt'}], r'SOURCES\[0\].*dataset.*chexprt'),
     ([HERE | {'share': 0}], r'SOURCES\[0\].*share'),
     ([HERE | {'images': 2.5}], r'SOURCES\[0\].*images'),

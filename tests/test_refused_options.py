@@ -24,6 +24,7 @@ REFUSED = [  # stage, model, options, what the message names
     ('simmim', MAE, {'MODEL.VIT.USE_SINCOS': False}, 'MODEL.VIT.USE_SINCOS'),
     ('simmim', MAE, {'DATA.MASK_PATCH_SIZE': 4}, 'DATA.MASK_PATCH_SIZE'),
     ('simmim', MAE, {'MODEL.MAE.DECODER_NUM_HEADS': 3}, 'MODEL.MAE.DECODER_NUM_HEADS'),
+    ('simmim', VIT, {'MODEL.VIT.NUM_HEADS': 0}, 'MODEL.VIT.NUM_HEADS'),
     ('simmim', VIT, HOG | NANO, 'MODEL.SIMMIM.TARGET_SIZE '),
     ('simmim', VIT, {'MODEL.SIMMIM.TARGET_SIZE': 5}, 'MODEL.SIMMIM.TARGET_SIZE '),
     ('simmim', VIT, {'MODEL.SIMMIM.TARGET_SIZE': 4} | NANO, 'MODEL.SIMMIM.TARGET_SIZE '),
