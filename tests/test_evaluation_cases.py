@@ -37,6 +37,13 @@ def test_a_study_is_found_by_its_name_and_an_image_by_its_path(cases: Cases) -> 
         assert cases.strongest_image(path, 'Edema') == row
 
 
+def test_a_label_has_both_classes_if_1_and_0_occur() -> None:
+    targets = np.array([[0, 1, NAN], [1, 1, 0], [1, 1, NAN], [0, NAN, 0]]).T
+    names = np.array(['a', 'b', 'c'], object)
+    cases = Cases('valid', tuple('ABCD'), names, names, names, targets, targets)
+    assert cases.has_both_classes().tolist() == [True, True, False, False]
+
+
 @pytest.mark.parametrize(('first', 'five'), [(0, COMPETITION_LABELS), (1, ())])
 def test_the_mean_of_five_needs_all_five(first: int, five: tuple, few_cases_select: None) -> None:
     labels = (*COMPETITION_LABELS[first:], 'Fracture')

@@ -506,4 +506,5 @@ def test_a_report_of_phantoms_says_so(folder: str, tmp_path: Path) -> None:
     page = written_page(tmp_path, build_document([cases], None, NO_INTERVALS, run={}))
     is_phantom = 'phantom' in folder
     assert ('Synthetic X-rays' in page.texts('li')) == is_phantom
+    assert any(', synthetic X-rays' in text for text in page.texts('p')) == is_phantom
     assert ('Synthetic X-rays.' in (tmp_path / 'report_scores.tex').read_text()) == is_phantom
