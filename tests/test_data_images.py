@@ -203,7 +203,7 @@ def test_bad_images_are_refused_with_their_path_and_the_reason(kind, tmp_path):
     [
         ('zero bytes', bytes(5000)),
         ('web page', b'\xef\xbb\xbf\r\n <HTML lang="en">'),
-        ('web page', b'<!-- saved -->\n<html>'),
+        ('web page', b'<!-- saved -->\n<!DOCTYPE html>'),
         ('XML', b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>'),
         ('git lfs pull', b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n'),
         ('git annex get', b'/annex/objects/MD5E-s9--00.png\n'),

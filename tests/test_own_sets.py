@@ -128,6 +128,7 @@ def test_typed_cells_are_read_as_texts(tmp_path: Path) -> None:
         ('return {"val": table}', ['train, valid, test']),
         ('table["nothing"]', ['line 6', 'KeyError', 'nothing']),
         ('table.index = [0, 0, 1, 2, 3]', ['index', 'reset_index']),
+        ('table.index = table["file"]', ['index', 'reset_index']),
         ('table["years"] = "old"', ['row 2', "'Age'", "'old'"]),
         ('table["file"] = "../" * 3 + table["file"]', ['row 2', "'Path'"]),
         ('table["who"] = None', ['row 2', "'Patient'"]),
