@@ -242,7 +242,9 @@ def test_bad_images_are_skipped_and_colour_is_warned_of(run, phantom, predict, t
     assert json.loads((tmp_path / 'p.json').read_text())['rows'] == 4
 
 
-@pytest.mark.parametrize('words', [['--batch-size', '0'], ['--device', 'cuda:2']])
+@pytest.mark.parametrize(
+    'words', [['--batch-size', '0'], ['--device', 'cuda:2'], ['--device', 'cuda']]
+)
 def test_flags_that_cannot_work_are_refused(words, predict, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     with pytest.raises(SystemExit) as stop:
