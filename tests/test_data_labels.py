@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from data.labels import (
@@ -21,7 +22,8 @@ from data.labels import (
     training_targets,
 )
 from data.records import make_task
-from data.table_warnings import label_warnings, similar_names
+from data.table import Fault, Table
+from data.table_warnings import label_warnings, report_names, similar_names
 
 NAN = np.nan
 K = len(LABELS)
@@ -107,6 +109,15 @@ def test_no_finding_with_a_finding_is_counted_and_named() -> None:
 )
 def test_names_that_look_like_a_label_are_named(name: str, label: str, expected: bool) -> None:
     assert similar_names([name, 'other'], [label]) == ({name: label} if expected else {})
+
+
+def test_the_most_frequent_similar_names_are_shown() -> None:
+    faults: list[Fault] = []
+    marks = {f'mass {n}': ['1'] * n + [''] * (9 - n) for n in range(9)}
+    table = Table('made', faults.append, cells=pd.DataFrame(marks))
+    report_names(table, ['Edema', 'Mass'], [*marks])
+    (fault,) = faults
+    assert "'mass 8' (Mass, rows: 8), 'mass 7'" in fault.detail and ' and 3 more ' in fault.detail
 
 
 @pytest.mark.parametrize('blank', ['negative', 'ignore'])
