@@ -230,13 +230,13 @@ def test_weights_count_for_a_probe_and_not_where_they_are_unknown(tmp_path):
 
 def test_a_run_does_not_begin_again_next_to_checkpoints(tmp_path):
     (tmp_path / 'config.yaml').write_text(config_text(default_config()))
-    anew = config_with(TRAIN__AUTO_RESUME=False)
-    refuse_another_run(tmp_path, anew)
+    restarted = config_with(TRAIN__AUTO_RESUME=False)
+    refuse_another_run(tmp_path, restarted)
     (tmp_path / 'ckpt_epoch_0.pth').touch()
     refuse_another_run(tmp_path, default_config())
     refuse_another_run(tmp_path, config_with(TRAIN__AUTO_RESUME=False, MODEL__RESUME='a.pth'))
     with pytest.raises(ValueError, match='AUTO_RESUME'):
-        refuse_another_run(tmp_path, anew)
+        refuse_another_run(tmp_path, restarted)
 
 
 def test_a_killed_run_is_recorded_and_its_folder_is_kept_for_it(
