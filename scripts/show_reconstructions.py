@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 
-from system.pages import FONT, TALLEST, WIDTH, new_figure, page_files, split_pages
+from system.pages import FONT, FONT_WIDTH, TALLEST, WIDTH, new_figure, page_files, split_pages
 from system.tool import tool
 
 COLUMNS = 2
@@ -45,17 +45,21 @@ def newest(run: Path) -> Path:
 def main(args: argparse.Namespace) -> int:
     images = [Image.open(newest(run)) for run in args.runs]
     width = WIDTH / COLUMNS
-    height = 0.3 + width * max(image.height / image.width for image in images)
-    pages = split_pages([*zip(args.runs, images, strict=True)], COLUMNS * int(TALLEST / height))
+    letters = round(FONT_WIDTH * width)
+    names = [run.name.replace('_', '_ ') for run in args.runs]  # a line may end after a _
+    titles = [textwrap.fill(name, letters).replace('_ ', '_') for name in names]
+    height = 0.15 * (1 + max(title.count('\n') + 1 for title in titles))
+    height += width * max(image.height / image.width for image in images)
+    pages = split_pages([*zip(titles, images, strict=True)], COLUMNS * int(TALLEST / height))
     for file, page in zip(page_files(args.output, len(pages)), pages, strict=True):
         rows = -(-len(page) // COLUMNS)
         figure = new_figure(rows * height)
         axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()
-        for axis, (run, image) in zip(axes, page, strict=False):
+        for axis, (title, image) in zip(axes, page, strict=False):
             axis.imshow(image)
-            axis.set_title(textwrap.fill(run.name, 36), fontsize=FONT)
+            axis.set_title(title, fontsize=FONT)
         figure.savefig(file, dpi=DPI)
         print(file)
     return 0

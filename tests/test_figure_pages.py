@@ -265,11 +265,14 @@ def test_reconstructions_and_masks_fit_on_pages(tmp_path: Path, saved) -> None:
     for number in (1, 6, 16):
         plot_reconstructions(tmp_path / 'r/e.png', [item] * number, 'a long title ' * 20)
     check_pages(saved, 3)
-    drawn = tmp_path / 'run' / 'reconstructions' / 'epoch_1.png'
+    name = 'mae_resnet_ours_pretrained_0.25_every_patch_seed0'
+    drawn = tmp_path / name / 'reconstructions' / 'epoch_1.png'
     drawn.parent.mkdir(parents=True)
     Image.linear_gradient('L').resize((50, 70)).save(drawn)
-    words = [tmp_path / 'run'] * 7
+    words = [tmp_path / name] * 7
     assert run_script('show_reconstructions', *words, '--output', tmp_path / 'by.png') == 0
+    first, *rest = saved[0].axes[0].get_title().splitlines()
+    assert first.endswith('_') and ''.join([first, *rest]) == name
     check_pages(saved, 4)
     words = ['--image', drawn, '--output', tmp_path / 'm.png', '--size', 64]
     assert run_script('show_masks', *words, '--units', 4, 8, 16, '--ratios', 0.1, 0.5, 0.9) == 0
