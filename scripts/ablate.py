@@ -51,10 +51,8 @@ import pandas as pd
 
 from config import NO_ENCODER
 from data.folds import write_folds
-from data.labels import describe_same
 from data.reading import require_packed_steps
 from engine.run_record import is_finished
-from evaluation.metrics import FEW_CASES, labels_with_few_cases
 from sweeps.files import (
     ROOT,
     SECTIONS,
@@ -73,10 +71,10 @@ from sweeps.files import (
 from sweeps.folds import TUNING, arms_of, join, read_joined, tuned
 from sweeps.long_table import (
     MEANS,
-    Scored,
     enough_resamples,
     facts_of,
     known_scores,
+    notes_about_labels,
     parts_of,
     read_table,
     score_runs,
@@ -493,24 +491,6 @@ def table_of_runs(args: argparse.Namespace) -> None:
     repeated, means = notes_about_labels(read.scored)
     notes = [f'Scored: {"; ".join(read.splits)}. Higher is better.', *notes, *repeated, '']
     write_scores(args, sweep, drawn, notes=notes, means=means, protocols=read.protocols)
-
-
-def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
-    """Say which labels are one label under several names, and over which labels a mean is."""
-    cases = [run.images.at_level(run.level) for run in runs]
-    found = dict.fromkeys(describe_same(each.count_classes()['same_as']) for each in cases)
-    means = {}  # labels of a mean -> whether they have enough cases
-    for each in cases:
-        few = labels_with_few_cases(each.count_classes())
-        labels = each.mean_labels()['labels']
-        means[labels] = not {*labels} & {*few}
-    return [f'{sentence}.' for sentence in found if sentence], [
-        f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with '
-        f'{"at least" if enough else "fewer than"} {FEW_CASES} cases of '
-        f'{"each class" if enough else "a class, because no label has more"}: {", ".join(labels)}.'
-        for labels, enough in means.items()
-        if labels
-    ]
 
 
 def named_runs(words: Sequence[str]) -> dict[str, dict[int, Path]]:

@@ -11,9 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from data.labels import describe_same
 from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples
-from evaluation.metrics import OF_LABEL, applicable, label_scores
+from evaluation.metrics import (
+    FEW_CASES,
+    OF_LABEL,
+    applicable,
+    label_scores,
+    labels_with_few_cases,
+)
 from evaluation.model_comparison import ENDS, Rows, summarise
 from evaluation.report import COLUMNS, KEYS
 from evaluation.subgroups import natural_order
@@ -140,6 +147,24 @@ def _is_repeated(run: Scored, other: Scored) -> bool:
         and np.array_equal(a.targets, b.targets, equal_nan=True)
         and np.array_equal(a.probabilities, b.probabilities, equal_nan=True)
     )
+
+
+def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
+    """Say which labels are one label under several names, and over which labels a mean is."""
+    cases = [run.images.at_level(run.level) for run in runs]
+    found = dict.fromkeys(describe_same(each.count_classes()['same_as']) for each in cases)
+    means = {}  # labels of a mean -> whether they have enough cases
+    for each in cases:
+        few = labels_with_few_cases(each.count_classes())
+        labels = each.mean_labels()['labels']
+        means[labels] = not {*labels} & {*few}
+    return [f'{sentence}.' for sentence in found if sentence], [
+        f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with '
+        f'{"at least" if enough else "fewer than"} {FEW_CASES} cases of '
+        f'{"each class" if enough else "a class, because no label has more"}: {", ".join(labels)}.'
+        for labels, enough in means.items()
+        if labels
+    ]
 
 
 def rows_of(table: pd.DataFrame, score: str, group: str = EVERYONE) -> Rows:

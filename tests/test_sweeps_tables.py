@@ -13,7 +13,7 @@ from cases import make_cases
 from scipy import stats
 from sklearn.metrics import f1_score, precision_score, roc_auc_score
 from sweep_runs import MadeRuns, make_sweep, methods_file
-from tiny import load_script, run_script
+from tiny import run_script
 
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.cases import Cases
@@ -22,7 +22,13 @@ from evaluation.model_comparison import SIGNIFICANT, compare_rows, verdict
 from evaluation.report import COLUMNS, SCORES_FILE
 from sweeps import long_table
 from sweeps.files import Sweep, load_sweep, run_folder
-from sweeps.long_table import Scored, enough_resamples, read_table, score_runs
+from sweeps.long_table import (
+    Scored,
+    enough_resamples,
+    notes_about_labels,
+    read_table,
+    score_runs,
+)
 from sweeps.run_scores import pretraining_figures
 from sweeps.tables import compare, write_all_scores, write_score, write_table
 
@@ -217,11 +223,11 @@ def test_the_mean_of_a_table_counts_a_repeated_label_once() -> None:
     found = table[(table['metric'] == 'auroc') & (table['label'] == 'mean')]['value']
     assert found.tolist() == pytest.approx([np.mean(areas)] * 2, abs=1e-12)
     assert {*table[table['metric'] == 'auroc_labels']['value']} == {2}
-    (note,), (mean,) = load_script('ablate').notes_about_labels(runs)
+    (note,), (mean,) = notes_about_labels(runs)
     assert mean.startswith('The mean is over 2 labels with') and mean.endswith('Pneumonia, Edema.')
     assert note.startswith('Pneumonia and No Finding are one label under several names')
     few = [run._replace(images=cases.select(np.arange(30))) for run in runs]
-    (mean,) = load_script('ablate').notes_about_labels(few)[1]
+    (mean,) = notes_about_labels(few)[1]
     assert 'with fewer than 20 cases of a class, because no label has more: ' in mean
 
 
