@@ -365,7 +365,8 @@ def read_lines(path: Path, pairs: Sequence[str] = ()) -> pd.DataFrame:
 
 def file_name(sweep: str, score: str) -> str:
     """Return the name of the files of a score without suffix."""
-    return f'{sweep}_{score}'.replace(' ', '_').replace(':', '_')
+    score = re.sub(r'\W+', '_', score)  # as `data.labels.file_name`, which ignores the case
+    return f'{sweep}_{score}'
 
 
 def score_title(score: str, scores: pd.DataFrame | None = None, *, in_groups: bool = False) -> str:

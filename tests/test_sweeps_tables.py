@@ -30,7 +30,7 @@ from sweeps.long_table import (
     score_runs,
 )
 from sweeps.run_scores import pretraining_figures
-from sweeps.tables import compare, write_all_scores, write_score, write_table
+from sweeps.tables import compare, file_name, write_all_scores, write_score, write_table
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
@@ -271,6 +271,19 @@ def test_tables_show_the_letters_of_names(tmp_path: Path) -> None:
     assert page.read_text().splitlines()[:5] == lines
     text = page.with_suffix('.tex').read_text()
     assert r'{}[e] \textgreater{} f' in text and r'i \textless{} j \textbar{} k\par' in text
+
+
+@pytest.mark.parametrize(
+    'score, wanted',
+    [
+        ('f1:Nodule/Mass', 'mine_f1_Nodule_Mass'),
+        ('COPD\\Emphysema', 'mine_COPD_Emphysema'),
+        ('../../é: "50 %"', 'mine__é_50_'),
+        ('auroc_within_views:Pleural Effusion', 'mine_auroc_within_views_Pleural_Effusion'),
+    ],
+)
+def test_letters_of_labels_that_file_names_cannot_have_are_replaced(score, wanted) -> None:
+    assert file_name('mine', score) == wanted
 
 
 def test_equal_predictions_of_several_seeds_are_scored_once(monkeypatch) -> None:
