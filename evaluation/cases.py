@@ -151,10 +151,9 @@ def cases_of(
     probabilities: np.ndarray,
     *,
     name: str,
-    targets: np.ndarray | None = None,
     groups: Mapping[str, np.ndarray] | None = None,
 ) -> Cases:
-    """Return the cases of records and probabilities [N, K], with the task's targets by default."""
+    """Return the cases of records and probabilities [N, K], with the targets of the task."""
     return Cases(
         name=name,
         labels=task.labels,
@@ -162,7 +161,7 @@ def cases_of(
         study=records.study,
         patient=records.patient,
         probabilities=probabilities,
-        targets=task.scored(records) if targets is None else targets,
+        targets=task.scored(records),
         groups=groups or {},
         uncertain=records.labels == UNCERTAIN if task.has_policies else None,
         exclusive=task.exclusive,

@@ -188,9 +188,9 @@ def is_synthetic(table: pd.DataFrame | None) -> bool:
     return table is not None and bool((table['metric'] == SYNTHETIC).any())
 
 
-def facts_of(table: pd.DataFrame, metric: str, label: str = '') -> pd.Series:
+def facts_of(table: pd.DataFrame, metric: str, label: str = '', group: str = EVERYONE) -> pd.Series:
     """Return a fact about each run, such as its minutes, by row and seed."""
-    chosen = (table['metric'] == metric) & (table['label'] == label) & (table['group'] == EVERYONE)
+    chosen = (table['metric'] == metric) & (table['label'] == label) & (table['group'] == group)
     return table[chosen].set_index(['row', 'seed'])['value']
 
 

@@ -24,7 +24,7 @@ from evaluation.cases import cases_of
 from evaluation.pseudo_label_choice import MIN_CASES, audit, choose_values
 from logger import json_safe
 from sweeps.files import MAINS, Job, share_steps, sweep_of_runs, without_cache
-from sweeps.long_table import MEANS, Scored, score_runs
+from sweeps.long_table import MEANS, Scored, notes_about_labels, score_runs
 from sweeps.run_scores import SPLITS, read_runs
 from sweeps.runner import LOGS, Runner
 from sweeps.tables import compare, shown, write_score
@@ -211,21 +211,30 @@ class PseudoLabels:
                 f'Pseudo-labels of {name} against real labels that were never used: '
                 f'{"; ".join(sides)}.'
             )
-        images = ', '.join(f'{split} {len(runs[0].images):,}' for split, runs in splits.items())
         notes = [
-            f'Means over the labels with enough cases. Images: {images}.',
-            'Labelled and pseudo-labelled images are training images, scored against the labels '
-            'that the run learned from: they show how well it learned them.',
-            "Thresholds are the best ones on held-out patients by Youden's index.",
+            f'{split}: {note}'
+            for split, runs in splits.items()
+            for note in itertools.chain(*notes_about_labels(runs))
+        ]
+        notes += [
+            'Labelled images are training images: they show how well a run learned their labels.',
             *agreements,
         ]
         notes += [self.ended] if self.ended else []
+        about_thresholds = "Thresholds are the best ones on held-out patients by Youden's index."
+        thresholds = splits['labelled'][0].thresholds.items()
+        if lacking := [label for label, value in thresholds if np.isnan(value)]:
+            about_thresholds += (
+                ' Labels without positives or without negatives there have none, and are not in '
+                f'the mean: {", ".join(lacking)}.'
+            )
         draws = '{resamples:,} resamples of the patients, seed {seed}'.format(**how)
         pages = []
         for metric, score in scores.items():
             lines = compare(drawn, pairs, score, subsets={}, groups=[*splits])
             if lines:  # without a threshold there are no decisions
-                options = {'notes': notes, 'draws': draws}
+                below = notes if metric == 'auroc' else [*notes, about_thresholds]
+                options = {'notes': below, 'draws': draws}
                 pages.append(write_score(self.output, f'{TABLE}_{metric}', lines, drawn, **options))
         return pages
 
@@ -245,25 +254,16 @@ class PseudoLabels:
                 label: choose_threshold(predicted[:, k], known[:, k], rule='youden', sensitivity=0)
                 for k, label in enumerate(self.task.labels)
             }
-        learned = [job for job in self.jobs if job.config.EVAL.PREDICT_TRAIN]
-        splits.append(
-            [self._training(job, 'labelled', self.task.scored(self.labelled)) for job in learned]
-        )
-        students = [job for job in learned if job.run != TEACHER]
-        if students:
-            splits.append(
-                [self._training(job, 'pseudo-labelled', self._chosen(job.run)) for job in students]
-            )
+        # A score on pseudo-labels would compare each student with the guesses of its own teacher.
+        splits.append([self._labelled(job) for job in self.jobs if job.config.EVAL.PREDICT_TRAIN])
         return [[run._replace(thresholds=thresholds[run.row]) for run in runs] for runs in splits]
 
-    def _training(self, job: Job, split: str, targets: np.ndarray) -> Scored:
-        """Return the labelled or pseudo-labelled training images of a run."""
-        records = self.labelled if split == 'labelled' else self.unlabelled
-        known = ~np.isnan(targets).all(axis=1)
-        records, targets = records.select(known), targets[known]
+    def _labelled(self, job: Job) -> Scored:
+        """Return the labelled training images of a run."""
+        records = self.labelled.select(~np.isnan(self.task.scored(self.labelled)).all(axis=1))
         probabilities = self._predicted(job, 'train', records)
-        cases = cases_of(records, self.task, probabilities, name=split, targets=targets)
-        return Scored(job.run, job.seed, cases, split)
+        cases = cases_of(records, self.task, probabilities, name='labelled')
+        return Scored(job.run, job.seed, cases, 'labelled')
 
     def _chosen(self, name: str) -> np.ndarray:  # [N, K]
         """Return the pseudo-labels of a student for the unlabelled images."""

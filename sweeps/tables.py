@@ -145,10 +145,15 @@ def compare(
         for name, other in pairs
         if (name, group) in rows
     ]
+    metric, label = parts_of(score)
+    sizes = {group: facts_of(table, 'cases', group=group) for group in groups if group}
+    counted = {group: facts_of(table, f'{metric}_labels', label, group) for group in sizes}
     lines = []
     for ((row, group), base), comparison in zip(keys, compare_rows(rows, keys), strict=True):
         summary = summarise(rows[row, group])
-        line = {'group': group} if group else {}
+        line = {'group': group, 'cases': int(sizes[group][row].iloc[0])} if group else {}
+        if group and len(counted[group]):
+            line['labels_in_mean'] = int(counted[group][row].iloc[0])
         line |= {'row': row, 'labels': subsets.get(row, ''), 'seeds': summary['seeds']}
         line |= {'score': score, **summary, 'against': base[0] if base else ''}
         if comparison:
@@ -187,15 +192,12 @@ def write_score(
         ValueError: If the table has no column of such a title.
     """
     footnotes = Footnotes()
-    cells = [dict(_cells(line, lines, table, footnotes)) for line in lines]
-    # A mean may be named without its number of labels, which depends on the data.
     score = lines[0]['score']
-    columns = [
-        score_title(score, table, in_groups='group' in lines[0])
-        if title == score_title(score)
-        else title
-        for title in columns
-    ]
+    # In groups, each line has its own number of labels.
+    title_of_score = score_title(score, None if 'group' in lines[0] else table)
+    cells = [dict(_cells(line, lines, title_of_score, footnotes)) for line in lines]
+    # A mean may be named without its number of labels, which depends on the data.
+    columns = [title_of_score if title == score_title(score) else title for title in columns]
     if unknown := [title for title in columns if title not in cells[0]]:
         raise ValueError(f'--columns must be some of {[*cells[0]]}, got {unknown[0]!r}')
     if columns:
@@ -432,7 +434,7 @@ def with_sd(values: pd.Series, form: str) -> str:
 
 
 def _cells(
-    line: Line, lines: Sequence[Line], table: pd.DataFrame, footnotes: Footnotes
+    line: Line, lines: Sequence[Line], title: str, footnotes: Footnotes
 ) -> Iterator[tuple[str, str]]:
     """Yield title and text of the cells of a line."""
 
@@ -442,8 +444,10 @@ def _cells(
     if 'group' in line:
         yield 'group', line['group']
     yield 'row', line['row']
+    for name in ('cases', 'labels_in_mean'):
+        if name in line:
+            yield name.replace('_', ' '), f'{line[name]:,}'
     sd = f' ± {line["sd"]:.3f}' if line['seeds'] > 1 else ''
-    title = score_title(line['score'], table, in_groups='group' in line)
     yield title, shown(line['value'], '.3f') + sd
     if any('last_epoch' in other for other in lines):
         yield 'last epoch', shown(line.get('last_epoch'), '.3f')
@@ -462,6 +466,4 @@ def _cells(
         is_missing = line['verdict'] == MISSING
         yield 'verdict', marked(*missing) if is_missing else line['verdict']
     else:
-        yield from (
-            (title, '') for title in ('difference', 'over seeds', 'over patients', 'verdict')
-        )
+        yield from ((name, '') for name in ('difference', 'over seeds', 'over patients', 'verdict'))

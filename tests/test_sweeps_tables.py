@@ -137,6 +137,7 @@ def test_lines_of_groups_are_those_of_their_members_and_corrected_together(finis
     (line,) = lines[(lines['group'] == 'Sex: Female') & (lines['row'] == '0.1')].to_dict('records')
     own, base = (finished.areas(row, ('Edema',), female) for row in ('0.1', '0.6'))
     check_line(pd.Series(line), own, base)
+    assert line['cases'] == female.sum()
     assert {'RACE: Asian', 'RACE: White'} <= {*lines['group']}
     compared = lines.dropna(subset='p')
     assert len(compared) == 2 * lines['group'].nunique()
