@@ -46,7 +46,7 @@ from evaluation.report_warnings import (
 )
 from logger import json_safe
 from system.files import replace_files
-from system.pages import NOT_FOR_CLINICAL_USE, latex_table
+from system.pages import NOT_FOR_CLINICAL_USE, PACKAGES, latex_table
 
 # The long table of scores: a line is one number. `row` is a run of a sweep, one of several models,
 # or '' for the only one, `group` is '' for everyone, `label` is '' for what belongs to all cases.
@@ -353,7 +353,7 @@ def _latex(document: dict[str, Any], columns: Sequence[str]) -> str:
             for entry in document['comparisons']
         },
     }
-    parts = ['% For a document with \\usepackage{booktabs}.\n']
+    parts = [PACKAGES]
     about_data = 'Synthetic X-rays. ' if SYNTHETIC in document['alerts'] else ''
     for title, frames in tables.items():
         if frames:

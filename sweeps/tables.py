@@ -28,7 +28,7 @@ from sweeps.long_table import (
     rows_of,
 )
 from system.files import replace_files
-from system.pages import LATEX, NOT_FOR_CLINICAL_USE, latex_table
+from system.pages import LATEX, NOT_FOR_CLINICAL_USE, PACKAGES, latex_table
 
 ONE_SEED = 'A single seed has no interval over seeds, so it cannot show a difference.'
 EQUAL_SEEDS = 'The difference is the same for all seeds, so there is no interval over seeds.'
@@ -304,7 +304,7 @@ def write_table(
     table = pd.DataFrame(lines, dtype=object)  # keeps whole numbers whole
     notes = [*notes]
     text = f'{markdown_table(cells)}\n' + ''.join(f'- {note}\n' for note in notes)
-    latex = latex_table(pd.DataFrame(cells), index=False)
+    latex = PACKAGES + latex_table(pd.DataFrame(cells), index=False)
     lines_below = ''.join(f'{note.translate(LATEX_NOTES)}\\par\n' for note in notes)
     latex += f'\\par\\medskip\n{{\\footnotesize\\raggedright\n{lines_below}}}\n'
     replace_files(

@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 SYNTHETIC = 'Synthetic X-rays.'
 # Letters that LaTeX's default encoding of fonts shows as others, which pandas does not escape.
 LATEX = {'<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}'}
+PACKAGES = '% For a document with \\usepackage{adjustbox, booktabs}.\n'
+FITTED = r'\begin{adjustbox}{max width=\linewidth, max totalheight=0.85\textheight}'
+FITTED += '\n\\setlength{\\tabcolsep}{3pt}'
+HEAD = 12  # letters of a line of a column's name
 MOST_LETTERS = 250  # of the names in a note
 NOTE = 0.3  # height in inches of the note below a figure
 
@@ -51,13 +56,23 @@ def listed(names: Sequence[str]) -> str:
 def latex_table(table: 'pd.DataFrame', **options: Any) -> str:
     """Return a table in LaTeX in which all names and texts are escaped.
 
-    `options` are those of `DataFrame.to_latex`.
+    It is made smaller if it does not fit on the page, and needs the PACKAGES. `options` are those
+    of `DataFrame.to_latex`.
     """
+    table = table.rename(columns=lambda name: textwrap.fill(name, HEAD, break_long_words=False))
     text = table.to_latex(escape=True, **options)
     for letter, command in LATEX.items():
         text = text.replace(letter, command)
+    start, head, rows = re.split(r'(?<=\\toprule\n)|(?= \\\\\n\\midrule)', text, maxsplit=2)
+    names = head.split(' & ')
+    for place, name in enumerate(names):
+        if '\n' in name:
+            names[place] = rf'\shortstack[l]{{{name}}}'.replace('\n', r'\\')
+    text = start + ' & '.join(names) + rows
     # LaTeX would read a bracket or star at the start of a row as an option of the row before.
-    return re.sub(r'^(?=[\[*])', '{}', text, flags=re.MULTILINE)
+    text = re.sub(r'^(?=[\[*])', '{}', text, flags=re.MULTILINE)
+    text = text.replace(r'\begin{tabular}', f'{FITTED}\n\\begin{{tabular}}')
+    return text.replace(r'\end{tabular}', '\\end{tabular}\n\\end{adjustbox}')
 
 
 def encode_figure(figure: 'Figure') -> dict[str, bytes]:

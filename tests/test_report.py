@@ -494,8 +494,9 @@ def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
     assert not re.search(r'(?<!\\)[%_#$]', text.partition('\n')[2])
     edema = document['sets'][0]['labels'][0]['scores']['auroc']
     assert '{value:.3f} [{low:.3f}, {high:.3f}]'.format(**edema) in cells[1]
-    titles = ['difference in AUROC', 'p (bootstrap)', 'p (Holm)', r'within views \\']
-    assert cells[-4][2:] == titles
+    wrapped = [r'\shortstack[l]{difference\\in AUROC}', r'\shortstack[l]{p\\(bootstrap)}']
+    assert cells[-4][2:] == [*wrapped, 'p (Holm)', r'within views \\']
+    assert text.count('\\end{tabular}\n\\end{adjustbox}\n') == 2
     assert cells[-1][3] and not cells[-1][4], 'the mean is not corrected'
 
 
