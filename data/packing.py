@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,8 @@ from data.store_manifest import (
 from data.table import refuse
 from data.table_files import csv_text
 from system.files import allow_open_files, atomic_writer, locked, replace_file
+
+LOGGER = logging.getLogger(__name__)
 
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
 SHARD_IMAGES = 1024  # the most in a file: a killed call loses these, less than a minute of work
@@ -181,7 +184,7 @@ def read_source(
         splits = {file: name for name in names for file in read(name).file}
     images = {*splits}
     if all_images or not splits:
-        on_fault = partial(refuse, logger=logging.getLogger(__name__))
+        on_fault = partial(refuse, logger=LOGGER)
         images.update(read_folder(root, allow_all_images=all_images, on_fault=on_fault).file)
         scored = scored or bool(signs_of_scores(root, *open_images(root).scan()))
     for file in images:
@@ -302,12 +305,16 @@ def _build(
 ) -> dict[str, Any]:
     """Write the missing shards, the tables, and store.json last; return its contents."""
     progress = job | {'done': 0, 'rounded': 0, 'left_out': {}, 'files': {}}
+    progress['begun'] = time.time_ns()
     if (output / UNFINISHED_FILE).is_file():
-        found = read_json(output / UNFINISHED_FILE, {'done': int})
+        found = read_json(output / UNFINISHED_FILE, {'done': int, 'begun': int})
         _refuse_other(output, found, job)
-        # Images that were left out may have been repaired since.
         may_resume = skip_bad or not found['left_out']
-        if may_resume and not file_problems(output, found, every_byte=True):
+        may_resume = may_resume and not file_problems(output, found, every_byte=True)
+        changed = _changed_since(found['begun'], source.root, source.files[: found['done']])
+        if changed:  # or repaired, if it was left out
+            LOGGER.warning('%s was changed after it was packed: begin again', changed)
+        elif may_resume:
             progress = found
     write_json(output / UNFINISHED_FILE, progress)
     rest = source.files[progress['done'] :]
@@ -316,7 +323,7 @@ def _build(
     if not progress['files']:
         raise ValueError(f'none of the images in {source.root} can be read')
     names, index = read_rows([output / name for name in shard_names(progress)])
-    manifest = {name: value for name, value in progress.items() if name != 'done'}
+    manifest = {k: value for k, value in progress.items() if k not in ('done', 'begun')}
     manifest |= {'images': len(index), 'scored': source.scored}
     manifest |= {'rows_crc32': rows_checksum(names, index), 'files': {**progress['files']}}
     for name, table in source.tables.items():
@@ -329,6 +336,18 @@ def _build(
         manifest['files'][name] = [size, crc32]
     write_manifest(output, manifest)
     return manifest
+
+
+def _changed_since(begun: int, root: Path, files: Sequence[str]) -> str:
+    """Return the first file that was changed after a time in ns, or ''."""
+    for file in files:
+        path = root / file
+        while not path.exists():  # an image in a Parquet file
+            path = path.parent
+        # Unlike the time of the contents, this one also shows that an older file replaced it.
+        if path.stat().st_ctime_ns > begun:
+            return file
+    return ''
 
 
 def _write_shards(

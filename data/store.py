@@ -223,7 +223,8 @@ def read_rows(shards: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
         try:
             own_names, own_rows = _read_shard(file)
         except (pa.ArrowException, ValueError, OSError, struct.error) as error:
-            raise ValueError(f'{file} is no shard of a store: {error!r:.200}') from error
+            reason = f'{error!r:.200}; copy or pack the store again'
+            raise ValueError(f'{file} is no shard of a store: {reason}') from error
         own_rows['shard'] = number
         names += own_names
         rows.append(own_rows)
@@ -232,7 +233,10 @@ def read_rows(shards: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f'{shards[0].parent}: the names need more than {MAX_NAMES_BYTES:,} bytes')
     sorted_names = np.array(names, bytes)
     if not names or not (sorted_names[1:] > sorted_names[:-1]).all():
-        raise ValueError(f'{shards[:1]}: there are no images, or their names are not sorted')
+        raise ValueError(
+            f'{", ".join(map(str, shards[:1]))}: there are no images, or their names are not '
+            'sorted; copy or pack the store again'
+        )
     return sorted_names, np.concatenate(rows)
 
 

@@ -174,7 +174,26 @@ def test_packing_starts_over_from_a_damaged_shard_and_a_repaired_image(tmp_path:
     with killed_after(7):
         pack(read_source(root), tmp_path / 'repaired', SMALL, skip_bad=True)
     (root / file_of(2)).write_bytes(good)
-    assert contents(packed(root, tmp_path / 'repaired')) == wanted
+    resumed = pack(read_source(root), tmp_path / 'repaired', SMALL, skip_bad=True)
+    assert not resumed['left_out'] and contents(tmp_path / 'repaired') == wanted
+
+
+def test_packing_starts_over_if_images_were_changed_or_swapped(tmp_path: Path, caplog) -> None:
+    root = make_data(tmp_path / 'data')
+    first, last = (root / file_of(number) for number in (1, 9))
+
+    def swap() -> None:  # which keeps the times of the contents
+        first.rename(root / 'other')
+        last.rename(first)
+        (root / 'other').rename(last)
+
+    for number, change in enumerate((swap, lambda: first.write_bytes(last.read_bytes()))):
+        with killed_after(7):
+            pack(read_source(root), tmp_path / f'cut_{number}', SMALL)
+        change()
+        wanted = contents(packed(root, tmp_path / f'whole_{number}'))
+        assert contents(packed(root, tmp_path / f'cut_{number}')) == wanted
+    assert caplog.messages == [f'{file_of(1)} was changed after it was packed: begin again'] * 2
 
 
 def test_a_complete_store_that_lacks_a_file_is_not_called_packed(root, store, tmp_path) -> None:
