@@ -33,8 +33,10 @@ class Paragraphs(HelpFormatter):
 
 
 def usable_cpus() -> int:
-    """Return the number of CPU cores that this process may use, such as those of a Slurm job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    """Return the number of CPU cores that this process may use in a Slurm job or container."""
+    from joblib import cpu_count  # slow to import
+
+    return cpu_count()
 
 
 def share_of_cpus() -> int:

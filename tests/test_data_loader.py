@@ -27,6 +27,7 @@ from data.data_finetune import inverse_frequency_weights
 from data.loader import EpochSampler, epoch_order, make_loader, sample_rng, weighted_order
 from data.reading import open_data
 from engine.causes import explain
+from system.tool import usable_cpus
 
 NAN = float('nan')
 WEIGHTS = np.arange(1, 24.0) ** 2
@@ -307,6 +308,15 @@ def test_signals_to_the_group_end_no_worker_and_the_main_process_leaves_none(tmp
     lines = [line for line in output.splitlines() if line.startswith('received')]
     assert len(lines) == len({*lines}) * 2 == 8, 'the main process in both epochs, and no worker'
     assert 'Traceback' not in output
+
+
+def test_usable_cores_follow_the_affinity_of_the_process() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.parametrize(
