@@ -1,12 +1,13 @@
 """Charts of what is in a data set: labels, age by sex, and other groups, by split."""
 
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from data.groups import UNKNOWN
+from data.groups import UNKNOWN, natural_order
 from system.pages import (
     FONT,
     NOT_FOR_CLINICAL_USE,
@@ -14,6 +15,7 @@ from system.pages import (
     SMALL,
     TALLEST,
     figures_of_rows,
+    shortened,
     split_pages,
 )
 
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 
 COLOURS = {'positive': '#D55E00', 'uncertain': '#E69F00', 'negative': '#0072B2', 'blank': '#D9D9D9'}
 OTHERS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9')  # of splits, or of sexes
-MOST_SPLITS, MOST_BARS = 4, 28  # next to each other, and below each other
-BAR = 0.24  # height of a bar in inches
+MOST_SPLITS = 4  # next to each other
+BAR, LINE = 0.24, 0.15  # height of a bar, and of a line of its name, in inches
+LETTERS = 30  # in a line of a name
 
 
 def plot_counts(
@@ -42,36 +45,49 @@ def plot_counts(
 
     Returns:
         Figures by name: 'labels' (share of each value by label and split), 'ages' (images by age
-        and sex, if known) and 'groups' (share of each group by split); with several pages
+        and sex, if an age is known) and 'groups' (share of each group by split); with several pages
         'labels_1', 'labels_2' and so on.
     """
     whole = counts[counts['column'] == counts['column'].iloc[0]].set_index('split')['images']
     shares = counts.assign(share=100 * counts['images'] / counts['split'].map(whole))
     rows = []
     for splits in split_pages([*whole.index], MOST_SPLITS):
-        for some in split_pages(labels, MOST_BARS):
+        bar = _bar_height(labels)
+        for some in split_pages(labels, int((TALLEST - NOTE - 1.3) / bar)):
             draw = partial(_plot_labels, shares=shares, labels=some, sizes=whole[splits])
-            rows.append((1.3 + BAR * len(some), draw))
+            rows.append((1.3 + bar * len(some), draw))
     note = f'Share of the images of each split. {use}'
     figures = figures_of_rows('labels', rows, note)
-    if len(ages):
+    if {*ages['age']} - {UNKNOWN}:
         rows = [
             (2.4, partial(_plot_ages, ages=ages, splits=splits))
             for splits in split_pages([*whole.index], MOST_SPLITS)
         ]
         figures |= figures_of_rows('ages', rows, f'Images by age in years and sex. {use}')
     columns = [name for name in shares['column'].unique()[1:] if name not in labels]
-    rows, bars = [], max(BAR, 0.1 * len(whole))  # each group has a bar for each split
+    rows = []
     for column in columns:
         part = shares[shares['column'] == column]
         if {*part['group']} == {UNKNOWN}:
             continue
-        for groups in split_pages([*part['group'].unique()], int((TALLEST - NOTE - 0.8) / bars)):
-            height = 0.8 + bars * len(groups)
+        names = sorted({*part['group']}, key=natural_order)
+        bar = max(_bar_height(names), 0.1 * len(whole))  # each group has a bar for each split
+        for groups in split_pages(names, int((TALLEST - NOTE - 0.95) / bar)):
+            height = 0.8 + LINE * _wrapped(column).count('\n') + bar * len(groups)
             rows.append((height, partial(_plot_groups, part=part, groups=groups)))
     if rows:
         figures |= figures_of_rows('groups', rows, note)
     return figures
+
+
+def _wrapped(name: str) -> str:
+    """Return a name, or both ends of a long one, in one to three lines."""
+    return textwrap.fill(shortened(name, 2 * LETTERS), LETTERS)
+
+
+def _bar_height(names: Sequence[str]) -> float:
+    """Return the height in inches that a bar with one of these names needs."""
+    return max(BAR, LINE * max(1 + _wrapped(name).count('\n') for name in names))
 
 
 def _plot_labels(
@@ -83,6 +99,7 @@ def _plot_labels(
         of_split = shares[shares['split'] == split]
         table = of_split.pivot_table(index='column', columns='group', values='share')
         table = table.reindex(index=[*labels], columns=[*COLOURS]).fillna(0)
+        table = table.rename(index=_wrapped)
         table.plot.barh(ax=axis, stacked=True, color=COLOURS, width=0.75, legend=False)
         axis.set_title(f'{split}: {size:,}', fontsize=FONT)
         axis.set_xlim(0, 100)
@@ -94,15 +111,15 @@ def _plot_labels(
 
 def _plot_ages(row: Any, *, ages: pd.DataFrame, splits: Sequence[str]) -> None:
     """Draw the images by age, with a bar for each sex and a panel for each split."""
-    order = [*ages['age'].unique()]
-    sexes = [*ages['sex'].unique()]
+    bands, sexes = (sorted({*ages[column]}, key=natural_order) for column in ('age', 'sex'))
     panels = row.subplots(1, len(splits), squeeze=False)[0]
     for axis, split in zip(panels, splits, strict=True):
         of_split = ages[ages['split'] == split]
         table = of_split.pivot_table(index='age', columns='sex', values='images', aggfunc='sum')
-        table = table.reindex(index=order, columns=sexes).fillna(0)
+        table = table.reindex(index=bands, columns=sexes).fillna(0)
         table.plot.bar(ax=axis, color=[*OTHERS], width=0.8, rot=60, legend=False)
         axis.set_title(split, fontsize=FONT)
+        axis.yaxis.get_major_locator().set_params(integer=True)
         _set_style(axis)
     panels[0].set_ylabel('images', fontsize=SMALL)
     handles, names = panels[0].get_legend_handles_labels()
@@ -113,10 +130,10 @@ def _plot_groups(row: Any, *, part: pd.DataFrame, groups: Sequence[str]) -> None
     """Draw the share of each group, with a bar for each split."""
     axis = row.subplots()
     table = part.pivot(index='group', columns='split', values='share').reindex(groups).fillna(0)
-    table = table[[*part['split'].unique()]]
+    table = table[[*part['split'].unique()]].rename(index=_wrapped)
     table.plot.barh(ax=axis, color=[*OTHERS], width=0.8, legend=False)
     axis.invert_yaxis()
-    axis.set_title(part['column'].iloc[0], fontsize=FONT, loc='left')
+    axis.set_title(_wrapped(part['column'].iloc[0]), fontsize=FONT, loc='left')
     _set_style(axis, xlabel='%')
     row.legend(loc='outside right upper', fontsize=SMALL, frameon=False)
 

@@ -44,7 +44,7 @@ class Description:
     # image, a column for each label, split, sub-sample; None for a task with policies
     images: pd.DataFrame | None
     notes: list[str]
-    ages: pd.DataFrame  # split, age, sex, images; empty if one of them is unknown
+    ages: pd.DataFrame  # split, age, sex, images
     labels: tuple[str, ...]  # columns of `counts` that are labels
     use: str  # what the images must not be used for
 
@@ -63,8 +63,6 @@ def build_description(config: Config) -> Description:
         groups = all_groups(records, config.EVAL.GROUPS, demographics)
         counts.append(count_groups(records, groups).assign(split=name))
         by_age = pd.DataFrame({'age': groups['Age'], 'sex': groups['Sex']}, dtype=object)
-        if (by_age == '').all().any():  # one of them is unknown
-            by_age = by_age.iloc[:0]
         by_age = by_age.replace('', UNKNOWN).groupby(['age', 'sex']).size()
         ages.append(by_age.reset_index(name='images').assign(split=name))
         labels |= dict.fromkeys(records.label_names)

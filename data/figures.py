@@ -27,6 +27,7 @@ from system.pages import (
     new_figure,
     note_on_images,
     page_files,
+    shortened,
     split_pages,
 )
 
@@ -154,7 +155,8 @@ def _plot_grid(
                 axis.set_anchor('N')
                 # The only title of a block may be as wide as the block.
                 width = side * (1 if any(words for words, _ in block[1:]) else columns)
-                title = textwrap.fill(title, round(FONT_WIDTH * width))
+                letters = round(FONT_WIDTH * width)
+                title = textwrap.fill(shortened(title, 2 * letters), letters)
                 axis.set_title(title, fontsize=FONT, loc='left')
         words = textwrap.wrap(note, round(FONT_WIDTH * WIDTH)) + [note_on_images(records.path)]
         figure.supxlabel('\n'.join(words), fontsize=SMALL)

@@ -54,6 +54,17 @@ def standard_groups(records: Records) -> dict[str, np.ndarray]:
     }
 
 
+def natural_order(name: str) -> list[tuple[float, str]]:
+    """Return a sort key that orders numbers in a name by value: '5-9' before '10-14'.
+
+    UNKNOWN is the last.
+    """
+    if name == UNKNOWN:
+        return [(float('inf'), '')]
+    parts = re.findall(r'\d+|\D+', name)
+    return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts]
+
+
 def group_columns(
     records: Records, columns: Sequence[str], *, demographics: str = ''
 ) -> dict[str, np.ndarray]:

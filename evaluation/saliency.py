@@ -29,13 +29,14 @@ from system.pages import (
     encode_figure,
     figures_of_rows,
     note_on_images,
+    shortened,
     split_pages,
 )
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey
 # Left, bottom, width and height of the two X-rays and the colour bar, as shares of the figure.
 MAP_AXES = ((0.01, 0.02, 0.41, 0.96), (0.44, 0.02, 0.41, 0.96), (0.87, 0.07, 0.02, 0.86))
-LONG_LABEL = 33  # letters
+LONG_LABEL = 33  # letters that leave room for a bar
 BAR, MOST_BARS = 0.2, 18  # height of a bar in inches, and bars next to the images
 OPACITY = 0.75  # opacity at importance 1; the opacity at importance 0 is 0
 CHECKED_IMAGES, RANDOM_MODELS = 8, 5  # in the check against random weights
@@ -237,7 +238,7 @@ def _plot_maps(
     for column, (label, saliency) in enumerate(maps.items()):
         heat, overlay = panels[2 * column : 2 * column + 2]
         shown = heat.imshow(saliency, cmap=COLOUR_MAP, vmin=0, vmax=1)
-        heat.set_title(_shown_label(label), fontsize=FONT, loc='left')
+        heat.set_title(shortened(label, LONG_LABEL), fontsize=FONT, loc='left')
         show_image(overlay, image)
         overlay.imshow(saliency, cmap=_transparent_colours(), vmin=0, vmax=1)
     bar = row.colorbar(shown, ax=[*panels], ticks=(0, 0.5, 1), location='left', pad=0.02)
@@ -256,7 +257,9 @@ def _plot_probabilities(
     """Plot a bar for each label, and its true value next to the number."""
     colours = ['#D55E00' if label in highlighted else '#0072B2' for label in probabilities]
     drawn = axis.barh(range(len(probabilities)), [*probabilities.values()], color=colours)
-    axis.set_yticks(range(len(probabilities)), [*map(_shown_label, probabilities)])
+    axis.set_yticks(
+        range(len(probabilities)), [shortened(label, LONG_LABEL) for label in probabilities]
+    )
     axis.bar_label(drawn, fmt='%.3f', padding=2, fontsize=SMALL)
     axis.set(xlim=(0, 1.25), xticks=(0, 0.5, 1))
     axis.set_title('probability', fontsize=FONT)
@@ -270,11 +273,6 @@ def _plot_probabilities(
     for row, label in enumerate(probabilities):
         word, style = TRUE_WORDS.get(truth[label], ('not scored', {'color': '0.5'}))
         axis.text(1.35, row, word, va='center', fontsize=SMALL, **style)
-
-
-def _shown_label(label: str) -> str:
-    """Return a label, or both ends of one that would leave no room for its bar."""
-    return label if len(label) <= LONG_LABEL else f'{label[:20]} … {label[-10:]}'
 
 
 def _transparent_colours() -> Any:

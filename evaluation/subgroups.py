@@ -1,6 +1,5 @@
 """Scores of groups by sex, age, view and other columns, and the gaps between groups."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.groups import natural_order
 from data.labels import NO_FINDING
 from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples, add_holm, interval
@@ -237,9 +237,3 @@ def range_p(areas: np.ndarray) -> float:
         return float('nan')
     by_chance = by_chance[~np.isnan(by_chance)]
     return float((1 + np.sum(by_chance >= np.ptp(areas[:, 0]))) / (1 + by_chance.size))
-
-
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that orders numbers in a name by value: '5-9' before '10-14'."""
-    parts = re.findall(r'\d+|\D+', name)
-    return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from data.groups import natural_order
 from data.labels import describe_same
 from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples
@@ -23,7 +24,6 @@ from evaluation.metrics import (
 )
 from evaluation.model_comparison import ENDS, Rows, summarise
 from evaluation.report import COLUMNS, KEYS
-from evaluation.subgroups import natural_order
 from system.pages import are_synthetic
 
 # Labels that are means: over the labels with enough cases (`labels_of_mean`), which have two names,

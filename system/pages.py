@@ -53,6 +53,12 @@ def listed(names: Sequence[str]) -> str:
     return f'{", ".join(names[:count])}{rest}'
 
 
+def shortened(name: str, letters: int) -> str:
+    """Return a name, or the start and the end of one with more letters."""
+    end = (letters - 3) // 3
+    return name if len(name) <= letters else f'{name[: 2 * end]} … {name[-end:]}'
+
+
 def latex_table(table: 'pd.DataFrame', **options: Any) -> str:
     """Return a table in LaTeX in which all names and texts are escaped.
 

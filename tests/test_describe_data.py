@@ -78,6 +78,18 @@ def test_counts_agree_with_a_loop_over_the_rows(mixed: Path) -> None:
     assert found == {key: tuple(map(len, units)) for key, units in members.items()}
 
 
+@pytest.mark.parametrize('unknown', [{'Sex': 'Unknown'}, {'Age': ''}, {'Sex': '', 'Age': ''}])
+def test_ages_count_the_images_of_a_split_without_sex_or_age(unknown, tmp_path: Path) -> None:
+    for number, (split, cells) in enumerate({'train': {}, 'test': unknown}.items()):
+        rows = [row(image_path(9 * number + n, folder=f'X/{split}'), **cells) for n in range(4)]
+        write(tmp_path / f'{split}.csv', rows)
+    ages = build_description(options(tmp_path, DATA__HOLDOUT_FRACTION=0.0)).ages
+    sex, age = ('unknown' if name in unknown else known for name, known in
+                (('Sex', 'Female'), ('Age', '40-59')))  # fmt: skip
+    lines = ages[['split', 'age', 'sex', 'images']].to_numpy().tolist()
+    assert lines == [['train', '40-59', 'Female', 4], ['test', age, sex, 4]]
+
+
 def test_targets_of_the_images_that_are_trained_on(mixed: Path) -> None:
     changes = {
         'DATA__UNCERTAIN': 'multiclass',

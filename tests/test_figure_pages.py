@@ -1,5 +1,6 @@
 """Figures of every command: they fit on a page, and their legends say what is true."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -231,6 +232,39 @@ def test_long_labels_of_predictions_leave_room_for_their_bars(tmp_path: Path) ->
     assert all(f'A finding with many  … e number {n}' in found for n in range(10))
 
 
+@pytest.mark.filterwarnings('error')  # of a layout without room
+def test_long_names_leave_room_in_figures_of_data(records: Made) -> None:
+    """Bars become as tall as their names, of which both ends are shown."""
+    long = [f'{"A finding with many words " * 4}and the number {n}' for n in range(2)]
+    long += ['W' * 200, 'Edema']
+    lines = [
+        (split, *names, 20)
+        for split in ('train', 'holdout', 'valid', 'test')
+        for names in [('All', 'All'), *((name, kind) for name in long for kind in charts.COLOURS)]
+    ]
+    lines += [('train', 'column ' * 20, name, 5) for name in long]
+    counts = pd.DataFrame(lines, columns=['split', 'column', 'group', 'images'])
+    ages = pd.DataFrame({'split': [], 'age': [], 'sex': [], 'images': []})
+    found = charts.plot_counts(counts, ages, long)
+    records.label_names = (*long, *records.label_names[len(long) :])
+    found |= figures.plot_examples(records, 1, 0)
+    for name in ('labels', 'groups', 'examples_1'):
+        found[name].draw_without_rendering()
+        axes = found[name].axes
+        names = [text.get_text() for text in axes[0].get_yticklabels()]
+        names = [axis.get_title(loc='left') for axis in axes] if name == 'examples_1' else names
+        start, end = names[1].replace('\n', ' ').split(' … ')
+        assert start.startswith('A finding with many wor') and end.endswith('number 1')
+        assert 1 <= names[1].count('\n') <= 2
+    figure = found['labels']
+    boxes = [text.get_window_extent() for text in figure.axes[0].get_yticklabels()]
+    assert all(box.x0 >= 0 for box in boxes)
+    assert all(low.y1 <= high.y0 for high, low in itertools.pairwise(boxes))
+    legend = figure.legends or figure.subfigs[0].legends
+    title = figure.axes[0].title.get_window_extent()
+    assert title.y1 <= legend[0].get_window_extent().y0
+
+
 def test_a_row_of_examples_is_as_tall_as_its_own_images(records: Made) -> None:
     records.labels = np.eye(20, 14)  # a label has an image of its own, and a row four labels
     heights = [280] * 5 + [100] * 9  # two pages of seven
@@ -306,6 +340,30 @@ def test_charts_of_counts_fit_on_pages_and_show_the_shares() -> None:
     names = [text.get_text() for figure in found.values() for axis in figure.axes
              for text in axis.get_yticklabels()]  # fmt: skip
     assert sum(name.endswith('Race') for name in names) == 60 and 'unknown' not in names
+
+
+def test_every_split_has_bars_for_its_ages_in_the_order_of_age() -> None:
+    """Bands that train lacks are not the last ones, and unknown ages and sexes are bars."""
+    ages = [('train', '40-59', 'Male', 3), ('train', '80 and over', 'unknown', 2)]
+    ages += [('valid', '0-39', 'Female', 4), ('test', 'unknown', 'unknown', 5)]
+    ages = pd.DataFrame(ages, columns=['split', 'age', 'sex', 'images'])
+    splits = dict.fromkeys(ages['split'], 5)
+    counts = [(split, 'All', 'All', images) for split, images in splits.items()]
+    counts += [(split, 'Edema', 'positive', images) for split, images in splits.items()]
+    counts += [(split, 'Age', age, images) for split, age, _, images in ages.to_numpy()]
+    counts = pd.DataFrame(counts, columns=['split', 'column', 'group', 'images'])
+    found = charts.plot_counts(counts, ages, ['Edema'])
+    bands = ['0-39', '40-59', '80 and over', 'unknown']
+    for axis, split in zip(found['ages'].axes, splits, strict=True):
+        assert [text.get_text() for text in axis.get_xticklabels()] == bands
+        drawn = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axis.containers}
+        assert [*drawn] == ['Female', 'Male', 'unknown']
+        of_split = ages[ages['split'] == split]
+        assert sum(map(sum, drawn.values())) == of_split['images'].sum()
+        for _, age, sex, images in of_split.to_numpy():
+            assert drawn[sex][bands.index(age)] == images
+    (axis,) = found['groups'].axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == bands
 
 
 def test_pages_have_all_items_in_order_and_about_as_many_each() -> None:
