@@ -598,8 +598,7 @@ def plot(args: argparse.Namespace) -> None:
     tables = [*args.scores, *sweep.scores, *MEANS]
     files = [folder / f'{file_name(sweep.name, score)}.csv' for score in tables]
     if not (known := [file for file in files[: len(args.scores) or None] if file.is_file()]):
-        raise ValueError(f'{files[0]} does not exist: `ablate.py table` writes it')
-    score = tables[files.index(known[0])]
+        raise ValueError(f'{files[0]} does not exist: `ablate.py table` writes it (see --scores)')
     lines = read_lines(known[0], args.pairs)
     for row in lines['row'].unique():
         title_of(whole, row)  # a table of another sweep or scale is refused
@@ -618,18 +617,15 @@ def plot(args: argparse.Namespace) -> None:
     if args.figure:
         print(*plot_scores(args.figure, lines, sweep, scores), sep='\n')
         return
-    figures = figures_of(args, sweep, lines, scores, score)
-    if lines['difference'].notna().any():  # from rows that may not be named
-        name = f'{file_name("", score)}_differences'
-        figures[name] = partial(plot_differences, lines=lines, sweep=whole, scores=scores)
-    for name, draw in figures.items():
+    for name, draw in figures_of(args, sweep, lines, scores, whole).items():
         for suffix in ('png', 'pdf'):
             path = folder / f'{sweep.name}{name}.{suffix}'
-            files = draw(path)
-            # The pages of an earlier figure would be taken for pages of this one.
+            files = draw(path) if draw else []
+            # An earlier figure, or its pages, would be taken for figures of these tables.
             for old in {path, *page_files(path, MOST_PAGES)}.difference(files):
                 old.unlink(missing_ok=True)
-            print(*files, sep='\n')
+            for file in files:
+                print(file)
 
 
 def figures_of(
@@ -637,18 +633,34 @@ def figures_of(
     sweep: Sweep,
     lines: pd.DataFrame,
     scores: pd.DataFrame | None,
-    score: str,
-) -> dict[str, Callable[[Path], list[Path]]]:
-    """Return the functions that draw the figures of a sweep, by the end of their names."""
-    figures = {file_name('', score): lambda path: plot_scores(path, lines, sweep, scores)}
+    whole: Sweep,
+) -> dict[str, Callable[[Path], list[Path]] | None]:
+    """Return the functions that draw the figures of a sweep, by the end of their names.
+
+    None stands for a figure that the tables do not allow. `whole` is the sweep with all its rows,
+    to which those of --rows may be compared.
+    """
+    score = lines['score'].iloc[0]
+    figures = {file_name('', score): partial(plot_scores, lines=lines, sweep=sweep, scores=scores)}
     if scores is not None:
+        options = {'scores': scores, 'sweep': sweep}
+        has_labels = bool({*known_scores(scores)} - {*MEANS})
+        figures['_labels'] = partial(plot_labels, **options) if has_labels else None
+        options['score'] = score
         if sweep.subsets:
-            figures['_labels'] = lambda path: plot_labels(path, scores, sweep)
-            figures[f'_{sweep.subsets}'] = lambda path: plot_subsets(path, scores, sweep, score)
-        if has_groups(scores, score):
-            figures['_subgroups'] = lambda path: plot_groups(path, scores, sweep, score)
-        if len(sweep.mask_rows) > 1:
-            figures['_masks'] = lambda path: plot_masks(path, scores, sweep, score)
+            figures[f'_{sweep.subsets}'] = partial(plot_subsets, **options)
+        are_grouped = has_groups(scores, score)
+        figures['_subgroups'] = partial(plot_groups, **options) if are_grouped else None
+        masked = {row.name for row in sweep.mask_rows} & {*lines['row']}
+        figures['_masks'] = partial(plot_masks, **options) if len(masked) > 1 else None
+    name = f'{file_name("", score)}_differences'
+    figures[name] = None
+    if lines['difference'].notna().any():
+        options = {'rows': [] if args.pairs else [row for row in sweep.rows if row.against]}
+        options |= {'lines': lines, 'sweep': whole, 'scores': scores}
+        figures[name] = partial(plot_differences, **options)
+    else:
+        print('no figure of differences: the table compares no rows', file=sys.stderr)
     if args.output:
         runs = {'sweep': sweep, 'seeds': seeds_of(args), 'output': args.output, 'scores': scores}
         for name, is_pretraining in (('_losses', False), ('_curves', True)):

@@ -6,7 +6,7 @@ does not fit on a page becomes several files: `path` with _1, _2 and so on.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -44,7 +44,7 @@ COLOURS = (
     '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7', '#8C8C8C',
 )  # fmt: skip
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '<', '>')
-MOST_ROWS = len(COLOURS)  # rows or lines in a panel, so that each has a colour of its own
+MOST_ROWS = len(COLOURS)  # rows or lines in a panel; in a finished sweep no two share a colour
 COLOUR, GREY, LIGHT = '#0072B2', '#595959', '#E0E0E0'
 SIGNIFICANT_COLOUR = '#D55E00'
 BARS = {  # columns of an interval -> its style
@@ -75,6 +75,7 @@ STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow'
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 9, 'grid.color': LIGHT}
 LONG_TITLE, LONG_NAME, LONG_PANEL, LONG_AXIS = 34, 28, 20, 40  # letters in a line
 LETTERS = 16  # of a note in an inch
+LINE = 0.17  # inches: height of a line of a name
 LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
     'holdout_l1_grey': '-',
     'holdout_loss': '-',
@@ -106,7 +107,9 @@ def plot_scores(
     subsets = [*dict.fromkeys(row.subset for row in rows)]
     baselines = {row.subset: values.loc[row.name, 'value'] for row in rows if _is_pixels(row)}
     rows = [row for row in rows if not _is_pixels(row)] or rows
-    height, heading = 0.27, 0.4
+    missing = missing_note(sweep, sweep.rows, values.index)
+    names = {row.name: fill(title_of(sweep, row.name)[1], LONG_NAME) for row in rows}
+    height, heading = _row_height(names.values(), 0.27), 0.4
     most = int((TALLEST - 1.4 - heading * len(subsets)) / height)
     pages: list[list[Row]] = [[]]
     for subset in subsets:  # a page shows all rows of a subset, if they fit
@@ -125,7 +128,7 @@ def plot_scores(
             options = {'sharex': True, 'squeeze': False, 'height_ratios': ratios}
             panels = figure.subplots(len(groups), 1, **options)[:, 0]
             for axis, (subset, members) in zip(panels, groups.items(), strict=True):
-                _draw_scores(axis, sweep, members, values)
+                _draw_scores(axis, sweep, members, values, names)
                 if subset in baselines:
                     axis.axvline(baselines[subset], **BASELINE)
             axis.set_xlim(*_span(values[['value', *ENDS]]))
@@ -133,21 +136,26 @@ def plot_scores(
             axis.set_xlabel(fill(score_title(lines['score'].iloc[0], scores), LONG_AXIS))
             if baselines:
                 figure.legend(handles=[Line2D([], [], **BASELINE)], loc='outside upper right')
-            names = [row.name for row in page]
-            note = f'{bars_note(values.loc[names])} {starts_note(sweep, names)}'
-            add_note(figure, note, scores)
+            shown = [row.name for row in page]
+            notes = [bars_note(values.loc[shown]), starts_note(sweep, shown), missing]
+            add_note(figure, ' '.join(filter(None, notes)), scores)
     return files
 
 
-def _draw_scores(axis: Axes, sweep: Sweep, rows: Sequence[Row], values: pd.DataFrame) -> None:
-    """Draw the rows with the same labels."""
+def _draw_scores(
+    axis: Axes,
+    sweep: Sweep,
+    rows: Sequence[Row],
+    values: pd.DataFrame,
+    names: Mapping[str, str],
+) -> None:
+    """Draw the rows with the same labels, whose titles are `names`."""
     for number, row in enumerate(rows):
         scored = values.loc[[row.name]]
         style = {'markersize': 6, 'color': COLOUR, 'linestyle': ''}
         style |= {'marker': 'o'} | STARTS[start_of(row)][0]
         axis.errorbar(scored['value'], [number], xerr=_bars(scored), elinewidth=1.5, **style)
-    names = [title_of(sweep, row.name)[1] for row in rows]
-    axis.set_yticks(range(len(rows)), [fill(name, LONG_NAME) for name in names])
+    axis.set_yticks(range(len(rows)), [names[row.name] for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     title = subset_title(sweep, rows[0].subset)
     axis.set_title(title[:1].upper() + title[1:], loc='left', fontsize=10, weight='bold')
@@ -159,11 +167,17 @@ def _is_pixels(row: Row) -> bool:
 
 
 def plot_differences(
-    path: str | Path, lines: pd.DataFrame, sweep: Sweep, scores: pd.DataFrame | None = None
+    path: str | Path,
+    lines: pd.DataFrame,
+    sweep: Sweep,
+    scores: pd.DataFrame | None = None,
+    *,
+    rows: Sequence[Row] = (),
 ) -> list[Path]:
     """Draw the paired differences between compared rows with both intervals.
 
-    `lines` and `scores` are those of `plot_scores`. Rows that are not compared are left out.
+    `lines` and `scores` are those of `plot_scores`. Rows that are not compared are left out; a note
+    names those of `rows`.
     """
     lines = lines[lines['difference'].notna()]
     if lines.empty:
@@ -172,7 +186,8 @@ def plot_differences(
     groups = lines['group'] if 'group' in lines else [''] * len(lines)
     names = zip(lines['row'], lines['against'], groups, strict=True)
     lines = lines.assign(name=[fill(difference_title(sweep, *name), LONG_TITLE) for name in names])
-    height = 0.17 * max(2, *(1 + name.count('\n') for name in lines['name']))
+    height = _row_height(lines['name'], 2 * LINE)
+    missing = missing_note(sweep, rows, {*lines['row']}, 'difference')
     bounds = [f'{noise}_{end}' for noise in BARS for end in ENDS]
     by_seed = lines['by_seed'].explode()
     span = _span(pd.concat([*(lines[name] for name in ('difference', *bounds)), by_seed]))
@@ -192,7 +207,8 @@ def plot_differences(
                 axis.plot(line['difference'], number, linestyle='', zorder=3, **POINT | style)
                 if len(values) < seeds:
                     at = (line['difference'], number)
-                    axis.annotate(f'{len(values)} seeds', at, **SEEDS_NOTE)
+                    shown = f'{len(values)} seed{"s" * (len(values) != 1)}'
+                    axis.annotate(shown, at, **SEEDS_NOTE)
             axis.set_yticks(range(len(page)), [line['name'] for line in page])
             axis.set_ylim(len(page) - 0.5, -0.5)
             axis.set_xlim(*span)
@@ -207,8 +223,8 @@ def plot_differences(
             handles.append(Line2D([], [], label='one seed', **BY_SEED))
             figure.legend(handles=handles, loc='outside upper center', ncols=3, columnspacing=1)
             note = 'Right of 0: the first is better. '
-            note += f'{seeds} seed{"s" * (seeds != 1)}, unless a number is shown.'
-            add_note(figure, note, scores)
+            note += f'{seeds} seed{"s" * (seeds != 1)}, unless a number is shown. {missing}'
+            add_note(figure, note.strip(), scores)
         files.append(file)
     return files
 
@@ -288,28 +304,32 @@ def _plot_categories(
     scored_rows = [row for row in sweep.rows if row.name in {*means['row']}]
     subset = max((row.subset for row in scored_rows), key=lambda name: subset_size(name or 'all'))
     names = [row.name for row in scored_rows if row.subset == subset]
+    missing = missing_note(sweep, [row for row in sweep.rows if row.subset == subset], names)
+    titles = {category: fill(title, LONG_NAME) for category, title in titles.items()}
+
+    def height(rows: Sequence[str]) -> float:  # of a category
+        return _row_height(titles.values(), max(0.3, 0.05 * (len(rows) + 3)))
+
     means = means[means['row'].isin(names) & means[column].isin([*titles])]
     span = _span(means[['value', *ENDS]])
     pages = []
     for rows in split_pages(names, MOST_ROWS):
-        space = TALLEST - 1.9 - 0.2 * math.ceil(len(rows) / 2)
+        space = TALLEST - 1.9 - _legend_height(sweep, rows)
         pages += [
-            (rows, categories)
-            for categories in split_pages([*titles], int(space / _category_height(rows)))
+            (rows, categories) for categories in split_pages([*titles], int(space / height(rows)))
         ]
     files = page_files(Path(path), len(pages))
     for file, (rows, categories) in zip(files, pages, strict=True):
-        legend = 0.2 * math.ceil(len(rows) / 2)
-        with drawing(file, 1.9 + legend + _category_height(rows) * len(categories)) as figure:
+        tall = 1.9 + _legend_height(sweep, rows) + height(rows) * len(categories)
+        with drawing(file, tall) as figure:
             axis = figure.subplots()
             steps = np.linspace(-0.36, 0.36, len(rows)) if len(rows) > 1 else [0.0]
             for name, step in zip(rows, steps, strict=True):
                 scored = means[means['row'] == name].set_index(column).reindex(categories)
                 heights = np.arange(len(categories)) + step
-                style = _style(sweep, names.index(name), name)
+                style = _style(sweep, name)
                 axis.errorbar(scored['value'], heights, xerr=_bars(scored), **style)
-            names_shown = [fill(titles[category], LONG_NAME) for category in categories]
-            axis.set_yticks(range(len(categories)), names_shown)
+            axis.set_yticks(range(len(categories)), [titles[name] for name in categories])
             axis.set_ylim(len(categories) - 0.5, -0.5)
             axis.set_xlim(*span)
             for edge in np.arange(0.5, len(categories) - 1):
@@ -322,13 +342,15 @@ def _plot_categories(
             axis.set_xlabel(f'{score}{labelled}{chance}')
             _add_method_legend(figure, sweep, names, rows)
             drawn = means[means['row'].isin(rows) & means[column].isin(categories)]
-            notes = [bars_note(drawn), note, starts_note(sweep, rows)]
+            notes = [bars_note(drawn), note, starts_note(sweep, rows), missing]
             add_note(figure, ' '.join(filter(None, notes)), table)
     return files
 
 
-def _category_height(rows: Sequence[str]) -> float:
-    return max(0.3, 0.05 * (len(rows) + 3))  # inches; text needs the first
+def _row_height(names: Iterable[str], least: float) -> float:
+    """Return the height in inches that each of some rows with these names needs."""
+    lines = max((1 + name.count('\n') for name in names), default=1)
+    return max(least, LINE * lines + 0.03)
 
 
 def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> list[Path]:
@@ -352,13 +374,15 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     factor = 100 if sweep.subsets == 'shares' else 1
     known = [size * factor for size in sizes if size < math.inf]
     positions = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
-    methods = [*dict.fromkeys(row.method for row in sweep.rows if row.name in means.index)]
     subsets = sorted({row.subset for row in sweep.rows if row.name in means.index}, key=subset_size)
     last = {row.method: row.name for row in sweep.rows if row.name in means.index}
+    methods = [method for method in _methods(sweep) if method in last]
+    missing = missing_note(sweep, sweep.rows, means.index)
     low, high = _span(means[['value', *ENDS]])
     files = []
     for file, page in paged(path, methods, MOST_ROWS):
-        with drawing(file, 4.4) as figure:
+        rows = [last[method] for method in page]
+        with drawing(file, max(4.4, 3.6 + _legend_height(sweep, rows))) as figure:
             axis = figure.subplots()
             axis.set_xscale('log')
             if len(positions) == 1:  # a single share would be spread over the axis
@@ -367,7 +391,7 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
             for number, method in enumerate(page):
                 moved = 1.04 ** (number - (len(page) - 1) / 2)  # keeps bars apart
                 scored = means.reindex([f'{method}_{subset}' for subset in subsets])
-                style = _style(sweep, methods.index(method), last[method])
+                style = _style(sweep, last[method])
                 at = [positions[subset_size(subset)] * moved for subset in subsets]
                 axis.errorbar(
                     at,
@@ -386,15 +410,16 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
             is_share = sweep.subsets == 'shares'
             axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
             axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
-            noise = "seeds, by Student's t"
+            noise, unknown = "seeds, by Student's t", 'one seed, or equal values of all seeds'
             if over_patients:
                 noise = f'patients, because there are fewer than {FEW_SEEDS} seeds'
-            rows, shown = ([last[method] for method in some] for some in (methods, page))
-            _add_method_legend(figure, sweep, rows, shown)
-            is_unknown = over_patients and means['low'].isna().any()
-            noise += '; none: too few cases or resamples' if is_unknown else ''
-            note = f'Bars: 95 % over {noise}. {starts_note(sweep, shown)}'
-            add_note(figure, note, scores)
+                unknown = 'too few cases or resamples'
+            _add_method_legend(figure, sweep, [last[method] for method in methods], rows)
+            drawn = means.reindex([f'{method}_{name}' for method in page for name in subsets])
+            if (drawn['value'].notna() & drawn['low'].isna()).any():
+                noise += f'; none: {unknown}'
+            notes = [f'Bars: 95 % over {noise}.', starts_note(sweep, rows), missing]
+            add_note(figure, ' '.join(filter(None, notes)), scores)
         files.append(file)
     return files
 
@@ -402,40 +427,44 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
 def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> list[Path]:
     """Draw a score by AvgDist (`data.masking.average_distance`) for rows that only change masks.
 
-    Each combination of mask type and mask size has a line.
+    Each combination of mask type and mask size has a line, in the colour of its place in the sweep.
     """
     means = _means(scores, *parts_of(score)).set_index('row')
     lines: dict[str, list[tuple[float, str, float]]] = {}
     for row in sweep.mask_rows:
+        config = expected_config(row, 'simmim')
+        name = f'{config.DATA.MASK_TYPE}, {config.DATA.MASK_PATCH_SIZE} px'
+        points = lines.setdefault(name, [])
         if row.name in means.index:
-            config = expected_config(row, 'simmim')
-            name = f'{config.DATA.MASK_TYPE}, {config.DATA.MASK_PATCH_SIZE} px'
             generator, rng = mask_generator(config), np.random.default_rng(0)
             masks = np.stack([generator(rng) for _ in range(NUM_MASKS)])
             distance = average_distance(masks, config.DATA.IMG_SIZE // masks.shape[1])
-            lines.setdefault(name, []).append((distance, row.name, config.DATA.MASK_RATIO))
+            points.append((distance, row.name, config.DATA.MASK_RATIO))
+    known = [distance for points in lines.values() for distance, *_ in points]
+    numbers = {name: number for number, name in enumerate(lines)}
+    missing = missing_note(sweep, sweep.mask_rows, means.index)
     files = []
-    for file, page in paged(path, [*lines.items()], MOST_ROWS):
+    for file, page in paged(path, [name for name in lines if lines[name]], MOST_ROWS):
         with drawing(file, 3.8) as figure:
             axis = figure.subplots()
-            for number, (name, points) in enumerate(page):
-                distances, rows, ratios = zip(*sorted(points), strict=True)
+            for name in page:
+                distances, rows, ratios = zip(*sorted(lines[name]), strict=True)
                 scored = means.loc[[*rows]]
-                style = {'color': COLOURS[number], 'markersize': 4, 'elinewidth': 0.6}
-                style |= {'marker': MARKERS[number], 'label': name}
+                style = _marked(numbers[name]) | {'markersize': 4, 'elinewidth': 0.6, 'label': name}
                 axis.errorbar(distances, scored['value'], yerr=_bars(scored), **style)
                 for distance, value, ratio in zip(distances, scored['value'], ratios, strict=True):
                     note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 8}
                     note |= {'color': style['color'], 'path_effects': OUTLINE, 'zorder': 5}
                     axis.annotate(f'{ratio:g}', (distance, value), **note)
-            axis.set_xscale('log', base=2)
+            if max(known) >= 4 * min(known):  # otherwise there may be a single power of 2
+                axis.set_xscale('log', base=2)
             axis.xaxis.set_major_formatter('{x:g}')
             axis.grid(axis='y')
             axis.set_xlabel('AvgDist: mean distance from hidden to nearest visible pixel (px)')
             axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
             figure.legend(loc='outside upper center', ncols=4)
-            note = f'Numbers: masked share. {bars_note(means)}'
-            add_note(figure, note, scores)
+            note = f'Numbers: masked share. {bars_note(means)} {missing}'
+            add_note(figure, note.strip(), scores)
         files.append(file)
     return files
 
@@ -500,6 +529,8 @@ def plot_curves(
             drawn = {line.get_linestyle() for axis in panels for line in axis.lines}
             notes = ['One line per seed.', *(DASHES[style] for style in DASHES if style in drawn)]
             notes += [CONTRASTIVE_NOTE] if is_contrastive else []
+            labelled = '' if pretrain else subset_title(sweep, page[0].subset)
+            notes += [f'Labelled: {labelled}.'] if labelled else []
             notes += [] if pretrain else _other_losses(page)
             add_note(figure, ' '.join(notes), scores, is_score=False)
         files.append(file)
@@ -538,6 +569,17 @@ def bars_note(scored: pd.DataFrame) -> str:
     """Explain the bars of some scores, and why others have none."""
     is_unknown = (scored['value'].notna() & scored['low'].isna()).any()
     return f'{OVER_PATIENTS}{"; none: too few cases or resamples" if is_unknown else ""}.'
+
+
+def missing_note(
+    sweep: Sweep, rows: Iterable[Row], known: Collection[str], what: str = 'score'
+) -> str:
+    """Name the rows that are not `known`, which a figure therefore lacks; '' for none."""
+    names = []
+    for row in rows:
+        labels, name = title_of(sweep, row.name)
+        names += [] if row.name in known else [f'{name} ({labels})' if labels else name]
+    return f'Without a {what}: {listed(names)}.' if names else ''
 
 
 def _mode(row: Row) -> str:
@@ -617,20 +659,43 @@ def _bars(scored: pd.DataFrame) -> np.ndarray:
     return np.maximum(np.array(lengths, float), 0)
 
 
-def _style(sweep: Sweep, number: int, name: str) -> dict[str, Any]:
-    """Return the style of a row with this number. STARTS explains the filling of its marker."""
+def _marked(number: int) -> dict[str, Any]:
+    return {'color': COLOURS[number % len(COLOURS)], 'marker': MARKERS[number % len(MARKERS)]}
+
+
+def _style(sweep: Sweep, name: str) -> dict[str, Any]:
+    """Return the style of a row. STARTS explains the filling of its marker.
+
+    Colour and marker follow the place of its method in the sweep, so that they are the same in all
+    figures, whatever is finished.
+    """
     (row,) = (row for row in sweep.rows if row.name == name)
-    colour = COLOURS[number % len(COLOURS)]
-    style = {'color': colour, 'marker': MARKERS[number % len(MARKERS)], 'markersize': 5}
-    return style | {'linestyle': '', 'zorder': 3} | STARTS[start_of(row)][0]
+    style = _marked(_methods(sweep).index(row.method or row.name))
+    return style | {'markersize': 5, 'linestyle': '', 'zorder': 3} | STARTS[start_of(row)][0]
+
+
+def _methods(sweep: Sweep) -> list[str]:
+    """Return the methods, or the rows of an ablation, in the order of the sweep."""
+    return [*dict.fromkeys(row.method or row.name for row in sweep.rows)]
+
+
+def _legend_height(sweep: Sweep, names: Sequence[str]) -> float:
+    """Return about how many inches the legend of some rows needs."""
+    lines = [1 + _legend_title(sweep, name).count('\n') for name in names]
+    half = math.ceil(len(lines) / 2)
+    return 0.04 * half + 0.16 * max(sum(lines[:half]), sum(lines[half:]))
+
+
+def _legend_title(sweep: Sweep, name: str) -> str:
+    return fill(title_of(sweep, name)[1], LONG_NAME)
 
 
 def _add_method_legend(
     figure: Figure, sweep: Sweep, names: Sequence[str], shown: Sequence[str]
 ) -> None:
     """Add a legend of the `shown` of all rows above the figure."""
-    handles = [Line2D([], [], **_style(sweep, names.index(name), name)) for name in shown]
-    titles = [fill(title_of(sweep, name)[1], LONG_NAME) for name in shown]
+    handles = [Line2D([], [], **_style(sweep, name)) for name in shown]
+    titles = [_legend_title(sweep, name) for name in shown]
     title = sweep.title
     if len(shown) < len(names):
         first = names.index(shown[0]) + 1

@@ -341,7 +341,7 @@ def read_lines(path: Path, pairs: Sequence[str] = ()) -> pd.DataFrame:
     """Read the compared lines of a table of `write_score`, or only some ROW/ROW.
 
     Raises:
-        ValueError: If it is no such table, or compares no rows or not these.
+        ValueError: If it is no such table, or does not compare these.
     """
     options = {'keep_default_na': False, 'na_values': ['']}  # a verdict may be 'n/a'
     options['dtype'] = {'row': str, 'against': str}
@@ -350,10 +350,11 @@ def read_lines(path: Path, pairs: Sequence[str] = ()) -> pd.DataFrame:
         found = pd.read_csv(path, **options)
     except ValueError as error:
         raise ValueError(f'{path} is no table of `ablate.py table`: {error}') from error
-    bounds = [f'{noise}_{end}' for noise in NOISE.values() for end in ENDS]
-    columns = ['row', 'against', 'score', 'difference', 'by_seed', 'verdict', *bounds]
+    columns = ['row', 'against', 'score', 'value', *ENDS]
     if missing := [name for name in columns if name not in found]:
-        raise ValueError(f'{path} must be a table in which rows are compared: it lacks {missing}')
+        raise ValueError(f'{path} must be a table of scores: it lacks {missing}')
+    if 'difference' not in found:  # no row is compared
+        found['difference'] = float('nan')
     # With groups, a row has a value in each of them.
     keys = ['row', *(['group'] if 'group' in found else [])]
     names = {'row': 'against', 'value': 'against_value'}

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from sweep_runs import methods_file
+from sweep_runs import make_sweep, methods_file
 from tiny import ROOT, run_script
 
 from data import charts, figures
@@ -149,7 +150,7 @@ def test_curves_name_a_training_loss_that_is_not_the_held_out_one(methods, tmp_p
         plots.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=False)
     notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
     assert 'another loss (focal) than held-out patients (bce)' in notes[0]
-    assert 'another' not in notes[1]
+    assert 'another' not in notes[1] and 'Labelled: 10 % of the labels.' in notes[1]
 
 
 def test_curves_are_those_of_the_runs_with_the_most_labels(methods: Sweep, tmp_path: Path) -> None:
@@ -169,8 +170,19 @@ def test_curves_are_those_of_the_runs_with_the_most_labels(methods: Sweep, tmp_p
 def test_masks_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved, monkeypatch) -> None:
     sweep = load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'full')
     monkeypatch.setattr(plots, 'NUM_MASKS', 2)
-    plots.plot_masks(tmp_path / 'masks.png', long_table(sweep), sweep, 'mean')
-    check_pages(saved, 1)
+    table, few = long_table(sweep), [row.name for row in sweep.mask_rows[-2:]]
+    for drawn in (table, table[table['row'].isin(few)]):
+        plots.plot_masks(tmp_path / 'masks.png', drawn, sweep, 'mean')
+    axes = [figure.axes[0] for figure in saved]
+    whole, fewer = (
+        {line.get_label(): line[0].get_color() for line in axis.containers} for axis in axes
+    )
+    assert fewer.items() < whole.items()
+    assert 'Without a score: ' in ' '.join(saved[1].get_supxlabel().split())
+    for axis in axes:  # also if there is a single power of 2
+        low, high = axis.get_xlim()
+        assert sum(low <= tick <= high for tick in axis.get_xticks()) > 1
+    check_pages(saved, 2)
 
 
 class Made:
@@ -426,6 +438,59 @@ def test_labels_are_drawn_for_the_most_labels_that_were_scored(methods, table, t
     assert any('labelled: 10 % of the labels' in text for text in texts(tmp_path)['l_1'])
 
 
+def legend_of(figure: Figure) -> dict[str, tuple]:
+    (legend,) = figure.legends
+    lines = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    return {text.get_text(): (line.get_color(), line.get_marker()) for text, line in lines}
+
+
+def test_a_method_has_one_colour_and_is_named_if_it_has_no_score(methods, tmp_path, saved) -> None:
+    table = long_table(methods, LABELS[:2])
+    some, lines = (t.query('row != "simmim_1"') for t in (table, score_table(methods)))
+    for drawn in (table, some):
+        plots.plot_labels(tmp_path / 'l.png', drawn, methods)
+        plots.plot_subsets(tmp_path / 's.png', drawn, methods, 'mean')
+    whole, shares, fewer, fewer_shares = map(legend_of, saved)
+    assert whole == shares == fewer_shares == fewer | {'simmim': whole['simmim']}
+    plots.plot_scores(tmp_path / 'm.png', lines, methods)
+    plots.plot_differences(tmp_path / 'd.png', lines, methods, rows=methods.rows)
+    notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
+    assert not any('Without' in note for note in notes[:2])
+    for note, what in zip(notes[2:], ['score'] * 3 + ['difference'], strict=True):
+        assert f'Without a {what}: simmim (all labels).' in note
+
+
+def test_a_share_with_one_seed_has_no_bar_which_the_note_explains(methods, tmp_path, saved) -> None:
+    table = long_table(methods, LABELS[:2])
+    few = table[(table['row'] != 'moco_1') | ~table['seed'].isin(['1', '2'])]
+    for drawn in (table, few):
+        plots.plot_subsets(tmp_path / 's.png', drawn, methods, 'mean')
+    notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
+    assert 'none:' not in notes[0] and 'none: one seed, or equal values of all seeds.' in notes[1]
+
+
+@pytest.mark.parametrize('words', [5, 15, 30])
+def test_names_of_rows_do_not_overlap(words: int, tmp_path: Path, saved) -> None:
+    title, labels = 'masked ' * words, [f'{"finding " * words}{n}' for n in range(12)]
+    titles = {name: f'{title}{name}' for name in ('simmim', 'moco', 'scratch')}
+    sweep = load_sweep(methods_file(tmp_path, titles=titles))
+    plots.plot_scores(tmp_path / 'm.png', score_table(sweep), sweep)
+    plots.plot_differences(tmp_path / 'd.png', score_table(sweep), sweep)
+    plots.plot_labels(tmp_path / 'l.png', long_table(sweep, labels), sweep)
+    for axis in [axis for figure in saved for axis in figure.axes]:
+        FigureCanvasAgg(axis.figure).draw()
+        boxes = [text.get_window_extent() for text in axis.get_yticklabels()]
+        assert all(lower.y1 <= upper.y0 + 2 for upper, lower in itertools.pairwise(boxes))
+
+
+def test_a_difference_of_one_seed_says_so(methods, tmp_path: Path) -> None:
+    lines = score_table(methods)
+    lines.at[0, 'by_seed'] = [0.1]
+    plots.plot_differences(tmp_path / 'd.svg', lines, methods)
+    found = texts(tmp_path)['d']
+    assert '1 seed' in found and '1 seeds' not in found
+
+
 def test_groups_with_few_cases_are_named_and_not_drawn(methods, table, tmp_path: Path) -> None:
     """Their means are over other labels: without an interval they look like the rest."""
     table.loc[table['metric'] == 'auroc', 'value'] += 0.2
@@ -504,6 +569,22 @@ def test_figures_of_phantoms_say_so(methods: Sweep, tmp_path: Path, saved) -> No
         notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
         assert ['Synthetic X-rays.' in note for note in notes] == [table is phantoms] * 6
         saved.clear()
+
+
+def test_plot_draws_what_the_tables_have_and_removes_the_rest(
+    tmp_path: Path, capsys, saved
+) -> None:
+    sweep = make_sweep(tmp_path, ['0.1', '0.6', '0.8'], reference=1)
+    table = long_table(sweep, LABELS[:2]).assign(fold='', split='test', level='study')
+    table[table['group'] == ''].to_csv(tmp_path / 'swept_scores.csv', index=False)
+    lines = score_table(sweep)[['row', 'score', 'value', 'low', 'high']].assign(against='')
+    lines.iloc[2:].to_csv(tmp_path / 'swept_mean.csv', index=False)  # as of rows without reference
+    gone = ('mean_differences', 'mean_differences_2', 'subgroups', 'masks')
+    for name in gone:
+        (tmp_path / f'swept_{name}.png').touch()
+    assert run_script('ablate', 'plot', '--sweep', sweep.path, '--save', tmp_path) == 0
+    assert {path.stem for path in tmp_path.glob('*.png')} == {'swept_mean', 'swept_labels'}
+    assert 'no figure of differences' in capsys.readouterr().err
 
 
 def test_plot_writes_the_named_rows_only_and_removes_old_pages(

@@ -321,7 +321,7 @@ def test_figures_that_the_tables_do_not_have_are_refused(joined: Path, capsys) -
     for words, error in (
         (['Edema', '--pairs', 'moco_1/simmim_1'], "compare 'moco_1/simmim_1'"),
         (['Oedema'], 'mine_Oedema.csv does not exist'),
-        (['Pneumonia'], 'by_seed'),
+        (['Pneumonia'], "it lacks ['row', 'against'"),
         (['Fracture'], "has no row 'gone_1'"),
     ):
         assert run('plot', joined, '--save', joined / 't', '--scores', *words) == 2
