@@ -7,7 +7,6 @@ the number of a patient or the name of a file.
 import math
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +25,7 @@ from system.pages import (
     listed,
     new_figure,
     note_on_images,
-    page_files,
+    page_names,
     shortened,
     split_pages,
 )
@@ -136,7 +135,7 @@ def _plot_grid(
     most = int((TALLEST - 0.8) / (lines * (TITLE_HEIGHT + side * tallest)))
     pages = split_pages(blocks, most * across)
     figures = {}
-    for file, page in zip(page_files(Path(name), len(pages)), pages, strict=True):
+    for page_name, page in zip(page_names(name, len(pages)), pages, strict=True):
         shapes = np.full(math.ceil(len(page) / across) * lines, FLATTEST)  # of the tallest in a row
         for number, block in enumerate(page):
             for place, (_, image) in enumerate(block):
@@ -160,5 +159,5 @@ def _plot_grid(
                 axis.set_title(title, fontsize=FONT, loc='left')
         words = textwrap.wrap(note, round(FONT_WIDTH * WIDTH)) + [note_on_images(records.path)]
         figure.supxlabel('\n'.join(words), fontsize=SMALL)
-        figures[file.name] = figure
+        figures[page_name] = figure
     return figures

@@ -216,8 +216,7 @@ def plot_prediction(
         rows.append(
             (0.8 + BAR * len(more), lambda row, more=more: bars(row.subplots(), dict(more)))
         )
-    note = f'{"Orange: labels with maps. " if maps else ""}{note_on_images([file])}'
-    figures = figures_of_rows(Path(path).name, rows, note)
+    figures = figures_of_rows(Path(path).name, rows, note_on_images([file]))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     replace_files(
         {
@@ -263,6 +262,8 @@ def _plot_probabilities(
     axis.bar_label(drawn, fmt='%.3f', padding=2, fontsize=SMALL)
     axis.set(xlim=(0, 1.25), xticks=(0, 0.5, 1))
     axis.set_title('probability', fontsize=FONT)
+    if highlighted & {*probabilities}:
+        axis.set_xlabel('orange: labels with maps', fontsize=SMALL)
     axis.tick_params(labelsize=SMALL)
     axis.invert_yaxis()
     axis.spines[['top', 'right']].set_visible(False)

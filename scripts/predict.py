@@ -149,9 +149,12 @@ def maps_folder(output: Path) -> Path:
 def figure_name(row: int, path: str) -> str:
     """Return the name of the figure of a row: its number, and the end of the image's path.
 
-    In CheXpert and MIMIC-CXR the last three parts of a path are patient, study and view.
+    In CheXpert and MIMIC-CXR the last three parts of a path are patient, study and view. A number
+    after the last dot is no suffix but belongs to an UID.
     """
-    return '_'.join([f'{row:04d}', *os.path.splitext(path)[0].split('/')[-3:]])
+    stem, suffix = os.path.splitext(path)
+    name = path if suffix[1:].isdigit() else stem
+    return '_'.join([f'{row:04d}', *name.split('/')[-3:]])
 
 
 def true_labels(config: Config, args: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -92,11 +92,13 @@ def _add_image(figure: Figure, cell: SubplotSpec, image: np.ndarray) -> Axes:
 @tool
 def main(args: argparse.Namespace) -> int:
     pixels = centre_crop(load_image(args.image), args.size, FILTERS['bilinear'][0])
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     columns = [(unit, ratio) for unit in args.units for ratio in args.ratios]
     pages = split_pages(columns, MOST_COLUMNS)
-    for file, page in zip(page_files(args.output, len(pages)), pages, strict=True):
-        draw_grid(pixels, page, args).savefig(file, dpi=DPI)
+    figures = [draw_grid(pixels, page, args) for page in pages]  # refuses what no mask can have
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    files = page_files(args.output, len(pages))
+    for file, figure, page in zip(files, figures, pages, strict=True):
+        figure.savefig(file, dpi=DPI)
         shown = ', '.join(f'{unit} px at {ratio}' for unit, ratio in page)
         print(f'{file}: {", ".join(MASKS)}; units and ratios: {shown}')
     return 0

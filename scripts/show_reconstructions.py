@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
     height = 0.15 * (1 + max(title.count('\n') + 1 for title in titles))
     height += width * max(image.height / image.width for image in images)
     pages = split_pages([*zip(titles, images, strict=True)], COLUMNS * int(TALLEST / height))
+    figures = {}
     for file, page in zip(page_files(args.output, len(pages)), pages, strict=True):
         rows = -(-len(page) // COLUMNS)
         figure = new_figure(rows * height)
@@ -60,6 +61,8 @@ def main(args: argparse.Namespace) -> int:
         for axis, (title, image) in zip(axes, page, strict=False):
             axis.imshow(image)
             axis.set_title(title, fontsize=FONT)
+        figures[file] = figure
+    for file, figure in figures.items():  # when all images are read
         figure.savefig(file, dpi=DPI)
         print(file)
     return 0

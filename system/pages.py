@@ -114,11 +114,14 @@ def split_pages(items: Sequence, most: int) -> list[Sequence]:
     return [items[start:end] for start, end in itertools.pairwise(bounds)]
 
 
+def page_names(name: str, count: int) -> list[str]:
+    """Return the names of a figure: `name`, or with several pages name_1, name_2, ..."""
+    return [name] if count == 1 else [f'{name}_{number}' for number in range(1, count + 1)]
+
+
 def page_files(path: Path, count: int) -> list[Path]:
     """Return the files of a figure: `path`, or with several pages `path` with _1, _2, ..."""
-    if count == 1:
-        return [path]
-    return [path.with_stem(f'{path.stem}_{number}') for number in range(1, count + 1)]
+    return [path.with_stem(name) for name in page_names(path.stem, count)]
 
 
 def fill_pages(rows: Sequence[tuple[float, Callable]]) -> list[list[tuple[float, Callable]]]:
@@ -149,12 +152,12 @@ def figures_of_rows(
     """
     pages = fill_pages(rows)
     figures = {}
-    for file, page in zip(page_files(Path(name), len(pages)), pages, strict=True):
+    for page_name, page in zip(page_names(name, len(pages)), pages, strict=True):
         heights = [height for height, _ in page]
         figure = new_figure(NOTE + sum(heights))
         parts = figure.subfigures(len(page), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, (_, draw) in zip(parts, page, strict=True):
             draw(part)
         figure.supxlabel(note, fontsize=SMALL)
-        figures[file.name] = figure
+        figures[page_name] = figure
     return figures

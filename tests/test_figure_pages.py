@@ -13,6 +13,7 @@ import pytest
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from sweep_runs import make_sweep, methods_file
 from tiny import ROOT, run_script
@@ -294,14 +295,20 @@ def test_figures_of_predictions_fit_on_pages(num_maps, num_labels, pages, saved,
     maps = dict.fromkeys(names[:num_maps], np.ones((64, 64)))
     truth, values = (dict.fromkeys(names, value) for value in (1.0, 0.25))
     images = dict.fromkeys(['original', 'as the model sees it'], np.zeros((64, 64), np.uint8))
-    plot_prediction(tmp_path / 'p', images, maps, values, title='Grad-CAM', truth=truth)
+    name = '0001_1.2.840.10008'  # an UID, which stays whole before the number of the page
+    plot_prediction(tmp_path / name, images, maps, values, title='Grad-CAM', truth=truth)
+    stems = {f'{name}_{page}' for page in range(1, pages + 1)} if pages > 1 else {name}
+    assert {file.stem for file in tmp_path.iterdir()} == stems
     drawn = saved[::2]  # as PNG and SVG
     axes = [axis for figure in drawn for axis in figure.get_axes()]
     bars = [tick.get_text() for axis in axes for tick in axis.get_yticklabels()]
     assert [text for text in bars if text.startswith('Finding')] == names
     assert [axis.get_title(loc='left') for axis in axes if axis.get_title(loc='left')] == [*maps]
     (note,) = {figure.get_supxlabel() for figure in drawn}
-    assert note == 'Orange: labels with maps. Not for clinical use.'
+    assert note == 'Not for clinical use.'
+    explained = [axis for axis in axes if 'orange' in axis.get_xlabel()]
+    (bars,) = {axis for axis in axes if names[0] in map(Text.get_text, axis.get_yticklabels())}
+    assert explained == [bars]  # the maps are of labels on the first page
     check_pages(drawn, pages)
 
 
@@ -323,6 +330,22 @@ def test_reconstructions_and_masks_fit_on_pages(tmp_path: Path, saved) -> None:
     words = ['--image', drawn, '--output', tmp_path / 'm.png', '--size', 64]
     assert run_script('show_masks', *words, '--units', 4, 8, 16, '--ratios', 0.1, 0.5, 0.9) == 0
     check_pages(saved, 2)
+
+
+def test_nothing_is_written_if_a_later_page_is_refused(tmp_path: Path, capsys) -> None:
+    runs = [tmp_path / f'run{n}' for n in range(31)]
+    for run in runs:
+        file = run / 'reconstructions' / 'epoch_1.png'
+        file.parent.mkdir(parents=True)
+        Image.linear_gradient('L').save(file)
+    words = ['--image', file, '--output', tmp_path / 'new' / 'm.png', '--size', 64]
+    words += ['--units', 8, 16, 32, '--ratios', 0.1, 0.5, 0.99]
+    assert run_script('show_masks', *words) == 2
+    assert '0.99' in capsys.readouterr().err
+    file.write_bytes(file.read_bytes()[:99])
+    assert run_script('show_reconstructions', *runs, '--output', tmp_path / 'r.png') == 2
+    assert 'truncated' in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == sorted(runs)
 
 
 def test_charts_of_counts_fit_on_pages_and_show_the_shares() -> None:

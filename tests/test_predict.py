@@ -122,6 +122,19 @@ def test_maps_are_grad_cam_of_the_chosen_labels(run, phantom, predict, figures, 
         assert np.abs(maps['Edema'] - maps['Pleural Effusion']).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    'path, name',
+    [
+        ('a/b/1.2.840.10008.12.png', 'a_b_1.2.840.10008.12'),
+        ('data/a/b/1.2.840.10008.12', 'a_b_1.2.840.10008.12'),
+        ('a/1.2.840/12', 'a_1.2.840_12'),
+        ('v1.0/x.y/view1_frontal.jpg', 'v1.0_x.y_view1_frontal'),
+    ],
+)
+def test_figures_have_the_whole_name_of_an_image(path: str, name: str, predict) -> None:
+    assert predict.script.figure_name(7, path) == f'0007_{name}'
+
+
 def test_maps_of_unknown_labels_or_over_others_are_refused(run, phantom, predict, tmp_path, capsys):
     output = tmp_path / 'p.csv'
     words = [phantom / 'valid', '--checkpoint', checkpoint_of(run), '--output', output, '--maps']
