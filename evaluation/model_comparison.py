@@ -167,13 +167,14 @@ def verdict(entry: Mapping[str, Any]) -> str:
     Returns:
         'above' or 'below' if both intervals exclude 0 and `p_holm` is below SIGNIFICANT. 'not
         significant after correction' if both intervals exclude 0 and `p_holm` is not below
-        SIGNIFICANT. 'inside the noise' if an interval includes 0. Otherwise 'n/a', because an
-        interval is unknown.
+        SIGNIFICANT. 'inside the noise' if an interval includes 0, where that over patients is
+        known. Otherwise 'n/a', such as with few cases of a class.
     """
     bounds = [
         (entry[noise]['low'], entry[noise]['high']) for noise in ('over_seeds', 'over_patients')
     ]
-    if any(low <= 0 <= high for low, high in bounds):  # False for NaN
+    has_enough = not np.isnan(bounds[1]).any()
+    if has_enough and any(low <= 0 <= high for low, high in bounds):  # False for NaN
         return 'inside the noise'
     if np.isnan(bounds).any():
         return MISSING

@@ -531,23 +531,26 @@ def write_scores(
     options = {'draws': f'{resamples:,} resamples of the patients, seed 0', 'columns': args.columns}
     scores = args.scores or known_scores(drawn)
 
-    def below(score: str) -> list[str]:
-        about_mean = means if parts_of(score)[1] in (MEANS[0], MEANS[2]) else ()
+    def below(*scores: str) -> list[str]:
+        has_mean = {parts_of(score)[1] for score in scores} & {MEANS[0], MEANS[2]}
+        about_mean = means if has_mean else ()
         last = f'{notes[-1]}Mean ± standard deviation over seeds.'
         return [*others, *filter(None, [sweep.note]), *notes[:-1], *about_mean, last]
 
-    tables = {}
-    for score in scores:
-        lines = tables[score] = compare(drawn, pairs, score, subsets=subsets)
-        if not lines:
-            raise ValueError(f'--scores: no run has a defined {score}')
+    tables = {score: compare(drawn, pairs, score, subsets=subsets) for score in scores}
+    if undefined := [score for score, lines in tables.items() if not lines]:
+        raise ValueError(f'--scores: no run has a defined {undefined[0]}')
+    groups = [group for group in drawn['group'].unique() if group]
+    for score, lines in tables.items():
         add_last_epoch(lines, drawn, score)
         name = file_name(sweep.name, score)
         path = write_score(args.save, name, lines, drawn, notes=below(score), **options)
         print(path.read_text('utf-8') if protocols else path)
+        for suffix in () if groups else ('.csv', '.md', '.tex'):  # of an earlier call
+            (args.save / f'{name}_subgroups{suffix}').unlink(missing_ok=True)
     if len(scores) > 1:
-        write_all_scores(args.save, f'{sweep.name}_all_scores', tables, sweep, drawn)
-    groups = [group for group in drawn['group'].unique() if group]
+        name = f'{sweep.name}_all_scores'
+        write_all_scores(args.save, name, tables, sweep, drawn, notes=below(*scores))
     if groups:
         lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)
         name = f'{file_name(sweep.name, scores[0])}_subgroups'

@@ -194,6 +194,13 @@ def facts_of(table: pd.DataFrame, metric: str, label: str = '', group: str = EVE
     return table[chosen].set_index(['row', 'seed'])['value']
 
 
+def has_few_cases(table: pd.DataFrame, label: str) -> bool:
+    """Return whether a label, or each label of a mean, has fewer than FEW_CASES of a class."""
+    chosen = table['metric'].isin(['positives', 'negatives']) & (table['group'] == EVERYONE)
+    counts = table[chosen & ((table['label'] == label) | (label in MEANS))]
+    return bool(counts.groupby('label')['value'].min().max() < FEW_CASES)
+
+
 def written(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table as it is written, with the means over the seeds and their intervals."""
     lines = []

@@ -22,6 +22,7 @@ from sweeps.long_table import (
     EVERYONE,
     MEANS,
     facts_of,
+    has_few_cases,
     is_synthetic,
     label_title,
     parts_of,
@@ -46,7 +47,9 @@ ABOUT_ERRORS = (
     'target can be compared.'
 )
 SYNTHETIC_NOTE = 'Synthetic X-rays (phantoms): the scores say nothing about patients.'
-MARKDOWN = {ord('<'): '&lt;', ord('|'): r'\|', ord('\n'): ' '}  # of cells of a table
+BOLD = ('\ue000', '\ue001')  # around text that is bold in Markdown and LaTeX; no name has them
+MARKDOWN = {ord('<'): '&lt;', ord('|'): r'\|', ord('*'): r'\*', ord('\n'): ' '}
+MARKDOWN |= dict.fromkeys(map(ord, BOLD), '**')
 LATEX_NOTES = {
     **{ord(letter): f'\\{letter}' for letter in '&%$#_{}'},
     **{ord(letter): command for letter, command in LATEX.items()},
@@ -223,26 +226,37 @@ def write_all_scores(
     scores: Mapping[str, Sequence[Line]],
     sweep: Sweep,
     table: pd.DataFrame | None = None,
+    *,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write one table of several scores, with the best of the rows with the same labels in bold.
+
+    Scores of few cases have no bold.
 
     Args:
         folder: Folder of the table.
         name: Name of the files without suffix.
         scores: Score -> result of `compare` without groups.
         sweep: Sweep of the rows.
-        table: Long table, if it is known, which has the number of labels of a mean.
+        table: Long table, if it is known, which has the number of cases and of labels of a mean.
+        notes: Notes about the scores.
 
     Returns:
         Path of the Markdown file.
     """
     known = {score: {line['row']: line for line in lines} for score, lines in scores.items()}
     rows = [row for row in sweep.rows if any(row.name in lines for lines in known.values())]
+    few = [
+        score for score in known if table is not None and has_few_cases(table, parts_of(score)[1])
+    ]
     lines, cells = [], []
     for row in rows:
         labels, title = title_of(sweep, row.name)
-        line = {'row': row.name, 'labels': row.subset}
+        seeds = [found[row.name]['seeds'] for found in known.values() if row.name in found]
+        number = ' to '.join(map(str, dict.fromkeys((min(seeds), max(seeds)))))
+        line = {'row': row.name, 'labels': row.subset, 'seeds': number}
         cell = {sweep.title: title} | ({'labels': labels} if sweep.subsets else {})
+        cell['seeds'] = number
         rivals = [other.name for other in rows if other.subset == row.subset]
         for score, found in known.items():
             score_line = found.get(row.name, {})
@@ -252,15 +266,16 @@ def write_all_scores(
             values = [round(found[name]['value'], 3) for name in rivals if name in found]
             best = max if METRICS[parts_of(score)[0]].higher_is_better else min
             is_best = score_line and round(score_line['value'], 3) == best(values)
-            cell[score_title(score, table)] = f'**{text}**' if is_best else text
+            is_bold = is_best and score not in few
+            cell[score_title(score, table)] = text.join(BOLD) if is_bold else text
         lines.append(line)
         cells.append(cell)
-    notes = [
-        'Mean ± standard deviation over seeds. Bold: the best value of the rows with the same '
-        'labels. Whether it is better by more than noise is in the table of each score.',
-        *about_data(table),
-    ]
-    return write_table(folder, name, lines, cells, notes)
+    bold = 'Bold: the best value of the rows with the same labels. Whether it is better by more '
+    bold += 'than noise is in the table of each score.'
+    if few:
+        bold += f' Without bold, because of fewer than {FEW_CASES} cases of a class: '
+        bold += f'{"; ".join(score_title(score, table) for score in few)}.'
+    return write_table(folder, name, lines, cells, [*notes, bold, *about_data(table)])
 
 
 def about_data(table: pd.DataFrame | None) -> list[str]:
@@ -303,7 +318,9 @@ def write_table(
     page = folder / f'{name}.md'
     table = pd.DataFrame(lines, dtype=object)  # keeps whole numbers whole
     notes = [*notes]
-    text = f'{markdown_table(cells)}\n' + ''.join(f'- {note}\n' for note in notes)
+    text = f'{markdown_table(cells)}\n' + ''.join(
+        f'- {note.translate(MARKDOWN)}\n' for note in notes
+    )
     latex = PACKAGES + latex_table(pd.DataFrame(cells), index=False)
     lines_below = ''.join(f'{note.translate(LATEX_NOTES)}\\par\n' for note in notes)
     latex += f'\\par\\medskip\n{{\\footnotesize\\raggedright\n{lines_below}}}\n'
@@ -311,7 +328,8 @@ def write_table(
         {
             page: text,
             page.with_suffix('.csv'): table.to_csv(index=False),
-            page.with_suffix('.tex'): re.sub(r'\*\*(.+?)\*\*', r'\\textbf{\1}', latex)
+            page.with_suffix('.tex'): latex.replace(BOLD[0], r'\textbf{')
+            .replace(BOLD[1], '}')
             .replace('−', '$-$')
             .replace('±', r'$\pm$'),
         }

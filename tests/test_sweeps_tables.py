@@ -190,6 +190,8 @@ def test_columns_of_a_table_are_named(finished: Finished, tmp_path: Path) -> Non
         ((-0.01, 0.07, 0.02, 0.04), 0.01, 'inside the noise'),
         ((0.01, 0.05, 0.001, 0.06), 0.05, 'not significant after correction'),
         ((NAN, NAN, 0.02, 0.04), 0.01, 'n/a'),
+        ((-0.01, 0.07, NAN, NAN), NAN, 'n/a'),  # few cases
+        ((NAN, NAN, -0.02, 0.04), 0.9, 'inside the noise'),
     ],
 )
 def test_a_difference_counts_only_outside_both_kinds_of_noise(bounds, p_holm, wanted) -> None:
@@ -252,7 +254,7 @@ def test_tables_of_phantoms_say_so(path: str, synthetic: bool, tmp_path: Path) -
     every = write_all_scores(tmp_path, 'all', {'mean': lines}, sweep, table)
     for page in (one, every):
         for file in (page, page.with_suffix('.tex')):
-            text = file.read_text()
+            text = file.read_text().replace(r'\\', ' ')  # between lines of a name in LaTeX
             assert ('Synthetic X-rays (phantoms)' in text) == synthetic
             assert 'AUROC, mean of 2 labels' in text and 'Not for clinical use.' in text
     below = one.with_suffix('.tex').read_text().partition(r'\end{tabular}')[2]
@@ -363,16 +365,20 @@ def test_metrics_at_the_threshold_use_that_of_the_report(two_rows: tuple) -> Non
 
 def test_notes_name_unfinished_rows_and_changed_options(tmp_path: Path) -> None:
     made, sweep = MadeRuns(tmp_path), make_sweep(tmp_path, ['0.1', '0.6', '0.9'], reference=1)
+    made.output.mkdir()
+    (made.output / 'swept_Edema_subgroups.tex').touch()  # of an earlier call
     for row in sweep.rows[:2]:
         made.add(row, 0)
     folder = run_folder(made.output, 'finetune', sweep.rows[0], 0)
     text = (folder / 'config.yaml').read_text()
     (folder / 'config.yaml').write_text(re.sub('LAYER_DECAY: .*', 'LAYER_DECAY: 0.35', text))
     made.add(sweep.rows[2], 0, finished=False)
-    assert table_of(sweep, made, seeds=1) == 0
-    page = (made.output / 'swept_mean_of_five.md').read_text()
-    assert 'Not finished: 0.9 seed 0 (stopped).' in page
-    assert 'Runs of 0.1 differ from the sweep file: TRAIN.LAYER_DECAY' in page
+    assert table_of(sweep, made, '--scores', 'mean_of_five', 'Edema', seeds=1) == 0
+    assert not (made.output / 'swept_Edema_subgroups.tex').exists()
+    for name in ('all_scores', 'mean_of_five'):
+        page = (made.output / f'swept_{name}.md').read_text()
+        assert 'Not finished: 0.9 seed 0 (stopped).' in page and '- Scored: test' in page
+        assert 'Runs of 0.1 differ from the sweep file: TRAIN.LAYER_DECAY' in page
     assert '| n/a (note 1) |' in page and 'note 1: A single seed' in page
 
 
@@ -403,6 +409,23 @@ def test_a_label_with_few_cases_has_no_verdict(two_rows: tuple, monkeypatch) -> 
         assert table_of(sweep, made, '--scores', 'Edema', seeds=2) == 0
         text = (made.output / 'swept_Edema.csv').read_text().splitlines()[1]
         assert text.endswith(f',{wanted}')
+
+
+def test_scores_of_few_cases_are_not_in_bold(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, ['0.1', '0.6'])
+    rng, targets = np.random.default_rng(0), np.zeros((90, 2))
+    targets[:40, 0] = targets[:19, 1] = 1
+    cases = [make_cases(rng.random((90, 2)), targets, labels=('Edema', 'Rare')) for _ in 'ab']
+    runs = [Scored(row.name, 0, own) for row, own in zip(sweep.rows, cases, strict=True)]
+    table = score_runs(runs, ['mean', 'Edema', 'Rare'], resamples=0)
+    scores = {
+        score: compare(table, [('0.1', ''), ('0.6', '')], score, subsets={})
+        for score in ('mean', 'Edema', 'Rare')
+    }
+    text = write_all_scores(tmp_path, 'all', scores, sweep, table).read_text()
+    cells = zip(*(line.split(' | ') for line in text.splitlines()[2:4]), strict=True)
+    assert [sum('**' in cell for cell in column) for column in cells] == [0, 0, 1, 1, 0]
+    assert 'Without bold, because of fewer than 20 cases of a class: AUROC, Rare.' in text
 
 
 def test_cost_is_epochs_times_the_median_epoch() -> None:
@@ -463,21 +486,24 @@ def test_scores_that_are_not_those_of_the_predictions_are_refused(two_rows: tupl
 
 
 def test_one_table_has_all_scores_with_the_best_in_bold(tmp_path: Path) -> None:
-    sweep = load_sweep(methods_file(tmp_path, titles={'simmim': 'SimMIM & co'}))
+    sweep = load_sweep(methods_file(tmp_path, titles={'simmim': '**S** & co'}))
     values = {'simmim_0.1': 0.7, 'moco_0.1': 0.7004, 'simmim_1': 0.8, 'scratch_1': 0.9}
     lines = [{'row': row, 'value': value, 'sd': 0.01, 'seeds': 2} for row, value in values.items()]
     single = [line | {'value': 1 - line['value'], 'seeds': 1} for line in lines[1:]]
     scores = {'mean': lines, 'brier:mean': single, 'f1:Edema': single}
-    page = write_all_scores(tmp_path, 'all', scores, sweep)
+    page = write_all_scores(tmp_path, 'all', scores, sweep, notes=['About <b>these</b> **rows**.'])
     rows = [line.strip('| ').split(' | ') for line in page.read_text().splitlines()[:6]]
-    assert rows[0] == ['Method', 'labels', 'AUROC, mean', 'Brier score, mean', 'F1, Edema']
-    ten = '10 % of the labels'
+    wanted = ['AUROC, mean', 'Brier score, mean', 'F1, Edema']
+    assert rows[0] == ['Method', 'labels', 'seeds', *wanted]
+    ten, name = '10 % of the labels', r'\*\*S\*\* & co'
     assert rows[2:] == [
-        ['SimMIM & co', ten, '**0.700 ± 0.010**', 'n/a', 'n/a'],
-        ['moco', ten, '**0.700 ± 0.010**', '**0.300**', '**0.300**'],  # equal as it is shown
-        ['SimMIM & co', 'all labels', '0.800 ± 0.010', '0.200', '**0.200**'],
-        ['scratch', 'all labels', '**0.900 ± 0.010**', '**0.100**', '0.100'],
+        [name, ten, '2', '**0.700 ± 0.010**', 'n/a', 'n/a'],
+        ['moco', ten, '1 to 2', '**0.700 ± 0.010**', '**0.300**', '**0.300**'],  # equal as shown
+        [name, 'all labels', '1 to 2', '0.800 ± 0.010', '0.200', '**0.200**'],
+        ['scratch', 'all labels', '1 to 2', '**0.900 ± 0.010**', '**0.100**', '0.100'],
     ]
-    assert r'\textbf{0.900 $\pm$ 0.010}' in page.with_suffix('.tex').read_text()
+    latex = page.with_suffix('.tex').read_text()
+    assert r'\textbf{0.900 $\pm$ 0.010}' in latex and r'**S** \& co' in latex
+    assert '**rows**' in latex and r'- About &lt;b>these&lt;/b> \*\*rows\*\*.' in page.read_text()
     table = pd.read_csv(page.with_suffix('.csv'), dtype={'row': str}).set_index('row')
     assert table.loc['moco_0.1', 'mean'] == 0.7004
