@@ -44,6 +44,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -109,6 +110,7 @@ from sweeps.tables import (
     facts_cells,
     file_name,
     read_lines,
+    score_title,
     title_of,
     write_all_scores,
     write_score,
@@ -528,14 +530,20 @@ def write_scores(
     pairs, others = compared_pairs(drawn, sweep, protocols=protocols, named=named)
     subsets = {row.name: row.subset for row in sweep.rows}
     resamples = max(map(len, drawn['resamples'].dropna()), default=1) - 1
-    options = {'draws': f'{resamples:,} resamples of the patients, seed 0', 'columns': args.columns}
+    draws = f'{resamples:,} resamples of the patients, seed 0'
     scores = args.scores or known_scores(drawn)
+    titles = {score: {score_title(score), score_title(score, drawn)} for score in scores}
+    chosen = {*args.columns} & set().union(*titles.values())  # which are scores
 
     def below(*scores: str) -> list[str]:
         has_mean = {parts_of(score)[1] for score in scores} & {MEANS[0], MEANS[2]}
         about_mean = means if has_mean else ()
         last = f'{notes[-1]}Mean ± standard deviation over seeds.'
         return [*others, *filter(None, [sweep.note]), *notes[:-1], *about_mean, last]
+
+    def options(score: str) -> dict[str, Any]:
+        columns = [title for title in args.columns if title not in chosen - titles[score]]
+        return {'notes': below(score), 'draws': draws, 'columns': columns}
 
     tables = {score: compare(drawn, pairs, score, subsets=subsets) for score in scores}
     if undefined := [score for score, lines in tables.items() if not lines]:
@@ -544,17 +552,18 @@ def write_scores(
     for score, lines in tables.items():
         add_last_epoch(lines, drawn, score)
         name = file_name(sweep.name, score)
-        path = write_score(args.save, name, lines, drawn, notes=below(score), **options)
+        path = write_score(args.save, name, lines, drawn, **options(score))
         print(path.read_text('utf-8') if protocols else path)
         for suffix in () if groups else ('.csv', '.md', '.tex'):  # of an earlier call
             (args.save / f'{name}_subgroups{suffix}').unlink(missing_ok=True)
     if len(scores) > 1:
         name = f'{sweep.name}_all_scores'
-        write_all_scores(args.save, name, tables, sweep, drawn, notes=below(*scores))
+        shown = {score: tables[score] for score in scores if titles[score] & chosen} or tables
+        write_all_scores(args.save, name, shown, sweep, drawn, notes=below(*shown))
     if groups:
         lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)
         name = f'{file_name(sweep.name, scores[0])}_subgroups'
-        print(write_score(args.save, name, lines, drawn, notes=below(scores[0]), **options))
+        print(write_score(args.save, name, lines, drawn, **options(scores[0])))
     if protocols:
         facts = facts_cells(drawn)
         about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []

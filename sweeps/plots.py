@@ -575,10 +575,14 @@ def missing_note(
     sweep: Sweep, rows: Iterable[Row], known: Collection[str], what: str = 'score'
 ) -> str:
     """Name the rows that are not `known`, which a figure therefore lacks; '' for none."""
-    names = []
+    methods: dict[str, dict[str, bool]] = {}  # title -> labels -> whether they are missing
     for row in rows:
-        labels, name = title_of(sweep, row.name)
-        names += [] if row.name in known else [f'{name} ({labels})' if labels else name]
+        labels, title = title_of(sweep, row.name)
+        methods.setdefault(title, {})[labels] = row.name not in known
+    names = []
+    for title, labels in methods.items():
+        missing = [f'{title} ({name})' for name, is_missing in labels.items() if is_missing]
+        names += [title] if len(missing) == len(labels) else missing
     return f'Without a {what}: {listed(names)}.' if names else ''
 
 

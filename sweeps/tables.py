@@ -199,8 +199,9 @@ def write_score(
     # In groups, each line has its own number of labels.
     title_of_score = score_title(score, None if 'group' in lines[0] else table)
     cells = [dict(_cells(line, lines, title_of_score, footnotes)) for line in lines]
-    # A mean may be named without its number of labels, which depends on the data.
-    columns = [title_of_score if title == score_title(score) else title for title in columns]
+    # A mean may be named without its number of labels, which depends on the data and the group.
+    names = {score_title(score), score_title(score, table)}
+    columns = [title_of_score if title in names else title for title in columns]
     if unknown := [title for title in columns if title not in cells[0]]:
         raise ValueError(f'--columns must be some of {[*cells[0]]}, got {unknown[0]!r}')
     if columns:

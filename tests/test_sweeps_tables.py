@@ -175,8 +175,12 @@ def test_pages_show_the_lines_with_facts_and_notes(finished: Finished) -> None:
 
 def test_columns_of_a_table_are_named(finished: Finished, tmp_path: Path) -> None:
     words = ['table', '--sweep', finished.sweep.path, '--output', finished.made.output]
-    words += ['--scores', 'Edema', '--save', tmp_path, '--resamples', 0, '--columns', 'row']
-    assert run_script('ablate', *words, 'verdict', 'AUROC, Edema') == 0
+    words += ['--scores', 'Edema', 'mean_of_five', 'Pneumonia', '--save', tmp_path]
+    words += ['--resamples', 0, '--columns', 'row', 'verdict', 'AUROC, Edema']
+    assert run_script('ablate', *words) == 0
+    page = (tmp_path / 'swept_all_scores.md').read_text()
+    assert page.startswith('| Masked share | seeds | AUROC, Edema |\n')
+    assert (tmp_path / 'swept_mean_of_five.md').read_text().startswith('| row | verdict |\n')
     page = (tmp_path / 'swept_Edema.md').read_text()
     assert page.startswith('| row | verdict | AUROC, Edema |\n')
     assert 'row & verdict & AUROC, Edema' in (tmp_path / 'swept_Edema.tex').read_text()
