@@ -37,6 +37,7 @@ from evaluation.report_warnings import (
     alerts_of_data,
     format_score,
     label_warnings,
+    labels_without_cases,
     lines_of_sets,
     metadata_alerts,
     model_alerts,
@@ -278,7 +279,10 @@ def scores_table(entry: dict[str, Any], columns: Sequence[str] = ()) -> pd.DataF
     }
     if columns:
         shown = {name: METRICS[name].title for name in columns}
-    counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
+    counts = {
+        part['label']: [part['n'], _marked(str(part['positives']), part['few'])]
+        for part in entry['labels']
+    }
     scores = {part['label']: part['scores'] for part in entry['labels']}
     means = entry['means']
     scores |= {mean_title(key, means['counted']): means[key] for key in MEAN_LABELS if means[key]}
@@ -290,6 +294,11 @@ def scores_table(entry: dict[str, Any], columns: Sequence[str] = ()) -> pd.DataF
         for label, values in scores.items()
     }
     return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'positives', *shown.values()])
+
+
+def _marked(cell: str, few: str) -> str:
+    """Mark a cell about few cases, of which `few` names the smaller class."""
+    return f'{cell} (few: {few})' if few else cell
 
 
 def _format_cell(score: dict[str, Any]) -> str:
@@ -327,7 +336,10 @@ def overview_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def _format_differences(parts: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     rows = {
         label: [
-            f'0.000, {part["same"]}' if part['same'] else format_score(part['difference']),
+            _marked(
+                f'0.000, {part["same"]}' if part['same'] else format_score(part['difference']),
+                part['few'],
+            ),
             _format_p(part['p_bootstrap']),
             _format_p(part['p_holm']) if 'p_holm' in part else '',
             format_score(part['within_views']),
@@ -354,6 +366,7 @@ def _latex(document: dict[str, Any], columns: Sequence[str]) -> str:
         },
     }
     parts = [PACKAGES]
+    notes = lines_of_sets(document['sets'], labels_without_cases, repeated_labels)
     about_data = 'Synthetic X-rays. ' if SYNTHETIC in document['alerts'] else ''
     for title, frames in tables.items():
         if frames:
@@ -361,7 +374,7 @@ def _latex(document: dict[str, Any], columns: Sequence[str]) -> str:
             has_intervals = table.map(lambda cell: '[' in str(cell)).any(axis=None)
             remark = ', with 95 \\% intervals over patients in brackets' if has_intervals else ''
             caption = f'{title}{remark}. {about_data}{NOT_FOR_CLINICAL_USE}'
-            parts.append(latex_table(table, caption=caption, multirow=False))
+            parts.append(latex_table(table, notes, caption=caption, multirow=False))
     return '\n'.join(parts)
 
 

@@ -54,6 +54,7 @@ OTHER_PREVALENCE = (
 )
 ONE_CLASS = 'labels without both classes are not scored'
 FEW = f'fewer than {FEW_CASES} cases of one class, so these labels have no interval and no p-value'
+FEW_LEFT_OUT = f'{FEW}, and means leave them out'
 FEW_HELD_OUT = (
     f'thresholds and temperatures chosen on fewer than {FEW_CASES} held-out cases of one class are '
     'not reliable'
@@ -199,10 +200,7 @@ def label_warnings(
     `not_held_out` are labels that the held-out cases do not have.
     """
     labels = entry['labels']
-    few, few_held_out = (
-        [f'{part["label"]} ({part[key]})' for part in labels if part[key]]
-        for key in ('few', 'few_held_out')
-    )
+    few_held_out = _labels_with(entry, 'few_held_out')
     lowest, highest = (
         [part['label'] for part in labels if part['temperature'] == bound] for bound in TEMPERATURES
     )
@@ -218,8 +216,7 @@ def label_warnings(
         if group['labels'] and all(part['few'] for part in group['labels'].values())
     ]
     return [
-        *_naming(ONE_CLASS, entry['means']['undefined']),
-        *_naming(FEW, few),
+        *labels_without_cases(entry),
         *_naming(FEW_HELD_OUT, few_held_out),
         *_naming(END_OF_RANGE.format(TEMPERATURES[0], 'separate the classes'), lowest),
         *_naming(END_OF_RANGE.format(TEMPERATURES[1], 'carry no signal'), highest),
@@ -230,6 +227,16 @@ def label_warnings(
         *_naming(ONE_CLASS_HELD_OUT, [name for name in no_threshold if name not in not_held_out]),
         *_naming(NOT_CHOSEN, [name for name in no_threshold if name in not_held_out]),
         *_naming(SMALL_GROUPS, small_groups),
+    ]
+
+
+def labels_without_cases(entry: dict[str, Any]) -> list[str]:
+    """Report labels without both classes, which are not scored, and with few cases."""
+    means = entry['means']
+    are_counted = any(part['few'] and part['label'] in means['counted'] for part in entry['labels'])
+    return [
+        *_naming(ONE_CLASS, means['undefined']),
+        *_naming(FEW if are_counted else FEW_LEFT_OUT, _labels_with(entry, 'few')),
     ]
 
 
@@ -246,6 +253,11 @@ def format_score(score: dict[str, Any]) -> str:
     if np.isnan(score['low']):
         return f'{score["value"]:.3f}'
     return f'{score["value"]:.3f} [{score["low"]:.3f}, {score["high"]:.3f}]'
+
+
+def _labels_with(entry: dict[str, Any], key: str) -> list[str]:
+    """Return the labels with few cases, with the number that `few` or `few_held_out` names."""
+    return [f'{part["label"]} ({part[key]})' for part in entry['labels'] if part[key]]
 
 
 def _naming(text: str, names: Sequence[str]) -> list[str]:

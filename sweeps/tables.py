@@ -29,7 +29,7 @@ from sweeps.long_table import (
     rows_of,
 )
 from system.files import replace_files
-from system.pages import LATEX, NOT_FOR_CLINICAL_USE, PACKAGES, latex_table
+from system.pages import NOT_FOR_CLINICAL_USE, PACKAGES, latex_table
 
 ONE_SEED = 'A single seed has no interval over seeds, so it cannot show a difference.'
 EQUAL_SEEDS = 'The difference is the same for all seeds, so there is no interval over seeds.'
@@ -50,13 +50,6 @@ SYNTHETIC_NOTE = 'Synthetic X-rays (phantoms): the scores say nothing about pati
 BOLD = ('\ue000', '\ue001')  # around text that is bold in Markdown and LaTeX; no name has them
 MARKDOWN = {ord('<'): '&lt;', ord('|'): r'\|', ord('*'): r'\*', ord('\n'): ' '}
 MARKDOWN |= dict.fromkeys(map(ord, BOLD), '**')
-LATEX_NOTES = {
-    **{ord(letter): f'\\{letter}' for letter in '&%$#_{}'},
-    **{ord(letter): command for letter, command in LATEX.items()},
-    ord('\\'): r'\textbackslash{}',
-    ord('~'): r'\textasciitilde{}',
-    ord('^'): r'\textasciicircum{}',
-}
 NOISE = {'over_seeds': 'seeds', 'over_patients': 'patients'}  # name of its columns in the CSV file
 FACTS = {  # fact of the long table -> title and format
     'images_seen': ('images seen in pre-training', ',.0f'),
@@ -322,9 +315,7 @@ def write_table(
     text = f'{markdown_table(cells)}\n' + ''.join(
         f'- {note.translate(MARKDOWN)}\n' for note in notes
     )
-    latex = PACKAGES + latex_table(pd.DataFrame(cells), index=False)
-    lines_below = ''.join(f'{note.translate(LATEX_NOTES)}\\par\n' for note in notes)
-    latex += f'\\par\\medskip\n{{\\footnotesize\\raggedright\n{lines_below}}}\n'
+    latex = PACKAGES + latex_table(pd.DataFrame(cells), notes, index=False)
     replace_files(
         {
             page: text,

@@ -23,6 +23,13 @@ NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 SYNTHETIC = 'Synthetic X-rays.'
 # Letters that LaTeX's default encoding of fonts shows as others, which pandas does not escape.
 LATEX = {'<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}'}
+LATEX_TEXT = {
+    **{ord(letter): f'\\{letter}' for letter in '&%$#_{}'},
+    **{ord(letter): command for letter, command in LATEX.items()},
+    ord('\\'): r'\textbackslash{}',
+    ord('~'): r'\textasciitilde{}',
+    ord('^'): r'\textasciicircum{}',
+}
 PACKAGES = '% For a document with \\usepackage{adjustbox, booktabs}.\n'
 FITTED = r'\begin{adjustbox}{max width=\linewidth, max totalheight=0.85\textheight}'
 FITTED += '\n\\setlength{\\tabcolsep}{3pt}'
@@ -59,8 +66,8 @@ def shortened(name: str, letters: int) -> str:
     return name if len(name) <= letters else f'{name[: 2 * end]} … {name[-end:]}'
 
 
-def latex_table(table: 'pd.DataFrame', **options: Any) -> str:
-    """Return a table in LaTeX in which all names and texts are escaped.
+def latex_table(table: 'pd.DataFrame', notes: Iterable[str], **options: Any) -> str:
+    """Return a table in LaTeX, with notes below it, in which all names and texts are escaped.
 
     It is made smaller if it does not fit on the page, and needs the PACKAGES. `options` are those
     of `DataFrame.to_latex`.
@@ -78,7 +85,9 @@ def latex_table(table: 'pd.DataFrame', **options: Any) -> str:
     # LaTeX would read a bracket or star at the start of a row as an option of the row before.
     text = re.sub(r'^(?=[\[*])', '{}', text, flags=re.MULTILINE)
     text = text.replace(r'\begin{tabular}', f'{FITTED}\n\\begin{{tabular}}')
-    return text.replace(r'\end{tabular}', '\\end{tabular}\n\\end{adjustbox}')
+    lines = ''.join(f'{note.translate(LATEX_TEXT)}\\par\n' for note in notes)
+    below = f'\\par\\medskip\n{{\\footnotesize\\raggedright\n{lines}}}\n' if lines else ''
+    return text.replace('\\end{tabular}\n', f'\\end{{tabular}}\n\\end{{adjustbox}}\n{below}')
 
 
 def encode_figure(figure: 'Figure') -> dict[str, bytes]:

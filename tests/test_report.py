@@ -283,6 +283,27 @@ def test_few_cases_and_patients_in_two_splits_give_warnings(tmp_path: Path) -> N
     assert marked and all(row.startswith(LABELS[0]) for row in marked)
 
 
+@pytest.mark.parametrize('num_enough', [0, 3])
+def test_latex_marks_few_cases_and_names_labels_that_are_not_scored(num_enough, tmp_path) -> None:
+    labels = ('A & b', '50 %', 'Never', 'Edema', 'Fracture', 'Pneumonia')[: 3 + num_enough]
+    models = [some_cases(name, seed=n, labels=labels) for n, name in enumerate(['first', 'second'])]
+    for cases in models:
+        cases.targets[:, 0] = np.arange(len(cases)) < 7
+        cases.targets[:, 1] = np.arange(len(cases)) >= 4
+        cases.targets[:, 2] = 0
+    write_report(tmp_path, make_comparison(models))
+    for table in (tmp_path / 'report_scores.tex').read_text().split(r'\end{table}')[:2]:
+        for start, few in ((r'A \& b', '7 positives'), (r'50 \%', '4 negatives')):
+            rows = [row for row in table.splitlines() if f'& {start} &' in row]
+            assert rows and all(f'(few: {few})' in row for row in rows)
+        assert not any(f'& {label} ' in row and 'few' in row for label in labels[3:]
+                       for row in table.splitlines())  # fmt: skip
+        notes = table.split(r'\end{adjustbox}')[1]
+        assert 'labels without both classes are not scored: Never' in notes
+        assert r'A \& b (7 positives), 50 \% (4 negatives)' in notes
+        assert ('and means leave them out' in notes) == (num_enough > 0)
+
+
 def test_a_temperature_at_the_end_of_its_range_gives_a_warning() -> None:
     holdout = some_cases('holdout', seed=5)
     for column, sign in enumerate((1, -1)):
