@@ -17,6 +17,7 @@ from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples
 from evaluation.metrics import (
     FEW_CASES,
+    METRICS,
     OF_LABEL,
     applicable,
     label_scores,
@@ -65,8 +66,8 @@ def enough_resamples(num_comparisons: int) -> int:
 
 def parts_of(score: str) -> tuple[str, str]:
     """Return the metric and the label of a score such as 'Edema', 'mean' or 'f1:Edema'."""
-    metric, _, label = score.rpartition(':')
-    return metric or 'auroc', label
+    metric, _, label = score.partition(':')
+    return (metric, label) if label and metric in METRICS else ('auroc', score)
 
 
 def label_title(label: str) -> str:

@@ -359,6 +359,7 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     The intervals are over seeds, or with fewer than FEW_SEEDS over patients.
     """
     metric, label = parts_of(score)
+    scores = scores[scores['row'].isin([row.name for row in sweep.rows])]
     chosen = scores[(scores['metric'] == metric) & (scores['label'] == label)]
     seeds = (
         chosen[(chosen['seed'] != '') & (chosen['group'] == EVERYONE)]

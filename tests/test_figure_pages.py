@@ -22,7 +22,7 @@ from data import charts, figures
 from evaluation.reconstruction import Reconstruction, plot_reconstructions
 from evaluation.saliency import plot_prediction
 from sweeps import plots
-from sweeps.files import Row, Sweep, load_sweep, only_subsets, plan, run_folder
+from sweeps.files import Row, Sweep, in_order, load_sweep, only_subsets, plan, run_folder
 from sweeps.long_table import SYNTHETIC
 from sweeps.tables import score_title
 from system.pages import (
@@ -489,7 +489,10 @@ def test_a_share_with_one_seed_has_no_bar_which_the_note_explains(methods, tmp_p
     few = table[(table['row'] != 'moco_1') | ~table['seed'].isin(['1', '2'])]
     for drawn in (table, few):
         plots.plot_subsets(tmp_path / 's.png', drawn, methods, 'mean')
+    # Rows that are not drawn do not choose the kind of the bars.
+    plots.plot_subsets(tmp_path / 's.png', few, in_order(methods, ['moco_1']), 'mean')
     notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
+    assert '95 % over patients' in notes[2]
     assert 'none:' not in notes[0] and 'none: one seed, or equal values of all seeds.' in notes[1]
 
 

@@ -26,6 +26,7 @@ from sweeps.long_table import (
     Scored,
     enough_resamples,
     notes_about_labels,
+    parts_of,
     read_table,
     score_runs,
 )
@@ -291,6 +292,12 @@ def test_tables_show_the_letters_of_names(tmp_path: Path) -> None:
 )
 def test_letters_of_labels_that_file_names_cannot_have_are_replaced(score, wanted) -> None:
     assert file_name('mine', score) == wanted
+
+
+@pytest.mark.parametrize('label', ['size: large', 'Edema', 'a:b:c'])
+def test_labels_may_have_colons(label: str) -> None:
+    assert parts_of(label) == ('auroc', label)
+    assert parts_of(f'f1:{label}') == ('f1', label)
 
 
 def test_equal_predictions_of_several_seeds_are_scored_once(monkeypatch) -> None:
