@@ -359,6 +359,7 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     The intervals are over seeds, or with fewer than FEW_SEEDS over patients.
     """
     metric, label = parts_of(score)
+    is_share = sweep.subsets == 'shares'
     scores = scores[scores['row'].isin([row.name for row in sweep.rows])]
     chosen = scores[(scores['metric'] == metric) & (scores['label'] == label)]
     seeds = (
@@ -366,17 +367,20 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
         .groupby('row')['value']
         .agg(list)
     )
-    over_patients = max(map(len, seeds), default=0) < FEW_SEEDS
     means = _means(scores, metric, label).set_index('row')
-    if not over_patients:
+    noise, unknown = "seeds, by Student's t", 'one seed, or equal values of all seeds'
+    if max(map(len, seeds), default=0) < FEW_SEEDS:
+        noise = f'patients, because there are fewer than {FEW_SEEDS} seeds'
+        unknown = 'too few cases or resamples'
+    else:
         halves = seeds.map(lambda values: np.diff(t_interval(values))[0] / 2)
         means['low'], means['high'] = means['value'] - halves, means['value'] + halves
-    sizes = sorted({subset_size(row.subset) for row in sweep.rows if row.name in means.index})
-    factor = 100 if sweep.subsets == 'shares' else 1
-    known = [size * factor for size in sizes if size < math.inf]
+    scored_rows = [row for row in sweep.rows if row.name in means.index]
+    subsets = sorted({row.subset for row in scored_rows}, key=subset_size)
+    sizes = [*map(subset_size, subsets)]
+    known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]
     positions = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
-    subsets = sorted({row.subset for row in sweep.rows if row.name in means.index}, key=subset_size)
-    last = {row.method: row.name for row in sweep.rows if row.name in means.index}
+    last = {row.method: row.name for row in scored_rows}
     methods = [method for method in _methods(sweep) if method in last]
     missing = missing_note(sweep, sweep.rows, means.index)
     low, high = _span(means[['value', *ENDS]])
@@ -408,18 +412,13 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
             axis.minorticks_off()
             axis.grid(axis='y')
             axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may exceed [0, 1]
-            is_share = sweep.subsets == 'shares'
             axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
             axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
-            noise, unknown = "seeds, by Student's t", 'one seed, or equal values of all seeds'
-            if over_patients:
-                noise = f'patients, because there are fewer than {FEW_SEEDS} seeds'
-                unknown = 'too few cases or resamples'
             _add_method_legend(figure, sweep, [last[method] for method in methods], rows)
             drawn = means.reindex([f'{method}_{name}' for method in page for name in subsets])
-            if (drawn['value'].notna() & drawn['low'].isna()).any():
-                noise += f'; none: {unknown}'
-            notes = [f'Bars: 95 % over {noise}.', starts_note(sweep, rows), missing]
+            is_unknown = (drawn['value'].notna() & drawn['low'].isna()).any()
+            bars = f'Bars: 95 % over {noise}{f"; none: {unknown}" if is_unknown else ""}.'
+            notes = [bars, starts_note(sweep, rows), missing]
             add_note(figure, ' '.join(filter(None, notes)), scores)
         files.append(file)
     return files
