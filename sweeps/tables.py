@@ -200,7 +200,7 @@ def write_score(
     if columns:
         cells = [{title: cell[title] for title in columns} for cell in cells]
         footnotes.keep(' '.join(text for cell in cells for text in cell.values()))
-    count = sum(bool(line.get('verdict')) for line in lines)
+    count = sum(pd.notna(line.get('p')) for line in lines)  # the others are not corrected
     below = [
         *footnotes.take(),
         *_not_above_baselines(lines),

@@ -420,6 +420,9 @@ def test_a_label_with_few_cases_has_no_verdict(two_rows: tuple, monkeypatch) -> 
         assert table_of(sweep, made, '--scores', 'Edema', seeds=2) == 0
         text = (made.output / 'swept_Edema.csv').read_text().splitlines()[1]
         assert text.endswith(f',{wanted}')
+        number = int(wanted != 'n/a')
+        page = (made.output / 'swept_Edema.md').read_text()
+        assert f'over the {number} comparisons of this table' in page
 
 
 def test_scores_of_few_cases_are_not_in_bold(tmp_path: Path) -> None:
