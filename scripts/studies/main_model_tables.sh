@@ -58,7 +58,7 @@ cd "$results"
 mv primary/tuning.csv .
 mv longer_primary/tuning.csv tuning_longer.csv
 rm metadata/tuning.csv {secondary,start,exploratory}/{tuning,main_model_mean}.csv longer_secondary/tuning.csv longer_{primary,secondary}/swin_longer_mean.csv \
-    {primary,fixed_rates,secondary,start,exploratory,metadata,longer_{primary,secondary,fixed_rates}}/{*.tex,*_scores.csv}
+    {primary,fixed_rates,secondary,start,exploratory,metadata,longer_{primary,secondary,fixed_rates}}/{*.tex,*_scores.{csv,md}}
 {
     echo '# Tables'
     within=auroc_within_views_Pneumonia
