@@ -151,9 +151,10 @@ def cases_of(
     probabilities: np.ndarray,
     *,
     name: str,
+    targets: np.ndarray | None = None,
     groups: Mapping[str, np.ndarray] | None = None,
 ) -> Cases:
-    """Return the cases of records and probabilities [N, K], with the targets of the task."""
+    """Return the cases of records and probabilities [N, K], with the task's targets by default."""
     return Cases(
         name=name,
         labels=task.labels,
@@ -161,7 +162,7 @@ def cases_of(
         study=records.study,
         patient=records.patient,
         probabilities=probabilities,
-        targets=task.scored(records),
+        targets=task.scored(records) if targets is None else targets,
         groups=groups or {},
         uncertain=records.labels == UNCERTAIN if task.has_policies else None,
         exclusive=task.exclusive,

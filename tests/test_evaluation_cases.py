@@ -108,5 +108,5 @@ def test_cases_of_records_have_the_targets_of_the_task(cases: Cases, has_policie
     wanted = np.array([[False, True], [False, False]])
     assert np.array_equal(made.uncertain, wanted) if has_policies else made.uncertain is None
     groups = {'Sex': cases.groups['Sex'][:2]}
-    given = cases_of(records, task, made.probabilities, name='x', groups=groups)
-    assert given.groups is groups
+    given = cases_of(records, task, made.probabilities, name='x', targets=labels, groups=groups)
+    assert given.targets is labels and given.groups is groups
