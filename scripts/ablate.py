@@ -562,8 +562,14 @@ def write_scores(
         write_all_scores(args.save, name, shown, sweep, drawn, notes=below(*shown))
     if groups:
         lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)
+        # As in the figure: a mean over labels with few cases would be misread beside the others.
+        enough = {line['group'] for line in lines if pd.notna(line['low'])} or {*groups}
+        lines = [line for line in lines if line['group'] in enough]
+        lacking = [group for group in groups if group not in enough]
+        few = [f'Too few cases of a label: {", ".join(lacking)}.'] if lacking else []
         name = f'{file_name(sweep.name, scores[0])}_subgroups'
-        print(write_score(args.save, name, lines, drawn, **options(scores[0])))
+        about_groups = options(scores[0]) | {'notes': [*few, *below()]}
+        print(write_score(args.save, name, lines, drawn, **about_groups))
     if protocols:
         facts = facts_cells(drawn)
         about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
@@ -652,8 +658,10 @@ def figures_of(
     None stands for a figure that the tables do not allow. `whole` is the sweep with all its rows,
     to which those of --rows may be compared.
     """
-    score = lines['score'].iloc[0]
-    figures = {file_name('', score): partial(plot_scores, lines=lines, sweep=sweep, scores=scores)}
+    score, figures = lines['score'].iloc[0], {}
+    if not args.pairs:
+        options = {'lines': lines, 'sweep': sweep, 'scores': scores}
+        figures[file_name('', score)] = partial(plot_scores, **options)
     if scores is not None:
         options = {'scores': scores, 'sweep': sweep}
         has_labels = bool({*known_scores(scores)} - {*MEANS})

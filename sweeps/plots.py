@@ -244,9 +244,10 @@ def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> list[Pa
     there is no mean. `scores` is a table of `sweeps.long_table.written`.
     """
     means = _means(scores, 'auroc')
-    counted = scores[(scores['metric'] == 'positives') & (scores['group'] == EVERYONE)]
+    counted = scores['metric'].isin(['positives', 'negatives']) & (scores['group'] == EVERYONE)
     labels = [label for label in means['label'].unique() if label not in MEANS]
-    unscored = [label for label in counted['label'].unique() if label not in labels]
+    one_class = scores.loc[counted & (scores['value'] == 0), 'label'].unique()
+    unscored = [label for label in one_class if label not in labels]
     note = f'Without an AUROC: {listed(unscored)}.' if unscored else ''
     if len(labels) > 1:
         labels = [*(label for label in MEANS if label in {*means['label']}), *labels]
@@ -411,7 +412,8 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
             axis.set_xticks([*positions.values()], names)
             axis.minorticks_off()
             axis.grid(axis='y')
-            axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may exceed [0, 1]
+            # Intervals over few seeds may exceed [0, 1], and a kappa may be below 0.
+            axis.set_ylim(max(low, min(0, _span(means[['value']])[0])), min(high, 1))
             axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
             axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
             _add_method_legend(figure, sweep, [last[method] for method in methods], rows)

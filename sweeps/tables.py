@@ -320,10 +320,7 @@ def write_table(
         {
             page: text,
             page.with_suffix('.csv'): table.to_csv(index=False),
-            page.with_suffix('.tex'): latex.replace(BOLD[0], r'\textbf{')
-            .replace(BOLD[1], '}')
-            .replace('−', '$-$')
-            .replace('±', r'$\pm$'),
+            page.with_suffix('.tex'): latex.replace(BOLD[0], r'\textbf{').replace(BOLD[1], '}'),
         }
     )
     return page
@@ -378,8 +375,7 @@ def read_lines(path: Path, pairs: Sequence[str] = ()) -> pd.DataFrame:
 
 def file_name(sweep: str, score: str) -> str:
     """Return the name of the files of a score without suffix."""
-    score = re.sub(r'\W+', '_', score)  # as `data.labels.file_name`, which ignores the case
-    return f'{sweep}_{score}'
+    return re.sub(r'[ :/\\]', '_', f'{sweep}_{score}')
 
 
 def score_title(score: str, scores: pd.DataFrame | None = None, *, in_groups: bool = False) -> str:

@@ -21,8 +21,9 @@ STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'figure'}  # selectable text, r
 STYLE |= {'text.parse_math': False}  # of text that is made while a figure is drawn
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 SYNTHETIC = 'Synthetic X-rays.'
-# Letters that LaTeX's default encoding of fonts shows as others, which pandas does not escape.
+# Letters that LaTeX's default fonts lack or show as others, which pandas does not escape.
 LATEX = {'<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}'}
+LATEX |= {'≤': r'$\leq$', '≥': r'$\geq$', '−': '$-$', '±': r'$\pm$'}
 LATEX_TEXT = {
     **{ord(letter): f'\\{letter}' for letter in '&%$#_{}'},
     **{ord(letter): command for letter, command in LATEX.items()},

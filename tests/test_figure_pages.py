@@ -448,12 +448,13 @@ def test_a_single_label_has_no_mean_and_unscored_labels_are_named(
     labels: list[str], has_mean: bool, methods: Sweep, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     counted = pd.DataFrame({'label': [*LABELS[:2], 'Rare'], 'metric': 'positives', 'value': 3.0})
+    counted.loc[2, 'value'] = 0
     counted = counted.assign(row='simmim_1', seed='0', group='', resample='')
     table = table[table['label'].isin([*labels, 'mean'])]
     plots.plot_labels(tmp_path / 'l.svg', pd.concat([table, counted]), methods)
     found = texts(tmp_path)['l']
     assert ('mean of 40 labels' in found) == has_mean
-    assert re.search('Without an AUROC:.* Rare', ' '.join(found))
+    assert 'Without an AUROC: Rare.' in ' '.join(found)  # others were not asked for
 
 
 def test_labels_are_drawn_for_the_most_labels_that_were_scored(methods, table, tmp_path) -> None:
@@ -494,6 +495,16 @@ def test_a_share_with_one_seed_has_no_bar_which_the_note_explains(methods, tmp_p
     notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
     assert '95 % over patients' in notes[2]
     assert 'none:' not in notes[0] and 'none: one seed, or equal values of all seeds.' in notes[1]
+
+
+def test_scores_below_0_are_on_the_axis_of_shares(methods, tmp_path, saved) -> None:
+    table = long_table(methods, LABELS[:2])
+    worse = table.assign(value=table['value'] - 0.9 * table['metric'].eq('auroc'))
+    for drawn in (table, worse):
+        plots.plot_subsets(tmp_path / 's.png', drawn, methods, 'mean')
+    usual, negative = (figure.axes[0] for figure in saved)
+    points = np.concatenate([line.get_ydata() for line in negative.lines])
+    assert usual.get_ylim()[0] >= 0 and negative.get_ylim()[0] < np.nanmin(points) < 0
 
 
 @pytest.mark.parametrize('words', [5, 15, 30])

@@ -487,10 +487,10 @@ def test_a_comparison_starts_with_means_that_say_how_many_labels_they_have(tmp_p
 
 
 def test_latex_shows_the_letters_of_names(tmp_path: Path) -> None:
-    models = [some_cases(name, labels=('a|b', 'c > d')) for name in ('first', '[b] < c')]
+    models = [some_cases(name, labels=('a|b', 'c > d')) for name in ('age ≥ 65', '[b] < c')]
     write_report(tmp_path, build_document(models, None, PROTOCOL, run={}))
     text = (tmp_path / 'report_scores.tex').read_text()
-    assert r'a\textbar{}b' in text and r'c \textgreater{} d' in text
+    assert r'a\textbar{}b' in text and r'c \textgreater{} d' in text and r'age $\geq$ 65' in text
     assert '\n' + r'{}[b] \textless{} c & ' in text  # no option of the row before
     assert not set('<>|') & set(text)
 

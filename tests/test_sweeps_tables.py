@@ -65,6 +65,7 @@ class Finished:
         self.table.to_csv(file, index=False)
         self.people = folder / 'people.csv'
         races = [(p, rng.choice(['Asian', 'White'])) for p in people]
+        races[:3] = [(p, 'Other') for p, _ in races[:3]]
         pd.DataFrame(races, columns=['PATIENT', 'RACE']).to_csv(self.people, index=False)
         self.predicted = {
             (row.name, seed): self.made.add(row, seed, strength=STRENGTHS[row.name])
@@ -139,7 +140,10 @@ def test_lines_of_groups_are_those_of_their_members_and_corrected_together(finis
     own, base = (finished.areas(row, ('Edema',), female) for row in ('0.1', '0.6'))
     check_line(pd.Series(line), own, base)
     assert line['cases'] == female.sum()
-    assert {'RACE: Asian', 'RACE: White'} <= {*lines['group']}
+    assert {*lines['group']} >= {'RACE: Asian', 'RACE: White'}
+    page = (finished.made.output / 'swept_Edema_subgroups.md').read_text()
+    assert 'RACE: Other' not in {*lines['group']}
+    assert '- Too few cases of a label: RACE: Other.\n' in page
     compared = lines.dropna(subset='p')
     assert len(compared) == 2 * lines['group'].nunique()
     assert compared['p_holm'].to_numpy() == pytest.approx(holm(compared['p']))
@@ -286,7 +290,8 @@ def test_tables_show_the_letters_of_names(tmp_path: Path) -> None:
     [
         ('f1:Nodule/Mass', 'mine_f1_Nodule_Mass'),
         ('COPD\\Emphysema', 'mine_COPD_Emphysema'),
-        ('../../é: "50 %"', 'mine__é_50_'),
+        ('../../é: 50 %', 'mine_.._.._é__50_%'),
+        ('HER2+', 'mine_HER2+'),  # not the file of HER2-
         ('auroc_within_views:Pleural Effusion', 'mine_auroc_within_views_Pleural_Effusion'),
     ],
 )
