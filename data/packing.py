@@ -57,8 +57,6 @@ from data.table import refuse
 from data.table_files import csv_text
 from system.files import allow_open_files, atomic_writer, locked, replace_file
 
-LOGGER = logging.getLogger(__name__)
-
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
 SHARD_IMAGES = 1024  # the most in a file: a killed call loses these, less than a minute of work
 TABLES = ('train.csv', 'valid.csv', 'test.csv')
@@ -184,7 +182,7 @@ def read_source(
         splits = {file: name for name in names for file in read(name).file}
     images = {*splits}
     if all_images or not splits:
-        on_fault = partial(refuse, logger=LOGGER)
+        on_fault = partial(refuse, logger=logging.getLogger(__name__))
         images.update(read_folder(root, allow_all_images=all_images, on_fault=on_fault).file)
         scored = scored or bool(signs_of_scores(root, *open_images(root).scan()))
     for file in images:
@@ -313,7 +311,8 @@ def _build(
         may_resume = may_resume and not file_problems(output, found, every_byte=True)
         changed = _changed_since(found['begun'], source.root, source.files[: found['done']])
         if changed:  # or repaired, if it was left out
-            LOGGER.warning('%s was changed after it was packed: begin again', changed)
+            warning = f'{changed} was changed after it was packed: begin again'
+            logging.getLogger(__name__).warning(warning)
         elif may_resume:
             progress = found
     write_json(output / UNFINISHED_FILE, progress)

@@ -562,10 +562,10 @@ def write_scores(
         write_all_scores(args.save, name, shown, sweep, drawn, notes=below(*shown))
     if groups:
         lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)
-        # As in the figure: a mean over labels with few cases would be misread beside the others.
-        enough = {line['group'] for line in lines if pd.notna(line['low'])} or {*groups}
-        lines = [line for line in lines if line['group'] in enough]
-        lacking = [group for group in groups if group not in enough]
+        if parts_of(scores[0])[1] in MEANS:
+            # As in the figure: a mean over labels with few cases would be misread beside others.
+            lines = [line for line in lines if pd.notna(line['low'])] or lines
+        lacking = [name for name in groups if name not in {line['group'] for line in lines}]
         few = [f'Too few cases of a label: {", ".join(lacking)}.'] if lacking else []
         name = f'{file_name(sweep.name, scores[0])}_subgroups'
         about_groups = options(scores[0]) | {'notes': [*few, *below()]}

@@ -141,12 +141,19 @@ def test_lines_of_groups_are_those_of_their_members_and_corrected_together(finis
     check_line(pd.Series(line), own, base)
     assert line['cases'] == female.sum()
     assert {*lines['group']} >= {'RACE: Asian', 'RACE: White'}
-    page = (finished.made.output / 'swept_Edema_subgroups.md').read_text()
-    assert 'RACE: Other' not in {*lines['group']}
-    assert '- Too few cases of a label: RACE: Other.\n' in page
     compared = lines.dropna(subset='p')
-    assert len(compared) == 2 * lines['group'].nunique()
+    assert len(compared) == 2 * (lines['group'].nunique() - 1)  # 'Other' has few cases
     assert compared['p_holm'].to_numpy() == pytest.approx(holm(compared['p']))
+
+
+def test_groups_with_few_cases_have_no_mean_and_are_named(finished: Finished, tmp_path) -> None:
+    words = ['--scores', 'mean_of_defined', '--save', tmp_path, '--resamples', DRAWS]
+    words += ['--subgroups', 'RACE', '--demographics', finished.people]
+    assert table_of(finished.sweep, finished.made, *words) == 0
+    page = (tmp_path / 'swept_mean_of_defined_subgroups.md').read_text()
+    assert '| Sex: Female |' in page and '| RACE: Other |' not in page
+    (note,) = [line for line in page.splitlines() if line.startswith('- Too few cases of a label')]
+    assert 'RACE: Other' in note and 'The mean is over' not in page
 
 
 def test_the_long_table_has_every_run_label_and_fact(finished: Finished) -> None:
