@@ -629,11 +629,9 @@ def plot(args: argparse.Namespace) -> None:
     # The long table may be compressed, and a table of committed results may stand without it.
     file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)
     scores = read_table(file) if file else None
-    if args.figure and args.pairs:
-        print(*plot_differences(args.figure, lines, whole, scores), sep='\n')
-        return
     if args.figure:
-        print(*plot_scores(args.figure, lines, sweep, scores), sep='\n')
+        draw, rows = (plot_differences, whole) if args.pairs else (plot_scores, sweep)
+        print(*draw(args.figure, lines, rows, scores), sep='\n')
         return
     for name, draw in figures_of(args, sweep, lines, scores, whole).items():
         for suffix in ('png', 'pdf'):
@@ -641,7 +639,8 @@ def plot(args: argparse.Namespace) -> None:
             files = draw(path) if draw else []
             # An earlier figure, or its pages, would be taken for figures of these tables.
             for old in {path, *page_files(path, MOST_PAGES)}.difference(files):
-                old.unlink(missing_ok=True)
+                if old == path or not old.with_suffix('.csv').is_file():  # of label 'Grade 1'
+                    old.unlink(missing_ok=True)
             for file in files:
                 print(file)
 

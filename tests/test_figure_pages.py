@@ -632,12 +632,14 @@ def test_plot_writes_the_named_rows_only_and_removes_old_pages(
     score_table(methods).assign(**facts).to_csv(tmp_path / 'mine_mean.csv', index=False)
     table = table.assign(fold='', split='test', level='study')
     table.to_csv(tmp_path / 'mine_scores.csv', index=False)
-    (tmp_path / 'mine_labels_7.png').touch()
+    for name in ('labels_7.png', 'mean_2.png', 'mean_1.png', 'mean_1.csv'):
+        (tmp_path / f'mine_{name}').touch()
     words = ['plot', '--sweep', methods.path, '--save', tmp_path]
     assert run_script('ablate', *words, '--rows', 'moco', 'scratch_1') == 0
     names = {path.name for path in tmp_path.glob('*.png')}
     assert {f'mine_{n}.png' for n in ('mean', 'mean_differences', 'shares')} <= names
     assert 'mine_labels_7.png' not in names and 'mine_labels_1.png' in names
+    assert 'mine_mean_2.png' not in names and 'mine_mean_1.png' in names  # of another table
     figure = tmp_path / 'one.svg'
     assert run_script('ablate', *words, '--rows', 'scratch', 'moco_1', '--figure', figure) == 0
     found = texts(tmp_path)['one']
