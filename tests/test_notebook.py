@@ -199,6 +199,10 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch) -> None:
     assert [len(images(cells[name])) for name in ('curves', 'table')] == [2, 2]
     counts = cells['describe'].outputs[-1]['data']['text/plain']
     assert re.search(r'^All +\d', counts, re.M) and re.search(r'^Edema +\d', counts, re.M)
+    scores = cells['scores'].outputs[-1]['data']['text/html']
+    header = re.findall(r'class="col_heading[^>]*>(\w+)<', scores)
+    assert header[:4] == ['positives', 'auroc', 'auroc_low', 'auroc_high']
+    assert 'mean_of_defined' in scores and 'nan' not in scores
     page = cells['page'].outputs[0]['data']['text/html']
     inner = re.search(r'<iframe srcdoc="([^"]*)"', page)[1]
     assert unescape(inner) == (finetuned / 'report.html').read_text()
