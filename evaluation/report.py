@@ -31,7 +31,7 @@ from evaluation.metrics import (
 )
 from evaluation.model_comparison import compare
 from evaluation.published import context_rows
-from evaluation.report_page import mean_title, render_page
+from evaluation.report_page import few_labels, mean_title, render_page
 from evaluation.report_warnings import (
     SYNTHETIC,
     alerts_of_data,
@@ -407,30 +407,29 @@ def _headline(scored: dict[str, Any], told: Sequence[str], has_intervals: bool) 
         'set': scored['name'],
         'name': name,
         'score': score,
-        'by_view': _by_view(scored, key) if counted else [],
+        'by_view': _by_view(scored, key, counted) if counted else [],
         'note': '; '.join(notes),
         'alerts': [*told],
     } | described
 
 
-def _by_view(scored: dict[str, Any], mean: str) -> list[dict[str, Any]]:
-    """Return the scores of the headline in each view, and within views, if several are scored."""
+def _by_view(scored: dict[str, Any], mean: str, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the scores of the headline in each view, and within views, if several are scored.
+
+    A view may count other labels than the headline, whose labels are `labels`.
+    """
     found = [column['groups'] for column in scored['groups'] if column['column'] == 'View']
     groups = found[0] if found else []
     if len(groups) < 2:
         return []
-    rows = [
-        {'view': group['group'], 'rows': group['rows'], 'score': group['means'][mean]}
-        for group in groups
-    ]
-    return [
-        *rows,
-        {
-            'view': METRICS['auroc_within_views'].title,
-            'rows': scored['rows'],
-            'score': scored['means'][mean]['auroc_within_views'],
-        },
-    ]
+    rows = []
+    for group in groups:
+        counted = labels if mean == 'five' else group['counted']
+        row = {'view': group['group'], 'rows': group['rows'], 'score': group['means'][mean]}
+        rows.append(row | {'labels': [*counted], 'few': few_labels(group, counted)})
+    within = {'view': METRICS['auroc_within_views'].title, 'rows': scored['rows']}
+    within['score'] = scored['means'][mean]['auroc_within_views']
+    return [*rows, within | {'labels': [*labels], 'few': []}]
 
 
 def report_table(report: Mapping[str, Any]) -> pd.DataFrame:

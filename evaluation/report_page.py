@@ -4,7 +4,7 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def render_page(
         mean_of_five=MEAN_OF_FIVE,
         one_training=ONE_TRAINING,
         few_cases=FEW_CASES,
-        few_labels=_few_labels,
+        few_labels=few_labels,
         no_interval=UNDEFINED,
     )
 
@@ -136,11 +136,10 @@ def _metric_columns(report: dict) -> dict[str, Any]:
     }
 
 
-def _few_labels(group: dict, mean: str) -> list[str]:
-    """Return the labels of a mean that have few cases in a group."""
+def few_labels(group: Mapping[str, Any], counted: Iterable[str]) -> list[str]:
+    """Return the counted labels that have few cases in a group."""
     labels = group['labels']
-    names = COMPETITION_LABELS if mean == 'five' else group['counted']
-    return [name for name in names if name in labels and labels[name]['few']]
+    return [name for name in counted if name in labels and labels[name]['few']]
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -19,6 +19,7 @@ from evaluation.subgroups import range_p, ranks_of_groups, score_groups
 PROTOCOL = Protocol(level='image', resamples=200)
 VIEWS = np.array(['Frontal AP', 'Frontal PA'], object)
 ALONE = 'without an image'
+DIFFERENT = 'telling them apart. Means over different labels cannot be compared.'
 
 
 def confounded(share_ap: float, share_pa: float, *, noise: float = 1.0, count: int = 400):
@@ -98,10 +99,26 @@ def test_a_headline_of_several_views_has_the_score_of_each_and_within_them(tmp_p
     assert all(score['low'] < score['value'] < score['high'] for score in rows.values())
     page = write_report(tmp_path, document).read_text()
     assert page.index('AUROC within views</th>') < page.index('Details of the run')
+    assert DIFFERENT not in page
     cases.groups['View'][:] = VIEWS[0]
     single = build_document([cases], None, PROTOCOL, run={})
     assert single['headline']['by_view'] == []
     assert 'within views' not in write_report(tmp_path, single).read_text().lower()
+
+
+def test_views_with_few_cases_are_marked_beside_the_headline(tmp_path) -> None:
+    rng, size = np.random.default_rng(6), 400
+    targets = np.stack([rng.integers(0, 2, size), np.arange(size) < 15], axis=1).astype(float)
+    targets[-32:] = np.tile([[0, 0], [0, 1], [1, 0], [1, 1]], (8, 1))
+    names = np.repeat(VIEWS, [size - 32, 32])
+    about = {'labels': ('Edema', 'Fracture'), 'groups': {'View': names}}
+    cases = make_cases(rng.random((size, 2)), targets, **about)
+    document = build_document([cases], None, PROTOCOL, run={})
+    rows, both = document['headline']['by_view'], ['Edema', 'Fracture']
+    assert [row['labels'] for row in rows] == [['Edema'], both, both]
+    assert [row['few'] for row in rows] == [[], both, []]
+    page = write_report(tmp_path, document).read_text()
+    assert DIFFERENT in page and page.count('</data> labels <span class="few-note">') == 2
 
 
 def test_a_gap_has_a_p_value_that_counts_groups_labels_and_columns() -> None:
