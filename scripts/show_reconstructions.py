@@ -53,9 +53,9 @@ def main(args: argparse.Namespace) -> int:
     pages = split_pages([*zip(titles, images, strict=True)], COLUMNS * int(TALLEST / height))
     figures = {}
     for file, page in zip(page_files(args.output, len(pages)), pages, strict=True):
-        rows = -(-len(page) // COLUMNS)
-        figure = new_figure(rows * height)
-        axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+        rows, columns = -(-len(page) // COLUMNS), min(COLUMNS, len(page))
+        figure = new_figure(rows * height, columns * width)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()
         for axis, (title, image) in zip(axes, page, strict=False):

@@ -327,6 +327,9 @@ def test_reconstructions_and_masks_fit_on_pages(tmp_path: Path, saved) -> None:
     first, *rest = saved[0].axes[0].get_title().splitlines()
     assert first.endswith('_') and ''.join([first, *rest]) == name
     check_pages(saved, 4)
+    assert run_script('show_reconstructions', words[0], '--output', tmp_path / 'one.png') == 0
+    assert saved[0].get_figwidth() == WIDTH / 2 and len(saved[0].axes) == 1
+    check_pages(saved, 1)
     words = ['--image', drawn, '--output', tmp_path / 'm.png', '--size', 64]
     assert run_script('show_masks', *words, '--units', 4, 8, 16, '--ratios', 0.1, 0.5, 0.9) == 0
     check_pages(saved, 2)
