@@ -31,7 +31,7 @@ from evaluation.metrics import (
 )
 from evaluation.model_comparison import compare
 from evaluation.published import context_rows
-from evaluation.report_page import few_labels, mean_title, render_page
+from evaluation.report_page import mean_title, render_page
 from evaluation.report_warnings import (
     SYNTHETIC,
     alerts_of_data,
@@ -407,29 +407,36 @@ def _headline(scored: dict[str, Any], told: Sequence[str], has_intervals: bool) 
         'set': scored['name'],
         'name': name,
         'score': score,
-        'by_view': _by_view(scored, key, counted) if counted else [],
+        'by_view': _by_view(scored, counted, mean['auroc_within_views']) if mean else [],
         'note': '; '.join(notes),
         'alerts': [*told],
     } | described
 
 
-def _by_view(scored: dict[str, Any], mean: str, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the scores of the headline in each view, and within views, if several are scored.
+def _by_view(
+    scored: dict[str, Any], labels: Sequence[str], within: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the mean over the headline's labels in each view, if several views are scored.
 
-    A view may count other labels than the headline, whose labels are `labels`.
+    The last is the mean `within` views. None stands for a mean that lacks a label, and `few` says
+    whether a label has few cases.
     """
     found = [column['groups'] for column in scored['groups'] if column['column'] == 'View']
     groups = found[0] if found else []
     if len(groups) < 2:
         return []
-    rows = []
-    for group in groups:
-        counted = labels if mean == 'five' else group['counted']
-        row = {'view': group['group'], 'rows': group['rows'], 'score': group['means'][mean]}
-        rows.append(row | {'labels': [*counted], 'few': few_labels(group, counted)})
-    within = {'view': METRICS['auroc_within_views'].title, 'rows': scored['rows']}
-    within['score'] = scored['means'][mean]['auroc_within_views']
-    return [*rows, within | {'labels': [*labels], 'few': []}]
+    title, score = METRICS['auroc_within_views'].title, None if 'left_out' in within else within
+    everyone = {'labels': {entry['label']: entry for entry in scored['labels']}}
+    rows = [(group['group'], group['rows'], group['headline'], group) for group in groups]
+    return [
+        {
+            'view': name,
+            'rows': number,
+            'score': mean,
+            'few': any(group['labels'][label]['few'] for label in labels),
+        }
+        for name, number, mean, group in [*rows, (title, scored['rows'], score, everyone)]
+    ]
 
 
 def report_table(report: Mapping[str, Any]) -> pd.DataFrame:

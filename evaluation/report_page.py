@@ -89,7 +89,7 @@ def render_page(
         mean_of_five=MEAN_OF_FIVE,
         one_training=ONE_TRAINING,
         few_cases=FEW_CASES,
-        few_labels=few_labels,
+        few_labels=_few_labels,
         no_interval=UNDEFINED,
     )
 
@@ -136,7 +136,7 @@ def _metric_columns(report: dict) -> dict[str, Any]:
     }
 
 
-def few_labels(group: Mapping[str, Any], counted: Iterable[str]) -> list[str]:
+def _few_labels(group: Mapping[str, Any], counted: Iterable[str]) -> list[str]:
     """Return the counted labels that have few cases in a group."""
     labels = group['labels']
     return [name for name in counted if name in labels and labels[name]['few']]

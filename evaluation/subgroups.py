@@ -17,6 +17,7 @@ from evaluation.metrics import (
     applicable,
     case_counts,
     has_few_cases,
+    headline_labels,
     label_scores,
     mean_summaries,
     summaries,
@@ -41,6 +42,7 @@ def score_groups(
     tables. The p-values of the gaps are corrected over all labels and columns.
     """
     everyone = cases.at_level(protocol.level)
+    headline = headline_labels(everyone.mean_labels()['labels'])
     shown = [name for name, entry in applicable(OF_LABEL).items() if entry.in_summary]
 
     def score(group: tuple[str, str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -56,7 +58,9 @@ def score_groups(
         strata = [other for other in STANDARD_COLUMNS if other != column and other in cases.groups]
         shares = standard_weights(everyone, rows, strata)
         areas = {label: values['auroc'] for label, values in scores.items()}
-        return _describe_group(name, rows, scores, weights, shares), areas
+        same = mean_summaries(scores, headline, metrics=['auroc'])
+        described = _describe_group(name, rows, scores, weights, shares)
+        return described | {'headline': same and same['auroc']}, areas
 
     names = {
         column: sorted(set(values) - {''}, key=natural_order)
@@ -102,7 +106,7 @@ def score_metadata(cases: Cases, weights: CaseWeights) -> dict[str, dict[str, An
         has enough cases.
     """
     found = {}
-    for name, columns in METADATA.items():
+    for name, columns in METADATA.items() if cases.labels else ():
         if not all(len({*cases.groups.get(column, ())} - {''}) > 1 for column in columns):
             continue
         ranks = ranks_of_groups(cases, columns)

@@ -19,7 +19,6 @@ from evaluation.subgroups import range_p, ranks_of_groups, score_groups
 PROTOCOL = Protocol(level='image', resamples=200)
 VIEWS = np.array(['Frontal AP', 'Frontal PA'], object)
 ALONE = 'without an image'
-DIFFERENT = 'telling them apart. Means over different labels cannot be compared.'
 
 
 def confounded(share_ap: float, share_pa: float, *, noise: float = 1.0, count: int = 400):
@@ -99,14 +98,13 @@ def test_a_headline_of_several_views_has_the_score_of_each_and_within_them(tmp_p
     assert all(score['low'] < score['value'] < score['high'] for score in rows.values())
     page = write_report(tmp_path, document).read_text()
     assert page.index('AUROC within views</th>') < page.index('Details of the run')
-    assert DIFFERENT not in page
     cases.groups['View'][:] = VIEWS[0]
     single = build_document([cases], None, PROTOCOL, run={})
     assert single['headline']['by_view'] == []
     assert 'within views' not in write_report(tmp_path, single).read_text().lower()
 
 
-def test_views_with_few_cases_are_marked_beside_the_headline(tmp_path) -> None:
+def test_views_are_compared_over_the_same_labels_and_few_cases_are_marked(tmp_path) -> None:
     rng, size = np.random.default_rng(6), 400
     targets = np.stack([rng.integers(0, 2, size), np.arange(size) < 15], axis=1).astype(float)
     targets[-32:] = np.tile([[0, 0], [0, 1], [1, 0], [1, 1]], (8, 1))
@@ -114,11 +112,29 @@ def test_views_with_few_cases_are_marked_beside_the_headline(tmp_path) -> None:
     about = {'labels': ('Edema', 'Fracture'), 'groups': {'View': names}}
     cases = make_cases(rng.random((size, 2)), targets, **about)
     document = build_document([cases], None, PROTOCOL, run={})
-    rows, both = document['headline']['by_view'], ['Edema', 'Fracture']
-    assert [row['labels'] for row in rows] == [['Edema'], both, both]
-    assert [row['few'] for row in rows] == [[], both, []]
+    *of_views, within = document['headline']['by_view']
+    for row in of_views:  # the first has 15 fractures, the second 16 of both labels
+        chosen = names == row['view']
+        areas = [roc_auc_score(targets[chosen, k], cases.probabilities[chosen, k]) for k in (0, 1)]
+        assert row['score']['value'] == pytest.approx(np.mean(areas))
+        assert row['few'] and np.isnan(row['score']['low'])
+    assert not within['few'] and within['score']['low'] < within['score']['high']
     page = write_report(tmp_path, document).read_text()
-    assert DIFFERENT in page and page.count('</data> labels <span class="few-note">') == 2
+    assert page.count('<small class="few-note">&#9650;&nbsp;few cases</small></td>') == 2
+    targets[-32:, 1] = 0  # enough fractures over all views, but one view has none
+    targets[:30, 1] = 1
+    *of_views, within = build_document([cases], None, PROTOCOL, run={})['headline']['by_view']
+    assert [row['score'] is None for row in of_views] == [False, True]
+    targets[:, 1] = names == VIEWS[0]  # a label without pairs within a view
+    *_, within = build_document([cases], None, PROTOCOL, run={})['headline']['by_view']
+    assert within['score'] is None
+
+
+def test_views_without_a_label_of_both_classes_are_reported(tmp_path) -> None:
+    cases = replace(confounded(0.3, 0.7), targets=np.ones((400, 1)))
+    document = build_document([cases], None, PROTOCOL, run={})
+    assert document['headline']['by_view'] == []
+    write_report(tmp_path, document)
 
 
 def test_a_gap_has_a_p_value_that_counts_groups_labels_and_columns() -> None:
