@@ -6,21 +6,7 @@
 # SEED=12: only this seed of 10 to 19. PARALLEL=1: runs at a time, one CPU core each.
 # Run again after a stop, it resumes. The predictions of finished runs go to OUT/results.
 . "$(dirname "$0")/prepare.sh"
-# Sex, age and view as labels of their own.
-$python - "$out/labelled" <<'PY'
-import sys
-from pathlib import Path
-
-import pandas as pd
-
-folder = Path(sys.argv[1])
-table = pd.read_csv(folder / 'all.csv', dtype=str)
-age = table['Age'].astype(float)
-table['PA view'] = (table['AP/PA'] == 'PA').astype(float)
-table['Male'] = (table['Sex'] == 'Male').astype(float)
-table['Older'] = (age > age.median()).astype(float)
-table.to_csv(folder / 'controls.csv', index=False)
-PY
+$python scripts/studies/controls.py "$out/labelled/all.csv" "$out/labelled/controls.csv"
 
 # run SWEEP SEED 'ROW ...': run these rows, then add their predictions to the results.
 run() {
