@@ -36,7 +36,7 @@ table=("${fixed[@]}" --tune)
 
 # One page with all tables. The choices of rates are the same for all of them.
 cd "$results"
-mv primary/tuning.csv .
+mv primary/tuning.csv chosen_rates.csv
 rm controls.csv {secondary,baselines}/tuning.csv {primary,secondary,baselines,rates,controls}/{*.tex,*_scores.{csv,md}}
 {
     echo '# Tables'
