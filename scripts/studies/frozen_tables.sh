@@ -18,7 +18,7 @@ table=("${fixed[@]}" --tune)
 
 # Primary: the rows of frozen.yaml that have `against` make the seven comparisons.
 "${table[@]}" --save "$results/primary" --scores "${scores[@]}" --row {linear_{mae,simmim,random},resnet18,pixels}_1
-# Secondary: less labels, and other labels.
+# Secondary: fewer labels, and other labels.
 "${table[@]}" --save "$results/secondary" --scores "${scores[@]}" mean Atelectasis Edema 'Pleural Effusion' \
     --row {linear_{mae,simmim,random},resnet18,pixels}_{1,0.1}
 # All rows against what needs no network, and no image.
