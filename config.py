@@ -77,14 +77,14 @@ STEPS = ('equalize', 'equalize_cv', 'clahe', 'denoise', 'non_local_means')
 STEPS += ('resize', 'lung_crop', 'lung_multiply')
 FUNCTION_SUFFIX = '.py'  # of files with a function that makes the table of a data set
 # A file in the folder of a data set -> the function that opens the images. It receives the folder
-# and returns an ImageSource (data/image_source.py). Other folders contain image files.
+# and returns an ImageSource (data/images/image_source.py). Other folders contain image files.
 IMAGE_SOURCES = {
-    'store.json': 'data.store:open_store',
-    'packing.json': 'data.store:open_store',  # not finished, which is an error
+    'store.json': 'data.images.store:open_store',
+    'packing.json': 'data.images.store:open_store',  # not finished, which is an error
 }
-# Suffix of image files -> the function from their contents to an image (see data/images.py). For
-# other files, the contents tell the format.
-IMAGE_DECODERS = {'.dcm': 'data.dicom:read_dicom', '.dicom': 'data.dicom:read_dicom'}
+# Suffix of image files -> the function from their contents to an image (see data/images/files.py).
+# For other files, the contents tell the format.
+IMAGE_DECODERS = {'.dcm': 'data.images.dicom:read_dicom', '.dicom': 'data.images.dicom:read_dicom'}
 _C = Section()
 _C.STAGE = Own(
     '',
@@ -104,21 +104,21 @@ _C.DATA.CACHE_DIR = Own(
     '',
     "Folder on each node's own disk for a copy of a packed store; '': no copy.",
     affects='nothing',
-    file='data.store_files',
+    file='data.images.store_files',
 )
 _C.DATA.DATASET = Option(
     'imagenet',
     "Data set in DATA_PATH, or a file with a function read(root) that returns its table. 'folder', "
     "'imagenet': any images.",
     parts={
-        'chexpert': 'data.chexpert',
-        'folder': 'data.folder',
-        'imagenet': 'data.folder',
+        'chexpert': 'data.tables.chexpert',
+        'folder': 'data.tables.folder',
+        'imagenet': 'data.tables.folder',
         **dict.fromkeys(
             ('brax', 'chexpert_plus', 'mimic-cxr', 'nih', 'padchest', 'rsna', 'vindr'),
-            'data.data_sets',
+            'data.tables.data_sets',
         ),
-        FUNCTION_SUFFIX: 'data.data_sets',
+        FUNCTION_SUFFIX: 'data.tables.data_sets',
     },
     suffix=FUNCTION_SUFFIX,
 )
@@ -126,7 +126,7 @@ _C.DATA.SOURCES = Own(
     [],
     'Several data sets: list of mappings with name, dataset, path (in DATA_PATH) '
     'and optionally share (of the patients) or images (at most).',
-    file='data.sources',
+    file='data.tables.sources',
     stage=PRETRAINING,
 )
 _C.DATA.IMG_SIZE = Option(224, "Side of the model's square input, in pixels.", within='[1, 8192]')
@@ -189,7 +189,7 @@ _C.DATA.LABELS = Own(
 _C.DATA.UNCERTAIN = Own(
     'ones',
     'Policy for uncertain labels (-1) in training.',
-    parts=dict.fromkeys(POLICIES, 'data.labels'),
+    parts=dict.fromkeys(POLICIES, 'data.tables.labels'),
     stage='finetune',
 )
 # Set by hand: docs/explanation/policies.md: the best published policy differs by label.
@@ -208,7 +208,7 @@ _C.DATA.PSEUDO_LABELS = Own(
 _C.DATA.BLANK = Own(
     'negative',
     'Target of a label that is not mentioned, in training and scoring.',
-    parts={'negative': 'data.labels', 'ignore': 'data.labels'},
+    parts={'negative': 'data.tables.labels', 'ignore': 'data.tables.labels'},
     affects=('weights', 'selection'),
 )
 _C.DATA.TRAIN_FRACTION = Own(
@@ -228,15 +228,15 @@ _C.DATA.SAMPLER = Own(
 _C.DATA.PREPROCESS = Own(
     [],
     'Processing steps that come first, in order.',
-    parts=dict.fromkeys(STEPS, 'data.preprocess_steps'),
-    file='data.preprocess_steps',
+    parts=dict.fromkeys(STEPS, 'data.images.preprocess_steps'),
+    file='data.images.preprocess_steps',
     affects=('weights', 'selection'),
 )
 _C.DATA.LUNG_MASKS = Own(
     '',
     "Folder or packed store of lung masks, under the names of the images; '': none, or they are "
     'applied in the store.',
-    file='data.preprocess_steps',
+    file='data.images.preprocess_steps',
     affects='nothing',
 )
 _C.DATA.DEMOGRAPHICS = Own(
@@ -276,7 +276,7 @@ _C.DATA.MASK_TYPE = Own(
 _C.DATA.LEAVE_OUT = Own(
     '',
     "Table whose column `file` or `Path`, `Study` or `Patient` lists what to leave out; '': none.",
-    file='data.leave_out',
+    file='data.tables.leave_out',
 )
 _C.DATA.ALLOW_SHARED_PATIENTS = Own(
     False,
@@ -626,7 +626,7 @@ _C.EVAL.PREPROCESS = Own(
     one_of=STEPS,
     or_none=list,
     affects=('selection', 'scores'),
-    file='data.preprocess_steps',
+    file='data.images.preprocess_steps',
     off=([],),
 )
 _C.EVAL.DATA_PATH = Own(
@@ -657,7 +657,7 @@ _C.EVAL.PROBE_EVERY = Own(
     0,
     'Epochs between two probes with labels of held-out patients; 0: none.',
     within='[0, inf)',
-    file='evaluation.online_probe',
+    file='evaluation.probes.online_probe',
     stage=PRETRAINING,
 )
 _C.EVAL.MASK_RATIO = Own(
@@ -739,7 +739,7 @@ _C.FINETUNE.MODE = Own(
     "('linear_probe', 'knn', 'attentive_probe'), or no encoder: a regression on small images "
     "('pixels') or on view, age, sex and number of the study ('metadata').",
     one_of=('full', 'last_layer', *PROBES),
-    file='evaluation.probes',
+    file='evaluation.probes.build',
     off=('last_layer',),
 )
 _C.FINETUNE.MASK_RATIO = Own(
@@ -750,7 +750,7 @@ _C.FINETUNE.MASK_RATIO = Own(
 )
 _C.REPORT = Section(affects='scores', stage='finetune')
 _C.REPORT.WRITE = Own(
-    True, 'Whether a report is written.', file='evaluation.run_report', off=(False,)
+    True, 'Whether a report is written.', file='evaluation.report.run_report', off=(False,)
 )
 _C.REPORT.MAPS = Own(
     2,
@@ -816,7 +816,7 @@ _C.PRETRAINED = Option(
     'Checkpoint to start from, a path or a URL (https://, hf://), and ::KEY to choose weights in '
     "it; '': none.",
     affects='nothing',
-    file='models.pretrained',
+    file='models.weights.pretrained',
 )
 _C.PRETRAINED_STATISTICS = Own(
     [],

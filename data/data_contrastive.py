@@ -11,10 +11,10 @@ from PIL import Image
 
 from config import PRETRAIN_FILTER, Config
 from data.augmentation import RandomWarp, jitter
-from data.images import full_size
+from data.images.files import full_size
 from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
-from data.records import Records
-from data.sources import read_sources
+from data.tables.records import Records
+from data.tables.sources import read_sources
 from data.transforms import EvalTransform, GreyImages, RandomCrop, View, draw_crop
 from system import distributed
 

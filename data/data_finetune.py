@@ -12,25 +12,25 @@ from torch.utils.data import DataLoader
 
 from config import PROBES, Config, default_config, module_of
 from data.augmentation import TrainTransform
-from data.groups import all_groups
-from data.identity import shared_patients
-from data.labels import count_uncertain
 from data.loader import Loaders, XrayDataset, make_loader
-from data.predictions import Predictions, look_up, read_predictions, rows_of
-from data.reading import (
+from data.tables.groups import all_groups
+from data.tables.identity import shared_patients
+from data.tables.labels import count_uncertain
+from data.tables.predictions import Predictions, look_up, read_predictions, rows_of
+from data.tables.reading import (
     open_data,
     read_split,
     refuse_shared_patients,
     scored_images,
 )
-from data.records import Records, csv_names, select_views, tables_kept, task_of
-from data.splits import (
+from data.tables.records import Records, csv_names, select_views, tables_kept, task_of
+from data.tables.splits import (
     describe_subset,
     split_patients,
     training_records,
     unlabelled_records,
 )
-from data.table import Fault, refuse
+from data.tables.table import Fault, refuse
 from data.transforms import EvalTransform
 
 

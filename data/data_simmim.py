@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from config import PRETRAIN_FILTER, Config, encoder_node
 from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.masking import MaskGenerator, mask_generator
-from data.records import Records
-from data.sources import read_sources
+from data.tables.records import Records
+from data.tables.sources import read_sources
 from data.transforms import EvalTransform, GreyImages, RandomCrop
 
 # Every run is also scored on these masks, whatever it trains with. In small images, units of 32 px

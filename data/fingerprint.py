@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
+from data.images.store_manifest import STORE_FILE, is_store
 from data.loader import Loaders
-from data.records import task_of
-from data.sources import source_configs
-from data.store_manifest import STORE_FILE, is_store
+from data.tables.records import task_of
+from data.tables.sources import source_configs
 from system.files import sha256
 
 

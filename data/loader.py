@@ -24,8 +24,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from config import Config
-from data.records import Records, images_of
-from data.table import Fault
+from data.tables.records import Records, images_of
+from data.tables.table import Fault
 from data.transforms import GreyImages
 from system import distributed
 from system.files import LOADER_FILES, allow_open_files

@@ -30,16 +30,13 @@ from pyarrow import ipc
 from tqdm import tqdm
 
 from config import Config, default_config, load, part
-from data.chexpert import SPLITS, read_csv, with_suffix
-from data.folder import MIMIC_TABLES, read_folder, signs_of_scores
-from data.image_source import open_images
-from data.images import FULL_RANGE_BITS, BadImageError, full_size, grey_levels
-from data.preprocess import Setup, apply_steps
-from data.preprocess_steps import squeezed
-from data.records import tables_kept
-from data.store import SCHEMA, open_store, read_rows, rows_checksum
-from data.store_files import LOCK_FILE, copy_file, write_json, write_manifest
-from data.store_manifest import (
+from data.images.files import FULL_RANGE_BITS, BadImageError, full_size, grey_levels
+from data.images.image_source import open_images
+from data.images.preprocess import Setup, apply_steps
+from data.images.preprocess_steps import squeezed
+from data.images.store import SCHEMA, open_store, read_rows, rows_checksum
+from data.images.store_files import LOCK_FILE, copy_file, write_json, write_manifest
+from data.images.store_manifest import (
     BAD_FILE,
     SHARD_SUFFIX,
     STORE_FILE,
@@ -53,8 +50,11 @@ from data.store_manifest import (
     read_manifest,
     shard_names,
 )
-from data.table import refuse
-from data.table_files import csv_text
+from data.tables.chexpert import SPLITS, read_csv, with_suffix
+from data.tables.folder import MIMIC_TABLES, read_folder, signs_of_scores
+from data.tables.records import tables_kept
+from data.tables.table import refuse
+from data.tables.table_files import csv_text
 from system.files import allow_open_files, atomic_writer, locked, replace_file
 
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
@@ -169,7 +169,7 @@ def read_source(
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset or 'chexpert', image_suffix
     scored = bool(signs_of_scores(root, [], [*tables]))
     if dataset == 'mimic-cxr':
-        listed = load('data.known_sets:mimic_images')(root)  # also those without labels
+        listed = load('data.tables.known_sets:mimic_images')(root)  # also those without labels
         files = with_suffix(listed['Path'], image_suffix)
         splits = dict(zip(files, listed['Split'], strict=True))
     elif config.DATA.DATASET != 'chexpert' and part(config, 'DATA.DATASET').labelled:
@@ -198,7 +198,7 @@ def _find_tables(root: Path, csv_names: Sequence[str]) -> dict[str, Path | bytes
 
     A Parquet file with images is no table.
     """
-    has_images = load('data.hub:image_names')
+    has_images = load('data.images.hub:image_names')
     paths = [path for form in TABLE_FORMS for path in root.glob(form)]
     paths += [path for path in root.glob('*.parquet') if not has_images(root, path.name)]
     tables = {path.name: path for path in sorted(paths)}
@@ -220,7 +220,7 @@ def _read_splits(config: Config, root: Path) -> tuple[dict[str, str], dict[str, 
             continue
         splits |= dict.fromkeys(records.file, split)
         if kind.table is not None:
-            name = load('data.data_sets:packed_name')(config, split)
+            name = load('data.tables.data_sets:packed_name')(config, split)
             tables[name] = csv_text(kind.table(config, root, split)).encode()
         elif records.csv:
             tables[records.csv] = root / records.csv

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from config import PROBES, REGISTRIES, Config, part_options, require, value_at
-from data.labels import (
+from data.tables.labels import (
     LABELS,
     NO_FINDING,
     POLICIES,
@@ -22,7 +22,7 @@ from data.labels import (
     positive_logits,
     training_targets,
 )
-from data.records import task_of
+from data.tables.records import task_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,8 @@ TASKS = REGISTRIES['DATA.TASK']
 class Task(ABC):
     """The labels of a run, their targets, and what the outputs of a model mean.
 
-    The records of its methods are `data.records.Records`. By default each label has a probability
-    of its own, the sigmoid of its logit.
+    The records of its methods are `data.tables.records.Records`. By default each label has a
+    probability of its own, the sigmoid of its logit.
 
     Attributes:
         config: Options of the run.

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from config import Config, enlarged_side, pixel_statistics
-from data.images import FILE_NAME, full_size
-from data.preprocess import WHITE, Preprocess
+from data.images.files import FILE_NAME, full_size
+from data.images.preprocess import WHITE, Preprocess
 
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10

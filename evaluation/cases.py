@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data.labels import COMPETITION_LABELS, UNCERTAIN
-from data.records import Records
+from data.tables.labels import COMPETITION_LABELS, UNCERTAIN
+from data.tables.records import Records
 from evaluation.metrics import count_classes, labels_of_mean, study_level
 
 

@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from config import PROBES, Config, config_changes, config_text, module_of, scored_steps, value_at
+from data.images.views import views_warning
 from data.loader import Loaders
-from data.predictions import write_predictions
-from data.reading import SCORED_SPLITS
-from data.records import task_of
-from data.views import views_warning
+from data.tables.predictions import write_predictions
+from data.tables.reading import SCORED_SPLITS
+from data.tables.records import task_of
 from engine.run import Run
 from engine.run_record import code_version, files_read, known_record
 from evaluation.inference import predict, score
@@ -29,7 +29,7 @@ from utils import trained_config
 class FinalScores:
     """Collects the scores and predictions of a run, and writes them.
 
-    With REPORT.WRITE, the module of this option writes the report (`evaluation.run_report`).
+    With REPORT.WRITE, the module of this option writes the report (`evaluation.report.run_report`).
     """
 
     def __init__(self, run: Run, loaders: Loaders) -> None:

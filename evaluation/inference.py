@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from data.loader import sample_rng
-from data.records import task_of
+from data.tables.records import task_of
 from evaluation.metrics import score_table
 from models.build import build_saved_model
 from models.kept_patches import num_kept, num_patches

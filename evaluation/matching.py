@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from config import load_yaml
-from data.labels import NEGATIVE, POSITIVE, UNCERTAIN, check_name
-from data.predictions import LabelTable, Predictions, row_names, rows_of
-from data.records import Records
+from data.images.views import views_in_names
+from data.tables.labels import NEGATIVE, POSITIVE, UNCERTAIN, check_name
+from data.tables.predictions import LabelTable, Predictions, row_names, rows_of
+from data.tables.records import Records
 from data.tasks import TASKS
-from data.views import views_in_names
 from evaluation.cases import Cases
 
 SHOWN = 3  # number of example names in a message

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from config import Config, require
-from data.labels import COMPETITION_LABELS, describe_same, same_labels
+from data.tables.labels import COMPETITION_LABELS, describe_same, same_labels
 from evaluation.intervals import CaseWeights, interval
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 # With fewer cases of the smaller class, a label has no interval and no p-value, because those of
-# labels of noise exclude chance too often (tests/test_intervals.py), and no mean contains it.
+# labels of noise exclude chance too often (tests/evaluation/test_intervals.py), and no mean
+# contains it.
 FEW_CASES = 20
 CALIBRATION_BINS = 15
 BLOCK = 32  # rows of a matrix of which several blocks are summed at a time

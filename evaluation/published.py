@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.labels import COMPETITION_LABELS
+from data.tables.labels import COMPETITION_LABELS
 from system.pages import are_synthetic
 
 IRVIN = 'Irvin et al. 2019, arXiv:1901.07031'

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import Config
-from data.figures import show_image
-from data.labels import file_name, positive_logits
+from data.describe.figures import show_image
 from data.loader import XrayDataset
+from data.tables.labels import file_name, positive_logits
 from data.transforms import EvalTransform
 from evaluation.cases import Cases, choose_cases
 from models.build import build_model

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.groups import natural_order
-from data.labels import NO_FINDING
+from data.tables.groups import natural_order
+from data.tables.labels import NO_FINDING
 from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples, add_holm, interval
 from evaluation.metrics import (

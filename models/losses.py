@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from config import REGISTRIES, part, part_options, require
-from data.labels import positive_logits
+from data.tables.labels import positive_logits
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = REGISTRIES['LOSS.NAME']
@@ -205,7 +205,7 @@ def masked_multiclass(
     class. With gamma 0 it is the cross-entropy.
 
     Args:
-        outputs: Outputs of the model, [B, 3K], see `data.labels.positive_logits`.
+        outputs: Outputs of the model, [B, 3K], see `data.tables.labels.positive_logits`.
         targets: Targets, [B, K], NaN where unknown. They are 0, 1 or 2 (uncertain) for labels with
             three classes, and in [0, 1] for the others.
         multiclass: Mask of the labels with three classes, [K] bool.

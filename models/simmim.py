@@ -6,9 +6,10 @@ To add a head or target, register one function or class. A head takes the encode
 `channels`, `cell` and `use_checkpoint`, and options of its own, such as
 MODEL.SIMMIM.CONVOLUTIONS.WIDTH of 'convolutions'. It returns a module that maps features
 [B, F, h, w] to [B, channels, S / cell, S / cell]. The rows of the last layer are ordered by channel
-first, as for nn.PixelShuffle, so that models/convert.py can convert the number of channels. A head
-that upsamples in several stages also has a static method `output_patch(stride)`, which returns the
-side in pixels of one position in the last stage. models/reconstruction_losses.py has the losses.
+first, as for nn.PixelShuffle, so that models/weights/convert.py can convert the number of channels.
+A head that upsamples in several stages also has a static method `output_patch(stride)`, which
+returns the side in pixels of one position in the last stage. models/reconstruction_losses.py has
+the losses.
 """
 
 import math

@@ -51,8 +51,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 
 from config import NO_ENCODER
-from data.folds import write_folds
-from data.reading import require_packed_steps
+from data.tables.folds import write_folds
+from data.tables.reading import require_packed_steps
 from engine.run_record import is_finished
 from sweeps.files import (
     ROOT,

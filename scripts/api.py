@@ -13,10 +13,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from data.images import load_image
-from data.noted_images import describe_notes
+from data.images.files import load_image
+from data.images.noted_images import describe_notes
 from data.transforms import EvalTransform
-from evaluation import features, inference
+from evaluation import inference
+from evaluation.probes import features
 from scripts import evaluate as evaluation_script
 from scripts.predict import list_images, predict_images, read_config
 

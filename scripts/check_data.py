@@ -16,11 +16,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, default_config
-from data.check import Findings, check_data, list_duplicates
-from data.given_folders import config_of_data
-from data.reading import scored_splits
-from data.records import csv_names
-from data.sources import source_configs
+from data.describe.check import Findings, check_data, list_duplicates
+from data.tables.given_folders import config_of_data
+from data.tables.reading import scored_splits
+from data.tables.records import csv_names
+from data.tables.sources import source_configs
 from system.files import replace_file
 from system.tool import Paragraphs, at_least, tool, usable_cpus
 

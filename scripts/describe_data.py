@@ -14,16 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.charts import plot_counts
-from data.describe import (
+from data.describe.charts import plot_counts
+from data.describe.description import (
     build_description,
     format_description,
     plot_images,
     read_table_of_run,
     save_description,
 )
-from data.given_folders import config_of_data
-from data.table_files import csv_text
+from data.tables.given_folders import config_of_data
+from data.tables.table_files import csv_text
 from system.files import replace_file
 from system.tool import Paragraphs, tool
 

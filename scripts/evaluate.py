@@ -27,25 +27,25 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import OPTIONS, config_changes, config_from_text, default_config
-from data.given_folders import read_data_set
-from data.groups import all_groups
-from data.predictions import (
+from data.images.views import views_warning
+from data.tables.given_folders import read_data_set
+from data.tables.groups import all_groups
+from data.tables.predictions import (
     LabelTable,
     Predictions,
     read_label_file,
     read_predictions,
     standard_labels,
 )
-from data.records import Records, make_task, select_views
+from data.tables.records import Records, make_task, select_views
 from data.tasks import TASKS
-from data.views import views_warning
 from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
 from evaluation.matching import label_set, match, share_labels, shared_labels
 from evaluation.metrics import METRICS, Protocol
-from evaluation.report import (
+from evaluation.report.document import (
     TASK_WORDS,
     build_document,
     classes_line,
@@ -55,7 +55,7 @@ from evaluation.report import (
     scores_table,
     write_report,
 )
-from evaluation.report_page import ONE_TRAINING
+from evaluation.report.report_page import ONE_TRAINING
 from system.tool import Paragraphs, at_least, tool
 
 LEARNED = ('weights', 'patients', 'selection', 'scores')  # effects of options that make a recipe

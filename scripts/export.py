@@ -39,7 +39,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 if __name__ == '__main__':
     parse_args()  # answers --help and wrong flags before the imports below, which take seconds
 
-from models.export import export, load_trained_model, push
+from models.weights.export import export, load_trained_model, push
 
 RESTRICTED = (
     'Keep it private unless the licence of the training images allows to publish weights: CheXpert '

@@ -58,13 +58,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from data.given_folders import read_images
-from data.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
-from data.reading import require_packed_steps
-from data.records import images_of
+from data.images.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
+from data.tables.given_folders import read_images
+from data.tables.reading import require_packed_steps
+from data.tables.records import images_of
 from data.transforms import EvalTransform
-from evaluation.features import batch_features, encoder_config, load_encoder, trained_views
 from evaluation.inference import require_finite
+from evaluation.probes.features import batch_features, encoder_config, load_encoder, trained_views
 from system.device import local_device
 from system.files import atomic_writer
 

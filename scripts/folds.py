@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.folds import write_folds
-from data.given_folders import config_of_data
+from data.tables.folds import write_folds
+from data.tables.given_folders import config_of_data
 from system.tool import Paragraphs, at_least, tool
 
 

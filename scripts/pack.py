@@ -15,11 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import OPTIONS, default_config, put
+from data.images.preprocess import LUNG_STEPS, PREPROCESS
+from data.images.preprocess_steps import check
+from data.images.store_files import verify
+from data.images.store_manifest import BAD_FILE
 from data.packing import Settings, copies_in_splits, pack, read_source
-from data.preprocess import LUNG_STEPS, PREPROCESS
-from data.preprocess_steps import check
-from data.store_files import verify
-from data.store_manifest import BAD_FILE
 from system.tool import Paragraphs, at_least, tool, usable_cpus
 
 SHOWN = 5  # images in a warning

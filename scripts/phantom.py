@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
-from data.labels import LABELS
+from data.tables.labels import LABELS
 from system.files import replace_file
 from system.pages import are_synthetic
 

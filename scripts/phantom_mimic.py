@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.labels import LABELS
+from data.tables.labels import LABELS
 from scripts.phantom import SETTINGS_FILE, SPLITS, make_phantom
 from system.files import replace_file
 

@@ -45,13 +45,13 @@ from torch import nn
 from tqdm import tqdm
 
 from config import Config, put
-from data.given_folders import read_images
-from data.image_source import Folder
-from data.images import load_image
-from data.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
-from data.predictions import write_predictions
-from data.reading import read_split
-from data.records import task_of
+from data.images.files import load_image
+from data.images.image_source import Folder
+from data.images.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
+from data.tables.given_folders import read_images
+from data.tables.predictions import write_predictions
+from data.tables.reading import read_split
+from data.tables.records import task_of
 from data.transforms import EvalTransform
 from evaluation.inference import load_classifier, predict
 from evaluation.saliency import (
@@ -127,7 +127,7 @@ def predict_images(
 
     Returns:
         Probabilities, a row for each image that was used and a column for each label; and a note
-        on each image, see `data.noted_images`.
+        on each image, see `data.images.noted_images`.
     """
     paths, task = [*images], task_of(config)
     options = {'views': [*images.values()], 'trained': config.DATA.VIEWS, 'skip_bad': skip_bad}

@@ -16,7 +16,7 @@ from matplotlib.gridspec import SubplotSpec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import check_values, default_config, part_options
-from data.images import load_image
+from data.images.files import load_image
 from data.loader import sample_rng
 from data.masking import MASKS, MaskGenerator, average_distance
 from data.transforms import FILTERS, centre_crop

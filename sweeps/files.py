@@ -36,7 +36,7 @@ from config import (
     put,
     value_at,
 )
-from data.folds import fold_files
+from data.tables.folds import fold_files
 from engine.run_record import OPTIONS_FILE, ROOT, processes_of
 from system.downloads import is_url
 from system.files import checkpoint_name

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from data.folds import folds_of
-from data.groups import all_groups
-from data.predictions import (
+from data.tables.folds import folds_of
+from data.tables.groups import all_groups
+from data.tables.predictions import (
     LabelTable,
     Predictions,
     read_complete,
@@ -29,10 +29,10 @@ from data.predictions import (
     read_predictions,
     row_names,
 )
-from data.reading import read_split
-from data.records import select_views, task_of
-from data.splits import split_patients, unlabelled_records
-from data.table import Table
+from data.tables.reading import read_split
+from data.tables.records import select_views, task_of
+from data.tables.splits import split_patients, unlabelled_records
+from data.tables.table import Table
 from engine.run_record import is_finished
 from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases

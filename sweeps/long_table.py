@@ -1,4 +1,4 @@
-"""The long table of a sweep (`evaluation.report`).
+"""The long table of a sweep (`evaluation.report.document`).
 
 Everything that tabulates, compares or plots reads it. In memory, `resamples` holds the values of a
 score in all resamples of the patients, which all rows share. In files, lines without a seed are
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data.groups import natural_order
-from data.labels import describe_same
+from data.tables.groups import natural_order
+from data.tables.labels import describe_same
 from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples
 from evaluation.metrics import (
@@ -24,7 +24,7 @@ from evaluation.metrics import (
     labels_with_few_cases,
 )
 from evaluation.model_comparison import ENDS, Rows, summarise
-from evaluation.report import COLUMNS, KEYS
+from evaluation.report.document import COLUMNS, KEYS
 from system.pages import are_synthetic
 
 # Labels that are means: over the labels with enough cases (`labels_of_mean`), which have two names,

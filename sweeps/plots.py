@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 
 from config import NO_ENCODER, PROBES
 from data.masking import average_distance, mask_generator
-from data.records import task_of
+from data.tables.records import task_of
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from logger import read_metrics
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from config import build_parser, get_config, selecting_split
-from data.predictions import look_up, read_predictions, write_predictions
-from data.reading import read_split
-from data.records import Records, select_views, task_of
-from data.splits import split_patients, training_records, unlabelled_records
+from data.tables.predictions import look_up, read_predictions, write_predictions
+from data.tables.reading import read_split
+from data.tables.records import Records, select_views, task_of
+from data.tables.splits import split_patients, training_records, unlabelled_records
 from evaluation.calibration import choose_threshold
 from evaluation.cases import cases_of
 from evaluation.pseudo_label_choice import MIN_CASES, audit, choose_values

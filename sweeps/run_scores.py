@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import PROBES, Config
-from data.groups import all_groups, standard_groups
-from data.predictions import read_complete
-from data.reading import SCORED_SPLITS, read_split
-from data.records import Records, select_views, task_of
-from data.splits import split_patients
+from data.tables.groups import all_groups, standard_groups
+from data.tables.predictions import read_complete
+from data.tables.reading import SCORED_SPLITS, read_split
+from data.tables.records import Records, select_views, task_of
+from data.tables.splits import split_patients
 from engine.run_record import is_finished, read_record, without_home
 from evaluation.cases import Cases, cases_of
 from evaluation.metrics import auroc_per_label
-from evaluation.report import SCORES_FILE
+from evaluation.report.document import SCORES_FILE
 from logger import read_metrics
 from sweeps.files import (
     Row,

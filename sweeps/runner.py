@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
-from data.reading import read_split
-from data.splits import pretrain_records
+from data.tables.reading import read_split
+from data.tables.splits import pretrain_records
 from engine.run_folder import SHOWN, is_locked, weights_changes
 from engine.run_record import OPTIONS_FILE, files_read, is_finished, read_record
 from sweeps.files import (

@@ -74,7 +74,7 @@ def templates_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     compiled = FileSystemBytecodeCache(str(tmp_path_factory.mktemp('templates')))
     with pytest.MonkeyPatch.context() as patch:
         sharing = partial(Environment, bytecode_cache=compiled)
-        patch.setattr('evaluation.report_page.Environment', sharing)
+        patch.setattr('evaluation.report.report_page.Environment', sharing)
         yield
 
 

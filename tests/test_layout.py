@@ -34,19 +34,24 @@ ROW = {package: number for number, row in enumerate(ROWS) for package in row}
 # What the engine needs of models and data is passed in.
 NEVER = {'engine': {'models', 'data'}}
 # Modules of `data` that models may import.
-ONLY = {'models': {'data.labels', 'data.masking'}}
+ONLY = {'models': {'data.tables.labels', 'data.masking'}}
 # The most files and lines of this project that a main may load, directly and indirectly, with some
 # slack. The options do not count (config.py and options/), nor do parts that an option names.
 LIMITS = {'main_simmim': (52, 9_100), 'main_finetune': (57, 10_900)}
 # The rooms that the mains load, and the files in them that CheXpert and a Swin do not need.
-# PRETRAINED needs models/pretrained.py and what it imports: convert, recognise, timm_classifier.
+# PRETRAINED needs models/weights/pretrained.py and what it imports: convert, recognise,
+# timm_classifier.
 CORE = ['options', 'system', 'data', 'models', 'engine', 'evaluation']
 NOT_NEEDED = {
     'engine': 'compilation model_tool preflight simmim_checkpoint',
-    'data': 'auto_augment build check data_contrastive describe dicom given_folders '
-    'noted_images packing preprocess_steps store store_files',
-    'models': 'contrastive export mae',
-    'evaluation': 'attentive features matching online_probe probes pseudo_label_choice',
+    'data': 'auto_augment build data_contrastive packing',
+    'data/tables': 'given_folders',
+    'data/images': 'dicom noted_images preprocess_steps store store_files',
+    'data/describe': 'check description',
+    'models': 'contrastive mae',
+    'models/weights': 'export',
+    'evaluation': 'matching pseudo_label_choice',
+    'evaluation/probes': 'attentive build features online_probe',
 }
 
 

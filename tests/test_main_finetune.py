@@ -15,7 +15,7 @@ from tiny import MAE, VIT, arguments, finished_run, run_folder, run_main, tiny_c
 
 import main_finetune
 from data.loader import XrayDataset, sample_rng
-from data.predictions import read_predictions
+from data.tables.predictions import read_predictions
 from data.transforms import EvalTransform
 from engine import preflight
 from engine.run_record import RunRecord

@@ -12,9 +12,9 @@ from tiny import SMALLEST_SWIN, config_with, run_script
 from xray_splits import xray
 
 from config import OPTIONS, REGISTRIES, Config, Own, check_config, part
-from data.labels import LABELS
 from data.masking import mask_generator
-from data.records import task_of
+from data.tables.labels import LABELS
+from data.tables.records import task_of
 from lr_scheduler import build_scheduler
 from models.build import build_model
 from models.contrastive import build_contrastive
@@ -61,7 +61,7 @@ def test_a_mask_of_ones_own_is_shown_by_the_tool(tmp_path, add_part, capsys) -> 
 NOTED = """
 import torch
 from config import REGISTRIES
-from data.labels import register_policy
+from data.tables.labels import register_policy
 from data.masking import random_units
 from lr_scheduler import linear
 from models.classifier_heads import CLASSIFIER_HEADS, LinearHead

@@ -24,7 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.labels import LABELS
+from data.tables.labels import LABELS
 from system.tool import ROOT, Paragraphs, at_least, tool
 
 NAME = 'CheXpert-v1.0-small'

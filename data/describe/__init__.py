@@ -1,0 +1,1 @@
+"""Check and describe a whole data set."""

@@ -1,0 +1,163 @@
+"""Figures of the images of a data set: examples of each label, and preprocessing.
+
+All figures have the width of a page, so that their text is legible on a phone, too. No figure shows
+the number of a patient or the name of a file.
+"""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from data.images.files import PACKED_STEPS
+from data.images.preprocess import Preprocess, apply_steps
+from data.tables.labels import POSITIVE
+from data.tables.records import Records, images_of
+from system.pages import (
+    FONT,
+    FONT_WIDTH,
+    SMALL,
+    TALLEST,
+    WIDTH,
+    listed,
+    new_figure,
+    note_on_images,
+    page_names,
+    shortened,
+    split_pages,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+IMAGES_PER_ROW = 6
+LABELS_PER_ROW = {1: 4, 2: 3, 3: 2}  # by the number of images of a label; 1 from 4 on
+LARGEST_SIDE = 512  # of a shown image, in pixels
+FLATTEST, TALLEST_SHAPE = 0.1, 1.4  # height of an image that is shown with a width of 1
+TITLE_HEIGHT = 0.35  # in inches
+
+
+def plot_examples(records: Records, count: int, seed: int) -> dict[str, 'Figure']:
+    """Show `count` random images that are positive for each label, from different patients.
+
+    A note names the labels without a positive image. An image may have further labels.
+
+    Returns:
+        Figures by name: 'examples', or with several pages 'examples_1', 'examples_2', ...
+
+    Raises:
+        ValueError: If no label has a positive image, or if an image cannot be read.
+    """
+    read = images_of(records).reader(records.file)
+    blocks, missing = [], []
+    for label, values in zip(records.label_names, records.labels.T, strict=True):
+        chosen = _choose(records, np.flatnonzero(values == POSITIVE), count, seed)
+        if len(chosen):
+            titles = [label] + [''] * (len(chosen) - 1)
+            blocks.append([*zip(titles, map(read, chosen.tolist()), strict=True)])
+        else:
+            missing.append(label)
+    if not blocks:
+        raise ValueError(f'--examples: no image of {records.root} is positive for a label')
+    note = 'Images were drawn at random for each label. They may have further labels.'
+    note += f' Without a positive image: {listed(missing)}.' if missing else ''
+    return _plot_grid('examples', blocks, count, note, records)
+
+
+def plot_steps(
+    records: Records, preprocess: Preprocess, count: int, seed: int
+) -> dict[str, 'Figure']:
+    """Show `count` random images before and after each step of DATA.PREPROCESS.
+
+    Each step is applied to the result of the steps before it.
+
+    Returns:
+        Figures by name: 'preprocess', or with several pages 'preprocess_1', 'preprocess_2', ...
+
+    Raises:
+        ValueError: If the images were packed with the steps, or if an image cannot be read.
+    """
+    read, steps = images_of(records).reader(records.file), preprocess.steps
+    blocks = []
+    for index in _choose(records, np.arange(len(records)), count, seed).tolist():
+        image = read(index)
+        if image.info.get(PACKED_STEPS):
+            raise ValueError(
+                f'--examples: the store {records.root} was packed with the steps {[*steps]} of '
+                'DATA.PREPROCESS, so that the images before them are not known; use the image files'
+            )
+        panels = [('original', image)]
+        for number, step in enumerate(steps, start=1):
+            image = apply_steps(image, [step], preprocess.setup)
+            panels.append((f'{number}. {step}', image))
+        blocks.append(panels)
+    note = 'Each step follows the one before it.'
+    return _plot_grid('preprocess', blocks, 1 + len(steps), note, records)
+
+
+def show_image(axis: 'Axes', image: Image.Image | np.ndarray) -> None:
+    """Show an image with grey levels from 0 to 255 without axes."""
+    if isinstance(image, Image.Image):
+        image = image.copy()
+        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    axis.imshow(np.asarray(image), cmap='gray', vmin=0, vmax=255)
+    axis.set_axis_off()
+
+
+def _choose(records: Records, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Draw up to `count` of the rows, each of another patient."""
+    rows = np.random.default_rng(seed).permutation(rows)
+    first = np.unique(records.patient[rows].astype(str), return_index=True)[1]
+    return rows[np.sort(first)][:count]
+
+
+def _shape(image: Image.Image) -> float:
+    """Return the height of an image that is shown with a width of 1."""
+    return min(TALLEST_SHAPE, image.height / image.width)
+
+
+def _plot_grid(
+    name: str,
+    blocks: Sequence[Sequence[tuple[str, Image.Image]]],
+    size: int,
+    note: str,
+    records: Records,
+) -> dict[str, 'Figure']:
+    """Plot blocks of up to `size` (title, image), several next to each other, on pages."""
+    columns = min(size, IMAGES_PER_ROW)
+    across, lines = LABELS_PER_ROW.get(columns, 1), math.ceil(size / columns)
+    side = WIDTH / (across * columns)
+    tallest = max(_shape(image) for block in blocks for _, image in block)
+    most = int((TALLEST - 0.8) / (lines * (TITLE_HEIGHT + side * tallest)))
+    pages = split_pages(blocks, most * across)
+    figures = {}
+    for page_name, page in zip(page_names(name, len(pages)), pages, strict=True):
+        shapes = np.full(math.ceil(len(page) / across) * lines, FLATTEST)  # of the tallest in a row
+        for number, block in enumerate(page):
+            for place, (_, image) in enumerate(block):
+                row = number // across * lines + place // columns
+                shapes[row] = max(shapes[row], _shape(image))
+        figure = new_figure(0.8 + np.sum(TITLE_HEIGHT + side * shapes))
+        options = {'squeeze': False, 'height_ratios': shapes}
+        axes = figure.subplots(len(shapes), across * columns, **options)
+        for axis in axes.ravel():
+            axis.set_axis_off()
+        for number, block in enumerate(page):
+            row, column = number // across * lines, number % across * columns
+            for place, (title, image) in enumerate(block):
+                axis = axes[row + place // columns, column + place % columns]
+                show_image(axis, image)
+                axis.set_anchor('N')
+                # The only title of a block may be as wide as the block.
+                width = side * (1 if any(words for words, _ in block[1:]) else columns)
+                letters = round(FONT_WIDTH * width)
+                title = textwrap.fill(shortened(title, 2 * letters), letters)
+                axis.set_title(title, fontsize=FONT, loc='left')
+        words = textwrap.wrap(note, round(FONT_WIDTH * WIDTH)) + [note_on_images(records.path)]
+        figure.supxlabel('\n'.join(words), fontsize=SMALL)
+        figures[page_name] = figure
+    return figures

@@ -1,0 +1,1 @@
+"""Image files, packed stores and other places of images, and decoding them."""

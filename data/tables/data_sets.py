@@ -1,0 +1,238 @@
+"""Read the data sets whose table is made by a function: the known ones, and a file my_set.py.
+
+`DATA.DATASET nih` calls `nih(root)` of `data.tables.known_sets`, and `DATA.DATASET my_set.py` the
+function `read(root)` in that file. A packed store contains the tables that were made, and is read
+without the function.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from config import FUNCTION_SUFFIX, Config
+from data.images.image_source import open_images
+from data.images.store_manifest import is_store
+from data.tables.chexpert import DESCRIPTION, SPLIT_CELLS, SPLITS, read_table
+from data.tables.known_sets import FUNCTIONS
+from data.tables.records import (
+    KEPT_TABLES,
+    Records,
+    existing_records,
+    lacks_images,
+    register_dataset,
+)
+from data.tables.table import KEYS, Fault, OnFault, Table, refuse
+from system.files import is_below
+from system.tool import command_of
+
+FUNCTION = 'read'  # name of the function in a file of the user
+# Arguments that a function may have besides the folder -> the options that they are.
+ARGUMENTS = {'labeller': 'LABELLER', 'image_suffix': 'IMAGE_SUFFIX'}
+
+
+def make_tables(
+    config: Config, root: str | Path, on_fault: OnFault = refuse
+) -> dict[str, pd.DataFrame]:
+    """Call the function of DATA.DATASET, and return its table for each split that has rows.
+
+    Inside `tables_kept`, it is called once.
+
+    Raises:
+        ValueError: If the function fails, or returns something else.
+    """
+    name = config.DATA.DATASET
+    function = function_of(name)
+    known = inspect.signature(function).parameters
+    options = {key: config.DATA[option] for key, option in ARGUMENTS.items() if key in known}
+    kept, key = KEPT_TABLES.get({}), (name, str(root), *options.items())
+    if key in kept:
+        return kept[key]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        try:
+            made = function(Path(root), **options)
+        except Exception as error:
+            raise ValueError(f'DATA.DATASET {name}: {_describe(error, name)}') from error
+    for warning in told:
+        if issubclass(warning.category, UserWarning):
+            text = f'DATA.DATASET {name}: {warning.message}'
+            on_fault(Fault('warning of the data set', text, severity='warning'))
+    tables = made if isinstance(made, dict) else {'train': made}
+    kinds = {split: type(table).__name__ for split, table in tables.items()}
+    is_frame = all(isinstance(table, pd.DataFrame) for table in tables.values())
+    if not is_frame or not {*tables} <= {*SPLITS}:
+        raise ValueError(
+            f'DATA.DATASET {name}: the function must return a pandas.DataFrame, or one for each of '
+            f'{", ".join(SPLITS)}, got {kinds if tables is made else kinds["train"]}'
+        )
+    for table in tables.values():
+        repeated = table.columns[table.columns.duplicated()]
+        if table.columns.nlevels > 1 or len(repeated):
+            fault = f'{repeated[0]!r} is given twice' if len(repeated) else 'has several levels'
+            raise ValueError(f'DATA.DATASET {name}: a column of its table {fault}')
+    if tables is not made and 'Split' in made:
+        checked = Table(f'DATA.DATASET {name}', on_fault, cells=made)
+        splits = checked.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
+        tables = {split: made[splits == split] for split in SPLITS}
+    for split, table in tables.items():
+        is_numbered = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
+        if not is_numbered or (table.index < 0).any():
+            raise ValueError(
+                f'DATA.DATASET {name}: the index of the table of {split} must have a number for '
+                'each row, without repetitions (reset_index(drop=True))'
+            )
+    filled = [split for split in SPLITS if split in tables and len(tables[split])]
+    kept[key] = {split: tables[split] for split in filled}
+    return kept[key]
+
+
+def read_made(
+    config: Config,
+    root: str | Path,
+    split: str,
+    *,
+    labels: Sequence[str] = (),
+    optional: bool = False,
+    look_up: str = 'first',
+    on_fault: OnFault = refuse,
+) -> Records | None:
+    """Read and check one split of a data set whose table is made by a function.
+
+    Args:
+        config: Run configuration.
+        root: Folder of the data set, or a packed store of it.
+        split: 'train', 'valid' or 'test'.
+        labels: Names of the labels; may be empty.
+        optional: Whether the split may be absent.
+        look_up: Images that must exist, see `data.tables.records.existing_records`.
+        on_fault: Function that receives each fault.
+
+    Returns:
+        Records in the order of the table. None if an optional split is absent, or if its images are
+        (see `lacks_images`).
+    """
+    images, tables = open_images(root), open_tables(config, root, split, on_fault)
+    if split not in tables:
+        if optional:
+            return None
+        raise ValueError(
+            f'DATA.DATASET {config.DATA.DATASET} has no split {split}, only '
+            f'{", ".join(tables) or "empty tables"}: give its table a column Split, or choose '
+            f'patients to score: {command_of("scripts/folds.py")}'
+        )
+    digest = '' if packed_tables(config, root) else _digest(tables, [*labels, *config.EVAL.GROUPS])
+    options = {'groups': config.EVAL.GROUPS, 'image_suffix': config.DATA.IMAGE_SUFFIX}
+    records = read_table(tables[split], images, labels=labels, **options)
+    if optional and lacks_images(records, images, split, look_up, on_fault):
+        return None
+    records = existing_records(records, images, look_up, on_fault)
+    return replace(records, digest=digest)
+
+
+def open_tables(
+    config: Config, root: str | Path, split: str, on_fault: OnFault = refuse
+) -> dict[str, Table | None]:
+    """Return the table of each split that has rows, as it was packed or as it is made.
+
+    Of packed tables, only that of `split` is read, and the others are None.
+    """
+    if packed := packed_tables(config, root):
+        read = {split: Table(Path(root) / packed[split], on_fault)} if split in packed else {}
+        return dict.fromkeys(packed) | read
+    tables = {}
+    for name, cells in make_tables(config, root, on_fault).items():
+        # The index has the name of the file that the rows are in, if there is one.
+        file = str(cells.index.name or '')
+        has_file = bool(file) and is_below(file) and (Path(root) / file).is_file()
+        place = Path(root) / file if has_file else f'DATA.DATASET {config.DATA.DATASET}'
+        tables[name] = Table(place, on_fault, cells=cells)
+        tables[name].csv = file if has_file else ''
+    return tables
+
+
+def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
+    """Return all cells of the table of a split, as the function made it or as it was packed."""
+    return open_tables(config, root, split)[split].cells.drop(columns='Split', errors='ignore')
+
+
+register_dataset(*FUNCTIONS, FUNCTION_SUFFIX, labelled=True, table=cells_of)(read_made)
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """Return the function of a known data set, or `read` in the file of the user at a path."""
+    if not name.endswith(FUNCTION_SUFFIX):
+        return FUNCTIONS[name]
+    file = Path(name)
+    if not file.is_file():
+        raise ValueError(f'DATA.DATASET {name}: there is no file {file.absolute()}')
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f'DATA.DATASET {name}: {_describe(error, name)}') from error
+    if not callable(getattr(module, FUNCTION, None)):
+        raise ValueError(f'DATA.DATASET {name}: it must define a function {FUNCTION}(root)')
+    return getattr(module, FUNCTION)
+
+
+def packed_name(config: Config, split: str) -> str:
+    """Return the name of the table of a split in a store, which changes with my_set.py."""
+    name = config.DATA.DATASET
+    if name.endswith(FUNCTION_SUFFIX):
+        name = f'{Path(name).stem}-{zlib.crc32(Path(name).read_bytes()):08x}'
+    return f'{name}_{split}.csv'
+
+
+def packed_tables(config: Config, root: str | Path) -> dict[str, str]:
+    """Return the tables in a store by split; {} for a folder, or if the function is to be called.
+
+    Raises:
+        ValueError: If the store has no table that the present function made.
+    """
+    if not is_store(root):
+        return {}
+    # The tables of MIMIC-CXR-JPG are packed as they are, because DATA.LABELLER chooses among them.
+    if 'labeller' in inspect.signature(function_of(config.DATA.DATASET)).parameters:
+        return {}
+    names = {split: packed_name(config, split) for split in SPLITS}
+    found = {split: name for split, name in names.items() if (Path(root) / name).is_file()}
+    if not found:
+        raise ValueError(
+            f'{root} has no table {names["train"]}: it was packed without --dataset '
+            f'{config.DATA.DATASET}, or with another version of it. Pack again, or write the table '
+            f'of the folder ({command_of("scripts/describe_data.py")} --table FILE) and use '
+            'DATA.DATASET chexpert with DATA.TRAIN_CSV FILE'
+        )
+    return found
+
+
+def _digest(tables: Mapping[str, Table], names: Sequence[str]) -> str:
+    """Return the SHA-256 of the columns that a run reads, in all splits."""
+    found = hashlib.sha256()
+    for split, table in tables.items():
+        for name in (*KEYS, 'Patient', *DESCRIPTION, *names):
+            if name in table:
+                hashes = pd.util.hash_pandas_object(table[name]).to_numpy()
+                found.update(f'{split} {name}'.encode() + hashes.tobytes())
+    return found.hexdigest()
+
+
+def _describe(error: Exception, file: str) -> str:
+    """Describe an error in the user's file with its line there; our own errors say where."""
+    if isinstance(error, ValueError) and not file.endswith(FUNCTION_SUFFIX):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(file).resolve()
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == own]
+    place = f'line {lines[-1]}: ' if lines else ''
+    return f'{place}{type(error).__name__}: {" ".join(str(error).split())}'

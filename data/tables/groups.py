@@ -1,0 +1,166 @@
+"""Groups of patients and images, for scores by group."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from data.tables.chexpert import SEXES
+from data.tables.identity import canonical, look_up_names
+from data.tables.records import OLDEST, Records
+from data.tables.table import KEYS, Table
+
+UNKNOWN = 'unknown'  # name of the group of images that are in no group
+PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id', 'subject_id')
+SEX_COLUMNS = ('GENDER', 'gender', 'SEX', 'Sex')
+AGE_COLUMNS = ('AGE_AT_CXR', 'anchor_age', 'AGE', 'Age')
+AGE_BANDS = [0, 40, 60, 80]  # first ages in years; the last band has no upper end
+STANDARD_GROUPS = ('Sex', 'Age', 'View')
+MOST_GROUPS = 50  # in one column
+
+
+def all_groups(
+    records: Records, columns: Sequence[str], demographics: str = ''
+) -> dict[str, np.ndarray]:
+    """Return the `standard_groups` and `group_columns` of images.
+
+    Sex and age come from the demographics file if the records have neither (`add_demographics`).
+    """
+    records = add_demographics(records, demographics)
+    more = group_columns(records, columns, demographics=demographics)
+    return standard_groups(records) | more
+
+
+def standard_groups(records: Records) -> dict[str, np.ndarray]:
+    """Return the sex, age band and view of each image as text, '' if unknown.
+
+    Age 0 counts as unknown, because CheXpert's patients are adults and 0 is a missing age there.
+
+    Returns:
+        Arrays [N] by column: 'Sex'; 'Age', such as '40-59' or '80 and over'; and 'View', which is
+        'Lateral', 'Frontal', or 'Frontal AP' with a projection.
+    """
+    frontal = np.array([f'Frontal {name}'.strip() for name in records.ap_pa], object)
+    frontal = np.where(records.view == 'frontal', frontal, '')
+    bands = [f'{start}-{end - 1}' for start, end in zip(AGE_BANDS, AGE_BANDS[1:], strict=False)]
+    names = np.array([*bands, f'{AGE_BANDS[-1]} and over'], object)
+    band = names[np.searchsorted(AGE_BANDS, np.nan_to_num(records.age), side='right') - 1]
+    return {
+        'Sex': np.where(records.sex == 'Unknown', '', records.sex),
+        'Age': np.where(np.isnan(records.age) | (records.age == 0), '', band),
+        'View': np.where(records.view == 'lateral', 'Lateral', frontal),
+    }
+
+
+def natural_order(name: str) -> list[tuple[float, str]]:
+    """Return a sort key that orders numbers in a name by value: '5-9' before '10-14'.
+
+    UNKNOWN is the last.
+    """
+    if name == UNKNOWN:
+        return [(float('inf'), '')]
+    parts = re.findall(r'\d+|\D+', name)
+    return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts]
+
+
+def group_columns(
+    records: Records, columns: Sequence[str], *, demographics: str = ''
+) -> dict[str, np.ndarray]:
+    """Return the text of each image in further columns, '' for an empty or missing cell.
+
+    A column is that of the table of the records, if it was read (`Records.groups`), or else that of
+    the demographics file, by patient. Patients who are not in that file have ''.
+
+    Args:
+        records: Records of N images.
+        columns: Names of columns.
+        demographics: Table in the data folder with one row per patient, such as
+            CheXpert's (PATIENT, GENDER, AGE_AT_CXR, PRIMARY_RACE, ETHNICITY).
+
+    Returns:
+        Text [N] by column, in the given order.
+
+    Raises:
+        ValueError: If a column is in neither file or does not form groups, or if the demographics
+            do not fit the records.
+    """
+    if not columns or not len(records):
+        return {name: np.array([], object) for name in columns}
+    found, more = {}, pd.DataFrame()
+    if demographics and not set(columns) <= set(records.group_names):
+        more = read_demographics(records, demographics).cells
+    for name in columns:
+        if name in (*STANDARD_GROUPS, *KEYS, *records.label_names):
+            names = ', '.join(STANDARD_GROUPS)
+            raise ValueError(f'EVAL.GROUPS must not contain labels or {names}, got {name!r}')
+        if name in records.group_names:
+            found[name] = records.groups[:, records.group_names.index(name)]
+        elif name in more:
+            values = _by_patient(records, more, name, demographics)
+            found[name] = values.fillna('').to_numpy(object)
+        else:
+            there = ', '.join((*records.group_names, *records.other_names, *more)) or 'none'
+            raise ValueError(
+                f'EVAL.GROUPS: there is no column {name!r}; found: {there}. A file of DATA.'
+                'DEMOGRAPHICS or --demographics may add columns'
+            )
+        count = len(set(found[name]) - {''})
+        if count > MOST_GROUPS:
+            raise ValueError(
+                f'EVAL.GROUPS: {name!r} has {count} values, at most {MOST_GROUPS} are allowed'
+            )
+    return found
+
+
+def read_demographics(records: Records, name: str) -> Table:
+    """Read the demographics file in the folder of the records; its patients become 'patient'."""
+    table = Table(records.root / name)
+    table.require(PATIENT_COLUMNS)
+    key = next(column for column in PATIENT_COLUMNS if column in table)
+    table.cells = table.cells.rename(columns={key: 'patient'})
+    ours, theirs = ({re.sub(r'\d+', '0', canonical(n)) for n in {*names}} for names in
+                    (records.patient, table['patient']))  # fmt: skip
+    if ours.isdisjoint(theirs):
+        example = records.patient[0]
+        raise ValueError(
+            f'{table.file}: no cell of the column {key!r} is a patient such as {example}'
+        )
+    return table
+
+
+def add_demographics(records: Records, demographics: str) -> Records:
+    """Return records with the sex and age of the demographics file, if they have neither.
+
+    The columns are the first of SEX_COLUMNS and AGE_COLUMNS that exist. MIMIC-CXR-JPG states
+    neither, and the file `patients.csv` of MIMIC-IV states `gender` and `anchor_age`.
+    """
+    is_known = (records.sex != 'Unknown').any() or not np.isnan(records.age).all()
+    if not demographics or is_known or not len(records):
+        return records
+    table, found = read_demographics(records, demographics), {}
+    if sex := [column for column in SEX_COLUMNS if column in table]:
+        cells = SEXES | {'F': 'Female', 'M': 'Male'}
+        table.cells[sex[0]] = table.map(sex[0], cells, 'value of the sex', dtype=object)
+        sexes = _by_patient(records, table.cells, sex[0], demographics)
+        found['sex'] = sexes.fillna('Unknown').to_numpy(object)
+    if age := [column for column in AGE_COLUMNS if column in table]:
+        table.cells[age[0]] = table.numbers(age[0], 'value of the age', most=OLDEST)
+        ages = _by_patient(records, table.cells, age[0], demographics)
+        found['age'] = ages.to_numpy(float)
+    return replace(records, **found)
+
+
+def _by_patient(records: Records, table: pd.DataFrame, column: str, file: str) -> pd.Series:
+    """Return the values of a column of the demographics for each record, NaN if unknown."""
+    pairs = table.drop_duplicates(['patient', column])
+    again = pairs['patient'][pairs['patient'].duplicated()]
+    if len(again):
+        raise ValueError(
+            f'DATA.DEMOGRAPHICS {file}: {again.iloc[0]} has several values of {column!r}'
+        )
+    codes, patients = pd.factorize(records.patient)
+    place = look_up_names(patients, pairs['patient'], f'DATA.DEMOGRAPHICS {file}')
+    values = pairs[column].astype(object).to_numpy()
+    return pd.Series(np.where(place >= 0, values[place], np.nan)[codes], dtype=object)

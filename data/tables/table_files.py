@@ -1,0 +1,221 @@
+"""Read tables as text cells with the numbers of their rows: CSV, Excel, JSON lines and Parquet.
+
+Files may be hostile: the memory that a small file can take is limited.
+"""
+
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import re
+import zlib
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pandas as pd
+
+from config import load
+
+TYPED = ('.json', '.jsonl', '.xlsx', '.parquet')  # suffixes of tables with typed cells
+# What damaged files raise.
+UNREADABLE = (ValueError, OSError, EOFError, zlib.error, OverflowError, MemoryError)
+# A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
+MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
+SHOWN = 100  # number of characters of a cell in a message
+SEPARATORS = (',', ';', '\t')
+EXCEL_SEPARATOR = re.compile(r'sep=(.)[\r\n]+', re.IGNORECASE)  # Excel's own first line
+DECIMAL_COMMA = re.compile(r'\A(-?\d+),(\d+)\Z', re.ASCII)
+UTF_16 = (b'\xff\xfe', b'\xfe\xff')
+CHUNK = 200  # rows that are divided into columns at once
+EXACT = 2**53  # from here on, a float does not have all digits of a whole number
+
+
+def read_cells(
+    file: Path, num_rows: int | None = None
+) -> tuple[pd.DataFrame, list[tuple[int, int]]]:
+    """Read a table: .csv or .tsv (also .gz), .xlsx, JSON lines (.json, .jsonl) or .parquet.
+
+    A CSV file may be separated by commas, semicolons (then with decimal commas) or tabs.
+
+    Args:
+        file: Path of the file.
+        num_rows: Number of rows below the header that are read; None reads all.
+
+    Returns:
+        The texts by column, as categories unless the first ones all differ; the index has the
+        numbers of the rows. And (number, width) of each row of another width than the header. The
+        table has neither these rows nor empty ones.
+
+    Raises:
+        One of UNREADABLE: If the file is damaged, too large when it is decompressed, or no table.
+    """
+    is_typed = file.name.lower().removesuffix('.gz').endswith(TYPED)
+    rows = load('data.tables.typed_tables:typed_rows')(file) if is_typed else _csv_rows(file)
+    _, header = next(rows, (-1, []))
+    # The number of each text of a column, which stands for the text in the rows.
+    codes = [defaultdict(itertools.count().__next__) for _ in header]
+    columns: list[Any] = [array('i') for _ in header]
+    numbers: list[int] = []
+    other_widths: list[tuple[int, int]] = []
+    wanted = itertools.islice(rows, num_rows)
+    while chunk := [*itertools.islice(wanted, CHUNK)]:
+        whole = []
+        for number, row in chunk:
+            if len(row) == len(header) and any(row):
+                numbers.append(number)
+                whole.append(row)
+            elif any(row):
+                other_widths.append((number, len(row)))
+        is_first = len(numbers) == len(whole)
+        for place, texts in enumerate(zip(*whole, strict=True)):
+            if is_first and len({*texts}) == len(texts):  # such as paths or probabilities
+                columns[place] = []
+            is_coded = isinstance(columns[place], array)
+            columns[place].extend(map(codes[place].__getitem__, texts) if is_coded else texts)
+    index, cells = pd.Index(numbers, dtype=np.int64), {}
+    for place, numbers_of_texts in enumerate(codes):
+        column = columns.pop(0)
+        kind = object if isinstance(column, list) else None
+        if kind is None:
+            texts = pd.Index([*numbers_of_texts], dtype=object)
+            column = pd.Categorical.from_codes(np.asarray(column), texts)
+        cells[place] = pd.Series(column, index, kind)
+    table = pd.DataFrame(cells, index, copy=False)
+    return table.set_axis(header, axis=1), other_widths
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each row of a CSV file; the header has the number -1."""
+    with open_text(file) as lines:
+        first = lines.readline()
+        stated = EXCEL_SEPARATOR.fullmatch(first)
+        header = lines.readline() if stated else first
+        separator = stated[1] if stated else _separator_of(header)
+        reader = csv.reader(itertools.chain([header], lines), strict=True, delimiter=separator)
+        number = -1
+        try:
+            for number, row in enumerate(reader, -1):
+                if separator == ';' and number >= 0:  # of a language with decimal commas
+                    row = [DECIMAL_COMMA.sub(r'\1.\2', cell) for cell in row]
+                yield number, row
+        except csv.Error as error:
+            hint = 'a cell may lack its closing quote'
+            raise ValueError(f'line {reader.line_num}: {error}; {hint}') from error
+        if reader.line_num > number + 2:  # a cell has several lines
+            lines.seek(0)
+            rows = csv.reader(lines, delimiter=separator)
+            _refuse_swallowed_rows([*rows][1 if stated else 0 :], separator)
+
+
+def _separator_of(header: str) -> str:
+    """Return the separator that divides a header into the most columns."""
+    with contextlib.suppress(csv.Error):
+        rows = [next(csv.reader([header], delimiter=mark), []) for mark in SEPARATORS]
+        return SEPARATORS[int(np.argmax([*map(len, rows)]))]
+    return SEPARATORS[0]
+
+
+@contextlib.contextmanager
+def open_text(file: Path) -> Iterator[TextIO]:
+    """Open a text in UTF-8 or, with a byte-order mark, UTF-16, perhaps compressed."""
+    opened = open(file, 'rb')
+    if file.name.lower().endswith('.gz'):
+        limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
+        with opened, gzip.open(opened) as content:
+            opened = io.BytesIO(content.read(limit + 1))
+        refuse_bomb(len(opened.getbuffer()), limit)
+    encoding = 'utf-16' if opened.read(2) in UTF_16 else 'utf-8-sig'
+    opened.seek(0)
+    with io.TextIOWrapper(opened, encoding, newline='') as lines:
+        try:
+            yield lines
+        except UnicodeDecodeError as error:
+            bad = error.object[error.start : error.end]
+            problem = f'the bytes {bad!r} are not {error.encoding}'
+            raise ValueError(f'{problem}; save it as CSV in UTF-8, or as .xlsx') from error
+
+
+def cell_text(value: Any) -> str:
+    """Return the text of a cell that may have a type: 1.0 and True become '1', and NaN ''."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        if np.isnan(value):
+            return ''
+        is_exact = value.is_integer() and abs(value) < EXACT
+        return str(int(value)) if is_exact else repr(float(value))
+    if isinstance(value, Decimal):
+        return '' if value.is_nan() else f'{value.normalize():f}'
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, default=str)
+    if isinstance(value, np.ndarray):
+        return json.dumps(value.tolist(), default=str)
+    return '' if value is None or value is pd.NA or value is pd.NaT else str(value)
+
+
+def text_cells(column: pd.Series) -> pd.Series:
+    """Return the cells of a column as texts (`cell_text`)."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=False) == 'string':
+        return column
+    if column.dtype == object:
+        texts = np.array([*map(cell_text, column)], object)
+    else:  # equal values are converted once
+        codes, values = pd.factorize(column)  # NaN has the code -1
+        texts = np.array([*map(cell_text, values), ''], object)[codes]
+    return pd.Series(texts, column.index, object, name=column.name)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """Return a table as CSV text in which each row has its number, with empty lines between."""
+    file = io.StringIO(newline='')
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(table.columns)
+    cells = zip(*(text_cells(table[name]) for name in table), strict=True)
+    rows = dict(zip(table.index.tolist(), cells, strict=True))
+    writer.writerows(rows.get(number, ()) for number in range(max(rows, default=-1) + 1))
+    return file.getvalue()
+
+
+def _refuse_swallowed_rows(rows: Sequence[Sequence[str]], separator: str) -> None:
+    """Refuse a cell with a line that looks like a row: an open quote and a later one hide rows.
+
+    Such a line has enough separators, and begins like the rows, for example with a path. Sentences
+    in a report do not.
+    """
+    width = max(len(rows[0]), 2)
+    forms = {_form(row[0], separator) for row in rows[1:] if row}
+    for number, row in enumerate(rows, 1):
+        for name, cell in zip(rows[0], row, strict=False):
+            lines = cell.splitlines()[1:]
+            if any(
+                len(line.split(separator)) >= width and _form(line, separator) in forms
+                for line in lines
+            ):
+                raise ValueError(
+                    f'row {number}: a line of the cell in column {name!r:.{SHOWN}} looks like a '
+                    'row; a cell may lack its closing quote, or write the text on one line'
+                )
+
+
+def _form(line: str, separator: str) -> str:
+    """Return the form of the first cell of a line: a for letters, 0 for digits, and x for both."""
+    first = line.partition('\n')[0].partition(separator)[0].strip(' "\r')
+    kinds = {(True, False): 'a', (False, True): '0'}
+    return re.sub(r'\w+', lambda m: kinds.get((m[0].isalpha(), m[0].isdecimal()), 'x'), first)
+
+
+def refuse_bomb(size: int, limit: int) -> None:
+    """Refuse a compressed file with more bytes than a table can have."""
+    if size > limit:
+        raise ValueError(f'it has more than {limit:,} bytes when it is decompressed')

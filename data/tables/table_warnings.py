@@ -1,0 +1,146 @@
+"""Warn of what is doubtful in a table: patients, names of labels, labels, and views."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data.tables.identity import SCIENTIFIC, other_spellings
+from data.tables.labels import (
+    CELLS,
+    NO_FINDING,
+    POSITIVE,
+    SUPPORT_DEVICES,
+    describe_same,
+    evaluation_targets,
+    same_labels,
+)
+from data.tables.records import OTHER_VIEW, Records
+from data.tables.table import Table
+
+# Kinds of warnings that also belong into a report.
+CONTRADICTION, SIMILAR = 'No Finding with a finding', 'name like a label'
+DOUBTS = (CONTRADICTION, SIMILAR)
+SHOWN = 5  # names in a warning
+LONG_LABEL = 4  # letters
+NO_LABELS = 'n/a'  # cells of labels of an image of which no label is known
+PRESENT = [cell for cell, value in CELLS.items() if value == POSITIVE]
+# Words by which a list of labels says that it is not complete.
+UNKNOWN = {
+    'exclude',
+    'excluded',
+    'suboptimal study',
+    'unchanged',
+    'unknown',
+    'uncertain',
+    'unclear',
+}
+UNKNOWN |= {'not labelled', 'not labeled', 'unlabelled', 'unlabeled', 'not reported', 'no report'}
+UNKNOWN |= {'undetermined', 'indeterminate', 'inconclusive', 'not assessed', 'not evaluable', '?'}
+
+
+def report_patients(table: Table) -> None:
+    """Warn of patients who are unknown or have several spellings, and of dropped digits."""
+    names = table['patient']
+    if len(table) and all(map(str.endswith, table['path'], names)):
+        detail = 'it names no patients: each image counts as one, so splits may share patients'
+        table.fault('unknown patients', detail, severity='warning')
+        return
+    if pairs := other_spellings(names):
+        one, other = pairs[0]
+        rows = [int(table.row[(names == name).to_numpy().argmax()]) + 2 for name in (one, other)]
+        detail = (
+            f'{len(pairs)} patient(s) may be spelt in two ways, such as {one!r} in row {rows[0]} '
+            f'and {other!r} in row {rows[1]}. They are never apart, but count as two patients'
+        )
+        table.fault('two spellings of a patient', detail, severity='warning')
+    for column in ('Patient', 'Study'):
+        cells = table[column] if column in table else ()
+        if found := [cell for cell in {*cells} if SCIENTIFIC.fullmatch(cell.strip())]:
+            detail = (
+                f'column {column!r}: {len(found)} name(s) such as {min(found)!r} are in scientific '
+                'notation: a spreadsheet has dropped digits, so several may have become one'
+            )
+            table.fault('scientific notation', detail, severity='warning')
+
+
+def report_names(table: Table, labels: Sequence[str], others: Sequence[str]) -> None:
+    """Warn of other columns that look like a label, or that say that labels are unknown."""
+    similar = similar_names(others, labels)
+    unknown = [name for name in others if name.casefold() in UNKNOWN] if labels else []
+    rows = {name: int(table[name].isin(PRESENT).sum()) for name in {*similar, *unknown}}
+    if found := sorted(filter(rows.get, similar), key=lambda name: -rows[name]):
+        shown = [f'{name!r} ({similar[name]}, rows: {rows[name]:,})' for name in found[:SHOWN]]
+        rest = f' and {len(found) - SHOWN} more' if len(found) > SHOWN else ''
+        detail = (
+            f'columns {", ".join(shown)}{rest} look like a label that is read, but are other '
+            'names: such a finding counts as negative'
+        )
+        table.fault(SIMILAR, detail, severity='warning')
+    if words := [repr(name) for name in unknown if rows[name]]:
+        detail = (
+            f'{", ".join(words)} is positive in some rows, and their other labels count as '
+            f'negative: are they unknown? Then leave these rows out, or write {NO_LABELS} in them'
+        )
+        table.fault('words for unknown labels', detail, severity='warning')
+
+
+def similar_names(names: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+    """Return name -> label for names that are no label, but look like one, such as 'edema?'.
+
+    They equal a label up to case, spaces and punctuation, or contain it.
+    """
+    found = {}
+    wanted = {label: re.findall(r'[^\W_]+', label.casefold()) for label in labels}
+    for name in names:
+        words = re.findall(r'[^\W_]+', name.casefold())
+        for label, of_label in wanted.items():
+            text, whole = ''.join(of_label), ''.join(words)
+            # A short label must be a word of its own: 'TB' is in 'no TB', but not in 'outburst'.
+            is_word = f' {" ".join(of_label)} ' in f' {" ".join(words)} '
+            is_inside = len(text) >= LONG_LABEL and text in whole
+            if name not in wanted and text and (text == whole or is_word or is_inside):
+                found.setdefault(name, label)
+    return found
+
+
+def label_warnings(
+    labels: np.ndarray, names: Sequence[str], images: Sequence[str], *, blank: str = ''
+) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each doubt about the labels of a table, and a sentence about it.
+
+    Args:
+        labels: Labels [N, K]: 1 present, 0 absent, -1 uncertain, NaN not mentioned.
+        names: Names of the labels, [K].
+        images: Names of the images (or studies), [N].
+        blank: DATA.BLANK if each label is learned on its own, and otherwise '': two classes of an
+            image are always complementary.
+    """
+    if NO_FINDING in names:
+        is_finding = np.array([name not in (NO_FINDING, SUPPORT_DEVICES) for name in names])
+        found = (labels == POSITIVE) & is_finding
+        is_wrong = (labels[:, names.index(NO_FINDING)] == POSITIVE) & found.any(axis=1)
+        if is_wrong.any():
+            first = int(np.argmax(is_wrong))
+            yield (
+                CONTRADICTION,
+                f'{is_wrong.sum():,} of {len(labels):,} rows have both {NO_FINDING} and a finding, '
+                f'such as {images[first]} ({names[int(np.argmax(found[first]))]})',
+            )
+    targets = evaluation_targets(labels, blank, names) if blank else labels[:0]
+    if same := describe_same(same_labels(targets, names)):
+        yield 'one label under several names', f'{len(labels):,} rows: {same}'
+
+
+def report_views(table: Table, records: Records) -> None:
+    """Report images whose view is neither stated nor in the name, and count other views."""
+    key, unknown = table.key, records.view == ''
+    if unknown.all() and 'Frontal/Lateral' not in table and len(table):
+        detail = 'there is no column Frontal/Lateral, and no name like view1_frontal.jpg: add the '
+        table.fault('value of the view', f'{detail}column (Frontal, Lateral or {OTHER_VIEW})', 0)
+    else:
+        problem = 'has neither a view nor a name like view1_frontal.jpg'
+        table.check(key, ~unknown, 'value of the view', problem)
+    if others := int((records.view == OTHER_VIEW).sum()):
+        detail = f'{others:,} of {len(records):,} images are neither frontal nor lateral'
+        table.fault('other views', detail, severity='note')

@@ -1,0 +1,1 @@
+"""Frozen encoders: features and probes."""

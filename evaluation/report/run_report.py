@@ -1,0 +1,292 @@
+"""Write the report of a fine-tuning run (REPORT.WRITE) to the run folder."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+from config import (
+    NO_ENCODER,
+    PROBES,
+    Config,
+    default_config,
+    encoder_name,
+    scored_steps,
+)
+from data.images.files import grey_levels
+from data.images.views import views_warning
+from data.loader import XrayDataset
+from data.tables.groups import all_groups
+from data.tables.predictions import read_complete
+from data.tables.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
+from data.tables.records import task_of
+from engine.run_record import code_version
+from evaluation.cases import Cases, cases_of
+from evaluation.final_scores import FinalScores, describe_dropped, present
+from evaluation.metrics import Protocol
+from evaluation.report.document import (
+    TASK_WORDS,
+    build_document,
+    compare_with_baselines,
+    write_report,
+)
+from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
+from logger import read_metrics
+from models.weights.pretrained import seen_patients
+from system.downloads import split_key
+from system.files import BEST_CHECKPOINT, checkpoint_position
+from utils import read_checkpoint, trained_config
+
+INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
+THUMBNAIL_PX = 112
+TRAINED_PARTS = {  # FINETUNE.MODE in words
+    'full': 'all layers',
+    'last_layer': 'the last layer',
+    'linear_probe': 'a logistic regression on frozen features',
+    'attentive_probe': 'an attention head on frozen features',
+    'knn': 'none: nearest neighbours of frozen features',
+    'pixels': 'the pixel baseline: a logistic regression on small images',
+    'metadata': 'the metadata baseline: a logistic regression on view, age, sex and study number',
+}
+NORMALISED_BY = {'dataset': 'the whole data set', 'image': 'the image'}  # DATA.NORMALIZE in words
+CHOSEN_ON = {'holdout': 'held-out training patients', 'last': 'no images: it is the last epoch'}
+SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
+
+
+def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
+    """Write report.html, report.json, the tables, and saliency maps."""
+    run, config = final.run, final.run.config
+    folder = run.folder / 'report_eval' if config.EVAL_MODE else run.folder
+    train = final.loaders.train or final.loaders.plain
+    others = present({'train': train, 'holdout': final.loaders.holdout})
+    datasets = {name: loader.dataset for name, loader in (others | final.scored).items()}
+    sets = [_cases(final, name) for name in final.scored]
+
+    trained = final.trained
+    baselines, problems = _read_baselines(config, sets[-1])
+    protocol = Protocol(
+        level=config.EVAL.LEVEL,
+        views=config.EVAL.VIEWS or config.DATA.VIEWS,
+        threshold=config.EVAL.THRESHOLD,
+        resamples=config.EVAL.RESAMPLES,
+        seed=config.SEED,
+    )
+    document = build_document(
+        sets,
+        _cases(final, 'holdout') if final.loaders.holdout else None,
+        protocol,
+        run=_describe_run(final, source, train),
+        policy=trained.DATA.UNCERTAIN if trained else '',
+        patients={split: [*dataset.records.patient] for split, dataset in datasets.items()},
+        warnings=[*problems, *_warnings(final, model, source)],
+        extras={
+            'training': _training_curves(final, source),
+            'comparisons': compare_with_baselines(sets[-1], baselines, protocol),
+            'baselines': bool(baselines),
+        },
+    )
+
+    scored = document['sets'][-1]
+    thresholds = {part['label']: part['threshold'] for part in scored['labels']}
+    dataset = datasets[scored['name']]
+    options = {'thresholds': thresholds, 'folder': folder}
+    document |= write_maps(config, model, dataset, sets[-1], **options)
+    for entry in document['maps']:
+        file = folder / entry['file']
+        run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS)
+    thumbnails = _thumbnails(config, datasets, sets, document)
+    for line in document['alerts']:
+        run.logger.warning(line)
+    report = write_report(folder, document, thumbnails, columns=config.REPORT.COLUMNS)
+    run.scalars.write_file(report)
+    return report
+
+
+def _read_baselines(config: Config, cases: Cases) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return name -> probabilities [N, K] of REPORT.BASELINES, and why others cannot be shown.
+
+    A baseline that cannot be read must not cost the report of a long training.
+    """
+    found, problems = {}, []
+    for name, path in config.REPORT.BASELINES.items():
+        file = Path(path)
+        if file.is_dir():
+            file = file / f'predictions_{cases.name}.csv'
+        try:
+            found[name] = read_complete(file, cases.path, cases.labels, task=config.DATA.TASK)
+        except (OSError, ValueError) as error:
+            problems.append(f'the baseline {name} is not shown: {error}')
+    return found, problems
+
+
+def _training_curves(final: FinalScores, source: str) -> dict[str, Any] | None:
+    """Return losses and selection score by epoch, if the model was trained in this folder."""
+    records = _epochs(final.run.folder, source)
+    if not records:
+        return None
+    select_on = (final.trained or final.run.config).EVAL.SELECT_ON
+    split = 'valid' if select_on == 'valid' else 'holdout'  # that of `Selection`
+    names = {
+        'Training loss': 'loss',
+        f'Loss on {split} ({final.task.loss})': f'{split}_loss',
+        f'Mean AUROC on {split}': 'score',
+    }
+    curves = [
+        {'name': name, 'values': [record.get(key) for record in records]}
+        for name, key in names.items()
+    ]
+    return {'epochs': [record['epoch'] for record in records], 'curves': curves}
+
+
+def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
+    """Return what a reader of the report must know about its scores."""
+    config, trained = final.run.config, final.trained
+    warnings = []
+    # Of a file that no longer exists, the log of the training has the warning.
+    if trained and Path(split_key(trained.PRETRAINED)[0]).is_file():
+        before = trained_config(trained.PRETRAINED)
+        if before:
+            warnings += seen_patients(trained.PRETRAINED, before.DATA, config.DATA)
+    is_trained = trained and trained.FINETUNE.MODE not in PROBES
+    if is_trained and _selected_on(trained, source) == 'valid':
+        warnings.append(SELECTED_ON_VALID)
+    if 'internal' in final.scored:
+        warnings.append(INTERNAL)
+    for split, loader in final.scored.items():
+        records = loader.dataset.records
+        warnings += [f'{split}: {doubt}' for doubt in records.doubts]
+        if trained and (warning := views_warning(records.view, trained.DATA.VIEWS)):
+            warnings.append(f'{split}: {warning}')
+    if config.EVAL.MASK_RATIO:
+        warnings.append(
+            f'scores drop {100 * config.EVAL.MASK_RATIO:g} % of the patches of each image '
+            '(EVAL.MASK_RATIO); saliency maps use all'
+        )
+    has_encoder = config.FINETUNE.MODE not in NO_ENCODER
+    if has_encoder and config.REPORT.MAPS and lacks_maps(model):
+        warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
+    return warnings
+
+
+def _cases(final: FinalScores, name: str) -> Cases:
+    """Return the cases of a split, with groups if the split is scored."""
+    config, dataset = final.run.config, getattr(final.loaders, name).dataset
+    records, groups = dataset.records, {}
+    if name in SCORED_SPLITS:
+        groups = all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
+    probabilities = final.task.probabilities(final.values[name])
+    options = {'name': name, 'targets': dataset.targets, 'groups': groups}
+    return cases_of(records, final.task, probabilities, **options)
+
+
+def _describe_run(final: FinalScores, source: str, train: DataLoader | None) -> dict[str, str]:
+    """Return the table of run details for the first screen of the report."""
+    config, trained = final.run.config, final.trained
+    data, has_encoder = config.DATA, config.FINETUNE.MODE not in NO_ENCODER
+    select_on = _selected_on(trained or config, source)
+    labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
+    steps = ', '.join(scored_steps(config)) or 'none'
+    rows = {
+        'Predicts': TASK_WORDS.get(data.TASK, data.TASK),
+        'Labels': ', '.join(data.LABELS),
+        'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px' if has_encoder else '',
+        'Run': f'{config.MODEL.NAME}/{config.TAG}',
+        'Checkpoint': '' if source in PROBES else source,
+        **_describe_training(trained, select_on),
+        **_describe_effort(final.run.folder, select_on, source, train),
+        'Data': f'{data.DATA_PATH} ({data.DATASET}{labeller})',
+        'Blank labels': data.BLANK if task_of(config).has_policies else '',
+        'Images': describe_images(config.EVAL.DATA_PATH or data.DATA_PATH),
+        'Preprocessing': f'{steps}; normalised by {NORMALISED_BY[data.NORMALIZE]}',
+        'Threshold rule': config.EVAL.THRESHOLD,
+        'Patches': describe_dropped(config),
+        'Seed': str(config.SEED),
+        'Code': code_version(),
+    }
+    return {name: value for name, value in rows.items() if value}
+
+
+def _selected_on(trained: Config, source: str) -> str:
+    """Return the split that selected a checkpoint, 'last', or 'unknown' if it was renamed."""
+    name, chosen = Path(source).name, trained.EVAL.SELECT_ON
+    if chosen == 'last' or checkpoint_position(name):
+        return 'last'  # also if no label had enough cases to select a checkpoint
+    if chosen == 'valid':  # also if renamed, so that a report rather warns too often
+        return chosen
+    return 'holdout' if name == BEST_CHECKPOINT else 'unknown'
+
+
+def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]:
+    if trained is None:
+        return {'Training': 'unknown'}
+    data, mode = trained.DATA, trained.FINETUNE.MODE
+    rows = {'Trained part': TRAINED_PARTS.get(mode, mode)}
+    if mode not in NO_ENCODER:
+        rows['Started from'] = trained.MODEL.RESUME or trained.PRETRAINED or 'random weights'
+    rows['Trained on'] = f'{100 * data.TRAIN_FRACTION:g} % of the patients'
+    if data.TRAIN_IMAGES:
+        rows['Trained on'] = f'{data.TRAIN_IMAGES} images'
+    if data.TRAIN_CSV != default_config().DATA.TRAIN_CSV:
+        rows['Trained on'] += f' of {data.TRAIN_CSV}'
+    if data.PSEUDO_LABELS:
+        rows['Trained on'] += f', and pseudo-labels of {data.PSEUDO_LABELS}'
+    if task_of(trained).has_policies:
+        exceptions = ', '.join(f'{k}: {v}' for k, v in data.UNCERTAIN_BY_LABEL.items())
+        policy = f'{data.UNCERTAIN} ({exceptions})' if exceptions else data.UNCERTAIN
+        rows['Uncertain labels in training'] = policy
+    if mode in PROBES:
+        rows['Hyperparameters chosen on'] = 'training patients, by cross-validation'
+    else:
+        rows['Loss'] = trained.LOSS.NAME
+        rows['Epoch chosen on'] = CHOSEN_ON.get(select_on, select_on)
+    return rows
+
+
+def _describe_effort(
+    folder: Path, select_on: str, source: str, train: DataLoader | None
+) -> dict[str, str]:
+    """Return the number of training images, the selected epoch and the training time, if known."""
+    rows, records = {}, _epochs(folder, source)
+    if train is not None:
+        images = train.dataset.records
+        rows['Training images'] = f'{len(images):,} of {len(set(images.patient)):,} patients'
+    if records and Path(source).name == BEST_CHECKPOINT:
+        best = read_checkpoint(source)
+        rows['Selected epoch'] = (
+            f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean AUROC '
+            f'{best["best_score"]:.4f} on {CHOSEN_ON.get(select_on, select_on)}'
+        )
+    if records:
+        seconds = sum(record['seconds'] for record in records)
+        rows['Training time'] = f'{timedelta(seconds=round(seconds))}, without validation'
+    return rows
+
+
+def _epochs(folder: Path, source: str) -> list[dict[str, Any]]:
+    """Read the records of the trained epochs, if the model was trained in this folder."""
+    file = folder / 'metrics.jsonl'
+    if Path(source).parent != folder or not file.is_file():
+        return []
+    return [record for record in read_metrics(file) if 'loss' in record]
+
+
+def _thumbnails(
+    config: Config, datasets: dict[str, XrayDataset], sets: list[Cases], document: dict[str, Any]
+) -> dict[tuple[str, str, str], Image.Image]:
+    """Return (set, label, kind) -> thumbnail of each worst error, or {} if REPORT.MAPS is 0."""
+    found = {}
+    for cases, scored in zip(sets, document['sets'], strict=True):
+        # The metadata baseline reads no images.
+        shows_images = config.REPORT.MAPS and config.FINETUNE.MODE != 'metadata'
+        for error in scored['worst_errors'] if shows_images else []:
+            label, kind = error['label'], error['kind']
+            image = datasets[cases.name].image(cases.strongest_image(error['path'], label))
+            # A new image has no metadata, which could contain the patient's name.
+            small = Image.fromarray(grey_levels(image))
+            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            found[cases.name, label, kind] = small
+    return found

@@ -1,0 +1,203 @@
+"""One patient under several spellings: compared in every place where patients are."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from csv_files import read, row
+from tiny import VIT, config_with, finished_run, run_script
+from xray_splits import LOGGER, make_config, write_split
+
+from data.build import build_loader
+from data.data_finetune import patient_leaks
+from data.loader import Loaders
+from data.tables.folds import folds_of
+from data.tables.groups import add_demographics
+from data.tables.identity import canonical, look_up_names, other_spellings, shared_patients
+from data.tables.reading import read_split
+from data.tables.splits import split_holdout, take_subset, unlabelled_records
+
+SPELLINGS = """117|117.0|000117|117 |117\u00a0|p117|P117|'117|p-117"""
+# Kinds that tables of other programs have.
+SPELLINGS += '|117.00|117,0|１１７|\ufeff117|Patient 117|PATIENT_00117|#117|"117"'
+
+
+@pytest.mark.parametrize('name', SPELLINGS.split('|'))
+def test_spellings_of_a_number_have_one_form(name: str) -> None:
+    """Each part of a path is compared alone."""
+    assert canonical(name) == '117'
+    assert canonical(f'{name}/study01/View1.PNG') == canonical('P-117/1/view1.png')
+
+
+@pytest.mark.parametrize(
+    'a, b',
+    [('117', '1170'), ('117', '117.5'), ('117', '117a'), ('a117', 'b117'), ('0', ''), ('p', 'q'),
+     ('1.17E+02', '117'), ('p10/s1', 'p1/s10'), ('x/1.png', 'x/01.png'), ('117-1', '117-2')],
+)  # fmt: skip
+def test_different_names_stay_different(a: str, b: str) -> None:
+    assert canonical(a) != canonical(b)
+
+
+def test_a_name_is_found_by_itself_or_else_by_another_spelling() -> None:
+    found = look_up_names(['2', '01', 'x', '1.0', '2'], ['1', '02', 'y', '2'], 'F')
+    assert found.tolist() == [3, 0, -1, 0, 3]
+    # A name that is somebody's own is nobody's other spelling.
+    assert look_up_names(['1', '01'], ['1', '3'], 'F').tolist() == [0, -1]
+    with pytest.raises(ValueError, match="F: '007' may be each of '7', '07'"):
+        look_up_names(['007'], ['7', '07'], 'F')
+    assert look_up_names(['a'], [], 'F').tolist() == [-1]
+
+
+def test_patients_of_two_splits_are_found_under_both_spellings() -> None:
+    splits = {'train': ['a', '117', 'b'], 'valid': ['c'], 'test': ['000117', 'b']}
+    (line,) = shared_patients(splits)
+    assert '2 patient(s)' in line and "train and test, for example '000117' and '117'" in line
+    assert other_spellings(['1', 'a', '01', '1', 'P1']) == [('1', '01'), ('1', 'P1')]
+
+
+def loaders_of(root: Path, is_pretrain: bool, *options: object) -> Loaders:
+    return build_loader(make_config(root, *options), LOGGER, is_pretrain)
+
+
+@pytest.fixture
+def spelt(tmp_path: Path) -> Path:
+    """Data whose patients have numbers, and other spellings of two of them in valid.csv."""
+    for split, patients in (('train', 20), ('valid', 4)):
+        write_split(tmp_path, split, patients)
+        table = pd.read_csv(tmp_path / f'{split}.csv', dtype=str, keep_default_na=False)
+        numbers = table['Path'].str.extract(r'patient0*(\d+)/')[0].replace('', '0')
+        if split == 'valid':
+            numbers = numbers.replace({'1000': '7.0', '1001': '000008'})
+        table.assign(Patient=numbers).to_csv(tmp_path / f'{split}.csv', index=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize('is_pretrain', [True, False])
+def test_a_patient_in_two_splits_is_refused_in_every_stage(spelt: Path, is_pretrain: bool) -> None:
+    with pytest.raises(ValueError, match=r"2 patient.*train and valid.*'7' and '7.0'.*SHARED"):
+        loaders_of(spelt, is_pretrain)
+    loaders = loaders_of(spelt, is_pretrain, 'DATA.ALLOW_SHARED_PATIENTS', True)
+    if not is_pretrain:
+        assert any("'7' and '7.0'" in line for line in patient_leaks(loaders))
+    for name in ('train', 'valid'):  # fold files of one's own
+        shutil.copy(spelt / 'train.csv', spelt / f'{name}_0.csv')
+    options = ['DATA.TRAIN_CSV', str(spelt / 'train_0.csv')]
+    options += ['DATA.VALID_CSV', str(spelt / 'valid_0.csv')]
+    with pytest.raises(ValueError, match='20 patient.*both train and valid'):
+        loaders_of(spelt, is_pretrain, *options)
+
+
+def test_the_check_shows_both_spellings(spelt: Path, tmp_path: Path) -> None:
+    file = tmp_path.parent / 'problems.csv'
+    words = ['--data-path', spelt, '--output', file, '--workers', 1, '--opts']
+    for allowed, severity in (('False', 'error'), ('True', 'warning')):
+        run_script('check_data', *words, 'DATA.ALLOW_SHARED_PATIENTS', allowed)
+        found = pd.read_csv(file).query('kind == "patient in two splits"')
+        details = ['7.0 of valid is also in train as 7', '000008 of valid is also in train as 8']
+        assert found['detail'].tolist() == details
+        assert set(found['severity']) == {severity}
+
+
+def test_the_report_says_it_in_its_first_lines(spelt: Path, tmp_path: Path) -> None:
+    data = {'TRAIN_IMAGES': 0, 'ALLOW_SHARED_PATIENTS': True}
+    more = {'DATA': data, 'TRAIN': {'EPOCHS': 1}, 'EVAL': {'RESAMPLES': 0}}
+    more['REPORT'] = {'WRITE': True, 'MAPS': 0}
+    folder = finished_run('finetune', spelt, tmp_path / 'out', model=VIT, **more)
+    report = json.loads((folder / 'report.json').read_text())
+    (line,) = [line for line in report['headline']['alerts'] if 'both' in line]
+    assert line == report['alerts'][0] and "'7' and '7.0'" in line
+    page = (folder / 'report.html').read_text()
+    assert page.index('patient(s) are in both') < page.index('To cite this number')
+
+
+def records_of(root: Path, patients: list[str]):
+    rows = [row(f'{n}/view1_frontal.jpg', Patient=name) for n, name in enumerate(patients)]
+    faults: list = []
+    options = {'look_up': 'none', 'on_fault': faults.append}
+    return read(root, rows, ['Patient', *row('')], **options), faults
+
+
+def test_two_spellings_in_one_table_are_a_warning_and_never_apart(tmp_path: Path) -> None:
+    names = [f'{number:03d}' for number in range(40)] + [f'{number}.0' for number in range(40)]
+    records, faults = records_of(tmp_path, names)
+    (fault,) = [fault for fault in faults if 'spelling' in fault.kind]
+    assert fault.severity == 'warning' and "'000' in row 2 and '0.0' in row 42" in fault.detail
+
+    def count(patients: np.ndarray) -> int:
+        return len({*map(canonical, patients)})
+
+    parts = [part.patient for part in split_holdout(records, 0.3)]
+    parts += [records.patient[folds_of(records.patient, 3) == number] for number in range(3)]
+    parts.append(take_subset(records, fraction=0.5, images=0, seed=0).patient)
+    assert len(parts[-1]) == 40
+    for patients in parts:
+        assert count(patients) == len(patients) / 2
+    config = config_with(DATA__TRAIN_IMAGES=5, DATA__VIEWS='all')
+    chosen = take_subset(records, fraction=1, images=5, seed=0)
+    assert count(unlabelled_records(config, records).patient) == 40 - count(chosen.patient)
+
+
+def test_numbers_in_scientific_notation_are_a_warning(tmp_path: Path) -> None:
+    _, faults = records_of(tmp_path, ['1.23457E+11', '9,8E+10', '7', '12e5'])
+    (fault,) = [fault for fault in faults if fault.kind == 'scientific notation']
+    assert fault.severity == 'warning' and '2 name(s)' in fault.detail
+
+
+def test_images_studies_and_patients_are_left_out_in_every_stage(tmp_path: Path, log) -> None:
+    write_split(tmp_path, 'train', 20)
+    write_split(tmp_path, 'valid', 4)
+    before = read_split(make_config(tmp_path), 'train', LOGGER)
+    listed = tmp_path / 'list.csv'
+    image, other = before.path[2], before.file[5]
+    rows = [f'{image},,', f'{other.replace("patient0", "Patient")},,', ',patient00007/study1,']
+    rows += [',,P-8', ',1,9.0', 'nobody.png,,', ',,1001']
+    listed.write_text('\n'.join(['Path,Study,Patient', *rows]))
+    options = ['DATA.LEAVE_OUT', str(listed)]
+    for is_pretrain in (True, False):
+        whole, less = (loaders_of(tmp_path, is_pretrain, *more) for more in ([], options))
+        gone = {image, before.path[5], *before.path[14:20]}
+        for name in ('train', 'holdout', 'valid'):
+            a, b = (getattr(loaders, name) for loaders in (whole, less))
+            if a is not None:
+                want = [path for path in a.dataset.records.path if path not in gone]
+                want = [path for path in want if 'patient01001' not in path]
+                assert b.dataset.records.path.tolist() == want
+    assert '8 images of train are left out' in log.text
+    assert '2 images of valid are left out' in log.text
+    listed.write_text('Patient\nnobody\n')
+    for is_pretrain in (True, False):
+        with pytest.raises(ValueError, match=r'LEAVE_OUT.*none of the 1'):
+            loaders_of(tmp_path, is_pretrain, *options)
+    listed.write_text('name\nx\n')
+    with pytest.raises(ValueError, match=r'list\.csv.*file or Path or Study or Patient'):
+        loaders_of(tmp_path, True, *options)
+
+
+def test_leaving_a_shared_patient_out_is_enough(spelt: Path) -> None:
+    (spelt / 'list.csv').write_text('Patient\n7\n8\n')
+    loaders = loaders_of(spelt, False, 'DATA.LEAVE_OUT', str(spelt / 'list.csv'))
+    train, valid = ({*each.dataset.records.patient} for each in (loaders.train, loaders.valid))
+    assert not {'7', '8', '7.0', '000008'} & (train | valid)
+    assert valid == {'1002', '1003'}
+
+
+def test_demographics_are_joined_by_either_spelling(spelt: Path) -> None:
+    """As a spreadsheet writes the numbers of the patients, in the file of MIMIC-IV's form."""
+    rows = [f"'{number:04d},{'FM'[number % 2]},{30 + number}" for number in range(20)]
+    (spelt / 'patients.csv').write_text('\n'.join(['subject_id,gender,anchor_age', *rows]))
+    table = pd.read_csv(spelt / 'train.csv', dtype=str, keep_default_na=False)
+    table.drop(columns=['Sex', 'Age']).to_csv(spelt / 'train.csv', index=False)
+    config = make_config(spelt, 'DATA.ALLOW_SHARED_PATIENTS', True)
+    records = add_demographics(read_split(config, 'train', LOGGER), 'patients.csv')
+    assert records.age.tolist() == [30 + int(name) for name in records.patient]
+    assert set(records.sex) == {'Female', 'Male'}
+    rows[3] = rows[3].replace("'0003", '7')
+    (spelt / 'patients.csv').write_text('\n'.join(['subject_id,gender,anchor_age', *rows]))
+    records = read_split(config, 'train', LOGGER)
+    assert add_demographics(records, 'patients.csv').age[14] == 33, 'its own name comes first'
+    (spelt / 'patients.csv').write_text('subject_id,gender\n7,W\n')
+    with pytest.raises(ValueError, match="patients.csv.*'gender'.*'W'"):
+        add_demographics(records, 'patients.csv')

@@ -1,0 +1,201 @@
+"""Files of tables: all forms give the same texts with the numbers of their rows; hostile files."""
+
+import gzip
+import json
+import tracemalloc
+import zipfile
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import openpyxl
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from csv_files import read, row
+
+from data.tables.chexpert import read_csv
+from data.tables.table import Table
+from data.tables.table_files import cell_text, csv_text
+
+ROWS = [['a.png', '7', '1', 'Müller'], ['b.png', '', '0', 'x;y'], ['c.png', '61.5', '-1', 'a,b']]
+HEADER = ['Path', 'Age', 'Edema', 'note']
+
+
+def typed() -> pd.DataFrame:
+    """The same rows with numbers and an empty cell."""
+    values = [['a.png', 7, 1, 'Müller'], ['b.png', None, 0, 'x;y'], ['c.png', 61.5, -1, 'a,b']]
+    return pd.DataFrame(values, columns=HEADER)
+
+
+def write_csv(file: Path, separator: str, encoding: str = 'utf-8', start: str = '') -> None:
+    text = pd.DataFrame(ROWS, columns=HEADER).to_csv(sep=separator, index=False)
+    file.write_bytes((start + text).replace('\n', '\r\n').encode(encoding))
+
+
+def write_mac(file: Path, start: list[str]) -> None:
+    file.write_bytes('\r'.join([*start, *map('\t'.join, [HEADER, *ROWS])]).encode())
+
+
+WRITERS = {
+    'plain.csv': lambda file: write_csv(file, ','),
+    'mark.csv': lambda file: write_csv(file, ',', 'utf-8-sig'),
+    'german.csv': lambda file: write_csv(file, ';', 'utf-8-sig'),
+    'excel.csv': lambda file: write_csv(file, ';', 'utf-8-sig', 'sep=;\n'),
+    'tabs.tsv': lambda file: write_csv(file, '\t'),
+    'mac.tsv': lambda file: write_mac(file, []),
+    'mac_excel.tsv': lambda file: write_mac(file, ['sep=\t']),
+    'unicode.txt': lambda file: write_csv(file, '\t', 'utf-16'),
+    'book.xlsx': lambda file: typed().to_excel(file, index=False),
+    'lines.jsonl': lambda file: typed().to_json(file, orient='records', lines=True),
+    'data.parquet': lambda file: typed().to_parquet(file, index=False),
+    'index.csv': lambda file: pd.DataFrame(ROWS, columns=HEADER).to_csv(file),
+    'PACKED.CSV.GZ': lambda file: typed().to_csv(file, index=False, compression='gzip'),
+}
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_every_form_of_a_file_has_the_same_texts(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    table = Table(tmp_path / name)
+    assert [*table.cells] == HEADER and table.row.tolist() == [0, 1, 2]
+    cells = [table[column].tolist() for column in HEADER]
+    cells[1] = [cell.removesuffix('.0') for cell in cells[1]]
+    assert [*map(list, zip(*cells, strict=True))] == ROWS
+    header = Table(tmp_path / name, lambda fault: None, num_rows=0)
+    assert [*header.cells] == HEADER and not len(header)
+
+
+@pytest.mark.parametrize('separator', [',', ';'])
+def test_columns_of_many_different_cells_keep_their_texts(tmp_path: Path, separator: str) -> None:
+    """Cells of one column differ from the first row on, and of another one from row 4,000 on."""
+    rows = [[f'{n}.png', str(n % 3), str(max(0, n - 4_000))] for n in range(11_000)]
+    lines = map(separator.join, [HEADER[:3], *rows])
+    (tmp_path / 'a.csv').write_text('\n'.join(lines))
+    table = Table(tmp_path / 'a.csv')
+    assert [*map(list, zip(*map(table.__getitem__, HEADER[:3]), strict=True))] == rows
+
+
+def test_memory_for_reading_is_a_small_multiple_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / 'a.csv'
+    cells = ',Male,60,Frontal,AP,' + ','.join(['1.0', '', '0.0', '-1.0', ''] * 3)
+    rows = [f'data/train/patient{n:05d}/study1/view1_frontal.jpg{cells}' for n in range(10_000)]
+    file.write_text('\n'.join([','.join(map(str, range(20))), *rows]))
+    tracemalloc.start()
+    table = Table(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(table) == len(rows)
+    assert peak < 6 * file.stat().st_size
+
+
+def test_decimal_commas_belong_to_semicolons(tmp_path: Path) -> None:
+    (tmp_path / 'a.csv').write_text('a;b;c\n0,5;-1,0;1,2,3\n')
+    assert Table(tmp_path / 'a.csv').cells.iloc[0].tolist() == ['0.5', '-1.0', '1,2,3']
+    (tmp_path / 'a.csv').write_text('a,b\n"0,5","x;y"\n')
+    assert Table(tmp_path / 'a.csv').cells.iloc[0].tolist() == ['0,5', 'x;y']
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [(1.0, '1'), (0.5, '0.5'), (np.nan, ''), (None, ''), (True, '1'), (np.False_, '0'), ('x', 'x'),
+     (Decimal('1.00'), '1'), (Decimal('100'), '100'),
+     (np.int64(7), '7'), (pd.NaT, ''), (pd.NA, ''), (1.5e17, '1.5e+17'),
+     (2.0**53 - 1, '9007199254740991'), (2.0**53, '9007199254740992.0'), ([1, 'a'], '[1, "a"]')],
+)  # fmt: skip
+def test_a_typed_cell_has_one_text(value: object, text: str) -> None:
+    assert cell_text(value) == text
+
+
+def test_rows_keep_their_numbers_in_files(tmp_path: Path) -> None:
+    table = pd.DataFrame({'a': [1.0, np.nan], 'b': ['x', 'y\nz']}, index=[2, 5])
+    (tmp_path / 'a.csv').write_text(csv_text(table))
+    again = Table(tmp_path / 'a.csv')
+    assert again.row.tolist() == [2, 5] and again['a'].tolist() == ['1', '']
+    assert again['b'].tolist() == ['x', 'y\nz']
+
+
+def test_labels_may_be_in_a_spreadsheet(tmp_path: Path) -> None:
+    rows = [row(f'X/train/patient0000{n}/study1/view1_frontal.jpg', Edema='1') for n in range(3)]
+    plain = read(tmp_path, rows, look_up='none')
+    frame = pd.read_csv(tmp_path / 'train.csv')
+    frame.to_excel(tmp_path / 'train.xlsx', index=False)
+    again = read_csv(tmp_path, 'train.xlsx', look_up='none')
+    np.testing.assert_array_equal(again.labels, plain.labels)
+    np.testing.assert_array_equal(again.age, plain.age)
+    frame.assign(Edema=[1, 2, 1]).to_excel(tmp_path / 'train.xlsx', index=False)
+    with pytest.raises(ValueError, match=r"train\.xlsx, row 3.*'Edema'.*'2'"):
+        read_csv(tmp_path, 'train.xlsx', look_up='none')
+
+
+def test_the_inner_folder_of_an_archive_is_named(tmp_path: Path) -> None:
+    inner = tmp_path / 'archive/CheXpert-v1.0-small'
+    inner.mkdir(parents=True)
+    (inner / 'train.csv').write_text('Path\n')
+    with pytest.raises(ValueError, match=f'it is in {inner}: use this folder'):
+        read_csv(tmp_path, 'train.csv')
+
+
+def bomb(file: Path) -> None:
+    if file.suffix == '.xlsx':
+        with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr('xl/workbook.xml', ' ' * 2**23)
+    elif file.suffix == '.gz':
+        file.write_bytes(gzip.compress(b'a,b\n1,2\n' + b'\n' * 2**21))
+    elif file.suffix == '.parquet':
+        pq.write_table(pa.table({'a': ['x' * 1000] * 70_000}), file)
+    else:
+        keys = ({f'k{number}': 1} for number in range(1000))
+        file.write_text('\n'.join(map(json.dumps, keys)))
+
+
+@pytest.mark.parametrize('name', ['a.xlsx', 'a.parquet', 'a.jsonl', 'a.csv.gz'])
+def test_hostile_and_damaged_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    bomb(tmp_path / name)
+    with pytest.raises(ValueError, match=name):
+        Table(tmp_path / name)
+    (tmp_path / name).write_bytes(b'PK\x03\x04 no such file')
+    with pytest.raises(ValueError, match=name):
+        Table(tmp_path / name)
+
+
+def test_columns_of_images_in_a_parquet_file_are_no_cells(tmp_path: Path) -> None:
+    columns = {'image': [{'bytes': b'x', 'path': None}], 'raw': [b'x'], 'label': [1], 'l': [[1, 2]]}
+    pq.write_table(pa.table(columns), tmp_path / 'a.parquet')
+    table = Table(tmp_path / 'a.parquet')
+    assert [*table.cells] == ['label', 'l'] and table['l'].tolist() == ['[1, 2]']
+
+
+def test_a_formula_without_a_value_is_no_empty_cell(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for cells in (['Path', 'Edema'], ['a.png', 1], ['b.png', '=IF(B2=1,0,1)']):
+        book.active.append(cells)
+    book.save(tmp_path / 'book.xlsx')
+    with pytest.raises(ValueError, match='book.xlsx.*row 3 has a formula without its value'):
+        Table(tmp_path / 'book.xlsx')
+
+
+def test_a_hidden_sheet_in_front_is_not_read(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(['old'])
+    book.active.sheet_state = 'hidden'
+    labels = book.create_sheet('labels')
+    labels.append(['Path', 'Edema'])
+    labels.append(['a.png', 1])
+    book.active = 1
+    book.save(tmp_path / 'book.xlsx')
+    assert Table(tmp_path / 'book.xlsx')['Edema'].tolist() == ['1']
+
+
+def test_a_key_that_a_json_object_repeats_is_refused(tmp_path: Path) -> None:
+    (tmp_path / 'a.jsonl').write_text('{"Path": "a.png", "Edema": 0, "Edema": 1}\n')
+    with pytest.raises(ValueError, match='a.jsonl.*line 1.*a key twice'):
+        Table(tmp_path / 'a.jsonl')
+
+
+@pytest.mark.parametrize('name', ['labels.xls', 'labels.ods', 'labels.zip'])
+def test_a_file_that_is_no_text_says_which_files_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b'\xd0\xcf\x11\xe0')
+    with pytest.raises(ValueError, match='as CSV in UTF-8, or as .xlsx'):
+        Table(tmp_path / name)

@@ -1,0 +1,276 @@
+"""The report of a run: scores from the prediction files, details, and hashed names."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from curves import curves, image_steps
+from PIL import Image
+from sklearn.metrics import f1_score, roc_auc_score
+from tiny import ROOT, finished_run
+
+from config import Config, default_config
+from data.tables.labels import COMPETITION_LABELS, LABELS
+from evaluation.final_scores import check_scoring
+from evaluation.report.run_report import SELECTED_ON_VALID
+from scripts.phantom import make_phantom
+from system.files import sha256
+from utils import read_checkpoint
+
+pytestmark = pytest.mark.usefixtures('few_cases_select')
+PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
+REPORT = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 200}}
+
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('many') / 'CheXpert-phantom'
+    make_phantom(folder, num_train=90, num_valid=5, num_test=60, size=32, seed=4)
+    for path in (folder / 'valid').rglob('*.jpg'):  # some data sets have PNG files of 16 bits
+        grey = np.asarray(Image.open(path).convert('L'), dtype=np.uint16)
+        Image.fromarray(grey * 257).save(path, 'PNG')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def finished(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('run')
+    return finished_run('finetune', many, folder, DATA={'VIEWS': 'all'}, **REPORT)
+
+
+def studies(folder: Path, data: Path, split: str) -> pd.DataFrame:
+    """Return the largest probability ('<label> p') and label ('<label> y') of each study."""
+    predicted = pd.read_csv(folder / f'predictions_{split}.csv').set_index('Path')
+    csv = 'train.csv' if split == 'holdout' else f'{split}.csv'
+    labels = pd.read_csv(data / csv).set_index('Path').loc[predicted.index, list(LABELS)]
+    # In this data set, blank is negative, and uncertain is not scored.
+    labels = labels.fillna(0).where(lambda cells: cells != -1)
+    table = pd.concat([predicted.add_suffix(' p'), labels.add_suffix(' y')], axis=1)
+    return table.groupby(table.index.str.rsplit('/', n=1).str[0]).max()
+
+
+def test_scores_are_those_of_the_prediction_files(finished: Path, many: Path) -> None:
+    report = json.loads((finished / 'report.json').read_text())
+    assert [part['name'] for part in report['sets']] == ['valid', 'test']
+    table = studies(finished, many, 'test')
+    scored = 0
+    for part in report['sets'][1]['labels']:
+        p, y = table[f'{part["label"]} p'], table[f'{part["label"]} y']
+        known = y.notna()
+        if y[known].nunique() < 2:
+            assert part['scores']['auroc']['value'] is None
+            continue
+        scored += 1
+        assert part['positives'] == y.sum()
+        want = roc_auc_score(y[known], p[known])
+        assert part['scores']['auroc']['value'] == pytest.approx(want, abs=1e-9)
+        if part['threshold'] is not None:
+            called = p[known] >= part['threshold'] * (1 - 1e-8)  # the file contains nine digits
+            want = f1_score(y[known], called, zero_division=np.nan)
+            assert part['scores']['f1']['value'] == pytest.approx(want, nan_ok=True)
+    assert scored > 8
+    areas = {p['label']: p['scores']['auroc'] for p in report['sets'][1]['labels']}
+    five = [areas[label]['value'] for label in COMPETITION_LABELS]
+    assert report['headline']['score']['value'] == pytest.approx(np.mean(five))
+    assert areas['Lung Opacity']['low'] < areas['Lung Opacity']['value']
+
+
+def test_thresholds_are_youdens_on_the_held_out_patients(finished: Path, many: Path) -> None:
+    report = json.loads((finished / 'report.json').read_text())
+    table = studies(finished, many, 'holdout')
+    chosen = 0
+    for part in report['sets'][1]['labels']:
+        p, y = table[f'{part["label"]} p'], table[f'{part["label"]} y']
+        if y.dropna().nunique() < 2:
+            assert part['threshold'] is None
+            continue
+        scores = {t: p[y == 1].ge(t).mean() - p[y == 0].ge(t).mean() for t in p[y.notna()]}
+        best = max(t for t, score in scores.items() if score > max(scores.values()) - 1e-12)
+        assert part['threshold'] == pytest.approx(best, rel=1e-7)
+        chosen += 1
+    assert chosen > 5
+
+
+def test_the_report_contains_groups_and_maps(finished: Path) -> None:
+    report = json.loads((finished / 'report.json').read_text())
+    columns = {part['column']: part for part in report['sets'][1]['groups']}
+    assert set(columns) == {'Sex', 'Age', 'View'}
+    rows = sum(group['rows'] for group in columns['Sex']['groups'])
+    assert rows == report['sets'][1]['rows']
+    assert report['maps']
+    assert any('synthetic' in line for line in report['headline']['alerts'])
+    assert '>These are synthetic X-rays' in (finished / 'report.html').read_text('utf-8')
+    assert set(image_steps(finished)) == {f'maps/{Path(e["file"]).stem}' for e in report['maps']}
+    assert 'epoch/holdout_auroc/Edema' in curves(finished)
+    for entry in report['maps']:
+        assert (finished / entry['file']).read_bytes().startswith(b'\x89PNG')
+        above = entry['probability'] >= entry['threshold']
+        assert above == (entry['kind'] in ('true positive', 'false positive'))
+    assert -1 <= report['maps_check']['similarity'] <= 1
+
+
+def test_baselines_are_read_from_a_run_or_a_file(finished, many, tmp_path) -> None:
+    """A run equals itself, and a file that lacks a row is not shown."""
+    table = pd.read_csv(finished / 'predictions_test.csv')
+    table.iloc[1:].to_csv(tmp_path / 'part.csv', index=False)
+    baselines = {'itself': str(finished), 'part': str(tmp_path / 'part.csv'), 'lost': 'none.csv'}
+    words = ['--eval', '--resume', str(finished / 'ckpt_best.pth')]
+    words += ['--opts', 'REPORT.BASELINES', str(baselines)]
+    sections = {'REPORT': {'WRITE': True, 'MAPS': 0}, 'EVAL': {'RESAMPLES': 0}}
+    folder = finished_run('finetune', many, tmp_path, *words, DATA={'VIEWS': 'all'}, **sections)
+    report = json.loads((folder / 'report_eval' / 'report.json').read_text())
+    (entry,) = report['comparisons']
+    assert (entry['b'], entry['set']) == ('itself', report['headline']['set'])
+    assert {part['difference']['value'] for part in entry['labels'].values()} == {0}
+    told = [line for line in report['warnings'] if line.startswith('the baseline')]
+    assert len(told) == 2 and 'part.csv' in told[0] and 'none.csv' in told[1]
+
+
+@pytest.mark.slow
+def test_eval_of_the_same_checkpoint_gives_the_same_report(finished, many, tmp_path) -> None:
+    more = ['--eval', '--resume', str(finished / 'ckpt_best.pth')]
+    run = finished_run('finetune', many, tmp_path, *more, DATA={'VIEWS': 'all'}, **REPORT)
+    folder = run / 'report_eval'
+    first, again = (json.loads((f / 'report.json').read_text()) for f in (finished, folder))
+    assert (first.pop('training')['epochs'], again.pop('training')) == ([0, 1], None)
+    for key in ('headline', 'sets', 'maps', 'maps_check', 'published'):
+        assert again[key] == first[key], key
+    rows = {row['name']: row['value'] for row in again['run']}
+    assert rows['Uncertain labels in training'] == 'ignore', 'read from the checkpoint'
+    assert rows['Checkpoint'] == str(finished / 'ckpt_best.pth')
+
+
+@pytest.mark.slow
+def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(phantom, tmp_path) -> None:
+    """Whatever EVAL.SELECT_ON --eval is given."""
+    evaluation = {'SELECT_ON': 'valid', 'RESAMPLES': 0}
+    options = {'REPORT': {'WRITE': True, 'MAPS': 0}, 'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}}
+    folder = finished_run('finetune', phantom, tmp_path, EVAL=evaluation, **options)
+    evaluation['SELECT_ON'] = 'holdout'
+    finished_run('finetune', phantom, tmp_path, '--eval', EVAL=evaluation, **options)
+    first, again = (
+        json.loads((folder / part / 'report.json').read_text()) for part in ('', 'report_eval')
+    )
+    assert again['training'] == first['training']
+    (epoch,) = (row['value'] for row in again['run'] if row['name'] == 'Selected epoch')
+    assert epoch.endswith('on valid')
+    assert SELECTED_ON_VALID in again['warnings']
+
+    regular = ['--eval', '--resume', str(folder / 'ckpt_epoch_0.pth')]
+    finished_run('finetune', phantom, tmp_path, *regular, EVAL=evaluation, **options)
+    last = json.loads((folder / 'report_eval' / 'report.json').read_text())
+    rows = {row['name']: row['value'] for row in last['run']}
+    assert rows['Epoch chosen on'].endswith('the last epoch') and 'Selected epoch' not in rows
+    assert SELECTED_ON_VALID not in last['warnings'] and last['training'] == first['training']
+
+    best, renamed = read_checkpoint(folder / 'ckpt_best.pth'), tmp_path / 'renamed.pth'
+    text = best['config'].replace('SELECT_ON: valid', 'SELECT_ON: auto')
+    torch.save(best | {'config': text}, renamed)
+    words = ['--eval', '--resume', str(renamed)]
+    finished_run('finetune', phantom, tmp_path, *words, EVAL=evaluation, **options)
+    unknown = json.loads((folder / 'report_eval' / 'report.json').read_text())
+    rows = {row['name']: row['value'] for row in unknown['run']}
+    assert rows['Epoch chosen on'] == 'unknown' and SELECTED_ON_VALID not in unknown['warnings']
+
+
+@pytest.mark.slow
+def test_the_report_warns_of_weights_that_have_seen_scored_patients(phantom, tmp_path) -> None:
+    """Weights of another training table, also with --eval."""
+    options = {'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, 'EVAL': {'RESAMPLES': 0}}
+    options['REPORT'] = {'WRITE': True, 'MAPS': 0}
+    tables = [
+        str(shutil.copy(phantom / 'train.csv', tmp_path / name)) for name in ('a.csv', 'b.csv')
+    ]
+    earlier = {'TRAIN_CSV': tables[0], 'TRAIN_IMAGES': 0}
+    folder = finished_run('finetune', phantom, tmp_path, DATA=earlier, **options)
+    words = ['--pretrained', str(folder / 'ckpt_epoch_0.pth'), '--tag']
+    for tag, table, number in (('other', tables[1], 1), ('same', tables[0], 0)):
+        later = options | {'DATA': {'TRAIN_CSV': table, 'TRAIN_IMAGES': 0}}
+        for part, more in (('', []), ('report_eval', ['--eval'])):
+            finished_run('finetune', phantom, tmp_path, *words, tag, *more, **later)
+            text = (folder.with_name(tag) / part / 'report.json').read_text()
+            found = [line for line in json.loads(text)['warnings'] if 'DATA.TRAIN_CSV' in line]
+            assert len(found) == number
+            assert all(line.startswith(f'{words[1]} was trained') for line in found)
+
+
+@pytest.mark.slow
+def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
+    assert list(finished.rglob('events.out.tfevents.*'))
+    naming = {
+        file.name
+        for file in finished.rglob('*')
+        if file.is_file() and PATIENT.search(file.read_bytes())
+    }
+    predictions = {f'predictions_{split}.csv' for split in ('holdout', 'valid', 'test')}
+    assert naming == predictions | {'report.html', 'report.json'}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Config:
+    """Options of fine-tuning, and a checkpoint with them: tmp_path/c.pth."""
+    config = default_config()
+    config.merge_from_file(str(ROOT / 'configs/base/chexpert_finetune.yaml'))
+    config.MODEL.NUM_CLASSES = 14
+    save(config, tmp_path)
+    return config
+
+
+def save(config: Config, folder: Path) -> None:
+    torch.save({'model': {}, 'config': config.dump()}, folder / 'c.pth')
+
+
+def test_eval_is_compared_with_the_options_of_the_checkpoint(trained, tmp_path, caplog) -> None:
+    def check(key: str, value: object) -> None:
+        config = trained.clone()
+        config.merge_from_list([key, value])
+        run = SimpleNamespace(config=config, logger=logging.getLogger())
+        check_scoring(run, tmp_path / 'c.pth')
+
+    mistakes = {'DATA.TASK': 'effusion', 'DATA.HOLDOUT_FRACTION': 0.3, 'EVAL.INTERNAL_SHARE': 0.5}
+    mistakes |= {'DATA.TRAIN_CSV': 'fewer.csv', 'MODEL.HEAD': 'attention'}
+    for key, value in (mistakes | {'MODEL.SWIN.NUM_HEADS': [2, 6, 12, 24]}).items():
+        with pytest.raises(ValueError, match=key):
+            check(key, value)
+    trained.EVAL.INTERNAL_SHARE = 0.5
+    save(trained, tmp_path)
+    with pytest.raises(ValueError, match='trained with DATA.HOLDOUT_FRACTION'):
+        check('DATA.HOLDOUT_FRACTION', 0.01)
+    trained.EVAL.INTERNAL_SHARE = 0.0
+    save(trained, tmp_path)
+    check('DATA.TRAIN_CSV', trained.DATA.TRAIN_CSV)
+    assert not caplog.messages
+    trained.DATA.DATA_PATH = 'another_hospital'
+    check('DATA.TRAIN_CSV', 'fewer.csv')
+    assert 'DATA.TRAIN_CSV' in caplog.text and 'trained the model' in caplog.text
+    check('DATA.NORMALIZE', 'image')
+    assert 'DATA.NORMALIZE' in caplog.messages[-1]
+
+
+def test_a_copy_of_the_data_is_recognised_by_its_training_table(trained, many, tmp_path, caplog):
+    """A folder copied or packed elsewhere; a test table alone names no training patients."""
+    trained.DATA.DATA_PATH = 'elsewhere'
+    save(trained, tmp_path)
+    files = {name: sha256(many / name) for name in ('train.csv', 'test.csv')}
+    files |= {'DATA.DATASET': '0'}
+    (tmp_path / 'run.json').write_text(json.dumps({'data': {'files': files}}))
+    config = trained.clone()
+    config.DATA.TRAIN_CSV, config.DATA.DATA_PATH = 'fewer.csv', str(tmp_path / 'copy')
+    run = SimpleNamespace(config=config, logger=logging.getLogger())
+    (tmp_path / 'copy').mkdir()
+    for name in ('train.csv', 'test.csv'):
+        shutil.copy(many / name, tmp_path / 'copy')
+    with pytest.raises(ValueError, match=r"DATA\.TRAIN_CSV 'train.csv'"):
+        check_scoring(run, tmp_path / 'c.pth')
+    assert not caplog.messages
+    with (tmp_path / 'copy' / 'train.csv').open('a') as file:
+        file.write('\n')
+    check_scoring(run, tmp_path / 'c.pth')
+    assert "DATA.TRAIN_CSV 'train.csv'" in caplog.text

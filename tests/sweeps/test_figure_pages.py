@@ -1,0 +1,656 @@
+"""Figures of every command: they fit on a page, and their legends say what is true."""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+from sweep_runs import make_sweep, methods_file
+from tiny import ROOT, run_script
+
+from data.describe import charts, figures
+from evaluation.reconstruction import Reconstruction, plot_reconstructions
+from evaluation.saliency import plot_prediction
+from sweeps import plots
+from sweeps.files import Row, Sweep, in_order, load_sweep, only_subsets, plan, run_folder
+from sweeps.long_table import SYNTHETIC
+from sweeps.tables import score_title
+from system.pages import (
+    TALLEST,
+    WIDTH,
+    encode_figure,
+    new_figure,
+    note_on_images,
+    page_files,
+    split_pages,
+)
+
+SWEEPS = sorted([*ROOT.glob('scripts/comparison/*.yaml'), *ROOT.glob('scripts/studies/*.yaml')])
+ABLATION, *ABLATIONS = sorted(ROOT.glob('scripts/ablations/**/*.yaml'))
+GROUPS = [f'Age: {n} to {n + 9}' for n in range(0, 100, 10)]
+LABELS = [f'Finding number {n}' for n in range(40)]
+
+
+@pytest.fixture
+def saved(monkeypatch) -> list[Figure]:
+    """The figures that a test saves, without drawing them."""
+    found: list[Figure] = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: found.append(figure))
+    return found
+
+
+def check_pages(found: list[Figure], wanted: int) -> None:
+    assert len(found) == wanted
+    for figure in found:
+        width, height = figure.get_size_inches()
+        assert width <= WIDTH and height <= TALLEST, (width, height)
+    found.clear()
+
+
+def long_table(sweep: Sweep, labels: Sequence[str] = LABELS) -> pd.DataFrame:
+    """A made-up long table: labels, their mean, and the mean in 10 groups."""
+    rng, lines = np.random.default_rng(0), []
+    for row in sweep.rows:
+        places = [(label, '') for label in [*labels, 'mean']] + [('mean', g) for g in GROUPS]
+        for label, group in places:
+            value = rng.uniform(0.5, 0.9)
+            line = {'row': row.name, 'label': label, 'group': group, 'metric': 'auroc'}
+            for end, number in (('', value), ('low', value - 0.1), ('high', value + 0.1)):
+                lines.append(line | {'seed': '', 'resample': end, 'value': number})
+            seeds = [{'seed': str(s), 'resample': '', 'value': value + s / 100} for s in range(3)]
+            lines += [line | seed for seed in seeds]
+            if label == 'mean':  # fewer labels are defined in some of the groups
+                count = {'metric': 'auroc_labels', 'seed': '0', 'resample': '', 'value': 30}
+                lines.append(line | count | ({} if group in GROUPS[:3] else {'value': 40}))
+    return pd.DataFrame(lines)
+
+
+def score_table(sweep: Sweep) -> pd.DataFrame:
+    """A made-up result of `read_lines`, in which each row is compared with two others."""
+    lines = []
+    for n, row in enumerate(sweep.rows):
+        for against in (sweep.rows[0].name, sweep.rows[1].name):
+            line = {'row': row.name, 'against': against, 'score': 'mean', 'verdict': 'above'}
+            line |= {'value': 0.7 + n / 1000, 'low': 0.6, 'high': 0.8, 'by_seed': [0.1, 0.1]}
+            line |= {'difference': 0.1, 'patients_low': 0.0, 'patients_high': 0.2}
+            lines.append(line | {'seeds_low': 0.05, 'seeds_high': 0.15})
+    return pd.DataFrame(lines)
+
+
+def make_curve(output: Path, stage: str, row: Row, epochs: list[int]) -> None:
+    """Write the losses of a run with seed 0."""
+    folder = run_folder(output, stage, row, 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f'{{"epoch": {epoch}, "holdout_loss": {epoch + 1}}}\n' for epoch in epochs]
+    (folder / 'metrics.jsonl').write_text(''.join(lines))
+
+
+@pytest.fixture(scope='module')
+def methods(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Three methods with a tenth and all of the labels."""
+    return load_sweep(methods_file(tmp_path_factory.mktemp('sweep')))
+
+
+@pytest.fixture
+def table(methods: Sweep) -> pd.DataFrame:
+    return long_table(methods)
+
+
+def test_figures_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/mae_resnet.yaml', 'full')
+    sweep = only_subsets(sweep, ['1000', 'all'])  # 34 methods
+    lines, scores = score_table(sweep), long_table(sweep, LABELS[:14])
+    for row in sweep.rows:
+        make_curve(tmp_path, 'finetune', row, [-1, 0])
+    for draw, most_rows in (
+        (lambda path: plots.plot_scores(path, lines, sweep), 24),
+        (lambda path: plots.plot_differences(path, lines, sweep), 24),
+        (lambda path: plots.plot_labels(path, scores, sweep), 8),
+        (lambda path: plots.plot_groups(path, scores, sweep, 'mean'), 8),
+        (lambda path: plots.plot_subsets(path, scores, sweep, 'mean'), 8),
+        (lambda path: plots.plot_curves(path, sweep, [0], tmp_path, pretrain=False), 12),
+    ):
+        files = draw(tmp_path / 'f.png')
+        assert [file.name for file in files] == [f'f_{n + 1}.png' for n in range(len(files))]
+        assert len(files) >= 34 / most_rows
+        check_pages(saved, len(files))
+
+
+def test_a_page_of_scores_shows_all_rows_of_a_share(tmp_path: Path, saved) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')  # three shares, 30 rows
+    plots.plot_scores(tmp_path / 'f.png', score_table(sweep), sweep)
+    panels = [[len(axis.get_yticks()) for axis in figure.axes] for figure in saved]
+    assert panels == [[10, 10], [10]]
+
+
+def test_curves_of_contrastive_methods_begin_after_an_epoch(methods, tmp_path, saved) -> None:
+    """Before it, MoCo has no images to compare with, and its loss is 0."""
+    for row in methods.rows[:2]:
+        make_curve(tmp_path, row.pretraining, row, [-1, 0])
+    plots.plot_curves(tmp_path / 'c.png', methods, [0], tmp_path, pretrain=True)
+    epochs = {axis.get_title(): [*axis.lines[0].get_xdata()] for axis in saved[0].axes}
+    assert epochs == {'simmim': [0, 1], 'moco': [1]}
+    note = saved[0].get_supxlabel()
+    assert 'held-out patients' in note and 'training images.' not in note.replace('\n', ' ')
+
+
+def test_curves_name_a_training_loss_that_is_not_the_held_out_one(methods, tmp_path, saved) -> None:
+    focal = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')
+    for sweep in (focal, methods):
+        make_curve(tmp_path, 'finetune', sweep.rows[0], [0])
+        plots.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=False)
+    notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
+    assert 'another loss (focal) than held-out patients (bce)' in notes[0]
+    assert 'another' not in notes[1] and 'Labelled: 10 % of the labels.' in notes[1]
+
+
+def test_curves_are_those_of_the_runs_with_the_most_labels(methods: Sweep, tmp_path: Path) -> None:
+    def found(seed: int = 0) -> list[Row]:
+        return plots.rows_with_curves(methods, [seed], tmp_path, pretrain=False)
+
+    assert found() == []
+    few, many = ([row for row in methods.rows if row.subset == share] for share in ('0.1', '1'))
+    for row in few:
+        make_curve(tmp_path, 'finetune', row, [0])
+    assert found() == few
+    make_curve(tmp_path, 'finetune', many[1], [0])
+    assert found() == many[1:2]
+    assert found(seed=1) == []
+
+
+def test_masks_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved, monkeypatch) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'full')
+    monkeypatch.setattr(plots, 'NUM_MASKS', 2)
+    table, few = long_table(sweep), [row.name for row in sweep.mask_rows[-2:]]
+    for drawn in (table, table[table['row'].isin(few)]):
+        plots.plot_masks(tmp_path / 'masks.png', drawn, sweep, 'mean')
+    axes = [figure.axes[0] for figure in saved]
+    whole, fewer = (
+        {line.get_label(): line[0].get_color() for line in axis.containers} for axis in axes
+    )
+    assert fewer.items() < whole.items()
+    assert 'Without a score: ' in ' '.join(saved[1].get_supxlabel().split())
+    for axis in axes:  # also if there is a single power of 2
+        low, high = axis.get_xlim()
+        assert sum(low <= tick <= high for tick in axis.get_xticks()) > 1
+    check_pages(saved, 2)
+
+
+class Made:
+    """Records of 20 images in memory, which are positive for 14 labels."""
+
+    root = 'made'
+    path = file = patient = np.array([f'p{n}' for n in range(20)], object)
+    labels = np.ones((20, 14), np.float32)
+    label_names = tuple(LABELS[:14])
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    @staticmethod
+    def reader(files: object) -> Callable[[int], Image.Image]:
+        return lambda index: Image.fromarray(np.full((280, 200), 90, np.uint8))
+
+
+@pytest.fixture
+def records(monkeypatch) -> Made:
+    monkeypatch.setattr(figures, 'images_of', lambda records: records)
+    return Made()
+
+
+@pytest.mark.parametrize('count', [1, 7])
+def test_examples_fit_on_pages(count: int, records: Made, monkeypatch) -> None:
+    found = figures.plot_examples(records, count, 0)
+    assert [*found][:1] == (['examples'] if len(found) == 1 else ['examples_1'])
+    steps = SimpleNamespace(steps=('resize',) * 7, setup=None)
+    monkeypatch.setattr(figures, 'apply_steps', lambda image, *_: image)
+    found |= figures.plot_steps(records, steps, count, 0)
+    check_pages([*found.values()], len(found))
+    titles = [axis.get_title(loc='left') for figure in found.values() for axis in figure.axes]
+    assert sum(title.startswith('Finding') for title in titles) == 14
+
+
+@pytest.mark.parametrize('root, synthetic', [('CheXpert-phantom', True), ('CheXpert', False)])
+def test_figures_say_if_images_are_synthetic(root, synthetic, records, saved, tmp_path) -> None:
+    records.path = np.array([f'{root}/valid/patient{n}.jpg' for n in range(20)], object)
+    counts = pd.DataFrame({'column': ['All', 'Edema'], 'group': ['All', 'positive']})
+    counts = counts.assign(split='valid', images=20)
+    ages = pd.DataFrame({'split': 'valid', 'age': ['0-39'], 'sex': 'Male', 'images': [20]})
+    note = note_on_images(records.path)
+    found = figures.plot_examples(records, 1, 0) | charts.plot_counts(counts, ages, ['Edema'], note)
+    image, file = np.zeros((64, 64), np.uint8), f'{root}/valid/patient0.jpg'
+    plot_prediction(tmp_path / 'p', {'a': image, 'b': image}, {}, {'A': 0.5}, title='', file=file)
+    for figure in (*found.values(), saved[0]):
+        assert ('Synthetic X-rays.' in figure.get_supxlabel()) == synthetic
+        assert 'Not for clinical use.' in figure.get_supxlabel()
+
+
+@pytest.mark.filterwarnings('error')
+def test_long_labels_of_predictions_leave_room_for_their_bars(tmp_path: Path) -> None:
+    labels = [f'{"A finding with many words " * 3}and the number {n}' for n in range(12)]
+    images, maps = dict.fromkeys('ab', np.zeros((64, 64), np.uint8)), {labels[0]: np.zeros((4, 4))}
+    plot_prediction(tmp_path / 'p', images, maps, dict.fromkeys(labels, 0.5), title='t')
+    found = texts(tmp_path)['p']
+    assert found.count('A finding with many  … e number 0') == 2  # its bar and its map
+    assert all(f'A finding with many  … e number {n}' in found for n in range(10))
+
+
+@pytest.mark.filterwarnings('error')  # of a layout without room
+def test_long_names_leave_room_in_figures_of_data(records: Made) -> None:
+    """Bars become as tall as their names, of which both ends are shown."""
+    long = [f'{"A finding with many words " * 4}and the number {n}' for n in range(2)]
+    long += ['W' * 200, 'Edema']
+    lines = [
+        (split, *names, 20)
+        for split in ('train', 'holdout', 'valid', 'test')
+        for names in [('All', 'All'), *((name, kind) for name in long for kind in charts.COLOURS)]
+    ]
+    lines += [('train', 'column ' * 20, name, 5) for name in long]
+    counts = pd.DataFrame(lines, columns=['split', 'column', 'group', 'images'])
+    ages = pd.DataFrame({'split': [], 'age': [], 'sex': [], 'images': []})
+    found = charts.plot_counts(counts, ages, long)
+    records.label_names = (*long, *records.label_names[len(long) :])
+    found |= figures.plot_examples(records, 1, 0)
+    for name in ('labels', 'groups', 'examples_1'):
+        found[name].draw_without_rendering()
+        axes = found[name].axes
+        names = [text.get_text() for text in axes[0].get_yticklabels()]
+        names = [axis.get_title(loc='left') for axis in axes] if name == 'examples_1' else names
+        start, end = names[1].replace('\n', ' ').split(' … ')
+        assert start.startswith('A finding with many wor') and end.endswith('number 1')
+        assert 1 <= names[1].count('\n') <= 2
+    figure = found['labels']
+    boxes = [text.get_window_extent() for text in figure.axes[0].get_yticklabels()]
+    assert all(box.x0 >= 0 for box in boxes)
+    assert all(low.y1 <= high.y0 for high, low in itertools.pairwise(boxes))
+    legend = figure.legends or figure.subfigs[0].legends
+    title = figure.axes[0].title.get_window_extent()
+    assert title.y1 <= legend[0].get_window_extent().y0
+
+
+def test_a_row_of_examples_is_as_tall_as_its_own_images(records: Made) -> None:
+    records.labels = np.eye(20, 14)  # a label has an image of its own, and a row four labels
+    heights = [280] * 5 + [100] * 9  # two pages of seven
+    records.reader = lambda files: lambda n: Image.fromarray(np.zeros((heights[n], 200), np.uint8))
+    found = figures.plot_examples(records, 1, 0).values()
+    wanted = [0.8 + 2 * (figures.TITLE_HEIGHT + WIDTH / 4 * shape) for shape in (1.4, 0.5)]
+    assert [figure.get_figheight() for figure in found] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    'num_maps, num_labels, pages', [(1, 1, 1), (3, 14, 1), (9, 14, 2), (2, 70, 3)]
+)
+def test_figures_of_predictions_fit_on_pages(num_maps, num_labels, pages, saved, tmp_path) -> None:
+    names = [f'Finding {n}' for n in range(num_labels)]
+    maps = dict.fromkeys(names[:num_maps], np.ones((64, 64)))
+    truth, values = (dict.fromkeys(names, value) for value in (1.0, 0.25))
+    images = dict.fromkeys(['original', 'as the model sees it'], np.zeros((64, 64), np.uint8))
+    name = '0001_1.2.840.10008'  # an UID, which stays whole before the number of the page
+    plot_prediction(tmp_path / name, images, maps, values, title='Grad-CAM', truth=truth)
+    stems = {f'{name}_{page}' for page in range(1, pages + 1)} if pages > 1 else {name}
+    assert {file.stem for file in tmp_path.iterdir()} == stems
+    drawn = saved[::2]  # as PNG and SVG
+    axes = [axis for figure in drawn for axis in figure.get_axes()]
+    bars = [tick.get_text() for axis in axes for tick in axis.get_yticklabels()]
+    assert [text for text in bars if text.startswith('Finding')] == names
+    assert [axis.get_title(loc='left') for axis in axes if axis.get_title(loc='left')] == [*maps]
+    (note,) = {figure.get_supxlabel() for figure in drawn}
+    assert note == 'Not for clinical use.'
+    explained = [axis for axis in axes if 'orange' in axis.get_xlabel()]
+    (bars,) = {axis for axis in axes if names[0] in map(Text.get_text, axis.get_yticklabels())}
+    assert explained == [bars]  # the maps are of labels on the first page
+    check_pages(drawn, pages)
+
+
+def test_reconstructions_and_masks_fit_on_pages(tmp_path: Path, saved) -> None:
+    image = np.zeros((1, 32, 32))
+    item = Reconstruction(image, image[0] > 1, image, np.ones(1), np.zeros(1))
+    for number in (1, 6, 16):
+        plot_reconstructions(tmp_path / 'r/e.png', [item] * number, 'a long title ' * 20)
+    check_pages(saved, 3)
+    name = 'mae_resnet_ours_pretrained_0.25_every_patch_seed0'
+    drawn = tmp_path / name / 'reconstructions' / 'epoch_1.png'
+    drawn.parent.mkdir(parents=True)
+    Image.linear_gradient('L').resize((50, 70)).save(drawn)
+    words = [tmp_path / name] * 7
+    assert run_script('show_reconstructions', *words, '--output', tmp_path / 'by.png') == 0
+    first, *rest = saved[0].axes[0].get_title().splitlines()
+    assert first.endswith('_') and ''.join([first, *rest]) == name
+    check_pages(saved, 4)
+    assert run_script('show_reconstructions', words[0], '--output', tmp_path / 'one.png') == 0
+    assert saved[0].get_figwidth() == WIDTH / 2 and len(saved[0].axes) == 1
+    check_pages(saved, 1)
+    words = ['--image', drawn, '--output', tmp_path / 'm.png', '--size', 64]
+    assert run_script('show_masks', *words, '--units', 4, 8, 16, '--ratios', 0.1, 0.5, 0.9) == 0
+    check_pages(saved, 2)
+
+
+def test_nothing_is_written_if_a_later_page_is_refused(tmp_path: Path, capsys) -> None:
+    runs = [tmp_path / f'run{n}' for n in range(31)]
+    for run in runs:
+        file = run / 'reconstructions' / 'epoch_1.png'
+        file.parent.mkdir(parents=True)
+        Image.linear_gradient('L').save(file)
+    words = ['--image', file, '--output', tmp_path / 'new' / 'm.png', '--size', 64]
+    words += ['--units', 8, 16, 32, '--ratios', 0.1, 0.5, 0.99]
+    assert run_script('show_masks', *words) == 2
+    assert '0.99' in capsys.readouterr().err
+    file.write_bytes(file.read_bytes()[:99])
+    assert run_script('show_reconstructions', *runs, '--output', tmp_path / 'r.png') == 2
+    assert 'truncated' in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == sorted(runs)
+
+
+def test_charts_of_counts_fit_on_pages_and_show_the_shares() -> None:
+    counts = {('All', 'All'): 200}
+    counts |= {(label, 'positive'): 50 for label in LABELS}
+    counts |= {(label, 'uncertain'): 30 for label in LABELS}
+    counts |= {('Race', f'{n} Race'): 3 for n in range(60)}
+    counts |= {('Sex', f'{n} Sex'): 3 for n in range(2)}
+    counts |= {('Insurance', 'unknown'): 200}  # no panel says that nothing is known
+    lines = []
+    for n in range(6):
+        counts |= {(label, 'negative'): 20 * n for label in LABELS}
+        counts |= {(label, 'blank'): 120 - 20 * n for label in LABELS}
+        lines += [(f'split {n}', *names, images) for names, images in counts.items()]
+    counts = pd.DataFrame(lines, columns=['split', 'column', 'group', 'images'])
+    ages = [('split 0', age, sex, 4) for age in ('0-39', '40-59') for sex in ('F', 'M')]
+    ages = pd.DataFrame(ages, columns=['split', 'age', 'sex', 'images'])
+    found = charts.plot_counts(counts, ages, LABELS)
+    pages = [f'labels_{n}' for n in range(1, 5)] + [f'groups_{n}' for n in range(1, 7)]
+    assert {*found} == {'ages', *pages}
+    check_pages([*found.values()], len(found))
+    panels = {axis.get_title(): axis for axis in found['labels_1'].axes}
+    bars = {bars.get_label(): [bar.get_width() for bar in bars] for bars in
+            panels['split 2: 200'].containers}  # fmt: skip
+    widths = {'positive': 25.0, 'uncertain': 15.0, 'negative': 20.0, 'blank': 40.0}
+    assert bars == {kind: [width] * len(LABELS[:20]) for kind, width in widths.items()}
+    names = [text.get_text() for figure in found.values() for axis in figure.axes
+             for text in axis.get_yticklabels()]  # fmt: skip
+    assert sum(name.endswith('Race') for name in names) == 60 and 'unknown' not in names
+
+
+def test_every_split_has_bars_for_its_ages_in_the_order_of_age() -> None:
+    """Bands that train lacks are not the last ones, and unknown ages and sexes are bars."""
+    ages = [('train', '40-59', 'Male', 3), ('train', '80 and over', 'unknown', 2)]
+    ages += [('valid', '0-39', 'Female', 4), ('test', 'unknown', 'unknown', 5)]
+    ages = pd.DataFrame(ages, columns=['split', 'age', 'sex', 'images'])
+    splits = dict.fromkeys(ages['split'], 5)
+    counts = [(split, 'All', 'All', images) for split, images in splits.items()]
+    counts += [(split, 'Edema', 'positive', images) for split, images in splits.items()]
+    counts += [(split, 'Age', age, images) for split, age, _, images in ages.to_numpy()]
+    counts = pd.DataFrame(counts, columns=['split', 'column', 'group', 'images'])
+    found = charts.plot_counts(counts, ages, ['Edema'])
+    bands = ['0-39', '40-59', '80 and over', 'unknown']
+    for axis, split in zip(found['ages'].axes, splits, strict=True):
+        assert [text.get_text() for text in axis.get_xticklabels()] == bands
+        drawn = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axis.containers}
+        assert [*drawn] == ['Female', 'Male', 'unknown']
+        of_split = ages[ages['split'] == split]
+        assert sum(map(sum, drawn.values())) == of_split['images'].sum()
+        for _, age, sex, images in of_split.to_numpy():
+            assert drawn[sex][bands.index(age)] == images
+    (axis,) = found['groups'].axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == bands
+
+
+def test_pages_have_all_items_in_order_and_about_as_many_each() -> None:
+    for count in range(40):
+        pages = split_pages([*range(count)], 8)
+        assert [item for page in pages for item in page] == [*range(count)]
+        lengths = [len(page) for page in pages]
+        assert max(lengths) <= 8 and max(lengths) - min(lengths) <= 1
+    assert page_files(Path('a/b.png'), 1) == [Path('a/b.png')]
+    assert page_files(Path('a/b.png'), 2) == [Path('a/b_1.png'), Path('a/b_2.png')]
+
+
+@pytest.mark.parametrize(
+    'path',
+    [*SWEEPS, ABLATION, *(pytest.param(path, marks=pytest.mark.slow) for path in ABLATIONS)],
+    ids=lambda path: path.stem,
+)
+def test_legends_say_what_the_runs_start_from(path: Path, monkeypatch) -> None:
+    """The commands of the runs say it: --pretrained names a run of the sweep, or a file."""
+    monkeypatch.setattr(
+        'config.check_config', lambda *_: None
+    )  # tests/sweeps/test_sweeps_files.py does
+    scales = [*(yaml.safe_load(path.read_text()).get('scales') or [''])]
+    sweep = load_sweep(path, scales[-1])  # which has all rows
+    names = {row.weights for row in sweep.rows if row.weights}
+    environment = dict(os.environ) | dict.fromkeys(names, '/files/weights.pth')
+    jobs = plan(sweep, seeds=[0], data='/data', output='/runs', environment=environment)
+    folders = {job.folder: job for job in jobs}
+    for row in sweep.rows:
+        job = folders[run_folder('/runs', 'finetune', row, 0)]
+        wanted = plots.RANDOM
+        if job.config.FINETUNE.MODE in ('pixels', 'metadata'):
+            wanted = plots.NO_NETWORK
+        elif job.config.PRETRAINED:
+            wanted = plots.HERE if job.config.PRETRAINED.startswith('/runs/') else plots.FROM_FILE
+        assert plots.start_of(row) == wanted, row.name
+        assert plots.starts_note(sweep, [row.name]).lower() == f'{plots.STARTS[wanted][1]}.'.lower()
+
+
+def texts(folder: Path) -> dict[str, list[str]]:
+    return {
+        path.stem: re.findall(r'<text[^>]*>([^<]*)</text>', path.read_text())
+        for path in folder.glob('*.svg')
+    }
+
+
+@pytest.mark.parametrize('labels, has_mean', [(LABELS[:1], False), (LABELS[:2], True)])
+def test_a_single_label_has_no_mean_and_unscored_labels_are_named(
+    labels: list[str], has_mean: bool, methods: Sweep, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    counted = pd.DataFrame({'label': [*LABELS[:2], 'Rare'], 'metric': 'positives', 'value': 3.0})
+    counted.loc[2, 'value'] = 0
+    counted = counted.assign(row='simmim_1', seed='0', group='', resample='')
+    table = table[table['label'].isin([*labels, 'mean'])]
+    plots.plot_labels(tmp_path / 'l.svg', pd.concat([table, counted]), methods)
+    found = texts(tmp_path)['l']
+    assert ('mean of 40 labels' in found) == has_mean
+    assert 'Without an AUROC: Rare.' in ' '.join(found)  # others were not asked for
+
+
+def test_labels_are_drawn_for_the_most_labels_that_were_scored(methods, table, tmp_path) -> None:
+    plots.plot_labels(tmp_path / 'l.svg', table[table['row'].str.endswith('_0.1')], methods)
+    assert any('labelled: 10 % of the labels' in text for text in texts(tmp_path)['l_1'])
+
+
+def legend_of(figure: Figure) -> dict[str, tuple]:
+    (legend,) = figure.legends
+    lines = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    return {text.get_text(): (line.get_color(), line.get_marker()) for text, line in lines}
+
+
+def test_a_method_has_one_colour_and_is_named_if_it_has_no_score(methods, tmp_path, saved) -> None:
+    table = long_table(methods, LABELS[:2])
+    some, lines = (t.query('row != "simmim_1"') for t in (table, score_table(methods)))
+    for drawn in (table, some):
+        plots.plot_labels(tmp_path / 'l.png', drawn, methods)
+        plots.plot_subsets(tmp_path / 's.png', drawn, methods, 'mean')
+    whole, shares, fewer, fewer_shares = map(legend_of, saved)
+    assert whole == shares == fewer_shares == fewer | {'simmim': whole['simmim']}
+    plots.plot_scores(tmp_path / 'm.png', lines, methods)
+    plots.plot_differences(tmp_path / 'd.png', lines, methods, rows=methods.rows)
+    notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
+    assert not any('Without' in note for note in notes[:2])
+    assert 'Without a score: simmim.' in notes[2]  # of the rows with all labels
+    for note, what in zip(notes[3:], ('score', 'score', 'difference'), strict=True):
+        assert f'Without a {what}: simmim (all labels).' in note
+
+
+def test_a_share_with_one_seed_has_no_bar_which_the_note_explains(methods, tmp_path, saved) -> None:
+    table = long_table(methods, LABELS[:2])
+    few = table[(table['row'] != 'moco_1') | ~table['seed'].isin(['1', '2'])]
+    for drawn in (table, few):
+        plots.plot_subsets(tmp_path / 's.png', drawn, methods, 'mean')
+    # Rows that are not drawn do not choose the kind of the bars.
+    plots.plot_subsets(tmp_path / 's.png', few, in_order(methods, ['moco_1']), 'mean')
+    notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
+    assert '95 % over patients' in notes[2]
+    assert 'none:' not in notes[0] and 'none: one seed, or equal values of all seeds.' in notes[1]
+
+
+def test_scores_below_0_are_on_the_axis_of_shares(methods, tmp_path, saved) -> None:
+    table = long_table(methods, LABELS[:2])
+    worse = table.assign(value=table['value'] - 0.9 * table['metric'].eq('auroc'))
+    for drawn in (table, worse):
+        plots.plot_subsets(tmp_path / 's.png', drawn, methods, 'mean')
+    usual, negative = (figure.axes[0] for figure in saved)
+    points = np.concatenate([line.get_ydata() for line in negative.lines])
+    assert usual.get_ylim()[0] >= 0 and negative.get_ylim()[0] < np.nanmin(points) < 0
+
+
+@pytest.mark.parametrize('words', [5, 15, 30])
+def test_names_of_rows_do_not_overlap(words: int, tmp_path: Path, saved) -> None:
+    title, labels = 'masked ' * words, [f'{"finding " * words}{n}' for n in range(12)]
+    titles = {name: f'{title}{name}' for name in ('simmim', 'moco', 'scratch')}
+    sweep = load_sweep(methods_file(tmp_path, titles=titles))
+    plots.plot_scores(tmp_path / 'm.png', score_table(sweep), sweep)
+    plots.plot_differences(tmp_path / 'd.png', score_table(sweep), sweep)
+    plots.plot_labels(tmp_path / 'l.png', long_table(sweep, labels), sweep)
+    for axis in [axis for figure in saved for axis in figure.axes]:
+        FigureCanvasAgg(axis.figure).draw()
+        boxes = [text.get_window_extent() for text in axis.get_yticklabels()]
+        assert all(lower.y1 <= upper.y0 + 2 for upper, lower in itertools.pairwise(boxes))
+
+
+def test_a_difference_of_one_seed_says_so(methods, tmp_path: Path) -> None:
+    lines = score_table(methods)
+    lines.at[0, 'by_seed'] = [0.1]
+    plots.plot_differences(tmp_path / 'd.svg', lines, methods)
+    found = texts(tmp_path)['d']
+    assert '1 seed' in found and '1 seeds' not in found
+
+
+def test_groups_with_few_cases_are_named_and_not_drawn(methods, table, tmp_path: Path) -> None:
+    """Their means are over other labels: without an interval they look like the rest."""
+    table.loc[table['metric'] == 'auroc', 'value'] += 0.2
+    is_small = table['group'].isin(GROUPS[:2]) & table['resample'].isin(['low', 'high'])
+    table.loc[is_small, 'value'] = np.nan
+    table = table[table['group'].isin(['', *GROUPS[:4]])]
+    plots.plot_groups(tmp_path / 'g.svg', table, methods, 'mean')
+    found = texts(tmp_path)['g']
+    assert [text for text in found if text.startswith('Age: ')] == GROUPS[2:4]
+    assert 'everyone' in found
+    assert f'Too few cases of a label: {", ".join(GROUPS[:2])}.' in ' '.join(found)
+    assert not any('dotted: chance' in text for text in found), 'all values are above'
+    table.loc[table['group'] == '', 'value'] = 0.45
+    plots.plot_groups(tmp_path / 'g.svg', table, methods, 'mean')
+    assert any('dotted: chance' in text for text in texts(tmp_path)['g'])
+
+
+def test_notes_say_why_a_score_has_no_bar() -> None:
+    scored = pd.DataFrame({'value': [0.7, np.nan], 'low': [0.6, np.nan]})
+    assert plots.bars_note(scored) == 'Bars: 95 % over patients, of the mean over seeds.'
+    assert plots.bars_note(scored.assign(low=np.nan)).endswith('none: too few cases or resamples.')
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize(
+    'kept, wanted', [('', ['10', '100']), ('_1', ['100']), ('scratch_1', ['100'])]
+)
+def test_shares_that_were_not_scored_have_no_place_on_the_axis(  # noqa: PLR0913
+    kept: str, wanted: list[str], methods: Sweep, table: pd.DataFrame, tmp_path: Path, saved
+) -> None:
+    plots.plot_subsets(tmp_path / 's.png', table[table['row'].str.endswith(kept)], methods, 'mean')
+    assert [text.get_text() for text in saved[0].axes[0].get_xticklabels()] == wanted
+
+
+def test_many_groups_with_few_cases_leave_room_for_the_others(methods, table, tmp_path) -> None:
+    few = [f'Hospital: number {n}' for n in range(60)]
+    parts = []
+    for group in few:  # a mean over the two labels that have both classes, without interval
+        part = table[table['group'] == GROUPS[5]].assign(group=group)
+        part.loc[part['resample'] != '', 'value'] = np.nan
+        part.loc[part['metric'] == 'auroc_labels', 'value'] = 2
+        parts.append(part)
+    plots.plot_groups(tmp_path / 'g.svg', pd.concat([table, *parts]), methods, 'mean')
+    text = ' '.join(texts(tmp_path)['g'])
+    assert 'mean of 30 to 40 labels' in text  # of the groups that are drawn
+    assert f'{few[0]}, {few[1]}' in text and few[-1] not in text
+    assert re.search(r'and \d+ more', text)
+
+
+@pytest.mark.parametrize('name', ['US$ 5 and US$ 6', '$_$ {', '100 % $x^2$'])
+def test_dollar_signs_of_names_are_no_formulas(name: str, tmp_path: Path) -> None:
+    titles = {'moco': name, 'simmim': 'SimMIM', 'scratch': 'scratch'}
+    sweep = load_sweep(methods_file(tmp_path, title=f'{name} ' * 12, titles=titles))
+    plots.plot_labels(tmp_path / 'labels.svg', long_table(sweep, [name, 'b']), sweep)
+    found = texts(tmp_path)['labels']
+    assert found.count(name) == 2  # the row and the label
+    assert max(map(len, found)) < 110  # the title has several lines
+    figure = new_figure(2)
+    figure.subplots().set_title(name)
+    assert name in encode_figure(figure)['.svg'].decode()
+
+
+def test_figures_of_phantoms_say_so(methods: Sweep, tmp_path: Path, saved) -> None:
+    sweep, lines, scores = methods, score_table(methods), long_table(methods, LABELS[:2])
+    fact = {'row': 'moco_1', 'label': '', 'group': '', 'metric': SYNTHETIC, 'seed': '0'}
+    phantoms = pd.concat([scores, pd.DataFrame([fact | {'resample': '', 'value': 1.0}])])
+    make_curve(tmp_path, sweep.rows[0].pretraining, sweep.rows[0], [0])
+    for table in (scores, phantoms):
+        path = tmp_path / 'f.svg'
+        plots.plot_scores(path, lines, sweep, table)
+        plots.plot_differences(path, lines, sweep, table)
+        plots.plot_labels(path, table, sweep)
+        plots.plot_groups(path, table, sweep, 'mean')
+        plots.plot_subsets(path, table, sweep, 'mean')
+        plots.plot_curves(path, sweep, [0], tmp_path, pretrain=True, scores=table)
+        notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
+        assert ['Synthetic X-rays.' in note for note in notes] == [table is phantoms] * 6
+        saved.clear()
+
+
+def test_plot_draws_what_the_tables_have_and_removes_the_rest(
+    tmp_path: Path, capsys, saved
+) -> None:
+    sweep = make_sweep(tmp_path, ['0.1', '0.6', '0.8'], reference=1)
+    table = long_table(sweep, LABELS[:2]).assign(fold='', split='test', level='study')
+    table[table['group'] == ''].to_csv(tmp_path / 'swept_scores.csv', index=False)
+    lines = score_table(sweep)[['row', 'score', 'value', 'low', 'high']].assign(against='')
+    lines.iloc[2:].to_csv(tmp_path / 'swept_mean.csv', index=False)  # as of rows without reference
+    gone = ('mean_differences', 'mean_differences_2', 'subgroups', 'masks')
+    for name in gone:
+        (tmp_path / f'swept_{name}.png').touch()
+    assert run_script('ablate', 'plot', '--sweep', sweep.path, '--save', tmp_path) == 0
+    assert {path.stem for path in tmp_path.glob('*.png')} == {'swept_mean', 'swept_labels'}
+    assert 'no figure of differences' in capsys.readouterr().err
+
+
+def test_plot_writes_the_named_rows_only_and_removes_old_pages(
+    methods: Sweep, table: pd.DataFrame, tmp_path: Path, capsys, only_svg
+) -> None:
+    facts = {'labels': '', 'seeds': 2, 'sd': 0.01, 'p': 0.01, 'p_holm': 0.02, 'by_seed': '0.1 0.1'}
+    score_table(methods).assign(**facts).to_csv(tmp_path / 'mine_mean.csv', index=False)
+    table = table.assign(fold='', split='test', level='study')
+    table.to_csv(tmp_path / 'mine_scores.csv', index=False)
+    for name in ('labels_7.png', 'mean_2.png', 'mean_1.png', 'mean_1.csv'):
+        (tmp_path / f'mine_{name}').touch()
+    words = ['plot', '--sweep', methods.path, '--save', tmp_path]
+    assert run_script('ablate', *words, '--rows', 'moco', 'scratch_1') == 0
+    names = {path.name for path in tmp_path.glob('*.png')}
+    assert {f'mine_{n}.png' for n in ('mean', 'mean_differences', 'shares')} <= names
+    assert 'mine_labels_7.png' not in names and 'mine_labels_1.png' in names
+    assert 'mine_mean_2.png' not in names and 'mine_mean_1.png' in names  # of another table
+    figure = tmp_path / 'one.svg'
+    assert run_script('ablate', *words, '--rows', 'scratch', 'moco_1', '--figure', figure) == 0
+    found = texts(tmp_path)['one']
+    drawn = [text for text in found if text in ('scratch', 'moco', 'simmim')]
+    assert drawn == ['scratch', 'scratch', 'moco']
+    assert 'AUROC, mean of 40 labels' in found
+    assert score_title('mean', table, in_groups=True) == 'AUROC, mean of 30 to 40 labels'
+    assert run_script('ablate', *words, '--rows', 'mae') == 2
+    assert "got 'mae'" in capsys.readouterr().err
