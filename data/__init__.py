@@ -1,5 +1,8 @@
 """Load chest X-rays, from CSV files or folders to batches.
 
+In: a config. Out: a loader for each stage. Read `data_simmim.py` first: what a sample of
+pre-training passes through. Its table comes from `tables/`, its image from `images/`.
+
 Importing this package or one of its modules loads no other part. `build_loader`, as in SimMIM, and
 `Loaders` are imported when they are used.
 """

@@ -1,1 +1,4 @@
-"""The training engine: launch, loop, saving and distributed processes."""
+"""The training loop and what surrounds it: launch, resume, checkpoints and several processes.
+
+In: a config, a model and a loader, which are passed in. Out: a run folder. Read `loop.py` first.
+"""

@@ -1,4 +1,8 @@
-"""Encoders, pre-training methods, losses, and conversion of weights."""
+"""Encoders, pre-training methods and losses.
+
+In: a config. Out: a model that maps a batch to a loss, or images to logits. Read `simmim.py` first,
+then `encoder.py` and `swin_transformer.py`.
+"""
 
 from models.build import build_model
 

@@ -1,1 +1,5 @@
-"""The system that every part may use: files and locks, processes, downloads and devices."""
+"""Files and locks, processes, downloads and devices, for every part.
+
+Nothing here knows X-rays or models. Read `files.py` first: how a file is written whole or not at
+all.
+"""

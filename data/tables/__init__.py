@@ -1,1 +1,5 @@
-"""From the files of a data set to `Records`: tables, names, patients, splits and groups."""
+"""From the tables of a data set to `Records`: labels, patients, splits and groups.
+
+In: the CSV, Excel, JSON or Parquet files of a data set. Out: `Records`, with one row per image.
+Read `records.py` first, then `reading.py`, which reads the data set of a config.
+"""
