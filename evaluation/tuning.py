@@ -100,8 +100,17 @@ def choose_lowest(
 def fit_linear(
     features: np.ndarray, targets: np.ndarray, patients: np.ndarray, *, exclusive: bool = False
 ) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
-    """Apply `fit_softmax` if the labels are classes, and otherwise `fit_logistic`."""
-    return (fit_softmax if exclusive else fit_logistic)(features, targets, patients)
+    """Apply `fit_softmax` if the labels are classes, and otherwise `fit_logistic`.
+
+    With fewer images than features, both fit the coordinates of the images in their own span: the
+    penalty keeps the weights in this span, so coefficients and scores are the same.
+    """
+    fit = fit_softmax if exclusive else fit_logistic
+    features = features.astype(np.float64)
+    if (basis := _span(features)) is None:
+        return fit(features, targets, patients)
+    weight, bias, choices = fit(features @ basis, targets, patients)
+    return weight @ basis.T, bias, choices
 
 
 def fit_logistic(
@@ -128,8 +137,9 @@ def fit_logistic(
     features, fold = features.astype(np.float64), patient_folds(targets, patients)
     weight, bias = np.zeros((targets.shape[1], features.shape[1])), np.zeros(targets.shape[1])
     choices = []
+    folds = [_FoldFeatures.of(features, fold == number) for number in np.unique(fold)]
     for k, target in enumerate(targets.T.astype(np.float64)):
-        logits = _out_of_fold_logits(features, target, fold)
+        logits = _out_of_fold_logits(folds, target)
         choices.append(
             choose(INVERSE_PENALTIES, logits, target=target, fold=fold, plain=PLAIN_INVERSE_PENALTY)
         )
@@ -219,17 +229,35 @@ def _newton() -> LogisticRegression:
     return LogisticRegression(solver='newton-cholesky', tol=1e-8, warm_start=True)
 
 
+@dataclass(frozen=True)
+class _FoldFeatures:
+    """Features of all images [N, F] in the span of the images outside a fold, for all labels."""
+
+    in_fold: np.ndarray  # [N] bool
+    features: np.ndarray  # [N, the smaller one of F and the images outside the fold]
+
+    @classmethod
+    def of(cls, features: np.ndarray, in_fold: np.ndarray) -> '_FoldFeatures':
+        basis = _span(features[~in_fold])
+        return cls(in_fold, features if basis is None else features @ basis)
+
+
+def _span(features: np.ndarray) -> np.ndarray | None:
+    """Return an orthonormal basis [F, N] of features [N, F], or None if N is not below F."""
+    num_images, num_features = features.shape
+    return np.linalg.qr(features.T)[0] if num_images < num_features else None
+
+
 def _out_of_fold_logits(
-    features: np.ndarray, target: np.ndarray, fold: np.ndarray
+    folds: Sequence[_FoldFeatures], target: np.ndarray
 ) -> Iterator[np.ndarray]:  # [N] for each of INVERSE_PENALTIES
-    models = {number: _newton() for number in np.unique(fold)}  # each starts from its last fit
+    models = [_newton() for _ in folds]  # each starts from its last fit
     for penalty in INVERSE_PENALTIES:
         logits = np.empty(len(target))
-        for number, model in models.items():
-            in_fold = fold == number
-            rows, classes, weights = _weighted_pairs(np.where(in_fold, np.nan, target))
-            model.set_params(C=penalty).fit(features[rows], classes, sample_weight=weights)
-            logits[in_fold] = model.decision_function(features[in_fold])
+        for fold, model in zip(folds, models, strict=True):
+            rows, classes, weights = _weighted_pairs(np.where(fold.in_fold, np.nan, target))
+            model.set_params(C=penalty).fit(fold.features[rows], classes, sample_weight=weights)
+            logits[fold.in_fold] = model.decision_function(fold.features[fold.in_fold])
         yield logits
 
 

@@ -15,6 +15,7 @@ from evaluation.tuning import (
     PLAIN_INVERSE_PENALTY,
     Choice,
     choose,
+    fit_linear,
     fit_logistic,
     fit_softmax,
     log_choices,
@@ -78,6 +79,28 @@ def test_each_label_gets_the_penalty_with_the_lowest_log_loss_of_other_patients(
         np.testing.assert_allclose(weight[k], want.coef_[0], rtol=1e-3, atol=1e-4)
         assert bias[k] == pytest.approx(want.intercept_[0], abs=1e-3)
     assert choices[0].value > 0.1 >= choices[1].value, 'the labels need different penalties'
+
+
+@pytest.mark.parametrize('exclusive', [False, True])
+def test_with_fewer_images_than_features_the_choice_and_the_weights_are_those_of_scikit_learn(
+    exclusive: bool,
+) -> None:
+    features, targets, patients = two_labels(30)
+    others = np.random.default_rng(2).normal(size=(60, 90))
+    features = np.concatenate([features, others], axis=1)  # [60, 102]
+    if exclusive:
+        targets = np.stack([targets[:, 0], 1 - targets[:, 0]], axis=1)
+    weight, bias, choices = fit_linear(features, targets, patients, exclusive=exclusive)
+    fold = patient_folds(targets, patients)
+    losses = held_out_losses(features, targets[:, 0], fold)
+    assert choices[0].loss == pytest.approx(min(losses), abs=1e-6)
+    assert choices[0].value == INVERSE_PENALTIES[int(np.argmin(losses))]
+    model = LogisticRegression(C=choices[0].value, tol=1e-10, max_iter=10_000)
+    model.fit(features, targets[:, 0])
+    if exclusive:  # the difference of the two classes; the second one's weights are the model's
+        weight, bias = weight[:1] - weight[1:], bias[:1] - bias[1:]
+    np.testing.assert_allclose(weight[0], model.coef_[0], atol=1e-6)
+    np.testing.assert_allclose(bias[0], model.intercept_[0], atol=1e-5 if exclusive else 1e-6)
 
 
 def test_unknown_targets_do_not_count() -> None:
