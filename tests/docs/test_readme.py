@@ -106,6 +106,16 @@ def test_the_first_page_is_short_and_no_command_is_wider_than_it() -> None:
     assert [line for block in blocks for line in block.splitlines() if len(line) > 100] == []
 
 
+@pytest.mark.parametrize('name', [name for name in PAGES if name.startswith('docs/studies/')])
+def test_the_first_page_says_what_the_design_of_a_study_promised_of_it(name) -> None:
+    """A design that promises a sentence names it in a comment, once its outcome has come."""
+    page, first_page = PAGES[name], ' '.join(PAGES['README.md'].split())
+    promised = re.findall(r'<!-- README says: (.+?) -->', page)
+    assert [sentence for sentence in promised if sentence not in first_page] == []
+    promises = re.search(r'README (and this page )?says? so', page)
+    assert promised or not promises or 'No run is finished.' in page
+
+
 @pytest.mark.parametrize('path', PROGRAMS, ids=lambda path: path.name)
 def test_importing_a_script_runs_nothing(path, monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
