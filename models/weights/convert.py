@@ -13,6 +13,7 @@ of this project, and with registers or gated MLPs it fits timm's ViT.
 
 import re
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 from math import isqrt
 from typing import NamedTuple
@@ -33,12 +34,13 @@ SHARED_TABLE = f'rel_pos_bias.{TABLE}'
 ABSOLUTE = 'pos_embed'
 POSITIONS = ('absolute_pos_embed', ABSOLUTE)
 HEAD = 'head.'
+OUR_CLASSIFIER = ('head.weight', 'head.bias')
 # Parts of other methods beside an encoder.
 HEADS = re.compile(
     r'(?!head\.)(\w*heads?|head_\w+|projector|projection\w*|predictor|fc|classifier)\.'
 )
 NORM, POOLED_NORM = ('norm.weight', 'norm.bias'), ('fc_norm.weight', 'fc_norm.bias')
-MAY_BE_NEW = (DECODER, HEAD, *POOLED_NORM, 'mask_token')
+MAY_BE_NEW = (DECODER, *POOLED_NORM, 'mask_token')
 MAE_TOKEN = 'decoder.mask_token'
 MAE_QKV_BIAS = re.compile(r'((?:decoder[_.])?blocks\.\d+\.attn\.)qkv\.bias')
 MAE_DECODER = re.compile(r'^decoder_(embed|pos_embed|blocks|norm|pred)\b')
@@ -198,12 +200,16 @@ def convert(
     kept = drop_buffers({name: state[key] for name, key in shared.items()})
     outside = state.keys() - shared.values()
     report = Report(unused=[key for key in drop_buffers(state) if key in outside])
-    head = [key for key in kept if key.startswith(HEAD) and other_head]
-    if head:
-        kept = {key: value for key, value in kept.items() if key not in head}
-        report.unused += head
-        remark = f'the head of the checkpoint is not used, because it is of {other_head}'
-        report.remarks.append(remark)
+    head_here = {name for name, key in keys.items() if key.startswith(HEAD)}
+    head = {name for name in kept if _is_of_head(name, shared[name], model)}
+    shapes = [{name: tensors[name].shape for name in names}
+              for tensors, names in ((kept, head), (target, head_here))]  # fmt: skip
+    if head and (other_head or shapes[0] != shapes[1]):  # a pre-training model has none
+        kept = {name: value for name, value in kept.items() if name not in head}
+        report.unused += sorted(head)
+        if other_head:
+            remark = f'the head of the checkpoint is not used, because it is of {other_head}'
+            report.remarks.append(remark)
 
     stats = (source_stats, target_stats)
     kept = _rename_layer_scales(kept, target)
@@ -214,8 +220,18 @@ def convert(
     # Channels can only be converted if the decoder predicts them.
     predicts_pixels = isinstance(getattr(model, 'target', None), ImageTarget)
     kept = _convert_decoder(kept, target, stats if predicts_pixels else (), report)
-    kept = _select(kept, target, report)
+    kept = _select(kept, target, report, may_be_new=_may_be_new(kept, target, model) | head_here)
     return {keys[name]: value for name, value in kept.items()}, report
+
+
+def _is_of_head(name: str, key: str, model: nn.Module) -> bool:
+    """Return whether an entry of a file, `key`, belongs to the classifier of the file.
+
+    timm's encoders have layers of their own below `head`, such as `head.norm`, which belong to the
+    features. In timm's files, `_renamed_state` has given the classifier the names of ours.
+    """
+    is_timms = isinstance(model, TimmClassifier) and name == key
+    return name in OUR_CLASSIFIER if is_timms else key.startswith(HEAD)
 
 
 def shared_keys(state: State) -> dict[str, str]:
@@ -681,23 +697,24 @@ def _fold_last_layer(
     return dict(zip((weight, bias), rows, strict=True))
 
 
-def _select(state: State, target: State, report: Report) -> State:
+def _may_be_new(state: State, target: State, model: nn.Module) -> set[str]:
+    """Return the entries of the encoder and decoder that may keep their initial values."""
+    names = {key for key in target if key.endswith(COUNTER)}
+    if isinstance(model, TimmClassifier):
+        return names
+    # A classifier that pools has no norm before pooling.
+    norms = NORM if MAE_TOKEN in target and POOLED_NORM[0] in state else ()
+    return names | {key for key in target if key.startswith((*MAY_BE_NEW, *norms))}
+
+
+def _select(state: State, target: State, report: Report, *, may_be_new: Container[str]) -> State:
     """Select the entries that fit, record the others, and raise if no rule allows them."""
-    head, head_here = (
-        {key: tensors[key].shape for key in tensors if key.startswith(HEAD)}
-        for tensors in (state, target)
-    )
-    if head != head_here:  # a pre-training model has none
-        report.unused += head
-        state = {key: value for key, value in state.items() if key not in head}
     left = [key for key in state if key not in target]
     new = [key for key in target if key not in state]
     # A classifier that pools has no norm before pooling; a pre-training model has none after it.
     pretrains = 'mask_token' in target or MAE_TOKEN in target
     may_be_left = ('mask_token', *NORM, *(POOLED_NORM if pretrains else ()))
-    may_be_new = (*MAY_BE_NEW, *(NORM if MAE_TOKEN in target and POOLED_NORM[0] in state else ()))
-    allowed = [key for key in new if key.startswith(may_be_new) or key.endswith(COUNTER)]
-    check_fit(state, target, left=may_be_left, new=allowed)
+    check_fit(state, target, left=may_be_left, new=may_be_new)
     report.unused += left
     report.new += new
     changed = {*report.resized, *report.folded}

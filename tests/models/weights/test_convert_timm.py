@@ -10,12 +10,32 @@ import torchvision
 import transfers
 from safetensors.torch import save_file
 from timm.models.swin_transformer import SwinTransformer
-from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images
+from transfers import (
+    GREY,
+    IMAGENET,
+    LOGGER,
+    assert_same,
+    grey_images,
+    write_run,
+)
 from yacs.config import CfgNode
 
 from models import build_model
 from models.timm_classifier import TimmClassifier
-from utils import load_pretrained
+from models.weights.export import export, load_trained_model
+from scripts.api import load_encoder
+from utils import load_pretrained, read_checkpoint, save_checkpoint
+
+# Families whose features end in layers below `head` (a norm or a convolution), and others.
+IN_HEAD = ['convnext_atto', 'edgenext_xx_small', 'hgnetv2_b0']
+OTHERS = ['resnet10t', 'mobilenetv3_small_050']
+SLOW = [
+    *('convnextv2_atto', 'caformer_s18', 'poolformerv2_s12', 'davit_tiny', 'densenet121'),
+    *('efficientnet_lite0', 'inception_next_atto', 'regnetx_002', 'nfnet_l0', 'ghostnet_050'),
+    *('maxvit_rmlp_pico_rw_256', 'coatnet_pico_rw_224', 'swin_tiny_patch4_window7_224'),
+    *('vit_tiny_patch16_224', 'deit_tiny_distilled_patch16_224', 'levit_128s', 'vgg11'),
+    *('xcit_nano_12_p16_224', 'rdnet_tiny', 'hiera_tiny_224', 'cait_xxs24_224', 'mambaout_femto'),
+]
 
 
 def make_config(name: str, channels: int = 3, labels: int = 14) -> CfgNode:
@@ -51,6 +71,78 @@ def make_timm(name: str, **options: object) -> torch.nn.Module:
 
 def images(channels: int = 3, size: int = 32) -> torch.Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
+
+
+def spread(model: torch.nn.Module) -> torch.nn.Module:
+    """Move all vectors of a model from their initial 0 and 1, which hide a missing norm."""
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.ndim == 1:
+                value += 0.1 * torch.randn(value.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize(
+    'name', [*IN_HEAD, *OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+@torch.no_grad()
+def test_the_features_of_timms_files_are_timms_pre_logits(name: str, tmp_path: Path) -> None:
+    theirs = spread(make_timm(name))
+    size = 64 if name in [*IN_HEAD, *OTHERS] else theirs.default_cfg['input_size'][-1]
+    torch.save(theirs.state_dict(), tmp_path / 'file.pth')
+    config = make_config(name)
+    config.DATA.IMG_SIZE = size
+    ours = started(config, tmp_path / 'file.pth')
+    without_classifier = timm.create_model(name, num_classes=0).eval()
+    missing = without_classifier.load_state_dict(theirs.state_dict(), strict=False).missing_keys
+    assert missing == []
+    want = without_classifier(images(3, size))
+    assert want.std() > 0
+    torch.testing.assert_close(ours.forward_features(images(3, size)), want)
+
+
+@pytest.mark.parametrize('stage', ['finetune', 'contrastive'])
+@pytest.mark.parametrize('name', IN_HEAD)
+@torch.no_grad()
+def test_the_features_of_our_runs_and_exports_are_those_of_the_run(name, stage, tmp_path) -> None:
+    model = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': name}}
+    checkpoint = write_run(tmp_path, stage, model)
+    saved = read_checkpoint(checkpoint)
+    for key, value in saved['model'].items():  # no vector keeps its initial values
+        if value.ndim == 1 and 'var' not in key:
+            value += 0.1 * torch.randn_like(value)
+    save_checkpoint(checkpoint, saved)
+    encoder, _ = load_encoder(checkpoint)
+    reference = timm.create_model(name, num_classes=0, in_chans=1).eval()
+    own = {key.removeprefix('encoder.'): value for key, value in saved['model'].items()}
+    assert reference.load_state_dict(own, strict=False).missing_keys == []
+    want = reference(images(1))
+    assert_same(encoder(images(1)), want)
+    again, _ = load_encoder(checkpoint)
+    assert torch.equal(again(images(1)), encoder(images(1))), 'two starts'
+
+    config = make_config(name, 1)
+    config.DATA.IMG_SIZE = 32
+    assert_same(started(config, checkpoint).forward_features(images(1)), want)
+    export(load_trained_model(checkpoint, LOGGER), 'timm', tmp_path / 'exported', overwrite=False)
+    assert_same(
+        started(config, tmp_path / 'exported/model.safetensors').forward_features(images(1)), want
+    )
+
+
+def test_an_entry_of_the_encoder_that_is_missing_or_unused_is_refused(tmp_path: Path) -> None:
+    theirs = make_timm('convnext_atto').state_dict()
+    for change, problem in (
+        ({'head.norm.weight': None}, r'missing.*head\.norm\.weight'),
+        ({'head.other.weight': torch.ones(3)}, r'unexpected.*head\.other\.weight'),
+        ({'norm_pre.weight': torch.ones(3)}, r'unexpected.*norm_pre\.weight'),
+    ):
+        state = {key: value for key, value in (theirs | change).items() if value is not None}
+        torch.save(state, tmp_path / 'file.pth')
+        config = make_config('convnext_atto')
+        with pytest.raises(ValueError, match=f'(?s){problem}'):
+            started(config, tmp_path / 'file.pth')
 
 
 @torch.no_grad()
