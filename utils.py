@@ -129,7 +129,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
     Raises:
         ValueError: If the file does not exist, is damaged, contains pickled objects, has no
-            weights or several, or cannot be downloaded.
+            weights or several, has weights that are not finite, or cannot be downloaded.
     """
     check_exists(path)
     file = local_path(path)
@@ -149,9 +149,12 @@ def read_checkpoint(path: str | Path) -> dict:
     key = split_key(path)[1]
     if are_weights(checkpoint) and checkpoint:
         checkpoint = {'model': checkpoint}
-    if isinstance(checkpoint, dict) and are_weights(checkpoint.get('model')) and not key:
-        return checkpoint
-    return module_of('PRETRAINED').choose_weights(checkpoint, path, key)
+    if not (isinstance(checkpoint, dict) and are_weights(checkpoint.get('model')) and not key):
+        checkpoint = module_of('PRETRAINED').choose_weights(checkpoint, path, key)
+    for name, value in drop_buffers(checkpoint['model']).items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f'{path}: the weights {name} are not finite (NaN or infinity)')
+    return checkpoint
 
 
 def trained_config(path: str | Path, stage: str | None = None) -> Config | None:

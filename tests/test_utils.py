@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import ROOT, config_with
 from transfers import make_config
 from yacs.config import CfgNode
@@ -236,6 +237,24 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, place) -> None:
     assert not made.exists()
     pickle.loads(pickle.dumps(Payload(made)))
     assert made.exists()  # the payload would have worked
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('kind', ['our own', 'plain weights', 'safetensors', 'under a key'])
+def test_weights_that_are_not_finite_are_refused_by_file_and_entry(value, kind, tmp_path) -> None:
+    weights = {'conv.weight': torch.ones(4), 'norm.bias': torch.tensor([0.0, value])}
+    path = tmp_path / ('file.safetensors' if kind == 'safetensors' else 'file.pth')
+    if kind == 'safetensors':
+        save_file(weights, path)
+    else:
+        contents = {'our own': {'model': weights}, 'under a key': {'ema': {'net': weights}}}
+        torch.save(contents.get(kind, weights), path)
+    with pytest.raises(ValueError, match=rf'{path.name}.*norm\.bias.*not finite'):
+        read_checkpoint(path)
+    weights['norm.bias'] = torch.tensor([0, 1])  # no floating point
+    weights['attn_mask'] = torch.tensor([0.0, -float('inf')])  # computed, and never loaded
+    torch.save(weights, tmp_path / 'good.pth')
+    assert len(read_checkpoint(tmp_path / 'good.pth')['model']) == 3
 
 
 def test_only_the_safe_loader_of_utils_reads_pickled_files() -> None:
