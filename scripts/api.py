@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 import torch
+from PIL import Image
 from torch import nn
 
-from data.images.files import load_image
+from data.images.files import FILE_NAME, load_image
 from data.images.noted_images import describe_notes
 from data.transforms import EvalTransform
 from evaluation import inference
@@ -27,10 +28,10 @@ __all__ = ['evaluate', 'load_encoder', 'load_image', 'predict']
 
 def load_encoder(
     checkpoint: str | Path, device: str = 'cpu'
-) -> tuple[nn.Module, Callable[[Any], torch.Tensor]]:
+) -> tuple[nn.Module, Callable[[str | Path | Image.Image], torch.Tensor]]:
     """Load the encoder of a checkpoint of this project, and its transform.
 
-    `encoder(transform(load_image('xray.png'))[None])` are the features [1, F] of an image.
+    `encoder(transform('xray.png')[None])` are the features [1, F] of an image.
 
     Args:
         checkpoint: Checkpoint of pre-training or fine-tuning, a path or an address such as
@@ -39,14 +40,28 @@ def load_encoder(
 
     Returns:
         The encoder, images [B, C, S, S] -> features [B, F], in evaluation mode and without
-        gradients; and the transform, an image of `load_image` -> [C, S, S].
+        gradients; and the transform, an image file or an image of `load_image` -> [C, S, S]. It
+        raises a ValueError for all else.
 
     Raises:
         ValueError: If the checkpoint contains no options, or its weights do not fit them.
     """
     config = features.encoder_config(checkpoint)
     encoder, _ = features.load_encoder(config, checkpoint, torch.device(device), is_own=True)
-    return encoder.requires_grad_(False), EvalTransform(config, is_scored=False)
+    as_trained = EvalTransform(config, is_scored=False)
+
+    def transform(image: str | Path | Image.Image) -> torch.Tensor:  # [C, S, S]
+        if isinstance(image, str | Path):
+            image = load_image(image)
+        # Other programs decode 16 bits, palettes, rotations and colours in other ways.
+        if not (isinstance(image, Image.Image) and FILE_NAME in image.info):
+            raise ValueError(
+                'transform takes the path of an image, or an image that load_image has read, got '
+                f'{type(image).__name__}'
+            )
+        return as_trained(image)
+
+    return encoder.requires_grad_(False), transform
 
 
 def predict(images: str | Sequence[str], checkpoint: str, device: str = 'cpu') -> pd.DataFrame:

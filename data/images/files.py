@@ -106,7 +106,9 @@ def read_file(path: str | PathLike[str]) -> bytes:
 
 def load_image(path: str | PathLike[str]) -> Image.Image:
     """Read and decode an image file; see `read_file` and `decode_image` for the errors."""
-    return decode_image(read_file(path), path)
+    image = decode_image(read_file(path), path)
+    image.info[FILE_NAME] = str(path)
+    return image
 
 
 def is_image_file(path: str | PathLike[str]) -> bool:

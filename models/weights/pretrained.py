@@ -21,8 +21,8 @@ from models.weights.convert import (
     rename_foreign,
     without_wrappers,
 )
-from models.weights.recognise import likely_encoder
-from models.weights.stated_facts import compare_facts, facts_of_file, facts_of_options
+from models.weights.recognise import ARCHITECTURE, likely_encoder
+from models.weights.stated_facts import compare_facts, facts_of_file, facts_of_options, twins
 from system.downloads import FACTS, MODEL_CONFIG, PROCESSOR, local_path, split_key
 from system.tool import command_of
 from utils import are_weights, saved_options
@@ -101,6 +101,14 @@ def fit_pretrained(
     report.unused += unused
     # Last, what neither names nor shapes show, such as the number of attention heads.
     report.remarks += [*pixels.remarks, *compare_facts(stated, config, model, converted)]
+    is_unnamed = options is None and ARCHITECTURE not in stated
+    if isinstance(model, TimmClassifier) and is_unnamed:
+        if others := twins(model.name, model.layout.options):
+            report.remarks.append(
+                f'the file does not name its model, and also fits {", ".join(others)}, which '
+                'computes other features: compare the logits of an image with those of the '
+                f'source of the file. A {MODEL_CONFIG} beside it with "architecture" names it'
+            )
     if by_image and report.folded:
         report.remarks.append("DATA.NORMALIZE 'image': channels were folded without statistics")
     elif source_stats != target_stats and not report.folded:

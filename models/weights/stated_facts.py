@@ -8,6 +8,7 @@ transformers or timm, or in the file itself, which may name its model of timm.
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -32,6 +33,7 @@ TANH_GELUS = ('gelunew', 'gelufast', 'gelupytorchtanh', 'gelupythontanh', 'gelua
 ACTIVATIONS = {'gelupython': 'gelu', 'swish': 'silu', **dict.fromkeys(TANH_GELUS, 'gelutanh')}
 # The published ViTs of transformers state 1e-12 for weights that were trained with 1e-6.
 LARGEST_EPSILON_CHANGE = 1e-6
+NUM_SIMILAR = 6  # models of timm that are compared with another one
 # Arguments of timm's models that the weights show, or that do not affect the features.
 HARMLESS_ARGUMENTS = re.compile(
     r'img_size|patch_size|in_chans|num_classes|embed_dim|depths?|mlp_ratio|qkv_bias|window_size|'
@@ -166,6 +168,42 @@ def compare_facts(
     if DECODER_HEADS in here and DECODER_HEADS not in stated:
         remarks.append(f'{_shown(here[DECODER_HEADS])} heads of the decoder assumed')
     return remarks
+
+
+def twins(name: str, options: Mapping[str, Any]) -> list[str]:
+    """Return models of timm that have the weights of a model, but compute something else with them.
+
+    For example, `efficientnet_lite0` and `tf_efficientnet_lite0` have other padding. Compared are
+    the models of the same file of timm with the most similar names (NUM_SIMILAR), because building
+    all of them takes minutes: twins with other names are not found, nor differences that
+    `facts_of_model` does not see.
+
+    Args:
+        name: Model of timm.
+        options: Arguments of timm.create_model.
+    """
+    file = timm.model_entrypoint(name).__module__
+    others = [n for n in timm.list_models() if n != name]
+    others = [n for n in others if timm.model_entrypoint(n).__module__ == file]
+    similar = get_close_matches(name, others, n=NUM_SIMILAR, cutoff=0.7)
+    similar += [n for n in (f'tf_{name}', name.removeprefix('tf_')) if n in others]
+    shapes, facts = _shapes_and_facts(name, options)
+    found = []
+    for other in dict.fromkeys(similar):
+        other_shapes, other_facts = _shapes_and_facts(other, options)
+        if other_shapes == shapes and other_facts != facts:
+            found.append(other)
+    return found
+
+
+def _shapes_and_facts(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], Facts]:
+    """Return shapes and facts of a model of timm; {} and {} if it does not take the options."""
+    try:
+        with torch.device('meta'):
+            model = timm.create_model(name, **options)
+    except Exception:  # a model can fail in any way
+        return {}, {}
+    return {key: value.shape for key, value in model.state_dict().items()}, facts_of_model(model)
 
 
 def _facts_of_run(config: Config, model: nn.Module) -> Facts:

@@ -145,6 +145,27 @@ def test_an_entry_of_the_encoder_that_is_missing_or_unused_is_refused(tmp_path: 
             started(config, tmp_path / 'file.pth')
 
 
+def test_a_file_that_fits_several_models_says_which(tmp_path: Path, log) -> None:
+    theirs = make_timm('tf_efficientnet_lite0')
+    save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
+    names = {'efficientnet_lite0': 'tf_efficientnet_lite0', 'resnet18': ''}
+    for name, other in names.items():
+        if name == 'resnet18':
+            save_file(make_timm(name).state_dict(), tmp_path / 'model.safetensors')
+        log.clear()
+        started(make_config(name), tmp_path / 'model.safetensors')
+        assert (f'also fits {other}, which computes other features' in log.text) == bool(other)
+
+
+def test_a_file_that_names_another_model_of_the_same_shapes_is_refused(tmp_path, log) -> None:
+    save_file(make_timm('tf_efficientnet_lite0').state_dict(), tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text('{"architecture": "tf_efficientnet_lite0"}')
+    with pytest.raises(ValueError, match='padding'):
+        started(make_config('efficientnet_lite0'), tmp_path / 'model.safetensors')
+    started(make_config('tf_efficientnet_lite0'), tmp_path / 'model.safetensors')
+    assert 'also fits' not in log.text, 'the file names its model'
+
+
 @torch.no_grad()
 def test_torchvisions_weights_give_torchvisions_logits(tmp_path, log) -> None:
     torch.manual_seed(1)
