@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from data.tables.groups import FRONTAL
 from data.tables.labels import COMPETITION_LABELS, UNCERTAIN
 from data.tables.records import Records
 from evaluation.metrics import count_classes, labels_of_mean, study_level
@@ -61,9 +62,21 @@ class Cases:
         return count_classes(self.targets, self.labels, exclusive=self.exclusive)
 
     def views(self) -> np.ndarray | None:  # [N]
-        """Return the view of each row, '' if unknown; None without at least two known views."""
+        """Return the view of each row, '' if unknown; None without at least two known views.
+
+        The view of a frontal image without a projection is unknown: it may be AP or PA, and pairs
+        of the two are not pairs of one view.
+        """
         views = self.groups.get('View')
-        return None if views is None or len({*views} - {''}) < 2 else views
+        if views is None:
+            return None
+        views = np.where(views == FRONTAL, '', views)
+        return None if len({*views} - {''}) < 2 else views
+
+    def count_known_views(self) -> int:
+        """Count the rows with one of `views`, which have an AUROC within views."""
+        views = self.views()
+        return 0 if views is None else int((views != '').sum())
 
     def mean_labels(self) -> dict[str, tuple[str, ...]]:
         """Return the labels of each mean: 'labels' (`labels_of_mean`) and 'five'.
@@ -102,7 +115,8 @@ class Cases:
 
         The probability is the largest one, and the target is the largest known target. It is
         uncertain if at least one image is uncertain and no target is known. Paths and groups come
-        from the first image of the study, but the view names those of all images.
+        from the first image of the study, but the view names those of all images, and is unknown
+        if that of one is.
         """
         if level == 'image':
             return self
@@ -122,7 +136,7 @@ class Cases:
             views, view = np.unique(self.groups['View'].astype(str), return_inverse=True)
             has_view = np.zeros((len(names), len(views)), bool)
             has_view[study, view] = True
-            has_view[:, views == ''] = False
+            has_view[has_view[:, np.isin(views, ('', FRONTAL))].any(axis=1)] = False
             # Studies with the same views have the same number, and their views are joined once.
             numbers = has_view @ 2 ** np.arange(len(views))
             _, some, which = np.unique(numbers, return_index=True, return_inverse=True)

@@ -488,7 +488,10 @@ def label_scores(
 
     of_views = []
     if views is not None and any('views' in METRICS[name].needs for name in names):
+        has_view = views[known] != ''
         present = sorted({*views[known]} - {''})
+        if not has_view.all() and has_few_cases(targets[known[has_view]]):
+            present = []  # too few of the cases have a known view
         of_views = [cases_of(known[views[known] == view]) for view in present]
     has_threshold = threshold is not None and not np.isnan(threshold)
     cases = cases_of(known, threshold if has_threshold else None, of_views)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.tables.groups import natural_order
+from data.tables.groups import UNKNOWN, natural_order
 from data.tables.labels import NO_FINDING
 from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples, add_holm, interval
@@ -47,7 +47,8 @@ def score_groups(
 
     def score(group: tuple[str, str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         column, name = group
-        rows = cases.select(cases.groups[column] == name).at_level(protocol.level)
+        chosen = cases.groups[column] == ('' if name == UNKNOWN else name)
+        rows = cases.select(chosen).at_level(protocol.level)
         weights = resamples.weights(rows.patient)
         scores = {
             label: label_scores(
@@ -63,8 +64,9 @@ def score_groups(
         return described | {'headline': same and same['auroc']}, areas
 
     names = {
-        column: sorted(set(values) - {''}, key=natural_order)
+        column: sorted({value or UNKNOWN for value in values}, key=natural_order)
         for column, values in cases.groups.items()
+        if {*values} - {''}
     }
     pairs = [(column, name) for column in names for name in names[column]]
     scored = dict(zip(pairs, in_threads(score, pairs, 'scores of groups'), strict=True))
@@ -106,17 +108,21 @@ def score_metadata(cases: Cases, weights: CaseWeights) -> dict[str, dict[str, An
         has enough cases.
     """
     found = {}
+    if (views := cases.views()) is None:
+        views = np.full(len(cases), '', object)
+    cases = replace(cases, groups=cases.groups | {'View': views})
     for name, columns in METADATA.items() if cases.labels else ():
         if not all(len({*cases.groups.get(column, ())} - {''}) > 1 for column in columns):
             continue
-        ranks = ranks_of_groups(cases, columns)
+        # The others would rank each other by chance, and hide what is known of these.
+        is_known = np.all([cases.groups[column] != '' for column in columns], axis=0)
+        rows = cases.select(is_known)
+        ranks = ranks_of_groups(rows, columns)
+        of_rows = weights.select(np.flatnonzero(is_known))
+        options = {'threshold': None, 'weights': of_rows, 'names': ['auroc']}
         found[name] = {
-            label: summary(
-                label_scores(ranks[:, k], target, threshold=None, weights=weights, names=['auroc'])[
-                    'auroc'
-                ]
-            )
-            for k, (label, target) in enumerate(zip(cases.labels, cases.targets.T, strict=True))
+            label: summary(label_scores(ranks[:, k], target, **options)['auroc'])
+            for k, (label, target) in enumerate(zip(rows.labels, rows.targets.T, strict=True))
             if not has_few_cases(target)
         }
     return found
@@ -199,15 +205,16 @@ def _gaps(
 ) -> dict[str, dict[str, Any]]:
     """Find the groups with the highest and lowest AUROC for each label, and the difference.
 
-    Groups with few cases are left out if two others remain. The groups are selected as extremes, so
-    a gap above 0 is expected even if all groups are equal. Among more than two groups it has no
-    interval, because one that excludes 0 would be common, but a p-value that counts all of them.
+    Images in no group are not compared, nor groups with few cases if two others remain. The groups
+    are selected as extremes, so a gap above 0 is expected even if all groups are equal. Among
+    more than two groups it has no interval, because one that excludes 0 would be common, but a
+    p-value that counts all of them.
     """
     gaps = {}
-    labels = {group['group']: group['labels'] for group in groups}
+    labels = {group['group']: group['labels'] for group in groups if group['group'] != UNKNOWN}
     for label in groups[0]['labels']:
         of_group = {
-            name: found[label] for name, found in areas.items() if not np.isnan(found[label][0])
+            name: areas[name][label] for name in labels if not np.isnan(areas[name][label][0])
         }
         enough = [name for name in of_group if not labels[name][label]['few']]
         compared = enough if len(enough) > 1 else [*of_group]

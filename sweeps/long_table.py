@@ -151,7 +151,7 @@ def _is_repeated(run: Scored, other: Scored) -> bool:
 
 
 def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
-    """Say which labels are one label under several names, and over which labels a mean is."""
+    """Say what a score is over: labels under several names, known views, labels of a mean."""
     cases = [run.images.at_level(run.level) for run in runs]
     found = dict.fromkeys(describe_same(each.count_classes()['same_as']) for each in cases)
     means = {}  # labels of a mean -> whether they have enough cases
@@ -159,7 +159,13 @@ def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
         few = labels_with_few_cases(each.count_classes())
         labels = each.mean_labels()['labels']
         means[labels] = not {*labels} & {*few}
-    return [f'{sentence}.' for sentence in found if sentence], [
+    views = {(each.count_known_views(), len(each)) for each in cases}
+    lacking = [
+        f'The AUROC within views is over the {known:,} of {rows:,} cases whose view is known.'
+        for known, rows in sorted(views)
+        if 0 < known < rows
+    ]
+    return [f'{sentence}.' for sentence in found if sentence] + lacking, [
         f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with '
         f'{"at least" if enough else "fewer than"} {FEW_CASES} cases of '
         f'{"each class" if enough else "a class, because no label has more"}: {", ".join(labels)}.'
@@ -251,7 +257,7 @@ def _values(
     for score, labels in members.items():
         for label in labels:
             metrics.setdefault(label, {})[parts_of(score)[0]] = None
-    views = cases.groups.get('View')
+    views = cases.views()
     found = {
         label: label_scores(
             *cases.of_label(label),

@@ -13,6 +13,7 @@ from data.tables.records import OLDEST, Records
 from data.tables.table import KEYS, Table
 
 UNKNOWN = 'unknown'  # name of the group of images that are in no group
+FRONTAL = 'Frontal'  # view of frontal images that may be AP or PA
 PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id', 'subject_id')
 SEX_COLUMNS = ('GENDER', 'gender', 'SEX', 'Sex')
 AGE_COLUMNS = ('AGE_AT_CXR', 'anchor_age', 'AGE', 'Age')
@@ -40,9 +41,9 @@ def standard_groups(records: Records) -> dict[str, np.ndarray]:
 
     Returns:
         Arrays [N] by column: 'Sex'; 'Age', such as '40-59' or '80 and over'; and 'View', which is
-        'Lateral', 'Frontal', or 'Frontal AP' with a projection.
+        'Lateral', 'Frontal AP' with a projection, or FRONTAL without one.
     """
-    frontal = np.array([f'Frontal {name}'.strip() for name in records.ap_pa], object)
+    frontal = np.array([f'{FRONTAL} {name}'.strip() for name in records.ap_pa], object)
     frontal = np.where(records.view == 'frontal', frontal, '')
     bands = [f'{start}-{end - 1}' for start, end in zip(AGE_BANDS, AGE_BANDS[1:], strict=False)]
     names = np.array([*bands, f'{AGE_BANDS[-1]} and over'], object)

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from data.tables.groups import UNKNOWN
 from data.tables.labels import COMPETITION_LABELS, describe_same
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
@@ -422,12 +423,13 @@ def _by_view(
     whether a label has few cases.
     """
     found = [column['groups'] for column in scored['groups'] if column['column'] == 'View']
-    groups = found[0] if found else []
+    groups = [group for group in found[0] if group['group'] != UNKNOWN] if found else []
     if len(groups) < 2:
         return []
     title, score = METRICS['auroc_within_views'].title, None if 'left_out' in within else within
     everyone = {'labels': {entry['label']: entry for entry in scored['labels']}}
     rows = [(group['group'], group['rows'], group['headline'], group) for group in groups]
+    known = scored['known_views']
     return [
         {
             'view': name,
@@ -435,7 +437,7 @@ def _by_view(
             'score': mean,
             'few': any(group['labels'][label]['few'] for label in labels),
         }
-        for name, number, mean, group in [*rows, (title, scored['rows'], score, everyone)]
+        for name, number, mean, group in [*rows, (title, known, score, everyone)]
     ]
 
 

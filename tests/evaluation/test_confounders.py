@@ -81,6 +81,72 @@ def test_age_and_sex_of_noise_give_no_alert_and_those_of_a_cause_do() -> None:
     assert 'from age and sex alone, the AUROC is Edema' in alert
 
 
+def with_unknown(cases, share: float, unknown: str):
+    """Hide the projection of a share of the images: 'Frontal', or '' for an unknown view."""
+    is_hidden = np.random.default_rng(3).random(len(cases)) < share
+    views = np.where(is_hidden, unknown, cases.groups['View'])
+    return replace(cases, groups=cases.groups | {'View': views}), ~is_hidden
+
+
+@pytest.mark.parametrize('unknown', ['Frontal', ''])
+def test_images_of_unknown_projection_belong_to_no_view(unknown, tmp_path) -> None:
+    whole = confounded(0.2, 0.8, noise=0.1, count=2000)
+    assert roc_auc_score(whole.targets, whole.probabilities) > 0.75, 'it tells the view alone'
+    cases, known = with_unknown(whole, 0.8, unknown)
+    document = build_document([cases], None, PROTOCOL, run={})
+    *_, within = document['headline']['by_view']
+    (wanted,) = [
+        row['score']['value']
+        for row in build_document([whole.select(known)], None, PROTOCOL, run={})['headline'][
+            'by_view'
+        ]
+        if row['view'] == 'AUROC within views'
+    ]
+    assert within['rows'] == known.sum() and within['score']['value'] == pytest.approx(wanted)
+    assert 0.4 < within['score']['low'] < 0.5 < within['score']['high'] < 0.6
+    (alert,) = alerts_of(document)
+    assert 'from view alone, the AUROC is Edema 0.8' in alert
+
+
+def test_within_views_is_undefined_if_too_few_projections_are_known() -> None:
+    cases, known = with_unknown(confounded(0.2, 0.8, count=2000), 0.99, 'Frontal')
+    assert known.sum() < 40
+    document = build_document([cases], None, PROTOCOL, run={})
+    entry = document['sets'][0]['labels'][0]['scores']
+    assert np.isnan(entry['auroc_within_views']['value']) and entry['auroc']['value'] > 0.5
+    assert alerts_of(document) == []
+    nobody, _ = with_unknown(confounded(0.2, 0.8), 1.1, 'Frontal')
+    assert nobody.views() is None and nobody.count_known_views() == 0
+
+
+def test_a_study_with_an_image_of_unknown_projection_belongs_to_no_view() -> None:
+    cases = make_cases(np.full((6, 1), 0.5), np.tile([[0.0], [1.0]], (3, 1)))
+    view = ['Frontal AP', 'Frontal', 'Frontal AP', 'Lateral', 'Frontal PA', '']
+    study = np.array(['a', 'a', 'b', 'b', 'c', 'c'], object)
+    cases = replace(cases, study=study, groups={'View': np.array(view, object)})
+    assert [*cases.at_level('study').groups['View']] == ['', 'Frontal AP and Lateral', '']
+
+
+def test_patients_of_unknown_sex_are_a_row_that_no_gap_compares() -> None:
+    cases = confounded(0.5, 0.5)
+    sex = np.where(np.arange(len(cases)) < 100, '', cases.groups['Sex'])
+    cases.probabilities[:100] = cases.targets[:100]  # the best group by far
+    cases = replace(cases, groups={'Sex': sex})
+    (column,) = score_groups(
+        cases, np.array([np.nan]), PROTOCOL, Resamples(cases.patient, resamples=200, seed=0)
+    )
+    assert [group['group'] for group in column['groups']] == ['Female', 'Male', 'unknown']
+    assert column['groups'][-1]['rows'] == 100
+    assert {column['gaps']['Edema'][key] for key in ('best', 'worst')} == {'Female', 'Male'}
+    cases = replace(cases, groups={'Sex': np.full(len(cases), '', object)})
+    assert (
+        score_groups(
+            cases, np.array([np.nan]), PROTOCOL, Resamples(cases.patient, resamples=200, seed=0)
+        )
+        == []
+    )
+
+
 def test_a_headline_of_several_views_has_the_score_of_each_and_within_them(tmp_path) -> None:
     cases = confounded(0.3, 0.7)
     document = build_document([cases], None, PROTOCOL, run={})

@@ -100,7 +100,7 @@ def test_auroc_per_label_ignores_unknown_targets_and_needs_both_classes():
 
 @pytest.mark.parametrize(
     ('seed', 'num_cases', 'num_values', 'dtype'),
-    [(0, 60, 4, np.float64), (1, 300, 20, np.float32), (2, 300, 10**6, np.float32)],
+    [(0, 150, 4, np.float64), (1, 300, 20, np.float32), (2, 300, 10**6, np.float32)],
 )
 def test_every_metric_is_scikit_learns(seed, num_cases, num_values, dtype):
     probabilities, targets, rng = drawn_cases(seed, num_cases, num_values, dtype)
@@ -121,10 +121,10 @@ def test_every_metric_is_scikit_learns(seed, num_cases, num_values, dtype):
 def test_weights_count_as_repetitions_in_every_row_and_chunk(chunk, monkeypatch):
     monkeypatch.setattr(evaluation.metrics, 'CHUNK', chunk)
     monkeypatch.setattr(evaluation.metrics, 'LEAST_ROWS', 1)
-    probabilities, targets, rng = drawn_cases(3, 80, 12)
-    weights = rng.poisson(1, (3, 80)).astype(np.uint8)
-    views = drawn_views(rng, 80)
-    rows = CaseWeights(weights.T, np.arange(80), exact=True)
+    probabilities, targets, rng = drawn_cases(3, 160, 12)
+    weights = rng.poisson(1, (3, 160)).astype(np.uint8)
+    views = drawn_views(rng, 160)
+    rows = CaseWeights(weights.T, np.arange(160), exact=True)
     scores = label_scores(probabilities, targets, threshold=0.5, weights=rows, views=views)
     for r, row in enumerate(weights):
         repeated = np.repeat(probabilities, row), np.repeat(targets, row)
