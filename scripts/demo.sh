@@ -14,7 +14,7 @@ esac
 cd "$(dirname "$0")/.."
 seed=${SEED:-0}
 . scripts/setup.sh
-setup requirements.txt
+setup
 python=.venv/bin/python
 export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two processes share two cores
 images=$dir/CheXpert-phantom

@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
-setup requirements-dev.txt
+setup dev
 start=$SECONDS
 export OMP_NUM_THREADS=1 # with tiny models, more threads only wait for each other
 unset PYTHONDONTWRITEBYTECODE # otherwise each test process compiles every module again

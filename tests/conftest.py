@@ -110,7 +110,7 @@ def device(pytestconfig: pytest.Config) -> Iterator['torch.device']:
 
 @pytest.fixture(scope='session')
 def transformers() -> ModuleType:
-    return pytest.importorskip('transformers', reason='needs requirements-dev.txt')
+    return pytest.importorskip('transformers', reason='needs the extra dev')
 
 
 @pytest.fixture(scope='session')

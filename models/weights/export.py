@@ -193,7 +193,7 @@ def export(source: TrainedModel, target: str, path: Path, *, overwrite: bool) ->
     for package in kind.packages:
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f'--to {target} requires {package}: run pip install -r requirements-export.txt'
+                f"--to {target} requires {package}: run pip install '.[export]' in the clone"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:

@@ -9,7 +9,7 @@ out=${3:?$usage}
 case $out in /*) ;; *) out=$PWD/$out ;; esac
 cd "$(dirname "$0")/../.."
 . scripts/setup.sh
-setup requirements-studies.txt
+setup studies
 python=.venv/bin/python
 export PYTHON=$PWD/$python # starts the runs
 export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # runs share the CPU cores

@@ -24,7 +24,7 @@ done
 cd "$(dirname "$0")/../.."
 out=${out:-$PWD/output/studies/${name}_$scale}
 . scripts/setup.sh
-setup requirements-studies.txt
+setup studies
 python=.venv/bin/python
 export PYTHON=$PWD/$python # starts the runs
 sweep=(--sweep "scripts/studies/$name.yaml" --scale "$scale" --output "$out" ${SEEDS:+--seeds "$SEEDS"})

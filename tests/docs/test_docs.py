@@ -15,7 +15,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from new_parts import EXAMPLE, PAGE
 from sklearn.metrics import matthews_corrcoef
-from test_readme import ROOT
+from test_readme import FIRST_PAGES, ROOT
 from tiny import SMALLEST_SWIN, config_with
 from torch import nn
 
@@ -32,9 +32,11 @@ from tools.config_reference import options_page
 
 DOCS = ROOT / 'docs'
 SITE = sorted(DOCS.rglob('*.md'))
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *SITE]
+PAGES = [*(ROOT / name for name in FIRST_PAGES), *SITE]
 FENCED = re.compile(r'^```.*?^```', re.M | re.S)
-FOLDERS = 'configs|data|docs|engine|evaluation|models|notebooks|scripts|sweeps|tests|tools'
+FOLDERS = (
+    'configs|data|docs|engine|environments|evaluation|models|notebooks|scripts|sweeps|tests|tools'
+)
 FILE = re.compile(rf'`((?:{FOLDERS})/[\w./-]+)`')
 LINK = re.compile(r'\]\(([^)\s]+)\)|^\[[^]]+\]: (\S+)', re.M)  # also definitions of references
 

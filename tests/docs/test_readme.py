@@ -15,9 +15,10 @@ from torch.distributed.run import get_args_parser
 from config import build_parser, default_config, get_config, value_at
 
 ROOT = Path(__file__).resolve().parents[2]
+FIRST_PAGES = ['README.md', 'CONTRIBUTING.md', 'environments/README.md']
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
-    for path in [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/**/*.md'))]
+    for path in [*(ROOT / name for name in FIRST_PAGES), *sorted(ROOT.glob('docs/**/*.md'))]
 }
 PROGRAMS = sorted([*ROOT.glob('scripts/*.py'), *ROOT.glob('tools/*.py')])
 BLOCK = re.compile(r'^```bash\n(.*?)^```', re.M | re.S)

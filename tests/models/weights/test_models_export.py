@@ -91,7 +91,7 @@ def test_timm_and_transformers_compute_the_same(stage, model, tmp_path):
         assert_outputs(compute(images).numpy(), source)
     assert list(theirs.pretrained_cfg['mean']) == [0.4] * model['IN_CHANS']
 
-    transformers = pytest.importorskip('transformers', reason='needs requirements-dev.txt')
+    transformers = pytest.importorskip('transformers', reason='needs the extra dev')
     kind = 'AutoModelForImageClassification' if source.outputs else 'AutoModel'
     theirs, found = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
     assert not any(found.values()), found
