@@ -25,13 +25,11 @@ from options.legacy import LEGACY_KEYS  # noqa: F401
 from options.parts import (  # noqa: F401
     REGISTRIES,
     OptionError,
-    load,
+    import_by_name,
     make_registries,
-    module_of,
-    part,
-    part_options,
-    part_with_options,
-    require,
+    module_of_option,
+    refuse_unless,
+    selected_part,
 )
 from options.text import (  # noqa: F401
     config_changes,
@@ -892,7 +890,7 @@ def fit_to_task(config: Config, stage: str | None) -> None:
     """Set MODEL.NUM_CLASSES and LOSS.NAME of a fine-tuning run by its task, unless they are set."""
     if stage != 'finetune':
         return
-    task = part(config, 'DATA.TASK')
+    task = selected_part(config, 'DATA.TASK')
     if config.MODEL.NUM_CLASSES == _C.MODEL.NUM_CLASSES:
         config.MODEL.NUM_CLASSES = len(task(config).labels)
     if config.LOSS.NAME == _C.LOSS.NAME:

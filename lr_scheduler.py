@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
-from config import REGISTRIES, Config, part_with_options
+from config import REGISTRIES, Config, selected_part
 from system import distributed
 
 REFERENCE_BATCH = 512  # effective batch size for which the config gives the learning rates
@@ -84,7 +84,7 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
     rates = scaled_lr(config, distributed.world_size())
     warmup_steps = int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch)
     total_steps = int(config.TRAIN.EPOCHS * n_iter_per_epoch)
-    decay = part_with_options(config, 'TRAIN.LR_SCHEDULER.NAME')(
+    decay = selected_part(config, 'TRAIN.LR_SCHEDULER.NAME', with_options=True)(
         config, n_iter_per_epoch, rates.min
     )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from config import module_of, part
+from config import module_of_option, selected_part
 from data.data_contrastive import build_loader_contrastive
 from data.fingerprint import describe_data
 from engine.launch import launch
@@ -50,7 +50,7 @@ class HeldOutViews:
         compared = len(z) * distributed.world_size() // len(losses)
         values['holdout_images_compared'] = compared
         options = run.config.CONTRASTIVE
-        chance = part(run.config, 'CONTRASTIVE.METHOD').chance_loss(options, compared)
+        chance = selected_part(run.config, 'CONTRASTIVE.METHOD').chance_loss(options, compared)
         return values if chance is None else values | {'holdout_loss_chance': chance}
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ def main(run: Run) -> int:
     config, logger = run.config, run.logger
     if config.CHECK_MODE and distributed.world_size() > 1:
         raise ValueError('--check: contrastive pre-training can only be checked in one process')
-    num_views = part(config, 'CONTRASTIVE.METHOD').num_views(config)
+    num_views = selected_part(config, 'CONTRASTIVE.METHOD').num_views(config)
     loaders = build_loader_contrastive(config, logger, num_views)
     run.record.describe(config, lambda: describe_data(config, loaders))
     model = build_contrastive(config, total_steps=total_steps(config, loaders.train))
@@ -80,15 +80,15 @@ def main(run: Run) -> int:
         logger.info(f'momentum of the averaged encoder {float(model.momentum()):.6g}')
     validate = HeldOutViews(loaders.holdout)
     if config.EVAL.PROBE_EVERY:
-        validate = module_of('EVAL.PROBE_EVERY').OnlineProbe(config, logger, validate)
+        validate = module_of_option('EVAL.PROBE_EVERY').OnlineProbe(config, logger, validate)
 
     if config.EVAL_MODE:
         evaluate(run, model, loaders.holdout, validate)
         return 0
     if config.THROUGHPUT_MODE:
-        return module_of('THROUGHPUT_MODE').log_throughput(run, model, loaders._asdict())
+        return module_of_option('THROUGHPUT_MODE').log_throughput(run, model, loaders._asdict())
     if config.CHECK_MODE:
-        return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), views_loss)
+        return module_of_option('CHECK_MODE').preflight(run, model, loaders._asdict(), views_loss)
 
     fit(run, model, loaders.train, views_loss, after_epoch=validate)
     return 0

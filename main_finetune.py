@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config, module_of, part, part_with_options, selecting_split
+from config import PROBES, Config, module_of_option, selected_part, selecting_split
 from data.data_finetune import build_loader_finetune, patient_leaks
 from data.fingerprint import describe_data
 from data.loader import Loaders
@@ -53,8 +53,9 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     """
     config = run.config
     loss_fn = build_label_loss(config, loader.dataset.targets)
-    mix = part_with_options(config, 'AUG.MIXER')(config.AUG)
-    smoothing, exclusive = config.MODEL.LABEL_SMOOTHING, part(config, 'DATA.TASK').exclusive
+    mix = selected_part(config, 'AUG.MIXER', with_options=True)(config.AUG)
+    smoothing = config.MODEL.LABEL_SMOOTHING
+    exclusive = selected_part(config, 'DATA.TASK').exclusive
     is_frozen = config.FINETUNE.MODE == 'last_layer'
     ratio, count = config.FINETUNE.MASK_RATIO, num_patches(config)
 
@@ -145,7 +146,7 @@ def evaluate(run: Run, loaders: Loaders) -> None:
 def fit_probe(run: Run, model: nn.Module, loaders: Loaders) -> None:
     """Fit a probe on frozen features and score it."""
     final = FinalScores(run, loaders)
-    probe, chosen = module_of('FINETUNE.MODE').build_probe(run, model, loaders)
+    probe, chosen = module_of_option('FINETUNE.MODE').build_probe(run, model, loaders)
     final.score('selected', probe, chosen=chosen)
     final.write(probe, run.config.FINETUNE.MODE)
 
@@ -208,17 +209,19 @@ def main(run: Run) -> int:
         if not (config.PRETRAINED or config.MODEL.RESUME):
             logger.warning('--pretrained is not given, so the encoder stays random')
     if config.TRAIN.AVERAGE:
-        module_of('TRAIN.AVERAGE').average_weights(model, config.TRAIN.AVERAGE)
+        module_of_option('TRAIN.AVERAGE').average_weights(model, config.TRAIN.AVERAGE)
     loss_fn = None if is_probe else label_loss(run, loaders.train)
 
     if config.THROUGHPUT_MODE:
-        return module_of('THROUGHPUT_MODE').log_throughput(
+        return module_of_option('THROUGHPUT_MODE').log_throughput(
             run, model, loaders._asdict(), num_inputs=1
         )
     if config.CHECK_MODE:
         found = [('patients', line, 'see scripts/check_data.py') for line in patient_leaks(loaders)]
         found.append(('selection', selection.explanation, selection.warning))
-        return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), loss_fn, found)
+        return module_of_option('CHECK_MODE').preflight(
+            run, model, loaders._asdict(), loss_fn, found
+        )
 
     if selection.warning:
         logger.warning(selection.warning)

@@ -12,7 +12,7 @@ if __name__ == '__main__':
 
 from torch import Tensor, nn
 
-from config import module_of
+from config import module_of_option
 from data.data_simmim import build_loader_simmim
 from data.fingerprint import describe_data
 from engine.launch import launch
@@ -37,15 +37,17 @@ def main(run: Run) -> int:
     model = build_model(config, is_pretrain=True, total_steps=steps)
     validate = HeldOutReconstruction(loaders)
     if config.EVAL.PROBE_EVERY:
-        validate = module_of('EVAL.PROBE_EVERY').OnlineProbe(config, run.logger, validate)
+        validate = module_of_option('EVAL.PROBE_EVERY').OnlineProbe(config, run.logger, validate)
 
     if config.EVAL_MODE:
         evaluate(run, model, loaders.holdout, validate)
         return 0
     if config.THROUGHPUT_MODE:
-        return module_of('THROUGHPUT_MODE').log_throughput(run, model, loaders._asdict())
+        return module_of_option('THROUGHPUT_MODE').log_throughput(run, model, loaders._asdict())
     if config.CHECK_MODE:
-        return module_of('CHECK_MODE').preflight(run, model, loaders._asdict(), reconstruction_loss)
+        return module_of_option('CHECK_MODE').preflight(
+            run, model, loaders._asdict(), reconstruction_loss
+        )
 
     fit(run, model, loaders.train, reconstruction_loss, after_epoch=validate)
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn, optim
 
-from config import REGISTRIES, Config, part_with_options
+from config import REGISTRIES, Config, selected_part
 from lr_scheduler import scaled_lr
 from system import distributed
 
@@ -54,7 +54,7 @@ def build_optimizer(
             f'{group.get("group_name", "group")}: {len(group["params"])} tensors, '
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
-    optimizer = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')(groups, options)
+    optimizer = selected_part(config, 'TRAIN.OPTIMIZER.NAME', with_options=True)(groups, options)
     decays = [group['weight_decay'] for group in optimizer.param_groups for _ in group['params']]
     rates = [group['lr'] for group in optimizer.param_groups]
     low, high = min(rates), max(rates)

@@ -23,7 +23,7 @@ from config import (
     check_config,
     config_from_text,
     flat_options,
-    module_of,
+    module_of_option,
 )
 from system import distributed
 from system.downloads import check_exists, local_path, log_download, split_key
@@ -150,7 +150,7 @@ def read_checkpoint(path: str | Path) -> dict:
     if are_weights(checkpoint) and checkpoint:
         checkpoint = {'model': checkpoint}
     if not (isinstance(checkpoint, dict) and are_weights(checkpoint.get('model')) and not key):
-        checkpoint = module_of('PRETRAINED').choose_weights(checkpoint, path, key)
+        checkpoint = module_of_option('PRETRAINED').choose_weights(checkpoint, path, key)
     for name, value in drop_buffers(checkpoint['model']).items():
         if not torch.isfinite(value).all():
             raise ValueError(f'{path}: the weights {name} are not finite (NaN or infinity)')
@@ -251,7 +251,7 @@ def read_resumable(path: str | Path, logger: logging.Logger) -> dict:
     saved = read_checkpoint(path)
     if 'optimizer' in saved and isinstance(saved.get('config'), dict):  # ours have a text
         with name_damaged(path):
-            saved = module_of('MODEL.RESUME').from_simmim(saved, path, logger)
+            saved = module_of_option('MODEL.RESUME').from_simmim(saved, path, logger)
     missing = [key for key in RESUME_KEYS if key not in saved]
     if missing:
         raise ValueError(
@@ -368,7 +368,7 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     checkpoint = read_checkpoint(path)
     log_download(path, logger)
     try:
-        fit_pretrained = module_of('PRETRAINED').fit_pretrained
+        fit_pretrained = module_of_option('PRETRAINED').fit_pretrained
         state, report = fit_pretrained(config, checkpoint, model)
         trained = saved_options(checkpoint)
     except ValueError as error:
@@ -379,7 +379,7 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
     if trained:
-        for line in module_of('PRETRAINED').seen_patients(path, trained.DATA, config.DATA):
+        for line in module_of_option('PRETRAINED').seen_patients(path, trained.DATA, config.DATA):
             logger.warning(line)
 
 

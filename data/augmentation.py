@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from config import Config, module_of
+from config import Config, module_of_option
 from data.transforms import GreyImages, RandomCrop
 
 FINETUNE_AREA = (0.08, 1.0)
@@ -46,7 +46,7 @@ class TrainTransform(RandomCrop):
         self.randaugment = RandAugment(config)
         self.jitter, self.jitters_contrast = aug.COLOR_JITTER, aug.JITTER_CONTRAST
         if aug.AUTO_AUGMENT != 'none':
-            self.randaugment = module_of('AUG.AUTO_AUGMENT').AutoAugment(config)
+            self.randaugment = module_of_option('AUG.AUTO_AUGMENT').AutoAugment(config)
             self.jitter = 0.0  # a policy of timm replaces it, as in SimMIM
         self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 

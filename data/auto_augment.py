@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from timm.data import auto_augment as policies
 
-from config import Config, pixel_statistics, require
+from config import Config, pixel_statistics, refuse_unless
 from data.mixing import numpy_draws_from
 from data.transforms import FILTERS
 
@@ -27,7 +27,7 @@ def check(config: Config, stage: str | None) -> None:
     except Exception as error:  # timm raises whatever its parsing meets
         problem = f' ({type(error).__name__}: {error})'.replace(': )', ')')
     allowed = f"'none' or a policy of timm such as 'rand-m9-mstd0.5-inc1'{problem}"
-    require(not problem, config, 'AUG.AUTO_AUGMENT', allowed)
+    refuse_unless(not problem, config, 'AUG.AUTO_AUGMENT', allowed)
 
 
 class AutoAugment:

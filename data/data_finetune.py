@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config, default_config, module_of
+from config import PROBES, Config, default_config, module_of_option
 from data.augmentation import TrainTransform
 from data.loader import Loaders, XrayDataset, make_loader
 from data.tables.groups import all_groups
@@ -49,7 +49,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
         read = {'train': everything, 'test': _scored_records(config, 'test', logger)}
         read['valid'] = _scored_records(config, 'valid', logger, has_test=read['test'] is not None)
     if data.LEAVE_OUT:
-        module_of('DATA.LEAVE_OUT').require_found(config, *read.values())
+        module_of_option('DATA.LEAVE_OUT').require_found(config, *read.values())
     refuse_shared_patients(config, read, logger)
     scored = {name: read[name] for name in ('valid', 'test') if read[name] is not None}
     if everything is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import REGISTRIES, Config, encoder_node, part_options
+from config import REGISTRIES, Config, encoder_node
 
 if TYPE_CHECKING:
     from data.transforms import View
@@ -75,7 +75,7 @@ class MaskGenerator:
             )
         self.mask_type = mask_type
         self.hidden_units: Callable[..., np.ndarray] = MASKS[mask_type]
-        self.options = part_options('DATA.MASK_TYPE', mask_type) if options is None else options
+        self.options = MASKS.options_of(mask_type) if options is None else options
 
     def __call__(self, rng: Rng | None = None, view: 'View | None' = None) -> np.ndarray:
         """Draw a mask int64 [h, w] on the grid of tokens, with 1 for hidden tokens.
@@ -160,7 +160,7 @@ def mask_generator(config: Config) -> MaskGenerator:
         encoder_node(config).PATCH_SIZE,
         data.MASK_RATIO,
         data.MASK_TYPE,
-        part_options('DATA.MASK_TYPE', data.MASK_TYPE, config),
+        MASKS.options_of(data.MASK_TYPE, config),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import PROBES, REGISTRIES, Config, require
+from config import PROBES, REGISTRIES, Config, refuse_unless
 
 MIXERS = REGISTRIES['AUG.MIXER']
 
@@ -47,11 +47,11 @@ class Mixup:
         if not is_on(aug) or config.FINETUNE.MODE in PROBES:
             return
         allowed = 'at least 2 with AUG.MIXUP or AUG.CUTMIX'
-        require(config.DATA.BATCH_SIZE > 1, config, 'DATA.BATCH_SIZE', allowed)
+        refuse_unless(config.DATA.BATCH_SIZE > 1, config, 'DATA.BATCH_SIZE', allowed)
         if aug.CUTMIX_MINMAX:
             low, high = (int(size * share) for share in aug.CUTMIX_MINMAX)
             allowed = f'shares that differ by a pixel of {size}'
-            require(low < high, config, 'AUG.CUTMIX_MINMAX', allowed)
+            refuse_unless(low < high, config, 'AUG.CUTMIX_MINMAX', allowed)
 
     def __call__(
         self, images: Tensor, targets: Tensor, rng: np.random.Generator

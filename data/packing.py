@@ -29,7 +29,7 @@ from PIL import Image
 from pyarrow import ipc
 from tqdm import tqdm
 
-from config import Config, default_config, load, part
+from config import Config, default_config, import_by_name, selected_part
 from data.images.files import FULL_RANGE_BITS, BadImageError, full_size, grey_levels
 from data.images.image_source import open_images
 from data.images.preprocess import Setup, apply_steps
@@ -169,10 +169,11 @@ def read_source(
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset or 'chexpert', image_suffix
     scored = bool(signs_of_scores(root, [], [*tables]))
     if dataset == 'mimic-cxr':
-        listed = load('data.tables.known_sets:mimic_images')(root)  # also those without labels
+        # Also the images without labels.
+        listed = import_by_name('data.tables.known_sets:mimic_images')(root)
         files = with_suffix(listed['Path'], image_suffix)
         splits = dict(zip(files, listed['Split'], strict=True))
-    elif config.DATA.DATASET != 'chexpert' and part(config, 'DATA.DATASET').labelled:
+    elif config.DATA.DATASET != 'chexpert' and selected_part(config, 'DATA.DATASET').labelled:
         splits, made = _read_splits(config, root)
         tables |= made
         scored = {*splits.values()} != {'train'}
@@ -198,7 +199,7 @@ def _find_tables(root: Path, csv_names: Sequence[str]) -> dict[str, Path | bytes
 
     A Parquet file with images is no table.
     """
-    has_images = load('data.images.hub:image_names')
+    has_images = import_by_name('data.images.hub:image_names')
     paths = [path for form in TABLE_FORMS for path in root.glob(form)]
     paths += [path for path in root.glob('*.parquet') if not has_images(root, path.name)]
     tables = {path.name: path for path in sorted(paths)}
@@ -213,14 +214,14 @@ def _find_tables(root: Path, csv_names: Sequence[str]) -> dict[str, Path | bytes
 @tables_kept()
 def _read_splits(config: Config, root: Path) -> tuple[dict[str, str], dict[str, Path | bytes]]:
     """Return the images of all splits with their split, and the tables that the splits read."""
-    splits, tables, kind = {}, {}, part(config, 'DATA.DATASET')
+    splits, tables, kind = {}, {}, selected_part(config, 'DATA.DATASET')
     for split in SPLITS:
         records = kind.read(config, root, split, labels=(), optional=True, look_up='none')
         if records is None:
             continue
         splits |= dict.fromkeys(records.file, split)
         if kind.table is not None:
-            name = load('data.tables.data_sets:packed_name')(config, split)
+            name = import_by_name('data.tables.data_sets:packed_name')(config, split)
             tables[name] = csv_text(kind.table(config, root, split)).encode()
         elif records.csv:
             tables[records.csv] = root / records.csv

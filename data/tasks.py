@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from config import PROBES, REGISTRIES, Config, part_options, require, value_at
+from config import PROBES, REGISTRIES, Config, refuse_unless, value_at
 from data.tables.labels import (
     LABELS,
     NO_FINDING,
@@ -159,7 +159,7 @@ class Observations(Task):
             seed=self.config.SEED,
             predictions=predictions,
             names=records.label_names,
-            options={p: part_options('DATA.UNCERTAIN', p, self.config) for p in policies},
+            options={p: POLICIES.options_of(p, self.config) for p in policies},
         )
 
 
@@ -264,38 +264,44 @@ def check_label_options(config: Config, stage: str | None) -> None:
     files = {file_name(label) for label in data.LABELS if isinstance(label, str)}
     are_names = len(files) == len(data.LABELS) and not files & {'', 'path', 'study'}
     allowed = 'different names of columns other than Path and Study'
-    require(are_names, config, 'DATA.LABELS', allowed)
+    refuse_unless(are_names, config, 'DATA.LABELS', allowed)
     of_task = f'with DATA.TASK {data.TASK!r}'
-    require(task.takes_names or not data.LABELS, config, 'DATA.LABELS', f'[] {of_task}')
+    refuse_unless(task.takes_names or not data.LABELS, config, 'DATA.LABELS', f'[] {of_task}')
     allowed = f'at least {task.least_names} name{"s" * (task.least_names > 1)} {of_task}'
-    require(len(data.LABELS) >= task.least_names, config, 'DATA.LABELS', allowed)
+    refuse_unless(len(data.LABELS) >= task.least_names, config, 'DATA.LABELS', allowed)
     needs_predictions = task.needs_predictions  # checks the names of the policies
     if not task.has_policies:
         policy = POLICIES[data.UNCERTAIN]
         is_plain = not (policy.third_class or policy.needs_predictions)
-        require(is_plain, config, 'DATA.UNCERTAIN', f'left out {of_task}')
-        require(not data.UNCERTAIN_BY_LABEL, config, 'DATA.UNCERTAIN_BY_LABEL', f'{{}} {of_task}')
+        refuse_unless(is_plain, config, 'DATA.UNCERTAIN', f'left out {of_task}')
+        refuse_unless(
+            not data.UNCERTAIN_BY_LABEL, config, 'DATA.UNCERTAIN_BY_LABEL', f'{{}} {of_task}'
+        )
     if stage != 'finetune':
         return
     allowed = f'left out, or {len(task.labels)}, the number of labels of DATA.TASK and DATA.LABELS'
-    require(config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed)
+    refuse_unless(
+        config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed
+    )
     if task.third_class.any():
         because = 'with a policy for which uncertain is a third class'
         has_classes = config.LOSS.NAME in ('bce', 'focal')
-        require(has_classes, config, 'LOSS.NAME', f"'bce' or 'focal' {because}")
+        refuse_unless(has_classes, config, 'LOSS.NAME', f"'bce' or 'focal' {because}")
         trains_head = config.FINETUNE.MODE not in PROBES
-        require(trains_head, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
+        refuse_unless(
+            trains_head, config, 'FINETUNE.MODE', f'a mode that trains the head {because}'
+        )
         for key in ('MODEL.LABEL_SMOOTHING', 'AUG.MIXUP', 'AUG.CUTMIX', 'AUG.CUTMIX_MINMAX'):
-            require(not value_at(config, key), config, key, f'0 or None {because}')
+            refuse_unless(not value_at(config, key), config, key, f'0 or None {because}')
     if task.exclusive:
-        require(not data.PSEUDO_LABELS, config, 'DATA.PSEUDO_LABELS', f"'' {of_task}")
+        refuse_unless(not data.PSEUDO_LABELS, config, 'DATA.PSEUDO_LABELS', f"'' {of_task}")
     if config.EVAL_MODE:
         return
     if needs_predictions:
         allowed = "predictions of the training images, see the policy 'self_train' in the docs"
         given = data.SELF_TRAIN_PREDICTIONS
-        require(given, config, 'DATA.SELF_TRAIN_PREDICTIONS', allowed)
+        refuse_unless(given, config, 'DATA.SELF_TRAIN_PREDICTIONS', allowed)
     if data.PSEUDO_LABELS:
         allowed = 'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS'
         has_subset = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES
-        require(has_subset, config, 'DATA.TRAIN_FRACTION', allowed)
+        refuse_unless(has_subset, config, 'DATA.TRAIN_FRACTION', allowed)

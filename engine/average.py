@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from config import PROBES, Config, require
+from config import PROBES, Config, refuse_unless
 
 
 def check(config: Config, stage: str | None) -> None:
     """Check that the stage trains a classifier in steps."""
     is_allowed = stage == 'finetune' and config.FINETUNE.MODE not in PROBES
-    require(is_allowed or stage is None, config, 'TRAIN.AVERAGE', '0 except in fine-tuning')
+    refuse_unless(is_allowed or stage is None, config, 'TRAIN.AVERAGE', '0 except in fine-tuning')
 
 
 def average_weights(model: nn.Module, decay: float) -> None:

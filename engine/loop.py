@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from config import Config, module_of
+from config import Config, module_of_option
 from engine.clock import Clock, duration
 from engine.interruptions import Interruptions
 from engine.parallel import share_batch_norm, wrap_parallel
@@ -169,7 +169,7 @@ def wrap_model(run: Run, state: TrainState) -> None:
     """Wrap the model for several processes, and compile it according to TRAIN.COMPILE."""
     state.model = share_batch_norm(state.model, run.device)
     if run.config.TRAIN.COMPILE != 'none' and run.device.type in COMPILED_DEVICES:
-        state.model = module_of('TRAIN.COMPILE').compiled(run, state.model)
+        state.model = module_of_option('TRAIN.COMPILE').compiled(run, state.model)
     # The exchange of gradients stays outside of the compiled model, which is then one graph.
     state.model = wrap_parallel(state.model, run.device, run.config.TRAIN.GRADIENT_EXCHANGE)
 

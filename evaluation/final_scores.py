@@ -9,7 +9,15 @@ import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config, config_changes, config_text, module_of, scored_steps, value_at
+from config import (
+    PROBES,
+    Config,
+    config_changes,
+    config_text,
+    module_of_option,
+    scored_steps,
+    value_at,
+)
 from data.images.views import views_warning
 from data.loader import Loaders
 from data.tables.predictions import write_predictions
@@ -74,7 +82,7 @@ class FinalScores:
             replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
             run.logger.info(f'scores in {file}. Not for clinical use.')
         if is_main and run.config.REPORT.WRITE:
-            report = module_of('REPORT.WRITE').write_run_report(self, model, source)
+            report = module_of_option('REPORT.WRITE').write_run_report(self, model, source)
             run.logger.info(f'report in {report}')
         if Path(source).is_file():
             words = f'IMAGE_OR_FOLDER --checkpoint {source} --output predictions.csv'

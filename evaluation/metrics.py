@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from config import Config, require
+from config import Config, refuse_unless
 from data.tables.labels import COMPETITION_LABELS, describe_same, same_labels
 from evaluation.intervals import CaseWeights, interval
 
@@ -284,7 +284,7 @@ def metric(
 def check(config: Config, stage: str | None) -> None:
     """Check the names of metrics in REPORT.COLUMNS."""
     holds = all(name in METRICS for name in config.REPORT.COLUMNS)
-    require(holds, config, 'REPORT.COLUMNS', f'some of {[*METRICS]}')
+    refuse_unless(holds, config, 'REPORT.COLUMNS', f'some of {[*METRICS]}')
 
 
 def applicable(known: Iterable[str]) -> dict[str, Metric]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from config import part, require
+from config import refuse_unless, selected_part
 from models.classifier_heads import ClassifierHead
 from utils import name_damaged, same_entries
 
@@ -28,11 +28,11 @@ def build_model(
             labels; 0 builds no head, for contrastive pre-training.
         total_steps: Number of optimizer steps of masked pre-training, for methods with a schedule.
     """
-    encoder = part(config, 'MODEL.TYPE')
+    encoder = selected_part(config, 'MODEL.TYPE')
     if is_pretrain:
-        return part(config, 'MODEL.PRETRAIN').from_config(config, total_steps=total_steps)
+        return selected_part(config, 'MODEL.PRETRAIN').from_config(config, total_steps=total_steps)
     if num_outputs is None:
-        num_outputs = part(config, 'DATA.TASK')(config).num_outputs
+        num_outputs = selected_part(config, 'DATA.TASK')(config).num_outputs
     model = encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
     if num_outputs and not isinstance(model.head, ClassifierHead) and config.MODEL.HEAD == 'linear':
         raise ValueError(
@@ -40,8 +40,10 @@ def build_model(
             'models.classifier_heads.build_classifier_head'
         )
     # An encoder that ignores MODEL.HEAD would train another model than the config says.
-    is_allowed = not num_outputs or type(model.head) is part(config, 'MODEL.HEAD')
-    require(is_allowed, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}")
+    is_allowed = not num_outputs or type(model.head) is selected_part(config, 'MODEL.HEAD')
+    refuse_unless(
+        is_allowed, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}"
+    )
     return model
 
 

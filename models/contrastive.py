@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import REGISTRIES, part_options, require
+from config import REGISTRIES, refuse_unless
 from models.encoder import ENCODERS, Encoder
 from models.grouped_batch_norm import normalise_in_groups
 from models.model import Model
@@ -91,12 +91,12 @@ class ContrastiveMethod(Model, ABC):
         options = config.CONTRASTIVE
         is_allowed = options.TEMPERATURE is None or 'temperature' in signature(cls).parameters
         allowed = f'None with CONTRASTIVE.METHOD {options.METHOD!r}, which ignores it'
-        require(is_allowed, config, 'CONTRASTIVE.TEMPERATURE', allowed)
-        require(config.DATA.BATCH_SIZE > 1, config, 'DATA.BATCH_SIZE', 'at least 2')
+        refuse_unless(is_allowed, config, 'CONTRASTIVE.TEMPERATURE', allowed)
+        refuse_unless(config.DATA.BATCH_SIZE > 1, config, 'DATA.BATCH_SIZE', 'at least 2')
         if cls.num_views(config)[1] and options.LOCAL_SIZE:
             is_allowed = ENCODERS[config.MODEL.TYPE].takes_size(config, options.LOCAL_SIZE)
             allowed = f'0 (DATA.IMG_SIZE) with this encoder of MODEL.TYPE {config.MODEL.TYPE!r}'
-            require(is_allowed, config, 'CONTRASTIVE.LOCAL_SIZE', allowed)
+            refuse_unless(is_allowed, config, 'CONTRASTIVE.LOCAL_SIZE', allowed)
 
     @classmethod
     def chance_loss(cls, options: Any, images: int) -> float | None:
@@ -235,7 +235,7 @@ class MoCo(MomentumMethod):
             stage != 'contrastive' or groups == 1 or (batch % groups == 0 and batch > groups)
         )
         allowed = f'1, or a divisor of DATA.BATCH_SIZE {batch} with at least 2 images per group'
-        require(is_allowed, config, 'CONTRASTIVE.BN_GROUPS', allowed)
+        refuse_unless(is_allowed, config, 'CONTRASTIVE.BN_GROUPS', allowed)
 
     @classmethod
     def chance_loss(cls, options: Any, images: int) -> float:
@@ -365,7 +365,7 @@ def build_contrastive(config: Any, *, total_steps: int) -> ContrastiveMethod:
     if issubclass(method, MomentumMethod):
         options['momentum'] = method.default_momentum(total_steps)
     taken = {name: options[name] for name in signature(method).parameters if name in options}
-    taken |= part_options('CONTRASTIVE.METHOD', name, config)
+    taken |= METHODS.options_of(name, config)
     return method(encoder(**encoder.constructor_arguments(config), num_classes=0), **taken)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from config import REGISTRIES, encoder_node, part_options
+from config import REGISTRIES, encoder_node
+from models.classifier_heads import CLASSIFIER_HEADS
 from models.model import Model
 
 ENCODERS = REGISTRIES['MODEL.TYPE']
@@ -48,7 +49,7 @@ class Encoder(Model, ABC):
     @classmethod
     def constructor_arguments(cls, config: Any) -> dict[str, Any]:
         """Return the shared constructor arguments and the encoder's options in lower case."""
-        head_options = part_options('MODEL.HEAD', config.MODEL.HEAD, config)
+        head_options = CLASSIFIER_HEADS.options_of(config.MODEL.HEAD, config)
         return {
             'img_size': config.DATA.IMG_SIZE,
             'in_chans': config.MODEL.IN_CHANS,
@@ -57,7 +58,7 @@ class Encoder(Model, ABC):
             'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
             'head': config.MODEL.HEAD,
             **({'head_options': head_options} if head_options else {}),
-            **part_options('MODEL.TYPE', config.MODEL.TYPE, config),
+            **ENCODERS.options_of(config.MODEL.TYPE, config),
         }
 
     @classmethod

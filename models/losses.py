@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from config import REGISTRIES, part, part_options, require
+from config import REGISTRIES, refuse_unless, selected_part
 from data.tables.labels import positive_logits
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -45,10 +45,10 @@ class LossOfLabels:
 
     def check(self, config: Any, stage: str | None) -> None:
         """Check that the loss suits the task."""
-        exclusive = part(config, 'DATA.TASK').exclusive
+        exclusive = selected_part(config, 'DATA.TASK').exclusive
         names = [name for name, loss in LABEL_LOSSES.items() if loss.exclusive == exclusive]
         allowed = f'one of {names} with DATA.TASK {config.DATA.TASK!r}'
-        require(stage is None or self.exclusive == exclusive, config, 'LOSS.NAME', allowed)
+        refuse_unless(stage is None or self.exclusive == exclusive, config, 'LOSS.NAME', allowed)
 
 
 def register_loss(name: str, *, exclusive: bool = False) -> Callable:
@@ -69,12 +69,12 @@ def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
             [B, 3K].
         targets: Targets of the training images, [N, K], NaN where unknown.
     """
-    task, name = part(config, 'DATA.TASK')(config), config.LOSS.NAME
+    task, name = selected_part(config, 'DATA.TASK')(config), config.LOSS.NAME
     if task.third_class.any():
         third_class = torch.from_numpy(task.third_class)
         gamma = FOCAL_GAMMA if name == 'focal' else 0.0
         return partial(masked_multiclass, multiclass=third_class, gamma=gamma)
-    options = part_options('LOSS.NAME', name, config)
+    options = LABEL_LOSSES.options_of(name, config)
     return LABEL_LOSSES[name].build(targets, task.labels, **options)
 
 

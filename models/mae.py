@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import default_config, part_options, require
+from config import default_config, refuse_unless
 from data.masking import mask_generator
 from models.encoder import ENCODERS, check_mask, run_block
 from models.reconstruction_losses import LOSSES, Term, term_values
@@ -70,7 +70,7 @@ class MAE(MaskedModel):
         return cls(
             encoder,
             num_visible=encoder.grid_size**2 * (units - masks.count) // units,
-            **part_options('MODEL.PRETRAIN', config.MODEL.PRETRAIN, config),
+            **PRETRAINING.options_of(config.MODEL.PRETRAIN, config),
         )
 
     @classmethod
@@ -78,21 +78,21 @@ class MAE(MaskedModel):
         """Check that the encoder is a ViT with absolute positions, and the decoder's sizes."""
         vit, mae = config.MODEL.VIT, config.MODEL.MAE
         is_vit = ENCODERS[config.MODEL.TYPE] is VisionTransformer
-        require(is_vit, config, 'MODEL.TYPE', "'vit' with MODEL.PRETRAIN 'mae'")
+        refuse_unless(is_vit, config, 'MODEL.TYPE', "'vit' with MODEL.PRETRAIN 'mae'")
         allowed = "False with MODEL.PRETRAIN 'mae', because the visible patches are not a grid"
         for key in ('USE_RPB', 'USE_SHARED_RPB'):
-            require(not vit[key], config, f'MODEL.VIT.{key}', allowed)
+            refuse_unless(not vit[key], config, f'MODEL.VIT.{key}', allowed)
         allowed = "True (or USE_APE) with MODEL.PRETRAIN 'mae', which needs position embeddings"
-        require(vit.USE_SINCOS or vit.USE_APE, config, 'MODEL.VIT.USE_SINCOS', allowed)
+        refuse_unless(vit.USE_SINCOS or vit.USE_APE, config, 'MODEL.VIT.USE_SINCOS', allowed)
         for key, value in default_config().MODEL.SIMMIM.items():
             allowed = f"{value!r}, the default, with MODEL.PRETRAIN 'mae', which ignores it"
             is_allowed = config.MODEL.SIMMIM[key] == value
-            require(is_allowed, config, f'MODEL.SIMMIM.{key}', allowed)
+            refuse_unless(is_allowed, config, f'MODEL.SIMMIM.{key}', allowed)
         width = mae.DECODER_EMBED_DIM
-        require(width % 4 == 0, config, 'MODEL.MAE.DECODER_EMBED_DIM', 'a multiple of 4')
+        refuse_unless(width % 4 == 0, config, 'MODEL.MAE.DECODER_EMBED_DIM', 'a multiple of 4')
         allowed = f'a divisor of MODEL.MAE.DECODER_EMBED_DIM, {width}'
         is_allowed = width % mae.DECODER_NUM_HEADS == 0
-        require(is_allowed, config, 'MODEL.MAE.DECODER_NUM_HEADS', allowed)
+        refuse_unless(is_allowed, config, 'MODEL.MAE.DECODER_NUM_HEADS', allowed)
 
     def loss(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error over hidden pixels, see `MaskedModel.loss`."""

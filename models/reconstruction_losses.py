@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from config import REGISTRIES, part_options
+from config import REGISTRIES
 
 LOSSES = REGISTRIES['MODEL.SIMMIM.LOSS']
 
@@ -32,10 +32,10 @@ class Term(NamedTuple):
 
 def loss_terms(config: Any) -> dict[str, Term]:
     """Return the terms of MODEL.SIMMIM.LOSS by name. A single name has the weight 1."""
-    key, loss = 'MODEL.SIMMIM.LOSS', config.MODEL.SIMMIM.LOSS
+    loss = config.MODEL.SIMMIM.LOSS
     weights = {loss: 1.0} if isinstance(loss, str) else loss
     return {
-        name: Term(weight, partial(LOSSES[name], **part_options(key, name, config)))
+        name: Term(weight, partial(LOSSES[name], **LOSSES.options_of(name, config)))
         for name, weight in weights.items()
     }
 

@@ -22,7 +22,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import REGISTRIES, part_with_options, require
+from config import REGISTRIES, refuse_unless, selected_part
 from data.masking import mask_generator
 from models.encoder import ENCODERS, PatchEncoder, masked_version
 from models.model import Model
@@ -89,12 +89,12 @@ class MaskedModel(Model, ABC):
             mask_generator(config)  # checks the sizes
             stride = ENCODERS[config.MODEL.TYPE].stride_of(config)
             allowed = f'a multiple of {stride}, the side of an output token'
-            require(config.DATA.IMG_SIZE % stride == 0, config, 'DATA.IMG_SIZE', allowed)
+            refuse_unless(config.DATA.IMG_SIZE % stride == 0, config, 'DATA.IMG_SIZE', allowed)
             cls.check_options(config)
         else:
             names = [name for name, encoder in ENCODERS.items() if encoder.hides_patches]
             allowed = f'one of {names} for masked pre-training'
-            require(stage is None, config, 'MODEL.TYPE', allowed)
+            refuse_unless(stage is None, config, 'MODEL.TYPE', allowed)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the loss of images [B, C, S, S] with masks [B, h, w], as `loss`.
@@ -394,10 +394,10 @@ class SimMIM(MaskedModel):
         kind = ENCODERS[config.MODEL.TYPE]
         # The same encoder with a mask token, as SimMIM's SwinTransformerForSimMIM.
         encoder = masked_version(kind)(**kind.constructor_arguments(config))
-        build_target = part_with_options(config, 'MODEL.SIMMIM.TARGET')
+        build_target = selected_part(config, 'MODEL.SIMMIM.TARGET', with_options=True)
         return cls(
             encoder,
-            part_with_options(config, 'MODEL.SIMMIM.HEAD'),
+            selected_part(config, 'MODEL.SIMMIM.HEAD', with_options=True),
             terms=loss_terms(config),
             loss_pixels=config.MODEL.SIMMIM.LOSS_PIXELS,
             target=build_target(
@@ -425,10 +425,10 @@ class SimMIM(MaskedModel):
         target, cell = TARGETS[options.TARGET], cls.target_cell(config)
         sizes = [0, *sizes] if target.own_cell in cells else sizes
         allowed = f'one of {sizes}, so that neither the head nor a mask divides a cell'
-        require(options.TARGET_SIZE in sizes, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
+        refuse_unless(options.TARGET_SIZE in sizes, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
         is_allowed = cell < unit or not target.uses_true_statistics
         allowed = f'a target without statistics if a masking unit is a single cell of {cell} px'
-        require(is_allowed, config, 'MODEL.SIMMIM.TARGET', allowed)
+        refuse_unless(is_allowed, config, 'MODEL.SIMMIM.TARGET', allowed)
 
     def loss(self, x: Tensor, mask: Tensor) -> Tensor:
         predictions = self.predict(x, mask)

@@ -11,7 +11,7 @@ import torch
 from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 
-from config import encoder_node, require
+from config import encoder_node, refuse_unless
 from models.classifier_heads import build_classifier_head
 from models.encoder import (
     ENCODERS,
@@ -338,21 +338,23 @@ class SwinTransformer(PatchEncoder):
         stages = len(swin.DEPTHS)
         for key in ('DEPTHS', 'NUM_HEADS'):
             is_allowed = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
-            require(is_allowed, config, f'MODEL.SWIN.{key}', 'one positive integer per stage')
-        require(sum(swin.DEPTHS) <= 1000, config, 'MODEL.SWIN.DEPTHS', 'together at most 1000')
+            refuse_unless(is_allowed, config, f'MODEL.SWIN.{key}', 'one positive integer per stage')
+        refuse_unless(
+            sum(swin.DEPTHS) <= 1000, config, 'MODEL.SWIN.DEPTHS', 'together at most 1000'
+        )
         allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
-        require(len(swin.NUM_HEADS) == stages, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+        refuse_unless(len(swin.NUM_HEADS) == stages, config, 'MODEL.SWIN.NUM_HEADS', allowed)
         for stage_number, heads in enumerate(swin.NUM_HEADS):
             width = swin.EMBED_DIM * 2**stage_number
             allowed = f'a divisor of the width of each stage ({width} in stage {stage_number})'
-            require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+            refuse_unless(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
         stride = cls.stride_of(config)
         allowed = f'a multiple of {stride}, MODEL.SWIN.PATCH_SIZE doubled {stages - 1} times'
-        require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
+        refuse_unless(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
         sides = [size // swin.PATCH_SIZE // 2**i for i in range(stages)]
         fits = all(side <= swin.WINDOW_SIZE or side % swin.WINDOW_SIZE == 0 for side in sides)
         allowed = f'a divisor of the side of each larger stage; the sides are {sides} tokens'
-        require(fits, config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
+        refuse_unless(fits, config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
 
     def encode(self, tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """Encode patch tokens [B, L, D] to normalised tokens of the last stage, [B, l, F]."""

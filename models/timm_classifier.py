@@ -9,7 +9,7 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
-from config import require
+from config import refuse_unless
 from models.classifier_heads import CLASSIFIER_HEADS, build_classifier_head
 from models.encoder import ENCODERS, MAP_CELLS, Encoder
 from system.files import in_one_line
@@ -76,7 +76,7 @@ class TimmClassifier(Encoder):
     def check(cls, config: Any, stage: str | None) -> None:
         """Check that the model exists and supports the options."""
         is_allowed = timm.is_model(config.MODEL.TIMM.NAME)
-        require(is_allowed, config, 'MODEL.TIMM.NAME', "a timm model such as 'resnet50'")
+        refuse_unless(is_allowed, config, 'MODEL.TIMM.NAME', "a timm model such as 'resnet50'")
         with torch.device('meta'):
             model = cls(**cls.constructor_arguments(config), num_classes=1)
         layout = model.layout
@@ -84,21 +84,21 @@ class TimmClassifier(Encoder):
         why = f"for timm's {name}"
         convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         is_allowed = not config.MODEL.TIMM.CHANNELS_LAST or len(convolutions) > 1
-        require(
+        refuse_unless(
             is_allowed,
             config,
             'MODEL.TIMM.CHANNELS_LAST',
             f'False {why}, without convolutions after the patches',
         )
         is_allowed = not CLASSIFIER_HEADS[config.MODEL.HEAD].takes_tokens
-        require(is_allowed, config, 'MODEL.HEAD', f'a head on pooled features {why}')
+        refuse_unless(is_allowed, config, 'MODEL.HEAD', f'a head on pooled features {why}')
         if stage == 'finetune':
             is_allowed = train.LAYER_DECAY == 1.0 or bool(layout.layer_ids)
-            require(
+            refuse_unless(
                 is_allowed, config, 'TRAIN.LAYER_DECAY', f'1.0 {why}, whose layers are not grouped'
             )
             is_allowed = not config.REPORT.MAPS or bool(layout.map_layer) or not config.REPORT.WRITE
-            require(is_allowed, config, 'REPORT.MAPS', f'0 {why}, which has no feature map')
+            refuse_unless(is_allowed, config, 'REPORT.MAPS', f'0 {why}, which has no feature map')
 
     @classmethod
     def takes_size(cls, config: Any, size: int) -> bool:

@@ -14,7 +14,7 @@ from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 from torch.nn import functional as F
 
-from config import PROBES, Config, part, require, value_at
+from config import PROBES, Config, refuse_unless, selected_part, value_at
 from models.classifier_heads import CLASSIFIER_HEADS, build_classifier_head
 from models.encoder import (
     ENCODERS,
@@ -200,12 +200,12 @@ class VisionTransformer(PatchEncoder):
     def check(cls, config: Any, stage: str | None) -> None:
         vit = config.MODEL.VIT
         allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
-        require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
+        refuse_unless(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
         allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
-        require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
+        refuse_unless(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
         is_allowed = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
         allowed = 'False with USE_APE or with an EMBED_DIM that is not a multiple of 4'
-        require(is_allowed, config, 'MODEL.VIT.USE_SINCOS', allowed)
+        refuse_unless(is_allowed, config, 'MODEL.VIT.USE_SINCOS', allowed)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -336,16 +336,17 @@ def check(config: Config, stage: str | None) -> None:
     if stage != 'finetune':
         return
     vit = config.MODEL.VIT
-    drops = config.FINETUNE.MODE not in PROBES and part(config, 'MODEL.TYPE').attends_globally
+    attends = selected_part(config, 'MODEL.TYPE').attends_globally
+    drops = attends and config.FINETUNE.MODE not in PROBES
     for key in ('FINETUNE.MASK_RATIO', 'EVAL.MASK_RATIO'):
         ratio = value_at(config, key)
         allowed = "0 with a probe and for an encoder other than 'vit'"
-        require(drops or not ratio, config, key, allowed)
+        refuse_unless(drops or not ratio, config, key, allowed)
         is_allowed = not (ratio and (vit.USE_RPB or vit.USE_SHARED_RPB))
         allowed = '0 with MODEL.VIT.USE_RPB or USE_SHARED_RPB, which need the whole grid'
-        require(is_allowed, config, key, allowed)
+        refuse_unless(is_allowed, config, key, allowed)
         allowed = f'such that 1 or more of the {num_patches(config)} patches remain'
-        require(num_kept(num_patches(config), ratio) > 0, config, key, allowed)
+        refuse_unless(num_kept(num_patches(config), ratio) > 0, config, key, allowed)
 
 
 def select_tokens(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

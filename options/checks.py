@@ -3,7 +3,7 @@
 from pathlib import PurePath
 
 from options.declaration import OPTIONS, is_inside
-from options.parts import OptionError, module_of, part, require
+from options.parts import OptionError, module_of_option, refuse_unless, selected_part
 from options.values import COMMAND_LINE, Config, given_keys, value_at
 
 # Modes that fit a classifier on features of a frozen encoder, and baselines without an encoder.
@@ -26,13 +26,13 @@ def check_config(config: Config, stage: str | None = None) -> None:
     # Only the selected parts are imported, and each one knows the rules of its own options.
     for key, option in OPTIONS.items():
         if option.parts and option.is_used_in(stage):
-            selected = part(config, key)
+            selected = selected_part(config, key)
             for each in selected if isinstance(selected, list) else [selected]:
                 if hasattr(each, 'check'):
                     each.check(config, stage)
         # An option with its default, or with a value that is off, needs nothing of its file.
         if option.file and value_at(config, key) not in (option.default, *option.off):
-            module = module_of(key)
+            module = module_of_option(key)
             if hasattr(module, 'check'):
                 module.check(config, stage)
 
@@ -40,7 +40,7 @@ def check_config(config: Config, stage: str | None = None) -> None:
 def check_values(config: Config, stage: str | None) -> None:
     """Reject what can be told without the parts of the code that the options select."""
     for key, option in OPTIONS.items():
-        require(option.allows(value_at(config, key)), config, key, option.allowed)
+        refuse_unless(option.allows(value_at(config, key)), config, key, option.allowed)
     _check_names(config)
     _check_data_options(config)
     _check_schedule(config)
@@ -88,15 +88,15 @@ def _check_names(config: Config) -> None:
     """Check the mode of the run, and values that name files, folders or columns."""
     modes = [key for key in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[key]]
     if len(modes) > 1:
-        require(False, config, modes[1], f'False with {modes[0]}')
+        refuse_unless(False, config, modes[1], f'False with {modes[0]}')
     for key in ('MODEL.NAME', 'TAG'):
         path = PurePath(value_at(config, key))
         is_allowed = not path.is_absolute() and '..' not in path.parts
-        require(is_allowed, config, key, 'a relative path without .. below OUTPUT')
+        refuse_unless(is_allowed, config, key, 'a relative path without .. below OUTPUT')
     is_allowed = all(isinstance(name, str) and name for name in config.EVAL.GROUPS)
-    require(is_allowed, config, 'EVAL.GROUPS', 'a list of names')
+    refuse_unless(is_allowed, config, 'EVAL.GROUPS', 'a list of names')
     is_allowed = config.DATA.IMAGE_SUFFIX[:1] in ('', '.')
-    require(is_allowed, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix such as '.png'")
+    refuse_unless(is_allowed, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix such as '.png'")
 
 
 def _check_data_options(config: Config) -> None:
@@ -104,58 +104,58 @@ def _check_data_options(config: Config) -> None:
     for key in ('MEAN', 'STD'):
         is_allowed = len(data[key]) == (channels if data.MEAN or data.STD else 0)
         allowed = f'{channels} numbers, one per channel, or [] for both MEAN and STD'
-        require(is_allowed, config, f'DATA.{key}', allowed)
+        refuse_unless(is_allowed, config, f'DATA.{key}', allowed)
     is_allowed = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
     allowed = f'0, because DATA.TRAIN_FRACTION is {data.TRAIN_FRACTION:g}: also set that to 1.0'
-    require(is_allowed, config, 'DATA.TRAIN_IMAGES', allowed)
+    refuse_unless(is_allowed, config, 'DATA.TRAIN_IMAGES', allowed)
     pairs = {'AUG.CROP_AREA': [], 'AUG.CUTMIX_MINMAX': None}
     for key, off in {**pairs, 'CONTRASTIVE.FIRST_CROP_AREA': []}.items():
         pair = value_at(config, key)
         is_allowed = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
-        require(is_allowed, config, key, f'[low, high] with 0 < low <= high, or {off}')
+        refuse_unless(is_allowed, config, key, f'[low, high] with 0 < low <= high, or {off}')
     operations = config.AUG.RANDAUGMENT
     is_allowed = len(operations) in (0, 2) and all(type(number) is int for number in operations)
     allowed = 'two whole numbers, [operations, magnitude], or []'
-    require(is_allowed, config, 'AUG.RANDAUGMENT', allowed)
+    refuse_unless(is_allowed, config, 'AUG.RANDAUGMENT', allowed)
     is_allowed = not operations or config.AUG.AUTO_AUGMENT == 'none'
-    require(is_allowed, config, 'AUG.RANDAUGMENT', "[] unless AUG.AUTO_AUGMENT is 'none'")
+    refuse_unless(is_allowed, config, 'AUG.RANDAUGMENT', "[] unless AUG.AUTO_AUGMENT is 'none'")
 
 
 def _check_schedule(config: Config) -> None:
     train, schedule = config.TRAIN, config.TRAIN.LR_SCHEDULER
-    require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', '0')
+    refuse_unless(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', '0')
     latest = train.EPOCHS
     if schedule.NAME == 'multistep':
         steps = schedule.MULTISTEPS
         is_allowed = bool(steps) and is_inside(steps, '[1, inf)') and steps == sorted(steps)
-        require(
+        refuse_unless(
             is_allowed, config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', 'ascending epochs such as [700]'
         )
         latest = min(latest, steps[0])
     allowed = f'at most {latest}, the number of epochs or the epoch of the first drop'
-    require(train.WARMUP_EPOCHS <= latest, config, 'TRAIN.WARMUP_EPOCHS', allowed)
+    refuse_unless(train.WARMUP_EPOCHS <= latest, config, 'TRAIN.WARMUP_EPOCHS', allowed)
 
 
 def _check_finetuning(config: Config) -> None:
     mode = config.FINETUNE.MODE
     is_allowed = not (mode in NO_ENCODER and config.PRETRAINED)
-    require(
+    refuse_unless(
         is_allowed, config, 'PRETRAINED', f"'' with FINETUNE.MODE {mode!r}, which has no encoder"
     )
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
     needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
     is_allowed = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout
     reason = f'FINETUNE.MODE {config.FINETUNE.MODE}' if is_probe else 'EVAL.SELECT_ON holdout'
-    require(is_allowed, config, 'DATA.HOLDOUT_FRACTION', f'above 0 with {reason}')
+    refuse_unless(is_allowed, config, 'DATA.HOLDOUT_FRACTION', f'above 0 with {reason}')
     is_allowed = not (is_probe and config.MODEL.RESUME)
     allowed = 'empty with a probe (use --pretrained for the encoder)'
-    require(is_allowed, config, 'MODEL.RESUME', allowed)
+    refuse_unless(is_allowed, config, 'MODEL.RESUME', allowed)
     if is_probe:
         head = 'attention' if config.FINETUNE.MODE == 'attentive_probe' else 'linear'
         allowed = f'{head!r} with FINETUNE.MODE {config.FINETUNE.MODE!r}'
-        require(config.MODEL.HEAD == head, config, 'MODEL.HEAD', allowed)
+        refuse_unless(config.MODEL.HEAD == head, config, 'MODEL.HEAD', allowed)
         is_allowed = config.DATA.SAMPLER == 'uniform'
-        require(
+        refuse_unless(
             is_allowed,
             config,
             'DATA.SAMPLER',

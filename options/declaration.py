@@ -20,7 +20,7 @@ class Option:
         parts: For an option that selects a part of the code, the module of each allowed value. It
             registers the part (`Registry`), and is imported when the part is used. A module for
             `suffix` is the one of all paths.
-        file: Module that implements the option (`module_of`). If it has a function
+        file: Module that implements the option (`module_of_option`). If it has a function
             `check(config, stage)`, this checks values that switch something on.
         off: Values with which the file is not needed, besides the default.
         stage: Stages that use the option, 'simmim', 'contrastive' or 'finetune'. None: those of

@@ -15,7 +15,7 @@ from options.values import DEFAULTS, value_at
 PACKAGE = __name__.removesuffix('options.parts')  # '' in the repository, 'simmim_xray.' in a wheel
 
 
-def load(name: str) -> Any:
+def import_by_name(name: str) -> Any:
     """Import a module by its name in the repository, or an object of it by 'module:object'."""
     return resolve_name(PACKAGE + name)
 
@@ -65,9 +65,24 @@ class Registry(UserDict):
         if name not in option.parts:
             raise OptionError(f'{self.key} must be {option.allowed}, got {value!r}')
         module = option.parts[name]
-        load(module)
+        import_by_name(module)
         assert name in self.data, f'{module} must register {name!r} as a part of {self.key}'
         return self.data[name]
+
+    def options_of(self, value: str, config: CfgNode = DEFAULTS) -> dict[str, Any]:
+        """Return the options of a part by their names in lower case; {} if it has none.
+
+        They are those of the section beside the option that has the name of the part: MODEL.SWIN
+        for the value 'swin' of MODEL.TYPE. Every part receives them as keyword arguments.
+
+        Args:
+            value: Value of the option that selects the part.
+            config: Options of the run; without them, the default values.
+        """
+        name = OPTIONS[self.key].part_name(value).upper()
+        section = '.'.join([*self.key.split('.')[:-1], name])
+        keys = [option for option in OPTIONS if option.rpartition('.')[0] == section]
+        return {option.rpartition('.')[2].lower(): value_at(config, option) for option in keys}
 
     def register(self, name: str) -> Callable[[Any], Any]:
         """Return a decorator that adds a part under a name."""
@@ -90,40 +105,24 @@ def make_registries() -> None:
     REGISTRIES.update({key: Registry(key) for key, option in OPTIONS.items() if option.parts})
 
 
-def part(config: CfgNode, key: str) -> Any:
-    """Return the part that an option selects, or a list of parts if it names several."""
-    value, parts = value_at(config, key), REGISTRIES[key]
-    return [parts[name] for name in value] if isinstance(value, list | dict) else parts[value]
+def selected_part(config: CfgNode, key: str, *, with_options: bool = False) -> Any:
+    """Return the part that an option selects, or a list of parts if it names several.
 
-
-def part_options(key: str, name: str, config: CfgNode = DEFAULTS) -> dict[str, Any]:
-    """Return the options of a part by their names in lower case; {} if it has none.
-
-    They are those of the section beside the option that has the name of the part: MODEL.SWIN for
-    the value 'swin' of MODEL.TYPE. Every part receives them as keyword arguments.
-
-    Args:
-        key: Option that selects the part.
-        name: Value that selects it.
-        config: Options of the run; without them, the default values.
+    With `with_options`, a function or class already has the options of its section as arguments.
     """
-    section = '.'.join([*key.split('.')[:-1], OPTIONS[key].part_name(name).upper()])
-    keys = [option for option in OPTIONS if option.rpartition('.')[0] == section]
-    return {option.rpartition('.')[2].lower(): value_at(config, option) for option in keys}
+    value, registry = value_at(config, key), REGISTRIES[key]
+    if isinstance(value, list | dict):
+        return [registry[name] for name in value]
+    found = registry[value]
+    return partial(found, **registry.options_of(value, config)) if with_options else found
 
 
-def part_with_options(config: CfgNode, key: str) -> Any:
-    """Return the function or class that an option selects, with its options of the run."""
-    name = value_at(config, key)
-    return partial(REGISTRIES[key][name], **part_options(key, name, config))
-
-
-def module_of(key: str) -> ModuleType:
+def module_of_option(key: str) -> ModuleType:
     """Return the module that implements an option, which is imported when it is first used."""
-    return load(OPTIONS[key].file)
+    return import_by_name(OPTIONS[key].file)
 
 
-def require(is_allowed: bool, config: CfgNode, key: str, allowed: str) -> None:
+def refuse_unless(is_allowed: bool, config: CfgNode, key: str, allowed: str) -> None:
     """Raise an OptionError with the key, value and allowed values, unless `is_allowed` is true."""
     if not is_allowed:
         value = value_at(config, key)

@@ -15,7 +15,7 @@ from matplotlib.gridspec import SubplotSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import check_values, default_config, part_options
+from config import check_values, default_config
 from data.images.files import load_image
 from data.loader import sample_rng
 from data.masking import MASKS, MaskGenerator, average_distance
@@ -66,7 +66,7 @@ def draw_grid(
     original = _add_image(figure, grid[:, 0], np.repeat(pixels[..., None], 3, axis=2) / 255)
     original.set_title(f'X-ray,\n{args.size} px', fontsize=SMALL)
     for row, mask_type in enumerate(MASKS):
-        options = part_options('DATA.MASK_TYPE', mask_type, config)
+        options = MASKS.options_of(mask_type, config)
         for column, (unit, ratio) in enumerate(columns, start=1):
             generator = MaskGenerator(args.size, unit, args.patch, ratio, mask_type, options)
             mask = generator(sample_rng(args.seed, 0, column))

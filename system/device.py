@@ -5,13 +5,13 @@ import os
 
 import torch
 
-from config import PROBES, Config, require
+from config import PROBES, Config, refuse_unless
 
 
 def check(config: Config, stage: str | None) -> None:
     """Check that the run computes in float32, and no features for a probe."""
     is_allowed = config.AMP_OPT_LEVEL == 'O0' and config.FINETUNE.MODE not in PROBES
-    require(
+    refuse_unless(
         is_allowed, config, 'AMP_TF32', "False except with AMP_OPT_LEVEL 'O0' and without a probe"
     )
 

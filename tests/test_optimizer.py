@@ -8,7 +8,7 @@ import torch
 from test_engine_loop import assert_same_weights, final_state
 from tiny import VIT, arguments, config_with, finished_run, run_folder, run_main, tiny_config
 
-from config import Own, config_text, part_with_options
+from config import Own, config_text, selected_part
 from optimizer import OPTIMIZERS, build_optimizer, param_groups
 from utils import load_moments
 
@@ -90,7 +90,7 @@ def in_two_groups(name, **options):
         for parameter, decay in zip(parameters, (0.05, 0.0), strict=True)
     ]
     config = config_with(**options | {'TRAIN__OPTIMIZER__NAME': name})
-    build = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')
+    build = selected_part(config, 'TRAIN.OPTIMIZER.NAME', with_options=True)
     return parameters, build(groups, config.TRAIN.OPTIMIZER)
 
 
@@ -152,7 +152,9 @@ def test_a_step_of_muon_equals_pytorchs(shape, muon) -> None:
     weight, other = (torch.nn.Parameter(start.clone()) for _ in range(2))
     group = {'params': [weight], 'names': ['blocks.0.w'], 'lr': 0.1, 'weight_decay': 0.05}
     config = config_with(TRAIN__OPTIMIZER__NAME='named_muon')
-    mine = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')([group], config.TRAIN.OPTIMIZER)
+    mine = selected_part(config, 'TRAIN.OPTIMIZER.NAME', with_options=True)(
+        [group], config.TRAIN.OPTIMIZER
+    )
     theirs = reference([other], lr=0.1, weight_decay=0.05, momentum=0.95)
     for gradient in gradients:
         weight.grad, other.grad = gradient.clone(), gradient.clone()

@@ -11,7 +11,7 @@ import torch
 from tiny import SMALLEST_SWIN, config_with, run_script
 from xray_splits import xray
 
-from config import OPTIONS, REGISTRIES, Config, Own, check_config, part
+from config import OPTIONS, REGISTRIES, Config, Own, check_config, selected_part
 from data.masking import mask_generator
 from data.tables.labels import LABELS
 from data.tables.records import task_of
@@ -123,7 +123,9 @@ def learn_labels(config: Config) -> None:
 
 
 def build_own_loss(config: Config) -> None:
-    part(config, 'LOSS.NAME').check(config, 'finetune')  # it suits without a second registration
+    selected_part(config, 'LOSS.NAME').check(
+        config, 'finetune'
+    )  # it suits without a second registration
     build_label_loss(config, np.zeros((2, len(LABELS))))
 
 

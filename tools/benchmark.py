@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, default_config, get_config, part
+from config import Config, default_config, get_config, selected_part
 from data.build import build_loader
 from data.data_contrastive import ViewsTransform
 from data.masking import mask_generator
@@ -270,7 +270,7 @@ def random_batch(config: Config, stage: str, device: torch.device) -> tuple[torc
         return functional.interpolate(coarse, size, mode='bicubic')
 
     if stage == 'contrastive':
-        num_views = part(config, 'CONTRASTIVE.METHOD').num_views(config)
+        num_views = selected_part(config, 'CONTRASTIVE.METHOD').num_views(config)
         batch = tuple(draw(size) for size, _ in ViewsTransform(config, num_views).views)
     elif stage == 'simmim':
         masks = mask_generator(config)

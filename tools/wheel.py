@@ -4,7 +4,7 @@ In the repository the modules have SimMIM's names at the top (`config`, `data`, 
 environment with other projects these names may belong to somebody else. The build therefore writes
 `simmim_xray.` before each of them in the import statements of the copied files: `from
 data.images.files import load_image` becomes `from simmim_xray.data.images.files import load_image`.
-Modules that options name are found by `options.parts.load`, which knows its own package.
+Modules that options name are found by `options.parts.import_by_name`, which knows its own package.
 
 pyproject.toml names `PrefixedBuild`; nobody calls it by hand.
 """

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from config import Config, part
+from config import Config, selected_part
 from data.images.files import CONTRADICTION, grey_levels
 from data.images.image_source import ImageSource, open_images
 from data.packing import start_worker
@@ -179,7 +179,7 @@ def check_data(
 
     Splits in `optional` may be absent. Labels are only read if `labelled` is set.
     """
-    root, dataset, splits = Path(config.DATA.DATA_PATH), part(config, 'DATA.DATASET'), {}
+    root, dataset, splits = Path(config.DATA.DATA_PATH), selected_part(config, 'DATA.DATASET'), {}
     task, num_errors = task_of(config), findings.count('error')
     listed: set[str] = set()  # files that the tables name
     options = {'labels': task.columns if labelled else ()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from config import Config, part
+from config import Config, selected_part
 from data.describe.figures import plot_examples, plot_steps
 from data.images.preprocess import Preprocess
 from data.tables.chexpert import SPLITS
@@ -233,7 +233,7 @@ def read_sets(config: Config) -> dict[str, Records]:
     """Read the splits of a run that exist."""
     data, sets = config.DATA, {}
     options = {'labels': task_of(config).columns, 'look_up': 'none'}
-    for split in SPLITS if part(config, 'DATA.DATASET').labelled else ():
+    for split in SPLITS if selected_part(config, 'DATA.DATASET').labelled else ():
         records = read_part(config, data.DATA_PATH, split, optional=True, **options)
         if records is None:
             continue

@@ -15,7 +15,7 @@ import numpy as np
 from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
 from PIL import Image, ImageChops, ImageOps
 
-from config import IMAGE_DECODERS, load
+from config import IMAGE_DECODERS, import_by_name
 
 T = TypeVar('T')
 
@@ -190,7 +190,7 @@ def _own_decoder(name: str | PathLike[str], data: bytes) -> Callable[[bytes], Im
     opener = IMAGE_DECODERS.get(os.path.splitext(name)[1].lower())
     if not opener and data.startswith(DICOM_MAGIC, DICOM_MAGIC_AT):
         opener = IMAGE_DECODERS['.dcm']
-    return load(opener) if opener else None
+    return import_by_name(opener) if opener else None
 
 
 def _read_regular(path: str | PathLike[str]) -> bytes:
@@ -210,7 +210,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except OSError:  # not recognised, or a header that ends too early
-        known = load('data.images.contents:describe_contents')(data)  # few runs need it
+        known = import_by_name('data.images.contents:describe_contents')(data)  # few runs need it
         problem = f'the format must be one of {", ".join(FORMATS)}'
         if known.upper().endswith(FORMATS):
             problem = f'it is {known} that is damaged or of a kind that is not read'

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from config import IMAGE_DECODERS, IMAGE_SOURCES, load
+from config import IMAGE_DECODERS, IMAGE_SOURCES, import_by_name
 from data.images.files import (
     COLOUR_DIFFERENCE,
     COLOUR_LEVELS,
@@ -102,7 +102,7 @@ class Folder(ImageSource):
     def exists(self, file: str) -> bool:
         if os.path.exists(self.path / file):
             return True
-        return PARQUET in file and load('data.images.hub:has_image')(self.path, file)
+        return PARQUET in file and import_by_name('data.images.hub:has_image')(self.path, file)
 
     def below(self, place: str = '') -> list[str]:
         return [file for file in self._files(place) if self._is_image(file)]
@@ -114,7 +114,7 @@ class Folder(ImageSource):
 
     def read(self, file: str) -> bytes:
         if PARQUET in file and not os.path.exists(self.path / file):
-            return load('data.images.hub:read_image')(self.path, file)
+            return import_by_name('data.images.hub:read_image')(self.path, file)
         return read_file(self.path / file)
 
     def _is_image(self, file: str) -> bool:
@@ -156,9 +156,9 @@ class Folder(ImageSource):
                     places.append(file)
                 elif entry.is_file():
                     is_parquet = f'{entry.name}/'.lower().endswith(PARQUET)
-                    images = (
-                        load('data.images.hub:image_names')(self.path, file) if is_parquet else []
-                    )
+                    images = []
+                    if is_parquet:
+                        images = import_by_name('data.images.hub:image_names')(self.path, file)
                     files += images or [file]  # a Parquet file may be a table
         return sorted(files)
 
@@ -168,7 +168,7 @@ def open_images(root: str | Path) -> ImageSource:
     for file, opener in IMAGE_SOURCES.items():
         # The file is named by text, so that a run on plain images loads no code of stores.
         if (Path(root) / file).is_file():
-            return load(opener)(root)
+            return import_by_name(opener)(root)
     return Folder(root)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from config import REGISTRIES, Config, module_of, scored_steps
+from config import REGISTRIES, Config, module_of_option, scored_steps
 from data.images.files import PACKED_STEPS
 
 # Steps that need the image's own shape or change it, in the only order in which masks fit. In a
@@ -57,7 +57,7 @@ class Preprocess:
 
     def lung_mask(self, image: Image.Image) -> Image.Image:
         """Read the lung mask of a preprocessed image, at the size of this image (see `mask_of`)."""
-        mask_of = module_of('DATA.LUNG_MASKS').mask_of
+        mask_of = module_of_option('DATA.LUNG_MASKS').mask_of
         return mask_of(image, self.setup.lung_masks, is_cropped='lung_crop' in self.steps)
 
 

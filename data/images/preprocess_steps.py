@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image, ImageOps
 
-from config import Config, require, value_at
+from config import Config, refuse_unless, value_at
 from data.images.files import FILE_NAME, FULL_SIZE, MIN_SIDE, BadImageError, full_size, grey_levels
 from data.images.image_source import IMAGE_SUFFIXES, open_images
 from data.images.preprocess import LUNG_STEPS, PREPROCESS, SHAPE_STEPS, WHITE, Setup
@@ -30,12 +30,12 @@ def check(config: Config, stage: str | None) -> None:
         shaping = [name for name in steps if name in SHAPE_STEPS]
         is_ordered = shaping == [name for name in SHAPE_STEPS if name in shaping]
         allowed = f'in the order {SHAPE_STEPS}, with each of these steps at most once'
-        require(is_ordered, config, key, allowed)
+        refuse_unless(is_ordered, config, key, allowed)
         if config.DATA.SOURCES:  # which may have images of the same name
             needs_masks = {*LUNG_STEPS}.intersection(steps)
-            require(not needs_masks, config, key, 'without lung masks with DATA.SOURCES')
+            refuse_unless(not needs_masks, config, key, 'without lung masks with DATA.SOURCES')
     if config.DATA.SOURCES:
-        require(not config.DATA.LUNG_MASKS, config, 'DATA.LUNG_MASKS', "'' with DATA.SOURCES")
+        refuse_unless(not config.DATA.LUNG_MASKS, config, 'DATA.LUNG_MASKS', "'' with DATA.SOURCES")
 
 
 @PREPROCESS.register('equalize')

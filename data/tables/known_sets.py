@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from config import load
+from config import import_by_name
 from data.images.image_source import open_images
 from data.images.views import POSITIONS
 from data.tables.identity import look_up_names
@@ -217,12 +217,12 @@ def hub(root: Path) -> pd.DataFrame:
         file = path.relative_to(root).as_posix()
         if any(part.startswith('.') for part in file.split('/')):
             continue
-        images = load('data.images.hub:image_names')(root, file)
+        images = import_by_name('data.images.hub:image_names')(root, file)
         if not images:
             continue
         # A row with an image counts, also if all its other cells are empty.
         table = Table(path).texts().reindex(range(len(images)), fill_value='')
-        kinds = load('data.images.hub:class_names')(root, file)
+        kinds = import_by_name('data.images.hub:class_names')(root, file)
         counts = Counter([*table, *chain.from_iterable(kinds.values())])
         for column, names in kinds.items():
             try:

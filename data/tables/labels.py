@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import REGISTRIES, OptionError, part_options
+from config import REGISTRIES, OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -212,7 +212,7 @@ def training_targets(
             raise ValueError(f'DATA.SELF_TRAIN_PREDICTIONS must name a file for {name!r}')
         predicted = predictions[which, k] if policy.needs_predictions else None
         images = UncertainImages(names[k], rows[which], seed, predicted)
-        own = part_options('DATA.UNCERTAIN', name) if options is None else options[name]
+        own = POLICIES.options_of(name) if options is None else options[name]
         values = policy.targets(images, **own)
         found = np.asarray(np.nan if values is None else values, float)
         usable = np.isnan(found) | ((found >= 0) & (found <= 1))

@@ -12,9 +12,9 @@ from config import (
     Config,
     default_config,
     enlarged_side,
-    module_of,
-    part,
+    module_of_option,
     scored_steps,
+    selected_part,
 )
 from data.images.image_source import open_images
 from data.images.preprocess import LUNG_STEPS, SHAPE_STEPS
@@ -120,7 +120,7 @@ def mark_left_out(config: Config, records: Records, source: str = '') -> Records
     """Mark the images that DATA.LEAVE_OUT lists, which `Records.kept` removes."""
     if not config.DATA.LEAVE_OUT:
         return records
-    listed = module_of('DATA.LEAVE_OUT').is_left_out(config, records, source)
+    listed = module_of_option('DATA.LEAVE_OUT').is_left_out(config, records, source)
     return replace(records, left_out=listed, num_left_out=int(listed.sum()))
 
 
@@ -190,7 +190,7 @@ def table_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
 
 def data_set_of_split(config: Config, split: str) -> DataSet:
     """Return DATA.DATASET, or CheXpert's form if DATA.*_CSV replaces the table of a split."""
-    data_set = part(config, 'DATA.DATASET')
+    data_set = selected_part(config, 'DATA.DATASET')
     is_replaced = csv_names(config)[split] != csv_names(default_config())[split]
     return DATASETS['chexpert'] if data_set.labelled and is_replaced else data_set
 
@@ -219,7 +219,7 @@ def data_root(config: Config, logger: logging.Logger) -> str:
     source = source.resolve()
     target = Path(data.CACHE_DIR) / f'{source.name}-{file_crc32(source / STORE_FILE):08x}'
     try:
-        return str(module_of('DATA.CACHE_DIR').copy_store(source, target, logger))
+        return str(module_of_option('DATA.CACHE_DIR').copy_store(source, target, logger))
     except OSError as error:
         raise ValueError(f'DATA.CACHE_DIR: cannot copy {source} to {target}: {error}') from error
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import REGISTRIES, Config, default_config, part
+from config import REGISTRIES, Config, default_config, selected_part
 from data.images.image_source import ImageSource, open_images
 from data.images.store_manifest import is_store
 from data.tables.table import Fault, OnFault
@@ -110,7 +110,7 @@ def tables_kept() -> Iterator[None]:
 
 def task_of(config: Config) -> Any:
     """Return the task of a config, a `data.tasks.Task`, from the file that DATA.TASK names."""
-    return part(config, 'DATA.TASK')(config)
+    return selected_part(config, 'DATA.TASK')(config)
 
 
 def make_task(name: str, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from config import OPTIONS, Config, module_of, part, require
+from config import OPTIONS, Config, module_of_option, refuse_unless, selected_part
 from data.tables.reading import open_data, read_split, refuse_shared_patients, scored_splits
 from data.tables.records import Records, tables_kept
 from data.tables.splits import describe_subset, pretrain_records, take_subset
@@ -87,7 +87,7 @@ def read_sources(
             holdout = holdout.select(np.arange(count) * len(holdout) // count)
         held_out[name] = holdout
     if config.DATA.LEAVE_OUT:
-        module_of('DATA.LEAVE_OUT').require_found(config, *read)
+        module_of_option('DATA.LEAVE_OUT').require_found(config, *read)
     return training, held_out
 
 
@@ -96,10 +96,10 @@ def check(config: Config, stage: str | None) -> None:
     data, entries = config.DATA, config.DATA.SOURCES
     if not entries:
         return
-    require(stage != 'finetune', config, 'DATA.SOURCES', '[] for fine-tuning')
+    refuse_unless(stage != 'finetune', config, 'DATA.SOURCES', '[] for fine-tuning')
     for key, default in (('TRAIN_FRACTION', 1), ('TRAIN_IMAGES', 0)):
         allowed = f'{default} with DATA.SOURCES, whose entries have share or images'
-        require(data[key] == default, config, f'DATA.{key}', allowed)
+        refuse_unless(data[key] == default, config, f'DATA.{key}', allowed)
     for number, entry in enumerate(entries):
         _check_entry(f'DATA.SOURCES[{number}]', entry)
     names = [entry['name'] for entry in entries]
@@ -114,7 +114,7 @@ def check(config: Config, stage: str | None) -> None:
                     f'DATA.SOURCES: the folder of {name!r} ({folder}) is inside the folder of '
                     f'{other!r}, but an image must belong to one source'
                 )
-        part(configs[name], 'DATA.DATASET').check(configs[name], stage)
+        selected_part(configs[name], 'DATA.DATASET').check(configs[name], stage)
 
 
 def _check_entry(place: str, entry: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pandas as pd
 
-from config import Config, part
+from config import Config, selected_part
 from data.tables.identity import canonical_names
 from data.tables.records import Records, select_views, task_of
 
@@ -108,7 +108,7 @@ def pretrain_records(config: Config, records: Records) -> tuple[Records, Records
     data = config.DATA
     # Patients are held out before views are selected, so that the choice of views moves nobody.
     train, holdout = (e.kept() for e in split_holdout(records, data.HOLDOUT_FRACTION))
-    if part(config, 'DATA.DATASET').labelled:
+    if selected_part(config, 'DATA.DATASET').labelled:
         train = select_views(train, data.VIEWS)
         holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
     train = take_subset(

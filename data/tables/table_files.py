@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 
-from config import load
+from config import import_by_name
 
 TYPED = ('.json', '.jsonl', '.xlsx', '.parquet')  # suffixes of tables with typed cells
 # What damaged files raise.
@@ -57,7 +57,8 @@ def read_cells(
         One of UNREADABLE: If the file is damaged, too large when it is decompressed, or no table.
     """
     is_typed = file.name.lower().removesuffix('.gz').endswith(TYPED)
-    rows = load('data.tables.typed_tables:typed_rows')(file) if is_typed else _csv_rows(file)
+    read_rows = import_by_name('data.tables.typed_tables:typed_rows') if is_typed else _csv_rows
+    rows = read_rows(file)
     _, header = next(rows, (-1, []))
     # The number of each text of a column, which stands for the text in the rows.
     codes = [defaultdict(itertools.count().__next__) for _ in header]

@@ -27,7 +27,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from config import part_options
 from data.loader import Loaders, XrayDataset, make_loader
 from data.tables.records import task_of
 from engine.run import Run
@@ -44,7 +43,7 @@ from evaluation.tuning import (
     log_choices,
     patient_folds,
 )
-from models.classifier_heads import build_classifier_head
+from models.classifier_heads import CLASSIFIER_HEADS, build_classifier_head
 from models.losses import default_loss
 from system import distributed
 from utils import load_pretrained
@@ -354,7 +353,7 @@ def _fit_attention(
     def make_head() -> nn.Module:
         outputs = len(model.head.weight)
         name = run.config.MODEL.HEAD
-        options = part_options('MODEL.HEAD', name, run.config)
+        options = CLASSIFIER_HEADS.options_of(name, run.config)
         return build_classifier_head(model.num_features, outputs, name, options)
 
     loss_fn = default_loss(task, targets)

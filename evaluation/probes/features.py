@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import Config, check_config, default_config, part
+from config import Config, check_config, default_config, selected_part
 from data.tables.sources import source_configs
 from models.build import build_model
 from models.encoder import ENCODERS, Encoder
@@ -69,7 +69,7 @@ def encoder_config(
 def trained_views(config: Config) -> str:
     """Return the views that the encoder of a run has seen; 'all' if its data do not state them."""
     configs = source_configs(config).values()
-    has_views = all(part(source, 'DATA.DATASET').labelled for source in configs)
+    has_views = all(selected_part(source, 'DATA.DATASET').labelled for source in configs)
     return config.DATA.VIEWS if has_views else 'all'
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import Config, part, require
+from config import Config, refuse_unless, selected_part
 from data.loader import HOLDOUT_SEED, XrayDataset, make_loader
 from data.tables.reading import read_split
 from data.tables.records import task_of
@@ -36,12 +36,16 @@ Validate = Callable[[Run, nn.Module, int], dict[str, Any]]
 def check(config: Config, stage: str | None) -> None:
     """Check that held-out patients have labels, and that probes fall on validations."""
     key, data = 'EVAL.PROBE_EVERY', config.DATA
-    require(stage != 'finetune', config, key, '0 in fine-tuning, which has its own scores')
-    labelled = not data.SOURCES and part(config, 'DATA.DATASET').labelled
+    refuse_unless(stage != 'finetune', config, key, '0 in fine-tuning, which has its own scores')
+    labelled = not data.SOURCES and selected_part(config, 'DATA.DATASET').labelled
     has_labels = labelled and data.HOLDOUT_FRACTION > 0
-    require(has_labels, config, key, '0 without DATA.HOLDOUT_FRACTION of one labelled DATA.DATASET')
+    refuse_unless(
+        has_labels, config, key, '0 without DATA.HOLDOUT_FRACTION of one labelled DATA.DATASET'
+    )
     every = config.EVAL.EVERY
-    require(config.EVAL.PROBE_EVERY % every == 0, config, key, f'a multiple of EVAL.EVERY {every}')
+    refuse_unless(
+        config.EVAL.PROBE_EVERY % every == 0, config, key, f'a multiple of EVAL.EVERY {every}'
+    )
 
 
 class OnlineProbe:

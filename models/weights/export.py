@@ -37,9 +37,9 @@ from config import (
     default_config,
     enlarged_side,
     options_that_affect,
-    part,
     pixel_statistics,
     scored_steps,
+    selected_part,
     value_at,
 )
 from models.build import build_saved_model
@@ -131,7 +131,7 @@ def load_trained_model(path: str | Path, logger: logging.Logger) -> TrainedModel
     config.TRAIN.USE_CHECKPOINT = False
     kind = {'is_pretrain': stage == 'simmim'}
     if stage == 'finetune':
-        outputs, gives = part(config, 'DATA.TASK')(config).labels, 'logits'
+        outputs, gives = selected_part(config, 'DATA.TASK')(config).labels, 'logits'
         kind['num_outputs'] = len(state['head.weight'])
         if kind['num_outputs'] != len(outputs):
             outputs = tuple(f'{label}: {name}' for label in outputs for name in THREE_OUTPUTS)
@@ -247,7 +247,7 @@ def facts(source: TrainedModel) -> dict[str, Any]:
 
 
 def _activation(source: TrainedModel) -> str:
-    task = part(source.config, 'DATA.TASK')(source.config)
+    task = selected_part(source.config, 'DATA.TASK')(source.config)
     if len(source.outputs) > len(task.labels):  # THREE_OUTPUTS of each label
         return 'softmax over negative and positive'
     return task.activation
@@ -289,7 +289,7 @@ def model_card(source: TrainedModel) -> ModelCard:
         labels=source.outputs,
         gives=source.gives,
         activation=_activation(source) if source.outputs else '',
-        method=part(config, method).title,
+        method=selected_part(config, method).title,
         options=options,
         scores=_card_scores(source),
         is_prepared=_is_prepared_by_timm(config),

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from xray_splits import LOGGER, make_config, samples_of, write_split
 
-from config import part
+from config import selected_part
 from data.build import build_loader
 from data.data_contrastive import build_loader_contrastive
 from data.loader import collate
@@ -21,7 +21,7 @@ WEAK_VIEW = ['CONTRASTIVE.METHOD', 'byol', 'CONTRASTIVE.WEAK_VIEW', True]
 def loaders_of(data_path, stage: str, *options):
     config = make_config(data_path, *options)
     if stage == 'contrastive':
-        views = part(config, 'CONTRASTIVE.METHOD').num_views(config)
+        views = selected_part(config, 'CONTRASTIVE.METHOD').num_views(config)
         return build_loader_contrastive(config, LOGGER, views)
     return build_loader(config, LOGGER, is_pretrain=stage == 'simmim')
 

@@ -19,9 +19,9 @@ from test_readme import FIRST_PAGES, ROOT
 from tiny import SMALLEST_SWIN, config_with
 from torch import nn
 
-from config import OPTIONS, REGISTRIES, check_config, part_options, part_with_options
+from config import OPTIONS, REGISTRIES, check_config, selected_part
 from data.masking import MaskGenerator
-from data.tables.labels import LABELS, training_targets
+from data.tables.labels import LABELS, POLICIES, training_targets
 from data.tables.records import task_of
 from evaluation import metrics
 from models.build import build_model
@@ -89,12 +89,14 @@ def use_mask(config, folder: Path) -> None:
 
 def use_head(config, folder: Path) -> None:
     encoder = SimpleNamespace(num_features=16, stride=32)
-    head = part_with_options(config, 'MODEL.SIMMIM.HEAD')(encoder, channels=3, cell=2)
+    head = selected_part(config, 'MODEL.SIMMIM.HEAD', with_options=True)(
+        encoder, channels=3, cell=2
+    )
     assert head(torch.zeros(2, 16, 2, 2)).shape == (2, 3, 32, 32)
 
 
 def use_target(config, folder: Path) -> None:
-    target = part_with_options(config, 'MODEL.SIMMIM.TARGET')(1, cell=2, unit=8)
+    target = selected_part(config, 'MODEL.SIMMIM.TARGET', with_options=True)(1, cell=2, unit=8)
     assert target.of(torch.zeros(2, 1, 16, 16)).shape == (2, target.channels, 8, 8)
 
 
@@ -118,7 +120,7 @@ def use_masked_method(config, folder: Path) -> None:
 
 
 def use_pooling(config, folder: Path) -> None:
-    head = part_with_options(config, 'MODEL.HEAD')(8, 3)
+    head = selected_part(config, 'MODEL.HEAD', with_options=True)(8, 3)
     assert head.logits(torch.zeros(2, 5, 8)).shape == (2, 3)
 
 
@@ -126,7 +128,7 @@ def use_policy(config, folder: Path) -> None:
     file = folder / 'ranges.yaml'
     file.write_text('{Edema: [0.2, 0.3]}')
     config.DATA.RANGES.FILE = str(file)
-    options = {'ranges': part_options('DATA.UNCERTAIN', 'ranges', config)}
+    options = {'ranges': POLICIES.options_of('ranges', config)}
     given = {'blank': 'negative', 'rows': np.arange(50), 'options': options}
     labels = np.full((50, 1), -1, np.float32)
     targets = training_targets(labels, ['ranges'], names=['Edema'], **given)
@@ -167,7 +169,7 @@ def use_method(config, folder: Path) -> None:
 
 
 def use_mixer(config, folder: Path) -> None:
-    mix = part_with_options(config, 'AUG.MIXER')(config.AUG)
+    mix = selected_part(config, 'AUG.MIXER', with_options=True)(config.AUG)
     targets = torch.tensor([[0.0, 1.0], [1.0, float('nan')], [0.0, 0.0]])
     mixed, found = mix(images(), targets, np.random.default_rng(0))
     assert found.isnan().tolist() == [[False, True], [False, True], [False, False]]
@@ -179,7 +181,7 @@ def use_mixer(config, folder: Path) -> None:
 def use_optimizer(config, folder: Path) -> None:
     weight = nn.Parameter(torch.ones(2, 2))
     groups = [{'params': [weight], 'names': ['weight'], 'lr': 0.1, 'weight_decay': 0.0}]
-    build = part_with_options(config, 'TRAIN.OPTIMIZER.NAME')
+    build = selected_part(config, 'TRAIN.OPTIMIZER.NAME', with_options=True)
     optimizer = build(groups, config.TRAIN.OPTIMIZER)
     weight.grad = torch.ones(2, 2)
     optimizer.step()
@@ -187,7 +189,7 @@ def use_optimizer(config, folder: Path) -> None:
 
 
 def use_schedule(config, folder: Path) -> None:
-    schedule = part_with_options(config, 'TRAIN.LR_SCHEDULER.NAME')
+    schedule = selected_part(config, 'TRAIN.LR_SCHEDULER.NAME', with_options=True)
     rate, last = schedule(config, 10, 0.0), config.TRAIN.EPOCHS * 10
     assert 1 == rate(0, 1.0) == rate(0.8 * last, 1.0) > rate(last - 1, 1.0) > rate(last, 1.0) == 0
 

@@ -19,7 +19,7 @@ from tiny import (
 )
 from torch.nn import functional as F
 
-from config import check_config, part_options
+from config import check_config
 from logger import read_metrics
 from models.build import build_model
 from models.reconstruction_losses import LOSSES, Term, loss_terms, term_values
@@ -38,7 +38,7 @@ def tensors(channels: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 
 def value(name: str, predictions, targets, hidden, **options: float) -> torch.Tensor:
-    options = part_options('MODEL.SIMMIM.LOSS', name) | options
+    options = LOSSES.options_of(name) | options
     terms = {name: Term(1.0, partial(LOSSES[name], **options))}
     return term_values(terms, predictions, targets, hidden)[0]
 
