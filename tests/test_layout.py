@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,13 @@ def test_imports_go_one_way_and_none_is_inside_a_function() -> None:
             if is_wrong or in_function:
                 wrong.append(f'{name}: {target}')
     assert wrong == []
+
+
+def test_no_test_imports_from_a_module_of_tests() -> None:
+    """What several of them need is in tests/helpers."""
+    from_tests = re.compile(r'^ *(?:from|import) +(?:[\w.]+\.)?test_', re.M)
+    files = sorted((ROOT / 'tests').rglob('*.py'))
+    assert [path.name for path in files if from_tests.search(path.read_text('utf-8'))] == []
 
 
 def test_imports_form_no_cycle() -> None:

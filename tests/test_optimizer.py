@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from test_engine_loop import assert_same_weights, final_state
+from same_runs import assert_same_weights, final_state
 from tiny import VIT, arguments, config_with, finished_run, run_folder, run_main, tiny_config
 
 from config import Own, config_text, selected_part

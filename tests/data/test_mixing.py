@@ -8,7 +8,7 @@ import pytest
 import timm.data
 import torch
 from PIL import Image
-from test_engine_loop import assert_same_weights, final_state, last_metrics
+from same_runs import assert_same_weights, final_state, last_metrics
 from tiny import ROOT, VIT, arguments, config_with, run_folder, run_main, tiny_config, torchrun
 from torch.nn import functional as F
 

@@ -14,9 +14,9 @@ from markdown.extensions.toc import slugify
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from new_parts import EXAMPLE, PAGE
+from page_commands import FIRST_PAGES
 from sklearn.metrics import matthews_corrcoef
-from test_readme import FIRST_PAGES, ROOT
-from tiny import SMALLEST_SWIN, config_with
+from tiny import ROOT, SMALLEST_SWIN, config_with
 from torch import nn
 
 from config import OPTIONS, REGISTRIES, check_config, selected_part

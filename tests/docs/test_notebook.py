@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
-from test_readme import commands_in, parse
+from page_commands import commands_in, parse
 from traitlets.config import Config as TraitletsConfig
 from warm_python import warm_python
 

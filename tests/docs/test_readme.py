@@ -1,6 +1,5 @@
 """The commands in README, docs, YAML files and scripts name existing files and parse."""
 
-import argparse
 import ast
 import re
 import shlex
@@ -9,22 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import load_script
+from page_commands import PAGES, commands_in, parse
+from tiny import ROOT, load_script
 from torch.distributed.run import get_args_parser
 
-from config import build_parser, default_config, get_config, value_at
+from config import default_config, get_config, value_at
 
-ROOT = Path(__file__).resolve().parents[2]
-FIRST_PAGES = ['README.md', 'CONTRIBUTING.md', 'environments/README.md']
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
-    for path in [*(ROOT / name for name in FIRST_PAGES), *sorted(ROOT.glob('docs/**/*.md'))]
-}
 PROGRAMS = sorted([*ROOT.glob('scripts/*.py'), *ROOT.glob('tools/*.py')])
 BLOCK = re.compile(r'^```bash\n(.*?)^```', re.M | re.S)
-SETTINGS = r"(?:[A-Z_]+=(?:'[^']*'|\S+) )*"
-COMMAND = re.compile(rf'^{SETTINGS}((?:bash|python|torchrun|sbatch) .*\.(?:sh|py|sbatch)\b.*)')
-OPTIONAL = re.compile(r' \[((?:--|[A-Z])[^]]*)\]')
 
 
 def opening(path: Path) -> str:
@@ -35,14 +26,6 @@ def opening(path: Path) -> str:
     lines = text.split('\n')
     end = next(i for i, line in enumerate(lines) if not line.startswith('#'))
     return '\n'.join(line.lstrip('#!').strip() for line in lines[:end])
-
-
-def commands_in(text: str) -> list[str]:
-    """Return the command lines: continued lines joined, remarks removed, options included."""
-    lines = re.sub(r'\s*\\\n\s*', ' ', text).split('\n')
-    found = [match[1] for line in lines if (match := COMMAND.match(line.strip()))]
-    bare = [re.split(r'  | #| \(', command)[0].rstrip() for command in found]
-    return [OPTIONAL.sub(lambda m: '' if '...' in m[1] else f' {m[1]}', line) for line in bare]
 
 
 def commands_on(page: str) -> list[str]:
@@ -64,13 +47,6 @@ def all_commands() -> list[tuple[str, str]]:
     found = {name: commands_on(page) for name, page in PAGES.items()}
     found |= {str(path.relative_to(ROOT)): commands_in(opening(path)) for path in sorted(paths)}
     return [(name, command) for name, commands in found.items() for command in commands]
-
-
-def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
-    if stage := re.fullmatch(r'main_(\w+)\.py', path):
-        return build_parser(stage[1]).parse_args(words)
-    monkeypatch.setattr(sys, 'argv', [path, *words])
-    return load_script(Path(path).resolve()).parse_args()
 
 
 @pytest.mark.parametrize(('source', 'command'), all_commands())

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_engine_loop import assert_same_weights, final_state
+from same_runs import assert_same_weights, final_state
 from tiny import VIT, arguments, config_with, run_folder, run_main, tiny_config
 from torch import nn
 from torch.distributed import GradBucket

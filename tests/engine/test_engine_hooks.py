@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from one_epoch import five_batches, one_epoch, squares
-from test_engine_loop import assert_same_weights, final_state, last_metrics
+from same_runs import assert_same_weights, final_state, last_metrics
 from tiny import VIT, arguments, finished_run, run_folder, run_main, run_script
 from torch import Tensor, nn
 

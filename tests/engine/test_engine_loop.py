@@ -16,8 +16,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from curves import curves
 from one_epoch import five_batches, one_epoch
+from same_runs import (
+    LAST,
+    TIMING,
+    assert_same_weights,
+    final_state,
+    last_metrics,
+    untimed_curves,
+)
 from timm.scheduler import CosineLRScheduler
 from tiny import (
     DEADLINE,
@@ -27,6 +34,7 @@ from tiny import (
     arguments,
     config_with,
     finished_run,
+    killed_in_step_7,
     run_folder,
     run_main,
     start_torchrun,
@@ -36,7 +44,6 @@ from tiny import (
 from yacs.config import CfgNode
 
 import main_simmim
-from engine import loop
 from engine.loop import total_steps
 from engine.parallel import share_batch_norm
 from engine.train_state import Progress
@@ -44,35 +51,7 @@ from logger import read_metrics
 from system import distributed
 from utils import read_checkpoint, save_checkpoint
 
-LAST = 'ckpt_epoch_1.pth'
 RESNET = {'TYPE': 'timm', 'IN_CHANS': 1, 'DROP_PATH_RATE': 0.1, 'TIMM': {'NAME': 'resnet10t'}}
-TIMING = {'seconds', 'data_seconds', 'images_per_second'}
-
-
-def final_state(folder: Path) -> dict:
-    return read_checkpoint(folder / LAST)
-
-
-def assert_same_weights(got: dict, want: dict) -> None:
-    """Weights and moments of the optimizer are equal bit for bit."""
-    assert got['model'].keys() == want['model'].keys()
-    for key, value in want['model'].items():
-        assert torch.equal(got['model'][key], value), key
-    for index, moments in want['optimizer']['state'].items():
-        for name, value in moments.items():
-            found = got['optimizer']['state'][index][name]
-            is_same = torch.equal(found, value) if torch.is_tensor(value) else found == value
-            assert is_same and type(found) is type(value), (index, name)
-            assert getattr(found, 'dtype', None) == getattr(value, 'dtype', None), (index, name)
-
-
-def untimed_curves(folder: Path) -> dict:
-    return {tag: rows for tag, rows in curves(folder).items() if tag.split('/')[1] not in TIMING}
-
-
-def last_metrics(folder: Path) -> dict:
-    values = read_metrics(folder / 'metrics.jsonl')[-1]
-    return {key: value for key, value in values.items() if key not in TIMING}
 
 
 def assert_same_end(resumed: Path, whole: Path) -> None:
@@ -164,21 +143,6 @@ def whole(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     cfg = tiny_config(root / 'run.yaml', 'simmim', TRAIN=train, EVAL={'HOLDOUT_IMAGES': 2})
     assert run_main('simmim', arguments(cfg, phantom, root)) == 0
     return cfg, run_folder(root, 'simmim')
-
-
-def killed_in_step_7(stage: str, argv: list[str]) -> None:
-    """Start a run, and kill it in its seventh optimizer step."""
-    step, calls = loop.optimizer_step, []
-
-    def counted(*args: object) -> None:
-        calls.append(0)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        step(*args)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, 'optimizer_step', counted)
-        run_main(stage, argv)
 
 
 def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path) -> None:

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from mistakes import linked, no_space
-from test_engine_loop import killed_in_step_7
-from tiny import VIT, arguments, config_with, run_folder, run_main, tiny_config
+from tiny import VIT, arguments, config_with, killed_in_step_7, run_folder, run_main, tiny_config
 
 from config import config_text, default_config
 from data.fingerprint import describe_data

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mistakes import no_space
-from test_engine_loop import assert_same_weights, final_state
+from same_runs import assert_same_weights, final_state
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
 from torch import multiprocessing
 

@@ -4,32 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import NAN, make_cases
+from cases import FIVE, NAN, entries, make_cases, of_test_set
 from scipy.special import expit, logit
 from sklearn.metrics import accuracy_score, brier_score_loss, confusion_matrix, f1_score, roc_curve
 
-from data.tables.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, fit_held_out, score_set, worst_errors
 from evaluation.metrics import Protocol
 from evaluation.published import RADIOLOGISTS
-
-FIVE = list(COMPETITION_LABELS)
-TEST_STUDIES = [f'CheXpert-v1.0/test/patient{n}/study1' for n in range(64741, 65241)]
-
-
-def of_test_set(labels=(*FIVE, 'Fracture')):
-    """Return all test studies of CheXpert with predictions better than chance."""
-    rng = np.random.default_rng(0)
-    targets = (rng.random((500, len(labels))) < 0.3).astype(float)
-    probabilities = 1 / (1 + np.exp(-rng.normal(2 * targets - 1)))
-    study = np.array(TEST_STUDIES, object)
-    return make_cases(probabilities, targets, labels=labels, study=study)
-
-
-def entries(cases, held_out=None, **protocol):
-    held_out = held_out or HeldOut(*np.full((2, len(cases.labels)), NAN))
-    scored = score_set(cases, held_out, Protocol(**{'resamples': 0, **protocol}))
-    return {entry['label']: entry for entry in scored['labels']}
 
 
 def shown(found):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_data_predictions import PREFIX, csv_of, image, study
+from prediction_files import PREFIX, csv_of, image, study
 
 from data.tables.groups import standard_groups
 from data.tables.identity import canonical

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from runs import MAIN, Started, fault, log_lines, started, tiny_arguments
-from test_engine_loop import assert_same_weights, untimed_curves
+from same_runs import assert_same_weights, untimed_curves
 from tiny import SCRIPTS, run_folder, wait_until
 
 from logger import read_metrics

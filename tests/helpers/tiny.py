@@ -16,6 +16,7 @@ import main_contrastive
 import main_finetune
 import main_simmim
 from config import Config, default_config
+from engine import loop
 from engine.launch import launch
 
 DEADLINE = 240  # seconds; what tests wait for takes much less
@@ -135,6 +136,21 @@ def start_torchrun(stage: str, argv: list[str], flags: list[str]) -> subprocess.
     env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
+
+
+def killed_in_step_7(stage: str, argv: list[str]) -> None:
+    """Start a run, and kill it in its seventh optimizer step."""
+    step, calls = loop.optimizer_step, []
+
+    def counted(*args: object) -> None:
+        calls.append(0)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        step(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, 'optimizer_step', counted)
+        run_main(stage, argv)
 
 
 def wait_until(condition: Callable[[], object], what: str = 'the condition') -> None:

@@ -1,15 +1,17 @@
 """Small models, checkpoints of runs, and weights loaded as --pretrained does."""
 
 import logging
+from pathlib import Path
 
 import torch
 import yaml
 from golden_cases import fill
 from tiny import SWIN, tiny_config
 
-from config import config_text, default_config
+from config import Config, config_text, default_config
 from models import build_model
 from models.contrastive import build_contrastive
+from models.timm_classifier import TimmClassifier
 from models.weights.export import example_images, load_trained_model
 from utils import load_pretrained, save_checkpoint
 
@@ -17,6 +19,14 @@ LOGGER = logging.getLogger('pretrained')
 TABLE = 'relative_position_bias_table'
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.503,), (0.292,))
+PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
+         'MODEL__VIT__USE_SHARED_RPB': False}  # fmt: skip
+MAE_OPTIONS = {
+    'MODEL__PRETRAIN': 'mae', 'MODEL__VIT__USE_SINCOS': True, 'MODEL__VIT__USE_SHARED_RPB': False,
+    'MODEL__VIT__INIT_VALUES': None, 'MODEL__MAE__DECODER_EMBED_DIM': 16,
+    'MODEL__MAE__DECODER_DEPTH': 1, 'MODEL__MAE__DECODER_NUM_HEADS': 4,
+    'DATA__MASK_PATCH_SIZE': 8, 'DATA__MASK_RATIO': 0.75,
+}  # fmt: skip
 
 
 def make_config(kind, channels, **options):
@@ -31,6 +41,11 @@ def make_config(kind, channels, **options):
     for key, value in options.items():
         config.merge_from_list([key.replace('__', '.'), value])
     return config
+
+
+def mae_config(channels: int = 1, **options: object):
+    """A ViT with 4 x 4 patches of 8 px, width 32 and decoder width 16."""
+    return make_config('vit', channels, **(MAE_OPTIONS | options))
 
 
 def make_model(config, seed=1, *, is_pretrain=True):
@@ -56,12 +71,25 @@ def started(config, file, *, is_pretrain=False):
     return model
 
 
+def started_timm(config: Config, path: Path) -> TimmClassifier:
+    """Build a model that starts from a file, as with --pretrained; initialised and not filled."""
+    torch.manual_seed(9)
+    model = build_model(config, is_pretrain=False).eval()
+    config.PRETRAINED = str(path)
+    load_pretrained(config, model, LOGGER)
+    return model
+
+
 def transfer(source_config, target_config, tmp_path, *, stages=(True, True), own=False):
     """A filled model of the first config, and one of the second started from it."""
     source = make_model(source_config, is_pretrain=stages[0])
     target = make_model(target_config, seed=2, is_pretrain=stages[1])
     extra = {'config': config_text(source_config)} if own else {}
     return source, load(source.state_dict(), target_config, target, tmp_path, **extra)
+
+
+def images(channels: int = 1, size: int = 32) -> torch.Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
 
 
 def grey_images(statistics, count=2, size=32):

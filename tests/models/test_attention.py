@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_convert_huggingface import images, vit_config
-from test_engine_loop import assert_same_weights, final_state
+from same_runs import assert_same_weights, final_state
 from tiny import SWIN, arguments, finished_run, run_folder, run_main, tiny_config
 from torch import nn
-from transfers import make_config, randomise, started
+from transfers import images, make_config, randomise, started
+from transformers_configs import vit_config
 
 from config import Own, check_config
 from models import vision_transformer

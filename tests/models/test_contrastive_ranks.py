@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from test_contrastive_methods import BUILD, assert_same_state, build, sgd, views
+from small_contrastive import BUILD, assert_same_state, build, sgd, views
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -5,25 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from transfers import make_config
+from transfers import mae_config
 
 from config import check_config
 from data.masking import MASKS, MaskGenerator
 from models import build_model
 from models.mae import MAE
 from models.vision_transformer import sincos_positions
-
-MAE_OPTIONS = {
-    'MODEL__PRETRAIN': 'mae', 'MODEL__VIT__USE_SINCOS': True, 'MODEL__VIT__USE_SHARED_RPB': False,
-    'MODEL__VIT__INIT_VALUES': None, 'MODEL__MAE__DECODER_EMBED_DIM': 16,
-    'MODEL__MAE__DECODER_DEPTH': 1, 'MODEL__MAE__DECODER_NUM_HEADS': 4,
-    'DATA__MASK_PATCH_SIZE': 8, 'DATA__MASK_RATIO': 0.75,
-}  # fmt: skip
-
-
-def mae_config(channels: int = 1, **options: object):
-    """A ViT with 4 x 4 patches of 8 px, width 32 and decoder width 16."""
-    return make_config('vit', channels, **(MAE_OPTIONS | options))
 
 
 def seeded(channels: int = 1, **options: object) -> MAE:

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_engine_loop import assert_same_weights, final_state
+from same_runs import assert_same_weights, final_state
 from tiny import (
     SMALLEST_SWIN,
     SWIN,

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_mae import mae_config
-from transfers import make_config
+from transfers import mae_config, make_config
 
 from data.masking import mask_generator
 from models import build_model

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_readme import PAGES, ROOT
+from page_commands import PAGES
+from tiny import ROOT
 
 from tools.requirements import read_project, requirement_lines
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from drive_sources import HERE, LOOSE, THERE, loaders_of
 from PIL import Image, ImageOps
-from test_data_sources import HERE, LOOSE, THERE, loaders_of
 from xray_splits import samples_of, write_split
 
 from data.describe.check import SAME_XRAY, look_at

@@ -1,31 +1,16 @@
 """Prediction files: what is written, read and refused, and which image a row belongs to."""
 
 import os
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from prediction_files import csv_of, image, study
 
 from data.tables.identity import image_name, study_name
 from data.tables.labels import LABELS
 from data.tables.predictions import look_up, read_predictions, write_predictions
 
 NAN = float('nan')
-PREFIX = 'CheXpert-v1.0-small/valid'
-
-
-def image(patient: int, view: str = 'view1_frontal', *, prefix=PREFIX, suffix='.jpg') -> str:
-    return f'{prefix}/patient{patient:05d}/study1/{view}{suffix}'
-
-
-def study(patient: int) -> str:
-    return f'{PREFIX}/patient{patient:05d}/study1'
-
-
-def csv_of(file: Path, columns: dict[str, list]) -> Path:
-    pd.DataFrame(columns).to_csv(file, index=False)
-    return file
 
 
 def test_what_is_written_is_read(tmp_path):

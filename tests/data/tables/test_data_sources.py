@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drive_sources import HERE, LOOSE, THERE, config_of, loaders_of
 from phantom_layouts import nih_phantom
 from tiny import SWIN, run_folder, run_main, tiny_config
-from xray_splits import LOGGER, make_config, samples_of, xray
+from xray_splits import samples_of, xray
 
-from data.build import build_loader
 from data.loader import sample_rng, source_seed
 from data.tables.chexpert import read_csv
 from data.tables.sources import check as check_sources
@@ -21,18 +21,6 @@ from engine.run_record import read_record
 from logger import read_metrics
 from scripts.phantom_mimic import make_mimic_phantom
 from utils import read_checkpoint
-
-HERE = {'name': 'here', 'dataset': 'chexpert', 'path': 'A'}
-THERE = {'name': 'there', 'dataset': 'chexpert', 'path': 'B'}
-LOOSE = {'name': 'loose', 'dataset': 'folder', 'path': 'C'}
-
-
-def config_of(drive: Path, *entries: dict, options: tuple = ()):
-    return make_config(drive, 'DATA.SOURCES', list(entries), *options)
-
-
-def loaders_of(drive: Path, *entries: dict, options: tuple = ()):
-    return build_loader(config_of(drive, *entries, options=options), LOGGER, is_pretrain=True)
 
 
 def test_each_source_holds_out_its_own_patients(drive):

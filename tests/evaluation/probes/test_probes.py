@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from same_runs import assert_same_weights, final_state
 from scipy.special import expit, logit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from test_engine_loop import assert_same_weights, final_state
 from tiny import SWIN, VIT, arguments, finished_run, run_folder, tiny_config, torchrun
 from torch import nn
 

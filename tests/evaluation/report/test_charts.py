@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
+from cases import FIVE, entries, of_test_set
 from sklearn.metrics import auc
-from test_analysis import FIVE, entries, of_test_set
 
 from evaluation.report.charts import forest_row, histogram, nice_axis, precision_recall, roc
 

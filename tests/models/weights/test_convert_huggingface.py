@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_mae import mae_config
-from transfers import GREY, IMAGENET, grey_images, make_config, randomise, started
-
-PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
-         'MODEL__VIT__USE_SHARED_RPB': False}  # fmt: skip
-
-
-def images(channels: int = 1, size: int = 32) -> torch.Tensor:
-    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
-
+from transfers import (
+    GREY,
+    IMAGENET,
+    PLAIN,
+    grey_images,
+    images,
+    mae_config,
+    make_config,
+    randomise,
+    started,
+)
+from transformers_configs import swin_config, vit_config
 
 # Models of transformers
 
@@ -35,19 +37,6 @@ def write_theirs(request, tmp_path) -> Callable[[torch.nn.Module], Path]:
         return tmp_path / 'weights.pth'
 
     return write
-
-
-def swin_config(transformers, channels: int = 1, **options: object):
-    return transformers.SwinConfig(
-        image_size=32, patch_size=4, num_channels=channels, embed_dim=16, depths=[2, 1],
-        num_heads=[2, 4], window_size=4, encoder_stride=8, **options,
-    )  # fmt: skip
-
-
-def vit_config(kind, channels: int = 1, **options: object):
-    sizes = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4}
-    sizes |= {'intermediate_size': 128, 'image_size': 32, 'patch_size': 8, 'encoder_stride': 8}
-    return kind(num_channels=channels, **(sizes | options))
 
 
 @torch.no_grad()

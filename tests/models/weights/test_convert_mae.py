@@ -5,10 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_mae import mae_config
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
-from transfers import assert_same, load, make_model
+from transfers import assert_same, load, mae_config, make_model
 
 from models.vision_transformer import sincos_positions
 

@@ -16,15 +16,14 @@ from transfers import (
     LOGGER,
     assert_same,
     grey_images,
+    started_timm,
     write_run,
 )
 from yacs.config import CfgNode
 
-from models import build_model
-from models.timm_classifier import TimmClassifier
 from models.weights.export import export, load_trained_model
 from scripts.api import load_encoder
-from utils import load_pretrained, read_checkpoint, save_checkpoint
+from utils import read_checkpoint, save_checkpoint
 
 # Families whose features end in layers below `head` (a norm or a convolution), and others.
 IN_HEAD = ['convnext_atto', 'edgenext_xx_small', 'hgnetv2_b0']
@@ -41,15 +40,6 @@ SLOW = [
 def make_config(name: str, channels: int = 3, labels: int = 14) -> CfgNode:
     options = {'MODEL__TIMM__NAME': name, 'MODEL__NUM_CLASSES': labels}
     return transfers.make_config('timm', channels, **options)
-
-
-def started(config: CfgNode, path: Path) -> TimmClassifier:
-    """Build the model of the config with the weights of a file, as with --pretrained."""
-    torch.manual_seed(9)
-    model = build_model(config, is_pretrain=False).eval()
-    config.PRETRAINED = str(path)
-    load_pretrained(config, model, LOGGER)
-    return model
 
 
 def with_statistics(model: torch.nn.Module) -> torch.nn.Module:
@@ -93,7 +83,7 @@ def test_the_features_of_timms_files_are_timms_pre_logits(name: str, tmp_path: P
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
     config = make_config(name)
     config.DATA.IMG_SIZE = size
-    ours = started(config, tmp_path / 'file.pth')
+    ours = started_timm(config, tmp_path / 'file.pth')
     without_classifier = timm.create_model(name, num_classes=0).eval()
     missing = without_classifier.load_state_dict(theirs.state_dict(), strict=False).missing_keys
     assert missing == []
@@ -124,10 +114,11 @@ def test_the_features_of_our_runs_and_exports_are_those_of_the_run(name, stage, 
 
     config = make_config(name, 1)
     config.DATA.IMG_SIZE = 32
-    assert_same(started(config, checkpoint).forward_features(images(1)), want)
+    assert_same(started_timm(config, checkpoint).forward_features(images(1)), want)
     export(load_trained_model(checkpoint, LOGGER), 'timm', tmp_path / 'exported', overwrite=False)
     assert_same(
-        started(config, tmp_path / 'exported/model.safetensors').forward_features(images(1)), want
+        started_timm(config, tmp_path / 'exported/model.safetensors').forward_features(images(1)),
+        want,
     )
 
 
@@ -142,7 +133,7 @@ def test_an_entry_of_the_encoder_that_is_missing_or_unused_is_refused(tmp_path: 
         torch.save(state, tmp_path / 'file.pth')
         config = make_config('convnext_atto')
         with pytest.raises(ValueError, match=f'(?s){problem}'):
-            started(config, tmp_path / 'file.pth')
+            started_timm(config, tmp_path / 'file.pth')
 
 
 def test_a_file_that_fits_several_models_says_which(tmp_path: Path, log) -> None:
@@ -153,7 +144,7 @@ def test_a_file_that_fits_several_models_says_which(tmp_path: Path, log) -> None
         if name == 'resnet18':
             save_file(make_timm(name).state_dict(), tmp_path / 'model.safetensors')
         log.clear()
-        started(make_config(name), tmp_path / 'model.safetensors')
+        started_timm(make_config(name), tmp_path / 'model.safetensors')
         assert (f'also fits {other}, which computes other features' in log.text) == bool(other)
 
 
@@ -161,8 +152,8 @@ def test_a_file_that_names_another_model_of_the_same_shapes_is_refused(tmp_path,
     save_file(make_timm('tf_efficientnet_lite0').state_dict(), tmp_path / 'model.safetensors')
     (tmp_path / 'config.json').write_text('{"architecture": "tf_efficientnet_lite0"}')
     with pytest.raises(ValueError, match='padding'):
-        started(make_config('efficientnet_lite0'), tmp_path / 'model.safetensors')
-    started(make_config('tf_efficientnet_lite0'), tmp_path / 'model.safetensors')
+        started_timm(make_config('efficientnet_lite0'), tmp_path / 'model.safetensors')
+    started_timm(make_config('tf_efficientnet_lite0'), tmp_path / 'model.safetensors')
     assert 'also fits' not in log.text, 'the file names its model'
 
 
@@ -171,7 +162,7 @@ def test_torchvisions_weights_give_torchvisions_logits(tmp_path, log) -> None:
     torch.manual_seed(1)
     theirs = with_statistics(torchvision.models.resnet18(weights=None))
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
-    ours = started(make_config('resnet18', labels=1000), tmp_path / 'file.pth')
+    ours = started_timm(make_config('resnet18', labels=1000), tmp_path / 'file.pth')
     assert re.search(r'new +2  head 2$', log.text, re.MULTILINE)
     assert re.search(r'unused +2  head 2$', log.text, re.MULTILINE), 'of unknown labels'
     *_, classifier = theirs.children()
@@ -187,7 +178,7 @@ def test_resnet_of_transformers_gives_its_features(transformers, tmp_path, log) 
     theirs = transformers.ResNetForImageClassification(config)
     bare = with_statistics(theirs.resnet)
     theirs.save_pretrained(tmp_path)
-    ours = started(make_config('resnet18'), tmp_path / 'model.safetensors')
+    ours = started_timm(make_config('resnet18'), tmp_path / 'model.safetensors')
     wanted = bare(pixel_values=images()).pooler_output.flatten(1)
     assert wanted.std() > 0.3
     torch.testing.assert_close(ours.forward_features(images()), wanted, rtol=0, atol=1e-5)
@@ -199,7 +190,7 @@ def test_resnet_of_transformers_gives_its_features(transformers, tmp_path, log) 
 def test_folded_channels_are_exact_away_from_the_padded_border(tmp_path, log) -> None:
     theirs = make_timm('test_efficientnet')
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
-    ours = started(make_config('test_efficientnet', 1), tmp_path / 'file.pth')
+    ours = started_timm(make_config('test_efficientnet', 1), tmp_path / 'file.pth')
     results = []
     for model, x in ((theirs, grey_images(IMAGENET)), (ours.encoder, grey_images(GREY))):
         results.append(model.bn1(model.conv_stem(x)))
@@ -215,7 +206,7 @@ def test_files_without_options_use_the_normalisation_that_timm_documents(tmp_pat
     theirs = make_timm('test_vit', img_size=32)
     assert theirs.default_cfg['mean'] == (0.5, 0.5, 0.5)
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
-    ours = started(make_config('test_vit', 1), tmp_path / 'file.pth')
+    ours = started_timm(make_config('test_vit', 1), tmp_path / 'file.pth')
     features = theirs.forward_head(theirs.forward_features(grey_images(((0.5,) * 3,) * 2)), True)
     assert_same(ours.forward_features(grey_images(GREY)), features)
 
@@ -224,7 +215,7 @@ def test_channels_that_cannot_be_converted_raise_an_error(tmp_path) -> None:
     """The layer standardises its weights."""
     torch.save(make_timm('test_nfnet').state_dict(), tmp_path / 'file.pth')
     with pytest.raises(ValueError, match=r'file.pth: .*MODEL.IN_CHANS'):
-        started(make_config('test_nfnet', 1), tmp_path / 'file.pth')
+        started_timm(make_config('test_nfnet', 1), tmp_path / 'file.pth')
 
 
 @torch.no_grad()
@@ -237,7 +228,7 @@ def test_timms_swin_gives_the_same_features(tmp_path: Path) -> None:
     config.MODEL.TYPE = 'swin'
     for key, value in sizes.items():
         config.MODEL.SWIN[key.upper()] = list(value) if isinstance(value, tuple) else value
-    model = started(config, tmp_path / 'swin.safetensors')
+    model = started_timm(config, tmp_path / 'swin.safetensors')
     x = images()
     wanted = swin.forward_head(swin.forward_features(x), pre_logits=True)
     torch.testing.assert_close(model.forward_features(x), wanted)

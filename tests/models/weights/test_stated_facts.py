@@ -12,11 +12,20 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from test_convert_huggingface import PLAIN, images, swin_config, vit_config
-from test_convert_timm import started as started_timm
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
-from transfers import assert_same, make_config, make_model, randomise, started, transfer
+from transfers import (
+    PLAIN,
+    assert_same,
+    images,
+    make_config,
+    make_model,
+    randomise,
+    started,
+    started_timm,
+    transfer,
+)
+from transformers_configs import swin_config, vit_config
 
 from config import config_text
 from models import build_model
