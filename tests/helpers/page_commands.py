@@ -10,7 +10,7 @@ from tiny import ROOT, load_script
 
 from config import build_parser
 
-FIRST_PAGES = ['README.md', 'CONTRIBUTING.md', 'environments/README.md']
+FIRST_PAGES = ['README.md', 'CONTRIBUTING.md', 'environments/README.md', 'examples/README.md']
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
     for path in [*(ROOT / name for name in FIRST_PAGES), *sorted(ROOT.glob('docs/**/*.md'))]
