@@ -13,17 +13,19 @@ from torch.utils.data import DataLoader
 from config import PROBES, Config, default_config, module_of_option
 from data.augmentation import TrainTransform
 from data.loader import Loaders, XrayDataset, make_loader
+from data.tables.chexpert import DataSet, open_data_set
 from data.tables.groups import all_groups
 from data.tables.identity import shared_patients
 from data.tables.labels import count_uncertain
 from data.tables.predictions import Predictions, look_up, read_predictions, rows_of
 from data.tables.reading import (
+    data_root,
     open_data,
     read_split,
     refuse_shared_patients,
     scored_images,
 )
-from data.tables.records import Records, csv_names, select_views, tables_kept, task_of
+from data.tables.records import Records, csv_names, select_views, task_of
 from data.tables.splits import (
     describe_subset,
     split_patients,
@@ -44,10 +46,11 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
     if task.needs_predictions and not config.EVAL_MODE:
         file = data.SELF_TRAIN_PREDICTIONS
         teacher = read_predictions(file, task=data.TASK, labels=data.LABELS)
-    with tables_kept():
-        everything = read_split(config, 'train', logger, optional=config.EVAL_MODE)
-        read = {'train': everything, 'test': _scored_records(config, 'test', logger)}
-        read['valid'] = _scored_records(config, 'valid', logger, has_test=read['test'] is not None)
+    data_set = open_data_set(config, data_root(config, logger))
+    options = {'optional': config.EVAL_MODE, 'data_set': data_set}
+    everything = read_split(config, 'train', logger, **options)
+    read = {'train': everything, 'test': _scored_records(data_set, 'test', logger)}
+    read['valid'] = _scored_records(data_set, 'valid', logger, has_test=read['test'] is not None)
     if data.LEAVE_OUT:
         module_of_option('DATA.LEAVE_OUT').require_found(config, *read.values())
     refuse_shared_patients(config, read, logger)
@@ -112,13 +115,14 @@ def _training_loaders(
 
 
 def _scored_records(
-    config: Config, split: str, logger: logging.Logger, *, has_test: bool = False
+    data_set: DataSet, split: str, logger: logging.Logger, *, has_test: bool = False
 ) -> Records | None:
     """Read the records of valid or test, if present, and check the columns of subgroups."""
+    config = data_set.config
     optional = split == 'test' or (has_test and config.EVAL.SELECT_ON != 'valid')
     if not config.EVAL_MODE and csv_names(config)[split] != csv_names(default_config())[split]:
         optional = False  # a name that was chosen may be misspelt
-    records = read_split(config, split, logger, optional=optional)
+    records = read_split(config, split, logger, optional=optional, data_set=data_set)
     if records is not None:
         all_groups(records, config.EVAL.GROUPS, config.DATA.DEMOGRAPHICS)
     else:

@@ -50,9 +50,9 @@ from data.images.store_manifest import (
     read_manifest,
     shard_names,
 )
-from data.tables.chexpert import SPLITS, read_csv, with_suffix
+from data.tables.chexpert import SPLITS, open_data_set, read_csv, with_suffix
+from data.tables.data_sets import MadeDataSet, packed_name
 from data.tables.folder import MIMIC_TABLES, read_folder, signs_of_scores
-from data.tables.records import tables_kept
 from data.tables.table import refuse
 from data.tables.table_files import csv_text
 from system.files import allow_open_files, atomic_writer, locked, replace_file
@@ -211,18 +211,16 @@ def _find_tables(root: Path, csv_names: Sequence[str]) -> dict[str, Path | bytes
     return tables
 
 
-@tables_kept()
 def _read_splits(config: Config, root: Path) -> tuple[dict[str, str], dict[str, Path | bytes]]:
     """Return the images of all splits with their split, and the tables that the splits read."""
-    splits, tables, kind = {}, {}, selected_part(config, 'DATA.DATASET')
+    splits, tables, data_set = {}, {}, open_data_set(config, root)
     for split in SPLITS:
-        records = kind.read(config, root, split, labels=(), optional=True, look_up='none')
+        records = data_set.read(split, labels=(), optional=True, look_up='none')
         if records is None:
             continue
         splits |= dict.fromkeys(records.file, split)
-        if kind.table is not None:
-            name = import_by_name('data.tables.data_sets:packed_name')(config, split)
-            tables[name] = csv_text(kind.table(config, root, split)).encode()
+        if isinstance(data_set, MadeDataSet):
+            tables[packed_name(config, split)] = csv_text(data_set.table(split)).encode()
         elif records.csv:
             tables[records.csv] = root / records.csv
     return splits, tables

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, default_config
 from data.describe.check import Findings, check_data, list_duplicates
+from data.tables.chexpert import open_data_set
 from data.tables.given_folders import config_of_data
 from data.tables.reading import scored_splits
 from data.tables.records import csv_names
@@ -46,8 +47,9 @@ def splits_that_may_be_absent(config: Config) -> tuple[str, ...]:
     if config.DATA.DATASET != 'chexpert':
         return ('train', 'valid', 'test')
     names, default = csv_names(config), csv_names(default_config())
+    needs_valid = config.EVAL.SELECT_ON == 'valid'
     # A table with a column Split may have no row of the test split.
-    needs_valid = config.EVAL.SELECT_ON == 'valid' or not scored_splits(config).get('test')
+    needs_valid = needs_valid or not scored_splits(open_data_set(config)).get('test')
     absent = ('test',) if needs_valid else ('test', 'valid')
     return tuple(split for split in absent if names[split] == default[split])
 

@@ -18,10 +18,11 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from config import Config, selected_part
+from config import Config
 from data.images.files import CONTRADICTION, grey_levels
 from data.images.image_source import ImageSource, open_images
 from data.packing import start_worker
+from data.tables.chexpert import open_data_set
 from data.tables.identity import canonical_names
 from data.tables.labels import evaluation_targets
 from data.tables.reading import mark_left_out, read_part
@@ -179,13 +180,13 @@ def check_data(
 
     Splits in `optional` may be absent. Labels are only read if `labelled` is set.
     """
-    root, dataset, splits = Path(config.DATA.DATA_PATH), selected_part(config, 'DATA.DATASET'), {}
+    data_set, splits = open_data_set(config), {}
     task, num_errors = task_of(config), findings.count('error')
     listed: set[str] = set()  # files that the tables name
     options = {'labels': task.columns if labelled else ()}
     for split in ('train', 'valid', 'test'):
         try:
-            read = partial(read_part, config, root, split, optional=split in optional, **options)
+            read = partial(read_part, data_set, split, optional=split in optional, **options)
             records = named = read(look_up='all', on_fault=findings.add)
             if records is not None and not len(records):  # labels can be checked without images
                 named = read(look_up='none', on_fault=findings.add)
@@ -199,7 +200,7 @@ def check_data(
                 detail = f'{records.num_left_out:,} images of {split} are left out'
                 findings.add(Fault('DATA.LEAVE_OUT', detail, records.csv, severity='note'))
             splits |= {split: kept} if len(kept := records.kept()) else {}
-        if named is not None and len(named) and dataset.labelled and labelled:
+        if named is not None and len(named) and data_set.labelled and labelled:
             _check_labels(split, named, findings, blank=config.DATA.BLANK)
             if task.exclusive:
                 try:
@@ -208,14 +209,14 @@ def check_data(
                     findings.add(Fault('several classes', str(error)))
     if not splits:
         if findings.count('error') == num_errors:
-            findings.add(Fault('no images', f'{root}: no split has an image'))
+            findings.add(Fault('no images', f'{data_set.root}: no split has an image'))
         return Checked({}, pd.DataFrame(columns=LOOKS))
-    images = open_images(root)
+    images = open_images(data_set.root)
     named = pd.concat(
         pd.DataFrame({'file': part.file, 'patient': part.patient, 'split': split, 'csv': part.csv})
         for split, part in splits.items()
     )
-    if dataset.labelled:
+    if data_set.labelled:
         _compare_patients(named, findings, config.DATA.ALLOW_SHARED_PATIENTS)
         _find_unnamed(images, listed, findings)
     unique = named.drop_duplicates('file')

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from config import Config, selected_part
+from config import Config
 from data.describe.figures import plot_examples, plot_steps
 from data.images.preprocess import Preprocess
-from data.tables.chexpert import SPLITS
+from data.tables.chexpert import SPLITS, open_data_set
 from data.tables.groups import UNKNOWN, add_demographics, all_groups
 from data.tables.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
 from data.tables.reading import mark_left_out, read_part
-from data.tables.records import OTHER_VIEW, Records, csv_names, select_views, tables_kept, task_of
+from data.tables.records import OTHER_VIEW, Records, csv_names, select_views, task_of
 from data.tables.splits import describe_subset, split_patients, training_records
 from system.files import replace_files
 from system.pages import encode_figure, note_on_images
@@ -82,16 +82,15 @@ def build_description(config: Config) -> Description:
     return Description(counts, targets, images, notes, pd.concat(ages), tuple(labels), use)
 
 
-@tables_kept()
 def read_table_of_run(config: Config) -> pd.DataFrame:
     """Return the images that a run reads as one table in CheXpert's form, with a column Split.
 
     Rows keep their numbers as the index, unless two splits have tables of their own.
     """
-    tables = []
+    tables, data_set = [], open_data_set(config)
+    options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
     for split in SPLITS:
-        options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
-        records = read_part(config, config.DATA.DATA_PATH, split, **options)
+        records = read_part(data_set, split, **options)
         if records is None:
             continue
         records = mark_left_out(config, records).kept()
@@ -228,13 +227,12 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
     return figures
 
 
-@tables_kept()
 def read_sets(config: Config) -> dict[str, Records]:
     """Read the splits of a run that exist."""
-    data, sets = config.DATA, {}
-    options = {'labels': task_of(config).columns, 'look_up': 'none'}
-    for split in SPLITS if selected_part(config, 'DATA.DATASET').labelled else ():
-        records = read_part(config, data.DATA_PATH, split, optional=True, **options)
+    data, sets, data_set = config.DATA, {}, open_data_set(config)
+    options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
+    for split in SPLITS if data_set.labelled else ():
+        records = read_part(data_set, split, **options)
         if records is None:
             continue
         records = mark_left_out(config, records)

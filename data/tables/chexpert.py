@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import Config, default_config
+from config import REGISTRIES, Config, default_config, selected_part
 from data.images.image_source import IMAGE_SUFFIXES, ImageSource, open_images
+from data.images.store_manifest import is_store
 from data.images.views import views_in_names
 from data.tables.identity import STUDY
 from data.tables.labels import CELLS, LABELS
@@ -25,12 +26,12 @@ from data.tables.records import (
     Records,
     csv_names,
     existing_records,
-    register_dataset,
 )
 from data.tables.table import KEYS, OnFault, Table, refuse
 from data.tables.table_warnings import NO_LABELS, report_names, report_patients, report_views
 from system.files import is_below
 
+DATASETS = REGISTRIES['DATA.DATASET']
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
 SPLITS = ('train', 'valid', 'test')
 SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
@@ -39,6 +40,94 @@ PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
 SPLIT_CELLS = {name: name for name in (*SPLITS, '')}
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
+
+
+@DATASETS.register('chexpert')
+class DataSet:
+    """A data set that is open: it reads the records of its splits, and keeps what they share.
+
+    Each split has a table in CheXpert's form. For other data sets, write a subclass and register
+    it under its name in DATA.DATASET.
+
+    Args:
+        config: Run configuration.
+        root: Folder of the data set, or a packed store of it.
+    """
+
+    labelled = True  # whether images have labels
+
+    def __init__(self, config: Config, root: str | Path) -> None:
+        self.config, self.root = config, Path(root)
+
+    def read(
+        self,
+        split: str,
+        *,
+        labels: Sequence[str] = (),
+        optional: bool = False,
+        look_up: str = 'first',
+        on_fault: OnFault = refuse,
+    ) -> Records | None:
+        """Read and check the images of a split.
+
+        Args:
+            split: 'train', 'valid' or 'test'.
+            labels: Names of the labels; may be empty.
+            optional: Whether the split may be absent.
+            look_up: Images that must exist, see `data.tables.records.existing_records`.
+            on_fault: Function that receives each fault; by default the first one is raised.
+
+        Returns:
+            Records in the order of the table; None if an optional split is absent.
+        """
+        csv_name = self._csv_of(split)
+        if optional and not (self.root / csv_name).is_file():
+            return None
+        table = _open_csv(self.root, csv_name, labels, on_fault)
+        # The table of train may have no row of a split, but a table of the split itself must.
+        optional = optional and csv_name == csv_names(self.config)['train']
+        select_split(table, split, optional)
+        if optional and not len(table):
+            return None
+        options = {'image_suffix': self.config.DATA.IMAGE_SUFFIX}
+        options |= {'groups': self.config.EVAL.GROUPS, 'look_up': look_up}
+        return _read_images(table, self.root, labels=labels, **options)
+
+    def table(self, split: str) -> pd.DataFrame:
+        """Return all cells of the table of a split; the index has the numbers of the rows."""
+        table = Table(self.root / self._csv_of(split))
+        select_split(table, split)
+        return table.cells.drop(columns='Split', errors='ignore')
+
+    def _csv_of(self, split: str) -> str:
+        """Return the table of a split, or that of train if it is alone and has a column Split."""
+        names, default = csv_names(self.config), csv_names(default_config())
+        if names[split] != default[split] or (self.root / names[split]).is_file():
+            return names[split]
+        train = Table(self.root / names['train'], lambda fault: None, num_rows=0)
+        return names['train' if 'Split' in train else split]
+
+    @classmethod
+    def check(cls, config: Config, stage: str | None) -> None:
+        """Refuse fine-tuning without labels, and an output folder inside the folder of images."""
+        root = config.DATA.DATA_PATH
+        if stage == 'finetune' and not cls.labelled:
+            names = ' or '.join(repr(name) for name, kind in DATASETS.items() if kind.labelled)
+            raise ValueError(
+                f'DATA.DATASET must be {names} for fine-tuning, got {config.DATA.DATASET!r}'
+            )
+        is_read = stage and root and not config.DATA.SOURCES
+        is_folder = is_read and not cls.labelled and not is_store(root)
+        if is_folder and Path(config.OUTPUT).resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError(
+                f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run '
+                'would train on the images that this run writes'
+            )
+
+
+def open_data_set(config: Config, root: str | Path = '') -> DataSet:
+    """Open the data set of a config in DATA.DATA_PATH, or in another folder or store of it."""
+    return selected_part(config, 'DATA.DATASET')(config, root or config.DATA.DATA_PATH)
 
 
 def read_csv(
@@ -142,45 +231,6 @@ def read_table(
         detail = f'it has no column {", ".join(absent)}: the values are unknown'
         table.fault('missing description', detail, severity='note')
     return replace(records, view=np.where(records.view == OTHER_VIEW, '', records.view))
-
-
-def csv_of_split(config: Config, root: str | Path, split: str) -> str:
-    """Return the table of a split: its own, or that of train if only this has a column Split."""
-    names, default = csv_names(config), csv_names(default_config())
-    is_alone = names[split] == default[split] and not (Path(root) / names[split]).is_file()
-    train = Table(Path(root) / names['train'], lambda fault: None, num_rows=0) if is_alone else ()
-    return names['train' if 'Split' in train else split]
-
-
-def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
-    """Return all cells of the table of a split."""
-    table = Table(Path(root) / csv_of_split(config, root, split))
-    select_split(table, split)
-    return table.cells.drop(columns='Split', errors='ignore')
-
-
-@register_dataset('chexpert', labelled=True, table=cells_of)
-def _read_chexpert(
-    config: Config,
-    root: str | Path,
-    split: str,
-    *,
-    optional: bool = False,
-    labels: Sequence[str] = (),
-    look_up: str = 'first',
-    on_fault: OnFault = refuse,
-) -> Records | None:
-    csv_name = csv_of_split(config, root, split)
-    if optional and not (Path(root) / csv_name).is_file():
-        return None
-    table = _open_csv(root, csv_name, labels, on_fault)
-    # The table of train may have no row of a split, but a table of the split itself must.
-    optional = optional and csv_name == csv_names(config)['train']
-    select_split(table, split, optional)
-    if optional and not len(table):
-        return None
-    options = {'image_suffix': config.DATA.IMAGE_SUFFIX, 'groups': config.EVAL.GROUPS}
-    return _read_images(table, root, labels=labels, look_up=look_up, **options)
 
 
 def select_split(table: Table, split: str, optional: bool = False) -> None:

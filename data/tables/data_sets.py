@@ -21,15 +21,16 @@ import pandas as pd
 from config import FUNCTION_SUFFIX, Config
 from data.images.image_source import open_images
 from data.images.store_manifest import is_store
-from data.tables.chexpert import DESCRIPTION, SPLIT_CELLS, SPLITS, read_table
-from data.tables.known_sets import FUNCTIONS
-from data.tables.records import (
-    KEPT_TABLES,
-    Records,
-    existing_records,
-    lacks_images,
-    register_dataset,
+from data.tables.chexpert import (
+    DATASETS,
+    DESCRIPTION,
+    SPLIT_CELLS,
+    SPLITS,
+    DataSet,
+    read_table,
 )
+from data.tables.known_sets import FUNCTIONS
+from data.tables.records import Records, existing_records, lacks_images
 from data.tables.table import KEYS, Fault, OnFault, Table, refuse
 from system.files import is_below
 from system.tool import command_of
@@ -44,8 +45,6 @@ def make_tables(
 ) -> dict[str, pd.DataFrame]:
     """Call the function of DATA.DATASET, and return its table for each split that has rows.
 
-    Inside `tables_kept`, it is called once.
-
     Raises:
         ValueError: If the function fails, or returns something else.
     """
@@ -53,9 +52,6 @@ def make_tables(
     function = function_of(name)
     known = inspect.signature(function).parameters
     options = {key: config.DATA[option] for key, option in ARGUMENTS.items() if key in known}
-    kept, key = KEPT_TABLES.get({}), (name, str(root), *options.items())
-    if key in kept:
-        return kept[key]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         try:
@@ -91,80 +87,72 @@ def make_tables(
                 'each row, without repetitions (reset_index(drop=True))'
             )
     filled = [split for split in SPLITS if split in tables and len(tables[split])]
-    kept[key] = {split: tables[split] for split in filled}
-    return kept[key]
+    return {split: tables[split] for split in filled}
 
 
-def read_made(
-    config: Config,
-    root: str | Path,
-    split: str,
-    *,
-    labels: Sequence[str] = (),
-    optional: bool = False,
-    look_up: str = 'first',
-    on_fault: OnFault = refuse,
-) -> Records | None:
-    """Read and check one split of a data set whose table is made by a function.
+class MadeDataSet(DataSet):
+    """A data set whose tables are made by a function, which is called once for all splits."""
 
-    Args:
-        config: Run configuration.
-        root: Folder of the data set, or a packed store of it.
-        split: 'train', 'valid' or 'test'.
-        labels: Names of the labels; may be empty.
-        optional: Whether the split may be absent.
-        look_up: Images that must exist, see `data.tables.records.existing_records`.
-        on_fault: Function that receives each fault.
+    def __init__(self, config: Config, root: str | Path) -> None:
+        super().__init__(config, root)
+        self._made: dict[str, pd.DataFrame] | None = None
 
-    Returns:
-        Records in the order of the table. None if an optional split is absent, or if its images are
-        (see `lacks_images`).
-    """
-    images, tables = open_images(root), open_tables(config, root, split, on_fault)
-    if split not in tables:
-        if optional:
+    def read(
+        self,
+        split: str,
+        *,
+        labels: Sequence[str] = (),
+        optional: bool = False,
+        look_up: str = 'first',
+        on_fault: OnFault = refuse,
+    ) -> Records | None:
+        """Read a split as `DataSet.read`; an optional one is also absent if its images are."""
+        images, tables = open_images(self.root), self._open_tables(split, on_fault)
+        if split not in tables:
+            if optional:
+                return None
+            raise ValueError(
+                f'DATA.DATASET {self.config.DATA.DATASET} has no split {split}, only '
+                f'{", ".join(tables) or "empty tables"}: give its table a column Split, or choose '
+                f'patients to score: {command_of("scripts/folds.py")}'
+            )
+        groups = self.config.EVAL.GROUPS
+        is_packed = bool(packed_tables(self.config, self.root))
+        digest = '' if is_packed else _digest(tables, [*labels, *groups])
+        options = {'groups': groups, 'image_suffix': self.config.DATA.IMAGE_SUFFIX}
+        records = read_table(tables[split], images, labels=labels, **options)
+        if optional and lacks_images(records, images, split, look_up, on_fault):
             return None
-        raise ValueError(
-            f'DATA.DATASET {config.DATA.DATASET} has no split {split}, only '
-            f'{", ".join(tables) or "empty tables"}: give its table a column Split, or choose '
-            f'patients to score: {command_of("scripts/folds.py")}'
-        )
-    digest = '' if packed_tables(config, root) else _digest(tables, [*labels, *config.EVAL.GROUPS])
-    options = {'groups': config.EVAL.GROUPS, 'image_suffix': config.DATA.IMAGE_SUFFIX}
-    records = read_table(tables[split], images, labels=labels, **options)
-    if optional and lacks_images(records, images, split, look_up, on_fault):
-        return None
-    records = existing_records(records, images, look_up, on_fault)
-    return replace(records, digest=digest)
+        records = existing_records(records, images, look_up, on_fault)
+        return replace(records, digest=digest)
+
+    def table(self, split: str) -> pd.DataFrame:
+        """Return all cells of a table, as the function made it or as it was packed."""
+        return self._open_tables(split)[split].cells.drop(columns='Split', errors='ignore')
+
+    def _open_tables(self, split: str, on_fault: OnFault = refuse) -> dict[str, Table | None]:
+        """Return the table of each split that has rows, as it was packed or as it is made.
+
+        Of packed tables, only that of `split` is read, and the others are None.
+        """
+        if packed := packed_tables(self.config, self.root):
+            read = {split: Table(self.root / packed[split], on_fault)} if split in packed else {}
+            return dict.fromkeys(packed) | read
+        if self._made is None:
+            self._made = make_tables(self.config, self.root, on_fault)
+        tables = {}
+        for name, cells in self._made.items():
+            # The index has the name of the file that the rows are in, if there is one.
+            file = str(cells.index.name or '')
+            has_file = bool(file) and is_below(file) and (self.root / file).is_file()
+            place = self.root / file if has_file else f'DATA.DATASET {self.config.DATA.DATASET}'
+            tables[name] = Table(place, on_fault, cells=cells)
+            tables[name].csv = file if has_file else ''
+        return tables
 
 
-def open_tables(
-    config: Config, root: str | Path, split: str, on_fault: OnFault = refuse
-) -> dict[str, Table | None]:
-    """Return the table of each split that has rows, as it was packed or as it is made.
-
-    Of packed tables, only that of `split` is read, and the others are None.
-    """
-    if packed := packed_tables(config, root):
-        read = {split: Table(Path(root) / packed[split], on_fault)} if split in packed else {}
-        return dict.fromkeys(packed) | read
-    tables = {}
-    for name, cells in make_tables(config, root, on_fault).items():
-        # The index has the name of the file that the rows are in, if there is one.
-        file = str(cells.index.name or '')
-        has_file = bool(file) and is_below(file) and (Path(root) / file).is_file()
-        place = Path(root) / file if has_file else f'DATA.DATASET {config.DATA.DATASET}'
-        tables[name] = Table(place, on_fault, cells=cells)
-        tables[name].csv = file if has_file else ''
-    return tables
-
-
-def cells_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
-    """Return all cells of the table of a split, as the function made it or as it was packed."""
-    return open_tables(config, root, split)[split].cells.drop(columns='Split', errors='ignore')
-
-
-register_dataset(*FUNCTIONS, FUNCTION_SUFFIX, labelled=True, table=cells_of)(read_made)
+for _name in (*FUNCTIONS, FUNCTION_SUFFIX):
+    DATASETS.register(_name)(MadeDataSet)
 
 
 def function_of(name: str) -> Callable[..., Any]:

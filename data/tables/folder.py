@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import Config
 from data.images.image_source import IMAGE_SUFFIXES, TABLE_SUFFIXES, open_images
 from data.images.store_manifest import STORE_FILE
-from data.tables.chexpert import PATIENT_PART
+from data.tables.chexpert import DATASETS, PATIENT_PART, DataSet
 from data.tables.identity import STUDY
-from data.tables.records import Records, existing_records, register_dataset
+from data.tables.records import Records, existing_records
 from data.tables.table import Fault, OnFault, refuse
 
 # Patterns of tables and lists -> the data set to which they belong.
@@ -45,19 +44,21 @@ SCORED_TABLES = re.compile(
 )
 
 
-# 'imagenet' is SimMIM's name for a folder of images.
-@register_dataset('folder', 'imagenet', labelled=False)
-def _read_unlabelled(
-    config: Config,
-    root: str | Path,
-    split: str,
-    *,
-    on_fault: OnFault = refuse,
-    **options: Any,
-) -> Records | None:
-    if split != 'train':
-        return None
-    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
+@DATASETS.register('folder')
+@DATASETS.register('imagenet')  # SimMIM's name for a folder of images
+class ImageFolder(DataSet):
+    """All images of a folder, without labels and tables, which are all of train."""
+
+    labelled = False
+
+    def read(self, split: str, *, on_fault: OnFault = refuse, **options: Any) -> Records | None:
+        if split != 'train':
+            return None
+        allow_all_images = self.config.DATA.ALLOW_ALL_IMAGES
+        return read_folder(self.root, allow_all_images=allow_all_images, on_fault=on_fault)
+
+    def table(self, split: str) -> pd.DataFrame:
+        raise ValueError(f'DATA.DATASET {self.config.DATA.DATASET} has no table')
 
 
 def read_folder(

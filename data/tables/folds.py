@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
+from data.tables.chexpert import open_data_set
 from data.tables.reading import read_part, table_of
 from data.tables.splits import patient_hashes
 from data.tables.table_files import csv_text
@@ -37,8 +38,9 @@ def write_folds(config: Config, folder: str | Path, parts: int) -> None:
         ValueError: If a fold would have no patient, or a file exists with other content.
     """
     root = config.DATA.DATA_PATH
-    records = read_part(config, root, 'train', labels=(), look_up='none')
-    table = table_of(config, root, 'train')
+    data_set = open_data_set(config)
+    records = read_part(data_set, 'train', labels=(), look_up='none')
+    table = table_of(data_set, 'train')
     fold = folds_of(records.patient, parts)
     sizes = np.bincount(fold, minlength=parts)
     if not sizes.all():

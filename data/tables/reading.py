@@ -14,7 +14,6 @@ from config import (
     enlarged_side,
     module_of_option,
     scored_steps,
-    selected_part,
 )
 from data.images.image_source import open_images
 from data.images.preprocess import LUNG_STEPS, SHAPE_STEPS
@@ -26,11 +25,10 @@ from data.images.store_manifest import (
     packed_steps,
     read_manifest,
 )
+from data.tables.chexpert import DataSet, open_data_set
 from data.tables.identity import shared_patients
 from data.tables.records import (
-    DATASETS,
     LEFT_OUT,
-    DataSet,
     Records,
     csv_names,
     existing_records,
@@ -93,13 +91,14 @@ def read_split(
     optional: bool = False,
     labelled: bool = True,
     source: str = '',
+    data_set: DataSet | None = None,
 ) -> Records | None:
     """Read all records of 'train', 'valid' or 'test'; return None if an optional split is absent.
 
     Images that DATA.LEAVE_OUT lists are marked in train (`Records.left_out`), because patients are
     held out before they are left out, and are absent in other splits. With `labelled=False` no
     labels are read, and their columns may be missing. `source` is the name of an entry of
-    DATA.SOURCES.
+    DATA.SOURCES. A caller that reads several splits opens the `data_set` once for all of them.
     """
     labels = task_of(config).columns if labelled else ()
 
@@ -107,8 +106,9 @@ def read_split(
         if fault.kind != LEFT_OUT:  # `open_data` counts these images
             refuse(fault, logger)
 
+    data_set = data_set or open_data_set(config, data_root(config, logger))
     options = {'labels': labels, 'optional': optional, 'on_fault': on_fault}
-    records = read_part(config, data_root(config, logger), split, **options)
+    records = read_part(data_set, split, **options)
     if records is None or not config.DATA.LEAVE_OUT:
         return records
     records = mark_left_out(config, records, source)
@@ -124,8 +124,12 @@ def mark_left_out(config: Config, records: Records, source: str = '') -> Records
     return replace(records, left_out=listed, num_left_out=int(listed.sum()))
 
 
-def read_part(config: Config, root: str | Path, split: str, **options: Any) -> Records | None:
-    """Read a split from a folder or store with the options of `read_made`; see `read_split`."""
+def read_part(data_set: DataSet, split: str, **options: Any) -> Records | None:
+    """Read a split with the options of `DataSet.read`; see `read_split`.
+
+    If DATA.*_CSV replaces the table of the split, it is in CheXpert's form.
+    """
+    config = data_set.config
     report = options.get('on_fault', refuse)
     doubts: list[str] = []
 
@@ -135,7 +139,7 @@ def read_part(config: Config, root: str | Path, split: str, **options: Any) -> R
         report(fault)
 
     options['on_fault'] = on_fault
-    records = data_set_of_split(config, split).read(config, root, split, **options)
+    records = _kind_of_split(data_set, split).read(data_set, split, **options)
     if records is None or not records.label_names:
         return records
     about = records.labels, records.label_names, records.path
@@ -164,7 +168,7 @@ def refuse_shared_patients(
         logger.warning(line)
 
 
-def scored_splits(config: Config, source: str = '') -> dict[str, Records]:
+def scored_splits(data_set: DataSet, source: str = '') -> dict[str, Records]:
     """Read the scored splits that exist for pre-training, to compare their patients.
 
     Tables that cannot be read are not compared: pre-training does not need them.
@@ -173,26 +177,21 @@ def scored_splits(config: Config, source: str = '') -> dict[str, Records]:
     options = {'labels': (), 'optional': True, 'look_up': 'none', 'on_fault': lambda fault: None}
     for split in ('valid', 'test'):
         try:
-            records = read_part(config, config.DATA.DATA_PATH, split, **options)
+            records = read_part(data_set, split, **options)
         except ValueError:
             continue
-        found[split] = records and mark_left_out(config, records, source)
+        found[split] = records and mark_left_out(data_set.config, records, source)
     return found
 
 
-def table_of(config: Config, root: str | Path, split: str) -> pd.DataFrame:
+def table_of(data_set: DataSet, split: str) -> pd.DataFrame:
     """Return all cells of the table of a split; the index has the numbers of the rows."""
-    cells_of = data_set_of_split(config, split).table
-    if cells_of is None:
-        raise ValueError(f'DATA.DATASET {config.DATA.DATASET} has no table')
-    return cells_of(config, root, split)
+    return _kind_of_split(data_set, split).table(data_set, split)
 
 
-def data_set_of_split(config: Config, split: str) -> DataSet:
-    """Return DATA.DATASET, or CheXpert's form if DATA.*_CSV replaces the table of a split."""
-    data_set = selected_part(config, 'DATA.DATASET')
-    is_replaced = csv_names(config)[split] != csv_names(default_config())[split]
-    return DATASETS['chexpert'] if data_set.labelled and is_replaced else data_set
+def _kind_of_split(data_set: DataSet, split: str) -> type[DataSet]:
+    is_replaced = csv_names(data_set.config)[split] != csv_names(default_config())[split]
+    return DataSet if data_set.labelled and is_replaced else type(data_set)
 
 
 def data_root(config: Config, logger: logging.Logger) -> str:

@@ -1,32 +1,21 @@
-"""Records: images with labels, patients and views, and by option the reader and the task of a run.
-
-To add a data set that no table can describe, write one reader with `@register_dataset`.
-"""
+"""Records: images with labels, patients and views, and the task of a run."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from config import REGISTRIES, Config, default_config, selected_part
+from config import Config, default_config, selected_part
 from data.images.image_source import ImageSource, open_images
-from data.images.store_manifest import is_store
 from data.tables.table import Fault, OnFault
 
-DATASETS = REGISTRIES['DATA.DATASET']
 PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*')
 LEFT_OUT = 'left out of the store'  # kind of a fault
 OTHER_VIEW = 'Other'  # cell of an image that is neither frontal nor lateral, or of unknown view
 OLDEST = 120  # years; the highest age of a patient
 VIEWS_HINT = 'the column Frontal/Lateral'
-# Tables by the function that made them and its arguments, inside `tables_kept`.
-KEPT_TABLES: ContextVar[dict[Any, Any]] = ContextVar('KEPT_TABLES')
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,43 +60,6 @@ class Records:
         return self if self.left_out is None else self.select(~self.left_out)
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """An entry of DATASETS."""
-
-    # Reader of a split of a folder or a packed store, with the arguments of `read_made`.
-    read: Callable[..., Any]  # -> Records | None
-    labelled: bool  # whether images have labels
-    # (config, root, split) -> all cells of the table of the split; None: there is no table
-    table: Callable[..., pd.DataFrame] | None = None
-
-    def check(self, config: Config, stage: str | None) -> None:
-        """Refuse fine-tuning without labels, and an output folder inside the folder of images."""
-        root = config.DATA.DATA_PATH
-        if stage == 'finetune' and not self.labelled:
-            names = ' or '.join(repr(name) for name, entry in DATASETS.items() if entry.labelled)
-            raise ValueError(
-                f'DATA.DATASET must be {names} for fine-tuning, got {config.DATA.DATASET!r}'
-            )
-        is_read = stage and root and not config.DATA.SOURCES
-        is_folder = is_read and not self.labelled and not is_store(root)
-        if is_folder and Path(config.OUTPUT).resolve().is_relative_to(Path(root).resolve()):
-            raise ValueError(
-                f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run '
-                'would train on the images that this run writes'
-            )
-
-
-@contextmanager
-def tables_kept() -> Iterator[None]:
-    """Call the function of a data set once meanwhile: it makes the tables of all splits."""
-    token = KEPT_TABLES.set({})
-    try:
-        yield
-    finally:
-        KEPT_TABLES.reset(token)
-
-
 def task_of(config: Config) -> Any:
     """Return the task of a config, a `data.tasks.Task`, from the file that DATA.TASK names."""
     return selected_part(config, 'DATA.TASK')(config)
@@ -118,17 +70,6 @@ def make_task(name: str, **options: Any) -> Any:
     config = default_config()
     config.DATA.update(TASK=name, **options)
     return task_of(config)
-
-
-def register_dataset(*names: str, **facts: Any) -> Callable:
-    """Return a decorator that registers a reader of splits with the fields of `DataSet`."""
-
-    def add(read: Callable) -> Callable:
-        for name in names:
-            DATASETS.register(name)(DataSet(read, **facts))
-        return read
-
-    return add
 
 
 def select_views(records: Records, views: str) -> Records:

@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 
 from config import OPTIONS, Config, module_of_option, refuse_unless, selected_part
-from data.tables.reading import open_data, read_split, refuse_shared_patients, scored_splits
-from data.tables.records import Records, tables_kept
+from data.tables.chexpert import open_data_set
+from data.tables.reading import (
+    data_root,
+    open_data,
+    read_split,
+    refuse_shared_patients,
+    scored_splits,
+)
+from data.tables.records import Records
 from data.tables.splits import describe_subset, pretrain_records, take_subset
 
 LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
@@ -59,9 +66,10 @@ def read_sources(
     entries = {entry['name']: entry for entry in config.DATA.SOURCES}
     for name, own in source_configs(config).items():
         open_data(own, logger)
-        with tables_kept():
-            whole = read_split(own, 'train', logger, labelled=False, source=name)
-            scored = scored_splits(own, name)
+        data_set = open_data_set(own, data_root(own, logger))
+        options = {'labelled': False, 'source': name, 'data_set': data_set}
+        whole = read_split(own, 'train', logger, **options)
+        scored = scored_splits(data_set, name)
         read.append(whole)
         refuse_shared_patients(own, {'train': whole} | scored, logger)
         entry = entries.get(name, {})

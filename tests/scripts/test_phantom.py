@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from tiny import config_with
 
+from data.tables.chexpert import open_data_set
 from data.tables.labels import LABELS
-from data.tables.reading import read_part
 from scripts.make_phantom import main, parse_args
 from scripts.phantom import draw_image, make_phantom
 from system.pages import are_synthetic
@@ -52,7 +52,7 @@ def test_phantoms_are_known_as_such_whatever_their_folder_is_called(tmp_path, na
     make_phantom(tmp_path / name, workers=1, **SMALL)
     (tmp_path / name).rename(tmp_path / 'renamed')
     config = config_with(DATA__DATASET='chexpert')
-    records = read_part(config, tmp_path / 'renamed', 'train', labels=LABELS)
+    records = open_data_set(config, tmp_path / 'renamed').read('train', labels=LABELS)
     assert are_synthetic(records.path)
     assert all((tmp_path / 'renamed' / file).is_file() for file in records.file)
 

@@ -12,7 +12,7 @@ from csv_files import touch
 from tiny import config_with
 from xray_splits import LOGGER
 
-from data.tables.data_sets import read_made
+from data.tables.chexpert import open_data_set
 from data.tables.labels import LABELS
 from data.tables.records import Records
 from data.tables.table import refuse
@@ -66,7 +66,7 @@ def tables() -> Tables:
 
 def read(root: Path, split: str, *, labeller: str = 'chexpert', **options) -> Records | None:
     config = config_with(DATA__DATASET='mimic-cxr', DATA__LABELLER=labeller)
-    return read_made(config, root, split, **{'labels': LABELS, **options})
+    return open_data_set(config, root).read(split, **{'labels': LABELS, **options})
 
 
 def write(root: Path, files: Tables, *, zipped: bool = False, version: str = '2.0.0') -> Path:

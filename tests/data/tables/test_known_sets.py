@@ -14,7 +14,7 @@ from xray_splits import LOGGER, make_config, samples_of
 
 from data.build import build_loader
 from data.packing import Settings, pack, read_source
-from data.tables.data_sets import read_made
+from data.tables.chexpert import open_data_set
 from data.tables.known_sets import ages, join, listed, sexes, views
 from data.tables.labels import LABELS
 from data.tables.records import Records
@@ -49,7 +49,7 @@ def nih(root: Path, table: str = NIH, **lists: str) -> Path:
 def read(root: Path, name: str, split: str, labels: tuple[str, ...] = (), **options) -> Records:
     suffix = options.pop('image_suffix', '')
     config = config_with(DATA__DATASET=name, DATA__IMAGE_SUFFIX=suffix)
-    return read_made(config, root, split, labels=labels, **options)
+    return open_data_set(config, root).read(split, labels=labels, **options)
 
 
 def check(records: Records, **expected: list) -> None:

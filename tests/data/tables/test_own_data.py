@@ -12,11 +12,10 @@ from tiny import ROOT, config_with, run_script
 
 from data.data_finetune import build_loader_finetune
 from data.data_simmim import build_loader_simmim
+from data.describe.check import Findings, check_data
 from data.describe.description import read_sets
 from data.packing import read_source
-from data.tables.chexpert import SPLITS
-from data.tables.data_sets import read_made
-from data.tables.reading import read_part
+from data.tables.chexpert import SPLITS, open_data_set
 from data.tables.records import Records
 
 LOGGER = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def images(root: Path, *names: str) -> None:
 def read(root: Path, text: str, split: str, labels: tuple[str, ...]) -> Records:
     (root / 'my_set.py').write_text(text)
     config = config_with(DATA__DATASET=str(root / 'my_set.py'))
-    return read_made(config, root / 'data', split, labels=labels)
+    return open_data_set(config, root / 'data').read(split, labels=labels)
 
 
 @pytest.fixture
@@ -92,7 +91,9 @@ def test_the_table_of_the_page_is_read_as_it_stands(tmp_path: Path) -> None:
     images(tmp_path, *(line.partition(',')[0] for line in lines[1:]))
     (tmp_path / 'train.csv').write_text(text)
     config = config_with(DATA__DATASET='chexpert')
-    train, *others = (read_part(config, tmp_path, split, labels=LABELS) for split in SPLITS)
+    train, *others = (
+        open_data_set(config, tmp_path).read(split, labels=LABELS) for split in SPLITS
+    )
     assert [len(train), *map(len, others)] == [3, 1, 1]
     assert train.patient.tolist() == ['P-17', 'P-17', 'P-18']
     np.testing.assert_array_equal(train.labels, [[1, 1], [0, np.nan], [-1, 0]])
@@ -154,7 +155,7 @@ def read(root):
 """
 
 
-@pytest.mark.parametrize('stage', ['simmim', 'finetune', 'pack', 'describe'])
+@pytest.mark.parametrize('stage', ['simmim', 'finetune', 'pack', 'describe', 'check'])
 def test_the_function_is_called_once_for_all_splits_and_sees_later_changes(tmp_path, stage) -> None:
     root = tmp_path / 'data'
     images(root, *(f'images/{number}.png' for number in range(4)))
@@ -172,6 +173,9 @@ def test_the_function_is_called_once_for_all_splits_and_sees_later_changes(tmp_p
         'finetune': lambda: build_loader_finetune(config, LOGGER).train.dataset.records,
         'pack': lambda: [*read_source(root, dataset=name).splits],
         'describe': lambda: read_sets(config)['train'],
+        'check': lambda: range(
+            check_data(config, Findings(), optional=(), workers=1).rows['train']
+        ),
     }[stage]
     before = run()
     assert (root / 'calls').read_text() == 'x'

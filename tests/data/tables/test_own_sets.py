@@ -17,10 +17,8 @@ from config import Config
 from data.fingerprint import describe_data
 from data.loader import Loaders
 from data.packing import Settings, pack, read_source
-from data.tables.chexpert import read_csv
-from data.tables.data_sets import read_made
+from data.tables.chexpert import open_data_set, read_csv
 from data.tables.known_sets import listed, majority
-from data.tables.reading import read_part
 from data.tables.records import Records
 from data.tables.table import refuse
 from data.tables.table_warnings import SIMILAR
@@ -71,7 +69,7 @@ def config_of(name: str, **options: object) -> Config:
 
 
 def read(root: Path, name: str, split: str, labels: tuple[str, ...] = (), **options) -> Records:
-    return read_made(config_of(name), root / 'data', split, labels=labels, **options)
+    return open_data_set(config_of(name), root / 'data').read(split, labels=labels, **options)
 
 
 def written(root: Path, table: str, text: str, file: str = 'export.csv') -> str:
@@ -189,7 +187,7 @@ def test_a_store_contains_the_table_and_refuses_another_version_of_the_function(
     config = config_of(name)
     for split in ('train', 'valid', 'test'):
         a, b = (
-            read_part(config, root, split, labels=labels, look_up='all')
+            open_data_set(config, root).read(split, labels=labels, look_up='all')
             for root in (tmp_path / 'data', store)
         )
         for key in ('row', 'sample', 'path', 'file', 'patient', 'study', 'view', 'sex', 'ap_pa'):
@@ -197,11 +195,11 @@ def test_a_store_contains_the_table_and_refuses_another_version_of_the_function(
         for key in ('age', 'labels'):
             np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
     shutil.rmtree(tmp_path / 'data')
-    assert len(read_part(config, store, 'valid')) == 3
+    assert len(open_data_set(config, store).read('valid')) == 3
     with open(name, 'a') as file:
         file.write('# edited\n')
     with pytest.raises(ValueError, match=r'no table mine-.*another version'):
-        read_part(config, store, 'valid')
+        open_data_set(config, store).read('valid')
 
 
 def test_patients_in_another_file_and_rows_without_labels(tmp_path: Path, caplog) -> None:
@@ -286,7 +284,7 @@ def test_one_table_with_a_column_split_is_enough(tmp_path: Path) -> None:
     (tmp_path / 'data' / 'train.csv').write_text('\n'.join(lines), 'utf-8-sig')
     config = config_with(DATA__DATASET='chexpert', DATA__DATA_PATH=str(tmp_path / 'data'))
     found = {
-        split: read_part(config, tmp_path / 'data', split, labels=('Mass',), optional=True)
+        split: open_data_set(config, tmp_path / 'data').read(split, labels=('Mass',), optional=True)
         for split in ('train', 'valid', 'test')
     }
     assert [part.row.tolist() for part in found.values()] == [
@@ -298,7 +296,7 @@ def test_one_table_with_a_column_split_is_enough(tmp_path: Path) -> None:
     assert run_script('describe_data', '--table', table, *words) == 0
     shutil.copy(table, tmp_path / 'data' / 'train.csv')
     for split, part in found.items():
-        same = read_part(config, tmp_path / 'data', split, labels=('Mass',))
+        same = open_data_set(config, tmp_path / 'data').read(split, labels=('Mass',))
         assert same.sample.tolist() == part.sample.tolist()
         np.testing.assert_array_equal(same.labels, part.labels)
 
@@ -324,7 +322,7 @@ def test_images_of_studies_have_the_suffix_of_the_converted_files(tmp_path: Path
     name = written(tmp_path, 'Study,Patient,Edema\na.1,a,0\nb,b,1\n', STUDIES)
     touch(tmp_path / 'data', 'a.1/x.dcm', 'a.1/x.png', 'b/y.png')
     config = config_of(name, DATA__IMAGE_SUFFIX='.png')
-    records = read_made(config, tmp_path / 'data', 'train', labels=['Edema'])
+    records = open_data_set(config, tmp_path / 'data').read('train', labels=['Edema'])
     assert records.file.tolist() == ['a.1/x.png', 'b/y.png']
     assert records.study.tolist() == ['a.1', 'b']
 

@@ -13,7 +13,7 @@ from xray_splits import LOGGER, make_config, samples_of, xray
 from config import OPTIONS
 from data.build import build_loader
 from data.fingerprint import describe_data
-from data.tables.records import DATASETS
+from data.tables.chexpert import DATASETS
 from scripts.pack import main as pack_main
 from scripts.pack import parse_args as pack_args
 
