@@ -50,6 +50,21 @@ def anchors(path: Path) -> set[str]:
     return {slugify(heading.replace('`', ''), '-') for heading in headings}
 
 
+def test_the_reading_order_has_the_sizes_of_its_files() -> None:
+    page = (DOCS / 'explanation' / 'architecture.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| (.*`.*\.py`.*?) \| ([\d, ]+) \|', page, re.M)
+    pairs = [
+        (file, int(size))
+        for files, sizes in rows
+        for file, size in zip(re.findall(r'`([\w/]+\.py)`', files), sizes.split(','), strict=True)
+    ]
+    assert len(pairs) > 20
+    for file, size in pairs:  # a reader wants the hours and not the lines
+        assert len((ROOT / file).read_text(encoding='utf-8').splitlines()) == pytest.approx(
+            size, rel=0.2
+        ), file
+
+
 def broken_links(path: Path) -> list[str]:
     """Return the relative links whose file or heading does not exist."""
     broken = []
