@@ -1,6 +1,6 @@
-"""Write the joined predictions of one seed as a compact Parquet file, which is never rewritten.
+"""Write the joined predictions of a seed, or of a part of its rows, as a compact Parquet file, which is never rewritten.
 
-python scripts/studies/compact.py OUT/results/which_start/seed20 docs/results/which_start/seed20
+python scripts/studies/compact.py OUT/results/which_start/seed20 docs/results/which_start/vit_seed20
 
 Copies runs.csv and tuning.csv beside it. Ranks have four digits, which float32 keeps.
 """
