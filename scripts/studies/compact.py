@@ -1,4 +1,4 @@
-"""Write the joined predictions of a seed, or of a part of its rows, as a compact Parquet file, which is never rewritten.
+"""Write the joined predictions of a seed, or of some of its rows, as a compact file, once.
 
 python scripts/studies/compact.py OUT/results/which_start/seed20 docs/results/which_start/vit_seed20
 
