@@ -67,7 +67,8 @@ def facts_of_model(model: nn.Module) -> Facts:
         STRIDES: [
             (type(m).__name__, m.kernel_size, m.stride, m.padding)
             for name, m in modules.items()
-            if hasattr(m, 'stride') and hasattr(m, 'kernel_size') and name != 'patch_embed.proj'
+            if all(hasattr(m, key) for key in ('kernel_size', 'stride', 'padding'))
+            and name != 'patch_embed.proj'
         ],
     }
 

@@ -33,7 +33,14 @@ SLOW = [
     *('efficientnet_lite0', 'inception_next_atto', 'regnetx_002', 'nfnet_l0', 'ghostnet_050'),
     *('maxvit_rmlp_pico_rw_256', 'coatnet_pico_rw_224', 'swin_tiny_patch4_window7_224'),
     *('vit_tiny_patch16_224', 'deit_tiny_distilled_patch16_224', 'levit_128s', 'vgg11'),
-    *('xcit_nano_12_p16_224', 'rdnet_tiny', 'hiera_tiny_224', 'cait_xxs24_224', 'mambaout_femto'),
+    *(
+        'xcit_nano_12_p16_224',
+        'fastvit_t8',
+        'rdnet_tiny',
+        'hiera_tiny_224',
+        'cait_xxs24_224',
+        'mambaout_femto',
+    ),
 ]
 
 
