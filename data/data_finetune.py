@@ -20,7 +20,7 @@ from data.tables.labels import count_uncertain
 from data.tables.predictions import Predictions, look_up, read_predictions, rows_of
 from data.tables.reading import (
     data_root,
-    open_data,
+    log_loading,
     read_split,
     refuse_shared_patients,
     scored_images,
@@ -41,7 +41,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
 
     With EVAL_MODE there is no train, and no holdout if the training CSV is absent.
     """
-    open_data(config, logger)
+    log_loading(config, logger)
     data, task, parts, teacher = config.DATA, task_of(config), {}, None
     if task.needs_predictions and not config.EVAL_MODE:
         file = data.SELF_TRAIN_PREDICTIONS

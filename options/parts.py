@@ -84,14 +84,15 @@ class Registry(UserDict):
         keys = [option for option in OPTIONS if option.rpartition('.')[0] == section]
         return {option.rpartition('.')[2].lower(): value_at(config, option) for option in keys}
 
-    def register(self, name: str) -> Callable[[Any], Any]:
-        """Return a decorator that adds a part under a name."""
+    def register(self, *names: str) -> Callable[[Any], Any]:
+        """Return a decorator that adds a part under one or more names."""
 
         def add(part: Any) -> Any:
             parts = OPTIONS[self.key].parts
-            assert name in parts, f'add {name!r} and its module to the parts of {self.key}'
-            assert name not in self.data, f'{self.key} {name!r} is registered twice'
-            self.data[name] = part
+            for name in names:
+                assert name in parts, f'add {name!r} and its module to the parts of {self.key}'
+                assert name not in self.data, f'{self.key} {name!r} is registered twice'
+                self.data[name] = part
             return part
 
         return add

@@ -25,7 +25,7 @@ from data.packing import start_worker
 from data.tables.chexpert import open_data_set
 from data.tables.identity import canonical_names
 from data.tables.labels import evaluation_targets
-from data.tables.reading import mark_left_out, read_part
+from data.tables.reading import mark_left_out
 from data.tables.records import Records, task_of
 from data.tables.table import Fault
 from system.files import allow_open_files
@@ -186,7 +186,7 @@ def check_data(
     options = {'labels': task.columns if labelled else ()}
     for split in ('train', 'valid', 'test'):
         try:
-            read = partial(read_part, data_set, split, optional=split in optional, **options)
+            read = partial(data_set.read, split, optional=split in optional, **options)
             records = named = read(look_up='all', on_fault=findings.add)
             if records is not None and not len(records):  # labels can be checked without images
                 named = read(look_up='none', on_fault=findings.add)

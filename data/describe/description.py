@@ -14,7 +14,7 @@ from data.images.preprocess import Preprocess
 from data.tables.chexpert import SPLITS, open_data_set
 from data.tables.groups import UNKNOWN, add_demographics, all_groups
 from data.tables.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
-from data.tables.reading import mark_left_out, read_part
+from data.tables.reading import mark_left_out
 from data.tables.records import OTHER_VIEW, Records, csv_names, select_views, task_of
 from data.tables.splits import describe_subset, split_patients, training_records
 from system.files import replace_files
@@ -90,7 +90,7 @@ def read_table_of_run(config: Config) -> pd.DataFrame:
     tables, data_set = [], open_data_set(config)
     options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
     for split in SPLITS:
-        records = read_part(data_set, split, **options)
+        records = data_set.read(split, **options)
         if records is None:
             continue
         records = mark_left_out(config, records).kept()
@@ -232,7 +232,7 @@ def read_sets(config: Config) -> dict[str, Records]:
     data, sets, data_set = config.DATA, {}, open_data_set(config)
     options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
     for split in SPLITS if data_set.labelled else ():
-        records = read_part(data_set, split, **options)
+        records = data_set.read(split, **options)
         if records is None:
             continue
         records = mark_left_out(config, records)

@@ -26,9 +26,18 @@ from data.tables.records import (
     Records,
     csv_names,
     existing_records,
+    lacks_images,
+    task_of,
 )
-from data.tables.table import KEYS, OnFault, Table, refuse
-from data.tables.table_warnings import NO_LABELS, report_names, report_patients, report_views
+from data.tables.table import KEYS, Fault, OnFault, Table, refuse
+from data.tables.table_warnings import (
+    DOUBTS,
+    NO_LABELS,
+    label_warnings,
+    report_names,
+    report_patients,
+    report_views,
+)
 from system.files import is_below
 
 DATASETS = REGISTRIES['DATA.DATASET']
@@ -46,8 +55,9 @@ SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 class DataSet:
     """A data set that is open: it reads the records of its splits, and keeps what they share.
 
-    Each split has a table in CheXpert's form. For other data sets, write a subclass and register
-    it under its name in DATA.DATASET.
+    All data sets are read alike, from the table of a split in CheXpert's form. For one whose tables
+    are elsewhere, register a subclass with `own_table` under its name in DATA.DATASET, or with
+    `read` if no table can describe it.
 
     Args:
         config: Run configuration.
@@ -80,32 +90,66 @@ class DataSet:
         Returns:
             Records in the order of the table; None if an optional split is absent.
         """
-        csv_name = self._csv_of(split)
+        doubts: list[str] = []
+
+        def report(fault: Fault) -> None:
+            if fault.kind in DOUBTS:
+                doubts.append(fault.detail)
+            on_fault(fault)
+
+        table = self.open_table(split, labels=labels, optional=optional, on_fault=report)
+        if table is None:
+            return None
+        images, config = open_images(self.root), self.config
+        options = {'groups': config.EVAL.GROUPS, 'image_suffix': config.DATA.IMAGE_SUFFIX}
+        records = read_rows(table, images, labels=labels, **options)
+        can_be_skipped = optional and table.may_lack_images
+        if can_be_skipped and lacks_images(records, images, split, look_up, report):
+            return None
+        records = existing_records(records, images, look_up, report, table.advice)
+        if labels:
+            about = records.labels, records.label_names, records.path
+            blank = config.DATA.BLANK if task_of(config).has_policies else ''
+            for kind, detail in label_warnings(*about, blank=blank):
+                report(Fault(kind, detail, str(records.root / records.csv), severity='warning'))
+        return replace(records, doubts=tuple(doubts), digest=table.digest)
+
+    def open_table(self, split: str, **options: Any) -> Table | None:
+        """Open the table of a split: its own one, or the file by which DATA.*_CSV replaces it."""
+        is_replaced = csv_names(self.config)[split] != csv_names(default_config())[split]
+        kind = DataSet if self.labelled and is_replaced else type(self)
+        return kind.own_table(self, split, **options)
+
+    def own_table(
+        self,
+        split: str,
+        *,
+        labels: Sequence[str] = (),
+        optional: bool = False,
+        on_fault: OnFault = refuse,
+    ) -> Table | None:
+        """Open the table of a split with the arguments of `read`: a file, with all or its rows."""
+        names, default = csv_names(self.config), csv_names(default_config())
+        csv_name = names[split]
+        # A table of train with a column Split is that of a split that has no file.
+        if csv_name == default[split] and not (self.root / csv_name).is_file():
+            train = Table(self.root / names['train'], lambda fault: None, num_rows=0)
+            csv_name = names['train'] if 'Split' in train else csv_name
         if optional and not (self.root / csv_name).is_file():
             return None
-        table = _open_csv(self.root, csv_name, labels, on_fault)
+        table = open_csv(self.root, csv_name, labels, on_fault)
         # The table of train may have no row of a split, but a table of the split itself must.
-        optional = optional and csv_name == csv_names(self.config)['train']
-        select_split(table, split, optional)
-        if optional and not len(table):
-            return None
-        options = {'image_suffix': self.config.DATA.IMAGE_SUFFIX}
-        options |= {'groups': self.config.EVAL.GROUPS, 'look_up': look_up}
-        return _read_images(table, self.root, labels=labels, **options)
+        optional = optional and csv_name == names['train']
+        if 'Split' in table:
+            splits = table.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
+            table.cells = table.cells[splits == split]
+            if not (len(table) or optional):
+                table.fault('empty split', f'it has no usable row of the split {split}')
+        return table if len(table) or not optional else None
 
     def table(self, split: str) -> pd.DataFrame:
         """Return all cells of the table of a split; the index has the numbers of the rows."""
-        table = Table(self.root / self._csv_of(split))
-        select_split(table, split)
-        return table.cells.drop(columns='Split', errors='ignore')
-
-    def _csv_of(self, split: str) -> str:
-        """Return the table of a split, or that of train if it is alone and has a column Split."""
-        names, default = csv_names(self.config), csv_names(default_config())
-        if names[split] != default[split] or (self.root / names[split]).is_file():
-            return names[split]
-        train = Table(self.root / names['train'], lambda fault: None, num_rows=0)
-        return names['train' if 'Split' in train else split]
+        return self.open_table(split).cells.drop(columns='Split', errors='ignore')
 
     @classmethod
     def check(cls, config: Config, stage: str | None) -> None:
@@ -135,31 +179,29 @@ def read_csv(
     csv_name: str,
     *,
     labels: Sequence[str] = LABELS,
+    look_up: str = 'first',
     on_fault: OnFault = refuse,
     **options: Any,
 ) -> Records:
-    """Read and check a table file in CheXpert's form.
-
-    Each row is an image (column `Path`) or a study (column `Study`, a folder with the images of the
-    study). Without a column `Patient`, the path names patient and study. The columns of
-    `DESCRIPTION` are optional; a missing view is taken from the name of the image.
+    """Read and check all rows of a table file in CheXpert's form.
 
     Args:
         data_path: Folder of the table and the images, or a packed store of this folder.
         csv_name: Path of the table, relative to `data_path` (see
             `data.tables.table_files.read_cells`).
         labels: Names of the labels; may be empty.
+        look_up: Images that must exist, see `data.tables.records.existing_records`.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
-        options: Further arguments of `_read_images` and `read_table`.
+        options: Further arguments of `read_rows`.
     """
-    table = _open_csv(data_path, csv_name, labels, on_fault)
-    return _read_images(table, data_path, labels=labels, **options)
+    table = open_csv(Path(data_path), csv_name, labels, on_fault)
+    images = open_images(data_path)
+    records = read_rows(table, images, labels=labels, **options)
+    return existing_records(records, images, look_up, on_fault, table.advice)
 
 
-def _open_csv(
-    data_path: str | Path, csv_name: str, labels: Sequence[str], on_fault: OnFault
-) -> Table:
-    root = Path(data_path)
+def open_csv(root: Path, csv_name: str, labels: Sequence[str], on_fault: OnFault) -> Table:
+    """Open a table file; the message says where it may be if it is not there."""
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
     advice = _advice(root, csv_name)
     if not advice and not any(root.glob('*.csv')):
@@ -170,24 +212,11 @@ def _open_csv(
             else '; to pre-train on images without a CSV file, set DATA.DATASET folder'
         )
     table = Table(root / csv_name, on_fault, hint + advice)
-    table.csv = str(csv_name)
+    table.csv, table.advice = str(csv_name), advice
     return table
 
 
-def _read_images(
-    table: Table, data_path: str | Path, look_up: str = 'first', **options: Any
-) -> Records:
-    """Read a table with the options of `read_table`, and look its images up.
-
-    `look_up`: images that must exist: 'first', 'all' (always the case in a store), or 'none'.
-    """
-    images = open_images(data_path)
-    records = read_table(table, images, **options)
-    advice = _advice(Path(data_path), table.csv)
-    return existing_records(records, images, look_up, table.on_fault, advice)
-
-
-def read_table(
+def read_rows(
     table: Table,
     images: ImageSource,
     *,
@@ -195,7 +224,11 @@ def read_table(
     groups: Sequence[str] = (),
     image_suffix: str = '',
 ) -> Records:
-    """Check the rows of a table, whoever made it, and return the records of its images.
+    """Check the rows of a table, whoever made it, and return the records of their images.
+
+    Each row is an image (column `Path`) or a study (column `Study`, a folder with the images of the
+    study). Without a column `Patient`, the path names patient and study. The columns of
+    `DESCRIPTION` are optional; a missing view is taken from the name of the image.
 
     Args:
         table: Table in CheXpert's form.
@@ -222,7 +255,7 @@ def read_table(
     report_patients(table)
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = replace(records_of(table, labels, groups), root=images.path)
+    records = replace(make_records(table, labels, groups), root=images.path)
     if key == 'Study':
         records = replace(records, sample=np.arange(len(records)))
     report_views(table, records)
@@ -231,15 +264,6 @@ def read_table(
         detail = f'it has no column {", ".join(absent)}: the values are unknown'
         table.fault('missing description', detail, severity='note')
     return replace(records, view=np.where(records.view == OTHER_VIEW, '', records.view))
-
-
-def select_split(table: Table, split: str, optional: bool = False) -> None:
-    """Keep the rows whose cell in the column Split is this split, if there is such a column."""
-    if 'Split' in table:
-        splits = table.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
-        table.cells = table.cells[splits == split]
-        if not (len(table) or optional):
-            table.fault('empty split', f'it has no usable row of the split {split}')
 
 
 def add_studies(table: Table) -> None:
@@ -282,8 +306,8 @@ def add_studies(table: Table) -> None:
         table.keep(key, pd.notna(patient), 'form of a path', problem)
 
 
-def records_of(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) -> Records:
-    """Build the records of a table to which path, file, patient and study have been added."""
+def make_records(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) -> Records:
+    """Make the records of a table to which path, file, patient and study have been added."""
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
     is_blank = view == ''
     if is_blank.any():

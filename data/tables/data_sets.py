@@ -12,7 +12,6 @@ import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,8 @@ import pandas as pd
 from config import FUNCTION_SUFFIX, Config
 from data.images.image_source import open_images
 from data.images.store_manifest import is_store
-from data.tables.chexpert import (
-    DATASETS,
-    DESCRIPTION,
-    SPLIT_CELLS,
-    SPLITS,
-    DataSet,
-    read_table,
-)
+from data.tables.chexpert import DATASETS, DESCRIPTION, SPLIT_CELLS, SPLITS, DataSet
 from data.tables.known_sets import FUNCTIONS
-from data.tables.records import Records, existing_records, lacks_images
 from data.tables.table import KEYS, Fault, OnFault, Table, refuse
 from system.files import is_below
 from system.tool import command_of
@@ -90,6 +81,7 @@ def make_tables(
     return {split: tables[split] for split in filled}
 
 
+@DATASETS.register(*FUNCTIONS, FUNCTION_SUFFIX)
 class MadeDataSet(DataSet):
     """A data set whose tables are made by a function, which is called once for all splits."""
 
@@ -97,62 +89,42 @@ class MadeDataSet(DataSet):
         super().__init__(config, root)
         self._made: dict[str, pd.DataFrame] | None = None
 
-    def read(
+    def own_table(
         self,
         split: str,
         *,
         labels: Sequence[str] = (),
         optional: bool = False,
-        look_up: str = 'first',
         on_fault: OnFault = refuse,
-    ) -> Records | None:
-        """Read a split as `DataSet.read`; an optional one is also absent if its images are."""
-        images, tables = open_images(self.root), self._open_tables(split, on_fault)
+    ) -> Table | None:
+        """Return the table of a split, as it was packed or as the function made it."""
+        open_images(self.root)  # a store checks its tables
+        packed = packed_tables(self.config, self.root)
+        if not packed and self._made is None:
+            self._made = make_tables(self.config, self.root, on_fault)
+        tables, name = packed or self._made, self.config.DATA.DATASET
         if split not in tables:
             if optional:
                 return None
             raise ValueError(
-                f'DATA.DATASET {self.config.DATA.DATASET} has no split {split}, only '
+                f'DATA.DATASET {name} has no split {split}, only '
                 f'{", ".join(tables) or "empty tables"}: give its table a column Split, or choose '
                 f'patients to score: {command_of("scripts/folds.py")}'
             )
-        groups = self.config.EVAL.GROUPS
-        is_packed = bool(packed_tables(self.config, self.root))
-        digest = '' if is_packed else _digest(tables, [*labels, *groups])
-        options = {'groups': groups, 'image_suffix': self.config.DATA.IMAGE_SUFFIX}
-        records = read_table(tables[split], images, labels=labels, **options)
-        if optional and lacks_images(records, images, split, look_up, on_fault):
-            return None
-        records = existing_records(records, images, look_up, on_fault)
-        return replace(records, digest=digest)
-
-    def table(self, split: str) -> pd.DataFrame:
-        """Return all cells of a table, as the function made it or as it was packed."""
-        return self._open_tables(split)[split].cells.drop(columns='Split', errors='ignore')
-
-    def _open_tables(self, split: str, on_fault: OnFault = refuse) -> dict[str, Table | None]:
-        """Return the table of each split that has rows, as it was packed or as it is made.
-
-        Of packed tables, only that of `split` is read, and the others are None.
-        """
-        if packed := packed_tables(self.config, self.root):
-            read = {split: Table(self.root / packed[split], on_fault)} if split in packed else {}
-            return dict.fromkeys(packed) | read
-        if self._made is None:
-            self._made = make_tables(self.config, self.root, on_fault)
-        tables = {}
-        for name, cells in self._made.items():
+        if packed:
+            table = Table(self.root / packed[split], on_fault)
+        else:
+            cells = self._made[split]
             # The index has the name of the file that the rows are in, if there is one.
             file = str(cells.index.name or '')
             has_file = bool(file) and is_below(file) and (self.root / file).is_file()
-            place = self.root / file if has_file else f'DATA.DATASET {self.config.DATA.DATASET}'
-            tables[name] = Table(place, on_fault, cells=cells)
-            tables[name].csv = file if has_file else ''
-        return tables
-
-
-for _name in (*FUNCTIONS, FUNCTION_SUFFIX):
-    DATASETS.register(_name)(MadeDataSet)
+            place = self.root / file if has_file else f'DATA.DATASET {name}'
+            table = Table(place, on_fault, cells=cells)
+            table.csv = file if has_file else ''
+            made = {other: Table(other, cells=cells) for other, cells in self._made.items()}
+            table.digest = _digest(made | {split: table}, [*labels, *self.config.EVAL.GROUPS])
+        table.may_lack_images = True
+        return table
 
 
 def function_of(name: str) -> Callable[..., Any]:

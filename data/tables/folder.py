@@ -16,7 +16,7 @@ from data.images.store_manifest import STORE_FILE
 from data.tables.chexpert import DATASETS, PATIENT_PART, DataSet
 from data.tables.identity import STUDY
 from data.tables.records import Records, existing_records
-from data.tables.table import Fault, OnFault, refuse
+from data.tables.table import Fault, OnFault, Table, refuse
 
 # Patterns of tables and lists -> the data set to which they belong.
 TABLES = {
@@ -44,8 +44,7 @@ SCORED_TABLES = re.compile(
 )
 
 
-@DATASETS.register('folder')
-@DATASETS.register('imagenet')  # SimMIM's name for a folder of images
+@DATASETS.register('folder', 'imagenet')  # 'imagenet' is SimMIM's name for a folder of images
 class ImageFolder(DataSet):
     """All images of a folder, without labels and tables, which are all of train."""
 
@@ -57,7 +56,7 @@ class ImageFolder(DataSet):
         allow_all_images = self.config.DATA.ALLOW_ALL_IMAGES
         return read_folder(self.root, allow_all_images=allow_all_images, on_fault=on_fault)
 
-    def table(self, split: str) -> pd.DataFrame:
+    def own_table(self, split: str, **options: Any) -> Table | None:
         raise ValueError(f'DATA.DATASET {self.config.DATA.DATASET} has no table')
 
 

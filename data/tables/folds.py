@@ -6,7 +6,6 @@ import numpy as np
 
 from config import Config
 from data.tables.chexpert import open_data_set
-from data.tables.reading import read_part, table_of
 from data.tables.splits import patient_hashes
 from data.tables.table_files import csv_text
 from system.files import replace_file
@@ -39,8 +38,8 @@ def write_folds(config: Config, folder: str | Path, parts: int) -> None:
     """
     root = config.DATA.DATA_PATH
     data_set = open_data_set(config)
-    records = read_part(data_set, 'train', labels=(), look_up='none')
-    table = table_of(data_set, 'train')
+    records = data_set.read('train', labels=(), look_up='none')
+    table = data_set.table('train')
     fold = folds_of(records.patient, parts)
     sizes = np.bincount(fold, minlength=parts)
     if not sizes.all():

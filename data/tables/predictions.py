@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from config import OPTIONS, REGISTRIES
-from data.tables.chexpert import add_studies, records_of
+from data.tables.chexpert import add_studies, make_records
 from data.tables.identity import image_name, look_up_names, study_name
 from data.tables.labels import LABELS
 from data.tables.records import Records, make_task, select_views
@@ -258,7 +258,7 @@ def read_label_file(
     _check_names(table)
     add_studies(table)
     table.add(path=table[table.key], file=table[table.key])
-    records = records_of(table, made.columns, groups)
+    records = make_records(table, made.columns, groups)
     about = label_warnings(records.labels, records.label_names, records.path)
     records = replace(records, doubts=(*doubts, *(detail for _, detail in about)))
     if views != 'all' and table.key == 'Path':

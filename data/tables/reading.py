@@ -4,17 +4,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from config import (
-    Config,
-    default_config,
-    enlarged_side,
-    module_of_option,
-    scored_steps,
-)
+from config import Config, enlarged_side, module_of_option, scored_steps
 from data.images.image_source import open_images
 from data.images.preprocess import LUNG_STEPS, SHAPE_STEPS
 from data.images.store_manifest import (
@@ -27,15 +18,8 @@ from data.images.store_manifest import (
 )
 from data.tables.chexpert import DataSet, open_data_set
 from data.tables.identity import shared_patients
-from data.tables.records import (
-    LEFT_OUT,
-    Records,
-    csv_names,
-    existing_records,
-    task_of,
-)
+from data.tables.records import LEFT_OUT, Records, existing_records, task_of
 from data.tables.table import Fault, refuse
-from data.tables.table_warnings import DOUBTS, label_warnings
 from system.files import NETWORK_SYSTEMS, file_system
 from system.tool import command_of, num_workers, share_of_cpus, usable_cpus
 
@@ -45,7 +29,7 @@ SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
 TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them, not radiologists)'
 
 
-def open_data(config: Config, logger: logging.Logger) -> None:
+def log_loading(config: Config, logger: logging.Logger) -> None:
     """Log more loader processes than cores, and the form of the images of a store.
 
     A network file system and views that enlarge the images cause warnings.
@@ -103,12 +87,11 @@ def read_split(
     labels = task_of(config).columns if labelled else ()
 
     def on_fault(fault: Fault) -> None:
-        if fault.kind != LEFT_OUT:  # `open_data` counts these images
+        if fault.kind != LEFT_OUT:  # `log_loading` counts these images
             refuse(fault, logger)
 
     data_set = data_set or open_data_set(config, data_root(config, logger))
-    options = {'labels': labels, 'optional': optional, 'on_fault': on_fault}
-    records = read_part(data_set, split, **options)
+    records = data_set.read(split, labels=labels, optional=optional, on_fault=on_fault)
     if records is None or not config.DATA.LEAVE_OUT:
         return records
     records = mark_left_out(config, records, source)
@@ -122,31 +105,6 @@ def mark_left_out(config: Config, records: Records, source: str = '') -> Records
         return records
     listed = module_of_option('DATA.LEAVE_OUT').is_left_out(config, records, source)
     return replace(records, left_out=listed, num_left_out=int(listed.sum()))
-
-
-def read_part(data_set: DataSet, split: str, **options: Any) -> Records | None:
-    """Read a split with the options of `DataSet.read`; see `read_split`.
-
-    If DATA.*_CSV replaces the table of the split, it is in CheXpert's form.
-    """
-    config = data_set.config
-    report = options.get('on_fault', refuse)
-    doubts: list[str] = []
-
-    def on_fault(fault: Fault) -> None:
-        if fault.kind in DOUBTS:
-            doubts.append(fault.detail)
-        report(fault)
-
-    options['on_fault'] = on_fault
-    records = _kind_of_split(data_set, split).read(data_set, split, **options)
-    if records is None or not records.label_names:
-        return records
-    about = records.labels, records.label_names, records.path
-    blank = config.DATA.BLANK if task_of(config).has_policies else ''
-    for kind, detail in label_warnings(*about, blank=blank):
-        on_fault(Fault(kind, detail, str(records.root / records.csv), severity='warning'))
-    return replace(records, doubts=tuple(doubts))
 
 
 def refuse_shared_patients(
@@ -177,21 +135,11 @@ def scored_splits(data_set: DataSet, source: str = '') -> dict[str, Records]:
     options = {'labels': (), 'optional': True, 'look_up': 'none', 'on_fault': lambda fault: None}
     for split in ('valid', 'test'):
         try:
-            records = read_part(data_set, split, **options)
+            records = data_set.read(split, **options)
         except ValueError:
             continue
         found[split] = records and mark_left_out(data_set.config, records, source)
     return found
-
-
-def table_of(data_set: DataSet, split: str) -> pd.DataFrame:
-    """Return all cells of the table of a split; the index has the numbers of the rows."""
-    return _kind_of_split(data_set, split).table(data_set, split)
-
-
-def _kind_of_split(data_set: DataSet, split: str) -> type[DataSet]:
-    is_replaced = csv_names(data_set.config)[split] != csv_names(default_config())[split]
-    return DataSet if data_set.labelled and is_replaced else type(data_set)
 
 
 def data_root(config: Config, logger: logging.Logger) -> str:

@@ -15,7 +15,7 @@ from config import OPTIONS, Config, module_of_option, refuse_unless, selected_pa
 from data.tables.chexpert import open_data_set
 from data.tables.reading import (
     data_root,
-    open_data,
+    log_loading,
     read_split,
     refuse_shared_patients,
     scored_splits,
@@ -65,7 +65,7 @@ def read_sources(
     training, held_out, read = {}, {}, []
     entries = {entry['name']: entry for entry in config.DATA.SOURCES}
     for name, own in source_configs(config).items():
-        open_data(own, logger)
+        log_loading(own, logger)
         data_set = open_data_set(own, data_root(own, logger))
         options = {'labelled': False, 'source': name, 'data_set': data_set}
         whole = read_split(own, 'train', logger, **options)

@@ -69,6 +69,9 @@ class Table:
         cells: Usable rows by column, as texts in the columns that were asked for; the index is the
             0-based row below the header.
         csv: Name of the file below the data folder whose rows the index numbers; '' for none.
+        advice: What may help if an image of the table is missing.
+        may_lack_images: Whether an optional split without its images is skipped.
+        digest: SHA-256 of a table that a function made.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Table:
     ) -> None:
         self.file = Path(file)
         self.csv = self.file.name if cells is None else ''
+        self.advice, self.may_lack_images, self.digest = '', False, ''
         self.on_fault = on_fault
         cells = self._read(hint, num_rows) if cells is None else cells
         is_named = [isinstance(name, str) and name.strip() != '' for name in cells]

@@ -25,7 +25,7 @@ from config import default_config
 from data.build import build_loader
 from data.data_finetune import inverse_frequency_weights
 from data.loader import EpochSampler, epoch_order, make_loader, sample_rng, weighted_order
-from data.tables.reading import open_data
+from data.tables.reading import log_loading
 from engine.causes import explain
 from system.tool import usable_cpus
 
@@ -333,7 +333,7 @@ def test_the_default_of_workers_is_limited_to_the_share_of_the_cores_and_others_
     config = default_config()
     config.DATA.NUM_WORKERS, config.DATA.DATA_PATH = wanted, str(tmp_path)
     with caplog.at_level(logging.INFO):
-        open_data(config, logging.getLogger())
+        log_loading(config, logging.getLogger())
     is_more = wanted > max(1, cores // processes)
     assert [record.levelno for record in caplog.records] == [
         logging.INFO if workers < wanted else logging.WARNING

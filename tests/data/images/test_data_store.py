@@ -30,7 +30,7 @@ from data.images.store_manifest import file_crc32, is_store, read_manifest
 from data.packing import Settings, pack, read_source
 from data.tables.chexpert import read_csv
 from data.tables.folder import read_folder
-from data.tables.reading import open_data, read_split
+from data.tables.reading import log_loading, read_split
 from system.files import locked
 
 WHOLE = Settings(size=None, square=False, keep_16bit=True)
@@ -253,7 +253,7 @@ def test_damaged_images_are_listed_and_left_out(tmp_path: Path, caplog) -> None:
     assert list(manifest['left_out']) == [file_of(2)] and manifest['images'] == 9
     assert file_of(2) in (tmp_path / 'store' / 'bad_images.csv').read_text()
     config = make_config(tmp_path / 'store')
-    open_data(config, LOGGER)
+    log_loading(config, LOGGER)
     assert len(read_split(config, 'train', LOGGER)) == len(read_csv(root, 'train.csv')) - 1
     assert '1 images could not be read when it was packed (bad_images.csv)' in caplog.text
     assert 'patient00002' not in caplog.text, 'there may be many'
