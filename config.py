@@ -12,17 +12,10 @@ from typing import NoReturn
 
 from yacs.config import CfgNode
 
-# Other modules import the mechanism from here, so that the options below are declared first.
-from options.checks import (  # noqa: F401
-    NO_ENCODER,
-    PROBES,
-    check_config,
-    check_values,
-    refuse_other_stage,
-)
+from options.checks import NO_ENCODER, PROBES, check_config, check_values, refuse_other_stage
 from options.declaration import OPTIONS, Option, Own, Section, declare
-from options.legacy import LEGACY_KEYS  # noqa: F401
-from options.parts import (  # noqa: F401
+from options.legacy import LEGACY_KEYS
+from options.parts import (
     REGISTRIES,
     OptionError,
     import_by_name,
@@ -31,15 +24,25 @@ from options.parts import (  # noqa: F401
     refuse_unless,
     selected_part,
 )
-from options.text import (  # noqa: F401
+from options.text import (
     config_changes,
     config_from_text,
     config_text,
     flat_options,
     options_that_affect,
 )
-from options.values import DEFAULTS, Config, default_config, put, value_at  # noqa: F401
-from options.yaml_text import YamlLoader, load_yaml  # noqa: F401
+from options.values import DEFAULTS, Config, default_config, put, value_at
+from options.yaml_text import YamlLoader, load_yaml
+
+# The mechanism, which other modules import from here, so that the options below are declared first.
+__all__ = [
+    'NO_ENCODER', 'PROBES', 'check_config', 'check_values', 'refuse_other_stage',
+    'OPTIONS', 'Option', 'Own', 'Section', 'declare', 'LEGACY_KEYS',
+    'REGISTRIES', 'OptionError', 'import_by_name', 'module_of_option', 'refuse_unless',
+    'selected_part', 'config_changes', 'config_from_text', 'config_text', 'flat_options',
+    'options_that_affect', 'DEFAULTS', 'Config', 'default_config', 'put', 'value_at',
+    'YamlLoader', 'load_yaml',
+]  # fmt: skip
 
 # What a changed option changes. Resuming, sweeps, reports and exports ask for these effects.
 EFFECTS = {
@@ -956,19 +959,3 @@ def scored_steps(config: CfgNode) -> list[str]:
     """Return the steps for scored images: EVAL.PREPROCESS, or DATA.PREPROCESS if it is None."""
     steps = config.EVAL.PREPROCESS
     return config.DATA.PREPROCESS if steps is None else steps
-
-
-def enlarged_side(size: int) -> int:
-    """Return the short side in pixels of the images from which TEST.CROP cuts the centre."""
-    return int(256 / 224 * size)
-
-
-FEW_TRAINING_IMAGES = 200  # with fewer, EVAL.SELECT_ON 'auto' chooses no checkpoint
-
-
-def selecting_split(config: Config, num_images: int) -> str:
-    """Return the value of EVAL.SELECT_ON for a number of training images, with 'auto' resolved."""
-    if config.EVAL.SELECT_ON != 'auto':
-        return config.EVAL.SELECT_ON
-    chooses = config.DATA.HOLDOUT_FRACTION and num_images >= FEW_TRAINING_IMAGES
-    return 'holdout' if chooses else 'last'

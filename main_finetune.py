@@ -16,10 +16,11 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config, module_of_option, selected_part, selecting_split
+from config import PROBES, Config, module_of_option, selected_part
 from data.data_finetune import build_loader_finetune, patient_leaks
 from data.fingerprint import describe_data
 from data.loader import Loaders
+from data.tables.splits import selecting_split
 from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.run import Run

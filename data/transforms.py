@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from config import Config, enlarged_side, pixel_statistics
-from data.images.files import FILE_NAME, full_size
+from config import Config, pixel_statistics
+from data.images.files import FILE_NAME, enlarged_side, full_size
 from data.images.preprocess import WHITE, Preprocess
 
 CROP_ASPECT = (3 / 4, 4 / 3)

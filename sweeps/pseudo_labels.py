@@ -14,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from config import build_parser, get_config, selecting_split
+from config import build_parser, get_config
 from data.tables.predictions import look_up, read_predictions, write_predictions
 from data.tables.reading import read_split
 from data.tables.records import Records, select_views, task_of
-from data.tables.splits import split_patients, training_records, unlabelled_records
+from data.tables.splits import (
+    selecting_split,
+    split_patients,
+    training_records,
+    unlabelled_records,
+)
 from evaluation.calibration import choose_threshold
 from evaluation.cases import cases_of
 from evaluation.pseudo_label_choice import MIN_CASES, audit, choose_values

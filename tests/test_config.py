@@ -22,9 +22,9 @@ from config import (
     flat_options,
     get_config,
     load_yaml,
-    selecting_split,
     value_at,
 )
+from data.tables.splits import selecting_split
 
 LABELS = [
     *('DATA.DATASET', 'chexpert', 'MODEL.NUM_CLASSES', 14, 'MODEL.LABEL_SMOOTHING', 0),

@@ -138,6 +138,11 @@ def full_size(image: Image.Image) -> tuple[int, int]:
     return image.info.get(FULL_SIZE) or (image.height, image.width)
 
 
+def enlarged_side(size: int) -> int:
+    """Return the short side in pixels of the images from which TEST.CROP cuts the centre."""
+    return int(256 / 224 * size)
+
+
 def colour_difference(data: bytes) -> int:
     """Return the `channel_difference` of a file, which the decoded image does not know."""
     with _open(data) as image:

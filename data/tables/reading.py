@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from config import Config, enlarged_side, module_of_option, scored_steps
+from config import Config, module_of_option, scored_steps
+from data.images.files import enlarged_side
 from data.images.image_source import open_images
 from data.images.preprocess import LUNG_STEPS, SHAPE_STEPS
 from data.images.store_manifest import (

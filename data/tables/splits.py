@@ -11,6 +11,8 @@ from config import Config, selected_part
 from data.tables.identity import canonical_names
 from data.tables.records import Records, select_views, task_of
 
+FEW_TRAINING_IMAGES = 200  # with fewer, EVAL.SELECT_ON 'auto' chooses no checkpoint
+
 
 def split_holdout(records: Records, fraction: float) -> tuple[Records, Records]:
     """Split off a fraction of the patients, which is the same for every seed.
@@ -51,6 +53,14 @@ def split_patients(config: Config, records: Records) -> tuple[Records, Records, 
     is_internal = rank < num_internal
     parts = (train, held_out.select(~is_internal), held_out.select(is_internal))
     return tuple(records.kept() for records in parts)
+
+
+def selecting_split(config: Config, num_images: int) -> str:
+    """Return the value of EVAL.SELECT_ON for a number of training images, with 'auto' resolved."""
+    if config.EVAL.SELECT_ON != 'auto':
+        return config.EVAL.SELECT_ON
+    chooses = config.DATA.HOLDOUT_FRACTION and num_images >= FEW_TRAINING_IMAGES
+    return 'holdout' if chooses else 'last'
 
 
 def take_subset(records: Records, *, fraction: float, images: int, seed: int) -> Records:

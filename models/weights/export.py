@@ -35,7 +35,6 @@ from config import (
     Config,
     check_config,
     default_config,
-    enlarged_side,
     options_that_affect,
     pixel_statistics,
     scored_steps,
@@ -294,7 +293,7 @@ def model_card(source: TrainedModel) -> ModelCard:
         scores=_card_scores(source),
         is_prepared=_is_prepared_by_timm(config),
         has_pipeline=_has_pipeline(source),
-        short_side=enlarged_side(config.DATA.IMG_SIZE),
+        short_side=int(config.DATA.IMG_SIZE / CROPPED_SHARE),
     )
     return ModelCard(f'---\n{_card_data(source).to_yaml()}\n---\n{text}')
 

@@ -11,9 +11,9 @@ from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_a
 from tiny import VIT, run_script, tiny_config
 from warm_python import warm_python
 
-from config import FEW_TRAINING_IMAGES
 from data.tables.labels import LABELS
 from data.tables.predictions import write_predictions
+from data.tables.splits import FEW_TRAINING_IMAGES
 from engine.run_record import RECORD_FILE, read_record
 from evaluation.calibration import choose_threshold
 from evaluation.metrics import count_classes, labels_of_mean

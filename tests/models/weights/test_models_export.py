@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import MAE, SWIN, VIT
 from transfers import load_run, outputs_of, randomise, write_run
 
+from data.images.files import enlarged_side
 from data.transforms import EvalTransform
 from models import build_model
 from models.weights import export as exports
@@ -231,6 +232,11 @@ def card_rows(source):
     assert card.data.library_name == 'timm' and 'not for clinical use' in card.text
     rows = [line[2:-2].split(' | ', 1) for line in card.text.splitlines() if line.startswith('| ')]
     return {row[0]: row[-1] for row in rows}, card.content
+
+
+def test_the_card_has_the_short_side_of_scored_images():
+    sides = range(1, 8193)
+    assert [int(s / exports.CROPPED_SHARE) for s in sides] == [*map(enlarged_side, sides)]
 
 
 def test_the_card_has_the_scores_of_the_run(tmp_path):
