@@ -12,7 +12,6 @@ that kills the process.
 """
 
 import os
-import struct
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -222,7 +221,7 @@ def read_rows(shards: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     for number, file in enumerate(shards):
         try:
             own_names, own_rows = _read_shard(file)
-        except (pa.ArrowException, ValueError, OSError, struct.error) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:
             reason = f'{error!r:.200}; copy or pack the store again'
             raise ValueError(f'{file} is no shard of a store: {reason}') from error
         own_rows['shard'] = number
@@ -258,8 +257,7 @@ def _read_shard(file: Path) -> tuple[list[bytes], np.ndarray]:
     schema = ipc.read_schema(messages[0])
     if not schema.equals(SCHEMA):
         raise ValueError(f'the columns must be {", ".join(SCHEMA.names)}')
-    if _is_compressed(messages[1].metadata.to_pybytes()):  # a few bytes could fill the memory
-        raise ValueError('it is compressed')
+    _refuse_compressed(content, messages[1].body.address - content.address)
     batch = ipc.read_record_batch(messages[1], schema)
     batch.validate(full=True)
     if any(column.null_count for column in batch.columns) or not len(batch):
@@ -282,23 +280,21 @@ def _read_shard(file: Path) -> tuple[list[bytes], np.ndarray]:
     return [name.encode() for name in names], rows
 
 
-def _is_compressed(metadata: bytes) -> bool:
-    """Return whether the buffers of a record batch are compressed, without decompressing them.
+def _refuse_compressed(content: pa.Buffer, start: int) -> None:
+    """Refuse a compressed record batch, a few bytes of which could fill the memory.
 
-    pyarrow has no function for this. Message.fbs of Arrow's format: field 2 of a message is its
-    header, here a record batch, and field 3 of this is the kind of compression. FlatBuffers: a
-    table begins with the distance back to its list of fields, whose first number is its size.
+    pyarrow has no function that tells. It reads the batch of the same file with zeros from the
+    first value on: these need no memory, and no format of compression can be zeros.
     """
-
-    def find(table: int, field: int) -> int:
-        fields = table - struct.unpack_from('<i', metadata, table)[0]
-        size = struct.unpack_from('<H', metadata, fields)[0]
-        entry = 4 + 2 * field
-        return struct.unpack_from('<H', metadata, fields + entry)[0] if entry < size else 0
-
-    message = struct.unpack_from('<I', metadata)[0]
-    header = message + find(message, 2)
-    return bool(find(header + struct.unpack_from('<I', metadata, header)[0], 3))
+    zeros = np.zeros(len(content), np.uint8)
+    zeros[:start] = np.frombuffer(content, np.uint8, start)
+    _, message = ipc.MessageReader.open_stream(pa.py_buffer(zeros)[len(MAGIC) :])
+    try:
+        ipc.read_record_batch(message, SCHEMA)
+    except OSError as error:
+        if 'decompress' in str(error):
+            raise ValueError('it is compressed') from error
+        raise
 
 
 def _read_packed(store: Store, positions: np.ndarray, position: int) -> Image.Image:

@@ -500,6 +500,7 @@ def test_a_shard_with_wrong_rows_is_refused(store: Path, tmp_path: Path, misfit:
     [
         ('one record batch', SCHEMA.names, {'times': 2}),
         ('compressed', SCHEMA.names, {'compression': 'zstd'}),
+        ('compressed', SCHEMA.names, {'compression': 'lz4'}),
         ('the columns must be', ['name'], {}),
     ],
 )
@@ -508,6 +509,22 @@ def test_a_shard_of_another_form_is_refused(store, tmp_path, message, columns, o
     write_shard(foreign, second_shard(foreign).select(columns), **options)
     with pytest.raises(ValueError, match=message):
         open_store(foreign)
+
+
+def test_a_shard_that_would_decompress_to_a_lot_takes_no_memory(store, tmp_path) -> None:
+    foreign = copied(store, tmp_path / 'foreign')
+    rows = second_shard(foreign).to_pylist()
+    rows[0]['pixels'] = bytes(2**24)
+    write_shard(foreign, pa.RecordBatch.from_pylist(rows, SCHEMA), compression='zstd')
+    default = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(counting)
+    try:
+        with pytest.raises(ValueError, match='it is compressed'):
+            open_store(foreign)
+    finally:
+        pa.set_memory_pool(default)
+    assert counting.max_memory() < 2**20
 
 
 @pytest.mark.parametrize(
