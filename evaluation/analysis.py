@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from data.tables.groups import is_unknown
 from evaluation.calibration import (
     HALF,
     apply_temperature,
@@ -24,7 +25,9 @@ from evaluation.metrics import (
     applicable,
     case_counts,
     compute,
+    coverage_within_views,
     label_scores,
+    least_coverage,
     mean_summaries,
     summaries,
 )
@@ -99,26 +102,32 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
 
     scored = in_threads(score, range(len(rows.labels)), f'scores of {cases.name}')
     scores = {entry['label']: found for found, entry in scored}
-    mean_labels = rows.mean_labels()
+    entries = {entry['label']: entry for _, entry in scored}
+    mean_labels, means = rows.mean_labels(), {}
+    for key, labels in mean_labels.items():
+        means[key] = mean_summaries(scores, labels)
+        if means[key]:
+            of_labels = (entries[label]['scores']['auroc_within_views'] for label in labels)
+            means[key]['auroc_within_views'] |= least_coverage(of_labels)
     return {
         'name': cases.name,
         'rows': len(rows),
         'images': len(cases),
-        'known_views': rows.count_known_views(),
         'patients': len(set(rows.patient)),
         'level': protocol.level,
         'views': protocol.views,
         'uncertain': rows.count_uncertain(),
+        'unknown_views': int(is_unknown(rows.groups.get('View', ())).sum()),
         **({'classes': score_classes(every, weights)} if rows.exclusive else {}),
-        'labels': [entry for _, entry in scored],
+        'labels': [*entries.values()],
         'means': {
-            **{key: mean_summaries(scores, labels) for key, labels in mean_labels.items()},
+            **means,
             'counted': [*mean_labels['labels']],
             'same_as': rows.count_classes()['same_as'],
             'undefined': undefined,
         },
         'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
-        'metadata': score_metadata(rows, weights),
+        'metadata': score_metadata(cases, protocol.level, weights),
         'worst_errors': worst_errors(rows, held_out.thresholds),
     }
 
@@ -146,8 +155,8 @@ def score_label(
         Metric -> score and its bootstrap replicates, [1 + R]; and the report's entry of the label:
         counts, scores with intervals, threshold, temperature and what the charts show.
     """
-    pair = rows.of_label(label)
-    scores = label_scores(*pair, threshold=threshold, weights=weights, views=rows.views())
+    pair, views = rows.of_label(label), rows.several_views()
+    scores = label_scores(*pair, threshold=threshold, weights=weights, views=views)
     if protocol.ranks_only:
         scores |= dict.fromkeys(applicable({'probabilities'}), np.full(weights.num_rows, np.nan))
     scaled, curves = _calibration(*pair, float(temperature), weights)
@@ -155,9 +164,11 @@ def score_label(
     if allows_delong(pair[1], rows.patient):  # enough cases, and one row for each patient
         delong = delong_interval(*pair)
     scaled['auroc_delong'] = dict(zip(('value', 'low', 'high'), delong, strict=True))
+    described = summaries(scores) | scaled
+    described['auroc_within_views'] |= coverage_within_views(pair[1], views)
     return scores, {
         **case_counts(pair[1]),
-        'scores': summaries(scores) | scaled,
+        'scores': described,
         'threshold': float(threshold),
         'temperature': float(temperature),
         'calibration': curves,

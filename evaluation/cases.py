@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.tables.groups import FRONTAL
+from data.tables.groups import is_unknown
 from data.tables.labels import COMPETITION_LABELS, UNCERTAIN
 from data.tables.records import Records
 from evaluation.metrics import count_classes, labels_of_mean, study_level
@@ -62,21 +62,18 @@ class Cases:
         return count_classes(self.targets, self.labels, exclusive=self.exclusive)
 
     def views(self) -> np.ndarray | None:  # [N]
-        """Return the view of each row, '' if unknown; None without at least two known views.
+        """Return the view of each row, '' if unknown; None if the column is missing.
 
-        The view of a frontal image without a projection is unknown: it may be AP or PA, and pairs
-        of the two are not pairs of one view.
+        A frontal image without AP or PA has no known view.
         """
         views = self.groups.get('View')
-        if views is None:
-            return None
-        views = np.where(views == FRONTAL, '', views)
-        return None if len({*views} - {''}) < 2 else views
+        return None if views is None else np.where(is_unknown(views), '', views)
 
-    def count_known_views(self) -> int:
-        """Count the rows with one of `views`, which have an AUROC within views."""
+    def several_views(self) -> np.ndarray | None:  # [N]
+        """Return the `views`, or None if all rows have the same known one."""
         views = self.views()
-        return 0 if views is None else int((views != '').sum())
+        has_one = views is not None and all(views) and len({*views}) == 1
+        return None if has_one else views
 
     def mean_labels(self) -> dict[str, tuple[str, ...]]:
         """Return the labels of each mean: 'labels' (`labels_of_mean`) and 'five'.
@@ -115,8 +112,8 @@ class Cases:
 
         The probability is the largest one, and the target is the largest known target. It is
         uncertain if at least one image is uncertain and no target is known. Paths and groups come
-        from the first image of the study, but the view names those of all images, and is unknown
-        if that of one is.
+        from the first image of the study, but the view names those of all images, and is unknown if
+        that of one image is.
         """
         if level == 'image':
             return self
@@ -132,11 +129,12 @@ class Cases:
             highest, *_ = study_level(uncertain, self.targets, self.study)
             uncertain = (highest > 0) & np.isnan(targets)
         groups = first.groups
-        if 'View' in groups and len(names) < len(self):
-            views, view = np.unique(self.groups['View'].astype(str), return_inverse=True)
+        of_images = self.views()
+        if of_images is not None and len(names) < len(self):
+            views, view = np.unique(of_images.astype(str), return_inverse=True)
             has_view = np.zeros((len(names), len(views)), bool)
             has_view[study, view] = True
-            has_view[has_view[:, np.isin(views, ('', FRONTAL))].any(axis=1)] = False
+            has_view[has_view[:, views == ''].any(axis=1)] = False
             # Studies with the same views have the same number, and their views are joined once.
             numbers = has_view @ 2 ** np.arange(len(views))
             _, some, which = np.unique(numbers, return_index=True, return_inverse=True)

@@ -448,6 +448,39 @@ def cumulate(values: np.ndarray) -> np.ndarray:  # [G, R]
     return found[: len(values)]
 
 
+def rows_of_views(targets: np.ndarray, views: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of each known view with cases of both classes: the others make no pairs.
+
+    Args:
+        targets: 1, 0, or NaN where the label is not scored, [N].
+        views: View of each case, [N], '' if unknown.
+    """
+    known = np.flatnonzero(~np.isnan(targets))
+    names = sorted({*views[known]} - {''})
+    rows = [known[views[known] == name] for name in names]
+    return [of_view for of_view in rows if len({*targets[of_view]}) == 2]
+
+
+def coverage(targets: np.ndarray, every: np.ndarray) -> dict[str, int]:
+    """Return what the summary of a score adds if its cases are only some of those of the label."""
+    cases, number = (int((~np.isnan(known)).sum()) for known in (targets, every))
+    return {'cases': cases, 'of': number} if cases < number else {}
+
+
+def coverage_within_views(targets: np.ndarray, views: np.ndarray | None) -> dict[str, int]:
+    """Return the `coverage` of a score within views, see `rows_of_views`."""
+    if views is None:
+        return {}
+    rows = np.concatenate([np.array([], int), *rows_of_views(targets, views)])
+    return coverage(targets[rows], targets)
+
+
+def least_coverage(scores: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the `coverage` of a mean: that of the score with the smallest share of its cases."""
+    found = [{key: score[key] for key in ('cases', 'of')} for score in scores if 'of' in score]
+    return min(found, key=lambda part: part['cases'] / part['of'], default={})
+
+
 def label_scores(
     probabilities: np.ndarray,
     targets: np.ndarray,
@@ -470,7 +503,8 @@ def label_scores(
             NaN if it is None or NaN.
         weights: Non-negative weights of the N cases in R rows; None for a single row of ones.
         names: Metrics to compute, by default all that apply to labels.
-        views: View of each case, [N], '' if unknown; None for no metrics within views.
+        views: View of each case, [N], '' if unknown; None for no metrics within views. They are NaN
+            if the `rows_of_views` lack cases, and the others are few.
 
     Returns:
         Values [R] for each name, NaN where the metric is undefined.
@@ -488,11 +522,10 @@ def label_scores(
 
     of_views = []
     if views is not None and any('views' in METRICS[name].needs for name in names):
-        has_view = views[known] != ''
-        present = sorted({*views[known]} - {''})
-        if not has_view.all() and has_few_cases(targets[known[has_view]]):
-            present = []  # too few of the cases have a known view
-        of_views = [cases_of(known[views[known] == view]) for view in present]
+        rows = rows_of_views(targets, views)
+        in_views = np.concatenate([known[:0], *rows])
+        if len(in_views) == len(known) or not has_few_cases(targets[in_views]):
+            of_views = [cases_of(of_view) for of_view in rows]
     has_threshold = threshold is not None and not np.isnan(threshold)
     cases = cases_of(known, threshold if has_threshold else None, of_views)
     # Replicates of a handful of cases would give an interval that excludes chance too often.

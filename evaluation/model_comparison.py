@@ -13,7 +13,9 @@ from evaluation.intervals import Resamples, bootstrap_p, delong_test, holm, inte
 from evaluation.metrics import (
     allows_delong,
     case_counts,
+    coverage_within_views,
     label_scores,
+    least_coverage,
     summary,
 )
 from system.progress import in_threads
@@ -41,8 +43,8 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
         Entry of the report's `comparisons` without its `set`. `a` and `b` are the names. `labels`
         contains the common labels with both classes: `n`, `positives`, `few` (of `few_cases`),
         `auroc_a`, `auroc_b`, `difference` (of a minus b), `p_bootstrap`, `within_views` (the
-        difference of the AUROCs within views, NaN with a single view), `p_delong` (NaN unless each
-        patient has one row) and `same` (of `likeness`).
+        difference of the AUROCs within views with its `coverage`, NaN with a single view),
+        `p_delong` (NaN unless each patient has one row) and `same` (of `likeness`).
         `means` contains `five`, or `labels` (`labels_of_mean`) if one of the five is not counted:
         the AUROCs, `difference`, `p_bootstrap`, `within_views`, `same`, `counted`, the names of its
         labels, and `few`, those with few cases.
@@ -50,7 +52,11 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
     b = b.in_order_of(a.path)
     weights = Resamples(a.patient, resamples=resamples, seed=seed).weights(a.patient)
-    options = {'weights': weights, 'views': a.views(), 'names': ['auroc', 'auroc_within_views']}
+    options = {
+        'weights': weights,
+        'views': a.several_views(),
+        'names': ['auroc', 'auroc_within_views'],
+    }
 
     def score(label: str) -> tuple[np.ndarray, dict[str, Any]]:
         (of_a, targets), (of_b, _) = a.of_label(label), b.of_label(label)
@@ -60,9 +66,11 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
         samples = np.stack([[*areas.values()] for areas in scores], axis=1)
         # It needs enough cases, and a single row for each patient.
         has_delong = allows_delong(targets, a.patient)
+        summaries = _summary(samples)
+        summaries['within_views'] |= coverage_within_views(targets, options['views'])
         return samples, {
             **case_counts(targets),
-            **_summary(samples),
+            **summaries,
             'p_delong': delong_test(of_a, of_b, targets) if has_delong else float('nan'),
             'same': likeness(of_a, of_b, targets),
         }
@@ -76,6 +84,8 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     if counted:
         kinds = {entries[label]['same'] for label in counted}
         means[key] = _summary(np.mean([found[label] for label in counted], axis=0))
+        of_labels = (entries[label]['within_views'] for label in counted)
+        means[key]['within_views'] |= least_coverage(of_labels)
         means[key]['same'] = '' if '' in kinds else min(kinds - {'identical'}, default='identical')
         means[key]['counted'] = [*counted]
         means[key]['few'] = ', '.join(label for label in counted if entries[label]['few'])

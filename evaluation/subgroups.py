@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.tables.groups import UNKNOWN, natural_order
+from data.tables.groups import is_unknown, members
 from data.tables.labels import NO_FINDING
 from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples, add_holm, interval
@@ -16,6 +16,7 @@ from evaluation.metrics import (
     Protocol,
     applicable,
     case_counts,
+    coverage,
     has_few_cases,
     headline_labels,
     label_scores,
@@ -27,8 +28,12 @@ from evaluation.tuning import patient_folds
 from system.progress import in_threads
 
 STANDARD_COLUMNS = ('Age', 'Sex')  # columns that the standardised AUROC adjusts for
-# What may rank cases without an image -> columns of groups.
-METADATA = {'view': ('View',), 'age and sex': STANDARD_COLUMNS}
+# Columns of groups that may rank cases without an image. The first of each line has the most facts;
+# those after it are known of more cases.
+METADATA = [
+    {'view': ('View',), 'frontal or lateral': ('Direction',)},
+    {'age and sex': STANDARD_COLUMNS, 'age': ('Age',), 'sex': ('Sex',)},
+]
 
 
 def score_groups(
@@ -37,9 +42,10 @@ def score_groups(
     """Score every group of every column for the report's `groups`.
 
     Groups contain images, which are then combined to the level of the protocol. In a group of a
-    view, a study is therefore scored by the images with this view. All groups share the thresholds
-    [K], NaN if there is none, and the resamples of patients. They have the metrics of the short
-    tables. The p-values of the gaps are corrected over all labels and columns.
+    view, a study is therefore scored by the images with this view. Those whose group is unknown are
+    scored as well, but make no gap. All groups share the thresholds [K], NaN if there is none, and
+    the resamples of patients. They have the metrics of the short tables. The p-values of the gaps
+    are corrected over all labels and columns.
     """
     everyone = cases.at_level(protocol.level)
     headline = headline_labels(everyone.mean_labels()['labels'])
@@ -47,8 +53,7 @@ def score_groups(
 
     def score(group: tuple[str, str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         column, name = group
-        chosen = cases.groups[column] == ('' if name == UNKNOWN else name)
-        rows = cases.select(chosen).at_level(protocol.level)
+        rows = cases.select(masks[column][name]).at_level(protocol.level)
         weights = resamples.weights(rows.patient)
         scores = {
             label: label_scores(
@@ -56,26 +61,21 @@ def score_groups(
             )
             for label, threshold in zip(rows.labels, thresholds, strict=True)
         }
-        strata = [other for other in STANDARD_COLUMNS if other != column and other in cases.groups]
+        strata = [other for other in STANDARD_COLUMNS if other != column and masks.get(other)]
         shares = standard_weights(everyone, rows, strata)
         areas = {label: values['auroc'] for label, values in scores.items()}
         same = mean_summaries(scores, headline, metrics=['auroc'])
         described = _describe_group(name, rows, scores, weights, shares)
         return described | {'headline': same and same['auroc']}, areas
 
-    names = {
-        column: sorted({value or UNKNOWN for value in values}, key=natural_order)
-        for column, values in cases.groups.items()
-        if {*values} - {''}
-    }
-    pairs = [(column, name) for column in names for name in names[column]]
+    masks = {column: members(values) for column, values in cases.groups.items()}
+    pairs = [(column, name) for column in masks for name in masks[column]]
     scored = dict(zip(pairs, in_threads(score, pairs, 'scores of groups'), strict=True))
     columns: list[dict[str, Any]] = []
-    for column, of_column in names.items():
-        groups = [scored[column, name][0] for name in of_column]
-        areas = {name: scored[column, name][1] for name in of_column}
-        if groups:
-            columns.append({'column': column, 'groups': groups, 'gaps': _gaps(groups, areas)})
+    for column in filter(masks.get, masks):
+        groups = [scored[column, name][0] for name in masks[column]]
+        areas = {name: scored[column, name][1] for name in masks[column]}
+        columns.append({'column': column, 'groups': groups, 'gaps': _gaps(groups, areas)})
     add_holm([gap for part in columns for gap in part['gaps'].values()])
     return columns
 
@@ -96,35 +96,41 @@ def ranks_of_groups(cases: Cases, columns: Sequence[str]) -> np.ndarray:  # [N, 
     return ranks
 
 
-def score_metadata(cases: Cases, weights: CaseWeights) -> dict[str, dict[str, Any]]:
+def score_metadata(images: Cases, level: str, weights: CaseWeights) -> dict[str, dict[str, Any]]:
     """Score how well METADATA alone rank the cases, for the report's `metadata`.
 
     Args:
-        cases: Rows at the level of the scores.
-        weights: A row of ones and of each resample, [1 + R].
+        images: Cases with one row per image.
+        level: Level of the scores.
+        weights: Weights of the cases at this level: a row of ones and of each resample, [1 + R].
 
     Returns:
-        Name of the metadata -> label -> summary of the AUROC, where groups are known and the label
-        has enough cases.
+        Name of the metadata -> label -> summary of the AUROC of the cases of which they are known,
+        with the `coverage`, if these are enough. Metadata with fewer facts are scored if those with
+        more are unknown of some cases.
     """
-    found = {}
-    if (views := cases.views()) is None:
-        views = np.full(len(cases), '', object)
-    cases = replace(cases, groups=cases.groups | {'View': views})
-    for name, columns in METADATA.items() if cases.labels else ():
-        if not all(len({*cases.groups.get(column, ())} - {''}) > 1 for column in columns):
-            continue
-        # The others would rank each other by chance, and hide what is known of these.
-        is_known = np.all([cases.groups[column] != '' for column in columns], axis=0)
-        rows = cases.select(is_known)
-        ranks = ranks_of_groups(rows, columns)
-        of_rows = weights.select(np.flatnonzero(is_known))
-        options = {'threshold': None, 'weights': of_rows, 'names': ['auroc']}
-        found[name] = {
-            label: summary(label_scores(ranks[:, k], target, **options)['auroc'])
-            for k, (label, target) in enumerate(zip(rows.labels, rows.targets.T, strict=True))
-            if not has_few_cases(target)
-        }
+    rows, found = images.at_level(level), {}
+    if 'View' in images.groups:
+        directions = [view.partition(' ')[0] for view in images.groups['View']]
+        of_images = replace(images, groups={'View': np.array(directions, object)})
+        directions = of_images.at_level(level).groups['View']
+        rows = replace(rows, groups={**rows.groups, 'Direction': directions})
+    for alternatives in METADATA if rows.labels else ():
+        for name, columns in alternatives.items():
+            if not all(column in rows.groups for column in columns):
+                continue
+            known = np.flatnonzero(_strata(rows, columns).notna())
+            cases, of_known = rows.select(known), weights.select(known)
+            if all(len({*cases.groups[column]}) > 1 for column in columns):
+                ranks, found[name] = ranks_of_groups(cases, columns), {}
+                for k, label in enumerate(rows.labels):
+                    target, every = cases.targets[:, k], rows.targets[:, k]
+                    if not has_few_cases(target):
+                        options = {'threshold': None, 'weights': of_known, 'names': ['auroc']}
+                        areas = label_scores(ranks[:, k], target, **options)['auroc']
+                        found[name][label] = summary(areas) | coverage(target, every)
+            if len(known) == len(rows):
+                break
     return found
 
 
@@ -133,8 +139,8 @@ def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np
 
     This is direct standardisation. A stratum is a combination of values of the columns. For each
     label, the weight of a row is the share of the row's stratum among all rows divided by the share
-    of this stratum in the group. Both shares count only rows where the label is known. The weight
-    is 0 where the label is unknown. Strata that the group lacks cannot be compensated.
+    of this stratum in the group. Both shares count only rows where label and stratum are known. The
+    weight of the others is 0. Strata that the group lacks cannot be compensated.
     """
     of_all, of_group = (_strata(cases, columns) for cases in (everyone, rows))
     weights = np.zeros(rows.targets.shape)
@@ -143,15 +149,15 @@ def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np
         found = of_group[known]
         wanted = of_all[~np.isnan(everyone.targets[:, k])].value_counts(normalize=True)
         present = found.value_counts(normalize=True)
-        weights[known, k] = found.map(wanted).fillna(0) / found.map(present)
+        weights[known, k] = (found.map(wanted) / found.map(present)).fillna(0)
     return weights
 
 
 def _strata(cases: Cases, columns: Sequence[str]) -> pd.Series:
-    """Return the combination of the columns' values in each row."""
+    """Return the combination of the columns' values in each row, NaN if one is unknown."""
     strata = pd.Series([''] * len(cases), dtype=object)
     for name in columns:
-        strata += '\n' + cases.groups[name]
+        strata = (strata + '\n' + cases.groups[name]).mask(is_unknown(cases.groups[name]))
     return strata
 
 
@@ -165,15 +171,19 @@ def _describe_group(
     """Return the report's entry of one group, from bootstrap weights and `standard_weights`."""
     labels = {}
     for k, (label, values) in enumerate(scores.items()):
+        probabilities, target = rows.of_label(label)
+        counted = np.where(shares[:, k] > 0, target, np.nan)
         standard = label_scores(
-            *rows.of_label(label),
+            probabilities,
+            counted,
             threshold=None,
             weights=replace(weights, share=shares[:, k], exact=False),
             names=['auroc'],
-        )
+        )['auroc']
+        standard = summary(standard) | coverage(counted, target)
         labels[label] = {
-            **case_counts(rows.targets[:, k]),
-            'scores': summaries(values) | {'auroc_standardised': summary(standard['auroc'])},
+            **case_counts(target),
+            'scores': summaries(values) | {'auroc_standardised': standard},
         }
     mean_labels = rows.mean_labels()
     means = {
@@ -205,16 +215,18 @@ def _gaps(
 ) -> dict[str, dict[str, Any]]:
     """Find the groups with the highest and lowest AUROC for each label, and the difference.
 
-    Images in no group are not compared, nor groups with few cases if two others remain. The groups
-    are selected as extremes, so a gap above 0 is expected even if all groups are equal. Among
-    more than two groups it has no interval, because one that excludes 0 would be common, but a
-    p-value that counts all of them.
+    Unknown groups are left out, and those with few cases if two others remain. The groups are
+    selected as extremes, so a gap above 0 is expected even if all groups are equal. Among more than
+    two groups it has no interval, because one that excludes 0 would be common, but a p-value that
+    counts all of them.
     """
     gaps = {}
-    labels = {group['group']: group['labels'] for group in groups if group['group'] != UNKNOWN}
+    labels = {group['group']: group['labels'] for group in groups}
     for label in groups[0]['labels']:
         of_group = {
-            name: areas[name][label] for name in labels if not np.isnan(areas[name][label][0])
+            name: found[label]
+            for name, found in areas.items()
+            if not (is_unknown(name) or np.isnan(found[label][0]))
         }
         enough = [name for name in of_group if not labels[name][label]['few']]
         compared = enough if len(enough) > 1 else [*of_group]

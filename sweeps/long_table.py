@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data.tables.groups import natural_order
+from data.tables.groups import members
 from data.tables.labels import describe_same
 from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples
@@ -20,8 +20,10 @@ from evaluation.metrics import (
     METRICS,
     OF_LABEL,
     applicable,
+    coverage_within_views,
     label_scores,
     labels_with_few_cases,
+    least_coverage,
 )
 from evaluation.model_comparison import ENDS, Rows, summarise
 from evaluation.report.document import COLUMNS, KEYS
@@ -120,8 +122,7 @@ def score_runs(
             lines_of_run.append(whole | {'label': '', 'metric': SYNTHETIC, 'value': 1})
         groups = {EVERYONE: np.full(len(run.images), True)}
         for column, values in run.images.groups.items() if by_group else ():
-            for name in sorted({*values} - {''}, key=natural_order):
-                groups[f'{column}: {name}'] = values == name
+            groups |= {f'{column}: {name}': chosen for name, chosen in members(values).items()}
         for group, chosen in groups.items():
             cases = run.images.select(chosen).at_level(run.level)
             weights = draws[patients].weights(cases.patient)
@@ -151,7 +152,7 @@ def _is_repeated(run: Scored, other: Scored) -> bool:
 
 
 def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
-    """Say what a score is over: labels under several names, known views, labels of a mean."""
+    """Say which labels are one label under several names, and over which labels a mean is."""
     cases = [run.images.at_level(run.level) for run in runs]
     found = dict.fromkeys(describe_same(each.count_classes()['same_as']) for each in cases)
     means = {}  # labels of a mean -> whether they have enough cases
@@ -159,13 +160,7 @@ def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
         few = labels_with_few_cases(each.count_classes())
         labels = each.mean_labels()['labels']
         means[labels] = not {*labels} & {*few}
-    views = {(each.count_known_views(), len(each)) for each in cases}
-    lacking = [
-        f'The AUROC within views is over the {known:,} of {rows:,} cases whose view is known.'
-        for known, rows in sorted(views)
-        if 0 < known < rows
-    ]
-    return [f'{sentence}.' for sentence in found if sentence] + lacking, [
+    return [f'{sentence}.' for sentence in found if sentence], [
         f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with '
         f'{"at least" if enough else "fewer than"} {FEW_CASES} cases of '
         f'{"each class" if enough else "a class, because no label has more"}: {", ".join(labels)}.'
@@ -242,7 +237,8 @@ def _values(
 ) -> Iterator[dict[str, Any]]:
     """Yield label, metric, value and resamples of each score that is defined.
 
-    Each mean is followed by its number of labels, as the metric 'auroc_labels' and so on.
+    Each mean is followed by its number of labels, as the metric 'auroc_labels' and so on, and a
+    score within views by its `coverage`, as 'auroc_within_views_cases' and 'auroc_within_views_of'.
     """
     defined = cases.has_both_classes()
     means = cases.mean_labels()
@@ -277,3 +273,8 @@ def _values(
             yield {'label': name, 'metric': metric, 'value': values[0], 'resamples': values}
             if name in MEANS:
                 yield {'label': name, 'metric': f'{metric}_labels', 'value': len(known)}
+            if 'views' in METRICS[metric].needs:
+                targets = (cases.of_label(label)[1] for label in known)
+                fewest = least_coverage(coverage_within_views(target, views) for target in targets)
+                for key, number in fewest.items():
+                    yield {'label': name, 'metric': f'{metric}_{key}', 'value': number}

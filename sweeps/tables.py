@@ -144,6 +144,7 @@ def compare(
     metric, label = parts_of(score)
     sizes = {group: facts_of(table, 'cases', group=group) for group in groups if group}
     counted = {group: facts_of(table, f'{metric}_labels', label, group) for group in sizes}
+    remarks = {group: _remarks(table, score, group) for group in groups}
     lines = []
     for ((row, group), base), comparison in zip(keys, compare_rows(rows, keys), strict=True):
         summary = summarise(rows[row, group])
@@ -152,6 +153,8 @@ def compare(
             line['labels_in_mean'] = int(counted[group][row].iloc[0])
         line |= {'row': row, 'labels': subsets.get(row, ''), 'seeds': summary['seeds']}
         line |= {'score': score, **summary, 'against': base[0] if base else ''}
+        if remark := remarks[group].get(row, ''):
+            line['remark'] = remark
         if comparison:
             line['difference'] = comparison['difference']
             line['by_seed'] = ' '.join(f'{value:.6f}' for value in comparison['by_seed'])
@@ -160,6 +163,16 @@ def compare(
             line |= {key: comparison[key] for key in ('p', 'p_holm', 'verdict')}
         lines.append(line)
     return lines
+
+
+def _remarks(table: pd.DataFrame, score: str, group: str) -> dict[str, str]:
+    """Return row -> how many cases its score has, if it lacks some."""
+    metric, label = parts_of(score)
+    cases, of = (facts_of(table, f'{metric}_{key}', label, group) for key in ('cases', 'of'))
+    return {
+        row: f'{number:,.0f} of {whole:,.0f} cases'
+        for row, number, whole in zip(cases.index.get_level_values('row'), cases, of, strict=True)
+    }
 
 
 def write_score(
@@ -257,6 +270,7 @@ def write_all_scores(
             line |= {score: score_line.get('value'), f'{score}_sd': score_line.get('sd')}
             text = shown(score_line.get('value'), '.3f')
             text += f' ± {score_line["sd"]:.3f}' if score_line.get('seeds', 0) > 1 else ''
+            text += _in_brackets(score_line)
             values = [round(found[name]['value'], 3) for name in rivals if name in found]
             best = max if METRICS[parts_of(score)[0]].higher_is_better else min
             is_best = score_line and round(score_line['value'], 3) == best(values)
@@ -440,6 +454,10 @@ def with_sd(values: pd.Series, form: str) -> str:
     return shown(values.mean(), form) + spread
 
 
+def _in_brackets(line: Line) -> str:
+    return f' ({line["remark"]})' if 'remark' in line else ''
+
+
 def _cells(
     line: Line, lines: Sequence[Line], title: str, footnotes: Footnotes
 ) -> Iterator[tuple[str, str]]:
@@ -455,7 +473,7 @@ def _cells(
         if name in line:
             yield name.replace('_', ' '), f'{line[name]:,}'
     sd = f' ± {line["sd"]:.3f}' if line['seeds'] > 1 else ''
-    yield title, shown(line['value'], '.3f') + sd
+    yield title, shown(line['value'], '.3f') + sd + _in_brackets(line)
     if any('last_epoch' in other for other in lines):
         yield 'last epoch', shown(line.get('last_epoch'), '.3f')
     yield '95 % over patients', interval_text(line, '.3f') or marked(FEW_RESAMPLES)

@@ -12,13 +12,15 @@ from data.tables.identity import canonical, look_up_names
 from data.tables.records import OLDEST, Records
 from data.tables.table import KEYS, Table
 
-UNKNOWN = 'unknown'  # name of the group of images that are in no group
-FRONTAL = 'Frontal'  # view of frontal images that may be AP or PA
+UNKNOWN = 'unknown'  # name of the images that are in no group of a column
+# View of frontal images that are neither AP nor PA, as far as it is known: of no known view.
+UNPROJECTED = 'Frontal of unknown projection'
 PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id', 'subject_id')
 SEX_COLUMNS = ('GENDER', 'gender', 'SEX', 'Sex')
 AGE_COLUMNS = ('AGE_AT_CXR', 'anchor_age', 'AGE', 'Age')
 AGE_BANDS = [0, 40, 60, 80]  # first ages in years; the last band has no upper end
 STANDARD_GROUPS = ('Sex', 'Age', 'View')
+FRONTAL = {'AP': 'Frontal AP', 'PA': 'Frontal PA'}  # projection -> view
 MOST_GROUPS = 50  # in one column
 
 
@@ -41,9 +43,9 @@ def standard_groups(records: Records) -> dict[str, np.ndarray]:
 
     Returns:
         Arrays [N] by column: 'Sex'; 'Age', such as '40-59' or '80 and over'; and 'View', which is
-        'Lateral', 'Frontal AP' with a projection, or FRONTAL without one.
+        'Lateral', 'Frontal AP', 'Frontal PA', or UNPROJECTED.
     """
-    frontal = np.array([f'{FRONTAL} {name}'.strip() for name in records.ap_pa], object)
+    frontal = np.array([FRONTAL.get(name, UNPROJECTED) for name in records.ap_pa], object)
     frontal = np.where(records.view == 'frontal', frontal, '')
     bands = [f'{start}-{end - 1}' for start, end in zip(AGE_BANDS, AGE_BANDS[1:], strict=False)]
     names = np.array([*bands, f'{AGE_BANDS[-1]} and over'], object)
@@ -53,6 +55,22 @@ def standard_groups(records: Records) -> dict[str, np.ndarray]:
         'Age': np.where(np.isnan(records.age) | (records.age == 0), '', band),
         'View': np.where(records.view == 'lateral', 'Lateral', frontal),
     }
+
+
+def members(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mask [N] of the images of each group of a column, in `natural_order`.
+
+    Images whose group is unknown ('') are UNKNOWN, unless the column knows the group of none.
+    """
+    if not any(values):
+        return {}
+    named = np.where(values == '', UNKNOWN, values)
+    return {name: named == name for name in sorted({*named}, key=natural_order)}
+
+
+def is_unknown(names: str | np.ndarray) -> np.ndarray:
+    """Return whether names of groups say that the group is unknown."""
+    return np.isin(names, ('', UNKNOWN, UNPROJECTED))
 
 
 def natural_order(name: str) -> list[tuple[float, str]]:
@@ -69,7 +87,7 @@ def natural_order(name: str) -> list[tuple[float, str]]:
 def group_columns(
     records: Records, columns: Sequence[str], *, demographics: str = ''
 ) -> dict[str, np.ndarray]:
-    """Return the text of each image in further columns, '' for an empty or missing cell.
+    """Return the text of each image in further columns, '' for an empty, missing or unknown cell.
 
     A column is that of the table of the records, if it was read (`Records.groups`), or else that of
     the demographics file, by patient. Patients who are not in that file have ''.
@@ -107,6 +125,8 @@ def group_columns(
                 f'EVAL.GROUPS: there is no column {name!r}; found: {there}. A file of DATA.'
                 'DEMOGRAPHICS or --demographics may add columns'
             )
+        is_named = [text.strip().casefold() != UNKNOWN for text in found[name]]
+        found[name] = np.where(is_named, found[name], '')
         count = len(set(found[name]) - {''})
         if count > MOST_GROUPS:
             raise ValueError(

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.tables.groups import UNKNOWN
 from data.tables.labels import COMPETITION_LABELS, describe_same
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
@@ -419,17 +418,17 @@ def _by_view(
 ) -> list[dict[str, Any]]:
     """Return the mean over the headline's labels in each view, if several views are scored.
 
-    The last is the mean `within` views. None stands for a mean that lacks a label, and `few` says
-    whether a label has few cases.
+    The last is the mean `within` views, of cases of a known view. None stands for a mean that lacks
+    a label, and `few` says whether a label has few cases.
     """
     found = [column['groups'] for column in scored['groups'] if column['column'] == 'View']
-    groups = [group for group in found[0] if group['group'] != UNKNOWN] if found else []
+    groups = found[0] if found else []
     if len(groups) < 2:
         return []
     title, score = METRICS['auroc_within_views'].title, None if 'left_out' in within else within
     everyone = {'labels': {entry['label']: entry for entry in scored['labels']}}
     rows = [(group['group'], group['rows'], group['headline'], group) for group in groups]
-    known = scored['known_views']
+    number_within = within.get('cases', scored['rows'])
     return [
         {
             'view': name,
@@ -437,7 +436,7 @@ def _by_view(
             'score': mean,
             'few': any(group['labels'][label]['few'] for label in labels),
         }
-        for name, number, mean, group in [*rows, (title, known, score, everyone)]
+        for name, number, mean, group in [*rows, (title, number_within, score, everyone)]
     ]
 
 
@@ -498,10 +497,16 @@ def _counts(part: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _lines(keys: LineKeys, values: Mapping[str, Any]) -> Iterator[Line]:
-    """Yield a line for each known number: of scores with an interval, and of plain numbers."""
+    """Yield a line for each known number: of scores with an interval, and of plain numbers.
+
+    A score of only some cases is followed by their number, see `metrics.coverage`.
+    """
     for metric, value in values.items():
         score = value if isinstance(value, dict) else {'value': value}
         for key, resample in RESAMPLES.items():
             number = score.get(key)
             if isinstance(number, int | float) and not isinstance(number, bool):
                 yield {**keys, 'metric': metric, 'value': number, 'resample': resample}
+        if 'cases' in score:
+            line = {'metric': f'{metric}_cases', 'value': score['cases'], 'resample': ''}
+            yield {**keys, **line}

@@ -67,6 +67,10 @@ NOT_CHOSEN = (
     'no threshold because none was chosen for this label (for example a finding that combines '
     'several labels)'
 )
+UNKNOWN_VIEWS = (
+    'the view (of a frontal image AP or PA) of {unknown_views:,} of {rows:,} cases is unknown, so '
+    'scores within views leave them out'
+)
 SMALL_GROUPS = f'groups with fewer than {FEW_CASES} cases of one class for every label'
 
 
@@ -195,7 +199,7 @@ def share_warnings(entry: dict[str, Any]) -> list[str]:
 def label_warnings(
     entry: dict[str, Any], *, has_holdout: bool, not_held_out: Container[str] = ()
 ) -> list[str]:
-    """Report labels without both classes, few cases, missing thresholds, and small groups.
+    """Report unknown views, labels without both classes or with few cases, and what these lack.
 
     `not_held_out` are labels that the held-out cases do not have.
     """
@@ -204,10 +208,10 @@ def label_warnings(
     lowest, highest = (
         [part['label'] for part in labels if part['temperature'] == bound] for bound in TEMPERATURES
     )
-    left_out: dict[str, list[str]] = {}  # label -> metrics whose mean does not contain it
+    left_out: dict[tuple[str, ...], list[str]] = {}  # labels -> metrics whose mean lacks them
     for name, mean in (entry['means']['labels'] or {}).items():
-        for label in mean.get('left_out', ()):
-            left_out.setdefault(label, []).append(METRICS[name].title)
+        if 'left_out' in mean:
+            left_out.setdefault((*mean['left_out'],), []).append(METRICS[name].title)
     no_threshold = [part['label'] for part in labels if has_holdout and np.isnan(part['threshold'])]
     small_groups = [
         f'{group["group"]} ({column["column"]})'
@@ -216,13 +220,14 @@ def label_warnings(
         if group['labels'] and all(part['few'] for part in group['labels'].values())
     ]
     return [
+        *([UNKNOWN_VIEWS.format(**entry)] if entry['unknown_views'] else []),
         *labels_without_cases(entry),
         *_naming(FEW_HELD_OUT, few_held_out),
         *_naming(END_OF_RANGE.format(TEMPERATURES[0], 'separate the classes'), lowest),
         *_naming(END_OF_RANGE.format(TEMPERATURES[1], 'carry no signal'), highest),
         *(
-            f'the means of {", ".join(titles)} leave out {label}, which has no value'
-            for label, titles in left_out.items()
+            f'the means of {", ".join(titles)} leave out {", ".join(labels)}, without a value'
+            for labels, titles in left_out.items()
         ),
         *_naming(ONE_CLASS_HELD_OUT, [name for name in no_threshold if name not in not_held_out]),
         *_naming(NOT_CHOSEN, [name for name in no_threshold if name in not_held_out]),
@@ -247,12 +252,11 @@ def repeated_labels(entry: dict[str, Any]) -> list[str]:
 
 
 def format_score(score: dict[str, Any]) -> str:
-    """Format a score with its interval, if it has one."""
-    if np.isnan(score['value']):
-        return 'n/a'
-    if np.isnan(score['low']):
-        return f'{score["value"]:.3f}'
-    return f'{score["value"]:.3f} [{score["low"]:.3f}, {score["high"]:.3f}]'
+    """Format a score with its interval, if it has one, and its `coverage`, if it lacks cases."""
+    text = 'n/a' if np.isnan(score['value']) else f'{score["value"]:.3f}'
+    if not np.isnan([score['value'], score['low']]).any():
+        text += f' [{score["low"]:.3f}, {score["high"]:.3f}]'
+    return text + (f' ({score["cases"]:,} of {score["of"]:,} cases)' if 'of' in score else '')
 
 
 def _labels_with(entry: dict[str, Any], key: str) -> list[str]:

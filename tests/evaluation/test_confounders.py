@@ -1,7 +1,9 @@
 """What may rank cases in place of the finding: view, age and sex; and scores of other cases."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,11 +11,15 @@ import pytest
 from cases import make_cases, pair_auroc
 from sklearn.metrics import roc_auc_score
 
-from data.tables.groups import standard_groups
+from data.tables.groups import UNKNOWN, UNPROJECTED, standard_groups
 from data.tables.predictions import read_label_file
 from evaluation.intervals import Resamples, holm
 from evaluation.metrics import Protocol
-from evaluation.report.document import build_document, write_report
+from evaluation.report.document import (
+    build_document,
+    scores_table,
+    write_report,
+)
 from evaluation.subgroups import range_p, ranks_of_groups, score_groups
 
 PROTOCOL = Protocol(level='image', resamples=200)
@@ -81,70 +87,12 @@ def test_age_and_sex_of_noise_give_no_alert_and_those_of_a_cause_do() -> None:
     assert 'from age and sex alone, the AUROC is Edema' in alert
 
 
-def with_unknown(cases, share: float, unknown: str):
-    """Hide the projection of a share of the images: 'Frontal', or '' for an unknown view."""
-    is_hidden = np.random.default_rng(3).random(len(cases)) < share
-    views = np.where(is_hidden, unknown, cases.groups['View'])
-    return replace(cases, groups=cases.groups | {'View': views}), ~is_hidden
-
-
-@pytest.mark.parametrize('unknown', ['Frontal', ''])
-def test_images_of_unknown_projection_belong_to_no_view(unknown, tmp_path) -> None:
-    whole = confounded(0.2, 0.8, noise=0.1, count=2000)
-    assert roc_auc_score(whole.targets, whole.probabilities) > 0.75, 'it tells the view alone'
-    cases, known = with_unknown(whole, 0.8, unknown)
-    document = build_document([cases], None, PROTOCOL, run={})
-    *_, within = document['headline']['by_view']
-    (wanted,) = [
-        row['score']['value']
-        for row in build_document([whole.select(known)], None, PROTOCOL, run={})['headline'][
-            'by_view'
-        ]
-        if row['view'] == 'AUROC within views'
-    ]
-    assert within['rows'] == known.sum() and within['score']['value'] == pytest.approx(wanted)
-    assert 0.4 < within['score']['low'] < 0.5 < within['score']['high'] < 0.6
-    (alert,) = alerts_of(document)
-    assert 'from view alone, the AUROC is Edema 0.8' in alert
-
-
-def test_within_views_is_undefined_if_too_few_projections_are_known() -> None:
-    cases, known = with_unknown(confounded(0.2, 0.8, count=2000), 0.99, 'Frontal')
-    assert known.sum() < 40
-    document = build_document([cases], None, PROTOCOL, run={})
-    entry = document['sets'][0]['labels'][0]['scores']
-    assert np.isnan(entry['auroc_within_views']['value']) and entry['auroc']['value'] > 0.5
-    assert alerts_of(document) == []
-    nobody, _ = with_unknown(confounded(0.2, 0.8), 1.1, 'Frontal')
-    assert nobody.views() is None and nobody.count_known_views() == 0
-
-
 def test_a_study_with_an_image_of_unknown_projection_belongs_to_no_view() -> None:
     cases = make_cases(np.full((6, 1), 0.5), np.tile([[0.0], [1.0]], (3, 1)))
-    view = ['Frontal AP', 'Frontal', 'Frontal AP', 'Lateral', 'Frontal PA', '']
+    view = ['Frontal AP', UNPROJECTED, 'Frontal AP', 'Lateral', 'Frontal PA', '']
     study = np.array(['a', 'a', 'b', 'b', 'c', 'c'], object)
     cases = replace(cases, study=study, groups={'View': np.array(view, object)})
     assert [*cases.at_level('study').groups['View']] == ['', 'Frontal AP and Lateral', '']
-
-
-def test_patients_of_unknown_sex_are_a_row_that_no_gap_compares() -> None:
-    cases = confounded(0.5, 0.5)
-    sex = np.where(np.arange(len(cases)) < 100, '', cases.groups['Sex'])
-    cases.probabilities[:100] = cases.targets[:100]  # the best group by far
-    cases = replace(cases, groups={'Sex': sex})
-    (column,) = score_groups(
-        cases, np.array([np.nan]), PROTOCOL, Resamples(cases.patient, resamples=200, seed=0)
-    )
-    assert [group['group'] for group in column['groups']] == ['Female', 'Male', 'unknown']
-    assert column['groups'][-1]['rows'] == 100
-    assert {column['gaps']['Edema'][key] for key in ('best', 'worst')} == {'Female', 'Male'}
-    cases = replace(cases, groups={'Sex': np.full(len(cases), '', object)})
-    assert (
-        score_groups(
-            cases, np.array([np.nan]), PROTOCOL, Resamples(cases.patient, resamples=200, seed=0)
-        )
-        == []
-    )
 
 
 def test_a_headline_of_several_views_has_the_score_of_each_and_within_them(tmp_path) -> None:
@@ -168,6 +116,137 @@ def test_a_headline_of_several_views_has_the_score_of_each_and_within_them(tmp_p
     single = build_document([cases], None, PROTOCOL, run={})
     assert single['headline']['by_view'] == []
     assert 'within views' not in write_report(tmp_path, single).read_text().lower()
+
+
+def with_unknown_views(share: float, projection: str = '', *, lateral: int = 0):
+    """A model that only tells the views, where a share of the frontal images has no AP or PA.
+
+    The first `lateral` cases are studies with a lateral image, too.
+    """
+    cases = confounded(0.25, 0.75, count=1000, noise=0.5)
+    ap_pa = np.array([name[-2:] for name in cases.groups['View']], object)
+    ap_pa[np.random.default_rng(1).random(1000) < share] = projection
+    order = np.concatenate([np.arange(1000), np.arange(lateral)])
+    view = np.repeat(np.array(['frontal', 'lateral'], object), [1000, lateral])
+    ap_pa = np.where(view == 'lateral', '', ap_pa[order])
+    people = {'sex': np.full(len(order), 'Male', object), 'age': np.full(len(order), 50.0)}
+    groups = standard_groups(SimpleNamespace(view=view, ap_pa=ap_pa, **people))
+    return replace(cases.select(order), groups=groups)
+
+
+@pytest.mark.parametrize('level, lateral', [('image', 0), ('study', 0), ('study', 500)])
+@pytest.mark.parametrize('projection', ['', 'LL', 'RL'])
+def test_images_of_unknown_projection_are_in_no_view(level, lateral, projection, tmp_path) -> None:
+    """As a view of their own, they would hide that the model only tells AP from PA."""
+    cases = with_unknown_views(0.8, projection, lateral=lateral)
+    document = build_document([cases], None, replace(PROTOCOL, level=level), run={})
+    (part,) = document['sets'][0]['labels']
+    is_known = cases.groups['View'][:1000] != UNPROJECTED  # of the frontal images
+    found, view = part['scores']['auroc_within_views'], cases.groups['View'][:1000]
+    assert found['cases'] == is_known.sum() < 250 and found['of'] == 1000
+    assert part['scores']['auroc']['value'] > 0.7 and found['low'] < 0.5 < found['high']
+    has_lateral = np.arange(1000) < lateral
+    target, score = cases.targets[:1000, 0], cases.probabilities[:1000, 0]
+    areas, pairs = [], []
+    for chosen in ((view == name) & (has_lateral == more) for name in VIEWS for more in (0, 1)):
+        if chosen.any():
+            areas.append(pair_auroc(target[chosen], score[chosen]))
+            pairs.append((target[chosen] == 1).sum() * (target[chosen] == 0).sum())
+    assert found['value'] == pytest.approx(np.average(areas, weights=pairs))
+    alone = roc_auc_score(target[is_known], view[is_known] == VIEWS[1])
+    number = f'({is_known.sum():,} of 1,000 cases)'
+    (alert,) = alerts_of(document)
+    # The groups of studies with and without a lateral image are ordered by other patients.
+    wanted = f'{alone:.3f} [' if not lateral else '0.7'
+    assert f'from view alone, the AUROC is Edema {wanted}' in alert and number in alert
+    (told,) = [line for line in document['warnings'] if 'scores within views' in line]
+    assert f'of {1000 - is_known.sum():,} of 1,000 cases is unknown' in told
+    rows = {row['view']: row['rows'] for row in document['headline']['by_view']}
+    assert rows[UNPROJECTED] == 1000 - is_known.sum() and rows.get('Lateral', 0) == lateral
+    assert rows['AUROC within views'] == is_known.sum()
+    page = write_report(tmp_path, document).read_text()
+    assert re.search(f'>{is_known.sum()}</data> of <[^>]*>1,000</data> cases', page)
+    assert number in scores_table(document['sets'][0]).loc['Edema', 'AUROC within views']
+    lines = pd.read_csv(tmp_path / 'report_scores.csv').query('label == "Edema" & group != group')
+    (cases_within,) = lines[lines['metric'] == 'auroc_within_views_cases']['value']
+    assert cases_within == is_known.sum()
+    (column,) = [part for part in document['sets'][0]['groups'] if part['column'] == 'View']
+    assert UNPROJECTED not in {column['gaps']['Edema'][key] for key in ('best', 'worst')}
+
+
+@pytest.mark.parametrize('share, lateral', [(0.975, 0), (1.0, 0), (1.0, 500)])
+def test_too_few_known_views_give_no_score_and_are_counted(share, lateral, tmp_path) -> None:
+    cases = with_unknown_views(share, lateral=lateral)
+    document = build_document([cases], None, replace(PROTOCOL, level='study'), run={})
+    (part,) = document['sets'][0]['labels']
+    found, known = part['scores']['auroc_within_views'], 1000 * (1 - share)
+    assert np.isnan(found['value']) and found['cases'] == pytest.approx(known, abs=15)
+    assert known > 0 or found['cases'] == 0
+    assert any('cases is unknown, so scores within views' in line for line in document['warnings'])
+    assert not any('from view alone' in line for line in document['alerts'])
+    assert 'within_views' not in str(write_report(tmp_path, document).read_text())
+
+
+def test_without_projections_frontal_or_lateral_alone_may_still_rank_a_label() -> None:
+    cases = with_unknown_views(1.0, lateral=500)
+    cases.targets[:, 0] = np.random.default_rng(0).random(1500) < np.where(
+        cases.groups['View'] == 'Lateral', 0.8, 0.3
+    )
+    (alert,) = alerts_of(build_document([cases], None, PROTOCOL, run={}))
+    area = roc_auc_score(cases.targets, cases.groups['View'] == 'Lateral')
+    assert f'from frontal or lateral alone, the AUROC is Edema {area:.3f}' in alert
+    assert 'of 1,500 cases' not in alert
+
+
+@pytest.mark.parametrize('sex', [0.0, 0.5, 1.0])
+def test_unknown_age_and_sex_rank_nothing_and_are_counted(sex: float) -> None:
+    """The age ranks the label; a share of the sexes is unknown."""
+    cases = confounded(0.5, 0.5)
+    rng = np.random.default_rng(1)
+    shares = np.where(cases.groups['Age'] == '60-79', 0.8, 0.3)
+    cases.targets[:, 0] = rng.random(400) < shares
+    cases.groups['Sex'][rng.random(400) < sex] = ''
+    known = (cases.groups['Sex'] != '').sum()
+    alerts = alerts_of(build_document([cases], None, PROTOCOL, run={}))
+    about = {'age and sex': known, 'age': 400}
+    wanted = {0.0: ['age and sex'], 0.5: [*about], 1.0: ['age']}[sex]
+    assert len(alerts) == len(wanted)
+    for name, line in zip(wanted, alerts, strict=True):
+        assert f'from {name} alone' in line
+        assert (f'({known} of 400 cases)' in line) == (about[name] < 400)
+    # The label is present where the age is unknown: this is no age.
+    cases = confounded(0.5, 0.5)
+    cases.groups['Age'][cases.targets[:, 0] == 1] = ''
+    assert alerts_of(build_document([cases], None, PROTOCOL, run={})) == []
+
+
+def test_unknown_groups_are_counted_and_make_no_gap(tmp_path: Path) -> None:
+    """The model is best where the sex is unknown."""
+    cases = confounded(0.5, 0.5)
+    is_unknown = np.arange(400) % 4 == 0
+    cases.groups['Sex'][is_unknown] = ''
+    cases.probabilities[is_unknown] = cases.targets[is_unknown]
+    document = build_document([cases], None, PROTOCOL, run={})
+    columns = {part['column']: part for part in document['sets'][0]['groups']}
+    *known, last = columns['Sex']['groups']
+    assert (last['group'], last['rows'], last['patients']) == (UNKNOWN, 100, 100)
+    assert sum(group['rows'] for group in known) == 300
+    assert last['labels']['Edema']['scores']['auroc']['value'] == 1
+    gap = columns['Sex']['gaps']['Edema']
+    assert {gap['best'], gap['worst']} == {'Male', 'Female'}
+    assert [group['group'] for group in columns['Age']['groups']] == ['0-39', '40-59', '60-79']
+    page = write_report(tmp_path, document).read_text()
+    assert '<th scope="row">unknown</th><td><data value="100">100</data></td>' in page
+    # Standardised by sex, an age has the cases of known sex.
+    (young, *_), of_age = columns['Age']['groups'], cases.groups['Age'] == '0-39'
+    standardised = young['labels']['Edema']['scores']['auroc_standardised']
+    assert standardised['of'] == of_age.sum()
+    assert standardised['cases'] == (of_age & ~is_unknown).sum()
+    cases.groups['Sex'][:] = ''
+    columns = build_document([cases], None, PROTOCOL, run={})['sets'][0]['groups']
+    assert [part['column'] for part in columns] == ['View', 'Age']
+    of_young = columns[1]['groups'][0]['labels']['Edema']['scores']
+    assert of_young['auroc_standardised'] == of_young['auroc']
 
 
 def test_views_are_compared_over_the_same_labels_and_few_cases_are_marked(tmp_path) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data.tables.groups import UNPROJECTED
 from data.tables.labels import COMPETITION_LABELS, UNCERTAIN
 from evaluation.cases import Cases, cases_of
 
@@ -74,13 +75,15 @@ def test_a_study_is_one_row_and_uncertain_only_without_a_known_target(cases: Cas
 def test_the_views_of_a_study_are_those_of_its_images() -> None:
     rng = np.random.default_rng(0)
     study = rng.choice(np.array([f's{number}' for number in range(40)], object), 100)
-    views = np.array(['Lateral', 'Frontal AP', 'Frontal PA', 'Frontal', 'Other', ''], object)
-    view, values = rng.choice(views, 100), np.zeros((100, 1))
+    views = np.array(['Lateral', 'Frontal AP', 'Frontal PA', UNPROJECTED, 'Other', ''], object)
+    chances = [0.3, 0.3, 0.15, 0.1, 0.1, 0.05]
+    view, values = rng.choice(views, 100, p=chances), np.zeros((100, 1))
     path = np.array([*map(str, range(100))], object)
     found = Cases('x', ('A',), path, study, study, values, values, {'View': view}).at_level('study')
-    of_study = [{*view[study == name]} for name in found.path]
-    # 'Frontal' may be AP or PA, and '' anything.
-    wanted = ['' if views & {'', 'Frontal'} else ' and '.join(sorted(views)) for views in of_study]
+    of_studies = [{*view[study == name]} for name in found.path]
+    wanted = [
+        '' if {'', UNPROJECTED} & names else ' and '.join(sorted(names)) for names in of_studies
+    ]
     assert found.groups['View'].tolist() == wanted and '' in wanted
     assert max(text.count(' and ') for text in wanted) >= 1
 

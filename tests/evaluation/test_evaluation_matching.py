@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from prediction_files import PREFIX, csv_of, image, study
 
-from data.tables.groups import standard_groups
+from data.tables.groups import UNPROJECTED, standard_groups
 from data.tables.identity import canonical
 from data.tables.labels import LABELS
 from data.tables.predictions import read_label_file, read_predictions
@@ -163,7 +163,8 @@ def test_groups_contain_only_scored_rows(tmp_path):
     cases, _ = matched(tmp_path, predictions, labels, groups=standard_groups)
     assert cases.groups['Sex'].tolist() == ['Female', 'Male', 'Female', '']
     assert cases.groups['Age'].tolist() == ['40-59', '0-39', '40-59', '']
-    assert cases.groups['View'].tolist() == ['Frontal', 'Frontal', 'Lateral', 'Frontal']
+    views = [UNPROJECTED, UNPROJECTED, 'Lateral', UNPROJECTED]
+    assert cases.groups['View'].tolist() == views
 
 
 def test_a_labelled_row_without_prediction_raises_an_error(tmp_path):

@@ -70,16 +70,16 @@ def test_standardised_intervals_use_the_same_resamples():
 
 
 def test_a_stratum_that_no_study_has_gets_weight_0():
-    """The age of a study is the age of the first image. Here only the lateral image has one."""
+    """The age of a study is the age of the first image. Here the lateral one has another."""
     study = np.array(['test/patient1/study1'] * 2 + ['test/patient2/study1'] * 2, object)
     groups = {
-        'View': np.array(['Frontal', 'Lateral'] * 2, object),
-        'Age': np.array(['', '40-59', '60-79', '60-79'], object),
+        'View': np.array(['Frontal AP', 'Lateral'] * 2, object),
+        'Age': np.array(['0-39', '40-59', '60-79', '60-79'], object),
     }
     targets = np.array([[1.0], [1.0], [0.0], [0.0]])
     cases = make_cases(np.full((4, 1), 0.5), targets, study=study, groups=groups)
     found, _ = by_group(cases, level='study', column='View')
-    assert found['Frontal']['label 0']['scores']['auroc_standardised']['value'] == 0.5
+    assert found['Frontal AP']['label 0']['scores']['auroc_standardised']['value'] == 0.5
     assert np.isnan(found['Lateral']['label 0']['scores']['auroc_standardised']['value'])
 
 

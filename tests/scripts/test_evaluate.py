@@ -276,9 +276,10 @@ def test_groups_come_from_the_labels_and_the_demographics(files, tmp_path):
     probabilities = aligned(files[1])
     for column, values in (('Sex', sex), ('Site', site), ('RACE', race)):
         groups = {entry['group']: entry for entry in found[column]}
-        assert set(groups) == {value or 'unknown' for value in values}
+        named = np.array([value or 'unknown' for value in values])
+        assert set(groups) == set(named)
         for name, entry in groups.items():
-            chosen = np.array(values) == ('' if name == 'unknown' else name)
+            chosen = named == name
             assert entry['rows'] == chosen.sum()
             expected = roc_auc_score(TRUTH[chosen, 0], probabilities[chosen, 0])
             auroc = entry['labels'][FIVE[0]]['scores']['auroc']['value']

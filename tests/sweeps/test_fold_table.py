@@ -18,6 +18,7 @@ from tiny import config_with, run_script
 
 from config import Config, config_text
 from data.tables.folds import fold_files, write_folds
+from data.tables.groups import UNPROJECTED
 from data.tables.predictions import write_predictions
 from data.tables.reading import read_split
 from data.tables.splits import split_patients, training_records
@@ -163,7 +164,7 @@ def test_scores_and_differences_are_those_of_scikit_learn(joined: Path) -> None:
     """Of all images, within views and in groups. The reference of the sweep is simmim."""
     scores = ['--scores', 'Edema', 'mean', 'auroc_within_views:Edema']
     assert table_of(joined, *scores, '--subgroups', '--resamples', 200) == 0
-    # AP and PA; frontal images of unknown direction belong to no view.
+    # AP and PA; the projection of the others is unknown.
     views = [np.arange(len(TARGETS)) % 3 == view for view in range(2)]
     pairs = [(TARGETS[view, 0] == 1).sum() * (TARGETS[view, 0] == 0).sum() for view in views]
     for score, area_of in (
@@ -186,7 +187,14 @@ def test_scores_and_differences_are_those_of_scikit_learn(joined: Path) -> None:
     groups = pd.read_csv(joined / 't/mine_Edema_subgroups.csv').set_index(['group', 'row'])
     male = area('simmim_1', np.arange(len(TARGETS)) % 4 < 2)
     assert groups.loc[('Sex: Male', 'simmim_1'), 'value'] == pytest.approx(male, abs=1e-3)
-    assert 'View: Frontal PA' in groups.index.get_level_values('group')
+    names = groups.index.get_level_values('group')
+    assert {'View: Frontal PA', f'View: {UNPROJECTED}'} <= {*names}
+    within = lines_of(joined, 'auroc_within_views_Edema')
+    assert {*within['remark']} == {'80 of 120 cases'} and 'remark' not in lines_of(joined, 'Edema')
+    for page in ('mine_auroc_within_views_Edema', 'mine_all_scores'):
+        for suffix in ('.md', '.tex'):
+            text = (joined / f't/{page}{suffix}').read_text()
+            assert text.count('(80 of 120 cases)') == 3  # a line of each row
     assert 'Not for clinical use' in (joined / 't/mine_mean.md').read_text()
 
 

@@ -358,6 +358,8 @@ def test_groups_come_from_the_own_file_by_row_or_from_demographics_by_patient(gr
     assert found['Site'] == ['A', 'A', 'B', '', 'C']
     with pytest.raises(ValueError, match="DATA.DEMOGRAPHICS.*'AGE'"):
         groups_of(grouped, ['AGE'], *lines)
+    unknown = groups_of(grouped, ['RACE'], 'PATIENT,RACE', 'patient00001,Unknown', 'patient00003,A')
+    assert unknown == {'RACE': ['', '', '', 'A', '']}
 
 
 def test_columns_and_demographics_that_do_not_fit_are_refused(grouped, tmp_path) -> None:
