@@ -123,6 +123,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         'means': {
             **means,
             'counted': [*mean_labels['labels']],
+            'few': [label for label in mean_labels['labels'] if entries[label]['few']],
             'same_as': rows.count_classes()['same_as'],
             'undefined': undefined,
         },

@@ -794,20 +794,20 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
     mean = scores['mean_of_five' if of_five else 'mean_of_defined']
     counted = 'five' if of_five else '1 label' if len(labels) == 1 else f'{len(labels)} labels'
     few, same = labels_with_few_cases(scores), describe_same(scores['same_as'])
-    parts = [
+
+    def shown(score: float, few: str) -> str:
         # With few cases, digits would look like a result.
-        f'{label} {scores["auroc"][label]:.1f} ({few[label]})'
-        if label in few
-        else f'{label} {scores["auroc"][label]:.4f}'
-        for label in defined
-    ]
+        return f'{score:.1f} ({few})' if few else f'{score:.4f}'
+
+    parts = [f'{label} {shown(scores["auroc"][label], few.get(label, ""))}' for label in defined]
+    mean = 'n/a' if np.isnan(mean) else shown(mean, 'few cases' if {*labels} & {*few} else '')
     decided = ''
     if of_classes := [entry for name, entry in applicable(OF_CLASSES).items() if name in scores]:
         values = [f'{entry.title.lower()} {scores[entry.name]:.4f}' for entry in of_classes]
         decided = f'{", ".join(values)}; one class against the others: '
     return (
         f'{decided}AUROC at {scores["level"]} level, {scores["views"]} views, '
-        f'n = {scores["rows"]}: mean of {counted} {"n/a" if np.isnan(mean) else f"{mean:.4f}"}, '
+        f'n = {scores["rows"]}: mean of {counted} {mean}, '
         f'loss {scores["loss"]:.4f}; {"; ".join(filter(None, [", ".join(parts), same]))}'
     )
 

@@ -196,9 +196,9 @@ def facts_of(table: pd.DataFrame, metric: str, label: str = '', group: str = EVE
     return table[chosen].set_index(['row', 'seed'])['value']
 
 
-def has_few_cases(table: pd.DataFrame, label: str) -> bool:
+def has_few_cases(table: pd.DataFrame, label: str, group: str = EVERYONE) -> bool:
     """Return whether a label, or each label of a mean, has fewer than FEW_CASES of a class."""
-    chosen = table['metric'].isin(['positives', 'negatives']) & (table['group'] == EVERYONE)
+    chosen = table['metric'].isin(['positives', 'negatives']) & (table['group'] == group)
     counts = table[chosen & ((table['label'] == label) | (label in MEANS))]
     return bool(counts.groupby('label')['value'].min().max() < FEW_CASES)
 

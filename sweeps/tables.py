@@ -166,13 +166,16 @@ def compare(
 
 
 def _remarks(table: pd.DataFrame, score: str, group: str) -> dict[str, str]:
-    """Return row -> how many cases its score has, if it lacks some."""
+    """Return row -> what a reader must know of its score: few cases, or cases that it lacks."""
     metric, label = parts_of(score)
+    few = 'few cases' if has_few_cases(table, label, group) else ''
     cases, of = (facts_of(table, f'{metric}_{key}', label, group) for key in ('cases', 'of'))
-    return {
+    lacking = {
         row: f'{number:,.0f} of {whole:,.0f} cases'
         for row, number, whole in zip(cases.index.get_level_values('row'), cases, of, strict=True)
     }
+    rows = facts_of(table, 'cases', group=group).index.get_level_values('row')
+    return {row: '; '.join(filter(None, [few, lacking.get(row, '')])) for row in rows}
 
 
 def write_score(

@@ -74,6 +74,7 @@ NO_SMALL_P = (
     'no corrected p can be below {alpha:.2f}: with {resamples} resamples and {labels} labels it is '
     'at least {smallest:.3f}. This needs more than {needed} resamples.'
 )
+FEW_MEAN = '(few cases of each label)'  # beside a mean
 NO_INTERVAL = 'there is no interval, because too many resamples lack a class of one label'
 TASK_WORDS = {  # DATA.TASK -> what a model predicts
     'observations': 'each label on its own',
@@ -285,10 +286,13 @@ def scores_table(entry: dict[str, Any], columns: Sequence[str] = ()) -> pd.DataF
     }
     scores = {part['label']: part['scores'] for part in entry['labels']}
     means = entry['means']
-    scores |= {mean_title(key, means['counted']): means[key] for key in MEAN_LABELS if means[key]}
+    for key in filter(means.get, MEAN_LABELS):
+        title = mean_title(key, means['counted'])
+        scores[title] = means[key]
+        counts[title] = ['', FEW_MEAN if means['few'] else '']
     rows = {
         label: [
-            *counts.get(label, ['', '']),
+            *counts[label],
             *(_format_cell(values[name]) if name in values else 'n/a' for name in shown),
         ]
         for label, values in scores.items()
@@ -391,7 +395,7 @@ def _headline(scored: dict[str, Any], told: Sequence[str], has_intervals: bool) 
     mean = scored['means'][key]
     score = mean['auroc'] if mean else dict.fromkeys(('value', 'low', 'high'), np.nan)
     few = [f'{label} ({part["few"]})' for label, part in entries.items() if part['few']]
-    is_weak = any(entries[label]['few'] for label in counted)
+    is_weak = bool(scored['means']['few'])
     if not counted:
         notes.append('no label has both classes')
     elif is_weak:
@@ -407,6 +411,7 @@ def _headline(scored: dict[str, Any], told: Sequence[str], has_intervals: bool) 
         'set': scored['name'],
         'name': name,
         'score': score,
+        'few': is_weak,
         'by_view': _by_view(scored, counted, mean['auroc_within_views']) if mean else [],
         'note': '; '.join(notes),
         'alerts': [*told],

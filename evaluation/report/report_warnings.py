@@ -238,10 +238,9 @@ def label_warnings(
 def labels_without_cases(entry: dict[str, Any]) -> list[str]:
     """Report labels without both classes, which are not scored, and with few cases."""
     means = entry['means']
-    are_counted = any(part['few'] and part['label'] in means['counted'] for part in entry['labels'])
     return [
         *_naming(ONE_CLASS, means['undefined']),
-        *_naming(FEW if are_counted else FEW_LEFT_OUT, _labels_with(entry, 'few')),
+        *_naming(FEW if means['few'] else FEW_LEFT_OUT, _labels_with(entry, 'few')),
     ]
 
 

@@ -14,9 +14,10 @@ from sklearn.metrics import roc_auc_score
 from data.tables.groups import UNKNOWN, UNPROJECTED, standard_groups
 from data.tables.predictions import read_label_file
 from evaluation.intervals import Resamples, holm
-from evaluation.metrics import Protocol
+from evaluation.metrics import FEW_CASES, Protocol
 from evaluation.report.document import (
     build_document,
+    compare_with_baselines,
     scores_table,
     write_report,
 )
@@ -247,6 +248,45 @@ def test_unknown_groups_are_counted_and_make_no_gap(tmp_path: Path) -> None:
     assert [part['column'] for part in columns] == ['View', 'Age']
     of_young = columns[1]['groups'][0]['labels']['Edema']['scores']
     assert of_young['auroc_standardised'] == of_young['auroc']
+
+
+def test_a_mean_over_labels_that_all_have_few_cases_is_marked(tmp_path: Path) -> None:
+    rng, labels = np.random.default_rng(0), [f'label {k}' for k in range(3)]
+    targets = np.zeros((300, 3))
+    for k in range(3):
+        targets[rng.permutation(300)[: k + 1], k] = 1
+    cases = make_cases(rng.random((300, 3)), targets, groups={'Sex': np.full(300, 'Male', object)})
+    mark, name = 'few cases of each label', 'Mean of 3 labels'
+    document = build_document([cases], None, PROTOCOL, run={})
+    (entry,) = document['sets']
+    assert entry['means']['few'] == labels and document['headline']['few']
+    assert scores_table(entry).loc[name, 'positives'] == f'({mark})'
+    assert f'{name} &  & ({mark})' in write_and_read(tmp_path, document, 'report_scores.tex')
+    page = write_and_read(tmp_path, document, 'report.html')
+    cited = page[page.index('To cite this number') :].partition('</p>')[0]
+    assert mark in cited and page.count(f'&nbsp;{mark}</span>') == 2
+    assert 'the 3 labels with few cases' in page
+    baseline = replace(cases, name='baseline', probabilities=rng.random((300, 3)))
+    comparisons = compare_with_baselines(cases, {'pixels': baseline.probabilities}, PROTOCOL)
+    extras = {'comparisons': comparisons, 'baselines': True}
+    document = build_document([cases], None, PROTOCOL, run={}, extras=extras)
+    page = write_and_read(tmp_path, document, 'report.html')
+    assert page.count(f'&nbsp;{mark}</span>') == 3
+    several = build_document([cases, baseline], None, PROTOCOL, run={},
+                             extras={'comparisons': comparisons})  # fmt: skip
+    page = write_and_read(tmp_path, several, 'report.html')
+    assert page.count(f'&nbsp;{mark}</span>') == 4  # of both models, in two tables
+    # One label with enough cases makes the mean, which is then not marked.
+    targets[:FEW_CASES, 0] = 1
+    document = build_document([cases], None, PROTOCOL, run={})
+    assert document['headline']['name'] == 'AUROC, label 0' and not document['headline']['few']
+    assert mark not in write_and_read(tmp_path, document, 'report.html')
+    assert scores_table(document['sets'][0]).loc['Mean of 1 label', 'positives'] == ''
+
+
+def write_and_read(folder: Path, document: dict, name: str) -> str:
+    write_report(folder, document)
+    return (folder / name).read_text()
 
 
 def test_views_are_compared_over_the_same_labels_and_few_cases_are_marked(tmp_path) -> None:

@@ -253,6 +253,15 @@ def test_labels_with_few_cases_of_a_class_do_not_select(positives, candidates, f
     assert labels_with_few_cases(table) == few
 
 
+def test_the_log_shows_no_digits_of_few_cases():
+    few = drawn_table(SIX, dict.fromkeys(SIX, 3)) | {'loss': 0.0, 'views': 'all'}
+    line = describe_scores(few)
+    assert f'mean of five {few["mean_of_five"]:.1f} (few cases), loss' in line
+    assert f'Edema {few["auroc"]["Edema"]:.1f} (3 positives)' in line
+    one = drawn_table(SIX, dict.fromkeys(SIX[1:], 3)) | {'loss': 0.0, 'views': 'all'}
+    assert f'mean of 1 label {one["mean_of_defined"]:.4f}, loss' in describe_scores(one)
+
+
 def test_the_score_table_counts_cases_and_lists_undefined_labels():
     """The first task has AUROC 0, the next 1/2, and the last has no positives."""
     probabilities = np.array([[0.9, 0.5, 0.5], [0.1, 0.5, 0.5], [0.1, 0.5, 0.5]])

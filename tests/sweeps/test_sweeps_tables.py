@@ -248,6 +248,34 @@ def test_the_mean_of_a_table_counts_a_repeated_label_once() -> None:
     few = [run._replace(images=cases.select(np.arange(30))) for run in runs]
     (mean,) = notes_about_labels(few)[1]
     assert 'with fewer than 20 cases of a class, because no label has more: ' in mean
+    (line,) = compare(score_runs(few, ['mean'], resamples=0), [('a', '')], 'mean', subsets={})
+    assert line['remark'] == 'few cases'
+
+
+def test_few_cases_and_unknown_groups_are_told_beside_each_score(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    targets = (rng.random((200, 2)) < 0.5).astype(float)
+    targets[12:, 1] = 0
+    sex = np.array(['Male', '', 'Female', 'Male'] * 50, object)
+    cases = make_cases(rng.random((200, 2)), targets, labels=('A', 'B'), groups={'Sex': sex})
+    run, sweep = Scored('simmim_1', 0, cases), load_sweep(methods_file(tmp_path))
+    table = score_runs([run], ['A', 'B', 'mean'], resamples=0, by_group=True)
+    lines = {
+        score: compare(table, [('simmim_1', '')], score, subsets={}) for score in ('A', 'B', 'mean')
+    }
+    assert ['remark' in line for (line,) in lines.values()] == [False, True, False]
+    for score, told in (('A', 0), ('B', 1)):
+        page = write_score(tmp_path, score, lines[score], table, notes=[], draws='')
+        assert page.read_text().count('(few cases)') == told
+        assert page.with_suffix('.tex').read_text().count('(few cases)') == told
+    assert write_all_scores(tmp_path, 'all', lines, sweep, table).read_text().count('(few') == 1
+    groups = ['Sex: Female', 'Sex: Male', 'Sex: unknown']
+    assert [group for group in table['group'].unique() if group] == groups
+    found = compare(table, [('simmim_1', '')], 'A', subsets={}, groups=groups)
+    assert [line['cases'] for line in found] == [50, 100, 50]
+    unknown = sex == ''
+    area = roc_auc_score(targets[unknown, 0], cases.probabilities[unknown, 0])
+    assert found[2]['value'] == pytest.approx(area)
 
 
 @pytest.mark.parametrize(
