@@ -27,6 +27,7 @@ class Cases:
         groups: Column ('Sex', 'Age' bands, 'View', ...) -> group of each row, [N], '' if unknown.
         uncertain: Mask of labels that are not scored because they are uncertain, [N, K], or None.
         exclusive: Whether the labels are classes, of which each row has one.
+        made_of: Label -> labels of other names that it stands for, as text.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Cases:
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
     uncertain: np.ndarray | None = None
     exclusive: bool = False
+    made_of: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.path)

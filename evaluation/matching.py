@@ -27,6 +27,13 @@ class SharedLabel:
     predicted: tuple[str, ...]
     labelled: tuple[str, ...]
 
+    @property
+    def made_of(self) -> str:
+        """Name the predictions and labels of other names that it stands for; '' for none."""
+        kinds = {'predicted': self.predicted, 'labelled': self.labelled}
+        others = {kind: ' or '.join(names) for kind, names in kinds.items()}
+        return '; '.join(f'{kind} {text}' for kind, text in others.items() if text != self.name)
+
 
 def match(
     predictions: Predictions,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -212,6 +213,7 @@ def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
         return all_groups(records, args.groups, demographics)
 
     sets, lacking = [], {}
+    made_of = {label.name: label.made_of for label in shared if label.made_of}
     warnings = [f'{labels.file}: {doubt}' for doubt in labels.records.doubts]
     for given, name in zip(files, set_names(args), strict=True):
         predictions, table = given, labels
@@ -219,7 +221,7 @@ def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:
             predictions, table, note = share_labels(predictions, labels, shared)
             warnings.append(note)
         cases, notes = match(predictions, table, name=name, level=args.level, groups=groups)
-        sets.append(cases)
+        sets.append(replace(cases, made_of=made_of))
         warnings += [*notes, *view_warnings(cases, predictions)]
         if missing := [label for label in table.labels if label not in cases.labels]:
             lacking.setdefault(', '.join(missing), []).append(str(predictions.file))
@@ -418,20 +420,29 @@ def format_scores(document: dict[str, Any], columns: Sequence[str] = ()) -> str:
     `columns` are names of metrics, see `scores_table`.
     """
     blocks = []
+    made_of = {
+        label: text for entry in document['sets'] for label, text in entry['made_of'].items()
+    }
+
+    def lines_of(table: pd.DataFrame) -> str:
+        if made_of:
+            table = table.assign(**{'stands for': [made_of.get(row, '') for row in table.index]})
+        return table.to_string(na_rep='n/a')
+
     if document['comparisons']:
         blocks.append(ONE_TRAINING)
     if len(document['comparisons']) > 1:
         table = overview_table(document['comparisons']).to_string()
         blocks.append(f'Differences in the mean AUROC\n{table}')
     for entry in document['comparisons']:
-        table = differences_table(entry).to_string()
+        table = lines_of(differences_table(entry))
         remark = 'p of the bootstrap over patients; Holm corrects it for all p-values shown'
         if entry['only_seed']:
             remark = 'one recipe with two seeds: the spread between trainings, without p'
         title = f'{entry["a"]} minus {entry["b"]} ({remark})'
         blocks.append('\n'.join(filter(None, [title, table, entry['note']])))
     for entry in document['sets']:
-        table = scores_table(entry, columns).to_string(na_rep='n/a')
+        table = lines_of(scores_table(entry, columns))
         intervals = ' (95 % intervals over patients)' if '[' in table else ''
         title = (
             f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '

@@ -37,6 +37,7 @@ from evaluation.report.report_warnings import (
     alerts_of_data,
     format_score,
     label_warnings,
+    labels_of_other_names,
     labels_without_cases,
     lines_of_sets,
     metadata_alerts,
@@ -370,7 +371,8 @@ def _latex(document: dict[str, Any], columns: Sequence[str]) -> str:
         },
     }
     parts = [PACKAGES]
-    notes = lines_of_sets(document['sets'], labels_without_cases, repeated_labels)
+    about = labels_without_cases, repeated_labels, labels_of_other_names
+    notes = lines_of_sets(document['sets'], *about)
     about_data = 'Synthetic X-rays. ' if SYNTHETIC in document['alerts'] else ''
     for title, frames in tables.items():
         if frames:

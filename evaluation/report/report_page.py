@@ -72,6 +72,7 @@ def render_page(
         names=[*names],
         mean_title=mean_title,
         synthetic=SYNTHETIC in report['alerts'],
+        made_of={k: v for entry in report['sets'] for k, v in entry['made_of'].items()},
         same_labels=len({frozenset(entry['means']['counted']) for entry in report['sets']}) == 1,
         maps=maps,
         thumbnails={key: _data_uri(image) for key, image in thumbnails.items()},

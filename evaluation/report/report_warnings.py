@@ -250,6 +250,11 @@ def repeated_labels(entry: dict[str, Any]) -> list[str]:
     return [same] if same else []
 
 
+def labels_of_other_names(entry: dict[str, Any]) -> list[str]:
+    """Say which labels stand for labels of other names."""
+    return [f'{label}: {text}' for label, text in entry['made_of'].items()]
+
+
 def format_score(score: dict[str, Any]) -> str:
     """Format a score with its interval, if it has one, and its `coverage`, if it lacks cases."""
     text = 'n/a' if np.isnan(score['value']) else f'{score["value"]:.3f}'

@@ -44,7 +44,7 @@ def write_nih(root: Path) -> pd.DataFrame:
     return truth
 
 
-def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path) -> None:
+def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path, capsys) -> None:
     root = tmp_path / 'nih'
     truth = write_nih(root)
     scores = pd.DataFrame(np.random.default_rng(1).random((NUM_IMAGES, 14)), columns=LABELS)
@@ -53,6 +53,7 @@ def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path) -> None:
     words = ['--predictions', tmp_path / 'model.csv', '--labels', root, '--dataset', 'nih']
     words += ['--label-sets', 'chexpert', 'nih', '--level', 'image']
     found = report(tmp_path / 'out', *words)
+    printed = capsys.readouterr().out
     truth['Pleural Effusion'] = truth['Effusion']
     truth['Pleural Other'] = truth['Pleural_Thickening']
     truth['Lung Lesion'] = truth['Mass'] | truth['Nodule']
@@ -68,6 +69,21 @@ def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path) -> None:
     (note,) = [line for line in found['warnings'] if 'left out' in line]
     left_out = absent | {'Emphysema', 'Fibrosis', 'Hernia'}
     assert all(name in note for name in left_out) and 'Pneumothorax' not in note
+    made_of = {
+        'Lung Opacity': f'labelled {" or ".join(OPACITIES)}',
+        'Lung Lesion': 'labelled Mass or Nodule',
+        'Pleural Effusion': 'labelled Effusion',
+        'Pleural Other': 'labelled Pleural_Thickening',
+    }
+    assert entry['made_of'] == made_of
+    page, latex = ((tmp_path / f'out/report{end}').read_text() for end in ('.html', '_scores.tex'))
+    for label, text in made_of.items():
+        (line,) = [line for line in printed.splitlines() if line.startswith(f'{label} ')]
+        assert line.rstrip().endswith(f' {text}')
+        # In the overview and in both tables of the set.
+        assert page.count(f'{label}<small class="wrap">{text}</small>') == 3
+        assert f'{label}: {text}'.replace('_', r'\_') in latex.replace('\n', ' ')
+    assert printed.count('labelled') == len(made_of)
 
 
 def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:
@@ -91,3 +107,7 @@ def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:
         for name, (label, score) in pairs.items()
     }
     assert aurocs(found) == pytest.approx(expected)
+    (entry,) = found['sets']
+    assert entry['made_of']['Lung Opacity'] == f'predicted {" or ".join(OPACITIES)}'
+    assert entry['made_of']['Effusion'] == 'labelled Pleural Effusion'
+    assert 'Edema' not in entry['made_of']
