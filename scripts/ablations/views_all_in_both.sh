@@ -1,5 +1,20 @@
 #!/usr/bin/env bash
-# Views: frontal and lateral images in pre-training and in fine-tuning, instead of frontal ones alone. It is
-# scored on frontal images, as the reference.
-#   bash scripts/ablations/views_all_in_both.sh DATA OUTPUT full|nano [GPUS]
-exec bash "$(dirname "$0")/run_row.sh" views all_in_both "$@"
+# Views: frontal and lateral in both stages instead of frontal alone. Frontal ones are scored.
+#   bash scripts/ablations/views_all_in_both.sh DATA OUTPUT [GPUS]    1 (default), 2 or 4 GPUs
+#   bash scripts/ablations/nano/views_all_in_both.sh DATA OUTPUT      64 px, on a CPU
+set -euo pipefail
+if [[ $# -lt 2 || ${3:-1} != [124] ]]; then sed -n '3,4p' "$0" >&2 && exit 2; fi
+data=$(realpath "$1") output=$(realpath -m "$2") gpus=${3:-1}
+seed=${SEED:-0} run=views_all_in_both_seed${SEED:-0}
+pretraining=views_all_in_pretraining_seed$seed # of the row that only differs there
+cd "$(dirname "$0")/../.." && PATH=$PWD/.venv/bin:$PATH
+
+torchrun --standalone --nproc_per_node "$gpus" main_simmim.py \
+    --cfg configs/swin_base__ablations/simmim_pretrain__swin_base__img192_window6__reference.yaml \
+    --data-path "$data" --output "$output" --tag "$pretraining" \
+    --opts SEED "$seed" TRAIN.ACCUMULATION_STEPS $((4 / gpus)) DATA.VIEWS all ${PRETRAIN_OPTS:-}
+weights=$(ls -v "$output/simmim_pretrain/$pretraining"/ckpt_epoch_*.pth | grep -v '_step_[0-9]*.pth' | tail -n 1)
+torchrun --standalone --nproc_per_node "$gpus" main_finetune.py \
+    --cfg configs/swin_base__ablations/simmim_finetune__swin_base__img192_window6__reference.yaml \
+    --data-path "$data" --output "$output" --tag "$run" --pretrained "$weights" \
+    --opts SEED "$seed" TRAIN.ACCUMULATION_STEPS $((8 / gpus)) DATA.VIEWS all EVAL.VIEWS frontal ${FINETUNE_OPTS:-}

@@ -105,18 +105,38 @@ def test_options_may_be_one_text_with_quoted_values() -> None:
 
 
 @pytest.mark.slow
-def test_a_row_runs_to_its_end_by_its_script(python, phantom, tmp_path) -> None:
-    env = ENV | {'PRETRAIN_OPTS': SWIN_PRETRAIN, 'FINETUNE_OPTS': SWIN_FINETUNE}
-    env |= {'SEED': '1', 'PYTHON': str(python)}
-    words = ['bash', str(ROOT / 'scripts/ablations/mask_ratio_0.1.sh'), str(phantom), 'o', 'full']
+def test_a_row_runs_to_its_end_by_its_script(python, phantom, tmp_path, capsys) -> None:
+    clone, output = tmp_path / 'clone', tmp_path / 'o'
+    (clone / '.venv/bin').mkdir(parents=True)
+    (clone / '.venv/bin/python').symlink_to(python)
+    for name in ('scripts', 'configs', 'main_simmim.py', 'main_finetune.py'):
+        (clone / name).symlink_to(ROOT / name)
+    env = ENV | {'PRETRAIN_OPTS': SWIN_PRETRAIN, 'FINETUNE_OPTS': SWIN_FINETUNE, 'SEED': '1'}
+    words = ['bash', 'clone/scripts/ablations/nano/mask_ratio_0.1.sh', str(phantom), 'o']
     for _ in range(2):  # the second time everything is finished
         done = subprocess.run(
             words, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert '2 runs, 2 of them' in done.stdout
-    found = [path.parent.name for path in (tmp_path / 'o').rglob(RECORD_FILE)]
-    assert found == ['mask_ratio_0.1_seed1'] * 2
+    found = [path.parent.name for path in output.rglob(RECORD_FILE)]
+    assert found == ['nano_mask_ratio_0.1_seed1'] * 2
+    sweep = ROOT / 'scripts/ablations/nano/mask_ratio.yaml'
+    row = [
+        '--sweep',
+        sweep,
+        '--row',
+        '0.1',
+        '--seed',
+        1,
+        '--output',
+        output,
+        '--data-path',
+        phantom,
+    ]
+    given = ['--pretrain-opts', SWIN_PRETRAIN, '--finetune-opts', SWIN_FINETUNE]
+    assert run_script('ablate', 'run', '--list', *row, *given) == 0
+    shown = capsys.readouterr().out
+    assert shown.count('finished\n') == 3 and '2 of them already finished' in shown
 
 
 NANO = ROOT / 'configs/vit_nano__demo'

@@ -1,7 +1,5 @@
-"""Scripts of ablations and studies: the scales that they state, and what `tiny` reads."""
+"""Scripts of studies: their scales, and what `tiny` reads."""
 
-import re
-import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -13,27 +11,10 @@ from xray_splits import LOGGER
 from data.tables.reading import read_split
 from scripts.phantom import make_phantom
 from scripts.phantom_mimic import make_mimic_phantom
-from sweeps.files import expected_config, load_sweep, only_rows
+from sweeps.files import expected_config, load_sweep
 from tools.real_xrays_figures import draw_shares
 
-SCRIPTS = sorted(
-    path for path in (ROOT / 'scripts/ablations').glob('*.sh') if path.stem != 'run_row'
-)
 SIZES = {'num_train': 8, 'num_valid': 3, 'num_test': 3, 'size': 40}
-
-
-@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.stem)
-def test_each_ablation_runs_at_the_scales_that_its_usage_names(path: Path, tmp_path: Path) -> None:
-    text = path.read_text()
-    scales = re.search(r'DATA OUTPUT (\S+) \[GPUS\]', text)[1]
-    sweep, row = re.search(r'run_row.sh" (\S+) (\S+) "\$@"', text).groups()
-    for scale in scales.split('|'):
-        folder = ROOT / 'scripts/ablations' / {'full': '', 'nano': 'nano'}[scale]
-        only_rows(load_sweep(folder / f'{sweep}.yaml'), [row])
-    command = ['bash', path, tmp_path, tmp_path / 'out', 'nano' if scales == 'full' else 'none']
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and f'DATA OUTPUT {scales} [GPUS]' in done.stderr
-    assert not (tmp_path / 'out').exists()
 
 
 def test_the_study_of_mae_reads_mimic_and_files_of_weights_at_every_scale() -> None:
