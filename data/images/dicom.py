@@ -24,7 +24,6 @@ from data.images.files import (
     MAX_PIXELS,
     VIEW,
     channel_difference,
-    fault_of_scans,
     full_range,
     refuse_damaged_jpeg,
 )
@@ -304,8 +303,6 @@ def _refuse_damaged_frame(frame: bytes, dataset: 'Dataset') -> None:
     # Some decoders invent the missing end of a frame. Padding may follow the end.
     if JPEG_END not in frame.rstrip(b'\0')[-16:]:
         raise _DicomError('the compressed frame is truncated')
-    if fault := fault_of_scans(frame):
-        raise _DicomError(fault)
     if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
         refuse_damaged_jpeg(frame)
     # Pillow does not read every kind of frame.

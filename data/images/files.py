@@ -4,11 +4,11 @@ import contextlib
 import errno
 import itertools
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from os import PathLike
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -19,11 +19,8 @@ from config import IMAGE_DECODERS, import_by_name
 
 T = TypeVar('T')
 
-MAX_BYTES = 2**30  # largest image file; the DICOM file of an X-ray has at most some hundred MB
 MIN_SIDE = 16  # in pixels
-MAX_ASPECT = 10  # long side / short side; a chest is about as wide as it is high
 MAX_PIXELS = 2**26  # twice those of the largest X-rays; a few kilobytes can decode to any number
-MAX_SCANS = 100  # of a JPEG, as in libtiff; usual are 1 to 10, and each may cost a whole decoding
 COLOUR_LEVELS = 8  # difference between channels that JPEG compression of grey images can cause
 UNSTEADY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # also of a network drive for a moment
 PAUSES = (1, 4, 10)  # seconds before a file on such a drive is read again
@@ -44,10 +41,8 @@ COLOUR_DIFFERENCE = ('colour difference',)  # if it is known: of DICOM files, an
 # Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
 
-# Tags: bits per channel, the meaning of grey levels with one of its values, and the kind of numbers
-# with one of its values.
-TIFF_BITS, TIFF_GREY, WHITE_IS_ZERO, TIFF_NUMBERS, SIGNED = 258, 262, 0, 339, 2
-JPEG_SCAN = b'\xff\xda'
+# Tags: bits per channel, and the meaning of grey levels with one of its values.
+TIFF_BITS, TIFF_GREY, WHITE_IS_ZERO = 258, 262, 0
 DICOM_MAGIC, DICOM_MAGIC_AT = b'DICM', 128  # position in a file
 
 
@@ -72,8 +67,8 @@ def decode_image(data: bytes, name: str | PathLike[str]) -> Image.Image:
         more bits.
 
     Raises:
-        BadImageError: If the image is damaged, or useless for training (one grey level, tiny, huge,
-            or a narrow strip).
+        BadImageError: If the image is damaged, or useless for training (one grey level, tiny) or
+            huge.
         ValueError: If a decoder is not installed, or if there is not enough memory.
     """
     with _naming(name):
@@ -96,12 +91,11 @@ def read_file(path: str | PathLike[str]) -> bytes:
     """Read the contents of an image file.
 
     Raises:
-        BadImageError: If it is not a regular file, or is larger than MAX_BYTES.
         ValueError: If the file is missing or cannot be read at the moment. The `__cause__` is the
             system error.
     """
     with _naming(path):
-        return read_patiently(lambda: _read_regular(path))
+        return read_patiently(Path(path).read_bytes)
 
 
 def load_image(path: str | PathLike[str]) -> Image.Image:
@@ -198,18 +192,6 @@ def _own_decoder(name: str | PathLike[str], data: bytes) -> Callable[[bytes], Im
     return import_by_name(opener) if opener else None
 
 
-def _read_regular(path: str | PathLike[str]) -> bytes:
-    """Read a regular file of limited size, because a device or pipe could block or never end."""
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError('not a regular file')
-    if found.st_size > MAX_BYTES:
-        raise ValueError(f'the file has {found.st_size:,} bytes; {MAX_BYTES:,} are allowed')
-    # With O_NONBLOCK, opening does not wait for a writer if the file has just become a pipe.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb', buffering=0) as file:
-        return file.read()
-
-
 def _open(data: bytes) -> Image.Image:
     """Read the header of an image file."""
     try:
@@ -232,16 +214,8 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
         raise ValueError(f'pixels of mode {image.mode!r} are neither 8-bit nor 16-bit grey')
     if image.mode in MODES_8_BIT and _bits(data, image) > 8:  # Pillow keeps the top byte only
         raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
-    is_signed = image.format == 'TIFF' and SIGNED in image.tag_v2.get(TIFF_NUMBERS, ())
-    if is_signed and image.mode == 'L':
-        # Pillow reads the bytes as numbers without a sign, so -1 would be 255.
-        low = int(np.asarray(image).view(np.int8).min())
-        if low < 0:
-            raise ValueError(f'pixels from {low} on are negative; save them from 0 on')
     if image.format == 'BMP' and image.tile[0][0] != 'raw':
         raise ValueError('compressed BMPs take minutes to read; save the image as PNG')
-    if image.format == 'JPEG' and (fault := fault_of_scans(data)):
-        raise ValueError(fault)
     if image.format == 'PNG':
         # All checksums: decoders ignore those after the pixels, where the rotation may be.
         _open(data).verify()
@@ -283,12 +257,6 @@ def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:
     except Exception:
         return None
     return None
-
-
-def fault_of_scans(data: bytes) -> str:
-    """Describe a JPEG with too many scans; no marker occurs by chance within its pixels."""
-    count = data.count(JPEG_SCAN)
-    return f'it has {count:,} scans; {MAX_SCANS} are allowed' if count > MAX_SCANS else ''
 
 
 def refuse_damaged_jpeg(data: bytes) -> None:
@@ -343,10 +311,9 @@ def _fault(image: Image.Image) -> str:
 
 
 def _fault_of_size(width: int, height: int) -> str:
-    short, long = sorted((width, height))
-    if short >= MIN_SIDE and long <= MAX_ASPECT * short and width * height <= MAX_PIXELS:
+    if min(width, height) >= MIN_SIDE and width * height <= MAX_PIXELS:
         return ''
     return (
-        f'{width} x {height} pixels; sides must have at least {MIN_SIDE} pixels, none may be '
-        f'longer than {MAX_ASPECT} times the other, and {MAX_PIXELS:,} pixels are allowed'
+        f'{width} x {height} pixels; sides must have at least {MIN_SIDE} pixels, and '
+        f'{MAX_PIXELS:,} pixels are allowed'
     )

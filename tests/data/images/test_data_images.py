@@ -8,7 +8,6 @@ import struct
 import zlib
 from contextlib import nullcontext
 from io import BytesIO
-from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
@@ -105,7 +104,7 @@ def test_damaged_files_are_read_or_refused_as_by_pillow(kind, monkeypatch):
 def test_jpegs_with_damage_of_which_libjpeg_warns_are_refused(image, options):
     whole = encode(image, 'JPEG', **options)
     assert outcome(whole)[1]
-    pixels = whole.index(images.JPEG_SCAN) + 16
+    pixels = whole.index(b'\xff\xda') + 16
     middle, end = (pixels + len(whole)) // 2, whole[-2:]
     for damaged in (whole[:middle] + end, whole[:-2] + whole[pixels:middle] + end):
         assert outcome(damaged) == ('BadImageError', b'')
@@ -155,7 +154,7 @@ def png(colour_type: int, channels: int, width: int = 75, height: int = 61) -> b
 
 BAD = {
     'empty': (b'', 'the format must be .* but the file is empty'),
-    'a format that starts a program': (encode(GREY, 'EPS'), 'the format must be .* PostScript'),
+    'a format that starts a program': (encode(GREY, 'EPS'), 'the format must be'),
     'PNG that is cut off': (PNG[:1500], 'cannot be read'),
     'JPEG that is cut off': (encode(GREY, 'JPEG')[:900], 'truncated'),
     'deflated TIFF that is cut off': (
@@ -168,7 +167,7 @@ BAD = {
         encode(Image.fromarray(np.full((61, 75), 65535, np.uint16)), 'PNG'),
         'all pixels are 255',
     ),
-    'strip': (encode(xray(161, 16), 'PNG'), '16 x 161'),
+    'tiny': (encode(xray(61, 15), 'PNG'), '15 x 61'),
     'two images in a TIFF': (
         encode(GREY, 'TIFF', save_all=True, append_images=[GREY]),
         'several images',
@@ -204,14 +203,11 @@ def test_bad_images_are_refused_with_their_path_and_the_reason(kind, tmp_path):
         ('zero bytes', bytes(5000)),
         ('web page', b'\xef\xbb\xbf\r\n <HTML lang="en">'),
         ('web page', b'<!-- saved -->\n<!DOCTYPE html>'),
-        ('XML', b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>'),
         ('git lfs pull', b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n'),
         ('git annex get', b'/annex/objects/MD5E-s9--00.png\n'),
         ('text', 'Zugriff verweigert f\xfcr \u4f60\n'.encode() * 99),
         ('text', '<html>'.encode('utf-16')),
-        ('HEIC', struct.pack('>I', 32) + b'ftypmif1\0\0'),
         ('JPEG 2000', encode(GREY, 'JPEG2000')),
-        ('JPEG XL', b'\0\0\0\x0cJXL \r\n\x87\n'),
         ('NIfTI', bytes(344) + b'n+1\0'),
         ('archive', gzip.compress(PNG, mtime=0)),
         ('JPEG that is damaged', b'\xff\xd8\xff\xf7' + bytes(99)),
@@ -223,30 +219,12 @@ def test_what_is_no_image_is_named_by_its_first_bytes(kind, data):
         decode_image(data, 'x.png')
 
 
-@pytest.mark.parametrize('compression', [None, 'zlib'])
-def test_tiffs_of_signed_numbers_are_read_without_negative_ones(compression):
-    tifffile = pytest.importorskip('tifffile', reason='tifffile is not installed')
-    for size in (1, 2, 4):
-        pixels = (np.asarray(GREY) // 2).astype(f'i{size}')
-        options = {'compression': compression, 'photometric': 'minisblack'}
-        file = BytesIO()
-        tifffile.imwrite(file, pixels, **options)
-        assert np.array_equal(np.asarray(decode_image(file.getvalue(), 'x.tif')), pixels)
-        tifffile.imwrite(file := BytesIO(), pixels - 1 - pixels.min(), **options)
-        with pytest.raises(BadImageError, match='pixels from -1 '):
-            decode_image(file.getvalue(), 'x.tif')
-
-
 @pytest.mark.parametrize('dtype', ['u8', 'f2', 'f8', 'c8'])
 def test_tiffs_of_other_numbers_are_refused(dtype):
     tifffile = pytest.importorskip('tifffile', reason='tifffile is not installed')
     tifffile.imwrite(file := BytesIO(), np.asarray(GREY).astype(dtype), photometric='minisblack')
     with pytest.raises(BadImageError, match='a TIFF .* of a kind that is not read|neither 8-bit'):
         decode_image(file.getvalue(), 'x.tif')
-
-
-def test_the_narrowest_strip_is_ten_times_as_long_as_wide():
-    assert decode_image(encode(xray(160, 16), 'PNG'), 'x.png').size == (16, 160)
 
 
 def test_missing_and_unreadable_files_are_not_bad_images(tmp_path):
@@ -257,25 +235,10 @@ def test_missing_and_unreadable_files_are_not_bad_images(tmp_path):
         assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_only_regular_files_of_limited_size_are_read(tmp_path):
-    os.mkfifo(tmp_path / 'pipe')
-    (tmp_path / 'huge').write_bytes(PNG)
-    os.truncate(tmp_path / 'huge', images.MAX_BYTES + 1)  # a sparse file
-    for path in (tmp_path, tmp_path / 'pipe', tmp_path / 'huge', Path('/dev/zero')):
-        with pytest.raises(BadImageError, match=str(path)):
-            load_image(path)
-
-
-def test_files_that_take_minutes_or_all_memory_are_refused_by_their_header(tmp_path, monkeypatch):
-    whole = encode(GREY, 'JPEG', progressive=True)
-    scan = whole[whole.rindex(images.JPEG_SCAN) : -2]
-    many = whole[:-2] + scan * images.MAX_SCANS + whole[-2:]
-    bombs = {'scans': many, 'pixels': png(0, 1, 2**13 + 1, 2**13)}
+def test_a_file_that_decodes_to_all_memory_is_refused_by_its_header(monkeypatch):
     monkeypatch.setattr(images, '_decode_plain', None)
-    for word, data in bombs.items():
-        (tmp_path / 'x.png').write_bytes(data)
-        with pytest.raises(BadImageError, match=word):
-            load_image(tmp_path / 'x.png')
+    with pytest.raises(BadImageError, match='pixels are allowed'):
+        decode_image(png(0, 1, 2**13 + 1, 2**13), 'x.png')
 
 
 @pytest.mark.parametrize(
