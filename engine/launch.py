@@ -27,7 +27,7 @@ from engine.run_folder import refuse_another_run, remove_unused, run_lock
 from engine.run_record import RunRecord, code_version, environment, without_home
 from logger import ScalarLog, create_logger
 from system import distributed
-from system.device import autocast_dtype, describe_precision, local_device
+from system.device import autocast_dtype, busy_threads, describe_precision, local_device
 from system.start import cause_from_torchrun, check_paths, report_to_torchrun
 from system.tool import (
     EXIT_MISTAKE,
@@ -148,6 +148,8 @@ def setup_run(args: Namespace, process: Process) -> None:
         f'seed {config.SEED}'
     )
     logger.info(describe_precision(config, device))
+    if device.type == 'cpu' and (advice := busy_threads()):
+        logger.warning(advice)
     if distributed.world_size() > 1:
         faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
 

@@ -30,7 +30,7 @@ from engine.run_folder import is_locked
 from engine.train_state import TrainState
 from logger import wrap
 from system import distributed
-from system.device import autocast, to_device
+from system.device import autocast, busy_threads, to_device
 from system.tool import EXIT_OTHER_PROCESS, command_of, share_of_cpus
 
 Batch = tuple[torch.Tensor, ...]
@@ -143,6 +143,8 @@ class Preflight:
         """Report the device and unused GPUs, and whether the run folder can be written."""
         if self.run.device.type == 'cpu':
             self.add('device', *_why_cpu())
+            if advice := busy_threads():
+                self.add('threads', f'{torch.get_num_threads()}', advice)
         else:
             used, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
             advice = f'use all: torchrun --nproc_per_node {gpus}' if used < gpus else ''

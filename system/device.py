@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 import torch
 
@@ -37,6 +38,28 @@ def local_device(*, tf32: bool = False) -> torch.device:
     device = torch.device('cuda', number)
     torch.cuda.set_device(device)
     return device
+
+
+def busy_threads(load: Path = Path('/proc/loadavg')) -> str:
+    """Warn that several threads of this process on the CPU compute on busy cores; '' otherwise.
+
+    Each step of the threads waits for the slowest one. A linear probe of 15 s took over 9 minutes
+    with two threads on two cores that four other processes used.
+
+    Args:
+        load: Linux's file with the number of runnable processes, of which this one is one.
+    """
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if threads == 1 or not load.is_file():
+        return ''
+    others = int(load.read_text().split()[3].partition('/')[0]) - 1
+    if others < cores:
+        return ''
+    return (
+        f'{others} other processes are computing on the {cores} cores of this computer, and this '
+        f'one uses {threads} threads, which wait for each other and can make it many times slower: '
+        'put OMP_NUM_THREADS=1 before the command'
+    )
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -1,5 +1,7 @@
 """Device and precision of a run."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import config_with
@@ -66,3 +68,19 @@ def test_a_process_without_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv('LOCAL_RANK', '2')
     with pytest.raises(ValueError, match='--nproc_per_node 2'):
         module.local_device()
+
+
+@pytest.mark.parametrize(
+    ('threads', 'running', 'warns'), [(2, 5, True), (2, 4, False), (2, 1, False), (1, 9, False)]
+)
+def test_several_threads_on_busy_cores_are_named(
+    threads: int, running: int, warns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has the running processes, of which one is this one: here, on four cores."""
+    load = tmp_path / 'loadavg'
+    load.write_text(f'9.00 9.00 9.00 {running}/321 77\n')
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    monkeypatch.setattr('os.cpu_count', lambda: 4)
+    found = module.busy_threads(load)
+    assert ('OMP_NUM_THREADS=1' in found) == warns == bool(found)
+    assert module.busy_threads(tmp_path / 'absent') == ''
