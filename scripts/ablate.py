@@ -472,6 +472,7 @@ def table_of_runs(args: argparse.Namespace) -> None:
     if args.runs:
         runs = named_runs(args.runs)
         sweep = sweep_of_runs([*runs])
+        sweep = compared_with(sweep, args.against) if args.against else sweep
     else:
         sweep = sweep_of(args)
         sweep = only_rows(sweep, args.row) if args.row else sweep

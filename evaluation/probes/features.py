@@ -36,7 +36,9 @@ def encoder_config(
     """Return the options of the encoder of a checkpoint and of its evaluation transform.
 
     The head is the one with which a probe uses the encoder: for tokens the attention head, before
-    which a ViT normalises its tokens, otherwise the linear head on pooled features.
+    which a ViT normalises its tokens, otherwise the linear head on pooled features. Options of
+    masked pre-training do not say how an encoder is used: the whole image, and the mean of a ViT's
+    patch tokens, because no loss of SimMIM trains the class token.
 
     Args:
         checkpoint: Checkpoint of this project or of another one.
@@ -58,6 +60,8 @@ def encoder_config(
             )
         with name_damaged(checkpoint):
             check_config(config)
+        if config.STAGE == 'simmim':  # as in configs/base/chexpert_finetune.yaml and for its ViTs
+            config.TEST.CROP, config.MODEL.VIT.USE_MEAN_POOLING = False, True
     config.merge_from_list(list(opts))
     check_config(config)
     if tokens and ENCODERS[config.MODEL.TYPE].forward_tokens is Encoder.forward_tokens:

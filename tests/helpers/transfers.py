@@ -124,6 +124,7 @@ def write_run(folder, stage, model=SWIN, **sections):
     """Write the checkpoint of a tiny run with random weights; return its path."""
     config = default_config()
     config.merge_from_file(str(tiny_config(folder / 'run.yaml', stage, model, **sections)))
+    config.STAGE = stage
     if stage == 'contrastive':
         trained = build_contrastive(config, total_steps=10)
     else:

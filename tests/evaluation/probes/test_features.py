@@ -24,7 +24,6 @@ from utils import trained_config
 NAMES = ('path', 'patient', 'study')
 WHOLE = {'TEST': {'CROP': False}}  # the evaluation transform of the fine-tuning runs of tests
 TIMM = {'TYPE': 'timm', 'IN_CHANS': 1, 'TIMM': {'NAME': 'test_resnet'}}
-POOLS = ['MODEL.VIT.USE_MEAN_POOLING', True]
 NATIVE = Settings(size=None, square=False)
 
 
@@ -73,15 +72,21 @@ def check_rows(file: Path, want: np.ndarray, paths: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ('stage', 'model', 'opts'),
-    [('simmim', VIT, POOLS), ('simmim', MAE, []), ('contrastive', SWIN, []), ('finetune', VIT, [])],
-    ids=['vit, pooled', 'mae', 'contrastive', 'fine-tuned'],
+    [
+        ('simmim', VIT, []),
+        ('simmim', VIT, ['MODEL.VIT.USE_MEAN_POOLING', False]),
+        ('simmim', MAE, []),
+        ('contrastive', SWIN, []),
+        ('finetune', VIT, []),
+    ],
+    ids=['vit', 'vit, class token', 'mae', 'contrastive', 'fine-tuned'],
 )
 def test_the_features_are_those_of_a_linear_probe(stage, model, opts, phantom, tmp_path) -> None:
     """In several batches, of another size than the probe's."""
-    checkpoint = write_run(tmp_path, stage, model, **WHOLE)
+    checkpoint = write_run(tmp_path, stage, model, **({} if stage == 'simmim' else WHOLE))
     flags = ['--batch-size', 3, *['--opts'] * bool(opts), *opts]
     assert features(phantom / 'train.csv', checkpoint, tmp_path / 'f.npz', *flags) == 0
-    model = pooled(model) if opts else model
+    model = pooled(model) if stage == 'simmim' and not opts else model
     want = probe_features(checkpoint, phantom, tmp_path / 'run', model=model)
     assert want[0].std(axis=0).min() > 1e-4
     check_rows(tmp_path / 'f.npz', *want)
@@ -89,8 +94,8 @@ def test_the_features_are_those_of_a_linear_probe(stage, model, opts, phantom, t
 
 def test_tokens_are_those_of_an_attentive_probe(phantom: Path, tmp_path: Path) -> None:
     """The head of the probe takes normalised tokens, although the classifier pools."""
-    checkpoint, file = write_run(tmp_path, 'simmim', VIT, **WHOLE), tmp_path / 't.npz'
-    assert features(phantom / 'train.csv', checkpoint, file, '--tokens', '--opts', *POOLS) == 0
+    checkpoint, file = write_run(tmp_path, 'simmim', VIT), tmp_path / 't.npz'
+    assert features(phantom / 'train.csv', checkpoint, file, '--tokens') == 0
     model = pooled(VIT) | {'HEAD': 'attention'}
     want = probe_features(checkpoint, phantom, tmp_path / 'run', 'attentive_probe', model=model)
     assert want[0].shape[1:] == (16, 16)
