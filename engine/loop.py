@@ -380,8 +380,9 @@ def _log_line(run: Run, state: TrainState, i: int) -> None:
     head = f'Train: [{state.epoch + 1}/{epochs}][{i + 1}/{state.num_batches}]'
     left = _time_left(run, state)
     loss = f'loss {progress.last_loss:.4f} ({progress.mean_loss():.4f})'
-    for name, mean in progress.mean_logged().items():
-        loss += f' {name} {progress.last_logged[name]:.4f} ({mean:.4f})'
+    means = progress.mean_logged()  # also of terms that the loss had before a resume
+    for name, last in progress.last_logged.items():
+        loss += f' {name} {last:.4f} ({means[name]:.4f})'
     speed = f'{images_per_second:.0f} images/s'
     rate = shown_rate(run, state)
     run.logger.info(

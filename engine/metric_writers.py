@@ -1,9 +1,11 @@
 """Programs that show the metrics of a run (LOGGER): TensorBoard, and Weights & Biases."""
 
 import logging
+import re
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -13,9 +15,7 @@ from config import Config, config_text, load_yaml
 from logger import WRITERS, Writer
 from system.files import replace_file
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
+EVENTS = 'events.out.tfevents.'  # followed by the time in seconds, with ten digits
 WANDB_ID = 'wandb_id.txt'  # file in the run folder with the id and the name of the run
 WANDB_SECONDS = 30  # longest wait for the last uploads; a preempted run has little time
 
@@ -33,12 +33,13 @@ class TensorBoard(Writer):
     """
 
     def __init__(self, folder: Path, config: Config, logger: logging.Logger) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds, and only rank 0 needs it
+        # It takes seconds, and only rank 0 needs it.
+        from torch.utils.tensorboard import summary
 
-        self.new_board = SummaryWriter
+        self.summary = summary
         self.folder = folder / 'tensorboard'
         self.first = {'epoch': -1, 'step': 0}  # what a new run writes first
-        self.boards: dict[str, SummaryWriter] = {}
+        self.files: dict[str, EventFile] = {}
 
     def forget_from(self, epoch: int, step: int) -> None:
         self.first = {'epoch': epoch, 'step': step}
@@ -46,29 +47,60 @@ class TensorBoard(Writer):
     def write_scalars(self, scalars: dict[str, float], step: int) -> None:
         if not scalars:
             return
-        board = self._board(axis_of(scalars))
-        for tag, value in scalars.items():
-            board.add_scalar(tag, value, step)
-        board.flush()  # a killed run must not lose values from before its checkpoint
+        summaries = [self.summary.scalar(tag, value) for tag, value in scalars.items()]
+        self._file(axis_of(scalars)).write(summaries, step)
 
     def write_image(self, tag: str, path: Path, step: int) -> None:
         pixels = np.asarray(Image.open(path).convert('RGB'))
-        board = self._board('epoch')
-        board.add_image(tag, pixels, step, dataformats='HWC')
-        board.flush()
+        self._file('epoch').write([self.summary.image(tag, pixels, dataformats='HWC')], step)
 
     def write_file(self, path: Path) -> None:
         """TensorBoard has no files."""
 
     def close(self, code: int) -> None:
-        for board in self.boards.values():
-            board.close()
+        for file in self.files.values():
+            file.records.close()
 
-    def _board(self, axis: str) -> 'SummaryWriter':
-        if axis not in self.boards:
-            folder = str(self.folder / axis)
-            self.boards[axis] = self.new_board(folder, purge_step=self.first[axis])
-        return self.boards[axis]
+    def _file(self, axis: str) -> 'EventFile':
+        if axis not in self.files:
+            self.files[axis] = EventFile(self.folder / axis, self.first[axis])
+        return self.files[axis]
+
+
+class EventFile:
+    """A file of a folder that TensorBoard reads after those that are already there.
+
+    It reads files in the order of their names, which begin with a time. What a resumed run writes
+    would come first if the clock was set back, or in any order if two starts were in one second. So
+    the number in the name is the time or, if that is larger, the number of the newest file plus 1.
+
+    Args:
+        folder: Folder of the curves of one axis.
+        first: Epoch or batch from which on TensorBoard forgets what earlier files contain.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from torch.utils.tensorboard import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        names = (re.match(rf'{re.escape(EVENTS)}(\d+)', path.name) for path in folder.iterdir())
+        numbers = [int(name[1]) for name in names if name]
+        number = max(int(time.time()), max(numbers, default=-1) + 1)
+        self.event = Event
+        self.records = RecordWriter(open(folder / f'{EVENTS}{number:010d}', 'xb'))  # noqa: SIM115
+        self._write([{'file_version': 'brain.Event:2'}], first)
+        self._write([{'session_log': SessionLog(status=SessionLog.START)}], first)
+
+    def write(self, summaries: list[Any], step: int) -> None:
+        """Write summaries, such as scalars, at an epoch or batch."""
+        self._write([{'summary': summary} for summary in summaries], step)
+
+    def _write(self, contents: list[dict[str, Any]], step: int) -> None:
+        for content in contents:
+            event = self.event(wall_time=time.time(), step=step, **content)
+            self.records.write(event.SerializeToString())
+        self.records.flush()  # a killed run must not lose values from before its checkpoint
 
 
 @WRITERS.register('wandb')

@@ -73,6 +73,7 @@ class Progress:
     run_batches: int = 0  # finished batches of the run, of whatever size: the axis of its curves
     waiting_losses: list[Tensor] = field(default_factory=list)
     logged_sums: dict[str, float] = field(default_factory=dict)  # of values beside the loss
+    logged_counts: dict[str, int] = field(default_factory=dict)  # batches that had each of them
     last_logged: dict[str, float] = field(default_factory=dict)
     waiting_logged: list[dict[str, Tensor]] = field(default_factory=list)
     # (number of waiting losses up to the end of the step, norm of the step)
@@ -92,9 +93,10 @@ class Progress:
         if not self.waiting_losses:
             return None
         losses = _over_ranks(self.waiting_losses)
+        names = dict.fromkeys(name for values in self.waiting_logged for name in values)
         logged = {
-            name: _over_ranks([values[name] for values in self.waiting_logged])
-            for name in (self.waiting_logged or [{}])[0]
+            name: _over_ranks([values[name] for values in self.waiting_logged if name in values])
+            for name in names
         }
         ends = [waited - 1 for waited, _ in self.waiting_norms]
         norms = torch.stack([norm for _, norm in self.waiting_norms]).tolist() if ends else []
@@ -113,6 +115,7 @@ class Progress:
         for name, values in logged.items():
             for value in values:  # one by one, so that a resumed run has the same sum
                 self.logged_sums[name] = self.logged_sums.get(name, 0.0) + value
+                self.logged_counts[name] = self.logged_counts.get(name, 0) + 1
             self.last_logged[name] = values[-1]
         for norm in filter(math.isfinite, norms):
             self.norm_sum += norm
@@ -124,8 +127,8 @@ class Progress:
         return self.loss_sum / self.num_losses if self.num_losses else math.nan
 
     def mean_logged(self) -> dict[str, float]:
-        """Return the means of the values that are logged beside the loss."""
-        return {name: value / self.num_losses for name, value in self.logged_sums.items()}
+        """Return the means of the values beside the loss, each over the batches that had it."""
+        return {name: total / self.logged_counts[name] for name, total in self.logged_sums.items()}
 
     def mean_norm(self) -> float:
         return self.norm_sum / self.num_norms if self.num_norms else math.nan
@@ -137,7 +140,10 @@ class Progress:
     def numbers(self) -> dict[str, Any]:
         """Return the values for a checkpoint."""
         numbers = {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
-        return numbers | ({'logged_sums': dict(self.logged_sums)} if self.logged_sums else {})
+        if self.logged_sums:
+            numbers['logged_sums'] = dict(self.logged_sums)
+            numbers['logged_counts'] = dict(self.logged_counts)
+        return numbers
 
 
 def _over_ranks(values: list[Tensor]) -> list[float]:
@@ -273,7 +279,9 @@ class TrainState:
             name = config.TRAIN.OPTIMIZER.NAME
             load_moments(saved, self.optimizer, self.scaler, name=name, source=source)
             self.best_score = saved['best_score']
-            self.progress = Progress(**saved['progress'])
+            self.progress = progress = Progress(**saved['progress'])
+            if 'logged_counts' not in saved['progress']:  # of a version whose batches had all terms
+                progress.logged_counts = dict.fromkeys(progress.logged_sums, progress.num_losses)
             self._set_position(saved, config)
             if 'run_batches' not in saved['progress']:  # a checkpoint of SimMIM
                 self.progress.run_batches = self.epoch * self.num_batches + self.batch

@@ -37,7 +37,10 @@ class Model(nn.Module):
         """Follow an optimizer step. `state` is the `TrainState`."""
 
     def logged_values(self) -> dict[str, Tensor]:
-        """Return scalars of the last batch that are logged beside its loss, by name."""
+        """Return scalars of the last batch that are logged beside its loss, by name.
+
+        A batch may lack a scalar, which then counts the other batches; but all ranks must agree.
+        """
         return {}
 
     def no_weight_decay(self) -> set[str]:

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 T = TypeVar('T')
 NO_LIMIT = timedelta(days=365)
+GROUP = ('WORLD_SIZE', 'RANK', 'MASTER_ADDR', 'MASTER_PORT')  # what a process needs to find others
 
 
 def init_process_group(device: torch.device, timeout_minutes: float) -> None:
@@ -27,8 +28,11 @@ def init_process_group(device: torch.device, timeout_minutes: float) -> None:
     Args:
         device: Device of this process. CUDA uses NCCL and the CPU gloo.
         timeout_minutes: Minutes after which a collective operation raises an error.
+
+    Raises:
+        ValueError: If the environment has a part of what torchrun sets.
     """
-    if 'WORLD_SIZE' not in os.environ or dist.is_initialized():
+    if dist.is_initialized() or not _has_group():
         return
     backend = 'nccl' if device.type == 'cuda' else 'gloo'
     timeout = timedelta(minutes=timeout_minutes)
@@ -110,6 +114,18 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total
+
+
+def _has_group() -> bool:
+    """Return whether torchrun started this process, and not something that left a part behind."""
+    found = [name for name in ('WORLD_SIZE', 'RANK') if os.environ.get(name)]
+    missing = [name for name in GROUP if not os.environ.get(name)]
+    if found and missing:
+        raise ValueError(
+            f'the environment has {", ".join(found)}, as for several processes, but no '
+            f'{", ".join(missing)}: unset {" ".join(found)}, or start with torchrun'
+        )
+    return bool(found)
 
 
 def _agree_on_prefix(store: dist.Store, number: int, size: int, timeout: timedelta) -> str:

@@ -5,14 +5,15 @@ import logging
 import math
 import socket
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 from curves import curves
 from mistakes import no_space
 from PIL import Image
-from tensorboard.summary.writer import event_file_writer
 from tiny import config_with
+from torch.utils.tensorboard import SummaryWriter
 
 import logger as module
 from engine.metric_writers import TensorBoard
@@ -65,13 +66,13 @@ def train(scalars: ScalarLog, first: int, loss: float, end: int = 12) -> None:
             scalars.write_epoch({'epoch': step // 4, 'loss': loss})
 
 
-def test_a_resumed_run_repeats_nothing_and_loses_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize('seconds', [60, 0, -3600], ids=['later', 'in one second', 'clock behind'])
+def test_a_resumed_run_repeats_nothing_and_loses_nothing(seconds, tmp_path, monkeypatch):
     """Within an epoch, at its end with nothing left to train, and again from an earlier one."""
-    # Files of one second are read in the order of this number as text, so it keeps its digits.
-    numbers = event_file_writer.AtomicCounter(1000)
-    monkeypatch.setattr(event_file_writer, '_global_uid', numbers)
-    epochs, steps = {}, {}
+    epochs, steps, now = {}, {}, 1_700_000_000
     for first, loss in ((0, 1.0), (6, 2.0), (12, 3.0), (4, 4.0)):
+        now += seconds
+        monkeypatch.setattr(time, 'time', lambda now=now: now)
         scalars = ScalarLog(tmp_path)  # the one before was not closed: its process was killed
         train(scalars, first, loss)
         with scalars.path.open('a') as file:
@@ -84,6 +85,18 @@ def test_a_resumed_run_repeats_nothing_and_loses_nothing(tmp_path, monkeypatch):
     records = read_metrics(tmp_path / 'metrics.jsonl')
     assert {record['epoch']: record['loss'] for record in records} == epochs
     assert len(records) == len(epochs)
+
+
+def test_curves_follow_those_of_another_writer_whose_clock_was_ahead(tmp_path, monkeypatch):
+    """Files of PyTorch's writer, also of one that counts as newest by the digits of its number."""
+    for number, now in ((1, 1_900_000_000), (2, 1_899_999_999)):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, 'time', lambda now=now: now)
+            with SummaryWriter(str(tmp_path / 'tensorboard' / 'step')) as writer:
+                writer.add_scalar('step/loss', number, 12 + number)
+    scalars = ScalarLog(tmp_path)
+    train(scalars, 12, 7.0, end=16)
+    assert curves(tmp_path)['step/loss'] == [(step, 7.0) for step in range(12, 16)]
 
 
 def test_weights_and_biases_receives_each_row_once(tmp_path, monkeypatch):

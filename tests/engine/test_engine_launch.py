@@ -223,6 +223,11 @@ def test_an_output_that_cannot_be_written(eight, tmp_path, refused):
     assert (tmp_path / 'file').read_text() == 'mine'
 
 
+def test_what_another_program_left_in_the_environment_is_a_mistake(argv, monkeypatch, refused):
+    monkeypatch.setenv('WORLD_SIZE', '1')
+    refused('simmim', argv, 'unset WORLD_SIZE, or start with torchrun')
+
+
 @pytest.mark.parametrize('flag', ['--pretrained', '--resume'])
 def test_a_missing_checkpoint_is_refused_before_the_data_are_read(flag, tmp_path, refused) -> None:
     (tmp_path / 'ckpt_best.pth').touch()

@@ -118,6 +118,18 @@ def test_losses_are_means_over_the_ranks(monkeypatch) -> None:
     assert (progress.mean_loss(), progress.last_loss) == (3.0, 3.5), 'of (1 + 4)/2 and (3 + 4)/2'
 
 
+def test_each_logged_value_counts_its_own_batches() -> None:
+    logged = [{'a': 1.0}, {}, {'a': 3.0, 'b': 5.0}]
+    waiting = [{name: torch.tensor(value) for name, value in each.items()} for each in logged]
+    progress = Progress(waiting_losses=[*torch.ones(3)], waiting_logged=waiting)
+    progress.flush(overflow_is_handled=False)
+    assert progress.mean_logged() == {'a': 2, 'b': 5}
+    resumed = Progress(**progress.numbers())
+    resumed.waiting_losses, resumed.waiting_logged = [torch.tensor(1.0)], [{'b': torch.tensor(7.0)}]
+    resumed.flush(overflow_is_handled=False)
+    assert resumed.mean_logged() == {'a': 2, 'b': 6} and resumed.last_logged == {'b': 7}
+
+
 @pytest.mark.slow
 def test_no_checkpoint_is_saved_after_a_non_finite_loss(phantom, tmp_path, monkeypatch) -> None:
     loss, calls = main_simmim.reconstruction_loss, []
@@ -155,6 +167,48 @@ def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path) -> None:
     assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
     assert_same_end(killed, folder)
     assert [record['epoch'] for record in read_metrics(killed / 'metrics.jsonl')] == [-1, 0, 1]
+
+
+@pytest.fixture(scope='module')
+def two_terms(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The config and run folder of an epoch whose loss has two terms."""
+    root = tmp_path_factory.mktemp('terms')
+    model = SWIN | {'SIMMIM': {'LOSS': {'l1': 1.0, 'l2': 1.0}}}
+    train = {'EPOCHS': 1, 'SAVE_EVERY_STEPS': 1}
+    folder = finished_run('simmim', phantom, root, model=model, TRAIN=train, PRINT_FREQ=1)
+    return root / 'simmim.yaml', folder
+
+
+@pytest.mark.parametrize(
+    ('loss', 'shown', 'is_old'),
+    [
+        ('l1', [], False),
+        ('{l2: 1.0, frequency: 0.1}', ['loss_l2', 'loss_frequency'], False),
+        ('{l1: 2.0, l2: 1.0}', ['loss_l1', 'loss_l2'], False),
+        ('{l1: 1.0, l2: 1.0}', ['loss_l1', 'loss_l2'], True),
+    ],
+)
+def test_terms_of_a_loss_that_changes_within_an_epoch_are_means_of_their_batches(  # noqa: PLR0913
+    loss, shown, is_old, two_terms, phantom, tmp_path
+) -> None:
+    """Two of four steps have other terms, also after a checkpoint that counts no terms."""
+    cfg, folder = two_terms
+    saved = read_checkpoint(folder / 'ckpt_epoch_0_step_2.pth')
+    if is_old:
+        del saved['progress']['logged_counts']
+    save_checkpoint(tmp_path / 'given.pth', saved)
+    more = ['--resume', str(tmp_path / 'given.pth'), '--opts', 'MODEL.SIMMIM.LOSS', loss]
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path, *more)) == 0
+    resumed = run_folder(tmp_path, 'simmim')
+    rows = untimed_curves(resumed)
+    assert [tag for tag in rows if tag.startswith('step/loss_') and tag != 'step/loss_ema'] == [
+        f'step/{name}' for name in shown
+    ]
+    record, before = last_metrics(resumed), untimed_curves(folder)
+    for name in ('loss_l1', 'loss_l2', 'loss_frequency'):
+        values = [value for step, value in before.get(f'step/{name}', []) if step < 4]
+        values += [value for _, value in rows.get(f'step/{name}', [])]
+        assert record.get(name) == (pytest.approx(np.mean(values)) if values else None), name
 
 
 def test_curves_go_on_with_batches_of_another_size(whole, phantom, tmp_path) -> None:
