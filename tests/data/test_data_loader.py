@@ -109,6 +109,15 @@ def test_ranks_share_the_global_batches_of_one_process(weights):
     assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == single
 
 
+@pytest.mark.parametrize('weights', [None, WEIGHTS], ids=['uniform', 'weighted'])
+def test_each_epoch_and_each_seed_has_an_order_of_its_own(weights):
+    orders = set()
+    for seed, epoch in itertools.product(range(3), repeat=2):
+        got = batches(shuffle=True, weights=weights, seed=seed, epoch=epoch)
+        orders.add(tuple(index for batch in got for _, index, *_ in batch))
+    assert len(orders) == 9
+
+
 def test_evaluation_takes_every_image_once_in_order_and_stays_in_epoch_0():
     ranks = [
         batches(shuffle=False, epoch=5, rank=rank, world_size=2, batch_size=4) for rank in (0, 1)

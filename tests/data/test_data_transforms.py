@@ -119,6 +119,20 @@ def test_a_squeezed_image_is_cropped_as_before_the_squeeze():
         assert np.abs(got - wanted).mean() < 1
 
 
+def test_a_box_in_a_squeezed_image_ends_between_its_pixels():
+    """A ramp has, on average, the level in the middle of the box."""
+    ramp = np.tile(np.arange(100, dtype=np.float32), (60, 1))
+    box = Box(31, 47, 90, 101)  # of 180 x 230 pixels, stored as 60 x 100 and as 100 x 60
+    middle = (47 + 101 / 2) * 100 / 230 - 0.5  # the first pixel has the level 0
+    for pixels, size, turned in (
+        (ramp, (180, 230), box),
+        (ramp.T, (230, 180), Box(47, 31, 101, 90)),
+    ):
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        image.info[FULL_SIZE] = size
+        assert resized_crop(image, turned, 64, BILINEAR).mean() == pytest.approx(middle, abs=0.02)
+
+
 @pytest.mark.parametrize('channels', [1, 3])
 def test_each_channel_has_its_own_statistics(channels):
     config = make_config(channels, TEST__CROP=False)
@@ -169,6 +183,19 @@ def test_held_out_values_turn_back_into_grey_levels(normalize, channels):
     for c in range(channels):
         np.testing.assert_allclose(levels[c], wanted, atol=1e-3)
     assert np.array_equal(mask, MaskGenerator(64, 16, 4, 0.6)(sample_rng(0, 0, 3)))
+
+
+def test_only_scored_images_have_the_preprocessing_of_scores():
+    """Held-out images of pre-training show what it trains with."""
+    options = {'DATA__PREPROCESS': ['equalize'], 'EVAL__PREPROCESS': ['denoise']}
+    config = make_config(**options, DATA__INTERPOLATION='bilinear')
+    holdout = HoldoutTransform(config, MaskGenerator(64, 16, 4, 0.6))
+    image, _, scale, offset = holdout(xray(), sample_rng(0, 0, 3))
+    levels = image.to('cpu') * scale[:, None, None] + offset[:, None, None]
+    scored = EvalTransform(config).pixels(xray())
+    for got, step in ((levels[0], 'equalize'), (scored, 'denoise')):
+        wanted = centre_crop(PREPROCESS[step](xray(), SETUP), 64, BILINEAR)
+        np.testing.assert_allclose(got, wanted, atol=1e-3)
 
 
 def test_pretraining_draws_crop_then_flip_then_mask():
