@@ -187,20 +187,15 @@ def folder_started_from(weights, folder, **record):
     return folder
 
 
-@pytest.mark.parametrize('finished', [None, '2026-01-01T00:00:00+00:00'])
 @pytest.mark.parametrize(
-    'started, now, is_refused',
+    'started, now, is_refused, finished',
     [
-        ('first.pth', 'first.pth', False),
-        ('first.pth', 'moved.pth', False),
-        ('first.pth', 'other.pth', True),
-        ('first.pth', ADDRESS, True),
-        ('first.pth', '', True),
-        (ADDRESS, ADDRESS, False),
-        (ADDRESS, ELSEWHERE, True),
-        ('first.pth::teacher', 'moved.pth::teacher', False),
-        ('first.pth::teacher', 'first.pth::student', True),
-        ('first.pth::teacher', 'other.pth::teacher', True),
+        ('first.pth::teacher', 'moved.pth::teacher', False, None),
+        ('first.pth::teacher', 'first.pth::student', True, None),
+        ('first.pth', 'other.pth', True, '2026-01-01T00:00:00+00:00'),
+        ('first.pth', '', True, None),
+        (ADDRESS, ADDRESS, False, '2026-01-01T00:00:00+00:00'),
+        (ADDRESS, ELSEWHERE, True, None),
     ],
 )
 def test_a_run_that_started_from_other_weights_is_refused(  # noqa: PLR0913

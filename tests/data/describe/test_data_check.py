@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +22,20 @@ ONE_CLASS = ('labels without a positive', 'labels without a negative')
 
 @pytest.fixture
 def check(tmp_path: Path) -> Callable[..., list[Found]]:
-    """Runs the script on a folder; returns its list without the warnings of ONE_CLASS."""
+    """Runs the script on a folder; its list is tmp_path/lists/problems.csv."""
+    return partial(run_check, tmp_path / 'lists' / 'problems.csv')
 
-    def run(root: Path, *options: str) -> list[Found]:
-        output = tmp_path / 'lists' / 'problems.csv'
-        words = ['--opts', *options] if options else []
-        words = ['--data-path', root, '--output', output, '--workers', 2, *words]
-        code = run_script('check_data', *words)
-        table = read_text(output)
-        assert code == int('error' in set(table['severity']))
-        table = table[~table['kind'].isin(ONE_CLASS)]
-        rows = [int(row) if row else None for row in table['row']]
-        return sorted(zip(table['kind'], table['csv'], rows, table['file'], strict=True), key=str)
 
-    return run
+def run_check(output: Path, root: Path, *options: str) -> list[Found]:
+    """Run the script on a folder; returns its list without the warnings of ONE_CLASS."""
+    words = ['--opts', *options] if options else []
+    words = ['--data-path', root, '--output', output, '--workers', 2, *words]
+    code = run_script('check_data', *words)
+    table = read_text(output)
+    assert code == int('error' in set(table['severity']))
+    table = table[~table['kind'].isin(ONE_CLASS)]
+    rows = [int(row) if row else None for row in table['row']]
+    return sorted(zip(table['kind'], table['csv'], rows, table['file'], strict=True), key=str)
 
 
 def read_text(file: Path) -> pd.DataFrame:
@@ -61,59 +62,174 @@ def noise(seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_every_planted_fault_is_found_and_nothing_else(spoilt: Path, check: Callable) -> None:
-    assert check(spoilt) == []
-    train, valid = (read_text(spoilt / name) for name in ('train.csv', 'valid.csv'))
-    expected = []
-    cells = {'Edema': '2.0', 'Sex': 'X', 'Age': '-5', 'Frontal/Lateral': 'Up', 'AP/PA': 'XX'}
-    kinds = ('a label', 'the sex', 'the age', 'the view', 'the projection')
-    for i, ((column, value), kind) in enumerate(zip(cells.items(), kinds, strict=True)):
-        train.loc[i, column] = value
-        expected.append((f'value of {kind}', 'train.csv', i + 2, train['Path'][i]))
-    first = train['Path'][0].partition('/')[0]
-    paths = {
-        'path that leaves the folder': f'{first}/../../patient00001/study1/view1_frontal.jpg',
-        'form of a path': f'{first}/train/patient00001/view1_frontal.jpg',
-        'duplicate path': train['Path'][0],
-        'missing image': f'{first}/train/patient00001/study77/view1_frontal.jpg',
-    }
-    for kind, path in paths.items():
-        train.loc[len(train)] = train.loc[0].replace({train['Path'][0]: path, '2.0': ''})
-        file = path.partition('/')[2] if kind == 'missing image' else path
-        expected.append((kind, 'train.csv', len(train) + 1, file))
-    files = train['Path'].str.partition('/')[2]
-    (spoilt / files[7]).write_bytes((spoilt / files[7]).read_bytes()[:300])
-    Image.fromarray(np.full((80, 80), 130, np.uint8)).save(spoilt / files[8])
-    Image.fromarray(np.arange(6400).astype(np.uint8).reshape(80, 80) % 9).save(spoilt / files[9])
-    noise(1).save(spoilt / files[10], 'PNG')
-    noise(1).convert('RGB').save(spoilt / files[11], 'TIFF')
+class Spoilt:
+    """A copy of the clean folder into which each function of PLANTED plants a fault."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.train, self.valid = (read_text(root / name) for name in ('train.csv', 'valid.csv'))
+        self.paths = [*self.train['Path']]
+        self.first = self.paths[0].partition('/')[0]
+
+    def file(self, index: int) -> str:
+        """The file of an image of train.csv."""
+        return self.paths[index].partition('/')[2]
+
+    def save(self, index: int, image: Image.Image, kind: str = 'JPEG') -> tuple:
+        image.save(self.root / self.file(index), kind)
+        return 'train.csv', None, self.file(index)
+
+
+def cell(row: int, column: str, value: str) -> Callable[[Spoilt], tuple]:
+    def plant(data: Spoilt) -> tuple:
+        data.train.loc[row, column] = value
+        return 'train.csv', row + 2, data.paths[row]
+
+    return plant
+
+
+def added_row(path: str) -> Callable[[Spoilt], tuple]:
+    """Add the first row once more with another path, in which {first} stands for the first part."""
+
+    def plant(data: Spoilt) -> tuple:
+        shown = path.format(first=data.first) or data.paths[0]
+        row = data.train.loc[0].replace({data.paths[0]: shown, '2.0': ''})
+        data.train.loc[len(data.train)] = row
+        return 'train.csv', len(data.train) + 1, shown
+
+    return plant
+
+
+def missing_image(data: Spoilt) -> tuple:
+    csv, row, path = added_row('{first}/train/patient00001/study77/view1_frontal.jpg')(data)
+    return csv, row, path.partition('/')[2]
+
+
+def truncated_image(data: Spoilt) -> tuple:
+    path = data.root / data.file(7)
+    path.write_bytes(path.read_bytes()[:300])
+    return 'train.csv', None, data.file(7)
+
+
+def image_of_one_level(data: Spoilt) -> tuple:
+    return data.save(8, Image.fromarray(np.full((80, 80), 130, np.uint8)))
+
+
+def few_grey_levels(data: Spoilt) -> tuple:
+    return data.save(9, Image.fromarray(np.arange(6400).astype(np.uint8).reshape(80, 80) % 9))
+
+
+def same_pixels(data: Spoilt) -> tuple:
+    data.save(10, noise(1), 'PNG')
+    return data.save(11, noise(1).convert('RGB'), 'TIFF')
+
+
+def colour_image(data: Spoilt) -> tuple:
     colours = np.random.default_rng(3).integers(0, 256, (80, 80, 3), np.uint8)
-    Image.fromarray(colours).save(spoilt / files[13], 'PNG')
-    kinds = dict.fromkeys((7, 8), 'unusable image') | {9: 'few grey levels', 11: 'same pixels'}
-    kinds[13] = 'colour image'
-    expected += [(kind, 'train.csv', None, files[i]) for i, kind in kinds.items()]
-    copy = valid['Path'][0].partition('/')[2]
-    noise(1).save(spoilt / copy, 'PNG')
-    expected.append(('same pixels in two splits', 'valid.csv', None, copy))
-    noise(2).save(spoilt / 'train' / 'unnamed.png')
-    expected.append(('image that no CSV names', '', None, 'train/unnamed.png'))
-    study = train['Path'][12].rpartition('/')[0]
-    for i, name in enumerate((study, study.replace('/train/', '/valid/'))):
-        file = f'{name.partition("/")[2]}/view9_frontal.png'
-        (spoilt / file).parent.mkdir(parents=True, exist_ok=True)
-        noise(3 + i).save(spoilt / file)
-        (train, valid)[i].loc[1000] = train.loc[12].replace(train['Path'][12], f'{first}/{file}')
-    train.loc[1000, 'Fracture'] = '0.0' if train.loc[12, 'Fracture'] == '1.0' else '1.0'
-    expected.append(('labels of a study differ', 'train.csv', None, study))
-    expected.append(('No Finding with a finding', 'train.csv', None, ''))
-    expected.append(('patient in two splits', 'valid.csv', None, file))
-    train.to_csv(spoilt / 'train.csv', index=False)
-    with (spoilt / 'train.csv').open('a') as out:
+    return data.save(13, Image.fromarray(colours), 'PNG')
+
+
+def same_pixels_in_two_splits(data: Spoilt) -> tuple:
+    copy = data.valid['Path'][0].partition('/')[2]
+    noise(1).save(data.root / copy, 'PNG')
+    return 'valid.csv', None, copy
+
+
+def unnamed_image(data: Spoilt) -> tuple:
+    noise(2).save(data.root / 'train' / 'unnamed.png')
+    return '', None, 'train/unnamed.png'
+
+
+def add_view(data: Spoilt, table: pd.DataFrame, study: str, seed: int) -> str:
+    """Add a view of a study with the values of another one of row 12; returns its file."""
+    file = f'{study.partition("/")[2]}/view9_frontal.png'
+    (data.root / file).parent.mkdir(parents=True, exist_ok=True)
+    noise(seed).save(data.root / file)
+    table.loc[1000] = data.train.loc[12].replace(data.paths[12], f'{data.first}/{file}')
+    return file
+
+
+def labels_of_a_study_differ(data: Spoilt) -> tuple:
+    study = data.paths[12].rpartition('/')[0]
+    add_view(data, data.train, study, seed=3)
+    data.train.loc[1000, 'Fracture'] = '0.0' if data.train.loc[12, 'Fracture'] == '1.0' else '1.0'
+    return 'train.csv', None, study
+
+
+def no_finding_with_a_finding(data: Spoilt) -> tuple:
+    data.train.loc[1000, ['No Finding', 'Edema']] = '1.0'
+    return 'train.csv', None, ''
+
+
+def patient_in_two_splits(data: Spoilt) -> tuple:
+    study = data.paths[12].rpartition('/')[0].replace('/train/', '/valid/')
+    return 'valid.csv', None, add_view(data, data.valid, study, seed=4)
+
+
+def row_of_another_width(data: Spoilt) -> tuple:
+    data.train.to_csv(data.root / 'train.csv', index=False)
+    with (data.root / 'train.csv').open('a') as out:
         out.write('cut off,')
-    expected.append(('row of another width', 'train.csv', len(train) + 2, ''))
-    valid.drop(columns='Fracture').to_csv(spoilt / 'valid.csv', index=False)
-    expected.append(('missing column', 'valid.csv', None, ''))
-    assert check(spoilt) == sorted(expected, key=str)
+    return 'train.csv', len(data.train) + 2, ''
+
+
+def missing_column(data: Spoilt) -> tuple:
+    data.valid.drop(columns='Fracture').to_csv(data.root / 'valid.csv', index=False)
+    return 'valid.csv', None, ''
+
+
+# (kind that the check gives it, what plants it and returns CSV, row and file), in this order.
+PLANTED = [
+    ('value of a label', cell(0, 'Edema', '2.0')),
+    ('value of the sex', cell(1, 'Sex', 'X')),
+    ('value of the age', cell(2, 'Age', '-5')),
+    ('value of the view', cell(3, 'Frontal/Lateral', 'Up')),
+    ('value of the projection', cell(4, 'AP/PA', 'XX')),
+    (
+        'path that leaves the folder',
+        added_row('{first}/../../patient00001/study1/view1_frontal.jpg'),
+    ),
+    ('form of a path', added_row('{first}/train/patient00001/view1_frontal.jpg')),
+    ('duplicate path', added_row('')),
+    ('missing image', missing_image),
+    ('unusable image', truncated_image),
+    ('unusable image', image_of_one_level),
+    ('few grey levels', few_grey_levels),
+    ('same pixels', same_pixels),
+    ('colour image', colour_image),
+    ('same pixels in two splits', same_pixels_in_two_splits),
+    ('image that no CSV names', unnamed_image),
+    ('labels of a study differ', labels_of_a_study_differ),
+    ('No Finding with a finding', no_finding_with_a_finding),
+    ('patient in two splits', patient_in_two_splits),
+    ('row of another width', row_of_another_width),
+    ('missing column', missing_column),
+]
+
+
+@pytest.fixture(scope='module')
+def planted(
+    clean: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[Found], list[Found]]:
+    """What the check must find of PLANTED, and what it finds."""
+    folder = tmp_path_factory.mktemp('planted')
+    data = Spoilt(Path(shutil.copytree(clean, folder / clean.name)))
+    wanted = [(kind, *plant(data)) for kind, plant in PLANTED]
+    return wanted, run_check(folder / 'problems.csv', data.root)
+
+
+@pytest.mark.parametrize('number', range(len(PLANTED)), ids=[kind for kind, _ in PLANTED])
+def test_a_planted_fault_is_found_once(number: int, planted: tuple) -> None:
+    wanted, found = planted
+    assert found.count(wanted[number]) == 1, [
+        each for each in found if each[0] == wanted[number][0]
+    ]
+
+
+def test_nothing_but_planted_faults_is_found(planted: tuple, clean: Path, check: Callable) -> None:
+    wanted, found = planted
+    assert set(found) == set(wanted) and len(found) == len(wanted)
+    assert check(clean) == []
 
 
 def test_doubtful_labels_are_warnings(spoilt: Path, check: Callable) -> None:
