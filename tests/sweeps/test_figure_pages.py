@@ -1,6 +1,5 @@
-"""Figures of every command: they fit on a page, and their legends say what is true."""
+"""Figures of every command: their legends and notes say what is true; which files are written."""
 
-import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -11,23 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 from sweep_runs import make_sweep, methods_file
 from tiny import ROOT, run_script
 
 from data.describe import charts, figures
-from evaluation.reconstruction import Reconstruction, plot_reconstructions
 from evaluation.saliency import plot_prediction
 from sweeps import plots
-from sweeps.files import Row, Sweep, in_order, load_sweep, only_subsets, plan, run_folder
+from sweeps.files import Row, Sweep, in_order, load_sweep, plan, run_folder
 from sweeps.long_table import SYNTHETIC
 from sweeps.tables import score_title
 from system.pages import (
-    TALLEST,
-    WIDTH,
     encode_figure,
     new_figure,
     note_on_images,
@@ -47,14 +41,6 @@ def saved(monkeypatch) -> list[Figure]:
     found: list[Figure] = []
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: found.append(figure))
     return found
-
-
-def check_pages(found: list[Figure], wanted: int) -> None:
-    assert len(found) == wanted
-    for figure in found:
-        width, height = figure.get_size_inches()
-        assert width <= WIDTH and height <= TALLEST, (width, height)
-    found.clear()
 
 
 def long_table(sweep: Sweep, labels: Sequence[str] = LABELS) -> pd.DataFrame:
@@ -106,33 +92,6 @@ def table(methods: Sweep) -> pd.DataFrame:
     return long_table(methods)
 
 
-def test_figures_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved) -> None:
-    sweep = load_sweep(ROOT / 'scripts/studies/mae_resnet.yaml', 'full')
-    sweep = only_subsets(sweep, ['1000', 'all'])  # 34 methods
-    lines, scores = score_table(sweep), long_table(sweep, LABELS[:14])
-    for row in sweep.rows:
-        make_curve(tmp_path, 'finetune', row, [-1, 0])
-    for draw, most_rows in (
-        (lambda path: plots.plot_scores(path, lines, sweep), 24),
-        (lambda path: plots.plot_differences(path, lines, sweep), 24),
-        (lambda path: plots.plot_labels(path, scores, sweep), 8),
-        (lambda path: plots.plot_groups(path, scores, sweep, 'mean'), 8),
-        (lambda path: plots.plot_subsets(path, scores, sweep, 'mean'), 8),
-        (lambda path: plots.plot_curves(path, sweep, [0], tmp_path, pretrain=False), 12),
-    ):
-        files = draw(tmp_path / 'f.png')
-        assert [file.name for file in files] == [f'f_{n + 1}.png' for n in range(len(files))]
-        assert len(files) >= 34 / most_rows
-        check_pages(saved, len(files))
-
-
-def test_a_page_of_scores_shows_all_rows_of_a_share(tmp_path: Path, saved) -> None:
-    sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')  # three shares, 30 rows
-    plots.plot_scores(tmp_path / 'f.png', score_table(sweep), sweep)
-    panels = [[len(axis.get_yticks()) for axis in figure.axes] for figure in saved]
-    assert panels == [[10, 10], [10]]
-
-
 def test_curves_of_contrastive_methods_begin_after_an_epoch(methods, tmp_path, saved) -> None:
     """Before it, MoCo has no images to compare with, and its loss is 0."""
     for row in methods.rows[:2]:
@@ -168,22 +127,20 @@ def test_curves_are_those_of_the_runs_with_the_most_labels(methods: Sweep, tmp_p
     assert found(seed=1) == []
 
 
-def test_masks_of_a_large_sweep_fit_on_pages(tmp_path: Path, saved, monkeypatch) -> None:
+def test_a_row_has_one_colour_in_figures_of_masks_and_is_named_without_a_score(
+    tmp_path: Path, saved, monkeypatch
+) -> None:
     sweep = load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'full')
     monkeypatch.setattr(plots, 'NUM_MASKS', 2)
-    table, few = long_table(sweep), [row.name for row in sweep.mask_rows[-2:]]
+    table, few = long_table(sweep, LABELS[:2]), [row.name for row in sweep.mask_rows[-2:]]
     for drawn in (table, table[table['row'].isin(few)]):
         plots.plot_masks(tmp_path / 'masks.png', drawn, sweep, 'mean')
-    axes = [figure.axes[0] for figure in saved]
     whole, fewer = (
-        {line.get_label(): line[0].get_color() for line in axis.containers} for axis in axes
+        {line.get_label(): line[0].get_color() for line in figure.axes[0].containers}
+        for figure in saved
     )
     assert fewer.items() < whole.items()
     assert 'Without a score: ' in ' '.join(saved[1].get_supxlabel().split())
-    for axis in axes:  # also if there is a single power of 2
-        low, high = axis.get_xlim()
-        assert sum(low <= tick <= high for tick in axis.get_xticks()) > 1
-    check_pages(saved, 2)
 
 
 class Made:
@@ -208,14 +165,11 @@ def records(monkeypatch) -> Made:
     return Made()
 
 
-@pytest.mark.parametrize('count', [1, 7])
-def test_examples_fit_on_pages(count: int, records: Made, monkeypatch) -> None:
-    found = figures.plot_examples(records, count, 0)
-    assert [*found][:1] == (['examples'] if len(found) == 1 else ['examples_1'])
-    steps = SimpleNamespace(steps=('resize',) * 7, setup=None)
+def test_examples_of_data_name_all_labels(records: Made, monkeypatch) -> None:
+    found = figures.plot_examples(records, 1, 0)
+    steps = SimpleNamespace(steps=('resize',) * 2, setup=None)
     monkeypatch.setattr(figures, 'apply_steps', lambda image, *_: image)
-    found |= figures.plot_steps(records, steps, count, 0)
-    check_pages([*found.values()], len(found))
+    assert figures.plot_steps(records, steps, 1, 0)
     titles = [axis.get_title(loc='left') for figure in found.values() for axis in figure.axes]
     assert sum(title.startswith('Finding') for title in titles) == 14
 
@@ -235,106 +189,6 @@ def test_figures_say_if_images_are_synthetic(root, synthetic, records, saved, tm
         assert 'Not for clinical use.' in figure.get_supxlabel()
 
 
-@pytest.mark.filterwarnings('error')
-def test_long_labels_of_predictions_leave_room_for_their_bars(tmp_path: Path) -> None:
-    labels = [f'{"A finding with many words " * 3}and the number {n}' for n in range(12)]
-    images, maps = dict.fromkeys('ab', np.zeros((64, 64), np.uint8)), {labels[0]: np.zeros((4, 4))}
-    plot_prediction(tmp_path / 'p', images, maps, dict.fromkeys(labels, 0.5), title='t')
-    found = texts(tmp_path)['p']
-    assert found.count('A finding with many  … e number 0') == 2  # its bar and its map
-    assert all(f'A finding with many  … e number {n}' in found for n in range(10))
-
-
-@pytest.mark.filterwarnings('error')  # of a layout without room
-def test_long_names_leave_room_in_figures_of_data(records: Made) -> None:
-    """Bars become as tall as their names, of which both ends are shown."""
-    long = [f'{"A finding with many words " * 4}and the number {n}' for n in range(2)]
-    long += ['W' * 200, 'Edema']
-    lines = [
-        (split, *names, 20)
-        for split in ('train', 'holdout', 'valid', 'test')
-        for names in [('All', 'All'), *((name, kind) for name in long for kind in charts.COLOURS)]
-    ]
-    lines += [('train', 'column ' * 20, name, 5) for name in long]
-    counts = pd.DataFrame(lines, columns=['split', 'column', 'group', 'images'])
-    ages = pd.DataFrame({'split': [], 'age': [], 'sex': [], 'images': []})
-    found = charts.plot_counts(counts, ages, long)
-    records.label_names = (*long, *records.label_names[len(long) :])
-    found |= figures.plot_examples(records, 1, 0)
-    for name in ('labels', 'groups', 'examples_1'):
-        found[name].draw_without_rendering()
-        axes = found[name].axes
-        names = [text.get_text() for text in axes[0].get_yticklabels()]
-        names = [axis.get_title(loc='left') for axis in axes] if name == 'examples_1' else names
-        start, end = names[1].replace('\n', ' ').split(' … ')
-        assert start.startswith('A finding with many wor') and end.endswith('number 1')
-        assert 1 <= names[1].count('\n') <= 2
-    figure = found['labels']
-    boxes = [text.get_window_extent() for text in figure.axes[0].get_yticklabels()]
-    assert all(box.x0 >= 0 for box in boxes)
-    assert all(low.y1 <= high.y0 for high, low in itertools.pairwise(boxes))
-    legend = figure.legends or figure.subfigs[0].legends
-    title = figure.axes[0].title.get_window_extent()
-    assert title.y1 <= legend[0].get_window_extent().y0
-
-
-def test_a_row_of_examples_is_as_tall_as_its_own_images(records: Made) -> None:
-    records.labels = np.eye(20, 14)  # a label has an image of its own, and a row four labels
-    heights = [280] * 5 + [100] * 9  # two pages of seven
-    records.reader = lambda files: lambda n: Image.fromarray(np.zeros((heights[n], 200), np.uint8))
-    found = figures.plot_examples(records, 1, 0).values()
-    wanted = [0.8 + 2 * (figures.TITLE_HEIGHT + WIDTH / 4 * shape) for shape in (1.4, 0.5)]
-    assert [figure.get_figheight() for figure in found] == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize(
-    'num_maps, num_labels, pages', [(1, 1, 1), (3, 14, 1), (9, 14, 2), (2, 70, 3)]
-)
-def test_figures_of_predictions_fit_on_pages(num_maps, num_labels, pages, saved, tmp_path) -> None:
-    names = [f'Finding {n}' for n in range(num_labels)]
-    maps = dict.fromkeys(names[:num_maps], np.ones((64, 64)))
-    truth, values = (dict.fromkeys(names, value) for value in (1.0, 0.25))
-    images = dict.fromkeys(['original', 'as the model sees it'], np.zeros((64, 64), np.uint8))
-    name = '0001_1.2.840.10008'  # an UID, which stays whole before the number of the page
-    plot_prediction(tmp_path / name, images, maps, values, title='Grad-CAM', truth=truth)
-    stems = {f'{name}_{page}' for page in range(1, pages + 1)} if pages > 1 else {name}
-    assert {file.stem for file in tmp_path.iterdir()} == stems
-    drawn = saved[::2]  # as PNG and SVG
-    axes = [axis for figure in drawn for axis in figure.get_axes()]
-    bars = [tick.get_text() for axis in axes for tick in axis.get_yticklabels()]
-    assert [text for text in bars if text.startswith('Finding')] == names
-    assert [axis.get_title(loc='left') for axis in axes if axis.get_title(loc='left')] == [*maps]
-    (note,) = {figure.get_supxlabel() for figure in drawn}
-    assert note == 'Not for clinical use.'
-    explained = [axis for axis in axes if 'orange' in axis.get_xlabel()]
-    (bars,) = {axis for axis in axes if names[0] in map(Text.get_text, axis.get_yticklabels())}
-    assert explained == [bars]  # the maps are of labels on the first page
-    check_pages(drawn, pages)
-
-
-def test_reconstructions_and_masks_fit_on_pages(tmp_path: Path, saved) -> None:
-    image = np.zeros((1, 32, 32))
-    item = Reconstruction(image, image[0] > 1, image, np.ones(1), np.zeros(1))
-    for number in (1, 6, 16):
-        plot_reconstructions(tmp_path / 'r/e.png', [item] * number, 'a long title ' * 20)
-    check_pages(saved, 3)
-    name = 'mae_resnet_ours_pretrained_0.25_every_patch_seed0'
-    drawn = tmp_path / name / 'reconstructions' / 'epoch_1.png'
-    drawn.parent.mkdir(parents=True)
-    Image.linear_gradient('L').resize((50, 70)).save(drawn)
-    words = [tmp_path / name] * 7
-    assert run_script('show_reconstructions', *words, '--output', tmp_path / 'by.png') == 0
-    first, *rest = saved[0].axes[0].get_title().splitlines()
-    assert first.endswith('_') and ''.join([first, *rest]) == name
-    check_pages(saved, 4)
-    assert run_script('show_reconstructions', words[0], '--output', tmp_path / 'one.png') == 0
-    assert saved[0].get_figwidth() == WIDTH / 2 and len(saved[0].axes) == 1
-    check_pages(saved, 1)
-    words = ['--image', drawn, '--output', tmp_path / 'm.png', '--size', 64]
-    assert run_script('show_masks', *words, '--units', 4, 8, 16, '--ratios', 0.1, 0.5, 0.9) == 0
-    check_pages(saved, 2)
-
-
 def test_nothing_is_written_if_a_later_page_is_refused(tmp_path: Path, capsys) -> None:
     runs = [tmp_path / f'run{n}' for n in range(31)]
     for run in runs:
@@ -351,33 +205,20 @@ def test_nothing_is_written_if_a_later_page_is_refused(tmp_path: Path, capsys) -
     assert sorted(tmp_path.iterdir()) == sorted(runs)
 
 
-def test_charts_of_counts_fit_on_pages_and_show_the_shares() -> None:
-    counts = {('All', 'All'): 200}
-    counts |= {(label, 'positive'): 50 for label in LABELS}
-    counts |= {(label, 'uncertain'): 30 for label in LABELS}
-    counts |= {('Race', f'{n} Race'): 3 for n in range(60)}
-    counts |= {('Sex', f'{n} Sex'): 3 for n in range(2)}
-    counts |= {('Insurance', 'unknown'): 200}  # no panel says that nothing is known
-    lines = []
-    for n in range(6):
-        counts |= {(label, 'negative'): 20 * n for label in LABELS}
-        counts |= {(label, 'blank'): 120 - 20 * n for label in LABELS}
-        lines += [(f'split {n}', *names, images) for names, images in counts.items()]
-    counts = pd.DataFrame(lines, columns=['split', 'column', 'group', 'images'])
-    ages = [('split 0', age, sex, 4) for age in ('0-39', '40-59') for sex in ('F', 'M')]
-    ages = pd.DataFrame(ages, columns=['split', 'age', 'sex', 'images'])
-    found = charts.plot_counts(counts, ages, LABELS)
-    pages = [f'labels_{n}' for n in range(1, 5)] + [f'groups_{n}' for n in range(1, 7)]
-    assert {*found} == {'ages', *pages}
-    check_pages([*found.values()], len(found))
-    panels = {axis.get_title(): axis for axis in found['labels_1'].axes}
+def test_charts_of_counts_show_the_shares_and_nothing_that_is_unknown() -> None:
+    kinds = {'positive': 50, 'uncertain': 30, 'negative': 40, 'blank': 80}
+    counts = {('All', 'All'): 200, ('Race', 'A Race'): 3, ('Insurance', 'unknown'): 200}
+    counts |= {(label, kind): images for label in LABELS[:2] for kind, images in kinds.items()}
+    counts = [('train', *names, images) for names, images in counts.items()]
+    counts = pd.DataFrame(counts, columns=['split', 'column', 'group', 'images'])
+    ages = pd.DataFrame({'split': ['train'], 'age': ['0-39'], 'sex': 'F', 'images': [4]})
+    found = charts.plot_counts(counts, ages, LABELS[:2])
+    panels = {axis.get_title(): axis for axis in found['labels'].axes}
     bars = {bars.get_label(): [bar.get_width() for bar in bars] for bars in
-            panels['split 2: 200'].containers}  # fmt: skip
-    widths = {'positive': 25.0, 'uncertain': 15.0, 'negative': 20.0, 'blank': 40.0}
-    assert bars == {kind: [width] * len(LABELS[:20]) for kind, width in widths.items()}
-    names = [text.get_text() for figure in found.values() for axis in figure.axes
-             for text in axis.get_yticklabels()]  # fmt: skip
-    assert sum(name.endswith('Race') for name in names) == 60 and 'unknown' not in names
+            panels['train: 200'].containers}  # fmt: skip
+    assert bars == {kind: [images / 2] * 2 for kind, images in kinds.items()}
+    (axis,) = found['groups'].axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ['A Race']
 
 
 def test_every_split_has_bars_for_its_ages_in_the_order_of_age() -> None:
@@ -502,30 +343,6 @@ def test_a_share_with_one_seed_has_no_bar_which_the_note_explains(methods, tmp_p
     assert 'none:' not in notes[0] and 'none: one seed, or equal values of all seeds.' in notes[1]
 
 
-def test_scores_below_0_are_on_the_axis_of_shares(methods, tmp_path, saved) -> None:
-    table = long_table(methods, LABELS[:2])
-    worse = table.assign(value=table['value'] - 0.9 * table['metric'].eq('auroc'))
-    for drawn in (table, worse):
-        plots.plot_subsets(tmp_path / 's.png', drawn, methods, 'mean')
-    usual, negative = (figure.axes[0] for figure in saved)
-    points = np.concatenate([line.get_ydata() for line in negative.lines])
-    assert usual.get_ylim()[0] >= 0 and negative.get_ylim()[0] < np.nanmin(points) < 0
-
-
-@pytest.mark.parametrize('words', [5, 15, 30])
-def test_names_of_rows_do_not_overlap(words: int, tmp_path: Path, saved) -> None:
-    title, labels = 'masked ' * words, [f'{"finding " * words}{n}' for n in range(12)]
-    titles = {name: f'{title}{name}' for name in ('simmim', 'moco', 'scratch')}
-    sweep = load_sweep(methods_file(tmp_path, titles=titles))
-    plots.plot_scores(tmp_path / 'm.png', score_table(sweep), sweep)
-    plots.plot_differences(tmp_path / 'd.png', score_table(sweep), sweep)
-    plots.plot_labels(tmp_path / 'l.png', long_table(sweep, labels), sweep)
-    for axis in [axis for figure in saved for axis in figure.axes]:
-        FigureCanvasAgg(axis.figure).draw()
-        boxes = [text.get_window_extent() for text in axis.get_yticklabels()]
-        assert all(lower.y1 <= upper.y0 + 2 for upper, lower in itertools.pairwise(boxes))
-
-
 def test_a_difference_of_one_seed_says_so(methods, tmp_path: Path) -> None:
     lines = score_table(methods)
     lines.at[0, 'by_seed'] = [0.1]
@@ -557,17 +374,6 @@ def test_notes_say_why_a_score_has_no_bar() -> None:
     assert plots.bars_note(scored.assign(low=np.nan)).endswith('none: too few cases or resamples.')
 
 
-@pytest.mark.filterwarnings('error')
-@pytest.mark.parametrize(
-    'kept, wanted', [('', ['10', '100']), ('_1', ['100']), ('scratch_1', ['100'])]
-)
-def test_shares_that_were_not_scored_have_no_place_on_the_axis(  # noqa: PLR0913
-    kept: str, wanted: list[str], methods: Sweep, table: pd.DataFrame, tmp_path: Path, saved
-) -> None:
-    plots.plot_subsets(tmp_path / 's.png', table[table['row'].str.endswith(kept)], methods, 'mean')
-    assert [text.get_text() for text in saved[0].axes[0].get_xticklabels()] == wanted
-
-
 def test_many_groups_with_few_cases_leave_room_for_the_others(methods, table, tmp_path) -> None:
     few = [f'Hospital: number {n}' for n in range(60)]
     parts = []
@@ -583,8 +389,8 @@ def test_many_groups_with_few_cases_leave_room_for_the_others(methods, table, tm
     assert re.search(r'and \d+ more', text)
 
 
-@pytest.mark.parametrize('name', ['US$ 5 and US$ 6', '$_$ {', '100 % $x^2$'])
-def test_dollar_signs_of_names_are_no_formulas(name: str, tmp_path: Path) -> None:
+def test_dollar_signs_of_names_are_no_formulas(tmp_path: Path) -> None:
+    name = 'US$ 5 and US$ 6 $_$ {'
     titles = {'moco': name, 'simmim': 'SimMIM', 'scratch': 'scratch'}
     sweep = load_sweep(methods_file(tmp_path, title=f'{name} ' * 12, titles=titles))
     plots.plot_labels(tmp_path / 'labels.svg', long_table(sweep, [name, 'b']), sweep)
