@@ -76,6 +76,12 @@ def test_sgd_is_nesterov_and_adamw_has_the_options_of_the_config(options, wanted
         assert group | wanted == group
 
 
+def test_the_log_counts_the_tensors_with_weight_decay(log):
+    build_optimizer(config_with(), Named(), LOGGER, is_pretrain=True)
+    (line,) = [line for line in log.messages if 'tensors in' in line]
+    assert '5 tensors in 2 groups, 2 of them with weight decay 0.05;' in line
+
+
 def step_with(optimizer, parameters, value):
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, value)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from xray_splits import LOGGER, make_config, samples_of
 
 from config import default_config
+from data import loader as loader_module
 from data.build import build_loader
 from data.data_finetune import inverse_frequency_weights
 from data.loader import EpochSampler, epoch_order, make_loader, sample_rng, weighted_order
@@ -84,6 +85,8 @@ def test_the_streams_of_samples_and_orders_are_distinct_and_frozen():
     orders = {tuple(epoch_order(seed, epoch, 20)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
     assert sample_rng(3, 4, 5).random(2).tolist() == [0.5191493916058771, 0.38280174378527]
+    assert epoch_order(3, 4, 8).tolist() == [6, 3, 7, 2, 4, 5, 0, 1]
+    assert weighted_order(3, 4, np.arange(1, 9.0)).tolist() == [5, 4, 5, 3, 6, 6, 6, 2]
 
 
 def batches(*, epoch: int = 0, **options) -> list[list[tuple[int, ...]]]:
@@ -273,6 +276,14 @@ def test_a_connection_that_ends_within_a_batch_is_a_lost_worker(monkeypatch) -> 
     with pytest.raises(RuntimeError) as error:
         list(loader)
     assert explain(error.value)[0] == 2
+
+
+def test_a_worker_prints_its_errors_but_not_that_the_main_process_hung_up(monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr(sys, '__excepthook__', lambda kind, *_: shown.append(kind))
+    for error in (BrokenPipeError(), EOFError(), KeyError(), OSError()):
+        loader_module._ignore_lost_connection(type(error), error, None)
+    assert shown == [KeyError, OSError]
 
 
 SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)

@@ -141,6 +141,19 @@ def test_the_aspect_of_blocks_is_between_beits_limits(drawn, shape):
 
 
 @pytest.mark.parametrize(
+    ('side', 'count', 'shape', 'end'),
+    [
+        (14, 14, (2, 7), 0.9),  # of 16 units, the smallest area, although fewer are missing
+        (4, 3, (1, 3), 0.1),  # no block is taller than its area and aspect allow
+    ],
+)
+def test_a_block_of_the_smallest_area_has_its_shape(side, count, shape, end):
+    rng = SimpleNamespace(random=lambda number: np.array([1.0, 0.0, 0.0, 0.0, end]))
+    rows, columns = np.divmod(np.sort(MASKS['block'](rng, side, count, None)), side)
+    assert np.array_equal((rows, columns), np.indices(shape).reshape(2, -1))
+
+
+@pytest.mark.parametrize(
     'hidden',
     [[], [0, 0, 1], np.arange(16) < 10, np.arange(10) - 1, np.arange(10) + 7, np.arange(10.0)],
 )

@@ -241,6 +241,17 @@ def test_the_scored_view_equals_torchvisions_centre_crop(shape):
     np.testing.assert_allclose(got[0] * 255, wanted, atol=1e-3)
 
 
+@pytest.mark.parametrize('shape', [(320, 390), (390, 320)])
+@pytest.mark.parametrize('crop', [True, False])
+def test_the_view_of_a_scored_image_is_what_it_shows(crop, shape):
+    """Masks that depend on the image use the view."""
+    transform = EvalTransform(make_config(TEST__CROP=crop), 'bilinear')
+    image = Image.fromarray(ndimage.gaussian_filter(np.asarray(xray(*shape)), 8))
+    got = transform.view(image).cut(image)
+    assert np.abs(got - transform.square(image)).max() < 3  # the sides of the crop are rounded
+    assert np.ptp(got) > 50
+
+
 def test_a_warp_equals_torchvisions_rotation_then_perspective():
     config = make_config(**BOTH_WARPS)
     for index in range(5):

@@ -95,3 +95,13 @@ def test_all_that_the_encoder_does_not_see_has_a_loss() -> None:
     fewer[:, 1:3] = 0  # the first 4 visible ones are the same
     assert model.num_visible == 4
     assert model.loss(x, fewer) == model.loss(x, mask)
+
+
+def test_a_prediction_counts_the_visible_patches_of_its_mask() -> None:
+    """The masks of validation may hide another share than those of training."""
+    torch.manual_seed(0)
+    model, x = seeded(DATA__MASK_RATIO=0.75), torch.randn(2, 1, 32, 32)
+    mask = torch.ones(2, 4, 4, dtype=torch.uint8)
+    mask[:, 0, :3] = 0
+    assert torch.equal(model.predict(x, mask), model.predict(x, mask, 3))
+    assert not torch.equal(model.predict(x, mask), model.predict(x, mask, model.num_visible))

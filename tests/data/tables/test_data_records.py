@@ -18,6 +18,7 @@ from data.tables.groups import MOST_GROUPS, group_columns
 from data.tables.labels import LABELS
 from data.tables.records import Records, select_views
 from data.tables.splits import (
+    describe_subset,
     split_holdout,
     split_patients,
     take_subset,
@@ -381,3 +382,11 @@ def test_no_image_of_a_labelled_patient_counts_as_unlabelled(records, images):
     labelled = training_records(config, records)
     left = set(records.patient) - set(labelled.patient)
     assert set(unlabelled_records(config, records).patient) == left
+
+
+def test_a_part_of_the_training_images_is_described_by_its_options():
+    assert describe_subset(config_with()) == ''
+    found = describe_subset(config_with(DATA__TRAIN_IMAGES=9, DATA__TRAIN_FRACTION=0.07))
+    images, patients = found.split(', ')
+    assert images == '9 of the images: DATA.TRAIN_IMAGES'
+    assert patients == '7 % of the patients: DATA.TRAIN_FRACTION'
