@@ -108,9 +108,10 @@ def test_a_later_checkpoint_replaces_a_waiting_one_but_not_the_best(writer, disk
     for value in (1.0, 2.0):
         writer.save([BEST], state(value))
         writer.save([epoch(int(value))], state(value + 10))
+    writer.save([BEST], state(3.0))  # replaces no checkpoint that a run resumes from
     disk.full = False
     writer.close()
-    assert on_disk(tmp_path) == {BEST: 2.0, epoch(2): 12.0}
+    assert on_disk(tmp_path) == {BEST: 3.0, epoch(2): 12.0}
 
 
 def test_old_checkpoints_are_removed_once_the_new_one_exists(tmp_path, disk) -> None:

@@ -49,6 +49,7 @@ def test_a_name_is_found_by_itself_or_else_by_another_spelling() -> None:
     with pytest.raises(ValueError, match="F: '007' may be each of '7', '07'"):
         look_up_names(['007'], ['7', '07'], 'F')
     assert look_up_names(['a'], [], 'F').tolist() == [-1]
+    assert look_up_names(['1', 'x'], ['1'], 'F').tolist() == [0, -1]
 
 
 def test_patients_of_two_splits_are_found_under_both_spellings() -> None:
