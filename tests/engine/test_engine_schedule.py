@@ -223,3 +223,15 @@ def test_the_best_score_counts_until_another_score_selects(epochs, select_on, ke
     keys = {'TRAIN__EPOCHS': epochs, 'EVAL__SELECT_ON': select_on}
     resumed(saved, state, finished=True, **keys)
     assert state.best_score == (0.7 if kept else -math.inf)
+
+
+def test_a_resume_names_changed_options_and_those_that_are_gone_once_each(log) -> None:
+    options = {'TRAIN__OPTIMIZER__NAME': 'sgd'}
+    rng = [{'torch': torch.get_rng_state()}]
+    saved = new_state(epoch=1).contents(config_with(**options), rng, finished=True)
+    saved['config'] = saved['config'].replace('AUG:\n', 'AUG:\n  FORMER: 3\n')
+    new_state().restore(saved, config_with(**options, SEED=4), source='c.pth', logger=LOGGER)
+    assert [line for line in log.messages if 'SEED' in line or 'FORMER' in line] == [
+        'options of the checkpoint that no longer exist: AUG.FORMER',
+        'changed since the checkpoint: SEED: 0 -> 4',
+    ]

@@ -7,6 +7,7 @@ from torch import nn
 from transfers import make_config, make_model
 
 from models.reconstruction_losses import LOSSES, Term, term_values
+from models.simmim import SimMIM
 
 both_encoders = pytest.mark.parametrize('kind', ['swin', 'vit'])
 
@@ -149,3 +150,11 @@ def test_a_head_that_returns_another_shape_is_named(head: nn.Module, use: str) -
     model.decoder = head
     with pytest.raises(ValueError, match=r'MODEL.SIMMIM.HEAD.*\[2, 1, 32, 32\]'):
         getattr(model, use)(torch.zeros(2, 1, 32, 32), half_hidden(model))
+
+
+def test_a_model_without_options_has_simmims_loss_and_head() -> None:
+    model = small('swin')
+    plain = SimMIM(model.encoder)
+    plain.load_state_dict(model.state_dict())
+    x, mask = torch.randn(2, 1, 32, 32), half_hidden(model)
+    assert torch.equal(plain.eval()(x, mask), model.eval()(x, mask))
