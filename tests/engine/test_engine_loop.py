@@ -44,6 +44,7 @@ from tiny import (
 from yacs.config import CfgNode
 
 import main_simmim
+from engine.clock import Clock
 from engine.loop import total_steps
 from engine.parallel import share_batch_norm
 from engine.train_state import Progress
@@ -422,6 +423,16 @@ def test_gradients_are_clipped_in_their_own_scale(tmp_path, monkeypatch) -> None
     torch.testing.assert_close(got.module.weight, want.module.weight)
 
 
-def test_the_steps_of_a_run_count_accumulated_batches_once() -> None:
-    config = config_with(TRAIN__EPOCHS=4, TRAIN__ACCUMULATION_STEPS=2)
-    assert total_steps(config, range(5)) == 4 * 3
+@pytest.mark.parametrize(('accumulation', 'steps'), [(0, 5), (1, 5), (2, 3)])
+def test_the_steps_of_a_run_count_accumulated_batches_once(accumulation, steps) -> None:
+    config = config_with(TRAIN__EPOCHS=4, TRAIN__ACCUMULATION_STEPS=accumulation)
+    assert total_steps(config, range(5)) == 4 * steps
+
+
+def test_the_log_has_the_speed_of_all_processes(tmp_path, monkeypatch, log) -> None:
+    """Two processes with batches of 128 images, each of which takes half a second."""
+    monkeypatch.setattr(Clock, 'mean_batch', lambda self: 0.5)
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    one_epoch(tmp_path, five_batches(), PRINT_FREQ=2)
+    lines = [line for line in log.messages if line.startswith('Train: ')]
+    assert len(lines) == 3 and all('\t512 images/s' in line for line in lines)
