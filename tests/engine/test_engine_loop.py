@@ -47,7 +47,7 @@ import main_simmim
 from engine.clock import Clock
 from engine.loop import total_steps
 from engine.parallel import share_batch_norm
-from engine.train_state import Progress
+from engine.train_state import Progress, WrappedModel
 from logger import read_metrics
 from system import distributed
 from utils import read_checkpoint, save_checkpoint
@@ -421,6 +421,28 @@ def test_gradients_are_clipped_in_their_own_scale(tmp_path, monkeypatch) -> None
     _, got, _ = one_epoch(tmp_path, five_batches(), **keys)
     assert got.scaler.is_enabled()
     torch.testing.assert_close(got.module.weight, want.module.weight)
+
+
+class Around(WrappedModel):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+@pytest.mark.parametrize('keeps', [True, False])
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_gradients_end_with_their_step_unless_a_wrapper_accumulates_them(
+    accumulation, keeps, tmp_path
+) -> None:
+    """A parameter that a step does not use must not decay, as it would with a gradient of 0."""
+
+    def wrap(model: torch.nn.Module) -> Around:
+        wrapped = Around(model)
+        wrapped.keeps_gradients = keeps
+        return wrapped
+
+    keys = {'TRAIN__ACCUMULATION_STEPS': accumulation}
+    _, state, _ = one_epoch(tmp_path, five_batches(), wrap=wrap, **keys)
+    assert (state.module.weight.grad is not None) == (keeps and accumulation > 1)
 
 
 @pytest.mark.parametrize(('accumulation', 'steps'), [(0, 5), (1, 5), (2, 3)])
