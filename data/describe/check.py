@@ -23,7 +23,7 @@ from data.images.files import CONTRADICTION, grey_levels
 from data.images.image_source import ImageSource, open_images
 from data.packing import start_worker
 from data.tables.chexpert import open_data_set
-from data.tables.identity import canonical_names
+from data.tables.identity import patient_forms
 from data.tables.labels import evaluation_targets
 from data.tables.reading import mark_left_out
 from data.tables.records import Records, task_of
@@ -161,7 +161,7 @@ def _same_look(images: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
 
 def _same_patient(images: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """List the images of patients who also have one of the others."""
-    forms, own = (canonical_names(part['patient']) for part in (others, images))
+    forms, own = (patient_forms(part['patient']) for part in (others, images))
     first = others.assign(form=forms).drop_duplicates('form').set_index('form')['file']
     is_same = np.isin(own, first.index.to_numpy(object))
     images, same_as = images[is_same], first.loc[own[is_same]].to_numpy()
@@ -286,7 +286,7 @@ def _check_labels(split: str, records: Records, findings: Findings, *, blank: st
 
 def _compare_patients(named: pd.DataFrame, findings: Findings, is_allowed: bool) -> None:
     """Report patients in two splits, also under two spellings, with their first image."""
-    places = named.assign(form=canonical_names(named['patient'])).drop_duplicates(['form', 'split'])
+    places = named.assign(form=patient_forms(named['patient'])).drop_duplicates(['form', 'split'])
     first = places.drop_duplicates('form').set_index('form')
     for entry in places[places.duplicated('form')].itertuples():
         other = first.loc[entry.form]

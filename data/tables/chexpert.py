@@ -32,12 +32,15 @@ from data.tables.records import (
 from data.tables.table import KEYS, Fault, OnFault, Table, refuse
 from data.tables.table_warnings import (
     DOUBTS,
+    LACKING_PATIENTS,
     NO_LABELS,
+    NO_PATIENTS,
     label_warnings,
     report_names,
     report_patients,
     report_views,
 )
+from data.tables.unknown import NOBODY
 from system.files import is_below
 
 DATASETS = REGISTRIES['DATA.DATASET']
@@ -289,32 +292,52 @@ def add_studies(table: Table) -> None:
             patients[number] = names.setdefault(match['patient'], match['patient'])
     study, patient = studies[codes], patients[codes]
     has_column = 'Patient' in table
+    table.empty_unknown('Patient', *(['Study'] if key == 'Path' else []), also=NOBODY)
     if has_column:
-        patient = table['Patient'].to_numpy(object)
+        patient = _known_patients(table, np.where(pd.isna(patient), paths, patient))
         study = np.where(pd.isna(study), paths, study)
     if key == 'Path' and 'Study' in table:
         # A study has a number within its patient; without one, the image is a study of its own.
         cells = zip(table['Study'], patient, paths, strict=True)
         study = [f'{name}/{number}' if number else path for number, name, path in cells]
     table.add(study=study, patient=patient)
-    if has_column:
-        table.keep('Patient', patient != '', 'missing patient', 'names no patient')
-    else:
+    if not has_column:
         image = '/IMAGE.jpg' if key == 'Path' else ''
         problem = f'is not of the form FOLDER/patient00001/study1{image}'
         problem += ', and there is no column Patient' if key == 'Path' else ''
         table.keep(key, pd.notna(patient), 'form of a path', problem)
 
 
+def _known_patients(table: Table, in_paths: np.ndarray) -> np.ndarray:  # [N]
+    """Return the cells of Patient and, where they are empty, what the paths say.
+
+    A path that names no patient stands for one. Otherwise all rows without a patient would be one
+    person, who is held out and drawn in the bootstrap as a whole.
+    """
+    cells = table['Patient'].to_numpy(object)
+    is_lacking = (cells == '') & (in_paths == table[table.key].to_numpy(object))
+    if is_lacking.any():
+        detail = (
+            f'{is_lacking.sum():,} of {len(table):,} rows name no patient, such as row '
+            f'{int(table.row[is_lacking.argmax()]) + 2}: each counts as one, so splits may share '
+            'patients, and intervals may be too narrow'
+        )
+        # A report has a sentence of its own about data that name no patient at all.
+        kind = NO_PATIENTS if is_lacking.all() else LACKING_PATIENTS
+        table.fault(kind, detail, severity='warning')
+    return np.where(cells == '', in_paths, cells)
+
+
 def make_records(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) -> Records:
     """Make the records of a table to which path, file, patient and study have been added."""
+    kept = [name for name in groups if name in table]
+    table.empty_unknown(*DESCRIPTION, *kept)
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
     is_blank = view == ''
     if is_blank.any():
         view[is_blank] = views_in_names(table['path'][is_blank])
     # [N, K] 1, 0, -1 uncertain, NaN blank
     values = [table.map(label, CELLS, 'value of a label') for label in labels]
-    kept = [name for name in groups if name in table]
     others = {*KEYS, *DESCRIPTION, *labels, 'Patient', 'Split', 'path', 'file', 'patient', 'study'}
     columns = [table[name].to_numpy(object) for name in kept]
     # Copies, because a view of a column may keep the memory of all columns.

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from data.tables.chexpert import SEXES
-from data.tables.identity import canonical, look_up_names
+from data.tables.identity import look_up_names, patient_forms, patient_name
 from data.tables.records import OLDEST, Records
 from data.tables.table import KEYS, Table
+from data.tables.unknown import NOBODY, known_cells
 
 UNKNOWN = 'unknown'  # name of the images that are in no group of a column
 # View of frontal images that are neither AP nor PA, as far as it is known: of no known view.
@@ -125,8 +126,7 @@ def group_columns(
                 f'EVAL.GROUPS: there is no column {name!r}; found: {there}. A file of DATA.'
                 'DEMOGRAPHICS or --demographics may add columns'
             )
-        is_named = [text.strip().casefold() != UNKNOWN for text in found[name]]
-        found[name] = np.where(is_named, found[name], '')
+        found[name] = known_cells(found[name])
         count = len(set(found[name]) - {''})
         if count > MOST_GROUPS:
             raise ValueError(
@@ -140,8 +140,11 @@ def read_demographics(records: Records, name: str) -> Table:
     table = Table(records.root / name)
     table.require(PATIENT_COLUMNS)
     key = next(column for column in PATIENT_COLUMNS if column in table)
-    table.cells = table.cells.rename(columns={key: 'patient'})
-    ours, theirs = ({re.sub(r'\d+', '0', canonical(n)) for n in {*names}} for names in
+    table.empty_unknown(*table.cells)
+    table.empty_unknown(key, also=NOBODY)
+    table.cells = table.cells[table[key] != ''].rename(columns={key: 'patient'})
+    table.add(patient=[*map(patient_name, table['patient'])])
+    ours, theirs = ({re.sub(r'\d+', '0', form) for form in {*patient_forms(names)}} for names in
                     (records.patient, table['patient']))  # fmt: skip
     if ours.isdisjoint(theirs):
         example = records.patient[0]
@@ -174,14 +177,19 @@ def add_demographics(records: Records, demographics: str) -> Records:
 
 
 def _by_patient(records: Records, table: pd.DataFrame, column: str, file: str) -> pd.Series:
-    """Return the values of a column of the demographics for each record, NaN if unknown."""
-    pairs = table.drop_duplicates(['patient', column])
+    """Return the values of a column of the demographics for each record, NaN if unknown.
+
+    Of several rows of a patient, those whose value is unknown do not count.
+    """
+    is_known = ~table[column].isin(['', 'Unknown']) & table[column].notna()
+    pairs = table[is_known].drop_duplicates(['patient', column])
     again = pairs['patient'][pairs['patient'].duplicated()]
     if len(again):
         raise ValueError(
             f'DATA.DEMOGRAPHICS {file}: {again.iloc[0]} has several values of {column!r}'
         )
     codes, patients = pd.factorize(records.patient)
-    place = look_up_names(patients, pairs['patient'], f'DATA.DEMOGRAPHICS {file}')
-    values = pairs[column].astype(object).to_numpy()
-    return pd.Series(np.where(place >= 0, values[place], np.nan)[codes], dtype=object)
+    wanted = [*map(patient_name, patients)]
+    place = look_up_names(wanted, pairs['patient'], f'DATA.DEMOGRAPHICS {file}')
+    values = np.append(pairs[column].astype(object).to_numpy(), np.nan)  # the last one for -1
+    return pd.Series(values[place][codes], dtype=object)

@@ -1,7 +1,7 @@
 """Compare patients, studies and images by a canonical form of their names.
 
-Programs write one patient as 117, 117.0, 000117, P117 or '117. Records keep the names of their
-table. The canonical form is only used to compare.
+Programs write one patient as 117, 117.0, 000117, P117 or '117, and 1234 as 1,234. Records keep the
+names of their table. The canonical form is only used to compare.
 """
 
 import re
@@ -19,9 +19,19 @@ STUDY = re.compile(
 )
 ANY_CASE = re.compile(STUDY.pattern, re.IGNORECASE)  # only to compare
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
-# A number, such as 000117 or 117.0, perhaps behind the word for a patient or a study.
+# Folders above that of a patient which are not part of the name: those of CheXpert's splits, and
+# MIMIC-CXR's files/p10/, whose number begins the patient's.
+ABOVE_PATIENT = re.compile(
+    r'(?:.*/)?(?:files|train|valid|test|p?(?P<group>\d\d)(?=/p?(?P=group)\d{6}\Z))/'
+    r'(?=(?:patient\d+|p?\d{8})\Z)',
+    re.IGNORECASE | re.ASCII,
+)
+# A number, such as 000117, 117.0 or 1,234, perhaps behind the word for a patient or a study. In
+# 1.000 the point may be decimal, and is read so.
 NUMBERED = re.compile(
-    r'(?:p|pt|pat|patient|pid|id|sub|subj|subject|s|study)?[\W_]*?(\d+)(?:[.,]0*)?[\W_]*', re.ASCII
+    r'(?:p|pt|pat|patient|pid|id|sub|subj|subject|s|study)?[\W_]*?'
+    r"(\d{1,3}(?:[, '’]\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d+)(?:[.,]0*)?[\W_]*",
+    re.ASCII,
 )
 # A number for which Excel has dropped digits, such as 1.17E+11.
 SCIENTIFIC = re.compile(r'\d+(?:[.,]\d+)?e\+\d+', re.IGNORECASE | re.ASCII)
@@ -31,18 +41,19 @@ INVISIBLE = ('Cf', 'Cc')  # Unicode categories of characters such as a byte-orde
 def canonical(name: str) -> str:
     """Return the form of a name of a patient, a study or an image that is compared.
 
-    Blanks of any kind, upper case, a leading apostrophe, leading zeros, a final `.0`, and words
-    such as `p` or `patient-` in front of a number do not count. Each part of a path is treated
-    alone: `P-007/study01` and `patient7/1` have one form.
+    Blanks of any kind, upper case, a leading apostrophe, leading zeros, a final `.0`, marks between
+    thousands, and words such as `p` or `patient-` in front of a number do not count. Each part of a
+    path is treated alone: `P-007/study01` and `patient7/1` have one form.
     """
-    if not name.isascii():
+    if not (name.isascii() and name.isprintable()):
         name = unicodedata.normalize('NFKC', name)  # full-width digits become digits
         name = ''.join(c for c in name if unicodedata.category(c) not in INVISIBLE)
     parts = []
     for part in name.casefold().split('/'):
         part = part.strip().lstrip("'’`").strip()
         number = NUMBERED.fullmatch(part)
-        parts.append((number[1].lstrip('0') or '0') if number else part)
+        digits = re.sub(r'\D', '', number[1]) if number else ''
+        parts.append((digits.lstrip('0') or '0') if number else part)
     return '/'.join(parts)
 
 
@@ -50,6 +61,22 @@ def canonical_names(names: Sequence[str]) -> np.ndarray:  # [N] object
     """Return the canonical forms of names; equal names are only looked at once."""
     codes, unique = pd.factorize(np.asarray(names, object))
     return np.array([canonical(name) for name in unique], object)[codes]
+
+
+def patient_forms(names: Sequence[str]) -> np.ndarray:  # [N] object
+    """Return the canonical forms of names of patients, without folders above them."""
+    codes, unique = pd.factorize(np.asarray(names, object))
+    return np.array([canonical(patient_name(name)) for name in unique], object)[codes]
+
+
+def patient_name(name: str) -> str:
+    """Remove the folders above that of a patient: `files/p10/p10000032` becomes `p10000032`.
+
+    Folders that may tell two patients apart, as in `clinic/p1`, remain.
+    """
+    path = name.strip().replace('\\', '/').rstrip('/')
+    match = ABOVE_PATIENT.match(path)
+    return path[match.end() :] if match else name
 
 
 def image_name(name: str) -> str:
@@ -106,19 +133,20 @@ def look_up_names(wanted: Sequence[str], known: Sequence[str], what: str) -> np.
 
 
 def other_spellings(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (first name, other spelling of it) for names that have one canonical form."""
+    """Return (first name, other spelling of it) for names of patients that have one form."""
     unique = pd.unique(np.asarray(names, object))
     first: dict[str, str] = {}
-    pairs = ((first.setdefault(canonical(name), name), name) for name in unique)
+    forms = zip(patient_forms(unique), unique, strict=True)
+    pairs = ((first.setdefault(form, name), name) for form, name in forms)
     return [(one, other) for one, other in pairs if one != other]
 
 
 def shared_patients(patients: Mapping[str, Sequence[str]]) -> list[str]:
     """Return a sentence for each two splits that share patients, given the patients by split."""
-    forms = {
-        split: {canonical(name): name for name in reversed(pd.unique(np.asarray(names, object)))}
-        for split, names in patients.items()
-    }
+    forms = {}
+    for split, names in patients.items():
+        unique = pd.unique(np.asarray(names, object))[::-1]  # of two spellings, the first remains
+        forms[split] = dict(zip(patient_forms(unique), unique, strict=True))
     lines, splits = [], [*forms]
     for number, one in enumerate(splits):
         for other in splits[number + 1 :]:

@@ -31,9 +31,10 @@ from data.tables.records import OLDEST, OTHER_VIEW
 from data.tables.table import Table, find_file
 from data.tables.table_files import text_cells
 from data.tables.table_warnings import NO_LABELS
+from data.tables.unknown import known_cells
 
 SEXES = {'f': 'Female', 'female': 'Female', 'w': 'Female', 'm': 'Male', 'male': 'Male'}
-SEXES |= dict.fromkeys(('', 'u', 'unknown', 'o', 'other', 'none', 'nan'), 'Unknown')
+SEXES |= {'': 'Unknown', 'o': 'Unknown', 'other': 'Unknown'}
 AGE = re.compile(r'(\d+(?:\.\d*)?) ?([YMWD]?)(?: or more|\+)?', re.ASCII)  # 61, 061Y, 85 or more
 PER_YEAR = {'': 1.0, 'Y': 1.0, 'M': 12.0, 'W': 52.18, 'D': 365.25}
 # Words in the names of files on Hugging Face's hub, and their beginnings.
@@ -376,7 +377,8 @@ def views(cells: pd.Series, view: str = '') -> pd.DataFrame:
 
 def sexes(cells: pd.Series) -> pd.Series:
     """Return Female, Male or Unknown for the usual letters and words; other cells stay."""
-    return text_cells(cells).map(lambda cell: SEXES.get(cell.lower(), cell))
+    known = pd.Series(known_cells(text_cells(cells)), cells.index, object)
+    return known.map(lambda cell: SEXES.get(cell.strip().lower(), cell))
 
 
 def ages(cells: pd.Series) -> pd.Series:
@@ -392,7 +394,7 @@ def ages(cells: pd.Series) -> pd.Series:
         age = float(match[1]) / PER_YEAR[match[2]]
         return repr(age) if age <= OLDEST else ''
 
-    return text_cells(cells).map(years)
+    return pd.Series(known_cells(text_cells(cells)), cells.index, object).map(years)
 
 
 def _places(table: pd.DataFrame, other: pd.DataFrame, on: Sequence[str]) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from config import Config
-from data.tables.identity import canonical_names, image_name, study_name
+from data.tables.identity import canonical_names, image_name, patient_name, study_name
 from data.tables.records import Records
 from data.tables.table import Fault, Table, refuse
 
@@ -28,7 +28,7 @@ def is_left_out(config: Config, records: Records, source: str = '') -> np.ndarra
     kinds = {
         'image': ((records.file, records.path), image_name),
         'study': ((records.study, studies), study_name),
-        'patient': ((records.patient,), str),
+        'patient': ((records.patient,), patient_name),
     }
     for kind, names in _read(config).items():
         names = {name.removeprefix(start) for name in names if name.startswith(start)}

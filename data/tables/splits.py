@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from config import Config, selected_part
-from data.tables.identity import canonical_names
+from data.tables.identity import patient_forms
 from data.tables.records import Records, select_views, task_of
 
 FEW_TRAINING_IMAGES = 200  # with fewer, EVAL.SELECT_ON 'auto' chooses no checkpoint
@@ -109,7 +109,7 @@ def unlabelled_records(config: Config, records: Records) -> Records:
     labels, which training must not use.
     """
     labelled = training_records(config, records).patient
-    outside = ~np.isin(canonical_names(records.patient), canonical_names(labelled))
+    outside = ~np.isin(patient_forms(records.patient), patient_forms(labelled))
     return select_views(records.select(outside), config.DATA.VIEWS)
 
 
@@ -145,7 +145,7 @@ def patient_hashes(patients: np.ndarray, key: str) -> tuple[np.ndarray, list[byt
     """
     # A hash and not a draw: a patient keeps its place if other patients join or leave.
     codes, names = pd.factorize(patients)
-    forms, spelt = pd.factorize(canonical_names(names))
+    forms, spelt = pd.factorize(patient_forms(names))
     if len(spelt) < len(names):
         names = pd.Series(names).groupby(forms).min().to_numpy(object)
         codes = forms[codes]

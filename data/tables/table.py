@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from data.tables.table_files import SHOWN, UNREADABLE, read_cells, text_cells
+from data.tables.unknown import known_cells
 
 KEYS = ('Path', 'Study')  # column that names the image or the study of a row
 NUMBER = re.compile(r'-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
@@ -136,6 +137,10 @@ class Table:
         index = self.cells.index
         added = {name: pd.Series(values, index, object) for name, values in columns.items()}
         self.cells = self.cells.assign(**added)
+
+    def empty_unknown(self, *columns: str, also: Sequence[str] = ()) -> None:
+        """Let cells that say that their value is unknown read as empty (`data.tables.unknown`)."""
+        self.add(**{name: known_cells(self[name], also) for name in columns if name in self})
 
     def require(self, *columns: str | Sequence[str], labels: Sequence[str] = ()) -> None:
         """Report the missing columns.

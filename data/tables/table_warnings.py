@@ -17,35 +17,40 @@ from data.tables.labels import (
 )
 from data.tables.records import OTHER_VIEW, Records
 from data.tables.table import Table
+from data.tables.unknown import is_unknown_word
 
 # Kinds of warnings that also belong into a report.
 CONTRADICTION, SIMILAR = 'No Finding with a finding', 'name like a label'
-DOUBTS = (CONTRADICTION, SIMILAR)
+NO_PATIENTS, LACKING_PATIENTS = 'unknown patients', 'rows without a patient'
+DOUBTS = (CONTRADICTION, SIMILAR, LACKING_PATIENTS)
+# Images of one patient, and their share of all, above which the name may mean nobody. The most in
+# public data are 184 of 112,120.
+MANY_IMAGES, LARGE_SHARE = 50, 0.1
 SHOWN = 5  # names in a warning
 LONG_LABEL = 4  # letters
 NO_LABELS = 'n/a'  # cells of labels of an image of which no label is known
 PRESENT = [cell for cell, value in CELLS.items() if value == POSITIVE]
-# Words by which a list of labels says that it is not complete.
-UNKNOWN = {
-    'exclude',
-    'excluded',
-    'suboptimal study',
-    'unchanged',
-    'unknown',
-    'uncertain',
-    'unclear',
-}
-UNKNOWN |= {'not labelled', 'not labeled', 'unlabelled', 'unlabeled', 'not reported', 'no report'}
-UNKNOWN |= {'undetermined', 'indeterminate', 'inconclusive', 'not assessed', 'not evaluable', '?'}
+# Words, beside those for unknown, by which a list of labels says that it is not complete.
+INCOMPLETE = {'exclude', 'excluded', 'suboptimal study', 'unchanged', 'uncertain', 'unclear'}
+INCOMPLETE |= {'not labelled', 'not labeled', 'unlabelled', 'unlabeled', 'no report'}
+INCOMPLETE |= {'indeterminate', 'inconclusive', 'not assessed', 'not evaluable'}
 
 
 def report_patients(table: Table) -> None:
     """Warn of patients who are unknown or have several spellings, and of dropped digits."""
     names = table['patient']
     if len(table) and all(map(str.endswith, table['path'], names)):
-        detail = 'it names no patients: each image counts as one, so splits may share patients'
-        table.fault('unknown patients', detail, severity='warning')
+        if (table['Patient'] != '').any():  # otherwise `add_studies` has said it
+            detail = 'it names no patients: each image counts as one, so splits may share patients'
+            table.fault(NO_PATIENTS, detail, severity='warning')
         return
+    counts = names.value_counts()
+    for name, count in counts[counts > max(MANY_IMAGES, LARGE_SHARE * len(names))].items():
+        detail = (
+            f'{count:,} of {len(names):,} rows are of the patient {name!r}: if this means that the '
+            'patient is unknown, leave the cells empty, or they count as one person'
+        )
+        table.fault('one patient of many rows', detail, severity='warning')
     if pairs := other_spellings(names):
         one, other = pairs[0]
         rows = [int(table.row[(names == name).to_numpy().argmax()]) + 2 for name in (one, other)]
@@ -67,7 +72,10 @@ def report_patients(table: Table) -> None:
 def report_names(table: Table, labels: Sequence[str], others: Sequence[str]) -> None:
     """Warn of other columns that look like a label, or that say that labels are unknown."""
     similar = similar_names(others, labels)
-    unknown = [name for name in others if name.casefold() in UNKNOWN] if labels else []
+    is_incomplete = {
+        name: name.casefold() in INCOMPLETE or is_unknown_word(name) for name in others
+    }
+    unknown = [name for name in others if is_incomplete[name]] if labels else []
     rows = {name: int(table[name].isin(PRESENT).sum()) for name in {*similar, *unknown}}
     if found := sorted(filter(rows.get, similar), key=lambda name: -rows[name]):
         shown = [f'{name!r} ({similar[name]}, rows: {rows[name]:,})' for name in found[:SHOWN]]
@@ -139,7 +147,8 @@ def report_views(table: Table, records: Records) -> None:
         detail = 'there is no column Frontal/Lateral, and no name like view1_frontal.jpg: add the '
         table.fault('value of the view', f'{detail}column (Frontal, Lateral or {OTHER_VIEW})', 0)
     else:
-        problem = 'has neither a view nor a name like view1_frontal.jpg'
+        problem = 'has neither a view nor a name like view1_frontal.jpg: write Frontal, Lateral or '
+        problem += f'{OTHER_VIEW}, if it is unknown, into the column Frontal/Lateral'
         table.check(key, ~unknown, 'value of the view', problem)
     if others := int((records.view == OTHER_VIEW).sum()):
         detail = f'{others:,} of {len(records):,} images are neither frontal nor lateral'

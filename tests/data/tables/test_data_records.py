@@ -350,7 +350,7 @@ def test_groups_come_from_the_own_file_by_row_or_from_demographics_by_patient(gr
         'M,patient00001,White,40,x',
         ',,,,',
         'M,patient99999,Asian,31,x',
-        'F,patient00002,,NA,x',
+        'F,patient00002,,31,x',
         'F,patient00002,,30,x',
     ]
     found = groups_of(grouped, ['RACE', 'Site'], *lines)

@@ -16,13 +16,21 @@ from data.data_finetune import patient_leaks
 from data.loader import Loaders
 from data.tables.folds import folds_of
 from data.tables.groups import add_demographics
-from data.tables.identity import canonical, look_up_names, other_spellings, shared_patients
+from data.tables.identity import (
+    canonical,
+    look_up_names,
+    other_spellings,
+    patient_forms,
+    shared_patients,
+)
 from data.tables.reading import read_split
 from data.tables.splits import split_holdout, take_subset, unlabelled_records
 
 SPELLINGS = """117|117.0|000117|117 |117\u00a0|p117|P117|'117|p-117"""
 # Kinds that tables of other programs have.
-SPELLINGS += '|117.00|117,0|１１７|\ufeff117|Patient 117|PATIENT_00117|#117|"117"'
+SPELLINGS += '|117.00|117,0|１１７|\ufeff117|Patient 117|PATIENT_00117|#117|"117"|117\x00'
+THOUSANDS = "1234567|1,234,567|1 234 567|1\u00a0234\u202f567|1'234'567|1’234’567|P1,234,567"
+THOUSANDS += '|1.234.567|1,234,567.0|patient 1 234 567|001,234,567'
 
 
 @pytest.mark.parametrize('name', SPELLINGS.split('|'))
@@ -32,9 +40,30 @@ def test_spellings_of_a_number_have_one_form(name: str) -> None:
     assert canonical(f'{name}/study01/View1.PNG') == canonical('P-117/1/view1.png')
 
 
+@pytest.mark.parametrize('name', THOUSANDS.split('|'))
+def test_marks_between_thousands_do_not_count(name: str) -> None:
+    assert canonical(name) == '1234567'
+
+
+IN_FOLDERS = 'p10000032|P10000032|10000032|p10/p10000032|files/p10/p10000032|files/p10000032'
+IN_FOLDERS += '|mimic-cxr-jpg/2.0.0/files/p10/p10000032/|10/10000032|files\\p10\\p10000032'
+IN_FOLDERS += '|p10/10000032|10,000,032|train/p10000032'
+
+
+def test_folders_above_a_patient_do_not_count() -> None:
+    assert {*patient_forms(IN_FOLDERS.split('|'))} == {'10000032'}
+    chexpert = ['patient00007', 'train/patient00007', 'CheXpert-v1.0-small/train/patient00007', '7']
+    assert {*patient_forms(chexpert)} == {'7'}
+    # Folders that may tell patients apart.
+    others = ['p1', 'a/p1', 'b/p1', 'p11/p10000032', 'p10000032', 'train/1', 'test/1', '1/10000032']
+    assert len({*patient_forms(others)}) == len(others)
+
+
 @pytest.mark.parametrize(
     'a, b',
-    [('117', '1170'), ('117', '117.5'), ('117', '117a'), ('a117', 'b117'), ('0', ''), ('p', 'q'),
+    [('1', '1,000'), ('1', '1 000'), ('1,000', '1,001'), ('12,34', '1234'), ('1,2345', '12345'),
+     ('1-234', '1234'), ('117', '1170'), ('117', '117.5'), ('117', '117a'), ('a117', 'b117'),
+     ('0', ''), ('p', 'q'),
      ('1.17E+02', '117'), ('p10/s1', 'p1/s10'), ('x/1.png', 'x/01.png'), ('117-1', '117-2')],
 )  # fmt: skip
 def test_different_names_stay_different(a: str, b: str) -> None:

@@ -84,7 +84,7 @@ def test_nih_is_read_as_written(tmp_path: Path) -> None:
          ['test_list.txt', 'line 2', '00000009_000.png']),
         (NIH.replace('Hernia|', 'Hernja|'), {},
          ['Data_Entry_2017_v2020.csv, row 5', "'Finding Labels'", "'Hernja'"]),
-        (NIH.replace('057Y', '?'), {}, ['row 2', "'Age'", "'?'"]),
+        (NIH.replace('057Y', '57Q'), {}, ['row 2', "'Age'", "'57Q'"]),
         (NIH.replace('00000001_001', '00000001_000'), {'train_val': '00000001_000.png\n'},
          ['row 3', "'Path'", 'row 2']),
         (NIH.replace('00000002_000.png', '../2.png'), {'train_val': '../2.png\n'},

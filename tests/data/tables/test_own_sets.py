@@ -129,7 +129,6 @@ def test_typed_cells_are_read_as_texts(tmp_path: Path) -> None:
         ('table.index = table["file"]', ['index', 'reset_index']),
         ('table["years"] = "old"', ['row 2', "'Age'", "'old'"]),
         ('table["file"] = "../" * 3 + table["file"]', ['row 2', "'Path'"]),
-        ('table["who"] = None', ['row 2', "'Patient'"]),
         ('table["file"] = "same.png"', ['row 3', "'Path'", 'row 2']),
         ('return table.rename(columns={"file": "Path"})', ["no column Patient"]),
         ('return table.assign(Split="final", Path=table["file"])', ['row 2', "'Split'", "'final'"]),
