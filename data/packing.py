@@ -60,7 +60,7 @@ from system.files import allow_open_files, atomic_writer, locked, replace_file
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
 SHARD_IMAGES = 1024  # the most in a file: a killed call loses these, less than a minute of work
 TABLES = ('train.csv', 'valid.csv', 'test.csv')
-TABLE_FORMS = ('*.csv', '*.csv.gz', '*.tsv', '*.xlsx', '*.jsonl')
+TABLE_FORMS = ('*.csv', '*.csv.gz', '*.tsv', '*.xlsx', '*.xlsm', '*.jsonl')
 
 
 @dataclass(frozen=True)

@@ -39,16 +39,18 @@ class ParquetImages:
 
     def __init__(self, path: str) -> None:
         self._file = pq.ParquetFile(path)
-        columns = [field.name for field in self._file.schema_arrow if _has_bytes(field.type)]
-        if len(columns) > 1 and COLUMN not in columns:
-            raise ValueError(f'of its columns {", ".join(columns)}, one must be called {COLUMN!r}')
-        self.column = COLUMN if COLUMN in columns else ''.join(columns)
         self.metadata = self._file.schema_arrow.metadata
         count = self._file.metadata.num_row_groups
         groups = [self._file.metadata.row_group(group) for group in range(count)]
         limit = max(MIN_LIMIT, MAX_RATIO * os.stat(path).st_size)
         if any(group.total_byte_size > limit for group in groups):
             raise ValueError(f'it has more than {limit:,} bytes when it is decompressed')
+        names = columns_of_bytes(self._file)
+        fields = [field for field in self._file.schema_arrow if field.name in names]
+        columns = [field.name for field in fields if _is_image(field.type)]
+        if len(columns) > 1 and COLUMN not in columns:
+            raise ValueError(f'of its columns {", ".join(columns)}, one must be called {COLUMN!r}')
+        self.column = COLUMN if COLUMN in columns else ''.join(columns)
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
         self.num_rows = int(self._starts[-1])
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -123,10 +125,52 @@ def class_names(root: Path, file: str) -> dict[str, list[str]]:
         raise ValueError(f'{root / file}: its classes cannot be read: {error!r:.200}') from error
 
 
-def _has_bytes(kind: pa.DataType) -> bool:
+def columns_of_bytes(file: pq.ParquetFile) -> list[str]:
+    """Return the columns of a file whose cells are or contain bytes that are no text.
+
+    Programs also write texts as bytes, so the first cell of a column of bytes decides. Cells that
+    contain bytes among other values are no text.
+    """
+    return [
+        field.name
+        for field in file.schema_arrow
+        if _contains_bytes(field.type) and not _is_text(file, field)
+    ]
+
+
+def _is_text(file: pq.ParquetFile, field: pa.Field) -> bool:
+    if not _are_bytes(field.type):
+        return False
+    for batch in file.iter_batches(BATCH_ROWS, columns=[field.name], use_threads=False):
+        for cell in filter(None, batch.column(0).to_pylist()):
+            try:
+                return '\0' not in cell.decode()  # small images may have no other sign
+            except UnicodeDecodeError:
+                return False
+    return field.name != COLUMN
+
+
+def _are_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _are_bytes(kind.value_type)
+    kinds = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _contains_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_map(kind):
+        return _contains_bytes(kind.key_type) or _contains_bytes(kind.item_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _contains_bytes(kind.value_type)
     if pa.types.is_struct(kind):
-        return any(field.name == 'bytes' and _has_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return any(_contains_bytes(field.type) for field in kind)
+    return _are_bytes(kind)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == 'bytes' and _are_bytes(field.type) for field in kind)
+    return _are_bytes(kind)
 
 
 def _opened(path: Path) -> ParquetImages:

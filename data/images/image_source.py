@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = (
     '.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.tif', '.tiff', '.webp', *IMAGE_DECODERS
 )  # fmt: skip
 PARQUET = '.parquet/'  # between the names of a Parquet file and of an image in it
-TABLE_SUFFIXES = ('.csv', '.csv.gz', '.tsv', '.txt', '.json', '.jsonl', '.xlsx')
+TABLE_SUFFIXES = ('.csv', '.csv.gz', '.tsv', '.txt', '.json', '.jsonl', '.xlsx', '.xlsm')
 # Ends of names of copies, and of files that are being written or downloaded.
 COPIES = ('~', '.bak', '.old', '.orig', '.tmp', '.temp', '.part', '.partial', '.crdownload', '.swp')
 DIRECTORY = 'DICOMDIR'  # a DICOM file without an image, which lists those of a CD

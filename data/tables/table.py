@@ -15,10 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.tables.table_files import SHOWN, UNREADABLE, read_cells, text_cells
+from data.tables.table_files import (
+    NO_TEXT,
+    SHOWN,
+    UNREADABLE,
+    cell_text,
+    read_cells,
+    text_cells,
+)
 from data.tables.unknown import known_cells
 
 KEYS = ('Path', 'Study')  # column that names the image or the study of a row
+DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
+READ = (*KEYS, 'Patient', 'Split', *DESCRIPTION)  # columns that every run reads
 NUMBER = re.compile(r'-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
 LOG_LEVELS = {'warning': logging.WARNING, 'note': logging.INFO}  # of faults that are no errors
 
@@ -103,14 +112,19 @@ class Table:
         if column not in self:
             return pd.Series('', self.cells.index, object)
         if column in self._typed:
+            self.cells = self.cells.assign(**{column: self._texts(column)})
             self._typed.discard(column)
-            self.cells = self.cells.assign(**{column: text_cells(self.cells[column])})
         return self.cells[column]
 
+    def has_text(self, column: str) -> bool:
+        """Return whether a column exists and has texts, and not bytes such as those of images."""
+        first = self.cells[column].iloc[:1] if column in self else ()
+        return column in self and not any(type(cell) is bytes and cell == NO_TEXT for cell in first)
+
     def texts(self) -> pd.DataFrame:
-        """Return all cells as texts."""
-        columns = {name: text_cells(self.cells[name]) for name in self.cells}
-        return pd.DataFrame(columns, self.cells.index, dtype=object)
+        """Return all cells as texts, without columns of bytes that no run reads."""
+        names = [name for name in self.cells if self.has_text(name) or name in READ]
+        return pd.DataFrame({name: self[name] for name in names}, self.cells.index, dtype=object)
 
     @property
     def key(self) -> str:
@@ -222,6 +236,21 @@ class Table:
             meanings[''], allowed = np.nan, f'{allowed}, or empty'
         return self.map(column, meanings, kind, allowed=f'{allowed}{hint}')
 
+    def _texts(self, column: str) -> pd.Series:
+        """Return the texts of a column; cells that are no text are a fault, read as empty."""
+        cells = self.cells[column]
+        try:
+            return text_cells(cells)
+        except ValueError:
+            texts = [*map(_text_or_none, cells)]
+            detail = (
+                f'column {column!r} has bytes that are no text in UTF-8, such as those of an '
+                f'image, in {texts.count(None):,} of {len(texts):,} rows'
+            )
+            row = int(self.row[texts.index(None)]) + 2
+            self.on_fault(Fault('unreadable column', detail, str(self.file), row))
+            return pd.Series([text or '' for text in texts], cells.index, object)
+
     def _cell(self, column: str, position: int) -> str:
         cell = self[column].iloc[position]
         hint = ' (a quote that is not closed?)' if '\n' in cell else ''
@@ -250,6 +279,13 @@ class Table:
         if table.empty:
             self.fault('empty CSV', 'there is no usable row below the header')
         return table
+
+
+def _text_or_none(cell: Any) -> str | None:
+    try:
+        return cell_text(cell)
+    except ValueError:
+        return None
 
 
 def find_file(root: Path, *patterns: str, hint: str) -> Path:

@@ -23,7 +23,7 @@ import pandas as pd
 
 from config import import_by_name
 
-TYPED = ('.json', '.jsonl', '.xlsx', '.parquet')  # suffixes of tables with typed cells
+TYPED = ('.json', '.jsonl', '.xlsx', '.xlsm', '.parquet')  # suffixes of tables with typed cells
 # What damaged files raise.
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error, OverflowError, MemoryError)
 # A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
@@ -32,8 +32,22 @@ SHOWN = 100  # number of characters of a cell in a message
 SEPARATORS = (',', ';', '\t')
 EXCEL_SEPARATOR = re.compile(r'sep=(.)[\r\n]+', re.IGNORECASE)  # Excel's own first line
 DECIMAL_COMMA = re.compile(r'\A(-?\d+),(\d+)\Z', re.ASCII)
+ADVICE = 'tables are CSV or TSV in UTF-8 (perhaps .gz), JSON lines, .xlsx, .xlsm and .parquet'
+# End of the name of a file -> beginning of what `describe_contents` says of it; TEXT for others.
+TEXT = 'text'
+CONTENTS = {
+    '.xlsx': 'an Office',
+    '.xlsm': 'an Office',
+    '.parquet': 'a Parquet',
+    '.gz': 'a compressed',
+}
+CONTROL = re.compile(rb'[\0-\x08\x0e-\x1f]')  # no character of a text
+# The beginning of most tables: a line with a separator, and no markup.
+PLAIN = re.compile(rb'[^<\0-\x1f\x7f-\xff][^\0-\x08\n-\x1f\x7f-\xff]*[,;\t][\t\n\r -\xff]*')
+BEGINNING = 1000  # bytes that are looked at
 UTF_16 = (b'\xff\xfe', b'\xfe\xff')
 CHUNK = 200  # rows that are divided into columns at once
+NO_TEXT = b'\xff'  # a cell of a column of bytes that are not read, such as images
 EXACT = 2**53  # from here on, a float does not have all digits of a whole number
 
 
@@ -56,6 +70,7 @@ def read_cells(
     Raises:
         One of UNREADABLE: If the file is damaged, too large when it is decompressed, or no table.
     """
+    _refuse_other_contents(file)
     is_typed = file.name.lower().removesuffix('.gz').endswith(TYPED)
     read_rows = import_by_name('data.tables.typed_tables:typed_rows') if is_typed else _csv_rows
     rows = read_rows(file)
@@ -139,14 +154,35 @@ def open_text(file: Path) -> Iterator[TextIO]:
             yield lines
         except UnicodeDecodeError as error:
             bad = error.object[error.start : error.end]
-            problem = f'the bytes {bad!r} are not {error.encoding}'
-            raise ValueError(f'{problem}; save it as CSV in UTF-8, or as .xlsx') from error
+            raise ValueError(
+                f'the bytes {bad!r} are not {error.encoding}: save it as UTF-8; {ADVICE}'
+            ) from error
+
+
+def _refuse_other_contents(file: Path) -> None:
+    """Refuse a file that is something else than its name says, as far as its beginning shows."""
+    with open(file, 'rb') as opened:
+        start = opened.read(BEGINNING)
+    if PLAIN.fullmatch(start) and not file.name.lower().endswith((*CONTENTS,)):
+        return
+    known = import_by_name('data.images.contents:describe_contents')(start)
+    wanted = next((text for end, text in CONTENTS.items() if file.name.lower().endswith(end)), TEXT)
+    if known and not known.startswith((wanted, 'empty')):
+        raise ValueError(f'it is {known}; {ADVICE}')
+    if not known and wanted == TEXT and CONTROL.search(start) and start[:2] not in UTF_16:
+        raise ValueError(f'it is no text; {ADVICE}')
 
 
 def cell_text(value: Any) -> str:
-    """Return the text of a cell that may have a type: 1.0 and True become '1', and NaN ''."""
+    """Return the text of a cell that may have a type: 1.0 and True become '1', and NaN ''.
+
+    Raises:
+        ValueError: If it has bytes that are no text in UTF-8.
+    """
     if isinstance(value, str):
         return value
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode()
     if isinstance(value, (bool, np.bool_)):
         return str(int(value))
     if isinstance(value, (float, np.floating)):
@@ -157,9 +193,9 @@ def cell_text(value: Any) -> str:
     if isinstance(value, Decimal):
         return '' if value.is_nan() else f'{value.normalize():f}'
     if isinstance(value, (list, tuple, dict)):
-        return json.dumps(value, default=str)
+        return json.dumps(value, default=cell_text)
     if isinstance(value, np.ndarray):
-        return json.dumps(value.tolist(), default=str)
+        return json.dumps(value.tolist(), default=cell_text)
     return '' if value is None or value is pd.NA or value is pd.NaT else str(value)
 
 

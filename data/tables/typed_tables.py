@@ -8,16 +8,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from config import import_by_name
 from data.tables.table_files import (
     CHUNK,
     MAX_RATIO,
     MIN_LIMIT,
+    NO_TEXT,
     cell_text,
     open_text,
     refuse_bomb,
 )
 
-FORMULA = re.compile(rb'<f[ />]')  # element of a sheet
+FORMULA, MERGED = re.compile(rb'<f[ />]'), re.compile(rb'<mergeCell[ />]')  # elements of a sheet
 MAX_COLUMNS = 500
 MAX_ROWS = 2**20  # that are read of an Excel file
 MAX_CELLS = 2**27  # of a Parquet file
@@ -26,10 +28,10 @@ MAX_CELLS = 2**27  # of a Parquet file
 def typed_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the texts of each row of a file; the header comes first.
 
-    A Parquet file is read without its columns of bytes, such as images.
+    Bytes remain: `cell_text` reads them, or refuses them, when a run asks for their column.
     """
     for number, cells in READERS.get(file.suffix.lower(), json_rows)(file):
-        yield number, [*map(cell_text, cells)]
+        yield number, [cell if isinstance(cell, bytes) else cell_text(cell) for cell in cells]
 
 
 # ---- readers, which yield (number of the row, typed cells); the first row is the header
@@ -65,7 +67,8 @@ def _json_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def excel_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     """Yield the rows of the first visible sheet of an Excel file, without those above the header.
 
-    A formula whose value the file lacks is an error, because it would read as an empty cell.
+    A formula whose value the file lacks is an error, because it would read as an empty cell. So are
+    merged cells, of which all but the first are empty, and more columns than are read.
 
     Not by pandas.read_excel, which has no limit of columns: 80 KB can take minutes and all memory.
     """
@@ -74,7 +77,9 @@ def excel_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
         with zipfile.ZipFile(file) as archive:
             refuse_bomb(sum(entry.file_size for entry in archive.infolist()), limit)
             sheets = [name for name in archive.namelist() if '/worksheets/' in name]
-            has_formulas = any(FORMULA.search(archive.read(name)) for name in sheets)
+            texts = [archive.read(name) for name in sheets]
+        has_formulas = any(map(FORMULA.search, texts))
+        merged = _merged_ranges(file) if any(map(MERGED.search, texts)) else []
         rows = _cells_of_sheet(file, data_only=True)
         formulas = _cells_of_sheet(file, data_only=False) if has_formulas else itertools.repeat(())
         width = None
@@ -88,6 +93,9 @@ def excel_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
                 continue
             if width is None:  # the header, which is in front of row 0
                 width = max(place for place, cell in enumerate(row, 1) if cell is not None)
+                if width > MAX_COLUMNS:
+                    raise ValueError(f'it has more than {MAX_COLUMNS} columns, which are not read')
+                _refuse_merged([cells for cells in merged if cells.min_col <= width])
             yield number, row[:width] + (None,) * (width - len(row))
     except Exception as error:  # a damaged file makes openpyxl raise almost anything
         text = ' '.join(f'{type(error).__name__}: {error}'.split())
@@ -95,41 +103,63 @@ def excel_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
 
 
 def _cells_of_sheet(file: Path, data_only: bool) -> Iterator[tuple[Any, ...]]:
-    """Return the rows of the first visible sheet, with formulas unless `data_only` is set."""
+    """Return the rows of the sheet that is read, with formulas unless `data_only` is set."""
+    sheet = _first_sheet(file, read_only=True, data_only=data_only)
+    sheet.reset_dimensions()  # the file states them, and they may be wrong
+    return sheet.iter_rows(max_row=MAX_ROWS, max_col=MAX_COLUMNS + 1, values_only=True)
+
+
+def _merged_ranges(file: Path) -> list[Any]:
+    """Return the ranges of merged cells of the sheet that is read, if they have a value."""
+    sheet = _first_sheet(file)
+    ranges = sheet.merged_cells.ranges
+    return [cells for cells in ranges if sheet.cell(cells.min_row, cells.min_col).value is not None]
+
+
+def _first_sheet(file: Path, **options: bool) -> Any:
+    """Return the first visible sheet of a workbook."""
     from openpyxl import load_workbook
 
-    sheets = load_workbook(file, read_only=True, data_only=data_only).worksheets
-    sheet = next((sheet for sheet in sheets if sheet.sheet_state == 'visible'), sheets[0])
-    sheet.reset_dimensions()  # the file states them, and they may be wrong
-    return sheet.iter_rows(max_row=MAX_ROWS, max_col=MAX_COLUMNS, values_only=True)
+    sheets = load_workbook(file, **options).worksheets
+    return next((sheet for sheet in sheets if sheet.sheet_state == 'visible'), sheets[0])
+
+
+def _refuse_merged(ranges: Sequence[Any]) -> None:
+    """Refuse merged cells: the file has their value in the first one, and the others are empty."""
+    if ranges:
+        first = min(ranges, key=lambda cells: (cells.min_row, cells.min_col))
+        others = f' and {len(ranges) - 1} other ranges' if len(ranges) > 1 else ''
+        raise ValueError(
+            f'the cells {first.coord}{others} are merged, so that all but the first one are '
+            'empty: unmerge them, and write the value into each cell'
+        )
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
-    """Yield the rows of a Parquet file, without columns of bytes, such as images."""
+    """Yield the rows of a Parquet file, with NO_TEXT in columns of bytes, such as images."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds_of_bytes = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
     limit = max(64 * MIN_LIMIT, MAX_RATIO * file.stat().st_size)
     try:
         table = pq.ParquetFile(file)
-        names = [
-            field.name
-            for field in table.schema_arrow
-            if not any(is_bytes(field.type) for is_bytes in kinds_of_bytes)
-        ]
+        unread = import_by_name('data.images.hub:columns_of_bytes')(table)
+        header = table.schema_arrow.names
+        names = [name for name in header if name not in unread]
         if len(names) > MAX_COLUMNS or table.metadata.num_rows * len(names) > MAX_CELLS:
             raise ValueError(f'it has {len(names):,} columns, and more cells than are read')
-        yield 0, names
+        yield 0, header
         start, size = 0, 0
         for batch in table.iter_batches(CHUNK, columns=names):
             size += batch.nbytes
             refuse_bomb(size, limit)
-            columns = [column.to_pylist() for column in batch.columns]
+            texts = iter([column.to_pylist() for column in batch.columns])
+            fill = [NO_TEXT] * batch.num_rows
+            columns = [fill if name in unread else next(texts) for name in header]
             yield from enumerate(zip(*columns, strict=True), start)
             start += batch.num_rows
     except pa.ArrowException as error:
         raise ValueError(f'with pyarrow: {" ".join(str(error).split())}') from error
 
 
-READERS = {'.xlsx': excel_rows, '.parquet': parquet_rows}
+READERS = {'.xlsx': excel_rows, '.xlsm': excel_rows, '.parquet': parquet_rows}

@@ -1,7 +1,9 @@
 """Files of tables: all forms give the same texts with the numbers of their rows; hostile files."""
 
 import gzip
+import io
 import json
+import pickle
 import tracemalloc
 import zipfile
 from decimal import Decimal
@@ -14,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from csv_files import read, row
+from tiny import config_with
 
-from data.tables.chexpert import read_csv
+from data.images.image_source import Folder
+from data.tables.chexpert import open_data_set, read_csv, read_rows
 from data.tables.table import Table
 from data.tables.table_files import cell_text, csv_text
 
@@ -160,11 +164,111 @@ def test_hostile_and_damaged_files_are_refused_by_name(tmp_path: Path, name: str
         Table(tmp_path / name)
 
 
-def test_columns_of_images_in_a_parquet_file_are_no_cells(tmp_path: Path) -> None:
-    columns = {'image': [{'bytes': b'x', 'path': None}], 'raw': [b'x'], 'label': [1], 'l': [[1, 2]]}
-    pq.write_table(pa.table(columns), tmp_path / 'a.parquet')
-    table = Table(tmp_path / 'a.parquet')
-    assert [*table.cells] == ['label', 'l'] and table['l'].tolist() == ['[1, 2]']
+PICTURE = b'\x89PNG\r\n'
+
+
+def parquet(folder: Path, **columns: object) -> Table:
+    pq.write_table(pa.table(columns), folder / 'a.parquet')
+    return Table(folder / 'a.parquet')
+
+
+def test_texts_that_are_bytes_and_nested_cells_are_read(tmp_path: Path) -> None:
+    names = ['Müller'.encode(), b'', None]
+    table = parquet(
+        tmp_path,
+        bytes=pa.array(names),
+        large=pa.array(names, pa.large_binary()),
+        fixed=pa.array([b'ab', b'cd', None], pa.binary(2)),
+        coded=pa.array(names).dictionary_encode(),
+        empty=pa.array([None] * 3, pa.binary()),
+        pair=[{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'y'}, None],
+        list=[[1, 2], [], None],
+        row=[1, 2, 3],
+    )
+    for name in ('bytes', 'large', 'coded'):
+        assert table[name].tolist() == ['Müller', '', '']
+    assert table['fixed'].tolist() == ['ab', 'cd', ''] and table['empty'].tolist() == [''] * 3
+    assert table['pair'].tolist() == ['{"a": 1, "b": "x"}', '{"a": 2, "b": "y"}', '']
+    assert table['list'].tolist() == ['[1, 2]', '[]', '']
+
+
+NO_TEXTS = {
+    'picture': [PICTURE],
+    'UTF-16': ['train'.encode('utf-16')],
+    'Latin-1 in a later row': [b'a', 'Müller'.encode('latin-1')],
+    'bytes in a struct': [{'bytes': b'train', 'path': None}],
+    'bytes in a list': [[b'train']],
+    'bytes in a map': pa.array([[('a', b'train')]], pa.map_(pa.string(), pa.binary())),
+}
+
+
+@pytest.mark.parametrize('kind', NO_TEXTS)
+def test_a_column_that_is_no_text_is_named_where_it_is_asked_for(tmp_path: Path, kind: str) -> None:
+    cells = NO_TEXTS[kind]
+    table = parquet(tmp_path, Split=cells, photo=cells, label=[1] * len(cells))
+    row = len(cells) + 1
+    for _ in range(2):
+        assert 'Split' in table
+        with pytest.raises(ValueError, match=rf"a\.parquet, row {row} .*'Split' has bytes"):
+            table['Split']
+        with pytest.raises(ValueError, match="'Split'"):
+            table.texts()
+    assert table['label'].tolist() == ['1'] * len(cells)
+    others = parquet(tmp_path, photo=cells, label=[1] * len(cells))
+    assert others['label'].tolist() == ['1'] * len(cells)
+
+
+def test_no_row_of_another_split_trains(tmp_path: Path) -> None:
+    """A split in bytes, of all rows, was not read, so that the rows of test trained."""
+    frame = pd.DataFrame({'Path': [f'X/patient0000{n}/study1/view1_frontal.jpg' for n in range(3)]})
+    data_set = open_data_set(
+        config_with(DATA__TRAIN_CSV='t.parquet', DATA__DATASET='chexpert'), tmp_path
+    )
+    frame.assign(Split=[b'train', b'test', b'train']).to_parquet(tmp_path / 't.parquet')
+    options = {'look_up': 'none', 'labels': ()}
+    assert data_set.read('train', **options).row.tolist() == [0, 2]
+    frame.assign(Split=[PICTURE] * 3).to_parquet(tmp_path / 't.parquet')
+    with pytest.raises(ValueError, match="t.parquet.*'Split'"):
+        data_set.read('train', **options)
+    faults: list = []
+    assert not len(data_set.read('train', on_fault=faults.append, **options))
+    assert 'unreadable column' in {fault.kind for fault in faults}
+
+
+def test_a_picture_named_like_a_label_stops_no_run(tmp_path: Path) -> None:
+    cells = {'Path': ['X/patient1/study1/frontal.jpg'], 'Edema': [1], 'Edema mask': [PICTURE]}
+    records = read_rows(parquet(tmp_path, **cells), Folder(tmp_path), labels=['Edema'])
+    assert records.labels.tolist() == [[1]] and records.other_names == ()
+
+
+def merged(file: Path, cells: str, rows: list[list[object]]) -> Path:
+    book = openpyxl.Workbook()
+    for row_of_cells in rows:
+        book.active.append(row_of_cells)
+    book.active.merge_cells(cells)
+    book.save(file)
+    return file
+
+
+@pytest.mark.parametrize('cells', ['B2:B4', 'A3:B3', 'B1:C1', 'C2:D3'])
+def test_merged_cells_are_no_empty_ones(tmp_path: Path, cells: str) -> None:
+    rows = [['Path', 'Patient', 'Edema'], *([f'{n}.png', '7', 1] for n in range(3))]
+    file = merged(tmp_path / 'a.xlsx', cells, rows)
+    with pytest.raises(ValueError, match=f'a.xlsx.*the cells {cells} are merged.*unmerge'):
+        Table(file)
+
+
+def test_merged_cells_outside_the_table_or_without_a_value_are_no_fault(tmp_path: Path) -> None:
+    rows = [['Path', 'Edema', None, None], ['a.png', 1, None, 'note'], ['b.png', None, None, None]]
+    for cells in ('D2:D3', 'B3:C3'):
+        table = Table(merged(tmp_path / 'a.xlsx', cells, rows))
+        assert table['Edema'].tolist() == ['1', '']
+
+
+def test_more_columns_of_a_sheet_than_are_read_are_refused(tmp_path: Path) -> None:
+    pd.DataFrame([[0] * 501], columns=[f'c{n}' for n in range(501)]).to_excel(tmp_path / 'a.xlsx')
+    with pytest.raises(ValueError, match='a.xlsx.*more than 500 columns'):
+        Table(tmp_path / 'a.xlsx')
 
 
 def test_a_formula_without_a_value_is_no_empty_cell(tmp_path: Path) -> None:
@@ -194,8 +298,75 @@ def test_a_key_that_a_json_object_repeats_is_refused(tmp_path: Path) -> None:
         Table(tmp_path / 'a.jsonl')
 
 
-@pytest.mark.parametrize('name', ['labels.xls', 'labels.ods', 'labels.zip'])
-def test_a_file_that_is_no_text_says_which_files_are_read(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b'\xd0\xcf\x11\xe0')
-    with pytest.raises(ValueError, match='as CSV in UTF-8, or as .xlsx'):
+def contents_of(kind: str) -> bytes:
+    """Return a small table in another format."""
+    frame, file = typed(), io.BytesIO()
+    if kind == 'archive':
+        with zipfile.ZipFile(file, 'w') as archive:
+            archive.writestr('train.csv', frame.to_csv())
+    elif kind == 'OpenDocument':
+        with zipfile.ZipFile(file, 'w') as archive:
+            archive.writestr('mimetype', 'application/vnd.oasis.opendocument.spreadsheet')
+    elif kind == 'pickle':
+        pickle.dump(frame, file)
+    elif kind == 'text':
+        file.write(frame.to_csv().encode())
+    else:
+        getattr(
+            frame, {'Office': 'to_excel', 'Parquet': 'to_parquet', 'Feather': 'to_feather'}[kind]
+        )(file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    'name, kind',
+    [
+        ('a.csv', 'Office'),
+        ('a.xls', 'Office'),
+        ('a.jsonl', 'Office'),
+        ('a.zip', 'archive'),
+        ('a.csv', 'archive'),
+        ('a.ods', 'OpenDocument'),
+        ('a.pkl', 'pickle'),
+        ('a.csv', 'Parquet'),
+        ('a.feather', 'Feather'),
+        ('a.xlsx', 'text'),
+        ('a.parquet', 'text'),
+        ('a.csv.gz', 'text'),
+    ],
+)
+def test_a_file_in_another_format_is_named(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).write_bytes(contents_of(kind))
+    with pytest.raises(ValueError, match=rf'{name}.*it is .*{kind}.*\.xlsx') as error:
         Table(tmp_path / name)
+    assert 'save it as UTF-8' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'start, part',
+    [
+        (b'\xd0\xcf\x11\xe0\xa1\xb1', 'old Office'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
+        (b'<!DOCTYPE html><html><body>Sign in, please</body></html>', 'a web page'),
+        (b'%PDF-1.7\n', 'a PDF'),
+        (bytes(range(256)), 'it is no text'),
+        ('Path,Edema\na.png,1\n'.encode('utf-16-le'), 'it is no text'),
+        ('Path,note\na.png,Müller\n'.encode('latin-1'), 'save it as UTF-8'),
+    ],
+)
+def test_a_file_that_is_no_table_says_what_it_is(tmp_path: Path, start: bytes, part: str) -> None:
+    (tmp_path / 'train.csv').write_bytes(start)
+    with pytest.raises(ValueError, match=f'train.csv.*{part}'):
+        Table(tmp_path / 'train.csv')
+
+
+@pytest.mark.parametrize('header', ['BMI', 'PAR1', 'P1', 'GIF', 'Path', 'Müller', '7z', '%', '-'])
+def test_a_column_may_be_called_like_a_format(tmp_path: Path, header: str) -> None:
+    for separator in (',', ';', '\t'):
+        (tmp_path / 'a.csv').write_text(f'{header}{separator}Edema\nx{separator}1\n', 'utf-8')
+        assert Table(tmp_path / 'a.csv')[header].tolist() == ['x']
+
+
+def test_a_workbook_with_macros_is_read(tmp_path: Path) -> None:
+    (tmp_path / 'a.xlsm').write_bytes(contents_of('Office'))
+    assert Table(tmp_path / 'a.xlsm')['Edema'].tolist() == ['1', '0', '-1']
