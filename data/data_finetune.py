@@ -5,12 +5,13 @@ Training targets follow the policies for uncertain labels. Uncertain labels are 
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config, default_config, module_of_option
+from config import PROBES, Config, default_config
 from data.augmentation import TrainTransform
 from data.loader import Loaders, XrayDataset, make_loader
 from data.tables.chexpert import DataSet, open_data_set
@@ -23,6 +24,7 @@ from data.tables.reading import (
     log_loading,
     read_split,
     refuse_shared_patients,
+    report_names_not_found,
     scored_images,
 )
 from data.tables.records import Records, csv_names, select_views, task_of
@@ -51,8 +53,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
     everything = read_split(config, 'train', logger, **options)
     read = {'train': everything, 'test': _scored_records(data_set, 'test', logger)}
     read['valid'] = _scored_records(data_set, 'valid', logger, has_test=read['test'] is not None)
-    if data.LEAVE_OUT:
-        module_of_option('DATA.LEAVE_OUT').require_found(config, *read.values())
+    report_names_not_found(config, read.values(), partial(refuse, logger=logger))
     refuse_shared_patients(config, read, logger)
     scored = {name: read[name] for name in ('valid', 'test') if read[name] is not None}
     if everything is not None:

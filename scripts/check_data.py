@@ -19,7 +19,7 @@ from config import Config, default_config
 from data.describe.check import Findings, check_data, list_duplicates
 from data.tables.chexpert import open_data_set
 from data.tables.given_folders import config_of_data
-from data.tables.reading import scored_splits
+from data.tables.reading import report_names_not_found, scored_splits
 from data.tables.records import csv_names
 from data.tables.sources import source_configs
 from system.files import replace_file
@@ -72,6 +72,8 @@ def main(args: argparse.Namespace) -> int:
         print(f'{where}: images {rows or "none"}')
         checked[findings.source] = part
     findings.source = ''
+    read = [records for part in checked.values() for records in part.read]
+    report_names_not_found(config, read, findings.add)
     duplicates = list_duplicates(checked, findings)
     tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
     for file, table in tables.items():

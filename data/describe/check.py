@@ -96,6 +96,7 @@ class Checked:
 
     rows: dict[str, int]  # number of existing images by split
     looks: pd.DataFrame  # file, split, patient, digest and thumbnail (or None) of each image
+    read: tuple[Records, ...] = ()  # records of the splits, with the images that are left out
 
 
 def list_duplicates(checked: dict[str, Checked], findings: Findings) -> pd.DataFrame:
@@ -180,7 +181,7 @@ def check_data(
 
     Splits in `optional` may be absent. Labels are only read if `labelled` is set.
     """
-    data_set, splits = open_data_set(config), {}
+    data_set, splits, whole = open_data_set(config), {}, []
     task, num_errors = task_of(config), findings.count('error')
     listed: set[str] = set()  # files that the tables name
     options = {'labels': task.columns if labelled else ()}
@@ -196,6 +197,7 @@ def check_data(
         if records is not None and len(records):
             listed |= {*records.file}
             records = mark_left_out(config, records, findings.source)
+            whole.append(records)
             if records.num_left_out:
                 detail = f'{records.num_left_out:,} images of {split} are left out'
                 findings.add(Fault('DATA.LEAVE_OUT', detail, records.csv, severity='note'))
@@ -210,7 +212,7 @@ def check_data(
     if not splits:
         if findings.count('error') == num_errors:
             findings.add(Fault('no images', f'{data_set.root}: no split has an image'))
-        return Checked({}, pd.DataFrame(columns=LOOKS))
+        return Checked({}, pd.DataFrame(columns=LOOKS), (*whole,))
     images = open_images(data_set.root)
     named = pd.concat(
         pd.DataFrame({'file': part.file, 'patient': part.patient, 'split': split, 'csv': part.csv})
@@ -225,7 +227,7 @@ def check_data(
     _compare_pixels(unique, findings)
     rows = {name: len(part) for name, part in splits.items()}
     looks = named[['file', 'split', 'patient']].merge(unique[['file', 'digest', 'thumbnail']])
-    return Checked(rows, looks)
+    return Checked(rows, looks, (*whole,))
 
 
 def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray | None]:

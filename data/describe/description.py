@@ -1,7 +1,9 @@
 """Describe a data set: what each split contains, and training targets."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +16,17 @@ from data.images.preprocess import Preprocess
 from data.tables.chexpert import SPLITS, open_data_set
 from data.tables.groups import UNKNOWN, add_demographics, all_groups
 from data.tables.labels import NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, UNCERTAIN_CLASS
-from data.tables.reading import mark_left_out
+from data.tables.reading import mark_left_out, report_names_not_found
 from data.tables.records import OTHER_VIEW, Records, csv_names, select_views, task_of
 from data.tables.splits import describe_subset, split_patients, training_records
+from data.tables.table import refuse
 from system.files import replace_files
 from system.pages import encode_figure, note_on_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ON_FAULT = partial(refuse, logger=logging.getLogger(__name__))
 UNITS = ('images', 'studies', 'patients')
 KINDS = {'positive': POSITIVE, 'uncertain': UNCERTAIN, 'negative': NEGATIVE}  # others are blank
 EVERYTHING = 'All'  # name of the column and group of counts over a whole split
@@ -87,13 +91,15 @@ def read_table_of_run(config: Config) -> pd.DataFrame:
 
     Rows keep their numbers as the index, unless two splits have tables of their own.
     """
-    tables, data_set = [], open_data_set(config)
+    tables, read, data_set = [], [], open_data_set(config)
     options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
     for split in SPLITS:
         records = data_set.read(split, **options)
         if records is None:
             continue
-        records = mark_left_out(config, records).kept()
+        records = mark_left_out(config, records)
+        read.append(records)
+        records = records.kept()
         is_alone = (records.study == records.path) | (records.study == records.file)
         studies = [study.rpartition('/')[2] for study in records.study]
         table = pd.DataFrame(
@@ -114,6 +120,7 @@ def read_table_of_run(config: Config) -> pd.DataFrame:
         tables.append(table.join(labels).join(groups))
     if not tables:
         raise ValueError(f'DATA.DATA_PATH {config.DATA.DATA_PATH} has no table that a run reads')
+    report_names_not_found(config, read, ON_FAULT)
     table = pd.concat(tables)
     return table if table.index.is_unique else table.reset_index(drop=True)
 
@@ -229,13 +236,14 @@ def plot_images(config: Config, count: int) -> dict[str, 'Figure']:
 
 def read_sets(config: Config) -> dict[str, Records]:
     """Read the splits of a run that exist."""
-    data, sets, data_set = config.DATA, {}, open_data_set(config)
+    data, sets, read, data_set = config.DATA, {}, [], open_data_set(config)
     options = {'labels': task_of(config).columns, 'optional': True, 'look_up': 'none'}
     for split in SPLITS if data_set.labelled else ():
         records = data_set.read(split, **options)
         if records is None:
             continue
         records = mark_left_out(config, records)
+        read.append(records)
         if split == 'train' and data.HOLDOUT_FRACTION:
             names = ('train', 'holdout', 'internal')
             parts = zip(names, split_patients(config, records), strict=True)
@@ -248,6 +256,7 @@ def read_sets(config: Config) -> dict[str, Records]:
             f'DATA.DATASET {data.DATASET}: DATA.DATA_PATH {data.DATA_PATH} has no labels to count '
             f'({names}, or the tables of a known data set)'
         )
+    report_names_not_found(config, read, ON_FAULT)
     return sets
 
 

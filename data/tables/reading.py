@@ -1,7 +1,7 @@
 """Read the data set of a config."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from data.images.store_manifest import (
 from data.tables.chexpert import DataSet, open_data_set
 from data.tables.identity import shared_patients
 from data.tables.records import LEFT_OUT, Records, existing_records, task_of
-from data.tables.table import Fault, refuse
+from data.tables.table import Fault, OnFault, refuse
 from system.files import NETWORK_SYSTEMS, file_system
 from system.tool import command_of, num_workers, share_of_cpus, usable_cpus
 
@@ -104,8 +104,20 @@ def mark_left_out(config: Config, records: Records, source: str = '') -> Records
     """Mark the images that DATA.LEAVE_OUT lists, which `Records.kept` removes."""
     if not config.DATA.LEAVE_OUT:
         return records
-    listed = module_of_option('DATA.LEAVE_OUT').is_left_out(config, records, source)
-    return replace(records, left_out=listed, num_left_out=int(listed.sum()))
+    listed, found = module_of_option('DATA.LEAVE_OUT').find_listed(config, records, source)
+    return replace(records, left_out=listed, num_left_out=int(listed.sum()), found_names=found)
+
+
+def report_names_not_found(
+    config: Config, parts: Iterable[Records | None], on_fault: OnFault
+) -> None:
+    """Report the names in DATA.LEAVE_OUT that are in none of the splits or sources of a command."""
+    if not config.DATA.LEAVE_OUT:
+        return
+    found = {name for part in parts if part is not None for name in part.found_names}
+    fault = module_of_option('DATA.LEAVE_OUT').names_not_found(config, found)
+    if fault is not None:
+        on_fault(fault)
 
 
 def refuse_shared_patients(

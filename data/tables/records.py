@@ -44,6 +44,7 @@ class Records:
     doubts: tuple[str, ...] = ()  # sentences about the labels that a report shows (DOUBTS)
     left_out: np.ndarray | None = None  # [N] bool, images that DATA.LEAVE_OUT lists
     num_left_out: int = 0  # of them in the whole split
+    found_names: frozenset[tuple[str, str]] = frozenset()  # (kind, name) in DATA.LEAVE_OUT of them
     digest: str = ''  # SHA-256 of a table that a function made
 
     def __len__(self) -> int:

@@ -6,22 +6,25 @@ DATA.DATA_PATH, and patients are held out from each source.
 
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from config import OPTIONS, Config, module_of_option, refuse_unless, selected_part
+from config import OPTIONS, Config, refuse_unless, selected_part
 from data.tables.chexpert import open_data_set
 from data.tables.reading import (
     data_root,
     log_loading,
     read_split,
     refuse_shared_patients,
+    report_names_not_found,
     scored_splits,
 )
 from data.tables.records import Records
 from data.tables.splits import describe_subset, pretrain_records, take_subset
+from data.tables.table import refuse
 
 LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
 # Key of an entry -> check of the value, and allowed values. Keys outside LIMITS are required.
@@ -70,7 +73,7 @@ def read_sources(
         options = {'labelled': False, 'source': name, 'data_set': data_set}
         whole = read_split(own, 'train', logger, **options)
         scored = scored_splits(data_set, name)
-        read.append(whole)
+        read += [whole, *scored.values()]
         refuse_shared_patients(own, {'train': whole} | scored, logger)
         entry = entries.get(name, {})
         train, holdout = pretrain_records(own, whole)
@@ -94,8 +97,7 @@ def read_sources(
         if count < len(holdout):  # evenly spread over their order
             holdout = holdout.select(np.arange(count) * len(holdout) // count)
         held_out[name] = holdout
-    if config.DATA.LEAVE_OUT:
-        module_of_option('DATA.LEAVE_OUT').require_found(config, *read)
+    report_names_not_found(config, read, partial(refuse, logger=logger))
     return training, held_out
 
 

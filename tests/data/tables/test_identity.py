@@ -201,9 +201,59 @@ def test_images_studies_and_patients_are_left_out_in_every_stage(tmp_path: Path,
     for is_pretrain in (True, False):
         with pytest.raises(ValueError, match=r'LEAVE_OUT.*none of the 1'):
             loaders_of(tmp_path, is_pretrain, *options)
-    listed.write_text('name\nx\n')
-    with pytest.raises(ValueError, match=r'list\.csv.*file or Path or Study or Patient'):
-        loaders_of(tmp_path, True, *options)
+
+
+# Lists that would leave nothing out: of one patient, or with rows that name nobody.
+NO_LISTS = [
+    'name\nx\n',
+    'patient00007',
+    'patient00007\n',
+    'patient\n7\n',
+    '',
+    'Path;Patient;why\n;;copy\n',
+]
+NO_LISTS += ['Patient\nunknown\n', 'Path,Patient\n,7\nN/A,\n', '7']
+
+
+@pytest.mark.parametrize('text', NO_LISTS)
+@pytest.mark.parametrize('is_pretrain', [True, False])
+def test_a_list_that_is_not_understood_is_refused(tmp_path, text: str, is_pretrain: bool) -> None:
+    write_split(tmp_path, 'train', 20)
+    write_split(tmp_path, 'valid', 4)
+    (tmp_path / 'list.csv').write_text(text)
+    words = r'list\.csv.*(file or Path or Study or Patient|row \d .*is empty)'
+    with pytest.raises(ValueError, match=words):
+        loaders_of(tmp_path, is_pretrain, 'DATA.LEAVE_OUT', str(tmp_path / 'list.csv'))
+
+
+def test_names_that_are_not_found_are_listed_in_every_command(tmp_path: Path, log, capsys) -> None:
+    root, listed = tmp_path / 'data', tmp_path / 'list.csv'
+    write_split(root, 'train', 20)
+    write_split(root, 'valid', 4)
+    rows = [',,files/patient00003', ',,P-7777', 'nobody.png,,', ',7/9,', ',,1001']
+    listed.write_text('\n'.join(['Path,Study,Patient', *rows]))
+    told = "3 of the 5 listed names are not in these data: image 'nobody.png', study '7/9', "
+    told += "patient 'P-7777'"
+    options = ['DATA.LEAVE_OUT', str(listed)]
+    for is_pretrain in (True, False):
+        log.clear()
+        loaders_of(root, is_pretrain, *options)
+        assert told in log.text
+    words = ['--data-path', root, '--opts', *options]
+    for command in (['--table', tmp_path / 't.csv'], ['--output', tmp_path / 'counts']):
+        log.clear()
+        assert run_script('describe_data', *command, *words) == 0
+        assert told in log.text
+    problems = tmp_path / 'problems.csv'
+    run_script('check_data', '--output', problems, '--workers', 1, *words)
+    (fault,) = pd.read_csv(problems).query('kind == "DATA.LEAVE_OUT" and severity == "warning"')[
+        'detail'
+    ]
+    assert told in fault
+    listed.write_text('Patient\n7777\n')
+    for command in (['--table', tmp_path / 't.csv'], ['--output', tmp_path / 'counts']):
+        assert run_script('describe_data', *command, *words) == 2
+        assert 'none of the 1 listed names' in capsys.readouterr().err
 
 
 def test_leaving_a_shared_patient_out_is_enough(spelt: Path) -> None:
