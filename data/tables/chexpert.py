@@ -29,7 +29,7 @@ from data.tables.records import (
     lacks_images,
     task_of,
 )
-from data.tables.table import KEYS, Fault, OnFault, Table, refuse
+from data.tables.table import DESCRIPTION, KEYS, READ, Fault, OnFault, Table, refuse
 from data.tables.table_warnings import (
     DOUBTS,
     LACKING_PATIENTS,
@@ -44,7 +44,6 @@ from data.tables.unknown import NOBODY
 from system.files import is_below
 
 DATASETS = REGISTRIES['DATA.DATASET']
-DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
 SPLITS = ('train', 'valid', 'test')
 SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', OTHER_VIEW: OTHER_VIEW, '': ''}
@@ -132,23 +131,31 @@ class DataSet:
         on_fault: OnFault = refuse,
     ) -> Table | None:
         """Open the table of a split with the arguments of `read`: a file, with all or its rows."""
-        names, default = csv_names(self.config), csv_names(default_config())
-        csv_name = names[split]
-        # A table of train with a column Split is that of a split that has no file.
-        if csv_name == default[split] and not (self.root / csv_name).is_file():
-            train = Table(self.root / names['train'], lambda fault: None, num_rows=0)
-            csv_name = names['train'] if 'Split' in train else csv_name
+        csv_name = self._csv_of(split)
         if optional and not (self.root / csv_name).is_file():
             return None
         table = open_csv(self.root, csv_name, labels, on_fault)
         # The table of train may have no row of a split, but a table of the split itself must.
-        optional = optional and csv_name == names['train']
+        optional = optional and csv_name == csv_names(self.config)['train']
         if 'Split' in table:
             splits = table.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
+            for other in sorted({*splits} - {split, ''}):
+                if (file := self._csv_of(other)) != csv_name:
+                    detail = f'{(splits == other).sum():,} rows are of the split {other}, which is '
+                    detail += f'read from {file}: no split reads them'
+                    table.fault('rows of another split', detail, severity='warning')
             table.cells = table.cells[splits == split]
             if not (len(table) or optional):
                 table.fault('empty split', f'it has no usable row of the split {split}')
         return table if len(table) or not optional else None
+
+    def _csv_of(self, split: str) -> str:
+        """Return the file of a split: that of train if there is no other and it has Split."""
+        names, default = csv_names(self.config), csv_names(default_config())
+        if names[split] != default[split] or (self.root / names[split]).is_file():
+            return names[split]
+        train = Table(self.root / names['train'], lambda fault: None, num_rows=0)
+        return names['train'] if 'Split' in train else names[split]
 
     def table(self, split: str) -> pd.DataFrame:
         """Return all cells of the table of a split; the index has the numbers of the rows."""
@@ -338,14 +345,14 @@ def make_records(table: Table, labels: Sequence[str], groups: Sequence[str] = ()
         view[is_blank] = views_in_names(table['path'][is_blank])
     # [N, K] 1, 0, -1 uncertain, NaN blank
     values = [table.map(label, CELLS, 'value of a label') for label in labels]
-    others = {*KEYS, *DESCRIPTION, *labels, 'Patient', 'Split', 'path', 'file', 'patient', 'study'}
+    others = {*READ, *labels, 'path', 'file', 'patient', 'study'}
     columns = [table[name].to_numpy(object) for name in kept]
     # Copies, because a view of a column may keep the memory of all columns.
     texts = {
         name: table[name].to_numpy(object, copy=True)
         for name in ('path', 'file', 'patient', 'study')
     }
-    other_names = [name for name in table.cells if name not in others]
+    other_names = [name for name in table.cells if name not in others and table.has_text(name)]
     report_names(table, labels, other_names)
     return Records(
         root=table.file.parent,

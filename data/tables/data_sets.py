@@ -20,12 +20,13 @@ import pandas as pd
 from config import FUNCTION_SUFFIX, Config
 from data.images.image_source import open_images
 from data.images.store_manifest import is_store
-from data.tables.chexpert import DATASETS, DESCRIPTION, SPLIT_CELLS, SPLITS, DataSet
+from data.tables.chexpert import DATASETS, SPLITS, DataSet
 from data.tables.known_sets import FUNCTIONS
-from data.tables.table import KEYS, Fault, OnFault, Table, refuse
+from data.tables.table import DESCRIPTION, KEYS, Fault, OnFault, Table, refuse
 from system.files import is_below
 from system.tool import command_of
 
+MOST_ROWS = 2**22  # of a table; an index with greater numbers has other ones than those of rows
 FUNCTION = 'read'  # name of the function in a file of the user
 # Arguments that a function may have besides the folder -> the options that they are.
 ARGUMENTS = {'labeller': 'LABELLER', 'image_suffix': 'IMAGE_SUFFIX'}
@@ -66,19 +67,14 @@ def make_tables(
         if table.columns.nlevels > 1 or len(repeated):
             fault = f'{repeated[0]!r} is given twice' if len(repeated) else 'has several levels'
             raise ValueError(f'DATA.DATASET {name}: a column of its table {fault}')
-    if tables is not made and 'Split' in made:
-        checked = Table(f'DATA.DATASET {name}', on_fault, cells=made)
-        splits = checked.map('Split', SPLIT_CELLS, 'value of the split', dtype=object)
-        tables = {split: made[splits == split] for split in SPLITS}
-    for split, table in tables.items():
-        is_numbered = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
-        if not is_numbered or (table.index < 0).any():
-            raise ValueError(
-                f'DATA.DATASET {name}: the index of the table of {split} must have a number for '
-                'each row, without repetitions (reset_index(drop=True))'
-            )
-    filled = [split for split in SPLITS if split in tables and len(tables[split])]
-    return {split: tables[split] for split in filled}
+    found: dict[str, pd.DataFrame] = {}
+    for own, table in tables.items():
+        # Of one table for each split, the rows may say their split again, but no other one.
+        allowed = (own,) if tables is made else SPLITS
+        place = f'DATA.DATASET {name}{f": {own}" if tables is made else ""}'
+        found |= _by_split(_numbered(table, root, place), place, allowed, on_fault)
+    filled = [split for split in SPLITS if split in found and len(found[split])]
+    return {split: found[split] for split in filled}
 
 
 @DATASETS.register(*FUNCTIONS, FUNCTION_SUFFIX)
@@ -115,12 +111,10 @@ class MadeDataSet(DataSet):
             table = Table(self.root / packed[split], on_fault)
         else:
             cells = self._made[split]
-            # The index has the name of the file that the rows are in, if there is one.
-            file = str(cells.index.name or '')
-            has_file = bool(file) and is_below(file) and (self.root / file).is_file()
-            place = self.root / file if has_file else f'DATA.DATASET {name}'
+            file = _file_of(cells, self.root)
+            place = self.root / file if file else f'DATA.DATASET {name}'
             table = Table(place, on_fault, cells=cells)
-            table.csv = file if has_file else ''
+            table.csv = file
             made = {other: Table(other, cells=cells) for other, cells in self._made.items()}
             table.digest = _digest(made | {split: table}, [*labels, *self.config.EVAL.GROUPS])
         table.may_lack_images = True
@@ -174,6 +168,41 @@ def packed_tables(config: Config, root: str | Path) -> dict[str, str]:
             'DATA.DATASET chexpert with DATA.TRAIN_CSV FILE'
         )
     return found
+
+
+def _by_split(
+    table: pd.DataFrame, place: str, splits: Sequence[str], on_fault: OnFault
+) -> dict[str, pd.DataFrame]:
+    """Divide a table by its column Split, whose other cells are faults; without it, by none."""
+    if 'Split' not in table:
+        return {splits[0]: table}
+    cells = {name: name for name in (*splits, '')}
+    checked = Table(place, on_fault, cells=table)
+    found = checked.map('Split', cells, 'value of the split', dtype=object)
+    return {split: table[found == split] for split in splits}
+
+
+def _numbered(table: pd.DataFrame, root: str | Path, place: str) -> pd.DataFrame:
+    """Return a table whose index has the numbers of its rows, in a file or else in itself.
+
+    Another column may have become the index (`set_index('study_id')`). Its numbers are no rows: a
+    packed table would have an empty line for each number that is missing.
+    """
+    index = table.index
+    is_numbered = pd.api.types.is_integer_dtype(index) and index.is_unique
+    if not is_numbered or (index < 0).any():
+        raise ValueError(
+            f'{place}: the index of its table must have a number for each row, without '
+            'repetitions (reset_index(drop=True))'
+        )
+    has_rows = index.is_monotonic_increasing and index.max() < MOST_ROWS if len(index) else True
+    return table if has_rows or _file_of(table, root) else table.reset_index(drop=True)
+
+
+def _file_of(table: pd.DataFrame, root: str | Path) -> str:
+    """Return the file that the rows of a table are in, which is the name of its index, or ''."""
+    name = str(table.index.name or '')
+    return name if name and is_below(name) and (Path(root) / name).is_file() else ''
 
 
 def _digest(tables: Mapping[str, Table], names: Sequence[str]) -> str:

@@ -208,12 +208,16 @@ def images_below(root: Path) -> pd.Series:
 def hub(root: Path) -> pd.DataFrame:
     """Return the columns of the Parquet files of a data set of Hugging Face's hub, without images.
 
-    `Path` names the images in them (`data.images.hub`), and `Split` is what the names of the files
-    say: train if they say nothing. A column whose cells are numbers of classes becomes a column of
-        1 and
-    0 for each class, with the name of the column in front if another one has such a class, too.
+    `Path` names the images in them (`data.images.hub`). Without a column `Split`, the names of the
+    files say it: train if they say nothing. A column whose cells are numbers of classes becomes a
+    column of 1 and 0 for each class, with the name of the column in front if another one has such a
+    class, too.
+
+    Raises:
+        ValueError: If the files have different columns or classes, or if the rows of a file with
+            `test` or `valid` in its name say another split.
     """
-    tables = []
+    tables: dict[str, pd.DataFrame] = {}
     for path in sorted(Path(root).rglob('*.parquet')):
         file = path.relative_to(root).as_posix()
         if any(part.startswith('.') for part in file.split('/')):
@@ -233,10 +237,19 @@ def hub(root: Path) -> pd.DataFrame:
             marks.columns = [f'{column} {name}' if counts[name] > 1 else name for name in names]
             table = table.drop(columns=column).join(marks)
         words = HUB_SPLIT.findall(file.lower()) or ['train']
-        tables.append(table.assign(Path=images, Split=HUB_SPLITS[words[-1][:2]]))
+        split = HUB_SPLITS[words[-1][:2]]
+        if 'Split' not in table:
+            table['Split'] = split
+        elif split != 'train' and (others := {*table['Split']} - {split, ''}):
+            # A data set that the hub knows as train alone may have all splits in this column.
+            raise ValueError(
+                f'{path}: its name says {split}, but its column Split says {min(others)!r}'
+            )
+        tables[file] = table.assign(Path=images)
     if not tables:
         raise ValueError(f'{root}: there is no Parquet file with images')
-    return pd.concat(tables, ignore_index=True)
+    _refuse_other_columns(root, tables)
+    return pd.concat(tables.values(), ignore_index=True)
 
 
 def locate(root: Path, names: pd.Series, folder: str = '', suffix: str = '') -> pd.Series:
@@ -412,6 +425,23 @@ def _places(table: pd.DataFrame, other: pd.DataFrame, on: Sequence[str]) -> np.n
         name, row = known[known.duplicated()].iloc[0], int(known.index[known.duplicated()][0]) + 2
         raise ValueError(f'{other.index.name}, row {row}: {name} already has a row')
     return look_up_names(wanted, known, str(other.index.name))
+
+
+def _refuse_other_columns(root: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Refuse files whose columns differ: cells of a missing one would be blank, so negative."""
+    first, *others = tables
+    for file in others:
+        differing = [
+            f'only {one} has {", ".join(map(repr, names))}'
+            for one, two in ((first, file), (file, first))
+            if (names := [name for name in tables[one] if name not in tables[two]])
+        ]
+        if differing:
+            raise ValueError(
+                f'{root}: its files must have the same columns and classes, but '
+                f'{"; ".join(differing)}. Names of classes are in the metadata of a file (features '
+                'of `datasets`). Move files of another kind to a folder of their own'
+            )
 
 
 def _marks_of_classes(cells: pd.Series, names: Sequence[str]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from data.tables.labels import (
     same_labels,
 )
 from data.tables.records import OTHER_VIEW, Records
-from data.tables.table import Table
+from data.tables.table import READ, Table
 from data.tables.unknown import is_unknown_word
 
 # Kinds of warnings that also belong into a report.
@@ -26,6 +26,7 @@ DOUBTS = (CONTRADICTION, SIMILAR, LACKING_PATIENTS)
 # Images of one patient, and their share of all, above which the name may mean nobody. The most in
 # public data are 184 of 112,120.
 MANY_IMAGES, LARGE_SHARE = 50, 0.1
+READ_AS = {name.casefold(): name for name in READ}
 SHOWN = 5  # names in a warning
 LONG_LABEL = 4  # letters
 NO_LABELS = 'n/a'  # cells of labels of an image of which no label is known
@@ -71,6 +72,11 @@ def report_patients(table: Table) -> None:
 
 def report_names(table: Table, labels: Sequence[str], others: Sequence[str]) -> None:
     """Warn of other columns that look like a label, or that say that labels are unknown."""
+    for name in others:
+        wanted = READ_AS.get(name.casefold(), name)
+        if wanted not in table:
+            detail = f'column {name!r} is not read: its name must be {wanted!r}'
+            table.fault('column in another spelling', detail, severity='warning')
     similar = similar_names(others, labels)
     is_incomplete = {
         name: name.casefold() in INCOMPLETE or is_unknown_word(name) for name in others

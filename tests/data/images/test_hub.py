@@ -238,6 +238,57 @@ def test_two_columns_with_the_same_classes_are_told_apart(tmp_path: Path) -> Non
     assert table['m'].tolist() == [1, 0] and 'yes' not in table
 
 
+def class_label(*names: str) -> dict[str, str]:
+    return metadata_of({'label': {'names': [*names], '_type': 'ClassLabel'}})
+
+
+@pytest.mark.parametrize(
+    'columns, metadata, parts',
+    [
+        ({'label': [0]}, None, ["only b.parquet has 'label'", "only a.parquet has 'no', 'yes'"]),
+        ({'other': [0]}, class_label('no', 'yes'), ["b.parquet has 'other'"]),
+        ({}, None, ["only a.parquet has 'no', 'yes'"]),
+        ({'label': [0]}, class_label('no', 'maybe'), ["'maybe'", "'yes'"]),
+        ({'label': [0], 'age': [5]}, class_label('no', 'yes'), ["only b.parquet has 'age'"]),
+    ],
+)
+def test_files_with_other_columns_or_classes_are_refused(
+    tmp_path, columns, metadata, parts
+) -> None:
+    write_parquet(tmp_path / 'a.parquet', [b'x'], label=[1], metadata=class_label('no', 'yes'))
+    if 'other' in columns:
+        metadata = metadata_of({'other': {'names': ['no', 'yes'], '_type': 'ClassLabel'}})
+        columns['more'] = [1]
+        parts = ["only b.parquet has 'more'"]
+    write_parquet(tmp_path / 'b.parquet', [b'x'], metadata=metadata, **columns)
+    with pytest.raises(ValueError) as error:
+        hub(tmp_path)
+    assert all(part in str(error.value) for part in (*parts, str(tmp_path)))
+
+
+def test_the_same_classes_in_another_order_are_the_same(tmp_path: Path) -> None:
+    write_parquet(tmp_path / 'a.parquet', [b'x'], label=[1], metadata=class_label('no', 'yes'))
+    write_parquet(tmp_path / 'b.parquet', [b'x'], label=[1], metadata=class_label('yes', 'no'))
+    table = hub(tmp_path)
+    assert table['yes'].tolist() == [1, 0] and table['no'].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('cells', [['train', 'test', ''], [b'train', b'test', b'']])
+def test_a_column_of_splits_is_kept(tmp_path: Path, cells: list) -> None:
+    write_parquet(tmp_path / 'train-0.parquet', [b'x'] * 3, Split=cells)
+    assert hub(tmp_path)['Split'].tolist() == ['train', 'test', '']
+    write_parquet(tmp_path / 'train-0.parquet', [b'x'] * 3, Split=[b'\x89\xff'] * 3)
+    with pytest.raises(ValueError, match="train-0.parquet.*'Split' has bytes"):
+        hub(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['test-0', 'validation-0'])
+def test_rows_of_another_split_than_the_name_of_their_file_are_refused(tmp_path, name) -> None:
+    write_parquet(tmp_path / f'{name}.parquet', [b'x'] * 2, Split=['train', 'train'])
+    with pytest.raises(ValueError, match=f"{name}.parquet: its name says .*'train'"):
+        hub(tmp_path)
+
+
 def test_a_labelled_set_is_checked_like_files(tmp_path: Path, capsys) -> None:
     hub, _ = write_labelled(tmp_path)
     options = ['--opts', 'DATA.DATASET', tmp_path / 'my_set.py', 'DATA.LABELS', "['Edema', 'Mass']"]

@@ -145,6 +145,115 @@ def test_what_a_function_does_wrong_is_named(tmp_path: Path, line: str, parts: l
     assert all(part in str(error.value) for part in ('mine.py', *parts)), error.value
 
 
+BY_SPLIT = """
+import pandas as pd
+
+def read(root):
+    rows = pd.read_csv(root / 'export.csv', keep_default_na=False)
+    return {{split: rows.assign(Split={cells}) for split in ('train', 'test')}}
+"""
+ROWS = 'Path,Patient,Frontal/Lateral\na.png,1,Frontal\nb.png,2,Frontal\n'
+
+
+def test_tables_by_split_whose_rows_say_another_split_are_refused(tmp_path: Path) -> None:
+    options = {'look_up': 'none'}
+    for cells in ('split', '[split, ""]', '""'):
+        name = written(tmp_path, ROWS, BY_SPLIT.format(cells=cells))
+        if cells != '""':
+            count = len(read(tmp_path, name, 'test', **options))
+            assert count == (2 if cells == 'split' else 1)
+    with pytest.raises(ValueError, match='no split train, only empty tables'):
+        read(tmp_path, name, 'train', **options)
+    for cells, row in (('"test"', 2), ('[split, "valid"]', 3), ('[split, "val"]', 3)):
+        name = written(tmp_path, ROWS, BY_SPLIT.format(cells=cells))
+        with pytest.raises(ValueError, match=rf"mine.py: train, row {row}.*'Split'.*train, empty"):
+            read(tmp_path, name, 'test', **options)
+
+
+def test_rows_that_no_split_reads_are_counted(tmp_path: Path) -> None:
+    text = ROWS.replace('Path,', 'Split,Path,').replace('a.png', 'train,a.png')
+    (tmp_path / 'train.csv').write_text(text.replace('b.png', 'valid,b.png'))
+    data_set, faults = open_data_set(config_of('chexpert'), tmp_path), []
+    options = {'look_up': 'none', 'on_fault': faults.append}
+    assert len(data_set.read('train', **options)) == len(data_set.read('valid', **options)) == 1
+    assert not [fault for fault in faults if fault.severity != 'note']
+    (tmp_path / 'valid.csv').write_text(ROWS)
+    assert len(data_set.read('train', **options)) == 1
+    (fault,) = [fault for fault in faults if fault.severity != 'note']
+    assert fault.severity == 'warning' and 'train.csv: 1 rows are of the split valid' in str(fault)
+    assert 'is read from valid.csv' in str(fault)
+
+
+def test_a_column_in_another_spelling_is_told(tmp_path: Path) -> None:
+    (tmp_path / 'train.csv').write_text(
+        ROWS.replace('Path,', 'split,Path,').replace('\n', '\ntest,', 2)
+    )
+    faults: list = []
+    read_csv(tmp_path, 'train.csv', labels=(), look_up='none', on_fault=faults.append)
+    (fault,) = [fault for fault in faults if fault.severity == 'warning']
+    assert "'split' is not read: its name must be 'Split'" in fault.detail
+
+
+INDEXED = """
+import pandas as pd
+
+def read(root):
+    table = pd.read_csv(root / 'export.csv', keep_default_na=False)
+    table['Frontal/Lateral'] = 'Frontal'
+    {line}
+    return table
+"""
+PATIENTS = [50414267, 53189527, 50000014, 59999999]
+IDS = zip('abcd', ('train', 'valid', 'train', 'train'), PATIENTS, strict=True)
+LARGE = 'Path,Split,Patient,Edema\n' + '\n'.join(
+    f'{a}.png,{split},{who},1' for a, split, who in IDS
+)
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'table = table.set_index("Patient", drop=False)',
+        'table.index = table["Patient"].to_numpy()',
+        'table.index = table["Patient"].astype("uint64")',
+        'table = table.set_index(pd.Index([9, 4, 1, 0]))',
+        'table.index += 2**40',
+    ],
+)
+def test_rows_are_counted_if_the_index_has_other_numbers(tmp_path: Path, line: str) -> None:
+    name = written(tmp_path, LARGE, INDEXED.format(line=line))
+    for number, letter in enumerate('abcd'):
+        image(tmp_path / 'data' / f'{letter}.png', number)
+    train, valid = (read(tmp_path, name, split) for split in ('train', 'valid'))
+    assert train.sample.tolist() == train.row.tolist() == [0, 2, 3]
+    assert valid.row.tolist() == [1] and train.patient[1] == '50000014'
+    store = tmp_path / 'store'
+    pack(read_source(tmp_path / 'data', dataset=name), store, Settings(size=None, square=False))
+    assert max(file.stat().st_size for file in store.glob('*.csv')) < 500
+    again = open_data_set(config_of(name), store).read('train')
+    assert again.sample.tolist() == [0, 2, 3] and again.path.tolist() == train.path.tolist()
+    words = ['--data-path', tmp_path / 'data', '--table', tmp_path / 'table.csv']
+    options = ['DATA.DATASET', name, 'DATA.LABELS', "['Edema']"]
+    assert run_script('describe_data', *words, '--opts', *options) == 0
+    assert pd.read_csv(tmp_path / 'table.csv')['Patient'].tolist() == PATIENTS
+    assert (tmp_path / 'table.csv').stat().st_size < 500
+
+
+@pytest.mark.parametrize('line', ['table = table[table.index != 1]', 'table.index += 5'])
+def test_numbers_of_rows_remain(tmp_path: Path, line: str) -> None:
+    """Those of a table without some of its rows determine random numbers, as before."""
+    name = written(tmp_path, LARGE, INDEXED.format(line=line))
+    wanted = [0, 2, 3] if '!=' in line else [5, 7, 8]
+    assert read(tmp_path, name, 'train', look_up='none').sample.tolist() == wanted
+    of_file = INDEXED.replace('pd.read_csv(root / ', 'open_table(root, ').replace(
+        ', keep_default_na=False', ''
+    )
+    of_file = 'from data.tables.known_sets import open_table\n' + of_file
+    name = written(tmp_path, LARGE, of_file.format(line='table = table[::-1]'))
+    records = read(tmp_path, name, 'train', look_up='none')
+    assert records.row.tolist() == [3, 2, 0] and records.csv == 'export.csv'
+
+
 def test_the_line_of_a_file_that_is_named_relatively_is_named(tmp_path: Path, monkeypatch) -> None:
     described(tmp_path, PLAIN.format(line='open_table'))
     monkeypatch.chdir(tmp_path)
