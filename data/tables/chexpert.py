@@ -159,7 +159,7 @@ class DataSet:
 
     def table(self, split: str) -> pd.DataFrame:
         """Return all cells of the table of a split; the index has the numbers of the rows."""
-        return self.open_table(split).cells.drop(columns='Split', errors='ignore')
+        return self.open_table(split).texts().drop(columns='Split', errors='ignore')
 
     @classmethod
     def check(cls, config: Config, stage: str | None) -> None:

@@ -46,6 +46,7 @@ CONTROL = re.compile(rb'[\0-\x08\x0e-\x1f]')  # no character of a text
 PLAIN = re.compile(rb'[^<\0-\x1f\x7f-\xff][^\0-\x08\n-\x1f\x7f-\xff]*[,;\t][\t\n\r -\xff]*')
 BEGINNING = 1000  # bytes that are looked at
 UTF_16 = (b'\xff\xfe', b'\xfe\xff')
+NAMES = ('Path', 'Patient', 'Study')  # columns whose cells are no numbers: 1,234 is a patient
 CHUNK = 200  # rows that are divided into columns at once
 NO_TEXT = b'\xff'  # a cell of a column of bytes that are not read, such as images
 EXACT = 2**53  # from here on, a float does not have all digits of a whole number
@@ -118,8 +119,10 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         number = -1
         try:
             for number, row in enumerate(reader, -1):
-                if separator == ';' and number >= 0:  # of a language with decimal commas
-                    row = [DECIMAL_COMMA.sub(r'\1.\2', cell) for cell in row]
+                if number < 0:
+                    is_name = [name.strip() in NAMES for name in row]
+                elif separator == ';':  # of a language with decimal commas
+                    row = _with_points(row, is_name)
                 yield number, row
         except csv.Error as error:
             hint = 'a cell may lack its closing quote'
@@ -128,6 +131,13 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
             lines.seek(0)
             rows = csv.reader(lines, delimiter=separator)
             _refuse_swallowed_rows([*rows][1 if stated else 0 :], separator)
+
+
+def _with_points(row: Sequence[str], is_name: Sequence[bool]) -> list[str]:
+    """Return cells with decimal points in place of decimal commas, except names."""
+    rest = len(row) - len(is_name)  # a row of another width is a fault, but not here
+    cells = zip(row, [*is_name, *[False] * rest], strict=False)
+    return [cell if is_kept else DECIMAL_COMMA.sub(r'\1.\2', cell) for cell, is_kept in cells]
 
 
 def _separator_of(header: str) -> str:

@@ -12,19 +12,21 @@ import numpy as np
 import pandas as pd
 
 # Case and punctuation do not count: `N/A`, `#N/A`, `n.a.` and `(n/a)` are `n a`.
-WORDS = {'', 'na', 'n a', 'nan', 'nat', 'nd', 'n d', 'nil', 'none', 'null', 'missing', 'blank'}
-WORDS |= {'u', 'unk', 'ukn', 'unkn', 'unknown', 'undefined', 'undetermined', 'undisclosed', 'empty'}
-WORDS |= {'unavailable', 'unidentified', 'unnamed', 'unspecified', 'withheld', 'redacted'}
-WORDS |= {'no data', 'no id', 'no name', 'no value', 'noid', 'noname', 'anon', 'anonymous'}
-WORDS |= {'anonymized', 'anonymised', 'deidentified', 'de identified'}
-WORDS |= {f'not {word}' for word in ('applicable', 'assigned', 'available', 'disclosed', 'entered')}
-WORDS |= {f'not {word}' for word in ('given', 'known', 'provided', 'recorded', 'reported', 'set')}
-WORDS |= {f'not {word}' for word in ('specified', 'stated')}
-WORDS |= {'unbekannt', 'inconnu', 'desconocido', 'desconhecido', 'sconosciuto', 'onbekend'}
+WORDS = set(
+    """na|n a|nan|nat|nd|n d|nk|n k|nil|none|null|missing|blank|empty|tbd|xxx|xxxx|u|unk|ukn|unkn
+    |unknown|unassigned|unavailable|undefined|undetermined|undisclosed|undocumented|unidentified
+    |unnamed|unrecorded|unreported|unspecified|withheld|redacted|anon|anonymous|anonymized
+    |anonymised|deidentified|de identified|no data|no id|no info|no information|no name|no value
+    |noid|noname|none given|not applicable|not assigned|not available|not disclosed|not documented
+    |not entered|not given|not known|not provided|not recorded|not reported|not set|not specified
+    |not stated|k a|unbekannt|inconnu|inconnue|desconocido|desconocida|desconhecido|desconhecida
+    |sconosciuto|onbekend|不明|未知|неизвестно""".replace('\n    ', '').split('|')
+)
 # Words that may stand beside one of these, as in `Patient unknown` and `P-nan`.
 BESIDE = {'p', 'pt', 'pat', 'patient', 'subject', 'study', 'sex', 'gender', 'age', 'view', 'id'}
 NOBODY = ('-1', '-1.0')  # names that are pandas' code for what is missing
-ERROR = re.compile(r'#(REF|VALUE|NAME|NUM|DIV/0)[!?]', re.IGNORECASE)  # of a spreadsheet
+# Errors of spreadsheets, and what databases write for nothing.
+ERROR = re.compile(r'#(?:REF|VALUE|NAME|NUM|DIV/0)[!?]|\\N', re.IGNORECASE)
 MARKS = re.compile(r'[\W_\u30fc]+')  # a cell such as `-`, `?` or `--`; the last one is a long dash
 PLUS = '+'  # `+` and `-` are results of a test, so `+` alone is one, too
 
@@ -34,10 +36,12 @@ def is_unknown_word(cell: str) -> bool:
     if cell.isdecimal():  # most names of patients, at less cost
         return False
     text = unicodedata.normalize('NFKC', cell)  # full-width letters and dashes
+    if PLUS in text:
+        return False
     words = MARKS.sub(' ', text.casefold()).split()
-    without = [word for word in words if word not in BESIDE]
-    is_word = ' '.join(words) in WORDS or bool(without) and ' '.join(without) in WORDS
-    return is_word and PLUS not in text or bool(ERROR.fullmatch(text.strip()))
+    without = [word for word in words if word not in BESIDE] or words
+    is_word = {' '.join(words), ' '.join(without)} & WORDS or all(word in WORDS for word in without)
+    return bool(is_word or ERROR.fullmatch(text.strip()))
 
 
 def known_cells(cells: Sequence[str], also: Sequence[str] = ()) -> np.ndarray:  # [N] object

@@ -97,6 +97,9 @@ def test_memory_for_reading_is_a_small_multiple_of_the_file(tmp_path: Path) -> N
 def test_decimal_commas_belong_to_semicolons(tmp_path: Path) -> None:
     (tmp_path / 'a.csv').write_text('a;b;c\n0,5;-1,0;1,2,3\n')
     assert Table(tmp_path / 'a.csv').cells.iloc[0].tolist() == ['0.5', '-1.0', '1,2,3']
+    (tmp_path / 'a.csv').write_text('Patient ;Study;p\n1,000;1,5;0,5\n1,000;2\n')
+    table = Table(tmp_path / 'a.csv', lambda fault: None)
+    assert table.cells.iloc[0].tolist() == ['1,000', '1,5', '0.5'], 'names are no numbers'
     (tmp_path / 'a.csv').write_text('a,b\n"0,5","x;y"\n')
     assert Table(tmp_path / 'a.csv').cells.iloc[0].tolist() == ['0,5', 'x;y']
 
