@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from config import module_of_option, selected_part
 from data.data_contrastive import build_loader_contrastive
-from data.fingerprint import describe_data
+from data.fingerprint import describe_data, hash_patients
 from engine.launch import launch
 from engine.loop import evaluate, fit, total_steps
 from engine.run import Run
@@ -75,6 +75,7 @@ def main(run: Run) -> int:
     num_views = selected_part(config, 'CONTRASTIVE.METHOD').num_views(config)
     loaders = build_loader_contrastive(config, logger, num_views)
     run.record.describe(config, lambda: describe_data(config, loaders))
+    run.lineage.patients = hash_patients(config, loaders)
     model = build_contrastive(config, total_steps=total_steps(config, loaders.train))
     if isinstance(model, MomentumMethod):
         logger.info(f'momentum of the averaged encoder {float(model.momentum()):.6g}')

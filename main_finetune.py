@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from config import PROBES, Config, module_of_option, selected_part
 from data.data_finetune import build_loader_finetune, patient_leaks
-from data.fingerprint import describe_data
+from data.fingerprint import describe_data, hash_patients
 from data.loader import Loaders
 from data.tables.splits import selecting_split
 from engine.launch import launch
@@ -40,8 +40,10 @@ from models.classifier_heads import freeze_encoder
 from models.kept_patches import draw_kept, num_patches
 from models.losses import build_label_loss, smoothed
 from system.files import BEST_CHECKPOINT, checkpoint_name
+from system.tool import command_of
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
+CHECK_DATA = f'{command_of("scripts/check_data.py")} compares all images, also near copies'
 # Scores that are written for each epoch, as far as the task has them.
 LOGGED = ('loss', *applicable(OF_CLASSES), 'mean_of_five', 'mean_of_defined', 'auroc')
 
@@ -138,6 +140,7 @@ def evaluate(run: Run, loaders: Loaders) -> None:
     """Score a checkpoint."""
     path = checkpoint_to_evaluate(run.config, run.folder)
     check_scoring(run, path)
+    run.lineage.start_from(str(path), read_checkpoint(path), run.logger)
     model = load_classifier(run.config, path, run.device, run.logger)
     final = FinalScores(run, loaders)
     final.score('given', model)
@@ -197,6 +200,7 @@ def main(run: Run) -> int:
     config, logger = run.config, run.logger
     loaders = build_loader_finetune(config, logger)
     run.record.describe(config, lambda: describe_data(config, loaders))
+    run.lineage.patients = hash_patients(config, loaders)
     if config.EVAL_MODE:
         evaluate(run, loaders)
         return 0
@@ -219,6 +223,7 @@ def main(run: Run) -> int:
         )
     if config.CHECK_MODE:
         found = [('patients', line, 'see scripts/check_data.py') for line in patient_leaks(loaders)]
+        found.append(('copies', 'X-rays that are in two splits were not searched', CHECK_DATA))
         found.append(('selection', selection.explanation, selection.warning))
         return module_of_option('CHECK_MODE').preflight(
             run, model, loaders._asdict(), loss_fn, found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from config import module_of_option
 from data.data_simmim import build_loader_simmim
-from data.fingerprint import describe_data
+from data.fingerprint import describe_data, hash_patients
 from engine.launch import launch
 from engine.loop import evaluate, fit, total_steps
 from engine.run import Run
@@ -32,6 +32,7 @@ def main(run: Run) -> int:
     config = run.config
     loaders = build_loader_simmim(config, run.logger)
     run.record.describe(config, lambda: describe_data(config, loaders))
+    run.lineage.patients = hash_patients(config, loaders)
     # Methods with a schedule, such as the momentum of a teacher, need the length of the run.
     steps = total_steps(config, loaders.train)
     model = build_model(config, is_pretrain=True, total_steps=steps)

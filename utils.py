@@ -229,7 +229,7 @@ def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
     Raises:
         ValueError: If there is no checkpoint. An untrained model is never evaluated.
     """
-    found = _checkpoint_of_run(folder)
+    found = selected_checkpoint(folder)
     given = config.MODEL.RESUME or config.PRETRAINED
     if given and found and Path(given).parent.resolve() != folder.resolve():
         trained = trained_config(found)
@@ -241,6 +241,25 @@ def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
             '--resume, --pretrained, or the --output and --tag of a trained run.'
         )
     return given or found
+
+
+def selected_checkpoint(folder: Path) -> Path | None:
+    """Return the best checkpoint of a run, or the newest if the best belongs to discarded epochs.
+
+    A run that resumes from an older checkpoint discards the epochs after it. The best checkpoint
+    may also be later than the newest regular one, because SAVE_FREQ does not apply to it.
+    """
+    best, newest = folder / BEST_CHECKPOINT, next(iter(newest_first(folder)), None)
+    if not best.exists() or newest is None:
+        return best if best.exists() else newest
+    try:
+        saved, last = read_checkpoint(best), read_checkpoint(newest)
+    except ValueError:  # reading the chosen checkpoint reports the damage
+        return best
+    reached = (last.get('epoch', -1), bool(last.get('finished')))
+    is_past_it = reached >= (saved.get('epoch', -1), True)
+    is_discarded = is_past_it and saved.get('best_score') != last.get('best_score')
+    return newest if is_discarded else best
 
 
 def read_resumable(path: str | Path, logger: logging.Logger) -> dict:
@@ -356,10 +375,13 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 # Pre-trained weights
 
 
-def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) -> None:
+def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) -> dict:
     """Load the weights in PRETRAINED into a model, and log how each entry was used.
 
     The weights are converted by `fit_pretrained` of the module that PRETRAINED names.
+
+    Returns:
+        The checkpoint.
 
     Raises:
         ValueError: If the file cannot be read, or its entries do not fit the model.
@@ -378,9 +400,7 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     if before != config.DATA.PREPROCESS:
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
-    if trained:
-        for line in module_of_option('PRETRAINED').seen_patients(path, trained.DATA, config.DATA):
-            logger.warning(line)
+    return checkpoint
 
 
 def saved_options(checkpoint: dict) -> Config | None:
@@ -436,25 +456,6 @@ def check_fit(
 
 
 # Private helpers
-
-
-def _checkpoint_of_run(folder: Path) -> Path | None:
-    """Return the best checkpoint of a run, or the newest if the best belongs to discarded epochs.
-
-    A run that resumes from an older checkpoint discards the epochs after it. The best checkpoint
-    may also be later than the newest regular one, because SAVE_FREQ does not apply to it.
-    """
-    best, newest = folder / BEST_CHECKPOINT, next(iter(newest_first(folder)), None)
-    if not best.exists() or newest is None:
-        return best if best.exists() else newest
-    try:
-        saved, last = read_checkpoint(best), read_checkpoint(newest)
-    except ValueError:  # reading the chosen checkpoint reports the damage
-        return best
-    reached = (last.get('epoch', -1), bool(last.get('finished')))
-    is_past_it = reached >= (saved.get('epoch', -1), True)
-    is_discarded = is_past_it and saved.get('best_score') != last.get('best_score')
-    return newest if is_discarded else best
 
 
 class _HashedFile:

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from config import Config
 from data.images.store_manifest import STORE_FILE, is_store
 from data.loader import Loaders
+from data.tables.identity import canonical_names
 from data.tables.records import task_of
 from data.tables.sources import source_configs
 from system.files import sha256
@@ -49,6 +52,26 @@ def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
     if targets is not None:
         described['training'] = {'images': len(targets)}
     return described
+
+
+def hash_patients(config: Config, loaders: Loaders) -> dict[str, np.ndarray]:  # split -> int64 [N]
+    """Return hashes of the patients of each split, by which runs on a data set are compared.
+
+    A patient of another DATA.DATASET has another hash, even if the names are equal.
+    """
+    data_sets = {source: own.DATA.DATASET for source, own in source_configs(config).items()}
+    found = {}
+    for split, loader in loaders._asdict().items():
+        if loader is None:
+            continue
+        texts = {
+            f'{data_sets[source]}\0{name}'
+            for source, part in loader.dataset.parts.items()
+            for name in canonical_names(part.records.patient)
+        }
+        digests = (hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in texts)
+        found[split] = np.sort(np.frombuffer(b''.join(digests), '<i8'))
+    return found
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:

@@ -19,6 +19,7 @@ from engine.clock import Clock, duration
 from engine.interruptions import Interruptions
 from engine.parallel import share_batch_norm, wrap_parallel
 from engine.run import Run
+from engine.run_record import note_evaluation
 from engine.saving import Saver
 from engine.train_state import TrainState
 from logger import DETAIL
@@ -117,9 +118,12 @@ def evaluate(
         share = config.DATA.HOLDOUT_FRACTION
         raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION {share} holds out too few images')
     path = checkpoint_to_evaluate(config, run.folder)
-    weights = read_checkpoint(path)['model']
-    load_model_state(model.to(run.device), weights, str(path), run.logger)
+    checkpoint = read_checkpoint(path)
+    run.lineage.start_from(str(path), checkpoint, run.logger)
+    load_model_state(model.to(run.device), checkpoint['model'], str(path), run.logger)
     after_epoch(run, model, -1)
+    if distributed.is_main():
+        note_evaluation(run.folder, path, ['holdout'], run.logger)
 
 
 def total_steps(config: Config, loader: DataLoader) -> int:
@@ -149,11 +153,13 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     state.compares_images = run.stage == 'contrastive'
     # A checkpoint of this run already contains what became of the pre-trained weights.
     if saved is None and config.PRETRAINED:
-        load_pretrained(config, model.pretrained_module, logger)
+        weights = load_pretrained(config, model.pretrained_module, logger)
+        run.lineage.start_from(config.PRETRAINED, weights, logger)
     # Averaged copies of the encoder (MoCo, BYOL) begin with the loaded weights.
     model.encoder_loaded()
     if saved is not None:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
+        run.lineage.start_from(str(checkpoint), saved, logger)
     run.record.begin(checkpoint, done=state.is_done(config))
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(

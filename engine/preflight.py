@@ -43,6 +43,7 @@ WAITING = 0.1  # share of the time that the model may wait for data without a wa
 DRIVER_FILE = Path('/proc/driver/nvidia/version')  # of NVIDIA's kernel module on Linux
 DRIVER_VERSION = re.compile(r'Kernel Module(?: for \S+)?\s+([\d.]+)')
 SETUP_PAGE = 'tutorial.md#1-set-up'
+SAME_PATIENTS = 'use the DATA.TRAIN_CSV and DATA.HOLDOUT_FRACTION of that training'
 NEARLY_FULL = 0.95  # share of memory or disk that may be used without a warning
 
 
@@ -187,6 +188,8 @@ class Preflight:
             elif not config.PRETRAINED and not self.run.is_pretrain:
                 advice = 'choose a pre-trained encoder with --pretrained'
             self.add('weights', found, advice)
+            for line in self.run.lineage.warnings:
+                self.add('weights', line, SAME_PATIENTS)
             self.state = state
 
     def steps(self) -> float:

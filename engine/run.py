@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from config import Config
+from engine.lineage import Lineage
 from engine.run_record import RunRecord
 from logger import ScalarLog
 
 
 @dataclass
 class Run:
-    """A run of a main: options, folder, device, logs and record.
+    """A run of a main: options, folder, device, logs, record, and trainings behind its weights.
 
     `batch_rng` has the random numbers of the batch that is trained, see `loop.train_one_batch`.
     """
@@ -27,6 +28,10 @@ class Run:
     scalars: ScalarLog
     record: RunRecord = field(default_factory=RunRecord)
     batch_rng: np.random.Generator | None = None
+    lineage: Lineage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lineage = Lineage(self.config)
 
     @property
     def is_pretrain(self) -> bool:

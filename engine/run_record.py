@@ -27,6 +27,7 @@ from system.files import checksum_file, replace_file, sha256
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
 ROOT = Path(__file__).resolve().parents[1]
+EVALUATIONS = 'evaluations'  # key of run.json
 HARDWARE = ('gpus', 'cpu', 'threads')  # facts about the environment recorded at each start
 
 
@@ -117,6 +118,9 @@ class RunRecord:
             self._write()
 
     def _write(self) -> None:
+        # Evaluations of a checkpoint may have been noted since.
+        if noted := known_record(self.folder).get(EVALUATIONS):
+            self.contents[EVALUATIONS] = noted
         texts = {
             RECORD_FILE: json.dumps(self.contents, indent=1) + '\n',
             OPTIONS_FILE: self.options,
@@ -127,6 +131,36 @@ class RunRecord:
                     replace_file(self.folder / name, text)
             except OSError as error:
                 self.logger.warning(f'{self.folder / name} cannot be written ({error.strerror})')
+
+
+def note_evaluation(
+    folder: Path, checkpoint: str | Path, splits: Iterable[str], logger: logging.Logger
+) -> int:
+    """Add a line about an evaluation (--eval) of a checkpoint to the run.json of its run.
+
+    This is the run in the folder of the checkpoint, or else the one in the run folder. Whoever
+    chooses between models after looking at their scores looks several times, which the lines show.
+
+    Returns:
+        The number of evaluations of the run, with this one; 0 if there is no run.json.
+    """
+    place = next((p for p in (Path(checkpoint).parent, folder) if known_record(p)), None)
+    if place is None:
+        return 0
+    record = known_record(place)
+    line = {
+        'time': _now(),
+        'code': code_version(),
+        'checkpoint': shown_checkpoint(place, checkpoint),
+        'splits': [*splits],
+        'run': str(folder.name),
+    }
+    record[EVALUATIONS] = [*record.get(EVALUATIONS, []), line]
+    try:
+        replace_file(place / RECORD_FILE, json.dumps(record, indent=1) + '\n')
+    except OSError as error:
+        logger.warning(f'{place / RECORD_FILE} cannot be written ({error.strerror})')
+    return len(record[EVALUATIONS])
 
 
 def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

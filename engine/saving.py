@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.interruptions import Interruptions, Preempted
+from engine.lineage import LINEAGE
 from engine.run import Run
 from engine.train_state import TrainState
 from logger import DETAIL
@@ -97,6 +98,7 @@ class Saver:
         rng = distributed.gather(rng_state())
         if self.writer:
             contents = state.contents(self.run.config, rng, finished=finished)
+            contents[LINEAGE] = self.run.lineage.contents()
             self.writer.save(names, contents)
         if names[-1] != BEST_CHECKPOINT:  # no run resumes from it automatically
             self.interruptions.saved()

@@ -180,6 +180,8 @@ def test_shared_patients_are_refused_or_named(phantom, tmp_path, monkeypatch, ca
     assert run_main('finetune', [*argv, 'DATA.ALLOW_SHARED_PATIENTS', 'True']) == 0
     log, table = ' '.join(capfd.readouterr().out.split()).split('preflight')
     assert 'in both train and valid' in log and 'in both train and valid' in table
+    assert 'X-rays that are in two splits were not searched' in table, 'and so no copies are known'
+    assert 'scripts/check_data.py' in table.split('were not searched')[1]
 
 
 def test_fine_tuning_drops_patches_in_training_alone(phantom, tmp_path, monkeypatch) -> None:

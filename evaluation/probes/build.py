@@ -194,7 +194,8 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         model = LinearClassifier(len(NAMES), len(task.labels)).to(run.device)
         read_metadata(run, loaders)
     elif config.PRETRAINED:
-        load_pretrained(config, model, run.logger)
+        weights = load_pretrained(config, model, run.logger)
+        run.lineage.start_from(config.PRETRAINED, weights, run.logger)
     else:
         run.logger.warning(
             '--pretrained is not given, so the probe uses an encoder with random weights'

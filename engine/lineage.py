@@ -1,0 +1,183 @@
+"""The trainings behind weights, and whether they saw patients that are scored now.
+
+A checkpoint records each training that its weights have been through, with hashes of the patients.
+A run that starts from it therefore finds its own patients there, however many runs lie between.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from config import Config, module_of_option
+from engine.run_record import without_home
+from system.downloads import is_url, split_key
+from utils import are_weights, name_damaged, read_checkpoint, saved_options
+
+LINEAGE = 'lineage'  # key of a checkpoint
+LEARNED = ('train', 'plain', 'whole')  # splits that a run learns from, and does not score
+# Options of DATA by which trainings are compared whose patients are unknown.
+OPTIONS = ('DATASET', 'DATA_PATH', 'TRAIN_CSV', 'HOLDOUT_FRACTION')
+# One training: `run`, its name; `data`, its OPTIONS and SOURCES, or None for weights that can no
+# longer be read; and `patients`, hashes [N] int64, or None if they are unknown.
+Training = dict[str, Any]
+
+
+@dataclass
+class Lineage:
+    """The patients of a run, and the trainings behind the weights that it starts from.
+
+    Attributes:
+        config: Options of the run.
+        patients: Split -> hashes of its patients (`data.fingerprint.hash_patients`).
+        trainings: Trainings behind its weights, the oldest first.
+        warnings: What these may have seen of patients that the run does not learn from.
+    """
+
+    config: Config
+    patients: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trainings: list[Training] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def start_from(self, path: str, checkpoint: Mapping[str, Any], logger: logging.Logger) -> None:
+        """Take note of the checkpoint with the weights that are trained or scored, and warn."""
+        own, trainings = self._own(), trainings_of(path, checkpoint)
+        if self.config.EVAL_MODE:
+            own = trainings[-1] if trainings else own  # what it should score is in its options
+        else:  # a run that resumes is no ancestor of itself
+            trainings = [entry for entry in trainings if not _is_same(entry, own)]
+        self.trainings = trainings
+        self.warnings = seen_patients(path, trainings, self.patients, self.config.DATA, own=own)
+        for line in self.warnings:
+            logger.warning(line)
+
+    def contents(self) -> list[Training]:
+        """Return the entry of a checkpoint: all trainings behind it, its own last."""
+        return [*self.trainings, self._own()]
+
+    def _own(self) -> Training:
+        learned = (self.patients[split] for split in LEARNED if split in self.patients)
+        return training(self.config, next(learned, None))
+
+
+def training(config: Config, patients: np.ndarray | None) -> Training:
+    """Describe the training of a run with these options and patients."""
+    sources = [{'dataset': str(entry['dataset'])} for entry in config.DATA.SOURCES]
+    return {
+        'run': f'{config.MODEL.NAME}/{config.TAG}',
+        'data': {key: config.DATA[key] for key in OPTIONS} | {'SOURCES': sources},
+        'patients': None if patients is None else torch.from_numpy(patients.astype(np.int64)),
+    }
+
+
+def trainings_of(
+    path: str | Path, checkpoint: Mapping[str, Any], known: Sequence[str] = ()
+) -> list[Training]:
+    """Return the trainings behind a checkpoint, its own last; [] for weights of other projects.
+
+    A checkpoint without a record names the weights that it started from in its options. `known`
+    are the files that were read on the way to it.
+
+    Raises:
+        ValueError: If the record is damaged. The message names the file.
+    """
+    with name_damaged(path):
+        if LINEAGE in checkpoint:
+            return [_checked(entry) for entry in checkpoint[LINEAGE]]
+        trained = saved_options(dict(checkpoint))
+    if trained is None:
+        return []
+    given, older = trained.MODEL.RESUME or trained.PRETRAINED, []
+    file = str(Path(split_key(given)[0]).resolve()) if given else ''
+    if given and file not in known:
+        older = _trainings_of_file(given, [*known, file])
+    return [*older, training(trained, None)]
+
+
+def _trainings_of_file(path: str, known: Sequence[str]) -> list[Training]:
+    """Return the trainings behind a file, or an entry without data if it can no longer be read."""
+    if not is_url(path) and Path(split_key(path)[0]).is_file():
+        with contextlib.suppress(ValueError):
+            return trainings_of(path, read_checkpoint(path), known)
+    return [{'run': without_home(path), 'data': None, 'patients': None}]
+
+
+def seen_patients(
+    path: str,
+    trainings: Iterable[Training],
+    patients: Mapping[str, np.ndarray],
+    data: Mapping[str, Any],
+    *,
+    own: Training | None = None,
+) -> list[str]:
+    """Return warnings that weights may have seen patients that a run holds out or scores.
+
+    Args:
+        path: File with the weights.
+        trainings: Trainings behind them, the last one that of the file.
+        patients: Split -> hashes of the patients of the run.
+        data: Options DATA of the run.
+        own: Training of the run itself, or of the checkpoint that it evaluates, whose options need
+            not be compared with those of the run.
+    """
+    trainings = [*trainings]
+    scored = {split: numbers for split, numbers in patients.items() if split not in LEARNED}
+    # Held-out images with other masks are the same images.
+    scored.pop('reference', None)
+    # With --eval, the training of the checkpoint has the patients that the run does not load.
+    known = [*patients.values()]
+    known += [own['patients'].numpy()] if own and own['patients'] is not None else []
+    lines = []
+    for entry in trainings:
+        name = path if entry is trainings[-1] else f'{entry["run"]}, from which {path} started,'
+        if entry['data'] is None:
+            lines.append(f'{name} cannot be read, so the patients of its training are unknown')
+            continue
+        if entry['patients'] is not None:
+            learned = entry['patients'].numpy()
+            counts = {split: np.isin(numbers, learned).sum() for split, numbers in scored.items()}
+            found = [
+                f'{count:,} of the {len(scored[split]):,} patients of {split}'
+                for split, count in counts.items()
+                if count
+            ]
+            if found:
+                lines.append(
+                    f'{name} was trained with {", ".join(found)}, so their scores are too high'
+                )
+            # Common patients show that both runs name patients alike, so that nobody is missed.
+            others = known if entry is not own else ()
+            if found or any(np.isin(numbers, learned).any() for numbers in others):
+                continue
+        if entry is not own:
+            compare = module_of_option('PRETRAINED').seen_patients
+            lines += compare(name, entry['data'], data)
+    return [*dict.fromkeys(lines)]
+
+
+def _is_same(entry: Training, own: Training) -> bool:
+    """Return whether two entries are of one run, whose patients have not changed."""
+    if (entry['run'], entry['data']) != (own['run'], own['data']):
+        return False
+    before, now = entry['patients'], own['patients']
+    return before is None or (now is not None and torch.equal(before, now))
+
+
+def _checked(entry: Mapping[str, Any]) -> Training:
+    """Return an entry of a file, whose values may be of any type, with values of the right ones."""
+    given, patients = entry['data'], entry['patients']
+    if patients is not None and not (
+        are_weights({'patients': patients}) and patients.dtype == torch.int64 and patients.ndim == 1
+    ):
+        raise ValueError('the hashes of patients must be whole numbers')
+    data = given
+    if given is not None:
+        data = {key: str(given[key]) for key in OPTIONS}
+        data['HOLDOUT_FRACTION'] = float(given['HOLDOUT_FRACTION'])
+        data['SOURCES'] = [{'dataset': str(source['dataset'])} for source in given['SOURCES']]
+    return {'run': str(entry['run']), 'data': data, 'patients': patients}

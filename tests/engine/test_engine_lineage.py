@@ -1,0 +1,156 @@
+"""Trainings behind weights: their patients are found in those scored, at any distance."""
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace as Part
+
+import numpy as np
+import pytest
+import torch
+from tiny import VIT, arguments, config_with, finished_run, killed_in_step_7, run_main, tiny_config
+
+from data.fingerprint import hash_patients
+from data.loader import Loaders
+from engine.lineage import LINEAGE, Lineage, seen_patients, training, trainings_of
+from utils import read_checkpoint, save_checkpoint
+
+LOGGER = logging.getLogger('lineage')
+SEEN = 'weights that may have seen scored patients'
+
+
+def numbers(*patients: int) -> np.ndarray:
+    return np.array(patients, np.int64)
+
+
+def checkpoint(
+    folder: Path, name: str, patients: np.ndarray | None, *behind: dict, **options: object
+) -> tuple[str, dict]:
+    """A checkpoint of a training, with those behind its weights; without patients, an older one."""
+    config = config_with(**{'TAG': name} | options)
+    lineage = Lineage(config, {} if patients is None else {'train': patients}, [*behind])
+    contents = {'model': {'w': torch.zeros(1)}, 'config': config.dump()}
+    contents |= {} if patients is None else {LINEAGE: lineage.contents()}
+    save_checkpoint(folder / f'{name}.pth', contents)
+    path = str(folder / f'{name}.pth')
+    return path, read_checkpoint(path)
+
+
+def warned(path: str, saved: dict, patients: dict[str, np.ndarray], **options: object) -> list[str]:
+    lineage = Lineage(config_with(TAG='now', **options), patients)
+    lineage.start_from(path, saved, LOGGER)
+    return lineage.warnings
+
+
+def test_patients_are_found_at_the_first_second_and_third_hop(tmp_path: Path) -> None:
+    """Each checkpoint has all trainings behind it, and no earlier file is read."""
+    scored = {'train': numbers(1, 2), 'valid': numbers(7, 8), 'test': numbers(9)}
+    path, saved = checkpoint(tmp_path, 'first', numbers(1, 2, 8, 9))
+    wanted = 'was trained with 1 of the 2 patients of valid, 1 of the 1 patients of test'
+    assert warned(path, saved, scored) == [f'{path} {wanted}, so their scores are too high']
+    for name in ('second', 'third'):
+        (tmp_path / Path(path).name).unlink()
+        path, saved = checkpoint(tmp_path, name, numbers(1, 2), *trainings_of(path, saved))
+        (line,) = warned(path, saved, scored)
+        assert line.endswith(
+            f'/first, from which {path} started, {wanted}, so their scores are too high'
+        )
+    assert len(saved[LINEAGE]) == 3
+    assert warned(path, saved, scored | {'valid': numbers(7), 'test': numbers(3)}) == []
+
+
+def test_options_are_compared_only_where_patients_tell_nothing(tmp_path: Path) -> None:
+    other = {'DATA__TRAIN_CSV': 'other.csv'}
+    scored = {'train': numbers(1, 2), 'valid': numbers(7)}
+    path, saved = checkpoint(tmp_path, 'a', numbers(1, 2), **other)
+    assert warned(path, saved, scored) == [], 'the names of training patients are those of now'
+    path, saved = checkpoint(tmp_path, 'a', numbers(100, 200), **other)
+    (line,) = warned(path, saved, scored)
+    assert 'may have seen' in line and 'other.csv' in line
+    path, saved = checkpoint(tmp_path, 'a', numbers(1, 2), DATA__DATASET='nih')
+    assert 'DATA.DATASET nih' in warned(path, saved, {'valid': numbers(7)})[0]
+
+
+def test_a_checkpoint_without_a_record_names_what_it_started_from(tmp_path: Path) -> None:
+    first, _ = checkpoint(tmp_path, 'first', None, DATA__HOLDOUT_FRACTION=0.0)
+    path, saved = checkpoint(tmp_path, 'second', None, PRETRAINED=first)
+    scored = {'valid': numbers(7)}
+    (line,) = warned(path, saved, scored)
+    assert f'/first, from which {path} started, was trained with DATA.HOLDOUT_FRACTION 0.0' in line
+    Path(first).unlink()
+    (line,) = warned(path, saved, scored)
+    assert line.startswith(f'{first}, from which {path} started, cannot be read')
+    Path(first).write_bytes(b'damaged')
+    assert warned(path, saved, scored) == [line]
+    again, saved = checkpoint(tmp_path, 'loop', None, PRETRAINED=str(tmp_path / 'loop.pth'))
+    assert warned(again, saved, scored) == []
+    assert trainings_of('foreign.pth', {'model': {}}) == [], 'weights of another project'
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        3,
+        {},
+        {'run': 'a', 'data': 'x', 'patients': None},
+        {'run': 'a', 'data': {}, 'patients': None},
+        {'run': 'a', 'data': None, 'patients': torch.zeros(2)},
+        {'run': 'a', 'data': None, 'patients': torch.zeros(1, dtype=torch.int64).expand(10**9)},
+        {'run': 'a', 'data': None, 'patients': torch.zeros((), dtype=torch.int64)},
+    ],
+)
+def test_a_damaged_record_is_an_error_that_names_the_file(entry: object) -> None:
+    with pytest.raises(ValueError, match=r'a\.pth: the contents are damaged'):
+        trainings_of('a.pth', {'model': {}, LINEAGE: [entry]})
+
+
+def test_what_a_run_learns_from_is_no_leak_and_a_run_is_not_its_own_ancestor(tmp_path) -> None:
+    config, patients = config_with(TAG='mine'), {'train': numbers(1, 2), 'valid': numbers(2)}
+    own = training(config, patients['train'])
+    older = training(config_with(TAG='older'), numbers(1, 2))
+    path, saved = checkpoint(tmp_path, 'mine', patients['train'], older)
+    resumed = Lineage(config, patients)
+    resumed.start_from(path, saved, LOGGER)
+    assert [entry['run'] for entry in resumed.contents()] == [older['run'], own['run']]
+    # Of a patient who was trained with before its table changed, the resumed run knows.
+    moved = Lineage(config, {'train': numbers(1), 'valid': numbers(2)})
+    moved.start_from(path, saved, LOGGER)
+    assert len(moved.warnings) == 2 and len(moved.contents()) == 3
+    assert seen_patients('a', [own], {'train': numbers(1), 'whole': numbers(2)}, config.DATA) == []
+
+
+def test_equal_names_of_other_data_sets_are_other_patients() -> None:
+    def hashes(dataset: str, *names: str) -> np.ndarray:
+        part = Part(records=Part(patient=np.array(names, object)))
+        loaders = Loaders(train=Part(dataset=Part(parts={'': part})))
+        return hash_patients(config_with(DATA__DATASET=dataset), loaders)['train']
+
+    spelt = hashes('nih', '1', '00002', 'P-3')
+    assert set(spelt) == set(hashes('nih', '0001', '2', '3', '3.0')) and len(set(spelt)) == 3
+    assert not {*spelt} & {*hashes('chexpert', '1', '2', '3')}
+
+
+def test_a_leak_two_hops_away_stands_beside_the_predictions_also_after_a_kill(
+    phantom: Path, tmp_path: Path
+) -> None:
+    """The first pre-training learns from patients whom the later stages hold out."""
+    options = {'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, 'model': VIT}
+    held_out = options | {'DATA': {'HOLDOUT_FRACTION': 0.2, 'TRAIN_IMAGES': 0}}
+    every = options | {'DATA': {'HOLDOUT_FRACTION': 0.0, 'TRAIN_IMAGES': 0}}
+    first = finished_run('simmim', phantom, tmp_path / 'a', **every)
+    weights = str(first / 'ckpt_epoch_0.pth')
+    second = finished_run('simmim', phantom, tmp_path / 'b', '--pretrained', weights, **held_out)
+    assert 'patients of holdout' in (second / 'log_rank0.txt').read_text()
+    Path(weights).unlink()
+    start = ('--pretrained', str(second / 'ckpt_epoch_0.pth'))
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', **held_out)
+    argv = arguments(cfg, phantom, tmp_path / 'c', *start, '--opts', 'SAVE_FREQ', '1')
+    more = ['TRAIN.SAVE_EVERY_STEPS', '3']
+    killed_in_step_7('finetune', [*argv, *more])
+    Path(start[1]).rename(tmp_path / 'moved.pth')
+    assert run_main('finetune', [*argv, *more]) == 0
+    folder = tmp_path / 'c/tiny_finetune/default'
+    for split in ('test', 'valid', 'holdout'):
+        known = json.loads((folder / f'predictions_{split}.json').read_text())['known']
+        (line,) = known['doubts'][SEEN]
+        assert 'tiny_simmim/default, from which' in line and 'patients of holdout' in line
