@@ -24,9 +24,16 @@ from data.tables.predictions import write_predictions
 from data.tables.reading import SCORED_SPLITS
 from data.tables.records import task_of
 from engine.run import Run
-from engine.run_record import code_version, files_read, known_record
+from engine.run_record import (
+    code_version,
+    files_read,
+    known_record,
+    note_evaluation,
+)
 from evaluation.inference import predict, score
 from evaluation.metrics import describe_scores
+from evaluation.run_facts import KNOWN, ON_VALID, Known
+from evaluation.scored_run import chosen_on, known_of, patients_of
 from logger import json_safe
 from system import distributed
 from system.files import replace_file, sha256
@@ -46,6 +53,10 @@ class FinalScores:
         self.loaders = loaders
         self.scored = present({name: getattr(loaders, name) for name in SCORED_SPLITS})
         self.trained: Config | None = None  # options of the training of the scored model
+        self.chosen_on = ''  # what chose its epoch, see `chosen_on`; '' for a probe
+        self.looks = 0  # evaluations (--eval) of its run, with this one
+        self.patients: dict[str, list[str]] = {}  # of each split
+        self.known = Known()  # what is recorded beside the predictions
         self.table: dict[str, dict[str, Any]] = {}
         self.values: dict[str, np.ndarray] = {}  # logits of the images
 
@@ -76,6 +87,11 @@ class FinalScores:
             if self.trained and (warning := views_warning(views, self.trained.DATA.VIEWS)):
                 run.logger.warning(f'{split}: {warning}')
         if is_main:
+            if run.config.EVAL_MODE:
+                self.looks = note_evaluation(run.folder, source, self.scored, run.logger)
+            self.chosen_on = chosen_on(self.trained, source, run.folder, is_own=not self.suffix)
+            self.patients = patients_of(run.config, self.loaders, self.scored)
+            self.known = known_of(run, self.trained, source, self.chosen_on, self.patients)
             found = {s: self.task.probabilities(self.values[s]) for s in self.scored | others}
             self._write_predictions(found, source)
             file = run.folder / f'scores{self.suffix}.json'
@@ -102,15 +118,21 @@ class FinalScores:
             'patches': describe_dropped(config),
             'code': code_version(),
         }
+        facts, doubts = self.known
         loaders = self.scored | {'holdout': self.loaders.holdout, 'train': self.loaders.whole}
         for split, values in predictions.items():
             records = loaders[split].dataset.records
+            # Other splits did not choose the checkpoint.
+            known = {
+                'facts': facts,
+                'doubts': doubts | ({} if split == 'valid' else {ON_VALID: []}),
+            }
             write_predictions(
                 self.run.folder / f'predictions_{split}{self.suffix}.csv',
                 values,
                 paths=records.path,
                 labels=self.task.labels,
-                source=source | {'csv': Path(records.csv).name, 'rows': len(records)},
+                source=source | {'csv': Path(records.csv).name, 'rows': len(records), KNOWN: known},
             )
 
 

@@ -46,6 +46,7 @@ from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
 from evaluation.matching import label_set, match, share_labels, shared_labels
 from evaluation.metrics import METRICS, Protocol
+from evaluation.notices import notices
 from evaluation.report.document import (
     TASK_WORDS,
     build_document,
@@ -57,6 +58,7 @@ from evaluation.report.document import (
     write_report,
 )
 from evaluation.report.report_page import ONE_TRAINING
+from evaluation.run_facts import Known, known_of_run, read_known
 from system.tool import Paragraphs, at_least, tool
 
 LEARNED = ('weights', 'patients', 'selection', 'scores')  # effects of options that make a recipe
@@ -158,9 +160,10 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         'Seed of the resamples': args.seed,
     }
     name = args.split if args.dataset else args.labels.stem
-    names = [cases.name for cases in sets]
+    named = dict(zip([cases.name for cases in sets], args.predictions, strict=True))
+    names = [*named]
     reference = names[args.predictions.index(args.reference)] if args.reference else ''
-    seeds = pairs_of_seeds(dict(zip(names, args.predictions, strict=True)))
+    seeds = pairs_of_seeds(named)
     options = {'name': name, 'reference': reference, 'seeds': seeds}
     comparisons = compare_sets(sets, protocol, **options)
     compared = [{entry['a'], entry['b']} for entry in comparisons]
@@ -170,14 +173,15 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
             warnings.append(
                 f'{names_of_pair} are not compared, because their rows or labels differ'
             )
+    known = [notice.text for notice in notices(known_of_files(named))]
     fitted, source, notes = fit_thresholds(args, sets, protocol)
     document = build_document(
         sets,
         fitted,
         protocol,
         run=run | {'Thresholds': source, 'Code': code_version()},
-        warnings=list(dict.fromkeys([*warnings, *notes])),
-        extras={'comparisons': comparisons},
+        warnings=list(dict.fromkeys([*known, *warnings, *notes])),
+        extras={'comparisons': comparisons, 'known': known},
     )
     return document
 
@@ -194,6 +198,18 @@ def pairs_of_seeds(files: Mapping[str, Path]) -> set[frozenset[str]]:
         if [change.split(':')[0] for change in changes] == ['SEED']:
             found.add(frozenset((a, b)))
     return found
+
+
+def known_of_files(files: Mapping[str, Path]) -> dict[tuple[str, str], list[Known]]:
+    """Return what is recorded of the runs of prediction files; {} of a single foreign file."""
+    found = {}
+    for name, file in files.items():
+        try:
+            found[name, ''] = [known_of_run(file)]
+        except ValueError:  # a file of another run in this folder, or damaged options
+            found[name, ''] = [read_known(file)]
+    is_foreign = not any(file.with_suffix('.json').is_file() for file in files.values())
+    return {} if is_foreign and len(files) == 1 else found
 
 
 def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -53,7 +54,9 @@ from data.tables.predictions import write_predictions
 from data.tables.reading import read_split
 from data.tables.records import task_of
 from data.transforms import EvalTransform
+from engine.run_record import known_record
 from evaluation.inference import load_classifier, predict
+from evaluation.run_facts import BY_HAND, GIVEN_BY_HAND, KNOWN
 from evaluation.saliency import (
     NO_MAPS,
     enlarge,
@@ -63,6 +66,7 @@ from evaluation.saliency import (
     plot_prediction,
     read_view,
 )
+from evaluation.scored_run import chosen_on, facts_of
 from system.device import local_device
 from utils import read_checkpoint, trained_config
 
@@ -208,6 +212,14 @@ def write_figures(
     print(f'{len(probabilities)} figures, each as PNG and SVG, in {folder}')
 
 
+def describe_known(config: Config, checkpoint: str, device: str | torch.device) -> dict[str, Any]:
+    """Return what is recorded of the run of a checkpoint, with the options `config`."""
+    folder = Path(checkpoint).parent
+    chosen = chosen_on(config, checkpoint, folder)
+    facts = facts_of(config, config, chosen, known_record(folder), torch.device(device))
+    return {'facts': facts, 'doubts': {BY_HAND: [GIVEN_BY_HAND] if chosen == 'hand' else []}}
+
+
 @model_tool
 def main(args: argparse.Namespace) -> int:
     folder = maps_folder(args.output)
@@ -245,6 +257,7 @@ def main(args: argparse.Namespace) -> int:
             'task': config.DATA.TASK,
             'trained_views': config.DATA.VIEWS,
             'rows': len(table),
+            KNOWN: describe_known(config, args.checkpoint, device),
         },
     )
     if args.maps:

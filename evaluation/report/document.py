@@ -109,8 +109,9 @@ def build_document(
         policy: Policy for uncertain labels, shown with the published scores; '' if unknown.
         patients: Split -> patients, used to detect patients in two splits.
         warnings: Additional warnings.
-        extras: Additional parts of the report: `training`, `maps`, `maps_check`, and `comparisons`.
-            These are between the models, if each set belongs to another one, or with `baselines`
+        extras: Additional parts of the report: `training`, `maps`, `maps_check`, `known`, the facts
+            and doubts to write below tables (`evaluation.run_facts`), and `comparisons`. These are
+            between the models, if each set belongs to another one, or with `baselines`
             True, of the last set with its baselines.
     """
     extras = {'comparisons': [], 'baselines': False, **(extras or {})}
@@ -153,7 +154,7 @@ def build_document(
             *lines_of_sets(scored, repeated_labels, share_warnings, about_labels),
         ],
         'sets': scored,
-        **{'training': None, 'maps_check': None, 'maps': [], **extras},
+        **{'training': None, 'maps_check': None, 'maps': [], 'known': [], **extras},
     }
 
 
@@ -372,7 +373,7 @@ def _latex(document: dict[str, Any], columns: Sequence[str]) -> str:
     }
     parts = [PACKAGES]
     about = labels_without_cases, repeated_labels, labels_of_other_names
-    notes = lines_of_sets(document['sets'], *about)
+    notes = [*document['known'], *lines_of_sets(document['sets'], *about)]
     about_data = 'Synthetic X-rays. ' if SYNTHETIC in document['alerts'] else ''
     for title, frames in tables.items():
         if frames:

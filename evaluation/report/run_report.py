@@ -28,18 +28,18 @@ from engine.run_record import code_version
 from evaluation.cases import Cases, cases_of
 from evaluation.final_scores import FinalScores, describe_dropped, present
 from evaluation.metrics import Protocol
+from evaluation.notices import notices
 from evaluation.report.document import (
     TASK_WORDS,
     build_document,
     compare_with_baselines,
     write_report,
 )
+from evaluation.run_facts import CHOSEN_ON, SHARED, Known, read_known
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
 from logger import read_metrics
-from models.weights.pretrained import seen_patients
-from system.downloads import split_key
-from system.files import BEST_CHECKPOINT, checkpoint_position
-from utils import read_checkpoint, trained_config
+from system.files import BEST_CHECKPOINT
+from utils import read_checkpoint
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
@@ -53,8 +53,6 @@ TRAINED_PARTS = {  # FINETUNE.MODE in words
     'metadata': 'the metadata baseline: a logistic regression on view, age, sex and study number',
 }
 NORMALISED_BY = {'dataset': 'the whole data set', 'image': 'the image'}  # DATA.NORMALIZE in words
-CHOSEN_ON = {'holdout': 'held-out training patients', 'last': 'no images: it is the last epoch'}
-SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 
 
 def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
@@ -67,7 +65,9 @@ def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
     sets = [_cases(final, name) for name in final.scored]
 
     trained = final.trained
-    baselines, problems = _read_baselines(config, sets[-1])
+    baselines, known, problems = _read_baselines(config, sets[-1])
+    runs = {('model' if known else '', ''): [final.known]}
+    told = [n.text for n in notices(runs | {(name, ''): [of] for name, of in known.items()})]
     protocol = Protocol(
         level=config.EVAL.LEVEL,
         views=config.EVAL.VIEWS or config.DATA.VIEWS,
@@ -81,12 +81,13 @@ def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
         protocol,
         run=_describe_run(final, source, train),
         policy=trained.DATA.UNCERTAIN if trained else '',
-        patients={split: [*dataset.records.patient] for split, dataset in datasets.items()},
-        warnings=[*problems, *_warnings(final, model, source)],
+        patients=final.patients,
+        warnings=[*problems, *(told if known else _doubts(final)), *_warnings(final, model)],
         extras={
             'training': _training_curves(final, source),
             'comparisons': compare_with_baselines(sets[-1], baselines, protocol),
             'baselines': bool(baselines),
+            'known': told,
         },
     )
 
@@ -106,12 +107,15 @@ def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
     return report
 
 
-def _read_baselines(config: Config, cases: Cases) -> tuple[dict[str, np.ndarray], list[str]]:
+def _read_baselines(
+    config: Config, cases: Cases
+) -> tuple[dict[str, np.ndarray], dict[str, Known], list[str]]:
     """Return name -> probabilities [N, K] of REPORT.BASELINES, and why others cannot be shown.
 
-    A baseline that cannot be read must not cost the report of a long training.
+    Of the baselines, the facts that are recorded are returned, too. One that cannot be read must
+    not cost the report of a long training.
     """
-    found, problems = {}, []
+    found, known, problems = {}, {}, []
     for name, path in config.REPORT.BASELINES.items():
         file = Path(path)
         if file.is_dir():
@@ -120,7 +124,9 @@ def _read_baselines(config: Config, cases: Cases) -> tuple[dict[str, np.ndarray]
             found[name] = read_complete(file, cases.path, cases.labels, task=config.DATA.TASK)
         except (OSError, ValueError) as error:
             problems.append(f'the baseline {name} is not shown: {error}')
-    return found, problems
+        else:
+            known[name] = read_known(file)
+    return found, known, problems
 
 
 def _training_curves(final: FinalScores, source: str) -> dict[str, Any] | None:
@@ -142,18 +148,16 @@ def _training_curves(final: FinalScores, source: str) -> dict[str, Any] | None:
     return {'epochs': [record['epoch'] for record in records], 'curves': curves}
 
 
-def _warnings(final: FinalScores, model: nn.Module, source: str) -> list[str]:
+def _doubts(final: FinalScores) -> list[str]:
+    """Return the doubts about the scores but shared patients, which the alerts name."""
+    doubts = final.known.doubts.items()
+    return [line for doubt, lines in doubts if doubt != SHARED for line in lines]
+
+
+def _warnings(final: FinalScores, model: nn.Module) -> list[str]:
     """Return what a reader of the report must know about its scores."""
     config, trained = final.run.config, final.trained
     warnings = []
-    # Of a file that no longer exists, the log of the training has the warning.
-    if trained and Path(split_key(trained.PRETRAINED)[0]).is_file():
-        before = trained_config(trained.PRETRAINED)
-        if before:
-            warnings += seen_patients(trained.PRETRAINED, before.DATA, config.DATA)
-    is_trained = trained and trained.FINETUNE.MODE not in PROBES
-    if is_trained and _selected_on(trained, source) == 'valid':
-        warnings.append(SELECTED_ON_VALID)
     if 'internal' in final.scored:
         warnings.append(INTERNAL)
     for split, loader in final.scored.items():
@@ -187,7 +191,7 @@ def _describe_run(final: FinalScores, source: str, train: DataLoader | None) -> 
     """Return the table of run details for the first screen of the report."""
     config, trained = final.run.config, final.trained
     data, has_encoder = config.DATA, config.FINETUNE.MODE not in NO_ENCODER
-    select_on = _selected_on(trained or config, source)
+    select_on = final.chosen_on
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     steps = ', '.join(scored_steps(config)) or 'none'
     rows = {
@@ -204,20 +208,11 @@ def _describe_run(final: FinalScores, source: str, train: DataLoader | None) -> 
         'Preprocessing': f'{steps}; normalised by {NORMALISED_BY[data.NORMALIZE]}',
         'Threshold rule': config.EVAL.THRESHOLD,
         'Patches': describe_dropped(config),
+        'Evaluation': f'number {final.looks} of this run, see run.json' if final.looks else '',
         'Seed': str(config.SEED),
         'Code': code_version(),
     }
     return {name: value for name, value in rows.items() if value}
-
-
-def _selected_on(trained: Config, source: str) -> str:
-    """Return the split that selected a checkpoint, 'last', or 'unknown' if it was renamed."""
-    name, chosen = Path(source).name, trained.EVAL.SELECT_ON
-    if chosen == 'last' or checkpoint_position(name):
-        return 'last'  # also if no label had enough cases to select a checkpoint
-    if chosen == 'valid':  # also if renamed, so that a report rather warns too often
-        return chosen
-    return 'holdout' if name == BEST_CHECKPOINT else 'unknown'
 
 
 def _describe_training(trained: Config | None, select_on: str) -> dict[str, str]:

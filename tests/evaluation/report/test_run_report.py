@@ -19,7 +19,7 @@ from tiny import ROOT, finished_run
 from config import Config, default_config
 from data.tables.labels import COMPETITION_LABELS, LABELS
 from evaluation.final_scores import check_scoring
-from evaluation.report.run_report import SELECTED_ON_VALID
+from evaluation.run_facts import GIVEN_BY_HAND, KNOWN, SELECTED_ON_VALID
 from scripts.phantom import make_phantom
 from system.files import sha256
 from utils import read_checkpoint
@@ -163,12 +163,14 @@ def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(phantom
     assert epoch.endswith('on valid')
     assert SELECTED_ON_VALID in again['warnings']
 
+    # The last epoch is the one that was selected, whatever the name of the file.
     regular = ['--eval', '--resume', str(folder / 'ckpt_epoch_0.pth')]
     finished_run('finetune', phantom, tmp_path, *regular, EVAL=evaluation, **options)
     last = json.loads((folder / 'report_eval' / 'report.json').read_text())
     rows = {row['name']: row['value'] for row in last['run']}
-    assert rows['Epoch chosen on'].endswith('the last epoch') and 'Selected epoch' not in rows
-    assert SELECTED_ON_VALID not in last['warnings'] and last['training'] == first['training']
+    assert rows['Epoch chosen on'] == 'valid' and SELECTED_ON_VALID in last['warnings']
+    assert last['training'] == first['training']
+    assert rows['Evaluation'] == 'number 2 of this run, see run.json'
 
     best, renamed = read_checkpoint(folder / 'ckpt_best.pth'), tmp_path / 'renamed.pth'
     text = best['config'].replace('SELECT_ON: valid', 'SELECT_ON: auto')
@@ -177,28 +179,67 @@ def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(phantom
     finished_run('finetune', phantom, tmp_path, *words, EVAL=evaluation, **options)
     unknown = json.loads((folder / 'report_eval' / 'report.json').read_text())
     rows = {row['name']: row['value'] for row in unknown['run']}
-    assert rows['Epoch chosen on'] == 'unknown' and SELECTED_ON_VALID not in unknown['warnings']
+    assert rows['Epoch chosen on'] == 'given by hand' and GIVEN_BY_HAND in unknown['warnings']
+    assert SELECTED_ON_VALID not in unknown['warnings']
+
+
+def test_a_checkpoint_that_the_run_did_not_select_is_given_by_hand(phantom, tmp_path) -> None:
+    """Whatever its name; and each evaluation is noted in run.json of its run."""
+    options = {'TRAIN': {'EPOCHS': 2, 'WARMUP_EPOCHS': 0}, 'EVAL': {'SELECT_ON': 'last'}}
+    options['EVAL']['RESAMPLES'], options['REPORT'] = 0, {'WRITE': True, 'MAPS': 0}
+    folder = finished_run('finetune', phantom, tmp_path, '--opts', 'SAVE_FREQ', '1', **options)
+    other, copied = tmp_path / 'other.pth', tmp_path / 'copied.pth'
+    shutil.copy(folder / 'ckpt_epoch_0.pth', other)
+    shutil.copy(folder / 'ckpt_epoch_1.pth', copied)
+    first, last = 'given by hand', 'no images: it is the last epoch'
+    given = {folder / 'ckpt_epoch_0.pth': first, other: first, copied: last, '': last}
+    for number, (path, wanted) in enumerate(given.items(), start=1):
+        words = ['--eval', *(['--resume', str(path)] if path else [])]
+        finished_run('finetune', phantom, tmp_path, *words, **options)
+        report = json.loads((folder / 'report_eval/report.json').read_text())
+        rows = {row['name']: row['value'] for row in report['run']}
+        assert rows['Epoch chosen on'] == wanted
+        assert rows['Evaluation'] == f'number {number} of this run, see run.json'
+        assert (GIVEN_BY_HAND in report['warnings']) == (wanted == first)
+        latex = (folder / 'report_eval/report_scores.tex').read_text()
+        assert (GIVEN_BY_HAND in latex) == (wanted == first)
+        known = json.loads((folder / 'predictions_test_eval.json').read_text())[KNOWN]
+        assert known['facts']['epoch chosen on'] == wanted
+        assert known['doubts']['checkpoint given by hand'] == [GIVEN_BY_HAND] * (wanted == first)
+    noted = json.loads((folder / 'run.json').read_text())['evaluations']
+    names = ['ckpt_epoch_0.pth', str(other), str(copied), 'ckpt_epoch_1.pth']
+    assert [line['checkpoint'] for line in noted] == names
+    assert all(line['splits'] == ['valid', 'test'] for line in noted)
+    # Another tag hides no evaluation, and training for longer forgets none.
+    words = ['--eval', '--resume', str(folder / 'ckpt_epoch_1.pth'), '--tag', 'hidden']
+    finished_run('finetune', phantom, tmp_path, *words, **options)
+    options['TRAIN'] = options['TRAIN'] | {'EPOCHS': 3}
+    finished_run('finetune', phantom, tmp_path, **options)
+    noted = json.loads((folder / 'run.json').read_text())['evaluations']
+    assert [line['run'] for line in noted] == ['default'] * 4 + ['hidden']
 
 
 @pytest.mark.slow
 def test_the_report_warns_of_weights_that_have_seen_scored_patients(phantom, tmp_path) -> None:
-    """Weights of another training table, also with --eval."""
+    """By the patients that they learned from, not by the name of their table; also with --eval."""
     options = {'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, 'EVAL': {'RESAMPLES': 0}}
     options['REPORT'] = {'WRITE': True, 'MAPS': 0}
     tables = [
         str(shutil.copy(phantom / 'train.csv', tmp_path / name)) for name in ('a.csv', 'b.csv')
     ]
-    earlier = {'TRAIN_CSV': tables[0], 'TRAIN_IMAGES': 0}
-    folder = finished_run('finetune', phantom, tmp_path, DATA=earlier, **options)
-    words = ['--pretrained', str(folder / 'ckpt_epoch_0.pth'), '--tag']
-    for tag, table, number in (('other', tables[1], 1), ('same', tables[0], 0)):
-        later = options | {'DATA': {'TRAIN_CSV': table, 'TRAIN_IMAGES': 0}}
+    with open(tables[1], 'a') as file:  # the first table has patients of test
+        file.writelines((phantom / 'test.csv').read_text().splitlines(keepends=True)[1:4])
+    for number, table in enumerate(tables):
+        earlier = {'TRAIN_CSV': table, 'TRAIN_IMAGES': 0, 'ALLOW_SHARED_PATIENTS': True}
+        folder = finished_run('finetune', phantom, tmp_path / str(number), DATA=earlier, **options)
+        words = ['--pretrained', str(folder / 'ckpt_epoch_0.pth'), '--tag', 'next']
         for part, more in (('', []), ('report_eval', ['--eval'])):
-            finished_run('finetune', phantom, tmp_path, *words, tag, *more, **later)
-            text = (folder.with_name(tag) / part / 'report.json').read_text()
-            found = [line for line in json.loads(text)['warnings'] if 'DATA.TRAIN_CSV' in line]
+            finished_run('finetune', phantom, tmp_path / str(number), *words, *more,
+                         DATA={'TRAIN_IMAGES': 0}, **options)  # fmt: skip
+            text = (folder.with_name('next') / part / 'report.json').read_text()
+            found = [line for line in json.loads(text)['warnings'] if 'was trained' in line]
             assert len(found) == number
-            assert all(line.startswith(f'{words[1]} was trained') for line in found)
+            assert all(' was trained with 3 of the ' in line for line in found)
 
 
 @pytest.mark.slow

@@ -1,0 +1,139 @@
+"""What a reader of several runs must know of them: doubts, differences, and what is not recorded.
+
+`notices` alone decides what tables, figures, reports and comparisons say about the facts of runs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from evaluation.run_facts import COMPARED, DOUBTS, RANDOM, SEED, WEIGHTS, Known
+
+# Fact -> what follows if several seeds of a row share a value of it.
+DEPENDENT = {
+    SEED: '{} runs have {} value(s) of SEED, so the interval over seeds is too narrow',
+    WEIGHTS: '{} seeds start from {} file(s) of weights, so the interval over seeds lacks the '
+    'variance of pre-training',
+}
+TOLD = (SEED, *COMPARED, WEIGHTS)  # facts of which a reader is told if they are not recorded
+SHOWN = 3  # sentences of a doubt in a table, and names in a caption
+
+
+class Notice(NamedTuple):
+    """What a reader must know: in the caption of a figure, and below a table."""
+
+    short: str
+    text: str
+
+
+Run = tuple[str, str]  # row, or name of a file, and seed, '' if unknown
+
+
+def notices(runs: Mapping[Run, Sequence[Known]], *, wanted: int = 0) -> list[Notice]:
+    """Say which doubts there are about some runs, which facts differ, and which are not recorded.
+
+    Args:
+        runs: (row, seed) -> what is known of the run, or of each of its folds.
+        wanted: Number of seeds that each row should have; 0 if any number will do.
+    """
+    found = [*_doubts(runs), *_differences(runs), *_about_seeds(runs, wanted)]
+    missing: dict[tuple[str, ...], list[Run]] = {}
+    for run, parts in runs.items():
+        absent = [doubt for doubt in DOUBTS if any(doubt not in part.doubts for part in parts)]
+        absent += [fact for fact in TOLD if any(fact not in part.facts for part in parts)]
+        missing.setdefault(tuple(absent), []).append(run)
+    for (first, *others), of_runs in ((absent, of) for absent, of in missing.items() if absent):
+        rest = f' and {len(others)} more' if others else ''
+        short = f'Not recorded{_of(of_runs, runs, SHOWN)}: {first}{rest}.'
+        words = f'Not recorded with the predictions{_of(of_runs, runs)}'
+        found.append(Notice(short, f'{words}: {", ".join([first, *others])}.'))
+    return found
+
+
+def _doubts(runs: Mapping[Run, Sequence[Known]]) -> Iterable[Notice]:
+    for doubt in DOUBTS:
+        lines: dict[str, list[Run]] = {}
+        for run, parts in runs.items():
+            for line in (line for part in parts for line in part.doubts.get(doubt, ())):
+                lines.setdefault(line, []).append(run)
+        if lines:
+            doubtful = [run for of_line in lines.values() for run in of_line]
+            short = f'Warning: {doubt}{_of(doubtful, runs, SHOWN)}.'
+            rest = f'; and {len(lines) - SHOWN} more' if len(lines) > SHOWN else ''
+            shown = '; '.join([*lines][:SHOWN])
+            yield Notice(short, f'Warning: {doubt}{_of(doubtful, runs)}: {shown}{rest}.')
+
+
+def _differences(runs: Mapping[Run, Sequence[Known]]) -> Iterable[Notice]:
+    are_files = not any(seed for _, seed in runs)
+    for fact in (*((SEED,) if are_files else ()), *COMPARED):
+        values: dict[str, list[Run]] = {}
+        for run, parts in runs.items():
+            for value in dict.fromkeys(part.facts.get(fact, '') for part in parts):
+                values.setdefault(value, []).append(run)
+        values.pop('', None)
+        if len(values) > 1:
+            yield _notice(f'Different {fact}: ', values, runs)
+
+
+def _about_seeds(runs: Mapping[Run, Sequence[Known]], wanted: int) -> Iterable[Notice]:
+    """Say which rows lack seeds, have other seeds, or have seeds that are not independent."""
+    rows: dict[str, list[Run]] = {}
+    for run in runs:
+        rows.setdefault(run[0], []).append(run)
+    found: dict[str, list[Run]] = {}  # words -> runs
+    seeds: dict[str, list[Run]] = {}
+    for own in rows.values():
+        seeds.setdefault(_ranges([seed for _, seed in own]), []).extend(own)
+        for fact, words in DEPENDENT.items():
+            values = [{part.facts.get(fact, '') for part in runs[run]} for run in own]
+            known = [value for value in values if not value & {'', RANDOM}]
+            kinds = len({*map(frozenset, known)})
+            if kinds < len(known):
+                found.setdefault(words.format(len(known), kinds), []).extend(own)
+    fewest = min(map(len, rows.values()), default=0)
+    if len(seeds) > 1 or fewest < wanted:
+        most = f' of {wanted}' if fewest < wanted else ''
+        counted = {
+            f'{len(rows[of_runs[0][0]])}{most} seeds found: {own}': of_runs
+            for own, of_runs in seeds.items()
+        }
+        yield _notice('', counted, runs)
+    for words, of_runs in found.items():
+        yield _notice('', {words: of_runs}, runs)
+
+
+def _ranges(seeds: Sequence[str]) -> str:
+    """Return seeds as text, such as '0 to 4, 7'."""
+    numbers = sorted(int(seed) for seed in seeds if seed)
+    words = []
+    for _, group in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        own = [number for _, number in group]
+        words += map(str, own) if len(own) < 3 else [f'{own[0]} to {own[-1]}']
+    return ', '.join(words)
+
+
+def _notice(start: str, words: Mapping[str, Sequence[Run]], runs: Iterable[Run]) -> Notice:
+    """Return a notice with some words, each about other runs."""
+    short, text = (
+        '; '.join(f'{word}{_of(of_runs, runs, most)}' for word, of_runs in words.items())
+        for most in (SHOWN, None)
+    )
+    return Notice(f'{start}{short}.', f'{start}{text}.')
+
+
+def _of(chosen: Sequence[Run], runs: Iterable[Run], most: int | None = None) -> str:
+    """Name runs in brackets; '' if they have no names, or are all of several rows."""
+    chosen, everyone = [*dict.fromkeys(chosen)], [*runs]
+    names = []
+    for row in dict.fromkeys(row for row, _ in chosen):
+        of_row = [run for run in everyone if run[0] == row]
+        own = [run for run in of_row if run in chosen]
+        partly = f' with seed {", ".join(seed for _, seed in own)}' if own != of_row else ''
+        names.append(f'{row}{partly}')
+    if not any(names):
+        return ''
+    if len(chosen) == len(everyone) and len(names) > 1:
+        return ' (all)'
+    rest = f' and {len(names) - most} more' if most and len(names) > most else ''
+    return f' ({", ".join(names[:most])}{rest})'
