@@ -54,6 +54,8 @@ from config import NO_ENCODER
 from data.tables.folds import write_folds
 from data.tables.reading import require_packed_steps
 from engine.run_record import is_finished
+from evaluation.notices import Run, notices
+from evaluation.run_facts import DOUBTS, Known
 from sweeps.files import (
     ROOT,
     SECTIONS,
@@ -64,6 +66,7 @@ from sweeps.files import (
     in_order,
     load_config,
     load_sweep,
+    modes_of,
     only_rows,
     only_subsets,
     plan,
@@ -74,10 +77,13 @@ from sweeps.long_table import (
     MEANS,
     enough_resamples,
     facts_of,
+    known_of_table,
     known_scores,
+    lines_of_known,
     notes_about_labels,
     parts_of,
     read_table,
+    refuse_copies,
     score_runs,
     written,
 )
@@ -453,6 +459,7 @@ def table_of_joined(args: argparse.Namespace) -> None:
     if args.subgroups is not None:
         options['groups'] = args.subgroups, str(args.demographics or '')
     runs = [*read_joined(args.predictions, args.labels, names, **options)]
+    refuse_copies(runs, modes_of(sweep))
     found = {run.row for run in runs}
     if untuned := [name for name in replaced.values() if name in found and name not in chosen]:
         file = args.predictions / TUNING
@@ -460,6 +467,8 @@ def table_of_joined(args: argparse.Namespace) -> None:
     resamples = enough_resamples(0) if args.resamples is None else args.resamples
     drawn = score_runs(runs, args.scores, resamples=resamples, by_group=args.subgroups is not None)
     repeated, means = notes_about_labels(runs)
+    known = [*lines_of_known(runs, args.seeds or sweep.seeds)]
+    drawn = pd.concat([drawn, pd.DataFrame(known)], ignore_index=True)
     write_scores(args, sweep, drawn, notes=[*repeated, JOINED], means=means, protocols={})
 
 
@@ -482,6 +491,7 @@ def table_of_runs(args: argparse.Namespace) -> None:
         notes += option_notes(sweep, runs)
     scores = args.scores or [*sweep.scores]
     read = read_runs(runs, sweep, split=args.split or sweep.split, groups=groups)
+    refuse_copies(read.scored, modes_of(sweep))
     labels = read.scored[0].images.labels
     if args.resamples is None:
         args.resamples = enough_resamples(sum(len(row.against) for row in sweep.rows))
@@ -490,7 +500,8 @@ def table_of_runs(args: argparse.Namespace) -> None:
         read.scored, wanted, resamples=args.resamples, by_group=args.subgroups is not None
     )
     args.scores = scores or [MEANS[1] if MEANS[1] in known_scores(drawn) else MEANS[2]]
-    drawn = pd.concat([drawn, pd.DataFrame(read.facts)], ignore_index=True)
+    known = lines_of_known(read.scored, 0 if args.runs else len(seeds_of(args)))
+    drawn = pd.concat([drawn, pd.DataFrame([*read.facts, *known])], ignore_index=True)
     repeated, means = notes_about_labels(read.scored)
     notes = [f'Scored: {"; ".join(read.splits)}. Higher is better.', *notes, *repeated, '']
     write_scores(args, sweep, drawn, notes=notes, means=means, protocols=read.protocols)
@@ -536,11 +547,14 @@ def write_scores(
     titles = {score: {score_title(score), score_title(score, drawn)} for score in scores}
     chosen = {*args.columns} & set().union(*titles.values())  # which are scores
 
+    known, wanted = known_of_table(drawn)
+    told = [notice.text for notice in notices(known, wanted=wanted)]
+
     def below(*scores: str) -> list[str]:
         has_mean = {parts_of(score)[1] for score in scores} & {MEANS[0], MEANS[2]}
         about_mean = means if has_mean else ()
         last = f'{notes[-1]}Mean ± standard deviation over seeds.'
-        return [*others, *filter(None, [sweep.note]), *notes[:-1], *about_mean, last]
+        return [*told, *others, *filter(None, [sweep.note]), *notes[:-1], *about_mean, last]
 
     def options(score: str) -> dict[str, Any]:
         columns = [title for title in args.columns if title not in chosen - titles[score]]
@@ -552,6 +566,7 @@ def write_scores(
     groups = [group for group in drawn['group'].unique() if group]
     for score, lines in tables.items():
         add_last_epoch(lines, drawn, score)
+        add_warnings(lines, known)
         name = file_name(sweep.name, score)
         path = write_score(args.save, name, lines, drawn, **options(score))
         print(path.read_text('utf-8') if protocols else path)
@@ -574,7 +589,7 @@ def write_scores(
     if protocols:
         facts = facts_cells(drawn)
         about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
-        notes = [*about_errors, *about_data(drawn)]
+        notes = [*told, *about_errors, *about_data(drawn)]
         path = write_table(args.save, f'{sweep.name}_runs', facts, facts, notes)
         print(path.read_text('utf-8'))
     file = args.save / f'{sweep.name}_scores.csv'
@@ -588,6 +603,19 @@ def add_last_epoch(lines: Sequence[dict], drawn: pd.DataFrame, score: str) -> No
     last = facts_of(drawn, 'auroc_last', label).groupby('row').mean() if metric == 'auroc' else ()
     for line in lines if len(last) else ():
         line['last_epoch'] = last.get(line['row'])
+
+
+def add_warnings(lines: Sequence[dict], known: Mapping[Run, Sequence[Known]]) -> None:
+    """Add the doubts about the compared rows to lines, if there are any."""
+    found: dict[str, set[str]] = {}
+    for (row, _), parts in known.items():
+        for part in parts:
+            told = {doubt for doubt, sentences in part.doubts.items() if sentences}
+            found[row] = found.get(row, set()) | told
+    for line in lines if any(found.values()) else ():
+        rows = [row for row in (line['row'], line['against']) if found.get(row)]
+        doubts = {row: [doubt for doubt in DOUBTS if doubt in found[row]] for row in rows}
+        line['warnings'] = '; '.join(f'{row}: {", ".join(doubts[row])}' for row in rows)
 
 
 # plot ---------------------------------------------------------------------------------------------

@@ -587,6 +587,12 @@ def expected_config(row: Row, stage: str) -> Config:
     return config
 
 
+def modes_of(sweep: Sweep) -> dict[str, str]:
+    """Return row -> FINETUNE.MODE according to the sweep file, of the rows that it configures."""
+    rows = [row for row in sweep.rows if 'finetune' in row.configs]
+    return {row.name: expected_config(row, 'finetune').FINETUNE.MODE for row in rows}
+
+
 def without_cache(config: Config) -> Config:
     """Return a copy of the options that reads the data folder directly and copies no store."""
     config = config.clone()

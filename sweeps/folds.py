@@ -36,16 +36,18 @@ from data.tables.table import Table
 from engine.run_record import is_finished
 from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
+from evaluation.run_facts import KNOWN, Known, checked, known_of_run, may_be_equal
 from logger import read_metrics
-from sweeps.files import Sweep, load_config, run_folder, without_cache
-from sweeps.long_table import Scored
+from sweeps.files import Sweep, load_config, modes_of, run_folder, without_cache
+from sweeps.long_table import COPY, Scored
 from sweeps.runner import finished_runs
-from system.files import replace_file
+from system.files import replace_file, sha256
 
 LOGGER = logging.getLogger(__name__)
 RATE = 'TRAIN.BASE_LR'
 CHOOSING, MEAN_SCORE = ['row', 'seed', 'fold'], 'mean_auroc'  # columns of tuning.csv
 PREDICTIONS, TUNING, RUNS = 'predictions.csv.gz', 'tuning.csv', 'runs.csv'
+DESCRIPTION = 'predictions.json'  # what is known of the runs
 Folds = dict[int, list[Path]]  # seed -> run folder of each fold
 
 
@@ -67,7 +69,14 @@ def join(sweep: Sweep, folder: Path, *, output: Path, folds: int, seeds: int, tu
             used += folders
             files = [folder / 'predictions_valid.csv' for folder in folders]
             predictions[row.name, seed] = files
+    known = read_joined_known(folder)
+    modes = modes_of(sweep)
+    for (row, seed), files in predictions.items():
+        known.setdefault(row, {})[seed] = [*map(known_of_run, files)]
+    for row in runs:
+        _refuse_copies(row, predictions, known[row], modes[row])
     save_ranks(folder / PREDICTIONS, predictions)
+    save_joined_known(folder, known)
     save_runs(folder / RUNS, used)
     if tune:
         save_scores(folder / TUNING, sweep, runs)
@@ -95,6 +104,7 @@ def read_joined(
     Raises:
         ValueError: If there are no predictions of the rows, or not those of a chosen row.
     """
+    known = read_joined_known(folder)
     joined = read_ranks(folder / PREDICTIONS, {*names, *itertools.chain(*chosen.values())})
     found = {name: joined[name] for name in joined if name in names}
     if not found:
@@ -116,7 +126,64 @@ def read_joined(
             order = row_names(labels.records.path).get_indexer(row_names(predictions.names))
             predictions = compose(by_fold, folds_of(labels.records.patient[order], len(by_fold)))
         options = {'level': 'image', 'groups': lambda records: all_groups(records, *groups)}
-        yield Scored(name, seed, match(predictions, labels, name=name, **options)[0])
+        cases = match(predictions, labels, name=name, **options)[0]
+        parts = known.get(name, {}).get(seed) or [Known()]
+        if name in chosen:  # of each fold, those of the row that it has chosen
+            rows = [known.get(row, {}).get(seed, ()) for row in chosen[name]]
+            parts = [own[i] if i < len(own) else Known() for i, own in enumerate(rows)]
+        yield Scored(name, seed, cases, known=tuple(parts))
+
+
+def _refuse_copies(
+    row: str,
+    files: Mapping[tuple[str, int], Sequence[Path]],
+    known: Mapping[int, Sequence[Known]],
+    mode: str,
+) -> None:
+    """Refuse equal files of two seeds of a row, see `long_table.refuse_copies`."""
+    first: dict[str, tuple[Path, int, Known]] = {}
+    for seed, of_row in ((seed, own) for (name, seed), own in files.items() if name == row):
+        for file, part in zip(of_row, known[seed], strict=True):
+            other, other_seed, other_part = first.setdefault(sha256(file), (file, seed, part))
+            if other_seed != seed and not may_be_equal([part], [other_part], mode):
+                raise ValueError(f'{file} and {other}: {COPY.format(row, seed, row, other_seed)}')
+
+
+def read_joined_known(folder: Path) -> dict[str, dict[int, list[Known]]]:
+    """Return row -> seed -> what is known of the run of each fold, of joined predictions.
+
+    Nothing is known of a table of predictions that is not the one `join` wrote.
+    """
+    file, table = folder / DESCRIPTION, folder / PREDICTIONS
+    if not (file.is_file() and table.is_file()):
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+        is_other = content[PREDICTIONS] != sha256(table)
+        rows = {} if is_other else content[KNOWN]
+        return {
+            row: {int(seed): [*map(checked, parts)] for seed, parts in of_row.items()}
+            for row, of_row in rows.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f'{file} does not describe joined predictions: {error!r}') from error
+
+
+def save_joined_known(folder: Path, known: Mapping[str, Mapping[int, Sequence[Known]]]) -> None:
+    """Write what is known of the runs of joined predictions beside them."""
+    rows = {
+        row: {
+            seed: [part._asdict() for part in parts]
+            for seed, parts in of_row.items()
+            if any(part != Known() for part in parts)
+        }
+        for row, of_row in known.items()
+    }
+    if not any(rows.values()):
+        (folder / DESCRIPTION).unlink(missing_ok=True)  # of other predictions
+        return
+    content = {PREDICTIONS: sha256(folder / PREDICTIONS), KNOWN: rows}
+    replace_file(folder / DESCRIPTION, json.dumps(content, indent=1) + '\n')
 
 
 def tuned(sweep: Sweep, folder: Path, save: Path, seeds: int) -> dict[str, list[str]]:

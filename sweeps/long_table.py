@@ -5,12 +5,14 @@ score in all resamples of the patients, which all rows share. In files, lines wi
 means over the seeds, and only they have intervals.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from config import PROBES
 from data.tables.groups import members
 from data.tables.labels import describe_same
 from evaluation.cases import Cases
@@ -26,14 +28,23 @@ from evaluation.metrics import (
     least_coverage,
 )
 from evaluation.model_comparison import ENDS, Rows, summarise
+from evaluation.notices import Run
 from evaluation.report.document import COLUMNS, KEYS
+from evaluation.run_facts import DOUBTS, FACTS, Known, may_be_equal
 from system.pages import are_synthetic
 
 # Labels that are means: over the labels with enough cases (`labels_of_mean`), which have two names,
 # and over CheXpert's five if all of them have enough.
 MEANS = ('mean', 'mean_of_five', 'mean_of_defined')
 EVERYONE = ''  # group of all cases
+FACT, DOUBT = 'fact', 'doubt'  # metrics of what is known of a run, whose words are the label
+WANTED = 'seeds'  # metric with the number of seeds that a row should have
 SYNTHETIC = 'synthetic'  # metric with the value 1 of each run that was scored on phantoms
+COPY = (
+    '{} with seed {} has the same predictions as {} with seed {}, which two trainings never have: '
+    'one is a copy of the other. Remove it, because it would make the interval over seeds too '
+    'narrow'
+)
 LEAST_RESAMPLES, PER_COMPARISON = 10_000, 200
 
 
@@ -47,6 +58,7 @@ class Scored(NamedTuple):
         split: Name of the split.
         level: 'image' or 'study'.
         thresholds: Threshold of each label, for metrics that need one.
+        known: What is recorded of the run, or of each of its folds.
     """
 
     row: str
@@ -55,6 +67,7 @@ class Scored(NamedTuple):
     split: str = ''
     level: str = 'image'
     thresholds: Mapping[str, float] = {}  # noqa: RUF012
+    known: Sequence[Known] = (Known(),)
 
 
 def enough_resamples(num_comparisons: int) -> int:
@@ -140,11 +153,71 @@ def score_runs(
     return pd.DataFrame(lines, columns=[*KEYS, 'value', 'resamples'])
 
 
+def refuse_copies(runs: Iterable[Scored], modes: Mapping[str, str]) -> None:
+    """Refuse predictions that two seeds share, which trainings never do: one is a copy.
+
+    Probes of the same weights do. `modes` has FINETUNE.MODE of rows of which it is not recorded.
+
+    Raises:
+        ValueError: If there are such predictions. The message names both runs.
+    """
+    first: dict[bytes, Scored] = {}
+    for run in runs:
+        values = run.images.probabilities[np.argsort(run.images.path.astype(str))]
+        if (values == values[:1]).all():  # of a model that tells no cases apart
+            continue
+        digest = hashlib.sha256(np.ascontiguousarray(values)).digest()
+        other = first.setdefault(digest, run)
+        of_rows = {modes.get(row, 'full') for row in (run.row, other.row)}
+        mode = of_rows.pop() if of_rows <= {*PROBES} else 'full'
+        if other.seed != run.seed and not may_be_equal(run.known, other.known, mode):
+            raise ValueError(COPY.format(run.row, run.seed, other.row, other.seed))
+
+
+def lines_of_known(runs: Iterable[Scored], wanted: int) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the long table about what is known of each run.
+
+    `wanted` is the number of seeds that each row should have; 0 if that is unknown.
+    """
+    for run in runs:
+        key = {'row': run.row, 'seed': run.seed, 'split': run.split, 'level': run.level}
+        key['group'] = EVERYONE
+        if wanted:
+            yield key | {'fold': '', 'label': '', 'metric': WANTED, 'value': wanted}
+        for number, (facts, doubts) in enumerate(run.known):
+            fold = key | {'fold': str(number) if len(run.known) > 1 else ''}
+            for fact, value in facts.items():
+                yield fold | {'label': f'{fact}: {value}', 'metric': FACT, 'value': 1}
+            for doubt, lines in doubts.items():
+                for line in lines or ['']:  # without a sentence, nothing was found
+                    label = f'{doubt}: {line}'
+                    yield fold | {'label': label, 'metric': DOUBT, 'value': int(bool(line))}
+
+
+def known_of_table(table: pd.DataFrame) -> tuple[dict[Run, list[Known]], int]:
+    """Return what a long table knows of its runs, and how many seeds each row should have."""
+    of_runs = table[table['seed'].astype(str) != '']
+    found: dict[Run, dict[str, Known]] = {
+        (row, str(seed)): {} for row, seed in zip(of_runs['row'], of_runs['seed'], strict=True)
+    }
+    for line in of_runs[of_runs['metric'].isin([FACT, DOUBT])].to_dict('records'):
+        of_run = found[line['row'], str(line['seed'])]
+        facts, doubts = of_run.setdefault(line['fold'], Known({}, {}))
+        name, _, words = line['label'].partition(': ')
+        if line['metric'] == FACT and name in FACTS:
+            facts[name] = words
+        elif line['metric'] == DOUBT and name in DOUBTS:
+            doubts.setdefault(name, []).extend([words] if words else [])
+    wanted = of_runs.loc[of_runs['metric'] == WANTED, 'value']
+    known = {run: [*folds.values()] or [Known()] for run, folds in found.items()}
+    return known, int(wanted.max()) if len(wanted) else 0
+
+
 def _is_repeated(run: Scored, other: Scored) -> bool:
     """Return whether two runs have the same predictions of the same cases."""
     a, b = run.images, other.images
     return (
-        run._replace(images=b, seed=other.seed) == other
+        run._replace(images=b, seed=other.seed, known=other.known) == other
         and np.array_equal(a.path, b.path)
         and np.array_equal(a.targets, b.targets, equal_nan=True)
         and np.array_equal(a.probabilities, b.probabilities, equal_nan=True)

@@ -8,7 +8,7 @@ import contextlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from config import NO_ENCODER, PROBES
 from data.masking import average_distance, mask_generator
 from data.tables.records import task_of
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
+from evaluation.notices import notices
 from logger import read_metrics
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
-from sweeps.long_table import EVERYONE, MEANS, is_synthetic, parts_of
+from sweeps.long_table import EVERYONE, MEANS, is_synthetic, known_of_table, parts_of
 from sweeps.tables import score_title, subset_title, title_of
 from system.files import atomic_writer
 from system.pages import (
@@ -75,6 +76,8 @@ STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow'
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 9, 'grid.color': LIGHT}
 LONG_TITLE, LONG_NAME, LONG_PANEL, LONG_AXIS = 34, 28, 20, 40  # letters in a line
 LETTERS = 16  # of a note in an inch
+NOTE_LINE = 0.14  # inches: height of a line of a note
+UNKNOWN_RUNS = 'Without the long table, nothing is known of the runs.'
 LINE = 0.17  # inches: height of a line of a name
 LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
     'holdout_l1_grey': '-',
@@ -610,16 +613,30 @@ def drawing(path: str | Path, height: float, width: float = WIDTH) -> Iterator[F
             figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
+def told_of_runs(scores: pd.DataFrame | None) -> str:
+    """Return what a caption says about the facts of the runs of a long table, if it is known."""
+    if scores is None:
+        return UNKNOWN_RUNS
+    known, wanted = known_of_table(scores)
+    return ' '.join(notice.short for notice in notices(known, wanted=wanted))
+
+
 def add_note(
     figure: Figure, text: str, scores: pd.DataFrame | None = None, *, is_score: bool = True
 ) -> None:
     """Add a note below a figure. Below scores it says that they are not for clinical use.
 
-    It also says if the long table `scores`, if it is known, is of synthetic X-rays.
+    It also says what the long table `scores` tells of its runs, and of synthetic X-rays.
     """
     text = f'{text} {SYNTHETIC}' if is_synthetic(scores) else text
     text = f'{text} {NOT_FOR_CLINICAL_USE}' if is_score else text
     letters = int(LETTERS * figure.get_figwidth())
+    told = told_of_runs(scores) if is_score else ''
+    if told:  # which may take several lines, for which the figure grows
+        lines = len(wrap(told, letters))
+        height = figure.get_figheight() + NOTE_LINE * lines
+        figure.set_figheight(min(TALLEST, height))
+        text = f'{told} {text}'
     whole = NOT_FOR_CLINICAL_USE.replace(' ', '\xa0')  # stays on one line
     text = fill(text.replace(NOT_FOR_CLINICAL_USE, whole), letters, break_on_hyphens=False)
     text = text.replace('\xa0', ' ')

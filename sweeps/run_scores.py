@@ -20,6 +20,14 @@ from engine.run_record import is_finished, read_record, without_home
 from evaluation.cases import Cases, cases_of
 from evaluation.metrics import auroc_per_label
 from evaluation.report.document import SCORES_FILE
+from evaluation.run_facts import (
+    CHOSEN_ON,
+    EPOCH,
+    ON_VALID,
+    SELECTED_ON_VALID,
+    Known,
+    known_of_run,
+)
 from logger import read_metrics
 from sweeps.files import (
     Row,
@@ -102,7 +110,8 @@ def read_runs(
             table = read_table(folder / SCORES_FILE)
             table = table[(table['split'] == chosen) & (table['metric'] == 'threshold')]
             thresholds = table.set_index('label')['value'].to_dict()
-        run = Scored(name, seed, images, chosen, config.EVAL.LEVEL, thresholds)
+        known = _known(file, config, chosen, checkpoint)
+        run = Scored(name, seed, images, chosen, config.EVAL.LEVEL, thresholds, (known,))
         _check(folder, run, scores['auroc'])
         result.scored.append(run)
         result.protocols[name, seed] = protocol
@@ -218,6 +227,20 @@ def _labelled_images(config: Config, split: str, groups: tuple[Sequence[str], st
         found = all_groups(records, columns, demographics or config.DATA.DEMOGRAPHICS)
     unknown = np.full((len(records), len(task.labels)), np.nan)
     return cases_of(records, task, unknown, name=split, groups=found)
+
+
+def _known(file: Path, config: Config, split: str, checkpoint: str) -> Known:
+    """Return what is known of the run that wrote a file; its options tell what chose the epoch."""
+    facts, doubts = known_of_run(file)
+    if EPOCH not in facts:
+        chosen = 'last'
+        if checkpoint == 'selected':
+            chosen = 'valid' if config.EVAL.SELECT_ON == 'valid' else 'holdout'
+        is_probe = config.FINETUNE.MODE in PROBES
+        facts = {**facts, EPOCH: '' if is_probe else CHOSEN_ON.get(chosen, chosen)}
+        is_optimistic = split == chosen == 'valid' and not is_probe
+        doubts = {**doubts, ON_VALID: [SELECTED_ON_VALID] if is_optimistic else []}
+    return Known(facts, doubts)
 
 
 def _check(folder: Path, run: Scored, written: Mapping[str, float | None]) -> None:

@@ -21,6 +21,7 @@ from sweeps.files import ROOT, Row, Sweep, load_sweep, run_folder
 
 RARE = 'Fracture'  # has no positive: not scored
 SEEDS = [0, 1, 2]
+SEED = 987_654  # stands for the seed of a run
 FOLDER = tempfile.TemporaryDirectory()  # of the reference's files
 OPTIONS = {
     'simmim': {'BASE': [f'{ROOT}/configs/base/chexpert_pretrain.yaml']},
@@ -160,6 +161,7 @@ class MadeRuns:
         folder.mkdir(parents=True)
         text = _config_text(stage, tuple(changes.items()), self.level)
         text = text.replace('THE_TAG', folder.name).replace('THE_DATA', str(self.data))
+        text = text.replace(f'SEED: {SEED}', f'SEED: {seed}')
         (folder / 'config.yaml').write_text(text)
         record = {
             'stage': stage,
@@ -177,7 +179,7 @@ def _config_text(stage: str, changes: tuple[tuple[str, Any], ...], level: str) -
     config = default_config()
     config.merge_from_file(str(reference_files()[stage]))
     config.DATA.DATA_PATH, config.TAG = 'THE_DATA', 'THE_TAG'
-    config.EVAL.LEVEL = level
+    config.EVAL.LEVEL, config.SEED = level, SEED
     config.merge_from_list([word for pair in changes for word in pair])
     return config_text(config)
 
