@@ -5,12 +5,13 @@ and comparisons say about the facts of several runs is in `evaluation.notices`.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import NO_ENCODER, PROBES, Config, config_from_text
+from config import NO_ENCODER, PROBES, Config, config_from_text, default_config
 from engine.run_record import OPTIONS_FILE, known_record
 
 KNOWN = 'known'  # key of the JSON file
@@ -54,6 +55,9 @@ def facts_of_options(trained: Config) -> dict[str, str]:
     share = f'{100 * data.TRAIN_FRACTION:g} % of the patients'
     if data.TRAIN_IMAGES:
         share = f'{data.TRAIN_IMAGES} images' + (f' of {share}' if data.TRAIN_FRACTION < 1 else '')
+    # Tables of folds have a path; of the others, the name of a table tells of its share, too.
+    if data.TRAIN_CSV != default_config().DATA.TRAIN_CSV and not os.path.isabs(data.TRAIN_CSV):
+        share += f' of {data.TRAIN_CSV}'
     return {
         SEED: str(trained.SEED),
         SIZE: '' if mode in NO_ENCODER else f'{data.IMG_SIZE} px',

@@ -30,6 +30,7 @@ from evaluation.run_facts import (
     WEIGHTS,
     Known,
     facts_of_options,
+    read_known,
 )
 from system.device import autocast_dtype
 from system.files import BEST_CHECKPOINT, checkpoint_position
@@ -60,11 +61,21 @@ def known_of(
     is_optimistic = chosen == 'valid' or (is_renamed and selects)
     doubts = {
         SHARED: shared_patients(patients),
-        SEEN: run.lineage.warnings,
+        SEEN: [*run.lineage.warnings, *(doubts_of_teachers(trained) if trained else ())],
         ON_VALID: [SELECTED_ON_VALID] if is_optimistic else [],
         BY_HAND: [GIVEN_BY_HAND] if chosen == 'hand' else [],
     }
     return Known(facts, doubts)
+
+
+def doubts_of_teachers(trained: Config) -> list[str]:
+    """Return what is recorded of the weights of models whose predictions were learned."""
+    files = trained.DATA.SELF_TRAIN_PREDICTIONS, trained.DATA.PSEUDO_LABELS
+    return [
+        f'{file}, whose values were learned: {line}'
+        for file in filter(None, files)
+        for line in read_known(file).doubts.get(SEEN, ())
+    ]
 
 
 def patients_of(
@@ -140,6 +151,8 @@ def facts_of(
     if 'precision' in record:
         scored = str(autocast_dtype(config, device) or torch.float32).removeprefix('torch.')
         facts[PRECISION] = both(record['precision'], scored, 'scored in')
+        gpus = (record.get('environment') or {}).get('gpus')
+        facts[PRECISION] += ' with TF32' if trained.AMP_TF32 and gpus else ''
     if 'pretrained' in record:
         facts[WEIGHTS] = record['pretrained'] or RANDOM
     return facts

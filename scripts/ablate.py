@@ -54,7 +54,7 @@ from config import NO_ENCODER
 from data.tables.folds import write_folds
 from data.tables.reading import require_packed_steps
 from engine.run_record import is_finished
-from evaluation.notices import Run, notices
+from evaluation.notices import Run
 from evaluation.run_facts import DOUBTS, Known
 from sweeps.files import (
     ROOT,
@@ -111,6 +111,7 @@ from sweeps.tables import (
     ABOUT_ERRORS,
     JOINED,
     about_data,
+    about_runs,
     compare,
     compared_pairs,
     facts_cells,
@@ -547,14 +548,13 @@ def write_scores(
     titles = {score: {score_title(score), score_title(score, drawn)} for score in scores}
     chosen = {*args.columns} & set().union(*titles.values())  # which are scores
 
-    known, wanted = known_of_table(drawn)
-    told = [notice.text for notice in notices(known, wanted=wanted)]
+    known, _ = known_of_table(drawn)
 
     def below(*scores: str) -> list[str]:
         has_mean = {parts_of(score)[1] for score in scores} & {MEANS[0], MEANS[2]}
         about_mean = means if has_mean else ()
         last = f'{notes[-1]}Mean ± standard deviation over seeds.'
-        return [*told, *others, *filter(None, [sweep.note]), *notes[:-1], *about_mean, last]
+        return [*others, *filter(None, [sweep.note]), *notes[:-1], *about_mean, last]
 
     def options(score: str) -> dict[str, Any]:
         columns = [title for title in args.columns if title not in chosen - titles[score]]
@@ -589,7 +589,7 @@ def write_scores(
     if protocols:
         facts = facts_cells(drawn)
         about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
-        notes = [*told, *about_errors, *about_data(drawn)]
+        notes = [*about_runs(drawn), *about_errors, *about_data(drawn)]
         path = write_table(args.save, f'{sweep.name}_runs', facts, facts, notes)
         print(path.read_text('utf-8'))
     file = args.save / f'{sweep.name}_scores.csv'

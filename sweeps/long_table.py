@@ -174,7 +174,7 @@ def refuse_copies(runs: Iterable[Scored], modes: Mapping[str, str]) -> None:
             raise ValueError(COPY.format(run.row, run.seed, other.row, other.seed))
 
 
-def lines_of_known(runs: Iterable[Scored], wanted: int) -> Iterator[dict[str, Any]]:
+def lines_of_known(runs: Iterable[Scored], wanted: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the lines of the long table about what is known of each run.
 
     `wanted` is the number of seeds that each row should have; 0 if that is unknown.

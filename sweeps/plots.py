@@ -631,7 +631,7 @@ def add_note(
     text = f'{text} {SYNTHETIC}' if is_synthetic(scores) else text
     text = f'{text} {NOT_FOR_CLINICAL_USE}' if is_score else text
     letters = int(LETTERS * figure.get_figwidth())
-    told = told_of_runs(scores) if is_score else ''
+    told = told_of_runs(scores) if is_score or scores is not None else ''
     if told:  # which may take several lines, for which the figure grows
         lines = len(wrap(told, letters))
         height = figure.get_figheight() + NOTE_LINE * lines

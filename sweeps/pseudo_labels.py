@@ -27,9 +27,10 @@ from data.tables.splits import (
 from evaluation.calibration import choose_threshold
 from evaluation.cases import cases_of
 from evaluation.pseudo_label_choice import MIN_CASES, audit, choose_values
+from evaluation.run_facts import KNOWN, known_of_run
 from logger import json_safe
 from sweeps.files import MAINS, Job, share_steps, sweep_of_runs, without_cache
-from sweeps.long_table import MEANS, Scored, notes_about_labels, score_runs
+from sweeps.long_table import MEANS, Scored, lines_of_known, notes_about_labels, score_runs
 from sweeps.run_scores import SPLITS, read_runs
 from sweeps.runner import LOGS, Runner
 from sweeps.tables import compare, shown, write_score
@@ -140,6 +141,7 @@ class PseudoLabels:
             'predictions': sha256(teacher.folder / 'predictions_train.csv'),
             'confidence': self.confidence,
             'cuts': {k: dict(zip(SIDES, map(asdict, pair), strict=True)) for k, pair in pairs},
+            KNOWN: known_of_run(teacher.folder / 'predictions_train.csv')._asdict(),
         }
         options = {'paths': self.unlabelled.path[kept], 'labels': self.task.labels}
         file = self.output / file_of(student(number))
@@ -199,6 +201,7 @@ class PseudoLabels:
                 score_runs(runs, [*scores.values()], **how).assign(group=split)
                 for split, runs in splits.items()
             ]
+            + [pd.DataFrame(lines_of_known(runs)) for runs in splits.values()]
         )
         pairs = [(job.run, TEACHER if job.run != TEACHER else '') for job in self.jobs]
         students = [job.run for job in self.jobs if job.run not in (TEACHER, ALL_LABELS)]
@@ -268,7 +271,8 @@ class PseudoLabels:
         records = self.labelled.select(~np.isnan(self.task.scored(self.labelled)).all(axis=1))
         probabilities = self._predicted(job, 'train', records)
         cases = cases_of(records, self.task, probabilities, name='labelled')
-        return Scored(job.run, job.seed, cases, 'labelled')
+        known = known_of_run(job.folder / 'predictions_train.csv')
+        return Scored(job.run, job.seed, cases, 'labelled', known=(known,))
 
     def _chosen(self, name: str) -> np.ndarray:  # [N, K]
         """Return the pseudo-labels of a student for the unlabelled images."""

@@ -17,6 +17,7 @@ from evaluation.model_comparison import (
     compare_rows,
     summarise,
 )
+from evaluation.notices import notices
 from sweeps.files import BASELINES, Sweep
 from sweeps.long_table import (
     EVERYONE,
@@ -24,6 +25,7 @@ from sweeps.long_table import (
     facts_of,
     has_few_cases,
     is_synthetic,
+    known_of_table,
     label_title,
     parts_of,
     rows_of,
@@ -219,6 +221,7 @@ def write_score(
     count = sum(pd.notna(line.get('p')) for line in lines)  # the others are not corrected
     below = [
         *footnotes.take(),
+        *about_runs(table),
         *_not_above_baselines(lines),
         *notes,
         f'Over patients: 95 % percentile interval from {draws}. Over seeds: 95 % interval by '
@@ -286,7 +289,16 @@ def write_all_scores(
     if few:
         bold += f' Without bold, because of fewer than {FEW_CASES} cases of a class: '
         bold += f'{"; ".join(score_title(score, table) for score in few)}.'
-    return write_table(folder, name, lines, cells, [*notes, bold, *about_data(table)])
+    notes = [*about_runs(table), *notes, bold, *about_data(table)]
+    return write_table(folder, name, lines, cells, notes)
+
+
+def about_runs(table: pd.DataFrame | None) -> list[str]:
+    """Say which facts about the runs of a long table, if it is known, a reader must know."""
+    if table is None:
+        return []
+    known, wanted = known_of_table(table)
+    return [notice.text for notice in notices(known, wanted=wanted)]
 
 
 def about_data(table: pd.DataFrame | None) -> list[str]:

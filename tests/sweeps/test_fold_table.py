@@ -538,3 +538,38 @@ def test_runs_with_few_cases_not_learned_choose_no_rate(settings, monkeypatch, c
     monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
     assert join(settings, '--tune') == 2
     assert 'simmim_1_seed0_fold0' in capsys.readouterr().err
+
+
+def test_joined_predictions_keep_what_the_run_of_each_fold_knew(tuned: Path, tmp_path) -> None:
+    """Of tuned rows, each fold has the record of the row that it chose."""
+    folder, seen = copied(tuned, tmp_path), 'weights that may have seen scored patients'
+    for name, part in (('simmim_low_1', 0), ('simmim_low_1', 1), ('simmim_1', 2)):
+        file = folder / f'simmim_finetune/mine_{name}_seed1_fold{part}/predictions_valid.json'
+        known = {'facts': {'input size': f'{part} px'}, 'doubts': {seen: [f'{name} in {part}']}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {'known': known}))
+    assert join(folder, '--tune') == 0
+    assert table_of(folder, '--tune') == 0
+    text = (folder / 't/mine_Edema.md').read_text()
+    # Folds 0, 1 and 2 have chosen simmim_low_1, simmim_1 and simmim_1.
+    assert f'Warning: {seen} (simmim_1 with seed 1): simmim_low_1 in 0; simmim_1 in 2.' in text
+    assert 'Different input size: 0 px (simmim_1 with seed 1); 2 px (simmim_1 with seed 1).' in text
+    assert table_of(folder) == 0
+    text = (folder / 't/mine_Edema.md').read_text()
+    for wanted in ('simmim_1 in 2', 'simmim_low_1 in 0', 'simmim_low_1 in 1'):
+        assert wanted in text
+    assert 'Not recorded with the predictions' in text
+    # Predictions that are written again by other means have no record.
+    keep(folder / 'p/predictions.csv.gz', 'row == row')
+    assert table_of(folder) == 0
+    assert 'Warning: weights' not in (folder / 't/mine_Edema.md').read_text()
+
+
+def test_a_fold_that_is_a_copy_of_another_seed_is_refused(joined: Path, capsys) -> None:
+    first, copied_to = (
+        joined / f'simmim_finetune/mine_scratch_1_seed{seed}_fold2/predictions_valid.csv'
+        for seed in (0, 1)
+    )
+    shutil.copy(first, copied_to)
+    assert join(joined) == 2
+    told = capsys.readouterr().err
+    assert str(first) in told and f'{copied_to} and' in told and 'is a copy' in told
