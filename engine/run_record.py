@@ -93,7 +93,7 @@ class RunRecord:
                 put(options, key, value_at(now, key), OPTIONS_FILE)
             self.options = config_text(options)
         if not done:
-            start['processes'] = self.facts['processes']
+            start |= {key: self.facts[key] for key in ('processes', 'precision')}
             start |= {key: self.facts['environment'].get(key) for key in HARDWARE}
         self.seconds_before, self.start_time = earlier.get('seconds', 0), time.monotonic()
         self.contents = first | {

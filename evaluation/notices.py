@@ -94,10 +94,11 @@ def _about_seeds(runs: Mapping[Run, Sequence[Known]], wanted: int) -> Iterable[N
     fewest = min(map(len, rows.values()), default=0)
     if len(seeds) > 1 or fewest < wanted:
         most = f' of {wanted}' if fewest < wanted else ''
-        counted = {
-            f'{len(rows[of_runs[0][0]])}{most} seeds found: {own}': of_runs
-            for own, of_runs in seeds.items()
-        }
+        counted = {}
+        for numbers, of_runs in seeds.items():
+            count = len(rows[of_runs[0][0]])
+            word = 'seed' if count == 1 and not most else 'seeds'
+            counted[f'{count}{most} {word} found: {numbers}'] = of_runs
         yield _notice('', counted, runs)
     for words, of_runs in found.items():
         yield _notice('', {words: of_runs}, runs)
@@ -124,7 +125,7 @@ def _notice(start: str, words: Mapping[str, Sequence[Run]], runs: Iterable[Run])
 
 def _of(chosen: Sequence[Run], runs: Iterable[Run], most: int | None = None) -> str:
     """Name runs in brackets; '' if they have no names, or are all of several rows."""
-    chosen, everyone = [*dict.fromkeys(chosen)], [*runs]
+    chosen, everyone = dict.fromkeys(chosen), [*runs]
     names = []
     for row in dict.fromkeys(row for row, _ in chosen):
         of_row = [run for run in everyone if run[0] == row]

@@ -150,7 +150,9 @@ def facts_of(
     facts[SIZE] = both(facts[SIZE], f'{config.DATA.IMG_SIZE} px', 'scored at')
     if 'precision' in record:
         scored = str(autocast_dtype(config, device) or torch.float32).removeprefix('torch.')
-        facts[PRECISION] = both(record['precision'], scored, 'scored in')
+        starts = [start.get('precision', '') for start in record.get('starts', [])]
+        trained_in = ', then '.join(dict.fromkeys(filter(None, [record['precision'], *starts])))
+        facts[PRECISION] = both(trained_in, scored, 'scored in')
         gpus = (record.get('environment') or {}).get('gpus')
         facts[PRECISION] += ' with TF32' if trained.AMP_TF32 and gpus else ''
     if 'pretrained' in record:

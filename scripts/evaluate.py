@@ -201,15 +201,14 @@ def pairs_of_seeds(files: Mapping[str, Path]) -> set[frozenset[str]]:
 
 
 def known_of_files(files: Mapping[str, Path]) -> dict[tuple[str, str], list[Known]]:
-    """Return what is recorded of the runs of prediction files; {} of a single foreign file."""
+    """Return what is recorded of the runs of prediction files."""
     found = {}
     for name, file in files.items():
         try:
             found[name, ''] = [known_of_run(file)]
         except ValueError:  # a file of another run in this folder, or damaged options
             found[name, ''] = [read_known(file)]
-    is_foreign = not any(file.with_suffix('.json').is_file() for file in files.values())
-    return {} if is_foreign and len(files) == 1 else found
+    return found
 
 
 def read_cases(args: argparse.Namespace) -> tuple[list[Cases], list[str]]:

@@ -2,7 +2,8 @@
 
 python scripts/studies/compact.py OUT/results/which_start/seed20 docs/results/which_start/vit_seed20
 
-Copies runs.csv and tuning.csv beside it. Ranks have four digits, which float32 keeps.
+Copies runs.csv, tuning.csv and predictions.json beside it. Ranks have four digits, which float32
+keeps.
 """
 
 import shutil
@@ -23,5 +24,6 @@ target.mkdir(parents=True)
 table.sort_values(['row', 'Path']).to_parquet(
     target / 'predictions.parquet', compression='zstd', compression_level=19, index=False
 )
-for name in ('runs.csv', 'tuning.csv'):
-    shutil.copy(source / name, target / name)
+for name in ('runs.csv', 'tuning.csv', 'predictions.json'):
+    if (source / name).is_file():  # older predictions have no record of their runs
+        shutil.copy(source / name, target / name)
