@@ -12,7 +12,7 @@ import numpy as np
 from config import Config
 from data.images.store_manifest import STORE_FILE, is_store
 from data.loader import Loaders
-from data.tables.identity import canonical_names
+from data.tables.identity import patient_forms
 from data.tables.records import task_of
 from data.tables.sources import source_configs
 from system.files import sha256
@@ -67,7 +67,7 @@ def hash_patients(config: Config, loaders: Loaders) -> dict[str, np.ndarray]:  #
         texts = {
             f'{data_sets[source]}\0{name}'
             for source, part in loader.dataset.parts.items()
-            for name in canonical_names(part.records.patient)
+            for name in patient_forms(part.records.patient)
         }
         digests = (hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in texts)
         found[split] = np.sort(np.frombuffer(b''.join(digests), '<i8'))
