@@ -35,6 +35,7 @@ from evaluation.report.report_page import mean_title, render_page
 from evaluation.report.report_warnings import (
     SYNTHETIC,
     alerts_of_data,
+    detail_warnings,
     format_score,
     label_warnings,
     labels_of_other_names,
@@ -62,6 +63,7 @@ LineKeys = Mapping[str, str]
 Line = dict[str, Any]
 
 FORMAT = 1
+FOLDED = ('About single labels', 'About thresholds, temperatures and groups')
 TITLE = 'Chest X-ray classification report'
 NOT_COMPARABLE = (
     'These scores are valid for the images, label rules and views of this report. Published scores '
@@ -134,11 +136,13 @@ def build_document(
             published = context_rows(policy, main['name'], protocol.level, protocol.views)
 
     has_holdout = holdout is not None
-    about_labels = partial(
-        label_warnings,
+    about_details = partial(
+        detail_warnings,
         has_holdout=has_holdout,
         not_held_out={label for held_out in fitted for label in held_out.missing},
     )
+    of_labels = lines_of_sets(scored, repeated_labels, label_warnings)
+    details = lines_of_sets(scored, about_details, share_warnings)
     return {
         'format': FORMAT,
         'title': TITLE,
@@ -151,8 +155,11 @@ def build_document(
         'warnings': [
             *warnings,
             *warnings_of_data(sets, protocol, has_holdout=has_holdout),
-            *lines_of_sets(scored, repeated_labels, share_warnings, about_labels),
+            *of_labels,
+            *details,
         ],
+        # Those of the warnings that hardly change the headline, for the page to fold.
+        'folded': {FOLDED[0]: of_labels, FOLDED[1]: details},
         'sets': scored,
         **{'training': None, 'maps_check': None, 'maps': [], 'known': [], **extras},
     }

@@ -196,22 +196,33 @@ def share_warnings(entry: dict[str, Any]) -> list[str]:
     return _naming(OTHER_PREVALENCE, found)
 
 
-def label_warnings(
-    entry: dict[str, Any], *, has_holdout: bool, not_held_out: Container[str] = ()
-) -> list[str]:
-    """Report unknown views, labels without both classes or with few cases, and what these lack.
-
-    `not_held_out` are labels that the held-out cases do not have.
-    """
-    labels = entry['labels']
-    few_held_out = _labels_with(entry, 'few_held_out')
-    lowest, highest = (
-        [part['label'] for part in labels if part['temperature'] == bound] for bound in TEMPERATURES
-    )
+def label_warnings(entry: dict[str, Any]) -> list[str]:
+    """Report unknown views, labels without both classes or with few cases, and what means lack."""
     left_out: dict[tuple[str, ...], list[str]] = {}  # labels -> metrics whose mean lacks them
     for name, mean in (entry['means']['labels'] or {}).items():
         if 'left_out' in mean:
             left_out.setdefault((*mean['left_out'],), []).append(METRICS[name].title)
+    return [
+        *([UNKNOWN_VIEWS.format(**entry)] if entry['unknown_views'] else []),
+        *labels_without_cases(entry),
+        *(
+            f'the means of {", ".join(titles)} leave out {", ".join(labels)}, without a value'
+            for labels, titles in left_out.items()
+        ),
+    ]
+
+
+def detail_warnings(
+    entry: dict[str, Any], *, has_holdout: bool, not_held_out: Container[str] = ()
+) -> list[str]:
+    """Report thresholds and temperatures that are not reliable or missing, and small groups.
+
+    `not_held_out` are labels that the held-out cases do not have.
+    """
+    labels = entry['labels']
+    lowest, highest = (
+        [part['label'] for part in labels if part['temperature'] == bound] for bound in TEMPERATURES
+    )
     no_threshold = [part['label'] for part in labels if has_holdout and np.isnan(part['threshold'])]
     small_groups = [
         f'{group["group"]} ({column["column"]})'
@@ -220,15 +231,9 @@ def label_warnings(
         if group['labels'] and all(part['few'] for part in group['labels'].values())
     ]
     return [
-        *([UNKNOWN_VIEWS.format(**entry)] if entry['unknown_views'] else []),
-        *labels_without_cases(entry),
-        *_naming(FEW_HELD_OUT, few_held_out),
+        *_naming(FEW_HELD_OUT, _labels_with(entry, 'few_held_out')),
         *_naming(END_OF_RANGE.format(TEMPERATURES[0], 'separate the classes'), lowest),
         *_naming(END_OF_RANGE.format(TEMPERATURES[1], 'carry no signal'), highest),
-        *(
-            f'the means of {", ".join(titles)} leave out {", ".join(labels)}, without a value'
-            for labels, titles in left_out.items()
-        ),
         *_naming(ONE_CLASS_HELD_OUT, [name for name in no_threshold if name not in not_held_out]),
         *_naming(NOT_CHOSEN, [name for name in no_threshold if name in not_held_out]),
         *_naming(SMALL_GROUPS, small_groups),
