@@ -170,6 +170,18 @@ def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path) -> None:
     assert [record['epoch'] for record in read_metrics(killed / 'metrics.jsonl')] == [-1, 0, 1]
 
 
+def test_terms_that_a_loss_gets_within_an_epoch_are_means_of_its_rest(whole, phantom, tmp_path):
+    cfg, folder = whole
+    more = ['--resume', str(folder / 'ckpt_epoch_1_step_2.pth')]  # four of seven batches
+    more += ['--opts', 'PRINT_FREQ', '1', 'MODEL.SIMMIM.LOSS', '{l1: 1.0, l2: 1.0}']
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path, *more)) == 0
+    resumed = run_folder(tmp_path, 'simmim')
+    for name in ('loss_l1', 'loss_l2'):
+        values = [value for _, value in untimed_curves(resumed)[f'step/{name}']]
+        assert len(values) == 3
+        assert last_metrics(resumed)[name] == pytest.approx(np.mean(values))
+
+
 @pytest.fixture(scope='module')
 def two_terms(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The config and run folder of an epoch whose loss has two terms."""
