@@ -329,8 +329,9 @@ def _known_patients(table: Table, in_paths: np.ndarray) -> np.ndarray:  # [N]
             f'{int(table.row[is_lacking.argmax()]) + 2}: each counts as one, so splits may share '
             'patients, and intervals may be too narrow'
         )
-        # A report has a sentence of its own about data that name no patient at all.
-        kind = NO_PATIENTS if is_lacking.all() else LACKING_PATIENTS
+        # A report has a sentence of its own about images that all stand for patients.
+        has_none = is_lacking.all() and table.key == 'Path'
+        kind = NO_PATIENTS if has_none else LACKING_PATIENTS
         table.fault(kind, detail, severity='warning')
     return np.where(cells == '', in_paths, cells)
 

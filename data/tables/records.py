@@ -41,7 +41,7 @@ class Records:
     group_names: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
     image_root: Path | None = None  # folder or store with the images if it is not root
-    doubts: tuple[str, ...] = ()  # sentences about the labels that a report shows (DOUBTS)
+    doubts: tuple[str, ...] = ()  # sentences about the table that a report shows (DOUBTS)
     left_out: np.ndarray | None = None  # [N] bool, images that DATA.LEAVE_OUT lists
     num_left_out: int = 0  # of them in the whole split
     found_names: frozenset[tuple[str, str]] = frozenset()  # (kind, name) in DATA.LEAVE_OUT of them

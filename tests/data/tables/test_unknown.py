@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from csv_files import HEADER, read, row, write
+from csv_files import HEADER, read, row, touch, write
 from tiny import config_with
 from xray_splits import LOGGER, make_config, write_split
 
@@ -88,6 +88,16 @@ def test_data_without_any_patient_are_told_once(tmp_path: Path) -> None:
         cells = [(f'{n}_frontal.png', word, '') for n, word in enumerate(words)]
         _, faults = read_patients(tmp_path, cells)
         assert [fault.kind for fault in faults] == ['unknown patients']
+
+
+def test_the_images_of_a_study_have_one_unknown_patient(tmp_path: Path) -> None:
+    for name in ('a/1_frontal.png', 'a/2_frontal.png', 'b/3_frontal.png'):
+        touch(tmp_path, name)
+    (tmp_path / 'train.csv').write_text('Study,Patient\na,unknown\nb,?\n')
+    data_set = open_data_set(config_with(DATA__DATASET='chexpert'), tmp_path)
+    records = data_set.read('train')
+    assert records.patient.tolist() == ['a', 'a', 'b']
+    assert '2 of 2 rows name no patient' in records.doubts[0]
 
 
 def test_a_name_of_many_images_is_doubted(tmp_path: Path) -> None:
