@@ -18,7 +18,7 @@ from config import REGISTRIES, Config, default_config, selected_part
 from data.images.image_source import IMAGE_SUFFIXES, ImageSource, open_images
 from data.images.store_manifest import is_store
 from data.images.views import views_in_names
-from data.tables.identity import STUDY
+from data.tables.identity import STUDY, one_spelling
 from data.tables.labels import CELLS, LABELS
 from data.tables.records import (
     OLDEST,
@@ -305,7 +305,7 @@ def add_studies(table: Table) -> None:
         study = np.where(pd.isna(study), paths, study)
     if key == 'Path' and 'Study' in table:
         # A study has a number within its patient; without one, the image is a study of its own.
-        cells = zip(table['Study'], patient, paths, strict=True)
+        cells = zip(one_spelling(table['Study']), patient, paths, strict=True)
         study = [f'{name}/{number}' if number else path for number, name, path in cells]
     table.add(study=study, patient=patient)
     if not has_column:
@@ -316,7 +316,7 @@ def add_studies(table: Table) -> None:
 
 
 def _known_patients(table: Table, in_paths: np.ndarray) -> np.ndarray:  # [N]
-    """Return the cells of Patient and, where they are empty, what the paths say.
+    """Return the cells of Patient in one spelling and, where they are empty, what the paths say.
 
     A path that names no patient stands for one. Otherwise all rows without a patient would be one
     person, who is held out and drawn in the bootstrap as a whole.
@@ -333,7 +333,16 @@ def _known_patients(table: Table, in_paths: np.ndarray) -> np.ndarray:  # [N]
         has_none = is_lacking.all() and table.key == 'Path'
         kind = NO_PATIENTS if has_none else LACKING_PATIENTS
         table.fault(kind, detail, severity='warning')
-    return np.where(cells == '', in_paths, cells)
+    named = np.where(cells == '', in_paths, cells)
+    names = one_spelling(named)
+    if (others := names != named).any():
+        first = int(others.argmax())
+        detail = (
+            f'{len({*names[others]})} patient(s) are spelt in several ways, and each counts as '
+            f'one: {named[first]!r} in row {int(table.row[first]) + 2} is {names[first]!r}'
+        )
+        table.fault('several spellings of a patient', detail, severity='note')
+    return names
 
 
 def make_records(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) -> Records:

@@ -26,13 +26,13 @@ ABOVE_PATIENT = re.compile(
     r'(?=(?:patient\d+|p?\d{8})\Z)',
     re.IGNORECASE | re.ASCII,
 )
-# A number, such as 000117, 117.0 or 1,234, perhaps behind the word for a patient or a study. In
-# 1.000 the point may be decimal, and is read so.
+# A number such as 117.0 or 1,234. In 1.000 the point may be decimal, and is read so.
+NUMBER = r"(\d{1,3}(?:[, '’]\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d+)(?:[.,]0*)?"
+# A number, perhaps behind the word for a patient or a study, or behind the p of MIMIC-CXR.
 NUMBERED = re.compile(
-    r'(?:p|pt|pat|patient|pid|id|sub|subj|subject|s|study)?[\W_]*?'
-    r"(\d{1,3}(?:[, '’]\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d+)(?:[.,]0*)?[\W_]*",
-    re.ASCII,
+    rf'(?:p|pt|pat|patient|pid|id|sub|subj|subject|s|study)?[\W_]*?{NUMBER}[\W_]*', re.ASCII
 )
+PLAIN = re.compile(rf'(?:p(?=\d{{8}}\Z))?{NUMBER}', re.ASCII)
 # A number for which Excel has dropped digits, such as 1.17E+11.
 SCIENTIFIC = re.compile(r'\d+(?:[.,]\d+)?e\+\d+', re.IGNORECASE | re.ASCII)
 INVISIBLE = ('Cf', 'Cc')  # Unicode categories of characters such as a byte-order mark
@@ -45,16 +45,46 @@ def canonical(name: str) -> str:
     thousands, and words such as `p` or `patient-` in front of a number do not count. Each part of a
     path is treated alone: `P-007/study01` and `patient7/1` have one form.
     """
-    if not (name.isascii() and name.isprintable()):
-        name = unicodedata.normalize('NFKC', name)  # full-width digits become digits
-        name = ''.join(c for c in name if unicodedata.category(c) not in INVISIBLE)
     parts = []
-    for part in name.casefold().split('/'):
+    for part in _visible(name).casefold().split('/'):
         part = part.strip().lstrip("'’`").strip()
         number = NUMBERED.fullmatch(part)
-        digits = re.sub(r'\D', '', number[1]) if number else ''
-        parts.append((digits.lstrip('0') or '0') if number else part)
+        parts.append((_digits(number[1]).lstrip('0') or '0') if number else part)
     return '/'.join(parts)
+
+
+def one_spelling(names: Sequence[str]) -> np.ndarray:  # [N] object
+    """Return names of patients or studies with one spelling, the first in order, for each.
+
+    Blanks, a leading apostrophe, a final `.0`, marks between thousands, and folders above a patient
+    do not count. Case, leading zeros and words such as `P` may tell two patients apart, so names
+    that differ in these (see `canonical`) remain.
+    """
+    codes, unique = pd.factorize(np.asarray(names, object))
+    if not len(unique):
+        return np.asarray(names, object)
+    forms = pd.factorize(np.array([_plain(name) for name in unique], object))[0]
+    return pd.Series(unique, dtype=object).groupby(forms).min().to_numpy(object)[forms][codes]
+
+
+def _plain(name: str) -> str:
+    if name.isascii() and name.isdecimal():
+        return name
+    name = patient_name(_visible(name).strip().lstrip("'’`"))
+    number = PLAIN.fullmatch(name)
+    return _digits(number[1]) if number else name
+
+
+def _visible(name: str) -> str:
+    """Return a name in usual characters: full-width digits become digits, and marks disappear."""
+    if name.isascii() and name.isprintable():
+        return name
+    name = unicodedata.normalize('NFKC', name)
+    return ''.join(c for c in name if unicodedata.category(c) not in INVISIBLE)
+
+
+def _digits(number: str) -> str:
+    return re.sub(r'\D', '', number)
 
 
 def canonical_names(names: Sequence[str]) -> np.ndarray:  # [N] object

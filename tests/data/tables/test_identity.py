@@ -19,6 +19,7 @@ from data.tables.groups import add_demographics
 from data.tables.identity import (
     canonical,
     look_up_names,
+    one_spelling,
     other_spellings,
     patient_forms,
     shared_patients,
@@ -168,6 +169,40 @@ def test_two_spellings_in_one_table_are_a_warning_and_never_apart(tmp_path: Path
     config = config_with(DATA__TRAIN_IMAGES=5, DATA__VIEWS='all')
     chosen = take_subset(records, fraction=1, images=5, seed=0)
     assert count(unlabelled_records(config, records).patient) == 40 - count(chosen.patient)
+
+
+@pytest.mark.parametrize(
+    'names, wanted',
+    [
+        ('1,234|1234|1 234|1234.0|1234,0|1\u00a0234|１２３４|1234 ', '1 234'),
+        ('p10/p10000032|files/p10/p10000032|10000032|p10000032|10000032.0', '10000032'),
+        ("'7|7|7.0|7 ", "'7"),
+        ('a|a |\ufeffa', 'a'),
+    ],
+)
+def test_spellings_that_cannot_be_two_patients_are_one(tmp_path: Path, names: str, wanted) -> None:
+    """One unit of the bootstrap and of counts, with a note."""
+    names = names.split('|')
+    records, faults = records_of(tmp_path, [*names, 'other'])
+    assert {*records.patient} == {wanted, 'other'}
+    (fault,) = [fault for fault in faults if 'spelling' in fault.kind]
+    assert fault.severity == 'note' and '1 patient(s) are spelt in several ways' in fault.detail
+
+
+def test_spellings_that_may_be_two_patients_remain_two(tmp_path: Path) -> None:
+    names = ['007', '7', 'P7', 'aB', 'ab', '1', '1,000', 'a/p1', 'b/p1', '1.5', '15', 'S7']
+    assert one_spelling(names).tolist() == names
+    records, _ = records_of(tmp_path, names)
+    assert records.patient.tolist() == names
+
+
+def test_numbers_of_studies_have_one_spelling(tmp_path: Path) -> None:
+    cells = [('7', '1'), ('7.0', '1.0'), ('7', '1,000'), ('8', '1.0'), ('7', '01')]
+    rows = [
+        row(f'{n}_frontal.png', Patient=who, Study=study) for n, (who, study) in enumerate(cells)
+    ]
+    records = read(tmp_path, rows, ['Patient', 'Study', *row('')], look_up='none')
+    assert records.study.tolist() == ['7/1', '7/1', '7/1,000', '8/1', '7/01']
 
 
 def test_numbers_in_scientific_notation_are_a_warning(tmp_path: Path) -> None:
