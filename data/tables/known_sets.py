@@ -29,7 +29,7 @@ from data.tables.identity import look_up_names
 from data.tables.labels import CELLS
 from data.tables.records import OLDEST, OTHER_VIEW
 from data.tables.table import Table, find_file
-from data.tables.table_files import text_cells
+from data.tables.table_files import open_text, refuse_other_contents, text_cells
 from data.tables.table_warnings import NO_LABELS
 from data.tables.unknown import known_cells
 
@@ -281,9 +281,11 @@ def listed_splits(root: Path, names: pd.Series, files: Mapping[str, str]) -> pd.
     for split, pattern in files.items():
         file = find_file(Path(root), pattern, hint=HINT)
         try:
-            lines = file.read_text('utf-8-sig').splitlines()
+            refuse_other_contents(file)
+            with open_text(file) as text:
+                lines = text.read().splitlines()
         except ValueError as error:
-            raise ValueError(f'{file} cannot be read: {error}; save it as UTF-8') from error
+            raise ValueError(f'{file} cannot be read: {error}') from error
         for number, line in enumerate(lines, start=1):
             name = line.strip()
             if name and name not in known:

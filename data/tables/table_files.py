@@ -71,7 +71,7 @@ def read_cells(
     Raises:
         One of UNREADABLE: If the file is damaged, too large when it is decompressed, or no table.
     """
-    _refuse_other_contents(file)
+    refuse_other_contents(file)
     is_typed = file.name.lower().removesuffix('.gz').endswith(TYPED)
     read_rows = import_by_name('data.tables.typed_tables:typed_rows') if is_typed else _csv_rows
     rows = read_rows(file)
@@ -169,7 +169,7 @@ def open_text(file: Path) -> Iterator[TextIO]:
             ) from error
 
 
-def _refuse_other_contents(file: Path) -> None:
+def refuse_other_contents(file: Path) -> None:
     """Refuse a file that is something else than its name says, as far as its beginning shows."""
     with open(file, 'rb') as opened:
         start = opened.read(BEGINNING)

@@ -108,7 +108,7 @@ def test_a_list_that_is_no_text_file_is_refused(tmp_path: Path, kind: str) -> No
     elif kind == 'device':
         file.symlink_to('/dev/zero')
     else:
-        file.write_bytes(b'\xff\xfe')
+        file.write_bytes(b'\xff\xd8\xff\xe0')
     with pytest.raises(ValueError, match=r'train_val_list\.txt'):
         read(tmp_path, 'nih', 'train')
 
