@@ -46,13 +46,15 @@ class Lineage:
 
     def start_from(self, path: str, checkpoint: Mapping[str, Any], logger: logging.Logger) -> None:
         """Take note of the checkpoint with the weights that are trained or scored, and warn."""
-        own, trainings = self._own(), trainings_of(path, checkpoint)
-        if self.config.EVAL_MODE:
-            own = trainings[-1] if trainings else own  # what it should score is in its options
-        else:  # a run that resumes is no ancestor of itself
-            trainings = [entry for entry in trainings if not _is_same(entry, own)]
-        self.trainings = trainings
-        self.warnings = seen_patients(path, trainings, self.patients, self.config.DATA, own=own)
+        trainings = trainings_of(path, checkpoint)
+        newest, own = trainings[-1] if trainings else None, self._own()
+        # A run that resumes is no ancestor of itself, but a model that is evaluated was trained.
+        kept = [entry for entry in trainings if not _is_same(entry, own)]
+        self.trainings = trainings if self.config.EVAL_MODE else kept
+        own = newest if self.config.EVAL_MODE else own
+        options = {'newest': newest, 'own': own}
+        data = self.config.DATA
+        self.warnings = seen_patients(path, self.trainings, self.patients, data, **options)
         for line in self.warnings:
             logger.warning(line)
 
@@ -113,19 +115,20 @@ def seen_patients(
     patients: Mapping[str, np.ndarray],
     data: Mapping[str, Any],
     *,
-    own: Training | None = None,
+    newest: Training | None,
+    own: Training | None,
 ) -> list[str]:
     """Return warnings that weights may have seen patients that a run holds out or scores.
 
     Args:
         path: File with the weights.
-        trainings: Trainings behind them, the last one that of the file.
+        trainings: Trainings behind them.
         patients: Split -> hashes of the patients of the run.
         data: Options DATA of the run.
+        newest: Training that wrote the file.
         own: Training of the run itself, or of the checkpoint that it evaluates, whose options need
             not be compared with those of the run.
     """
-    trainings = [*trainings]
     scored = {split: numbers for split, numbers in patients.items() if split not in LEARNED}
     # Held-out images with other masks are the same images.
     scored.pop('reference', None)
@@ -134,7 +137,7 @@ def seen_patients(
     known += [own['patients'].numpy()] if own and own['patients'] is not None else []
     lines = []
     for entry in trainings:
-        name = path if entry is trainings[-1] else f'{entry["run"]}, from which {path} started,'
+        name = path if entry is newest else f'{entry["run"]}, from which {path} started,'
         if entry['data'] is None:
             lines.append(f'{name} cannot be read, so the patients of its training are unknown')
             continue

@@ -37,7 +37,7 @@ def checkpoint(
 
 
 def warned(path: str, saved: dict, patients: dict[str, np.ndarray], **options: object) -> list[str]:
-    lineage = Lineage(config_with(TAG='now', **options), patients)
+    lineage = Lineage(config_with(**{'TAG': 'now'} | options), patients)
     lineage.start_from(path, saved, LOGGER)
     return lineage.warnings
 
@@ -69,6 +69,23 @@ def test_options_are_compared_only_where_patients_tell_nothing(tmp_path: Path) -
     assert 'may have seen' in line and 'other.csv' in line
     path, saved = checkpoint(tmp_path, 'a', numbers(1, 2), DATA__DATASET='nih')
     assert 'DATA.DATASET nih' in warned(path, saved, {'valid': numbers(7)})[0]
+
+
+@pytest.mark.parametrize(
+    ('key', 'before', 'now', 'is_told'),
+    [
+        ('HOLDOUT_FRACTION', 0.1, 0.2, True),
+        ('HOLDOUT_FRACTION', 0.2, 0.2, False),
+        ('TRAIN_CSV', 'a.csv', 'b.csv', True),
+        ('TRAIN_CSV', 'a.csv', 'a.csv', False),
+    ],
+)
+def test_options_of_a_checkpoint_without_a_record_are_compared(  # noqa: PLR0913
+    key, before, now, is_told, tmp_path, log
+) -> None:
+    path, saved = checkpoint(tmp_path, 'old', None, **{f'DATA__{key}': before})
+    found = warned(path, saved, {'valid': numbers(7)}, **{f'DATA__{key}': now})
+    assert len(found) == is_told and sum(key in message for message in log.messages) == is_told
 
 
 def test_a_checkpoint_without_a_record_names_what_it_started_from(tmp_path: Path) -> None:
@@ -116,7 +133,13 @@ def test_what_a_run_learns_from_is_no_leak_and_a_run_is_not_its_own_ancestor(tmp
     moved = Lineage(config, {'train': numbers(1), 'valid': numbers(2)})
     moved.start_from(path, saved, LOGGER)
     assert len(moved.warnings) == 2 and len(moved.contents()) == 3
-    assert seen_patients('a', [own], {'train': numbers(1), 'whole': numbers(2)}, config.DATA) == []
+    learned = {'train': numbers(1), 'whole': numbers(2)}
+    assert seen_patients('a', [own], learned, config.DATA, newest=own, own=None) == []
+    # The file that is resumed is not named for what an earlier training saw.
+    leak = training(config_with(TAG='leak'), numbers(1, 2, 9))
+    path, saved = checkpoint(tmp_path, 'mine', numbers(1, 2), leak)
+    (line,) = warned(path, saved, {'train': numbers(1, 2), 'test': numbers(9)}, TAG='mine')
+    assert f'/leak, from which {path} started, was trained with 1 of the 1' in line
 
 
 def test_equal_names_of_other_data_sets_are_other_patients() -> None:

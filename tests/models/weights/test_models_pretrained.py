@@ -129,23 +129,6 @@ def test_unknown_entries_stop_the_run(change, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('key', 'before', 'now', 'is_told'),
-    [
-        ('HOLDOUT_FRACTION', 0.1, 0.2, True),
-        ('HOLDOUT_FRACTION', 0.2, 0.2, False),
-        ('TRAIN_CSV', 'a.csv', 'b.csv', True),
-        ('TRAIN_CSV', 'a.csv', 'a.csv', False),
-    ],
-)
-def test_weights_that_may_have_seen_held_out_patients_give_a_warning(  # noqa: PLR0913
-    key, before, now, is_told, tmp_path, log
-):
-    configs = (make_config('swin', 1, **{f'DATA__{key}': value}) for value in (before, now))
-    transfer(*configs, tmp_path, own=True)
-    assert sum(key in message for message in log.messages) == is_told
-
-
-@pytest.mark.parametrize(
     ('labels', 'loaded'), [(['Edema', 'Fracture'], True), (['Fracture', 'Edema'], False)]
 )
 def test_the_head_of_other_labels_is_not_used(labels, loaded, tmp_path, log):
