@@ -83,14 +83,12 @@ def known_of_run(file: Path) -> Known:
         return known
     trained = config_from_text(options.read_text(encoding='utf-8'))
     facts = facts_of_options(trained)
-    of_file = {'run': _read_json(file.with_suffix('.json')).get('run'), SEED: known.facts.get(SEED)}
-    of_folder = {'run': f'{trained.MODEL.NAME}/{trained.TAG}', SEED: facts[SEED]}
-    for key, value in of_file.items():
-        if value not in (None, of_folder[key]):
-            raise ValueError(
-                f'{file} was written by a run with the {key} {value}, but the folder has the run '
-                f'with the {key} {of_folder[key]}: predictions must stay in the folder of their run'
-            )
+    run, name = _read_json(file.with_suffix('.json')).get('run'), trained.TAG
+    if run not in (None, name, f'{trained.MODEL.NAME}/{name}'):
+        raise ValueError(
+            f'{file} was written by the run {run}, but {folder} has the run '
+            f'{trained.MODEL.NAME}/{name}: predictions must stay in the folder of their run'
+        )
     if 'precision' in record:
         facts[PRECISION] = str(record['precision'])
     if 'pretrained' in record:

@@ -166,11 +166,17 @@ def test_an_older_run_tells_facts_by_its_own_files(tmp_path: Path) -> None:
     assert known_of_run(other) == Known({}, {}), 'of a program that is not ours'
 
 
-def test_predictions_of_another_seed_in_a_run_folder_are_refused(tmp_path: Path) -> None:
+def test_predictions_of_another_run_in_a_run_folder_are_refused(tmp_path: Path) -> None:
     file = save(tmp_path / 'predictions_test.csv', {'facts': FACTS_OF_A, 'doubts': CLEAN})
-    (tmp_path / 'config.yaml').write_text(config_text(config_with(SEED=1)))
+    about = json.loads(file.with_suffix('.json').read_text()) | {'run': 'simmim_finetune/a_seed0'}
+    file.with_suffix('.json').write_text(json.dumps(about))
     (tmp_path / 'run.json').write_text('{"precision": "float16"}')
-    with pytest.raises(ValueError, match=r'predictions_test\.csv was written by .* the seed 0'):
+    for tag in ('a_seed0', 'a_seed1'):
+        config = config_with(TAG=tag, MODEL__NAME='simmim_finetune', SEED=7)
+        (tmp_path / 'config.yaml').write_text(config_text(config))
+        if tag == 'a_seed0':
+            assert known_of_run(file).facts[SEED] == '0', 'that of its checkpoint'
+    with pytest.raises(ValueError, match=r'predictions_test\.csv was written by .*/a_seed0'):
         known_of_run(file)
 
 

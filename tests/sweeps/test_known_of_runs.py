@@ -60,6 +60,7 @@ def record(runs: MadeRuns, row: object, seed: int, doubts: dict = {}, **facts: s
     known |= {globals()[name.upper()]: value for name, value in facts.items()}
     file = run_folder(runs.output, 'finetune', row, seed) / 'predictions_test.json'
     content = json.loads(file.read_text())
+    content['run'] = f'simmim_finetune/{file.parent.name}'
     content[KNOWN] = {'facts': known, 'doubts': dict.fromkeys(DOUBTS, []) | doubts}
     file.write_text(json.dumps(content))
 
@@ -173,7 +174,7 @@ def test_predictions_that_are_a_copy_of_another_seed_are_refused(made, other, ca
     # With the record of the other seed, the file is not even one of this run.
     copy_predictions(runs, (rows[0], 0), (rows[1], 1), 'predictions_test.json')
     assert table(runs, sweep) == 2
-    assert 'was written by a run with the seed 0' in capsys.readouterr().err
+    assert 'was written by the run simmim_finetune/' in capsys.readouterr().err
 
 
 def test_probes_of_equal_weights_predict_the_same_with_each_seed(made: tuple, capsys) -> None:
