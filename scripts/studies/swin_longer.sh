@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Is the Swin's gain from SimMIM more than training time and learning rate?
-# docs/studies/main_model.md, "Added: longer training of the Swin", has the design.
+# docs/results/main_model/appendix.md, "Longer training of the Swin", has the design.
 #   bash scripts/studies/swin_longer.sh LABELLED UNLABELLED OUT
 # LABELLED: CheXpert's layout with one CSV file, all.csv. UNLABELLED: a folder of images.
 # SEED=3: only this seed. PARALLEL=2: runs at a time, one CPU core each. About 3.2 core-hours a seed.
