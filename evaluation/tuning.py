@@ -3,9 +3,8 @@
 Probes and the pixel baseline choose their hyperparameter for each label on the patients whose
 labels they learn from, so a run with few labels uses no others. The criterion is the log loss of
 the out-of-fold predictions. With few positives their AUROC has several maxima that hardly differ,
-and mostly chooses less well: docs/results.md has the measurement. A label of which no value
-predicts more than a constant gets a plain value, because the lowest loss then belongs to the
-strongest penalty, whatever ranks best.
+and mostly chooses less well. A label of which no value predicts more than a constant gets a plain
+value, because the lowest loss then belongs to the strongest penalty, whatever ranks best.
 """
 
 import logging
