@@ -23,8 +23,8 @@ LINEAGE = 'lineage'  # key of a checkpoint
 LEARNED = ('train', 'plain', 'whole')  # splits that a run learns from, and does not score
 # Options of DATA by which trainings are compared whose patients are unknown.
 OPTIONS = ('DATASET', 'DATA_PATH', 'TRAIN_CSV', 'HOLDOUT_FRACTION')
-# One training: `run`, its name; `data`, its OPTIONS and SOURCES, or None for weights that can no
-# longer be read; and `patients`, hashes [N] int64, or None if they are unknown.
+# One training: `run`, its name; `data`, its OPTIONS and SOURCES, or None if they are unknown, as of
+# other projects; `patients`, hashes [N] int64, or None; and whether the file is `lost`.
 Training = dict[str, Any]
 
 
@@ -58,6 +58,11 @@ class Lineage:
         for line in self.warnings:
             logger.warning(line)
 
+    @property
+    def is_known(self) -> bool:
+        """Return whether the patients of all trainings behind the weights are known."""
+        return all(entry['patients'] is not None for entry in self.trainings)
+
     def contents(self) -> list[Training]:
         """Return the entry of a checkpoint: all trainings behind it, its own last."""
         return [*self.trainings, self._own()]
@@ -74,13 +79,19 @@ def training(config: Config, patients: np.ndarray | None) -> Training:
         'run': f'{config.MODEL.NAME}/{config.TAG}',
         'data': {key: config.DATA[key] for key in OPTIONS} | {'SOURCES': sources},
         'patients': None if patients is None else torch.from_numpy(patients.astype(np.int64)),
+        'lost': False,
     }
+
+
+def _unknown(path: str | Path, *, lost: bool) -> Training:
+    """Describe the training of weights of another project, or of a file that is lost."""
+    return {'run': without_home(str(path)), 'data': None, 'patients': None, 'lost': lost}
 
 
 def trainings_of(
     path: str | Path, checkpoint: Mapping[str, Any], known: Sequence[str] = ()
 ) -> list[Training]:
-    """Return the trainings behind a checkpoint, its own last; [] for weights of other projects.
+    """Return the trainings behind a checkpoint, its own last.
 
     A checkpoint without a record names the weights that it started from in its options. `known`
     are the files that were read on the way to it.
@@ -93,7 +104,7 @@ def trainings_of(
             return [_checked(entry) for entry in checkpoint[LINEAGE]]
         trained = saved_options(dict(checkpoint))
     if trained is None:
-        return []
+        return [_unknown(path, lost=False)]
     given, older = trained.MODEL.RESUME or trained.PRETRAINED, []
     file = str(Path(split_key(given)[0]).resolve()) if given else ''
     if given and file not in known:
@@ -102,11 +113,11 @@ def trainings_of(
 
 
 def _trainings_of_file(path: str, known: Sequence[str]) -> list[Training]:
-    """Return the trainings behind a file, or an entry without data if it can no longer be read."""
+    """Return the trainings behind a file, or say that it is lost."""
     if not is_url(path) and Path(split_key(path)[0]).is_file():
         with contextlib.suppress(ValueError):
             return trainings_of(path, read_checkpoint(path), known)
-    return [{'run': without_home(path), 'data': None, 'patients': None}]
+    return [_unknown(path, lost=True)]
 
 
 def seen_patients(
@@ -138,8 +149,9 @@ def seen_patients(
     lines = []
     for entry in trainings:
         name = path if entry is newest else f'{entry["run"]}, from which {path} started,'
-        if entry['data'] is None:
+        if entry['lost']:
             lines.append(f'{name} cannot be read, so the patients of its training are unknown')
+        if entry['data'] is None:
             continue
         if entry['patients'] is not None:
             learned = entry['patients'].numpy()
@@ -183,4 +195,5 @@ def _checked(entry: Mapping[str, Any]) -> Training:
         data = {key: str(given[key]) for key in OPTIONS}
         data['HOLDOUT_FRACTION'] = float(given['HOLDOUT_FRACTION'])
         data['SOURCES'] = [{'dataset': str(source['dataset'])} for source in given['SOURCES']]
-    return {'run': str(entry['run']), 'data': data, 'patients': patients}
+    lost = bool(entry['lost'])
+    return {'run': str(entry['run']), 'data': data, 'patients': patients, 'lost': lost}

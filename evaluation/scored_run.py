@@ -59,23 +59,30 @@ def known_of(
     selects = trained is not None and trained.EVAL.SELECT_ON == 'valid'
     is_renamed = chosen == 'hand' and checkpoint_position(Path(source).name) is None
     is_optimistic = chosen == 'valid' or (is_renamed and selects)
+    teachers = teachers_of(trained) if trained else {}
+    seen = [
+        *run.lineage.warnings,
+        *(
+            f'{file}, whose values were learned: {line}'
+            for file, known in teachers.items()
+            for line in known.doubts.get(SEEN, ())
+        ),
+    ]
+    are_known = run.lineage.is_known and all(SEEN in known.doubts for known in teachers.values())
     doubts = {
         SHARED: shared_patients(patients),
-        SEEN: [*run.lineage.warnings, *(doubts_of_teachers(trained) if trained else ())],
+        # Without the patients of a training, that nothing was found says little.
+        **({SEEN: seen} if seen or are_known else {}),
         ON_VALID: [SELECTED_ON_VALID] if is_optimistic else [],
         BY_HAND: [GIVEN_BY_HAND] if chosen == 'hand' else [],
     }
     return Known(facts, doubts)
 
 
-def doubts_of_teachers(trained: Config) -> list[str]:
-    """Return what is recorded of the weights of models whose predictions were learned."""
+def teachers_of(trained: Config) -> dict[str, Known]:
+    """Return what is recorded of the files with predictions that a training learned."""
     files = trained.DATA.SELF_TRAIN_PREDICTIONS, trained.DATA.PSEUDO_LABELS
-    return [
-        f'{file}, whose values were learned: {line}'
-        for file in filter(None, files)
-        for line in read_known(file).doubts.get(SEEN, ())
-    ]
+    return {file: read_known(file) for file in files if file}
 
 
 def patients_of(
@@ -93,8 +100,8 @@ def patients_of(
         records = read_split(config, 'train', logging.getLogger('quiet'), optional=True)
         if records is not None:
             held_out = ('holdout', 'internal')  # which are in this table
-            patients = {split: v for split, v in patients.items() if split not in held_out}
-            patients['train'] = [*records.kept().patient]
+            others = {split: v for split, v in patients.items() if split not in held_out}
+            patients = {'train': [*records.kept().patient]} | others
     return patients
 
 

@@ -101,7 +101,15 @@ def test_a_checkpoint_without_a_record_names_what_it_started_from(tmp_path: Path
     assert warned(path, saved, scored) == [line]
     again, saved = checkpoint(tmp_path, 'loop', None, PRETRAINED=str(tmp_path / 'loop.pth'))
     assert warned(again, saved, scored) == []
-    assert trainings_of('foreign.pth', {'model': {}}) == [], 'weights of another project'
+    (entry,) = trainings_of('foreign.pth', {'model': {}})  # weights of another project
+    assert (entry['run'], entry['data'], entry['patients']) == ('foreign.pth', None, None)
+    lineage = Lineage(config_with(), scored)
+    assert lineage.is_known, 'random weights have seen nobody'
+    lineage.start_from('foreign.pth', {'model': {}}, LOGGER)
+    assert not lineage.warnings and not lineage.is_known
+    path, saved = checkpoint(tmp_path, 'next', numbers(1), entry)
+    lineage.start_from(path, saved, LOGGER)
+    assert not lineage.is_known, 'also two hops away'
 
 
 @pytest.mark.parametrize(
@@ -109,8 +117,8 @@ def test_a_checkpoint_without_a_record_names_what_it_started_from(tmp_path: Path
     [
         3,
         {},
-        {'run': 'a', 'data': 'x', 'patients': None},
-        {'run': 'a', 'data': {}, 'patients': None},
+        {'run': 'a', 'data': 'x', 'patients': None, 'lost': False},
+        {'run': 'a', 'data': {}, 'patients': None, 'lost': False},
         {'run': 'a', 'data': None, 'patients': torch.zeros(2)},
         {'run': 'a', 'data': None, 'patients': torch.zeros(1, dtype=torch.int64).expand(10**9)},
         {'run': 'a', 'data': None, 'patients': torch.zeros((), dtype=torch.int64)},
