@@ -16,6 +16,7 @@ DEPENDENT = {
     'variance of pre-training',
 }
 TOLD = (SEED, *COMPARED, WEIGHTS)  # facts of which a reader is told if they are not recorded
+WARNING = 'Warning: '
 SHOWN = 3  # sentences of a doubt in a table, and names in a caption
 
 
@@ -50,6 +51,11 @@ def notices(runs: Mapping[Run, Sequence[Known]], *, wanted: int = 0) -> list[Not
     return found
 
 
+def as_warnings(texts: Iterable[str]) -> list[str]:
+    """Return texts of notices for a list whose heading or prefix says that they are warnings."""
+    return [text.removeprefix(WARNING) for text in texts]
+
+
 def _doubts(runs: Mapping[Run, Sequence[Known]]) -> Iterable[Notice]:
     for doubt in DOUBTS:
         lines: dict[str, list[Run]] = {}
@@ -58,10 +64,10 @@ def _doubts(runs: Mapping[Run, Sequence[Known]]) -> Iterable[Notice]:
                 lines.setdefault(line, []).append(run)
         if lines:
             doubtful = [run for of_line in lines.values() for run in of_line]
-            short = f'Warning: {doubt}{_of(doubtful, runs, SHOWN)}.'
+            short = f'{WARNING}{doubt}{_of(doubtful, runs, SHOWN)}.'
             rest = f'; and {len(lines) - SHOWN} more' if len(lines) > SHOWN else ''
-            shown = '; '.join([*lines][:SHOWN])
-            yield Notice(short, f'Warning: {doubt}{_of(doubtful, runs)}: {shown}{rest}.')
+            shown = '; '.join(line.rstrip('.') for line in [*lines][:SHOWN])
+            yield Notice(short, f'{WARNING}{doubt}{_of(doubtful, runs)}: {shown}{rest}.')
 
 
 def _differences(runs: Mapping[Run, Sequence[Known]]) -> Iterable[Notice]:

@@ -46,7 +46,7 @@ from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases
 from evaluation.matching import label_set, match, share_labels, shared_labels
 from evaluation.metrics import METRICS, Protocol
-from evaluation.notices import notices
+from evaluation.notices import as_warnings, notices
 from evaluation.report.document import (
     TASK_WORDS,
     build_document,
@@ -180,7 +180,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         fitted,
         protocol,
         run=run | {'Thresholds': source, 'Code': code_version()},
-        warnings=list(dict.fromkeys([*known, *warnings, *notes])),
+        warnings=list(dict.fromkeys([*as_warnings(known), *warnings, *notes])),
         extras={'comparisons': comparisons, 'known': known},
     )
     return document

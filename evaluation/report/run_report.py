@@ -28,7 +28,7 @@ from engine.run_record import code_version
 from evaluation.cases import Cases, cases_of
 from evaluation.final_scores import FinalScores, describe_dropped, present
 from evaluation.metrics import Protocol
-from evaluation.notices import notices
+from evaluation.notices import as_warnings, notices
 from evaluation.report.document import (
     TASK_WORDS,
     build_document,
@@ -82,7 +82,11 @@ def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
         run=_describe_run(final, source, train),
         policy=trained.DATA.UNCERTAIN if trained else '',
         patients=final.patients,
-        warnings=[*problems, *(told if known else _doubts(final)), *_warnings(final, model)],
+        warnings=[
+            *problems,
+            *(as_warnings(told) if known else _doubts(final)),
+            *_warnings(final, model),
+        ],
         extras={
             'training': _training_curves(final, source),
             'comparisons': compare_with_baselines(sets[-1], baselines, protocol),
