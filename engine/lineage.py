@@ -177,7 +177,9 @@ def seen_patients(
 
 def _is_same(entry: Training, own: Training) -> bool:
     """Return whether two entries are of one run, whose patients have not changed."""
-    if (entry['run'], entry['data']) != (own['run'], own['data']):
+    # The folder may have another name on each machine.
+    data, now = ((each['data'] or {}) | {'DATA_PATH': ''} for each in (entry, own))
+    if (entry['run'], data) != (own['run'], now):
         return False
     before, now = entry['patients'], own['patients']
     return before is None or (now is not None and torch.equal(before, now))

@@ -137,6 +137,9 @@ def test_what_a_run_learns_from_is_no_leak_and_a_run_is_not_its_own_ancestor(tmp
     resumed = Lineage(config, patients)
     resumed.start_from(path, saved, LOGGER)
     assert [entry['run'] for entry in resumed.contents()] == [older['run'], own['run']]
+    resumed = Lineage(config_with(TAG='mine', DATA__DATA_PATH='/scratch/job_2'), patients)
+    resumed.start_from(path, saved, LOGGER)
+    assert [entry['run'] for entry in resumed.contents()] == [older['run'], own['run']]
     # Of a patient who was trained with before its table changed, the resumed run knows.
     moved = Lineage(config, {'train': numbers(1), 'valid': numbers(2)})
     moved.start_from(path, saved, LOGGER)
