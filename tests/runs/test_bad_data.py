@@ -1,7 +1,6 @@
 """Data that cannot be used: exit code 2, one clear line, nothing half-written."""
 
 import csv
-import os
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,12 @@ def image_of(data: Path, row: int) -> Path:
         return data / list(csv.reader(file))[row - 1][0].partition('/')[2]
 
 
-@pytest.mark.parametrize('row, workers, kind', [(6, 0, 'cut off'), (4, 1, 'a pipe')])
+@pytest.mark.parametrize('row, workers, kind', [(6, 0, 'cut off'), (4, 1, 'empty')])
 def test_an_unusable_training_image(row, workers, kind, data, tmp_path, refused):
     image = image_of(data, row)
-    contents = image.read_bytes()[:300]
+    contents = image.read_bytes()[: 300 if kind == 'cut off' else 0]
     image.unlink()
-    if kind == 'cut off':
-        image.write_bytes(contents)
-    else:
-        os.mkfifo(image)  # which nothing may wait for
+    image.write_bytes(contents)
     cfg = config_of(tmp_path, 'simmim', NUM_WORKERS=workers)
     argv = arguments(cfg, data, tmp_path / 'out')
     refused('simmim', argv, data / 'train.csv', f'row {row} ', image, 'pack.py --skip-bad')

@@ -231,9 +231,9 @@ def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_
 @pytest.mark.slow
 def test_bad_images_are_skipped_and_colour_is_warned_of(run, phantom, predict, tmp_path, capsys):
     """The probabilities of the others stay the same; without any other nothing is written."""
-    bad, pipe, colour = tmp_path / 'bad.jpg', tmp_path / 'pipe.jpg', tmp_path / 'colour.png'
+    bad, empty, colour = tmp_path / 'bad.jpg', tmp_path / 'empty.jpg', tmp_path / 'colour.png'
     bad.write_bytes(b'no image')
-    os.mkfifo(pipe)
+    empty.touch()
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(colour)
     good = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:3]
@@ -245,14 +245,14 @@ def test_bad_images_are_skipped_and_colour_is_warned_of(run, phantom, predict, t
     assert predict(*words, '--output', tmp_path / 'good.csv', *good, colour) == 0
     assert str(colour) in capsys.readouterr().err
     words += ['--skip-bad', '--output', tmp_path / 'p.csv']
-    assert predict(*words, pipe, bad, tmp_path / 'none.jpg') == 2
+    assert predict(*words, empty, bad, tmp_path / 'none.jpg') == 2
     assert not (tmp_path / 'p.csv').exists()
-    assert str(pipe) in capsys.readouterr().err
-    assert predict(*words, bad, pipe, good[0], tmp_path / 'none.jpg', *good[1:], colour) == 1
+    assert str(empty) in capsys.readouterr().err
+    assert predict(*words, bad, empty, good[0], tmp_path / 'none.jpg', *good[1:], colour) == 1
     captured = capsys.readouterr()
     skipped = [line for line in captured.err.splitlines() if line.startswith('skipped: ')]
     assert len(skipped) == 3
-    for line, path in zip(skipped, (bad, pipe, tmp_path / 'none.jpg'), strict=True):
+    for line, path in zip(skipped, (bad, empty, tmp_path / 'none.jpg'), strict=True):
         assert str(path) in line
     table = pd.read_csv(tmp_path / 'p.csv')
     assert table.Path.tolist() == [str(path) for path in (*good, colour)]
