@@ -17,8 +17,9 @@ python scripts/ablate.py table --sweep F --predictions P --labels DATA/all.csv -
 
 python scripts/ablate.py plot --sweep F --save T
 
-P/predictions.csv.gz contains each image once for each row and seed, and P/runs.csv the seed,
-minutes and commit of each run. Other rows and seeds stay, so a sweep may run in parts.
+P/seedN.parquet contains each image once for each row, and P/runs.csv the seed, minutes and commit
+of each run. Other rows and seeds stay, so a sweep may run in parts. `table` also reads the folders
+below P.
 
 With --tune, rows that only differ in TRAIN.BASE_LR become one row: each fold takes the predictions
 of the row with the highest mean AUROC on the training patients whom its runs did not learn from.
@@ -399,7 +400,8 @@ def join_folds(args: argparse.Namespace) -> None:
 def table_flags(add: Callable) -> None:
     sweep_flags(add, required=False)
     add('--output', type=full_path, metavar='D', help='root of the run folders')
-    add('--predictions', type=Path, metavar='P', help='instead: folder that `join` wrote')
+    add('--predictions', type=Path, metavar='P', help='instead: folder that `join` wrote, or '
+        'one with several such folders')  # fmt: skip
     add('--labels', type=Path, help='with --predictions: CSV file with the labels of all images')
     add('--runs', nargs='+', default=[], metavar='NAME=FOLDER', help='instead of a sweep: single '
         'runs; * in a folder stands for several seeds')  # fmt: skip

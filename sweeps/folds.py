@@ -1,15 +1,13 @@
 """Predictions of the folds of a cross-validated sweep: join them by rank, and tune by fold.
 
 Joined predictions contain each image once for each row and seed, with the rank of the prediction
-among the images of the fold, from 0 to 1, because predictions of different models have no common
-scale.
+among the images of the fold, because predictions of different models have no common scale. Their
+files are in `sweeps.joined`.
 """
 
-import gzip
 import itertools
 import json
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from data.tables.folds import folds_of
 from data.tables.groups import all_groups
@@ -26,19 +23,18 @@ from data.tables.predictions import (
     Predictions,
     read_complete,
     read_label_file,
-    read_predictions,
     row_names,
 )
 from data.tables.reading import read_split
 from data.tables.records import select_views, task_of
 from data.tables.splits import split_patients, unlabelled_records
-from data.tables.table import Table
 from engine.run_record import is_finished
 from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
-from evaluation.run_facts import KNOWN, Known, checked, known_of_run, may_be_equal
+from evaluation.run_facts import Known, known_of_run, may_be_equal
 from logger import read_metrics
 from sweeps.files import Sweep, load_config, modes_of, run_folder, without_cache
+from sweeps.joined import read_joined_known, read_ranks, save_ranks, seed_files
 from sweeps.long_table import COPY, Scored
 from sweeps.runner import finished_runs
 from system.files import replace_file, sha256
@@ -46,15 +42,15 @@ from system.files import replace_file, sha256
 LOGGER = logging.getLogger(__name__)
 RATE = 'TRAIN.BASE_LR'
 CHOOSING, MEAN_SCORE = ['row', 'seed', 'fold'], 'mean_auroc'  # columns of tuning.csv
-PREDICTIONS, TUNING, RUNS = 'predictions.csv.gz', 'tuning.csv', 'runs.csv'
-DESCRIPTION = 'predictions.json'  # what is known of the runs
+TUNING, RUNS = 'tuning.csv', 'runs.csv'
 Folds = dict[int, list[Path]]  # seed -> run folder of each fold
 
 
 def join(sweep: Sweep, folder: Path, *, output: Path, folds: int, seeds: int, tune: bool) -> None:
     """Add the joined predictions of every row and seed whose folds have all finished to a folder.
 
-    Other rows and seeds in the folder stay, so a sweep may run in parts. A table of the runs has
+    Other rows and seeds in the folder stay, so a sweep may run in parts. Only the files of seeds
+    that have new predictions are written, see `sweeps.joined`. A table of the runs has
     their seed, minutes and commit. With `tune`, another has the scores that choose a rate.
     """
     runs, others = finished_runs(sweep, range(seeds), output, folds=folds)
@@ -69,14 +65,13 @@ def join(sweep: Sweep, folder: Path, *, output: Path, folds: int, seeds: int, tu
             used += folders
             files = [folder / 'predictions_valid.csv' for folder in folders]
             predictions[row.name, seed] = files
-    known = read_joined_known(folder)
+    known: dict[str, dict[int, list[Known]]] = {}
     modes = modes_of(sweep)
     for (row, seed), files in predictions.items():
         known.setdefault(row, {})[seed] = [*map(known_of_run, files)]
     for row in runs:
         _refuse_copies(row, predictions, known[row], modes[row])
-    save_ranks(folder / PREDICTIONS, predictions)
-    save_joined_known(folder, known)
+    save_ranks(folder, predictions, known)
     save_runs(folder / RUNS, used)
     if tune:
         save_scores(folder / TUNING, sweep, runs)
@@ -94,7 +89,7 @@ def read_joined(
     """Yield the joined predictions of rows with the labels of a file.
 
     Args:
-        folder: Folder of `join`.
+        folder: Folder of `join`, or one with several such folders.
         file: CSV file with the labels of all images.
         names: Rows.
         chosen: Row -> row whose predictions each fold takes, see `tuned`.
@@ -105,7 +100,7 @@ def read_joined(
         ValueError: If there are no predictions of the rows, or not those of a chosen row.
     """
     known = read_joined_known(folder)
-    joined = read_ranks(folder / PREDICTIONS, {*names, *itertools.chain(*chosen.values())})
+    joined = read_ranks(folder, {*names, *itertools.chain(*chosen.values())})
     found = {name: joined[name] for name in joined if name in names}
     if not found:
         raise ValueError(f'{folder} has no predictions of the rows {", ".join(names)}')
@@ -149,119 +144,21 @@ def _refuse_copies(
                 raise ValueError(f'{file} and {other}: {COPY.format(row, seed, row, other_seed)}')
 
 
-def read_joined_known(folder: Path) -> dict[str, dict[int, list[Known]]]:
-    """Return row -> seed -> what is known of the run of each fold, of joined predictions.
-
-    Nothing is known of a table of predictions that is not the one `join` wrote.
-    """
-    file, table = folder / DESCRIPTION, folder / PREDICTIONS
-    if not (file.is_file() and table.is_file()):
-        return {}
-    try:
-        content = json.loads(file.read_bytes())
-        is_other = content[PREDICTIONS] != sha256(table)
-        rows = {} if is_other else content[KNOWN]
-        return {
-            row: {int(seed): [*map(checked, parts)] for seed, parts in of_row.items()}
-            for row, of_row in rows.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f'{file} does not describe joined predictions: {error!r}') from error
-
-
-def save_joined_known(folder: Path, known: Mapping[str, Mapping[int, Sequence[Known]]]) -> None:
-    """Write what is known of the runs of joined predictions beside them."""
-    rows = {
-        row: {
-            seed: [part._asdict() for part in parts]
-            for seed, parts in of_row.items()
-            if any(part != Known() for part in parts)
-        }
-        for row, of_row in known.items()
-    }
-    if not any(rows.values()):
-        (folder / DESCRIPTION).unlink(missing_ok=True)  # of other predictions
-        return
-    content = {PREDICTIONS: sha256(folder / PREDICTIONS), KNOWN: rows}
-    replace_file(folder / DESCRIPTION, json.dumps(content, indent=1) + '\n')
-
-
 def tuned(sweep: Sweep, folder: Path, save: Path, seeds: int) -> dict[str, list[str]]:
     """Write the choices of rates to a folder, and return row -> chosen row of each fold.
 
     Raises:
         ValueError: If there are no scores of some rows that differ in their rate.
     """
-    file = folder / TUNING
-    if not file.is_file():
-        raise ValueError(f'--tune needs {file}, which `ablate.py join --tune` writes')
-    scores = read_scores(file)
+    files = [parent / TUNING for parent in sorted({file.parent for file in seed_files(folder)})]
+    if not (tables := [read_scores(file) for file in files if file.is_file()]):
+        raise ValueError(f'--tune needs {folder / TUNING}, which `ablate.py join --tune` writes')
+    scores = pd.concat(tables)
     choices = choose_rates(sweep, scores[scores['seed'] < seeds])
     save.mkdir(parents=True, exist_ok=True)
     replace_file(save / TUNING, choices.to_csv(index=False, float_format='%.4f'))
     taken = choices[choices['chosen'].astype(bool)].sort_values('fold')
     return taken.groupby('row')['candidate'].agg(list).to_dict()
-
-
-def save_ranks(path: Path, files: Mapping[tuple[str, int], Sequence[Path]]) -> None:
-    """Add joined predictions to a table with the columns row, seed, Path and the labels.
-
-    Rows and seeds that it contains are replaced.
-
-    Args:
-        path: Table, whose name ends in .csv.gz.
-        files: (row, seed) -> predictions of its folds, which become ranks, see `join_ranks`.
-
-    Raises:
-        ValueError: If other rows of the table have other labels.
-    """
-    tables = []
-    for (row, seed), of_folds in files.items():
-        joined = join_ranks(of_folds)
-        ranks = pd.DataFrame(joined.probabilities, columns=joined.labels).map('{:.4g}'.format)
-        names = pd.DataFrame({'row': row, 'seed': str(seed), joined.key: joined.names})
-        tables.append(pd.concat([names, ranks], axis=1))
-    if path.is_file():
-        known = _joined_cells(path)
-        pairs = zip(known['row'], known['seed'].astype(int), strict=True)
-        others = known[[pair not in files for pair in pairs]]
-        tables += [others] if len(others) else []
-    columns = [[*table] for table in tables]
-    if other := [names for names in columns if {*names} != {*columns[0]}]:
-        raise ValueError(f'{path}: rows have different columns, {columns[0]} and {other[0]}')
-    # Sorted by image, equal names are next to each other, so that the file is smaller.
-    table = pd.concat(tables).sort_values([columns[0][2], 'row', 'seed'])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = table.to_csv(index=False)
-    replace_file(path, gzip.compress(text.encode(), mtime=0))  # no time: it is reproducible
-
-
-def read_ranks(path: Path, names: Collection[str]) -> dict[str, dict[int, Predictions]]:
-    """Return row -> seed -> predictions of a table of `save_ranks`, for rows with these names."""
-    cells = _joined_cells(path)
-    found: dict[str, dict[int, Predictions]] = {}
-    for (row, seed), lines in cells[cells['row'].isin(names)].groupby(['row', 'seed']):
-        table = Table(f'{path}, {row} seed {seed}', cells=lines.drop(columns=['row', 'seed']))
-        # All columns are labels, also those that only DATA.LABELS names.
-        found.setdefault(row, {})[int(seed)] = read_predictions(table, labels=[*table.cells])
-    return found
-
-
-def join_ranks(files: Sequence[Path]) -> Predictions:
-    """Join predictions of several folds as ranks in (0, 1) within their fold. Ties share a rank.
-
-    Raises:
-        ValueError: If an image is in two folds, or the folds have different labels.
-    """
-    folds = [read_predictions(file) for file in files]
-    if len({fold.labels for fold in folds}) > 1:
-        raise ValueError(f'{files[0]} and the files of the other folds have different labels')
-    names = np.concatenate([fold.names for fold in folds])
-    if len(set(names)) < len(names):
-        name = next(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(f'{name} is in two of the folds that begin with {files[0]}')
-    ranks = [(rankdata(fold.probabilities, axis=0) - 0.5) / len(fold.names) for fold in folds]
-    return replace(folds[0], names=names, probabilities=np.concatenate(ranks))
 
 
 def save_runs(path: Path, folders: Iterable[Path]) -> None:
@@ -314,7 +211,8 @@ def read_scores(path: Path) -> pd.DataFrame:
         ValueError: If it cannot be read or lacks a column.
     """
     try:
-        return pd.read_csv(path, dtype={'row': str})[[*CHOOSING, MEAN_SCORE]]
+        types = {'row': str, 'seed': int, 'fold': int, MEAN_SCORE: float}
+        return pd.read_csv(path, dtype=types)[[*CHOOSING, MEAN_SCORE]]
     except (ValueError, KeyError) as error:
         raise ValueError(
             f'{path} must have columns {CHOOSING} and {MEAN_SCORE}: {error}'
@@ -427,11 +325,3 @@ def mean_score(folder: Path) -> float:
             f'{len(targets)} training images that the run did not learn from'
         )
     return float(auroc_per_label(probabilities[:, counted], targets[:, counted]).mean())
-
-
-def _joined_cells(path: Path) -> pd.DataFrame:
-    """Return the text cells of a table of `save_ranks`."""
-    table = Table(path)
-    table.require('row', 'seed')
-    table.check('seed', table['seed'].str.isdecimal().to_numpy(bool), 'seed', 'is not a number')
-    return table.texts()

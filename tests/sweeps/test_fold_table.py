@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from scipy.special import expit
@@ -26,7 +27,8 @@ from evaluation import metrics
 from evaluation.intervals import holm
 from sweeps import plots, runner
 from sweeps.files import ROOT, load_sweep
-from sweeps.folds import arms_of, join_ranks, mean_score
+from sweeps.folds import arms_of, mean_score
+from sweeps.joined import join_ranks, read_ranks
 
 LOGGER = logging.getLogger('fold_table')
 LABELS = ('Edema', 'Pneumonia')
@@ -130,12 +132,16 @@ def add_method(sweep: Path, name: str, like: str, **changes: object) -> None:
 
 
 def joined_table(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / 'p/predictions.csv.gz')
+    files = {seed: folder / f'p/seed{seed}.parquet' for seed in range(2)}
+    return pd.concat([pd.read_parquet(file).assign(seed=seed) for seed, file in files.items()])
 
 
 def keep(file: Path, chosen: str) -> None:
     """Keep only some lines of a table, as `DataFrame.query` names them."""
-    pd.read_csv(file).query(chosen).to_csv(file, index=False)
+    if file.suffix == '.csv':
+        pd.read_csv(file).query(chosen).to_csv(file, index=False)
+    else:
+        pd.read_parquet(file).query(chosen).to_parquet(file, index=False)
 
 
 def fold_ranks(values: np.ndarray) -> np.ndarray:
@@ -152,12 +158,83 @@ def area(row: str, images: slice | np.ndarray = slice(None), label: int = 0) -> 
 
 
 def test_joined_predictions_are_ranks_within_folds(joined: Path) -> None:
-    assert [path.name for path in (joined / 'p').iterdir()] == ['predictions.csv.gz']
+    assert sorted(path.name for path in (joined / 'p').iterdir()) == [
+        'seed0.parquet',
+        'seed1.parquet',
+    ]
     table = joined_table(joined).set_index(['row', 'seed'])
     finished = ('pixels_1', 'scratch_1', 'simmim_1')  # and not moco_1
     assert {*table.index} == {(row, seed) for row in finished for seed in (0, 1)}
-    found = table.loc[('simmim_1', 1)].set_index('Path').loc[NAMES, [*LABELS]]
-    np.testing.assert_allclose(found, fold_ranks(predicted('simmim_1', 1)), atol=1e-4)
+    lower = table.loc[('simmim_1', 1)].set_index('Path').loc[NAMES]
+    assert lower['fold'].tolist() == [part for part in range(FOLDS) for _ in range(PER_FOLD)]
+    found = (lower[[*LABELS]] + 0.5) / PER_FOLD
+    np.testing.assert_allclose(found, fold_ranks(predicted('simmim_1', 1)))
+
+
+def test_joined_predictions_are_read_as_ranks_of_four_digits(joined: Path) -> None:
+    found = read_ranks(joined / 'p', {*ROWS})
+    assert {row: [*seeds] for row, seeds in found.items()} == {
+        row: [0, 1] for row in ('pixels_1', 'scratch_1', 'simmim_1')
+    }
+    for (row, seed), ties in {('simmim_1', 1): 0.5, ('pixels_1', 0): PER_FOLD / 2}.items():
+        predictions = found[row][seed]
+        assert predictions.names.tolist() == [*NAMES] and predictions.labels == LABELS
+        ranks = fold_ranks(predicted(row, seed)) + (ties - 0.5) / PER_FOLD
+        wanted = [[float(f'{rank:.4g}') for rank in line] for line in ranks]
+        assert predictions.probabilities.tolist() == wanted
+
+
+def test_a_file_of_joined_predictions_is_one_group_of_sorted_whole_numbers(joined: Path) -> None:
+    file = pq.ParquetFile(joined / 'p/seed0.parquet')
+    types = {field.name: str(field.type) for field in file.schema_arrow}
+    assert types == {
+        'row': 'string',
+        'fold': 'uint16',
+        'Path': 'string',
+        'Edema': 'uint32',
+        'Pneumonia': 'uint32',
+    }
+    assert file.num_row_groups == 1
+    columns = [file.metadata.row_group(0).column(number) for number in range(len(types))]
+    assert {column.compression for column in columns} == {'ZSTD'}
+    lines = file.read().to_pandas()[['row', 'fold', 'Path']]
+    assert lines.equals(lines.sort_values(['row', 'fold', 'Path']))
+
+
+def test_a_file_of_a_seed_without_new_predictions_is_not_written(joined: Path) -> None:
+    files = [joined / f'p/seed{seed}.parquet' for seed in range(2)]
+    before = [file.stat() for file in files]
+    write_run(joined / 'simmim_finetune/mine_moco_1_seed1_fold1', predicted('moco_1', 1), 1)
+    assert join(joined) == 0
+    assert [file.stat().st_ino == old.st_ino for file, old in zip(files, before, strict=True)] == [
+        True,
+        False,
+    ]
+    assert 'moco_1' in pd.read_parquet(files[1])['row'].unique()
+
+
+def test_joined_predictions_of_a_study_may_be_in_several_folders(joined: Path, capsys) -> None:
+    assert table_of(joined) == 0
+    wanted = {file.name: file.read_bytes() for file in (joined / 't').iterdir()}
+    shutil.rmtree(joined / 't')
+    for name, chosen in (('cnn', 'row == "scratch_1"'), ('vit', 'row != "scratch_1"')):
+        shutil.copytree(joined / 'p', joined / 'parts' / name)
+        for file in (joined / 'parts' / name).iterdir():
+            keep(file, chosen)
+    shutil.rmtree(joined / 'p')
+    (joined / 'parts').rename(joined / 'p')
+    assert table_of(joined) == 0
+    assert {file.name: file.read_bytes() for file in (joined / 't').iterdir()} == wanted
+    second = joined / 'p/vit/again/seed1.parquet'
+    second.parent.mkdir()
+    shutil.copy(joined / 'p/cnn/seed1.parquet', second)
+    assert table_of(joined) == 2
+    error = capsys.readouterr().err
+    first = joined / 'p/cnn/seed1.parquet'
+    assert f'{first} and {second} both have scratch_1 with seed 1' in error
+    pd.read_parquet(second).rename(columns={'Edema': 'TB'}).to_parquet(second)
+    assert table_of(joined) == 2
+    assert f'and {second} have different columns' in capsys.readouterr().err
 
 
 def test_scores_and_differences_are_those_of_scikit_learn(joined: Path) -> None:
@@ -206,13 +283,13 @@ def test_an_image_in_two_folds_is_refused(joined: Path) -> None:
 
 
 def test_rows_with_other_labels_are_not_joined_into_one_table(joined: Path, capsys) -> None:
-    before = (joined / 'p/predictions.csv.gz').read_bytes()
+    before = joined_table(joined)
     for file in joined.glob('simmim_finetune/*seed1*/predictions_valid*'):
         file.write_text(file.read_text().replace('Pneumonia', 'TB'))
     assert join(joined) == 2
     error = capsys.readouterr().err
-    assert 'predictions.csv.gz' in error and 'TB' in error
-    assert (joined / 'p/predictions.csv.gz').read_bytes() == before
+    assert 'seed1.parquet' in error and 'TB' in error
+    pd.testing.assert_frame_equal(joined_table(joined), before)
 
 
 def test_a_join_replaces_its_rows_and_seeds_and_keeps_the_others(joined: Path) -> None:
@@ -266,7 +343,7 @@ def test_joined_runs_are_listed_and_those_of_earlier_parts_stay(joined: Path) ->
 
 
 def test_a_difference_over_some_of_the_seeds_says_so(joined: Path) -> None:
-    keep(joined / 'p/predictions.csv.gz', 'row != "simmim_1" or seed == 0')
+    keep(joined / 'p/seed1.parquet', 'row != "simmim_1"')
     assert table_of(joined) == 0
     assert ' (1 of 2 seeds) |' in (joined / 't/mine_mean.md').read_text()
     assert not [*(joined / 't').glob('*_subgroups*')], 'only if they are wanted'
@@ -353,14 +430,22 @@ def test_tables_that_predictions_do_not_have_are_refused(words, error, joined_on
     assert error in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('change', [{'row': 'x'}, {'seed': 'x'}, None])
-def test_a_table_of_predictions_that_is_none_is_named(change, joined, capsys) -> None:
-    file = joined / 'p/predictions.csv.gz'
-    file.unlink()
-    if change:
-        pd.DataFrame({'Path': ['a'], 'Edema': [0.5]} | change).to_csv(file, index=False)
+@pytest.mark.parametrize('columns', [['row', 'Path'], ['fold', 'Path'], ['row', 'fold'], None])
+def test_a_file_of_joined_predictions_that_is_none_is_named(columns, joined, capsys) -> None:
+    file = joined / 'p/seed0.parquet'
+    if columns:
+        pd.DataFrame({name: ['0'] for name in columns} | {'Edema': [1]}).to_parquet(file)
+    else:
+        file.write_bytes(b'row,fold,Path\n')
     assert table_of(joined) == 2
     assert str(file) in capsys.readouterr().err
+
+
+def test_a_folder_without_joined_predictions_is_named(joined: Path, capsys) -> None:
+    for file in (joined / 'p').iterdir():
+        file.unlink()
+    assert table_of(joined) == 2
+    assert f'{joined / "p"} has no seed*.parquet' in capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')
@@ -513,10 +598,10 @@ def test_rows_that_differ_in_the_rate_alone_are_candidates(tmp_path: Path) -> No
         ('tuning.csv', 'seed < 0', ['--row', 'simmim_1'], 'tuning.csv has no scores of simmim_1'),
         ('tuning.csv', '', [], 'tuning.csv'),
         ('tuning.csv', 'row != "simmim_low_1" or seed == 0', [], 'simmim_low_1'),
-        ('predictions.csv.gz', 'row != "simmim_low_1"', [], 'simmim_low_1'),
+        ('seed0.parquet', 'row != "simmim_low_1"', [], 'simmim_low_1'),
         (
-            'predictions.csv.gz',
-            f'row != "simmim_low_1" or seed == 1 or Path != "{NAMES[3]}"',
+            'seed0.parquet',
+            f'row != "simmim_low_1" or Path != "{NAMES[3]}"',
             [],
             'simmim_low_1',
         ),
@@ -559,7 +644,8 @@ def test_joined_predictions_keep_what_the_run_of_each_fold_knew(tuned: Path, tmp
         assert wanted in text
     assert 'Not recorded with the predictions' in text
     # Predictions that are written again by other means have no record.
-    keep(folder / 'p/predictions.csv.gz', 'row == row')
+    for seed in range(2):
+        keep(folder / f'p/seed{seed}.parquet', 'row == row')
     assert table_of(folder) == 0
     assert 'Warning: weights' not in (folder / 't/mine_Edema.md').read_text()
 

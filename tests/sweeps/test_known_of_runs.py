@@ -25,9 +25,10 @@ from evaluation.run_facts import (
     SHARED,
     SIZE,
     WEIGHTS,
+    Known,
 )
 from sweeps.files import Sweep, run_folder
-from sweeps.folds import read_joined_known
+from sweeps.joined import ranks_table, read_joined_known, write_ranks
 
 ROWS, SEEDS = ('0.1', '0.6'), (0, 1)
 LEAK = 'a.pth was trained with 3 of the 90 patients of test, so their scores are too high'
@@ -189,12 +190,16 @@ def test_probes_of_equal_weights_predict_the_same_with_each_seed(made: tuple, ca
     assert 'has the same predictions' in capsys.readouterr().err
 
 
-def test_joined_predictions_of_other_bytes_have_no_record(tmp_path: Path) -> None:
-    (tmp_path / 'predictions.csv.gz').write_bytes(b'others')
-    known = {'a': {'0': [{'facts': {SEED: '0'}, 'doubts': {}}]}}
-    content = {'predictions.csv.gz': 'of the joined ones', KNOWN: known}
-    (tmp_path / 'predictions.json').write_text(json.dumps(content))
+def test_joined_predictions_record_what_their_runs_knew_in_the_same_file(tmp_path: Path) -> None:
+    lines = pd.DataFrame({'row': 'a', 'fold': [0, 1], 'Path': ['x', 'y'], 'Edema': [0, 0]})
+    run, other = Known({SEED: '7'}), Known({}, {SEEN: [LEAK]})
+    known = {'a': [run, other], 'b': [run, run], 'c': [Known(), Known()]}
+    file = tmp_path / 'part/seed7.parquet'
+    file.parent.mkdir()
+    write_ranks(file, ranks_table(lines, known))
+    assert read_joined_known(tmp_path) == {'a': {7: [run, other]}, 'b': {7: [run, run]}}
+    pd.read_parquet(file).to_parquet(file)  # written again by another program
     assert read_joined_known(tmp_path) == {}
-    (tmp_path / 'predictions.json').write_text('{"predictions.csv.gz"')
-    with pytest.raises(ValueError, match='does not describe joined predictions'):
+    write_ranks(file, ranks_table(lines, {}).replace_schema_metadata({KNOWN: '{"a"'}))
+    with pytest.raises(ValueError, match='seed7.parquet does not describe joined predictions'):
         read_joined_known(tmp_path)
