@@ -5,7 +5,7 @@
 # LABELLED: CheXpert's layout with one CSV file, all.csv, images of 256 px or more. UNLABELLED: a folder of images.
 # PART='vit imagenet cnn': only these parts. SEED='20 21': only these seeds of 20 to 29.
 # PARALLEL=1: runs at a time, one CPU core each.
-# Run again after a stop, it resumes. The predictions of finished runs go to OUT/results, a folder for each seed.
+# Run again after a stop, it resumes. The predictions of finished runs go to OUT/results, a folder for each part.
 . "$(dirname "$0")/prepare.sh"
 $python scripts/pack.py --data-path "$labelled" --csv all.csv --output "$out/labelled256" --size 256
 for size in '' 256; do
@@ -28,7 +28,7 @@ run() {
         --parallel "${PARALLEL:-2}" --data-path "$out/labelled$3" --unlabelled "$out/unlabelled" \
         --pretrain-opts "DATA.LEAVE_OUT $out/leave_out/leave_out.csv" --output "$runs/$1"
     $python scripts/ablate.py join "${sweep[@]}" --folds 5 --seeds 30 --tune --output "$runs/$1" \
-        --save "$out/results/$1/seed$2" 2>&1 | grep -v skipped || true
+        --save "$out/results/$1/$part" 2>&1 | grep -v skipped || true
 }
 
 # weights SEED STAGE ROW EPOCHS: the checkpoint of a pre-training of this seed.
