@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ from system.files import (
 
 BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, never loaded
 NUM_LISTED = 6  # entries of each kind that an error message lists
+OPTIONS_OF_WEIGHTS = 'simmim_config'  # in the metadata of a .safetensors file of export.py
 RESUME_KEYS = (
     *('optimizer', 'scaler', 'epoch', 'batch', 'num_batches', 'accumulation', 'finished'),
     *('best_score', 'progress', 'rng', 'config'),
@@ -123,9 +125,10 @@ def remove_partial_files(folder: str | Path) -> None:
 def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint from a file or a URL with PyTorch's safe loader.
 
-    No code in the file is executed. The config node in SimMIM's own checkpoints becomes a plain
-    dictionary. Weights that are not under the key 'model' are returned there; `path` may end in
-    ::KEY to choose them.
+    No code in the file is executed. A .safetensors file of export.py has the options of its run,
+    and is read like a checkpoint without an optimizer. The config node in SimMIM's own checkpoints
+    becomes a plain dictionary. Weights that are not under the key 'model' are returned there;
+    `path` may end in ::KEY to choose them.
 
     Raises:
         ValueError: If the file does not exist, is damaged, contains pickled objects, has no
@@ -139,7 +142,7 @@ def read_checkpoint(path: str | Path) -> dict:
         _check_contents(file)
         with torch.serialization.safe_globals(allowed):
             if file.suffix == '.safetensors':
-                checkpoint = load_file(file)
+                checkpoint = _read_safetensors(file)
             else:
                 checkpoint = torch.load(file, map_location='cpu', weights_only=True)
     except MemoryError:
@@ -155,6 +158,14 @@ def read_checkpoint(path: str | Path) -> dict:
         if not torch.isfinite(value).all():
             raise ValueError(f'{path}: the weights {name} are not finite (NaN or infinity)')
     return checkpoint
+
+
+def _read_safetensors(file: Path) -> dict:
+    """Return the weights in a .safetensors file, with the options if export.py wrote it."""
+    weights = load_file(file)
+    with safe_open(file, 'pt') as opened:
+        options = (opened.metadata() or {}).get(OPTIONS_OF_WEIGHTS)
+    return weights if options is None else {'model': weights, 'config': options}
 
 
 def trained_config(path: str | Path, stage: str | None = None) -> Config | None:

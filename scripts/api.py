@@ -1,7 +1,6 @@
 """Features, predictions and scores in Python. Not for clinical use.
 
-An installed wheel has these functions at its top: `from simmim_xray import load_encoder`. In the
-repository they are in this module.
+They are imported from `simmim_xray`: `from simmim_xray import load_encoder`.
 """
 
 import logging
@@ -23,7 +22,13 @@ from scripts import evaluate as evaluation_script
 from scripts.predict import list_images, predict_images, read_config
 
 LOGGER = logging.getLogger(__name__)
-__all__ = ['evaluate', 'load_encoder', 'load_image', 'predict']
+EXAMPLES = Path(__file__).resolve().parents[1] / 'examples'
+__all__ = ['evaluate', 'example_xray', 'load_encoder', 'load_image', 'predict']
+
+
+def example_xray() -> str:
+    """Return the path of the chest X-ray that comes with the project (see examples/README.md)."""
+    return str(EXAMPLES / 'xray.png')
 
 
 def load_encoder(
@@ -34,8 +39,8 @@ def load_encoder(
     `encoder(transform('xray.png')[None])` are the features [1, F] of an image.
 
     Args:
-        checkpoint: Checkpoint of pre-training or fine-tuning, a path or an address such as
-            hf://owner/name.
+        checkpoint: Checkpoint of pre-training or fine-tuning: a path, an address such as
+            hf://owner/name, or the name of weights in examples/weights, such as 'mae-vit-64px'.
         device: Where the encoder computes, such as 'cuda'.
 
     Returns:

@@ -1,7 +1,8 @@
-"""Export a checkpoint for other programs. Not for clinical use.
+"""Export a checkpoint for others. Not for clinical use.
 
 python scripts/export.py CHECKPOINT --to timm --output FOLDER [--push OWNER/NAME]
 
+--to safetensors    .safetensors: a small file that this project reads like the checkpoint
 --to timm           folder that timm and transformers load without this project's code
 --to onnx           .onnx: images [B, C, S, S] to logits, or to the tokens or features of an encoder
 --to torch_export   .pt2: the same as a torch.export program
@@ -23,9 +24,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     add = parser.add_argument
     add('checkpoint', metavar='CHECKPOINT', help='checkpoint of any main script')
-    add(
-        '--to', required=True, choices=('timm', 'onnx', 'torch_export'), help='format of the export'
-    )
+    formats = ('safetensors', 'timm', 'onnx', 'torch_export')
+    add('--to', required=True, choices=formats, help='format of the export')
     add('--output', required=True, type=Path, metavar='PATH', help='file, or folder (timm)')
     add('--overwrite', action='store_true', help='replace an existing export')
     add('--push', metavar='OWNER/NAME', help='upload the folder of --to timm to Hugging Face; '

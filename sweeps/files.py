@@ -38,7 +38,7 @@ from config import (
 )
 from data.tables.folds import fold_files
 from engine.run_record import OPTIONS_FILE, ROOT, processes_of
-from system.downloads import is_url
+from system.downloads import is_url, shipped_weights
 from system.files import checkpoint_name
 
 STAGES = ('simmim', 'contrastive', 'finetune')
@@ -761,7 +761,8 @@ class _Planner:
                 f'{row.run} starts from a checkpoint: set the environment variable {row.weights} '
                 'to the path of the checkpoint'
             )
-        return weights if is_url(weights) else os.path.abspath(weights)
+        is_name = is_url(weights) or weights in shipped_weights()
+        return weights if is_name else os.path.abspath(weights)
 
     def add(
         self,
@@ -862,16 +863,18 @@ def only_subsets(sweep: Sweep, names: Sequence[str]) -> Sweep:
 def compared_with(sweep: Sweep, methods: Sequence[str]) -> Sweep:
     """Let each row be compared with some methods on the same labels, and with no other row.
 
+    The methods of a sweep without methods are its rows.
+
     Raises:
         ValueError: If the sweep has no such method.
     """
-    known = [*dict.fromkeys(row.method for row in sweep.rows)]
+    known = [*dict.fromkeys(row.method or row.name for row in sweep.rows)]
     if others := [name for name in methods if name not in known]:
-        allowed = known if sweep.subsets else 'left out, because the sweep has no methods'
-        raise ValueError(f'--against must be of {allowed} ({sweep.path}), got {others[0]!r}')
+        raise ValueError(f'--against must be of {known} ({sweep.path}), got {others[0]!r}')
     rows = []
     for row in sweep.rows:
-        against = (f'{method}_{row.subset}' for method in methods if method != row.method)
+        others = [name for name in methods if name != (row.method or row.name)]
+        against = [f'{name}_{row.subset}' for name in others] if row.method else others
         rows.append(replace(row, against=tuple(against)))
     return replace(sweep, rows=tuple(rows))
 

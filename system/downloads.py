@@ -1,7 +1,7 @@
-"""Downloads of weights from URLs, https://... or hf://... (Hugging Face), and their cache.
+"""Where weights are: files, names of the weights that come with the project, and downloads.
 
-A file is downloaded once and cached under a hash of the URL. Remove it from the cache to download a
-newer version.
+URLs are https://... or hf://... (Hugging Face). A file is downloaded once and cached under a hash
+of the URL. Remove it from the cache to download a newer version.
 """
 
 import hashlib
@@ -32,6 +32,8 @@ NO_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError, SSLErro
 TIMEOUT_SECONDS = 60
 CHECKPOINT_FILES = ('*.pth', '*.safetensors')
 NUM_LISTED = 6  # files that an error message lists
+SHIPPED = Path(__file__).resolve().parents[1] / 'examples' / 'weights'  # also in the wheel
+NAME = re.compile(r'[\w-]+')  # of shipped weights; a path has a dot or a slash
 
 
 class Download(NamedTuple):
@@ -48,9 +50,18 @@ def is_url(path: str | Path) -> bool:
 
 
 def split_key(path: str | Path) -> tuple[str, str]:
-    """Split FILE::KEY into the file, a path or URL, and the key of the weights; '' without one."""
+    """Split FILE::KEY into the file, a path or URL, and the key of the weights; '' without one.
+
+    The name of `shipped_weights` becomes their path, unless there is a file of this name.
+    """
     match = KEY_IN_FILE.fullmatch(str(path))
-    return (match[1], match[2]) if match else (str(path), '')
+    file, key = (match[1], match[2]) if match else (str(path), '')
+    return str(shipped_weights().get(file, file)) if not Path(file).exists() else file, key
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Return the paths of the weights that come with the project, by their names."""
+    return {file.stem: file for file in sorted(SHIPPED.glob('*.safetensors'))}
 
 
 def check_exists(path: str | Path) -> None:
@@ -61,6 +72,11 @@ def check_exists(path: str | Path) -> None:
     path, _ = split_key(path)
     if is_url(path) or Path(path).is_file():
         return
+    if NAME.fullmatch(path) and not Path(path).exists():
+        raise ValueError(
+            f'{path} is neither a file nor the name of weights of this project, which are '
+            f'{", ".join(shipped_weights()) or "not here"}'
+        )
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     names = sorted(file.name for kind in CHECKPOINT_FILES for file in folder.glob(kind))
     more = f' and {len(names) - NUM_LISTED} others' if len(names) > NUM_LISTED else ''

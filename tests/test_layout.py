@@ -16,7 +16,7 @@ from tiny import ROOT, arguments, run_folder, tiny_config
 
 ROOT_MODULES = {
     *('main_simmim', 'main_finetune', 'main_contrastive'),
-    *('config', 'utils', 'logger', 'lr_scheduler', 'optimizer'),
+    *('config', 'utils', 'logger', 'lr_scheduler', 'optimizer', 'simmim_xray'),
 }
 # A module may import modules of its own row and of the rows above it, from the ground up. A folder
 # in a folder is a room of its own.
@@ -37,7 +37,7 @@ ROWS = [
     ['evaluation.report'],
     ['main_simmim', 'main_finetune', 'main_contrastive'],
     ['sweeps', 'scripts'],
-    ['tools'],
+    ['simmim_xray', 'tools'],
 ]
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 FOLDERS = sorted({room.partition('.')[0] for room in ROW})

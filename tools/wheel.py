@@ -16,25 +16,11 @@ from setuptools.command.build_py import build_py
 
 PACKAGE = 'simmim_xray'
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = {path.stem for path in ROOT.glob('*.py')}
+NAMES = {path.stem for path in ROOT.glob('*.py')} - {PACKAGE}
 NAMES |= {path.parent.name for path in ROOT.glob('*/__init__.py')} | {'scripts'}
 IMPORT = re.compile(rf'^(\s*)from ({"|".join(sorted(NAMES))})\b', re.MULTILINE)
 # A script in the repository makes the modules above its folder importable.
 PATH = re.compile(r'^sys\.path\.insert\(.*\n+', re.MULTILINE)
-
-# Nothing is imported before it is used: each command imports the package first.
-INIT = """\"\"\"SimMIM for chest X-rays. Not for clinical use.\"\"\"
-
-from importlib import import_module
-
-__all__ = ['evaluate', 'load_encoder', 'load_image', 'predict']
-
-
-def __getattr__(name):
-    if name not in __all__:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module(f'{__name__}.scripts.api'), name)
-"""
 
 
 def prefixed(text: str) -> str:
@@ -43,7 +29,7 @@ def prefixed(text: str) -> str:
 
 
 class PrefixedBuild(build_py):
-    """Copies the modules with prefixed imports, and adds the package's own `__init__.py`."""
+    """Copies the modules with prefixed imports; `simmim_xray.py` is the package's `__init__`."""
 
     def build_module(
         self, module: str, module_file: str, package: list[str] | str
@@ -56,5 +42,5 @@ class PrefixedBuild(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            package = Path(self.build_lib) / PACKAGE / '__init__.py'
-            package.write_text(INIT, encoding='utf-8')
+            package = Path(self.build_lib) / PACKAGE
+            (package / f'{PACKAGE}.py').replace(package / '__init__.py')

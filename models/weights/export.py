@@ -1,4 +1,4 @@
-"""Export trained weights for other programs: timm, transformers, ONNX and torch.export.
+"""Export trained weights: for this project, timm, transformers, ONNX and torch.export.
 
 Each format is one function that writes to a path and returns a function from images to outputs.
 `export` compares these outputs with the checkpoint's before it renames the temporary file.
@@ -24,6 +24,7 @@ import torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -34,9 +35,12 @@ from config import (
     TRAINED,
     Config,
     check_config,
+    config_text,
     default_config,
+    flat_options,
     options_that_affect,
     pixel_statistics,
+    put,
     scored_steps,
     selected_part,
     value_at,
@@ -48,6 +52,7 @@ from models.weights.convert import PREFIX
 from system.downloads import FACTS, MODEL_CONFIG
 from system.files import BEST_CHECKPOINT, checkpoint_name, in_one_line
 from utils import (
+    OPTIONS_OF_WEIGHTS,
     drop_buffers,
     load_model_state,
     name_damaged,
@@ -81,6 +86,7 @@ class TrainedModel(NamedTuple):
 
     Attributes:
         config: Configuration of the run.
+        state: Entries of the checkpoint.
         encoder: Encoder, including the head after fine-tuning.
         network: Module that maps images [B, C, S, S] to outputs.
         outputs: Names of the K logits; empty after pre-training.
@@ -90,6 +96,7 @@ class TrainedModel(NamedTuple):
     """
 
     config: Config
+    state: State
     encoder: nn.Module
     network: nn.Module
     outputs: tuple[str, ...]
@@ -118,7 +125,8 @@ class Format(NamedTuple):
 
 def load_trained_model(path: str | Path, logger: logging.Logger) -> TrainedModel:
     """Load the model of a checkpoint from any training stage, or raise a ValueError."""
-    state, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
+    saved, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
+    state = saved
     config = trained_config(path)
     if config is None:
         raise ValueError(
@@ -144,7 +152,7 @@ def load_trained_model(path: str | Path, logger: logging.Logger) -> TrainedModel
     encoder = model.encoder if gives == 'tokens' else model
     network = Tokens(encoder) if gives == 'tokens' else model
     scores = _saved_scores(Path(path), config)
-    return TrainedModel(config, encoder, network.eval(), outputs, gives, scores)
+    return TrainedModel(config, saved, encoder, network.eval(), outputs, gives, scores)
 
 
 def _saved_scores(path: Path, config: Config) -> dict[str, dict[str, Any]]:
@@ -281,7 +289,8 @@ def model_card(source: TrainedModel) -> ModelCard:
         if value_at(config, key) != value_at(default, key)
     ]
     options = {'MODEL.NAME': config.MODEL.NAME, 'TAG': config.TAG}
-    options |= {key: _without_folders(value_at(config, key)) for key in (*changed, 'PRETRAINED')}
+    values = {key: _without_folders(value_at(config, key)) for key in (*changed, 'PRETRAINED')}
+    options |= {key: 'nothing' if value == '' else value for key, value in values.items()}
     text = environment.get_template('model_card.md.j2').render(
         config=config,
         facts=facts(source),
@@ -420,6 +429,20 @@ def write_timm(source: TrainedModel, path: Path) -> Run:
     return model.forward_features if source.gives == 'tokens' else model
 
 
+def write_safetensors(source: TrainedModel, path: Path) -> Run:
+    """Write a file that this project reads like the checkpoint, with the options of the run.
+
+    Of folders and files in the options only the names remain.
+    """
+    options = source.config.clone()
+    options.defrost()
+    for key, value in flat_options(config_text(options)).items():
+        put(options, key, _without_folders(value), 'export')
+    state = {key: value.contiguous() for key, value in drop_buffers(source.state).items()}
+    save_file(state, path, metadata={OPTIONS_OF_WEIGHTS: config_text(options), 'format': 'pt'})
+    return load_trained_model(path, logging.getLogger(__name__)).network
+
+
 def write_torch_export(source: TrainedModel, path: Path) -> Run:
     """Write a .pt2 file with a program of torch.export, which needs no model code."""
     program = _trace(source)
@@ -446,6 +469,7 @@ def write_onnx(source: TrainedModel, path: Path) -> Run:
 
 
 FORMATS = {
+    'safetensors': Format(write_safetensors, '.safetensors'),
     'timm': Format(write_timm, ''),
     'onnx': Format(write_onnx, '.onnx', ('onnx', 'onnxscript', 'onnxruntime')),
     'torch_export': Format(write_torch_export, '.pt2'),
@@ -555,9 +579,9 @@ def _literal(value: object) -> str:
 
 
 def _without_folders(value: Any) -> object:
-    """Return the value of an option for the model card, with only the name of each path."""
+    """Return the value of an option with only the name of each path."""
     if isinstance(value, str):  # a data set may be the path of a function
-        return PurePath(value).name or 'nothing'
+        return PurePath(value).name
     if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items() if key != 'path'}
+        return {key: _without_folders(each) for key, each in value.items()}
     return [*map(_without_folders, value)] if isinstance(value, list) else value

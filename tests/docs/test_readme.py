@@ -3,12 +3,13 @@
 import ast
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from page_commands import PAGES, commands_in, parse
+from page_commands import PAGES, commands_in, parse, python_blocks
 from tiny import ROOT, load_script
 from torch.distributed.run import get_args_parser
 
@@ -77,7 +78,7 @@ def test_command_parses(source, command, monkeypatch) -> None:
 
 def test_the_first_page_is_short_and_no_command_is_wider_than_it() -> None:
     page = PAGES['README.md']
-    assert len(page.splitlines()) <= 110 and len(page.split()) <= 900
+    assert len(page.splitlines()) <= 110 and len(page.split()) <= 850
     blocks = re.findall(r'^```\w*\n(.*?)^```', page, re.M | re.S)
     assert len(blocks) > 3
     assert [line for block in blocks for line in block.splitlines() if len(line) > 100] == []
@@ -91,6 +92,13 @@ def test_the_first_page_says_what_the_design_of_a_study_promised_of_it(name) -> 
     assert [sentence for sentence in promised if sentence not in first_page] == []
     promises = re.search(r'README (and this page )?says? so', page)
     assert promised or not promises or 'No run is finished.' in page
+
+
+def test_the_first_page_s_python_runs_in_the_clone() -> None:
+    """It also runs with the wheel alone: tests/scripts/test_console.py."""
+    (block,) = python_blocks('README.md')
+    code = f'{block}\nassert features.shape == (1, 96)'
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize('path', PROGRAMS, ids=lambda path: path.name)

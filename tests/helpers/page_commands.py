@@ -10,7 +10,8 @@ from tiny import ROOT, load_script
 
 from config import build_parser
 
-FIRST_PAGES = ['README.md', 'CONTRIBUTING.md', 'environments/README.md', 'examples/README.md']
+FIRST_PAGES = ['README.md', 'CONTRIBUTING.md', 'environments/README.md']
+FIRST_PAGES += ['examples/README.md', 'examples/weights/README.md']
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
     for path in [*(ROOT / name for name in FIRST_PAGES), *sorted(ROOT.glob('docs/**/*.md'))]
@@ -26,6 +27,11 @@ def commands_in(text: str) -> list[str]:
     found = [match[1] for line in lines if (match := COMMAND.match(line.strip()))]
     bare = [re.split(r'  | #| \(', command)[0].rstrip() for command in found]
     return [OPTIONAL.sub(lambda m: '' if '...' in m[1] else f' {m[1]}', line) for line in bare]
+
+
+def python_blocks(page: str) -> list[str]:
+    """Return the blocks of Python code of a page."""
+    return re.findall(r'^```python\n(.*?)^```', PAGES[page], re.M | re.S)
 
 
 def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:

@@ -10,6 +10,7 @@ from sysconfig import get_path
 
 import pytest
 import yaml
+from page_commands import python_blocks
 
 from scripts.console import program_of
 from system.tool import command_of
@@ -118,6 +119,9 @@ def test_the_wheel_works_beside_foreign_modules_of_the_same_names(
     done = subprocess.run(command, cwd=foreign, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'Edema' in done.stdout
+    (first_page,) = python_blocks('README.md')  # needs nothing but the wheel
+    command = [installed / 'bin/python', '-c', f'{first_page}\nassert features.shape == (1, 96)']
+    subprocess.run(command, cwd=foreign, check=True)
 
 
 def test_arguments_and_the_exit_code_are_those_of_the_program(tmp_path) -> None:
