@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -27,7 +28,7 @@ from config import (
     module_of_option,
 )
 from system import distributed
-from system.downloads import check_exists, local_path, log_download, split_key
+from system.downloads import FACTS, LINEAGE, check_exists, local_path, log_download, split_key
 from system.files import (
     BEST_CHECKPOINT,
     atomic_writer,
@@ -164,8 +165,13 @@ def _read_safetensors(file: Path) -> dict:
     """Return the weights in a .safetensors file, with the options if export.py wrote it."""
     weights = load_file(file)
     with safe_open(file, 'pt') as opened:
-        options = (opened.metadata() or {}).get(OPTIONS_OF_WEIGHTS)
-    return weights if options is None else {'model': weights, 'config': options}
+        metadata = opened.metadata() or {}
+    if OPTIONS_OF_WEIGHTS not in metadata:
+        return weights
+    trainings = json.loads(metadata.get(FACTS, '{}')).get(LINEAGE, [])
+    lineage = [entry | {'patients': None, 'lost': False} for entry in trainings]
+    checkpoint = {'model': weights, 'config': metadata[OPTIONS_OF_WEIGHTS]}
+    return checkpoint | ({LINEAGE: lineage} if lineage else {})
 
 
 def trained_config(path: str | Path, stage: str | None = None) -> Config | None:

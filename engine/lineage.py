@@ -5,6 +5,7 @@ A run that starts from it therefore finds its own patients there, however many r
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,9 @@ import torch
 
 from config import Config, module_of_option
 from engine.run_record import without_home
-from system.downloads import is_url, split_key
+from system.downloads import FACTS, LINEAGE, MODEL_CONFIG, is_url, local_path, split_key
 from utils import are_weights, name_damaged, read_checkpoint, saved_options
 
-LINEAGE = 'lineage'  # key of a checkpoint
 LEARNED = ('train', 'plain', 'whole')  # splits that a run learns from, and does not score
 # Options of DATA by which trainings are compared whose patients are unknown.
 OPTIONS = ('DATASET', 'DATA_PATH', 'TRAIN_CSV', 'HOLDOUT_FRACTION')
@@ -104,12 +104,28 @@ def trainings_of(
             return [_checked(entry) for entry in checkpoint[LINEAGE]]
         trained = saved_options(dict(checkpoint))
     if trained is None:
-        return [_unknown(path, lost=False)]
+        return _trainings_of_export(path) or [_unknown(path, lost=False)]
     given, older = trained.MODEL.RESUME or trained.PRETRAINED, []
     file = str(Path(split_key(given)[0]).resolve()) if given else ''
     if given and file not in known:
         older = _trainings_of_file(given, [*known, file])
     return [*older, training(trained, None)]
+
+
+def _trainings_of_export(path: str | Path) -> list[Training]:
+    """Return the trainings that the file beside exported weights states, whose patients it lacks.
+
+    Raises:
+        ValueError: If the record is damaged. The message names the file.
+    """
+    file = local_path(path).with_name(MODEL_CONFIG)
+    if not file.is_file():
+        return []
+    with name_damaged(file):
+        facts = json.loads(file.read_text('utf-8')).get(FACTS) or {}
+        return [
+            _checked(entry | {'patients': None, 'lost': False}) for entry in facts.get(LINEAGE, [])
+        ]
 
 
 def _trainings_of_file(path: str, known: Sequence[str]) -> list[Training]:

@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from engine.interruptions import Interruptions, Preempted
-from engine.lineage import LINEAGE
 from engine.run import Run
 from engine.train_state import TrainState
 from logger import DETAIL
 from system import distributed
+from system.downloads import LINEAGE
 from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import prune, remove_partial_files, rng_state, save_checkpoint
 

@@ -23,6 +23,7 @@ from system.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, sha256
 
 PROCESSOR = 'preprocessor_config.json'  # describes the input images of a model
 MODEL_CONFIG = 'config.json'  # describes a model
+LINEAGE = 'lineage'  # key of a checkpoint and of FACTS: the trainings behind its weights
 FACTS = 'simmim'  # its entry of an export, and key of the metadata in an .onnx file
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # the first one that exists is used
 HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?', re.IGNORECASE)

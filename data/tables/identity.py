@@ -28,10 +28,10 @@ ABOVE_PATIENT = re.compile(
 )
 # A number such as 117.0 or 1,234. In 1.000 the point may be decimal, and is read so.
 NUMBER = r"(\d{1,3}(?:[, '’]\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d+)(?:[.,]0*)?"
-# A number, perhaps behind the word for a patient or a study, or behind the p of MIMIC-CXR.
-NUMBERED = re.compile(
-    rf'(?:p|pt|pat|patient|pid|id|sub|subj|subject|s|study)?[\W_]*?{NUMBER}[\W_]*', re.ASCII
-)
+# A number, perhaps behind words for a patient or a study (`MRN: 12`, `Subject ID 12`), or behind
+# the p of MIMIC-CXR.
+WORD = 'p|pt|pat|patient|participant|pid|ptid|id|mrn|no|nr|number|sub|subj|subject|s|study'
+NUMBERED = re.compile(rf'(?:(?:{WORD})[\W_]*){{0,3}}?[\W_]*?{NUMBER}[\W_]*', re.ASCII)
 PLAIN = re.compile(rf'(?:p(?=\d{{8}}\Z))?{NUMBER}', re.ASCII)
 # A number for which Excel has dropped digits, such as 1.17E+11.
 SCIENTIFIC = re.compile(r'\d+(?:[.,]\d+)?e\+\d+', re.IGNORECASE | re.ASCII)

@@ -23,9 +23,9 @@ from data.tables.unknown import is_unknown_word
 CONTRADICTION, SIMILAR = 'No Finding with a finding', 'name like a label'
 NO_PATIENTS, LACKING_PATIENTS = 'unknown patients', 'rows without a patient'
 DOUBTS = (CONTRADICTION, SIMILAR, LACKING_PATIENTS)
-# Images of one patient, and their share of all, above which the name may mean nobody. The most in
-# public data are 184 of 112,120.
-MANY_IMAGES, LARGE_SHARE = 50, 0.1
+# Images of one patient above which the name may mean nobody: more than the first number, and more
+# than this share of all or the last number. The most in public data are 184 of 112,120.
+MANY_IMAGES, LARGE_SHARE, MOST_IMAGES = 50, 0.05, 500
 READ_AS = {name.casefold(): name for name in READ}
 SHOWN = 5  # names in a warning
 LONG_LABEL = 4  # letters
@@ -46,7 +46,8 @@ def report_patients(table: Table) -> None:
             table.fault(NO_PATIENTS, detail, severity='warning')
         return
     counts = names.value_counts()
-    for name, count in counts[counts > max(MANY_IMAGES, LARGE_SHARE * len(names))].items():
+    limit = max(MANY_IMAGES, min(LARGE_SHARE * len(names), MOST_IMAGES))
+    for name, count in counts[counts > limit].items():
         detail = (
             f'{count:,} of {len(names):,} rows are of the patient {name!r}: if this means that the '
             'patient is unknown, leave the cells empty, or they count as one person'

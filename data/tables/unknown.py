@@ -20,13 +20,16 @@ WORDS = set(
     |noid|noname|none given|not applicable|not assigned|not available|not disclosed|not documented
     |not entered|not given|not known|not provided|not recorded|not reported|not set|not specified
     |not stated|k a|unbekannt|inconnu|inconnue|desconocido|desconocida|desconhecido|desconhecida
+    |nicht bekannt|keine angabe|non renseigné|non communiqué|ignorado|ignorada|sin datos|sin dato
+    |no informado|não informado|okänd|nieznany|unkown|unknow|uknown|unknwon|unknonw|no mrn
     |sconosciuto|onbekend|不明|未知|неизвестно""".replace('\n    ', '').split('|')
 )
 # Words that may stand beside one of these, as in `Patient unknown` and `P-nan`.
 BESIDE = {'p', 'pt', 'pat', 'patient', 'subject', 'study', 'sex', 'gender', 'age', 'view', 'id'}
 NOBODY = ('-1', '-1.0')  # names that are pandas' code for what is missing
-# Errors of spreadsheets, and what databases write for nothing.
-ERROR = re.compile(r'#(?:REF|VALUE|NAME|NUM|DIV/0)[!?]|\\N', re.IGNORECASE)
+# Errors of spreadsheets in any language (`#REF!`, `#NV`, `#WERT!`), and what databases write for
+# nothing.
+ERROR = re.compile(r'#\D*[^\W\d]\D*|#DIV/0!|\\N', re.IGNORECASE)
 MARKS = re.compile(r'[\W_\u30fc]+')  # a cell such as `-`, `?` or `--`; the last one is a long dash
 PLUS = '+'  # `+` and `-` are results of a test, so `+` alone is one, too
 

@@ -15,7 +15,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ from models.build import build_saved_model
 from models.contrastive import build_contrastive
 from models.encoder import ENCODERS, Encoder
 from models.weights.convert import PREFIX
-from system.downloads import FACTS, MODEL_CONFIG
+from system.downloads import FACTS, LINEAGE, MODEL_CONFIG
 from system.files import BEST_CHECKPOINT, checkpoint_name, in_one_line
 from utils import (
     OPTIONS_OF_WEIGHTS,
@@ -91,6 +91,7 @@ class TrainedModel(NamedTuple):
         network: Module that maps images [B, C, S, S] to outputs.
         outputs: Names of the K logits; empty after pre-training.
         scores: Scores of the checkpoint by split, from its run folder; {} if there are none.
+        trainings: Run and data of the trainings behind the weights, without patients.
         gives: Kind of output: 'logits' [B, K] after fine-tuning, 'tokens' [B, L, D] after masked
             pre-training, or 'features' [B, F] after contrastive pre-training.
     """
@@ -102,6 +103,7 @@ class TrainedModel(NamedTuple):
     outputs: tuple[str, ...]
     gives: str
     scores: dict[str, dict[str, Any]] = {}
+    trainings: Sequence[dict[str, Any]] = ()
 
 
 class Tokens(nn.Module):
@@ -125,8 +127,8 @@ class Format(NamedTuple):
 
 def load_trained_model(path: str | Path, logger: logging.Logger) -> TrainedModel:
     """Load the model of a checkpoint from any training stage, or raise a ValueError."""
-    saved, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
-    state = saved
+    checkpoint, outputs, gives = read_checkpoint(path), (), 'tokens'
+    state = saved = checkpoint['model']
     config = trained_config(path)
     if config is None:
         raise ValueError(
@@ -152,7 +154,14 @@ def load_trained_model(path: str | Path, logger: logging.Logger) -> TrainedModel
     encoder = model.encoder if gives == 'tokens' else model
     network = Tokens(encoder) if gives == 'tokens' else model
     scores = _saved_scores(Path(path), config)
-    return TrainedModel(config, saved, encoder, network.eval(), outputs, gives, scores)
+    # Whoever gets an export learns what it was trained on, but not whom: hashes can be guessed.
+    trainings = [
+        {'run': entry['run'], 'data': _without_folders(entry['data'])}
+        for entry in checkpoint.get(LINEAGE, ())
+    ]
+    return TrainedModel(
+        config, saved, encoder, network.eval(), outputs, gives, scores, tuple(trainings)
+    )
 
 
 def _saved_scores(path: Path, config: Config) -> dict[str, dict[str, Any]]:
@@ -249,6 +258,7 @@ def facts(source: TrainedModel) -> dict[str, Any]:
         'outputs': list(source.outputs) or source.gives,
         **({'activation': _activation(source)} if source.outputs else {}),
         'run': config.TAG,
+        LINEAGE: list(source.trainings),
         'use': 'research, not for clinical use',
     }
 
@@ -439,7 +449,9 @@ def write_safetensors(source: TrainedModel, path: Path) -> Run:
     for key, value in flat_options(config_text(options)).items():
         put(options, key, _without_folders(value), 'export')
     state = {key: value.contiguous() for key, value in drop_buffers(source.state).items()}
-    save_file(state, path, metadata={OPTIONS_OF_WEIGHTS: config_text(options), 'format': 'pt'})
+    metadata = {OPTIONS_OF_WEIGHTS: config_text(options), 'format': 'pt'}
+    metadata |= {FACTS: json.dumps({LINEAGE: source.trainings})} if source.trainings else {}
+    save_file(state, path, metadata=metadata)
     return load_trained_model(path, logging.getLogger(__name__)).network
 
 
@@ -583,5 +595,7 @@ def _without_folders(value: Any) -> object:
     if isinstance(value, str):  # a data set may be the path of a function
         return PurePath(value).name
     if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items()}
+        return {
+            key: key if key == 'path' else _without_folders(each) for key, each in value.items()
+        }
     return [*map(_without_folders, value)] if isinstance(value, list) else value

@@ -42,7 +42,8 @@ DENSENETS = {(6, 12, 24, 16): 121, (6, 12, 32, 32): 169, (6, 12, 48, 32): 201}
 
 def known_heads(width: int) -> str:
     """Return the numbers of attention heads in published models of a width; '' if unknown."""
-    return KNOWN_HEADS.get(width, '')
+    has_one = isinstance(width, int)  # CrossViT has two
+    return KNOWN_HEADS.get(width, '') if has_one else ''
 
 
 def likely_encoder(state: State, stated: Mapping[str, Any]) -> str:

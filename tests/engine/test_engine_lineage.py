@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from tiny import VIT, arguments, config_with, finished_run, killed_in_step_7, run_main, tiny_config
+from transfers import write_run
 
 from data.fingerprint import hash_patients
 from data.loader import Loaders
-from engine.lineage import LINEAGE, Lineage, seen_patients, training, trainings_of
-from utils import read_checkpoint, save_checkpoint
+from engine.lineage import Lineage, seen_patients, training, trainings_of
+from models.weights.export import export, load_trained_model
+from system.downloads import LINEAGE
+from utils import read_checkpoint, save_checkpoint, saved_options
 
 LOGGER = logging.getLogger('lineage')
 SEEN = 'weights that may have seen scored patients'
@@ -188,3 +191,25 @@ def test_a_leak_two_hops_away_stands_beside_the_predictions_also_after_a_kill(
         known = json.loads((folder / f'predictions_{split}.json').read_text())['known']
         (line,) = known['doubts'][SEEN]
         assert 'tiny_simmim/default, from which' in line and 'patients of holdout' in line
+
+
+@pytest.mark.parametrize(('target', 'name'), [('safetensors', 'a.safetensors'), ('timm', 'a')])
+def test_an_export_names_the_trainings_behind_it_without_their_patients(
+    target: str, name: str, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path, 'simmim')
+    saved = torch.load(path, weights_only=True)
+    config = saved_options(saved)
+    config.DATA.DATA_PATH = '/home/someone/first'
+    first = training(config, np.arange(3)) | {'run': 'simmim_pretrain/first'}
+    config.DATA.TRAIN_CSV = 'second.csv'
+    saved[LINEAGE] = [first, training(config, np.arange(9))]
+    save_checkpoint(path, saved)
+    source = load_trained_model(path, LOGGER)
+    export(source, target, tmp_path / name, overwrite=False)
+    file = tmp_path / name if target == 'safetensors' else tmp_path / name / 'model.safetensors'
+    found = trainings_of(file, read_checkpoint(file))
+    assert [entry['run'] for entry in found] == [entry['run'] for entry in saved[LINEAGE]]
+    assert [entry['data']['TRAIN_CSV'] for entry in found] == ['train.csv', 'second.csv']
+    assert [entry['patients'] for entry in found] == [None, None]
+    assert 'someone' not in str(found)

@@ -316,3 +316,8 @@ def test_demographics_are_joined_by_either_spelling(spelt: Path) -> None:
     (spelt / 'patients.csv').write_text('subject_id,gender\n7,W\n')
     with pytest.raises(ValueError, match="patients.csv.*'gender'.*'W'"):
         add_demographics(records, 'patients.csv')
+
+
+@pytest.mark.parametrize('name', ['MRN1234', 'MRN: 1234', 'Subject ID 1234', 'patient no. 1234'])
+def test_words_before_the_number_of_a_patient_do_not_count(name: str) -> None:
+    assert canonical(name) == canonical('1234') != canonical('A1234')

@@ -20,7 +20,7 @@ from evaluation.intervals import Resamples
 
 WORDS = 'nan|NaN|none|None|unknown|UNKNOWN|Unknown |-|--|?|#N/A|N/A|n.a.|NULL||  |U|UNK|unk.'
 WORDS += '|not available|Not_Available|<NA>|NaT|(unknown)|—|－|–|...|#REF!|#DIV/0!|Unbekannt'
-WORDS += '|k.A.|\\N|XXX|NaN NaN|不明'
+WORDS += '|k.A.|\\N|XXX|NaN NaN|不明|#NV|#WERT!|#¡REF!|keine Angabe|Ignorado|unkown'
 WORDS += '|Patient unknown|P-nan|ANONYMOUS|ｕｎｋｎｏｗｎ|\u200bunknown|\ufeff'
 KNOWN = '0|1|007|-1|117.0|P-17|a|Nancy|unknown1|no|other|A-|+|-5|U2|ref|name|Una|n|1-2|patient'
 
