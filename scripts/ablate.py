@@ -470,7 +470,8 @@ def table_of_joined(args: argparse.Namespace) -> None:
     resamples = enough_resamples(0) if args.resamples is None else args.resamples
     drawn = score_runs(runs, args.scores, resamples=resamples, by_group=args.subgroups is not None)
     repeated, means = notes_about_labels(runs)
-    known = [*lines_of_known(runs, args.seeds or sweep.seeds)]
+    # A study may have begun with another seed than 0, so the most that a row has are all.
+    known = [*lines_of_known(runs, len({run.seed for run in runs}))]
     drawn = pd.concat([drawn, pd.DataFrame(known)], ignore_index=True)
     write_scores(args, sweep, drawn, notes=[*repeated, JOINED], means=means, protocols={})
 
