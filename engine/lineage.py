@@ -18,6 +18,7 @@ import torch
 from config import Config, module_of_option
 from engine.run_record import without_home
 from system.downloads import FACTS, LINEAGE, MODEL_CONFIG, is_url, local_path, split_key
+from system.tool import command_of
 from utils import are_weights, name_damaged, read_checkpoint, saved_options
 
 LEARNED = ('train', 'plain', 'whole')  # splits that a run learns from, and does not score
@@ -186,8 +187,14 @@ def seen_patients(
             if found or any(np.isin(numbers, learned).any() for numbers in others):
                 continue
         if entry is not own:
-            compare = module_of_option('PRETRAINED').seen_patients
-            lines += compare(name, entry['data'], data)
+            told = module_of_option('PRETRAINED').seen_patients(name, entry['data'], data)
+            if entry['patients'] is not None and not told:  # an export may give people new names
+                told = [
+                    f'{name} was trained on {entry["data"]["DATA_PATH"]}, which names none of the '
+                    'patients of this run. If it shows some of them under other names, the scores '
+                    f'are too high: {command_of("scripts/check_data.py")} finds X-rays in both'
+                ]
+            lines += told
     return [*dict.fromkeys(lines)]
 
 

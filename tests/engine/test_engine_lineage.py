@@ -70,6 +70,9 @@ def test_options_are_compared_only_where_patients_tell_nothing(tmp_path: Path) -
     path, saved = checkpoint(tmp_path, 'a', numbers(100, 200), **other)
     (line,) = warned(path, saved, scored)
     assert 'may have seen' in line and 'other.csv' in line
+    path, saved = checkpoint(tmp_path, 'a', numbers(100, 200))
+    (line,) = warned(path, saved, scored)
+    assert 'names none of the patients of this run' in line and 'under other names' in line
     path, saved = checkpoint(tmp_path, 'a', numbers(1, 2), DATA__DATASET='nih')
     assert 'DATA.DATASET nih' in warned(path, saved, {'valid': numbers(7)})[0]
 
