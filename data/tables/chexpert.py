@@ -36,6 +36,7 @@ from data.tables.table_warnings import (
     NO_LABELS,
     NO_PATIENTS,
     label_warnings,
+    report_groups,
     report_names,
     report_patients,
     report_views,
@@ -348,6 +349,7 @@ def _known_patients(table: Table, in_paths: np.ndarray) -> np.ndarray:  # [N]
 def make_records(table: Table, labels: Sequence[str], groups: Sequence[str] = ()) -> Records:
     """Make the records of a table to which path, file, patient and study have been added."""
     kept = [name for name in groups if name in table]
+    report_groups(table, kept)
     table.empty_unknown(*DESCRIPTION, *kept)
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
     is_blank = view == ''

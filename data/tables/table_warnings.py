@@ -17,7 +17,7 @@ from data.tables.labels import (
 )
 from data.tables.records import OTHER_VIEW, Records
 from data.tables.table import READ, Table
-from data.tables.unknown import is_unknown_word
+from data.tables.unknown import is_unknown_word, known_cells
 
 # Kinds of warnings that also belong into a report.
 CONTRADICTION, SIMILAR = 'No Finding with a finding', 'name like a label'
@@ -35,6 +35,20 @@ PRESENT = [cell for cell, value in CELLS.items() if value == POSITIVE]
 INCOMPLETE = {'exclude', 'excluded', 'suboptimal study', 'unchanged', 'uncertain', 'unclear'}
 INCOMPLETE |= {'not labelled', 'not labeled', 'unlabelled', 'unlabeled', 'no report'}
 INCOMPLETE |= {'indeterminate', 'inconclusive', 'not assessed', 'not evaluable'}
+
+
+def report_groups(table: Table, columns: Sequence[str]) -> None:
+    """Warn of cells of own groups whose words count as unknown: `none` may be a group."""
+    for name in columns:
+        cells = table[name]
+        counts = cells[(cells != '') & (known_cells(cells) == '')].value_counts()
+        if len(counts):
+            words = ', '.join(map(repr, counts.index[:SHOWN]))
+            detail = (
+                f'{counts.sum():,} cells of {name!r} ({words}) count as unknown, and are in no '
+                "group: for patients without a finding or device write another word, such as 'no'"
+            )
+            table.fault('unknown groups', detail, severity='warning')
 
 
 def report_patients(table: Table) -> None:

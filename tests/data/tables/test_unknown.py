@@ -124,6 +124,22 @@ def test_sex_age_view_projection_and_groups_have_one_list(tmp_path: Path, word: 
         read(tmp_path, [row('a/patient1/study1/x.png', **about)], header, look_up='none')
 
 
+def test_words_of_own_groups_that_count_as_unknown_are_named(tmp_path: Path) -> None:
+    """Patients without a device may be a group, which `none` does not name."""
+    words = ['none', 'None', 'tube', 'none', '']
+    rows = [
+        row(f'X/patient0000{n}/study1/view1_frontal.png', device=word)
+        for n, word in enumerate(words)
+    ]
+    faults: list = []
+    options = {'look_up': 'none', 'groups': ['device'], 'on_fault': faults.append}
+    records = read(tmp_path, rows, [*HEADER, 'device'], **options)
+    assert group_columns(records, ['device'])['device'].tolist() == ['', '', 'tube', '', '']
+    (fault,) = faults
+    assert fault.severity == 'warning'
+    assert "3 cells of 'device' ('none', 'None') count as unknown" in fault.detail
+
+
 def test_cells_of_labels_have_no_words_for_unknown(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"row 2 .*'Edema': 'unknown' is not allowed"):
         read(tmp_path, [row('X/patient00001/study1/view1_frontal.png', Edema='unknown')])
