@@ -210,15 +210,18 @@ def test_options_of_a_checkpoint_that_do_not_fit_its_weights_are_refused(  # noq
 
 
 @pytest.mark.slow
-def test_the_examples_of_the_page_run(pretrained, phantom, tmp_path, monkeypatch, capsys) -> None:
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys) -> None:
+    """The command, the classifier and the plot, on the X-rays and weights of the project."""
     page = (ROOT / 'docs' / 'howto' / 'export.md').read_text(encoding='utf-8')
     classify, plane, _ = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
+    (command,) = re.findall(r'features\.py (examples/\S+ .*mae-vit.*)', page)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'DIR').symlink_to(phantom)
-    assert features('DIR/train.csv', pretrained, 'output/features.npz') == 0
+    (tmp_path / 'examples').symlink_to(ROOT / 'examples')
+    assert run_script('features', *command.split()) == 0
     names: dict[str, object] = {}
     exec(classify, names)
-    assert 0 <= float(capsys.readouterr().out.split('AUROC')[1]) <= 1
+    stated = float(re.search(r'an AUROC of about (\.\d+)', page)[1])
+    assert abs(float(capsys.readouterr().out.split('AUROC')[1]) - stated) < 0.01
     patient, folds = names['patient'], names['folds']
     for learn, score in folds.split(names['x'], groups=patient):
         assert not {*patient[learn]} & {*patient[score]}
