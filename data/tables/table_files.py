@@ -1,7 +1,4 @@
-"""Read tables as text cells with the numbers of their rows: CSV, Excel, JSON lines and Parquet.
-
-Files may be hostile: the memory that a small file can take is limited.
-"""
+"""Read tables as text cells with the numbers of their rows: CSV, Excel, JSON lines and Parquet."""
 
 import contextlib
 import csv
@@ -26,8 +23,6 @@ from config import import_by_name
 TYPED = ('.json', '.jsonl', '.xlsx', '.xlsm', '.parquet')  # suffixes of tables with typed cells
 # What damaged files raise.
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error, OverflowError, MemoryError)
-# A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
-MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
 SHOWN = 100  # number of characters of a cell in a message
 SEPARATORS = (',', ';', '\t')
 EXCEL_SEPARATOR = re.compile(r'sep=(.)[\r\n]+', re.IGNORECASE)  # Excel's own first line
@@ -69,7 +64,7 @@ def read_cells(
         table has neither these rows nor empty ones.
 
     Raises:
-        One of UNREADABLE: If the file is damaged, too large when it is decompressed, or no table.
+        One of UNREADABLE: If the file is damaged or no table.
     """
     refuse_other_contents(file)
     is_typed = file.name.lower().removesuffix('.gz').endswith(TYPED)
@@ -151,12 +146,8 @@ def _separator_of(header: str) -> str:
 @contextlib.contextmanager
 def open_text(file: Path) -> Iterator[TextIO]:
     """Open a text in UTF-8 or, with a byte-order mark, UTF-16, perhaps compressed."""
-    opened = open(file, 'rb')
-    if file.name.lower().endswith('.gz'):
-        limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
-        with opened, gzip.open(opened) as content:
-            opened = io.BytesIO(content.read(limit + 1))
-        refuse_bomb(len(opened.getbuffer()), limit)
+    is_compressed = file.name.lower().endswith('.gz')
+    opened = gzip.open(file) if is_compressed else open(file, 'rb')
     encoding = 'utf-16' if opened.read(2) in UTF_16 else 'utf-8-sig'
     opened.seek(0)
     with io.TextIOWrapper(opened, encoding, newline='') as lines:
@@ -260,9 +251,3 @@ def _form(line: str, separator: str) -> str:
     first = line.partition('\n')[0].partition(separator)[0].strip(' "\r')
     kinds = {(True, False): 'a', (False, True): '0'}
     return re.sub(r'\w+', lambda m: kinds.get((m[0].isalpha(), m[0].isdecimal()), 'x'), first)
-
-
-def refuse_bomb(size: int, limit: int) -> None:
-    """Refuse a compressed file with more bytes than a table can have."""
-    if size > limit:
-        raise ValueError(f'it has more than {limit:,} bytes when it is decompressed')

@@ -9,20 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from config import import_by_name
-from data.tables.table_files import (
-    CHUNK,
-    MAX_RATIO,
-    MIN_LIMIT,
-    NO_TEXT,
-    cell_text,
-    open_text,
-    refuse_bomb,
-)
+from data.tables.table_files import NO_TEXT, cell_text, open_text
 
 FORMULA, MERGED = re.compile(rb'<f[ />]'), re.compile(rb'<mergeCell[ />]')  # elements of a sheet
-MAX_COLUMNS = 500
-MAX_ROWS = 2**20  # that are read of an Excel file
-MAX_CELLS = 2**27  # of a Parquet file
 
 
 def typed_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -51,8 +40,6 @@ def json_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
             raise ValueError(f'line {number} is not a JSON object such as {{"file": "1.png"}}')
         rows.append(row)
     header = [*dict.fromkeys(itertools.chain.from_iterable(rows))]
-    if len(header) > MAX_COLUMNS:
-        raise ValueError(f'it has {len(header):,} different keys, at most {MAX_COLUMNS} are read')
     yield 0, header
     yield from ((number, [row.get(name) for name in header]) for number, row in enumerate(rows))
 
@@ -68,14 +55,10 @@ def excel_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     """Yield the rows of the first visible sheet of an Excel file, without those above the header.
 
     A formula whose value the file lacks is an error, because it would read as an empty cell. So are
-    merged cells, of which all but the first are empty, and more columns than are read.
-
-    Not by pandas.read_excel, which has no limit of columns: 80 KB can take minutes and all memory.
+    merged cells, of which all but the first are empty. pandas.read_excel says nothing of either.
     """
-    limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
     try:
         with zipfile.ZipFile(file) as archive:
-            refuse_bomb(sum(entry.file_size for entry in archive.infolist()), limit)
             sheets = [name for name in archive.namelist() if '/worksheets/' in name]
             texts = [archive.read(name) for name in sheets]
         has_formulas = any(map(FORMULA.search, texts))
@@ -93,8 +76,6 @@ def excel_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
                 continue
             if width is None:  # the header, which is in front of row 0
                 width = max(place for place, cell in enumerate(row, 1) if cell is not None)
-                if width > MAX_COLUMNS:
-                    raise ValueError(f'it has more than {MAX_COLUMNS} columns, which are not read')
                 _refuse_merged([cells for cells in merged if cells.min_col <= width])
             yield number, row[:width] + (None,) * (width - len(row))
     except Exception as error:  # a damaged file makes openpyxl raise almost anything
@@ -106,7 +87,7 @@ def _cells_of_sheet(file: Path, data_only: bool) -> Iterator[tuple[Any, ...]]:
     """Return the rows of the sheet that is read, with formulas unless `data_only` is set."""
     sheet = _first_sheet(file, read_only=True, data_only=data_only)
     sheet.reset_dimensions()  # the file states them, and they may be wrong
-    return sheet.iter_rows(max_row=MAX_ROWS, max_col=MAX_COLUMNS + 1, values_only=True)
+    return sheet.iter_rows(values_only=True)
 
 
 def _merged_ranges(file: Path) -> list[Any]:
@@ -140,19 +121,14 @@ def parquet_rows(file: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    limit = max(64 * MIN_LIMIT, MAX_RATIO * file.stat().st_size)
     try:
         table = pq.ParquetFile(file)
         unread = import_by_name('data.images.hub:columns_of_bytes')(table)
         header = table.schema_arrow.names
         names = [name for name in header if name not in unread]
-        if len(names) > MAX_COLUMNS or table.metadata.num_rows * len(names) > MAX_CELLS:
-            raise ValueError(f'it has {len(names):,} columns, and more cells than are read')
         yield 0, header
-        start, size = 0, 0
-        for batch in table.iter_batches(CHUNK, columns=names):
-            size += batch.nbytes
-            refuse_bomb(size, limit)
+        start = 0
+        for batch in table.iter_batches(columns=names):
             texts = iter([column.to_pylist() for column in batch.columns])
             fill = [NO_TEXT] * batch.num_rows
             columns = [fill if name in unread else next(texts) for name in header]

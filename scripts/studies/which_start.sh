@@ -21,7 +21,7 @@ export IMAGENET_WEIGHTS=$out/lite0/model.safetensors
 
 # run SWEEP SEED SIZE 'ROW ...': run these rows on images of 64 px ('') or 256 px, and save their predictions.
 run() {
-    local rows runs=$out/seed$2
+    local rows runs=$out/$part/seed$2
     read -ra rows <<<"$4"
     sweep=(--sweep "scripts/studies/$1.yaml" --scale all)
     $python scripts/ablate.py run "${sweep[@]}" --seed "$2" --row "${rows[@]}" --folds 5 --keep best \
@@ -32,7 +32,7 @@ run() {
 }
 
 # weights SEED STAGE ROW EPOCHS: the checkpoint of a pre-training of this seed.
-weights() { echo "$out/seed$1/which_start/$2/which_start_$3_seed$1/ckpt_epoch_$(($4 - 1)).pth"; }
+weights() { echo "$out/$part/seed$1/which_start/$2/which_start_$3_seed$1/ckpt_epoch_$(($4 - 1)).pth"; }
 
 vit() { # SEED
     run which_start "$1" '' "$(echo {pixels,metadata,linear_mae,linear_simmim}_{0.05,0.1,0.25,0.5,1})"

@@ -1,12 +1,11 @@
-"""Files of tables: all forms give the same texts with the numbers of their rows; hostile files."""
+"""Files of tables: all forms give the same texts with the numbers of their rows."""
 
-import gzip
 import io
-import json
 import pickle
 import tracemalloc
 import zipfile
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -144,24 +143,8 @@ def test_the_inner_folder_of_an_archive_is_named(tmp_path: Path) -> None:
         read_csv(tmp_path, 'train.csv')
 
 
-def bomb(file: Path) -> None:
-    if file.suffix == '.xlsx':
-        with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr('xl/workbook.xml', ' ' * 2**23)
-    elif file.suffix == '.gz':
-        file.write_bytes(gzip.compress(b'a,b\n1,2\n' + b'\n' * 2**21))
-    elif file.suffix == '.parquet':
-        pq.write_table(pa.table({'a': ['x' * 1000] * 70_000}), file)
-    else:
-        keys = ({f'k{number}': 1} for number in range(1000))
-        file.write_text('\n'.join(map(json.dumps, keys)))
-
-
 @pytest.mark.parametrize('name', ['a.xlsx', 'a.parquet', 'a.jsonl', 'a.csv.gz'])
-def test_hostile_and_damaged_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    bomb(tmp_path / name)
-    with pytest.raises(ValueError, match=name):
-        Table(tmp_path / name)
+def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'PK\x03\x04 no such file')
     with pytest.raises(ValueError, match=name):
         Table(tmp_path / name)
@@ -268,10 +251,18 @@ def test_merged_cells_outside_the_table_or_without_a_value_are_no_fault(tmp_path
         assert table['Edema'].tolist() == ['1', '']
 
 
-def test_more_columns_of_a_sheet_than_are_read_are_refused(tmp_path: Path) -> None:
-    pd.DataFrame([[0] * 501], columns=[f'c{n}' for n in range(501)]).to_excel(tmp_path / 'a.xlsx')
-    with pytest.raises(ValueError, match='a.xlsx.*more than 500 columns'):
-        Table(tmp_path / 'a.xlsx')
+@pytest.mark.parametrize('name', ['a.xlsx', 'a.parquet', 'a.jsonl', 'a.csv.gz'])
+def test_tables_of_any_width_are_read(tmp_path: Path, name: str) -> None:
+    wide = pd.DataFrame([[*range(1200)]] * 3, columns=[f'feature_{n}' for n in range(1200)])
+    write = {
+        '.xlsx': partial(wide.to_excel, index=False),
+        '.parquet': wide.to_parquet,
+        '.jsonl': partial(wide.to_json, orient='records', lines=True),
+        '.gz': partial(wide.to_csv, index=False),
+    }
+    write[Path(name).suffix](tmp_path / name)
+    table = Table(tmp_path / name)
+    assert [*table['feature_1199']] == ['1199'] * 3
 
 
 def test_a_formula_without_a_value_is_no_empty_cell(tmp_path: Path) -> None:
