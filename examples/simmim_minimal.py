@@ -1,20 +1,20 @@
-"""SimMIM for chest X-rays in one file: the first file of this project to read.
+r"""SimMIM for chest X-rays in one file: the first file of this project to read.
 
     python examples/simmim_minimal.py [DIR]
 
 SimMIM (Xie et al. 2022, arXiv:2111.09886) hides parts of images and trains a network to predict the
 hidden pixels from the visible ones, which needs no labels. The command does so for two minutes on
-two CPU cores, with the X-rays of a folder in CheXpert's layout (default: examples/xrays). It saves
-simmim_minimal.pth, from which fine-tuning starts:
+two CPU cores, with the X-rays of a folder in CheXpert's layout (default: the 1,000 X-rays of NIH in
+examples/xrays). It saves simmim_minimal.pth in the present folder. Fine-tuning takes the encoder
+without the mask token, and puts a new linear head on the mean of the features of all patches:
 
-    python main_finetune.py --data-path DIR --pretrained simmim_minimal.pth
+    python main_finetune.py --data-path DIR --pretrained simmim_minimal.pth \
         --cfg configs/vit_nano__demo/simmim_finetune__vit_nano__img64__demo.yaml
 
-tests/parity/test_simmim_minimal.py keeps this file equal to the program, bit for bit, in float32:
+tests/parity/test_simmim_minimal.py keeps this file equal to the whole program, bit for bit:
 
-    python main_simmim.py --data-path DIR --amp-opt-level O0
-        --cfg configs/vit_nano__demo/simmim_pretrain__vit_nano__img64__demo.yaml
-        --opts TRAIN.EPOCHS 20 TRAIN.WARMUP_EPOCHS 2
+    python main_simmim.py --cfg configs/vit_nano__demo/simmim_pretrain__vit_nano__img64__demo.yaml \
+        --data-path DIR --amp-opt-level O0 --opts TRAIN.EPOCHS 20 TRAIN.WARMUP_EPOCHS 2
 
 Letters in shapes: B images in a batch, S pixels along a side of an image, h patches along a side,
 L = h * h patches, N = 1 + L tokens (first the class token), D features of a token, H heads.
@@ -38,14 +38,14 @@ IMG_SIZE = 64  # S (224)
 PATCH_SIZE = 8  # side of a patch in pixels (16)
 GRID_SIZE = IMG_SIZE // PATCH_SIZE  # h (14)
 MASK_PATCH_SIZE = 16  # side in pixels of the squares that are hidden or visible as a whole (32)
-MASK_RATIO = 0.6  # share of the squares that are hidden (0.6)
+MASK_RATIO = 0.6  # share of the squares that are hidden, rounded up: 10 of 16 (0.6)
 EMBED_DIM, DEPTH, NUM_HEADS = 128, 6, 4  # D, number of blocks, H (768, 12, 12)
 BATCH_SIZE = 32  # B (2048)
 EPOCHS, WARMUP_EPOCHS = 20, 2  # (800, 10)
 # SimMIM states learning rates per 512 images, and scales them with the batch size.
-WARMUP_LR = 1.6e-5 * (BATCH_SIZE / 512)  # where the warm-up starts
-BASE_LR = 0.016 * (BATCH_SIZE / 512)  # where it ends
-MIN_LR = 1.6e-4 * (BATCH_SIZE / 512)  # where the training ends
+WARMUP_LR = 1.6e-5 * (BATCH_SIZE / 512)  # where the warm-up starts (5e-7)
+BASE_LR = 0.016 * (BATCH_SIZE / 512)  # where it ends (1e-4)
+MIN_LR = 1.6e-4 * (BATCH_SIZE / 512)  # where the training ends (5e-6)
 WEIGHT_DECAY, CLIP_GRAD = 0.05, 5.0  # the second is the largest norm of a gradient (0.05, 5)
 SEED = 0
 MEAN, STD = 255 * 0.503, 255 * 0.292  # of the pixels of CheXpert, from 0 to 255
@@ -59,8 +59,8 @@ class XrayDataset(Dataset):
     def __init__(self, folder: Path) -> None:
         self.folder, self.epoch = folder, 0
         table = pd.read_csv(folder / 'train.csv')
-        # The first name in CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg is that
-        # of the folder. The table also has labels, which are not used.
+        # Path is like CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg, of which the
+        # first name is that of the folder. The table also has labels, which are not used.
         files = table['Path'].str.partition('/')[2]
         patients = table['Path'].str.extract(r'(patient\d+)/')[0]
         # A tenth of the patients is held out. Fine-tuning chooses its checkpoint by them, so they
@@ -81,10 +81,10 @@ class XrayDataset(Dataset):
             packed = self.packed.loc[file]
             image = Image.frombytes('L', (packed['width'], packed['height']), packed['pixels'])
             width, height = packed['full_width'], packed['full_height']
-        # Its random numbers depend only on SEED, epoch and row, and so not on other images.
+        # The random numbers of a sample depend on SEED, epoch and row, and not on other samples.
         rng = np.random.Generator(np.random.Philox(key=[SEED, self.epoch], counter=[0, row, 0, 0]))
         left, top, right, bottom = random_box(rng, width, height)
-        # In pixels of the image, which packing may have made smaller; 1/1024 is exact in float32.
+        # In pixels of the image, which packing may have made smaller. float32 has 1/1024 exactly.
         left, right = (round(1024 * x * image.width / width) / 1024 for x in (left, right))
         top, bottom = (round(1024 * y * image.height / height) / 1024 for y in (top, bottom))
         x, y = math.floor(left), math.floor(top)
@@ -97,8 +97,8 @@ class XrayDataset(Dataset):
 
 def random_box(rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
     """Draw left, top, right and bottom of the part of an image that a sample shows."""
-    # Of ten pairs of an area (67 to 100 % of the image) and a logarithm of width / height (which is
-    # 3/4 to 4/3), the first that fits into the image counts (section 4.1).
+    # Of ten pairs of an area (67 to 100 % of the image) and an aspect (width / height, 3/4 to 4/3,
+    # drawn as its logarithm), the first that fits into the image counts (SimMIM, section 4.1).
     pairs = rng.uniform((0.67, math.log(3 / 4)), (1, math.log(4 / 3)), size=(10, 2))
     top, left = rng.random(2)
     for share, log_aspect in pairs:
@@ -115,8 +115,8 @@ def random_box(rng: np.random.Generator, width: int, height: int) -> tuple[int, 
 
 def random_mask(rng: np.random.Generator) -> np.ndarray:
     """Draw which patches are hidden (1) and which are visible (0), [h, h]."""
-    # Squares of several patches are hidden as a whole (section 3.2). A single patch could be
-    # guessed from its neighbours without any knowledge of chests.
+    # Squares of several patches are hidden as a whole (SimMIM, section 3.2). The pixels of a single
+    # patch could be guessed from its neighbours, without any knowledge of chests.
     side = IMG_SIZE // MASK_PATCH_SIZE
     mask = np.zeros(side**2, np.uint8)
     order = np.argsort(rng.random(side**2), kind='stable')  # a random order of the squares
@@ -135,13 +135,13 @@ class RelativePositionBias(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         # They are learnt for each distance of two patches, down and to the right. Nothing else
-        # tells the encoder where a patch is. Distances are -(h - 1) to h - 1, here counted from 0.
+        # tells the encoder where a patch is. From -(h - 1) to h - 1, shifted to begin with 0.
         patch, num_distances = torch.arange(GRID_SIZE**2), 2 * GRID_SIZE - 1
         row, column = patch // GRID_SIZE, patch % GRID_SIZE
         down = row[:, None] - row + GRID_SIZE - 1  # [L, L]
         right = column[:, None] - column + GRID_SIZE - 1
         index = F.pad(num_distances * down + right, (1, 0, 1, 0))  # [N, N]
-        # The class token has no place. Three more rows are for it as query, as key, and as both.
+        # The class token has no place: three more rows are for it as query, as key, and as both.
         num_pairs = num_distances**2
         index[0, :], index[:, 0], index[0, 0] = num_pairs, num_pairs + 1, num_pairs + 2
         self.register_buffer('relative_position_index', index)
@@ -218,8 +218,8 @@ class VisionTransformerForSimMIM(nn.Module):
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         x = self.patch_embed['proj'](images).flatten(2).transpose(1, 2)  # [B, L, D]
         # The heart of SimMIM (section 3.2): one learnt vector, the mask token, replaces each hidden
-        # patch. All tokens go through the encoder, because a Swin needs the whole grid. In MAE only
-        # the visible ones do, which is faster.
+        # patch, and all tokens go through the encoder, as a Swin needs the whole grid. In MAE
+        # (arXiv:2111.06377) a ViT sees the visible tokens alone, which is faster.
         x = torch.where(masks.flatten(1).unsqueeze(2) == 1, self.mask_token, x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # [B, N, D]
         position_bias = self.rel_pos_bias()
@@ -242,10 +242,10 @@ class SimMIM(nn.Module):
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         predictions = self.decoder(self.encoder(images, masks))  # [B, 1, S, S]
-        # From one number per patch to one per pixel, [B, 1, S, S].
-        hidden = F.interpolate(masks.unsqueeze(1).float(), scale_factor=PATCH_SIZE, mode='nearest')
-        # Equation 1: the mean absolute error (L1) of the hidden pixels, in one channel (SimMIM has
-        # three). Visible pixels do not count, because the encoder has seen them.
+        hidden = F.interpolate(masks[:, None].float(), scale_factor=PATCH_SIZE)  # [B, 1, S, S]
+        # Equation 1: the mean absolute error (L1) of the hidden pixels of the batch. The target is
+        # the image as the network reads it, in one channel (SimMIM also divides by its three).
+        # Visible pixels do not count, because the encoder has seen them.
         return ((predictions - images).abs() * hidden).sum() / (hidden.sum() + 1e-5)
 
 
@@ -253,11 +253,11 @@ class SimMIM(nn.Module):
 
 
 def learning_rate(step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate after a step: a linear warm-up, then a cosine."""
+    """Return the learning rate that is set at the end of a step: linear warm-up, then a cosine."""
     warmup_steps, num_steps = WARMUP_EPOCHS * steps_per_epoch, EPOCHS * steps_per_epoch
     if step < warmup_steps:
         return WARMUP_LR + step * (BASE_LR - WARMUP_LR) / warmup_steps
-    # The cosine starts at step 0 and not after the warm-up, at whose end the rate drops a little.
+    # The cosine starts at step 0 and not after the warm-up, so no rate quite reaches BASE_LR.
     return MIN_LR + (BASE_LR - MIN_LR) / 2 * (1 + math.cos(math.pi * step / num_steps))
 
 
@@ -275,13 +275,13 @@ def main(folder: Path) -> None:
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
     for epoch in range(EPOCHS):
         dataset.epoch = epoch
-        # The 1 gives other random numbers than those of the images.
+        # The counter has a 1 where that of the images has a 0: other random numbers.
         rng = np.random.Generator(np.random.Philox(key=[SEED, epoch], counter=[0, 0, 1, 0]))
         order = rng.permutation(len(dataset.files)).tolist()
         loader = DataLoader(dataset, BATCH_SIZE, sampler=order, drop_last=True)
         losses = []
         for i, (images, masks) in enumerate(loader):
-            # The learning rate lags one step, because SimMIM sets the rate of a step after it.
+            # SimMIM sets the rate at the end of a step, for the next one. Step 0 has its own.
             step = epoch * len(loader) + i
             for group in optimizer.param_groups:
                 group['lr'] = learning_rate(max(step - 1, 0), len(loader))

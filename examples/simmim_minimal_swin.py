@@ -1,16 +1,16 @@
-"""SimMIM with a Swin Transformer in one file. First read simmim_minimal.py, which has a ViT.
+r"""SimMIM with a Swin Transformer in one file. First read simmim_minimal.py, which has a ViT.
 
     python examples/simmim_minimal_swin.py [DIR]
 
 The encoder, the options and the rule for weight decay differ, and lateral images are used, too. The
 command trains for about two minutes on two CPU cores, and fine-tuning starts from what it saves:
 
-    python main_finetune.py --data-path DIR --pretrained simmim_minimal_swin.pth
+    python main_finetune.py --data-path DIR --pretrained simmim_minimal_swin.pth \
         --cfg configs/swin_nano__demo/simmim_finetune__swin_nano__img64_window4__demo.yaml
 
 tests/parity/test_simmim_minimal.py keeps this file equal to the program, bit for bit, in float32:
 
-    python main_simmim.py --data-path DIR --amp-opt-level O0
+    python main_simmim.py --data-path DIR --amp-opt-level O0 \
         --cfg configs/swin_nano__demo/simmim_pretrain__swin_nano__img64_window4__demo.yaml
 
 Letters in shapes: B images in a batch, S pixels along a side of an image, h tokens along a side in
@@ -35,7 +35,7 @@ IMG_SIZE = 64  # S (192)
 PATCH_SIZE = 4  # side of a patch in pixels (4)
 GRID_SIZE = IMG_SIZE // PATCH_SIZE  # h of the first stage (48)
 MASK_PATCH_SIZE = 8  # side in pixels of the squares that are hidden or visible as a whole (32)
-MASK_RATIO = 0.6  # share of the squares that are hidden (0.6)
+MASK_RATIO = 0.6  # share of the squares that are hidden, rounded up: 39 of 64 (0.6)
 DEPTHS = (2, 2, 2, 2)  # number of blocks in each stage (2, 2, 18, 2)
 NUM_HEADS = (2, 4, 8, 16)  # H in each stage (4, 8, 16, 32)
 EMBED_DIM = 32  # D of the first stage, which doubles from stage to stage (128)
@@ -45,9 +45,9 @@ WINDOW_SIZE = 4  # side of a window in tokens (6)
 BATCH_SIZE = 16  # B (2048)
 EPOCHS, WARMUP_EPOCHS = 20, 2  # (100, 10)
 # SimMIM states learning rates per 512 images, and scales them with the batch size.
-WARMUP_LR = 1.6e-5 * (BATCH_SIZE / 512)  # where the warm-up starts
-BASE_LR = 0.024 * (BATCH_SIZE / 512)  # where it ends
-MIN_LR = 1.6e-4 * (BATCH_SIZE / 512)  # where the training ends
+WARMUP_LR = 1.6e-5 * (BATCH_SIZE / 512)  # where the warm-up starts (1e-6)
+BASE_LR = 0.024 * (BATCH_SIZE / 512)  # where it ends (2e-4)
+MIN_LR = 1.6e-4 * (BATCH_SIZE / 512)  # where the training ends (1e-5)
 WEIGHT_DECAY, CLIP_GRAD = 0.05, 5.0  # the second is the largest norm of a gradient (0.05, 5)
 SEED = 0
 MEAN, STD = 255 * 0.503, 255 * 0.292  # of the pixels of CheXpert, from 0 to 255
@@ -61,8 +61,8 @@ class XrayDataset(Dataset):
     def __init__(self, folder: Path) -> None:
         self.folder, self.epoch = folder, 0
         table = pd.read_csv(folder / 'train.csv')
-        # The first name in CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg is that
-        # of the folder. The table also has labels, which are not used.
+        # Path is like CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg, of which the
+        # first name is that of the folder. The table also has labels, which are not used.
         files = table['Path'].str.partition('/')[2]
         patients = table['Path'].str.extract(r'(patient\d+)/')[0]
         # A tenth of the patients is held out. Fine-tuning chooses its checkpoint by them, so they
@@ -83,10 +83,10 @@ class XrayDataset(Dataset):
             packed = self.packed.loc[file]
             image = Image.frombytes('L', (packed['width'], packed['height']), packed['pixels'])
             width, height = packed['full_width'], packed['full_height']
-        # Its random numbers depend only on SEED, epoch and row, and so not on other images.
+        # The random numbers of a sample depend on SEED, epoch and row, and not on other samples.
         rng = np.random.Generator(np.random.Philox(key=[SEED, self.epoch], counter=[0, row, 0, 0]))
         left, top, right, bottom = random_box(rng, width, height)
-        # In pixels of the image, which packing may have made smaller; 1/1024 is exact in float32.
+        # In pixels of the image, which packing may have made smaller. float32 has 1/1024 exactly.
         left, right = (round(1024 * x * image.width / width) / 1024 for x in (left, right))
         top, bottom = (round(1024 * y * image.height / height) / 1024 for y in (top, bottom))
         x, y = math.floor(left), math.floor(top)
@@ -99,8 +99,8 @@ class XrayDataset(Dataset):
 
 def random_box(rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
     """Draw left, top, right and bottom of the part of an image that a sample shows."""
-    # Of ten pairs of an area (67 to 100 % of the image) and a logarithm of width / height (which is
-    # 3/4 to 4/3), the first that fits into the image counts (section 4.1).
+    # Of ten pairs of an area (67 to 100 % of the image) and an aspect (width / height, 3/4 to 4/3,
+    # drawn as its logarithm), the first that fits into the image counts (SimMIM, section 4.1).
     pairs = rng.uniform((0.67, math.log(3 / 4)), (1, math.log(4 / 3)), size=(10, 2))
     top, left = rng.random(2)
     for share, log_aspect in pairs:
@@ -117,8 +117,8 @@ def random_box(rng: np.random.Generator, width: int, height: int) -> tuple[int, 
 
 def random_mask(rng: np.random.Generator) -> np.ndarray:
     """Draw which patches are hidden (1) and which are visible (0), [h, h]."""
-    # Squares of several patches are hidden as a whole (section 3.2). A single patch could be
-    # guessed from its neighbours without any knowledge of chests.
+    # Squares of several patches are hidden as a whole (SimMIM, section 3.2). The pixels of a single
+    # patch could be guessed from its neighbours, without any knowledge of chests.
     side = IMG_SIZE // MASK_PATCH_SIZE
     mask = np.zeros(side**2, np.uint8)
     order = np.argsort(rng.random(side**2), kind='stable')  # a random order of the squares
@@ -277,10 +277,10 @@ class SimMIM(nn.Module):
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         predictions = self.decoder(self.encoder(images, masks))  # [B, 1, S, S]
-        # From one number per patch to one per pixel, [B, 1, S, S].
-        hidden = F.interpolate(masks.unsqueeze(1).float(), scale_factor=PATCH_SIZE, mode='nearest')
-        # Equation 1: the mean absolute error (L1) of the hidden pixels, in one channel (SimMIM has
-        # three). Visible pixels do not count, because the encoder has seen them.
+        hidden = F.interpolate(masks[:, None].float(), scale_factor=PATCH_SIZE)  # [B, 1, S, S]
+        # Equation 1: the mean absolute error (L1) of the hidden pixels of the batch. The target is
+        # the image as the network reads it, in one channel (SimMIM also divides by its three).
+        # Visible pixels do not count, because the encoder has seen them.
         return ((predictions - images).abs() * hidden).sum() / (hidden.sum() + 1e-5)
 
 
@@ -288,11 +288,11 @@ class SimMIM(nn.Module):
 
 
 def learning_rate(step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate after a step: a linear warm-up, then a cosine."""
+    """Return the learning rate that is set at the end of a step: linear warm-up, then a cosine."""
     warmup_steps, num_steps = WARMUP_EPOCHS * steps_per_epoch, EPOCHS * steps_per_epoch
     if step < warmup_steps:
         return WARMUP_LR + step * (BASE_LR - WARMUP_LR) / warmup_steps
-    # The cosine starts at step 0 and not after the warm-up, at whose end the rate drops a little.
+    # The cosine starts at step 0 and not after the warm-up, so no rate quite reaches BASE_LR.
     return MIN_LR + (BASE_LR - MIN_LR) / 2 * (1 + math.cos(math.pi * step / num_steps))
 
 
@@ -310,13 +310,13 @@ def main(folder: Path) -> None:
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
     for epoch in range(EPOCHS):
         dataset.epoch = epoch
-        # The 1 gives other random numbers than those of the images.
+        # The counter has a 1 where that of the images has a 0: other random numbers.
         rng = np.random.Generator(np.random.Philox(key=[SEED, epoch], counter=[0, 0, 1, 0]))
         order = rng.permutation(len(dataset.files)).tolist()
         loader = DataLoader(dataset, BATCH_SIZE, sampler=order, drop_last=True)
         losses = []
         for i, (images, masks) in enumerate(loader):
-            # The learning rate lags one step, because SimMIM sets the rate of a step after it.
+            # SimMIM sets the rate at the end of a step, for the next one. Step 0 has its own.
             step = epoch * len(loader) + i
             for group in optimizer.param_groups:
                 group['lr'] = learning_rate(max(step - 1, 0), len(loader))
