@@ -1,3 +1,10 @@
 #!/usr/bin/env bash
 # Contrastive methods against supervised networks: docs/studies/contrastive.md. bash scripts/studies/contrastive.sh full|small|tiny [DATA|--list] [OUT]
-exec bash "$(dirname "$0")/run.sh" contrastive "$@"
+set -euo pipefail
+. "$(dirname "$0")/run.sh" contrastive "$@"
+describe --examples 4
+reports
+# Pseudo-labels: a teacher with 10 % of the labels, and a student that learns from its confident predictions.
+teacher=$(echo "$out"/simmim_finetune/*moco_0.1_seed0)
+$python scripts/pseudo_label.py --cfg "$teacher/config.yaml" --data-path "$data" --output "$out/pseudo_labels" \
+    --confidence 0.9 --processes "${PROCESSES:-1}" --opts DATA.TRAIN_FRACTION 0.1

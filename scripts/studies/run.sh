@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run a study from set-up to table and figures. The other scripts of this folder call this file.
+# Run a study from set-up to its page, OUT/index.html. The other scripts of this folder source this file.
 #   bash scripts/studies/NAME.sh SCALE [DATA] [OUT]
 #   bash scripts/studies/NAME.sh SCALE --list     only show the runs: config, options, disk space
 # SCALE: full (several GPUs), small (one GPU) or tiny (two CPU cores, minutes).
@@ -52,8 +52,43 @@ if [ -z "$data" ]; then
     echo "error: DATA is missing; $usage" >&2
     exit 2
 fi
+# The page shows what is there whenever the study ends or stops, and names what is not finished.
+page() { $python scripts/studies/page.py "$name" --scale "$scale" --output "$out"; }
+mkdir -p "$out"
+trap page EXIT
+
+# The parts of a study, which its script calls in their order:
+
+# describe [FLAG ...]: labels, ages, groups and examples of the data of the first fine-tuning.
+describe() {
+    local run
+    run=$(find "$out/simmim_finetune" -maxdepth 1 -name '*_seed*' | sort | head -n 1)
+    $python scripts/describe_data.py --data-path "$data" --output "$out/data" --cfg "$run/config.yaml" "$@"
+}
+# masks FLAG ...: an X-ray of the data, or of the project where these are a store, under the masks.
+masks() {
+    local image
+    image=$(find "$data" \( -name '*.jpg' -o -name '*.png' \) -print -quit)
+    mkdir -p "$out/images"
+    $python scripts/show_masks.py --image "${image:-examples/xray.png}" --output "$out/images/masks.png" "$@"
+}
+# reconstructions: those of all pre-trainings of the first seed, side by side.
+reconstructions() {
+    local runs
+    mapfile -t runs < <(find "$out"/*_pretrain -path '*_seed0/reconstructions' | sort | xargs -r -n 1 dirname)
+    [ ${#runs[@]} = 0 ] || $python scripts/show_reconstructions.py "${runs[@]}" --output "$out/images/reconstructions.png"
+}
+# reports: those of the rows with the best and the worst score, with saliency maps.
+reports() {
+    local run runs
+    runs=$($python scripts/studies/page.py "$name" --scale "$scale" --output "$out" --best-and-worst)
+    for run in $runs; do
+        [ -f "$out/$run/report_eval/report.html" ] ||
+            $python main_finetune.py --eval --cfg "$out/$run/config.yaml" --opts REPORT.WRITE True REPORT.MAPS 1
+    done
+}
+
 $python scripts/ablate.py run "${run[@]}" --data-path "$data" --keep best
 # shellcheck disable=SC2086 # several words
 $python scripts/ablate.py table "${sweep[@]}" ${TABLE_OPTS:-}
 $python scripts/ablate.py plot "${sweep[@]}"
-echo "$name, $scale: done in $(((SECONDS - start + 30) / 60)) min; everything is in $out"
