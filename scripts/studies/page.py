@@ -35,7 +35,7 @@ from system.tool import tool
 PAGES = Path(__file__).parent / 'pages'
 PART = re.compile(r'^!\[(?P<caption>.+)\]\((?P<name>\S+)\)$', re.MULTILINE)
 OTHER_FORMS = ('.pdf', '.svg', '.csv', '.tex')  # that are linked below a figure or table
-MOST_ROWS = 12  # of a table that is not folded
+MOST_ROWS, MOST_PAGES = 12, 3  # of a table or figure that is not folded
 LINE = re.compile(r'^\|', re.MULTILINE)
 
 
@@ -76,7 +76,10 @@ def fill(source: str, folder: Path, words: Mapping[str, str]) -> tuple[str, list
         if '*' in name:
             return f'**{title}.** {caption}\n\n{small_images(folder, files)}'
         shown = '\n'.join(f'![{title}]({file.relative_to(folder)})' for file in files)
-        return f'**{title}.** {caption}\n\n{shown}\n\n{links(folder, files)}'
+        shown = f'{shown}\n\n{links(folder, files)}'
+        if len(files) > MOST_PAGES:
+            return folded(title, f'{caption} ({len(files)} pages)', shown)
+        return f'**{title}.** {caption}\n\n{shown}'
 
     for word, value in words.items():
         source = source.replace(word, value)
@@ -104,8 +107,12 @@ def table(folder: Path, file: Path, title: str, caption: str) -> str:
     count = len(LINE.findall(rows)) - 2
     if count <= MOST_ROWS:
         return f'**{title}.** {caption}\n\n{text}'
-    about = f'<b>{title}.</b> {html.escape(caption)} ({count} rows)'
-    summary = f'<summary><span>{about}</span></summary>'
+    return folded(title, f'{caption} ({count} rows)', text)
+
+
+def folded(title: str, caption: str, text: str) -> str:
+    """Return a text that a click on its caption shows."""
+    summary = f'<summary><span><b>{title}.</b> {html.escape(caption)}</span></summary>'
     return f'<details markdown="1">{summary}\n\n{text}\n\n</details>'
 
 

@@ -30,7 +30,8 @@ def test_a_figure_shows_its_pages_in_order_and_links_its_other_forms(tmp_path: P
     pages = [f'a/b_{number}' for number in range(1, 10)]
     write(tmp_path, *(f'{page}.png' for page in pages), 'a/b_1.svg', 'a/b_9.pdf', 'a/b_labels.png')
     text, missing = filled(tmp_path, '![Curves](a/b.png)\n')
-    assert text.startswith('**Figure 1.** Curves\n') and not missing
+    assert '<b>Figure 1.</b> Curves (9 pages)</span></summary>' in text and not missing
+    assert filled(tmp_path, '![Curves](a/b_1.png)')[0].startswith('**Figure 1.** Curves\n')
     assert re.findall(r'!\[Figure 1\]\(([^)]*)\)', text) == [f'{page}.png' for page in pages]
     assert '[b_1.svg](a/b_1.svg)' in text and '[b_9.pdf](a/b_9.pdf)' in text
 
