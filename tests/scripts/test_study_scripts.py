@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import timm
+import torch
 from safetensors.torch import load_file
 from tiny import ROOT, load_script, run_script
 from xray_splits import LOGGER
@@ -68,3 +70,14 @@ def test_the_figure_shows_a_study_that_is_not_finished(tmp_path: Path, rows: tup
     scores = pd.DataFrame({'value': [0.8, 0.7], 'low': [0.7, 0.6], 'high': [0.9, 0.8]}, index=rows)
     draw_shares(tmp_path / 'shares.png', scores, 'Pneumonia')
     assert (tmp_path / 'shares.png').stat().st_size > 10_000
+
+
+def test_weights_in_the_order_of_timm_get_its_names() -> None:
+    renamed = load_script('studies/lite0_weights').renamed
+    wanted = timm.create_model('tf_efficientnet_lite0').state_dict()
+    given = {f'module_{number}': value for number, value in enumerate(wanted.values())}
+    found = renamed(given)
+    assert [*found] == [*wanted]
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    with pytest.raises(ValueError, match='not those of tf_efficientnet_lite0'):
+        renamed(dict([*given.items()][1:]))
