@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from evaluation.run_facts import COMPARED, DOUBTS, RANDOM, SEED, WEIGHTS, Known
+from evaluation.run_facts import COMPARED, DOUBTS, MODE, RANDOM, SEED, WEIGHTS, Known
 
 # Fact -> what follows if several seeds of a row share a value of it.
 DEPENDENT = {
@@ -15,7 +15,9 @@ DEPENDENT = {
     WEIGHTS: '{} seeds start from {} file(s) of weights, so the interval over seeds lacks the '
     'variance of pre-training',
 }
-TOLD = (SEED, *COMPARED, WEIGHTS)  # facts of which a reader is told if they are not recorded
+# Facts of which a reader is told if they are not recorded. The trained part is recorded with all
+# others, and which rows of a study are probes stands in their names.
+TOLD = (SEED, *(fact for fact in COMPARED if fact != MODE), WEIGHTS)
 WARNING = 'Warning: '
 SHOWN = 3  # sentences of a doubt in a table, and names in a caption
 

@@ -18,8 +18,8 @@ KNOWN = 'known'  # key of the JSON file
 # Facts, as text. '' is a fact that a kind of run does not have, such as the epoch of a probe.
 SEED, SIZE, PRECISION, LABELS = 'seed', 'input size', 'precision', 'share of labels'
 EPOCH, WEIGHTS, MODE = 'epoch chosen on', 'initial weights', 'trained part'
-COMPARED = (SIZE, PRECISION, LABELS, EPOCH)  # of which a reader must know if they differ
-FACTS = (SEED, *COMPARED, WEIGHTS, MODE)
+COMPARED = (SIZE, PRECISION, LABELS, EPOCH, MODE)  # of which a reader must know if they differ
+FACTS = (SEED, *COMPARED, WEIGHTS)
 # Doubts, each with sentences: none if nothing was found. Of a missing one, nothing is known.
 SHARED = 'patients in two splits'
 SEEN = 'weights that may have seen scored patients'

@@ -59,7 +59,7 @@ def test_each_doubt_is_told_with_the_runs_that_have_it(doubt: str) -> None:
     assert notice.short == f'Warning: {doubt} (b with seed 1).'
 
 
-@pytest.mark.parametrize('fact', [SIZE, PRECISION, LABELS, EPOCH])
+@pytest.mark.parametrize('fact', [SIZE, PRECISION, LABELS, EPOCH, MODE])
 def test_each_fact_that_differs_is_told_with_its_values(fact: str) -> None:
     other = Known(FACTS_OF_A | {fact: 'other'}, CLEAN)
     runs = {('a', '0'): known(), ('b', '0'): [other], ('c', '0'): known(), ('d', '0'): [other] * 2}
