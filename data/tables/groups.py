@@ -40,7 +40,9 @@ def all_groups(
 def standard_groups(records: Records) -> dict[str, np.ndarray]:
     """Return the sex, age band and view of each image as text, '' if unknown.
 
-    Age 0 counts as unknown, because CheXpert's patients are adults and 0 is a missing age there.
+    Age 0 counts as unknown, because CheXpert's patients are adults and 0 is a missing age there. An
+    unknown sex is that of other images of the patient, and an unknown age that of other images of
+    the study, if these have one value.
 
     Returns:
         Arrays [N] by column: 'Sex'; 'Age', such as '40-59' or '80 and over'; and 'View', which is
@@ -50,12 +52,22 @@ def standard_groups(records: Records) -> dict[str, np.ndarray]:
     frontal = np.where(records.view == 'frontal', frontal, '')
     bands = [f'{start}-{end - 1}' for start, end in zip(AGE_BANDS, AGE_BANDS[1:], strict=False)]
     names = np.array([*bands, f'{AGE_BANDS[-1]} and over'], object)
-    band = names[np.searchsorted(AGE_BANDS, np.nan_to_num(records.age), side='right') - 1]
+    sex = _shared(np.where(records.sex == 'Unknown', None, records.sex), records.patient)
+    age = _shared(np.where(records.age == 0, np.nan, records.age), records.study)
+    band = names[np.searchsorted(AGE_BANDS, age.fillna(0), side='right') - 1]
     return {
-        'Sex': np.where(records.sex == 'Unknown', '', records.sex),
-        'Age': np.where(np.isnan(records.age) | (records.age == 0), '', band),
+        'Sex': sex.fillna('').to_numpy(object),
+        'Age': np.where(age.isna(), '', band),
         'View': np.where(records.view == 'lateral', 'Lateral', frontal),
     }
+
+
+def _shared(values: np.ndarray, of: np.ndarray) -> pd.Series:
+    """Return values [N], where unknown the only known one of the same patient or study `of` [N]."""
+    series = pd.Series(values)
+    pairs = pd.DataFrame({'of': of, 'value': series})[series.notna()].drop_duplicates()
+    single = pairs[~pairs['of'].duplicated(keep=False)].set_index('of')['value']
+    return series.fillna(pd.Series(of, dtype=object).map(single))
 
 
 def members(values: np.ndarray) -> dict[str, np.ndarray]:

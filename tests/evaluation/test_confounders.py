@@ -131,6 +131,7 @@ def with_unknown_views(share: float, projection: str = '', *, lateral: int = 0):
     view = np.repeat(np.array(['frontal', 'lateral'], object), [1000, lateral])
     ap_pa = np.where(view == 'lateral', '', ap_pa[order])
     people = {'sex': np.full(len(order), 'Male', object), 'age': np.full(len(order), 50.0)}
+    people |= {'patient': cases.patient[order], 'study': cases.study[order]}
     groups = standard_groups(SimpleNamespace(view=view, ap_pa=ap_pa, **people))
     return replace(cases.select(order), groups=groups)
 

@@ -10,7 +10,7 @@ from tiny import config_with
 from xray_splits import LOGGER, make_config, write_split
 
 from data.tables.chexpert import open_data_set
-from data.tables.groups import add_demographics, group_columns
+from data.tables.groups import add_demographics, group_columns, standard_groups
 from data.tables.known_sets import ages, sexes
 from data.tables.predictions import read_label_file
 from data.tables.reading import read_split
@@ -138,6 +138,26 @@ def test_words_of_own_groups_that_count_as_unknown_are_named(tmp_path: Path) -> 
     (fault,) = faults
     assert fault.severity == 'warning'
     assert "3 cells of 'device' ('none', 'None') count as unknown" in fault.detail
+
+
+def test_the_sex_of_a_patient_and_the_age_of_a_study_need_one_row(tmp_path: Path) -> None:
+    """A value that differs within the patient or the study stays unknown where it is not stated."""
+    rows, wanted = [], []
+    for name, sex, age, sex_known, band in [
+        ('1/study1/view1', '', '', 'Female', '60-79'),
+        ('1/study1/view2', 'Female', '70', 'Female', '60-79'),
+        ('1/study2/view1', 'unknown', '0', 'Female', ''),
+        ('2/study1/view1', 'Male', '39', 'Male', '0-39'),
+        ('2/study1/view2', 'Female', '41', 'Female', '40-59'),
+        ('2/study1/view3', '', '', '', ''),
+        ('3/study1/view1', '', '0', '', '80 and over'),
+        ('3/study1/view2', '', '90', '', '80 and over'),
+        ('4/study1/view1', '', '', '', ''),
+    ]:
+        rows.append(row(f'X/patient0000{name}_frontal.png', Sex=sex, Age=age))
+        wanted.append((sex_known, band))
+    groups = standard_groups(read(tmp_path, rows, look_up='none'))
+    assert [*zip(groups['Sex'], groups['Age'], strict=True)] == wanted
 
 
 def test_cells_of_labels_have_no_words_for_unknown(tmp_path: Path) -> None:
