@@ -39,6 +39,7 @@ from data.tables.table_warnings import (
     report_groups,
     report_names,
     report_patients,
+    report_spellings,
     report_views,
 )
 from data.tables.unknown import NOBODY
@@ -314,6 +315,7 @@ def add_studies(table: Table) -> None:
         problem = f'is not of the form FOLDER/patient00001/study1{image}'
         problem += ', and there is no column Patient' if key == 'Path' else ''
         table.keep(key, pd.notna(patient), 'form of a path', problem)
+    report_spellings(table)
 
 
 def _known_patients(table: Table, in_paths: np.ndarray) -> np.ndarray:  # [N]

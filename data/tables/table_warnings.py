@@ -22,7 +22,9 @@ from data.tables.unknown import is_unknown_word, known_cells
 # Kinds of warnings that also belong into a report.
 CONTRADICTION, SIMILAR = 'No Finding with a finding', 'name like a label'
 NO_PATIENTS, LACKING_PATIENTS = 'unknown patients', 'rows without a patient'
-DOUBTS = (CONTRADICTION, SIMILAR, LACKING_PATIENTS)
+TWO_SPELLINGS = 'two spellings of a patient or a study'
+DOUBTS = (CONTRADICTION, SIMILAR, LACKING_PATIENTS, TWO_SPELLINGS)
+NAMED = {'patient': 'patient(s)', 'study': 'studies of a patient'}
 # Images of one patient above which the name may mean nobody: more than the first number, and more
 # than this share of all or the last number. The most in public data are 184 of 112,120.
 MANY_IMAGES, LARGE_SHARE, MOST_IMAGES = 50, 0.05, 500
@@ -51,10 +53,15 @@ def report_groups(table: Table, columns: Sequence[str]) -> None:
             table.fault('unknown groups', detail, severity='warning')
 
 
+def names_nobody(table: Table) -> bool:
+    """Return whether all images stand for patients, because the table names none."""
+    return len(table) > 0 and all(map(str.endswith, table[table.key], table['patient']))
+
+
 def report_patients(table: Table) -> None:
-    """Warn of patients who are unknown or have several spellings, and of dropped digits."""
+    """Warn of patients who are unknown, and of dropped digits."""
     names = table['patient']
-    if len(table) and all(map(str.endswith, table['path'], names)):
+    if names_nobody(table):
         if (table['Patient'] != '').any():  # otherwise `add_studies` has said it
             detail = 'it names no patients: each image counts as one, so splits may share patients'
             table.fault(NO_PATIENTS, detail, severity='warning')
@@ -67,14 +74,6 @@ def report_patients(table: Table) -> None:
             'patient is unknown, leave the cells empty, or they count as one person'
         )
         table.fault('one patient of many rows', detail, severity='warning')
-    if pairs := other_spellings(names):
-        one, other = pairs[0]
-        rows = [int(table.row[(names == name).to_numpy().argmax()]) + 2 for name in (one, other)]
-        detail = (
-            f'{len(pairs)} patient(s) may be spelt in two ways, such as {one!r} in row {rows[0]} '
-            f'and {other!r} in row {rows[1]}. They are never apart, but count as two patients'
-        )
-        table.fault('two spellings of a patient', detail, severity='warning')
     for column in ('Patient', 'Study'):
         cells = table[column] if column in table else ()
         if found := [cell for cell in {*cells} if SCIENTIFIC.fullmatch(cell.strip())]:
@@ -83,6 +82,28 @@ def report_patients(table: Table) -> None:
                 'notation: a spreadsheet has dropped digits, so several may have become one'
             )
             table.fault('scientific notation', detail, severity='warning')
+
+
+def report_spellings(table: Table) -> None:
+    """Warn of patients, and of studies of one patient, that may be spelt in two ways."""
+    study, patient = table['study'], table['patient']
+    patient_of = dict(zip(study, patient, strict=True))
+    found = {'patient': [] if names_nobody(table) else other_spellings(patient)}
+    found['study'] = [
+        (one, other)
+        for one, other in (other_spellings(study) if 'Study' in table else ())
+        if patient_of[one] == patient_of[other]
+    ]
+    for column, pairs in found.items():
+        for one, other in pairs[:1]:
+            first = [(table[column] == name).to_numpy().argmax() for name in (one, other)]
+            rows = [int(table.row[position]) + 2 for position in first]
+            detail = (
+                f'{len(pairs)} {NAMED[column]} may be spelt in two ways, such as {one!r} in row '
+                f'{rows[0]} and {other!r} in row {rows[1]}. They are never in two splits, but each '
+                'spelling counts as one'
+            )
+            table.fault(TWO_SPELLINGS, detail, severity='warning')
 
 
 def report_names(table: Table, labels: Sequence[str], others: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from data.tables.identity import (
     patient_forms,
     shared_patients,
 )
+from data.tables.predictions import read_label_file
 from data.tables.reading import read_split
 from data.tables.splits import split_holdout, take_subset, unlabelled_records
 
@@ -203,6 +204,26 @@ def test_numbers_of_studies_have_one_spelling(tmp_path: Path) -> None:
     ]
     records = read(tmp_path, rows, ['Patient', 'Study', *row('')], look_up='none')
     assert records.study.tolist() == ['7/1', '7/1', '7/1,000', '8/1', '7/01']
+
+
+def test_spellings_of_a_study_of_one_patient_are_told_as_those_of_a_patient_are(tmp_path) -> None:
+    """Also of a label file, whose report shows them: each counts as a study, or as a patient."""
+    cells = [('7', '1'), ('7', '01'), ('7', 'S1'), ('7', 'study 1'), ('8', '1'), ('8', '2')]
+    cells += [('9', '1'), ('009', '01')]
+    rows = [
+        row(f'{n}_frontal.png', Patient=who, Study=study) for n, (who, study) in enumerate(cells)
+    ]
+    faults: list = []
+    options = {'look_up': 'none', 'on_fault': faults.append}
+    records = read(tmp_path, rows, ['Patient', 'Study', *row('')], **options)
+    assert len({*records.study}) == len(cells)
+    told = [fault.detail for fault in faults if 'spelling' in fault.kind]
+    assert told[0].startswith("1 patient(s) may be spelt in two ways, such as '9' in row 8 and")
+    wanted = "3 studies of a patient may be spelt in two ways, such as '7/1' in row 2 and '7/01' in"
+    assert told[1].startswith(wanted) and len(told) == 2
+    file = tmp_path / 'labels.csv'
+    pd.DataFrame(rows).reindex(columns=['Patient', 'Study', *row('')]).to_csv(file, index=False)
+    assert {*told} <= {*read_label_file(file).records.doubts}
 
 
 def test_numbers_in_scientific_notation_are_a_warning(tmp_path: Path) -> None:
