@@ -59,20 +59,27 @@ def test_counts_agree_with_a_loop_over_the_rows(mixed: Path) -> None:
     members = defaultdict(lambda: (set(), set(), set()))
     for split in ('train', 'valid', 'test'):
         with open(mixed / f'{split}.csv', newline='') as file:
-            for cells in csv.DictReader(file):
-                frontal = cells['Frontal/Lateral'] == 'Frontal'
-                groups = {
-                    'All': 'All',
-                    'Sex': cells['Sex'].replace('Unknown', 'unknown'),
-                    'Age': bands[cells['Age']],
-                    'View': 'Frontal AP' if frontal else 'Lateral',
-                    'Site': cells['Site'] or 'unknown',
-                } | {label: KIND_OF_CELL[cells[label]] for label in LABELS}
-                study = cells['Path'].rpartition('/')[0]
-                units = cells['Path'], study, study.rpartition('/')[0]
-                for group in groups.items():
-                    for found, unit in zip(members[(split, *group)], units, strict=True):
-                        found.add(unit)
+            rows = [*csv.DictReader(file)]
+        for cells in rows:
+            study = cells['Path'].rpartition('/')[0]
+            patient = study.rpartition('/')[0]
+            # Values of the other images of the patient, and of the study.
+            sexes = {row['Sex'] for row in rows if row['Path'].startswith(f'{patient}/')}
+            ages = {row['Age'] for row in rows if row['Path'].startswith(f'{study}/')}
+            sex = {*sexes} - {'Unknown'} if cells['Sex'] == 'Unknown' else {cells['Sex']}
+            age = {*ages} - {'0'} if cells['Age'] == '0' else {cells['Age']}
+            frontal = cells['Frontal/Lateral'] == 'Frontal'
+            groups = {
+                'All': 'All',
+                'Sex': [*sex][0] if len(sex) == 1 else 'unknown',
+                'Age': bands[[*age][0]] if len(age) == 1 else 'unknown',
+                'View': 'Frontal AP' if frontal else 'Lateral',
+                'Site': cells['Site'] or 'unknown',
+            } | {label: KIND_OF_CELL[cells[label]] for label in LABELS}
+            units = cells['Path'], study, patient
+            for group in groups.items():
+                for found, unit in zip(members[(split, *group)], units, strict=True):
+                    found.add(unit)
     table = description.counts.set_index(['split', 'column', 'group'])[[*UNITS]]
     found = dict(zip(table.index, map(tuple, table.to_numpy().tolist()), strict=True))
     assert found == {key: tuple(map(len, units)) for key, units in members.items()}
