@@ -20,6 +20,7 @@ from config import PROBES, Config, module_of_option, selected_part
 from data.data_finetune import build_loader_finetune, patient_leaks
 from data.fingerprint import describe_data, hash_patients
 from data.loader import Loaders
+from data.tables.records import task_of
 from data.tables.splits import selecting_split
 from engine.launch import launch
 from engine.loop import LossFunction, fit
@@ -204,6 +205,10 @@ def main(run: Run) -> int:
     if config.EVAL_MODE:
         evaluate(run, loaders)
         return 0
+    learns_predictions = task_of(config).needs_predictions
+    soft_targets = config.DATA.SELF_TRAIN_PREDICTIONS if learns_predictions else ''
+    for predictions in filter(None, [soft_targets, config.DATA.PSEUDO_LABELS]):
+        run.lineage.learn_from(predictions, logger)
 
     is_probe = config.FINETUNE.MODE in PROBES
     # Before the model is built: a score that cannot be computed should cost no time.

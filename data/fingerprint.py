@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,16 @@ def hash_patients(config: Config, loaders: Loaders) -> dict[str, np.ndarray]:  #
     for split, loader in loaders._asdict().items():
         if loader is None:
             continue
-        texts = {
-            f'{data_sets[source]}\0{name}'
-            for source, part in loader.dataset.parts.items()
-            for name in patient_forms(part.records.patient)
-        }
-        digests = (hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in texts)
-        found[split] = np.sort(np.frombuffer(b''.join(digests), '<i8'))
+        parts = loader.dataset.parts.items()
+        found[split] = hash_names((data_sets[name], part.records.patient) for name, part in parts)
     return found
+
+
+def hash_names(patients: Iterable[tuple[str, Sequence[str]]]) -> np.ndarray:  # int64 [N]
+    """Return sorted hashes of patients, given the names of those of each DATA.DATASET."""
+    texts = {f'{data_set}\0{form}' for data_set, names in patients for form in patient_forms(names)}
+    digests = (hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in texts)
+    return np.sort(np.frombuffer(b''.join(digests), '<i8'))
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:

@@ -2,8 +2,10 @@
 
 A checkpoint records each training that its weights have been through, with hashes of the patients.
 A run that starts from it therefore finds its own patients there, however many runs lie between.
+Predictions from which a student learns record the trainings of their model, too.
 """
 
+import base64
 import contextlib
 import json
 import logging
@@ -37,12 +39,14 @@ class Lineage:
         config: Options of the run.
         patients: Split -> hashes of its patients (`data.fingerprint.hash_patients`).
         trainings: Trainings behind its weights, the oldest first.
+        teachers: Trainings behind the predictions that it learns from.
         warnings: What these may have seen of patients that the run does not learn from.
     """
 
     config: Config
     patients: Mapping[str, np.ndarray] = field(default_factory=dict)
     trainings: list[Training] = field(default_factory=list)
+    teachers: list[Training] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def start_from(self, path: str, checkpoint: Mapping[str, Any], logger: logging.Logger) -> None:
@@ -53,20 +57,42 @@ class Lineage:
         kept = [entry for entry in trainings if not _is_same(entry, own)]
         self.trainings = trainings if self.config.EVAL_MODE else kept
         own = newest if self.config.EVAL_MODE else own
-        options = {'newest': newest, 'own': own}
-        data = self.config.DATA
-        self.warnings = seen_patients(path, self.trainings, self.patients, data, **options)
-        for line in self.warnings:
-            logger.warning(line)
+        self._warn(path, self.trainings, newest, own, logger)
+
+    def learn_from(self, predictions: str, logger: logging.Logger) -> None:
+        """Take note of a file with predictions that are learned, and warn of its model."""
+        found = trainings_of_predictions(predictions)
+        self.teachers += found
+        self._warn(f'the teacher of {predictions}', found, found[-1], self._own(), logger)
 
     @property
     def is_known(self) -> bool:
-        """Return whether the patients of all trainings behind the weights are known."""
-        return all(entry['patients'] is not None for entry in self.trainings)
+        """Return whether the patients of all trainings behind the model are known."""
+        return all(entry['patients'] is not None for entry in (*self.trainings, *self.teachers))
 
     def contents(self) -> list[Training]:
         """Return the entry of a checkpoint: all trainings behind it, its own last."""
-        return [*self.trainings, self._own()]
+        if self.config.EVAL_MODE:
+            return self.trainings
+        kept: list[Training] = []
+        for entry in (*self.trainings, *self.teachers):
+            if not any(_is_same(entry, other) for other in kept):
+                kept.append(entry)
+        return [*kept, self._own()]
+
+    def _warn(
+        self,
+        name: str,
+        trainings: Sequence[Training],
+        newest: Training | None,
+        own: Training | None,
+        logger: logging.Logger,
+    ) -> None:
+        options = {'newest': newest, 'own': own}
+        for line in seen_patients(name, trainings, self.patients, self.config.DATA, **options):
+            if line not in self.warnings:
+                self.warnings.append(line)
+                logger.warning(line)
 
     def _own(self) -> Training:
         learned = (self.patients[split] for split in LEARNED if split in self.patients)
@@ -129,6 +155,48 @@ def _trainings_of_export(path: str | Path) -> list[Training]:
         ]
 
 
+def trainings_of_predictions(file: str | Path) -> list[Training]:
+    """Return the trainings behind the model that made predictions, its own last.
+
+    The JSON file beside them records these, or names a checkpoint that does.
+
+    Raises:
+        ValueError: If the record is damaged. The message names the file.
+    """
+    about, description = Path(file).with_suffix('.json'), None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        description = json.loads(about.read_bytes())
+    if not isinstance(description, dict):  # of a program that is not ours
+        description = {}
+    found: list[Training] = []
+    if LINEAGE in description:
+        with name_damaged(about):
+            found = [_checked(_decoded(entry)) for entry in description[LINEAGE]]
+    elif 'checkpoint' in description:
+        found = _trainings_of_file(str(description['checkpoint']), [])
+    return found or [_unknown(file, lost=False)]
+
+
+def as_json(trainings: Iterable[Training]) -> list[dict[str, Any]]:
+    """Return trainings for a JSON file: the hashes of patients are 8 bytes each, in base64."""
+    found = []
+    for entry in trainings:
+        patients = entry['patients']
+        if patients is not None:
+            patients = base64.b64encode(patients.numpy().astype('<i8').tobytes()).decode()
+        found.append(entry | {'patients': patients})
+    return found
+
+
+def _decoded(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry of `as_json` with the hashes as a tensor."""
+    patients = entry['patients']
+    if patients is not None:
+        hashes = np.frombuffer(base64.b64decode(patients, validate=True), '<i8')
+        patients = torch.from_numpy(hashes.astype(np.int64))
+    return {**entry, 'patients': patients}
+
+
 def _trainings_of_file(path: str, known: Sequence[str]) -> list[Training]:
     """Return the trainings behind a file, or say that it is lost."""
     if not is_url(path) and Path(split_key(path)[0]).is_file():
@@ -165,7 +233,7 @@ def seen_patients(
     known += [own['patients'].numpy()] if own and own['patients'] is not None else []
     lines = []
     for entry in trainings:
-        name = path if entry is newest else f'{entry["run"]}, from which {path} started,'
+        name = path if entry is newest else f'{entry["run"]}, from which {path} comes,'
         if entry['lost']:
             lines.append(f'{name} cannot be read, so the patients of its training are unknown')
         if entry['data'] is None:

@@ -23,6 +23,7 @@ from data.loader import Loaders
 from data.tables.predictions import write_predictions
 from data.tables.reading import SCORED_SPLITS
 from data.tables.records import task_of
+from engine.lineage import as_json
 from engine.run import Run
 from engine.run_record import (
     code_version,
@@ -36,6 +37,7 @@ from evaluation.run_facts import KNOWN, ON_VALID, Known
 from evaluation.scored_run import chosen_on, known_of, patients_of
 from logger import json_safe
 from system import distributed
+from system.downloads import LINEAGE
 from system.files import replace_file, sha256
 from system.tool import command_of
 from utils import trained_config
@@ -91,7 +93,16 @@ class FinalScores:
                 self.looks = note_evaluation(run.folder, source, self.scored, run.logger)
             self.chosen_on = chosen_on(self.trained, source, run.folder, is_own=not self.suffix)
             self.patients = patients_of(run.config, self.loaders, self.scored)
-            self.known = known_of(run, self.trained, source, self.chosen_on, self.patients)
+            self.known = known_of(
+                run.lineage,
+                self.trained,
+                source,
+                chosen=self.chosen_on,
+                patients=self.patients,
+                # With --eval, the run of the checkpoint has the facts.
+                record=run.record.contents or known_record(Path(source).parent),
+                device=run.device,
+            )
             found = {s: self.task.probabilities(self.values[s]) for s in self.scored | others}
             self._write_predictions(found, source)
             file = run.folder / f'scores{self.suffix}.json'
@@ -127,12 +138,15 @@ class FinalScores:
                 'facts': facts,
                 'doubts': doubts | ({} if split == 'valid' else {ON_VALID: []}),
             }
+            about = {'csv': Path(records.csv).name, 'rows': len(records), KNOWN: known}
+            if split == 'train':  # of which a student may learn
+                about[LINEAGE] = as_json(self.run.lineage.contents())
             write_predictions(
                 self.run.folder / f'predictions_{split}{self.suffix}.csv',
                 values,
                 paths=records.path,
                 labels=self.task.labels,
-                source=source | {'csv': Path(records.csv).name, 'rows': len(records), KNOWN: known},
+                source=source | about,
             )
 
 

@@ -13,8 +13,8 @@ from config import NO_ENCODER, PROBES, Config
 from data.loader import Loaders
 from data.tables.identity import shared_patients
 from data.tables.reading import read_split
-from engine.run import Run
-from engine.run_record import known_record, weights_checksum
+from engine.lineage import Lineage
+from engine.run_record import weights_checksum
 from evaluation.run_facts import (
     BY_HAND,
     CHOSEN_ON,
@@ -30,7 +30,6 @@ from evaluation.run_facts import (
     WEIGHTS,
     Known,
     facts_of_options,
-    read_known,
 )
 from system.device import autocast_dtype
 from system.files import BEST_CHECKPOINT, checkpoint_position
@@ -38,51 +37,38 @@ from utils import selected_checkpoint
 
 
 def known_of(
-    run: Run,
+    lineage: Lineage,
     trained: Config | None,
     source: str,
+    *,
     chosen: str,
     patients: Mapping[str, Sequence[str]],
+    record: Mapping[str, Any],
+    device: torch.device,
 ) -> Known:
     """Collect what a reader of predictions must know of the run whose model makes them.
 
     Args:
-        run: Run that scores the model.
+        lineage: Trainings behind the model, with the options of the scoring.
         trained: Options of the training; None if they are unknown.
         source: Checkpoint, or kind of probe.
         chosen: Result of `chosen_on`.
         patients: Result of `patients_of`.
+        record: Contents of the run.json of the training, {} if it is unknown.
+        device: Device of the scoring.
     """
-    # With --eval, the run of the checkpoint has the facts.
-    record = run.record.contents or known_record(Path(source).parent)
-    facts = facts_of(trained, run.config, chosen, record, run.device) if trained else {}
+    facts = facts_of(trained, lineage.config, chosen, record, device) if trained else {}
     selects = trained is not None and trained.EVAL.SELECT_ON == 'valid'
     is_renamed = chosen == 'hand' and checkpoint_position(Path(source).name) is None
     is_optimistic = chosen == 'valid' or (is_renamed and selects)
-    teachers = teachers_of(trained) if trained else {}
-    seen = [
-        *run.lineage.warnings,
-        *(
-            f'{file}, whose values were learned: {line}'
-            for file, known in teachers.items()
-            for line in known.doubts.get(SEEN, ())
-        ),
-    ]
-    are_known = run.lineage.is_known and all(SEEN in known.doubts for known in teachers.values())
     doubts = {
         SHARED: shared_patients(patients),
         # Without the patients of a training, that nothing was found says little.
-        **({SEEN: seen} if seen or are_known else {}),
+        **({SEEN: lineage.warnings} if lineage.warnings or lineage.is_known else {}),
         ON_VALID: [SELECTED_ON_VALID] if is_optimistic else [],
         BY_HAND: [GIVEN_BY_HAND] if chosen == 'hand' else [],
     }
     return Known(facts, doubts)
-
-
-def teachers_of(trained: Config) -> dict[str, Known]:
-    """Return what is recorded of the files with predictions that a training learned."""
-    files = trained.DATA.SELF_TRAIN_PREDICTIONS, trained.DATA.PSEUDO_LABELS
-    return {file: read_known(file) for file in files if file}
 
 
 def patients_of(

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,23 +40,28 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 if __name__ == '__main__':
     parse_args()  # answers --help and wrong flags before the imports below, which take seconds
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from config import Config, put
+from data.fingerprint import hash_names
 from data.images.files import load_image
 from data.images.image_source import Folder
 from data.images.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
 from data.tables.given_folders import read_images
+from data.tables.identity import STUDY
 from data.tables.predictions import write_predictions
 from data.tables.reading import read_split
 from data.tables.records import task_of
+from data.tables.sources import source_configs
 from data.transforms import EvalTransform
+from engine.lineage import Lineage
 from engine.run_record import known_record
 from evaluation.inference import load_classifier, predict
-from evaluation.run_facts import BY_HAND, GIVEN_BY_HAND, KNOWN
+from evaluation.run_facts import KNOWN, ON_VALID, SEEN, SHARED
 from evaluation.saliency import (
     NO_MAPS,
     enlarge,
@@ -66,30 +71,45 @@ from evaluation.saliency import (
     plot_prediction,
     read_view,
 )
-from evaluation.scored_run import chosen_on, facts_of
+from evaluation.scored_run import chosen_on, known_of
 from system.device import local_device
 from utils import read_checkpoint, trained_config
 
+LOGGER = logging.getLogger('predict')
 
-def list_images(sources: list[str], dataset: str = '', split: str = 'test') -> dict[str, str]:
-    """List the given image files and the images of folders and CSV files, each only once.
+
+class Listed(NamedTuple):
+    """What is known of an image without opening it; '' if neither a table nor a name tells it."""
+
+    view: str = ''
+    patient: str = ''
+
+
+def list_images(sources: list[str], dataset: str = '', split: str = 'test') -> dict[str, Listed]:
+    """List the given image files and the images of folders and CSV files by path, each only once.
 
     With `dataset`, folders contain this data set, and only the images of the split are listed.
-
-    Returns:
-        Path of each image -> its view, '' if no table states it.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Listed] = {}
     for source in sources:
         is_csv = source.lower().endswith('.csv')
         if is_csv or os.path.isdir(source):
             records = read_images(source, dataset, split)
             folder = os.path.dirname(source) if is_csv else source
-            for file, view in zip(records.file, records.view, strict=True):
-                found.setdefault(os.path.join(folder, file), view)
+            # An image without a patient stands for one.
+            named = np.where(records.patient == records.path, '', records.patient)
+            for file, view, patient in zip(records.file, records.view, named, strict=True):
+                path = os.path.join(folder, file)
+                found.setdefault(path, Listed(view, patient or patient_of(path)))
         else:
-            found.setdefault(source, '')
+            found.setdefault(source, Listed(patient=patient_of(source)))
     return found
+
+
+def patient_of(path: str) -> str:
+    """Return the patient that a path such as patient00001/study1/view1.jpg names, or ''."""
+    study = STUDY.match(path)
+    return study['patient'] if study else ''
 
 
 def read_config(path: str) -> Config:
@@ -111,7 +131,7 @@ def read_config(path: str) -> Config:
 def predict_images(
     config: Config,
     model: nn.Module,
-    images: Mapping[str, str],
+    images: Mapping[str, Listed],
     *,
     device: str | torch.device,
     skip_bad: bool = False,
@@ -134,7 +154,8 @@ def predict_images(
         on each image, see `data.images.noted_images`.
     """
     paths, task = [*images], task_of(config)
-    options = {'views': [*images.values()], 'trained': config.DATA.VIEWS, 'skip_bad': skip_bad}
+    views = [image.view for image in images.values()]
+    options = {'views': views, 'trained': config.DATA.VIEWS, 'skip_bad': skip_bad}
     noted = NotedImages(Folder('.'), paths, EvalTransform(config), **options)
     loader = NotedLoader(noted, config, batch_size, num_workers)
     logits = predict(config, device, model, loader)
@@ -175,7 +196,7 @@ def true_labels(config: Config, args: argparse.Namespace) -> dict[str, dict[str,
             put(config, f'DATA.{name}', value, '--dataset')
         task = task_of(config)
         try:
-            records = read_split(config, args.split, logging.getLogger('predict'))
+            records = read_split(config, args.split, LOGGER)
             paths = [os.path.join(source, file) for file in records.file]
             found |= pd.DataFrame(task.scored(records), paths, task.labels).to_dict('index')
         except ValueError as error:
@@ -212,12 +233,37 @@ def write_figures(
     print(f'{len(probabilities)} figures, each as PNG and SVG, in {folder}')
 
 
-def describe_known(config: Config, checkpoint: str, device: str | torch.device) -> dict[str, Any]:
-    """Return what is recorded of the run of a checkpoint, with the options `config`."""
-    folder = Path(checkpoint).parent
-    chosen = chosen_on(config, checkpoint, folder)
-    facts = facts_of(config, config, chosen, known_record(folder), torch.device(device))
-    return {'facts': facts, 'doubts': {BY_HAND: [GIVEN_BY_HAND] if chosen == 'hand' else []}}
+def describe_known(
+    config: Config, args: argparse.Namespace, images: Mapping[str, Listed], device: torch.device
+) -> dict[str, Any]:
+    """Return what is recorded of the run of a checkpoint, and warn if it has seen the patients.
+
+    Without --dataset, a table or a folder has CheXpert's form, and its patients are compared only
+    if the run has such data, too.
+    """
+    folder, scoring = Path(args.checkpoint).parent, config.clone()
+    put(scoring, 'EVAL_MODE', True, '--checkpoint')
+    dataset = args.dataset or 'chexpert'
+    trained = {own.DATA.DATASET for own in source_configs(config).values()}
+    can_compare = bool(args.dataset) or dataset in trained
+    named = [image.patient for image in images.values() if image.patient] if can_compare else []
+    lineage = Lineage(scoring, {'the predicted images': hash_names([(dataset, named)])})
+    lineage.start_from(args.checkpoint, read_checkpoint(args.checkpoint), LOGGER)
+    facts, doubts = known_of(
+        lineage,
+        config,
+        args.checkpoint,
+        chosen=chosen_on(config, args.checkpoint, folder),
+        patients={},
+        record=known_record(folder),
+        device=device,
+    )
+    # Where nothing could be compared, that nothing was found says nothing.
+    unknown = set() if len(named) == len(images) else {SEEN, SHARED}
+    if doubts[ON_VALID]:
+        unknown.add(ON_VALID)
+    doubts = {doubt: lines for doubt, lines in doubts.items() if lines or doubt not in unknown}
+    return {'facts': facts, 'doubts': doubts}
 
 
 @model_tool
@@ -231,7 +277,7 @@ def main(args: argparse.Namespace) -> int:
     images = list_images(args.images, args.dataset, args.split)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
-    model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
+    model = load_classifier(config, args.checkpoint, device, LOGGER)
     labels = task_of(config).labels
     if unknown := set(args.maps) - set(labels):
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
@@ -257,7 +303,7 @@ def main(args: argparse.Namespace) -> int:
             'task': config.DATA.TASK,
             'trained_views': config.DATA.VIEWS,
             'rows': len(table),
-            KNOWN: describe_known(config, args.checkpoint, device),
+            KNOWN: describe_known(config, args, images, torch.device(device)),
         },
     )
     if args.maps:

@@ -24,6 +24,7 @@ from data.tables.splits import (
     training_records,
     unlabelled_records,
 )
+from engine.lineage import as_json, trainings_of_predictions
 from evaluation.calibration import choose_threshold
 from evaluation.cases import cases_of
 from evaluation.pseudo_label_choice import MIN_CASES, audit, choose_values
@@ -34,6 +35,7 @@ from sweeps.long_table import MEANS, Scored, lines_of_known, notes_about_labels,
 from sweeps.run_scores import SPLITS, read_runs
 from sweeps.runner import LOGS, Runner
 from sweeps.tables import compare, shown, write_score
+from system.downloads import LINEAGE
 from system.files import sha256
 
 TEACHER, STUDENT, ALL_LABELS = 'teacher', 'student', 'all_labels'
@@ -136,12 +138,14 @@ class PseudoLabels:
         if not kept.any():
             return 0
         pairs = zip(self.task.labels, cuts, strict=True)
+        predictions = teacher.folder / 'predictions_train.csv'
         source = {
             'task': self.config.DATA.TASK,
-            'predictions': sha256(teacher.folder / 'predictions_train.csv'),
+            'predictions': sha256(predictions),
             'confidence': self.confidence,
             'cuts': {k: dict(zip(SIDES, map(asdict, pair), strict=True)) for k, pair in pairs},
-            KNOWN: known_of_run(teacher.folder / 'predictions_train.csv')._asdict(),
+            KNOWN: known_of_run(predictions)._asdict(),
+            LINEAGE: as_json(trainings_of_predictions(predictions)),
         }
         options = {'paths': self.unlabelled.path[kept], 'labels': self.task.labels}
         file = self.output / file_of(student(number))

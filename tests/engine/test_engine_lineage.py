@@ -2,10 +2,12 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace as Part
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import VIT, arguments, config_with, finished_run, killed_in_step_7, run_main, tiny_config
@@ -13,7 +15,16 @@ from transfers import write_run
 
 from data.fingerprint import hash_patients
 from data.loader import Loaders
-from engine.lineage import Lineage, seen_patients, training, trainings_of
+from data.tables.reading import read_split
+from data.tables.splits import split_patients, unlabelled_records
+from engine.lineage import (
+    Lineage,
+    as_json,
+    seen_patients,
+    training,
+    trainings_of,
+    trainings_of_predictions,
+)
 from models.weights.export import export, load_trained_model
 from system.downloads import LINEAGE
 from utils import read_checkpoint, save_checkpoint, saved_options
@@ -56,7 +67,7 @@ def test_patients_are_found_at_the_first_second_and_third_hop(tmp_path: Path) ->
         path, saved = checkpoint(tmp_path, name, numbers(1, 2), *trainings_of(path, saved))
         (line,) = warned(path, saved, scored)
         assert line.endswith(
-            f'/first, from which {path} started, {wanted}, so their scores are too high'
+            f'/first, from which {path} comes, {wanted}, so their scores are too high'
         )
     assert len(saved[LINEAGE]) == 3
     assert warned(path, saved, scored | {'valid': numbers(7), 'test': numbers(3)}) == []
@@ -99,10 +110,10 @@ def test_a_checkpoint_without_a_record_names_what_it_started_from(tmp_path: Path
     path, saved = checkpoint(tmp_path, 'second', None, PRETRAINED=first)
     scored = {'valid': numbers(7)}
     (line,) = warned(path, saved, scored)
-    assert f'/first, from which {path} started, was trained with DATA.HOLDOUT_FRACTION 0.0' in line
+    assert f'/first, from which {path} comes, was trained with DATA.HOLDOUT_FRACTION 0.0' in line
     Path(first).unlink()
     (line,) = warned(path, saved, scored)
-    assert line.startswith(f'{first}, from which {path} started, cannot be read')
+    assert line.startswith(f'{first}, from which {path} comes, cannot be read')
     Path(first).write_bytes(b'damaged')
     assert warned(path, saved, scored) == [line]
     again, saved = checkpoint(tmp_path, 'loop', None, PRETRAINED=str(tmp_path / 'loop.pth'))
@@ -156,7 +167,71 @@ def test_what_a_run_learns_from_is_no_leak_and_a_run_is_not_its_own_ancestor(tmp
     leak = training(config_with(TAG='leak'), numbers(1, 2, 9))
     path, saved = checkpoint(tmp_path, 'mine', numbers(1, 2), leak)
     (line,) = warned(path, saved, {'train': numbers(1, 2), 'test': numbers(9)}, TAG='mine')
-    assert f'/leak, from which {path} started, was trained with 1 of the 1' in line
+    assert f'/leak, from which {path} comes, was trained with 1 of the 1' in line
+
+
+def test_predictions_name_the_trainings_of_their_model(tmp_path: Path) -> None:
+    """By their record, or else by their checkpoint; the student's checkpoint names them, too."""
+    path, saved = checkpoint(tmp_path, 'teacher', numbers(1, 9), training(config_with(), None))
+    trainings, file = trainings_of(path, saved), tmp_path / 'p.csv'
+
+    def found(description: object) -> list[dict]:
+        file.with_suffix('.json').write_text(json.dumps(description))
+        return trainings_of_predictions(file)
+
+    assert as_json(found({'checkpoint': path})) == as_json(trainings)
+    assert as_json(found({LINEAGE: as_json(trainings), 'checkpoint': 'x'})) == as_json(trainings)
+    assert [entry['lost'] for entry in found({'checkpoint': 'linear_probe'})] == [True]
+    for foreign in ([], {}, {LINEAGE: []}, 'x'):
+        (entry,) = found(foreign)
+        assert (entry['data'], entry['patients'], entry['lost']) == (None, None, False)
+    for wrong in ({LINEAGE: 3}, {LINEAGE: [{'patients': 'x'}]}, {LINEAGE: [{'patients': 'AAAA'}]}):
+        with pytest.raises(ValueError, match=r'p\.json: the contents are damaged'):
+            found(wrong)
+    found({LINEAGE: as_json(trainings)})
+    student = Lineage(config_with(TAG='student'), {'train': numbers(1), 'test': numbers(9)})
+    student.start_from(path, saved, LOGGER)
+    student.learn_from(str(file), LOGGER)
+    words = 'was trained with 1 of the 1 patients of test, so their scores are too high'
+    assert student.warnings == [f'{path} {words}', f'the teacher of {file} {words}']
+    runs = [entry['run'].rpartition('/')[2] for entry in student.contents()]
+    assert runs == ['default', 'teacher', 'student'], 'each once'
+    student.learn_from(str(tmp_path / 'foreign.csv'), LOGGER)
+    assert not student.is_known
+
+
+def test_a_teacher_of_scored_patients_stands_beside_the_predictions_of_its_student(
+    phantom: Path, tmp_path: Path
+) -> None:
+    """The teacher learns from patients whom the student holds out; also with --eval."""
+    options = {'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, 'model': VIT}
+    data, scored = {'HOLDOUT_FRACTION': 0.0, 'TRAIN_IMAGES': 0}, {'SELECT_ON': 'last'}
+    scored |= {'PREDICT_TRAIN': True}
+    teacher = finished_run('finetune', phantom, tmp_path / 'a', DATA=data, EVAL=scored, **options)
+    assert 'lineage' not in json.loads((teacher / 'predictions_test.json').read_text())
+    data = {'HOLDOUT_FRACTION': 0.2, 'TRAIN_IMAGES': 28}
+    config = config_with(DATA__DATASET='chexpert', DATA__DATA_PATH=str(phantom), **{
+        f'DATA__{key}': value for key, value in data.items()
+    })  # fmt: skip
+    train, held_out, _ = split_patients(config, read_split(config, 'train', LOGGER))
+    table = pd.read_csv(teacher / 'predictions_train.csv')
+    file = tmp_path / 'pseudo.csv'
+    table[table.Path.isin(unlabelled_records(config, train).path)].to_csv(file, index=False)
+    shutil.copy(teacher / 'predictions_train.json', file.with_suffix('.json'))
+    data['PSEUDO_LABELS'] = str(file)
+    student = finished_run('finetune', phantom, tmp_path / 'b', DATA=data, **options)
+    count = len({*held_out.select(held_out.view == 'frontal').patient})
+    words = f'was trained with {count} of the {count} patients of holdout, so their scores are too'
+    known = json.loads((student / 'predictions_test.json').read_text())['known']
+    assert known['doubts'][SEEN] == [f'the teacher of {file} {words} high']
+    file.unlink()
+    cfg = tmp_path / 'b/finetune.yaml'
+    more = ['--eval', '--resume', str(student / 'ckpt_epoch_0.pth'), '--tag', 'again', '--opts']
+    argv = arguments(cfg, phantom, tmp_path / 'b', *more, 'DATA.PSEUDO_LABELS', "''")
+    assert run_main('finetune', argv) == 0
+    again = student.with_name('again') / 'predictions_test_eval.json'
+    (line,) = json.loads(again.read_text())['known']['doubts'][SEEN]
+    assert f'tiny_finetune/default, from which {student}/ckpt_epoch_0.pth comes, {words}' in line
 
 
 def test_equal_names_of_other_data_sets_are_other_patients() -> None:

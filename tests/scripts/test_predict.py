@@ -67,16 +67,50 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     np.testing.assert_allclose(found, expected[list(LABELS)], rtol=0, atol=1e-6)
     source = json.loads(output.with_suffix('.json').read_text())
     known = json.loads((run / 'predictions_valid.json').read_text())['known']
-    # Of the images, it is not known which patients they show.
-    by_hand = 'checkpoint given by hand'
-    assert source.pop('known') == {
-        'facts': known['facts'], 'doubts': {by_hand: known['doubts'][by_hand]}
-    }  # fmt: skip
+    assert source.pop('known') == known, 'the paths name the patients'
     assert source == {
         'checkpoint': checkpoint_of(run), 'run': 'default', 'task': 'observations',
         'trained_views': 'frontal', 'labels': list(LABELS), 'rows': len(images),
     }  # fmt: skip
     assert 'Not for clinical use.' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('given', ['train.csv', 'train', 'files', 'dataset', 'renamed', 'nih'])
+def test_patients_of_the_training_are_told_as_a_run_tells_them(
+    given, run, phantom, predict, tmp_path, capsys
+):
+    """By a table, a folder, names of files and a data set; other names tell nothing."""
+    checkpoint, images = checkpoint_of(run), [phantom / given]
+    paths = sorted((phantom / 'train').rglob('view1_frontal.jpg'))
+    if given == 'files':
+        images = paths
+    elif given == 'dataset':
+        images = [phantom, '--dataset', 'chexpert', '--split', 'train']
+    elif given == 'renamed':
+        images = [shutil.copy(path, tmp_path / f'{n}.jpg') for n, path in enumerate(paths[:9])]
+    elif given == 'nih':  # whose patients have numbers, too
+        images = paths
+        checkpoint = with_option(checkpoint, tmp_path / 'nih.pth', 'DATA.DATASET', 'nih')
+    output = tmp_path / 'p.csv'
+    assert predict('--checkpoint', checkpoint, '--output', output, '--num-workers', 0, *images) == 0
+    doubts = json.loads((tmp_path / 'p.json').read_text())['known']['doubts']
+    if given in ('renamed', 'nih'):
+        assert {*doubts} == {'checkpoint selected on valid', 'checkpoint given by hand'}
+        return
+    assert len(doubts) == 4
+    learned = re.search(r'train: \d+ images of (\d+)', (run / 'log_rank0.txt').read_text())[1]
+    total = len({path.parts[-3] for path in paths})
+    line = (
+        f'{checkpoint} was trained with {learned} of the {total} patients of the predicted images, '
+        'so their scores are too high'
+    )
+    assert doubts['weights that may have seen scored patients'] == [line]
+    labels = pd.read_csv(phantom / 'train.csv', dtype=str)
+    predicted = (f'{phantom.parent}/' + labels['Path']).isin(pd.read_csv(output).Path)
+    labels[predicted].to_csv(tmp_path / 'labels.csv', index=False)
+    words = ['--predictions', output, '--labels', tmp_path / 'labels.csv', '--resamples', 0]
+    assert run_script('evaluate', *words, '--output', tmp_path / 'report') == 0
+    assert f'weights that may have seen scored patients (p): {line}.' in capsys.readouterr().out
 
 
 def test_the_command_in_the_log_predicts_a_csv_file(run, phantom, predict, tmp_path, monkeypatch):

@@ -14,12 +14,14 @@ from warm_python import warm_python
 from data.tables.labels import LABELS
 from data.tables.predictions import write_predictions
 from data.tables.splits import FEW_TRAINING_IMAGES
+from engine.lineage import as_json, trainings_of
 from engine.run_record import RECORD_FILE, read_record
 from evaluation.calibration import choose_threshold
 from evaluation.metrics import count_classes, labels_of_mean
 from sweeps.files import Job
 from sweeps.pseudo_labels import ALL_LABELS, STUDENT, TEACHER, PseudoLabels
 from system.files import sha256
+from utils import read_checkpoint
 
 # Models are random: a low confidence keeps something, and the options leave many patients.
 OPTIONS = (
@@ -68,6 +70,8 @@ def test_the_student_learns_what_the_teacher_was_confident_of(done: Path) -> Non
     predictions = done / 'tiny_finetune' / TEACHER / 'predictions_train.csv'
     about = json.loads(file.with_suffix('.json').read_text())
     assert about['predictions'] == sha256(predictions)
+    checkpoint = json.loads(predictions.with_suffix('.json').read_text())['checkpoint']
+    assert about['lineage'] == as_json(trainings_of(checkpoint, read_checkpoint(checkpoint)))
     for label, predicted in pd.read_csv(predictions).set_index('Path').loc[values.index].items():
         cuts = about['cuts'][label]
         high, low = (cuts[side]['threshold'] for side in ('positive', 'negative'))
