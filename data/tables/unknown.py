@@ -22,10 +22,13 @@ WORDS = set(
     |not stated|k a|unbekannt|inconnu|inconnue|desconocido|desconocida|desconhecido|desconhecida
     |nicht bekannt|keine angabe|non renseigné|non communiqué|ignorado|ignorada|sin datos|sin dato
     |no informado|não informado|okänd|nieznany|unkown|unknow|uknown|unknwon|unknonw|no mrn
-    |sconosciuto|onbekend|不明|未知|неизвестно""".replace('\n    ', '').split('|')
+    |sconosciuto|onbekend|n n|不明|未知|無し|なし|неизвестно""".replace('\n    ', '').split('|')
 )
 # Words that may stand beside one of these, as in `Patient unknown` and `P-nan`.
 BESIDE = {'p', 'pt', 'pat', 'patient', 'subject', 'study', 'sex', 'gender', 'age', 'view', 'id'}
+# `no patient ID` and `not on file` say it, too; `no device` may be a group.
+NEGATIONS = {'no', 'not', 'without', 'kein', 'keine', 'ohne', 'sans', 'sin'}
+RECORDS = BESIDE | set('name number mrn data on in file record records chart'.split())
 NOBODY = ('-1', '-1.0')  # names that are pandas' code for what is missing
 # Errors of spreadsheets in any language (`#REF!`, `#NV`, `#WERT!`), and what databases write for
 # nothing.
@@ -43,7 +46,9 @@ def is_unknown_word(cell: str) -> bool:
         return False
     words = MARKS.sub(' ', text.casefold()).split()
     without = [word for word in words if word not in BESIDE] or words
-    is_word = {' '.join(words), ' '.join(without)} & WORDS or all(word in WORDS for word in without)
+    is_word = not WORDS.isdisjoint([' '.join(words), ' '.join(without)])
+    is_word |= all(word in WORDS for word in without)
+    is_word |= len(words) > 1 and words[0] in NEGATIONS and RECORDS.issuperset(words[1:])
     return bool(is_word or ERROR.fullmatch(text.strip()))
 
 

@@ -22,7 +22,9 @@ WORDS = 'nan|NaN|none|None|unknown|UNKNOWN|Unknown |-|--|?|#N/A|N/A|n.a.|NULL|| 
 WORDS += '|not available|Not_Available|<NA>|NaT|(unknown)|—|－|–|...|#REF!|#DIV/0!|Unbekannt'
 WORDS += '|k.A.|\\N|XXX|NaN NaN|不明|#NV|#WERT!|#¡REF!|keine Angabe|Ignorado|unkown'
 WORDS += '|Patient unknown|P-nan|ANONYMOUS|ｕｎｋｎｏｗｎ|\u200bunknown|\ufeff'
+WORDS += '|not on file|no_patient_id|No MRN on record|ohne Name|N.N.|無し'
 KNOWN = '0|1|007|-1|117.0|P-17|a|Nancy|unknown1|no|other|A-|+|-5|U2|ref|name|Una|n|1-2|patient'
+KNOWN += '|no device|No. 12|not smoking|without|Sin'
 
 
 @pytest.mark.parametrize('word', WORDS.split('|'))
