@@ -88,8 +88,8 @@ class Lineage:
         own: Training | None,
         logger: logging.Logger,
     ) -> None:
-        options = {'newest': newest, 'own': own}
-        for line in seen_patients(name, trainings, self.patients, self.config.DATA, **options):
+        now = (self.patients, self.config.DATA)
+        for line in seen_patients(name, trainings, *now, newest=newest, own=own):
             if line not in self.warnings:
                 self.warnings.append(line)
                 logger.warning(line)
@@ -166,26 +166,24 @@ def trainings_of_predictions(file: str | Path) -> list[Training]:
     about, description = Path(file).with_suffix('.json'), None
     with contextlib.suppress(OSError, ValueError, RecursionError):
         description = json.loads(about.read_bytes())
-    if not isinstance(description, dict):  # of a program that is not ours
-        description = {}
+    # Programs that are not ours may write anything.
+    description = description if isinstance(description, dict) else {}
     found: list[Training] = []
     if LINEAGE in description:
         with name_damaged(about):
             found = [_checked(_decoded(entry)) for entry in description[LINEAGE]]
-    elif 'checkpoint' in description:
-        found = _trainings_of_file(str(description['checkpoint']), [])
+    elif given := description.get('checkpoint'):
+        found = _trainings_of_file(str(given), [])
     return found or [_unknown(file, lost=False)]
 
 
-def as_json(trainings: Iterable[Training]) -> list[dict[str, Any]]:
+def as_json(trainings: Sequence[Training]) -> list[dict[str, Any]]:
     """Return trainings for a JSON file: the hashes of patients are 8 bytes each, in base64."""
-    found = []
-    for entry in trainings:
-        patients = entry['patients']
-        if patients is not None:
-            patients = base64.b64encode(patients.numpy().astype('<i8').tobytes()).decode()
-        found.append(entry | {'patients': patients})
-    return found
+    texts = []
+    for patients in (entry['patients'] for entry in trainings):
+        given = patients is not None
+        texts.append(base64.b64encode(patients.numpy().astype('<i8')).decode() if given else None)
+    return [entry | {'patients': text} for entry, text in zip(trainings, texts, strict=True)]
 
 
 def _decoded(entry: Mapping[str, Any]) -> dict[str, Any]:
