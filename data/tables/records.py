@@ -133,8 +133,13 @@ def existing_records(
     """
     if look_up == 'none':
         return records
-    hint = f'(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted){hint}'
     csv_file = str(records.root / records.csv) if records.csv else ''
+    # A run may read a table from elsewhere; a script that is given a table alone has no DATA_PATH.
+    start = 'the folder of the table'
+    if csv_file and Path(csv_file).parent != records.root:
+        start = 'DATA.DATA_PATH, not beside the table'
+    look = f'images are looked for below {start}; ' if csv_file else ''
+    hint = f'({look}see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted){hint}'
     keep = np.full(len(records), True)
     missing: list[Fault] = []
     wanted = np.full(len(records), look_up == 'all')

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny import config_with
 from config import default_config
 from data.tables.chexpert import read_csv
 from data.tables.folder import read_folder
+from data.tables.given_folders import read_images
 from data.tables.groups import MOST_GROUPS, group_columns
 from data.tables.labels import LABELS
 from data.tables.records import Records, select_views
@@ -71,6 +73,20 @@ def test_reads_every_field_by_name_whatever_the_order_of_columns(tmp_path: Path)
     expected[0, [5, 7, 12]], expected[2, [0, 5, 12]] = [1, -1, -1], [1, 0, 0]
     np.testing.assert_array_equal(records.labels, expected)
     assert records.labels.dtype == np.float32
+
+
+def test_a_missing_image_says_below_which_folder_it_was_looked_for(tmp_path: Path) -> None:
+    data, tables = tmp_path / 'data', tmp_path / 'tables'
+    data.mkdir()
+    tables.mkdir()
+    write(tables / 'mine.csv', [row(image_path(1))])
+    first = re.escape(str(data / image_path(1).partition('/')[2]))
+    below = r'looked for below DATA\.DATA_PATH, not beside the table; see DATA\.DATA_PATH'
+    with pytest.raises(ValueError, match=rf'mine\.csv, row 2 .*{first} does not exist .*{below}'):
+        read_csv(data, str(tables / 'mine.csv'))
+    first = re.escape(str(tables / image_path(1).partition('/')[2]))
+    with pytest.raises(ValueError, match=rf'{first} .*looked for below the folder of the table'):
+        read_images(str(tables / 'mine.csv'))  # as predict.py and features.py do
 
 
 @pytest.mark.parametrize('on_disk', ['train', 'CheXpert-v1.0/train'])
