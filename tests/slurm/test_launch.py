@@ -50,6 +50,15 @@ def words_of(program: Path, *arguments: str, **environment: str) -> list[str]:
     return words[words.index('main_simmim.py') :]
 
 
+def test_the_script_of_whole_nodes_says_that_it_shares_them_with_nobody() -> None:
+    text = (ROOT / 'scripts/slurm/node.sbatch').read_text()
+    comments = ' '.join(line for line in text.splitlines() if line.startswith('# '))
+    page = (ROOT / 'docs/howto/slurm.md').read_text()
+    (row,) = (line for line in page.splitlines() if line.startswith('| `node.sbatch`'))
+    for option in ('--exclusive', '--mem=0'):
+        assert f'#SBATCH {option}\n' in text and option in comments and option in row
+
+
 def test_a_store_is_copied_to_the_node(program: Path, tmp_path: Path) -> None:
     (tmp_path / 'store.json').touch()
     arguments = ['--data-path', str(tmp_path)]
