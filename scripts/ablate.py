@@ -133,7 +133,7 @@ MOST_PAGES = 99
 QUOTES = ('"', "'")
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 # A task of a job array receives all flags but these, so that all tasks have the same plan.
-OF_THE_START = ('command', 'function', 'list', 'parallel', 'slurm', 'job')
+OF_THE_START = ('command', 'function', 'list', 'parallel', 'slurm', 'dry_run', 'job')
 
 
 def full_path(text: str) -> Path:
@@ -194,19 +194,23 @@ def run_flags(add: Callable) -> None:
         help='only show the runs with number, state, config and options')  # fmt: skip
     add('--slurm', nargs='*', metavar='OPTION', help='submit all unfinished runs as job arrays, '
         'with options of sbatch without dashes, such as partition=gpu')  # fmt: skip
+    add('--dry-run', action='store_true',
+        help='with --slurm: only print the commands that would submit; needs no Slurm')  # fmt: skip
     add('--job', type=int, metavar='I', help='only the run with number I of --list')
 
 
 def run(args: argparse.Namespace) -> int:
     if not (args.data_path or args.list):
         raise ValueError('run needs --data-path, the root folder of the data')
+    if args.dry_run and args.slurm is None:
+        raise ValueError('--dry-run needs --slurm; --list shows the runs of this machine')
     jobs = jobs_of(args)
     if args.list:
         print(*describe_runs(jobs), sep='\n')
         return 0
     for job in jobs:  # now, not when the runs before it have ended
         require_packed_steps(job.config, job.config.DATA.DATA_PATH)
-    if args.folds:
+    if args.folds and not args.dry_run:
         write_tables(args)
     if args.slurm is not None:
         return submit(args, jobs)
@@ -313,11 +317,9 @@ def slots_of(args: argparse.Namespace) -> list[dict[str, str]]:
 
 
 def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
-    """Submit job arrays. The runs of each array only need runs of earlier arrays."""
-    if shutil.which('sbatch') is None:
-        raise ValueError('--slurm: sbatch was not found; use a login node of the cluster')
+    """Submit job arrays, or only print the commands. An array only needs runs of earlier ones."""
     job_name = f'{args.sweep.stem} in {args.output}'
-    if job_name in slurm(['squeue', '--me', '--noheader', '--format=%j']).splitlines():
+    if not args.dry_run and job_name in queued():
         raise ValueError(
             f'--slurm: jobs named {job_name!r} are in the queue; submit when they have ended'
         )
@@ -332,8 +334,9 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
             values = value if isinstance(value, list) else [value]
             plan_flags += [f'--{name.replace("_", "-")}', *map(str, values)]
     before, arrays, logs = '', arrays_of(jobs), args.output / LOGS
-    logs.mkdir(parents=True, exist_ok=True)  # Slurm does not make the folder of --output
-    for members in arrays:
+    if not args.dry_run:
+        logs.mkdir(parents=True, exist_ok=True)  # Slurm does not make the folder of --output
+    for number, members in enumerate(arrays, start=1):
         command = ['sbatch', '--parsable', f'--array={",".join(map(str, members))}']
         command += [f'--job-name={job_name}', f'--output={logs}/slurm-%A_%a.out', *resources]
         command += [f'--{option}' for option in args.slurm]
@@ -341,12 +344,28 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
             # With afterany a failed run does not stop the others. Each run checks its needs.
             command.append(f'--dependency=afterany:{before}')
         command += [str(ARRAY_SCRIPT), *plan_flags]
-        before = slurm(command).strip().partition(';')[0]
+        if args.dry_run:
+            before = f'ID_OF_ARRAY_{number}'
+            print(shlex.join(command))
+        else:
+            before = slurm(command).strip().partition(';')[0]
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
     count = sum(map(len, arrays))
     others = len(jobs) - count
-    print(f'{count} runs submitted; {others} have finished, are running or wait for such a run')
+    done = 'would be submitted (--dry-run: nothing was)' if args.dry_run else 'submitted'
+    print(f'{count} runs {done}; {others} have finished, are running or wait for such a run')
     return 0
+
+
+def queued() -> list[str]:
+    """Return the names of the user's jobs in the queue of Slurm."""
+    advice = 'use a login node of the cluster, or see the commands with --dry-run'
+    if shutil.which('sbatch') is None:
+        raise ValueError(f'--slurm: sbatch was not found; {advice}')
+    try:
+        return slurm(['squeue', '--me', '--noheader', '--format=%j']).splitlines()
+    except ValueError as error:  # installed, but not configured, or its controller is down
+        raise ValueError(f'--slurm: no Slurm answers on this machine; {advice}: {error}') from error
 
 
 def slurm(command: list[str]) -> str:

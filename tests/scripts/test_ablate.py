@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -203,6 +205,39 @@ def test_job_arrays_wait_for_the_runs_they_need(submitted, tmp_path) -> None:
     script = load_script('ablate')
     args = script.parse_args(['run', *words, '--job', '4'])
     assert script.jobs_of(args)[4].name == 'finetune nano_mask_size_4 seed 0'
+
+
+def test_a_dry_run_prints_what_would_be_submitted_and_changes_nothing(
+    submitted, tmp_path, monkeypatch, capsys
+) -> None:
+    more = ['--seeds', '1', '--slurm', 'partition=gpu']
+    assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more) == 0
+    sent = submitted.read_text().splitlines()
+    for name in ('squeue', 'sbatch'):
+        (tmp_path / name).unlink()
+    shutil.rmtree(tmp_path / 'runs')
+    monkeypatch.setenv('PATH', str(tmp_path))  # no Slurm is needed
+    capsys.readouterr()
+    assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more, '--dry-run') == 0
+    shown = capsys.readouterr().out.splitlines()
+    printed = [shlex.split(line) for line in shown if line.startswith('sbatch ')]
+    # The stand-in for sbatch prints its arguments without quotes.
+    assert [' '.join(words[1:]) for words in printed] == [
+        line.replace('afterany:101', 'afterany:ID_OF_ARRAY_1') for line in sent
+    ]
+    assert '8 runs would be submitted (--dry-run: nothing was)' in shown[-1]
+    assert not (tmp_path / 'runs').exists() and submitted.read_text().splitlines() == sent
+    assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, '--dry-run') == 2
+    assert '--dry-run needs --slurm' in capsys.readouterr().err
+
+
+def test_a_slurm_that_does_not_answer_is_a_sentence(submitted, tmp_path, capsys) -> None:
+    (tmp_path / 'squeue').write_text('#!/usr/bin/env bash\necho no controller >&2\nexit 1\n')
+    assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, '--slurm') == 2
+    shown = capsys.readouterr().err
+    assert 'no Slurm answers on this machine; use a login node' in shown
+    assert 'no controller' in shown and '--dry-run' in shown
+    assert not (tmp_path / 'runs').exists() and not submitted.exists()
 
 
 def test_a_task_requests_the_resources_of_all_its_processes(submitted, tmp_path) -> None:
