@@ -211,7 +211,8 @@ def plot_prediction(
     rows = [(max(3.8, 0.8 + BAR * len(first)), plot_first)]
     for start in range(0, len(maps), 2):
         pair = dict([*maps.items()][start : start + 2])
-        rows.append((2.0, partial(_plot_maps, maps=pair, image=shown, title=title)))
+        told = {label: _told(probabilities[label], label, truth) for label in pair}
+        rows.append((2.1, partial(_plot_maps, maps=pair, told=told, image=shown, title=title)))
     for more in others:
         rows.append(
             (0.8 + BAR * len(more), lambda row, more=more: bars(row.subplots(), dict(more)))
@@ -227,8 +228,24 @@ def plot_prediction(
     )
 
 
+def _told(probability: float, label: str, truth: Mapping[str, float] | None) -> str:
+    """Return what is written above the map of a label: its probability and true label."""
+    known = f', true label: {_true_word(truth[label])[0]}' if truth else ''
+    return f'probability {probability:.3f}{known}'
+
+
+def _true_word(value: float) -> tuple[str, dict[str, Any]]:
+    """Return a true label as a word, with its style."""
+    return TRUE_WORDS.get(value, ('not scored', {'color': '0.5'}))
+
+
 def _plot_maps(
-    row: Any, *, maps: Mapping[str, np.ndarray], image: Image.Image | np.ndarray, title: str
+    row: Any,
+    *,
+    maps: Mapping[str, np.ndarray],
+    told: Mapping[str, str],
+    image: Image.Image | np.ndarray,
+    title: str,
 ) -> None:
     """Plot one or two maps, each alone and over the image, in a row of four panels."""
     panels = row.subplots(1, 4)
@@ -237,11 +254,16 @@ def _plot_maps(
     for column, (label, saliency) in enumerate(maps.items()):
         heat, overlay = panels[2 * column : 2 * column + 2]
         shown = heat.imshow(saliency, cmap=COLOUR_MAP, vmin=0, vmax=1)
-        heat.set_title(shortened(label, LONG_LABEL), fontsize=FONT, loc='left')
+        # Over both panels, because a long label is wider than one.
+        name = shortened(label, LONG_LABEL)
+        heat.set_title(f'{name}\n{told[label]}', fontsize=SMALL, loc='left')
         show_image(overlay, image)
         overlay.imshow(saliency, cmap=_transparent_colours(), vmin=0, vmax=1)
-    bar = row.colorbar(shown, ax=[*panels], ticks=(0, 0.5, 1), location='left', pad=0.02)
-    bar.set_label('relative importance', fontsize=SMALL)
+    # Inside the axes of the first map, so that the bar is as high as the map.
+    bar = row.colorbar(shown, cax=panels[0].inset_axes((-0.1, 0, 0.05, 1)), ticks=(0, 1))
+    bar.set_label('relative importance', fontsize=SMALL, labelpad=-2)
+    bar.ax.yaxis.set_ticks_position('left')
+    bar.ax.yaxis.set_label_position('left')
     bar.ax.tick_params(labelsize=SMALL)
     row.suptitle(title, fontsize=SMALL)
 
@@ -272,7 +294,7 @@ def _plot_probabilities(
     axis.set_xlim(0, 1.9)
     axis.set_title('probability, true label', fontsize=FONT)
     for row, label in enumerate(probabilities):
-        word, style = TRUE_WORDS.get(truth[label], ('not scored', {'color': '0.5'}))
+        word, style = _true_word(truth[label])
         axis.text(1.35, row, word, va='center', fontsize=SMALL, **style)
 
 

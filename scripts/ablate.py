@@ -720,7 +720,8 @@ def figures_of(
         figures['_labels'] = partial(plot_labels, **options) if has_labels else None
         options['score'] = score
         if sweep.subsets:
-            figures[f'_{sweep.subsets}'] = partial(plot_subsets, **options)
+            has_several = len({row.subset for row in sweep.rows if row.name in {*lines['row']}}) > 1
+            figures[f'_{sweep.subsets}'] = partial(plot_subsets, **options) if has_several else None
         are_grouped = has_groups(scores, score)
         figures['_subgroups'] = partial(plot_groups, **options) if are_grouped else None
         masked = {row.name for row in sweep.mask_rows} & {*lines['row']}

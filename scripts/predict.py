@@ -51,6 +51,7 @@ from data.fingerprint import hash_names
 from data.images.files import load_image
 from data.images.image_source import Folder
 from data.images.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
+from data.tables.chexpert import read_csv
 from data.tables.given_folders import read_images
 from data.tables.identity import STUDY
 from data.tables.predictions import write_predictions
@@ -183,21 +184,31 @@ def figure_name(row: int, path: str) -> str:
 
 
 def true_labels(config: Config, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return path -> label -> 1, 0 or NaN (not scored) of the images of --dataset.
+    """Return path -> label -> 1, 0 or NaN (not scored) of the images of --dataset and CSV files.
 
-    The labels of the model are read with the options of its run. If the data set lacks one of
-    them, there are no labels, and a warning.
+    The labels of the model are read with the options of its run. If the data set or the file lacks
+    one of them, or has no label at all, there are no labels, and a warning.
     """
     found, config = {}, config.clone()
-    for source in args.images if args.dataset else ():
-        options = {'DATASET': args.dataset, 'DATA_PATH': source, 'CACHE_DIR': ''}
-        options |= {f'{split.upper()}_CSV': f'{split}.csv' for split in ('train', 'valid')}
-        for name, value in options.items():
-            put(config, f'DATA.{name}', value, '--dataset')
-        task = task_of(config)
+    task = task_of(config)
+    for source in args.images:
+        folder, is_csv = source, source.lower().endswith('.csv')
         try:
-            records = read_split(config, args.split, LOGGER)
-            paths = [os.path.join(source, file) for file in records.file]
+            if is_csv:
+                folder, name = os.path.split(source)
+                records = read_csv(folder or '.', name, labels=task.labels)
+                if np.isnan(records.labels).all():
+                    raise ValueError(f'{source} has no label')
+            elif args.dataset:
+                options = {'DATASET': args.dataset, 'DATA_PATH': source, 'CACHE_DIR': ''}
+                options |= {f'{split.upper()}_CSV': f'{split}.csv' for split in ('train', 'valid')}
+                for name, value in options.items():
+                    put(config, f'DATA.{name}', value, '--dataset')
+                task = task_of(config)
+                records = read_split(config, args.split, LOGGER)
+            else:
+                continue
+            paths = [os.path.join(folder, file) for file in records.file]
             found |= pd.DataFrame(task.scored(records), paths, task.labels).to_dict('index')
         except ValueError as error:
             print(f'warning: the figures show no true labels: {error}', file=sys.stderr)

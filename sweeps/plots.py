@@ -394,9 +394,6 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
         with drawing(file, max(4.4, 3.6 + _legend_height(sweep, rows))) as figure:
             axis = figure.subplots()
             axis.set_xscale('log')
-            if len(positions) == 1:  # a single share would be spread over the axis
-                (position,) = positions.values()
-                axis.set_xlim(position / 2, position * 2)
             for number, method in enumerate(page):
                 moved = 1.04 ** (number - (len(page) - 1) / 2)  # keeps bars apart
                 scored = means.reindex([f'{method}_{subset}' for subset in subsets])

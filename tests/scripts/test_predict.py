@@ -199,12 +199,22 @@ def test_figures_of_a_data_set_have_true_labels(run, phantom, predict, figures, 
         shown = truth['_'.join(Path(path).with_suffix('').parts[-3:])]
         assert shown == {label: row[label] == 1 for label in LABELS}
     figures.clear()
+    csv = ['--checkpoint', checkpoint_of(run), '--num-workers', 0, '--maps', 'Edema', '--output']
+    assert predict(phantom / 'valid.csv', *csv, tmp_path / 'r.csv') == 0  # its own labels
+    assert {path.name[5:]: drawn[-1] for path, drawn in figures.items()} == truth
+    figures.clear()
     folder = tmp_path / phantom.name
     shutil.copytree(phantom / 'valid', folder / 'valid')
     table.drop(columns='Edema').to_csv(folder / 'valid.csv')
     assert predict(folder, *words, tmp_path / 'q.csv') == 0
     assert {drawn[-1] for drawn in figures.values()} == {None}
     assert 'Edema' in capsys.readouterr().err
+    figures.clear()
+    table[[*LABELS]] = ''  # of new images, whose empty labels are not negative
+    table.to_csv(folder / 'valid.csv')
+    assert predict(folder / 'valid.csv', *csv, tmp_path / 's.csv') == 0
+    assert {drawn[-1] for drawn in figures.values()} == {None}
+    assert 'valid.csv has no label' in capsys.readouterr().err
 
 
 def test_folders_are_searched_and_names_stay_as_given(run, phantom, predict, tmp_path, monkeypatch):

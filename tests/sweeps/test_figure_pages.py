@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from sweep_runs import make_sweep, methods_file
@@ -189,6 +190,30 @@ def test_figures_say_if_images_are_synthetic(root, synthetic, records, saved, tm
         assert 'Not for clinical use.' in figure.get_supxlabel()
 
 
+def test_a_map_has_its_true_label_and_a_bar_of_its_own_height(saved, tmp_path: Path) -> None:
+    image, values = np.zeros((64, 64), np.uint8), np.linspace(0, 1, 4096).reshape(64, 64)
+    probabilities = {'Edema': 0.25, 'Rare': 0.5, 'C': 0.75}
+    truth = {'Edema': 1, 'Rare': np.nan, 'C': 0}
+    images, maps = {'a': image, 'b': image}, dict.fromkeys(probabilities, values)
+    plot_prediction(tmp_path / 'p', images, maps, probabilities, title='', truth=truth)
+    plot_prediction(tmp_path / 'p', images, maps, probabilities, title='')
+    known, unknown = saved[0], saved[-1]
+    titles = [axis.get_title(loc='left') for axis in known.findobj(Axes)]
+    assert [title for title in titles if title] == [
+        'Edema\nprobability 0.250, true label: positive',
+        'Rare\nprobability 0.500, true label: not scored',
+        'C\nprobability 0.750, true label: negative',
+    ]
+    assert 'C\nprobability 0.750' in [axis.get_title(loc='left') for axis in unknown.findobj(Axes)]
+    known.canvas.draw()
+    bars = [axis for axis in known.findobj(Axes) if axis.get_ylabel() == 'relative importance']
+    found = {axis.get_title(loc='left')[:1]: axis.get_window_extent() for axis in known.axes}
+    for bar, label in zip(bars, ('E', 'C'), strict=True):
+        box = bar.get_window_extent()
+        assert box.height == pytest.approx(found[label].height, abs=1)
+        assert box.width < 0.1 * found[label].width
+
+
 def test_nothing_is_written_if_a_later_page_is_refused(tmp_path: Path, capsys) -> None:
     runs = [tmp_path / f'run{n}' for n in range(31)]
     for run in runs:
@@ -337,7 +362,8 @@ def test_a_share_with_one_seed_has_no_bar_which_the_note_explains(methods, tmp_p
     for drawn in (table, few):
         plots.plot_subsets(tmp_path / 's.png', drawn, methods, 'mean')
     # Rows that are not drawn do not choose the kind of the bars.
-    plots.plot_subsets(tmp_path / 's.png', few, in_order(methods, ['moco_1']), 'mean')
+    one = table[~table['row'].str.startswith('moco') | ~table['seed'].isin(['1', '2'])]
+    plots.plot_subsets(tmp_path / 's.png', one, in_order(methods, ['moco']), 'mean')
     notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
     assert '95 % over patients' in notes[2]
     assert 'none:' not in notes[0] and 'none: one seed, or equal values of all seeds.' in notes[1]
@@ -451,6 +477,9 @@ def test_plot_writes_the_named_rows_only_and_removes_old_pages(
     assert {f'mine_{n}.png' for n in ('mean', 'mean_differences', 'shares')} <= names
     assert 'mine_labels_7.png' not in names and 'mine_labels_1.png' in names
     assert 'mine_mean_2.png' not in names and 'mine_mean_1.png' in names  # of another table
+    # A single share has no figure by share, and the earlier one is removed.
+    assert run_script('ablate', *words, '--rows', 'moco_1', 'scratch_1') == 0
+    assert not [*tmp_path.glob('mine_shares*')]
     figure = tmp_path / 'one.svg'
     assert run_script('ablate', *words, '--rows', 'scratch', 'moco_1', '--figure', figure) == 0
     found = texts(tmp_path)['one']
