@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import pytest
 import torch
 from packed_data import packed
 from PIL import Image
+from sklearn.decomposition import PCA
 from tiny import MAE, ROOT, SWIN, VIT, arguments, run_main, run_script, tiny_config
 from transfers import with_option, write_run
 
@@ -213,7 +216,7 @@ def test_options_of_a_checkpoint_that_do_not_fit_its_weights_are_refused(  # noq
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys) -> None:
     """The command, the classifier and the plot, on the X-rays and weights of the project."""
     page = (ROOT / 'docs' / 'howto' / 'export.md').read_text(encoding='utf-8')
-    classify, plane, _ = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
+    classify, plane, by_umap = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
     (command,) = re.findall(r'features\.py (examples/\S+ .*mae-vit.*)', page)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'examples').symlink_to(ROOT / 'examples')
@@ -225,6 +228,16 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys) -> None:
     patient, folds = names['patient'], names['folds']
     for learn, score in folds.split(names['x'], groups=patient):
         assert not {*patient[learn]} & {*patient[score]}
-    exec(plane, names)
-    assert Image.open('output/plane.png').width > 100
-    names['plt'].close()
+    # umap-learn is not among the requirements; PCA stands for it.
+    stand_in = SimpleNamespace(UMAP=lambda random_state: PCA(2, random_state=random_state))
+    monkeypatch.setitem(sys.modules, 'umap', stand_in)
+    import_line, umap_line = by_umap.strip().split('\n\n')
+    (pca_line,) = [line for line in plane.splitlines() if line.startswith('points, ')]
+    other = f'{import_line}\n{plane.replace(pca_line, umap_line)}'
+    for code, method in ((plane, 'PCA'), (other, 'UMAP')):
+        exec(code, names)
+        assert Image.open('output/plane.png').width > 100
+        axis = names['plt'].gca()
+        assert (axis.get_xlabel(), axis.get_ylabel()) == (f'{method} 1', f'{method} 2')
+        assert not len(axis.get_xticks()) and not len(axis.get_yticks())
+        names['plt'].close()
