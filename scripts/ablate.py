@@ -57,6 +57,7 @@ from data.tables.reading import require_packed_steps
 from engine.run_record import is_finished
 from evaluation.notices import Run
 from evaluation.run_facts import DOUBTS, Known
+from sweeps.estimate import estimate
 from sweeps.files import (
     ROOT,
     SECTIONS,
@@ -134,7 +135,7 @@ MOST_PAGES = 99
 QUOTES = ('"', "'")
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 # A task of a job array receives all flags but these, so that all tasks have the same plan.
-OF_THE_START = ('command', 'function', 'list', 'parallel', 'slurm', 'dry_run', 'job')
+OF_THE_START = ('command', 'function', 'list', 'check', 'parallel', 'slurm', 'dry_run', 'job')
 
 
 def full_path(text: str) -> Path:
@@ -193,6 +194,8 @@ def run_flags(add: Callable) -> None:
         'the selected checkpoint, or the one that fine-tuning starts from')  # fmt: skip
     add('--list', action='store_true',
         help='only show the runs with number, state, config and options')  # fmt: skip
+    add('--check', action='store_true',
+        help='only estimate the time by finished runs, or --check of one of a kind')  # fmt: skip
     add('--slurm', nargs='*', metavar='OPTION', help='submit all unfinished runs as job arrays, '
         'with options of sbatch without dashes, such as partition=gpu')  # fmt: skip
     add('--dry-run', action='store_true',
@@ -208,11 +211,16 @@ def run(args: argparse.Namespace) -> int:
     jobs = jobs_of(args)
     if args.list:
         print(*describe_runs(jobs), sep='\n')
+        if any(is_finished(job.folder) for job in jobs):
+            print()
+            estimate(jobs, parallel=args.parallel or 1, measure=False, say=print)
         return 0
     for job in jobs:  # now, not when the runs before it have ended
         require_packed_steps(job.config, job.config.DATA.DATA_PATH)
     if args.folds and not args.dry_run:
         write_tables(args)
+    if args.check:
+        return estimate(jobs, parallel=args.parallel or 1, measure=True, say=say)
     if args.slurm is not None:
         return submit(args, jobs)
     if args.job is not None:

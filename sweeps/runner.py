@@ -169,6 +169,15 @@ def progress(folder: Path) -> str:
     return f'epoch {epoch + 1} of {load_config(folder).TRAIN.EPOCHS}'
 
 
+def launcher(job: Job) -> list[str]:
+    """Return the words before the script of a run: Python, or torchrun for several processes."""
+    words = [os.environ.get('PYTHON', sys.executable)]
+    if job.processes > 1:
+        words += ['-m', 'torch.distributed.run', '--standalone']
+        words += ['--nproc_per_node', str(job.processes)]
+    return words
+
+
 def remove_checkpoints(job: Job) -> None:
     """Remove the checkpoints of a finished run that no later step reads.
 
@@ -272,14 +281,10 @@ class Runner:
         if is_full or state == 'running' or not all(map(is_finished, job.needs)):
             return False
         slot = next(i for i in range(len(self.slots)) if i not in self.running)
-        launcher = [os.environ.get('PYTHON', sys.executable)]
-        if job.processes > 1:
-            launcher += ['-m', 'torch.distributed.run', '--standalone']
-            launcher += ['--nproc_per_node', str(job.processes)]
         with contextlib.ExitStack() as stack:
             log = self.logs and stack.enter_context(open(self._log(job), 'ab'))
             process = subprocess.Popen(
-                [*launcher, *job.arguments],
+                [*launcher(job), *job.arguments],
                 cwd=ROOT,
                 env=os.environ | self.slots[slot],
                 stdin=subprocess.DEVNULL,

@@ -168,6 +168,19 @@ def test_methods_are_compared_from_end_to_end(python, phantom, tmp_path) -> None
     assert all((tmp_path / 'o' / f'mine_{name}').stat().st_size > 300 for name in names)
 
 
+def test_the_time_of_a_sweep_is_estimated_without_training(
+    python, phantom, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv('PYTHON', str(python))
+    more = ['--seeds', '2', '--row', '4', '--check']
+    assert in_process('run', SWEEP, tmp_path / 'runs', phantom, *more) == 0
+    *kinds, last = capsys.readouterr().out.splitlines()
+    assert len(kinds) == 2 and all(' 2 runs such as ' in line for line in kinds)
+    assert all('3 epochs x 12 images' in line for line in kinds), kinds  # as in SHORT
+    assert '4 of 4 runs are left: about ' in last
+    assert not (tmp_path / 'runs').exists()
+
+
 def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:
     job = jobs_of(SWEEP, tmp_path, tmp_path, 1)[0]
     job.folder.mkdir(parents=True)

@@ -15,6 +15,7 @@ from tiny import wait_until
 from config import config_text, default_config
 from engine.run_folder import run_lock
 from engine.run_record import RECORD_FILE, is_finished
+from sweeps.estimate import estimate, kinds_of
 from sweeps.files import Job, load_sweep, plan
 from sweeps.runner import Runner, progress, state_of
 from system.files import sha256
@@ -262,3 +263,75 @@ def test_a_stop_reaches_every_process_of_a_run(tmp_path: Path, monkeypatch) -> N
     job = Job('simmim', 'a', 0, folder, [str(folder)], default_config(), processes=2)
     assert Runner([job], [{}], tmp_path / 'logs', say).run() == EXIT_PREEMPTED
     assert {path.name for path in folder.iterdir()} == {'ready0', 'ready1', 'saved0', 'saved1'}
+
+
+LOG = """12:00:00 run folder
+ok       time           6 min for 3 epochs of 4
+                        steps, 1 s for validation
+verdict: {verdict}
+"""
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch) -> Path:
+    """A stand-in for Python that prints a log of --check, and the file of its arguments."""
+    path = tmp_path / 'python'
+    path.write_text(f'#!/usr/bin/env bash\necho "$@" >>{tmp_path}/words\ncat {tmp_path}/log\n')
+    path.chmod(0o755)
+    monkeypatch.setenv('PYTHON', str(path))
+    (tmp_path / 'log').write_text(LOG.format(verdict='ready, about 6 min'))
+    return tmp_path / 'words'
+
+
+def test_a_kind_of_runs_differs_in_seed_fold_and_rate_alone(tmp_path: Path) -> None:
+    finetune = str(load_sweep(SWEEP).rows[0].configs['finetune'])
+    methods = {
+        'simmim': {'finetune': finetune},
+        'low': {'finetune': finetune, 'finetune_options': {'TRAIN.BASE_LR': 0.001}},
+        'probe': {'finetune': finetune, 'finetune_options': {'FINETUNE.MODE': 'linear_probe'}},
+    }
+    sweep = load_sweep(methods_file(tmp_path, methods=methods))
+    jobs = plan(sweep, seeds=[0, 1], data=str(tmp_path), output=str(tmp_path), folds=5)
+    names = [sorted({job.run for job in kind}) for kind in kinds_of(jobs)]
+    assert names == [
+        ['mine_low_0.1', 'mine_simmim_0.1'], ['mine_probe_0.1'],
+        ['mine_low_1', 'mine_simmim_1'], ['mine_probe_1'],
+    ]  # fmt: skip
+    assert [len(kind) for kind in kinds_of(jobs)] == [20, 10, 20, 10]
+
+
+def test_the_time_of_a_sweep_is_that_of_finished_runs_or_of_one_check(check, tmp_path) -> None:
+    jobs = jobs_of(SWEEP, tmp_path / 'o', tmp_path, 3)  # 4 pre-trainings and their fine-tunings
+    rows = len(jobs) // 6
+    for job, seconds in zip(jobs[1:3], (100, 300), strict=True):  # two rows, of one seed
+        write_run(job, FINISHED | {'seconds': seconds})
+    lines: list[str] = []
+    assert estimate(jobs, parallel=2, measure=True, say=lines.append) == 0
+    other, first, second, *others, last = lines
+    others.append(other)
+    assert first.strip().startswith('2 runs such as pretrain') and '100 s each' in first
+    assert '(median of 1 finished), 3 min' in first and '5 min each' in second
+    # Every kind that is not finished is measured once, without a checkpoint that does not exist.
+    calls = check.read_text().splitlines()
+    assert len(calls) == len(others) == rows - 2 + 1
+    assert all(line.endswith(' --check') and '--pretrained' not in line for line in calls)
+    assert all(str(tmp_path / 'o') not in line.split('--tag')[0] for line in calls)
+    assert '6 min each' in others[0] and '3 epochs x 16 images' in others[0]
+    # In seconds: 2 x 100, 2 x 300, and the others 6 minutes each, with a start of less than 30 s.
+    hours = (200 + 600 + (len(jobs) - 6) * 360) / 3600
+    assert f'{len(jobs) - 2} of {len(jobs)} runs are left: about {hours:.1f} h one at a' in last
+    assert f'at best {hours / 2:.1f} h with 2 at once' in last
+
+    lines.clear()
+    assert estimate(jobs, parallel=1, measure=False, say=lines.append) == 0
+    assert len(check.read_text().splitlines()) == len(calls)
+    assert f'; {len(jobs) - 6} of unknown time' in lines[-1]
+
+
+def test_a_run_that_is_not_ready_is_told_with_its_reason(check, tmp_path: Path) -> None:
+    (tmp_path / 'log').write_text(LOG.format(verdict='not ready: 1 problem'))
+    lines: list[str] = []
+    jobs = jobs_of(SWEEP, tmp_path / 'o', tmp_path, 1)
+    assert estimate(jobs, parallel=1, measure=True, say=lines.append) == 1
+    assert all('verdict: not ready: 1 problem' in line for line in lines[:-1])
+    assert f'{len(jobs)} of {len(jobs)} runs are left; {len(jobs)} of unknown time' in lines[-1]
