@@ -2,22 +2,29 @@
 # SimMIM against MAE on your own X-rays with 10 % of the labels, on a CPU: the same encoder, equal
 # compute, each fine-tuned with its own tuned rate. docs/howto/compare_methods.md explains it.
 #   bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]
+#   SCALE=starts OWN_WEIGHTS=FILE bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]
+# also probes the frozen encoders, fine-tunes and probes your own weights (default: mae-vit-64px, which ship), and
+# trains a ResNet-18. In the same OUT it adds them to what has finished. SWEEP=FILE: your copy of the sweep.
 # LABELLED: CheXpert's layout; train.csv and valid.csv are joined. UNLABELLED: a folder or packed store.
 # OUT: default simmim_against_mae_output. SEEDS=5, FOLDS=5. PRETRAIN_OPTS and FINETUNE_OPTS: other
 # options as 'KEY VALUE ...', such as FINETUNE_OPTS="DATA.LABELS \"['Pneumonia', 'Edema']\"".
-# TRIAL=1 trains for a few steps only, to see whether your data work (use another OUT). The same
-# command resumes.
+# TRIAL=1 trains for a few steps only, to see whether your data work (use another OUT). CHECK=1 packs, and
+# estimates the hours. The same command resumes.
 set -euo pipefail
 usage='usage: bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]'
 labelled=$(realpath "${1:?$usage}")
 unlabelled=$(realpath "${2:?$usage}")
 out=${3:-simmim_against_mae_output}
 case $out in /*) ;; *) out=$PWD/$out ;; esac
+sweep_file=${SWEEP:+$(realpath "$SWEEP")}
+OWN_WEIGHTS=${OWN_WEIGHTS:-mae-vit-64px}
+if [ -e "$OWN_WEIGHTS" ]; then OWN_WEIGHTS=$(realpath "$OWN_WEIGHTS"); fi # otherwise a name or an address
+export OWN_WEIGHTS
 cd "$(dirname "$0")/.."
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
 python=${PYTHON:-python}
 export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two runs share two cores
-sweep=(--sweep scripts/comparison/simmim_mae.yaml --scale cpu)
+sweep=(--sweep "${sweep_file:-scripts/comparison/simmim_mae.yaml}" --scale "${SCALE:-cpu}")
 seeds=(--seeds "${SEEDS:-5}" --folds "${FOLDS:-5}")
 pretrain='' finetune=''
 if [ -n "${TRIAL:-}" ]; then
@@ -49,9 +56,10 @@ leave_out="DATA.LEAVE_OUT '$out/leave_out.csv'"
 
 step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
 "$python" scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --output "$out" --data-path "$store" \
-    --unlabelled "$images" --parallel 2 --keep best \
+    --unlabelled "$images" --parallel 2 --keep best ${CHECK:+--check} \
     --pretrain-opts "$leave_out" "$pretrain" "${PRETRAIN_OPTS:-}" \
     --finetune-opts "$finetune" "${FINETUNE_OPTS:-}"
+if [ -n "${CHECK:-}" ]; then exit; fi
 
 step '3/3 tuned settings and tables'
 "$python" scripts/ablate.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
@@ -60,6 +68,6 @@ step '3/3 tuned settings and tables'
     --labels "$store/all.csv" --save "$out/results" --tune
 "$python" scripts/ablate.py plot "${sweep[@]}" --save "$out/results"
 echo
-cat "$out/results/simmim_mae_mean.md"
+cat "$out/results/$(basename "${sweep[1]}" .yaml)_mean.md"
 if [ -n "${TRIAL:-}" ]; then echo '- TRIAL=1: these scores mean nothing.'; fi
 echo "simmim_against_mae: done in $(((SECONDS - start + 30) / 60)) min; figure and other labels: $out/results"

@@ -107,7 +107,7 @@ def checked(job: Job) -> tuple[float | None, str]:
         text = ' '.join(f'{first}{process.communicate()[0]}'.split())
     found = READY.search(text)
     if not found:
-        return None, f'not ready: ... {text[-500:]}'
+        return None, f'not ready: ... {text.rpartition("ERROR ")[2][-500:]}'
     seconds = float(found[1].replace(',', '')) * SECONDS[found[2]]
     about = f'measured, with {start:.0f} s to start'
     if length := LENGTH.search(text):

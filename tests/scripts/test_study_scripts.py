@@ -1,5 +1,8 @@
 """Scripts of studies: their scales, and what `tiny` reads."""
 
+import os
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +17,7 @@ from data.tables.reading import read_split
 from scripts.phantom import make_phantom
 from scripts.phantom_mimic import make_mimic_phantom
 from sweeps.files import expected_config, load_sweep
+from sweeps.folds import arms_of
 from tools.real_xrays_figures import draw_shares
 
 SIZES = {'num_train': 8, 'num_valid': 3, 'num_test': 3, 'size': 40}
@@ -28,6 +32,64 @@ def test_the_study_of_mae_reads_mimic_and_files_of_weights_at_every_scale() -> N
             name = row.method.removeprefix('ours_').removeprefix('last_').partition('_')[0]
             wanted = {'mae': 'MAE_WEIGHTS', 'scored': 'MAE_WEIGHTS', 'resnet': 'RESNET_WEIGHTS'}
             assert row.weights == wanted.get(name, ''), row.name
+
+
+DUPLICATES = 'out/duplicates.csv'
+STARTS = ROOT / 'scripts/comparison/simmim_mae.yaml'
+
+
+def test_the_sweep_of_all_starts_compares_the_same_encoder_with_tuned_rates() -> None:
+    small, sweep = load_sweep(STARTS, 'cpu'), load_sweep(STARTS, 'starts')
+    rows = {row.method: row for row in sweep.rows}
+    frozen = {f'linear_{start}' for start in ('mae', 'simmim', 'own', 'random')}
+    fitted = {'mae', 'simmim', 'scratch', 'own', 'resnet18'}
+    assert {arm for arm in rows if not arm.endswith(('_low', '_high'))} == {
+        *fitted, *frozen, 'pixels'
+    }  # fmt: skip
+    for arm in arms_of(sweep):
+        assert arm == [f'{arm[0][:-4]}{rate}_0.1' for rate in ('', '_low', '_high')]
+    assert len(arms_of(sweep)) == len(fitted)
+    # A command without the scale, which has run before, keeps its runs, and the scale adds to them.
+    for row in small.rows:
+        same = next(other for other in sweep.rows if other.name == row.name)
+        assert (row.run, row.pretrain_run, row.changes) == (
+            same.run, same.pretrain_run, same.changes
+        )  # fmt: skip
+    assert not any(row.weights for row in small.rows) and len(small.rows) == 10
+    assert {row.weights for name, row in rows.items() if 'own' in name} == {'OWN_WEIGHTS'}
+    shipped = ROOT / 'configs/vit_nano__examples/simmim_finetune__vit_nano__img64__examples.yaml'
+    wanted = replace(
+        rows['own'], configs={'finetune': shipped}, changes={'finetune': {}}, shared={}
+    )
+    for name in (*fitted - {'resnet18'}, *frozen):
+        config = expected_config(rows[name], 'finetune')
+        for key in ('EMBED_DIM', 'DEPTH', 'NUM_HEADS', 'PATCH_SIZE'):
+            assert config.MODEL.VIT[key] == expected_config(wanted, 'finetune').MODEL.VIT[key]
+        mode = 'linear_probe' if name in frozen else 'full'
+        assert config.FINETUNE.MODE == mode and config.DATA.IMG_SIZE == 64
+
+
+def test_the_script_of_all_starts_hands_the_scale_and_the_weights_on(tmp_path: Path) -> None:
+    """Python is a stand-in that writes down what it is called with."""
+    for name in ('labelled', 'unlabelled', 'out/results'):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ('mine.pth', 'out/results/simmim_mae_mean.md', 'unlabelled/store.json', DUPLICATES):
+        (tmp_path / name).touch()
+    python, calls = tmp_path / 'python', tmp_path / 'calls'
+    python.write_text(f'#!/usr/bin/env bash\necho "$OWN_WEIGHTS $*" >>{calls}\n')
+    python.chmod(0o755)
+    command = ['bash', ROOT / 'scripts/simmim_against_mae.sh', 'labelled', 'unlabelled', 'out']
+    for given, wanted in (('mine.pth', tmp_path / 'mine.pth'), ('', 'mae-vit-64px')):
+        calls.unlink(missing_ok=True)
+        options = {'SCALE': 'starts', 'OWN_WEIGHTS': given, 'CHECK': '1' if given else ''}
+        env = os.environ | options | {'PYTHON': str(python), 'SEEDS': '3'}
+        subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
+        lines = [line for line in calls.read_text().splitlines() if 'ablate.py' in line]
+        assert all(line.startswith(f'{wanted} ') for line in lines)
+        assert all('simmim_mae.yaml --scale starts' in line for line in lines)
+        names = [line.split('ablate.py ')[1].split()[0] for line in lines]
+        assert names == (['run'] if given else ['run', 'join', 'table', 'plot'])
+        assert ('--check' in lines[0]) == bool(given)
 
 
 def test_a_phantom_in_the_layout_of_mimic_has_the_labels_of_the_other(tmp_path: Path) -> None:
