@@ -237,6 +237,21 @@ USES = {
 }
 
 
+def test_measured_sizes_of_a_lower_score_stand_on_the_page_that_they_are_of() -> None:
+    page = ROOT / 'docs' / 'howto' / 'lower_score.md'
+    rows = [line for line in page.read_text('utf-8').splitlines() if line.startswith('| ')][2:]
+    checked = 0
+    for row in rows:
+        figures = re.findall(r'\.\d{3}', row)
+        links = re.findall(r'\[ours\]\(([^)#]+)', row)
+        # Every figure is ours, or of a numbered source; a row without a figure says so.
+        assert links or re.search(r'\[[12]\]', row) or 'not measured' in row, row
+        text = ''.join((page.parent / link).read_text('utf-8') for link in links)
+        checked += len(figures) if links else 0
+        assert not links or [figure for figure in figures if figure not in text] == [], row
+    assert len(rows) > 12 and checked > 15
+
+
 @pytest.mark.parametrize('file', USES)
 def test_an_example_is_a_file_and_lines_of_config_that_work(file, add_example, tmp_path) -> None:
     """What stands on the page is all that a part needs."""
