@@ -673,14 +673,15 @@ def plot(args: argparse.Namespace) -> None:
     if not (args.save or args.output):
         raise ValueError('plot needs --save, the folder of the tables, or --output')
     whole, folder = sweep_of(args), args.save or args.output
-    sweep = in_order(whole, args.rows) if args.rows else whole
-    tables = [*args.scores, *sweep.scores, *MEANS]
-    files = [folder / f'{file_name(sweep.name, score)}.csv' for score in tables]
+    tables = [*args.scores, *whole.scores, *MEANS]
+    files = [folder / f'{file_name(whole.name, score)}.csv' for score in tables]
     if not (known := [file for file in files[: len(args.scores) or None] if file.is_file()]):
         raise ValueError(f'{files[0]} does not exist: `ablate.py table` writes it (see --scores)')
     lines = read_lines(known[0], args.pairs)
     for row in lines['row'].unique():
         title_of(whole, row)  # a table of another sweep or scale is refused
+    whole = without_rates(whole, folder, {*lines['row']})
+    sweep = in_order(whole, args.rows) if args.rows else whole
     if args.rows:
         order = {row.name: number for number, row in enumerate(sweep.rows)}
         lines = lines[lines['row'].isin(order)]
@@ -704,6 +705,14 @@ def plot(args: argparse.Namespace) -> None:
                     old.unlink(missing_ok=True)
             for file in files:
                 print(file)
+
+
+def without_rates(sweep: Sweep, folder: Path, scored: set[str]) -> Sweep:
+    """Leave out the rates from which --tune chose for tables in a folder: they lack no score."""
+    if not (folder / TUNING).is_file():
+        return sweep
+    candidates = {name for _, *others in arms_of(sweep) for name in others} - scored
+    return only_rows(sweep, [row.name for row in sweep.rows if row.name not in candidates])
 
 
 def figures_of(

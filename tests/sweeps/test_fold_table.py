@@ -522,6 +522,9 @@ def test_tuning_takes_what_is_best_on_patients_not_learned(two_settings, tuned, 
     """In fold 0 the first setting is only right about patients whom it scores."""
     folder, values = copied(tuned, tmp_path), two_settings[1]
     assert table_of(folder, '--tune') == 0
+    figure = folder / 'f.svg'  # a rate that is not chosen lacks no score
+    assert run('plot', folder, '--save', folder / 't', '--figure', figure) == 0
+    assert 'simmim_low' not in figure.read_text()
     choices = pd.read_csv(folder / 't/tuning.csv').query('chosen')
     taken = ['simmim_low_1', 'simmim_1', 'simmim_1']
     assert choices['candidate'].tolist() == taken
