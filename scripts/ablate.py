@@ -57,6 +57,7 @@ from data.tables.reading import require_packed_steps
 from engine.run_record import is_finished
 from evaluation.notices import Run
 from evaluation.run_facts import DOUBTS, Known
+from sweeps.curves import plot_curves, rows_with_curves
 from sweeps.estimate import estimate
 from sweeps.files import (
     ROOT,
@@ -91,14 +92,12 @@ from sweeps.long_table import (
 )
 from sweeps.plots import (
     has_groups,
-    plot_curves,
     plot_differences,
     plot_groups,
     plot_labels,
     plot_masks,
     plot_scores,
     plot_subsets,
-    rows_with_curves,
 )
 from sweeps.run_scores import SPLITS, option_notes, read_runs
 from sweeps.runner import (

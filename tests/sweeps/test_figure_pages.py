@@ -18,7 +18,7 @@ from tiny import ROOT, run_script
 
 from data.describe import charts, figures
 from evaluation.saliency import plot_prediction
-from sweeps import plots
+from sweeps import curves, plots
 from sweeps.files import Row, Sweep, in_order, load_sweep, plan, run_folder
 from sweeps.long_table import SYNTHETIC
 from sweeps.tables import score_title
@@ -97,7 +97,7 @@ def test_curves_of_contrastive_methods_begin_after_an_epoch(methods, tmp_path, s
     """Before it, MoCo has no images to compare with, and its loss is 0."""
     for row in methods.rows[:2]:
         make_curve(tmp_path, row.pretraining, row, [-1, 0])
-    plots.plot_curves(tmp_path / 'c.png', methods, [0], tmp_path, pretrain=True)
+    curves.plot_curves(tmp_path / 'c.png', methods, [0], tmp_path, pretrain=True)
     epochs = {axis.get_title(): [*axis.lines[0].get_xdata()] for axis in saved[0].axes}
     assert epochs == {'simmim': [0, 1], 'moco': [1]}
     note = saved[0].get_supxlabel()
@@ -108,7 +108,7 @@ def test_curves_name_a_training_loss_that_is_not_the_held_out_one(methods, tmp_p
     focal = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')
     for sweep in (focal, methods):
         make_curve(tmp_path, 'finetune', sweep.rows[0], [0])
-        plots.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=False)
+        curves.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=False)
     notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
     assert 'another loss (focal) than held-out patients (bce)' in notes[0]
     assert 'another' not in notes[1] and 'Labelled: 10 % of the labels.' in notes[1]
@@ -116,7 +116,7 @@ def test_curves_name_a_training_loss_that_is_not_the_held_out_one(methods, tmp_p
 
 def test_curves_are_those_of_the_runs_with_the_most_labels(methods: Sweep, tmp_path: Path) -> None:
     def found(seed: int = 0) -> list[Row]:
-        return plots.rows_with_curves(methods, [seed], tmp_path, pretrain=False)
+        return curves.rows_with_curves(methods, [seed], tmp_path, pretrain=False)
 
     assert found() == []
     few, many = ([row for row in methods.rows if row.subset == share] for share in ('0.1', '1'))
@@ -440,7 +440,7 @@ def test_figures_of_phantoms_say_so(methods: Sweep, tmp_path: Path, saved) -> No
         plots.plot_labels(path, table, sweep)
         plots.plot_groups(path, table, sweep, 'mean')
         plots.plot_subsets(path, table, sweep, 'mean')
-        plots.plot_curves(path, sweep, [0], tmp_path, pretrain=True, scores=table)
+        curves.plot_curves(path, sweep, [0], tmp_path, pretrain=True, scores=table)
         notes = [' '.join(figure.get_supxlabel().split()) for figure in saved]
         assert ['Synthetic X-rays.' in note for note in notes] == [table is phantoms] * 6
         saved.clear()
