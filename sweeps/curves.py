@@ -1,7 +1,7 @@
 """Learning curves of the runs of a sweep, from the metrics that each run has recorded."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -13,16 +13,29 @@ from config import PROBES
 from data.tables.records import task_of
 from logger import read_metrics
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
-from sweeps.plots import COLOUR, add_note, drawing, mode_of, paged
+from sweeps.plots import COLOUR, SIGNIFICANT_COLOUR, add_note, drawing, mode_of, paged, span_of
 from sweeps.tables import subset_title
-from system.pages import TALLEST
+from system.pages import TALLEST, listed
 
-LOSSES = {  # metrics of an epoch that are drawn if a run has them -> dashes
-    'holdout_l1_grey': '-',
+OWN_L1, CHANCE = 'holdout_l1_grey', 'holdout_loss_chance'
+LOSSES = {
+    OWN_L1: '-',
     'holdout_loss': '-',
     'loss': '--',
+    CHANCE: ':',
+}  # metric of an epoch -> dashes
+DRAWN = {  # dashes -> their meaning
+    '-': 'Solid: held-out patients.',
+    '--': 'Dashed: training images.',
+    ':': 'Dotted: chance, the held-out loss of features that tell no images apart.',
 }
-DASHES = {'-': 'Solid: held-out patients.', '--': 'Dashed: training images.'}
+CHANCE_LINE = {'linestyle': ':', 'color': SIGNIFICANT_COLOUR, 'linewidth': 1.2, 'zorder': 1}
+SHARED = 'Panels with the same kind of loss share the axis.'
+OWN_L1_TITLE = 'L1, own masks\n(grey levels)'
+OWN_L1_NOTE = (
+    'Each row is measured under its own masks, so rows with other masks cannot be compared here: '
+    'tables have the error under shared masks.'
+)
 CONTRASTIVE_NOTE = (
     'Contrastive losses depend on the number of images compared at once, which differs between '
     'methods, and between training and held-out images.'
@@ -68,35 +81,95 @@ def plot_curves(
     pretrain: bool,
     scores: pd.DataFrame | None = None,
 ) -> list[Path]:
-    """Draw the losses of each of the `rows_with_curves` by epoch.
+    """Draw the mean losses of each of the `rows_with_curves` by epoch, with a band over the seeds.
 
-    `scores` is the long table of the sweep, if it is known.
+    Panels whose losses have the same unit share their axis, also on several pages. `scores` is the
+    long table of the sweep, if it is known.
     """
     chosen = rows_with_curves(sweep, seeds, output, pretrain=pretrain)
+    titles, found, units = {}, {}, {}
+    for row in chosen:
+        title = sweep.titles.get(row.method, row.method or row.name)
+        titles[row.name] = sweep.titles.get(row.name, title)
+        runs = [_records(output, row, seed, pretrain=pretrain) for seed in seeds]
+        found[row.name] = _losses_of(records for records in runs if records)
+        units[row.name] = _unit_of(row, found[row.name], pretrain=pretrain)
+    spans = {}  # unit -> limits of the axis
+    for unit in units.values():
+        tables = [found[name] for name in found if units[name] == unit]
+        spans[unit] = span_of(pd.concat(tables)[['low', 'high']])
+    has_band = any(table['seeds'].max() > 1 for table in found.values())
     files = []
     for file, page in paged(path, chosen, COLUMNS * int((TALLEST - 0.6) / PANEL)):
         columns = min(COLUMNS, len(page))
         lines = math.ceil(len(page) / columns)
         with drawing(file, 0.6 + PANEL * lines) as figure:
+            figure.get_layout_engine().set(wspace=0.08)
             panels = figure.subplots(lines, columns, squeeze=False).ravel()
             for axis in panels[len(page) :]:
                 axis.set_axis_off()
             for row, axis in zip(page, panels, strict=False):
-                title = sweep.titles.get(row.method, row.method or row.name)
-                axis.set_title(fill(sweep.titles.get(row.name, title), LONG_PANEL), fontsize=9)
-                for seed in seeds:
-                    _draw_losses(axis, _records(output, row, seed, pretrain=pretrain))
+                axis.set_title(fill(titles[row.name], LONG_PANEL), fontsize=9)
+                _draw_losses(axis, found[row.name])
+                axis.set_ylim(*spans[units[row.name]])
                 axis.set_xlabel('epochs')
+                is_error = found[row.name]['metric'].iloc[0] == OWN_L1
+                unit = OWN_L1_TITLE if is_error else 'mean loss' if has_band else 'loss'
+                axis.set_ylabel(unit)
+            shown = pd.concat([found[row.name] for row in page])
+            notes = [_about_seeds(shown)]
+            notes += [words for name, words in DRAWN.items() if name in {*shown['drawn']}]
+            worse = [titles[row.name] for row in page if _is_worse_than_chance(found[row.name])]
+            notes += [f'Worse than chance at the end: {listed(worse)}.'] if worse else []
+            notes += [SHARED] if len({*units.values()}) < len(units) else []
+            notes += [OWN_L1_NOTE] if OWN_L1 in {*shown['metric']} else []
             is_contrastive = pretrain and any(row.pretraining == 'contrastive' for row in page)
-            drawn = {line.get_linestyle() for axis in panels for line in axis.lines}
-            notes = ['One line per seed.', *(DASHES[style] for style in DASHES if style in drawn)]
             notes += [CONTRASTIVE_NOTE] if is_contrastive else []
             labelled = '' if pretrain else subset_title(sweep, page[0].subset)
             notes += [f'Labelled: {labelled}.'] if labelled else []
             notes += [] if pretrain else _other_losses(page)
-            add_note(figure, ' '.join(notes), scores, is_score=False)
+            add_note(figure, ' '.join(notes), scores)
         files.append(file)
     return files
+
+
+def _losses_of(runs: Iterable[Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Return each loss by epoch, with its mean, lowest and highest value over runs of one row.
+
+    The error in grey levels has another scale than the losses, which are then left out.
+    """
+    lines = pd.concat([pd.DataFrame(records) for records in runs])
+    names = [name for name in LOSSES if name in lines and lines[name].notna().any()]
+    names = [OWN_L1] if OWN_L1 in names else names
+    losses = lines.melt('epoch', names, 'metric').dropna().groupby(['metric', 'epoch'])['value']
+    table = losses.agg(mean='mean', low='min', high='max', seeds='size').loc[names].reset_index()
+    return table.assign(drawn=table['metric'].map(LOSSES), epoch=table['epoch'] + 1)
+
+
+def _unit_of(row: Row, losses: pd.DataFrame, *, pretrain: bool) -> tuple[str, ...]:
+    """Return in what the losses of a row are measured. Only those with the same can be compared."""
+    config = expected_config(row, row.pretraining if pretrain else 'finetune')
+    if not pretrain:
+        return config.LOSS.NAME, task_of(config).loss
+    if row.pretraining == 'contrastive':
+        return (config.CONTRASTIVE.METHOD,)
+    if OWN_L1 in {*losses['metric']}:
+        return (OWN_L1,)
+    return config.MODEL.SIMMIM.LOSS, config.MODEL.SIMMIM.TARGET
+
+
+def _is_worse_than_chance(losses: pd.DataFrame) -> bool:
+    last = losses.groupby('metric')['mean'].last()
+    return bool(last.get('holdout_loss', -math.inf) > last.get(CHANCE, math.inf))
+
+
+def _about_seeds(losses: pd.DataFrame) -> str:
+    """Say over how many seeds the lines of some losses are means."""
+    fewest, most = losses['seeds'].min(), losses['seeds'].max()
+    if most == 1:
+        return 'One seed.'
+    number = f'{fewest} to {most}' if fewest < most else most
+    return f'Lines: mean over {number} seeds; bands: from the lowest to the highest.'
 
 
 def _other_losses(rows: Sequence[Row]) -> list[str]:
@@ -110,11 +183,13 @@ def _other_losses(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _draw_losses(axis: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the losses of a run by epoch, from the records of metrics.jsonl."""
-    names = [name for name in LOSSES if any(r.get(name) is not None for r in records)]
-    # The error in grey levels has another scale than the losses.
-    for name in names[:1] if names[:1] == ['holdout_l1_grey'] else names:
-        known = {r['epoch'] + 1: r[name] for r in records if r.get(name) is not None}
-        axis.plot([*known], [*known.values()], LOSSES[name], color=COLOUR, linewidth=1)
-        axis.set_ylabel('L1 (grey levels)' if name == 'holdout_l1_grey' else 'loss')
+def _draw_losses(axis: Axes, losses: pd.DataFrame) -> None:
+    """Draw the losses of a row (`_losses_of`) by epoch."""
+    for name, line in losses.groupby('metric', sort=False):
+        if name == CHANCE:
+            axis.axhline(line['mean'].iloc[-1], **CHANCE_LINE)
+            continue
+        style = {'linestyle': LOSSES[name], 'color': COLOUR, 'linewidth': 1}
+        axis.plot(line['epoch'], line['mean'], **style)
+        if line['seeds'].max() > 1:
+            axis.fill_between(line['epoch'], line['low'], line['high'], color=COLOUR, alpha=0.2)

@@ -121,7 +121,7 @@ def plot_scores(
                 _draw_scores(axis, sweep, members, values, names)
                 if subset in baselines:
                     axis.axvline(baselines[subset], **BASELINE)
-            axis.set_xlim(*_span(values[['value', *ENDS]]))
+            axis.set_xlim(*span_of(values[['value', *ENDS]]))
             axis.locator_params(axis='x', nbins=5)
             axis.set_xlabel(fill(score_title(lines['score'].iloc[0], scores), LONG_AXIS))
             if baselines:
@@ -180,7 +180,7 @@ def plot_differences(
     missing = missing_note(sweep, rows, {*lines['row']}, 'difference')
     bounds = [f'{noise}_{end}' for noise in BARS for end in ENDS]
     by_seed = lines['by_seed'].explode()
-    span = _span(pd.concat([*(lines[name] for name in ('difference', *bounds)), by_seed]))
+    span = span_of(pd.concat([*(lines[name] for name in ('difference', *bounds)), by_seed]))
     files = []
     for file, page in paged(path, lines.to_dict('records'), int((TALLEST - 1.6) / height)):
         with drawing(file, 1.6 + height * len(page)) as figure:
@@ -302,7 +302,7 @@ def _plot_categories(
         return _row_height(titles.values(), max(0.3, 0.05 * (len(rows) + 3)))
 
     means = means[means['row'].isin(names) & means[column].isin([*titles])]
-    span = _span(means[['value', *ENDS]])
+    span = span_of(means[['value', *ENDS]])
     pages = []
     for rows in split_pages(names, MOST_ROWS):
         space = TALLEST - 1.9 - _legend_height(sweep, rows)
@@ -374,7 +374,7 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     last = {row.method: row.name for row in scored_rows}
     methods = [method for method in _methods(sweep) if method in last]
     missing = missing_note(sweep, sweep.rows, means.index)
-    low, high = _span(means[['value', *ENDS]])
+    low, high = span_of(means[['value', *ENDS]])
     files = []
     for file, page in paged(path, methods, MOST_ROWS):
         rows = [last[method] for method in page]
@@ -400,7 +400,7 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
             axis.minorticks_off()
             axis.grid(axis='y')
             # Intervals over few seeds may exceed [0, 1], and a kappa may be below 0.
-            axis.set_ylim(max(low, min(0, _span(means[['value']])[0])), min(high, 1))
+            axis.set_ylim(max(low, min(0, span_of(means[['value']])[0])), min(high, 1))
             axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
             axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
             _add_method_legend(figure, sweep, [last[method] for method in methods], rows)
@@ -526,17 +526,15 @@ def told_of_runs(scores: pd.DataFrame | None) -> str:
     return ' '.join(notice.short for notice in notices(known, wanted=wanted))
 
 
-def add_note(
-    figure: Figure, text: str, scores: pd.DataFrame | None = None, *, is_score: bool = True
-) -> None:
-    """Add a note below a figure. Below scores it says that they are not for clinical use.
+def add_note(figure: Figure, text: str, scores: pd.DataFrame | None = None) -> None:
+    """Add a note below a figure, which also says that it is not for clinical use.
 
     It also says what the long table `scores` tells of its runs, and of synthetic X-rays.
     """
     text = f'{text} {SYNTHETIC}' if is_synthetic(scores) else text
-    text = f'{text} {NOT_FOR_CLINICAL_USE}' if is_score else text
+    text = f'{text} {NOT_FOR_CLINICAL_USE}'
     letters = int(LETTERS * figure.get_figwidth())
-    told = told_of_runs(scores) if is_score or scores is not None else ''
+    told = told_of_runs(scores)
     if told:  # which may take several lines, for which the figure grows
         lines = len(wrap(told, letters))
         height = figure.get_figheight() + NOTE_LINE * lines
@@ -562,7 +560,7 @@ def _means(scores: pd.DataFrame, metric: str, label: str = '', by: str = 'label'
     return table.loc[[*map(tuple, order.to_numpy())]].reset_index()
 
 
-def _span(values: pd.DataFrame | pd.Series) -> tuple[float, float]:
+def span_of(values: pd.DataFrame | pd.Series) -> tuple[float, float]:
     """Return the limits of an axis that all pages share, with some room at both ends."""
     known = values.to_numpy(float)
     low, high = np.nanmin(known), np.nanmax(known)

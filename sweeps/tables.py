@@ -45,7 +45,8 @@ JOINED = (
     'prediction within the fold. '
 )
 ABOUT_ERRORS = (
-    'Held-out L1: under masks that all rows share. Only errors on the same images and of the same '
+    'Held-out L1: under masks that all rows share; curves have the error under the own masks of '
+    'a row. Only errors on the same images and of the same '
     'target can be compared.'
 )
 SYNTHETIC_NOTE = 'Synthetic X-rays (phantoms): the scores say nothing about patients.'
@@ -56,7 +57,7 @@ NOISE = {'over_seeds': 'seeds', 'over_patients': 'patients'}  # name of its colu
 FACTS = {  # fact of the long table -> title and format
     'images_seen': ('images seen in pre-training', ',.0f'),
     'pretrain_minutes': ('minutes of pre-training', ',.1f'),
-    'held_out_l1': ('held-out L1 (grey levels)', '.2f'),
+    'held_out_l1': ('held-out L1, shared masks (grey levels)', '.2f'),
     'training_images': ('labelled training images', ',.0f'),
     'epochs': ('epochs', '.0f'),
     'selected_epoch': ('selected epoch', '.1f'),

@@ -1,5 +1,6 @@
 """Figures of every command: their legends and notes say what is true; which files are written."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from evaluation.saliency import plot_prediction
 from sweeps import curves, plots
 from sweeps.files import Row, Sweep, in_order, load_sweep, plan, run_folder
 from sweeps.long_table import SYNTHETIC
-from sweeps.tables import score_title
+from sweeps.tables import FACTS, score_title
 from system.pages import (
     encode_figure,
     new_figure,
@@ -74,12 +75,18 @@ def score_table(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def make_curve(output: Path, stage: str, row: Row, epochs: list[int]) -> None:
-    """Write the losses of a run with seed 0."""
-    folder = run_folder(output, stage, row, 0)
+def make_curve(
+    output: Path, stage: str, row: Row, epochs: list[int], *, seed: int = 0, **losses: float
+) -> None:
+    """Write the losses of a run, which grow by 1 an epoch: `losses`, or a held-out loss from 0."""
+    folder = run_folder(output, stage, row, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f'{{"epoch": {epoch}, "holdout_loss": {epoch + 1}}}\n' for epoch in epochs]
-    (folder / 'metrics.jsonl').write_text(''.join(lines))
+    first = losses or {'holdout_loss': 0}
+    lines = [
+        json.dumps({'epoch': n} | {name: start + n + 1 for name, start in first.items()})
+        for n in epochs
+    ]
+    (folder / 'metrics.jsonl').write_text(''.join(f'{line}\n' for line in lines))
 
 
 @pytest.fixture(scope='module')
@@ -126,6 +133,75 @@ def test_curves_are_those_of_the_runs_with_the_most_labels(methods: Sweep, tmp_p
     make_curve(tmp_path, 'finetune', many[1], [0])
     assert found() == many[1:2]
     assert found(seed=1) == []
+
+
+def test_curves_are_means_with_a_band_from_the_lowest_to_the_highest_seed(
+    methods: Sweep, tmp_path: Path, saved
+) -> None:
+    row = methods.rows[0]
+    for seed, start in enumerate((0, 1, 5)):
+        make_curve(tmp_path, 'finetune', row, [0, 1], seed=seed, holdout_loss=start)
+    curves.plot_curves(tmp_path / 'c.png', methods, range(3), tmp_path, pretrain=False)
+    (axis,) = saved[0].axes
+    assert [[*line.get_ydata()] for line in axis.lines] == [[3, 4]]
+    (band,) = axis.collections
+    corners = {tuple(point) for point in band.get_paths()[0].vertices}
+    assert corners == {(1, 1), (2, 2), (1, 6), (2, 7)}
+    assert axis.get_ylabel() == 'mean loss'
+    note = ' '.join(saved[0].get_supxlabel().split())
+    assert 'mean over 3 seeds; bands: from the lowest to the highest.' in note
+    assert note.endswith('Not for clinical use.')
+
+
+def test_curves_of_the_same_loss_share_the_axis_and_others_have_their_own(
+    tmp_path: Path, saved
+) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')
+    rows = {row.method: row for row in sweep.rows if row.subset == '1'}
+    for method, start in {'moco': 1, 'moco_as_stated': 9, 'byol': 2}.items():
+        make_curve(tmp_path, 'contrastive', rows[method], [0, 1], holdout_loss=start)
+        make_curve(tmp_path, 'finetune', rows[method], [0, 1], holdout_loss=start)
+    for pretrain in (True, False):
+        curves.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=pretrain)
+    spans = [
+        {axis.get_title(): axis.get_ylim() for axis in figure.axes if axis.get_title()}
+        for figure in saved
+    ]
+    before, after = spans
+    assert before['MoCo'] == before['MoCo as stated'] != before['BYOL']
+    assert before['MoCo'][0] < 2 and before['MoCo'][1] > 11 > before['BYOL'][1]
+    assert len({*after.values()}) == 1
+
+
+def test_a_loss_that_is_worse_than_chance_is_named(tmp_path: Path, saved) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')
+    rows = {row.method: row for row in sweep.rows if row.subset == '1'}
+    for method, loss in {'swav': 2.3125, 'moco': 2.2}.items():
+        folder = run_folder(tmp_path, 'contrastive', rows[method], 0)
+        folder.mkdir(parents=True)
+        record = {'epoch': 0, 'holdout_loss': loss, 'holdout_loss_chance': 2.3026}
+        (folder / 'metrics.jsonl').write_text(json.dumps(record))
+    curves.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=True)
+    drawn = {axis.get_title(): axis for axis in saved[0].axes if axis.get_title()}
+    for axis in drawn.values():
+        (chance,) = (line for line in axis.lines if line.get_linestyle() == ':')
+        assert [*chance.get_ydata()] == [2.3026, 2.3026]
+        assert axis.get_ylim()[0] < 2.3026 < axis.get_ylim()[1]
+    note = ' '.join(saved[0].get_supxlabel().split())
+    assert 'Dotted: chance' in note and 'Worse than chance at the end: SwAV.' in note
+
+
+def test_errors_under_own_masks_are_not_called_as_those_under_shared_masks(
+    tmp_path: Path, saved
+) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'tiny')
+    make_curve(tmp_path, 'simmim', sweep.rows[0], [0], holdout_l1_grey=32, loss=1)
+    curves.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=True)
+    (axis,) = saved[0].axes
+    assert [[*line.get_ydata()] for line in axis.lines] == [[33]]
+    assert axis.get_ylabel() == 'L1, own masks\n(grey levels)'
+    assert 'under its own masks' in ' '.join(saved[0].get_supxlabel().split())
+    assert FACTS['held_out_l1'][0] == 'held-out L1, shared masks (grey levels)'
 
 
 def test_a_row_has_one_colour_in_figures_of_masks_and_is_named_without_a_score(
