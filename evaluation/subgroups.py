@@ -75,7 +75,7 @@ def score_groups(
     for column in filter(masks.get, masks):
         groups = [scored[column, name][0] for name in masks[column]]
         areas = {name: scored[column, name][1] for name in masks[column]}
-        columns.append({'column': column, 'groups': groups, 'gaps': _gaps(groups, areas)})
+        columns.append({'column': column, 'groups': groups, 'gaps': gaps_of(groups, areas)})
     add_holm([gap for part in columns for gap in part['gaps'].values()])
     return columns
 
@@ -210,7 +210,7 @@ def _underdiagnosis(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, float
     return summary(1 - scores[NO_FINDING]['specificity'])
 
 
-def _gaps(
+def gaps_of(
     groups: list[dict[str, Any]], areas: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, dict[str, Any]]:
     """Find the groups with the highest and lowest AUROC for each label, and the difference.

@@ -76,13 +76,16 @@ from sweeps.files import (
     sweep_of_runs,
 )
 from sweeps.folds import TUNING, arms_of, join, read_joined, tuned
+from sweeps.groups import plot_gaps, write_groups
 from sweeps.long_table import (
     MEANS,
+    Scored,
     enough_resamples,
     facts_of,
     known_of_table,
     known_scores,
     lines_of_known,
+    notes_about_groups,
     notes_about_labels,
     parts_of,
     read_table,
@@ -500,7 +503,8 @@ def table_of_joined(args: argparse.Namespace) -> None:
     # A study may have begun with another seed than 0, so the most that a row has are all.
     known = [*lines_of_known(runs, len({run.seed for run in runs}))]
     drawn = pd.concat([drawn, pd.DataFrame(known)], ignore_index=True)
-    write_scores(args, sweep, drawn, notes=[*repeated, JOINED], means=means, protocols={})
+    about = {'means': means, 'about_groups': groups_of_means(args, runs, drawn)}
+    write_scores(args, sweep, drawn, notes=[*repeated, JOINED], protocols={}, **about)
 
 
 def table_of_runs(args: argparse.Namespace) -> None:
@@ -535,7 +539,17 @@ def table_of_runs(args: argparse.Namespace) -> None:
     drawn = pd.concat([drawn, pd.DataFrame([*read.facts, *known])], ignore_index=True)
     repeated, means = notes_about_labels(read.scored)
     notes = [f'Scored: {"; ".join(read.splits)}. Higher is better.', *notes, *repeated, '']
-    write_scores(args, sweep, drawn, notes=notes, means=means, protocols=read.protocols)
+    about = {'means': means, 'about_groups': groups_of_means(args, read.scored, drawn)}
+    write_scores(args, sweep, drawn, notes=notes, protocols=read.protocols, **about)
+
+
+def groups_of_means(
+    args: argparse.Namespace, runs: Sequence[Scored], drawn: pd.DataFrame
+) -> list[str]:
+    """Say over which labels the mean of the table of groups is, if there is one."""
+    score = (args.scores or known_scores(drawn))[0]
+    is_mean = args.subgroups is not None and parts_of(score)[1] in MEANS
+    return notes_about_groups(runs, parts_of(score)[1]) if is_mean else []
 
 
 def named_runs(words: Sequence[str]) -> dict[str, dict[int, Path]]:
@@ -560,11 +574,13 @@ def write_scores(
     *,
     notes: Sequence[str],
     means: Sequence[str],
+    about_groups: Sequence[str],
     protocols: Mapping[tuple[str, int], str],
 ) -> None:
     """Write the long table, a table of each score, one of all scores, and facts about the runs.
 
-    The notes in `means` are only below tables of a mean over the labels with enough cases.
+    The notes in `means` are only below tables of a mean over the labels with enough cases, and
+    those in `about_groups` below the table of groups.
 
     `protocols` says what each run was scored on (`compared_pairs`). It is empty for joined
     predictions, about whose runs there are no facts.
@@ -601,22 +617,17 @@ def write_scores(
         name = file_name(sweep.name, score)
         path = write_score(args.save, name, lines, drawn, **options(score))
         print(path.read_text('utf-8') if protocols else path)
-        for suffix in () if groups else ('.csv', '.md', '.tex'):  # of an earlier call
-            (args.save / f'{name}_subgroups{suffix}').unlink(missing_ok=True)
+        for end in ('subgroups', 'gaps'):  # of an earlier call
+            for suffix in ('.csv', '.md', '.tex'):
+                (args.save / f'{name}_{end}{suffix}').unlink(missing_ok=True)
     if len(scores) > 1:
         name = f'{sweep.name}_all_scores'
         shown = {score: tables[score] for score in scores if titles[score] & chosen} or tables
         write_all_scores(args.save, name, shown, sweep, drawn, notes=below(*shown))
     if groups:
-        lines = compare(drawn, pairs, scores[0], subsets=subsets, groups=groups)
-        if parts_of(scores[0])[1] in MEANS:
-            # As in the figure: a mean over labels with few cases would be misread beside others.
-            lines = [line for line in lines if pd.notna(line['low'])] or lines
-        lacking = [name for name in groups if name not in {line['group'] for line in lines}]
-        few = [f'Too few cases of a label: {", ".join(lacking)}.'] if lacking else []
-        name = f'{file_name(sweep.name, scores[0])}_subgroups'
-        about_groups = options(scores[0]) | {'notes': [*few, *below()]}
-        print(write_score(args.save, name, lines, drawn, **about_groups))
+        about = options(scores[0]) | {'notes': [*about_groups, *below()]}
+        for path in write_groups(args.save, sweep, drawn, pairs, scores[0], **about):
+            print(path)
     if protocols:
         facts = facts_cells(drawn)
         about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
@@ -740,6 +751,12 @@ def figures_of(
             figures[f'_{sweep.subsets}'] = partial(plot_subsets, **options) if has_several else None
         are_grouped = has_groups(scores, score)
         figures['_subgroups'] = partial(plot_groups, **options) if are_grouped else None
+        file = (args.save or args.output) / f'{file_name(whole.name, score)}_gaps.csv'
+        gaps = pd.read_csv(file, dtype={'row': str}) if file.is_file() else pd.DataFrame()
+        if len(gaps):  # of the chosen rows
+            gaps = gaps[gaps['row'].isin([row.name for row in sweep.rows])]
+        figures['_gaps'] = partial(plot_gaps, scores=scores, sweep=sweep, gaps=gaps)
+        figures['_gaps'] = figures['_gaps'] if len(gaps) else None
         masked = {row.name for row in sweep.mask_rows} & {*lines['row']}
         figures['_masks'] = partial(plot_masks, **options) if len(masked) > 1 else None
     name = f'{file_name("", score)}_differences'

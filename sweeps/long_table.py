@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from config import PROBES
-from data.tables.groups import members
+from data.tables.groups import is_unknown, members
 from data.tables.labels import describe_same
 from evaluation.cases import Cases
 from evaluation.intervals import CaseWeights, Resamples
@@ -114,8 +114,11 @@ def score_runs(
         scores: Scores, see `parts_of`; () for the mean and the AUROC of each label.
         resamples: Number of resamples of the patients.
         seed: Seed of the resamples.
-        by_group: Whether each group of the images, such as 'Sex: Female', is scored, too.
+        by_group: Whether each group of the images, such as 'Sex: Female', is scored, too. Means
+            there are over the `shared_labels`.
     """
+    runs = [*runs]
+    of_groups = shared_labels(runs) if by_group else {}
     lines: list[dict[str, Any]] = []
     draws: dict[tuple[str, ...], Resamples] = {}  # rows with the same patients share them
     # The last run of each row, with its lines: baselines predict the same with every seed.
@@ -141,7 +144,8 @@ def score_runs(
             weights = draws[patients].weights(cases.patient)
             wanted = scores or (MEANS[0], *cases.labels)
             key = whole | {'group': group}
-            scored = _values(cases, wanted, weights, run.thresholds)
+            means = of_groups[group] if group else cases.mean_labels()
+            scored = _values(cases, wanted, means, weights, run.thresholds)
             lines_of_run += [key | line for line in scored]
             lines_of_run.append(key | {'label': '', 'metric': 'cases', 'value': len(cases)})
             counts = cases.count_classes()
@@ -151,6 +155,45 @@ def score_runs(
         last[run.row] = run, lines_of_run
         lines += lines_of_run
     return pd.DataFrame(lines, columns=[*KEYS, 'value', 'resamples'])
+
+
+def shared_labels(runs: Iterable[Scored]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the labels of each mean in each group, as `Cases.mean_labels` does for everyone.
+
+    They are those of everyone that have enough cases in all groups of a column, so that these
+    groups can be compared. Groups in which no label has enough cases do not count, nor unknown
+    ones. If the others share no label, the group with the fewest labels is left out, and so on.
+    Groups that are left out have no labels.
+    """
+    of_everyone: dict[str, tuple[str, ...]] = {}
+    enough: dict[str, dict[str, set[str]]] = {}  # column -> group -> labels with enough cases
+    known = set()
+    for run in runs:
+        if (key := (id(run.images.targets), run.level)) in known:  # rows with the same cases
+            continue
+        known.add(key)
+        for mean, labels in run.images.at_level(run.level).mean_labels().items():
+            others = of_everyone.get(mean, labels)
+            of_everyone[mean] = tuple(label for label in labels if label in others)
+        for column, values in run.images.groups.items():
+            for name, chosen in members(values).items():
+                counts = run.images.select(chosen).at_level(run.level).count_classes()
+                found = {*run.images.labels} - {*labels_with_few_cases(counts)}
+                of_column = enough.setdefault(column, {})
+                of_column[name] = of_column.get(name, found) & found
+    shared: dict[str, dict[str, tuple[str, ...]]] = {}
+    for column, groups in enough.items():
+        for mean, labels in of_everyone.items():
+            shown = {name: found & {*labels} for name, found in groups.items()}
+            shown = {name: found for name, found in shown.items() if found and not is_unknown(name)}
+            while shown and not set.intersection(*shown.values()):
+                del shown[min(shown, key=lambda name: len(shown[name]))]
+            common = set.intersection(*shown.values()) if shown else set()
+            for name, found in groups.items():
+                in_mean = common if common <= found else ()
+                of_group = shared.setdefault(f'{column}: {name}', {})
+                of_group[mean] = tuple(label for label in labels if label in in_mean)
+    return shared
 
 
 def refuse_copies(runs: Iterable[Scored], modes: Mapping[str, str]) -> None:
@@ -242,6 +285,21 @@ def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
     ]
 
 
+def notes_about_groups(runs: Sequence[Scored], label: str) -> list[str]:
+    """Say over which labels the mean `label` is in the groups of each column of the runs."""
+    mean = 'five' if label == MEANS[1] else 'labels'
+    columns: dict[str, tuple[str, ...]] = {}
+    for group, labels in shared_labels(runs).items():
+        column, _, _ = group.partition(': ')
+        columns[column] = columns.get(column) or labels[mean]
+    return [
+        f'{column}: the mean is over the {len(labels)} label{"s" * (len(labels) != 1)} with at '
+        f'least {FEW_CASES} cases of each class in all groups that are shown: {", ".join(labels)}.'
+        for column, labels in columns.items()
+        if labels
+    ]
+
+
 def rows_of(table: pd.DataFrame, score: str, group: str = EVERYONE) -> Rows:
     """Return the values of a score in all resamples, for each row and seed."""
     metric, label = parts_of(score)
@@ -306,15 +364,19 @@ def read_table(path: Any) -> pd.DataFrame:
 
 
 def _values(
-    cases: Cases, scores: Sequence[str], weights: CaseWeights, thresholds: Mapping[str, float]
+    cases: Cases,
+    scores: Sequence[str],
+    means: Mapping[str, Sequence[str]],
+    weights: CaseWeights,
+    thresholds: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     """Yield label, metric, value and resamples of each score that is defined.
 
-    Each mean is followed by its number of labels, as the metric 'auroc_labels' and so on, and a
-    score within views by its `coverage`, as 'auroc_within_views_cases' and 'auroc_within_views_of'.
+    `means` has the labels of each mean, as `Cases.mean_labels` names them. Each mean is followed by
+    its number of labels, as the metric 'auroc_labels' and so on, and a score within views by its
+    `coverage`, as 'auroc_within_views_cases' and 'auroc_within_views_of'.
     """
     defined = cases.has_both_classes()
-    means = cases.mean_labels()
     members: dict[str, list[str]] = {}  # labels of each score
     for score in scores:
         label = parts_of(score)[1]

@@ -24,7 +24,14 @@ from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
 from evaluation.notices import notices
 from sweeps.files import Row, Sweep, expected_config, subset_size
-from sweeps.long_table import EVERYONE, MEANS, is_synthetic, known_of_table, parts_of
+from sweeps.long_table import (
+    EVERYONE,
+    MEANS,
+    facts_of,
+    is_synthetic,
+    known_of_table,
+    parts_of,
+)
 from sweeps.tables import score_title, subset_title, title_of
 from system.files import atomic_writer
 from system.pages import (
@@ -246,7 +253,7 @@ def plot_labels(path: str | Path, scores: pd.DataFrame, sweep: Sweep) -> list[Pa
         for label in labels
     }
     options = {'column': 'label', 'score': 'AUROC', 'note': note, 'table': scores}
-    return _plot_categories(path, means, sweep, titles, **options)
+    return plot_categories(path, means, sweep, titles, **options)
 
 
 def plot_groups(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str) -> list[Path]:
@@ -256,12 +263,24 @@ def plot_groups(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str
     with groups.
     """
     means, groups = _groups_shown(scores, score)
-    titles = {group: group or 'everyone' for group in [EVERYONE, *groups]}
-    left_out = [group for group in scores['group'].unique() if group not in titles]
-    note = f'Too few cases of a label: {listed(left_out)}.' if left_out else ''
-    title = score_title(score, scores[scores['group'].isin([*titles])], in_groups=True)
-    options = {'column': 'group', 'score': title, 'table': scores, 'note': note}
-    return _plot_categories(path, means, sweep, titles, **options)
+    metric, label = parts_of(score)
+    shown = scores[scores['group'].isin(groups)]
+    counted = (shown['metric'] == f'{metric}_labels') & (shown['label'] == label)
+    numbers = shown[counted].groupby('group')['value'].first()
+    of_everyone = facts_of(scores, f'{metric}_labels', label).max() if len(numbers) else None
+    titles = {group: group for group in groups}
+    notes = []
+    if numbers.nunique() > 1:  # groups of other columns have other labels
+        titles |= {group: f'{group} ({number:g} labels)' for group, number in numbers.items()}
+    if len(numbers) == 0 or {*numbers} == {of_everyone}:
+        titles = {EVERYONE: 'everyone'} | titles
+    else:
+        notes = [f'The mean of everyone is over {of_everyone:g} labels and is not drawn.']
+    left_out = [group for group in scores['group'].unique() if group not in (EVERYONE, *groups)]
+    notes += [f'Too few cases of a label: {listed(left_out)}.'] if left_out else []
+    title = score_title(score, shown, in_groups=True)
+    options = {'column': 'group', 'score': title, 'table': scores, 'note': ' '.join(notes)}
+    return plot_categories(path, means, sweep, titles, **options)
 
 
 def has_groups(scores: pd.DataFrame, score: str) -> bool:
@@ -270,17 +289,19 @@ def has_groups(scores: pd.DataFrame, score: str) -> bool:
 
 
 def _groups_shown(scores: pd.DataFrame, score: str) -> tuple[pd.DataFrame, list[str]]:
-    """Return the means of a score by group, and the groups with enough cases for an interval.
+    """Return the scores by group, and the groups that are shown.
 
-    Where all labels have few cases, a mean is over all of them and has no interval
-    (`labels_of_mean`). Beside groups with a mean over other labels it would be misread.
+    Means are only known where all their labels have enough cases (`shared_labels`). Of a single
+    label, groups with an interval are shown, if there are any.
     """
-    means = _means(scores, *parts_of(score), by='group')
-    shown = means[means['low'].notna()] if means['low'].notna().any() else means
+    metric, label = parts_of(score)
+    means = _means(scores, metric, label, by='group')
+    is_known = means['low'].notna() | (label in MEANS)
+    shown = means[is_known] if is_known.any() else means
     return means, [group for group in shown['group'].unique() if group != EVERYONE]
 
 
-def _plot_categories(
+def plot_categories(
     path: str | Path,
     means: pd.DataFrame,
     sweep: Sweep,
@@ -350,7 +371,6 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     The intervals are over seeds, or with fewer than FEW_SEEDS over patients.
     """
     metric, label = parts_of(score)
-    is_share = sweep.subsets == 'shares'
     scores = scores[scores['row'].isin([row.name for row in sweep.rows])]
     chosen = scores[(scores['metric'] == metric) & (scores['label'] == label)]
     seeds = (
@@ -366,24 +386,56 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
     else:
         halves = seeds.map(lambda values: np.diff(t_interval(values))[0] / 2)
         means['low'], means['high'] = means['value'] - halves, means['value'] + halves
-    scored_rows = [row for row in sweep.rows if row.name in means.index]
+    low, high = span_of(means[['value', *ENDS]])
+    # Intervals over few seeds may exceed [0, 1], and a kappa may be below 0.
+    limits = max(low, min(0, span_of(means[['value']])[0])), min(high, 1)
+    options = {'score': score_title(score, scores), 'noise': noise, 'unknown': unknown}
+    return plot_by_subset(path, {'': means}, sweep, limits=limits, table=scores, **options)
+
+
+def plot_by_subset(
+    path: str | Path,
+    means: Mapping[str, pd.DataFrame],
+    sweep: Sweep,
+    *,
+    score: str,
+    noise: str,
+    unknown: str,
+    limits: tuple[float, float],
+    table: pd.DataFrame,
+) -> list[Path]:
+    """Draw values by the labelled share with one line per method, a figure for each of `means`.
+
+    Args:
+        path: File.
+        means: Title -> value, low and high by row.
+        sweep: Comparison of methods.
+        score: Name of the value.
+        noise: What the intervals are over.
+        unknown: Why a value has no interval.
+        limits: Ends of the axis.
+        table: Long table.
+    """
+    is_share = sweep.subsets == 'shares'
+    every = pd.concat([*means.values()])
+    scored_rows = [row for row in sweep.rows if row.name in every.index]
     subsets = sorted({row.subset for row in scored_rows}, key=subset_size)
     sizes = [*map(subset_size, subsets)]
     known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]
     positions = dict(zip(sizes, [*known, ALL_IMAGES * max(known, default=1)], strict=False))
     last = {row.method: row.name for row in scored_rows}
     methods = [method for method in _methods(sweep) if method in last]
-    missing = missing_note(sweep, sweep.rows, means.index)
-    low, high = span_of(means[['value', *ENDS]])
-    files = []
-    for file, page in paged(path, methods, MOST_ROWS):
-        rows = [last[method] for method in page]
+    pages = [(title, page) for title in means for page in split_pages(methods, MOST_ROWS)]
+    files = page_files(Path(path), len(pages))
+    for file, (title, page) in zip(files, pages, strict=True):
+        rows, shown = [last[method] for method in page], means[title]
         with drawing(file, max(4.4, 3.6 + _legend_height(sweep, rows))) as figure:
             axis = figure.subplots()
+            axis.set_title(title, loc='left', fontsize=10, weight='bold')
             axis.set_xscale('log')
             for number, method in enumerate(page):
                 moved = 1.04 ** (number - (len(page) - 1) / 2)  # keeps bars apart
-                scored = means.reindex([f'{method}_{subset}' for subset in subsets])
+                scored = shown.reindex([f'{method}_{subset}' for subset in subsets])
                 style = _style(sweep, last[method])
                 at = [positions[subset_size(subset)] * moved for subset in subsets]
                 axis.errorbar(
@@ -399,17 +451,16 @@ def plot_subsets(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: st
             axis.set_xticks([*positions.values()], names)
             axis.minorticks_off()
             axis.grid(axis='y')
-            # Intervals over few seeds may exceed [0, 1], and a kappa may be below 0.
-            axis.set_ylim(max(low, min(0, span_of(means[['value']])[0])), min(high, 1))
+            axis.set_ylim(*limits)
             axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
-            axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
+            axis.set_ylabel(fill(score, LONG_AXIS))
             _add_method_legend(figure, sweep, [last[method] for method in methods], rows)
-            drawn = means.reindex([f'{method}_{name}' for method in page for name in subsets])
+            drawn = shown.reindex([f'{method}_{name}' for method in page for name in subsets])
             is_unknown = (drawn['value'].notna() & drawn['low'].isna()).any()
             bars = f'Bars: 95 % over {noise}{f"; none: {unknown}" if is_unknown else ""}.'
+            missing = missing_note(sweep, sweep.rows, shown.index)
             notes = [bars, starts_note(sweep, rows), missing]
-            add_note(figure, ' '.join(filter(None, notes)), scores)
-        files.append(file)
+            add_note(figure, ' '.join(filter(None, notes)), table)
     return files
 
 

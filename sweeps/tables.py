@@ -210,8 +210,9 @@ def write_score(
     """
     footnotes = Footnotes()
     score = lines[0]['score']
-    # In groups, each line has its own number of labels.
-    title_of_score = score_title(score, None if 'group' in lines[0] else table)
+    title_of_score = score_title(score, table)
+    if 'labels_in_mean' in lines[0]:  # each line has its own number of labels
+        title_of_score = f'{METRICS[parts_of(score)[0]].title}, mean'
     cells = [dict(_cells(line, lines, title_of_score, footnotes)) for line in lines]
     # A mean may be named without its number of labels, which depends on the data and the group.
     names = {score_title(score), score_title(score, table)}
@@ -422,17 +423,21 @@ def file_name(sweep: str, score: str) -> str:
 def score_title(score: str, scores: pd.DataFrame | None = None, *, in_groups: bool = False) -> str:
     """Return the name of a score for readers.
 
-    A mean gets its number of labels if a long table has it, of everyone or in all groups.
+    A mean gets its number of labels if a long table has it, of everyone or in all groups. The mean
+    of five has five labels, but in groups.
     """
     metric, label = parts_of(score)
     title = f'{METRICS[metric].title}, {label_title(label)}'
-    if scores is None or label == MEANS[1]:  # the mean of five
+    if scores is None or (label == MEANS[1] and not in_groups):
         return title
     chosen = (scores['metric'] == f'{metric}_labels') & (scores['label'] == label)
     chosen &= in_groups | (scores['group'] == EVERYONE)
     numbers = sorted({*scores.loc[chosen, 'value'].astype(int)})
     if not numbers:
         return title
+    if numbers == [5] and label == MEANS[1]:
+        return title
+    title = f'{METRICS[metric].title}, mean'
     shown_numbers = ' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
     return f'{title} of {shown_numbers} label{"s" * (numbers != [1])}'
 

@@ -453,21 +453,38 @@ def test_a_difference_of_one_seed_says_so(methods, tmp_path: Path) -> None:
     assert '1 seed' in found and '1 seeds' not in found
 
 
+def without_mean(table: pd.DataFrame, groups: list[str]) -> pd.DataFrame:
+    """Leave out the means of some groups, of which only the numbers of cases are known."""
+    counts = [
+        {'row': 'moco_1', 'label': '', 'group': group, 'metric': 'cases', 'seed': '0', 'value': 9}
+        for group in groups
+    ]
+    known = table[~table['group'].isin(groups)]
+    return pd.concat([known, pd.DataFrame(counts)])
+
+
 def test_groups_with_few_cases_are_named_and_not_drawn(methods, table, tmp_path: Path) -> None:
-    """Their means are over other labels: without an interval they look like the rest."""
     table.loc[table['metric'] == 'auroc', 'value'] += 0.2
-    is_small = table['group'].isin(GROUPS[:2]) & table['resample'].isin(['low', 'high'])
-    table.loc[is_small, 'value'] = np.nan
-    table = table[table['group'].isin(['', *GROUPS[:4]])]
-    plots.plot_groups(tmp_path / 'g.svg', table, methods, 'mean')
+    table = table[table['group'].isin(['', *GROUPS[:6]])]
+    plots.plot_groups(tmp_path / 'g.svg', without_mean(table, GROUPS[:3]), methods, 'mean')
     found = texts(tmp_path)['g']
-    assert [text for text in found if text.startswith('Age: ')] == GROUPS[2:4]
+    assert [text for text in found if text.startswith('Age: ')] == GROUPS[3:6]
     assert 'everyone' in found
-    assert f'Too few cases of a label: {", ".join(GROUPS[:2])}.' in ' '.join(found)
+    assert f'Too few cases of a label: {", ".join(GROUPS[:3])}.' in ' '.join(found)
     assert not any('dotted: chance' in text for text in found), 'all values are above'
-    table.loc[table['group'] == '', 'value'] = 0.45
+    table.loc[table['group'] == GROUPS[4], 'value'] = 0.45
     plots.plot_groups(tmp_path / 'g.svg', table, methods, 'mean')
     assert any('dotted: chance' in text for text in texts(tmp_path)['g'])
+
+
+def test_groups_of_other_labels_than_everyone_have_their_number(methods, table, tmp_path) -> None:
+    """The first three groups have a mean over 30 labels, the others and everyone over 40."""
+    plots.plot_groups(tmp_path / 'g.svg', table, methods, 'mean')
+    found = texts(tmp_path)['g']
+    names = [text for text in found if text.startswith('Age: ')]
+    assert names[2:4] == [f'{GROUPS[2]} (30 labels)', f'{GROUPS[3]} (40 labels)']
+    assert 'everyone' not in found
+    assert 'The mean of everyone is over 40 labels and is not drawn.' in ' '.join(found)
 
 
 def test_notes_say_why_a_score_has_no_bar() -> None:
@@ -478,13 +495,7 @@ def test_notes_say_why_a_score_has_no_bar() -> None:
 
 def test_many_groups_with_few_cases_leave_room_for_the_others(methods, table, tmp_path) -> None:
     few = [f'Hospital: number {n}' for n in range(60)]
-    parts = []
-    for group in few:  # a mean over the two labels that have both classes, without interval
-        part = table[table['group'] == GROUPS[5]].assign(group=group)
-        part.loc[part['resample'] != '', 'value'] = np.nan
-        part.loc[part['metric'] == 'auroc_labels', 'value'] = 2
-        parts.append(part)
-    plots.plot_groups(tmp_path / 'g.svg', pd.concat([table, *parts]), methods, 'mean')
+    plots.plot_groups(tmp_path / 'g.svg', without_mean(table, few), methods, 'mean')
     text = ' '.join(texts(tmp_path)['g'])
     assert 'mean of 30 to 40 labels' in text  # of the groups that are drawn
     assert f'{few[0]}, {few[1]}' in text and few[-1] not in text
