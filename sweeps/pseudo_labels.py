@@ -228,6 +228,7 @@ class PseudoLabels:
             for split, runs in splits.items()
             for note in itertools.chain(*notes_about_labels(runs))
         ]
+        notes += self._not_predicted()
         notes += [
             'Labelled images are training images: they show how well a run learned their labels.',
             *agreements,
@@ -271,12 +272,31 @@ class PseudoLabels:
         return [[run._replace(thresholds=thresholds[run.row]) for run in runs] for runs in splits]
 
     def _labelled(self, job: Job) -> Scored:
-        """Return the labelled training images of a run."""
+        """Return the labelled training images that a run has predicted."""
         records = self.labelled.select(~np.isnan(self.task.scored(self.labelled)).all(axis=1))
         probabilities = self._predicted(job, 'train', records)
+        is_known = ~np.isnan(probabilities).any(axis=1)
+        records, probabilities = records.select(is_known), probabilities[is_known]
         cases = cases_of(records, self.task, probabilities, name='labelled')
         known = known_of_run(job.folder / 'predictions_train.csv')
         return Scored(job.run, job.seed, cases, 'labelled', known=(known,))
+
+    def _not_predicted(self) -> list[str]:
+        """Say how many training images the teacher has not predicted, which are not scored."""
+        notes, views = [], self.config.EVAL.VIEWS or self.config.DATA.VIEWS
+        groups = {
+            'labelled': (self.labelled, 'are not scored'),
+            'unlabelled': (self.unlabelled, 'get no pseudo-labels'),
+        }
+        for name, (records, then) in groups.items():
+            lacking = np.isnan(self._predicted(self.jobs[0], 'train', records)).any(axis=1).sum()
+            if lacking:
+                notes.append(
+                    f'{lacking:,} of {len(records):,} {name} images have no prediction and {then}: '
+                    f'the runs predict the {views} views (EVAL.VIEWS) of DATA.VIEWS '
+                    f'{self.config.DATA.VIEWS}.'
+                )
+        return notes
 
     def _chosen(self, name: str) -> np.ndarray:  # [N, K]
         """Return the pseudo-labels of a student for the unlabelled images."""

@@ -179,6 +179,45 @@ def test_students_teach_the_next_until_nothing_is_confident(cfg, phantom, tmp_pa
     assert work.ended == sentence
 
 
+def test_images_of_views_that_are_not_predicted_are_counted_and_the_others_scored(
+    cfg, phantom, tmp_path, monkeypatch
+):
+    """The config of the SimMIM study learns from all views and predicts the frontal ones."""
+    options = [*OPTIONS, 'DATA.VIEWS', 'all', 'EVAL.VIEWS', 'frontal']
+    work = PseudoLabels(str(cfg), str(phantom), tmp_path, options)
+    rng = np.random.default_rng(0)
+
+    def train(job: Job) -> int:
+        everything = np.concatenate([work.labelled.path, work.unlabelled.path])
+        views = np.concatenate([work.labelled.view, work.unlabelled.view])
+        paths = {'holdout': work.held_out.path[work.held_out.view == 'frontal']}
+        paths['train'] = everything[views == 'frontal']
+        job.folder.mkdir(parents=True, exist_ok=True)
+        for split, names in paths.items():
+            values = rng.random((len(names), len(work.task.labels)))
+            about = {'paths': names, 'labels': work.task.labels, 'source': {}}
+            write_predictions(job.folder / f'predictions_{split}.csv', values, **about)
+        work.jobs.append(job)
+        return 0
+
+    monkeypatch.setattr(work, '_run', train)
+    monkeypatch.setattr(work, 'choose', lambda number: 0)
+    assert work.run(all_labels=False) == 0
+    (page, *_) = work.write()
+    table = pd.read_csv(page.with_suffix('.csv')).set_index('group')
+    frontal = work.labelled.view == 'frontal'
+    assert table.loc['labelled', 'cases'] == frontal.sum() < len(frontal)
+    others = {
+        'labelled': ('are not scored', work.labelled),
+        'unlabelled': ('get no pseudo-labels', work.unlabelled),
+    }
+    for name, (then, records) in others.items():
+        lateral = (records.view == 'lateral').sum()
+        assert lateral > 0
+        words = f'{lateral} of {len(records)} {name} images have no prediction and {then}'
+        assert words in page.read_text()
+
+
 def test_real_labels_decide_for_all_runs_whether_a_checkpoint_is_selected(cfg, phantom, tmp_path):
     options = [*OPTIONS, 'EVAL.SELECT_ON', 'auto']
     work = PseudoLabels(str(cfg), str(phantom), tmp_path, options=options)
