@@ -1,11 +1,12 @@
 """Fine-tune a teacher, keep its confident predictions on unlabelled patients, and train a student.
 
 python scripts/pseudo_label.py --cfg configs/... --data-path DIR --output D [--pretrained CKPT]
-    --confidence 0.9 [--rounds 3] [--all-labels] --opts DATA.TRAIN_FRACTION 0.1
+    --confidence 0.9 [--rounds 3] [--seeds 3] [--all-labels] --opts DATA.TRAIN_FRACTION 0.1
 
 Patients outside DATA.TRAIN_FRACTION (or DATA.TRAIN_IMAGES) count as unlabelled. After a stop, the
 same command resumes. D/pseudo_labels_auroc.md (also .csv and .tex) has the AUROCs. Files
-of the same form have accuracy, precision and recall.
+of the same form have accuracy, precision and recall, and D/pseudo_labels_rounds.png has the AUROC
+by round.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sweeps.pseudo_labels import PseudoLabels
+from sweeps.pseudo_labels import PseudoLabels, write_tables
 from system.tool import Paragraphs, at_least, tool
 
 
@@ -31,6 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'errors, as a share of the errors at the base rate (%(default)s)')  # fmt: skip
     add('--rounds', type=at_least(1), default=1, metavar='N',
         help='students, each taught by the one before it (%(default)s)')  # fmt: skip
+    add('--seeds', type=at_least(1), metavar='N', help='repeat all with the seeds 0 to N - 1 '
+        'in folders D/seed_S (default: only SEED of the config, in D)')  # fmt: skip
     add('--all-labels', action='store_true', help='also run with the real labels of all patients')
     add('--equal-steps', action='store_true',
         help='fewer epochs with more images, for about the same number of steps')  # fmt: skip
@@ -44,22 +47,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @tool
 def main(args: argparse.Namespace) -> int:
-    output = Path(args.output).absolute()
-    work = PseudoLabels(
-        cfg=os.path.abspath(args.cfg),
-        data=os.path.abspath(args.data_path),
-        output=output,
-        options=args.opts,
-        pretrained=os.path.abspath(args.pretrained) if args.pretrained else '',
-        processes=args.processes,
-        confidence=args.confidence,
-        equal_steps=args.equal_steps,
-        say=lambda line: print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True),
-    )
-    code = work.run(all_labels=args.all_labels, rounds=args.rounds)
-    for page in work.write() if not code else ():
+    output, works = Path(args.output).absolute(), []
+    for seed in range(args.seeds) if args.seeds else [None]:
+        work = PseudoLabels(
+            cfg=os.path.abspath(args.cfg),
+            data=os.path.abspath(args.data_path),
+            output=output if seed is None else output / f'seed_{seed}',
+            options=[*args.opts, *([] if seed is None else ['SEED', str(seed)])],
+            pretrained=os.path.abspath(args.pretrained) if args.pretrained else '',
+            processes=args.processes,
+            confidence=args.confidence,
+            equal_steps=args.equal_steps,
+            say=lambda line: print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True),
+        )
+        if code := work.run(all_labels=args.all_labels, rounds=args.rounds):
+            return code
+        works.append(work)
+    for page in write_tables(works, output):
         print(page.read_text())
-    return code
+    return 0
 
 
 if __name__ == '__main__':

@@ -151,7 +151,7 @@ def _draw_scores(
         scored = values.loc[[row.name]]
         style = {'markersize': 6, 'color': COLOUR, 'linestyle': ''}
         style |= {'marker': 'o'} | STARTS[start_of(row)][0]
-        axis.errorbar(scored['value'], [number], xerr=_bars(scored), elinewidth=1.5, **style)
+        axis.errorbar(scored['value'], [number], xerr=bars_of(scored), elinewidth=1.5, **style)
     axis.set_yticks(range(len(rows)), [names[row.name] for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     title = subset_title(sweep, rows[0].subset)
@@ -340,7 +340,7 @@ def plot_categories(
                 scored = means[means['row'] == name].set_index(column).reindex(categories)
                 heights = np.arange(len(categories)) + step
                 style = _style(sweep, name)
-                axis.errorbar(scored['value'], heights, xerr=_bars(scored), **style)
+                axis.errorbar(scored['value'], heights, xerr=bars_of(scored), **style)
             axis.set_yticks(range(len(categories)), [titles[name] for name in categories])
             axis.set_ylim(len(categories) - 0.5, -0.5)
             axis.set_xlim(*span)
@@ -441,7 +441,7 @@ def plot_by_subset(
                 axis.errorbar(
                     at,
                     scored['value'],
-                    yerr=_bars(scored),
+                    yerr=bars_of(scored),
                     **style | {'linestyle': '-', 'linewidth': 1},
                 )
             names = [
@@ -490,8 +490,8 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
             for name in page:
                 distances, rows, ratios = zip(*sorted(lines[name]), strict=True)
                 scored = means.loc[[*rows]]
-                style = _marked(numbers[name]) | {'markersize': 4, 'elinewidth': 0.6, 'label': name}
-                axis.errorbar(distances, scored['value'], yerr=_bars(scored), **style)
+                style = marked(numbers[name]) | {'markersize': 4, 'elinewidth': 0.6, 'label': name}
+                axis.errorbar(distances, scored['value'], yerr=bars_of(scored), **style)
                 for distance, value, ratio in zip(distances, scored['value'], ratios, strict=True):
                     note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 8}
                     note |= {'color': style['color'], 'path_effects': OUTLINE, 'zorder': 5}
@@ -619,14 +619,14 @@ def span_of(values: pd.DataFrame | pd.Series) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _bars(scored: pd.DataFrame) -> np.ndarray:
+def bars_of(scored: pd.DataFrame) -> np.ndarray:
     """Return the lengths [2, N] of error bars, NaN where the interval is unknown."""
     # With few cases the score may lie outside the percentiles of its resamples.
     lengths = [scored['value'] - scored['low'], scored['high'] - scored['value']]
     return np.maximum(np.array(lengths, float), 0)
 
 
-def _marked(number: int) -> dict[str, Any]:
+def marked(number: int) -> dict[str, Any]:
     return {'color': COLOURS[number % len(COLOURS)], 'marker': MARKERS[number % len(MARKERS)]}
 
 
@@ -637,7 +637,7 @@ def _style(sweep: Sweep, name: str) -> dict[str, Any]:
     figures, whatever is finished.
     """
     (row,) = (row for row in sweep.rows if row.name == name)
-    style = _marked(_methods(sweep).index(row.method or row.name))
+    style = marked(_methods(sweep).index(row.method or row.name))
     return style | {'markersize': 5, 'linestyle': '', 'zorder': 3} | STARTS[start_of(row)][0]
 
 

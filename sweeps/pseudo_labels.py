@@ -27,14 +27,23 @@ from data.tables.splits import (
 from engine.lineage import as_json, trainings_of_predictions
 from evaluation.calibration import choose_threshold
 from evaluation.cases import cases_of
+from evaluation.model_comparison import summarise
 from evaluation.pseudo_label_choice import MIN_CASES, audit, choose_values
 from evaluation.run_facts import KNOWN, known_of_run
 from logger import json_safe
 from sweeps.files import MAINS, Job, share_steps, sweep_of_runs, without_cache
-from sweeps.long_table import MEANS, Scored, lines_of_known, notes_about_labels, score_runs
+from sweeps.long_table import (
+    MEANS,
+    Scored,
+    lines_of_known,
+    notes_about_labels,
+    rows_of,
+    score_runs,
+)
+from sweeps.plots import BY_SEED, OVER_PATIENTS, add_note, bars_of, drawing, marked
 from sweeps.run_scores import SPLITS, read_runs
 from sweeps.runner import LOGS, Runner
-from sweeps.tables import compare, shown, write_score
+from sweeps.tables import compare, score_title, shown, write_score
 from system.downloads import LINEAGE
 from system.files import sha256
 
@@ -193,25 +202,12 @@ class PseudoLabels:
         predictions = read_predictions(file, allow_empty=True, labels=self.task.labels)
         return look_up(predictions, records.path, self.task.labels)
 
-    # The tables ---------------------------------------------------------------------------------
+    # What the tables show -------------------------------------------------------------------------
 
-    def write(self) -> list[Path]:
-        """Write a table of each metric, and return the paths of the Markdown files."""
-        scores = {metric: f'{metric}:{MEANS[2]}' for metric in METRICS}
-        how = {'resamples': self.config.EVAL.RESAMPLES, 'seed': self.config.SEED}
-        splits = {runs[0].split: runs for runs in self._splits()}
-        drawn = pd.concat(
-            [
-                score_runs(runs, [*scores.values()], **how).assign(group=split)
-                for split, runs in splits.items()
-            ]
-            + [pd.DataFrame(lines_of_known(runs)) for runs in splits.values()]
-        )
-        pairs = [(job.run, TEACHER if job.run != TEACHER else '') for job in self.jobs]
-        students = [job.run for job in self.jobs if job.run not in (TEACHER, ALL_LABELS)]
-        pairs += [(later, earlier) for earlier, later in itertools.pairwise(students)]
-        agreements = []  # with real labels, which were never used
-        for name in students:
+    def about_pseudo_labels(self) -> list[str]:
+        """Say how many images have no prediction, and how often pseudo-labels are right."""
+        notes = self._not_predicted()
+        for name in self.students():  # real labels, which were never used
             found = audit(self._chosen(name), self.task.scored(self.unlabelled))
             sides = []
             for side in SIDES:
@@ -219,39 +215,17 @@ class PseudoLabels:
                 chance = shown(found[f'{side}_by_chance'], '.1%')
                 number = found[f'{side}_values']
                 sides.append(f'{number} {side}, {right} confirmed ({chance} by chance)')
-            agreements.append(
+            notes.append(
                 f'Pseudo-labels of {name} against real labels that were never used: '
                 f'{"; ".join(sides)}.'
             )
-        notes = [
-            f'{split}: {note}'
-            for split, runs in splits.items()
-            for note in itertools.chain(*notes_about_labels(runs))
-        ]
-        notes += self._not_predicted()
-        notes += [
-            'Labelled images are training images: they show how well a run learned their labels.',
-            *agreements,
-        ]
-        notes += [self.ended] if self.ended else []
-        about_thresholds = "Thresholds are the best ones on held-out patients by Youden's index."
-        thresholds = splits['labelled'][0].thresholds.items()
-        if lacking := [label for label, value in thresholds if np.isnan(value)]:
-            about_thresholds += (
-                ' Labels without positives or without negatives there have none, and are not in '
-                f'the mean: {", ".join(lacking)}.'
-            )
-        draws = '{resamples:,} resamples of the patients, seed {seed}'.format(**how)
-        pages = []
-        for metric, score in scores.items():
-            lines = compare(drawn, pairs, score, subsets={}, groups=[*splits])
-            if lines:  # without a threshold there are no decisions
-                below = notes if metric == 'auroc' else [*notes, about_thresholds]
-                options = {'notes': below, 'draws': draws}
-                pages.append(write_score(self.output, f'{TABLE}_{metric}', lines, drawn, **options))
-        return pages
+        return notes + ([self.ended] if self.ended else [])
 
-    def _splits(self) -> list[list[Scored]]:
+    def students(self) -> list[str]:
+        """Return the names of the students in the order of the rounds."""
+        return [job.run for job in self.jobs if job.run not in (TEACHER, ALL_LABELS)]
+
+    def splits(self) -> list[list[Scored]]:
         """Return the scored images of all runs, for each split of valid, test and training."""
         runs = {job.run: {self.config.SEED: job.folder} for job in self.jobs}
         splits = [
@@ -301,6 +275,102 @@ class PseudoLabels:
     def _chosen(self, name: str) -> np.ndarray:  # [N, K]
         """Return the pseudo-labels of a student for the unlabelled images."""
         return self._values(self.output / file_of(name), self.unlabelled)
+
+
+def write_tables(works: Sequence[PseudoLabels], output: Path) -> list[Path]:
+    """Write a table of each metric, and a figure of the AUROC by round if there are students.
+
+    Args:
+        works: Finished runs of each seed.
+        output: Folder of the tables.
+
+    Returns:
+        The paths of the Markdown files.
+    """
+    scores = {metric: f'{metric}:{MEANS[2]}' for metric in METRICS}
+    how = {'resamples': works[0].config.EVAL.RESAMPLES, 'seed': works[0].config.SEED}
+    splits: dict[str, list[Scored]] = {}
+    for work in works:
+        for runs in work.splits():
+            splits.setdefault(runs[0].split, []).extend(runs)
+    drawn = pd.concat(
+        [
+            score_runs(runs, [*scores.values()], **how).assign(group=split)
+            for split, runs in splits.items()
+        ]
+        + [
+            pd.DataFrame(lines_of_known(runs, len(works) if len(works) > 1 else 0))
+            for runs in splits.values()
+        ]
+    )
+    found = dict.fromkeys(job.run for work in works for job in work.jobs)
+    students = [name for name in found if name not in (TEACHER, ALL_LABELS)]
+    pairs = [(name, TEACHER if name != TEACHER else '') for name in found]
+    pairs += [(later, earlier) for earlier, later in itertools.pairwise(students)]
+    notes = [
+        f'{split}: {note}'
+        for split, runs in splits.items()
+        for note in itertools.chain(*notes_about_labels(runs))
+    ]
+    notes.append(
+        'Labelled images are training images: they show how well a run learned their labels.'
+    )
+    for work in works:
+        seed = f'Seed {work.config.SEED}: ' if len(works) > 1 else ''
+        notes += [f'{seed}{note}' for note in work.about_pseudo_labels()]
+    about_thresholds = "Thresholds are the best ones on held-out patients by Youden's index."
+    thresholds = splits['labelled'][0].thresholds.items()
+    if lacking := [label for label, value in thresholds if np.isnan(value)]:
+        about_thresholds += (
+            ' Labels without positives or without negatives there have none, and are not in '
+            f'the mean: {", ".join(lacking)}.'
+        )
+    draws = '{resamples:,} resamples of the patients, seed {seed}'.format(**how)
+    pages = []
+    for metric, score in scores.items():
+        lines = compare(drawn, pairs, score, subsets={}, groups=[*splits])
+        if lines:  # without a threshold there are no decisions
+            below = notes if metric == 'auroc' else [*notes, about_thresholds]
+            options = {'notes': below, 'draws': draws}
+            pages.append(write_score(output, f'{TABLE}_{metric}', lines, drawn, **options))
+    if students:
+        for suffix in ('png', 'pdf'):
+            plot_rounds(output / f'{TABLE}_rounds.{suffix}', drawn, [TEACHER, *students])
+    return pages
+
+
+def plot_rounds(path: Path, table: pd.DataFrame, runs: Sequence[str]) -> None:
+    """Draw the AUROC by round on each split, with intervals over patients and a dot for each seed.
+
+    `table` is a long table whose groups are splits, and `runs` are its rows by round.
+    """
+    score, splits = f'auroc:{MEANS[2]}', [group for group in table['group'].unique() if group]
+    with drawing(path, 3.8) as figure:
+        axis = figure.subplots()
+        for number, split in enumerate(splits):
+            rows = rows_of(table, score, split)
+            found = pd.DataFrame([summarise(rows[name]) for name in runs if name in rows])
+            rounds = np.array([place for place, name in enumerate(runs) if name in rows])
+            if not len(found):
+                continue
+            places = rounds + 0.06 * (number - (len(splits) - 1) / 2)  # keeps bars apart
+            style = marked(number) | {'markersize': 5, 'linewidth': 1, 'label': split}
+            axis.errorbar(places, found['value'], yerr=bars_of(found), **style)
+            for place, name in zip(places, (name for name in runs if name in rows), strict=True):
+                seeds = rows[name].iloc[:, 0]
+                if len(seeds) > 1:
+                    axis.plot([place] * len(seeds), seeds, **BY_SEED)
+        axis.set_xticks(range(len(runs)), ['teacher', *map(str, range(1, len(runs)))])
+        axis.set_xlabel('round')
+        axis.set_ylabel(score_title(score))
+        axis.grid(axis='y')
+        figure.legend(loc='outside upper center', ncols=len(splits))
+        seeds = table.loc[table['row'] == TEACHER, 'seed'].nunique()
+        note = f'{OVER_PATIENTS}. ' + (
+            f'Dots: each of {seeds} seeds. ' if seeds > 1 else 'One seed. '
+        )
+        note += 'Labelled images are training images. Splits may have a mean over other labels.'
+        add_note(figure, note, table)
 
 
 def student(number: int) -> str:

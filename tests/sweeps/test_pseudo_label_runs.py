@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 from tiny import VIT, run_script, tiny_config
 from warm_python import warm_python
@@ -19,7 +20,15 @@ from engine.run_record import RECORD_FILE, read_record
 from evaluation.calibration import choose_threshold
 from evaluation.metrics import count_classes, labels_of_mean
 from sweeps.files import Job
-from sweeps.pseudo_labels import ALL_LABELS, STUDENT, TEACHER, PseudoLabels
+from sweeps.pseudo_labels import (
+    ALL_LABELS,
+    STUDENT,
+    TEACHER,
+    PseudoLabels,
+    file_of,
+    student,
+    write_tables,
+)
 from system.files import sha256
 from utils import read_checkpoint
 
@@ -203,7 +212,7 @@ def test_images_of_views_that_are_not_predicted_are_counted_and_the_others_score
     monkeypatch.setattr(work, '_run', train)
     monkeypatch.setattr(work, 'choose', lambda number: 0)
     assert work.run(all_labels=False) == 0
-    (page, *_) = work.write()
+    (page, *_) = write_tables([work], tmp_path)
     table = pd.read_csv(page.with_suffix('.csv')).set_index('group')
     frontal = work.labelled.view == 'frontal'
     assert table.loc['labelled', 'cases'] == frontal.sum() < len(frontal)
@@ -216,6 +225,63 @@ def test_images_of_views_that_are_not_predicted_are_counted_and_the_others_score
         assert lateral > 0
         words = f'{lateral} of {len(records)} {name} images have no prediction and {then}'
         assert words in page.read_text()
+
+
+def test_rounds_are_means_over_seeds_in_table_and_figure(cfg, phantom, tmp_path, monkeypatch):
+    """Teachers and students are made up: later rounds are better."""
+    areas, works = {}, []
+    for seed in range(2):
+        folder = tmp_path / f'seed_{seed}'
+        work = PseudoLabels(str(cfg), str(phantom), folder, [*OPTIONS, 'SEED', str(seed)])
+        works.append(work)
+
+        def train(job: Job, work: PseudoLabels = work) -> int:
+            rng = np.random.default_rng([job.seed, len(work.jobs)])
+            job.folder.mkdir(parents=True, exist_ok=True)
+            for split, parts in {
+                'holdout': [work.held_out],
+                'train': [work.labelled, work.unlabelled],
+            }.items():
+                truth = np.concatenate([work.task.scored(part) for part in parts])
+                noise = rng.normal(size=truth.shape)
+                values = 1 / (1 + np.exp(-(np.nan_to_num(truth) * len(work.jobs) + noise)))
+                names = np.concatenate([part.path for part in parts])
+                about = {'paths': names, 'labels': work.task.labels, 'source': {}}
+                write_predictions(job.folder / f'predictions_{split}.csv', values, **about)
+            counts = count_classes(work.task.scored(work.labelled), LABELS)
+            predicted = work._predicted(job, 'train', work.labelled)
+            known = [LABELS.index(label) for label in labels_of_mean(counts)]
+            truth = work.task.scored(work.labelled)
+            pairs = [(truth[:, k], predicted[:, k]) for k in known]
+            pairs = [(a[~np.isnan(a)], b[~np.isnan(a)]) for a, b in pairs]
+            areas.setdefault(job.run, []).append(np.mean([roc_auc_score(*p) for p in pairs]))
+            work.jobs.append(job)
+            return 0
+
+        def choose(number: int, work: PseudoLabels = work) -> int:
+            values = np.ones((1, len(work.task.labels)))
+            about = {'paths': work.unlabelled.path[:1], 'labels': work.task.labels, 'source': {}}
+            write_predictions(work.output / file_of(student(number)), values, **about)
+            return 1
+
+        folder.mkdir()
+        monkeypatch.setattr(work, '_run', train)
+        monkeypatch.setattr(work, 'choose', choose)
+        assert work.run(all_labels=False, rounds=2) == 0
+    saved = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: saved.append(figure))
+    (page, *_) = write_tables(works, tmp_path)
+    table = pd.read_csv(page.with_suffix('.csv')).drop_duplicates('row').set_index('row')
+    wanted = {name: np.mean(values) for name, values in areas.items()}
+    assert table['value'].to_dict() == pytest.approx(wanted)
+    assert [*wanted] == [TEACHER, STUDENT, 'student_2'] and {*table['seeds']} == {2}
+    assert '- Seed 1: Pseudo-labels of student_2 against' in page.read_text()
+    (axis,) = saved[0].axes
+    heights = axis.containers[0][0].get_ydata()
+    assert [*heights] == pytest.approx([*wanted.values()])
+    assert [text.get_text() for text in axis.get_xticklabels()] == ['teacher', '1', '2']
+    note = ' '.join(saved[0].get_supxlabel().split())
+    assert 'Dots: each of 2 seeds.' in note and 'Not for clinical use.' in note
 
 
 def test_real_labels_decide_for_all_runs_whether_a_checkpoint_is_selected(cfg, phantom, tmp_path):
