@@ -120,7 +120,6 @@ from sweeps.tables import (
     compared_pairs,
     facts_cells,
     file_name,
-    printed_titles,
     read_lines,
     score_title,
     title_of,
@@ -590,7 +589,6 @@ def write_scores(
     subsets = {row.name: row.subset for row in sweep.rows}
     resamples = max(map(len, drawn['resamples'].dropna()), default=1) - 1
     draws = f'{resamples:,} resamples of the patients, seed 0'
-    printed = printed_titles(sweep, drawn['row'].unique())
     scores = args.scores or known_scores(drawn)
     titles = {score: {score_title(score), score_title(score, drawn)} for score in scores}
     chosen = {*args.columns} & set().union(*titles.values())  # which are scores
@@ -605,7 +603,7 @@ def write_scores(
 
     def options(score: str) -> dict[str, Any]:
         columns = [title for title in args.columns if title not in chosen - titles[score]]
-        return {'notes': below(score), 'draws': draws, 'columns': columns, 'titles': printed}
+        return {'notes': below(score), 'draws': draws, 'columns': columns}
 
     tables = {score: compare(drawn, pairs, score, subsets=subsets) for score in scores}
     if undefined := [score for score, lines in tables.items() if not lines]:
@@ -632,7 +630,7 @@ def write_scores(
         facts = facts_cells(drawn)
         about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
         notes = [*about_runs(drawn), *about_errors, *about_data(drawn)]
-        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, notes, titles=printed)
+        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, notes)
         print(path.read_text('utf-8'))
     file = args.save / f'{sweep.name}_scores.csv'
     replace_file(file, written(drawn).to_csv(index=False, float_format='%.6g'))

@@ -190,7 +190,6 @@ def write_score(
     notes: Sequence[str],
     draws: str,
     columns: Sequence[str] = (),
-    titles: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the lines of a score, and return the path of the Markdown file.
 
@@ -203,7 +202,6 @@ def write_score(
         draws: Description of the resamples.
         columns: Titles of the columns of the Markdown and the LaTeX file, in order; (): all. The
             CSV file has all.
-        titles: Row -> its name in the LaTeX file, see `printed_titles`.
 
     Raises:
         ValueError: If the table has no column of such a title.
@@ -234,7 +232,7 @@ def write_score(
         f'{SIGNIFICANT}.',
         *about_data(table),
     ]
-    return write_table(folder, name, lines, cells, below, titles=titles)
+    return write_table(folder, name, lines, cells, below)
 
 
 def write_all_scores(
@@ -333,13 +331,10 @@ def write_table(
     lines: Sequence[Line] | pd.DataFrame,
     cells: Sequence[Mapping[str, str]],
     notes: Iterable[str],
-    *,
-    titles: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a table as CSV (unrounded, empty if unknown), Markdown and LaTeX.
 
-    The notes are below the table, except in the CSV file. A paper names the rows by their
-    `titles`; those whose row a note names are explained there.
+    The notes are below the table, except in the CSV file.
 
     Returns:
         Path of the Markdown file.
@@ -351,13 +346,7 @@ def write_table(
     text = f'{markdown_table(cells)}\n' + ''.join(
         f'- {note.translate(MARKDOWN)}\n' for note in notes
     )
-    named = {row: title for row, title in (titles or {}).items() if title != row}
-    printed = pd.DataFrame(cells)
-    for column in {'row', 'against'} & {*printed}:
-        printed[column] = printed[column].replace(named)
-    told = [f'{title}: {row}' for row, title in named.items() if any(row in note for note in notes)]
-    latex_notes = [*notes, *([f'Rows: {"; ".join(told)}.'] if told else [])]
-    latex = PACKAGES + latex_table(printed, latex_notes, index=False)
+    latex = PACKAGES + latex_table(pd.DataFrame(cells), notes, index=False)
     replace_files(
         {
             page: text,
@@ -451,20 +440,6 @@ def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
     elif method not in BASELINES:  # a baseline is a row of the table alone
         raise ValueError(f'{sweep.path} has no row {name!r}, but the table has (--scale)')
     return subset_title(sweep, subset), sweep.titles.get(method, method)
-
-
-def printed_titles(sweep: Sweep, rows: Iterable[str]) -> dict[str, str]:
-    """Return row -> its name in LaTeX tables, of the rows that the sweep has `titles` for.
-
-    It has the labels if the rows have several shares or numbers of them.
-    """
-    found = {name: title_of(sweep, name) for name in rows}
-    several = len({labels for labels, _ in found.values()}) > 1
-    return {
-        name: f'{title}, {labels}' if several else title
-        for name, (labels, title) in found.items()
-        if title in sweep.titles.values()
-    }
 
 
 def subset_title(sweep: Sweep, subset: str) -> str:

@@ -465,26 +465,6 @@ def test_a_label_with_few_cases_has_no_verdict(two_rows: tuple, monkeypatch) -> 
         assert f'over the {number} comparisons of this table' in page
 
 
-def test_tables_in_latex_name_rows_as_the_titles_of_the_sweep_do(tmp_path: Path) -> None:
-    made, titles = MadeRuns(tmp_path), {'simmim': 'SimMIM', 'scratch': 'From scratch & co'}
-    sweep = load_sweep(methods_file(tmp_path, titles=titles))
-    for row in sweep.rows:
-        made.add(row, 0, strength=1 + len(row.name) / 20)
-    one = ['--against', 'scratch', '--subsets', '0.1']
-    for more, end in ((one, ''), ([], ', 10 \\% of the labels')):
-        assert table_of(sweep, made, *more, seeds=2) == 0  # a note names rows without the seed 1
-        page = (made.output / 'mine_mean_of_five.tex').read_text()
-        rows, _, notes = page.partition(r'\end{tabular}')
-        assert f'SimMIM{end} & ' in rows and f'From scratch \\& co{end} & ' in rows
-        assert 'simmim' not in rows and 'scratch\\_0.1' not in rows
-        assert 'moco\\_0.1 & ' in rows  # without a title
-        assert f'SimMIM{end}: simmim\\_0.1' in notes
-        facts = (made.output / 'mine_runs.tex').read_text()
-        assert f'SimMIM{end} & ' in facts
-        assert '| simmim_0.1 |' in (made.output / 'mine_mean_of_five.md').read_text()
-        assert '\nsimmim_0.1,' in (made.output / 'mine_mean_of_five.csv').read_text()
-
-
 def test_scores_of_few_cases_are_not_in_bold(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, ['0.1', '0.6'])
     rng, targets = np.random.default_rng(0), np.zeros((90, 2))
