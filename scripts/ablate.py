@@ -613,7 +613,7 @@ def write_scores(
         add_last_epoch(lines, drawn, score)
         add_warnings(lines, known)
         name = file_name(sweep.name, score)
-        path = write_score(args.save, name, lines, drawn, **options(score))
+        path = write_score(args.save, name, lines, drawn, sweep, **options(score))
         print(path.read_text('utf-8') if protocols else path)
         for end in ('subgroups', 'gaps'):  # of an earlier call
             for suffix in ('.csv', '.md', '.tex'):
@@ -627,10 +627,11 @@ def write_scores(
         for path in write_groups(args.save, sweep, drawn, pairs, scores[0], **about):
             print(path)
     if protocols:
-        facts = facts_cells(drawn)
+        facts = facts_cells(drawn, sweep)
+        cells = [{k: v for k, v in line.items() if k != 'row'} for line in facts]
         about_errors = [ABOUT_ERRORS] if 'held_out_l1' in {*drawn['metric']} else []
-        notes = [*about_runs(drawn), *about_errors, *about_data(drawn)]
-        path = write_table(args.save, f'{sweep.name}_runs', facts, facts, notes)
+        notes = [*about_runs(drawn, sweep), *about_errors, *about_data(drawn)]
+        path = write_table(args.save, f'{sweep.name}_runs', facts, cells, notes)
         print(path.read_text('utf-8'))
     file = args.save / f'{sweep.name}_scores.csv'
     replace_file(file, written(drawn).to_csv(index=False, float_format='%.6g'))
@@ -741,7 +742,8 @@ def figures_of(
         figures[file_name('', score)] = partial(plot_scores, **options)
     if scores is not None:
         options = {'scores': scores, 'sweep': sweep}
-        has_labels = bool({*known_scores(scores)} - {*MEANS})
+        # A single label has the figures of its score already.
+        has_labels = len({*known_scores(scores)} - {*MEANS}) > 1
         figures['_labels'] = partial(plot_labels, **options) if has_labels else None
         options['score'] = score
         if sweep.subsets:

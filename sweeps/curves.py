@@ -128,7 +128,7 @@ def plot_curves(
             labelled = '' if pretrain else subset_title(sweep, page[0].subset)
             notes += [f'Labelled: {labelled}.'] if labelled else []
             notes += [] if pretrain else _other_losses(page)
-            add_note(figure, ' '.join(notes), scores)
+            add_note(figure, ' '.join(notes), scores, sweep)
         files.append(file)
     return files
 

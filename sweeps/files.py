@@ -60,14 +60,14 @@ SELECTED = ('rows', 'methods', *SUBSETS)  # sections from which a scale selects 
 SHARED = ('pretrain', 'finetune')  # options of all rows, under those of each row
 NEEDED_KEYS = {'title', 'reference'}
 FREE_KEYS = {'note', 'scores', 'split', 'titles', 'seeds', *SHARED}
-SCALE_KEYS = {'reference', 'note', 'seeds', *SHARED, *SELECTED}
+SCALE_KEYS = {'reference', 'note', 'seeds', 'titles', *SHARED, *SELECTED}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights'}
 METHOD_KEYS |= {'schedule', 'against'}
 # Options of an encoder that decide which weights it loads.
 SHAPE_KEYS = {'EMBED_DIM', 'DEPTH', 'DEPTHS', 'NUM_HEADS', 'PATCH_SIZE', 'NAME'}
 NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)  # their values are names
-# Methods that a pre-trained model should beat -> their names in figures.
+# Methods that a pre-trained model should beat -> their names in tables and figures.
 BASELINES = {
     'pixels': 'pixel baseline',  # FINETUNE.MODE 'pixels'
     'metadata': 'metadata baseline',  # FINETUNE.MODE 'metadata'
@@ -135,7 +135,7 @@ class Sweep:
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
         scores: Default scores of the table; () for the mean over the labels.
         split: Default split of the table; '' for the first split that the runs were scored on.
-        titles: Method or row -> its name in figures.
+        titles: Method or row -> its name in tables and figures.
         seeds: Number of seeds; 0 for the number in the command.
     """
 
@@ -265,6 +265,8 @@ def _at_scale(content: Any, name: str) -> dict[str, Any]:
         raise ValueError(f'--scale must be one of {[*scales]}, got {name!r}')
     changed = dict(scales[name])
     _check_keys(changed, SCALE_KEYS & {'seeds', *SHARED, *content}, f'scale {name}')
+    if isinstance(changed.get('titles'), dict):
+        changed['titles'] = (content['titles'] or {}) | changed['titles']
     for section in [section for section in SELECTED if section in changed]:
         entries, chosen = _named(content[section], section), changed[section]
         if not isinstance(chosen, list):

@@ -19,9 +19,9 @@ from sweeps.tables import (
     compare,
     file_name,
     interval_text,
+    row_cells,
     score_title,
     shown,
-    title_of,
     write_score,
     write_table,
 )
@@ -90,7 +90,7 @@ def write_groups(
     name, files = file_name(sweep.name, score), []
     if lines:
         options |= {'notes': [*few, *notes]}
-        files.append(write_score(folder, f'{name}_subgroups', lines, table, **options))
+        files.append(write_score(folder, f'{name}_subgroups', lines, table, sweep, **options))
     if gaps := compare_groups(table, sweep, score):
         files.append(write_gaps(folder, f'{name}_gaps', gaps, sweep, table))
     return files
@@ -102,9 +102,7 @@ def write_gaps(
     """Write the result of `compare_groups` as a table, and return the path of the Markdown file."""
     cells = []
     for line in gaps:
-        labels, title = title_of(sweep, line['row'])
-        cell = {'groups': line['column'], sweep.title: title}
-        cell |= {'labels': labels} if sweep.subsets else {}
+        cell = {'groups': line['column']} | row_cells(sweep, line['row'])
         cell |= {'seeds': str(line['seeds'])}
         if 'labels_in_mean' in line:
             cell['labels in mean'] = str(line['labels_in_mean'])
@@ -115,7 +113,7 @@ def write_gaps(
             'p (Holm)': shown(line['p_holm'], '.3f'),
         }
         cells.append(cell)
-    notes = [*about_runs(table), ABOUT_GAPS, *about_data(table)]
+    notes = [*about_runs(table, sweep), ABOUT_GAPS, *about_data(table)]
     return write_table(folder, name, gaps, cells, notes)
 
 

@@ -275,6 +275,8 @@ def notes_about_labels(runs: Sequence[Scored]) -> tuple[list[str], list[str]]:
     for each in cases:
         few = labels_with_few_cases(each.count_classes())
         labels = each.mean_labels()['labels']
+        if len(each.labels) == 1 and not few:  # the score has the name of the label
+            continue
         means[labels] = not {*labels} & {*few}
     return [f'{sentence}.' for sentence in found if sentence], [
         f'The mean is over {len(labels)} label{"s" * (len(labels) != 1)} with '

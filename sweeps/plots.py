@@ -32,7 +32,7 @@ from sweeps.long_table import (
     known_of_table,
     parts_of,
 )
-from sweeps.tables import score_title, subset_title, title_of
+from sweeps.tables import name_of, score_title, subset_title, title_of
 from system.files import atomic_writer
 from system.pages import (
     NOT_FOR_CLINICAL_USE,
@@ -135,7 +135,7 @@ def plot_scores(
                 figure.legend(handles=[Line2D([], [], **BASELINE)], loc='outside upper right')
             shown = [row.name for row in page]
             notes = [bars_note(values.loc[shown]), starts_note(sweep, shown), missing]
-            add_note(figure, ' '.join(filter(None, notes)), scores)
+            add_note(figure, ' '.join(filter(None, notes)), scores, sweep)
     return files
 
 
@@ -221,7 +221,7 @@ def plot_differences(
             figure.legend(handles=handles, loc='outside upper center', ncols=3, columnspacing=1)
             note = 'Right of 0: the first is better. '
             note += f'{seeds} seed{"s" * (seeds != 1)}, unless a number is shown. {missing}'
-            add_note(figure, note.strip(), scores)
+            add_note(figure, note.strip(), scores, sweep)
         files.append(file)
     return files
 
@@ -355,7 +355,7 @@ def plot_categories(
             _add_method_legend(figure, sweep, names, rows)
             drawn = means[means['row'].isin(rows) & means[column].isin(categories)]
             notes = [bars_note(drawn), note, starts_note(sweep, rows), missing]
-            add_note(figure, ' '.join(filter(None, notes)), table)
+            add_note(figure, ' '.join(filter(None, notes)), table, sweep)
     return files
 
 
@@ -460,7 +460,7 @@ def plot_by_subset(
             bars = f'Bars: 95 % over {noise}{f"; none: {unknown}" if is_unknown else ""}.'
             missing = missing_note(sweep, sweep.rows, shown.index)
             notes = [bars, starts_note(sweep, rows), missing]
-            add_note(figure, ' '.join(filter(None, notes)), table)
+            add_note(figure, ' '.join(filter(None, notes)), table, sweep)
     return files
 
 
@@ -504,7 +504,7 @@ def plot_masks(path: str | Path, scores: pd.DataFrame, sweep: Sweep, score: str)
             axis.set_ylabel(fill(score_title(score, scores), LONG_AXIS))
             figure.legend(loc='outside upper center', ncols=4)
             note = f'Numbers: masked share. {bars_note(means)} {missing}'
-            add_note(figure, note.strip(), scores)
+            add_note(figure, note.strip(), scores, sweep)
         files.append(file)
     return files
 
@@ -569,15 +569,19 @@ def drawing(path: str | Path, height: float, width: float = WIDTH) -> Iterator[F
             figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
-def told_of_runs(scores: pd.DataFrame | None) -> str:
+def told_of_runs(scores: pd.DataFrame | None, sweep: Sweep | None) -> str:
     """Return what a caption says about the facts of the runs of a long table, if it is known."""
     if scores is None:
         return UNKNOWN_RUNS
     known, wanted = known_of_table(scores)
+    if sweep is not None:
+        known = {(name_of(sweep, row), seed): parts for (row, seed), parts in known.items()}
     return ' '.join(notice.short for notice in notices(known, wanted=wanted))
 
 
-def add_note(figure: Figure, text: str, scores: pd.DataFrame | None = None) -> None:
+def add_note(
+    figure: Figure, text: str, scores: pd.DataFrame | None = None, sweep: Sweep | None = None
+) -> None:
     """Add a note below a figure, which also says that it is not for clinical use.
 
     It also says what the long table `scores` tells of its runs, and of synthetic X-rays.
@@ -585,7 +589,7 @@ def add_note(figure: Figure, text: str, scores: pd.DataFrame | None = None) -> N
     text = f'{text} {SYNTHETIC}' if is_synthetic(scores) else text
     text = f'{text} {NOT_FOR_CLINICAL_USE}'
     letters = int(LETTERS * figure.get_figwidth())
-    told = told_of_runs(scores)
+    told = told_of_runs(scores, sweep)
     if told:  # which may take several lines, for which the figure grows
         lines = len(wrap(told, letters))
         height = figure.get_figheight() + NOTE_LINE * lines

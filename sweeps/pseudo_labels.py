@@ -40,7 +40,7 @@ from sweeps.long_table import (
     rows_of,
     score_runs,
 )
-from sweeps.plots import BY_SEED, OVER_PATIENTS, add_note, bars_of, drawing, marked
+from sweeps.plots import BY_SEED, add_note, bars_note, bars_of, drawing, marked
 from sweeps.run_scores import SPLITS, read_runs
 from sweeps.runner import LOGS, Runner
 from sweeps.tables import compare, score_title, shown, write_score
@@ -304,6 +304,7 @@ def write_tables(works: Sequence[PseudoLabels], output: Path) -> list[Path]:
         ]
     )
     found = dict.fromkeys(job.run for work in works for job in work.jobs)
+    sweep = sweep_of_runs([*found])
     students = [name for name in found if name not in (TEACHER, ALL_LABELS)]
     pairs = [(name, TEACHER if name != TEACHER else '') for name in found]
     pairs += [(later, earlier) for earlier, later in itertools.pairwise(students)]
@@ -332,7 +333,7 @@ def write_tables(works: Sequence[PseudoLabels], output: Path) -> list[Path]:
         if lines:  # without a threshold there are no decisions
             below = notes if metric == 'auroc' else [*notes, about_thresholds]
             options = {'notes': below, 'draws': draws}
-            pages.append(write_score(output, f'{TABLE}_{metric}', lines, drawn, **options))
+            pages.append(write_score(output, f'{TABLE}_{metric}', lines, drawn, sweep, **options))
     if students:
         for suffix in ('png', 'pdf'):
             plot_rounds(output / f'{TABLE}_rounds.{suffix}', drawn, [TEACHER, *students])
@@ -346,7 +347,7 @@ def plot_rounds(path: Path, table: pd.DataFrame, runs: Sequence[str]) -> None:
     """
     score, splits = f'auroc:{MEANS[2]}', [group for group in table['group'].unique() if group]
     with drawing(path, 3.8) as figure:
-        axis = figure.subplots()
+        axis, drawn = figure.subplots(), []
         for number, split in enumerate(splits):
             rows = rows_of(table, score, split)
             found = pd.DataFrame([summarise(rows[name]) for name in runs if name in rows])
@@ -354,6 +355,7 @@ def plot_rounds(path: Path, table: pd.DataFrame, runs: Sequence[str]) -> None:
             if not len(found):
                 continue
             places = rounds + 0.06 * (number - (len(splits) - 1) / 2)  # keeps bars apart
+            drawn.append(found)
             style = marked(number) | {'markersize': 5, 'linewidth': 1, 'label': split}
             axis.errorbar(places, found['value'], yerr=bars_of(found), **style)
             for place, name in zip(places, (name for name in runs if name in rows), strict=True):
@@ -366,11 +368,10 @@ def plot_rounds(path: Path, table: pd.DataFrame, runs: Sequence[str]) -> None:
         axis.grid(axis='y')
         figure.legend(loc='outside upper center', ncols=len(splits))
         seeds = table.loc[table['row'] == TEACHER, 'seed'].nunique()
-        note = f'{OVER_PATIENTS}. ' + (
-            f'Dots: each of {seeds} seeds. ' if seeds > 1 else 'One seed. '
-        )
+        dots = f'Dots: each of {seeds} seeds.' if seeds > 1 else 'One seed.'
+        note = f'{bars_note(pd.concat(drawn))} {dots} '
         note += 'Labelled images are training images. Splits may have a mean over other labels.'
-        add_note(figure, note, table)
+        add_note(figure, note, table, sweep_of_runs(runs))
 
 
 def student(number: int) -> str:

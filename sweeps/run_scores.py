@@ -39,6 +39,7 @@ from sweeps.files import (
     without_cache,
 )
 from sweeps.long_table import MEANS, Scored, read_table
+from sweeps.tables import name_of
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
 # What JSON of another form raises, also if its parts are nested too deeply.
@@ -139,7 +140,7 @@ def option_notes(sweep: Sweep, runs: Runs) -> list[str]:
                 config, record = load_config(folder), read_record(folder) or {}
                 expected.SEED = config.SEED
                 for change in training_changes(stage, (expected, {}), (config, record)):
-                    found.setdefault(without_home(change), set()).add(row.name)
+                    found.setdefault(without_home(change), set()).add(name_of(sweep, row.name))
     return [
         f'Runs of {", ".join(sorted(rows))} differ from the sweep file: {change}.'
         for change, rows in found.items()

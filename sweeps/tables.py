@@ -18,6 +18,7 @@ from evaluation.model_comparison import (
     summarise,
 )
 from evaluation.notices import notices
+from sweeps.distinctions import distinctions
 from sweeps.files import BASELINES, Sweep
 from sweeps.long_table import (
     EVERYONE,
@@ -121,7 +122,8 @@ def compared_pairs(
             if not common or (named and name not in named):
                 continue
             if any(protocols.get((row, s)) != protocols.get((name, s)) for s in common):
-                notes.append(f'{row} was scored on other cases than {name}: not compared.')
+                first, second = name_of(sweep, row), name_of(sweep, name)
+                notes.append(f'{first} was scored on other cases than {second}: not compared.')
                 continue
             comparable.append(name)
         pairs += [(row, name) for name in comparable or ['']]
@@ -186,6 +188,7 @@ def write_score(
     name: str,
     lines: Sequence[Line],
     table: pd.DataFrame,
+    sweep: Sweep,
     *,
     notes: Sequence[str],
     draws: str,
@@ -198,6 +201,7 @@ def write_score(
         name: Name of the files without suffix.
         lines: Result of `compare`.
         table: Long table, which has the number of labels of a mean.
+        sweep: Sweep, which names the rows. The CSV file has the names of the sweep file.
         notes: Notes about the scores.
         draws: Description of the resamples.
         columns: Titles of the columns of the Markdown and the LaTeX file, in order; (): all. The
@@ -209,12 +213,13 @@ def write_score(
     footnotes = Footnotes()
     score = lines[0]['score']
     title_of_score = score_title(score, table)
-    if 'labels_in_mean' in lines[0]:  # each line has its own number of labels
+    if 'labels_in_mean' in lines[0] and ', mean' in title_of_score:  # of each line
         title_of_score = f'{METRICS[parts_of(score)[0]].title}, mean'
-    cells = [dict(_cells(line, lines, title_of_score, footnotes)) for line in lines]
+    cells = [dict(_cells(line, lines, title_of_score, footnotes, sweep)) for line in lines]
     # A mean may be named without its number of labels, which depends on the data and the group.
     names = {score_title(score), score_title(score, table)}
-    columns = [title_of_score if title in names else title for title in columns]
+    titles = dict.fromkeys(names, title_of_score) | {'row': sweep.title}
+    columns = [titles.get(title, title) for title in columns]
     if unknown := [title for title in columns if title not in cells[0]]:
         raise ValueError(f'--columns must be some of {[*cells[0]]}, got {unknown[0]!r}')
     if columns:
@@ -223,8 +228,8 @@ def write_score(
     count = sum(pd.notna(line.get('p')) for line in lines)  # the others are not corrected
     below = [
         *footnotes.take(),
-        *about_runs(table),
-        *_not_above_baselines(lines),
+        *about_runs(table, sweep),
+        *_not_above_baselines(lines, sweep),
         *notes,
         f'Over patients: 95 % percentile interval from {draws}. Over seeds: 95 % interval by '
         "Student's t. Verdict: above or below if both intervals exclude 0 and the bootstrap "
@@ -264,13 +269,12 @@ def write_all_scores(
     few = [
         score for score in known if table is not None and has_few_cases(table, parts_of(score)[1])
     ]
-    lines, cells = [], []
+    lines, cells, told = [], [], distinctions(sweep)
     for row in rows:
-        labels, title = title_of(sweep, row.name)
         seeds = [found[row.name]['seeds'] for found in known.values() if row.name in found]
         number = ' to '.join(map(str, dict.fromkeys((min(seeds), max(seeds)))))
         line = {'row': row.name, 'labels': row.subset, 'seeds': number}
-        cell = {sweep.title: title} | ({'labels': labels} if sweep.subsets else {})
+        cell = row_cells(sweep, row.name) | told.get(row.name, {})
         cell['seeds'] = number
         rivals = [other.name for other in rows if other.subset == row.subset]
         for score, found in known.items():
@@ -291,15 +295,16 @@ def write_all_scores(
     if few:
         bold += f' Without bold, because of fewer than {FEW_CASES} cases of a class: '
         bold += f'{"; ".join(score_title(score, table) for score in few)}.'
-    notes = [*about_runs(table), *notes, bold, *about_data(table)]
+    notes = [*about_runs(table, sweep), *notes, bold, *about_data(table)]
     return write_table(folder, name, lines, cells, notes)
 
 
-def about_runs(table: pd.DataFrame | None) -> list[str]:
+def about_runs(table: pd.DataFrame | None, sweep: Sweep) -> list[str]:
     """Say which facts about the runs of a long table, if it is known, a reader must know."""
     if table is None:
         return []
     known, wanted = known_of_table(table)
+    known = {(name_of(sweep, row), seed): parts for (row, seed), parts in known.items()}
     return [notice.text for notice in notices(known, wanted=wanted)]
 
 
@@ -308,11 +313,11 @@ def about_data(table: pd.DataFrame | None) -> list[str]:
     return [SYNTHETIC_NOTE] * is_synthetic(table) + [NOT_FOR_CLINICAL_USE]
 
 
-def _not_above_baselines(lines: Sequence[Line]) -> Iterator[str]:
+def _not_above_baselines(lines: Sequence[Line], sweep: Sweep) -> Iterator[str]:
     """Name the rows that each baseline equals, which a verdict needs several seeds to say."""
     for method, title in BASELINES.items():
         rows = [
-            line['row']
+            name_of(sweep, line['row'])
             for line in lines
             if 'group' not in line
             and line['against'].startswith(f'{method}_')
@@ -357,12 +362,17 @@ def write_table(
     return page
 
 
-def facts_cells(table: pd.DataFrame) -> list[dict[str, str]]:
-    """Return the facts about the runs of each row, as mean and standard deviation over seeds."""
-    runs = facts_of(table, 'epochs').groupby('row', sort=False)
+def facts_cells(table: pd.DataFrame, sweep: Sweep) -> list[dict[str, str]]:
+    """Return the facts about the runs of each row, as mean and standard deviation over seeds.
+
+    The first is the name of the row in the sweep file, which only the CSV file has.
+    """
+    runs, known = facts_of(table, 'epochs').groupby('row', sort=False), distinctions(sweep)
     cells = [
         {
             'row': row,
+            **row_cells(sweep, row),
+            **known.get(row, {}),
             'SEED of finished runs': ', '.join(map(str, finished.index.get_level_values('seed'))),
         }
         for row, finished in runs
@@ -412,8 +422,8 @@ def file_name(sweep: str, score: str) -> str:
 def score_title(score: str, scores: pd.DataFrame | None = None, *, in_groups: bool = False) -> str:
     """Return the name of a score for readers.
 
-    A mean gets its number of labels if a long table has it, of everyone or in all groups. The mean
-    of five has five labels, but in groups.
+    A mean gets its number of labels if a long table has it, of everyone or in all groups, or the
+    name of the only label. The mean of five has five labels, but in groups.
     """
     metric, label = parts_of(score)
     title = f'{METRICS[metric].title}, {label_title(label)}'
@@ -426,6 +436,9 @@ def score_title(score: str, scores: pd.DataFrame | None = None, *, in_groups: bo
         return title
     if numbers == [5] and label == MEANS[1]:
         return title
+    counted = scores.loc[scores['metric'] == 'positives', 'label'].unique()
+    if len(counted) == 1:  # a mean over the only label of a binary task
+        return f'{METRICS[metric].title}, {counted[0]}'
     title = f'{METRICS[metric].title}, mean'
     shown_numbers = ' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
     return f'{title} of {shown_numbers} label{"s" * (numbers != [1])}'
@@ -442,6 +455,15 @@ def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
     return subset_title(sweep, subset), sweep.titles.get(method, method)
 
 
+def name_of(sweep: Sweep, name: str) -> str:
+    """Return the name of a row in texts, such as 'MAE, 75 % (1,000 images)'."""
+    try:
+        labels, title = title_of(sweep, name)
+    except ValueError:  # a row of another table
+        return name
+    return f'{title} ({labels})' if labels else title
+
+
 def subset_title(sweep: Sweep, subset: str) -> str:
     """Return a subset of the labels for readers, such as '10 % of the labels'."""
     if not subset:
@@ -449,6 +471,12 @@ def subset_title(sweep: Sweep, subset: str) -> str:
     if sweep.subsets == 'shares':
         return 'all labels' if float(subset) == 1 else f'{100 * float(subset):g} % of the labels'
     return 'all images' if subset == 'all' else f'{int(subset):,} images'
+
+
+def row_cells(sweep: Sweep, name: str) -> dict[str, str]:
+    """Return the cells that name a row: its title, and its labels in a comparison of methods."""
+    labels, title = title_of(sweep, name)
+    return {sweep.title: title} | ({'labels': labels} if sweep.subsets else {})
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -480,7 +508,7 @@ def _in_brackets(line: Line) -> str:
 
 
 def _cells(
-    line: Line, lines: Sequence[Line], title: str, footnotes: Footnotes
+    line: Line, lines: Sequence[Line], title: str, footnotes: Footnotes, sweep: Sweep
 ) -> Iterator[tuple[str, str]]:
     """Yield title and text of the cells of a line."""
 
@@ -489,7 +517,7 @@ def _cells(
 
     if 'group' in line:
         yield 'group', line['group']
-    yield 'row', line['row']
+    yield from row_cells(sweep, line['row']).items()
     for name in ('cases', 'labels_in_mean'):
         if name in line:
             yield name.replace('_', ' '), f'{line[name]:,}'
@@ -498,7 +526,10 @@ def _cells(
     if any('last_epoch' in other for other in lines):
         yield 'last epoch', shown(line.get('last_epoch'), '.3f')
     yield '95 % over patients', interval_text(line, '.3f') or marked(FEW_RESAMPLES)
-    yield 'against', line['against']
+    other = line['against']
+    labels, name = title_of(sweep, other) if other else ('', '')
+    is_other = labels != title_of(sweep, line['row'])[0]
+    yield 'against', f'{name}, {labels}' if other and is_other else name
     if 'difference' in line:
         seeds, missing = len(line['by_seed'].split()), []
         paired = f' ({seeds} of {line["seeds"]} seeds)' if seeds != line['seeds'] else ''

@@ -547,6 +547,11 @@ def test_plot_draws_what_the_tables_have_and_removes_the_rest(
     assert run_script('ablate', 'plot', '--sweep', sweep.path, '--save', tmp_path) == 0
     assert {path.stem for path in tmp_path.glob('*.png')} == {'swept_mean', 'swept_labels'}
     assert 'no figure of differences' in capsys.readouterr().err
+    # The only label of a binary task would repeat the figure of the score.
+    table = table[(table['group'] == '') & (table['label'] != LABELS[0])]
+    table.to_csv(tmp_path / 'swept_scores.csv', index=False)
+    assert run_script('ablate', 'plot', '--sweep', sweep.path, '--save', tmp_path) == 0
+    assert {path.stem for path in tmp_path.glob('*.png')} == {'swept_mean'}
 
 
 def test_plot_writes_the_named_rows_only_and_removes_old_pages(

@@ -13,7 +13,7 @@ from cases import make_cases
 from scipy import stats
 from sklearn.metrics import f1_score, precision_score, roc_auc_score
 from sweep_runs import MadeRuns, make_sweep, methods_file
-from tiny import run_script
+from tiny import ROOT, run_script
 
 from data.tables.labels import COMPETITION_LABELS, LABELS
 from evaluation.cases import Cases
@@ -31,7 +31,14 @@ from sweeps.long_table import (
     score_runs,
 )
 from sweeps.run_scores import pretraining_figures
-from sweeps.tables import compare, file_name, write_all_scores, write_score, write_table
+from sweeps.tables import (
+    compare,
+    facts_cells,
+    file_name,
+    write_all_scores,
+    write_score,
+    write_table,
+)
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
@@ -192,10 +199,12 @@ def test_columns_of_a_table_are_named(finished: Finished, tmp_path: Path) -> Non
     assert run_script('ablate', *words) == 0
     page = (tmp_path / 'swept_all_scores.md').read_text()
     assert page.startswith('| Masked share | seeds | AUROC, Edema |\n')
-    assert (tmp_path / 'swept_mean_of_five.md').read_text().startswith('| row | verdict |\n')
+    assert (
+        (tmp_path / 'swept_mean_of_five.md').read_text().startswith('| Masked share | verdict |\n')
+    )
     page = (tmp_path / 'swept_Edema.md').read_text()
-    assert page.startswith('| row | verdict | AUROC, Edema |\n')
-    assert 'row & verdict & AUROC, Edema' in (tmp_path / 'swept_Edema.tex').read_text()
+    assert page.startswith('| Masked share | verdict | AUROC, Edema |\n')
+    assert 'verdict & AUROC, Edema' in (tmp_path / 'swept_Edema.tex').read_text()
     assert 'difference' in (tmp_path / 'swept_Edema.csv').read_text()
 
 
@@ -265,7 +274,7 @@ def test_few_cases_and_unknown_groups_are_told_beside_each_score(tmp_path: Path)
     }
     assert ['remark' in line for (line,) in lines.values()] == [False, True, False]
     for score, told in (('A', 0), ('B', 1)):
-        page = write_score(tmp_path, score, lines[score], table, notes=[], draws='')
+        page = write_score(tmp_path, score, lines[score], table, sweep, notes=[], draws='')
         assert page.read_text().count('(few cases)') == told
         assert page.with_suffix('.tex').read_text().count('(few cases)') == told
     assert write_all_scores(tmp_path, 'all', lines, sweep, table).read_text().count('(few') == 1
@@ -294,7 +303,8 @@ def test_tables_of_phantoms_say_so(path: str, synthetic: bool, tmp_path: Path) -
     table = score_runs([Scored('simmim_1', 0, cases)], ['mean'], resamples=0)
     lines = compare(table, [('simmim_1', '')], 'mean', subsets={})
     sweep = load_sweep(methods_file(tmp_path))
-    one = write_score(tmp_path, 'one', lines, table, notes=['A & B_1: 5 %.'], draws='0 resamples')
+    about = {'notes': ['A & B_1: 5 %.'], 'draws': '0 resamples'}
+    one = write_score(tmp_path, 'one', lines, table, sweep, **about)
     every = write_all_scores(tmp_path, 'all', {'mean': lines}, sweep, table)
     for page in (one, every):
         for file in (page, page.with_suffix('.tex')):
@@ -305,10 +315,46 @@ def test_tables_of_phantoms_say_so(path: str, synthetic: bool, tmp_path: Path) -
     assert r'A \& B\_1: 5 \%.\par' in below
     # The number of labels may be left out of the name of a column.
     options = {'notes': [], 'draws': '', 'columns': ['AUROC, mean', 'row']}
-    page = write_score(tmp_path, 'one', lines, table, **options)
-    assert page.read_text().startswith('| AUROC, mean of 2 labels | row |\n')
+    page = write_score(tmp_path, 'one', lines, table, sweep, **options)
+    assert page.read_text().startswith('| AUROC, mean of 2 labels | Method |\n')
     with pytest.raises(ValueError, match='AUC'):
-        write_score(tmp_path, 'one', lines, table, notes=[], draws='', columns=['row', 'AUC'])
+        write_score(tmp_path, 'one', lines, table, sweep, **options | {'columns': ['row', 'AUC']})
+
+
+def test_a_row_has_one_name_in_all_tables_and_columns_for_what_distinguishes_it(tmp_path) -> None:
+    """The CSV file has the names of the sweep file, by which other commands find rows."""
+    sweep = load_sweep(ROOT / 'scripts/studies/mae_resnet.yaml', 'tiny')
+    names = ['mae_0.75_100', 'ours_last_resnet_plain_100', 'resnet_100', 'mae_0.75_all']
+    rng = np.random.default_rng(0)
+    targets = (rng.random((80, 1)) < 0.5).astype(float)
+    runs = [
+        Scored(name, 0, make_cases(rng.random((80, 1)), targets, labels=('any finding',)))
+        for name in names
+    ]
+    table = score_runs(runs, ['mean'], resamples=0)
+    pairs = [(name, 'resnet_100') for name in names]
+    lines = compare(table, pairs, 'mean', subsets={})
+    one = write_score(tmp_path, 'one', lines, table, sweep, notes=[], draws='')
+    every = write_all_scores(tmp_path, 'all', {'mean': lines}, sweep, table)
+    found = {line['row']: line for line in facts_cells(table.assign(metric='epochs'), sweep)}
+    assert found[names[1]]['Row'] == 'ours: ResNet-18, last layer'
+    text = one.read_text()
+    assert text.startswith('| Row | labels | AUROC, any finding |')
+    assert '| MAE, 75 % | 100 images |' in text
+    assert '| ResNet-18, augmented, 100 images |' in text  # which the row with all images has
+    head, _, *rows = (line.strip('| ').split(' | ') for line in every.read_text().splitlines()[:6])
+    wanted = ['encoder', 'trained weights', 'hidden in fine-tuning', 'hidden in scoring']
+    assert head[:6] == ['Row', 'labels', *wanted]
+    assert head[-1] == 'AUROC, any finding'
+    cells = {tuple(row[:2]): row[2:6] for row in rows}
+    assert cells['MAE, 75 %', '100 images'] == ['vit', 'all', '75 %', '0 %']
+    last = cells['ours: ResNet-18, last layer', '100 images']
+    assert last == ['resnet18', 'last layer', '0 %', '0 %']
+    for page in (one, every):
+        latex = page.with_suffix('.tex').read_text()
+        assert r'MAE, 75 \%' in latex and 'mae_0.75' not in text + latex
+        assert 'mean of 1 label' not in text + latex and 'mae\\_0.75' not in latex
+        assert 'mae_0.75_100' in page.with_suffix('.csv').read_text()
 
 
 def test_tables_show_the_letters_of_names(tmp_path: Path) -> None:
