@@ -25,6 +25,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--test', default=300, **number, help='test patients, 1.2 images each (300)')
     add('--seed', default=0, **number, help='seed of the data set (0)')
     add('--size', default=390, **number, help='long side of the images in pixels (390)')
+    add('--rarer', default=0.0, type=float, metavar='D',
+        help='standard deviations by which findings are rarer than in CheXpert (0)')  # fmt: skip
     add('--mimic', action='store_true', help='the layout of MIMIC-CXR-JPG')
     add('--workers', default=usable_cpus(), **number, help='number of processes')
     return parser.parse_args(arguments)
@@ -42,6 +44,7 @@ def main(args: argparse.Namespace) -> int:
         seed=args.seed,
         workers=args.workers,
         size=args.size,
+        rarer=args.rarer,
     )
     seconds = time.perf_counter() - start
     rows = ', '.join(f'{split} {count}' for split, count in made['images'].items())

@@ -282,12 +282,15 @@ def expose(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return (np.clip(level, 0, 1) * 255).astype(np.uint8)
 
 
-def sample_rows(num_patients: int, split: str, seed: int, name: str) -> pd.DataFrame:
+def sample_rows(
+    num_patients: int, split: str, seed: int, name: str, rarer: float = 0.0
+) -> pd.DataFrame:
     """Return the rows of a split with the severities and numbers for drawing.
 
-    `name` is the name of the data folder, which begins every `Path`.
+    `name` is the name of the data folder, which begins every `Path`. `make_phantom` explains
+    `rarer`.
     """
-    studies = _studies(num_patients, split, seed)
+    studies = _studies(num_patients, split, seed, rarer)
     table = studies.loc[studies.index.repeat(studies['num_frontal'] + studies['num_lateral'])]
     table['view'] = table.groupby(level=0).cumcount() + 1
     table = table.reset_index(drop=True)
@@ -304,7 +307,7 @@ def sample_rows(num_patients: int, split: str, seed: int, name: str) -> pd.DataF
     return table
 
 
-def _studies(num_patients: int, split: str, seed: int) -> pd.DataFrame:
+def _studies(num_patients: int, split: str, seed: int, rarer: float) -> pd.DataFrame:
     numbers, drawn = [], []
     for index in range(num_patients):
         rng = np.random.default_rng([1, SPLITS.index(split), seed, index])
@@ -320,7 +323,7 @@ def _studies(num_patients: int, split: str, seed: int) -> pd.DataFrame:
     loadings = np.array([row[3] for row in POPULATION.values()])
     states = factors @ loadings.T + own * np.sqrt(1 - (loadings**2).sum(1))
     read = READING[split] * states + math.sqrt(1 - READING[split] ** 2) * readings
-    thresholds = np.array([_threshold(row[0] + row[1] / 2) for row in POPULATION.values()])
+    thresholds = np.array([_threshold(row[0] + row[1] / 2) for row in POPULATION.values()]) + rarer
     # Severity per deviation that gives positive studies their mean severity.
     normal = NormalDist()
     excess = np.array([normal.pdf(t) / (1 - normal.cdf(t)) - t for t in thresholds])
@@ -334,7 +337,11 @@ def _studies(num_patients: int, split: str, seed: int) -> pd.DataFrame:
     table['num_lateral'] = (uniforms[:, 14] < lateral_share).astype(int)
     table['num_frontal'] = 1 + (uniforms[:, 15] < TWO_FRONTAL)
     is_train = split == 'train'
-    labels = _labels_of_reports(read, uniforms) if is_train else _labels_of_panel(read, thresholds)
+    labels = (
+        _labels_of_reports(read - rarer, uniforms)
+        if is_train
+        else _labels_of_panel(read, thresholds)
+    )
     table[list(LABELS)] = labels
     table[SEVERITIES] = severities.astype(np.float32)
     return table
@@ -375,6 +382,7 @@ def make_phantom(
     seed: int = 0,
     workers: int = 1,
     size: int = 390,
+    rarer: float = 0.0,
 ) -> dict:
     """Write the CSV files and images of a phantom data set into a folder.
 
@@ -389,6 +397,7 @@ def make_phantom(
         seed: Seed of the whole data set.
         workers: Number of processes that draw.
         size: Long side of the images in pixels.
+        rarer: Standard deviations by which findings lie further from the mean than in CheXpert.
 
     Returns:
         Contents of phantom.json, and 'drawn', the number of images that this call drew.
@@ -402,17 +411,18 @@ def make_phantom(
         raise ValueError(f'size must be between {SIZES[0]} and {SIZES[1]}, got {size}')
     if any(count > MOST_PATIENTS[split] for split, count in patients.items()):
         raise ValueError(f'at most {MOST_PATIENTS} patients are allowed, got {patients}')
-    settings = {'patients': patients, 'seed': seed, 'size': size}
+    settings = {'patients': patients, 'seed': seed, 'size': size, 'rarer': rarer}
     if output.exists() and any(output.iterdir()):
         file = output / SETTINGS_FILE
         found = json.loads(file.read_text()) if file.is_file() else {}
+        found = {'rarer': 0.0} | found  # of an older phantom
         if {key: found.get(key) for key in settings} != settings:
             raise ValueError(f'{output} must be empty, absent or a phantom with {settings}')
         return found | {'drawn': 0}
     output.mkdir(parents=True, exist_ok=True)
     counts = {}
     for number, (split, num_patients) in enumerate(patients.items()):
-        table = sample_rows(num_patients, split, seed, output.name)
+        table = sample_rows(num_patients, split, seed, output.name, rarer)
         # The paths tell every later tool that these are phantoms (`are_synthetic`), also if the
         # name of the folder does not. Readers of CheXpert's layout leave the first folder out.
         first = output.name if are_synthetic([output.name]) else f'{output.name}-phantom'

@@ -14,7 +14,7 @@ LAYOUT = {'layout': 'mimic-cxr'}
 DRAWN = 'phantom'  # folder of the phantom before its files are renamed
 
 
-def make_mimic_phantom(output: str | Path, **options: int) -> dict:
+def make_mimic_phantom(output: str | Path, **options: float) -> dict:
     """Write a phantom in the layout of MIMIC-CXR-JPG 2.0.0 into a folder.
 
     Both labellers agree, and there are no demographics, as in MIMIC-CXR-JPG itself.

@@ -2,7 +2,7 @@
 # MAE ViT-B against ResNet-18 on MIMIC-CXR-JPG: docs/studies/mae_resnet.md. bash scripts/studies/mae_resnet.sh full|small|tiny [DATA|--list] [OUT]
 # MAE_WEIGHTS and RESNET_WEIGHTS name the two files; tiny makes small ones with random values.
 set -euo pipefail
-export PHANTOM=${PHANTOM:---mimic --train 250 --valid 250 --test 20 --size 80 --workers 2}
+export PHANTOM=${PHANTOM:---mimic --rarer 0.75 --train 250 --valid 250 --test 20 --size 80 --workers 2}
 . "$(dirname "$0")/run.sh" mae_resnet "$@"
 describe --examples 4
 if [ "$scale" = tiny ]; then size=64 patch=8; else size=224 patch=16; fi
