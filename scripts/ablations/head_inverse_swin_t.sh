@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reconstruction head: inverse_swin_t instead of linear. Fine-tuning is as in the reference.
 #   bash scripts/ablations/head_inverse_swin_t.sh DATA OUTPUT [GPUS]     1 (default), 2 or 4 GPUs
-#   bash scripts/ablations/nano/head_inverse_swin_nano.sh DATA OUTPUT    64 px, on a CPU: its only inverse Swin
+#   bash scripts/ablations/nano/head_inverse_swin_t.sh DATA OUTPUT      64 px, on a CPU
 set -euo pipefail
 if [[ $# -lt 2 || ${3:-1} != [124] ]]; then sed -n '3,4p' "$0" >&2 && exit 2; fi
 data=$(realpath "$1") output=$(realpath -m "$2") gpus=${3:-1}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Target resolution: 96 instead of 192 px per side. Fine-tuning is as in the reference.
 #   bash scripts/ablations/target_size_96.sh DATA OUTPUT [GPUS]    1 (default), 2 or 4 GPUs
-#   bash scripts/ablations/nano/target_size_32.sh DATA OUTPUT      64 px, on a CPU: 1/2 of the side, too
+#   bash scripts/ablations/nano/side_192_target_size_96.sh DATA OUTPUT      192 px, on a CPU
 set -euo pipefail
 if [[ $# -lt 2 || ${3:-1} != [124] ]]; then sed -n '3,4p' "$0" >&2 && exit 2; fi
 data=$(realpath "$1") output=$(realpath -m "$2") gpus=${3:-1}
