@@ -31,7 +31,10 @@ LATEX_TEXT = {
     ord('~'): r'\textasciitilde{}',
     ord('^'): r'\textasciicircum{}',
 }
-PACKAGES = '% For a document with \\usepackage{adjustbox, booktabs}.\n'
+PACKAGES = (
+    '% For a document with \\usepackage{adjustbox, booktabs} (TeX Live: texlive-latex-extra).\n'
+)
+MOST_ROWS = 40  # of a table on a page, whose letters would be too small with more
 FITTED = r'\begin{adjustbox}{max width=\linewidth, max totalheight=0.85\textheight}'
 FITTED += '\n\\setlength{\\tabcolsep}{3pt}'
 HEAD = 12  # letters of a line of a column's name
