@@ -4,7 +4,6 @@ All figures have the width of a page, so that their text is legible on a phone, 
 the number of a patient or the name of a file.
 """
 
-import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,7 +26,6 @@ from system.pages import (
     note_on_images,
     page_names,
     shortened,
-    split_pages,
 )
 
 if TYPE_CHECKING:
@@ -37,8 +35,8 @@ if TYPE_CHECKING:
 IMAGES_PER_ROW = 6
 LABELS_PER_ROW = {1: 4, 2: 3, 3: 2}  # by the number of images of a label; 1 from 4 on
 LARGEST_SIDE = 512  # of a shown image, in pixels
-FLATTEST, TALLEST_SHAPE = 0.1, 1.4  # height of an image that is shown with a width of 1
-TITLE_HEIGHT = 0.35  # in inches
+FLATTEST, TALLEST_SHAPE = 0.2, 1.4  # height of an image that is shown with a width of 1
+TITLE_HEIGHT, NOTE_LINE, GAP = 0.35, 0.16, 0.08  # in inches
 
 
 def plot_examples(records: Records, count: int, seed: int) -> dict[str, 'Figure']:
@@ -117,7 +115,7 @@ def _choose(records: Records, rows: np.ndarray, count: int, seed: int) -> np.nda
 
 def _shape(image: Image.Image) -> float:
     """Return the height of an image that is shown with a width of 1."""
-    return min(TALLEST_SHAPE, image.height / image.width)
+    return min(TALLEST_SHAPE, max(FLATTEST, image.height / image.width))
 
 
 def _plot_grid(
@@ -127,37 +125,57 @@ def _plot_grid(
     note: str,
     records: Records,
 ) -> dict[str, 'Figure']:
-    """Plot blocks of up to `size` (title, image), several next to each other, on pages."""
+    """Plot blocks of up to `size` (title, image), several next to each other, on pages.
+
+    All images of a line have its height, so that no image leaves a gap below it.
+    """
     columns = min(size, IMAGES_PER_ROW)
-    across, lines = LABELS_PER_ROW.get(columns, 1), math.ceil(size / columns)
-    side = WIDTH / (across * columns)
-    tallest = max(_shape(image) for block in blocks for _, image in block)
-    most = int((TALLEST - 0.8) / (lines * (TITLE_HEIGHT + side * tallest)))
-    pages = split_pages(blocks, most * across)
+    across, wide = LABELS_PER_ROW.get(columns, 1), WIDTH / LABELS_PER_ROW.get(columns, 1)
+    words = textwrap.wrap(note, round(FONT_WIDTH * WIDTH)) + [note_on_images(records.path)]
+    below = NOTE_LINE * (1 + len(words))
+    rows = []  # lines of blocks next to each other: height of their images, and their parts
+    for start in range(0, len(blocks), across):
+        members = blocks[start : start + across]
+        lines = []
+        for first in range(0, size, columns):
+            parts = [block[first : first + columns] for block in members]
+            heights = [_line_height(part, columns, wide) for part in parts if part]
+            lines += [(min(heights), parts)] if heights else []
+        rows.append(lines)
+    pages, used = [[]], below
+    for lines in rows:  # a block is on one page
+        needed = sum(TITLE_HEIGHT + height for height, _ in lines)
+        if pages[-1] and used + needed > TALLEST:
+            pages.append([])
+            used = below
+        pages[-1] += lines
+        used += needed
     figures = {}
     for page_name, page in zip(page_names(name, len(pages)), pages, strict=True):
-        shapes = np.full(math.ceil(len(page) / across) * lines, FLATTEST)  # of the tallest in a row
-        for number, block in enumerate(page):
-            for place, (_, image) in enumerate(block):
-                row = number // across * lines + place // columns
-                shapes[row] = max(shapes[row], _shape(image))
-        figure = new_figure(0.8 + np.sum(TITLE_HEIGHT + side * shapes))
-        options = {'squeeze': False, 'height_ratios': shapes}
-        axes = figure.subplots(len(shapes), across * columns, **options)
-        for axis in axes.ravel():
-            axis.set_axis_off()
-        for number, block in enumerate(page):
-            row, column = number // across * lines, number % across * columns
-            for place, (title, image) in enumerate(block):
-                axis = axes[row + place // columns, column + place % columns]
-                show_image(axis, image)
-                axis.set_anchor('N')
-                # The only title of a block may be as wide as the block.
-                width = side * (1 if any(words for words, _ in block[1:]) else columns)
-                letters = round(FONT_WIDTH * width)
-                title = textwrap.fill(shortened(title, 2 * letters), letters)
-                axis.set_title(title, fontsize=FONT, loc='left')
-        words = textwrap.wrap(note, round(FONT_WIDTH * WIDTH)) + [note_on_images(records.path)]
+        tall = below + sum(TITLE_HEIGHT + height for height, _ in page)
+        figure, top = new_figure(tall), tall
+        for height, parts in page:
+            top -= TITLE_HEIGHT + height
+            for number, part in enumerate(parts):
+                left = number * wide + GAP / 2
+                for place, (title, image) in enumerate(part):
+                    width = height / _shape(image)
+                    box = left / WIDTH, top / tall, width / WIDTH, height / tall
+                    axis = figure.add_axes(box)
+                    show_image(axis, image)
+                    # The only title of a block may be as wide as the block.
+                    is_alone = place == 0 and not any(words for words, _ in part[1:])
+                    letters = round(FONT_WIDTH * (wide if is_alone else width))
+                    title = textwrap.fill(shortened(title, 2 * letters), letters)
+                    axis.set_title(title, fontsize=FONT, loc='left')
+                    left += width + GAP
         figure.supxlabel('\n'.join(words), fontsize=SMALL)
         figures[page_name] = figure
     return figures
+
+
+def _line_height(part: Sequence[tuple[str, Image.Image]], columns: int, wide: float) -> float:
+    """Return the height of images that fill a line of `columns`, with `wide` inches for them."""
+    widths = [1 / _shape(image) for _, image in part]  # of images with a height of 1
+    widths += [sum(widths) / len(widths)] * (columns - len(part))
+    return (wide - GAP * columns) / sum(widths)

@@ -1,5 +1,6 @@
 """Figures of every command: their legends and notes say what is true; which files are written."""
 
+import itertools
 import json
 import os
 import re
@@ -249,6 +250,27 @@ def test_examples_of_data_name_all_labels(records: Made, monkeypatch) -> None:
     assert figures.plot_steps(records, steps, 1, 0)
     titles = [axis.get_title(loc='left') for figure in found.values() for axis in figure.axes]
     assert sum(title.startswith('Finding') for title in titles) == 14
+
+
+def test_images_of_other_shapes_leave_no_gaps(records: Made, monkeypatch) -> None:
+    """All images of a line have its height, and the next line begins below their titles."""
+    sizes = [(280, 200), (200, 300), (250, 250)]
+    monkeypatch.setattr(
+        Made, 'reader', lambda *_: lambda n: Image.fromarray(np.zeros(sizes[n % 3], np.uint8))
+    )
+    lines = []
+    for figure in figures.plot_examples(records, 3, 0).values():
+        boxes = [axis.get_position() for axis in figure.axes]
+        assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
+        tall, tops = figure.get_figheight(), sorted({round(box.y1, 9) for box in boxes})[::-1]
+        of_lines = [[box for box in boxes if round(box.y1, 9) == top] for top in tops]
+        lines += of_lines
+        for line in of_lines:
+            assert len({round(box.height, 9) for box in line}) == 1
+            assert all(a.x1 < b.x0 for a, b in itertools.pairwise(line))
+        gaps = [(a[0].y0 - b[0].y1) * tall for a, b in itertools.pairwise(of_lines)]
+        assert gaps == pytest.approx([figures.TITLE_HEIGHT] * len(gaps))
+    assert [len(line) for line in lines] == [6] * 7  # two labels with three images each
 
 
 @pytest.mark.parametrize('root, synthetic', [('CheXpert-phantom', True), ('CheXpert', False)])
