@@ -59,14 +59,21 @@ SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections from which a scale selects entries
 SHARED = ('pretrain', 'finetune')  # options of all rows, under those of each row
 NEEDED_KEYS = {'title', 'reference'}
-FREE_KEYS = {'note', 'scores', 'split', 'titles', 'seeds', *SHARED}
-SCALE_KEYS = {'reference', 'note', 'seeds', 'titles', *SHARED, *SELECTED}
+FREE_KEYS = {'note', 'published', 'scores', 'split', 'titles', 'seeds', *SHARED}
+SCALE_KEYS = {'reference', 'note', 'published', 'seeds', 'titles', *SHARED, *SELECTED}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights'}
 METHOD_KEYS |= {'schedule', 'against'}
 # Options of an encoder that decide which weights it loads.
 SHAPE_KEYS = {'EMBED_DIM', 'DEPTH', 'DEPTHS', 'NUM_HEADS', 'PATCH_SIZE', 'NAME'}
-NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)  # their values are names
+NAMED_BY = (
+    'reference',
+    'row',
+    'learns_from',
+    'against',
+    'published',
+    *SELECTED,
+)  # their values are names
 # Methods that a pre-trained model should beat -> their names in tables and figures.
 BASELINES = {
     'pixels': 'pixel baseline',  # FINETUNE.MODE 'pixels'
@@ -137,6 +144,7 @@ class Sweep:
         split: Default split of the table; '' for the first split that the runs were scored on.
         titles: Method or row -> its name in tables and figures.
         seeds: Number of seeds; 0 for the number in the command.
+        published: Row -> published values of the first `scores`.
     """
 
     name: str
@@ -149,6 +157,7 @@ class Sweep:
     split: str = ''
     titles: Mapping[str, str] = field(default_factory=dict)
     seeds: int = 0
+    published: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def mask_rows(self) -> list[Row]:
@@ -210,6 +219,8 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         rows, references = read_rows(path.stem, content, shared)
         rows = _linked(rows, references)
         _check_texts(content)
+        published = content.get('published') or {}
+        _check_published(published, rows, len(content.get('scores') or []))
     except (OSError, UnicodeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f'{path}: {" ".join(str(error).split())}') from error
     return Sweep(
@@ -223,6 +234,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         split=str(content.get('split', '')),
         titles=BASELINES | {k: str(v) for k, v in (content.get('titles') or {}).items()},
         seeds=content.get('seeds', 0),
+        published=published,
     )
 
 
@@ -295,6 +307,22 @@ def _check_texts(content: Mapping[str, Any]) -> None:
     for where, text in texts.items():
         if isinstance(text, list | dict):
             raise ValueError(f'{where} must be text, got {text!r:.100}')
+
+
+def _check_published(published: Any, rows: Sequence[Row], num_scores: int) -> None:
+    """Refuse published values of other rows, or of more values than there are scores."""
+    if not isinstance(published, dict):
+        raise ValueError(f'published must be keys and values, got {published!r:.100}')
+    names = [row.name for row in rows]
+    for name, values in published.items():
+        if name not in names:
+            raise ValueError(f'published: {name!r} must be one of the rows {names}')
+        is_list = isinstance(values, list) and 0 < len(values) <= num_scores
+        if not (is_list and all(isinstance(value, float) for value in values)):
+            raise ValueError(
+                f'published: {name} must be a list of numbers, at most one for each of the '
+                f'{num_scores} scores, got {values!r:.100}'
+            )
 
 
 def _ablation_rows(

@@ -58,6 +58,7 @@ ABOUT_ERRORS = (
     'a row. Only errors on the same images and of the same '
     'target can be compared.'
 )
+ABOUT_PUBLISHED = 'Published: context only, because protocols differ.'
 SYNTHETIC_NOTE = 'Synthetic X-rays (phantoms): the scores say nothing about patients.'
 BOLD = ('\ue000', '\ue001')  # around text that is bold in Markdown and LaTeX; no name has them
 MARKDOWN = {ord('<'): '&lt;', ord('|'): r'\|', ord('*'): r'\*', ord('\n'): ' '}
@@ -278,6 +279,7 @@ def write_all_scores(
         score for score in known if table is not None and has_few_cases(table, parts_of(score)[1])
     ]
     lines, cells, told = [], [], distinctions(sweep)
+    most_published = max(map(len, sweep.published.values()), default=0)
     for row in rows:
         seeds = [found[row.name]['seeds'] for found in known.values() if row.name in found]
         number = ' to '.join(map(str, dict.fromkeys((min(seeds), max(seeds)))))
@@ -296,6 +298,12 @@ def write_all_scores(
             is_best = score_line and round(score_line['value'], 3) == best(values)
             is_bold = is_best and score not in few
             cell[score_title(score, table)] = text.join(BOLD) if is_bold else text
+            if score in sweep.scores[:most_published]:  # beside the own score
+                place, values = sweep.scores.index(score), sweep.published.get(row.name, [])
+                given = values[place] if place < len(values) else None
+                line[f'{score}_published'] = given
+                title = f'published {METRICS[parts_of(score)[0]].title}'
+                cell[title] = '' if given is None else shown(given, '.3f')
         lines.append(line)
         cells.append(cell)
     bold = 'Bold: the best value of the rows with the same labels. Whether it is better by more '
@@ -303,7 +311,9 @@ def write_all_scores(
     if few:
         bold += f' Without bold, because of fewer than {FEW_CASES} cases of a class: '
         bold += f'{"; ".join(score_title(score, table) for score in few)}.'
-    notes = [*about_runs(table, sweep), *notes, bold, *about_data(table)]
+    notes = [*about_runs(table, sweep), *notes, bold]
+    notes += [ABOUT_PUBLISHED] if most_published else []
+    notes += about_data(table)
     return write_table(folder, name, lines, cells, notes)
 
 

@@ -607,3 +607,33 @@ def test_one_table_has_all_scores_with_the_best_in_bold(tmp_path: Path) -> None:
     assert '**rows**' in latex and r'- About &lt;b>these&lt;/b> \*\*rows\*\*.' in page.read_text()
     table = pd.read_csv(page.with_suffix('.csv'), dtype={'row': str}).set_index('row')
     assert table.loc['moco_0.1', 'mean'] == 0.7004
+
+
+def test_published_values_stand_beside_ours_as_context(tmp_path: Path) -> None:
+    scores, published = ['mean', 'f1:mean'], {'moco_0.1': [0.64, 0.5], 'simmim_1': [0.73]}
+    sweep = load_sweep(methods_file(tmp_path, scores=scores, published=published))
+    lines = [{'row': row.name, 'value': 0.6, 'sd': 0.0, 'seeds': 1} for row in sweep.rows]
+    page = write_all_scores(tmp_path, 'all', dict.fromkeys(scores, lines), sweep)
+    head, _, *rows = (line.strip('|').split('|') for line in page.read_text().splitlines()[:8])
+    head, own = [name.strip() for name in head], {'AUROC, mean', 'F1, mean'}
+    columns = [name for name in head if name in own or name.startswith('published')]
+    assert columns == ['AUROC, mean', 'published AUROC', 'F1, mean', 'published F1']
+    found = {
+        (row[0].strip(), row[1].strip()): [row[head.index(f'published {name}')].strip()
+                                           for name in ('AUROC', 'F1')]
+        for row in rows
+    }  # fmt: skip
+    assert found['moco', '10 % of the labels'] == ['0.640', '0.500']
+    assert found['simmim', 'all labels'] == ['0.730', '']
+    assert found['scratch', 'all labels'] == ['', '']
+    assert 'Published: context only, because protocols differ.' in page.read_text()
+    assert pd.read_csv(page.with_suffix('.csv'))['mean_published'].notna().sum() == 2
+
+
+@pytest.mark.parametrize(
+    'published, error',
+    [({'moco_2': [0.6]}, "'moco_2' must be one of the rows"), ({'moco_1': [0.6] * 3}, 'list of')],
+)
+def test_published_values_of_other_rows_and_scores_are_refused(published, error, tmp_path) -> None:
+    with pytest.raises(ValueError, match=error):
+        load_sweep(methods_file(tmp_path, scores=['mean', 'f1:mean'], published=published))
