@@ -34,10 +34,13 @@ from sweeps.long_table import (
 )
 from system.files import replace_files
 from system.pages import (
+    BOLD,
+    MARKDOWN,
     MOST_ROWS,
     NOT_FOR_CLINICAL_USE,
     PACKAGES,
     latex_table,
+    markdown_table,
     page_files,
     split_pages,
 )
@@ -60,9 +63,6 @@ ABOUT_ERRORS = (
 )
 ABOUT_PUBLISHED = 'Published: context only, because protocols differ.'
 SYNTHETIC_NOTE = 'Synthetic X-rays (phantoms): the scores say nothing about patients.'
-BOLD = ('\ue000', '\ue001')  # around text that is bold in Markdown and LaTeX; no name has them
-MARKDOWN = {ord('<'): '&lt;', ord('|'): r'\|', ord('*'): r'\*', ord('\n'): ' '}
-MARKDOWN |= dict.fromkeys(map(ord, BOLD), '**')
 NOISE = {'over_seeds': 'seeds', 'over_patients': 'patients'}  # name of its columns in the CSV file
 FACTS = {  # fact of the long table -> title and format
     'images_seen': ('images seen in pre-training', ',.0f'),
@@ -514,13 +514,6 @@ def row_cells(sweep: Sweep, name: str) -> dict[str, str]:
     """Return the cells that name a row: its title, and its labels in a comparison of methods."""
     labels, title = title_of(sweep, name)
     return {sweep.title: title} | ({'labels': labels} if sweep.subsets else {})
-
-
-def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Format rows of cells as a Markdown table."""
-    lines = [list(rows[0]), ['---'] * len(rows[0]), *(list(row.values()) for row in rows)]
-    cells = [[cell.translate(MARKDOWN) for cell in line] for line in lines]
-    return ''.join(f'| {" | ".join(line)} |\n' for line in cells)
 
 
 def shown(value: float | None, form: str) -> str:

@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,9 @@ PACKAGES = (
     '% For a document with \\usepackage{adjustbox, booktabs} (TeX Live: texlive-latex-extra).\n'
 )
 MOST_ROWS = 40  # of a table on a page, whose letters would be too small with more
+BOLD = ('\ue000', '\ue001')  # around text that is bold in Markdown and LaTeX; no name has them
+MARKDOWN = {ord('<'): '&lt;', ord('|'): r'\|', ord('*'): r'\*', ord('\n'): ' '}
+MARKDOWN |= dict.fromkeys(map(ord, BOLD), '**')
 FITTED = r'\begin{adjustbox}{max width=\linewidth, max totalheight=0.85\textheight}'
 FITTED += '\n\\setlength{\\tabcolsep}{3pt}'
 HEAD = 12  # letters of a line of a column's name
@@ -68,6 +71,13 @@ def shortened(name: str, letters: int) -> str:
     """Return a name, or the start and the end of one with more letters."""
     end = (letters - 3) // 3
     return name if len(name) <= letters else f'{name[: 2 * end]} … {name[-end:]}'
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Format rows of cells as a Markdown table."""
+    lines = [list(rows[0]), ['---'] * len(rows[0]), *(list(row.values()) for row in rows)]
+    cells = [[cell.translate(MARKDOWN) for cell in line] for line in lines]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in cells)
 
 
 def latex_table(table: 'pd.DataFrame', notes: Iterable[str], **options: Any) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from config import Config
 from data.describe.figures import plot_examples, plot_steps
+from data.describe.observations import MEANINGS, SOURCE
 from data.images.preprocess import Preprocess
 from data.tables.chexpert import SPLITS, open_data_set
 from data.tables.groups import UNKNOWN, add_demographics, all_groups
@@ -21,7 +22,7 @@ from data.tables.records import OTHER_VIEW, Records, csv_names, select_views, ta
 from data.tables.splits import describe_subset, split_patients, training_records
 from data.tables.table import refuse
 from system.files import replace_files
-from system.pages import encode_figure, note_on_images
+from system.pages import PACKAGES, encode_figure, latex_table, markdown_table, note_on_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,8 @@ KINDS = {'positive': POSITIVE, 'uncertain': UNCERTAIN, 'negative': NEGATIVE}  # 
 EVERYTHING = 'All'  # name of the column and group of counts over a whole split
 TARGETS = ('positive', 'negative', 'soft', 'third class')
 TABLES = ('counts', 'targets')
+SETS = {'full': 'full set', 'sub-sample': 'sub-sample', 'train': 'train', 'holdout': 'held out'}
+SETS |= {'valid': 'validation', 'test': 'test'}  # split -> name in the label table, in order
 
 
 @dataclass(frozen=True)
@@ -187,10 +190,33 @@ def format_description(description: Description) -> str:
     return '\n\n'.join([*parts, *description.notes])
 
 
+def label_table(targets: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the cells of the numbers and shares of 0 and 1 of each label in each set.
+
+    `targets` is that of a `Description`. The full set is all but test, see `_count_all_targets`.
+    """
+    order = [name for name in SETS if name in {*targets['split']}]
+    order += [name for name in targets['split'].unique() if name not in order]
+    cells = []
+    for name in order:
+        for line in targets[targets['split'] == name].to_dict('records'):
+            cell = {'set': SETS.get(name, name), 'label': line['label']}
+            cell['images'] = f'{line["total"]:,}'
+            for value in ('negative', 'positive'):
+                share = line[value] / line['total'] if line['total'] else float('nan')
+                number = {'negative': '0', 'positive': '1'}[value]
+                cell[number] = f'{line[value]:,}'
+                cell[f'share of {number}'] = f'{share:.1%}' if line['total'] else ''
+            cells.append(cell | {'left out': f'{line["left out"]:,}'})
+    return cells
+
+
 def save_description(
     description: Description, folder: str | Path, figures: Mapping[str, 'Figure'] | None = None
 ) -> list[str]:
     """Write the tables as CSV files, and figures as PNG and SVG; all or none of them.
+
+    The `label_table` is also a Markdown and a LaTeX file, and so are the MEANINGS of the labels.
 
     Args:
         description: Tables.
@@ -208,6 +234,18 @@ def save_description(
         for name, table in tables.items()
         if table is not None
     }
+    if cells := label_table(description.targets) if len(description.targets) else []:
+        notes = [*description.notes, description.use]
+        files['targets.md'] = '\n'.join(
+            [markdown_table(cells), *(f'- {note}' for note in notes), '']
+        )
+        files['targets.tex'] = PACKAGES + latex_table(pd.DataFrame(cells), notes, index=False)
+    if known := [name for name in description.labels if name in MEANINGS]:
+        rows = [{'observation': name, 'meaning': MEANINGS[name]} for name in known]
+        files['observations.md'] = f'{markdown_table(rows)}\n- {SOURCE}\n'
+        files['observations.tex'] = PACKAGES + latex_table(
+            pd.DataFrame(rows), [SOURCE], index=False
+        )
     for name, figure in (figures or {}).items():
         files |= {f'{name}{suffix}': data for suffix, data in encode_figure(figure).items()}
     replace_files({folder / name: data for name, data in files.items()})

@@ -154,6 +154,7 @@ def _plot_grid(
     for page_name, page in zip(page_names(name, len(pages)), pages, strict=True):
         tall = below + sum(TITLE_HEIGHT + height for height, _ in page)
         figure, top = new_figure(tall), tall
+        figure.set_layout_engine('none')  # the images have their places
         for height, parts in page:
             top -= TITLE_HEIGHT + height
             for number, part in enumerate(parts):

@@ -14,6 +14,7 @@ from tiny import config_with, run_script
 
 from config import Config
 from data.describe.description import TARGETS, UNITS, build_description
+from data.describe.observations import MEANINGS
 from data.tables.labels import LABELS, NO_FINDING
 
 K = len(LABELS)
@@ -155,6 +156,26 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
     assert shares == {'train': 0.25, 'valid': 0.25, 'test': 0.25, 'full': 0.25,
                       'sub-sample': positive / 10}  # fmt: skip
     assert images.columns.tolist() == ['image', 'Any Finding', 'split', 'sub-sample']
+    label_table = (tmp_path / 'out' / 'targets.md').read_text().splitlines()
+    assert label_table[0] == (
+        '| set | label | images | 0 | share of 0 | 1 | share of 1 | left out |'
+    )
+    zeros = 10 - positive
+    sample = f'10 | {zeros} | {zeros}0.0% | {positive} | {positive}0.0% | 0'
+    assert label_table[2:7] == [
+        '| full set | Any Finding | 40 | 30 | 75.0% | 10 | 25.0% | 0 |',
+        f'| sub-sample | Any Finding | {sample} |',
+        '| train | Any Finding | 32 | 24 | 75.0% | 8 | 25.0% | 0 |',
+        '| validation | Any Finding | 8 | 6 | 75.0% | 2 | 25.0% | 0 |',
+        '| test | Any Finding | 4 | 3 | 75.0% | 1 | 25.0% | 0 |',
+    ]
+    assert (
+        r'full set & Any Finding & 40 & 30 & 75.0\% &'
+        in (tmp_path / 'out' / 'targets.tex').read_text()
+    )
+    meanings = (tmp_path / 'out' / 'observations.md').read_text()
+    assert meanings.count('\n| ') == 1 + len(LABELS) and 'Fleischner' in meanings
+    assert {*MEANINGS} == {*LABELS}
     svg = (tmp_path / 'out' / 'examples.svg').read_text()
     texts = re.findall(r'<text[^>]*>([^<]*)</text>', svg)
     assert [text for text in texts if 'Finding' in text] == ['Any Finding', 'No Finding']
