@@ -7,7 +7,7 @@
 # OUT: output folder (default output/studies/NAME_SCALE). The same command resumes after a stop.
 # SEEDS=3: number of seeds (default: as in the scale). PROCESSES=8: GPUs per run.
 # PRETRAIN_OPTS, FINETUNE_OPTS: other options of all runs as 'KEY VALUE ...'.
-# TABLE_OPTS: options of ablate.py table, such as '--subgroups' (the default of simmim.sh).
+# TABLE_OPTS: options of ablate.py table, such as '--subgroups' (the default of simmim.sh and contrastive.sh).
 # PARALLEL=2: runs at a time at tiny.
 # PHANTOM: options of scripts/make_phantom.py (default: see below).
 set -euo pipefail
