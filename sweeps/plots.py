@@ -351,7 +351,7 @@ def plot_categories(
             chance = '; dotted: chance' if is_seen else ''
             if chance:
                 axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=':', zorder=1)
-            axis.set_xlabel(f'{score}{labelled}{chance}')
+            axis.set_xlabel(fill(f'{score}{labelled}{chance}', LONG_AXIS))
             _add_method_legend(figure, sweep, names, rows)
             drawn = means[means['row'].isin(rows) & means[column].isin(categories)]
             notes = [bars_note(drawn), note, starts_note(sweep, rows), missing]

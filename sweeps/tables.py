@@ -493,12 +493,12 @@ def title_of(sweep: Sweep, name: str) -> tuple[str, str]:
 
 
 def name_of(sweep: Sweep, name: str) -> str:
-    """Return the name of a row in texts, such as 'MAE, 75 % (1,000 images)'."""
+    """Return the name of a row in texts, such as 'MAE, 75 % / 1,000 images'."""
     try:
         labels, title = title_of(sweep, name)
     except ValueError:  # a row of another table
         return name
-    return f'{title} ({labels})' if labels else title
+    return f'{title} / {labels}' if labels else title
 
 
 def subset_title(sweep: Sweep, subset: str) -> str:

@@ -507,6 +507,9 @@ def test_groups_of_other_labels_than_everyone_have_their_number(methods, table, 
     assert names[2:4] == [f'{GROUPS[2]} (30 labels)', f'{GROUPS[3]} (40 labels)']
     assert 'everyone' not in found
     assert 'The mean of everyone is over 40 labels and is not drawn.' in ' '.join(found)
+    # A long name of the axis has several lines.
+    assert 'AUROC, mean of 30 to 40 labels; labelled: all labels' in ' '.join(found)
+    assert not any('labels; labelled: all labels' in text for text in found)
 
 
 def test_notes_say_why_a_score_has_no_bar() -> None:
