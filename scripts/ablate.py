@@ -125,10 +125,10 @@ from sweeps.tables import (
     title_of,
     write_all_scores,
     write_score,
-    write_table,
 )
 from system.files import replace_file
 from system.pages import page_files
+from system.tables import write_table
 from system.tool import Paragraphs, at_least, tool
 
 DEFAULT_SEEDS = 3

@@ -13,8 +13,9 @@ from tiny import ROOT
 from sweeps.files import Sweep, load_sweep
 from sweeps.groups import write_groups
 from sweeps.long_table import Scored, score_runs
-from sweeps.tables import compare, facts_cells, write_all_scores, write_score, write_table
+from sweeps.tables import compare, facts_cells, write_all_scores, write_score
 from system.pages import MOST_ROWS
+from system.tables import write_table
 
 LABELS = ('Edema & fluid', 'US$ 5_%', 'a < b | c')
 SCORES = ['mean', 'f1:mean', 'accuracy:mean', 'precision:mean', 'recall:mean']

@@ -31,14 +31,8 @@ from sweeps.long_table import (
     score_runs,
 )
 from sweeps.run_scores import pretraining_figures
-from sweeps.tables import (
-    compare,
-    facts_cells,
-    file_name,
-    write_all_scores,
-    write_score,
-    write_table,
-)
+from sweeps.tables import compare, facts_cells, file_name, write_all_scores, write_score
+from system.tables import write_table
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
 SEEDS = [0, 1, 2]
