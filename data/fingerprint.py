@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from config import Config
 from data.images.store_manifest import STORE_FILE, is_store
@@ -71,9 +72,18 @@ def hash_patients(config: Config, loaders: Loaders) -> dict[str, np.ndarray]:  #
 
 def hash_names(patients: Iterable[tuple[str, Sequence[str]]]) -> np.ndarray:  # int64 [N]
     """Return sorted hashes of patients, given the names of those of each DATA.DATASET."""
-    texts = {f'{data_set}\0{form}' for data_set, names in patients for form in patient_forms(names)}
+    numbers = [
+        patient_numbers(data_set, pd.unique(np.asarray(names, object)))
+        for data_set, names in patients
+    ]
+    return np.unique(np.concatenate(numbers))
+
+
+def patient_numbers(data_set: str, patients: Sequence[str]) -> np.ndarray:  # [N] int64
+    """Return the hash of each patient of a DATA.DATASET; spellings of one name have one hash."""
+    texts = (f'{data_set}\0{name}' for name in patient_forms(patients))
     digests = (hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in texts)
-    return np.sort(np.frombuffer(b''.join(digests), '<i8'))
+    return np.frombuffer(b''.join(digests), '<i8')
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:

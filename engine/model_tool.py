@@ -47,12 +47,19 @@ def model_parser(description: str) -> ArgumentParser:
     return parser
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
     """Return the device that a flag names, and disable TF32."""
     allow_tf32(False)
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
     if name not in ('cpu', *gpus, *(['cuda'] if gpus else [])):
-        raise ArgumentTypeError(
-            f'must be cpu, cuda or cuda:N, got {name!r}; PyTorch finds {len(gpus)} GPUs'
+        raise ValueError(
+            f'--device must be cpu, cuda or cuda:N, got {name!r}; PyTorch finds {len(gpus)} GPUs'
         )
     return torch.device(name)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return device_named(name)
+    except ValueError as error:  # the parser would replace its text
+        raise ArgumentTypeError(str(error).removeprefix('--device ')) from error
