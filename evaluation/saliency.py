@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional as F
 
-from config import Config
+from config import Config, import_by_name
 from data.describe.figures import show_image
 from data.loader import XrayDataset
 from data.tables.labels import file_name, positive_logits
 from data.transforms import EvalTransform
 from evaluation.cases import Cases, choose_cases
+from evaluation.maps import AUTO, METHODS
 from models.build import build_model
 from models.classifier_heads import AttentionHead
 from models.encoder import MAP_CELLS, Encoder
@@ -48,6 +49,20 @@ SMALLEST = torch.finfo(torch.float32).tiny  # avoids 0 / 0 in maps of zeros
 NO_MAPS = f'no suitable layer with at least {MAP_CELLS} x {MAP_CELLS} cells'
 
 Score = Callable[[torch.Tensor], torch.Tensor]  # outputs [B, *] -> scores [B]
+
+
+class MapMethod(NamedTuple):
+    """A method of maps.
+
+    Attributes:
+        title: What its maps show.
+        maps: Function of (config, model, images [B, C, S, S], k) to the maps of label k, [B, h, w].
+        lacks: Function from a model to the reason why it has no such maps, or ''.
+    """
+
+    title: str
+    maps: Callable[[Config, nn.Module, torch.Tensor, int], torch.Tensor]
+    lacks: Callable[[nn.Module], str]
 
 
 def grad_cam(
@@ -106,9 +121,9 @@ def enlarge(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(SMALLEST)
 
 
-def map_title(model: nn.Module) -> str:
+def map_title(model: nn.Module, method: str = AUTO) -> str:
     """Return what the maps of a model show, as a title."""
-    return 'attention of the head' if _shows_attention(model) else 'Grad-CAM'
+    return map_method(model, method).title
 
 
 def randomised_check(
@@ -163,7 +178,7 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
     xray, overlaid, scale = (figure.add_axes(place) for place in MAP_AXES)
     show_image(xray, image)
     show_image(overlaid, image)
-    shown = overlaid.imshow(saliency, cmap=_transparent_colours(), vmin=0, vmax=1)
+    shown = overlaid.imshow(saliency, cmap=transparent_colours(), vmin=0, vmax=1)
     bar = figure.colorbar(shown, cax=scale, ticks=(0, 0.5, 1))
     scale.set_facecolor('0.5')  # grey like an X-ray behind the transparent colours
     scale.tick_params(labelsize=7)
@@ -258,7 +273,7 @@ def _plot_maps(
         name = shortened(label, LONG_LABEL)
         heat.set_title(f'{name}\n{told[label]}', fontsize=SMALL, loc='left')
         show_image(overlay, image)
-        overlay.imshow(saliency, cmap=_transparent_colours(), vmin=0, vmax=1)
+        overlay.imshow(saliency, cmap=transparent_colours(), vmin=0, vmax=1)
     # Inside the axes of the first map, so that the bar is as high as the map.
     bar = row.colorbar(shown, cax=panels[0].inset_axes((-0.1, 0, 0.05, 1)), ticks=(0, 1))
     bar.set_label('relative importance', fontsize=SMALL, labelpad=-2)
@@ -298,7 +313,7 @@ def _plot_probabilities(
         axis.text(1.35, row, word, va='center', fontsize=SMALL, **style)
 
 
-def _transparent_colours() -> Any:
+def transparent_colours() -> Any:
     """Return the colour map of overlays, which is transparent at 0."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
@@ -360,23 +375,60 @@ def write_maps(
     return {'maps': entries, 'maps_check': check}
 
 
+def map_method(model: nn.Module, name: str = AUTO) -> MapMethod:
+    """Return a method of METHODS by its name; AUTO depends on the model."""
+    if name == AUTO:
+        name = 'attention' if isinstance(model.head, AttentionHead) else 'grad-cam'
+    return import_by_name(METHODS[name])
+
+
 def lacks_maps(model: nn.Module) -> bool:
     """Return whether a model has no layer for maps: no encoder of its own, or too few cells."""
-    if not isinstance(model, Encoder):
-        return True
-    if _shows_attention(model):
-        return model.output_side < MAP_CELLS
-    return model.saliency_layer() is None
+    return bool(reason_without_maps(model))
 
 
-def label_maps(config: Config, model: nn.Module, images: torch.Tensor, k: int) -> torch.Tensor:
-    """Compute the maps of label k, [B, h, w]: the attention of its query, or Grad-CAM."""
+def reason_without_maps(model: nn.Module, method: str = AUTO) -> str:
+    """Return what a model lacks for the maps of a method, or ''."""
+    if method == AUTO and not isinstance(model, Encoder):
+        return NO_MAPS
+    return map_method(model, method).lacks(model)
+
+
+def label_maps(
+    config: Config, model: nn.Module, images: torch.Tensor, k: int, method: str = AUTO
+) -> torch.Tensor:  # [B, h, w]
+    """Compute the maps of label k."""
+    return map_method(model, method).maps(config, model, images, k)
+
+
+def _grad_cam_maps(
+    config: Config, model: nn.Module, images: torch.Tensor, k: int
+) -> torch.Tensor:  # [B, h, w]
     num_labels = config.MODEL.NUM_CLASSES
-    if not _shows_attention(model):
-        return grad_cam(model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k])
-    outputs_each = len(model.head.weight) // num_labels
+    return grad_cam(model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k])
+
+
+def _lacks_layer(model: nn.Module) -> str:
+    has_layer = isinstance(model, Encoder) and model.saliency_layer() is not None
+    return '' if has_layer else NO_MAPS
+
+
+def _head_maps(
+    config: Config, model: nn.Module, images: torch.Tensor, k: int
+) -> torch.Tensor:  # [B, h, h]
+    outputs_each = len(model.head.weight) // config.MODEL.NUM_CLASSES
     output = k if outputs_each == 1 else k * outputs_each + 1  # `positive_logits`
     return head_attention(model, images, output)
+
+
+def _lacks_queries(model: nn.Module) -> str:
+    if not isinstance(getattr(model, 'head', None), AttentionHead):
+        return 'no head with queries (MODEL.HEAD attention)'
+    return '' if model.output_side >= MAP_CELLS else NO_MAPS
+
+
+GRAD_CAM = MapMethod('Grad-CAM', _grad_cam_maps, _lacks_layer)
+HEAD_ATTENTION = MapMethod('attention of the head', _head_maps, _lacks_queries)
 
 
 def read_view(view: EvalTransform, image: Image.Image) -> tuple[np.ndarray, torch.Tensor]:
@@ -384,11 +436,6 @@ def read_view(view: EvalTransform, image: Image.Image) -> tuple[np.ndarray, torc
     pixels = view.pixels(image)
     normalized = torch.from_numpy(view.normalize(pixels))
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), normalized[None]
-
-
-def _shows_attention(model: nn.Module) -> bool:
-    """Return whether maps are the attention of the head's queries; others are by Grad-CAM."""
-    return isinstance(model.head, AttentionHead)
 
 
 def _check_maps(

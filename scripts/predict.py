@@ -64,13 +64,12 @@ from engine.run_record import known_record
 from evaluation.inference import load_classifier, predict
 from evaluation.run_facts import KNOWN, ON_VALID, SEEN, SHARED
 from evaluation.saliency import (
-    NO_MAPS,
     enlarge,
     label_maps,
-    lacks_maps,
     map_title,
     plot_prediction,
     read_view,
+    reason_without_maps,
 )
 from evaluation.scored_run import chosen_on, known_of
 from system.device import local_device
@@ -227,7 +226,7 @@ def write_figures(
         grey, image = read_view(view, original)
         image, maps = image.to(device), {}
         for label in args.maps:
-            found = label_maps(config, model, image, row.index.get_loc(label))
+            found = label_maps(config, model, image, row.index.get_loc(label), args.method)
             maps[label], cells = enlarge(found, image)[0].cpu().numpy(), found.shape[-1]
         plot_prediction(
             folder / figure_name(number, path),
@@ -237,7 +236,7 @@ def write_figures(
             },
             maps,
             dict(row),
-            title=f'{map_title(model)}, {cells} x {cells} cells',
+            title=f'{map_title(model, args.method)}, {cells} x {cells} cells',
             truth=truth.get(path),
             file=path,
         )
@@ -292,8 +291,8 @@ def main(args: argparse.Namespace) -> int:
     labels = task_of(config).labels
     if unknown := set(args.maps) - set(labels):
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
-    if args.maps and lacks_maps(model):
-        raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')
+    if args.maps and (lacking := reason_without_maps(model, args.method)):
+        raise ValueError(f'--maps: {args.checkpoint} has {lacking}')
     table, notes = predict_images(
         config,
         model,

@@ -32,9 +32,10 @@ ROWS = [
     ['models'],
     ['models.weights'],
     ['engine'],  # also the home of new optimizers and schedules
-    ['evaluation'],
+    ['evaluation', 'evaluation.maps'],
     ['evaluation.probes'],
     ['evaluation.report'],
+    ['evaluation.regions'],
     ['main_simmim', 'main_finetune', 'main_contrastive'],
     ['sweeps', 'scripts'],
     ['simmim_xray', 'tools'],
