@@ -1,0 +1,220 @@
+"""Scores of one map against the region of a case, and the maps that need no model.
+
+A map has any number of cells and belongs to a part of the image, its view. It is enlarged
+bilinearly to the image on which the region was drawn, and its values are scaled to [0, 1]. Outside
+the view, where the model saw nothing, it has its lowest value.
+
+Source of hit rate and IoU: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data.tables.folds import folds_of
+from evaluation.regions.regions import Size
+
+LEVELS = 2**16  # to which values are rounded down where all pixels are put in order
+BINS = 2**8  # of Otsu's histogram
+# From these on, values are in the marked region; one is chosen on other patients.
+THRESHOLDS = np.arange(1, 32) / 32
+FOLDS = 5  # of patients, for the choice of the threshold
+PRIOR_CELLS = 64  # along a side of the maps that need no model
+CENTRE_SPREAD = 0.25  # standard deviation of the map of the centre, as a share of the side
+RANDOM_CELLS = 8  # along a side of a random map
+
+
+class View(NamedTuple):
+    """The part of an image that a map shows, as shares of the height and width of the image."""
+
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+
+
+@dataclass(frozen=True)
+class PlacedMap:
+    """A map [h, w] of any size, and the part of the image that it shows."""
+
+    cells: np.ndarray
+    view: View = View()
+
+    def at(self, size: Size) -> np.ndarray:  # [H, W] float32
+        """Enlarge or reduce the map to an image of this size, with values in [0, 1].
+
+        A map with a single value everywhere is 0 everywhere.
+
+        Raises:
+            ValueError: If a value is not finite.
+        """
+        if not np.isfinite(self.cells).all():
+            raise ValueError('the map has values that are NaN or infinite')
+        found = self.cells.astype(np.float32)
+        for axis in (0, 1):
+            found = self._along(found, axis, size[axis])
+        lowest, highest = found.min(), found.max()
+        if lowest == highest:
+            return np.zeros(size, np.float32)
+        return (found - lowest) / (highest - lowest)
+
+    def _along(self, values: np.ndarray, axis: int, length: int) -> np.ndarray:
+        """Interpolate one axis linearly between the centres of cells."""
+        count = values.shape[axis]
+        start, extent = self.view[axis], self.view[axis + 2]
+        places = (np.arange(length) + 0.5) / length  # centres of pixels
+        inside = (places >= start) & (places < start + extent)
+        cell = np.clip((places - start) / extent * count - 0.5, 0, count - 1).round(9)
+        low = np.floor(cell).astype(int)
+        values = np.moveaxis(values, axis, 0)
+        weight = (cell - low).astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
+        first, second = values[low], values[np.minimum(low + 1, count - 1)]
+        # In this form, equal neighbours give their value exactly.
+        found = first + weight * (second - first)
+        found[~inside] = self.cells.min()
+        return np.moveaxis(found, 0, axis)
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """The scores of a map of a case with a region.
+
+    Attributes:
+        hit: 1 if the highest pixel lies in the region; of equally high ones, the share that does.
+        iou: Intersection over union of the region and of the pixels above Otsu's threshold.
+        ious: The same for each of THRESHOLDS.
+        mass: Share of the sum of the map that lies in the region.
+        average_precision: Average precision over pixels, which needs no threshold.
+        has_signal: Whether the map has more than one value. Otherwise it marks no region.
+    """
+
+    hit: float
+    iou: float
+    ious: np.ndarray
+    mass: float
+    average_precision: float
+    has_signal: bool
+
+
+def score_map(values: np.ndarray, region: np.ndarray) -> MapScores:
+    """Score a map in [0, 1] against a region, both [H, W]; the region has at least one pixel."""
+    # A power of 2, so that rounding down to a level moves no value across a threshold.
+    level = np.minimum((values * np.float32(LEVELS)).astype(np.int32), LEVELS - 1)
+    everything = np.bincount(level.ravel(), minlength=LEVELS)
+    inside = np.bincount(level[region], minlength=LEVELS)
+    precision = _average_precision(everything, inside)
+    if values.max() == values.min():
+        return MapScores(0.0, 0.0, np.zeros(len(THRESHOLDS)), 0.0, precision, has_signal=False)
+    return MapScores(
+        hit=float(region[values == values.max()].mean()),
+        iou=float(_iou(everything, inside, [otsu(everything)])[0]),
+        ious=_iou(everything, inside, THRESHOLDS),
+        mass=float(values[region].sum(dtype=float) / values.sum(dtype=float)),
+        average_precision=precision,
+        has_signal=True,
+    )
+
+
+def otsu(everything: np.ndarray) -> float:
+    """Return the value from which pixels are marked by Otsu's method.
+
+    It is the end of one of BINS bins: the one that divides the values into two classes with the
+    largest variance between them.
+
+    Args:
+        everything: Number of pixels of each of LEVELS levels.
+
+    Source: Otsu 1979, IEEE Transactions on Systems, Man, and Cybernetics 9(1), 62-66.
+    """
+    counts = everything.reshape(BINS, -1).sum(axis=1).astype(float)
+    sums = counts * np.arange(BINS)
+    below, sum_below = np.cumsum(counts)[:-1], np.cumsum(sums)[:-1]
+    above, sum_above = counts.sum() - below, sums.sum() - sum_below
+    defined = (below > 0) & (above > 0)
+    gap = np.zeros(BINS - 1)
+    gap[defined] = sum_below[defined] / below[defined] - sum_above[defined] / above[defined]
+    return float(np.argmax(below * above * gap**2) + 1) / BINS
+
+
+def _iou(
+    everything: np.ndarray, inside: np.ndarray, thresholds: Sequence[float]
+) -> np.ndarray:  # [T]
+    """Return the intersection over union at each threshold, from the pixels of each level."""
+    first = np.ceil(np.asarray(thresholds) * LEVELS).astype(int)
+    marked, both = (np.cumsum(counts[::-1])[::-1][first] for counts in (everything, inside))
+    return both / (marked + inside.sum() - both)
+
+
+def _average_precision(everything: np.ndarray, inside: np.ndarray) -> float:
+    marked, both = (np.cumsum(counts[::-1]) for counts in (everything, inside))
+    precision = both / np.maximum(marked, 1)
+    return float((inside[::-1] * precision).sum() / inside.sum())
+
+
+def iou_of_others(ious: np.ndarray, patients: np.ndarray) -> np.ndarray:  # [N]
+    """Return the IoU of each case at the threshold that is best on other patients.
+
+    The patients are divided into FOLDS folds. The threshold of a fold has the largest mean IoU on
+    all other folds, and is the lowest of equal ones. It is NaN without other patients.
+
+    Args:
+        ious: IoU of each case of a label at each of THRESHOLDS, [N, T].
+        patients: Patient of each case, [N].
+    """
+    fold, found = folds_of(patients, FOLDS), np.full(len(ious), np.nan)
+    for number in np.unique(fold):
+        own = fold == number
+        if not own.all():
+            found[own] = ious[own, np.argmax(ious[~own].mean(axis=0))]
+    return found
+
+
+class PositionPrior:
+    """Where the regions of a label lie on other patients: the mean of their masks.
+
+    Args:
+        labels: Label of each case with a region, [N].
+        patients: Patient of each case, [N].
+        masks: Mask of each case on a grid, [N, h, w]; see `as_grid`.
+    """
+
+    def __init__(self, labels: Sequence[str], patients: Sequence[str], masks: np.ndarray) -> None:
+        self.labels, self.patients = np.asarray(labels, object), np.asarray(patients, object)
+        self.masks = masks
+        self.sums = {label: masks[self.labels == label].sum(axis=0) for label in {*labels}}
+
+    def of(self, label: str, patient: str) -> PlacedMap:
+        """Return the map of a label for a patient, whose own images do not count."""
+        own = (self.labels == label) & (self.patients == patient)
+        # Divided by their number, the sum would be the mean, which has the same scores.
+        return PlacedMap(self.sums[label] - self.masks[own].sum(axis=0))
+
+
+def as_grid(mask: np.ndarray) -> np.ndarray:  # [PRIOR_CELLS, PRIOR_CELLS] int64
+    """Return how much of each cell a mask covers, from 0 to LEVELS, so that sums are exact."""
+    image = Image.fromarray(mask.astype(np.float32))
+    shares = image.resize((PRIOR_CELLS, PRIOR_CELLS), Image.Resampling.BOX)
+    return np.rint(np.asarray(shares) * LEVELS).astype(np.int64)
+
+
+def centre_map() -> PlacedMap:
+    """Return a map that is highest in the centre of the image and falls to all sides."""
+    places = (np.arange(PRIOR_CELLS) + 0.5) / PRIOR_CELLS - 0.5
+    along = np.exp(-((places / CENTRE_SPREAD) ** 2) / 2)
+    return PlacedMap(along[:, None] * along)
+
+
+def random_map(path: str, label: str, seed: int) -> PlacedMap:
+    """Return a map of random cells, which depends on the case and the seed alone."""
+    return PlacedMap(case_rng(path, label, seed).random((RANDOM_CELLS, RANDOM_CELLS)))
+
+
+def case_rng(path: str, label: str, seed: int) -> np.random.Generator:
+    """Return the random generator of a case, which other cases do not change."""
+    text = f'{seed}\0{path}\0{label}'.encode('utf-8', 'surrogateescape')
+    key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
+    return np.random.Generator(np.random.Philox(key))
