@@ -1,0 +1,243 @@
+"""scripts/localise.py: runs and given maps against regions end with tables, figures and a page."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tiny import VIT, finished_run, load_script
+
+from data.images.files import load_image
+from data.transforms import EvalTransform
+from evaluation.regions import model_maps
+from evaluation.regions.regions import Size
+from evaluation.saliency import grad_cam
+from utils import trained_config
+
+MODEL = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}  # a grid of 8 x 8
+LABEL = 'Edema'
+
+
+@pytest.fixture(scope='module')
+def runs(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two folds of one model: each trains on half of the patients of train."""
+    folder = tmp_path_factory.mktemp('folds')
+    table = pd.read_csv(phantom / 'train.csv', dtype=str)
+    number = table['Path'].str.extract(r'patient(\d+)')[0].astype(int)
+    found = []
+    for fold in (0, 1):
+        for name, keep in (('train', number % 2 != fold), ('valid', number % 2 == fold)):
+            table[keep].to_csv(folder / f'{name}_{fold}.csv', index=False)
+        data = {f'{n.upper()}_CSV': str(folder / f'{n}_{fold}.csv') for n in ('train', 'valid')}
+        options = {
+            'DATA': data | {'TRAIN_IMAGES': 0, 'HOLDOUT_FRACTION': 0.0},
+            'EVAL': {'SELECT_ON': 'last'},
+            'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0},
+            'TAG': f'model_fold{fold}',
+        }
+        finished_run('finetune', phantom, folder, model=MODEL, **options)
+        found.append(folder / 'tiny_finetune' / f'model_fold{fold}')
+    return found
+
+
+@pytest.fixture(scope='module')
+def boxes(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A box in 30 images of train, in pixels of images of twice the size."""
+    table = pd.read_csv(phantom / 'train.csv', dtype=str)
+    rng, rows = np.random.default_rng(0), []
+    for path in table['Path'][:30]:
+        image = Image.open(phantom.parent / path)
+        x, y = rng.integers(0, image.width), rng.integers(0, image.height)
+        rows.append((path, LABEL, x, y, 30, 24, 2 * image.height, 2 * image.width))
+    columns = ['Path', 'Label', 'x', 'y', 'width', 'height', 'image_height', 'image_width']
+    file = tmp_path_factory.mktemp('regions') / 'boxes.csv'
+    pd.DataFrame(rows, columns=columns).to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture(scope='module')
+def localise() -> Any:
+    script = load_script('localise')
+
+    def run(*words: object) -> int:
+        return script.main(script.parse_args([*map(str, words), '--device', 'cpu']))
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def page(localise, runs, boxes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('page')
+    words = '--run', *runs, '--regions', boxes, '--output', folder, '--resamples', 200
+    assert localise(*words) == 0
+    return folder
+
+
+def test_folds_are_one_model_and_no_image_is_explained_by_its_training(
+    runs: list[Path], boxes: Path, phantom: Path
+) -> None:
+    script = load_script('localise')
+    words = ['--run', *map(str, runs), '--regions', str(boxes), '--output', '.', '--device', 'cpu']
+    (source,) = script.model_sources(script.parse_args(words))
+    assert source.name == 'model'
+    table = pd.read_csv(boxes)
+    cases = [*zip(table['Path'], table['Label'], strict=True)]
+    assert source.find(cases) == {*cases}
+    for path, found in source.found.items():
+        number = int(re.search(r'patient(\d+)', path)[1])
+        assert number % 2 == found.run and found.split == 'valid', 'held out in this fold'
+    # One fold alone leaves out the images of the patients that it was trained on.
+    (alone,) = script.model_sources(script.parse_args([words[0], words[1], *words[3:]]))
+    half = {case for case in cases if int(re.search(r'patient(\d+)', case[0])[1]) % 2 == 0}
+    assert alone.find(cases) == half
+    assert f'{len(cases) - len(half)} of {len(cases)} images' in alone.notes[0]
+    assert 'the model was trained on their patients' in alone.notes[0]
+
+
+def test_the_map_is_grad_cam_of_the_image_and_of_other_weights(
+    runs: list[Path], boxes: Path, phantom: Path
+) -> None:
+    script = load_script('localise')
+    words = ['--run', str(runs[0]), '--regions', str(boxes), '--output', '.', '--device', 'cpu']
+    (source,) = script.model_sources(script.parse_args(words))
+    table = pd.read_csv(boxes)
+    path, label = sorted(source.find([*zip(table['Path'], table['Label'], strict=True)]))[0]
+    maps, k = source.maps(path, label), source.labels.index(label)
+    model, _ = source._models(0)
+    config = trained_config(source.runs[0].checkpoint, 'finetune')
+    image = EvalTransform(config)(load_image(phantom.parent / path))[None]
+    expected = grad_cam(model, image, lambda outputs: outputs[:, k])[0]
+    np.testing.assert_allclose(maps[''].cells, expected.numpy(), atol=1e-6)
+    assert {*maps} == {'', model_maps.RANDOM_WEIGHTS, model_maps.OTHER_LABEL}
+    assert not np.allclose(maps[model_maps.RANDOM_WEIGHTS].cells, maps[''].cells)
+    others = [
+        grad_cam(model, image, lambda outputs, other=other: outputs[:, other])[0].numpy()
+        for other in range(len(source.labels))
+        if other != k
+    ]
+    cells = maps[model_maps.OTHER_LABEL].cells
+    assert min(np.abs(cells - other).max() for other in others) < 1e-6
+
+
+def test_tables_have_all_rows_with_intervals_and_the_sentence(page: Path) -> None:
+    scores = pd.read_csv(page / 'localisation.csv', keep_default_na=False)
+    rows = ['model', 'model: random weights', 'model: another label']
+    rows += ['position prior', 'centre', 'random map']
+    assert [*dict.fromkeys(scores['row'])] == rows
+    everyone = scores[(scores['group'] == '') & (scores['score'] == 'hit_rate')]
+    assert {*everyone['cases'].astype(int)} == {30}
+    differences = pd.read_csv(page / 'localisation_differences.csv')
+    assert [*dict.fromkeys(differences['against'])] == rows[1:]
+    text = (page / 'localisation.md').read_text()
+    assert 'the position prior (' in text and 'Not for clinical use' in text
+    assert 'Synthetic X-rays' in text
+    for name in ('localisation.tex', 'localisation.html', 'localisation_differences.tex'):
+        assert 'Not for clinical use' in (page / name).read_text(), name
+    assert {file.suffix for file in page.glob('examples_model_1.*')} == {'.png', '.svg'}
+
+
+def test_the_page_loads_nothing_and_shows_figure_and_examples(page: Path) -> None:
+    text = (page / 'localisation.html').read_text()
+    assert text.count('<img') == 2 and 'src="http' not in text
+    assert "default-src 'none'" in text
+    svg = (page / 'examples_model_1.svg').read_text()
+    shown = re.findall(r'>(best|median|worst): IoU (\d\.\d\d)', svg)
+    assert [name for name, _ in shown] == ['best', 'median', 'worst']
+    assert shown[0][1] >= shown[1][1] >= shown[2][1]
+    assert 'patient' not in svg
+
+
+def test_given_maps_of_the_position_prior_score_as_the_prior(
+    localise, boxes: Path, phantom: Path, tmp_path: Path
+) -> None:
+    """The mean of the boxes of all other patients, drawn by hand."""
+    table, grid = pd.read_csv(boxes), 512
+    place = (np.arange(grid) + 0.5) / grid
+    masks = [
+        np.outer(
+            (place * row.image_height >= row.y) & (place * row.image_height < row.y + row.height),
+            (place * row.image_width >= row.x) & (place * row.image_width < row.x + row.width),
+        )
+        for row in table.itertuples()
+    ]
+    patients = table['Path'].str.extract(r'(patient\d+)')[0]
+    (tmp_path / 'maps').mkdir()
+    for number, path in enumerate(table['Path']):
+        others = [
+            mask for mask, who in zip(masks, patients, strict=True) if who != patients[number]
+        ]
+        name = path.replace('/', '_').rpartition('.')[0]
+        np.save(tmp_path / 'maps' / f'{name}__{LABEL}.npy', np.mean(others, axis=0))
+    words = '--maps', tmp_path / 'maps', '--regions', boxes, '--images', phantom
+    assert localise(*words, '--output', tmp_path / 'page', '--resamples', 0) == 0
+    scores = pd.read_csv(tmp_path / 'page' / 'localisation.csv', keep_default_na=False)
+    scores = scores[(scores['group'] == '') & (scores['label'] == LABEL)]
+    values = scores.pivot(index='row', columns='score', values='value')
+    for score, error in (('average_precision', 0.02), ('mass', 0.02), ('miou', 0.03)):
+        assert values.loc['maps', score] == pytest.approx(
+            values.loc['position prior', score], abs=error
+        )
+
+
+@pytest.mark.parametrize(
+    ('words', 'parts'),
+    [
+        (['--rename', 'Oedema=Edema'], ['--rename', 'Oedema', LABEL]),
+        (['--rename', f'{LABEL}=Nothing'], ['does not predict', 'Nothing']),
+        (['--device', 'gpu'], ['--device', 'gpu']),
+        (['--method', 'attention'], ['no head with queries']),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    localise, runs, boxes, tmp_path: Path, capsys: pytest.CaptureFixture, words: list, parts: list
+) -> None:
+    script = load_script('localise')
+    flags = ['--run', str(runs[0]), '--regions', str(boxes), '--output', str(tmp_path), *words]
+    assert script.main(script.parse_args(flags)) == 2
+    error = capsys.readouterr().err
+    assert 'Traceback' not in error and all(part in error for part in parts), error
+
+
+def test_boxes_at_another_size_are_refused(localise, runs, boxes, tmp_path, capsys) -> None:
+    table = pd.read_csv(boxes).drop(columns=['image_height', 'image_width'])
+    table.to_csv(tmp_path / 'boxes.csv', index=False)
+    words = '--run', *runs, '--regions', tmp_path / 'boxes.csv', '--output', tmp_path
+    assert localise(*words) == 2
+    assert '--annotated-size' in capsys.readouterr().err
+
+
+def test_cropped_images_put_the_map_where_the_image_was(
+    runs: list[Path], phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the input of the model as the map, an image is its own map, whatever the run reads."""
+    monkeypatch.setattr(
+        model_maps, 'label_maps', lambda config, model, images, k, method: images[:, 0]
+    )
+    table = pd.read_csv(phantom / 'train.csv', dtype=str)
+    script = load_script('localise')
+    words = ['--run', str(runs[0]), '--regions', 'x', '--output', '.', '--device', 'cpu']
+    (source,) = script.model_sources(script.parse_args(words))
+    for crop in (False, True):
+        source.runs[0].config.defrost()
+        source.runs[0].config.TEST.CROP = crop
+        cases = [(path, LABEL) for path in table['Path'][:6]]
+        for path, _ in source.find(cases):
+            image = source.image(path)
+            size = model_maps.full_size(image)
+            placed = source.maps(path, LABEL)['']
+            values, pixels = placed.at(Size(*size)), np.asarray(image, float)
+            inside = values > 0
+            assert np.corrcoef(values[inside], pixels[inside])[0, 1] > 0.9
+            assert inside.mean() > 0.95 if not crop else 0.5 < inside.mean() < 0.85
+
+
+def test_thresholds_of_the_report_decide_where_a_region_is_marked(tmp_path: Path) -> None:
+    labels = [{'label': 'Edema', 'threshold': 0.3}, {'label': 'Mass', 'threshold': None}]
+    report = {'headline': {'set': 'valid'}, 'sets': [{'name': 'valid', 'labels': labels}]}
+    (tmp_path / 'report.json').write_text(json.dumps(report))
+    assert model_maps.thresholds_of([tmp_path]) == {'Edema': 0.3}
+    assert model_maps.thresholds_of([tmp_path, tmp_path]) == {}
