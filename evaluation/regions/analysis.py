@@ -4,7 +4,7 @@ The cases are those that all sources explain, so that differences are paired. Wi
 FEW_CASES cases with a region, a label has no interval, and no mean contains it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -42,7 +42,8 @@ TITLES = {
     ALARMS: 'mIoU with false alarms',
 }
 COMPARED = (HIT, IOU, PRECISION)  # scores with differences
-JUDGED = (HIT, IOU)  # scores of the sentences about the position prior
+JUDGED = (HIT, IOU)  # scores of the sentences about models and baselines
+ABOVE, BELOW = 'above', 'below'
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +253,7 @@ def analyse(
     return {
         'scores': pd.DataFrame(lines),
         'differences': differences,
-        'verdicts': _verdicts(rows, differences, headline),
+        'verdicts': _verdicts(rows, samples, differences, headline),
         'headline': headline,
         'counted': counted,
     }
@@ -336,35 +337,57 @@ def _differences(
     return pd.DataFrame(lines, columns=[*columns, 'p_bootstrap', 'p_holm'])
 
 
-def _verdicts(rows: Iterable[Row], differences: pd.DataFrame, headline: str) -> list[str]:
-    """Say of each model whether it is above the position prior."""
+def _verdicts(
+    rows: Sequence[Row],
+    samples: Mapping[tuple[str, str, str], np.ndarray],
+    differences: pd.DataFrame,
+    headline: str,
+) -> list[str]:
+    """Say of each model whether it is above the position prior and above its own baselines."""
     if not headline:
         return [
             f'No label has {metrics.FEW_CASES} cases with a region, so there are no intervals, and '
             'nothing follows about where a model looks.'
         ]
     what = 'on average over the labels' if headline == MEAN else f'for {headline}'
-    found = differences[(differences['label'] == headline) & (differences['against'] == PRIOR)]
+    found = differences[differences['label'] == headline].set_index(['row', 'against', 'score'])
     verdicts = []
     for row in (row for row in rows if row.source and row.kind == OWN):
-        for score in JUDGED:
-            line = found[(found['row'] == row.name) & (found['score'] == score)].iloc[0]
-            numbers = f'{line["difference"]:+.3f}'
-            if np.isnan(line['low']):
-                word = 'cannot be told from'
-                numbers += ' without an interval'
-            else:
-                is_clear = line['p_holm'] < SIGNIFICANT
-                word = 'not above'
-                if is_clear and line['low'] > 0:
-                    word = 'above'
-                elif is_clear and line['high'] < 0:
-                    word = 'below'
-                numbers += f' [{line["low"]:+.3f}, {line["high"]:+.3f}]'
-            verdicts.append(
-                f'{row.name}: {TITLES[score]} {what} is {word} the position prior ({numbers}).'
-            )
+        others = [other.name for other in rows if other.source == row.source and other is not row]
+        for other in (PRIOR, *others):
+            words, parts = [], []
+            for score in JUDGED:
+                line = found.loc[row.name, other, score]
+                words.append(_word(line))
+                values = (samples[name, headline, score][0] for name in (row.name, other))
+                first, second = values
+                interval = f' [{line["low"]:+.3f}, {line["high"]:+.3f}]'
+                interval = '' if np.isnan(line['low']) else interval
+                name = TITLES[score][0].lower() + TITLES[score][1:]
+                parts.append(
+                    f'{name} {first:.3f} against {second:.3f} '
+                    f'(difference {line["difference"]:+.3f}{interval}, {words[-1]})'
+                )
+            verdict = 'is not above'
+            if len({*words}) == 1 and words[0] in (ABOVE, BELOW):
+                verdict = f'is {words[0]}'
+            elif ABOVE in words:
+                verdict = 'is in one score alone above'
+            the = 'the position prior' if other == PRIOR else f'its baseline {_kind(rows, other)!r}'
+            verdicts.append(f'{row.name} {verdict} {the} {what}: {"; ".join(parts)}.')
     return verdicts
+
+
+def _word(line: pd.Series) -> str:
+    if np.isnan(line['low']):
+        return 'no interval'
+    if line['p_holm'] < SIGNIFICANT and line['low'] > 0:
+        return ABOVE
+    return BELOW if line['p_holm'] < SIGNIFICANT and line['high'] < 0 else 'not distinguishable'
+
+
+def _kind(rows: Sequence[Row], name: str) -> str:
+    return next(row.kind for row in rows if row.name == name)
 
 
 def _halves(marked: pd.DataFrame) -> pd.Series:

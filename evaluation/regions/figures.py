@@ -11,6 +11,7 @@ from PIL import Image
 from data.describe.figures import show_image
 from evaluation.regions.analysis import EVERYONE, HIT, IOU, MEAN, TITLES, RegionCases, Row
 from evaluation.regions.regions import Regions, Size
+from evaluation.regions.scores import marked
 from evaluation.regions.sources import OWN, MapSource
 from evaluation.saliency import transparent_colours
 from system.pages import FONT, SMALL, figures_of_rows, note_on_images, shortened
@@ -66,7 +67,8 @@ def _plot_label(
     panels = part.subplots(1, len(SHOWN), sharey=True)
     cases = int(known.loc[rows[0].name, label, HIT]['cases'])
     name = 'Mean over labels with enough cases' if label == MEAN else label
-    part.suptitle(f'{name}: {cases} cases', fontsize=FONT, x=0.01, ha='left', weight='bold')
+    title = f'{name}: {cases} case{"s" * (cases != 1)}'
+    part.suptitle(title, fontsize=FONT, x=0.01, ha='left', weight='bold')
     for axis, score in zip(panels, SHOWN, strict=True):
         for place, row in enumerate(rows):
             line = known.loc[row.name, label, score]
@@ -74,7 +76,8 @@ def _plot_label(
             if not np.isnan(line['low']):
                 axis.plot([line['low'], line['high']], [place, place], linewidth=1.5, **style)
             marker = 'o' if row.name in colour else 'x'
-            axis.plot(line['value'], place, marker=marker, markersize=5, linestyle='', **style)
+            style |= {'linestyle': '', 'clip_on': False}
+            axis.plot(line['value'], place, marker=marker, markersize=5, **style)
         axis.set_xlim(-0.02 * most, most)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel(TITLES[score], fontsize=SMALL)
@@ -122,8 +125,8 @@ def plot_examples(
                 }
             )
         blocks.append((EXAMPLE, partial(_plot_examples, label=label, examples=examples)))
-    note = f'{shortened(row.name, LETTERS)}: by IoU. Outline: region. Colour: map. Star: its '
-    note += f'highest point. {note_on_images(cases.marked["path"])}'
+    note = 'Solid line: region. Colour: map. Dashed line: what it marks. Star: its highest point. '
+    note += note_on_images(cases.marked['path'])
     return figures_of_rows('examples', blocks, note)
 
 
@@ -143,8 +146,11 @@ def _plot_examples(part: Any, *, label: str, examples: Sequence[Mapping[str, Any
         # A frame of one pixel, so that the outline also closes at the edge of the image.
         region = np.pad(example['region'].astype(float), 1)
         places = [np.arange(-1, side + 1) for side in example['region'].shape]
-        axis.contour(places[1], places[0], region, [0.5], colors=REGION, linewidths=1.3)
+        axis.contour(places[1], places[0], region, [0.5], colors=REGION, linewidths=1.4)
         if values.any():
+            area = np.pad(marked(values).astype(float), 1)
+            style = {'colors': 'white', 'linewidths': 1, 'linestyles': 'dashed'}
+            axis.contour(places[1], places[0], area, [0.5], **style)
             top, left = np.unravel_index(values.argmax(), values.shape)
             style = {'markerfacecolor': 'white', 'markeredgecolor': 'black'}
             axis.plot(left, top, marker='*', markersize=9, **style)

@@ -95,7 +95,8 @@ def write_localisation(folder: Path, found: Localisation) -> Path:
     of_differences = difference_cells(differences)
     if of_differences:
         write_table(folder, 'localisation_differences', differences, of_differences, notes[-1:])
-    labels = [*dict.fromkeys(cases.marked['label'])]
+    # Figures of a handful of cases would look like results.
+    labels = document['counted'] or [*dict.fromkeys(cases.marked['label'])]
     means = [MEAN] if document['headline'] == MEAN else []
     figures = plot_scores(scores, found.rows, [*means, *labels], cases.marked['path'])
     pictures = {name: encode_figure(figure) for name, figure in figures.items()}
@@ -149,8 +150,8 @@ def notes_of(found: Localisation) -> list[str]:
     few = [label for label in few if label not in found.document['counted']]
     if few:
         notes.append(
-            f'Fewer than {FEW_CASES} cases with a region, so without an interval and in no mean: '
-            f'{", ".join(few)}.'
+            f'Fewer than {FEW_CASES} cases with a region, so without an interval, and in no mean '
+            f'and no figure: {", ".join(few)}.'
         )
     for row in rows:
         silent = int((~row.scores['has_signal'].fillna(True).astype(bool)).sum())

@@ -102,8 +102,7 @@ class MapScores:
 
 def score_map(values: np.ndarray, region: np.ndarray) -> MapScores:
     """Score a map in [0, 1] against a region, both [H, W]; the region has at least one pixel."""
-    # A power of 2, so that rounding down to a level moves no value across a threshold.
-    level = np.minimum((values * np.float32(LEVELS)).astype(np.int32), LEVELS - 1)
+    level = _levels(values)
     everything = np.bincount(level.ravel(), minlength=LEVELS)
     inside = np.bincount(level[region], minlength=LEVELS)
     precision = _average_precision(everything, inside)
@@ -117,6 +116,13 @@ def score_map(values: np.ndarray, region: np.ndarray) -> MapScores:
         average_precision=precision,
         has_signal=True,
     )
+
+
+def marked(values: np.ndarray) -> np.ndarray:  # [H, W] bool
+    """Return the pixels of a map in [0, 1] that Otsu's method marks; none without a signal."""
+    if values.max() == values.min():
+        return np.zeros(values.shape, bool)
+    return values >= otsu(np.bincount(_levels(values).ravel(), minlength=LEVELS))
 
 
 def otsu(everything: np.ndarray) -> float:
@@ -138,6 +144,11 @@ def otsu(everything: np.ndarray) -> float:
     gap = np.zeros(BINS - 1)
     gap[defined] = sum_below[defined] / below[defined] - sum_above[defined] / above[defined]
     return float(np.argmax(below * above * gap**2) + 1) / BINS
+
+
+def _levels(values: np.ndarray) -> np.ndarray:  # int32, of the shape of the values
+    # A power of 2, so that rounding down to a level moves no value across a threshold.
+    return np.minimum((values * np.float32(LEVELS)).astype(np.int32), LEVELS - 1)
 
 
 def _iou(

@@ -133,7 +133,7 @@ def test_tables_have_all_rows_with_intervals_and_the_sentence(page: Path) -> Non
     differences = pd.read_csv(page / 'localisation_differences.csv')
     assert [*dict.fromkeys(differences['against'])] == rows[1:]
     text = (page / 'localisation.md').read_text()
-    assert 'the position prior (' in text and 'Not for clinical use' in text
+    assert 'the position prior for Edema' in text and 'Not for clinical use' in text
     assert 'Synthetic X-rays' in text
     for name in ('localisation.tex', 'localisation.html', 'localisation_differences.tex'):
         assert 'Not for clinical use' in (page / name).read_text(), name
