@@ -98,13 +98,13 @@ class RunMaps(MapSource):
             ([path for path in lost if not seen[path]], 'the run has no such images'),
         ):
             if paths:
-                self.notes.append(
-                    f'{self.name}: {len(paths)} of {len(marked)} images with a region are not '
-                    f'scored, because {reason}, such as {paths[0]}'
+                self._note(
+                    f'{len(paths)} of {len(marked)} images with a region are not scored, because '
+                    f'{reason}, such as {paths[0]}'
                 )
         lacking = dict.fromkeys(label for _, label in cases if label not in self.labels)
         if lacking:
-            self.notes.append(f'{self.name} does not predict, so not scored: {", ".join(lacking)}')
+            self._note(f'it does not predict, so not scored: {", ".join(lacking)}')
         predicted = [case for case in cases if case[1] in self.labels]
         predicted += [case for case in absent if case[1] in self.thresholds]
         return {case for case in predicted if case[0] in self.found}
@@ -152,9 +152,9 @@ class RunMaps(MapSource):
         trainings = trainings_of(run.checkpoint, read_checkpoint(run.checkpoint))
         learned = trainings[-1]['patients']
         if learned is None:  # of an older checkpoint: all patients of its table
-            self.notes.append(
-                f'{self.name}: {run.checkpoint} does not say with which patients it was trained, '
-                f'so those of all images of train are left out'
+            self._note(
+                f'{run.checkpoint} does not say with which patients it was trained, so those of '
+                'all images of train are left out'
             )
             known = datasets['train'].records.patient if 'train' in datasets else ()
             learned = patient_numbers(run.config.DATA.DATASET, known)
@@ -170,15 +170,21 @@ class RunMaps(MapSource):
         patients = [entry.patient for _, entry in found]
         numbers = patient_numbers(run.config.DATA.DATASET, patients)
         for entry in trainings[:-1]:
-            earlier = entry['patients']
-            count = 0 if earlier is None else len({*numbers[np.isin(numbers, earlier.numpy())]})
+            count = 'an unknown number of'
+            if entry['patients'] is not None:
+                count = len({*numbers[np.isin(numbers, entry['patients'].numpy())].tolist()})
             if count:
-                self.notes.append(
-                    f'{self.name}: {entry["run"]}, from which the training started, had seen '
-                    f'{count} patients with regions'
+                self._note(
+                    f'{entry["run"]}, from which the training started, had seen {count} patients '
+                    'with regions'
                 )
         is_seen = np.isin(numbers, learned).tolist()
         return [(*pair, seen) for pair, seen in zip(found, is_seen, strict=True)]
+
+    def _note(self, text: str) -> None:
+        """Add a note, once for all folds."""
+        if (note := f'{self.name}: {text}.') not in self.notes:
+            self.notes.append(note)
 
     def _models(self, number: int) -> tuple[nn.Module, nn.Module]:
         """Return the model of a run, and the same model with random weights."""

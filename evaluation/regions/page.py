@@ -37,6 +37,7 @@ from system.tables import write_table
 
 TEMPLATES = Path(__file__).parent / 'templates'
 TITLE = 'Where does it look?'
+MEAN_TITLE = 'Mean over labels'
 SYNTHETIC = 'Synthetic X-rays (phantoms): the scores say nothing about patients.'
 MEANINGS = {
     TITLES[HIT]: 'Share of the cases in which the highest point of the map lies in the region; of '
@@ -91,6 +92,8 @@ def write_localisation(folder: Path, found: Localisation) -> Path:
     notes = [*document['verdicts'], *notes_of(found)]
     scores, differences = document['scores'], document['differences']
     cells = score_cells(found)
+    counted = {MEAN_TITLE, *document['counted']}
+    few = [row for row in cells if document['counted'] and row['Label'] not in counted]
     write_table(folder, 'localisation', scores, cells, notes)
     of_differences = difference_cells(differences)
     if of_differences:
@@ -120,7 +123,8 @@ def write_localisation(folder: Path, found: Localisation) -> Path:
             verdicts=document['verdicts'],
             about=found.about,
             notes=notes_of(found),
-            scores=cells,
+            scores=[row for row in cells if row not in few],
+            few=few,
             sizes=size_cells(found),
             differences=of_differences,
             figures=[_data_uri(pictures[name]['.png']) for name in figures],
@@ -178,7 +182,7 @@ def score_cells(found: Localisation) -> list[dict[str, str]]:
             by_score = {line['score']: line for line in lines.to_dict('records')}
             if by_score:
                 first = next(iter(by_score.values()))
-                name = 'Mean over labels' if label == MEAN else label
+                name = MEAN_TITLE if label == MEAN else label
                 values = {
                     TITLES[score]: format_score(by_score[score]) if score in by_score else ''
                     for score in columns
@@ -216,7 +220,7 @@ def difference_cells(differences: pd.DataFrame) -> list[dict[str, str]]:
         p_value = 'n/a' if np.isnan(line['p_holm']) else f'{line["p_holm"]:.4f}'
         cells.append(
             {
-                'Label': 'Mean over labels' if line['label'] == MEAN else line['label'],
+                'Label': MEAN_TITLE if line['label'] == MEAN else line['label'],
                 'Map': line['row'],
                 'minus': line['against'],
                 'Score': TITLES[line['score']],
