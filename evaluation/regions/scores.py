@@ -70,13 +70,17 @@ class PlacedMap:
         inside = (places >= start) & (places < start + extent)
         cell = np.clip((places - start) / extent * count - 0.5, 0, count - 1).round(9)
         low = np.floor(cell).astype(int)
-        values = np.moveaxis(values, axis, 0)
-        weight = (cell - low).astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
-        first, second = values[low], values[np.minimum(low + 1, count - 1)]
+        shape = [1, 1]
+        shape[axis] = -1
+        weight = (cell - low).astype(np.float32).reshape(shape)
+        found = np.take(values, low, axis)
         # In this form, equal neighbours give their value exactly.
-        found = first + weight * (second - first)
-        found[~inside] = self.cells.min()
-        return np.moveaxis(found, 0, axis)
+        step = np.take(values, np.minimum(low + 1, count - 1), axis)
+        step -= found
+        step *= weight
+        found += step
+        found[(slice(None),) * axis + (~inside,)] = self.cells.min()
+        return found
 
 
 @dataclass(frozen=True)

@@ -241,3 +241,36 @@ def test_thresholds_of_the_report_decide_where_a_region_is_marked(tmp_path: Path
     (tmp_path / 'report.json').write_text(json.dumps(report))
     assert model_maps.thresholds_of([tmp_path]) == {'Edema': 0.3}
     assert model_maps.thresholds_of([tmp_path, tmp_path]) == {}
+
+
+def test_chexlocalize_in_imitation_ends_with_a_page(
+    localise, runs: list[Path], phantom: Path, tmp_path: Path
+) -> None:
+    """Masks of twice the size, an absent finding, another name, and an image that is missing."""
+    encoder = pytest.importorskip('pycocotools.mask', reason='needs the extra regions')
+    table, contents = pd.read_csv(phantom / 'train.csv', dtype=str), {}
+    for number, path in enumerate(table['Path'][:12]):
+        height, width = (2 * side for side in load_image(phantom.parent / path).size[::-1])
+        masks = np.zeros((2, height, width), np.uint8)
+        masks[:, 10 + number : 40, 20:50] = 1
+        masks[1] *= number % 2
+        names = path.rpartition('.')[0].split('/')[-3:]
+        contents['_'.join(names)] = {
+            name: {
+                'size': [height, width],
+                'counts': encoder.encode(np.asfortranarray(mask))['counts'].decode(),
+            }
+            for name, mask in zip(('Edema', 'Airspace Opacity'), masks, strict=True)
+        }
+    contents['patient99999_study1_view1_frontal'] = contents[next(iter(contents))]
+    file = tmp_path / 'gt_segmentations_val.json'
+    file.write_text(json.dumps(contents))
+    words = '--run', *runs, '--regions', file, '--output', tmp_path / 'page', '--resamples', 0
+    assert localise(*words) == 0
+    scores = pd.read_csv(tmp_path / 'page' / 'localisation.csv', keep_default_na=False)
+    scores = scores[(scores['row'] == 'model') & (scores['score'] == 'hit_rate')]
+    cases = scores[scores['group'] == ''].set_index('label')['cases']
+    assert cases.to_dict() == {'Edema': 12, 'Lung Opacity': 6}
+    text = (tmp_path / 'page' / 'localisation.md').read_text()
+    assert '1 of 13 images with a region are not scored, because the run has no such images' in text
+    assert 'nothing follows about where a model looks' in text
