@@ -52,4 +52,4 @@ def lacks_rollout(model: nn.Module) -> str:
     return '' if has_all and model.grid_size >= MAP_CELLS else NO_ROLLOUT
 
 
-ROLLOUT = MapMethod('attention rollout', rollout_maps, lacks_rollout)
+ROLLOUT = MapMethod('attention rollout', rollout_maps, lacks_rollout, depends_on_label=False)

@@ -26,7 +26,7 @@ from engine.lineage import trainings_of
 from evaluation.inference import load_classifier
 from evaluation.regions.scores import PlacedMap, View, case_rng
 from evaluation.regions.sources import OWN, Case, MapSource, find_names
-from evaluation.saliency import label_maps, map_title, reason_without_maps
+from evaluation.saliency import label_maps, map_method, map_title, reason_without_maps
 from models.build import build_model
 from utils import read_checkpoint
 
@@ -114,9 +114,9 @@ class RunMaps(MapSource):
         config, k = self.runs[found.run].config, self.labels.index(label)
         model, random_model = self._models(found.run)
         image, view = self._input(path)
-        others = [other for other in range(len(self.labels)) if other != k]
         wanted = {OWN: (model, k), RANDOM_WEIGHTS: (random_model, k)}
-        if others:
+        others = [other for other in range(len(self.labels)) if other != k]
+        if others and map_method(model, self.method).depends_on_label:
             other = case_rng(path, label, self.seed).integers(len(others))
             wanted[OTHER_LABEL] = model, others[other]
         return {

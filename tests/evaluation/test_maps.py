@@ -102,6 +102,9 @@ def test_each_method_has_its_models() -> None:
     )
     assert map_method(head).title == 'attention of the head'
     images = torch.randn(2, 1, 32, 32)
+    for name in METHODS:  # the labels differ, unless the method says that they do not
+        one, other = (label_maps(CONFIG, head, images, k, name) for k in (0, 1))
+        assert torch.equal(one, other) != map_method(head, name).depends_on_label, name
     shapes = {name: label_maps(CONFIG, head, images, 1, name).shape[1:] for name in METHODS}
     assert shapes == {'grad-cam': (8, 8), 'attention': (8, 8), 'rollout': (8, 8),
                       'occlusion': (14, 14)}  # fmt: skip

@@ -123,6 +123,16 @@ def test_the_map_is_grad_cam_of_the_image_and_of_other_weights(
     assert min(np.abs(cells - other).max() for other in others) < 1e-6
 
 
+def test_a_method_without_labels_has_no_map_of_another_label(runs: list[Path], boxes: Path) -> None:
+    script = load_script('localise')
+    words = ['--run', str(runs[0]), '--regions', str(boxes), '--output', '.', '--device', 'cpu']
+    (source,) = script.model_sources(script.parse_args([*words, '--method', 'rollout']))
+    table = pd.read_csv(boxes)
+    found = source.find([*zip(table['Path'], table['Label'], strict=True)])
+    assert {*source.maps(*min(found))} == {'', model_maps.RANDOM_WEIGHTS}
+    assert source.title == 'attention rollout'
+
+
 def test_tables_have_all_rows_with_intervals_and_the_sentence(page: Path) -> None:
     scores = pd.read_csv(page / 'localisation.csv', keep_default_na=False)
     rows = ['model', 'model: random weights', 'model: another label']
