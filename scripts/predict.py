@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.model_tool import model_parser, model_tool
+from evaluation.maps import AUTO, METHODS
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,6 +32,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--maps', nargs='+', default=[], metavar='LABEL',
         help='also write a figure per image to F_maps, with Grad-CAM of these labels, or with '
         'the attention of the head MODEL.HEAD attention')  # fmt: skip
+    methods = 'method of the maps (default: as in --maps)'
+    add('--method', default=AUTO, choices=(AUTO, *METHODS), help=methods)
     args = parser.parse_args(arguments)
     if args.output.suffix.lower() != '.csv':
         parser.error(f'--output must end in .csv, got {args.output}')

@@ -163,6 +163,16 @@ def test_maps_are_grad_cam_of_the_chosen_labels(run, phantom, predict, figures, 
         assert np.abs(maps['Edema'] - maps['Pleural Effusion']).max() > 1e-3
 
 
+def test_maps_are_of_the_chosen_method(run, phantom, predict, figures, tmp_path, capsys) -> None:
+    image = min((phantom / 'valid').rglob('view1_frontal.jpg'))
+    words = [image, '--checkpoint', checkpoint_of(run), '--num-workers', 0, '--maps', 'Edema']
+    assert predict(*words, '--output', tmp_path / 'p.csv', '--method', 'occlusion') == 0
+    ((_, _, _, _, title, _),) = figures.values()
+    assert title == 'occlusion, 14 x 14 cells'
+    assert predict(*words, '--output', tmp_path / 'q.csv', '--method', 'rollout') == 2
+    assert 'patches attend' in capsys.readouterr().err, 'a Swin attends in windows'
+
+
 @pytest.mark.parametrize(
     'path, name',
     [
