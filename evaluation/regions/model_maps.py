@@ -32,7 +32,8 @@ from utils import read_checkpoint
 
 LOGGER = logging.getLogger(__name__)
 RANDOM_WEIGHTS, OTHER_LABEL = 'random weights', 'another label'
-LEARNED = ('weights', 'patients', 'selection', 'scores')  # effects of options that make a recipe
+# Effects of options that make a recipe.
+LEARNED = ('model', 'weights', 'patients', 'selection', 'scores')
 FOLD_TABLES = {'DATA.TRAIN_CSV', 'DATA.VALID_CSV'}  # in which the folds of one model differ
 FOLD = re.compile(r'_fold\d+\Z')  # end of the name of the folder of a run
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny import VIT, finished_run, load_script
+from tiny import VIT, config_with, finished_run, load_script
 
 from data.images.files import load_image
 from data.transforms import EvalTransform
@@ -284,3 +284,22 @@ def test_chexlocalize_in_imitation_ends_with_a_page(
     text = (tmp_path / 'page' / 'localisation.md').read_text()
     assert '1 of 13 images with a region are not scored, because the run has no such images' in text
     assert 'nothing follows about where a model looks' in text
+
+
+def test_runs_that_differ_in_more_than_their_fold_are_several_models() -> None:
+    def trained(name: str, **options: object) -> model_maps.Trained:
+        return model_maps.Trained(Path('out') / name / 'ckpt.pth', config_with(**options))
+
+    folds = [{'DATA__TRAIN_CSV': f'/f/train_{k}.csv', 'DATA__VALID_CSV': f'/f/valid_{k}.csv'}
+             for k in (0, 1)]  # fmt: skip
+    runs = [trained(f'a_fold{k}', **folds[k]) for k in (0, 1)]
+    runs += [trained(f'b_fold{k}', **folds[k], MODEL__HEAD='attention') for k in (0, 1)]
+    runs += [trained('c_fold0', **folds[0], SEED=5), trained('d_fold0', **folds[0])]
+    groups = model_maps.folds_of_one_model(runs)
+    assert [[run.checkpoint.parent.name for run in group] for group in groups] == [
+        ['a_fold0', 'a_fold1'],
+        ['b_fold0', 'b_fold1'],
+        ['c_fold0'],
+        ['d_fold0'],
+    ]
+    assert model_maps.run_names(groups) == ['a', 'b', 'c_fold0', 'd_fold0']
