@@ -27,7 +27,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import OPTIONS, config_changes, config_from_text, default_config
+from config import OPTIONS, TRAINED, config_changes, config_from_text, default_config
 from data.images.views import views_warning
 from data.tables.given_folders import read_data_set
 from data.tables.groups import all_groups
@@ -61,7 +61,7 @@ from evaluation.report.report_page import ONE_TRAINING
 from evaluation.run_facts import Known, known_of_run, read_known
 from system.tool import Paragraphs, at_least, tool
 
-LEARNED = ('weights', 'patients', 'selection', 'scores')  # effects of options that make a recipe
+RECIPE = (*TRAINED, 'selection', 'scores')  # effects of options that make a recipe
 # Possible values of `fit_held_out`.
 LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
 
@@ -194,7 +194,7 @@ def pairs_of_seeds(files: Mapping[str, Path]) -> set[frozenset[str]]:
             texts[name] = (file.parent / OPTIONS_FILE).read_text(encoding='utf-8')
     found = set()
     for a, b in combinations(texts, 2):
-        changes = config_changes(texts[a], texts[b], *LEARNED)
+        changes = config_changes(texts[a], texts[b], *RECIPE)
         if [change.split(':')[0] for change in changes] == ['SEED']:
             found.add(frozenset((a, b)))
     return found

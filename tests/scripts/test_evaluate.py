@@ -202,8 +202,9 @@ def test_holm_corrects_all_that_is_shown_of_several_files(files, tmp_path):
 
 def test_two_seeds_of_one_recipe_have_no_p(files, tmp_path, capsys):
     paths = []
-    for seed, rate in ((0, 1e-3), (1, 1e-3), (1, 2e-3)):
-        folder, config = tmp_path / f'run{len(paths)}', config_with(SEED=seed, TRAIN__BASE_LR=rate)
+    for seed, rate, head in ((0, 1e-3, ''), (1, 1e-3, ''), (1, 2e-3, ''), (2, 1e-3, 'attention')):
+        options = {'TRAIN__BASE_LR': rate, 'MODEL__HEAD': head or 'linear'}
+        folder, config = tmp_path / f'run{len(paths)}', config_with(SEED=seed, **options)
         paths.append(write_predictions(folder / 'test.csv', TRUTH, NAMES, noise=1 + len(paths)))
         (folder / 'run.json').write_text('{}')
         (folder / 'config.yaml').write_text(config_text(config))

@@ -639,8 +639,9 @@ def test_joined_predictions_keep_what_the_run_of_each_fold_knew(tuned: Path, tmp
     assert table_of(folder, '--tune') == 0
     text = (folder / 't/mine_Edema.md').read_text()
     # Folds 0, 1 and 2 have chosen simmim_low_1, simmim_1 and simmim_1.
-    assert f'Warning: {seen} (simmim_1 with seed 1): simmim_low_1 in 0; simmim_1 in 2.' in text
-    assert 'Different input size: 0 px (simmim_1 with seed 1); 2 px (simmim_1 with seed 1).' in text
+    run = '(simmim / all labels with seed 1)'
+    assert f'Warning: {seen} {run}: simmim_low_1 in 0; simmim_1 in 2.' in text
+    assert f'Different input size: 0 px {run}; 2 px {run}.' in text
     assert table_of(folder) == 0
     text = (folder / 't/mine_Edema.md').read_text()
     for wanted in ('simmim_1 in 2', 'simmim_low_1 in 0', 'simmim_low_1 in 1'):
