@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from config import PROBES
 from evaluation.run_facts import COMPARED, DOUBTS, MODE, RANDOM, SEED, WEIGHTS, Known
 
 # Fact -> what follows if several seeds of a row share a value of it.
@@ -18,6 +19,9 @@ DEPENDENT = {
 # Facts of which a reader is told if they are not recorded. The trained part is recorded with all
 # others, and which rows of a study are probes stands in their names.
 TOLD = (SEED, *(fact for fact in COMPARED if fact != MODE), WEIGHTS)
+# Of an encoder with random weights that is not trained, one draw can be far better than another.
+FEW_DRAWS = 3
+DRAWS = '{} draw(s) of frozen random weights, and others may score otherwise: take {} seeds or more'
 WARNING = 'Warning: '
 SHOWN = 3  # sentences of a doubt in a table, and names in a caption
 
@@ -92,6 +96,9 @@ def _about_seeds(runs: Mapping[Run, Sequence[Known]], wanted: int) -> Iterable[N
     found: dict[str, list[Run]] = {}  # words -> runs
     seeds: dict[str, list[Run]] = {}
     for own in rows.values():
+        is_random = all(_is_random_and_frozen(part) for run in own for part in runs[run])
+        if is_random and len(own) < FEW_DRAWS and len(rows) > 1:
+            found.setdefault(DRAWS.format(len(own), FEW_DRAWS), []).extend(own)
         seeds.setdefault(_ranges([seed for _, seed in own]), []).extend(own)
         for fact, words in DEPENDENT.items():
             values = [{part.facts.get(fact, '') for part in runs[run]} for run in own]
@@ -110,6 +117,10 @@ def _about_seeds(runs: Mapping[Run, Sequence[Known]], wanted: int) -> Iterable[N
         yield _notice('', counted, runs)
     for words, of_runs in found.items():
         yield _notice('', {words: of_runs}, runs)
+
+
+def _is_random_and_frozen(part: Known) -> bool:
+    return part.facts.get(WEIGHTS) == RANDOM and part.facts.get(MODE) in {*PROBES, 'last_layer'}
 
 
 def _ranges(seeds: Sequence[str]) -> str:
