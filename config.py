@@ -55,6 +55,7 @@ EFFECTS = {
     'nothing': 'neither weights nor scores: paths, division of work, saving and printing',
 }
 TRAINED = ('weights', 'model', 'outputs', 'patients')  # effects on the trained model
+RECIPE = (*TRAINED, 'selection', 'scores')  # two runs that differ in none of these are two seeds
 # Stage of a main, main_<stage>.py -> what it does.
 STAGES = {
     'simmim': 'SimMIM pre-training',

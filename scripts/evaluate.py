@@ -27,7 +27,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import OPTIONS, TRAINED, config_changes, config_from_text, default_config
+from config import OPTIONS, RECIPE, config_changes, config_from_text, default_config
 from data.images.views import views_warning
 from data.tables.given_folders import read_data_set
 from data.tables.groups import all_groups
@@ -61,7 +61,6 @@ from evaluation.report.report_page import ONE_TRAINING
 from evaluation.run_facts import Known, known_of_run, read_known
 from system.tool import Paragraphs, at_least, tool
 
-RECIPE = (*TRAINED, 'selection', 'scores')  # effects of options that make a recipe
 # Possible values of `fit_held_out`.
 LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from config import Config, config_changes, config_text, scored_steps
+from config import RECIPE, Config, config_changes, config_text, scored_steps
 from data.fingerprint import patient_numbers
 from data.images.files import full_size
 from data.loader import XrayDataset
@@ -30,10 +30,7 @@ from evaluation.saliency import label_maps, map_method, map_title, reason_withou
 from models.build import build_model
 from utils import read_checkpoint
 
-LOGGER = logging.getLogger(__name__)
 RANDOM_WEIGHTS, OTHER_LABEL = 'random weights', 'another label'
-# Effects of options that make a recipe.
-LEARNED = ('model', 'weights', 'patients', 'selection', 'scores')
 FOLD_TABLES = {'DATA.TRAIN_CSV', 'DATA.VALID_CSV'}  # in which the folds of one model differ
 FOLD = re.compile(r'_fold\d+\Z')  # end of the name of the folder of a run
 
@@ -192,7 +189,7 @@ class RunMaps(MapSource):
         if self._loaded is None or self._loaded[0] != number:
             checkpoint, config = self.runs[number]
             self._loaded = None  # two models need more memory than one
-            model = load_classifier(config, checkpoint, self.device, LOGGER)
+            model = load_classifier(config, checkpoint, self.device, logging.getLogger('localise'))
             if lacking := reason_without_maps(model, self.method):
                 raise ValueError(f'{checkpoint} has {lacking}')
             with torch.random.fork_rng():
@@ -241,11 +238,11 @@ def view_of(transform: EvalTransform, image: Image.Image) -> View:
 
 def read_datasets(config: Config) -> dict[str, XrayDataset]:
     """Open the images of all splits of a config, as they are scored."""
-    data_set, found = open_data_set(config, data_root(config, LOGGER)), {}
+    data_set, found = open_data_set(config, data_root(config, logging.getLogger('localise'))), {}
     for split in SPLITS:
         records = data_set.read(split, labels=(), optional=True, look_up='none')
         if records is not None:
-            records = scored_images(config, records, LOGGER)
+            records = scored_images(config, records, logging.getLogger('localise'))
             found[split] = XrayDataset(records, EvalTransform(config), seed=0)
     if not found:
         raise ValueError(f'DATA.DATA_PATH {config.DATA.DATA_PATH} has no images of {SPLITS}')
@@ -258,7 +255,7 @@ def folds_of_one_model(runs: Sequence[Trained]) -> list[list[Trained]]:
     for run in runs:
         for group in groups:
             texts = (config_text(each.config) for each in (group[0], run))
-            keys = {change.partition(':')[0] for change in config_changes(*texts, *LEARNED)}
+            keys = {change.partition(':')[0] for change in config_changes(*texts, *RECIPE)}
             if keys and keys <= FOLD_TABLES:
                 group.append(run)
                 break

@@ -28,8 +28,9 @@ from config import NO_ENCODER
 from evaluation.report.report_page import TEMPLATES
 from sweeps.files import ROOT, Row, Sweep, load_sweep, run_folder
 from sweeps.long_table import MEANS, facts_of, is_synthetic, read_table
-from sweeps.tables import file_name, markdown_table
+from sweeps.tables import file_name
 from system.files import replace_files
+from system.pages import markdown_table
 from system.tool import tool
 
 PAGES = Path(__file__).parent / 'pages'
