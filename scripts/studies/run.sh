@@ -75,14 +75,14 @@ masks() {
 # reconstructions: those of all pre-trainings of the first seed, side by side.
 reconstructions() {
     local runs
-    mapfile -t runs < <(find "$out"/*_pretrain -path '*_seed0/reconstructions' | sort | xargs -r -n 1 dirname)
+    mapfile -t runs < <(find "$out"/*_pretrain -path '*_seed0/reconstructions' -printf '%h\n' | sort)
     [ ${#runs[@]} = 0 ] || $python scripts/show_reconstructions.py "${runs[@]}" --output "$out/images/reconstructions.png"
 }
 # reports: those of the rows with the best and the worst score, with saliency maps.
 reports() {
     local run runs
-    runs=$($python scripts/studies/page.py "$name" --scale "$scale" --output "$out" --best-and-worst)
-    for run in $runs; do
+    mapfile -t runs < <($python scripts/studies/page.py "$name" --scale "$scale" --output "$out" --best-and-worst)
+    for run in "${runs[@]}"; do
         [ -f "$out/$run/report_eval/report.html" ] ||
             $python main_finetune.py --eval --cfg "$out/$run/config.yaml" --opts REPORT.WRITE True REPORT.MAPS 1
     done
