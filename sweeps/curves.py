@@ -63,10 +63,11 @@ def rows_with_curves(
 
 
 def _records(output: str | Path, row: Row, seed: int, *, pretrain: bool) -> list[dict[str, Any]]:
-    """Read the records of the epochs of a run that curves show, [] if it has not run."""
+    """Read the records with losses of the epochs of a run, [] if it has not run."""
     stage = row.pretraining if pretrain else 'finetune'
     metrics = run_folder(output, stage, row, seed) / 'metrics.jsonl'
     records = read_metrics(metrics) if metrics.is_file() else []
+    records = [r for r in records if any(r.get(name) is not None for name in LOSSES)]
     if stage == 'contrastive':  # before training, MoCo has nothing to compare with
         records = [record for record in records if record['epoch'] >= 0]
     return records

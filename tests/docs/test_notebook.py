@@ -21,6 +21,7 @@ from warm_python import warm_python
 
 from config import get_config
 from sweeps.files import load_sweep
+from sweeps.tables import title_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / 'notebooks' / 'colab.ipynb'
@@ -177,8 +178,9 @@ def test_a_study_runs_on_synthetic_xrays(tmp_path, monkeypatch) -> None:
     cells = execute(tmp_path, monkeypatch, skipped=skipped, STUDIES='simmim')
     shown = cells['study_simmim']
     table = next(o['data']['text/markdown'] for o in shown.outputs if 'data' in o)
-    rows = load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'tiny').rows
-    assert all(re.search(rf'^\| {re.escape(row.name)}\b.*\d\.\d', table, re.M) for row in rows)
+    sweep = load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'tiny')
+    titles = [title_of(sweep, row.name)[1] for row in sweep.rows]
+    assert all(re.search(rf'^\| {re.escape(title)} .*\d\.\d', table, re.M) for title in titles)
     assert images(shown)
 
 
