@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from data.tables.labels import file_name, positive_logits
 from data.transforms import EvalTransform
 from evaluation.cases import Cases, choose_cases
 from evaluation.maps import AUTO, METHODS
+from evaluation.maps.method import MapMethod
 from models.build import build_model
 from models.classifier_heads import AttentionHead
 from models.encoder import MAP_CELLS, Encoder
@@ -49,22 +50,6 @@ SMALLEST = torch.finfo(torch.float32).tiny  # avoids 0 / 0 in maps of zeros
 NO_MAPS = f'no suitable layer with at least {MAP_CELLS} x {MAP_CELLS} cells'
 
 Score = Callable[[torch.Tensor], torch.Tensor]  # outputs [B, *] -> scores [B]
-
-
-class MapMethod(NamedTuple):
-    """A method of maps.
-
-    Attributes:
-        title: What its maps show.
-        maps: Function of (config, model, images [B, C, S, S], k) to the maps of label k, [B, h, w].
-        lacks: Function from a model to the reason why it has no such maps, or ''.
-        depends_on_label: Whether the maps of two labels of an image differ.
-    """
-
-    title: str
-    maps: Callable[[Config, nn.Module, torch.Tensor, int], torch.Tensor]
-    lacks: Callable[[nn.Module], str]
-    depends_on_label: bool = True
 
 
 def grad_cam(

@@ -32,7 +32,8 @@ ROWS = [
     ['models'],
     ['models.weights'],
     ['engine'],  # also the home of new optimizers and schedules
-    ['evaluation', 'evaluation.maps'],
+    ['evaluation.maps'],
+    ['evaluation'],
     ['evaluation.probes'],
     ['evaluation.report'],
     ['evaluation.regions'],

@@ -7,7 +7,7 @@ from torch import nn
 
 from config import Config
 from data.tables.labels import positive_logits
-from evaluation.saliency import MapMethod
+from evaluation.maps.method import MapMethod
 
 CELLS = 14  # along a side of the map
 COVERED = 2  # cells along a side of a square, which moves by one cell

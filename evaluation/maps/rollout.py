@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from config import Config
-from evaluation.saliency import MapMethod
+from evaluation.maps.method import MapMethod
 from models.encoder import MAP_CELLS, Encoder
 
 NO_ROLLOUT = f'no blocks in which all of at least {MAP_CELLS} x {MAP_CELLS} patches attend'
