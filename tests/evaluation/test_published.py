@@ -51,12 +51,10 @@ def test_pretraining_rows_are_those_of_the_sheet():
 
 
 def test_scores_of_the_mae_study_are_those_of_the_sheet():
-    note = load_sweep(ROOT / 'scripts/studies/mae_resnet.yaml').note
-    published = dict(re.findall(r'(\S+) ((?:\.\d+ ?){5})', note))
+    published = load_sweep(ROOT / 'scripts/studies/mae_resnet.yaml').published
     _, *rows = table('MAE ViT-B')
     wanted = [[float(row[-1]), *map(float, row[4:-1])] for row in rows]
-    found = [[*map(float, values.split())] for values in published.values()]
-    assert found == wanted and len(wanted) == 12
+    assert list(published.values()) == wanted and len(wanted) == 12
     for name, (images, model, augmented, masked, *_) in zip(published, rows, strict=True):
         start = 'mae' if 'MAE' in model else 'resnet'
         share = 'plain' if augmented == 'no' else f'0{masked}'.rstrip('0') if masked != '-' else ''
