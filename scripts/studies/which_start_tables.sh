@@ -26,6 +26,9 @@ for share in 0.05 0.1 0.25 0.5 1; do
     "${table[@]}" --tune --save "$results/metadata_$share" --scores "$score" --against metadata \
         --row "${frozen[@]/%/_$share}" "${tuned[@]/%/_$share}"
 done
+# Exploratory: the mean of the ranks of MAE and ImageNet features.
+"$python" scripts/studies/mean_of_ranks.py "$predictions/which_start" "$labels" "$results/mean_of_ranks.csv"
+"$python" scripts/studies/which_start_figure.py "$results" "$results/which_start.png"
 # View, sex and age from the same features.
 "$python" scripts/studies/controls.py "$labels" "$results/controls.csv"
 "$python" scripts/ablate.py table --sweep scripts/studies/which_start_controls.yaml --scale all \

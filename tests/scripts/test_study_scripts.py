@@ -6,11 +6,13 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 from tiny import ROOT, load_script, run_script
 from xray_splits import LOGGER
 
@@ -20,6 +22,7 @@ from scripts.phantom import make_phantom, sample_rows
 from scripts.phantom_mimic import make_mimic_phantom
 from sweeps.files import expected_config, load_sweep
 from sweeps.folds import arms_of
+from sweeps.joined import ranks_table, write_ranks
 from tools.real_xrays_figures import draw_shares
 
 SIZES = {'num_train': 8, 'num_valid': 3, 'num_test': 3, 'size': 40}
@@ -165,3 +168,47 @@ def test_weights_in_the_order_of_timm_get_its_names() -> None:
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
     with pytest.raises(ValueError, match='not those of tf_efficientnet_lite0'):
         renamed(dict([*given.items()][1:]))
+
+
+def test_the_mean_of_ranks_is_compared_with_both_of_its_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = [f'patient{number:05}/study1/view1_frontal.png' for number in range(60)]
+    truth, folds = rng.integers(0, 2, 60), np.repeat([0, 1], 30)
+    labels = pd.DataFrame({'Path': names, 'AP/PA': 'AP', 'Pneumonia': truth})
+    labels.to_csv(tmp_path / 'labels.csv', index=False)
+    lines, ranks = [], {}
+    for row in ('linear_mae_0.1', 'imagenet64_0.1'):
+        lower = np.concatenate([rng.permutation(30), rng.permutation(30)])
+        ranks[row] = (lower + 0.5) / 30
+        lines.append(pd.DataFrame({'row': row, 'fold': folds, 'Path': names, 'Pneumonia': lower}))
+    (tmp_path / 'joined').mkdir()
+    write_ranks(tmp_path / 'joined' / 'seed3.parquet', ranks_table(pd.concat(lines), {}))
+
+    module = load_script('studies/mean_of_ranks.py')
+    module.main([str(tmp_path / name) for name in ('joined', 'labels.csv', 'table.csv')])
+
+    table = pd.read_csv(tmp_path / 'table.csv')
+    assert [*table['row']] == ['mean_of_ranks64_0.1'] * 2
+    wanted = roc_auc_score(truth, sum(ranks.values()))
+    assert [*table['value']] == pytest.approx([wanted] * 2, abs=1e-3)  # ranks have four digits
+    alone = [roc_auc_score(truth, ranks[row]) for row in table['against']]
+    assert [*table['difference']] == pytest.approx([wanted - area for area in alone], abs=1e-3)
+
+
+def test_the_figure_of_starts_names_each_line(tmp_path: Path) -> None:
+    module = load_script('studies/which_start_figure.py')
+    for place, share in enumerate(module.SHARES):
+        folder = tmp_path / f'secondary_{share}'
+        folder.mkdir()
+        value = 0.7 + 0.02 * place  # of all rows, whose names must not cover each other
+        rows = [[f'{row}_{share}', value, value - 0.03, value + 0.03] for row in module.LINES]
+        table = pd.DataFrame(rows, columns=['row', 'value', 'low', 'high'])
+        table.to_csv(folder / module.TABLE, index=False)
+    module.main([str(tmp_path), str(tmp_path / 'figure.svg')])
+    text = (tmp_path / 'figure.svg').read_text()
+    heights = [
+        float(re.search(rf'y="([0-9.]+)"[^>]*>{re.escape(name)}<', text)[1])
+        for name, _, _ in module.LINES.values()
+    ]
+    assert min(np.diff(sorted(heights))) > 10  # points
+    assert 'Not for clinical use.' in text
