@@ -112,8 +112,8 @@ def assert_equal(weights: Weights, wanted: Weights) -> None:
     'name, data, epochs, steps',
     [
         ('simmim_minimal', 'phantom', 5, 20),
-        ('simmim_minimal', 'packed', 2, 8),
-        ('simmim_minimal_swin', 'phantom', 3, 27),
+        pytest.param('simmim_minimal', 'packed', 2, 8, marks=pytest.mark.slow),
+        pytest.param('simmim_minimal_swin', 'phantom', 3, 27, marks=pytest.mark.slow),
     ],
 )
 def test_a_file_and_the_program_compute_the_same(

@@ -183,6 +183,7 @@ def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(phantom
     assert SELECTED_ON_VALID not in unknown['warnings']
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_the_run_did_not_select_is_given_by_hand(phantom, tmp_path) -> None:
     """Whatever its name; and each evaluation is noted in run.json of its run."""
     options = {'TRAIN': {'EPOCHS': 2, 'WARMUP_EPOCHS': 0}, 'EVAL': {'SELECT_ON': 'last'}}

@@ -99,6 +99,7 @@ def test_the_features_of_timms_files_are_timms_pre_logits(name: str, tmp_path: P
     torch.testing.assert_close(ours.forward_features(images(3, size)), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['finetune', 'contrastive'])
 @pytest.mark.parametrize('name', IN_HEAD)
 @torch.no_grad()

@@ -79,6 +79,7 @@ def test_features_of_the_shipped_x_ray_come_from_one_call() -> None:
     assert features.shape == (1, 96) and features.std() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_the_page_has_the_score_that_a_probe_of_the_shipped_weights_gets(name, tmp_path) -> None:
     """The AUROC of Pneumonia of the 200 X-rays of valid.csv, recomputed by scikit-learn."""
