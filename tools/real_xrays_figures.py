@@ -1,4 +1,4 @@
-"""Draw the figure of the X-rays of NIH in docs/studies/real_xrays.md.
+"""Draw the figure of the X-rays of NIH in docs/results/real_xrays/trials.md.
 
 python tools/real_xrays_figures.py --results docs/results/real_xrays
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does a head that attends to tokens gain over the mean of the tokens? docs/studies/real_xrays.md has the result.
+# Does a head that attends to tokens gain over the mean of the tokens? docs/results/real_xrays/trials.md has the result.
 #   bash scripts/studies/heads.sh LABELLED UNLABELLED OUT
 # LABELLED: CheXpert's layout with one CSV file, all.csv. UNLABELLED: a folder of images.
 # PARALLEL=2: runs at a time, one CPU core each. Run again after a stop, it resumes.

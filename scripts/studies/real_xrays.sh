@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does pre-training help on 1,000 labelled X-rays? docs/studies/real_xrays.md has design and results.
+# Does pre-training help on 1,000 labelled X-rays? docs/results/real_xrays/trials.md has design and results.
 #   bash scripts/studies/real_xrays.sh LABELLED UNLABELLED OUT
 # LABELLED: CheXpert's layout with one CSV file, all.csv. UNLABELLED: a folder of images.
 # ROWS='simmim scratch': only rows of these methods. SEEDS=3: number of seeds.
