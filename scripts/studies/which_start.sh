@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Few labels and many X-rays: start from ImageNet, from nothing, or pre-train?
-# docs/studies/which_start.md has the design.
+# docs/results/which_start/design.md has the design.
 #   bash scripts/studies/which_start.sh LABELLED UNLABELLED OUT
 # LABELLED: CheXpert's layout with one CSV file, all.csv, images of 256 px or more. UNLABELLED: a folder of images.
 # PART='vit imagenet cnn': only these parts. SEED='20 21': only these seeds of 20 to 29.

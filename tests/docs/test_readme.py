@@ -15,6 +15,9 @@ from torch.distributed.run import get_args_parser
 
 from config import default_config, get_config, value_at
 
+DESIGNS = [
+    name for name in PAGES if name.startswith('docs/studies/') or name.endswith('/design.md')
+]
 PROGRAMS = sorted([*ROOT.glob('scripts/*.py'), *ROOT.glob('tools/*.py')])
 BLOCK = re.compile(r'^```bash\n(.*?)^```', re.M | re.S)
 
@@ -84,14 +87,14 @@ def test_the_first_page_is_short_and_no_command_is_wider_than_it() -> None:
     assert [line for block in blocks for line in block.splitlines() if len(line) > 100] == []
 
 
-@pytest.mark.parametrize('name', [name for name in PAGES if name.startswith('docs/studies/')])
+@pytest.mark.parametrize('name', DESIGNS)
 def test_the_first_page_says_what_the_design_of_a_study_promised_of_it(name) -> None:
     """A design that promises a sentence names it in a comment, once its outcome has come."""
     page, first_page = PAGES[name], ' '.join(PAGES['README.md'].split())
     promised = re.findall(r'<!-- README says: (.+?) -->', page)
     assert [sentence for sentence in promised if sentence not in first_page] == []
     promises = re.search(r'README (and this page )?says? so', page)
-    assert promised or not promises or 'No run is finished.' in page
+    assert promised or not promises or 'The runs are not finished.' in page
 
 
 def test_the_first_page_s_python_runs_in_the_clone() -> None:
