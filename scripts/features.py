@@ -132,6 +132,12 @@ def main(args: argparse.Namespace) -> int:
         used = np.array([not is_skipped(note) for note in loader.notes])
         names = {name: getattr(records, name)[used] for name in ('path', 'patient', 'study')}
         write_features(args.output, features, names)
+    if unknown := int((names['patient'] == names['path']).sum()):
+        print(
+            f'{unknown:,} of {len(features):,} images name no patient, and each counts as one: '
+            'a table with a column Patient in the folder, or --dataset, says it',
+            file=sys.stderr,
+        )
     for line in describe_notes(loader.notes, records.path):
         print(line, file=sys.stderr)
     rest = '' if used.all() else f', and {(~used).sum()} skipped'

@@ -398,7 +398,7 @@ def score_title(score: str, scores: pd.DataFrame | None = None, *, in_groups: bo
     """Return the name of a score for readers.
 
     A mean gets its number of labels if a long table has it, of everyone or in all groups, or the
-    name of the only label. The mean of five has five labels, but in groups.
+    name of the only label that has enough cases. The mean of five has five labels, but in groups.
     """
     metric, label = parts_of(score)
     title = f'{METRICS[metric].title}, {label_title(label)}'
@@ -411,8 +411,10 @@ def score_title(score: str, scores: pd.DataFrame | None = None, *, in_groups: bo
         return title
     if numbers == [5] and label == MEANS[1]:
         return title
-    counted = scores.loc[scores['metric'] == 'positives', 'label'].unique()
-    if len(counted) == 1:  # a mean over the only label of a binary task
+    classes = scores[scores['metric'].isin(['positives', 'negatives'])]
+    cases = classes[classes['group'] == EVERYONE].groupby('label')['value'].min()
+    counted = cases.index[cases >= FEW_CASES]
+    if numbers == [1] and len(counted) == 1:  # a mean over the only label that can be scored
         return f'{METRICS[metric].title}, {counted[0]}'
     title = f'{METRICS[metric].title}, mean'
     shown_numbers = ' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))

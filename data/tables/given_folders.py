@@ -3,8 +3,12 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from config import Config, check_config, default_config, put
 from data.images.image_source import TABLE_SUFFIXES
@@ -13,7 +17,10 @@ from data.tables.chexpert import read_csv
 from data.tables.folder import MIMIC_TABLES, read_folder
 from data.tables.reading import read_split
 from data.tables.records import Records, csv_names
-from data.tables.table import refuse
+from data.tables.table import Fault, Table, refuse
+
+LOGGER = logging.getLogger(__name__)
+SAID = ('patient', 'study', 'view')  # of an image, by a table
 
 
 def read_data_set(
@@ -46,7 +53,8 @@ def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
     """Read the images of a folder, a packed store or a table in CheXpert's form, unlabelled.
 
     With `dataset`, the folder or store contains this data set, and only the images of the split are
-    read.
+    read. Without it, tables in a folder or store that are in CheXpert's form, such as those that a
+    store keeps of each data set, say patient, study and view of their images.
     """
     if dataset:
         return read_data_set(dataset, place, split)
@@ -54,7 +62,33 @@ def read_images(place: str, dataset: str = '', split: str = 'train') -> Records:
         folder, name = os.path.split(place)
         return read_csv(folder or '.', name, labels=())
     on_fault = partial(refuse, logger=logging.getLogger(__name__))
-    return read_folder(place, allow_all_images=True, on_fault=on_fault)
+    return _described(read_folder(place, allow_all_images=True, on_fault=on_fault))
+
+
+def _described(records: Records) -> Records:
+    """Return images with what the tables in their folder or store say of them.
+
+    A table in which something is wrong is not read, and named.
+    """
+    found: list[pd.DataFrame] = []
+    for file in sorted(records.root.glob('*.csv')):
+        header = {*Table(file, lambda _: None, num_rows=1).cells}
+        if 'Path' not in header or not header & {'Patient', 'Frontal/Lateral'}:
+            continue  # such as boxes of findings
+        faults: list[Fault] = []
+        own = read_csv(records.root, file.name, labels=(), look_up='none', on_fault=faults.append)
+        if wrong := [fault for fault in faults if fault.severity == 'error']:
+            LOGGER.warning('%s is not read for patients and views: %s', file, wrong[0].detail)
+            continue
+        found.append(pd.DataFrame({name: getattr(own, name) for name in ('file', *SAID)}))
+    if not found:
+        return records
+    told = pd.concat(found).drop_duplicates('file').set_index('file').reindex(records.file)
+    is_told = told['patient'].notna().to_numpy()
+    return replace(
+        records,
+        **{name: np.where(is_told, told[name], getattr(records, name)) for name in SAID},
+    )
 
 
 def config_of_data(data_path: str, cfg: str | None, opts: list[str]) -> Config:

@@ -31,7 +31,14 @@ from sweeps.long_table import (
     score_runs,
 )
 from sweeps.run_scores import pretraining_figures
-from sweeps.tables import compare, facts_cells, file_name, write_all_scores, write_score
+from sweeps.tables import (
+    compare,
+    facts_cells,
+    file_name,
+    score_title,
+    write_all_scores,
+    write_score,
+)
 from system.tables import write_table
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.8': 0.1}
@@ -518,7 +525,12 @@ def test_scores_of_few_cases_are_not_in_bold(tmp_path: Path) -> None:
     }
     text = write_all_scores(tmp_path, 'all', scores, sweep, table).read_text()
     cells = zip(*(line.split(' | ') for line in text.splitlines()[2:4]), strict=True)
-    assert [sum('**' in cell for cell in column) for column in cells] == [0, 0, 1, 1, 0]
+    assert [sum('**' in cell for cell in column) for column in cells] == [
+        0,
+        0,
+        1,
+        0,
+    ]  # the mean is that of Edema
     assert 'Without bold, because of fewer than 20 cases of a class: AUROC, Rare.' in text
 
 
@@ -631,3 +643,11 @@ def test_published_values_stand_beside_ours_as_context(tmp_path: Path) -> None:
 def test_published_values_of_other_rows_and_scores_are_refused(published, error, tmp_path) -> None:
     with pytest.raises(ValueError, match=error):
         load_sweep(methods_file(tmp_path, scores=['mean', 'f1:mean'], published=published))
+
+
+def test_a_mean_over_the_only_label_with_enough_cases_has_its_name() -> None:
+    targets = np.zeros((80, 2))
+    targets[:3, 0], targets[:40, 1] = 1, 1  # three positives of the first
+    cases = make_cases(np.random.default_rng(0).random((80, 2)), targets, labels=('few', 'many'))
+    table = score_runs([Scored('row', 0, cases)], ['mean'], resamples=0)
+    assert score_title('mean', table) == 'AUROC, many'

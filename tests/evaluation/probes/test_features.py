@@ -127,6 +127,40 @@ def test_a_folder_a_table_a_data_set_and_a_store_give_the_same(pretrained, tmp_p
     np.testing.assert_array_equal(found['folder']['patient'][rows], found['table']['patient'])
 
 
+def test_a_store_and_a_folder_name_the_patients_of_their_tables(
+    pretrained, tmp_path, capsys, caplog
+) -> None:
+    phantom = tmp_path / 'CheXpert-phantom'
+    make_phantom(phantom, num_train=3, num_valid=1, num_test=1, size=48, seed=0)
+    films = sorted((phantom / 'train').rglob('*.jpg'))[:5]
+    (tmp_path / 'own' / 'films').mkdir(parents=True)
+    for number, film in enumerate(films):
+        film.rename(tmp_path / 'own' / 'films' / f'{number}.jpg')
+    rows = [
+        'Path,Patient,Split,Frontal/Lateral',
+        'films/0.jpg,A,train,Frontal',
+        'films/1.jpg,A,train,Lateral',
+    ]
+    rows += ['films/2.jpg,B,train,Frontal', 'films/3.jpg,B,test,Frontal']  # and 4.jpg in no row
+    (tmp_path / 'own' / 'train.csv').write_text('\n'.join(rows) + '\n')
+    boxes = 'Path,x,y\nfilms/0.jpg,1,2\nfilms/0.jpg,3,4\n'
+    (tmp_path / 'own' / 'boxes.csv').write_text(boxes)
+    store = packed(tmp_path / 'own', tmp_path / 'store', NATIVE)
+    named = ['A', 'A', 'B', 'B']
+    for place, others in ((tmp_path / 'own', ['films/4.jpg']), (store, [])):
+        assert features(place, pretrained, tmp_path / 'f.npz') == 0
+        told = capsys.readouterr().err
+        assert [*read(tmp_path / 'f.npz')['patient']] == [*named, *others]
+        assert ('1 of 5 images name no patient' in told) == bool(others)
+        assert '1 lateral image(s)' in told
+    (tmp_path / 'own' / 'train.csv').write_text(
+        '\n'.join(rows[:2]) + '\nfilms/1.jpg,A,train,Above\n'
+    )
+    assert features(tmp_path / 'own', pretrained, tmp_path / 'f.npz') == 0
+    assert 'train.csv is not read for patients and views: ' in caplog.text
+    assert [*read(tmp_path / 'f.npz')['patient']] == [f'films/{number}.jpg' for number in range(5)]
+
+
 def test_an_encoder_of_frontal_images_names_laterals(pretrained, phantom, tmp_path, capsys) -> None:
     """In a table and a folder. A pre-training on a folder does not state the views."""
     count = (pd.read_csv(phantom / 'train.csv')['Frontal/Lateral'] == 'Lateral').sum()
