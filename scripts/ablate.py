@@ -793,7 +793,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(function=function)
         add_flags(command.add_argument)
-    return parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:  # of the command, whose flags its usage lists
+        commands.choices[args.command].error(f'unrecognized arguments: {" ".join(unknown)}')
+    return args
 
 
 @tool

@@ -3,10 +3,10 @@
 # compute, each fine-tuned with its own tuned rate. docs/howto/compare_methods.md explains it.
 #   bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]
 #   SCALE=starts OWN_WEIGHTS=FILE bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]
-# also probes the frozen encoders, fine-tunes and probes your own weights (default: mae-vit-64px, which ship), and
-# trains a ResNet-18. In the same OUT it adds them to what has finished. SWEEP=FILE: your copy of the sweep.
+# also probes the frozen encoders, fine-tunes and probes your own weights (default: mae-vit-64px, which ship),
+# trains a ResNet-18, and scores view, age and sex alone. In the same OUT it adds them to what has finished. SWEEP=FILE: your copy of the sweep.
 # LABELLED: CheXpert's layout; train.csv and valid.csv are joined. UNLABELLED: a folder or packed store.
-# OUT: default simmim_against_mae_output. SEEDS=5, FOLDS=5. PRETRAIN_OPTS and FINETUNE_OPTS: other
+# OUT: default simmim_against_mae_output. SEEDS=5, FOLDS=5, PARALLEL=2 runs at a time. PRETRAIN_OPTS and FINETUNE_OPTS: other
 # options as 'KEY VALUE ...', such as FINETUNE_OPTS="DATA.LABELS \"['Pneumonia', 'Edema']\"".
 # TRIAL=1 trains for a few steps only, to see whether your data work (use another OUT). CHECK=1 packs, and
 # estimates the hours. The same command resumes.
@@ -56,7 +56,7 @@ leave_out="DATA.LEAVE_OUT '$out/leave_out.csv'"
 
 step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
 "$python" scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --output "$out" --data-path "$store" \
-    --unlabelled "$images" --parallel 2 --keep best ${CHECK:+--check} \
+    --unlabelled "$images" --parallel "${PARALLEL:-2}" --keep best ${CHECK:+--check} \
     --pretrain-opts "$leave_out" "$pretrain" "${PRETRAIN_OPTS:-}" \
     --finetune-opts "$finetune" "${FINETUNE_OPTS:-}"
 if [ -n "${CHECK:-}" ]; then exit; fi

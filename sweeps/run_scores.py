@@ -141,10 +141,15 @@ def option_notes(sweep: Sweep, runs: Runs) -> list[str]:
                 expected.SEED = config.SEED
                 for change in training_changes(stage, (expected, {}), (config, record)):
                     found.setdefault(without_home(change), set()).add(name_of(sweep, row.name))
-    return [
-        f'Runs of {", ".join(sorted(rows))} differ from the sweep file: {change}.'
-        for change, rows in found.items()
-    ]
+    every = {name_of(sweep, name) for name in runs}
+    alike: dict[tuple[str, ...], list[str]] = {}  # rows -> what differs in all of them
+    for change, rows in found.items():
+        alike.setdefault(tuple(sorted(rows)), []).append(change)
+    notes = []
+    for rows, changes in alike.items():
+        who = 'All runs' if {*rows} == every else f'Runs of {", ".join(rows)}'
+        notes.append(f'{who} differ from the sweep file: {"; ".join(changes)}.')
+    return notes
 
 
 def scored_records(

@@ -49,7 +49,7 @@ def test_the_sweep_of_all_starts_compares_the_same_encoder_with_tuned_rates() ->
     frozen = {f'linear_{start}' for start in ('mae', 'simmim', 'own', 'random')}
     fitted = {'mae', 'simmim', 'scratch', 'own', 'resnet18'}
     assert {arm for arm in rows if not arm.endswith(('_low', '_high'))} == {
-        *fitted, *frozen, 'pixels'
+        *fitted, *frozen, 'pixels', 'metadata'
     }  # fmt: skip
     for arm in arms_of(sweep):
         assert arm == [f'{arm[0][:-4]}{rate}_0.1' for rate in ('', '_low', '_high')]

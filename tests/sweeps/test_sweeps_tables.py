@@ -470,6 +470,9 @@ def test_notes_name_unfinished_rows_and_changed_options(tmp_path: Path) -> None:
     folder = run_folder(made.output, 'finetune', sweep.rows[0], 0)
     text = (folder / 'config.yaml').read_text()
     (folder / 'config.yaml').write_text(re.sub('LAYER_DECAY: .*', 'LAYER_DECAY: 0.35', text))
+    for file in (made.output / 'simmim_finetune').rglob('config.yaml'):  # options of all runs
+        text = re.sub('DROP_PATH_RATE: .*', 'DROP_PATH_RATE: 0.45', file.read_text())
+        file.write_text(re.sub('CLIP_GRAD: .*', 'CLIP_GRAD: 7.5', text))
     made.add(sweep.rows[2], 0, finished=False)
     assert table_of(sweep, made, '--scores', 'mean_of_five', 'Edema', seeds=1) == 0
     assert not (made.output / 'swept_Edema_subgroups.tex').exists()
@@ -477,6 +480,8 @@ def test_notes_name_unfinished_rows_and_changed_options(tmp_path: Path) -> None:
         page = (made.output / f'swept_{name}.md').read_text()
         assert 'Not finished: 0.9 seed 0 (stopped).' in page and '- Scored: test' in page
         assert 'Runs of 0.1 differ from the sweep file: TRAIN.LAYER_DECAY' in page
+        (common,) = re.findall('All runs differ from the sweep file: (.*)', page)
+        assert 'MODEL.NUM_CLASSES: ' in common and '-> 0.45' in common and '-> 7.5' in common
     assert '| n/a (note 1) |' in page and 'note 1: A single seed' in page
 
 
