@@ -4,10 +4,11 @@ python scripts/studies/page.py simmim --scale tiny --output OUT
 
 OUT/index.md and OUT/index.html show what is in OUT, and name what is not finished. A line
 `![caption](file)` of the source, alone in its paragraph, is a figure (.png, perhaps with several
-pages file_1.png, file_2.png, ...), a table (.md or .csv) or, with `*`, small images.
-BEST_ROW, BEST_RUN, WORST_ROW and WORST_RUN stand for the rows with the best and the worst first
-score of the sweep, and for the folders of their first runs. With --best-and-worst, these folders
-are printed, and no page is written. Not for clinical use.
+pages file_1.png, file_2.png, ...), a table (.md or .csv), a link (.html) or, with `*`, small
+images. Tables and figures in OUT that the source does not name are linked at the end. BEST_ROW,
+BEST_RUN, WORST_ROW and WORST_RUN stand for the rows with the best and the worst first score of the
+sweep, and for the folders of their first runs. With --best-and-worst, these folders are printed,
+and no page is written. Not for clinical use.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from config import NO_ENCODER
 from evaluation.report.report_page import TEMPLATES
 from sweeps.files import ROOT, Row, Sweep, load_sweep, run_folder
 from sweeps.long_table import MEANS, facts_of, is_synthetic, read_table
-from sweeps.tables import file_name
+from sweeps.tables import file_name, name_of
 from system.files import replace_files
 from system.pages import markdown_table
 from system.tool import tool
@@ -38,6 +39,8 @@ PART = re.compile(r'^!\[(?P<caption>.+)\]\((?P<name>\S+)\)$', re.MULTILINE)
 OTHER_FORMS = ('.pdf', '.svg', '.csv', '.tex')  # that are linked below a figure or table
 MOST_ROWS, MOST_PAGES = 12, 3  # of a table or figure that is not folded
 LINE = re.compile(r'^\|', re.MULTILINE)
+LINK = re.compile(r'\]\(([^)]+)\)')
+UNKNOWN = {'BEST_ROW': 'not known yet', 'WORST_ROW': 'not known yet'}
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,6 +72,8 @@ def fill(source: str, folder: Path, words: Mapping[str, str]) -> tuple[str, list
         if not files:
             missing.append(name)
             return f'> **Not finished:** {caption} (`{name}`)'
+        if name.endswith('.html'):
+            return f'[{caption}]({name})'
         kind = 'Figure' if name.endswith('.png') else 'Table'
         numbers[kind] += 1
         title = f'{kind} {numbers[kind]}'
@@ -130,8 +135,29 @@ def small_images(folder: Path, files: list[Path]) -> str:
 def links(folder: Path, files: list[Path]) -> str:
     """Return links to files and to their other forms."""
     forms = [form for file in files for form in (file, *map(file.with_suffix, OTHER_FORMS))]
-    names = dict.fromkeys(form.relative_to(folder) for form in forms if form.is_file())
+    forms = [part for form in forms for part in found(folder, str(form.relative_to(folder)))]
+    names = dict.fromkeys(form.relative_to(folder) for form in forms)
     return f'<small>Files: {", ".join(f"[{name.name}]({name})" for name in names)}</small>'
+
+
+def others(folder: Path, text: str) -> str:
+    """Return links to the tables and figures that a text does not link, in the same folders.
+
+    Those of single runs are in the reports of these runs.
+    """
+    linked = {*LINK.findall(text)}
+    parts = {Path(name).parent for name in linked if name.count('/') < 2}
+    names = sorted(
+        str(file.relative_to(folder))
+        for part in {Path(), *parts}
+        for file in (folder / part).iterdir()
+        if file.suffix in ('.md', '.png', *OTHER_FORMS) and file.stem != 'index'
+    )
+    names = [name for name in names if name not in linked]
+    if not names:
+        return ''
+    listed = ', '.join(f'[{name}]({name})' for name in names)
+    return f'\n\n## Other tables and figures\n\n<small>{listed}</small>\n'
 
 
 def describe(sweep: Sweep, scale: str, scores: pd.DataFrame | None) -> Iterator[str]:
@@ -164,7 +190,7 @@ def best_and_worst(sweep: Sweep, folder: Path) -> dict[str, str]:
     words = {}
     for word, name in (('BEST', values.idxmax()), ('WORST', values.idxmin())):
         run = first_run(folder, rows[name]).relative_to(folder)
-        words |= {f'{word}_ROW': name, f'{word}_RUN': str(run)}
+        words |= {f'{word}_ROW': name_of(sweep, name), f'{word}_RUN': str(run)}
     return words
 
 
@@ -195,7 +221,7 @@ def render(title: str, text: str, flags: list[str]) -> str:
 def main(args: argparse.Namespace) -> int:
     folder = args.output
     sweep = load_sweep(PAGES.parent / f'{args.study}.yaml', args.scale)
-    words = best_and_worst(sweep, folder)
+    words = UNKNOWN | best_and_worst(sweep, folder)
     if args.best_and_worst:
         print(words['BEST_RUN'], words['WORST_RUN'], sep='\n')
         return 0
@@ -205,9 +231,11 @@ def main(args: argparse.Namespace) -> int:
     title, _, source = source.partition('\n')
     title = title.removeprefix('# ')
     text, missing = fill(source, folder, words)
+    text += others(folder, text)
     flags = ['Not for clinical use'] + ['Synthetic X-rays'] * is_synthetic(scores)
     if missing:
-        flags.append(f'{len(missing)} parts are not finished')
+        lacking = f'{len(missing)} part{"s are" if len(missing) > 1 else " is"} not finished'
+        flags.append(lacking)
     about = ' '.join(describe(sweep, args.scale, scores))
     page = f'# {title}\n\n**{". ".join(flags)}.**\n\n{about}\n{text}'
     body = f'{about}\n{text}'

@@ -62,14 +62,37 @@ def test_the_page_shows_the_maps_of_the_best_and_the_worst_row(tmp_path: Path) -
     write(runs, *(f'tiny_simmim_{row}_seed3/maps/edema.png' for row in ('mlp', 'l2', 'block')))
     found = script.best_and_worst(script.load_sweep(sweep, 'tiny'), tmp_path)
     assert found == {
-        'BEST_ROW': 'l2',
+        'BEST_ROW': 'L2 loss',
         'BEST_RUN': 'simmim_finetune/tiny_simmim_l2_seed3',
-        'WORST_ROW': 'mlp',
+        'WORST_ROW': 'MLP head',
         'WORST_RUN': 'simmim_finetune/tiny_simmim_mlp_seed3',
     }
     text, missing = filled(tmp_path, '![BEST_ROW: where](BEST_RUN/maps/*.png)\n', **found)
-    assert text.startswith('**Figure 1.** l2: where\n') and not missing
+    assert text.startswith('**Figure 1.** L2 loss: where\n') and not missing
     assert f'src="{found["BEST_RUN"]}/maps/edema.png"' in text and '>edema</figcaption>' in text
+
+
+def test_a_report_is_a_link_once_it_is_there(tmp_path: Path) -> None:
+    source = '![Report](BEST_RUN/report.html)'
+    assert filled(tmp_path, source)[1] == ['BEST_RUN/report.html']
+    write(tmp_path, 'run/report.html')
+    assert filled(tmp_path, source, BEST_RUN='run') == ('[Report](run/report.html)', [])
+
+
+def test_all_pages_of_a_table_in_latex_are_linked(tmp_path: Path) -> None:
+    write(tmp_path, 'a.md', text='| row |\n| --- |\n| b |\n')
+    write(tmp_path, 'a.csv', 'a_1.tex', 'a_2.tex', 'a_losses.tex')
+    text, _ = filled(tmp_path, '![Scores](a.md)')
+    assert re.findall(r'\]\(([^)]*)\)', text) == ['a.md', 'a.csv', 'a_1.tex', 'a_2.tex']
+
+
+def test_what_the_source_does_not_name_is_linked_at_the_end(tmp_path: Path) -> None:
+    write(tmp_path, 'a.png', 'a.pdf', 'a_kappa.csv', 'data/c.png', 'data/d.csv', 'index.md')
+    write(tmp_path, 'runs/one/e.png', 'phantom/train.csv', 'log.txt')
+    text, _ = filled(tmp_path, '![A](a.png)\n\n![C](data/c.png)')
+    listed = load_script('studies/page').others(tmp_path, text)
+    assert re.findall(r'\]\(([^)]*)\)', listed) == ['a_kappa.csv', 'data/d.csv']
+    assert load_script('studies/page').others(tmp_path, text + listed) == ''
 
 
 class Tags(HTMLParser):
@@ -91,8 +114,13 @@ def test_a_page_of_committed_results_says_what_its_scores_are_of(tmp_path: Path,
     shown = {values['src'] for tag, values in tags.found if tag == 'img'}
     assert shown == {'simmim_masks.png', 'simmim_mean_of_five_differences.png'}
     headings = [values['id'] for tag, values in tags.found if tag == 'h2']
-    assert headings == ['data', 'methods', 'results', 'subgroups', 'images']
-    assert {f'#{name}' for name in headings} <= {v.get('href') for t, v in tags.found if t == 'a'}
+    chapters = ['data', 'methods', 'results', 'subgroups', 'images']
+    assert headings == [*chapters, 'other-tables-and-figures']
+    links = {values['href'] for tag, values in tags.found if tag == 'a'}
+    assert {f'#{name}' for name in headings} <= links
+    files = {link for link in links if not link.startswith('#')}
+    assert {file.name for file in tmp_path.glob('*.csv')} <= files
+    assert all((tmp_path / file).is_file() for file in files)
     for word in ('Not for clinical use', 'Synthetic X-rays', 'seeds 0, 1', '10 rows', '200 synth'):
         assert word in page and word in text
     lacking = capsys.readouterr().out.count('not finished: ')
