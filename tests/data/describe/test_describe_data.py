@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, row, write
 from PIL import Image
-from tiny import config_with, run_script
+from tiny import ROOT, config_with, run_script
 
 from config import Config
 from data.describe.description import TARGETS, UNITS, build_description
@@ -176,6 +176,8 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
     meanings = (tmp_path / 'out' / 'observations.md').read_text()
     assert meanings.count('\n| ') == 1 + len(LABELS) and 'Fleischner' in meanings
     assert {*MEANINGS} == {*LABELS}
+    page = (ROOT / 'docs/explanation/policies.md').read_text()
+    assert '\n'.join(f'| {name} | {text} |' for name, text in MEANINGS.items()) in page
     svg = (tmp_path / 'out' / 'examples.svg').read_text()
     texts = re.findall(r'<text[^>]*>([^<]*)</text>', svg)
     assert [text for text in texts if 'Finding' in text] == ['Any Finding', 'No Finding']
