@@ -1,4 +1,4 @@
-"""Draw an X-ray under every type of mask with several unit sizes and ratios.
+"""Draw an X-ray under masks of every type, or of some, with several unit sizes and ratios.
 
 python scripts/show_masks.py --image FILE --output FILE.png [--size 192 --patch 4 --opts KEY VALUE]
 """
@@ -21,7 +21,16 @@ from data.loader import sample_rng
 from data.masking import MASKS, MaskGenerator, average_distance
 from data.transforms import FILTERS, centre_crop
 from evaluation.reconstruction import pixel_mask
-from system.pages import FONT, SMALL, WIDTH, new_figure, page_files, split_pages
+from system.pages import (
+    FONT,
+    NOTE,
+    SMALL,
+    WIDTH,
+    new_figure,
+    note_on_images,
+    page_files,
+    split_pages,
+)
 from system.tool import tool
 
 HIDDEN_COLOUR = np.array([38, 70, 108])
@@ -38,6 +47,7 @@ def parse_args() -> argparse.Namespace:
     add('--patch', type=int, default=4, help='side of a token in pixels')
     add('--units', type=int, nargs='+', default=[16, 32], help='sides of a mask unit in pixels')
     add('--ratios', type=float, nargs='+', default=[0.3, 0.6, 0.8], help='shares of hidden units')
+    add('--types', nargs='+', choices=MASKS, default=[*MASKS], help='types of masks')
     add('--seed', type=int, default=0, help='seed of the masks')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options of masks, in pairs')
     return parser.parse_args()
@@ -60,12 +70,12 @@ def draw_grid(
     config = default_config()
     config.merge_from_list(args.opts)
     check_values(config, 'simmim')
-    height = 0.3 + len(MASKS) * (side + 0.4)
+    height = 0.3 + NOTE + len(args.types) * (side + 0.4)
     figure = new_figure(height, side * (len(columns) + 1.1))
-    grid = figure.add_gridspec(len(MASKS), len(columns) + 1)
+    grid = figure.add_gridspec(len(args.types), len(columns) + 1)
     original = _add_image(figure, grid[:, 0], np.repeat(pixels[..., None], 3, axis=2) / 255)
     original.set_title(f'X-ray,\n{args.size} px', fontsize=SMALL)
-    for row, mask_type in enumerate(MASKS):
+    for row, mask_type in enumerate(args.types):
         options = MASKS.options_of(mask_type, config)
         for column, (unit, ratio) in enumerate(columns, start=1):
             generator = MaskGenerator(args.size, unit, args.patch, ratio, mask_type, options)
@@ -79,6 +89,7 @@ def draw_grid(
                 ax.set_title(f'{unit} px,\nratio {ratio:g}', fontsize=SMALL)
             if column == 1:
                 ax.set_ylabel(mask_type, fontsize=FONT, fontweight='bold')
+    figure.supxlabel(note_on_images([args.image]), fontsize=SMALL)
     return figure
 
 
@@ -100,7 +111,7 @@ def main(args: argparse.Namespace) -> int:
     for file, figure, page in zip(files, figures, pages, strict=True):
         figure.savefig(file, dpi=DPI)
         shown = ', '.join(f'{unit} px at {ratio}' for unit, ratio in page)
-        print(f'{file}: {", ".join(MASKS)}; units and ratios: {shown}')
+        print(f'{file}: {", ".join(args.types)}; units and ratios: {shown}')
     return 0
 
 

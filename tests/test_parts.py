@@ -47,11 +47,13 @@ def test_a_mask_of_ones_own_is_shown_by_the_tool(tmp_path, add_part, capsys) -> 
     add_part('DATA.MASK_TYPE', 'stripes', 'stripes_mask', STRIPES, 'DATA.STRIPES', {'FIRST': first})
     xray(64, 64, seed=1).save(tmp_path / 'x.png')
     words = ['--image', tmp_path / 'x.png', '--output', tmp_path / 'masks.png', '--size', 64]
-    words += ['--units', 16, '--ratios', 0.5, '--opts', 'DATA.STRIPES.FIRST']
+    words += ['--units', 16, '--ratios', 0.5, '--types', 'stripes', '--opts', 'DATA.STRIPES.FIRST']
     # At 0 the upper half is hidden, 1 to 32 px from a visible pixel; at 4 a middle, 1 to 16 px.
     for value, distance in ((0, '16.50'), (4, '8.50')):
         assert run_script('show_masks', *words, value) == 0
-        assert f'stripes, 16 px, ratio 0.5: AvgDist {distance} px' in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert f'stripes, 16 px, ratio 0.5: AvgDist {distance} px' in printed
+        assert 'random' not in printed, 'only the types that are asked for'
     assert run_script('show_masks', *words, 9) != 0
     assert 'DATA.STRIPES.FIRST must be a number in [0, 8]' in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ export PHANTOM=${PHANTOM:---mimic --rarer 0.75 --train 250 --valid 250 --test 20
 . "$(dirname "$0")/run.sh" mae_resnet "$@"
 describe --examples 4
 if [ "$scale" = tiny ]; then size=64 patch=8; else size=224 patch=16; fi
-masks --size $size --patch $patch --units $patch --ratios 0.25 0.5 0.75
+masks --types random --size $size --patch $patch --units $patch --ratios 0.25 0.5 0.75
 reconstructions
 reports
 # The earlier task of the study, with one seed.
