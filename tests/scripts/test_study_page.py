@@ -9,6 +9,12 @@ import pytest
 from PIL import Image
 from tiny import ROOT, load_script, run_script
 
+from config import config_text
+from scripts.phantom import make_phantom
+from scripts.phantom_mimic import make_mimic_phantom
+from sweeps.files import expected_config, load_sweep
+
+PHANTOMS = {'mae_resnet': make_mimic_phantom, 'contrastive': make_phantom, 'simmim': make_phantom}
 SOURCES = sorted((ROOT / 'scripts/studies/pages').glob('*.md'))
 
 
@@ -138,3 +144,19 @@ def test_each_part_of_a_page_stands_alone_in_its_paragraph(source: Path) -> None
     parts = load_script('studies/page').PART.findall(text)
     assert len(parts) == text.count('![') > 10
     assert all(f'\n\n![{caption}]({name})\n' in text for caption, name in parts)
+
+
+@pytest.mark.parametrize('study', PHANTOMS)
+def test_each_part_about_the_data_of_a_study_is_made(study: str, tmp_path: Path) -> None:
+    """A part that the data set cannot have would be called unfinished for ever."""
+    PHANTOMS[study](tmp_path / 'phantom', num_train=8, num_valid=3, num_test=3, size=40)
+    row = load_sweep(ROOT / f'scripts/studies/{study}.yaml', 'tiny').rows[0]
+    file = tmp_path / 'config.yaml'
+    file.write_text(config_text(expected_config(row, 'finetune')))
+    words = ['--data-path', tmp_path / 'phantom', '--output', tmp_path / 'data', '--cfg', file]
+    opts = ['DATA.TRAIN_IMAGES', 4] if study == 'mae_resnet' else ['DATA.TRAIN_IMAGES', 0]
+    assert run_script('describe_data', *words, '--examples', 1, '--opts', *opts) == 0
+    source = (ROOT / f'scripts/studies/pages/{study}.md').read_text()
+    text, missing = filled(tmp_path, source)
+    assert '](data/targets.md)' in text
+    assert not [name for name in missing if name.startswith('data/')]
