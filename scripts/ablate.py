@@ -127,7 +127,7 @@ from sweeps.tables import (
     write_score,
 )
 from system.files import replace_file
-from system.pages import page_files
+from system.pages import listed, page_files
 from system.tables import write_table
 from system.tool import Paragraphs, at_least, tool
 
@@ -521,7 +521,7 @@ def table_of_runs(args: argparse.Namespace) -> None:
         sweep = only_rows(sweep, args.row) if args.row else sweep
         found, missing = finished_runs(sweep, seeds_of(args), args.output)
         runs = {row: {seed: own for seed, (own,) in found[row].items()} for row in found}
-        notes = [f'Not finished: {", ".join(missing)}.'] if missing else []
+        notes = [f'Not finished: {listed(missing)}.'] if missing else []
         notes += option_notes(sweep, runs)
     scores = args.scores or [*sweep.scores]
     read = read_runs(runs, sweep, split=args.split or sweep.split, groups=groups)

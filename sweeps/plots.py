@@ -22,17 +22,15 @@ from matplotlib.patheffects import withStroke
 from config import NO_ENCODER
 from data.masking import average_distance, mask_generator
 from evaluation.model_comparison import CLEAR_VERDICTS, ENDS, MISSING, t_interval
-from evaluation.notices import notices
 from sweeps.files import Row, Sweep, expected_config, subset_size
 from sweeps.long_table import (
     EVERYONE,
     MEANS,
     facts_of,
     is_synthetic,
-    known_of_table,
     parts_of,
 )
-from sweeps.tables import name_of, score_title, subset_title, title_of
+from sweeps.tables import notices_of, score_title, subset_title, title_of
 from system.files import atomic_writer
 from system.pages import (
     NOT_FOR_CLINICAL_USE,
@@ -573,10 +571,7 @@ def told_of_runs(scores: pd.DataFrame | None, sweep: Sweep | None) -> str:
     """Return what a caption says about the facts of the runs of a long table, if it is known."""
     if scores is None:
         return UNKNOWN_RUNS
-    known, wanted = known_of_table(scores)
-    if sweep is not None:
-        known = {(name_of(sweep, row), seed): parts for (row, seed), parts in known.items()}
-    return ' '.join(notice.short for notice in notices(known, wanted=wanted))
+    return ' '.join(notice.short for notice in notices_of(scores, sweep))
 
 
 def add_note(

@@ -17,7 +17,8 @@ from evaluation.model_comparison import (
     compare_rows,
     summarise,
 )
-from evaluation.notices import notices
+from evaluation.notices import Notice, notices
+from evaluation.run_facts import LABELS
 from sweeps.distinctions import distinctions
 from sweeps.files import BASELINES, Sweep
 from sweeps.long_table import (
@@ -308,11 +309,30 @@ def write_all_scores(
 
 def about_runs(table: pd.DataFrame | None, sweep: Sweep) -> list[str]:
     """Say which facts about the runs of a long table, if it is known, a reader must know."""
-    if table is None:
-        return []
+    return [] if table is None else [notice.text for notice in notices_of(table, sweep)]
+
+
+def notices_of(table: pd.DataFrame, sweep: Sweep | None) -> list[Notice]:
+    """Return the notices about the runs of a long table.
+
+    In a comparison of methods, names and columns of the rows tell their share of the labels. It is
+    a notice only if rows that should have the same one differ.
+    """
     known, wanted = known_of_table(table)
+    if sweep is None:
+        return notices(known, wanted=wanted)
+    subsets = {row.name: row.subset for row in sweep.rows}
+    shares: dict[str, set[str | None]] = {}
+    for (row, _), parts in known.items():
+        subset = subsets.get(row, row.partition('_')[2])
+        shares.setdefault(subset, set()).update(part.facts.get(LABELS) for part in parts)
+    if sweep.subsets and all(len(found) == 1 and None not in found for found in shares.values()):
+        known = {
+            run: [part._replace(facts={**part.facts, LABELS: ''}) for part in parts]
+            for run, parts in known.items()
+        }
     known = {(name_of(sweep, row), seed): parts for (row, seed), parts in known.items()}
-    return [notice.text for notice in notices(known, wanted=wanted)]
+    return notices(known, wanted=wanted)
 
 
 def about_data(table: pd.DataFrame | None) -> list[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from sweep_runs import MadeRuns, make_sweep
-from tiny import run_script
+from tiny import ROOT, run_script
 
 from evaluation.run_facts import (
     BY_HAND,
@@ -27,8 +27,10 @@ from evaluation.run_facts import (
     WEIGHTS,
     Known,
 )
-from sweeps.files import Sweep, run_folder
+from sweeps.files import Sweep, load_sweep, run_folder
 from sweeps.joined import ranks_table, read_joined_known, write_ranks
+from sweeps.long_table import FACT
+from sweeps.tables import notices_of
 
 ROWS, SEEDS = ('0.1', '0.6'), (0, 1)
 LEAK = 'a.pth was trained with 3 of the 90 patients of test, so their scores are too high'
@@ -111,6 +113,24 @@ def test_each_table_tells_doubts_and_differences_and_clean_runs_need_no_words(ma
         f'0.1: {SHARED}, {SEEN}; 0.6: {ON_VALID}, {BY_HAND}',
         f'0.6: {ON_VALID}, {BY_HAND}',
     ]
+
+
+@pytest.mark.parametrize('last, told', [('100 %', False), ('99 %', True)])
+def test_the_share_that_names_a_row_is_told_if_others_with_its_name_differ(last, told) -> None:
+    sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')
+    shares = {'moco_0.1': '10 %', 'swav_0.1': '10 %', 'moco_1': '100 %', 'swav_1': last}
+    lines = [
+        {'row': row, 'seed': '0', 'fold': '', 'metric': FACT, 'label': f'{fact}: {value}'}
+        for row, share in shares.items()
+        for fact, value in {
+            **dict.fromkeys((SEED, PRECISION, EPOCH, WEIGHTS, MODE), 'equal'),
+            SIZE: '80 px' if row == 'swav_1' else '64 px',
+            LABELS: share,
+        }.items()
+    ]
+    texts = [notice.text for notice in notices_of(pd.DataFrame(lines).assign(value=1), sweep)]
+    assert any(text.startswith(f'Different {LABELS}: 10 % (MoCo') for text in texts) == told
+    assert any(text.startswith(f'Different {SIZE}: ') for text in texts)
 
 
 def test_each_figure_tells_doubts_and_differences(made: tuple, monkeypatch) -> None:

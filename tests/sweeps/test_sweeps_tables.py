@@ -483,6 +483,9 @@ def test_notes_name_unfinished_rows_and_changed_options(tmp_path: Path) -> None:
         (common,) = re.findall('All runs differ from the sweep file: (.*)', page)
         assert 'MODEL.NUM_CLASSES: ' in common and '-> 0.45' in common and '-> 7.5' in common
     assert '| n/a (note 1) |' in page and 'note 1: A single seed' in page
+    assert table_of(sweep, made, '--scores', 'Edema', seeds=40) == 0
+    (line,) = re.findall('- (Not finished: .*)', (made.output / 'swept_Edema.md').read_text())
+    assert len(line) < 300 and re.search(r'0.1 seed 1 \(not started\).* and \d\d+ more\.$', line)
 
 
 def test_rows_scored_on_other_cases_are_not_compared(two_rows: tuple) -> None:
