@@ -1,6 +1,6 @@
-"""Put the reconstructions of several pre-trainings side by side, under the names of their runs.
+"""Put the reconstructions of several pre-trainings side by side, under names or those of the runs.
 
-python scripts/show_reconstructions.py RUN_FOLDER RUN_FOLDER ... --output FILE.png
+python scripts/show_reconstructions.py [NAME=]RUN_FOLDER [NAME=]RUN_FOLDER ... --output FILE.png
 
 The newest file reconstructions/epoch_N.png of each run is shown. The held-out images are the same
 for runs on the same data with the same held-out patients.
@@ -25,7 +25,7 @@ DPI = 300  # keeps the pixels of the files, which are shown at half of their siz
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('runs', type=Path, nargs='+', metavar='RUN_FOLDER')
+    parser.add_argument('runs', nargs='+', metavar='[NAME=]RUN_FOLDER')
     parser.add_argument('--output', required=True, type=Path, metavar='FILE.png')
     return parser.parse_args()
 
@@ -41,13 +41,20 @@ def newest(run: Path) -> Path:
     return max(files, key=lambda file: int(re.sub(r'\D', '', file.stem)))
 
 
+def name_and_folder(word: str) -> tuple[str, Path]:
+    """Return the name and the folder of NAME=FOLDER, or the name of a folder and the folder."""
+    name, _, folder = word.partition('=')
+    return (name, Path(folder)) if folder and not Path(word).is_dir() else ('', Path(word))
+
+
 @tool
 def main(args: argparse.Namespace) -> int:
-    images = [Image.open(newest(run)) for run in args.runs]
+    runs = [name_and_folder(word) for word in args.runs]
+    images = [Image.open(newest(folder)) for _, folder in runs]
     width = WIDTH / COLUMNS
     letters = round(FONT_WIDTH * width)
-    names = [run.name.replace('_', '_ ') for run in args.runs]  # a line may end after a _
-    titles = [textwrap.fill(name, letters).replace('_ ', '_') for name in names]
+    names = [name or folder.name.replace('_', '_ ') for name, folder in runs]
+    titles = [textwrap.fill(name, letters).replace('_ ', '_') for name in names]  # breaks after a _
     height = 0.15 * (1 + max(title.count('\n') + 1 for title in titles))
     height += width * max(image.height / image.width for image in images)
     pages = split_pages([*zip(titles, images, strict=True)], COLUMNS * int(TALLEST / height))

@@ -8,7 +8,8 @@ pages file_1.png, file_2.png, ...), a table (.md or .csv), a link (.html) or, wi
 images. Tables and figures in OUT that the source does not name are linked at the end. BEST_ROW,
 BEST_RUN, WORST_ROW and WORST_RUN stand for the rows with the best and the worst first score of the
 sweep, and for the folders of their first runs. With --best-and-worst, these folders are printed,
-and no page is written. Not for clinical use.
+and with --reconstructions the TITLE=FOLDER of the pre-trainings that have some, and no page is
+written. Not for clinical use.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from config import NO_ENCODER
 from evaluation.report.report_page import TEMPLATES
 from sweeps.files import ROOT, Row, Sweep, load_sweep, run_folder
 from sweeps.long_table import MEANS, facts_of, is_synthetic, read_table
-from sweeps.tables import file_name, name_of
+from sweeps.tables import file_name, name_of, title_of
 from system.files import replace_files
 from system.pages import markdown_table
 from system.tool import tool
@@ -50,6 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--scale', required=True, help='scale of the sweep')
     parser.add_argument('--output', required=True, type=Path, help='folder of the study')
     parser.add_argument('--best-and-worst', action='store_true', help='see above')
+    parser.add_argument('--reconstructions', action='store_true', help='see above')
     return parser.parse_args()
 
 
@@ -174,7 +176,8 @@ def describe(sweep: Sweep, scale: str, scores: pd.DataFrame | None) -> Iterator[
     numbers = ' to '.join(f'{number:,.0f}' for number in sorted({cases.min(), cases.max()}))
     kind = 'synthetic ' if is_synthetic(scores) else ''
     cases = f'{numbers} {kind}cases ({split}, one {level} each)'
-    yield f'Scored: {cases}, {rows} rows, seeds {", ".join(seeds)}.'
+    seeds = f'seed{"s" if len(seeds) > 1 else ""} {", ".join(seeds)}'
+    yield f'Scored: {cases}, {rows} rows, {seeds}.'
 
 
 def best_and_worst(sweep: Sweep, folder: Path) -> dict[str, str]:
@@ -201,6 +204,16 @@ def first_run(folder: Path, row: Row) -> Path:
     return next(iter(runs), pattern)
 
 
+def reconstructed(sweep: Sweep, folder: Path) -> list[str]:
+    """Return TITLE=FOLDER of the first seed of each pre-training that has reconstructions."""
+    runs = {run_folder(folder, 'simmim', row, 0): row for row in sweep.rows}
+    return [
+        f'{title_of(sweep, row.name)[1]}={run}'
+        for run, row in runs.items()
+        if run is not None and (run / 'reconstructions').is_dir()
+    ]
+
+
 def render(title: str, text: str, flags: list[str]) -> str:
     """Return a page in HTML, in the style of the reports."""
     markdown = Markdown(extensions=['tables', 'toc', 'md_in_html', 'sane_lists'])
@@ -224,6 +237,9 @@ def main(args: argparse.Namespace) -> int:
     words = UNKNOWN | best_and_worst(sweep, folder)
     if args.best_and_worst:
         print(words['BEST_RUN'], words['WORST_RUN'], sep='\n')
+        return 0
+    if args.reconstructions:
+        print('\n'.join(reconstructed(sweep, folder)))
         return 0
     file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)
     scores = read_table(file) if file else None

@@ -75,8 +75,8 @@ masks() {
 # reconstructions: those of all pre-trainings of the first seed, side by side.
 reconstructions() {
     local runs
-    mapfile -t runs < <(find "$out"/*_pretrain -path '*_seed0/reconstructions' -printf '%h\n' | sort)
-    [ ${#runs[@]} = 0 ] || $python scripts/show_reconstructions.py "${runs[@]}" --output "$out/images/reconstructions.png"
+    mapfile -t runs < <($python scripts/studies/page.py "$name" --scale "$scale" --output "$out" --reconstructions)
+    [ -z "${runs[*]}" ] || $python scripts/show_reconstructions.py "${runs[@]}" --output "$out/images/reconstructions.png"
 }
 # reports: those of the rows with the best and the worst score, with saliency maps.
 reports() {

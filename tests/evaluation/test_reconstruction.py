@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.interpolate import griddata
-from tiny import run_script
+from tiny import load_script, run_script
 
 from evaluation.reconstruction import (
     Reconstruction,
@@ -92,8 +92,12 @@ def test_the_last_reconstructions_of_runs_are_put_side_by_side(tmp_path, capsys)
         for epoch, shade in ((9, 255 - level), (10, level)):
             image = Image.new('RGB', (220, 110), (shade, shade, shade))
             image.save(tmp_path / run / f'reconstructions/epoch_{epoch}.png')
-    words = [tmp_path / 'size_4', tmp_path / 'size_16', '--output', tmp_path / 'both.png']
+    words = [tmp_path / 'size_4', f'16 px={tmp_path}/size_16', '--output', tmp_path / 'both.png']
     assert run_script('show_reconstructions', *words) == 0
+    script = load_script('show_reconstructions')
+    assert script.name_and_folder(words[1]) == ('16 px', tmp_path / 'size_16')
+    (tmp_path / 'a=b').mkdir()
+    assert script.name_and_folder(f'{tmp_path}/a=b') == ('', tmp_path / 'a=b')
     pixels = np.asarray(Image.open(tmp_path / 'both.png').convert('L'))
     middle = pixels[len(pixels) * 2 // 3]
     assert middle[len(middle) // 4] == 40 and middle[len(middle) * 3 // 4] == 200

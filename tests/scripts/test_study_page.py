@@ -78,6 +78,15 @@ def test_the_page_shows_the_maps_of_the_best_and_the_worst_row(tmp_path: Path) -
     assert f'src="{found["BEST_RUN"]}/maps/edema.png"' in text and '>edema</figcaption>' in text
 
 
+def test_reconstructions_have_the_titles_of_their_rows(tmp_path: Path, capsys) -> None:
+    words = ['mae_resnet', '--scale', 'tiny', '--output', tmp_path, '--reconstructions']
+    assert run_script('studies/page', *words) == 0 and capsys.readouterr().out == '\n'
+    run = tmp_path / 'simmim_pretrain/mae_resnet_ours_pretrained_0.25_seed0'
+    write(run, 'reconstructions/epoch_29.png')
+    assert run_script('studies/page', *words) == 0
+    assert capsys.readouterr().out == f'ours: own MAE, 25 %={run}\n'
+
+
 def test_a_report_is_a_link_once_it_is_there(tmp_path: Path) -> None:
     source = '![Report](BEST_RUN/report.html)'
     assert filled(tmp_path, source)[1] == ['BEST_RUN/report.html']
