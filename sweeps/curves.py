@@ -40,6 +40,7 @@ CONTRASTIVE_NOTE = (
     'Contrastive losses depend on the number of images compared at once, which differs between '
     'methods, and between training and held-out images.'
 )
+FARTHEST = 5  # a loss before training that is so many times that of the epochs is not on the axis
 COLUMNS, PANEL = 3, 1.95  # columns of panels with learning curves, and their height
 LONG_PANEL = 20  # letters in a line of a title
 
@@ -98,7 +99,8 @@ def plot_curves(
     spans = {}  # unit -> limits of the axis
     for unit in units.values():
         tables = [found[name] for name in found if units[name] == unit]
-        spans[unit] = span_of(pd.concat(tables)[['low', 'high']])
+        shown = pd.concat([table[~_is_beyond(table)] for table in tables])
+        spans[unit] = span_of(shown[['low', 'high']])
     has_band = any(table['seeds'].max() > 1 for table in found.values())
     files = []
     for file, page in paged(path, chosen, COLUMNS * int((TALLEST - 0.6) / PANEL)):
@@ -122,6 +124,8 @@ def plot_curves(
             notes += [words for name, words in DRAWN.items() if name in {*shown['drawn']}]
             worse = [titles[row.name] for row in page if _is_worse_than_chance(found[row.name])]
             notes += [f'Worse than chance at the end: {listed(worse)}.'] if worse else []
+            beyond = [titles[row.name] for row in page if _is_beyond(found[row.name]).any()]
+            notes += [f'Before training beyond the axis: {listed(beyond)}.'] if beyond else []
             notes += [SHARED] if len({*units.values()}) < len(units) else []
             notes += [OWN_L1_NOTE] if OWN_L1 in {*shown['metric']} else []
             is_contrastive = pretrain and any(row.pretraining == 'contrastive' for row in page)
@@ -157,6 +161,15 @@ def _unit_of(row: Row, losses: pd.DataFrame, *, pretrain: bool) -> tuple[str, ..
     if OWN_L1 in {*losses['metric']}:
         return (OWN_L1,)
     return config.MODEL.SIMMIM.LOSS, config.MODEL.SIMMIM.TARGET
+
+
+def _is_beyond(losses: pd.DataFrame) -> pd.Series:
+    """Return which losses of a row are not on the axis, where they would hide all others.
+
+    Random weights of a deep network without a pre-training can have a loss of a million.
+    """
+    is_before = losses['epoch'] == 0
+    return is_before & (losses['high'] > FARTHEST * losses.loc[~is_before, 'high'].max())
 
 
 def _is_worse_than_chance(losses: pd.DataFrame) -> bool:

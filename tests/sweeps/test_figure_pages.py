@@ -174,6 +174,23 @@ def test_curves_of_the_same_loss_share_the_axis_and_others_have_their_own(
     assert len({*after.values()}) == 1
 
 
+def test_a_huge_loss_before_training_does_not_hide_the_others(tmp_path: Path, saved) -> None:
+    """As of Inception V3 from random weights, beside five networks."""
+    sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')
+    rows = {row.method: row for row in sweep.rows if row.subset == '1'}
+    for method, start in {'inception_v3': 2.1e6, 'resnet50': 0.7}.items():
+        folder = run_folder(tmp_path, 'finetune', rows[method], 0)
+        folder.mkdir(parents=True)
+        losses = enumerate((start, 0.6, 0.5), start=-1)
+        records = [json.dumps({'epoch': epoch, 'holdout_loss': loss}) for epoch, loss in losses]
+        (folder / 'metrics.jsonl').write_text('\n'.join(records))
+    curves.plot_curves(tmp_path / 'c.png', sweep, [0], tmp_path, pretrain=False)
+    for axis in (axis for axis in saved[0].axes if axis.get_title()):
+        assert 0.4 < axis.get_ylim()[0] < 0.5 and 0.7 < axis.get_ylim()[1] < 0.8
+    note = ' '.join(saved[0].get_supxlabel().split())
+    assert 'Before training beyond the axis: Inception V3.' in note
+
+
 def test_a_loss_that_is_worse_than_chance_is_named(tmp_path: Path, saved) -> None:
     sweep = load_sweep(ROOT / 'scripts/studies/contrastive.yaml', 'tiny')
     rows = {row.method: row for row in sweep.rows if row.subset == '1'}
