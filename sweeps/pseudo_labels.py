@@ -278,7 +278,7 @@ class PseudoLabels:
 
 
 def write_tables(works: Sequence[PseudoLabels], output: Path) -> list[Path]:
-    """Write a table of each metric, and a figure of the AUROC by round if there are students.
+    """Write a table of each metric, and a figure of the AUROC by round.
 
     Args:
         works: Finished runs of each seed.
@@ -334,16 +334,18 @@ def write_tables(works: Sequence[PseudoLabels], output: Path) -> list[Path]:
             below = notes if metric == 'auroc' else [*notes, about_thresholds]
             options = {'notes': below, 'draws': draws}
             pages.append(write_score(output, f'{TABLE}_{metric}', lines, drawn, sweep, **options))
-    if students:
-        for suffix in ('png', 'pdf'):
-            plot_rounds(output / f'{TABLE}_rounds.{suffix}', drawn, [TEACHER, *students])
+    ended = ' '.join(dict.fromkeys(work.ended for work in works if work.ended))
+    for suffix in ('png', 'pdf'):
+        path = output / f'{TABLE}_rounds.{suffix}'
+        plot_rounds(path, drawn, [TEACHER, *students], note=ended)
     return pages
 
 
-def plot_rounds(path: Path, table: pd.DataFrame, runs: Sequence[str]) -> None:
+def plot_rounds(path: Path, table: pd.DataFrame, runs: Sequence[str], *, note: str = '') -> None:
     """Draw the AUROC by round on each split, with intervals over patients and a dot for each seed.
 
-    `table` is a long table whose groups are splits, and `runs` are its rows by round.
+    `table` is a long table whose groups are splits, and `runs` are its rows by round. The `note`
+    stands first below the figure.
     """
     score, splits = f'auroc:{MEANS[2]}', [group for group in table['group'].unique() if group]
     with drawing(path, 3.8) as figure:
@@ -369,7 +371,7 @@ def plot_rounds(path: Path, table: pd.DataFrame, runs: Sequence[str]) -> None:
         figure.legend(loc='outside upper center', ncols=len(splits))
         seeds = table.loc[table['row'] == TEACHER, 'seed'].nunique()
         dots = f'Dots: each of {seeds} seeds.' if seeds > 1 else 'One seed.'
-        note = f'{bars_note(pd.concat(drawn))} {dots} '
+        note = f'{note} {bars_note(pd.concat(drawn))} {dots} '.lstrip()
         note += 'Labelled images are training images. Splits may have a mean over other labels.'
         add_note(figure, note, table, sweep_of_runs(runs))
 

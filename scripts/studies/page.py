@@ -155,11 +155,15 @@ def others(folder: Path, text: str) -> str:
         for file in (folder / part).iterdir()
         if file.suffix in ('.md', '.png', *OTHER_FORMS) and file.stem != 'index'
     )
-    names = [name for name in names if name not in linked]
-    if not names:
+    forms: dict[str, list[str]] = {}  # name without suffix -> links
+    for name in names:
+        if name not in linked:
+            stem, _, suffix = name.rpartition('.')
+            forms.setdefault(stem, []).append(f'[{suffix}]({name})')
+    if not forms:
         return ''
-    listed = ', '.join(f'[{name}]({name})' for name in names)
-    return f'\n\n## Other tables and figures\n\n<small>{listed}</small>\n'
+    lines = ''.join(f'- {stem}: {", ".join(links)}\n' for stem, links in forms.items())
+    return f'\n\n## Other tables and figures\n\n{lines}'
 
 
 def describe(sweep: Sweep, scale: str, scores: pd.DataFrame | None) -> Iterator[str]:

@@ -212,7 +212,10 @@ def test_images_of_views_that_are_not_predicted_are_counted_and_the_others_score
     monkeypatch.setattr(work, '_run', train)
     monkeypatch.setattr(work, 'choose', lambda number: 0)
     assert work.run(all_labels=False) == 0
+    notes = []
+    monkeypatch.setattr(Figure, 'savefig', lambda it, *_, **__: notes.append(it.get_supxlabel()))
     (page, *_) = write_tables([work], tmp_path)
+    assert 'Round 1: no prediction of teacher is confident' in ' '.join(notes[0].split())
     table = pd.read_csv(page.with_suffix('.csv')).set_index('group')
     frontal = work.labelled.view == 'frontal'
     assert table.loc['labelled', 'cases'] == frontal.sum() < len(frontal)
