@@ -99,7 +99,7 @@ def chosen_on(
     A checkpoint is compared with the one that the run in its folder, or in the run folder, has
     selected. Any other one was given by hand, except by the run itself (`is_own`).
     """
-    if source in PROBES or trained is None:
+    if trained is None or trained.FINETUNE.MODE in PROBES:
         return 'hand' if trained is None else ''
     selected = Path(source) if is_own else None
     for place in dict.fromkeys((Path(source).parent, folder)):

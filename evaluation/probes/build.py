@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from config import config_text
 from data.loader import Loaders, XrayDataset, make_loader
 from data.tables.records import task_of
 from engine.run import Run
@@ -46,7 +47,9 @@ from evaluation.tuning import (
 from models.classifier_heads import CLASSIFIER_HEADS, build_classifier_head
 from models.losses import default_loss
 from system import distributed
-from utils import load_pretrained
+from system.downloads import LINEAGE
+from system.files import BEST_CHECKPOINT
+from utils import load_pretrained, save_checkpoint
 
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200, 500, 1000)
 PLAIN_NUM_NEIGHBOURS = 50  # for labels that a cross-validation cannot tune
@@ -57,6 +60,7 @@ MIB = 2**20
 # Side of the images of the pixel baseline, and its largest number of training images and of
 # principal components.
 SIDE_PX, MOST_IMAGES, MOST_COMPONENTS = 64, 20_000, 100
+SAVED = ('linear_probe', 'attentive_probe')  # modes whose result is a head on the encoder
 QUERIES = 256  # number of images that are compared with all training images at a time
 
 
@@ -170,10 +174,11 @@ def _check_memory(needed: int) -> None:
 def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module, dict[str, float]]:
     """Fit the probe FINETUNE.MODE on the encoder of PRETRAINED, random weights, or no encoder.
 
-    Rank 0 chooses and fits, and the other ranks receive the result.
+    Rank 0 chooses and fits, and the other ranks receive the result. The checkpoint of a model with
+    a fitted head (SAVED) is BEST_CHECKPOINT, as that of a fine-tuning.
 
     Args:
-        run: Run with config, device, logger and record.
+        run: Run with config, device, folder, logger and record.
         model: Encoder with a head.
         loaders: Data loaders, of which `plain` is used. With 'pixels', all load small images then,
             and with 'metadata' the numbers of `evaluation.probes.metadata`.
@@ -229,6 +234,10 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
             model.head.weight.copy_(torch.from_numpy(weight))
             model.head.bias.copy_(torch.from_numpy(bias))
         probe, grid = model, INVERSE_PENALTIES
+    if mode in SAVED and distributed.is_main():
+        contents = {'model': probe.state_dict(), 'config': config_text(config)}
+        contents[LINEAGE] = run.lineage.contents()
+        save_checkpoint(run.folder / BEST_CHECKPOINT, contents)
     chosen = dict(zip(task.labels, choices, strict=True))
     return probe, log_choices(run.logger, mode, chosen, grid)
 

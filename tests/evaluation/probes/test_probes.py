@@ -21,7 +21,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tiny import SWIN, VIT, arguments, finished_run, run_folder, tiny_config, torchrun
+from tiny import (
+    SWIN,
+    VIT,
+    arguments,
+    finished_run,
+    run_folder,
+    run_main,
+    run_script,
+    tiny_config,
+    torchrun,
+)
 from torch import nn
 
 from config import default_config
@@ -275,6 +285,27 @@ def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(phantom, tmp_
 
 def probe_run(phantom: Path, folder: Path, mode: str, *more: str, **sections: dict) -> Path:
     return finished_run('finetune', phantom, folder, *more, FINETUNE={'MODE': mode}, **sections)
+
+
+@pytest.mark.parametrize('mode', ['linear_probe', 'attentive_probe'])
+def test_a_fitted_head_predicts_other_images_from_its_checkpoint(mode, phantom, tmp_path) -> None:
+    head = {'HEAD': 'attention' if mode == 'attentive_probe' else 'linear'}
+    folder = probe_run(phantom, tmp_path, mode, model=SWIN | head)
+    wanted = pd.read_csv(folder / 'predictions_valid.csv')
+    assert wanted[list(LABELS)].to_numpy().std() > 1e-4
+    output, checkpoint = tmp_path / 'p.csv', folder / 'ckpt_best.pth'
+    images = [phantom.parent / path for path in wanted['Path']]
+    words = ['--checkpoint', checkpoint, '--output', output, '--num-workers', 0]
+    assert run_script('predict', *images, *words) == 0
+    found = pd.read_csv(output)[list(LABELS)]
+    np.testing.assert_allclose(found, wanted[list(LABELS)], rtol=0, atol=1e-6)
+    told = [json.loads(file.with_suffix('.json').read_text())['known'] for file in (
+        output, folder / 'predictions_valid.csv')]  # fmt: skip
+    assert told[0] == told[1] and told[0]['facts']['epoch chosen on'] == ''
+    eval_words = ['--eval', *arguments(tmp_path / 'finetune.yaml', phantom, tmp_path)]
+    assert run_main('finetune', eval_words) == 0
+    scored = pd.read_csv(folder / 'predictions_valid_eval.csv')[list(LABELS)]
+    np.testing.assert_allclose(scored, wanted[list(LABELS)], rtol=0, atol=1e-6)
 
 
 def log_of(folder: Path) -> str:
