@@ -70,6 +70,7 @@ from sweeps.files import (
     load_config,
     load_sweep,
     modes_of,
+    note_sweep,
     only_rows,
     only_subsets,
     plan,
@@ -226,6 +227,7 @@ def run(args: argparse.Namespace) -> int:
         return submit(args, jobs)
     if args.job is not None:
         jobs = [startable(jobs, args.job)]
+    note_sweep(args.output, args.sweep, args.scale)
     logs = None if len(args.row or ()) == 1 else args.output / LOGS
     return Runner(jobs, slots_of(args), logs, say, args.keep).run()
 

@@ -62,7 +62,6 @@ if __name__ == '__main__':
     parse_args()  # answers --help and wrong flags before the imports below, which take seconds
 
 
-from config import put
 from engine.model_tool import device_named, model_tool
 from engine.run_record import code_version
 from evaluation.regions.analysis import analyse, baselines_of, find_cases, score_source
@@ -71,7 +70,7 @@ from evaluation.regions.page import Localisation, write_localisation
 from evaluation.regions.readers import names_of_models, read_regions
 from evaluation.regions.regions import Regions, Size
 from evaluation.regions.sources import GivenMaps, ImageFolder, MapSource
-from scripts.predict import read_config
+from scripts.predict import read_config, read_elsewhere
 from system.device import local_device
 from utils import selected_checkpoint
 
@@ -87,13 +86,7 @@ def open_run(path: Path, args: argparse.Namespace) -> Trained:
         raise ValueError(f'--run: there is no {path}')
     config = read_config(str(checkpoint))
     if args.data_path:
-        options = {'DATA_PATH': args.data_path, 'CACHE_DIR': ''}
-        if args.dataset:
-            options |= {'DATASET': args.dataset, 'SOURCES': []}
-            options |= {f'{name.upper()}_CSV': f'{name}.csv' for name in ('train', 'valid', 'test')}
-        for name, value in options.items():
-            put(config, f'DATA.{name}', value, '--data-path')
-        put(config, 'EVAL.DATA_PATH', '', '--data-path')
+        read_elsewhere(config, args.data_path, args.dataset, '--data-path')
     if config.DATA.SOURCES:
         raise ValueError(
             f'--run: {path} was trained on DATA.SOURCES; name the images that the regions are of '

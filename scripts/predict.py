@@ -52,9 +52,9 @@ from tqdm import tqdm
 from config import Config, put
 from data.fingerprint import hash_names
 from data.images.files import load_image
-from data.images.image_source import Folder
+from data.images.image_source import Folder, ImageSource
 from data.images.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
-from data.tables.chexpert import read_csv
+from data.tables.chexpert import SPLITS, read_csv
 from data.tables.given_folders import read_images
 from data.tables.identity import STUDY
 from data.tables.predictions import write_predictions
@@ -131,12 +131,23 @@ def read_config(path: str) -> Config:
     return config
 
 
+def read_elsewhere(config: Config, data_path: str, dataset: str, flag: str) -> None:
+    """Let a config read another folder or store; with `dataset`, this data set and its tables."""
+    options = {'DATA.DATA_PATH': data_path, 'DATA.CACHE_DIR': '', 'EVAL.DATA_PATH': ''}
+    if dataset:
+        options |= {'DATA.DATASET': dataset, 'DATA.SOURCES': []}
+        options |= {f'DATA.{name.upper()}_CSV': f'{name}.csv' for name in SPLITS}
+    for key, value in options.items():
+        put(config, key, value, flag)
+
+
 def predict_images(
     config: Config,
     model: nn.Module,
     images: Mapping[str, Listed],
     *,
     device: str | torch.device,
+    source: ImageSource | None = None,
     skip_bad: bool = False,
     batch_size: int | None = None,
     num_workers: int | None = None,
@@ -148,6 +159,7 @@ def predict_images(
         model: Classifier of the checkpoint.
         images: Result of `list_images`.
         device: Where the model computes.
+        source: Where the images are; None for files with these paths.
         skip_bad: Whether images that cannot be read are left out.
         batch_size: Images in a batch; None for that of the config.
         num_workers: Processes that read images; None for the number in the config.
@@ -159,7 +171,7 @@ def predict_images(
     paths, task = [*images], task_of(config)
     views = [image.view for image in images.values()]
     options = {'views': views, 'trained': config.DATA.VIEWS, 'skip_bad': skip_bad}
-    noted = NotedImages(Folder('.'), paths, EvalTransform(config), **options)
+    noted = NotedImages(source or Folder('.'), paths, EvalTransform(config), **options)
     loader = NotedLoader(noted, config, batch_size, num_workers)
     logits = predict(config, device, model, loader)
     used = [i for i, note in enumerate(loader.notes) if not is_skipped(note)]
@@ -202,10 +214,7 @@ def true_labels(config: Config, args: argparse.Namespace) -> dict[str, dict[str,
                 if np.isnan(records.labels).all():
                     raise ValueError(f'{source} has no label')
             elif args.dataset:
-                options = {'DATASET': args.dataset, 'DATA_PATH': source, 'CACHE_DIR': ''}
-                options |= {f'{split.upper()}_CSV': f'{split}.csv' for split in ('train', 'valid')}
-                for name, value in options.items():
-                    put(config, f'DATA.{name}', value, '--dataset')
+                read_elsewhere(config, source, args.dataset, '--dataset')
                 task = task_of(config)
                 records = read_split(config, args.split, LOGGER)
             else:

@@ -7,6 +7,7 @@ a YAML file and changed options for each stage, and `plan` turns a sweep into ru
 have `scales`, such as a small one for a CPU. A scale overrides keys of the file.
 """
 
+import json
 import math
 import os
 import re
@@ -39,7 +40,7 @@ from config import (
 from data.tables.folds import fold_files
 from engine.run_record import OPTIONS_FILE, ROOT, processes_of
 from system.downloads import is_url, shipped_weights
-from system.files import checkpoint_name
+from system.files import checkpoint_name, replace_file
 
 STAGES = ('simmim', 'contrastive', 'finetune')
 MAINS = {stage: f'main_{stage}.py' for stage in STAGES}
@@ -54,6 +55,7 @@ MODEL_NAMES = {
 SUBSETS = {'shares': 'DATA.TRAIN_FRACTION', 'images': 'DATA.TRAIN_IMAGES'}
 GPUS_SHOWN = 8
 MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
+NOTED = 'sweeps.json'  # file in the output folder of runs with their sweep files
 SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections from which a scale selects entries
@@ -246,6 +248,29 @@ def sweep_of_runs(names: Sequence[str]) -> Sweep:
         for name in names
     ]
     return Sweep(name='runs', path=Path(), title='Run', rows=tuple(rows))
+
+
+def note_sweep(output: Path, path: Path, scale: str) -> None:
+    """Note in the output folder of runs which sweep file they are of, for `noted_sweeps`."""
+    own = os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else str(path)
+    noted = _read_noted(output)
+    if (entry := {'sweep': own, 'scale': scale}) not in noted:
+        output.mkdir(parents=True, exist_ok=True)
+        replace_file(output / NOTED, json.dumps([*noted, entry], indent=1) + '\n')
+
+
+def noted_sweeps(output: Path) -> list[tuple[Path, str]]:
+    """Return the sweep files and scales that an output folder of runs notes."""
+    return [(ROOT / entry['sweep'], entry['scale']) for entry in _read_noted(output)]
+
+
+def _read_noted(output: Path) -> list[dict[str, str]]:
+    file = output / NOTED
+    try:
+        found = json.loads(file.read_bytes()) if file.is_file() else []
+        return [{key: str(entry[key]) for key in ('sweep', 'scale')} for entry in found]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f'{file} does not note the sweeps of the runs: {error!r}') from error
 
 
 class _NamesAsWritten(YamlLoader):
