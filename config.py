@@ -302,10 +302,21 @@ _C.MODEL.TYPE = Option(
 )
 _C.MODEL.HEAD = Own(
     'linear',
-    "Head of the classifier: 'linear' on pooled features, 'attention' on tokens (not timm).",
-    parts={'linear': 'models.classifier_heads', 'attention': 'models.classifier_heads'},
+    "Head of the classifier: 'linear' on pooled features, 'attention' on tokens (not timm), "
+    "'patient' on features, age, sex and view.",
+    parts={
+        'linear': 'models.classifier_heads',
+        'attention': 'models.classifier_heads',
+        'patient': 'models.patient_head',
+    },
     stage='finetune',
     affects='model',
+)
+_C.MODEL.PATIENT = Section(stage='finetune', affects='model')
+_C.MODEL.PATIENT.INPUTS = Own(
+    ['age', 'sex', 'view'],
+    "What 'patient' reads beside the image: some of age, sex, view, number of the study.",
+    file='data.tables.metadata',
 )
 _C.MODEL.PRETRAIN = Own(
     'simmim',

@@ -26,7 +26,7 @@ from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.run import Run
 from evaluation.final_scores import FinalScores, check_scoring
-from evaluation.inference import load_classifier, predict, score
+from evaluation.inference import load_classifier, patient_inputs, predict, score
 from evaluation.metrics import (
     FEW_CASES,
     OF_CLASSES,
@@ -62,17 +62,19 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     exclusive = selected_part(config, 'DATA.TASK').exclusive
     is_frozen = config.FINETUNE.MODE == 'last_layer'
     ratio, count = config.FINETUNE.MASK_RATIO, num_patches(config)
+    patient = patient_inputs(config, loader.dataset)
 
     def batch_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        # [B, C, S, S], [B, K], and the positions of the images, which only scoring needs.
-        images, targets, _ = batch
+        # [B, C, S, S], [B, K], and the positions of the images.
+        images, targets, index = batch
         if is_frozen:
             model.eval()
         images, targets = mix(images, targets, run.batch_rng)
         if smoothing:
             targets = smoothed(targets, smoothing, exclusive=exclusive)
         inputs = (images, draw_kept(images, count, ratio)) if ratio else (images,)
-        return loss_fn(model(*inputs), targets)
+        more = {} if patient is None else {'patient': patient[index.cpu()].to(images.device)}
+        return loss_fn(model(*inputs, **more), targets)
 
     return batch_loss
 
@@ -214,6 +216,9 @@ def main(run: Run) -> int:
     # Before the model is built: a score that cannot be computed should cost no time.
     selection = Selection(config, loaders)
     model = build_model(config, is_pretrain=False).to(run.device)
+    if model.head.takes_patient:
+        training = (loaders.train or loaders.plain).dataset
+        model.head.standardise(patient_inputs(config, training).to(run.device))
     if config.FINETUNE.MODE == 'last_layer':
         freeze_encoder(model)
         if not (config.PRETRAINED or config.MODEL.RESUME):

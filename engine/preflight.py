@@ -234,7 +234,7 @@ class Preflight:
             return
         with torch.no_grad(), autocast(self.config, self.run.device):
             model = self.state.module.eval()
-            model(batch[0].to(self.run.device))
+            model.forward_features(batch[0].to(self.run.device))
 
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> None:

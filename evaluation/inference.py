@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from config import module_of_option, selected_part
 from data.loader import sample_rng
 from data.tables.records import task_of
 from evaluation.metrics import score_table
@@ -50,11 +51,13 @@ def predict(
     """
     model.eval()
     task, parts = task_of(config), []
+    patient = patient_inputs(config, loader.dataset)
     for images, _, index in loader:
         kept = kept_patches(config, loader.dataset, index.cpu().numpy())
         inputs = () if kept is None else (kept.to(device),)
+        more = {} if patient is None else {'patient': patient[index.cpu()].to(device)}
         with autocast(config, device):
-            outputs = model(images.to(device, non_blocking=True), *inputs)
+            outputs = model(images.to(device, non_blocking=True), *inputs, **more)
         # Float32 from here on, because probabilities that tie in half precision change the AUROC.
         parts.append((index.cpu().numpy(), task.logits(outputs.float()).cpu().numpy()))
     logits = np.full((len(loader.dataset), len(task.labels)), np.nan, np.float32)
@@ -64,6 +67,16 @@ def predict(
             logits[index] = values
     require_finite(logits, loader.dataset)
     return logits
+
+
+def patient_inputs(config: Any, dataset: Dataset) -> torch.Tensor | None:  # [N, P]
+    """Return what the head reads of the patient of each image, or None if it reads images alone."""
+    if not selected_part(config, 'MODEL.HEAD').takes_patient:
+        return None
+    # Images outside a data set have no records, but perhaps a table of patients.
+    records = dataset.patients if hasattr(dataset, 'patients') else dataset.records
+    numbers = module_of_option('MODEL.PATIENT.INPUTS').patient_numbers
+    return torch.from_numpy(numbers(config, records))
 
 
 def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]:

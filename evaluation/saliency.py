@@ -375,7 +375,9 @@ def lacks_maps(model: nn.Module) -> bool:
 
 
 def reason_without_maps(model: nn.Module, method: str = AUTO) -> str:
-    """Return what a model lacks for the maps of a method, or ''."""
+    """Return what a model has that allows no maps of a method, or ''."""
+    if getattr(getattr(model, 'head', None), 'takes_patient', False):
+        return "MODEL.HEAD 'patient', which reads more than the image that a map could explain"
     if method == AUTO and not isinstance(model, Encoder):
         return NO_MAPS
     return map_method(model, method).lacks(model)

@@ -28,9 +28,11 @@ class ClassifierHead(nn.Module, ABC):
     Attributes:
         takes_tokens: Whether the input is all tokens of the last stage, [B, L, F], instead of
             pooled features, [B, F] (class attribute).
+        takes_patient: Whether it also reads numbers of the patient, [B, P] (class attribute).
     """
 
     takes_tokens: ClassVar[bool] = False
+    takes_patient: ClassVar[bool] = False
     weight: Tensor
 
     @abstractmethod

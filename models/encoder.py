@@ -82,11 +82,12 @@ class Encoder(Model, ABC):
         """Compute the tokens of the last stage without class token, [B, C, S, S] -> [B, L, F]."""
         raise NotImplementedError(f'{type(self).__name__} has no tokens')
 
-    def forward(self, x: Tensor, *options: Tensor | None) -> Tensor:
-        """Compute the logits of images, [B, C, S, S] -> [B, K]."""
+    def forward(self, x: Tensor, *options: Tensor | None, patient: Tensor | None = None) -> Tensor:
+        """Compute the logits of images, [B, C, S, S] -> [B, K]; `patient` [B, P] is for a head."""
         takes_tokens = getattr(self.head, 'takes_tokens', False)
         features = self.forward_tokens if takes_tokens else self.forward_features
-        return self.head(features(x, *options))
+        inputs = (features(x, *options),)
+        return self.head(*inputs) if patient is None else self.head(*inputs, patient)
 
     @property
     def backbone(self) -> nn.Module:

@@ -151,9 +151,10 @@ def _check_finetuning(config: Config) -> None:
     allowed = 'empty with a probe (use --pretrained for the encoder)'
     refuse_unless(is_allowed, config, 'MODEL.RESUME', allowed)
     if is_probe:
-        head = 'attention' if config.FINETUNE.MODE == 'attentive_probe' else 'linear'
-        allowed = f'{head!r} with FINETUNE.MODE {config.FINETUNE.MODE!r}'
-        refuse_unless(config.MODEL.HEAD == head, config, 'MODEL.HEAD', allowed)
+        heads = {'attentive_probe': ('attention',), 'linear_probe': ('linear', 'patient')}
+        heads = heads.get(config.FINETUNE.MODE, ('linear',))
+        allowed = f'{" or ".join(map(repr, heads))} with FINETUNE.MODE {config.FINETUNE.MODE!r}'
+        refuse_unless(config.MODEL.HEAD in heads, config, 'MODEL.HEAD', allowed)
         is_allowed = config.DATA.SAMPLER == 'uniform'
         refuse_unless(
             is_allowed,

@@ -67,7 +67,7 @@ from data.images.store_manifest import STORE_FILE, is_store
 from data.tables.groups import all_groups
 from data.tables.predictions import LabelTable, read_predictions, write_predictions
 from data.tables.reading import read_split
-from data.tables.records import Records, images_of, select_views, task_of
+from data.tables.records import Records, select_views, task_of
 from engine.model_tool import device_named, model_tool
 from engine.run_record import weights_checksum
 from evaluation.inference import load_classifier
@@ -182,7 +182,7 @@ class SecondHospital:
         place = str(self.args.data_path.absolute())
         read_elsewhere(config, place, self.args.dataset, '--data-path')
         # Columns and files of the own hospital.
-        own = {'EVAL.GROUPS': [], 'DATA.DEMOGRAPHICS': '', 'DATA.LEAVE_OUT': ''}
+        own = {'EVAL.GROUPS': [], 'DATA.LEAVE_OUT': ''}
         for key, value in own.items():
             put(config, key, value, '--data-path')
         config.merge_from_list(self.args.opts)
@@ -261,7 +261,7 @@ def predictions_of(run: Run, hospital: SecondHospital, device: torch.device) -> 
         path: Listed(view, patient)
         for path, view, patient in zip(records.file, records.view, records.patient, strict=True)
     }
-    table, _ = predict_images(config, model, images, device=device, source=images_of(records))
+    table, _ = predict_images(config, model, images, device=device, records=records)
     asked = argparse.Namespace(dataset=args.dataset, checkpoint=str(run.checkpoint))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_predictions(

@@ -52,19 +52,20 @@ from tqdm import tqdm
 from config import Config, put
 from data.fingerprint import hash_names
 from data.images.files import load_image
-from data.images.image_source import Folder, ImageSource
+from data.images.image_source import Folder
 from data.images.noted_images import NotedImages, NotedLoader, describe_notes, is_skipped
 from data.tables.chexpert import SPLITS, read_csv
 from data.tables.given_folders import read_images
 from data.tables.identity import STUDY
+from data.tables.metadata import unknown_subjects
 from data.tables.predictions import write_predictions
 from data.tables.reading import read_split
-from data.tables.records import task_of
+from data.tables.records import Records, images_of, task_of
 from data.tables.sources import source_configs
 from data.transforms import EvalTransform
 from engine.lineage import Lineage
 from engine.run_record import known_record
-from evaluation.inference import load_classifier, predict
+from evaluation.inference import load_classifier, patient_inputs, predict
 from evaluation.run_facts import KNOWN, ON_VALID, SEEN, SHARED
 from evaluation.saliency import (
     enlarge,
@@ -86,6 +87,10 @@ class Listed(NamedTuple):
 
     view: str = ''
     patient: str = ''
+    sex: str = 'Unknown'
+    age: float = float('nan')
+    ap_pa: str = ''
+    study: str = ''
 
 
 def list_images(sources: list[str], dataset: str = '', split: str = 'test') -> dict[str, Listed]:
@@ -101,9 +106,11 @@ def list_images(sources: list[str], dataset: str = '', split: str = 'test') -> d
             folder = os.path.dirname(source) if is_csv else source
             # An image without a patient stands for one.
             named = np.where(records.patient == records.path, '', records.patient)
-            for file, view, patient in zip(records.file, records.view, named, strict=True):
-                path = os.path.join(folder, file)
-                found.setdefault(path, Listed(view, patient or patient_of(path)))
+            columns = (records.view, named, records.sex, records.age, records.ap_pa, records.study)
+            for file, *told in zip(records.file, *columns, strict=True):
+                path, listed = os.path.join(folder, file), Listed(*told)
+                patient = listed.patient or patient_of(path)
+                found.setdefault(path, listed._replace(patient=patient))
         else:
             found.setdefault(source, Listed(patient=patient_of(source)))
     return found
@@ -128,6 +135,7 @@ def read_config(path: str) -> Config:
             file=sys.stderr,
         )
         put(config, 'EVAL.MASK_RATIO', 0.0, path)
+    put(config, 'DATA.DEMOGRAPHICS', '', path)  # a file beside the images of the training
     return config
 
 
@@ -147,7 +155,7 @@ def predict_images(
     images: Mapping[str, Listed],
     *,
     device: str | torch.device,
-    source: ImageSource | None = None,
+    records: Records | None = None,
     skip_bad: bool = False,
     batch_size: int | None = None,
     num_workers: int | None = None,
@@ -159,7 +167,7 @@ def predict_images(
         model: Classifier of the checkpoint.
         images: Result of `list_images`.
         device: Where the model computes.
-        source: Where the images are; None for files with these paths.
+        records: Records of the images by their `file`; None for files with these paths.
         skip_bad: Whether images that cannot be read are left out.
         batch_size: Images in a batch; None for that of the config.
         num_workers: Processes that read images; None for the number in the config.
@@ -171,7 +179,14 @@ def predict_images(
     paths, task = [*images], task_of(config)
     views = [image.view for image in images.values()]
     options = {'views': views, 'trained': config.DATA.VIEWS, 'skip_bad': skip_bad}
-    noted = NotedImages(source or Folder('.'), paths, EvalTransform(config), **options)
+    source = Folder('.') if records is None else images_of(records)
+    noted = NotedImages(source, paths, EvalTransform(config), **options)
+    noted.patients = pd.DataFrame(images.values()) if records is None else records
+    if (numbers := patient_inputs(config, noted)) is not None:
+        inputs = config.MODEL.PATIENT.INPUTS
+        for subject in unknown_subjects(numbers.numpy(), inputs):
+            line = f"warning: MODEL.HEAD 'patient': the {subject} of no image is known"
+            print(line, file=sys.stderr)
     loader = NotedLoader(noted, config, batch_size, num_workers)
     logits = predict(config, device, model, loader)
     used = [i for i, note in enumerate(loader.notes) if not is_skipped(note)]

@@ -46,7 +46,7 @@ FOLDERS = sorted({room.partition('.')[0] for room in ROW})
 # What the engine needs of models and data is passed in.
 NEVER = {'engine': {'models', 'data'}}
 # Modules of `data` that models may import.
-ONLY = {'models': {'data.tables.labels', 'data.masking'}}
+ONLY = {'models': {'data.tables.labels', 'data.tables.metadata', 'data.masking'}}
 # The most files and lines of this project that a main may load, directly and indirectly, with some
 # slack. What a run records beside its checkpoints and predictions takes about 650 of these lines,
 # and what tables say of unknown and doubtful cells about 500.

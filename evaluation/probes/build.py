@@ -29,12 +29,13 @@ from torch.utils.data import DataLoader
 
 from config import config_text
 from data.loader import Loaders, XrayDataset, make_loader
+from data.tables.metadata import NAMES
 from data.tables.records import task_of
 from engine.run import Run
-from evaluation.inference import require_finite
+from evaluation.inference import patient_inputs, require_finite
 from evaluation.probes.attentive import RATES, fit_attention_head
 from evaluation.probes.features import batch_features
-from evaluation.probes.metadata import NAMES, read_metadata
+from evaluation.probes.metadata import read_metadata
 from evaluation.tuning import (
     INVERSE_PENALTIES,
     Choice,
@@ -212,6 +213,9 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
     takes_tokens = mode == 'attentive_probe'
     features = extract_features(run, model, loader, tokens=takes_tokens)
     dataset = loader.dataset
+    if (patient := patient_inputs(config, dataset)) is not None:
+        standard = model.head.standard(patient.to(run.device)).cpu().numpy()
+        features = np.concatenate([features, standard], axis=1)
     known = features, dataset.targets, dataset.records.patient
     targets = dataset.targets
     if takes_tokens:

@@ -36,7 +36,7 @@ from evaluation.report.document import (
     write_report,
 )
 from evaluation.run_facts import CHOSEN_ON, SHARED, Known, read_known
-from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
+from evaluation.saliency import reason_without_maps, write_maps
 from logger import read_metrics
 from system.files import BEST_CHECKPOINT
 from utils import read_checkpoint
@@ -175,8 +175,8 @@ def _warnings(final: FinalScores, model: nn.Module) -> list[str]:
             '(EVAL.MASK_RATIO); saliency maps use all'
         )
     has_encoder = config.FINETUNE.MODE not in NO_ENCODER
-    if has_encoder and config.REPORT.MAPS and lacks_maps(model):
-        warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
+    if has_encoder and config.REPORT.MAPS and (reason := reason_without_maps(model)):
+        warnings.append(f'there are no saliency maps: the model has {reason}')
     return warnings
 
 

@@ -200,6 +200,11 @@ def export(source: TrainedModel, target: str, path: Path, *, overwrite: bool) ->
             model.
     """
     kind = FORMATS[target]
+    if getattr(source.encoder.head, 'takes_patient', False):
+        raise ValueError(
+            "MODEL.HEAD 'patient' cannot be exported, because an export reads images alone: export "
+            "the checkpoint of the pre-training, or a model with MODEL.HEAD 'linear'"
+        )
     if path.suffix != kind.suffix and kind.suffix:
         raise ValueError(f'--to {target}: --output must end in {kind.suffix}, got {path}')
     if path.exists() and not overwrite:

@@ -74,6 +74,26 @@ def test_the_sweep_of_all_starts_compares_the_same_encoder_with_tuned_rates() ->
         assert config.FINETUNE.MODE == mode and config.DATA.IMG_SIZE == 64
 
 
+def test_the_scores_of_patient_data_follow_from_the_committed_predictions(tmp_path: Path) -> None:
+    results, xrays = ROOT / 'docs/results/patient_data', ROOT / 'examples/xrays'
+    tables = [pd.read_csv(xrays / f'{split}.csv', dtype=str) for split in ('train', 'valid')]
+    pd.concat(tables).to_csv(tmp_path / 'all.csv', index=False)
+    scores = ('Pneumonia', 'auroc_within_views:Pneumonia')
+    words = ['--predictions', results, '--labels', tmp_path / 'all.csv', '--save', tmp_path]
+    words += ['--scores', *scores, '--resamples', 0]
+    sweep = ROOT / 'scripts/studies/patient_data.yaml'
+    assert run_script('ablate', 'table', '--sweep', sweep, *words) == 0
+    page, values = (ROOT / 'docs/evaluation.md').read_text(), {}
+    for score in scores:
+        name = f'patient_data_{score.replace(":", "_")}.csv'
+        found, kept = (pd.read_csv(folder / name) for folder in (tmp_path, results))
+        pd.testing.assert_series_equal(found['value'], kept['value'])
+        values[score] = kept.drop_duplicates('row').set_index('row')['value']
+    within = values[scores[1]].round(3)
+    told = re.search(r'within views is (.*) for the image and (.*) for metadata', page)
+    assert [float(text) for text in told.groups()] == [within['image_1'], within['metadata_1']]
+
+
 def test_the_script_of_all_starts_hands_the_scale_and_the_weights_on(tmp_path: Path) -> None:
     """Python is a stand-in that writes down what it is called with."""
     for name in ('labelled', 'unlabelled', 'out/results'):

@@ -36,11 +36,12 @@ from torch import nn
 
 from config import default_config
 from data.tables.labels import LABELS
+from data.tables.metadata import NAMES, metadata_features
 from data.tables.records import Records
 from evaluation.probes import build as probes
 from evaluation.probes.attentive import fit_attention_head
 from evaluation.probes.build import KnnClassifier, choose_neighbours, fit_linear_head, fit_pixels
-from evaluation.probes.metadata import NAMES, metadata_features, read_metadata
+from evaluation.probes.metadata import read_metadata
 from logger import read_metrics
 from models.classifier_heads import AttentionHead
 from models.losses import masked_bce
