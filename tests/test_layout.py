@@ -213,7 +213,13 @@ def test_a_script_that_trains_nothing_does_not_import_torch(script: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('script', 'slow'),
-    [('export', 'torch'), ('features', 'pandas'), ('localise', 'torch'), ('predict', 'pandas')],
+    [
+        ('dense_probe', 'torch'),
+        ('export', 'torch'),
+        ('features', 'pandas'),
+        ('localise', 'torch'),
+        ('predict', 'pandas'),
+    ],
 )
 def test_a_script_answers_help_before_it_imports_what_takes_seconds(script: str, slow: str) -> None:
     """Features and predictions need torch for a flag; pandas and timm come after it."""

@@ -65,7 +65,7 @@ def encoder_config(
     config.merge_from_list(list(opts))
     check_config(config)
     if tokens and ENCODERS[config.MODEL.TYPE].forward_tokens is Encoder.forward_tokens:
-        raise ValueError(f'--tokens: MODEL.TYPE {config.MODEL.TYPE} has no tokens')
+        raise ValueError(f'MODEL.TYPE {config.MODEL.TYPE} has no tokens')
     config.MODEL.HEAD = 'attention' if tokens else 'linear'
     return config
 

@@ -7,7 +7,7 @@ FEW_CASES cases with a region, a label has no interval, and no mean contains it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,18 +32,35 @@ from evaluation.regions.sources import (
 MEAN = 'mean'  # `label` of means over labels
 EVERYONE, SMALL, LARGE = '', 'small', 'large'  # groups of cases; halves of each label by area
 HIT, IOU, CHOSEN, MASS, PRECISION = 'hit_rate', 'miou', 'miou_chosen', 'mass', 'average_precision'
-ALARMS = 'miou_with_false_alarms'
+ALARMS, DICE = 'miou_with_false_alarms', 'dice'
 TITLES = {
     HIT: 'Hit rate',
     IOU: 'mIoU',
+    DICE: 'Dice',
     CHOSEN: 'mIoU, chosen threshold',
     PRECISION: 'Average precision',
     MASS: 'Mass inside',
     ALARMS: 'mIoU with false alarms',
 }
-COMPARED = (HIT, IOU, PRECISION)  # scores with differences
-JUDGED = (HIT, IOU)  # scores of the sentences about models and baselines
 ABOVE, BELOW = 'above', 'below'
+
+
+class Scoring(NamedTuple):
+    """Which scores are shown.
+
+    Attributes:
+        shown: Scores of the tables, in their order.
+        compared: Scores with differences.
+        judged: Scores of the figure, and of the sentences about models and baselines.
+    """
+
+    shown: Sequence[str]
+    compared: Sequence[str]
+    judged: Sequence[str]
+
+
+OF_MAPS = Scoring((HIT, IOU, CHOSEN, PRECISION, MASS), (HIT, IOU, PRECISION), (HIT, IOU))
+OF_SEGMENTATION = Scoring((DICE, CHOSEN, PRECISION), (DICE, CHOSEN, PRECISION), (DICE, PRECISION))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +89,8 @@ class Row:
         name: Name of the row.
         source: Name of the model; '' for a baseline without a model.
         kind: Kind of the maps of the source.
-        scores: A row for each marked case, with columns HIT, IOU, CHOSEN, MASS, PRECISION and
-            `has_signal`.
+        scores: A row for each marked case, with columns HIT, IOU, DICE, CHOSEN, MASS, PRECISION
+            and `has_signal`.
         alarms: Whether it marks a region in each absent case; None if that is not known.
     """
 
@@ -189,6 +206,7 @@ def score_source(source: MapSource, regions: Regions, cases: RegionCases) -> lis
             of_label = np.stack([ious[kind][place] for place in part.index])
             chosen[part.index] = iou_of_others(of_label, part['patient'].to_numpy(object))
         table[CHOSEN] = chosen
+        table[DICE] = 2 * chosen / (1 + chosen)
         alarms = None
         if kind == OWN and len(cases.absent):
             pairs = zip(cases.absent['path'], cases.absent['label'], strict=True)
@@ -198,7 +216,12 @@ def score_source(source: MapSource, regions: Regions, cases: RegionCases) -> lis
 
 
 def analyse(
-    cases: RegionCases, rows: Sequence[Row], *, resamples: int, seed: int
+    cases: RegionCases,
+    rows: Sequence[Row],
+    *,
+    resamples: int,
+    seed: int,
+    scoring: Scoring = OF_MAPS,
 ) -> dict[str, Any]:
     """Summarise the scores of all rows.
 
@@ -224,7 +247,7 @@ def analyse(
             of_labels: dict[str, dict[str, np.ndarray]] = {}
             for label in labels:
                 part = kept[kept['label'] == label]
-                scores = _scores_of_label(row, part, cases.absent, label, drawn, group)
+                scores = _scores_of_label(row, part, cases.absent, drawn, group, scoring)
                 of_labels[label] = scores
                 about = {'row': row.name, 'group': group, 'label': label, 'cases': len(part)}
                 about |= {'patients': part['patient'].nunique(), 'few': label not in counted}
@@ -248,12 +271,12 @@ def analyse(
                 }
     counted = counted_of[EVERYONE]
     compared = [*counted, MEAN] if len(counted) > 1 else counted
-    differences = _differences(rows, samples, compared)
+    differences = _differences(rows, samples, compared, scoring)
     headline = compared[-1] if compared else ''
     return {
         'scores': pd.DataFrame(lines),
         'differences': differences,
-        'verdicts': _verdicts(rows, samples, differences, headline),
+        'verdicts': _verdicts(rows, samples, differences, headline, scoring),
         'headline': headline,
         'counted': counted,
     }
@@ -263,20 +286,20 @@ def _scores_of_label(
     row: Row,
     part: pd.DataFrame,
     absent: pd.DataFrame,
-    label: str,
     drawn: Resamples,
     group: str,
+    scoring: Scoring,
 ) -> dict[str, np.ndarray]:
     """Return the samples [1 + R] of each score of a row for the marked cases of a label."""
     if not len(part):
         return {}
     weights, values = drawn.weights(part['patient']), row.scores.loc[part.index]
     found = {
-        score: _mean_samples(values[score].to_numpy(float), weights)
-        for score in (HIT, IOU, CHOSEN, PRECISION, MASS)
+        score: _mean_samples(values[score].to_numpy(float), weights) for score in scoring.shown
     }
     if row.alarms is not None and group == EVERYONE:
         # A region that is marked where there is none has the IoU 0; neither is not counted.
+        label = part['label'].iloc[0]
         alarms = absent[row.alarms & (absent['label'] == label).to_numpy()]
         ious = np.concatenate([values[IOU].to_numpy(float), np.zeros(len(alarms))])
         found[ALARMS] = _mean_samples(ious, drawn.weights([*part['patient'], *alarms['patient']]))
@@ -302,7 +325,10 @@ def _lines(about: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> list[d
 
 
 def _differences(
-    rows: Sequence[Row], samples: Mapping[tuple[str, str, str], np.ndarray], labels: Sequence[str]
+    rows: Sequence[Row],
+    samples: Mapping[tuple[str, str, str], np.ndarray],
+    labels: Sequence[str],
+    scoring: Scoring,
 ) -> pd.DataFrame:
     """Compare each model with its baselines and with the other models.
 
@@ -315,7 +341,7 @@ def _differences(
     pairs += combinations(models, 2)
     lines = []
     for one, other in pairs:
-        for score in COMPARED:
+        for score in scoring.compared:
             family = []
             for label in labels:
                 values = samples[one.name, label, score] - samples[other.name, label, score]
@@ -342,6 +368,7 @@ def _verdicts(
     samples: Mapping[tuple[str, str, str], np.ndarray],
     differences: pd.DataFrame,
     headline: str,
+    scoring: Scoring,
 ) -> list[str]:
     """Say of each model whether it is above the position prior and above its own baselines."""
     if not headline:
@@ -356,7 +383,7 @@ def _verdicts(
         others = [other.name for other in rows if other.source == row.source and other is not row]
         for other in (PRIOR, *others):
             words, parts = [], []
-            for score in JUDGED:
+            for score in scoring.judged:
                 line = found.loc[row.name, other, score]
                 words.append(_word(line))
                 values = (samples[name, headline, score][0] for name in (row.name, other))

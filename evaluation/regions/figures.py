@@ -28,30 +28,38 @@ SHOWN_SIDE = 384  # pixels of the longer side of an example
 PLACES = ('best', 'median', 'worst')
 LETTERS = 34  # of the name of a row
 REGION = '#00E5FF'  # outline of a region
-SHOWN = (HIT, IOU)
 
 
 def plot_scores(
-    scores: pd.DataFrame, rows: Sequence[Row], labels: Sequence[str], paths: Sequence[str]
+    name: str,
+    scores: pd.DataFrame,
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    *,
+    shown: Sequence[str],
+    paths: Sequence[str],
 ) -> dict[str, 'Figure']:
-    """Draw hit rate and mIoU of each label: models in colour, baselines in grey.
+    """Draw two scores of each label: models in colour, baselines in grey.
 
     Args:
+        name: Name of the figure.
         scores: `scores` of `analysis.analyse`.
         rows: Rows in the order of the figure.
         labels: Labels, or MEAN, in the order of the figure.
+        shown: The scores.
         paths: Images, which tell whether they are synthetic.
     """
     known = scores[scores['group'] == EVERYONE].set_index(['row', 'label', 'score'])
     models = [row.name for row in rows if row.source and row.kind == OWN]
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(models)}
-    highest = float(np.nanmax([known.loc[known.index.isin(SHOWN, 2), ['value', 'high']]]))
-    options = {'known': known, 'rows': rows, 'colour': colour, 'most': min(1.0, highest * 1.05)}
+    highest = float(np.nanmax([known.loc[known.index.isin(shown, 2), ['value', 'high']]]))
+    options = {'known': known, 'rows': rows, 'colour': colour, 'shown': shown}
+    options['most'] = min(1.0, highest * 1.05)
     height = HEAD + AXIS + LINE * len(rows)
     blocks = [(height, partial(_plot_label, label=label, **options)) for label in labels]
     note = 'Circles: models; crosses: baselines. Lines: 95 % over patients, where there are enough '
     note += f'cases. {note_on_images(paths)}'
-    return figures_of_rows('localisation', blocks, note)
+    return figures_of_rows(name, blocks, note)
 
 
 def _plot_label(
@@ -61,15 +69,16 @@ def _plot_label(
     known: pd.DataFrame,
     rows: Sequence[Row],
     colour: Mapping[str, str],
+    shown: Sequence[str],
     most: float,
 ) -> None:
     """Draw the scores of a label: a panel for each score, and a line for each row."""
-    panels = part.subplots(1, len(SHOWN), sharey=True)
-    cases = int(known.loc[rows[0].name, label, HIT]['cases'])
+    panels = part.subplots(1, len(shown), sharey=True)
+    cases = int(known.loc[rows[0].name, label, shown[0]]['cases'])
     name = 'Mean over labels with enough cases' if label == MEAN else label
     title = f'{name}: {cases} case{"s" * (cases != 1)}'
     part.suptitle(title, fontsize=FONT, x=0.01, ha='left', weight='bold')
-    for axis, score in zip(panels, SHOWN, strict=True):
+    for axis, score in zip(panels, shown, strict=True):
         for place, row in enumerate(rows):
             line = known.loc[row.name, label, score]
             style = {'color': colour.get(row.name, GREY)}

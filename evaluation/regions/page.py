@@ -21,10 +21,13 @@ from evaluation.regions.analysis import (
     IOU,
     LARGE,
     MEAN,
+    OF_MAPS,
+    OF_SEGMENTATION,
     SMALL,
     TITLES,
     RegionCases,
     Row,
+    Scoring,
 )
 from evaluation.regions.figures import plot_examples, plot_scores
 from evaluation.regions.regions import Regions
@@ -37,6 +40,7 @@ from system.tables import write_table
 
 TEMPLATES = Path(__file__).parent / 'templates'
 TITLE = 'Where does it look?'
+SEGMENTATION = 'dense_probe'  # name of the files of a dense probe
 MEAN_TITLE = 'Mean over labels'
 SYNTHETIC = 'Synthetic X-rays (phantoms): the scores say nothing about patients.'
 MEANINGS = {
@@ -87,22 +91,11 @@ class Localisation(NamedTuple):
 
 def write_localisation(folder: Path, found: Localisation) -> Path:
     """Write all tables, figures and the page; return the page."""
-    folder.mkdir(parents=True, exist_ok=True)
     document, cases = found.document, found.cases
-    notes = [*document['verdicts'], *notes_of(found)]
-    scores, differences = document['scores'], document['differences']
-    cells = score_cells(found)
+    cells, of_differences, pictures = _write_scores(folder, 'localisation', found, OF_MAPS)
+    figures, labels = [*pictures], _shown_labels(found)
     counted = {MEAN_TITLE, *document['counted']}
     few = [row for row in cells if document['counted'] and row['Label'] not in counted]
-    write_table(folder, 'localisation', scores, cells, notes)
-    of_differences = difference_cells(differences)
-    if of_differences:
-        write_table(folder, 'localisation_differences', differences, of_differences, notes[-1:])
-    # Figures of a handful of cases would look like results.
-    labels = document['counted'] or [*dict.fromkeys(cases.marked['label'])]
-    means = [MEAN] if document['headline'] == MEAN else []
-    figures = plot_scores(scores, found.rows, [*means, *labels], cases.marked['path'])
-    pictures = {name: encode_figure(figure) for name, figure in figures.items()}
     examples = {}
     for row in (row for row in found.rows if row.source and row.kind == OWN):
         source = found.sources[row.source]
@@ -137,13 +130,48 @@ def write_localisation(folder: Path, found: Localisation) -> Path:
             style=Markup((REPORT_TEMPLATES / 'report.css').read_text(encoding='utf-8')),
         )
     )
-    files = {
+    files = _files(folder, pictures)
+    replace_files(files | {folder / 'localisation.html': page.encode('utf-8', 'replace')})
+    return folder / 'localisation.html'
+
+
+def write_segmentation(folder: Path, found: Localisation) -> Path:
+    """Write tables and figure of a dense probe; return the table in Markdown."""
+    _, _, pictures = _write_scores(folder, SEGMENTATION, found, OF_SEGMENTATION)
+    replace_files(_files(folder, pictures))
+    return folder / f'{SEGMENTATION}.md'
+
+
+def _write_scores(
+    folder: Path, name: str, found: Localisation, scoring: Scoring
+) -> tuple[list[dict[str, str]], list[dict[str, str]], dict[str, dict[str, bytes]]]:
+    """Write the tables, and return their cells and the figure, whose files are not written yet."""
+    document = found.document
+    scores, differences = document['scores'], document['differences']
+    notes = [*document['verdicts'], *notes_of(found)]
+    cells, of_differences = score_cells(found), difference_cells(differences)
+    write_table(folder, name, scores, cells, notes)
+    if of_differences:
+        write_table(folder, f'{name}_differences', differences, of_differences, notes[-1:])
+    means = [MEAN] if document['headline'] == MEAN else []
+    shown = {'shown': scoring.judged, 'paths': found.cases.marked['path']}
+    figures = plot_scores(name, scores, found.rows, [*means, *_shown_labels(found)], **shown)
+    pictures = {file: encode_figure(figure) for file, figure in figures.items()}
+    return cells, of_differences, pictures
+
+
+def _shown_labels(found: Localisation) -> list[str]:
+    """Return the labels of the figures: those of a handful of cases would look like results."""
+    return found.document['counted'] or [*dict.fromkeys(found.cases.marked['label'])]
+
+
+def _files(folder: Path, pictures: Mapping[str, Mapping[str, bytes]]) -> dict[Path, bytes]:
+    """Return the contents of the files of figures."""
+    return {
         folder / f'{name}{suffix}': data
         for name, encoded in pictures.items()
         for suffix, data in encoded.items()
     }
-    replace_files(files | {folder / 'localisation.html': page.encode('utf-8', 'replace')})
-    return folder / 'localisation.html'
 
 
 def notes_of(found: Localisation) -> list[str]:

@@ -1,8 +1,8 @@
 """Scores of one map against the region of a case, and the maps that need no model.
 
 A map has any number of cells and belongs to a part of the image, its view. It is enlarged
-bilinearly to the image on which the region was drawn, and its values are scaled to [0, 1]. Outside
-the view, where the model saw nothing, it has its lowest value.
+bilinearly to the image on which the region was drawn, and its values are scaled to [0, 1] unless
+they are shares. Outside the view, where the model saw nothing, it has its lowest value.
 
 Source of hit rate and IoU: Saporta et al. 2022, Nature Machine Intelligence 4, 867-878.
 """
@@ -39,15 +39,19 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class PlacedMap:
-    """A map [h, w] of any size, and the part of the image that it shows."""
+    """A map [h, w] of any size, and the part of the image that it shows.
+
+    With `is_share`, its values are predicted shares of the cells, and keep their size.
+    """
 
     cells: np.ndarray
     view: View = View()
+    is_share: bool = False
 
     def at(self, size: Size) -> np.ndarray:  # [H, W] float32
         """Enlarge or reduce the map to an image of this size, with values in [0, 1].
 
-        A map with a single value everywhere is 0 everywhere.
+        A map with a single value everywhere is 0 everywhere, unless its values are shares.
 
         Raises:
             ValueError: If a value is not finite.
@@ -57,6 +61,8 @@ class PlacedMap:
         found = self.cells.astype(np.float32)
         for axis in (0, 1):
             found = self._along(found, axis, size[axis])
+        if self.is_share:
+            return found.clip(0, 1)
         lowest, highest = found.min(), found.max()
         if lowest == highest:
             return np.zeros(size, np.float32)
@@ -79,7 +85,7 @@ class PlacedMap:
         step -= found
         step *= weight
         found += step
-        found[(slice(None),) * axis + (~inside,)] = self.cells.min()
+        found[(slice(None),) * axis + (~inside,)] = 0 if self.is_share else self.cells.min()
         return found
 
 
