@@ -782,6 +782,12 @@ _C.REPORT.BASELINES = Own(
     'Runs or prediction files that the report compares with the model, as {name: path}.',
     affects='nothing',
 )
+_C.REPORT.REGIONS = Own(
+    '',
+    "File of radiologists' boxes or masks, with which the report compares the maps; '': none.",
+    affects='nothing',
+    file='evaluation.regions.localise',
+)
 _C.AMP_OPT_LEVEL = Option(
     'O1', "Precision: 'O0' float32, 'O1' and 'O2' autocast.", one_of=('O0', 'O1', 'O2')
 )

@@ -63,10 +63,8 @@ if __name__ == '__main__':
 
 
 from engine.model_tool import device_named, model_tool
-from engine.run_record import code_version
-from evaluation.regions.analysis import analyse, baselines_of, find_cases, score_source
+from evaluation.regions.localise import localise, renamed_note
 from evaluation.regions.model_maps import RunMaps, Trained, folds_of_one_model, run_names
-from evaluation.regions.page import Localisation, write_localisation
 from evaluation.regions.readers import names_of_models, read_regions
 from evaluation.regions.regions import Regions, Size
 from evaluation.regions.sources import GivenMaps, ImageFolder, MapSource
@@ -126,12 +124,8 @@ def wanted_regions(args: argparse.Namespace, predicted: list[str]) -> tuple[Regi
             f'--rename: {args.regions} has no label {unknown[0]}, only {", ".join(regions.labels)}'
         )
     regions = regions.renamed(names)
-    names |= (found := names_of_models(regions, predicted))
-    notes = [*regions.notes]
-    if names:
-        renamed = ', '.join(f'{old} as {new}' for old, new in names.items())
-        notes.append(f'Labels of the regions with other names: {renamed}.')
-    return regions.renamed(found), notes
+    found = names_of_models(regions, predicted)
+    return regions.renamed(found), [*regions.notes, *renamed_note(names | found)]
 
 
 @model_tool
@@ -143,24 +137,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f'--run, --maps: each needs a name of its own, got {", ".join(names)}')
     predicted = [*dict.fromkeys(label for model in models for label in model.labels)]
     regions, notes = wanted_regions(args, predicted)
-    cases = find_cases(regions, sources, squeezed=args.squeezed)
-    rows = [row for source in sources for row in score_source(source, regions, cases)]
-    rows += score_source(baselines_of(cases, args.seed), regions, cases)
-    document = analyse(cases, rows, resamples=args.resamples, seed=args.seed)
-    marked = cases.marked
-    about = {
-        'Regions': f'{args.regions.name} ({regions.kind})',
-        'Cases with a region': f'{len(marked)}, of {marked["path"].nunique()} images and '
-        f'{marked["patient"].nunique()} patients',
-        'Cases without a region': str(len(cases.absent)),
-        'Maps': ', '.join(dict.fromkeys(source.title for source in sources)),
-        'Resamples': f'{args.resamples} of the patients, seed {args.seed}',
-        'Code': code_version(),
-    }
-    by_name = {source.name: source for source in sources}
-    page = write_localisation(
-        args.output, Localisation(regions, cases, rows, by_name, document, about, notes)
-    )
+    options = {'resamples': args.resamples, 'seed': args.seed, 'squeezed': args.squeezed}
+    page, _ = localise(args.output, regions, sources, notes=notes, **options)
     print((args.output / 'localisation.md').read_text(encoding='utf-8'))
     print(f'The page is {page}. Not for clinical use.')
     return 0

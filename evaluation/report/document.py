@@ -161,7 +161,8 @@ def build_document(
         # Those of the warnings that hardly change the headline, for the page to fold.
         'folded': {FOLDED[0]: of_labels, FOLDED[1]: details},
         'sets': scored,
-        **{'training': None, 'maps_check': None, 'maps': [], 'known': [], **extras},
+        **{'training': None, 'maps_check': None, 'maps': [], 'known': []},
+        **{'localisation': None, **extras},
     }
 
 

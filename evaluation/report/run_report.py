@@ -15,6 +15,7 @@ from config import (
     Config,
     default_config,
     encoder_name,
+    module_of_option,
     scored_steps,
 )
 from data.images.files import grey_levels
@@ -107,6 +108,13 @@ def write_run_report(final: FinalScores, model: nn.Module, source: str) -> Path:
     for line in document['alerts']:
         run.logger.warning(line)
     report = write_report(folder, document, thumbnails, columns=config.REPORT.COLUMNS)
+    if config.REPORT.REGIONS:  # with the thresholds of the report
+        localise_run = module_of_option('REPORT.REGIONS').localise_run
+        found = localise_run(config, source, run.device, folder)
+        if not found['page']:
+            run.logger.warning(found['lines'][0])
+        document['localisation'] = found
+        report = write_report(folder, document, thumbnails, columns=config.REPORT.COLUMNS)
     run.scalars.write_file(report)
     return report
 

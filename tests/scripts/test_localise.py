@@ -20,6 +20,7 @@ from utils import trained_config
 
 MODEL = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}  # a grid of 8 x 8
 LABEL = 'Edema'
+DATA = {'TRAIN_IMAGES': 0, 'HOLDOUT_FRACTION': 0.0}
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +35,7 @@ def runs(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             table[keep].to_csv(folder / f'{name}_{fold}.csv', index=False)
         data = {f'{n.upper()}_CSV': str(folder / f'{n}_{fold}.csv') for n in ('train', 'valid')}
         options = {
-            'DATA': data | {'TRAIN_IMAGES': 0, 'HOLDOUT_FRACTION': 0.0},
+            'DATA': data | DATA,
             'EVAL': {'SELECT_ON': 'last'},
             'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0},
             'TAG': f'model_fold{fold}',
@@ -284,6 +285,28 @@ def test_chexlocalize_in_imitation_ends_with_a_page(
     text = (tmp_path / 'page' / 'localisation.md').read_text()
     assert '1 of 13 images with a region are not scored, because the run has no such images' in text
     assert 'nothing follows about where a model looks' in text
+
+
+def test_the_report_of_a_run_links_the_page_that_reports_regions_names(
+    runs: list[Path], phantom: Path, boxes: Path, tmp_path: Path
+) -> None:
+    """Or says why there is none: that must not cost the report."""
+    checkpoint = str(runs[0] / 'ckpt_epoch_0.pth')
+    folds = runs[0].parents[1]
+    data = {f'{name.upper()}_CSV': str(folds / f'{name}_0.csv') for name in ('train', 'valid')}
+    sections = {'DATA': DATA | data, 'REPORT': {'WRITE': True, 'MAPS': 0}}
+    sections['EVAL'] = {'RESAMPLES': 0, 'SELECT_ON': 'last'}
+    found = {}
+    for name, file in (('boxes', str(boxes)), ('lost', str(tmp_path / 'lost.csv'))):
+        words = ['--eval', '--resume', checkpoint, '--opts', 'REPORT.REGIONS', file]
+        folder = finished_run('finetune', phantom, tmp_path / name, *words, model=MODEL, **sections)
+        report = json.loads((folder / 'report_eval' / 'report.json').read_text())
+        found[name] = report['localisation']
+        page = (folder / 'report_eval' / 'report.html').read_text()
+        assert ('href="regions/localisation.html"' in page) == (name == 'boxes')
+        assert (folder / 'report_eval' / 'regions').is_dir() == (name == 'boxes')
+    assert found['boxes']['page'] == 'regions/localisation.html' and found['boxes']['lines']
+    assert found['lost']['page'] == '' and 'lost.csv' in found['lost']['lines'][0]
 
 
 def test_runs_that_differ_in_more_than_their_fold_are_several_models() -> None:
