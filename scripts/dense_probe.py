@@ -68,7 +68,7 @@ from evaluation.regions.analysis import (
     score_source,
 )
 from evaluation.regions.dense import DenseProbe, Loading, read_masks
-from evaluation.regions.page import SYNTHETIC, Localisation, write_segmentation
+from evaluation.regions.page import SYNTHETIC, Localisation, write_scores
 from evaluation.regions.readers import read_regions
 from evaluation.regions.regions import Size
 from evaluation.regions.sources import PRIOR
@@ -126,7 +126,7 @@ def main(args: argparse.Namespace) -> int:
     options = {'resamples': args.resamples, 'seed': args.seed, 'scoring': OF_SEGMENTATION}
     document = analyse(cases, rows, **options)
     found = Localisation(regions, cases, rows, {}, document, {}, notes)
-    table = write_segmentation(args.output, found)
+    table = write_scores(args.output, 'dense_probe', found, OF_SEGMENTATION)
     print(table.read_text(encoding='utf-8'))
     return 0
 

@@ -22,7 +22,6 @@ from evaluation.regions.analysis import (
     LARGE,
     MEAN,
     OF_MAPS,
-    OF_SEGMENTATION,
     SMALL,
     TITLES,
     RegionCases,
@@ -34,13 +33,12 @@ from evaluation.regions.regions import Regions
 from evaluation.regions.sources import OWN, MapSource
 from evaluation.report.report_page import TEMPLATES as REPORT_TEMPLATES
 from evaluation.report.report_warnings import format_score
-from system.files import replace_files
+from system.files import replace_file, replace_files
 from system.pages import NOT_FOR_CLINICAL_USE, are_synthetic, encode_figure
 from system.tables import write_table
 
 TEMPLATES = Path(__file__).parent / 'templates'
 TITLE = 'Where does it look?'
-SEGMENTATION = 'dense_probe'  # name of the files of a dense probe
 MEAN_TITLE = 'Mean over labels'
 SYNTHETIC = 'Synthetic X-rays (phantoms): the scores say nothing about patients.'
 MEANINGS = {
@@ -135,11 +133,11 @@ def write_localisation(folder: Path, found: Localisation) -> Path:
     return folder / 'localisation.html'
 
 
-def write_segmentation(folder: Path, found: Localisation) -> Path:
-    """Write tables and figure of a dense probe; return the table in Markdown."""
-    _, _, pictures = _write_scores(folder, SEGMENTATION, found, OF_SEGMENTATION)
+def write_scores(folder: Path, name: str, found: Localisation, scoring: Scoring) -> Path:
+    """Write tables and figure, without a page; return the table in Markdown."""
+    _, _, pictures = _write_scores(folder, name, found, scoring)
     replace_files(_files(folder, pictures))
-    return folder / f'{SEGMENTATION}.md'
+    return folder / f'{name}.md'
 
 
 def _write_scores(
@@ -153,6 +151,11 @@ def _write_scores(
     write_table(folder, name, scores, cells, notes)
     if of_differences:
         write_table(folder, f'{name}_differences', differences, of_differences, notes[-1:])
+    cases = pd.concat(
+        found.cases.marked.join(row.scores).assign(row=row.name, source=row.source, kind=row.kind)
+        for row in found.rows
+    )
+    replace_file(folder / f'{name}_cases.csv', cases.to_csv(index=False, lineterminator='\n'))
     means = [MEAN] if document['headline'] == MEAN else []
     shown = {'shown': scoring.judged, 'paths': found.cases.marked['path']}
     figures = plot_scores(name, scores, found.rows, [*means, *_shown_labels(found)], **shown)

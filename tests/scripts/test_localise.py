@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from tiny import VIT, config_with, finished_run, load_script
+from torch import nn
+from torch.nn import functional
 
 from data.images.files import load_image
 from data.transforms import EvalTransform
 from evaluation.regions import model_maps
 from evaluation.regions.regions import Size
+from evaluation.regions.scores import score_map
 from evaluation.saliency import grad_cam
 from utils import trained_config
 
@@ -244,6 +248,70 @@ def test_cropped_images_put_the_map_where_the_image_was(
             inside = values > 0
             assert np.corrcoef(values[inside], pixels[inside])[0, 1] > 0.9
             assert inside.mean() > 0.95 if not crop else 0.5 < inside.mean() < 0.85
+
+
+class SquareDetector(nn.Module):
+    """Its logits of Edema and Pneumonia are the amount of white and of black."""
+
+    def __init__(self, labels: list[str], black: float, white: float) -> None:
+        super().__init__()
+        self.places = [labels.index(label) for label in ('Edema', 'Pneumonia')]
+        self.ends, self.features, self.size = (black, white), nn.Identity(), len(labels)
+
+    def saliency_layer(self) -> nn.Module:
+        return self.features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        black, white = self.ends
+        both = torch.cat([images - white, black - images], dim=1).relu()
+        found = self.features(functional.avg_pool2d(both, 2)).sum(dim=(2, 3))
+        return found @ functional.one_hot(torch.tensor(self.places), self.size).float()
+
+
+@pytest.fixture(scope='module')
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rectangles in real X-rays of 64 x 48, which have neither white nor black elsewhere."""
+    folder = tmp_path_factory.mktemp('squares')
+    load_script('studies/pasted_squares').paste(folder, 90)
+    inside = pd.read_csv(folder / 'boxes.csv').groupby('Path')
+    for file in (folder / 'Set').rglob('*.png'):
+        pixels = np.array(Image.open(file))
+        grey = (60 + pixels * 0.5).astype(np.uint8)
+        path = file.relative_to(folder).as_posix()
+        for box in inside.get_group(path).itertuples() if path in inside.groups else ():
+            place = slice(box.y, box.y + box.height), slice(box.x, box.x + box.width)
+            grey[place] = pixels[place]
+        Image.fromarray(grey).save(file)
+    return folder
+
+
+@pytest.mark.parametrize('method', ['grad-cam', 'occlusion'])
+@pytest.mark.parametrize('crop', [False, True])
+def test_a_model_that_sees_rectangles_alone_is_hit_where_they_are_in_real_xrays(
+    runs: list[Path], squares: Path, crop: bool, method: str
+) -> None:
+    script = load_script('localise')
+    words = ['--run', str(runs[0]), '--regions', str(squares / 'boxes.csv'), '--output', '.']
+    words += ['--data-path', str(squares / 'Set'), '--dataset', 'chexpert', '--method', method]
+    args = script.parse_args([*words, '--device', 'cpu'])
+    (source,) = script.model_sources(args)
+    source.runs[0].config.defrost()
+    source.runs[0].config.TEST.CROP = crop
+    normalize = EvalTransform(source.runs[0].config).normalize
+    ends = (float(normalize(np.full((1, 1), grey, np.float32)).item()) for grey in (50, 200))
+    detector = SquareDetector([*source.labels], *ends)
+    source._models = lambda number: (detector, detector)
+    regions, _ = script.wanted_regions(args, source.labels)
+    table, hits = pd.read_csv(squares / 'boxes.csv'), []
+    # With a crop, only what lies in it can be found.
+    is_seen = table['y'].between(8, 42) & table['x'].between(6, 30) | (not crop)
+    single = ~table['Path'].duplicated(keep=False)  # no rectangle covers another
+    cases = [*table.loc[is_seen & single, ['Path', 'Label']].itertuples(index=False, name=None)]
+    for path, label in sorted(source.find(cases))[:8]:
+        size = Size(64, 48)
+        values = source.maps(path, label)[''].at(size)
+        hits.append(score_map(values, regions.mask(path, label, size)).hit)
+    assert len(hits) >= 6 and np.mean(hits) > (0.99 if method == 'grad-cam' else 0.9)
 
 
 def test_thresholds_of_the_report_decide_where_a_region_is_marked(tmp_path: Path) -> None:
