@@ -323,7 +323,7 @@ def seen_patients(path: str, trained: Mapping[str, Any], data: Mapping[str, Any]
             f'{path} was trained on DATA.DATASET {", ".join(sorted(names))}, '
             f'{trained["DATA_PATH"]}. If these images show patients who are held out or scored '
             'here, their scores are too high: '
-            f'{command_of("scripts/check_data.py")} finds X-rays in both'
+            f'{command_of("scripts/check_data.py")} finds X-rays in both, if you have these images'
         ]
     seen = []
     if trained['HOLDOUT_FRACTION'] < data['HOLDOUT_FRACTION']:
