@@ -258,7 +258,8 @@ def seen_patients(
                 told = [
                     f'{name} was trained on {entry["data"]["DATA_PATH"]}, which names none of the '
                     'patients of this run. If it shows some of them under other names, the scores '
-                    f'are too high: {command_of("scripts/check_data.py")} finds X-rays in both, if you have these images'
+                    f'are too high: {command_of("scripts/check_data.py")} finds X-rays in both, if '
+                    'you have these images'
                 ]
             lines += told
     return [*dict.fromkeys(lines)]
