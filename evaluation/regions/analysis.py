@@ -18,7 +18,7 @@ from evaluation import metrics
 from evaluation.intervals import CaseWeights, Resamples, add_holm
 from evaluation.metrics import summary
 from evaluation.model_comparison import SIGNIFICANT, difference
-from evaluation.regions.regions import Regions, Size, refuse_other_shape
+from evaluation.regions.regions import Regions, Size, is_swapped, refuse_other_shape
 from evaluation.regions.scores import PositionPrior, as_grid, iou_of_others, score_map
 from evaluation.regions.sources import (
     OWN,
@@ -180,7 +180,7 @@ def score_source(source: MapSource, regions: Regions, cases: RegionCases) -> lis
             size = Size(case.height, case.width)
             mask = regions.mask(path, case.label, size)
             for kind, placed in source.maps(path, case.label).items():
-                if placed.cells.shape == size[::-1] != size:
+                if is_swapped(placed.cells.shape, size):
                     raise ValueError(
                         f'{source.name}: height and width are swapped in the map of {case.label} '
                         f'in {path}: it is {placed.cells.shape}, and the image {tuple(size)}'

@@ -210,6 +210,13 @@ def refuse_other_shape(path: str, drawn: Size, image: Size) -> None:
         )
 
 
+def is_swapped(shape: tuple[int, int], image: Size) -> bool:
+    """Return whether height and width of a map, of any size, are those of the image in turn."""
+    ratio = image.height / image.width
+    is_square = abs(ratio - 1) <= SAME_SHAPE
+    return not is_square and abs(shape[0] / shape[1] * ratio - 1) <= SAME_SHAPE
+
+
 def _masks_of_coco() -> ModuleType:
     try:
         from pycocotools import mask

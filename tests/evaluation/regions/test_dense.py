@@ -155,7 +155,14 @@ def test_shares_lie_where_the_image_was(crop: bool, tmp_path: Path) -> None:
         assert size == (64, 48)
         mask = regions.mask(case.path, case.label, size)
         found = probe.maps(case.path, case.label)[dense.PIXELS].at(size)
-        seen = slice(*((8, 56) if crop else (0, 64))), slice(*((3, 45) if crop else (0, 48)))
+        # The crop is a square of 224 / 256 of the short side, in the centre.
+        side = 48 * 64 / 73 if crop else None
+        top, left = ((64 - side) / 2, (48 - side) / 2) if crop else (0, 0)
+        height, width = (side, side) if crop else (64, 48)
+        view = top / 64, left / 48, height / 64, width / 48
+        assert probe.views[case.path] == pytest.approx(view, abs=1e-3)
+        seen = slice(round(top), 64 - round(top)), slice(round(left), 48 - round(left))
+        assert not np.delete(found, np.arange(64)[seen[0]], axis=0).any()
         found, mask = found[seen], mask[seen]
         turned = found, found[::-1], found[:, ::-1], found[::-1, ::-1]
         errors += [np.mean((other - mask) ** 2) for other in turned]

@@ -196,13 +196,17 @@ def test_a_wrong_map_is_named(tmp_path: Path, values: np.ndarray, words: str) ->
     assert 'a__Mass.npy' in str(error.value)
 
 
-def test_a_transposed_map_of_the_size_of_the_image_is_refused(tmp_path: Path) -> None:
-    folder = write_maps(tmp_path / 'maps', {'a__Mass': np.random.default_rng(0).random((8, 12))})
+@pytest.mark.parametrize('shape', [(8, 12), (80, 120)])
+def test_a_transposed_map_is_refused_at_any_size(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """But not a square one, which another program made of an image that it squeezed."""
+    folder = write_maps(tmp_path / 'maps', {'a__Mass': np.random.default_rng(0).random(shape)})
     found = dict(zip(BOX, (0, 0, 3, 3), strict=True)) | dict(zip(SIZE, (12, 8), strict=True))
     row = {'path': 'a.png', 'label': 'Mass', 'row': 'row 2'} | found
     regions = as_regions(Path('own.csv'), 'own table', [row])
     with pytest.raises(ValueError, match='height and width are swapped'):
         scored(regions, GivenMaps(folder, 'given'))
+    square = {'a__Mass': np.random.default_rng(0).random((10, 10))}
+    assert scored(regions, GivenMaps(write_maps(tmp_path / 'square', square), 'given'))
 
 
 def test_a_region_marked_where_there_is_none_counts_as_zero(
