@@ -784,7 +784,7 @@ _C.REPORT.BASELINES = Own(
 )
 _C.REPORT.REGIONS = Own(
     '',
-    "File of radiologists' boxes or masks, with which the report compares the maps; '': none.",
+    "File of boxes or masks that the report compares with the maps; '': none.",
     affects='nothing',
     file='evaluation.regions.localise',
 )

@@ -25,7 +25,7 @@ TITLES = {
     'grad-cam': 'Grad-CAM',
     'rollout': 'rollout',
     'occlusion': 'occlusion',
-    'attention': 'attention of the head',
+    'attention': 'head attention',
 }
 CASE = ['path', 'label', 'patient', 'area']
 SCORES = [*OF_MAPS.shown, 'has_signal']
@@ -73,15 +73,20 @@ def localisation_of(cases: pd.DataFrame) -> Localisation:
     return Localisation(None, region_cases, rows, {}, document, {}, [FEW])
 
 
+def write(folder: Path, cases: pd.DataFrame) -> Path:
+    """Write tables and figure of the scores of cases; return the table in Markdown."""
+    table = write_scores(folder, 'localisation', localisation_of(cases), OF_MAPS)
+    (folder / 'localisation_cases.csv').unlink()  # cases.csv has the same
+    return table
+
+
 @tool
 def main(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     file = args.output / 'cases.csv'
-    text = read_cases(args.folders).to_csv(index=False, float_format='%.6g', lineterminator='\n')
+    text = read_cases(args.folders).to_csv(index=False, float_format='%.4g', lineterminator='\n')
     replace_file(file, text)
-    found = localisation_of(pd.read_csv(file, keep_default_na=False))
-    table = write_scores(args.output, 'localisation', found, OF_MAPS)
-    (args.output / 'localisation_cases.csv').unlink()  # cases.csv has the same
+    table = write(args.output, pd.read_csv(file, keep_default_na=False))
     print(table.read_text('utf-8'))
     return 0
 

@@ -30,6 +30,8 @@ for method in $methods; do
         --regions examples/xrays/boxes.csv --annotated-size 1024 1024 --output "$out/maps/$method"
 done
 $python scripts/studies/localisation.py "$out"/maps/{grad-cam,rollout,occlusion,attention} --output "$out/results"
+$python scripts/dense_probe.py examples/xrays --run mae-vit-64px simmim-vit-64px \
+    --regions examples/xrays/boxes.csv --annotated-size 1024 1024 --output "$out/results"
 
 $python scripts/studies/pasted_squares.py "$out/squares"
 for head in linear attention; do
@@ -40,4 +42,11 @@ for method in $methods; do
     $python scripts/localise.py --run "$out/simmim_finetune/squares_$(head_of $method)" --method $method \
         --regions "$out/squares/boxes.csv" --output "$out/squares/maps/$method"
 done
-$python scripts/studies/localisation.py "$out"/squares/maps/{grad-cam,rollout,occlusion,attention} --output "$out/squares/results"
+# A network whose Grad-CAM does not pass through attention.
+$python main_finetune.py --cfg configs/resnet18__demo/simmim_finetune__resnet18__img64__scratch_demo.yaml \
+    --data-path "$out/squares/Set" --output "$out" --tag squares_resnet --opts REPORT.WRITE False TRAIN.EPOCHS 8 \
+    TRAIN.BASE_LR 0.032 TRAIN.WARMUP_EPOCHS 1 AUG.COLOR_JITTER 0.0 AUG.CROP_AREA "[1.0,1.0]" EVAL.SELECT_ON last
+$python scripts/localise.py --run "$out/simmim_finetune/squares_resnet" --method grad-cam \
+    --regions "$out/squares/boxes.csv" --output "$out/squares/maps/resnet18"
+$python scripts/studies/localisation.py "$out"/squares/maps/{grad-cam,rollout,occlusion,attention,resnet18} --output "$out/squares/results"
+grep -v -e ",small," -e ",large," "$out/squares/results/localisation.csv" > "$out/results/rectangles.csv"

@@ -25,7 +25,7 @@ from evaluation.regions.analysis import find_cases
 from evaluation.regions.dense import PENALTIES, DenseProbe, FoldSums, Loading, read_masks, shares_of
 from evaluation.regions.readers import read_regions
 from evaluation.regions.regions import Size, as_regions
-from evaluation.regions.scores import PlacedMap, View
+from evaluation.regions.scores import PlacedMap, View, score_map
 from utils import selected_checkpoint
 
 SIDE, ENCODER = Size(1024, 1024), 'mae-vit-64px'
@@ -107,6 +107,18 @@ def test_shares_of_real_xrays_are_those_of_scikit_learn_on_the_same_tokens(predi
             found = probe.maps(marked['path'][row], 'Pneumonia')[''].cells.ravel()
             near = min(np.abs(found - model.predict(tokens[row])).max() for model in models)
             assert near < 1e-4  # tokens are float32, and their batches round in other ways
+
+
+def test_the_committed_precision_is_that_of_the_probe(predicted) -> None:
+    marked, found = predicted.cases.marked, []
+    for case in marked.itertuples():
+        values = predicted.probe.maps(case.path, 'Pneumonia')[''].at(SIDE)
+        mask = predicted.regions.mask(case.path, 'Pneumonia', SIDE)
+        found.append(score_map(values, mask).average_precision)
+    committed = pd.read_csv(ROOT / 'docs/results/localisation/dense_probe.csv')
+    of_row = (committed['row'] == ENCODER) & committed['group'].isna()
+    (value,) = committed.loc[of_row & (committed['score'] == 'average_precision'), 'value']
+    assert np.mean(found) == pytest.approx(value, abs=0.005)  # CPUs round in their ways
 
 
 def test_position_alone_is_the_mean_share_of_other_patients(predicted) -> None:
