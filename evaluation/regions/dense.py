@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from config import Config
+from data.fingerprint import patient_numbers
 from data.images.image_source import open_images
 from data.images.noted_images import NotedImages, NotedLoader
 from data.images.preprocess_steps import mask_of
@@ -27,13 +28,15 @@ from data.tables.folds import folds_of
 from data.tables.reading import require_packed_steps
 from data.tables.records import Records, images_of
 from data.transforms import EvalTransform
+from engine.lineage import trainings_of
 from evaluation.inference import require_finite
 from evaluation.probes.features import batch_features, encoder_config, load_encoder
-from evaluation.regions.model_maps import RANDOM_WEIGHTS, view_of
+from evaluation.regions.model_maps import RANDOM_WEIGHTS, seen_by, view_of
 from evaluation.regions.regions import Regions, Size, as_regions
 from evaluation.regions.scores import FOLDS, PlacedMap, View
 from evaluation.regions.sources import OWN, Case, MapSource, find_names
 from models.build import build_model
+from utils import read_checkpoint
 
 PIXELS, POSITION = 'position and grey levels', 'position'
 PENALTIES = 10.0 ** np.arange(-6, 1)  # of standardised features, relative to the number of tokens
@@ -230,6 +233,7 @@ class DenseProbe(MapSource):
             untrained = build_model(self.config, is_pretrain=False, num_outputs=0)
         self.models = {OWN: model, RANDOM_WEIGHTS: untrained.to(device).eval()}
         self.side = model.output_side
+        self.trainings = trainings_of(checkpoint, read_checkpoint(checkpoint))
         self.patients = dict(zip(records.path, records.patient, strict=True))
         self.places: dict[str, int] = {}  # image -> row of the records
         self.shares: dict[tuple[str, Case], np.ndarray] = {}  # (kind, case) -> [L]
@@ -248,6 +252,13 @@ class DenseProbe(MapSource):
             )
         for path, place in self.places.items():
             self.patients[path] = self.records.patient[place]
+        patients = self.records.patient[[*self.places.values()]]
+        numbers = patient_numbers(self.config.DATA.DATASET, patients)
+        for name, count in seen_by(self.trainings, numbers):
+            self.notes.append(
+                f'{self.name}: the training {name} had seen {count} patients with regions, but not '
+                'the regions'
+            )
         return {case for case in cases if case[0] in self.places}
 
     def image(self, path: str) -> Image.Image | None:

@@ -22,7 +22,7 @@ from data.tables.chexpert import SPLITS, open_data_set
 from data.tables.reading import data_root, scored_images
 from data.tables.records import task_of
 from data.transforms import EvalTransform
-from engine.lineage import trainings_of
+from engine.lineage import Training, trainings_of
 from evaluation.inference import load_classifier
 from evaluation.regions.scores import PlacedMap, View, case_rng
 from evaluation.regions.sources import OWN, Case, MapSource, find_names
@@ -167,15 +167,10 @@ class RunMaps(MapSource):
                     found.append((path, Found(number, split, place, records.patient[place])))
         patients = [entry.patient for _, entry in found]
         numbers = patient_numbers(run.config.DATA.DATASET, patients)
-        for entry in trainings[:-1]:
-            count = 'an unknown number of'
-            if entry['patients'] is not None:
-                count = len({*numbers[np.isin(numbers, entry['patients'].numpy())].tolist()})
-            if count:
-                self._note(
-                    f'{entry["run"]}, from which the training started, had seen {count} patients '
-                    'with regions'
-                )
+        for name, count in seen_by(trainings[:-1], numbers):
+            self._note(
+                f'{name}, from which the training started, had seen {count} patients with regions'
+            )
         is_seen = np.isin(numbers, learned).tolist()
         return [(*pair, seen) for pair, seen in zip(found, is_seen, strict=True)]
 
@@ -213,6 +208,23 @@ class RunMaps(MapSource):
         task = task_of(self.runs[0].config)
         logits = task.logits(model(self._input(path)[0]).float()).cpu().numpy()
         return task.probabilities(logits)[0]
+
+
+def seen_by(trainings: Sequence[Training], numbers: np.ndarray) -> list[tuple[str, int | str]]:
+    """Return the trainings that had seen some of these patients, and how many.
+
+    Args:
+        trainings: Result of `trainings_of`.
+        numbers: Patients, `patient_numbers`.
+    """
+    found: list[tuple[str, int | str]] = []
+    for entry in trainings:
+        count = 'an unknown number of'
+        if entry['patients'] is not None:
+            count = len({*numbers[np.isin(numbers, entry['patients'].numpy())].tolist()})
+        if count:
+            found.append((entry['run'], count))
+    return found
 
 
 def thresholds_of(folders: Sequence[Path]) -> dict[str, float]:

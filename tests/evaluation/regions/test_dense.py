@@ -1,5 +1,6 @@
 """The dense probe against scikit-learn, and its masks, views and folds."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -250,6 +251,9 @@ def test_a_run_of_a_swin_has_tokens_too(phantom: Path, tmp_path: Path) -> None:
     cases = find_cases(regions, [probe])
     probe.predict(regions, cases.marked)
     assert probe.side == 8 and len(probe.shares) == 4 * 30
+    (note,) = (note for note in probe.notes if 'had seen' in note)
+    count = int(re.search(r'had seen (\d+) patients', note)[1])
+    assert 0 < count <= cases.marked['patient'].nunique()
 
 
 def test_a_crop_to_the_lungs_is_refused(tmp_path: Path) -> None:
