@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Where do fine-tuned models look on the X-rays in examples/? docs/howto/localise.md has the result.
+# Where do fine-tuned models look on the X-rays in examples/? docs/results/localisation/maps.md has the result.
 #   bash scripts/studies/localisation.sh OUT
 # An hour of one CPU core. The last part pastes squares, of which it is known where a model must look.
 set -euo pipefail
