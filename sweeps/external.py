@@ -147,7 +147,7 @@ def _cells(
         cell[f'95 %, {title}'] = interval_text(bounds, '.3f') or 'n/a'
         if in_labels:
             counts = (
-                facts_of(tables[place], metric, label).get((line['row'],)).iloc[0]
+                facts_of(tables[place], metric, label).groupby('row').first()[line['row']]
                 for metric in ('positives', 'negatives')
             )
             cell[f'positive / negative, {title}'] = ' / '.join(f'{count:,.0f}' for count in counts)

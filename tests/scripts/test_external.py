@@ -15,6 +15,7 @@ from tiny import arguments, load_script, run_main, run_script, tiny_config
 from data.packing import Settings
 from data.tables.known_sets import NIH_LABELS
 from data.tables.labels import LABELS
+from evaluation.intervals import Resamples
 from sweeps.external import OTHER, OWN, compare_hospitals
 from sweeps.files import note_sweep, noted_sweeps
 
@@ -208,6 +209,23 @@ def test_findings_of_nih_stand_for_those_of_chexpert(own, tmp_path):
     )
     positive = dict(zip(found.images.labels, found.images.targets.T.tolist(), strict=True))
     assert positive['Lung Opacity'] == [1, 0, 1, 0] and positive['Pleural Effusion'] == [0, 0, 1, 0]
+
+
+def test_the_patients_of_the_two_hospitals_are_drawn_with_different_seeds(
+    own, phantom, tmp_path, monkeypatch
+) -> None:
+    """Also if they are the same patients, whose draws would be equal."""
+    seeds = []
+
+    def draw(patients, *, resamples: int, seed: int) -> Resamples:
+        seeds.append(seed)
+        return Resamples(patients, resamples=resamples, seed=seed)
+
+    monkeypatch.setattr('sweeps.long_table.Resamples', draw)
+    assert score(own, phantom, tmp_path) == 0
+    assert seeds == [0, 1]
+    lines = pd.read_csv(tmp_path / 'runs_external_labels.csv')
+    np.testing.assert_allclose(lines['difference'], 0, atol=1e-6)
 
 
 def test_the_intervals_of_the_difference_draw_both_hospitals_independently(tmp_path):
