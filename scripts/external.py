@@ -1,6 +1,6 @@
 """Score the finished runs of a study or sweep on a second hospital. Not for clinical use.
 
-python scripts/external.py --runs OUT --data-path DATA2 --output OUT2
+python scripts/external.py --runs OUT --data-path DATA2 --output OUT2 [--sweep F] [--scale S]
 
 OUT is the output folder of `ablate.py run` or of a study, and DATA2 the folder or packed store of
 another data set. The selected checkpoint of each run predicts the test split of DATA2, and OUT2
