@@ -59,10 +59,10 @@ CORE = ['options', 'system', 'data', 'models', 'engine', 'evaluation']
 NOT_NEEDED = {
     'engine': 'compilation model_tool preflight simmim_checkpoint',
     'data': 'auto_augment build data_contrastive packing',
-    'data/tables': 'given_folders',
+    'data/tables': 'given_folders metadata',
     'data/images': 'dicom noted_images preprocess_steps store store_files',
     'data/describe': 'check description',
-    'models': 'contrastive mae',
+    'models': 'contrastive mae patient_head',
     'models/weights': 'export',
     'evaluation': 'matching pseudo_label_choice',
     'evaluation/probes': 'attentive build features online_probe',
@@ -216,6 +216,7 @@ def test_a_script_that_trains_nothing_does_not_import_torch(script: str) -> None
     [
         ('dense_probe', 'torch'),
         ('export', 'torch'),
+        ('external', 'torch'),
         ('features', 'pandas'),
         ('localise', 'torch'),
         ('predict', 'pandas'),
