@@ -112,7 +112,15 @@ def squeezed(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def mask_of(image: Image.Image, folder: str, *, is_cropped: bool = False) -> Image.Image:
-    """Read the mask of an image, WHITE inside and at the size of the image.
+    """Read the mask of an image (`own_mask`) at the size of the image."""
+    mask = own_mask(image, folder, is_cropped=is_cropped)
+    mask = mask.resize(image.size, Image.Resampling.NEAREST)  # the image or the mask may be packed
+    mask.info[FULL_SIZE] = full_size(image)
+    return mask
+
+
+def own_mask(image: Image.Image, folder: str, *, is_cropped: bool = False) -> Image.Image:
+    """Read the mask of an image, WHITE inside, at the size in which it is kept.
 
     The mask is the image below the folder or in the store with the name of the image and any
     suffix. Pixels with at least MASK_LEVEL are inside. If all levels of the mask are lower, such as
@@ -134,8 +142,8 @@ def mask_of(image: Image.Image, folder: str, *, is_cropped: bool = False) -> Ima
     found = [name for place, name in enumerate(names) if place not in lacking]
     if len(found) != 1:
         raise BadImageError(
-            f'image {name} needs one lung mask {stem} with a suffix of {", ".join(IMAGE_SUFFIXES)} '
-            f'in {folder} (DATA.LUNG_MASKS), got {", ".join(found) or "none"}'
+            f'image {name} needs one mask {stem} with a suffix of {", ".join(IMAGE_SUFFIXES)} '
+            f'in {folder}, got {", ".join(found) or "none"}'
         )
     mask = masks.reader(found)(0)
     levels = np.asarray(mask)
@@ -146,11 +154,9 @@ def mask_of(image: Image.Image, folder: str, *, is_cropped: bool = False) -> Ima
         mask.info.pop(FULL_SIZE, None)
     if full_size(mask) != full_size(image):
         raise BadImageError(
-            f'the lung mask {found[0]} in {folder} must be as large as the image {name}, '
+            f'the mask {found[0]} in {folder} must be as large as the image {name}, '
             f'{full_size(image)} pixels (height, width), got {full_size(mask)}'
         )
-    mask = mask.resize(image.size, Image.Resampling.NEAREST)  # the image or the mask may be packed
-    mask.info[FULL_SIZE] = full_size(image)
     return mask
 
 

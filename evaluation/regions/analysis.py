@@ -19,7 +19,13 @@ from evaluation.intervals import CaseWeights, Resamples, add_holm
 from evaluation.metrics import summary
 from evaluation.model_comparison import SIGNIFICANT, difference
 from evaluation.regions.regions import Regions, Size, is_swapped, refuse_other_shape
-from evaluation.regions.scores import PositionPrior, as_grid, iou_of_others, score_map
+from evaluation.regions.scores import (
+    PositionPrior,
+    as_grid,
+    iou_of_others,
+    score_map,
+    thresholds_of,
+)
 from evaluation.regions.sources import (
     OWN,
     PRIOR,
@@ -130,7 +136,7 @@ def find_cases(
         notes.append(f'only the {len(common)} cases that all models explain are scored')
     patients = patients_of(regions, sources)
     scored_cases, scored_labels = {*common}, {label for _, label in common}
-    rows, known, sizes = [], [], {}
+    rows, known, sizes, blank = [], [], {}, []
     for case in tqdm(marked, 'regions', unit='case', disable=None):
         path, label = case
         is_scored = case in scored_cases
@@ -143,10 +149,16 @@ def find_cases(
         if is_scored and sizes[path] is not None and not squeezed:
             refuse_other_shape(path, size, sizes[path])
         mask = regions.mask(path, label, size)
+        if not mask.any():
+            blank.append(case)
+            continue
         known.append((label, patients[path], as_grid(mask)))
         if is_scored:
             rows.append((path, label, patients[path], *size, mask.mean()))
     columns = ['path', 'label', 'patient', 'height', 'width', 'area']
+    notes += _told_of_blank(blank, len(marked))
+    if not rows:
+        raise ValueError('\n'.join([f'{regions.file}: no region has a pixel', *notes]))
     table = pd.DataFrame(rows, columns=columns)
     empty = [
         (path, label, patients[path])
@@ -156,6 +168,16 @@ def find_cases(
     labels_of_all, patients_of_all, grids = zip(*known, strict=True)
     prior = PositionPrior(labels_of_all, patients_of_all, np.stack(grids))
     return RegionCases(table, pd.DataFrame(empty, columns=columns[:3]), prior, tuple(notes))
+
+
+def _told_of_blank(blank: Sequence[tuple[str, str]], count: int) -> list[str]:
+    if not blank:
+        return []
+    path, label = blank[0]
+    return [
+        f'{len(blank)} of {count} regions have no pixel, such as that of {label} in {path}, and '
+        'are left out'
+    ]
 
 
 def patients_of(regions: Regions, sources: Sequence[MapSource]) -> dict[str, str]:
@@ -185,7 +207,7 @@ def score_source(source: MapSource, regions: Regions, cases: RegionCases) -> lis
                         f'{source.name}: height and width are swapped in the map of {case.label} '
                         f'in {path}: it is {placed.cells.shape}, and the image {tuple(size)}'
                     )
-                scores = score_map(placed.at(size), mask)
+                scores = score_map(placed.at(size), mask, thresholds_of(placed))
                 ious[kind][case.Index] = scores.ious
                 found[kind][case.Index] = (
                     scores.hit,

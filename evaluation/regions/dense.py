@@ -21,9 +21,10 @@ from torch import nn
 
 from config import Config
 from data.fingerprint import patient_numbers
+from data.images.files import BadImageError
 from data.images.image_source import open_images
 from data.images.noted_images import NotedImages, NotedLoader
-from data.images.preprocess_steps import mask_of
+from data.images.preprocess_steps import own_mask
 from data.tables.folds import folds_of
 from data.tables.reading import require_packed_steps
 from data.tables.records import Records, images_of
@@ -39,6 +40,7 @@ from models.build import build_model
 from utils import read_checkpoint
 
 PIXELS, POSITION = 'position and grey levels', 'position'
+EMPTY = 'all pixels are 0'  # of an image that is refused, and of a mask that marks nothing
 PENALTIES = 10.0 ** np.arange(-6, 1)  # of standardised features, relative to the number of tokens
 
 
@@ -62,7 +64,12 @@ class MaskFolder(Regions):
     def mask(self, path: str, label: str, size: Size) -> np.ndarray:  # [H, W] bool
         file = self.records.file[self._places[path]]
         image = images_of(self.records).reader([file])(0)
-        mask = mask_of(image, str(self.file))
+        try:
+            mask = own_mask(image, str(self.file))
+        except BadImageError as error:
+            if not str(error).endswith(EMPTY):
+                raise
+            return np.zeros(size, bool)
         if mask.size != size[::-1]:  # packed at another size
             mask = mask.resize(size[::-1], Image.Resampling.NEAREST)
         return np.asarray(mask) > 0

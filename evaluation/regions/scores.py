@@ -22,6 +22,8 @@ LEVELS = 2**16  # to which values are rounded down where all pixels are put in o
 BINS = 2**8  # of Otsu's histogram
 # From these on, values are in the marked region; one is chosen on other patients.
 THRESHOLDS = np.arange(1, 32) / 32
+# Predicted shares keep their size, and those of a small region may all be far below 1/32.
+SHARE_THRESHOLDS = np.concatenate([2.0 ** np.arange(-11, -5, 0.5), THRESHOLDS])
 FOLDS = 5  # of patients, for the choice of the threshold
 PRIOR_CELLS = 64  # along a side of the maps that need no model
 CENTRE_SPREAD = 0.25  # standard deviation of the map of the centre, as a share of the side
@@ -96,7 +98,7 @@ class MapScores:
     Attributes:
         hit: 1 if the highest pixel lies in the region; of equally high ones, the share that does.
         iou: Intersection over union of the region and of the pixels above Otsu's threshold.
-        ious: The same for each of THRESHOLDS.
+        ious: The same for each of the thresholds.
         mass: Share of the sum of the map that lies in the region.
         average_precision: Average precision over pixels, which needs no threshold.
         has_signal: Whether the map has more than one value. Otherwise it marks no region.
@@ -110,18 +112,30 @@ class MapScores:
     has_signal: bool
 
 
-def score_map(values: np.ndarray, region: np.ndarray) -> MapScores:
-    """Score a map in [0, 1] against a region, both [H, W]; the region has at least one pixel."""
+def thresholds_of(placed: PlacedMap) -> np.ndarray:
+    return SHARE_THRESHOLDS if placed.is_share else THRESHOLDS
+
+
+def score_map(
+    values: np.ndarray, region: np.ndarray, thresholds: np.ndarray = THRESHOLDS
+) -> MapScores:
+    """Score a map in [0, 1] against a region, both [H, W].
+
+    Raises:
+        ValueError: If the region has no pixel, so that no score is defined.
+    """
+    if not region.any():
+        raise ValueError('a region without a pixel has no score')
     level = _levels(values)
     everything = np.bincount(level.ravel(), minlength=LEVELS)
     inside = np.bincount(level[region], minlength=LEVELS)
     precision = _average_precision(everything, inside)
     if values.max() == values.min():
-        return MapScores(0.0, 0.0, np.zeros(len(THRESHOLDS)), 0.0, precision, has_signal=False)
+        return MapScores(0.0, 0.0, np.zeros(len(thresholds)), 0.0, precision, has_signal=False)
     return MapScores(
         hit=float(region[values == values.max()].mean()),
         iou=float(_iou(everything, inside, [otsu(everything)])[0]),
-        ious=_iou(everything, inside, THRESHOLDS),
+        ious=_iou(everything, inside, thresholds),
         mass=float(values[region].sum(dtype=float) / values.sum(dtype=float)),
         average_precision=precision,
         has_signal=True,
@@ -183,7 +197,7 @@ def iou_of_others(ious: np.ndarray, patients: np.ndarray) -> np.ndarray:  # [N]
     all other folds, and is the lowest of equal ones. It is NaN without other patients.
 
     Args:
-        ious: IoU of each case of a label at each of THRESHOLDS, [N, T].
+        ious: IoU of each case of a label at each threshold, [N, T].
         patients: Patient of each case, [N].
     """
     fold, found = folds_of(patients, FOLDS), np.full(len(ious), np.nan)

@@ -100,7 +100,7 @@ def test_images_and_lung_masks_may_be_packed(folders, images, masks):
     assert np.array_equal(masks_of(config_of(folders[images], folders[masks])), wanted)
 
 
-@pytest.mark.parametrize('size, error', [(None, 'one lung mask'), ((40, 40), 'as large as')])
+@pytest.mark.parametrize('size, error', [(None, 'one mask'), ((40, 40), 'as large as')])
 def test_a_lung_mask_that_does_not_fit_its_image_is_refused(folders, tmp_path, size, error):
     name = 'patient00000/x.png'
     image = Image.open(folders['images'] / name)

@@ -1,6 +1,7 @@
 """The dense probe against scikit-learn, and its masks, views and folds."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from evaluation.regions.analysis import find_cases
 from evaluation.regions.dense import PENALTIES, DenseProbe, FoldSums, Loading, read_masks, shares_of
 from evaluation.regions.readers import read_regions
 from evaluation.regions.regions import Size, as_regions
-from evaluation.regions.scores import PlacedMap, View, score_map
+from evaluation.regions.scores import PlacedMap, View, score_map, thresholds_of
 from utils import selected_checkpoint
 
 SIDE, ENCODER = Size(1024, 1024), 'mae-vit-64px'
@@ -262,3 +263,42 @@ def test_a_crop_to_the_lungs_is_refused(tmp_path: Path) -> None:
     options = None, ['DATA.PREPROCESS', "['lung_crop']"]
     with pytest.raises(ValueError, match='lung_crop'):
         DenseProbe(ENCODER, 'mae', records, Loading(torch.device('cpu')), options=options)
+
+
+def test_masks_keep_their_size_and_empty_ones_are_left_out(tmp_path: Path) -> None:
+    """In a store of 64 px: a mask of one of 256 x 256 pixels counts, one of none does not."""
+    records = read_images(str(ROOT / 'examples/xrays'))
+    files = records.file[:4].tolist()
+    drawn = [np.zeros((256, 256), np.uint8) for _ in files]
+    drawn[0][100:140, 30:90] = drawn[1][10:90, 200:220] = 255
+    drawn[2][101, 103] = 255  # of which 64 px would keep nothing
+    for file, pixels in zip(files, drawn, strict=True):
+        path = (tmp_path / 'masks' / file).with_suffix('.png')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    regions = read_masks(tmp_path / 'masks', records)
+    for file, path, pixels in zip(files, records.path[:4], drawn, strict=True):
+        found = regions.mask(path, 'masks', Size(256, 256))
+        np.testing.assert_array_equal(found, pixels > 0, err_msg=file)
+    probe = SimpleNamespace(
+        find=lambda cases, absent: {*cases},
+        notes=[],
+        patients=dict(zip(records.path, records.patient, strict=True)),
+        image=lambda path: None,
+    )
+    sized = replace(regions, table=regions.table.assign(image_height=256.0, image_width=256.0))
+    cases = find_cases(sized, [probe])
+    assert len(cases.marked) == 3
+    assert any('1 of 4 regions have no pixel' in note for note in cases.notes)
+
+
+def test_shares_of_small_regions_have_a_threshold_that_finds_them() -> None:
+    region = np.zeros((64, 64), bool)
+    region[20:22, 30:32] = True
+    share = np.full((8, 8), 0.001)
+    share[2, 3] = 0.01  # a probe predicts little where the lesion covers little of the token
+    placed = PlacedMap(share, is_share=True)
+    ious = score_map(placed.at(Size(64, 64)), region, thresholds_of(placed)).ious
+    assert ious.max() > 0.05
+    with pytest.raises(ValueError, match='without a pixel'):
+        score_map(placed.at(Size(64, 64)), np.zeros((64, 64), bool))
