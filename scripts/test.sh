@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Create .venv, install the requirements and run pytest.
-#   bash scripts/test.sh            the fast suite (about 2 to 3 minutes on 2 cores)
-#   bash scripts/test.sh --all      also the tests marked slow (about 10 minutes)
+#   bash scripts/test.sh            the fast suite (about 5 minutes on 2 cores)
+#   bash scripts/test.sh --all      also the tests marked slow (about 20 minutes)
 # Other arguments go to pytest, which uses one process per core (-n 0: only one). Tests marked slow
 # and alone, which measure memory or wait for deadlines, run one by one after the others.
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
