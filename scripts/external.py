@@ -5,9 +5,9 @@ python scripts/external.py --runs OUT --data-path DATA2 --output OUT2 [--sweep F
 OUT is the output folder of `ablate.py run` or of a study, and DATA2 the folder or packed store of
 another data set. The selected checkpoint of each run predicts the test split of DATA2, and OUT2
 gets tables as CSV, Markdown and LaTeX: the scores of each row in both hospitals with the
-difference, over the labels that both have, and its scores on DATA2 in groups, with their gaps, as
-`ablate.py table --subgroups`. The same command resumes: predictions that fit their checkpoint and
-DATA2 are kept.
+difference, over the labels with enough cases in both, and its scores on DATA2 in groups, with their
+gaps, as `ablate.py table --subgroups`. The same command resumes: predictions that fit their
+checkpoint and DATA2 are kept.
 """
 
 import argparse
@@ -317,8 +317,10 @@ def score_elsewhere(
     return scored, notes
 
 
-def first_score(asked: Sequence[str], scores: Sequence[str], tables: Sequence[pd.DataFrame]) -> str:
-    """Return the first score of the tables that both hospitals define."""
+def first_score(
+    asked: Sequence[str], scores: Sequence[str], tables: Sequence[pd.DataFrame]
+) -> str | None:
+    """Return the first score of the tables that both hospitals define, None if there is no mean."""
     known = [{*known_scores(table)} for table in tables]
     for score in (*asked, *scores, *MEANS[1:]):
         defined = all(parts_of(score)[1] in found for found in known)
@@ -327,7 +329,7 @@ def first_score(asked: Sequence[str], scores: Sequence[str], tables: Sequence[pd
         if asked:
             allowed = ', '.join(sorted(set.intersection(*known)))
             raise ValueError(f'--scores must be of {allowed} (both hospitals), got {score!r}')
-    raise ValueError('no score is defined in both hospitals')
+    return None
 
 
 @model_tool
@@ -350,12 +352,14 @@ def main(args: argparse.Namespace) -> int:
         pairs.append((own[run.row, run.seed], scored))
         about_labels |= dict.fromkeys(told)
     asked = [parts_of(score)[1] for score in args.scores or sweep.scores]
-    labels = labels_of_both(pairs, asked)
+    counted, labels = labels_of_both(pairs, asked)
     shared = [name for name in pairs[0][1].images.labels if name in pairs[0][0].images.labels]
     hospitals = about_hospitals(pairs, labels, [name for name in shared if name not in labels])
     pairs = [tuple(only_labels(run, labels) for run in pair) for pair in pairs]
     scores = [score for score in args.scores or sweep.scores if parts_of(score)[1] in labels]
     wanted = [*dict.fromkeys([*args.scores, *scores, *MEANS[1:], *labels])]
+    if labels != counted:  # a mean would be over other labels in each hospital
+        wanted = [score for score in wanted if parts_of(score)[1] not in MEANS]
     tables = {}
     for seed, place in enumerate((OWN, OTHER)):  # the patients of the two are drawn independently
         of_place = [pair[seed] for pair in pairs]
@@ -365,18 +369,25 @@ def main(args: argparse.Namespace) -> int:
         tables[place] = pd.concat([drawn, pd.DataFrame([*known])], ignore_index=True)
     score = first_score(args.scores, scores, [*tables.values()])
     below = [*hospitals, *about_labels, *notes, ABOUT_LABELS]
-    write_second(args, sweep, [pair[1] for pair in pairs], tables[OTHER], score)
-    files = write_hospitals(args.output, sweep, tables, [score, *labels], notes=below)
+    write_second(
+        args, sweep, [pair[1] for pair in pairs], tables[OTHER], [score] if score else labels
+    )
+    chosen = [score or MEANS[2], *labels]
+    files = write_hospitals(args.output, sweep, tables, chosen, notes=below)
     print(files[0].read_text('utf-8'))
     print(*files, sep='\n')
     return 0
 
 
 def write_second(
-    args: argparse.Namespace, sweep: Sweep, runs: Sequence[Scored], drawn: pd.DataFrame, score: str
+    args: argparse.Namespace,
+    sweep: Sweep,
+    runs: Sequence[Scored],
+    drawn: pd.DataFrame,
+    scores: Sequence[str],
 ) -> None:
     """Write the tables of the second hospital alone, as `ablate.py table --subgroups` does."""
-    flags = {'against': [], 'row': [], 'columns': [], 'subgroups': [], 'scores': [score]}
+    flags = {'against': [], 'row': [], 'columns': [], 'subgroups': [], 'scores': scores}
     asked = argparse.Namespace(save=args.output, **flags)
     repeated, means = notes_about_labels(runs)
     about = {'means': means, 'about_groups': groups_of_means(asked, runs, drawn)}

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.metrics import FEW_CASES
-from evaluation.model_comparison import ENDS, compare_rows, summarise
+from evaluation.metrics import FEW_CASES, labels_with_few_cases
+from evaluation.model_comparison import ENDS, Rows, compare_rows, summarise
 from sweeps.files import Sweep
-from sweeps.long_table import Scored, facts_of, has_few_cases, parts_of, rows_of
+from sweeps.long_table import MEANS, Scored, facts_of, has_few_cases, parts_of, rows_of
 from sweeps.tables import (
     EQUAL_SEEDS,
     FEW_RESAMPLES,
@@ -32,26 +32,37 @@ MEANING = (
     'other patients, other labels and another share of views, and is no error of the model alone. '
     'The patients of the two hospitals are resampled independently of each other.'
 )
+NO_MEAN = (
+    f'No mean, and so no difference: no label has at least {FEW_CASES} cases of each class in both '
+    'hospitals, and means over other labels in each cannot be compared. The scores of each label '
+    'are in {}.md, where no difference has an interval over patients.'
+)
 
 
-def labels_of_both(pairs: Sequence[tuple[Scored, Scored]], wanted: Sequence[str]) -> list[str]:
-    """Return the labels that are scored: with enough cases of each class in both hospitals.
+def labels_of_both(
+    pairs: Sequence[tuple[Scored, Scored]], wanted: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the labels of the means of both hospitals, and the labels that are scored.
 
-    If no label has enough, they are those with both classes. Labels in `wanted` always count.
+    The means are over the labels with enough cases of each class in both hospitals, of which there
+    may be none. These are scored, or, without them, those with both classes, and always those in
+    `wanted` with both classes.
 
     Raises:
         ValueError: If no label has both classes in both hospitals.
     """
     enough, both_classes = [], []
     for cases in (run.images.at_level(run.level) for pair in pairs for run in pair):
-        enough.append({*cases.mean_labels()['labels']})
+        few = labels_with_few_cases(cases.count_classes())
+        enough.append({*cases.mean_labels()['labels']} - {*few})
         both_classes.append({*cases.with_labels(cases.has_both_classes()).labels})
     shared = [label for label in pairs[0][1].images.labels if label in pairs[0][0].images.labels]
     counted = [label for label in shared if all(label in found for found in enough)]
     defined = [label for label in shared if all(label in found for found in both_classes)]
     if not defined:
         raise ValueError(f'no label has both classes in both hospitals: {", ".join(shared)}')
-    return [label for label in defined if label in (counted or defined) or label in wanted]
+    scored = [label for label in defined if label in (counted or defined) or label in wanted]
+    return counted, scored
 
 
 def only_labels(run: Scored, labels: Sequence[str]) -> Scored:
@@ -66,9 +77,11 @@ def compare_hospitals(
 ) -> list[dict[str, Any]]:
     """Return a line for each row with its score in both hospitals, over the seeds of both.
 
+    A score that a hospital lacks is NaN, without a difference.
+
     The arguments are long tables whose resamples of the patients are independent of each other.
     """
-    of_own, of_second = rows_of(own, score), rows_of(second, score)
+    of_own, of_second = _rows_of(own, score), _rows_of(second, score)
     names = [row.name for row in sweep.rows if row.name in of_own and row.name in of_second]
     rows = {(name, OWN): of_own[name] for name in names}
     rows |= {(name, OTHER): of_second[name] for name in names}
@@ -90,6 +103,12 @@ def compare_hospitals(
     return lines
 
 
+def _rows_of(table: pd.DataFrame, score: str) -> Rows:
+    seeds = table.groupby('row')['seed'].unique()
+    lacking = {row: pd.DataFrame({0: np.nan}, index=found) for row, found in seeds.items()}
+    return lacking | rows_of(table, score)
+
+
 def write_hospitals(
     folder: Path,
     sweep: Sweep,
@@ -104,7 +123,7 @@ def write_hospitals(
         folder: Folder of the tables.
         sweep: Sweep of the rows.
         tables: Long table of each hospital (OWN, OTHER).
-        scores: The first score, and then labels.
+        scores: The first score, which may be a mean that no hospital has, and then labels.
         notes: Notes about both hospitals.
 
     Returns:
@@ -117,12 +136,15 @@ def write_hospitals(
         for score in chosen:
             lines += compare_hospitals(tables[OWN], tables[OTHER], sweep, score)
         cells = [_cells(line, sweep, tables, in_labels=name != 'external') for line in lines]
-        reasons = []
-        if any(line['seeds'] == 1 for line in lines):
+        reasons, compared = [], [line for line in lines if 'difference' in line]
+        if not compared and {parts_of(score)[1] for score in chosen} <= {*MEANS}:
+            reasons.append(NO_MEAN.format(f'{sweep.name}_external_labels'))
+        if any(line['seeds'] == 1 for line in compared):
             reasons.append(ONE_SEED)
-        if any(line['seeds'] > 1 and np.isnan(line['seeds_low']) for line in lines):
+        if any(line['seeds'] > 1 and np.isnan(line['seeds_low']) for line in compared):
             reasons.append(EQUAL_SEEDS)
-        if any(np.isnan([line[f'{start}_low'] for start in (OWN, OTHER)]).any() for line in lines):
+        bounds = [line[f'{start}_low'] for line in compared for start in (OWN, OTHER)]
+        if np.isnan(bounds).any():
             reasons.append(FEW_RESAMPLES)
         if lines:
             path = write_table(folder, f'{sweep.name}_{name}', lines, cells, [*reasons, *below])
@@ -138,7 +160,8 @@ def _cells(
         cell['label'] = label
     cell |= row_cells(sweep, line['row']) | {'seeds': str(line['seeds'])}
     for place, title in TITLES.items():
-        few = ' (few cases)' if has_few_cases(tables[place], label) else ''
+        is_few = line[place] == line[place] and has_few_cases(tables[place], label)
+        few = ' (few cases)' if is_few else ''
         name = 'AUROC' if in_labels else score_title(line['score'], tables[place])
         spread = line[f'{place}_sd']
         sd = '' if np.isnan(spread) else f' ± {spread:.3f}'

@@ -18,6 +18,7 @@ from data.tables.labels import LABELS
 from evaluation.intervals import Resamples
 from sweeps.external import OTHER, OWN, compare_hospitals
 from sweeps.files import note_sweep, noted_sweeps
+from sweeps.long_table import MEANS
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 LACKING = 'Pleural Effusion'
@@ -243,3 +244,58 @@ def test_the_intervals_of_the_difference_draw_both_hospitals_independently(tmp_p
     assert line['difference'] == pytest.approx(gaps[0])
     low, high = np.quantile(gaps[1:], [0.025, 0.975])
     assert (line['patients_low'], line['patients_high']) == pytest.approx((low, high), abs=0.01)
+
+
+def with_positives(other: Path, root: Path, numbers: dict[str, int]) -> Path:
+    """Return the second hospital with this number of positives of labels, and other negatives."""
+    shutil.copytree(other, root)
+    table = pd.read_csv(root / 'test.csv', dtype=str, keep_default_na=False)
+    frontal = np.flatnonzero(table['Frontal/Lateral'] == 'Frontal')  # which the runs score
+    for label, number in numbers.items():
+        table[label] = '0.0'
+        table.loc[frontal[:: len(frontal) // number][:number], label] = '1.0'
+    table.to_csv(root / 'test.csv', index=False)
+    return root
+
+
+def test_without_a_label_that_has_enough_cases_in_both_there_is_no_difference(
+    own, other, tmp_path, monkeypatch, capsys
+):
+    """Each hospital has labels with enough cases, which are not those of the other one."""
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', 5)  # the own one: Lung Opacity alone
+    data = with_positives(other, tmp_path / 'second', {'Lung Opacity': 4, 'Edema': 40})
+    assert score(own, data, tmp_path, '--resamples', 200) == 0
+    (line,) = pd.read_csv(tmp_path / 'runs_external.csv').to_dict('records')
+    assert np.isnan([line[OWN], line[OTHER]]).all()
+    assert not {'difference', 'patients_low', 'p', 'p_holm', 'verdict'} & {*line}
+    page = (tmp_path / 'runs_external.md').read_text()
+    assert 'No mean, and so no difference' in page and page in capsys.readouterr().out
+    assert 'runs_external_labels.md' in page and 'fewer than 95 %' not in page
+    labels = pd.read_csv(tmp_path / 'runs_external_labels.csv').set_index('score')
+    assert labels['difference'].notna().all() and {'Lung Opacity', 'Edema'} <= {*labels.index}
+    assert labels[['patients_low', 'p']].isna().all(axis=None)
+    assert 'No mean' not in (tmp_path / 'runs_external_labels.md').read_text()
+    alone = pd.read_csv(tmp_path / 'runs_Edema.csv')
+    assert alone['value'].tolist() == pytest.approx([labels.loc['Edema', OTHER]])
+    assert not {*pd.read_csv(tmp_path / 'runs_scores.csv')['label']} & {*MEANS}
+    assert score(own, data, tmp_path, '--scores', 'mean') == 2
+    assert "both hospitals), got 'mean'" in capsys.readouterr().err
+
+
+def test_the_means_of_both_hospitals_are_over_the_same_labels(own, other, tmp_path, monkeypatch):
+    """Each hospital has a label with enough cases that has few cases in the other one."""
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', 3)
+    rare, both = 'Enlarged Cardiomediastinum', ['Lung Opacity', 'Edema']  # enough in the own one
+    data = with_positives(other, tmp_path / 'second', {rare: 2, 'Cardiomegaly': 40})
+    assert score(own, data, tmp_path) == 0
+    (mean,) = pd.read_csv(tmp_path / 'runs_external.csv').to_dict('records')
+    labels = pd.read_csv(tmp_path / 'runs_external_labels.csv').set_index('score')
+    assert sorted(labels.index) == sorted(both)
+    for column in (OWN, OTHER, 'difference'):
+        assert mean[column] == pytest.approx(labels[column].mean())
+    # A label that is asked for has its own scores, beside which no mean over more labels stands.
+    assert score(own, data, tmp_path, '--scores', 'Cardiomegaly') == 0
+    (line,) = pd.read_csv(tmp_path / 'runs_external.csv').to_dict('records')
+    assert line['score'] == 'Cardiomegaly'
+    assert line['difference'] == pytest.approx(line[OTHER] - line[OWN])
+    assert not {*pd.read_csv(tmp_path / 'runs_scores.csv')['label']} & {*MEANS}
