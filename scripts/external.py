@@ -7,7 +7,7 @@ another data set. The selected checkpoint of each run predicts the test split of
 gets tables as CSV, Markdown and LaTeX: the scores of each row in both hospitals with the
 difference, over the labels with enough cases in both, and its scores on DATA2 in groups, with their
 gaps, as `ablate.py table --subgroups`. The same command resumes: predictions that fit their
-checkpoint and DATA2 are kept.
+checkpoint and DATA2 are kept. With other --scores, it replaces the tables of the former ones.
 """
 
 import argparse
@@ -72,8 +72,9 @@ from engine.model_tool import device_named, model_tool
 from engine.run_record import weights_checksum
 from evaluation.inference import load_classifier
 from evaluation.matching import SharedLabel, label_set, match, share_labels, shared_labels
+from evaluation.metrics import OF_LABEL, applicable
 from evaluation.run_facts import KNOWN, SEEN, read_known
-from scripts.ablate import groups_of_means, write_scores
+from scripts.ablate import MOST_PAGES, groups_of_means, write_scores
 from scripts.predict import Listed, describe_known, predict_images, read_config, read_elsewhere
 from sweeps.external import (
     OTHER,
@@ -95,7 +96,9 @@ from sweeps.long_table import (
 )
 from sweeps.run_scores import read_runs
 from sweeps.runner import folder_state
+from sweeps.tables import file_name
 from system.device import local_device
+from system.pages import page_files
 from utils import selected_checkpoint
 
 LOGGER = logging.getLogger('external')
@@ -108,6 +111,7 @@ ABOUT_PATIENTS = (
     'Patients are compared by their names. Hospitals that number patients alike share names, but '
     'not patients.'
 )
+SECOND = 'Scored on the second hospital'  # begins a note below its tables
 MADE_OF = 'made_of'  # key of the JSON file beside predictions: checksums of checkpoint and data
 # Data sets with own names for findings (evaluation/label_sets.yaml); others have CheXpert's.
 LABEL_SETS = ('nih', 'vindr')
@@ -369,9 +373,10 @@ def main(args: argparse.Namespace) -> int:
         tables[place] = pd.concat([drawn, pd.DataFrame([*known])], ignore_index=True)
     score = first_score(args.scores, scores, [*tables.values()])
     below = [*hospitals, *about_labels, *notes, ABOUT_LABELS]
-    write_second(
-        args, sweep, [pair[1] for pair in pairs], tables[OTHER], [score] if score else labels
-    )
+    alone = [score] if score else labels
+    write_second(args, sweep, [pair[1] for pair in pairs], tables[OTHER], alone)
+    every = dict.fromkeys(label for scored in read.scored for label in scored.images.labels)
+    remove_earlier(args.output, sweep, alone, [*every])
     chosen = [score or MEANS[2], *labels]
     files = write_hospitals(args.output, sweep, tables, chosen, notes=below)
     print(files[0].read_text('utf-8'))
@@ -391,8 +396,33 @@ def write_second(
     asked = argparse.Namespace(save=args.output, **flags)
     repeated, means = notes_about_labels(runs)
     about = {'means': means, 'about_groups': groups_of_means(asked, runs, drawn)}
-    notes = [f'Scored on the second hospital, {args.data_path}. Higher is better.', *repeated, '']
+    notes = [f'{SECOND}, {args.data_path}. Higher is better.', *repeated, '']
     write_scores(asked, sweep, drawn, notes=notes, protocols={}, **about)
+
+
+def remove_earlier(
+    folder: Path, sweep: Sweep, scores: Sequence[str], labels: Sequence[str]
+) -> None:
+    """Remove the tables of other scores, which an earlier call has written to the folder.
+
+    `labels` are those of the models, of which the scores of an earlier call can be.
+    """
+    known = [*MEANS, *labels]
+    known += [f'{metric}:{label}' for metric in applicable(OF_LABEL) for label in known]
+    names = {file_name(sweep.name, score) for score in known}
+    if len(scores) == 1:
+        names.add(f'{sweep.name}_all_scores')
+    for name in sorted(names - {file_name(sweep.name, score) for score in scores}):
+        page = folder / f'{name}.md'
+        # Tables of the own hospital, of `ablate.py table`, may be in the same folder.
+        if not page.is_file() or SECOND not in page.read_text('utf-8'):
+            continue
+        for path in (folder / f'{name}{end}.tex' for end in ('_gaps', '_subgroups', '')):
+            for old in page_files(path, MOST_PAGES):
+                if not old.with_suffix('.csv').is_file():  # the table of label 'Grade 1'
+                    old.unlink(missing_ok=True)
+            for suffix in ('.tex', '.csv', '.md'):  # a removal that was stopped finds the last one
+                path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

@@ -299,3 +299,19 @@ def test_the_means_of_both_hospitals_are_over_the_same_labels(own, other, tmp_pa
     assert line['score'] == 'Cardiomegaly'
     assert line['difference'] == pytest.approx(line[OTHER] - line[OWN])
     assert not {*pd.read_csv(tmp_path / 'runs_scores.csv')['label']} & {*MEANS}
+
+
+def test_a_call_with_another_score_removes_the_tables_of_the_former_one(own, other, tmp_path):
+    """What the program has not written stays, even with the name of one of its tables."""
+    assert score(own, other, tmp_path, '--scores', 'Lung Opacity') == 0
+    former = {*tmp_path.glob('runs_Lung_Opacity*')}
+    assert len(former) == 9, 'the score, groups and gaps as CSV, Markdown and LaTeX'
+    (tmp_path / 'runs_Lung_Opacity_subgroups_2.tex').write_text('a page of groups')
+    (tmp_path / 'runs_Edema.md').write_text('a table of the own hospital')
+    (tmp_path / 'runs_notes.md').write_text('Scored on the second hospital: my notes')
+    assert score(own, other, tmp_path) == 0
+    left = {path.name for path in tmp_path.glob('*.*')}
+    tables = ['external', 'external_labels', 'mean_of_defined', 'mean_of_defined_gaps']
+    tables = [f'runs_{name}' for name in (*tables, 'mean_of_defined_subgroups')]
+    wanted = {f'{name}.{suffix}' for name in tables for suffix in ('csv', 'md', 'tex')}
+    assert left == wanted | {'runs_scores.csv', 'runs_Edema.md', 'runs_notes.md'}
