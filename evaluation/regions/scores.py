@@ -18,7 +18,7 @@ from PIL import Image
 from data.tables.folds import folds_of
 from evaluation.regions.regions import Size
 
-LEVELS = 2**16  # to which values are rounded down where all pixels are put in order
+LEVELS = 2**16  # to which values are rounded down to count the pixels above thresholds
 BINS = 2**8  # of Otsu's histogram
 # From these on, values are in the marked region; one is chosen on other patients.
 THRESHOLDS = np.arange(1, 32) / 32
@@ -129,7 +129,7 @@ def score_map(
     level = _levels(values)
     everything = np.bincount(level.ravel(), minlength=LEVELS)
     inside = np.bincount(level[region], minlength=LEVELS)
-    precision = _average_precision(everything, inside)
+    precision = _average_precision(values, region)
     if values.max() == values.min():
         return MapScores(0.0, 0.0, np.zeros(len(thresholds)), 0.0, precision, has_signal=False)
     return MapScores(
@@ -184,10 +184,11 @@ def _iou(
     return both / (marked + inside.sum() - both)
 
 
-def _average_precision(everything: np.ndarray, inside: np.ndarray) -> float:
-    marked, both = (np.cumsum(counts[::-1]) for counts in (everything, inside))
-    precision = both / np.maximum(marked, 1)
-    return float((inside[::-1] * precision).sum() / inside.sum())
+def _average_precision(values: np.ndarray, region: np.ndarray) -> float:
+    # The precision is averaged over the pixels of the region, each with its value as threshold.
+    everything, inside = np.sort(values, axis=None), np.sort(values[region])
+    marked, both = (part.size - np.searchsorted(part, inside) for part in (everything, inside))
+    return float((both / marked).mean())
 
 
 def iou_of_others(ious: np.ndarray, patients: np.ndarray) -> np.ndarray:  # [N]
