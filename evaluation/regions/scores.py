@@ -50,7 +50,7 @@ class PlacedMap:
     view: View = View()
     is_share: bool = False
 
-    def at(self, size: Size) -> np.ndarray:  # [H, W] float32
+    def at(self, size: Size) -> np.ndarray:  # [H, W] float64
         """Enlarge or reduce the map to an image of this size, with values in [0, 1].
 
         A map with a single value everywhere is 0 everywhere, unless its values are shares.
@@ -60,15 +60,13 @@ class PlacedMap:
         """
         if not np.isfinite(self.cells).all():
             raise ValueError('the map has values that are NaN or infinite')
-        found = self.cells.astype(np.float32)
+        found = self.cells.astype(np.float64)
+        if not self.is_share:
+            # Scaled before and after, because the size of the image may leave out the highest cell.
+            found = _scaled(found)
         for axis in (0, 1):
             found = self._along(found, axis, size[axis])
-        if self.is_share:
-            return found.clip(0, 1)
-        lowest, highest = found.min(), found.max()
-        if lowest == highest:
-            return np.zeros(size, np.float32)
-        return (found - lowest) / (highest - lowest)
+        return found.clip(0, 1) if self.is_share else _scaled(found)
 
     def _along(self, values: np.ndarray, axis: int, length: int) -> np.ndarray:
         """Interpolate one axis linearly between the centres of cells."""
@@ -80,15 +78,23 @@ class PlacedMap:
         low = np.floor(cell).astype(int)
         shape = [1, 1]
         shape[axis] = -1
-        weight = (cell - low).astype(np.float32).reshape(shape)
+        weight = (cell - low).reshape(shape)
         found = np.take(values, low, axis)
         # In this form, equal neighbours give their value exactly.
         step = np.take(values, np.minimum(low + 1, count - 1), axis)
         step -= found
         step *= weight
         found += step
-        found[(slice(None),) * axis + (~inside,)] = 0 if self.is_share else self.cells.min()
+        found[(slice(None),) * axis + (~inside,)] = 0  # the lowest value, also of a scaled map
         return found
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Return values from 0, the lowest, to 1, the highest; all are 0 if they are equal."""
+    # A power of 2 changes no value, and lets no difference leave the range of floating point.
+    values = np.ldexp(values, -np.frexp(np.abs(values).max())[1])
+    values -= values.min()
+    return values / (values.max() or 1)
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ def otsu(everything: np.ndarray) -> float:
 
 def _levels(values: np.ndarray) -> np.ndarray:  # int32, of the shape of the values
     # A power of 2, so that rounding down to a level moves no value across a threshold.
-    return np.minimum((values * np.float32(LEVELS)).astype(np.int32), LEVELS - 1)
+    return np.minimum((values * LEVELS).astype(np.int32), LEVELS - 1)
 
 
 def _iou(

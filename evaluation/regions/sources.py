@@ -159,6 +159,8 @@ class GivenMaps(MapSource):
         if not is_number or cells.ndim != 2 or not cells.size:
             shape = getattr(cells, 'shape', 'several arrays')
             raise ValueError(f'{file} must be an array [h, w] of numbers, got {shape}')
+        with np.errstate(over='ignore'):  # a value that is too large becomes infinite
+            cells = cells.astype(np.float64)
         if not np.isfinite(cells).all():
             raise ValueError(f'{file} has values that are NaN or infinite')
         return {OWN: PlacedMap(cells)}
@@ -166,7 +168,8 @@ class GivenMaps(MapSource):
     def marks(self, path: str, label: str) -> bool:
         if self._file(path, label) is None:
             return False
-        return bool(np.ptp(self.maps(path, label)[OWN].cells) > 0)
+        cells = self.maps(path, label)[OWN].cells
+        return bool(cells.min() < cells.max())
 
     def _is_explained(self, path: str, label: str) -> bool:
         """Return whether the folder has maps of the image, and maps of the label."""

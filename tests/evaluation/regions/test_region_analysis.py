@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
 from evaluation import metrics
 from evaluation.intervals import Resamples
@@ -186,6 +187,7 @@ def test_a_map_that_lacks_is_refused_and_zeros_are_a_miss(tmp_path: Path) -> Non
         (np.zeros((2, 2, 2)), r'must be an array \[h, w\]'),
         (np.array(['a']), r'must be an array \[h, w\]'),
         (np.array([[np.nan, 1]]), 'NaN or infinite'),
+        (np.array([[1, np.longdouble('1e400')]]), 'NaN or infinite'),
         (np.array([[{}]]), 'cannot be read'),
     ],
 )
@@ -194,6 +196,18 @@ def test_a_wrong_map_is_named(tmp_path: Path, values: np.ndarray, words: str) ->
     with pytest.raises(ValueError, match=words) as error:
         scored(boxes([('a.png', 'Mass', 0, 0, 3, 3)]), GivenMaps(folder, 'given'))
     assert 'a__Mass.npy' in str(error.value)
+
+
+def test_given_maps_score_as_their_own_values_in_any_unit(tmp_path: Path) -> None:
+    cells = np.random.default_rng(0).normal(size=(8, 8))
+    inside = np.zeros((8, 8), bool)
+    inside[:3, :3] = True
+    expected = average_precision_score(inside.ravel(), cells.ravel())
+    regions = boxes([('a.png', 'Mass', 0, 0, 3, 3)])
+    for number, values in enumerate((cells, cells * 1e-60, cells + 1e8, cells * 1e38)):
+        folder = write_maps(tmp_path / str(number), {'a__Mass': values})
+        _, (row,) = scored(regions, GivenMaps(folder, 'given'))
+        assert row.scores[PRECISION].tolist() == [pytest.approx(expected, abs=1e-9)]
 
 
 @pytest.mark.parametrize('shape', [(8, 12), (80, 120)])

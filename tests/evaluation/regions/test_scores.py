@@ -128,7 +128,19 @@ def test_a_map_is_enlarged_as_pytorch_does(size: tuple[int, int]) -> None:
 
 def test_a_map_of_the_size_of_the_image_does_not_change() -> None:
     cells = np.random.default_rng(1).integers(0, 5, (37, 53)) / 4
-    np.testing.assert_array_equal(PlacedMap(cells).at(Size(37, 53)), cells.astype(np.float32))
+    np.testing.assert_array_equal(PlacedMap(cells).at(Size(37, 53)), cells)
+
+
+@pytest.mark.parametrize('view', [View(), View(0.25, 0.5, 0.5, 0.5)])
+def test_neither_the_unit_nor_the_offset_of_a_map_changes_it(view: View) -> None:
+    """As with gradients of 1e-60, logits above 1e8, and values near the end of the range."""
+    cells = np.random.default_rng(1).integers(-4096, 4097, (9, 7)) / 1024
+    cells[0, :2] = -4, 4
+    expected = PlacedMap(cells, view).at(Size(40, 40))
+    changed = [cells * 1e-60, cells + 1e8, cells * 1e38, cells * 4e307, cells * 2.0**-1060]
+    for other in changed:
+        found = PlacedMap(other, view).at(Size(40, 40))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def test_outside_its_view_a_map_has_its_lowest_value() -> None:
