@@ -7,11 +7,14 @@ columns of a file show its format.
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from data.tables.identity import image_name, one_spelling
 from data.tables.table import Table
 from evaluation.matching import shared_labels
 from evaluation.regions.regions import BOX, SIZE, Regions, as_regions
@@ -46,12 +49,13 @@ def read_regions(file: str | Path) -> Regions:
     """
     file = Path(file)
     if file.suffix.lower() == '.json':
-        return as_regions(file, CHEXLOCALIZE, chexlocalize(file))
+        return _one_name(as_regions(file, CHEXLOCALIZE, chexlocalize(file)))
     table = Table(file)
     for name, (columns, read) in READERS.items():
         if all(column in table for column in columns):
-            return as_regions(file, name, read(table), [UNION] if READER in table else [])
-    return as_regions(file, 'own table', own(table))
+            notes = [UNION] if READER in table else []
+            return _one_name(as_regions(file, name, read(table), notes))
+    return _one_name(as_regions(file, 'own table', own(table)))
 
 
 def names_of_models(regions: Regions, predicted: Sequence[str]) -> dict[str, str]:
@@ -204,6 +208,26 @@ def numbers(
 def lines(table: Table) -> list[str]:
     """Return the place of each row for messages, as a data check does."""
     return [f'row {row} (the header is row 1)' for row in table.row + 2]
+
+
+def _one_name(regions: Regions) -> Regions:
+    """Give all rows of an image its first name in the file, so that their regions are united.
+
+    Folders above the patient, suffixes and blanks do not count.
+    """
+    paths = regions.table['path'].drop_duplicates().to_numpy(object)
+    forms = one_spelling([image_name(path.strip()) for path in paths])
+    first = pd.Series(paths).groupby(forms).transform('first').to_numpy(object)
+    others = np.flatnonzero(first != paths)
+    if not len(others):
+        return regions
+    note = (
+        f'{len(others)} names of images are other spellings and count as one image with the first: '
+        f'{paths[others[0]]} is {first[others[0]]}.'
+    )
+    path = regions.table['path'].map(dict(zip(paths, first, strict=True)))
+    notes = (*regions.notes, note)
+    return replace(regions, table=regions.table.assign(path=path), notes=notes)
 
 
 def _box(box: Any) -> Row:

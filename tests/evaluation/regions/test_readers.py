@@ -165,6 +165,22 @@ def test_an_own_table_has_boxes_masks_and_images_without_a_region(tmp_path: Path
     assert regions.drawn_on(Size(12, 16)).size_of('a.png', 'Mass', Size(6, 8)) == (12, 16)
 
 
+def test_the_boxes_of_an_image_with_several_spellings_are_united(tmp_path: Path) -> None:
+    names = ['Set/train/patient00007/study1/view1_frontal.jpg', 'b.png', 'c/d.png']
+    others = ['patient00007/study1/view1_frontal.png', 'b', ' c/d.jpg']
+    lines = [f'{name},Mass,0,0,3,4' for name in names]
+    lines += [f'{name},Mass,5,6,3,2' for name in others]
+    # Other folders, numbers and patients are other images.
+    apart = ['other/a.png', 'a.png', 'b1.png', 'patient00008/study1/view1_frontal.jpg']
+    lines += [f'{name},Mass,5,6,3,2' for name in apart]
+    regions = read_regions(write(tmp_path / 'own.csv', 'Path,Label,x,y,width,height', *lines))
+    both = box((9, 9), 0, 4, 0, 3) | box((9, 9), 6, 8, 5, 8)
+    assert [path for path, _ in regions.rows] == names + apart
+    for name in names:
+        np.testing.assert_array_equal(pixels(regions, name, 'Mass', Size(9, 9)), both)
+    assert f'{others[0]} is {names[0]}' in regions.notes[0]
+
+
 @pytest.mark.parametrize(
     ('line', 'words'),
     [
