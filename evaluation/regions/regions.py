@@ -134,6 +134,11 @@ class Regions:
 
     def _extent(self, row: Any, size: Size) -> tuple[slice, slice]:
         """Return the rows and columns of pixels whose centres are in a box, at least one each."""
+        if not (row.width > 0 and row.height > 0):
+            raise ValueError(
+                f'{self.file}, {row.row}: width and height of a box must be above 0, got '
+                f'{row.width:g} and {row.height:g}'
+            )
         ends = (row.y, row.y + row.height, size.height), (row.x, row.x + row.width, size.width)
         found = []
         for start, end, side in ends:
@@ -177,6 +182,11 @@ def as_regions(
     table = pd.DataFrame([*rows]).reindex(columns=COLUMNS)
     if not len(table):
         raise ValueError(f'{file}: there is no region in the file')
+    for name in ('path', 'label'):
+        is_blank = table[name].astype(str).str.strip() == ''
+        if is_blank.any():
+            line = table['row'][is_blank.idxmax()]
+            raise ValueError(f'{file}, {line}: the {name} must not be empty')
     table[['counts', 'patient']] = table[['counts', 'patient']].astype(object).fillna('')
     # A mask without pixels states that there is no region.
     masks = table['counts'] != ''

@@ -188,6 +188,9 @@ def test_the_boxes_of_an_image_with_several_spellings_are_united(tmp_path: Path)
         ('a.png,Mass,2,1,3,2,abc,', 'row 2 .*or counts alone'),
         ('a.png,Mass,,,,,abc,', 'row 2 .*a mask needs image_height'),
         ('a.png,Mass,two,1,3,2,,', "row 2 .*'two' is not allowed"),
+        (',Mass,2,1,3,2,,', r'own.csv, row 2 .*the path must not be empty'),
+        ('  ,Mass,2,1,3,2,,', r'own.csv, row 2 .*the path must not be empty'),
+        ('a.png,,2,1,3,2,,', r'own.csv, row 2 .*the label must not be empty'),
     ],
 )
 def test_a_wrong_row_of_an_own_table_is_named(tmp_path: Path, line: str, words: str) -> None:
@@ -204,7 +207,7 @@ def test_a_file_of_another_kind_is_refused_with_what_is_known(tmp_path: Path) ->
         read_regions(tmp_path / 'none.csv')
 
 
-@pytest.mark.parametrize('cells', ['700,10,50,50', '10,700,50,50', '-40,10,60,60', '5,5,0,10'])
+@pytest.mark.parametrize('cells', ['700,10,50,50', '10,700,50,50', '-40,10,60,60'])
 def test_a_box_outside_its_image_is_refused_with_what_helps(tmp_path: Path, cells: str) -> None:
     """Such as boxes in pixels of 1,024 on images of 256, or with x and y exchanged."""
     regions = read_regions(
@@ -213,6 +216,15 @@ def test_a_box_outside_its_image_is_refused_with_what_helps(tmp_path: Path, cell
     with pytest.raises(ValueError, match=r'row 2 .*must lie in the image a.png of 256 x 256') as e:
         pixels(regions, 'a.png', 'Mass', Size(256, 256))
     assert '--annotated-size' in str(e.value)
+
+
+@pytest.mark.parametrize('cells', ['5,5,0,10', '5,5,10,0', '5,5,-3,10'])
+def test_a_box_without_an_area_is_refused_with_its_sides(tmp_path: Path, cells: str) -> None:
+    regions = read_regions(
+        write(tmp_path / 'own.csv', 'Path,Label,x,y,width,height', f'a.png,Mass,{cells}')
+    )
+    with pytest.raises(ValueError, match=r'own.csv, row 2 .*width and height .* above 0, got'):
+        pixels(regions, 'a.png', 'Mass', Size(256, 256))
 
 
 def test_a_box_that_rounding_moved_over_the_edge_is_cut(tmp_path: Path) -> None:
