@@ -319,10 +319,10 @@ def _scores_of_label(
     found = {
         score: _mean_samples(values[score].to_numpy(float), weights) for score in scoring.shown
     }
-    if row.alarms is not None and group == EVERYONE:
+    of_label = (absent['label'] == part['label'].iloc[0]).to_numpy()
+    if row.alarms is not None and group == EVERYONE and of_label.any():
         # A region that is marked where there is none has the IoU 0; neither is not counted.
-        label = part['label'].iloc[0]
-        alarms = absent[row.alarms & (absent['label'] == label).to_numpy()]
+        alarms = absent[row.alarms & of_label]
         ious = np.concatenate([values[IOU].to_numpy(float), np.zeros(len(alarms))])
         found[ALARMS] = _mean_samples(ious, drawn.weights([*part['patient'], *alarms['patient']]))
     return found

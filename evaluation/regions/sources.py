@@ -142,9 +142,16 @@ class GivenMaps(MapSource):
                     f'{self.name}: {len(left_out)} {what} with a region are not scored, because '
                     f'they have no map, such as {left_out[0]}'
                 )
+        unknown = [case for case in absent if case in known and self._file(*case) is None]
+        if unknown:
+            path, label = unknown[0]
+            self.notes.append(
+                f'{self.name}: {len(unknown)} cases without a region have no map, first {label} in '
+                f'{path}. They are not in the score of false alarms. A map of zeros marks nothing.'
+            )
         if self.images is not None:
             self.images.find([*dict.fromkeys(path for path, _ in wanted)])
-        return known
+        return known - {*unknown}
 
     def image(self, path: str) -> Image.Image | None:
         return self.images.image(path) if self.images is not None else None
@@ -166,8 +173,6 @@ class GivenMaps(MapSource):
         return {OWN: PlacedMap(cells)}
 
     def marks(self, path: str, label: str) -> bool:
-        if self._file(path, label) is None:
-            return False
         cells = self.maps(path, label)[OWN].cells
         return bool(cells.min() < cells.max())
 
