@@ -111,14 +111,23 @@ class GivenMaps(MapSource):
         super().__init__(name)
         self.folder, self.images = folder, images
         files = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob('*.npy'))]
-        self.files = {flat(file.removesuffix('.npy')): file for file in files}
         if not files:
             raise ValueError(f'--maps: {folder} has no file IMAGE{BETWEEN}LABEL.npy')
+        self.files: dict[str, str] = {}
+        for file in files:
+            name = flat(file.removesuffix('.npy'))
+            if name in self.files:
+                raise ValueError(
+                    f'--maps: {self.files[name]} and {file} in {folder} are maps of one name, '
+                    f'{name}, because / is read as _'
+                )
+            self.files[name] = file
 
     def find(self, cases: Sequence[Case], absent: Sequence[Case] = ()) -> set[Case]:
         # Some images or labels may not have been explained. A single map that lacks is an accident.
         explained = [case for case in (*cases, *absent) if self._is_explained(*case)]
         known = {*explained}
+        self._refuse_shared(explained)
         wanted = [case for case in cases if case in known]
         if not wanted:
             raise ValueError(
@@ -186,9 +195,27 @@ class GivenMaps(MapSource):
         parts = [name.rpartition(BETWEEN) for name in self.files]
         return {image for image, _, _ in parts}, {label for _, _, label in parts}
 
+    def _refuse_shared(self, cases: Sequence[Case]) -> None:
+        """Refuse a map that belongs to two cases."""
+        owner: dict[str, Case] = {}
+        for case in cases:
+            file = self._file(*case)
+            if file is not None and owner.setdefault(file, case) != case:
+                one, other = (f'{label} in {path}' for path, label in (owner[file], case))
+                raise ValueError(
+                    f'--maps: {self.folder / file} may be the map of {one} and of {other}, because '
+                    '/ is read as _. Rename one of them'
+                )
+
     def _file(self, path: str, label: str) -> str | None:
-        names = (f'{name}{BETWEEN}{flat(label)}' for name in _names(path))
-        return next((self.files[name] for name in names if name in self.files), None)
+        names = dict.fromkeys(f'{name}{BETWEEN}{flat(label)}' for name in _names(path))
+        files = [self.files[name] for name in names if name in self.files]
+        if len(files) > 1:
+            raise ValueError(
+                f'--maps: {files[0]} and {files[1]} in {self.folder} may both be the map of '
+                f'{label} in {path}'
+            )
+        return files[0] if files else None
 
 
 def _names(path: str) -> tuple[str, ...]:

@@ -182,6 +182,27 @@ def test_a_map_that_lacks_is_refused_and_zeros_are_a_miss(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ('files', 'paths', 'named'),
+    [
+        (['p/a__Mass', 'p_a__Mass'], ['p/a.png'], ['p/a__Mass.npy', 'p_a__Mass.npy']),
+        (['a__Mass', 'a.png__Mass'], ['a.png'], ['a__Mass.npy', 'a.png__Mass.npy']),
+        (['p_a__Mass'], ['p/a.png', 'p_a.png'], ['Mass in p/a.png', 'Mass in p_a.png']),
+        (['p_a__Mass', 'b__Mass'], ['b.png', 'p/a.png', 'p_a.png'], ['p/a.png', 'p_a.png']),
+    ],
+)
+def test_two_maps_or_two_cases_of_one_name_are_refused_with_both(
+    tmp_path: Path, files: list[str], paths: list[str], named: list[str]
+) -> None:
+    (tmp_path / 'maps' / 'p').mkdir(parents=True)
+    folder = write_maps(tmp_path / 'maps', {name: np.eye(4) for name in files})
+    # The last case has no region: its map would decide whether it is an alarm.
+    rows = [(path, 'Mass', 0, 0, 3, 3)[: 2 if path == 'p_a.png' else 6] for path in paths]
+    with pytest.raises(ValueError, match='--maps') as error:
+        scored(boxes(rows), GivenMaps(folder, 'given'))
+    assert all(name in str(error.value) for name in named)
+
+
+@pytest.mark.parametrize(
     ('values', 'words'),
     [
         (np.zeros((2, 2, 2)), r'must be an array \[h, w\]'),
