@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.tables.identity import patient_forms
+from data.tables.identity import image_name, patient_forms
 from evaluation import metrics
 from evaluation.intervals import CaseWeights, Resamples, add_holm
 from evaluation.metrics import summary
@@ -135,6 +135,17 @@ def find_cases(
     if len(common) < max(sum(case in each for case in marked) for each in found):
         notes.append(f'only the {len(common)} cases that all models explain are scored')
     patients = patients_of(regions, sources)
+    images, stated = dict.fromkeys(path for path, _ in common), regions.patients()
+    unstated = [path for path in images if path not in stated]
+    names = patient_forms([image_name(path) for path in unstated])
+    # A source whose table names no patients has paths in their place.
+    found_names = [image_name(patients[path]) for path in unstated]
+    unknown = sum(one == other for one, other in zip(found_names, names, strict=True))
+    if unknown:
+        notes.append(
+            f'{unknown:,} of {len(images):,} images name no patient, and each counts as one, so '
+            'the intervals may be too narrow: a table of regions says it in a column Patient.'
+        )
     scored_cases, scored_labels = {*common}, {label for _, label in common}
     rows, known, sizes, blank = [], [], {}, []
     for case in tqdm(marked, 'regions', unit='case', disable=None):

@@ -149,7 +149,8 @@ def rsna(table: Table) -> Iterator[Row]:
     """
     boxes = numbers(table, BOX)
     for line, path, box in zip(lines(table), table['patientId'], boxes, strict=True):
-        yield {'path': path, 'label': RSNA_LABEL, 'row': line} | _box(box) | _square(SIDE)
+        row = {'path': path, 'label': RSNA_LABEL, 'patient': path, 'row': line}
+        yield row | _box(box) | _square(SIDE)
 
 
 def own(table: Table) -> Iterator[Row]:

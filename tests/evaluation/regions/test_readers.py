@@ -139,6 +139,7 @@ def test_rsna_has_images_without_a_box(tmp_path: Path) -> None:
             '00436515,562.0,152.0,256.0,453.0,1',
         )
     )
+    assert regions.patients() == {name: name for name in ('0004cfab', '00436515')}
     assert regions.kind == 'RSNA' and not regions.has_region('0004cfab', 'Lung Opacity')
     mask = pixels(regions, '00436515', 'Lung Opacity')
     assert mask.shape == (1024, 1024) and mask.sum() == 213 * 379 + 256 * 453

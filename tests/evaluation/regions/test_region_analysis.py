@@ -1,5 +1,6 @@
 """Scores of cases, their intervals over patients, and the sentences about the position prior."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,23 @@ def test_given_maps_are_found_by_names_with_folders_and_without_suffix(tmp_path:
     cases, (row,) = scored(regions, GivenMaps(folder, 'given'))
     assert row.scores[HIT].tolist() == [1, 0] and row.scores[IOU].tolist() == [1 / 9, 0]
     assert [*cases.marked['patient']] == ['patient1'.removeprefix('patient'), 'b']
+
+
+def test_images_that_name_no_patient_are_counted(tmp_path: Path) -> None:
+    """But not those of which the path, the table or the source names one."""
+    names = ['patient1/study1/a', '00013118_008', 'a', '7', 'told', 'known']
+    folder = write_maps(
+        tmp_path / 'maps', {f'{name.replace("/", "_")}__Mass': np.eye(4) for name in names}
+    )
+    regions = boxes([(f'{name}.png', 'Mass', 0, 0, 3, 3) for name in names])
+    told = np.where(regions.table['path'] == 'told.png', 'told', '')
+    regions = replace(regions, table=regions.table.assign(patient=told))
+    source = GivenMaps(folder, 'given')
+    source.patients |= {'known.png': 'P3', '7.png': '7.png'}
+    cases, _ = scored(regions, source)
+    assert any('2 of 6 images name no patient, and each counts as one' in n for n in cases.notes)
+    one = boxes([('patient1/study1/a.png', 'Mass', 0, 0, 3, 3)])
+    assert find_cases(one, [GivenMaps(folder, 'given')]).notes == ()
 
 
 def test_a_map_that_lacks_is_refused_and_zeros_are_a_miss(tmp_path: Path) -> None:
