@@ -19,7 +19,6 @@ from data.tables.reading import read_split
 from data.tables.records import Records, csv_names
 from data.tables.table import Fault, Table, refuse
 
-LOGGER = logging.getLogger(__name__)
 SAID = ('patient', 'study', 'view')  # of an image, by a table
 
 
@@ -78,7 +77,8 @@ def _described(records: Records) -> Records:
         faults: list[Fault] = []
         own = read_csv(records.root, file.name, labels=(), look_up='none', on_fault=faults.append)
         if wrong := [fault for fault in faults if fault.severity == 'error']:
-            LOGGER.warning('%s is not read for patients and views: %s', file, wrong[0].detail)
+            told = f'{file} is not read for patients and views: {wrong[0].detail}'
+            logging.getLogger(__name__).warning(told)
             continue
         found.append(pd.DataFrame({name: getattr(own, name) for name in ('file', *SAID)}))
     if not found:

@@ -65,7 +65,9 @@ def encoder_config(
     config.merge_from_list(list(opts))
     check_config(config)
     if tokens and ENCODERS[config.MODEL.TYPE].forward_tokens is Encoder.forward_tokens:
-        raise ValueError(f'MODEL.TYPE {config.MODEL.TYPE} has no tokens')
+        raise ValueError(
+            f'MODEL.TYPE {config.MODEL.TYPE} has no tokens, which --tokens and a dense probe read'
+        )
     config.MODEL.HEAD = 'attention' if tokens else 'linear'
     return config
 

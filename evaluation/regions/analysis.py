@@ -135,17 +135,8 @@ def find_cases(
     if len(common) < max(sum(case in each for case in marked) for each in found):
         notes.append(f'only the {len(common)} cases that all models explain are scored')
     patients = patients_of(regions, sources)
-    images, stated = dict.fromkeys(path for path, _ in common), regions.patients()
-    unstated = [path for path in images if path not in stated]
-    names = patient_forms([image_name(path) for path in unstated])
-    # A source whose table names no patients has paths in their place.
-    found_names = [image_name(patients[path]) for path in unstated]
-    unknown = sum(one == other for one, other in zip(found_names, names, strict=True))
-    if unknown:
-        notes.append(
-            f'{unknown:,} of {len(images):,} images name no patient, and each counts as one, so '
-            'the intervals may be too narrow: a table of regions says it in a column Patient.'
-        )
+    images = dict.fromkeys(path for path, _ in common)
+    notes += _told_of_patients([*images], regions.patients(), patients)
     scored_cases, scored_labels = {*common}, {label for _, label in common}
     rows, known, sizes, blank = [], [], {}, []
     for case in tqdm(marked, 'regions', unit='case', disable=None):
@@ -179,6 +170,22 @@ def find_cases(
     labels_of_all, patients_of_all, grids = zip(*known, strict=True)
     prior = PositionPrior(labels_of_all, patients_of_all, np.stack(grids))
     return RegionCases(table, pd.DataFrame(empty, columns=columns[:3]), prior, tuple(notes))
+
+
+def _told_of_patients(
+    images: Sequence[str], stated: Mapping[str, str], patients: Mapping[str, str]
+) -> list[str]:
+    unstated = [path for path in images if path not in stated]
+    names = patient_forms([image_name(path) for path in unstated])
+    # A source whose table names no patients has paths in their place.
+    found = [image_name(patients[path]) for path in unstated]
+    unknown = sum(one == other for one, other in zip(found, names, strict=True))
+    if not unknown:
+        return []
+    return [
+        f'{unknown:,} of {len(images):,} images name no patient, and each counts as one, so the '
+        'intervals may be too narrow: a table of regions says it in a column Patient.'
+    ]
 
 
 def _told_of_blank(blank: Sequence[tuple[str, str]], count: int) -> list[str]:

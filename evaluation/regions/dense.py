@@ -34,7 +34,7 @@ from evaluation.inference import require_finite
 from evaluation.probes.features import batch_features, encoder_config, load_encoder
 from evaluation.regions.model_maps import RANDOM_WEIGHTS, seen_by, view_of
 from evaluation.regions.regions import Regions, Size, as_regions
-from evaluation.regions.scores import FOLDS, PlacedMap, View
+from evaluation.regions.scores import FOLDS, PlacedMap, View, shares_of
 from evaluation.regions.sources import OWN, Case, MapSource, find_names
 from models.build import build_model
 from utils import read_checkpoint
@@ -339,19 +339,3 @@ class DenseProbe(MapSource):
             cells = nn.functional.unfold(pixels[:, :1], cell, stride=cell).transpose(1, 2).numpy()
             found |= {PIXELS: np.concatenate([cells, position], axis=2), POSITION: position}
             yield [paths[i] for i in index.tolist()], [View(*row) for row in views.tolist()], found
-
-
-def shares_of(mask: np.ndarray, view: View, side: int) -> np.ndarray:  # [side * side]
-    """Return the share of a mask [H, W] in each cell of a grid over a part of the image."""
-    rows = _overlap(mask.shape[0], view.top, view.height, side)
-    columns = _overlap(mask.shape[1], view.left, view.width, side)
-    return (rows @ mask.astype(float) @ columns.T).ravel()
-
-
-def _overlap(count: int, start: float, extent: float, side: int) -> np.ndarray:  # [side, count]
-    """Return the share of each pixel in the cells along one axis; Pillow's box filter rounds it."""
-    ends = (start + extent * np.arange(side + 1)[:, None] / side) * count
-    pixels = np.arange(count)
-    found = np.minimum(ends[1:], pixels + 1) - np.maximum(ends[:-1], pixels)
-    found = found.clip(0)
-    return found / found.sum(axis=1, keepdims=True)

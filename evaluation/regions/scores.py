@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from data.tables.folds import folds_of
 from evaluation.regions.regions import Size
@@ -37,6 +36,28 @@ class View(NamedTuple):
     left: float = 0.0
     height: float = 1.0
     width: float = 1.0
+
+
+def shares_of(mask: np.ndarray, view: View, side: int) -> np.ndarray:  # [side * side]
+    """Return the share of a mask [H, W] in each cell of a grid over a part of the image."""
+    rows = _overlap(mask.shape[0], view.top, view.height, side)
+    columns = _overlap(mask.shape[1], view.left, view.width, side)
+    return (rows @ mask.astype(float) @ columns.T).ravel()
+
+
+def _overlap(count: int, start: float, extent: float, side: int) -> np.ndarray:  # [side, count]
+    """Return the share of each pixel in the cells along one axis; Pillow's box filter rounds it."""
+    ends = (start + extent * np.arange(side + 1)[:, None] / side) * count
+    pixels = np.arange(count)
+    found = np.minimum(ends[1:], pixels + 1) - np.maximum(ends[:-1], pixels)
+    found = found.clip(0)
+    return found / found.sum(axis=1, keepdims=True)
+
+
+def as_grid(mask: np.ndarray) -> np.ndarray:  # [PRIOR_CELLS, PRIOR_CELLS] int64
+    """Return how much of each cell a mask covers, from 0 to LEVELS, so that sums are exact."""
+    shares = shares_of(mask, View(), PRIOR_CELLS).reshape(PRIOR_CELLS, PRIOR_CELLS)
+    return np.rint(shares * LEVELS).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -221,7 +242,7 @@ class PositionPrior:
     Args:
         labels: Label of each case with a region, [N].
         patients: Patient of each case, [N].
-        masks: Mask of each case on a grid, [N, h, w]; see `as_grid`.
+        masks: Mask of each case on a grid, [N, h, w]; see `analysis.as_grid`.
     """
 
     def __init__(self, labels: Sequence[str], patients: Sequence[str], masks: np.ndarray) -> None:
@@ -234,13 +255,6 @@ class PositionPrior:
         own = (self.labels == label) & (self.patients == patient)
         # Divided by their number, the sum would be the mean, which has the same scores.
         return PlacedMap(self.sums[label] - self.masks[own].sum(axis=0))
-
-
-def as_grid(mask: np.ndarray) -> np.ndarray:  # [PRIOR_CELLS, PRIOR_CELLS] int64
-    """Return how much of each cell a mask covers, from 0 to LEVELS, so that sums are exact."""
-    image = Image.fromarray(mask.astype(np.float32))
-    shares = image.resize((PRIOR_CELLS, PRIOR_CELLS), Image.Resampling.BOX)
-    return np.rint(np.asarray(shares) * LEVELS).astype(np.int64)
 
 
 def centre_map() -> PlacedMap:

@@ -9,13 +9,13 @@ from skimage.filters import threshold_otsu
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
+from evaluation.regions.analysis import as_grid
 from evaluation.regions.regions import Size
 from evaluation.regions.scores import (
     THRESHOLDS,
     PlacedMap,
     PositionPrior,
     View,
-    as_grid,
     centre_map,
     iou_of_others,
     otsu,
@@ -181,6 +181,17 @@ def test_the_prior_leaves_the_patient_out() -> None:
     values = prior.of('A', 'p3').at(Size(64, 64))
     assert values[3, 3] == 1 and values[20, 40] == 0.5
     assert not prior.of('B', 'p1').at(Size(64, 64)).any(), 'there is no other patient'
+
+
+@pytest.mark.parametrize('size', [(390, 320), (37, 150), (64, 128)])
+def test_the_prior_has_the_share_of_each_cell_that_a_mask_covers(size: tuple[int, int]) -> None:
+    """Each pixel is divided into 64 x 64 parts, which lie in one cell of 64 x 64 each."""
+    mask = np.zeros(size, bool)
+    mask[size[0] // 4 : size[0] // 2, size[1] // 10 : size[1] // 3] = True
+    mask[-3:, -5:] = True
+    parts = mask.astype(np.uint8).repeat(64, axis=0).repeat(64, axis=1)
+    expected = parts.reshape(64, size[0], 64, size[1]).mean(axis=(1, 3))
+    np.testing.assert_allclose(as_grid(mask) / 2**16, expected, rtol=0, atol=2.0**-17 + 1e-9)
 
 
 def test_maps_without_a_model() -> None:
