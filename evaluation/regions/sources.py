@@ -151,7 +151,8 @@ class GivenMaps(MapSource):
                     f'{self.name}: {len(left_out)} {what} with a region are not scored, because '
                     f'they have no map, such as {left_out[0]}'
                 )
-        unknown = [case for case in absent if case in known and self._file(*case) is None]
+        labels = {label for _, label in wanted}
+        unknown = [case for case in absent if case[1] in labels and self._file(*case) is None]
         if unknown:
             path, label = unknown[0]
             self.notes.append(

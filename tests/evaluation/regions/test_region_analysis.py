@@ -265,18 +265,18 @@ def test_a_transposed_map_is_refused_at_any_size(tmp_path: Path, shape: tuple[in
 def test_a_region_marked_where_there_is_none_counts_as_zero(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three images with a region, and three without: a map of zeros, a map, and no map.
+    """Three images with a region, and four without: a map of zeros, a map, and twice no map.
 
-    The last one is left out, because it is not known whether it is an alarm.
+    The last two are left out, because it is not known whether they are alarms.
     """
     monkeypatch.setattr(metrics, 'FEW_CASES', 1)
     rng = np.random.default_rng(0)
     rows = [(f'{name}.png', 'Mass', 0, 0, 3, 3) for name in 'abc']
-    rows += [(f'{name}.png', 'Mass') for name in 'def']
+    rows += [(f'{name}.png', 'Mass') for name in 'defg']
     # Of another label, all images without a region lack a map.
     rows += [('a.png', 'Other', 0, 0, 3, 3), ('d.png', 'Other')]
     maps = {f'{name}__Mass': rng.random((4, 4)) for name in 'abce'}
-    # The label of the last image tells that the image was explained.
+    # Of the image f, another label was explained; of g, none.
     folder = write_maps(
         tmp_path / 'maps',
         maps | {'d__Mass': np.zeros((2, 2)), 'f__Other': np.ones((2, 2))} | {'a__Other': np.eye(4)},
@@ -286,7 +286,7 @@ def test_a_region_marked_where_there_is_none_counts_as_zero(
     cases, (row,) = scored(regions, source)
     assert [*cases.absent['path']] == ['d.png', 'e.png'] and row.alarms.tolist() == [False, True]
     assert any(
-        '2 cases without a region have no map, first Mass in f.png' in n for n in cases.notes
+        '3 cases without a region have no map, first Mass in f.png' in n for n in cases.notes
     )
     scores = analyse(cases, [row, *score_source(baselines_of(cases, 0), regions, cases)],
                      resamples=0, seed=0)['scores']  # fmt: skip
