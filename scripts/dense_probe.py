@@ -68,13 +68,13 @@ from evaluation.regions.analysis import (
     score_source,
 )
 from evaluation.regions.dense import DenseProbe, Loading, read_masks
+from evaluation.regions.model_maps import checkpoint_of, told_of_unfinished
 from evaluation.regions.page import SYNTHETIC, Localisation, write_scores
 from evaluation.regions.readers import read_regions
 from evaluation.regions.regions import Size
 from evaluation.regions.sources import PRIOR
 from system.device import local_device
 from system.pages import are_synthetic
-from utils import selected_checkpoint
 
 HOW = 'Penalty of the regression and threshold of Dice and IoU are chosen on other patients.'
 
@@ -85,14 +85,13 @@ def probes(args: argparse.Namespace, records: Records) -> list[DenseProbe]:
     loading = Loading(device, args.batch_size, args.num_workers)
     found = []
     for run in args.run:
-        checkpoint = run
-        if Path(run).is_dir():
-            checkpoint = selected_checkpoint(Path(run))
-            if checkpoint is None:
-                raise ValueError(f'--run: {run} has no checkpoint')
+        is_path = Path(run).exists()  # otherwise a name of weights
+        checkpoint = checkpoint_of(Path(run)) if is_path else run
         name = Path(run).absolute().name
         options = {'options': (args.cfg, args.opts), 'seed': args.seed}
-        found.append(DenseProbe(str(checkpoint), name, records, loading, **options))
+        probe = DenseProbe(str(checkpoint), name, records, loading, **options)
+        probe.notes += told_of_unfinished([checkpoint] if is_path else [])
+        found.append(probe)
     names = [probe.name for probe in found]
     if len({*names}) < len(names):
         raise ValueError(f'--run: each needs a name of its own, got {", ".join(names)}')

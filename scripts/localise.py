@@ -64,23 +64,25 @@ if __name__ == '__main__':
 
 from engine.model_tool import device_named, model_tool
 from evaluation.regions.localise import localise, renamed_note
-from evaluation.regions.model_maps import RunMaps, Trained, folds_of_one_model, run_names
+from evaluation.regions.model_maps import (
+    RunMaps,
+    Trained,
+    checkpoint_of,
+    folds_of_one_model,
+    run_names,
+    told_of_unfinished,
+)
 from evaluation.regions.readers import names_of_models, read_regions
 from evaluation.regions.regions import Regions, Size
 from evaluation.regions.sources import GivenMaps, ImageFolder, MapSource
 from scripts.predict import read_config, read_elsewhere
 from system.device import local_device
-from utils import selected_checkpoint
 
 
 def open_run(path: Path, args: argparse.Namespace) -> Trained:
     """Return the selected checkpoint of a run folder, or a checkpoint, with its options."""
-    checkpoint = path
-    if path.is_dir():
-        checkpoint = selected_checkpoint(path)
-        if checkpoint is None:
-            raise ValueError(f'--run: {path} has no checkpoint of a fine-tuning')
-    elif not path.is_file():
+    checkpoint = checkpoint_of(path)
+    if not checkpoint.is_file():
         raise ValueError(f'--run: there is no {path}')
     config = read_config(str(checkpoint))
     if args.data_path:
@@ -93,7 +95,7 @@ def open_run(path: Path, args: argparse.Namespace) -> Trained:
     return Trained(checkpoint, config)
 
 
-def model_sources(args: argparse.Namespace) -> list[MapSource]:
+def model_sources(args: argparse.Namespace) -> list[RunMaps]:
     """Return the maps of all runs; the folds of one model are one source."""
     groups = folds_of_one_model([open_run(path, args) for path in args.run])
     device = device_named(args.device) if args.device else local_device()
@@ -137,6 +139,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f'--run, --maps: each needs a name of its own, got {", ".join(names)}')
     predicted = [*dict.fromkeys(label for model in models for label in model.labels)]
     regions, notes = wanted_regions(args, predicted)
+    notes += told_of_unfinished(run.checkpoint for model in models for run in model.runs)
     options = {'resamples': args.resamples, 'seed': args.seed, 'squeezed': args.squeezed}
     page, _ = localise(args.output, regions, sources, notes=notes, **options)
     print((args.output / 'localisation.md').read_text(encoding='utf-8'))

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,12 +23,13 @@ from data.tables.reading import data_root, scored_images
 from data.tables.records import task_of
 from data.transforms import EvalTransform
 from engine.lineage import Training, trainings_of
+from engine.run_record import known_record
 from evaluation.inference import load_classifier
 from evaluation.regions.scores import PlacedMap, View, case_rng
 from evaluation.regions.sources import OWN, Case, MapSource, find_names
 from evaluation.saliency import label_maps, map_method, map_title, reason_without_maps
 from models.build import build_model
-from utils import read_checkpoint
+from utils import read_checkpoint, selected_checkpoint
 
 RANDOM_WEIGHTS, OTHER_LABEL = 'random weights', 'another label'
 FOLD_TABLES = {'DATA.TRAIN_CSV', 'DATA.VALID_CSV'}  # in which the folds of one model differ
@@ -259,6 +260,27 @@ def read_datasets(config: Config) -> dict[str, XrayDataset]:
     if not found:
         raise ValueError(f'DATA.DATA_PATH {config.DATA.DATA_PATH} has no images of {SPLITS}')
     return found
+
+
+def checkpoint_of(run: Path) -> Path:
+    """Return the selected checkpoint of a run folder, or the checkpoint that was given."""
+    if not run.is_dir():
+        return run
+    checkpoint = selected_checkpoint(run)
+    if checkpoint is None:
+        raise ValueError(f'--run: {run} has no checkpoint')
+    return checkpoint
+
+
+def told_of_unfinished(checkpoints: Iterable[Path]) -> list[str]:
+    """Say which runs have begun and not finished."""
+    records = {each: known_record(each.parent) for each in checkpoints}
+    return [
+        f'The run {each.parent} has not finished: {each.name} is scored, and not what it would '
+        'have selected at its end.'
+        for each, record in records.items()
+        if record and record.get('finished') is None
+    ]
 
 
 def folds_of_one_model(runs: Sequence[Trained]) -> list[list[Trained]]:

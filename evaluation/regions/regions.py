@@ -143,7 +143,7 @@ class Regions:
         found = []
         for start, end, side in ends:
             reach = OUTSIDE * side
-            if not (-reach <= start < end <= side + reach):
+            if not (-reach <= start < side and 0 < end <= side + reach):
                 raise ValueError(
                     f'{self.file}, {row.row}: the box x {row.x:g}, y {row.y:g}, width '
                     f'{row.width:g}, height {row.height:g} must lie in the image {row.path} of '

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,19 @@ def test_a_model_that_sees_rectangles_alone_is_hit_where_they_are_in_real_xrays(
         values = source.maps(path, label)[''].at(size)
         hits.append(score_map(values, regions.mask(path, label, size)).hit)
     assert len(hits) >= 6 and np.mean(hits) > (0.99 if method == 'grad-cam' else 0.9)
+
+
+def test_an_unfinished_run_is_named(
+    localise, runs: list[Path], boxes: Path, tmp_path: Path
+) -> None:
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    record = json.loads((copies[1] / 'run.json').read_text())
+    (copies[1] / 'run.json').write_text(json.dumps(record | {'finished': None}))
+    words = '--run', *copies, '--regions', boxes, '--output', tmp_path / 'page', '--resamples', 0
+    assert localise(*words) == 0
+    text = (tmp_path / 'page' / 'localisation.md').read_text()
+    assert f'The run {copies[1]} has not finished: ckpt_epoch_0.pth is scored' in text
+    assert text.count('has not finished') == 1
 
 
 def test_thresholds_of_the_report_decide_where_a_region_is_marked(tmp_path: Path) -> None:

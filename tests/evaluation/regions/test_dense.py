@@ -1,5 +1,6 @@
 """The dense probe against scikit-learn, and its masks, views and folds."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from evaluation.regions.dense import PENALTIES, DenseProbe, FoldSums, Loading, r
 from evaluation.regions.readers import read_regions
 from evaluation.regions.regions import Size, as_regions
 from evaluation.regions.scores import PlacedMap, View, score_map, thresholds_of
-from utils import selected_checkpoint
 
 SIDE, ENCODER = Size(1024, 1024), 'mae-vit-64px'
 
@@ -247,8 +247,13 @@ def test_a_run_of_a_swin_has_tokens_too(phantom: Path, tmp_path: Path) -> None:
     rows = [{'path': path, 'label': 'Mass', 'x': n % 9, 'y': 5, 'width': 15, 'height': 20}
             for n, path in enumerate(records.path)]  # fmt: skip
     regions = as_regions(tmp_path / 'boxes.csv', 'own', rows)
-    checkpoint = str(selected_checkpoint(run))
-    probe = DenseProbe(checkpoint, 'swin', records, Loading(torch.device('cpu'), 8, 0))
+    record = json.loads((run / 'run.json').read_text())
+    (run / 'run.json').write_text(json.dumps(record | {'finished': None}))
+    script = load_script('dense_probe')
+    words = ['images', '--run', str(run), '--regions', 'boxes.csv', '--output', 'out']
+    words += ['--batch-size', '8', '--num-workers', '0', '--device', 'cpu']
+    (probe,) = script.probes(script.parse_args(words), records)
+    assert f'{run} has not finished: ckpt_epoch_0.pth is scored' in probe.notes[-1]
     cases = find_cases(regions, [probe])
     probe.predict(regions, cases.marked)
     assert probe.side == 8 and len(probe.shares) == 4 * 30

@@ -208,7 +208,7 @@ def test_a_file_of_another_kind_is_refused_with_what_is_known(tmp_path: Path) ->
         read_regions(tmp_path / 'none.csv')
 
 
-@pytest.mark.parametrize('cells', ['700,10,50,50', '10,700,50,50', '-40,10,60,60'])
+@pytest.mark.parametrize('cells', ['700,10,50,50', '10,700,50,50', '-40,10,60,60', '256,10,1,50'])
 def test_a_box_outside_its_image_is_refused_with_what_helps(tmp_path: Path, cells: str) -> None:
     """Such as boxes in pixels of 1,024 on images of 256, or with x and y exchanged."""
     regions = read_regions(
