@@ -10,6 +10,7 @@
 # Writes tables and figures, OUT/baseline_*, and a report of the pre-trained Swin with its baselines.
 # The same command resumes after a stop.
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 usage='usage: bash scripts/baseline.sh DATA [OUT]'
 data=$(realpath "${1:?$usage}")
 out=${2:-baseline_output}

@@ -4,6 +4,7 @@
 # SWEEP: sweep file (default scripts/comparison/methods.yaml). SEEDS=3: number of seeds.
 # PRETRAIN_OPTS, FINETUNE_OPTS: other options as 'KEY VALUE ...'. The same command resumes.
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 data=$(realpath "${1:?usage: bash scripts/compare_methods.sh DATA OUTPUT [SWEEP]}")
 output=${2:?usage: bash scripts/compare_methods.sh DATA OUTPUT [SWEEP]}
 case $output in /*) ;; *) output=$PWD/$output ;; esac

@@ -5,6 +5,7 @@
 #   bash scripts/demo.sh [DIR]           results in DIR (default demo_output); the same command resumes
 #   SEED=7 bash scripts/demo.sh DIR      another seed for weights and masks
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 dir=${1:-}
 case $dir in
     '') dir=demo_output ;; # relative to the repository

@@ -7,6 +7,7 @@
 # equalised or inverted. It does not find most crops of 5 % or more, nor mirrored, rotated or locally
 # equalised (CLAHE) images, nor other X-rays of the same patients.
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 labelled=$(realpath "$1") images=$(realpath "$2") out=$3
 python=${PYTHON:-python}
 sources="[{'name': 'labelled', 'dataset': 'chexpert', 'path': '$labelled'},

@@ -11,6 +11,7 @@
 # TRIAL=1 trains for a few steps only, to see whether your data work (use another OUT). CHECK=1 packs, and
 # estimates the hours. The same command resumes.
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 usage='usage: bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]'
 labelled=$(realpath "${1:?$usage}")
 unlabelled=$(realpath "${2:?$usage}")

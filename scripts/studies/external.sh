@@ -6,6 +6,7 @@
 # DATASET=nih: data set in DATA2 (default chexpert). SPLIT=test: its split.
 # SWEEP=F, SCALE=S: sweep file of the runs, if OUT does not note it. OPTS: options with which DATA2 is read.
 set -euo pipefail
+. "$(dirname "$0")/../help.sh"
 usage='usage: bash scripts/studies/external.sh OUT DATA2 [OUT2]'
 runs=$(realpath -m "${1:?$usage}")
 data=$(realpath -m "${2:?$usage}")

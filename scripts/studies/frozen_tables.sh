@@ -4,6 +4,7 @@
 # PREDICTIONS: docs/results, or OUT/results of frozen.sh: the folders frozen and frozen_controls.
 # LABELS: CSV file with the labels of all images. PYTHON: default .venv/bin/python.
 set -euo pipefail
+. "$(dirname "$0")/../help.sh"
 usage='usage: bash scripts/studies/frozen_tables.sh PREDICTIONS LABELS RESULTS'
 predictions=$(realpath "${1:?$usage}")
 labels=$(realpath "${2:?$usage}")

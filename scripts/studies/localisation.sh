@@ -3,6 +3,7 @@
 #   bash scripts/studies/localisation.sh OUT
 # An hour of one CPU core. The last part pastes squares, of which it is known where a model must look.
 set -euo pipefail
+. "$(dirname "$0")/../help.sh"
 out=${1:?usage: bash scripts/studies/localisation.sh OUT}
 case $out in /*) ;; *) out=$PWD/$out ;; esac
 cd "$(dirname "$0")/../.."

@@ -4,6 +4,7 @@
 # PREDICTIONS: docs/results/main_model/predictions, or a folder that ablate.py join wrote.
 # LABELS: CSV file with the labels of all images. PYTHON: default .venv/bin/python.
 set -euo pipefail
+. "$(dirname "$0")/../help.sh"
 usage='usage: bash scripts/studies/main_model_tables.sh PREDICTIONS LABELS RESULTS'
 predictions=$(realpath "${1:?$usage}")
 labels=$(realpath "${2:?$usage}")

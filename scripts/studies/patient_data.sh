@@ -3,6 +3,7 @@
 #   bash scripts/studies/patient_data.sh OUT
 # It reads examples/xrays and the shipped weights. PARALLEL=2: runs at a time. Run again after a stop, it resumes.
 set -euo pipefail
+. "$(dirname "$0")/../help.sh"
 out=$(realpath -m "${1:?usage: bash scripts/studies/patient_data.sh OUT}")
 cd "$(dirname "$0")/../.."
 . scripts/setup.sh

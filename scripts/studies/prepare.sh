@@ -1,6 +1,7 @@
 # The cross-validated studies source this file with their arguments LABELLED UNLABELLED OUT. It installs
 # the requirements, packs all images at 64 px into OUT, and sets labelled, out, python and sweep.
 set -euo pipefail
+. "$(dirname "$0")/../help.sh"
 study=$(basename "$0" .sh)
 usage="usage: bash scripts/studies/$study.sh LABELLED UNLABELLED OUT"
 labelled=$(cd "${1:?$usage}" && pwd)

@@ -11,6 +11,7 @@
 # PARALLEL=2: runs at a time at tiny.
 # PHANTOM: options of scripts/make_phantom.py (default: see below).
 set -euo pipefail
+. "$(dirname "$0")/../help.sh" "${@:2}"
 usage='usage: bash scripts/studies/NAME.sh full|small|tiny [DATA|--list] [OUT]'
 name=${1:?$usage}
 scale=${2:?$usage}

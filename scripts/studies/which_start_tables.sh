@@ -4,6 +4,7 @@
 # PREDICTIONS: docs/results, or OUT/results of which_start.sh: the folders which_start and which_start_controls.
 # LABELS: CSV file with the labels of all images. PYTHON: default .venv/bin/python.
 set -euo pipefail
+. "$(dirname "$0")/../help.sh"
 usage='usage: bash scripts/studies/which_start_tables.sh PREDICTIONS LABELS RESULTS'
 predictions=$(realpath "${1:?$usage}")
 labels=$(realpath "${2:?$usage}")

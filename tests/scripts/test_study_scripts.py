@@ -25,7 +25,27 @@ from sweeps.folds import arms_of
 from sweeps.joined import ranks_table, write_ranks
 from tools.real_xrays_figures import draw_shares
 
+SOURCED = ('help.sh', 'setup.sh', 'prepare.sh', 'run.sh')
+SCRIPTS = [
+    path
+    for path in sorted([*ROOT.glob('scripts/*.sh'), *ROOT.glob('scripts/studies/*.sh')])
+    if path.name not in (*SOURCED, 'test.sh')  # whose flags are those of pytest
+]
 SIZES = {'num_train': 8, 'num_valid': 3, 'num_test': 3, 'size': 40}
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_a_script_shows_its_help_and_refuses_other_flags(script: Path, tmp_path: Path) -> None:
+    """Before it writes anything: `--help` is not the name of a folder."""
+    options = {'cwd': tmp_path, 'capture_output': True, 'text': True, 'check': False}
+    shown = subprocess.run(['bash', script, '--help'], **options)
+    assert shown.returncode == 0 and shown.stderr == ''
+    assert f'bash {script.relative_to(ROOT)}' in shown.stdout and '# ' not in shown.stdout
+    variables = {*re.findall(r'\$\{([A-Z]\w*):-', script.read_text())} - {'PYTHON'}
+    assert not [name for name in variables if not re.search(rf'\b{name}\b', shown.stdout)]
+    refused = subprocess.run(['bash', script, '--parallel', '2'], **options)
+    assert refused.returncode == 2 and 'error: --parallel is not known' in refused.stderr
+    assert not [*tmp_path.iterdir()] and not (ROOT / '--help').exists()
 
 
 def test_the_study_of_mae_reads_mimic_and_files_of_weights_at_every_scale() -> None:
