@@ -358,7 +358,10 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
         command += [str(ARRAY_SCRIPT), *plan_flags]
         if args.dry_run:
             before = f'ID_OF_ARRAY_{number}'
-            print(shlex.join(command))
+            # The tasks read where rows start from in the environment that sbatch passes on.
+            names = sorted({row.weights for row in sweep_of(args).rows} & {*os.environ})
+            given = [f'{name}={shlex.quote(os.environ[name])}' for name in names]
+            print(*given, shlex.join(command))
         else:
             before = slurm(command).strip().partition(';')[0]
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')

@@ -244,6 +244,14 @@ def test_a_dry_run_prints_what_would_be_submitted_and_changes_nothing(
     assert '--dry-run needs --slurm' in capsys.readouterr().err
 
 
+def test_a_dry_run_prints_where_rows_start_from(tmp_path, monkeypatch, capsys) -> None:
+    """A task of the array reads it in its environment."""
+    monkeypatch.setenv('MAE_WEIGHTS', 'mae-vit-64px')
+    sweep, words = ROOT / 'scripts/studies/patient_data.yaml', ['--slurm', '--dry-run']
+    assert in_process('run', sweep, tmp_path / 'runs', tmp_path, *words) == 0
+    assert capsys.readouterr().out.startswith('MAE_WEIGHTS=mae-vit-64px sbatch --parsable ')
+
+
 def test_a_slurm_that_does_not_answer_is_a_sentence(submitted, tmp_path, capsys) -> None:
     (tmp_path / 'squeue').write_text('#!/usr/bin/env bash\necho no controller >&2\nexit 1\n')
     assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, '--slurm') == 2
