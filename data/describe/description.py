@@ -34,7 +34,11 @@ EVERYTHING = 'All'  # name of the column and group of counts over a whole split
 TARGETS = ('positive', 'negative', 'soft', 'third class')
 TABLES = ('counts', 'targets')
 SETS = {'full': 'full set', 'sub-sample': 'sub-sample', 'train': 'train', 'holdout': 'held out'}
-SETS |= {'valid': 'validation', 'test': 'test'}  # split -> name in the label table, in order
+SETS |= {'valid': 'validation', 'test': 'test'}  # split -> name in tables, in order
+OF_GROUPS = (
+    'Groups: images, and their share of the images of the split. The images of a patient may be in '
+    'several groups.'
+)
 
 
 @dataclass(frozen=True)
@@ -171,23 +175,64 @@ def count_targets(config: Config, targets: np.ndarray) -> pd.DataFrame:
     return table.assign(**{'total': total, 'positive share': share, 'left out': left_out})
 
 
-def format_description(description: Description) -> str:
-    """Format the numbers of images by group, with a column for each split, and the targets."""
-    counts = description.counts
+def cells_of_counts(counts: pd.DataFrame, form: str, form_of_whole: str) -> pd.DataFrame:
+    """Return cells with a column for each split, and a row for each (column, group).
+
+    Those of EVERYTHING have a row for each of the UNITS, and the others their images.
+
+    Args:
+        counts: `counts` of a `Description`.
+        form: Form of the `images` of a group and of their `share` of the split.
+        form_of_whole: Form of a number of images, studies or patients of a split.
+    """
     is_whole = counts['column'] == EVERYTHING
     whole, groups = counts[is_whole].set_index('split')[[*UNITS]], counts[~is_whole]
     shares = groups['images'] / groups['split'].map(whole['images'])
     pairs = zip(groups['images'], shares, strict=True)
-    groups = groups.assign(cell=[f'{images:,} {share:6.1%}' for images, share in pairs])
+    groups = groups.assign(cell=[form.format(images=n, share=share) for n, share in pairs])
     table = groups.pivot(index=['column', 'group'], columns='split', values='cell').fillna('')
     table = table.loc[[*groups['column'].unique()], whole.index]
     names = pd.MultiIndex.from_product([[EVERYTHING], UNITS])
-    sizes = pd.DataFrame(whole.T.to_numpy(), names, whole.index).map('{:,}       '.format)
-    parts = [pd.concat([sizes, table]).rename_axis(columns=None).to_string()]
+    sizes = pd.DataFrame(whole.T.to_numpy(), names, whole.index).map(form_of_whole.format)
+    return pd.concat([sizes, table]).rename_axis(columns=None)
+
+
+def format_description(description: Description) -> str:
+    """Format the numbers of images by group, with a column for each split, and the targets."""
+    cells = cells_of_counts(description.counts, '{images:,} {share:6.1%}', '{:,}       ')
+    parts = [cells.to_string()]
     if len(description.targets):
         forms = dict.fromkeys((*TARGETS, 'total', 'left out'), '{:,}'.format)
         parts.append(f'targets\n{description.targets.to_string(index=False, formatters=forms)}')
     return '\n\n'.join([*parts, *description.notes])
+
+
+def patient_table(description: Description) -> list[dict[str, str]]:
+    """Return the cells of the patients, studies and images of each split, and of images by group.
+
+    Columns of which no image has a known group are left out, and so are labels.
+    """
+    table = cells_of_counts(description.counts, '{images:,} ({share:.1%})', '{:,}')
+    names: dict[str, list[str]] = {}
+    for column, group in table.index:
+        names.setdefault(column, []).append(group)
+    names[EVERYTHING].reverse()
+    rows = []
+    for column, groups in names.items():
+        if groups == [UNKNOWN] or column in description.labels:
+            continue
+        for group in groups:
+            name = group if column == EVERYTHING else f'{column}: {group}'
+            cells = table.loc[(column, group)]
+            splits = in_order(description.counts['split'])
+            rows.append({'': name} | {SETS.get(each, each): cells[each] or '0' for each in splits})
+    return rows
+
+
+def in_order(splits: pd.Series) -> list[str]:
+    """Return the different splits in the order of tables."""
+    found = [*splits.unique()]
+    return [*(name for name in SETS if name in found), *(n for n in found if n not in SETS)]
 
 
 def label_table(targets: pd.DataFrame) -> list[dict[str, str]]:
@@ -195,10 +240,8 @@ def label_table(targets: pd.DataFrame) -> list[dict[str, str]]:
 
     `targets` is that of a `Description`. The full set is all but test, see `_count_all_targets`.
     """
-    order = [name for name in SETS if name in {*targets['split']}]
-    order += [name for name in targets['split'].unique() if name not in order]
     cells = []
-    for name in order:
+    for name in in_order(targets['split']) if len(targets) else ():
         for line in targets[targets['split'] == name].to_dict('records'):
             cell = {'set': SETS.get(name, name), 'label': line['label']}
             cell['images'] = f'{line["total"]:,}'
@@ -216,7 +259,7 @@ def save_description(
 ) -> list[str]:
     """Write the tables as CSV files, and figures as PNG and SVG; all or none of them.
 
-    The `label_table` is also a Markdown and a LaTeX file, and so are the MEANINGS of the labels.
+    The `patient_table`, the `label_table` and the MEANINGS of the labels are Markdown and LaTeX.
 
     Args:
         description: Tables.
@@ -234,18 +277,19 @@ def save_description(
         for name, table in tables.items()
         if table is not None
     }
-    if cells := label_table(description.targets) if len(description.targets) else []:
-        notes = [*description.notes, description.use]
-        files['targets.md'] = '\n'.join(
-            [markdown_table(cells), *(f'- {note}' for note in notes), '']
-        )
-        files['targets.tex'] = PACKAGES + latex_table(pd.DataFrame(cells), notes, index=False)
-    if known := [name for name in description.labels if name in MEANINGS]:
-        rows = [{'observation': name, 'meaning': MEANINGS[name]} for name in known]
-        files['observations.md'] = f'{markdown_table(rows)}\n- {SOURCE}\n'
-        files['observations.tex'] = PACKAGES + latex_table(
-            pd.DataFrame(rows), [SOURCE], index=False
-        )
+    known = [name for name in description.labels if name in MEANINGS]
+    meanings = [{'observation': name, 'meaning': MEANINGS[name]} for name in known]
+    notes = [*description.notes, description.use]
+    for name, cells, below in (
+        ('patients', patient_table(description), [OF_GROUPS, description.use]),
+        ('targets', label_table(description.targets), notes),
+        ('observations', meanings, [SOURCE]),
+    ):
+        if cells:
+            lines = [markdown_table(cells), *(f'- {note}' for note in below), '']
+            files[f'{name}.md'] = '\n'.join(lines)
+            latex = latex_table(pd.DataFrame(cells), below, index=False)
+            files[f'{name}.tex'] = PACKAGES + latex
     for name, figure in (figures or {}).items():
         files |= {f'{name}{suffix}': data for suffix, data in encode_figure(figure).items()}
     replace_files({folder / name: data for name, data in files.items()})

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import ROOT, config_with, run_script
 
 from config import Config
-from data.describe.description import TARGETS, UNITS, build_description
+from data.describe.description import SETS, TARGETS, UNITS, build_description, patient_table
 from data.describe.observations import MEANINGS
 from data.tables.labels import LABELS, NO_FINDING
 
@@ -98,6 +98,24 @@ def test_ages_count_the_images_of_a_split_without_sex_or_age(unknown, tmp_path: 
     assert lines == [['train', '40-59', 'Female', 4], ['test', age, sex, 4]]
 
 
+def test_the_table_of_patients_has_each_group_of_each_split(mixed: Path) -> None:
+    description = build_description(
+        options(mixed, DATA__HOLDOUT_FRACTION=0.0, EVAL__GROUPS=['Site'])
+    )
+    counts = description.counts.set_index(['split', 'column', 'group'])
+    table = {line.pop(''): line for line in patient_table(description)}
+    assert [*table][:3] == ['patients', 'studies', 'images']
+    names = [name for name in description.counts['column'].unique() if name not in LABELS]
+    assert {*[name.partition(': ')[0] for name in [*table][3:]]} == {*names} - {'All'}
+    for (split, column, group), line in counts.iterrows():
+        if column not in (*LABELS, 'All'):
+            share = line['images'] / counts.loc[(split, 'All', 'All'), 'images']
+            cell = table[f'{column}: {group}'][SETS[split]]
+            assert cell == f'{line["images"]:,} ({share:.1%})'
+    shown = sum(cell != '0' for line in [*table.values()][3:] for cell in line.values())
+    assert shown == sum(column not in (*LABELS, 'All') for _, column, _ in counts.index)
+
+
 def test_targets_of_the_images_that_are_trained_on(mixed: Path) -> None:
     changes = {
         'DATA__UNCERTAIN': 'multiclass',
@@ -173,6 +191,14 @@ def test_the_label_table_of_the_mimic_study_has_its_known_counts(tmp_path: Path,
         r'full set & Any Finding & 40 & 30 & 75.0\% &'
         in (tmp_path / 'out' / 'targets.tex').read_text()
     )
+    patients = (tmp_path / 'out' / 'patients.md').read_text()
+    assert patients.startswith(
+        '|  | train | validation | test |\n| --- | --- | --- | --- |\n'
+        '| patients | 40 | 10 | 5 |\n| studies | 40 | 10 | 5 |\n| images | 40 | 10 | 5 |\n'
+        '| View: Frontal AP | 32 (80.0%) | 8 (80.0%) | 4 (80.0%) |\n'
+    ), 'without sex and age, which MIMIC-CXR-JPG does not have'
+    assert patients.splitlines()[6] == '| View: Lateral | 8 (20.0%) | 2 (20.0%) | 1 (20.0%) |'
+    assert r'images & 40 & 10 & 5 \\' in (tmp_path / 'out' / 'patients.tex').read_text()
     meanings = (tmp_path / 'out' / 'observations.md').read_text()
     assert meanings.count('\n| ') == 1 + len(LABELS) and 'Fleischner' in meanings
     assert {*MEANINGS} == {*LABELS}
