@@ -81,10 +81,12 @@ def test_each_label_gets_the_penalty_with_the_lowest_log_loss_of_other_patients(
     assert choices[0].value > 0.1 >= choices[1].value, 'the labels need different penalties'
 
 
-@pytest.mark.parametrize('exclusive', [False, True])
+@pytest.mark.parametrize(('exclusive', 'wide'), [(False, 256), (False, 40), (True, 256)])
 def test_with_fewer_images_than_features_the_choice_and_the_weights_are_those_of_scikit_learn(
-    exclusive: bool,
+    exclusive: bool, wide: int, monkeypatch
 ) -> None:
+    """With the Hessian of few images, and without the Hessian of many."""
+    monkeypatch.setattr('evaluation.tuning.WIDE', wide)
     features, targets, patients = two_labels(30)
     others = np.random.default_rng(2).normal(size=(60, 90))
     features = np.concatenate([features, others], axis=1)  # [60, 102]
