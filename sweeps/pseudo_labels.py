@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from config import build_parser, get_config
+from config import PROBES, build_parser, get_config
 from data.tables.predictions import look_up, read_predictions, write_predictions
 from data.tables.reading import read_split
 from data.tables.records import Records, select_views, task_of
@@ -70,6 +70,7 @@ class PseudoLabels:
         say: Function that receives each line about the progress.
         jobs: Finished runs.
         ended: Why there are fewer rounds than wanted, or ''.
+        steps: Steps of each run, in epochs of the teacher.
 
     Raises:
         ValueError: If no patients are held out, or the CSV file cannot be read.
@@ -87,6 +88,7 @@ class PseudoLabels:
     jobs: list[Job] = field(default_factory=list, init=False)
     select_on: str = field(default='', init=False)
     ended: str = field(default='', init=False)
+    steps: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.config = without_cache(self.job(STUDENT).config)
@@ -184,6 +186,7 @@ class PseudoLabels:
             arguments += ['TRAIN.EPOCHS', str(max(1, round(train.EPOCHS / growth)))]
             arguments += ['TRAIN.WARMUP_EPOCHS', str(round(train.WARMUP_EPOCHS / growth))]
         arguments, config = share_steps('finetune', arguments, self.processes)
+        self.steps[tag] = growth * config.TRAIN.EPOCHS
         return Job(
             stage='finetune',
             run=tag,
@@ -206,7 +209,7 @@ class PseudoLabels:
 
     def about_pseudo_labels(self) -> list[str]:
         """Say how many images have no prediction, and how often pseudo-labels are right."""
-        notes = self._not_predicted()
+        notes = [*self._not_predicted(), *self._more_steps()]
         for name in self.students():  # real labels, which were never used
             found = audit(self._chosen(name), self.task.scored(self.unlabelled))
             sides = []
@@ -271,6 +274,17 @@ class PseudoLabels:
                     f'{self.config.DATA.VIEWS}.'
                 )
         return notes
+
+    def _more_steps(self) -> list[str]:
+        """Say which runs take more steps than the teacher."""
+        ratios = {job.run: self.steps[job.run] / self.steps[TEACHER] for job in self.jobs}
+        more = [f'{name} {ratio:.1f}' for name, ratio in ratios.items() if ratio > 1.1]
+        if not more or self.config.FINETUNE.MODE in PROBES:
+            return []
+        return [
+            f'Steps of training, as multiples of those of the teacher: {", ".join(more)}. They may '
+            'explain a difference: --equal-steps gives all runs about the same number.'
+        ]
 
     def _chosen(self, name: str) -> np.ndarray:  # [N, K]
         """Return the pseudo-labels of a student for the unlabelled images."""

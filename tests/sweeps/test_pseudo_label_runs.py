@@ -307,6 +307,23 @@ def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(cfg, phantom,
     assert work.all_images == trained.sum()
 
 
+@pytest.mark.parametrize('equal_steps', [False, True])
+def test_runs_that_take_more_steps_than_the_teacher_are_named(
+    equal_steps: bool, cfg, phantom, tmp_path, monkeypatch
+) -> None:
+    """A student learns from more images in as many epochs, which may be why it is better."""
+    options = [*OPTIONS, 'TRAIN.EPOCHS', '30']
+    work = PseudoLabels(str(cfg), str(phantom), tmp_path, options, equal_steps=equal_steps)
+    monkeypatch.setattr(work, '_run', lambda job: work.jobs.append(job))
+    monkeypatch.setattr(work, 'choose', lambda number: 2 * len(work.labelled))
+    monkeypatch.setattr(work, '_not_predicted', list)
+    monkeypatch.setattr(work, 'students', list)
+    assert work.run(all_labels=False) == 0
+    notes = work.about_pseudo_labels()
+    assert bool(notes) is not equal_steps
+    assert equal_steps or 'multiples of those of the teacher: student 3.0. They may' in notes[0]
+
+
 def test_options_that_no_run_can_work_with_are_refused(cfg, phantom, tmp_path, capsys) -> None:
     assert main(cfg, phantom, tmp_path / 'o', 'DATA.HOLDOUT_FRACTION', '0.0') == 2
     assert 'DATA.HOLDOUT_FRACTION' in capsys.readouterr().err
