@@ -55,6 +55,7 @@ class Description:
     # image, a column for each label, split, sub-sample; None for a task with policies
     images: pd.DataFrame | None
     notes: list[str]
+    about_targets: str  # options that the targets depend on, or ''
     ages: pd.DataFrame  # split, age, sex, images
     labels: tuple[str, ...]  # columns of `counts` that are labels
     use: str  # what the images must not be used for
@@ -78,10 +79,10 @@ def build_description(config: Config) -> Description:
         ages.append(by_age.reset_index(name='images').assign(split=name))
         labels |= dict.fromkeys(records.label_names)
     counts = pd.concat(counts)[['split', 'column', 'group', *UNITS]]
-    targets, notes = _count_all_targets(config, sets), []
+    targets, notes, about_targets = _count_all_targets(config, sets), [], ''
     if len(targets):
         data, scored = config.DATA, config.EVAL.VIEWS
-        notes.append(
+        about_targets = (
             f'targets: DATA.VIEWS {data.VIEWS}{f", EVAL.VIEWS {scored}" if scored else ""}, '
             f'DATA.TASK {data.TASK}, DATA.BLANK {data.BLANK}; soft: between 0 and 1, left out: '
             'excluded from the loss or from the scores'
@@ -90,7 +91,9 @@ def build_description(config: Config) -> Description:
         notes.append(f'sex and age come from {demographics} where the data set has neither')
     images = None if task_of(config).has_policies else _list_images(config, sets)
     use = note_on_images(path for records in sets.values() for path in records.path)
-    return Description(counts, targets, images, notes, pd.concat(ages), tuple(labels), use)
+    return Description(
+        counts, targets, images, notes, about_targets, pd.concat(ages), tuple(labels), use
+    )
 
 
 def read_table_of_run(config: Config) -> pd.DataFrame:
@@ -204,7 +207,7 @@ def format_description(description: Description) -> str:
     if len(description.targets):
         forms = dict.fromkeys((*TARGETS, 'total', 'left out'), '{:,}'.format)
         parts.append(f'targets\n{description.targets.to_string(index=False, formatters=forms)}')
-    return '\n\n'.join([*parts, *description.notes])
+    return '\n\n'.join(filter(None, [*parts, description.about_targets, *description.notes]))
 
 
 def patient_table(description: Description) -> list[dict[str, str]]:
@@ -281,8 +284,8 @@ def save_description(
     meanings = [{'observation': name, 'meaning': MEANINGS[name]} for name in known]
     notes = [*description.notes, description.use]
     for name, cells, below in (
-        ('patients', patient_table(description), [OF_GROUPS, description.use]),
-        ('targets', label_table(description.targets), notes),
+        ('patients', patient_table(description), [OF_GROUPS, *notes]),
+        ('targets', label_table(description.targets), [description.about_targets, *notes]),
         ('observations', meanings, [SOURCE]),
     ):
         if cells:

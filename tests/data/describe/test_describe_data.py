@@ -3,6 +3,7 @@
 import csv
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from PIL import Image
 from tiny import ROOT, config_with, run_script
 
 from config import Config
-from data.describe.description import SETS, TARGETS, UNITS, build_description, patient_table
+from data.describe.description import (
+    SETS,
+    TARGETS,
+    UNITS,
+    build_description,
+    patient_table,
+    save_description,
+)
 from data.describe.observations import MEANINGS
 from data.tables.labels import LABELS, NO_FINDING
 
@@ -98,7 +106,7 @@ def test_ages_count_the_images_of_a_split_without_sex_or_age(unknown, tmp_path: 
     assert lines == [['train', '40-59', 'Female', 4], ['test', age, sex, 4]]
 
 
-def test_the_table_of_patients_has_each_group_of_each_split(mixed: Path) -> None:
+def test_the_table_of_patients_has_each_group_of_each_split(mixed: Path, tmp_path: Path) -> None:
     description = build_description(
         options(mixed, DATA__HOLDOUT_FRACTION=0.0, EVAL__GROUPS=['Site'])
     )
@@ -112,6 +120,11 @@ def test_the_table_of_patients_has_each_group_of_each_split(mixed: Path) -> None
             share = line['images'] / counts.loc[(split, 'All', 'All'), 'images']
             cell = table[f'{column}: {group}'][SETS[split]]
             assert cell == f'{line["images"]:,} ({share:.1%})'
+    source = 'sex and age come from patients.csv where the data set has neither'
+    save_description(replace(description, notes=[source]), tmp_path)
+    pages = [(tmp_path / f'{name}.md').read_text() for name in ('patients', 'targets')]
+    assert all(source in page for page in pages)
+    assert ['targets: DATA.VIEWS' in page for page in pages] == [False, True]
     shown = sum(cell != '0' for line in [*table.values()][3:] for cell in line.values())
     assert shown == sum(column not in (*LABELS, 'All') for _, column, _ in counts.index)
 
