@@ -34,6 +34,21 @@ SCRIPTS = [
 SIZES = {'num_train': 8, 'num_valid': 3, 'num_test': 3, 'size': 40}
 
 
+@pytest.mark.parametrize('folder', ['scripts', 'tools'])
+def test_a_program_finds_the_packages_of_this_project_from_any_folder(folder: str) -> None:
+    """Tests import programs, which hides a missing path."""
+    own = {path.stem for path in ROOT.glob('*.py')} | {
+        path.parent.name for path in ROOT.glob('*/*.py')
+    }
+    for path in ROOT.glob(f'{folder}/**/*.py'):
+        text = path.read_text()
+        imported = re.search(rf'^from ({"|".join(own)})\b', text, re.MULTILINE)
+        if "__name__ == '__main__'" in text and imported:
+            up = len(path.relative_to(ROOT).parts) - 1
+            line = f'sys.path.insert(0, str(Path(__file__).resolve().parents[{up}]))'
+            assert line in text[: imported.start()], path
+
+
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
 def test_a_script_shows_its_help_and_refuses_other_flags(script: Path, tmp_path: Path) -> None:
     """Before it writes anything: `--help` is not the name of a folder."""
