@@ -14,18 +14,18 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p "$results"
 score=auroc_within_views:Pneumonia
 sweep=(--sweep scripts/studies/which_start.yaml --scale all)
-table=("$python" scripts/ablate.py table "${sweep[@]}" --predictions "$predictions/which_start" --labels "$labels")
+table=("$python" scripts/ablate.py table "${sweep[@]}" --predictions "$predictions/which_start" --labels "$labels" --tune)
 frozen=(linear_{mae,simmim,moco,random} imagenet{64,256} lite0_random{64,256} pixels metadata)
 tuned=(mae simmim imagenet moco resnet18)
 
 # Primary: the eight comparisons with 10 % of the labels.
-"${table[@]}" --tune --save "$results/primary" --scores "$score" \
-    --row {linear_{mae,simmim},imagenet{64,256},resnet18,pixels}_0.1
-# Secondary: all rows at all shares, against those of the sweep and against metadata.
+"${table[@]}" --save "$results/primary" --scores "$score" --row {linear_{mae,simmim},imagenet{64,256},resnet18,pixels}_0.1
 for share in 0.05 0.1 0.25 0.5 1; do
-    "${table[@]}" --tune --save "$results/secondary_$share" --scores "$score" mean --row "${frozen[@]/%/_$share}" "${tuned[@]/%/_$share}"
-    "${table[@]}" --tune --save "$results/metadata_$share" --scores "$score" --against metadata \
-        --row "${frozen[@]/%/_$share}" "${tuned[@]/%/_$share}"
+    rows=("${frozen[@]/%/_$share}" "${tuned[@]/%/_$share}")
+    # Secondary: all rows, against those of the sweep.
+    "${table[@]}" --save "$results/secondary_$share" --scores "$score" mean --row "${rows[@]}"
+    # All rows against what needs no network, and no image.
+    "${table[@]}" --save "$results/baselines_$share" --scores "$score" mean --against pixels metadata --row "${rows[@]}"
 done
 # Exploratory: the mean of the ranks of MAE and ImageNet features.
 "$python" scripts/studies/mean_of_ranks.py "$predictions/which_start" "$labels" "$results/mean_of_ranks.csv"
@@ -35,3 +35,16 @@ done
 "$python" scripts/ablate.py table --sweep scripts/studies/which_start_controls.yaml --scale all \
     --predictions "$predictions/which_start_controls" --labels "$results/controls.csv" --save "$results/controls" \
     --scores 'PA view' Male Older
+
+# One page with all tables. The choices of rates are the same for all of them.
+cd "$results"
+mv primary/tuning.csv chosen_rates.csv
+rm -f controls.csv {secondary,baselines}_*/tuning.csv {primary,{secondary,baselines}_*,controls}/{*.tex,*_scores.{csv,md}}
+{
+    echo '# Tables'
+    for file in primary/*.md {secondary,baselines}_{0.05,0.1,0.25,0.5,1}/*.md controls/*.md; do
+        printf '\n## %s\n\n' "$(sed -E 's#/(which_start_controls|which_start)_#, #; s/_([0-9.]+),/ with a share of \1,/; s/auroc_within_views_(.*)/\1 within views/' <<<"${file%.md}")"
+        cat "$file"
+        rm "$file"
+    done
+} >tables.md
