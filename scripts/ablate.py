@@ -488,9 +488,10 @@ def table_of_joined(args: argparse.Namespace) -> None:
         name = candidates[0]
         raise ValueError(f'--row: with --tune, {name} is a rate of {replaced[name]}: name that row')
     chosen = tuned(sweep, args.predictions, args.save, seeds) if args.tune else {}
-    if args.row:  # tables of some rows show the baselines without an encoder, too
-        baselines = [row.name for row in sweep.rows if row.method in NO_ENCODER]
-        sweep = only_rows(sweep, [*args.row, *baselines])
+    if args.row:  # tables of some rows show the baselines without an encoder of their shares, too
+        shares = {row.subset for row in only_rows(sweep, args.row).rows}
+        baselines = [row for row in sweep.rows if row.method in NO_ENCODER and row.subset in shares]
+        sweep = only_rows(sweep, [*args.row, *(row.name for row in baselines)])
     names = [row.name for row in sweep.rows if row.name not in replaced]
     options = {'chosen': chosen, 'seeds': seeds}
     if args.subgroups is not None:

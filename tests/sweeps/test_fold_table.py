@@ -369,6 +369,20 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(words, pai
     assert of_pixels['difference'].tolist() == pytest.approx(wanted, abs=1e-3)
 
 
+def test_a_table_of_some_rows_shows_the_baselines_of_their_shares(joined: Path) -> None:
+    sweep = joined / 'mine.yaml'
+    content = yaml.safe_load(sweep.read_text())
+    content['shares'] = {share: content['shares'][1] for share in (0.1, 1)}
+    sweep.write_text(yaml.safe_dump(content))
+    for file in (joined / 'p').glob('*.parquet'):
+        table = pd.read_parquet(file)
+        fewer = table.assign(row=table['row'].str.replace('_1', '_0.1'))
+        pd.concat([table, fewer]).to_parquet(file, index=False)
+    words = ['--scores', 'Edema', '--against', 'pixels', '--row', 'scratch_0.1']
+    assert table_of(joined, *words) == 0
+    assert lines_of(joined, 'Edema').index.tolist() == ['scratch_0.1', 'pixels_0.1']
+
+
 def test_figures_show_the_differences_of_the_table(joined: Path, monkeypatch) -> None:
     add_method(joined / 'mine.yaml', 'scratch', 'scratch', against=['pixels'])
     assert table_of(joined, '--scores', 'Edema', '--resamples', 200) == 0
