@@ -44,12 +44,7 @@ def notices(runs: Mapping[Run, Sequence[Known]], *, wanted: int = 0) -> list[Not
         wanted: Number of seeds that each row should have; 0 if any number will do.
     """
     found = [*_doubts(runs), *_differences(runs), *_about_seeds(runs, wanted)]
-    missing: dict[tuple[str, ...], list[Run]] = {}
-    for run, parts in runs.items():
-        absent = [doubt for doubt in DOUBTS if any(doubt not in part.doubts for part in parts)]
-        absent += [fact for fact in TOLD if any(fact not in part.facts for part in parts)]
-        missing.setdefault(tuple(absent), []).append(run)
-    for (first, *others), of_runs in ((absent, of) for absent, of in missing.items() if absent):
+    for of_runs, (first, *others) in _missing(runs).items():
         rest = f' and {len(others)} more' if others else ''
         short = f'Not recorded{_of(of_runs, runs, SHOWN)}: {first}{rest}.'
         words = f'Not recorded with the predictions{_of(of_runs, runs)}'
@@ -60,6 +55,20 @@ def notices(runs: Mapping[Run, Sequence[Known]], *, wanted: int = 0) -> list[Not
 def as_warnings(texts: Iterable[str]) -> list[str]:
     """Return texts of notices for a list whose heading or prefix says that they are warnings."""
     return [text.removeprefix(WARNING) for text in texts]
+
+
+def _missing(runs: Mapping[Run, Sequence[Known]]) -> dict[tuple[Run, ...], list[str]]:
+    """Group the doubts and facts that are not recorded by the runs that lack them."""
+    groups: dict[tuple[Run, ...], list[str]] = {}
+    for name in (*DOUBTS, *TOLD):
+        lacking = tuple(
+            run
+            for run, parts in runs.items()
+            if any(name not in {*part.doubts, *part.facts} for part in parts)
+        )
+        if lacking:
+            groups.setdefault(lacking, []).append(name)
+    return groups
 
 
 def _doubts(runs: Mapping[Run, Sequence[Known]]) -> Iterable[Notice]:
@@ -143,17 +152,28 @@ def _notice(start: str, words: Mapping[str, Sequence[Run]], runs: Iterable[Run])
 
 
 def _of(chosen: Sequence[Run], runs: Iterable[Run], most: int | None = None) -> str:
-    """Name runs in brackets; '' if they have no names, or are all of several rows."""
-    chosen, everyone = dict.fromkeys(chosen), [*runs]
-    names = []
-    for row in dict.fromkeys(row for row, _ in chosen):
-        of_row = [run for run in everyone if run[0] == row]
-        own = [run for run in of_row if run in chosen]
-        partly = f' with seed {", ".join(seed for _, seed in own)}' if own != of_row else ''
-        names.append(f'{row}{partly}')
+    """Name runs in brackets, or "all but" the others if these are less than half as many.
+
+    Return '' if the runs have no names.
+    """
+    everyone = [*runs]
+    names, others = _names(chosen, everyone), _names([*{*everyone} - {*chosen}], everyone)
     if not any(names):
         return ''
-    if len(chosen) == len(everyone) and len(names) > 1:
+    if not others and len(names) > 1:
         return ' (all)'
-    rest = f' and {len(names) - most} more' if most and len(names) > most else ''
-    return f' ({", ".join(names[:most])}{rest})'
+    but = 'all but ' if 0 < 2 * len(others) < len(names) else ''
+    shown = others if but else names
+    rest = f' and {len(shown) - most} more' if most and len(shown) > most else ''
+    return f' ({but}{", ".join(shown[:most])}{rest})'
+
+
+def _names(chosen: Sequence[Run], runs: Sequence[Run]) -> list[str]:
+    """Return the names of the rows of some runs, with their seeds where a row has others, too."""
+    names = []
+    for row in dict.fromkeys(row for row, _ in runs):
+        seeds = [run[1] for run in runs if run[0] == row]
+        own = [seed for seed in seeds if (row, seed) in chosen]
+        if own:
+            names.append(row if own == seeds else f'{row} with seed {_ranges(own)}')
+    return names

@@ -68,6 +68,19 @@ def test_each_fact_that_differs_is_told_with_its_values(fact: str) -> None:
     assert texts(runs | {(row, '0'): [Known(FACTS_OF_A | {fact: ''}, CLEAN)] for row in 'bd'}) == []
 
 
+def test_runs_are_named_by_the_few_others_and_seeds_by_their_ranges() -> None:
+    runs = {(row, str(seed)): known(seed=str(seed)) for row in 'abc' for seed in range(5)}
+    runs |= {run: known(seed=run[1], size='384 px') for run in [('a', '4'), ('b', '4')]}
+    assert texts(runs) == [
+        f'Different {SIZE}: 224 px (a with seed 0 to 3, b with seed 0 to 3, c); '
+        '384 px (a with seed 4, b with seed 4).'
+    ]
+    runs['b', '4'] = known(seed='4')
+    assert texts(runs) == [
+        f'Different {SIZE}: 224 px (all but a with seed 4); 384 px (a with seed 4).'
+    ]
+
+
 @pytest.mark.parametrize('mode', ['linear_probe', 'last_layer', 'full'])
 @pytest.mark.parametrize('count', [1, 2, 3])
 def test_few_draws_of_frozen_random_weights_are_told(mode: str, count: int) -> None:
@@ -95,6 +108,11 @@ def test_what_is_not_recorded_is_named_and_not_assumed() -> None:
     old = [Known(facts, {doubt: [] for doubt in (ON_VALID, BY_HAND)})]
     runs = {('a', '0'): old, ('b', '0'): known()}
     assert texts(runs) == [f'Not recorded with the predictions (a): {SHARED}, {SEEN}, {PRECISION}.']
+    older = [Known({fact: value for fact, value in facts.items() if fact != SIZE}, old[0].doubts)]
+    assert texts({('a', '0'): old, ('b', '0'): older}) == [
+        f'Not recorded with the predictions (all): {SHARED}, {SEEN}, {PRECISION}.',
+        f'Not recorded with the predictions (b): {SIZE}.',
+    ]
     (notice,) = notices({('a', '0'): [Known()], ('b', '0'): [Known()]})
     assert notice.text.endswith(f'(all): {", ".join([*DOUBTS, *TOLD])}.')
     assert notice.short == f'Not recorded (all): {SHARED} and {len([*DOUBTS, *TOLD]) - 1} more.'
