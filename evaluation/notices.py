@@ -152,7 +152,7 @@ def _notice(start: str, words: Mapping[str, Sequence[Run]], runs: Iterable[Run])
 
 
 def _of(chosen: Sequence[Run], runs: Iterable[Run], most: int | None = None) -> str:
-    """Name runs in brackets, or "all but" the others if these are less than half as many.
+    """Name runs in brackets, or "all but" the others if these are few.
 
     Return '' if the runs have no names.
     """
@@ -162,7 +162,8 @@ def _of(chosen: Sequence[Run], runs: Iterable[Run], most: int | None = None) -> 
         return ''
     if not others and len(names) > 1:
         return ' (all)'
-    but = 'all but ' if 0 < 2 * len(others) < len(names) else ''
+    few = min(most or len(names), (len(names) - 1) // 2)
+    but = 'all but ' if 0 < len(others) <= few else ''
     shown = others if but else names
     rest = f' and {len(shown) - most} more' if most and len(shown) > most else ''
     return f' ({but}{", ".join(shown[:most])}{rest})'

@@ -68,6 +68,16 @@ def test_each_fact_that_differs_is_told_with_its_values(fact: str) -> None:
     assert texts(runs | {(row, '0'): [Known(FACTS_OF_A | {fact: ''}, CLEAN)] for row in 'bd'}) == []
 
 
+def test_a_caption_says_all_but_only_where_it_names_all_others() -> None:
+    runs = {(row, '0'): known() for row in 'abcdefghij'}
+    runs |= {(row, '0'): [Known()] for row in 'abcd'}
+    *_, notice = notices(runs)
+    assert notice.short.startswith('Not recorded (a, b, c and 1 more): ')
+    runs |= {(row, '0'): [Known()] for row in 'efg'}
+    *_, notice = notices(runs)
+    assert notice.short.startswith('Not recorded (all but h, i, j): ')
+
+
 def test_runs_are_named_by_the_few_others_and_seeds_by_their_ranges() -> None:
     runs = {(row, str(seed)): known(seed=str(seed)) for row in 'abc' for seed in range(5)}
     runs |= {run: known(seed=run[1], size='384 px') for run in [('a', '4'), ('b', '4')]}
