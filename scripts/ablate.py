@@ -703,9 +703,7 @@ def plot(args: argparse.Namespace) -> None:
         if lines.empty:
             raise ValueError(f'--rows: {known[0]} has none of {[*order]}')
         lines = lines.sort_values('row', key=lambda rows: rows.map(order), kind='stable')
-    # The long table may be compressed, and a table of committed results may stand without it.
-    file = next(folder.glob(f'{sweep.name}_scores.csv*'), None)
-    scores = read_table(file) if file else None
+    scores = scores_of_figures(args, folder / f'{sweep.name}_scores.csv', lines)
     if args.figure:
         draw, rows = (plot_differences, whole) if args.pairs else (plot_scores, sweep)
         print(*draw(args.figure, lines, rows, scores), sep='\n')
@@ -720,6 +718,21 @@ def plot(args: argparse.Namespace) -> None:
                     old.unlink(missing_ok=True)
             for file in files:
                 print(file)
+
+
+def scores_of_figures(
+    args: argparse.Namespace, path: Path, lines: pd.DataFrame
+) -> pd.DataFrame | None:
+    """Read a long table, or None: a table of committed results may stand without it.
+
+    Captions tell of its runs, so it is reduced to those of the rows that are shown.
+    """
+    file = next(path.parent.glob(f'{path.name}*'), None)  # may be compressed
+    scores = read_table(file) if file else None
+    if scores is None or not (args.rows or (args.pairs and args.figure)):
+        return scores
+    compared = [] if args.figure and not args.pairs else lines['against']
+    return scores[scores['row'].isin([*lines['row'], *compared])]
 
 
 def without_rates(sweep: Sweep, folder: Path, scored: set[str]) -> Sweep:

@@ -133,7 +133,7 @@ def test_the_share_that_names_a_row_is_told_if_others_with_its_name_differ(last,
     assert any(text.startswith(f'Different {SIZE}: ') for text in texts)
 
 
-def test_each_figure_tells_doubts_and_differences(made: tuple, monkeypatch) -> None:
+def test_each_figure_tells_doubts_and_differences_of_its_rows(made: tuple, monkeypatch) -> None:
     notes: dict[str, str] = {}
 
     def save(figure: Figure, file: object, **_: object) -> None:
@@ -150,6 +150,11 @@ def test_each_figure_tells_doubts_and_differences(made: tuple, monkeypatch) -> N
         text = ' '.join(note.split())
         assert f'Warning: {SEEN} (0.1 with seed 1).' in text, name
         assert f'Different {SIZE}: 224 px (0.1 with seed 0, 0.6); 384 px (0.1 with seed 1).' in text
+    notes.clear()
+    words += ['--figure', runs.output / 'one.png', '--rows', '0.6']
+    assert run_script('ablate', 'plot', *words) == 0
+    (note,) = notes.values()
+    assert 'Bars: ' in note and 'Warning' not in note and 'Different' not in note
 
 
 def test_a_record_of_an_older_version_is_completed_by_the_run_and_named(made: tuple) -> None:
