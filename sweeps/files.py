@@ -918,7 +918,8 @@ def only_subsets(sweep: Sweep, names: Sequence[str]) -> Sweep:
 def compared_with(sweep: Sweep, methods: Sequence[str]) -> Sweep:
     """Let each row be compared with some methods on the same labels, and with no other row.
 
-    The methods of a sweep without methods are its rows.
+    The methods of a sweep without methods are its rows. Two of `methods` are compared once: the
+    first with the second.
 
     Raises:
         ValueError: If the sweep has no such method.
@@ -928,7 +929,8 @@ def compared_with(sweep: Sweep, methods: Sequence[str]) -> Sweep:
         raise ValueError(f'--against must be of {known} ({sweep.path}), got {others[0]!r}')
     rows = []
     for row in sweep.rows:
-        others = [name for name in methods if name != (row.method or row.name)]
+        own = row.method or row.name
+        others = methods[methods.index(own) + 1 :] if own in methods else methods
         against = [f'{name}_{row.subset}' for name in others] if row.method else others
         rows.append(replace(row, against=tuple(against)))
     return replace(sweep, rows=tuple(rows))

@@ -357,6 +357,8 @@ def test_a_difference_over_some_of_the_seeds_says_so(joined: Path) -> None:
         (['--row', 'scratch_1', 'pixels_1'], ['scratch_1 pixels_1']),
         (['--row', 'scratch_1', 'simmim_1', '--against', 'pixels'],
          ['scratch_1 pixels_1', 'simmim_1 pixels_1']),
+        (['--row', 'scratch_1', 'simmim_1', '--against', 'pixels', 'simmim'],
+         ['scratch_1 pixels_1', 'scratch_1 simmim_1', 'pixels_1 simmim_1']),
     ],
 )  # fmt: skip
 def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(words, pairs, joined) -> None:
