@@ -25,15 +25,16 @@ TABLE = 'which_start_auroc_within_views_Pneumonia.csv'
 SHARES = ('0.05', '0.1', '0.25', '0.5', '1')
 # Of 682 patients, one fifth is scored, and one fifth of the others is held out.
 PATIENTS = 682 * 0.8 * 0.8
-BLACK, LIGHT_BLUE, GREEN, BLUE, ORANGE, PINK = (COLOURS[place] for place in (0, 2, 3, 4, 5, 6))
-LINES = {  # method -> name at the end of its line, colour, style
+BLACK, LIGHT_BLUE, GREEN, BLUE, ORANGE = (COLOURS[place] for place in (0, 2, 3, 4, 5))
+LINES = {  # method -> name at the end of its line, colour of its network, style
     'linear_mae': ('MAE on X-rays', BLUE, '-'),
     'linear_simmim': ('SimMIM on X-rays', LIGHT_BLUE, '-'),
     'imagenet256': ('ImageNet, 256 px', ORANGE, '-'),
     'imagenet64': ('ImageNet, 64 px', ORANGE, '--'),
-    'resnet18': ('CNN from scratch', GREEN, '-'),
+    'lite0_random64': ('random CNN, 64 px', ORANGE, ':'),
+    'resnet18': ('ResNet from scratch', GREEN, '-'),
+    'linear_moco': ('MoCo on X-rays', GREEN, '--'),
     'pixels': ('pixels, no network', BLACK, ':'),
-    'lite0_random64': ('random CNN', PINK, ':'),
 }
 BANDS = ('linear_mae', 'imagenet256', 'resnet18')
 GAP = 0.055  # between names, as a share of the height
