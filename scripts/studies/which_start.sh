@@ -41,6 +41,7 @@ vit() { # SEED
         run which_start_controls "$1" '' 'mae_1 simmim_1 random_1 pixels_1'
     [ "$1" -ge 25 ] && return
     run which_start "$1" '' "$(echo linear_random_{0.05,0.1,0.25,0.5,1})"
+    [ "$1" -ge 23 ] && return
     run which_start "$1" '' "$(echo {mae,simmim}{_low,,_high}_{0.1,1})"
 }
 

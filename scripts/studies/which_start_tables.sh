@@ -27,6 +27,9 @@ for share in 0.05 0.1 0.25 0.5 1; do
     # All rows against what needs no network, and no image.
     "${table[@]}" --save "$results/baselines_$share" --scores "$score" mean --against pixels metadata --row "${rows[@]}"
 done
+# The draws of random weights one by one.
+awk -F, -v OFS=, 'NR == 1 || $1 ~ /random/ && $2 && $7 == "Pneumonia" && $8 == "auroc_within_views" { print $1, $2, $9 }' \
+    "$results"/secondary_{0.05,0.1,0.25,0.5,1}/which_start_scores.csv >"$results/random_draws.csv"
 # Exploratory: the mean of the ranks of MAE and ImageNet features.
 "$python" scripts/studies/mean_of_ranks.py "$predictions/which_start" "$labels" "$results/mean_of_ranks.csv"
 "$python" scripts/studies/which_start_figure.py "$results" "$results/which_start.png"
