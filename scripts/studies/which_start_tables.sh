@@ -27,6 +27,9 @@ for share in 0.05 0.1 0.25 0.5 1; do
     # All rows against what needs no network, and no image.
     "${table[@]}" --save "$results/baselines_$share" --scores "$score" mean --against pixels metadata --row "${rows[@]}"
 done
+# Added when the scores were known: all starts against ImageNet weights, fine-tuned.
+"${table[@]}" --save "$results/added" --scores "$score" mean --against imagenet \
+    --row {linear_{mae,simmim,moco},mae,simmim,moco,resnet18,imagenet256,imagenet}_0.1
 # The draws of random weights one by one.
 awk -F, -v OFS=, 'NR == 1 || $1 ~ /random/ && $2 && $7 == "Pneumonia" && $8 == "auroc_within_views" { print $1, $2, $9 }' \
     "$results"/secondary_{0.05,0.1,0.25,0.5,1}/which_start_scores.csv >"$results/random_draws.csv"
@@ -42,10 +45,10 @@ awk -F, -v OFS=, 'NR == 1 || $1 ~ /random/ && $2 && $7 == "Pneumonia" && $8 == "
 # One page with all tables. The choices of rates are the same for all of them.
 cd "$results"
 mv primary/tuning.csv chosen_rates.csv
-rm -f controls.csv {secondary,baselines}_*/tuning.csv {primary,{secondary,baselines}_*,controls}/{*.tex,*_scores.{csv,md}}
+rm -f controls.csv {{secondary,baselines}_*,added}/tuning.csv {primary,{secondary,baselines}_*,added,controls}/{*.tex,*_scores.{csv,md}}
 {
     echo '# Tables'
-    for file in primary/*.md {secondary,baselines}_{0.05,0.1,0.25,0.5,1}/*.md controls/*.md; do
+    for file in primary/*.md {secondary,baselines}_{0.05,0.1,0.25,0.5,1}/*.md {added,controls}/*.md; do
         printf '\n## %s\n\n' "$(sed -E 's#/(which_start_controls|which_start)_#, #; s/_([0-9.]+),/ with a share of \1,/; s/auroc_within_views_(.*)/\1 within views/' <<<"${file%.md}")"
         cat "$file"
         rm "$file"
