@@ -4,8 +4,9 @@ python scripts/studies/which_start_figure.py RESULTS FIGURE
 
 RESULTS: folder of which_start_tables.sh, with secondary_SHARE for each share of the labels.
 FIGURE: .png, .pdf or .svg file. Letters are readable where a page shows it 400 pixels wide.
-Lines are means over seeds. Bands are 95 % over patients, of three starts: those of the others are
-about as wide.
+Lines are means over seeds of frozen features, and of the ResNet from scratch. Dots are the same
+starts with all weights trained, where they were run. Bands are 95 % over patients, of three starts:
+those of the others are about as wide.
 """
 
 import argparse
@@ -33,9 +34,10 @@ LINES = {  # method -> name at the end of its line, colour of its network, style
     'imagenet64': ('ImageNet, 64 px', ORANGE, '--'),
     'lite0_random64': ('random CNN, 64 px', ORANGE, ':'),
     'resnet18': ('ResNet from scratch', GREEN, '-'),
-    'linear_moco': ('MoCo on X-rays', GREEN, '--'),
+    'linear_moco': ('MoCo, 3 seeds', GREEN, '--'),
     'pixels': ('pixels, no network', BLACK, ':'),
 }
+DOTS = {'mae': BLUE, 'simmim': LIGHT_BLUE, 'imagenet': ORANGE, 'moco': GREEN}  # fine-tuned
 BANDS = ('linear_mae', 'imagenet256', 'resnet18')
 GAP = 0.055  # between names, as a share of the height
 
@@ -59,6 +61,9 @@ def main(words: list[str] | None = None) -> None:
                 axis.fill_between(patients, *ends_of_band, color=colour, alpha=0.15, linewidth=0)
             axis.plot(patients, scored['value'], color=colour, linestyle=style, linewidth=2)
             ends.append(scored['value'].iloc[-1])
+        for method, colour in DOTS.items():
+            values = table['value'].reindex([f'{method}_{share}' for share in SHARES])
+            axis.plot(patients, values, 'o', color=colour, markeredgecolor='white', clip_on=False)
         axis.set_xticks(patients, [f'{number:.0f}' for number in patients])
         axis.minorticks_off()
         axis.margins(x=0)
@@ -84,7 +89,7 @@ def main(words: list[str] | None = None) -> None:
                 annotation_clip=False,
             )
         figure.supxlabel(
-            f'Bands: 95 % over patients, drawn for three. {NOT_FOR_CLINICAL_USE}',
+            f'Dots: fine-tuned. Bands: 95 %. {NOT_FOR_CLINICAL_USE}',
             fontsize=9,
             color=GREY,
         )
