@@ -61,9 +61,9 @@ def main(words: list[str] | None = None) -> None:
                 axis.fill_between(patients, *ends_of_band, color=colour, alpha=0.15, linewidth=0)
             axis.plot(patients, scored['value'], color=colour, linestyle=style, linewidth=2)
             ends.append(scored['value'].iloc[-1])
+        beside = [number * 0.94 for number in patients]  # no dot looks like the end of a line
         for method, colour in DOTS.items():
             values = table['value'].reindex([f'{method}_{share}' for share in SHARES])
-            beside = [number * 0.94 for number in patients]  # no dot looks like the end of a line
             axis.plot(beside, values, 'o', color=colour, markeredgecolor='white')
         axis.set_xticks(patients, [f'{number:.0f}' for number in patients])
         axis.minorticks_off()

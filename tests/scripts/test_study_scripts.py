@@ -256,7 +256,8 @@ def test_the_figure_of_starts_names_each_line(tmp_path: Path) -> None:
         folder = tmp_path / f'secondary_{share}'
         folder.mkdir()
         value = 0.7 + 0.02 * place  # of all rows, whose names must not cover each other
-        rows = [[f'{row}_{share}', value, value - 0.03, value + 0.03] for row in module.LINES]
+        names = [*module.LINES, *(module.DOTS if share == '0.1' else ())]  # dots at one share
+        rows = [[f'{row}_{share}', value, value - 0.03, value + 0.03] for row in names]
         table = pd.DataFrame(rows, columns=['row', 'value', 'low', 'high'])
         table.to_csv(folder / module.TABLE, index=False)
     module.main([str(tmp_path), str(tmp_path / 'figure.svg')])
@@ -266,4 +267,5 @@ def test_the_figure_of_starts_names_each_line(tmp_path: Path) -> None:
         for name, _, _ in module.LINES.values()
     ]
     assert min(np.diff(sorted(heights))) > 10  # points
+    assert len(re.findall(r'<use [^>]*stroke: #ffffff', text)) == len(module.DOTS)
     assert 'Not for clinical use.' in text
